@@ -1,0 +1,265 @@
+//! What a client sends to `POST /execute`.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::value::{ByteSize, Runtime, SessionId};
+
+/// The whole body.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecuteBody {
+    /// What to run.
+    pub request: ExecutionRequest,
+    /// Merged over the server's defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<Options>,
+    /// The session to run in; without one the run is ephemeral.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<SessionId>,
+}
+
+/// One program and what it needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecutionRequest {
+    /// The source text. Exactly one of `code`, `code_url` and `cmd` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Where to fetch the source text from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_url: Option<String>,
+    /// A command line for `bash -c`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<String>,
+    /// The language of the source text, and so the kind of sandbox.
+    pub runtime: Runtime,
+    /// Milliseconds; overrides the options' and the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Environment of this run only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Extension of the script file, with its dot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_extension: Option<String>,
+    /// All of standard input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// Absolute path to content; written before the run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, FileContent>,
+    /// Absolute paths, read after the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub output_paths: Vec<String>,
+    /// Packages installed before the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub install_packages: Vec<String>,
+    /// Bash, run before the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup_script: Option<String>,
+    /// Working directory: absolute under `/sandbox`, or relative to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workdir: Option<String>,
+    /// SHA-256 of what `code_url` must give, in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code_hash: Option<String>,
+    /// Accept an `http:` `code_url`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_insecure_code_url: bool,
+    /// Passed to the audit log.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ExecutionRequest {
+    /// A request with nothing but a runtime; the caller fills in what to run.
+    #[must_use]
+    pub fn new(runtime: Runtime) -> Self {
+        Self {
+            code: None,
+            code_url: None,
+            cmd: None,
+            runtime,
+            timeout_ms: None,
+            env: BTreeMap::new(),
+            file_extension: None,
+            stdin: None,
+            files: BTreeMap::new(),
+            output_paths: Vec::new(),
+            install_packages: Vec::new(),
+            setup_script: None,
+            workdir: None,
+            code_hash: None,
+            allow_insecure_code_url: false,
+            metadata: BTreeMap::new(),
+        }
+    }
+}
+
+/// Content of an injected file: text, what `JSON.stringify` makes of a Node `Buffer`, or base64.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FileContent(pub Vec<u8>);
+
+impl std::fmt::Debug for FileContent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileContent({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for FileContent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let base64 = BASE64_STANDARD.encode(&self.0);
+        BTreeMap::from([("base64", base64)]).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FileContent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "expected text, {\"type\": \"Buffer\", \"data\": [bytes]} or {\"base64\": text}"
+        )]
+        enum Given {
+            Text(String),
+            Buffer { r#type: BufferTag, data: Vec<u8> },
+            Base64 { base64: String },
+        }
+        #[derive(Deserialize)]
+        enum BufferTag {
+            Buffer,
+        }
+        match Given::deserialize(deserializer)? {
+            Given::Text(text) => Ok(Self(text.into_bytes())),
+            Given::Buffer {
+                r#type: BufferTag::Buffer,
+                data,
+            } => Ok(Self(data)),
+            Given::Base64 { base64 } => BASE64_STANDARD
+                .decode(base64)
+                .map(Self)
+                .map_err(|error| de::Error::custom(format!("not base64: {error}"))),
+        }
+    }
+}
+
+/// How far a program may reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Loopback only.
+    #[default]
+    None,
+    /// What the egress proxy's lists allow.
+    Filtered,
+    /// The host's own network.
+    Host,
+}
+
+/// Limits and behaviour of a run. Unknown members are accepted: the TypeScript client sends some
+/// that only its own engine reads.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Options {
+    /// Network access.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
+    /// Processor cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_limit: Option<f64>,
+    /// Memory of the whole sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<ByteSize>,
+    /// Processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u32>,
+    /// Whether `/` refuses writing; always true unless a policy grants otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readonly_root_fs: Option<bool>,
+    /// Size of `/sandbox`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_size: Option<ByteSize>,
+    /// Size of `/tmp`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tmp_size: Option<ByteSize>,
+    /// Bytes kept of each of stdout and stderr.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_output_size: Option<u64>,
+    /// Milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Set in the environment, and masked in the output.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
+    /// A custom image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Keep the container after the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub persist: Option<bool>,
+    /// Kernel-level confinement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub security: Option<SecurityOptions>,
+}
+
+/// Kernel-level confinement of a sandbox.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecurityOptions {
+    /// Which system calls are allowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompMode>,
+    /// Profile for [`SeccompMode::Custom`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom_profile_path: Option<String>,
+}
+
+/// Which system calls a program may make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeccompMode {
+    /// isol8's own list.
+    #[default]
+    Strict,
+    /// Any.
+    Unconfined,
+    /// The operator's profile.
+    Custom,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_content_is_read_in_all_three_forms() {
+        let read = |json: &str| serde_json::from_str::<FileContent>(json).map(|c| c.0);
+        assert_eq!(read(r#""hi""#).unwrap(), b"hi");
+        assert_eq!(
+            read(r#"{"type":"Buffer","data":[104,105]}"#).unwrap(),
+            b"hi"
+        );
+        assert_eq!(read(r#"{"base64":"aGk="}"#).unwrap(), b"hi");
+        for bad in [
+            r#"{"type":"Array","data":[1]}"#,
+            r#"{"base64":"%"}"#,
+            "7",
+            r#"{"type":"Buffer","data":[256]}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn members_that_only_other_servers_read_are_accepted() {
+        let body = r#"{"request": {"code": "1", "runtime": "python"},
+            "options": {"mode": "ephemeral", "poolStrategy": "fast", "poolSize": {"clean": 1}, "audit": {}, "debug": true}}"#;
+        let body: ExecuteBody = serde_json::from_str(body).unwrap();
+        assert_eq!(body.request.runtime, Runtime::Python);
+        assert_eq!(body.session_id, None);
+    }
+}

@@ -1,0 +1,81 @@
+//! What `POST /execute` answers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::value::Runtime;
+
+/// How a run went. A program that fails or runs out of time is a result, not an error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecutionResult {
+    /// Standard output, trailing white space trimmed.
+    pub stdout: String,
+    /// Standard error, trailing white space trimmed.
+    pub stderr: String,
+    /// The program's exit code; 128 and the signal's number where a signal ended it.
+    pub exit_code: i32,
+    /// Milliseconds from the arrival of the request at the sandbox to its result.
+    pub duration_ms: f64,
+    /// Whether output was cut at `maxOutputSize`.
+    pub truncated: bool,
+    /// Names this run; a UUID.
+    pub execution_id: String,
+    /// The runtime that was asked for.
+    pub runtime: Runtime,
+    /// Start of the run, ISO 8601 in UTC.
+    pub timestamp: String,
+    /// The sandbox it ran in.
+    pub container_id: String,
+    /// Path to base64 content, for each of `outputPaths` that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<BTreeMap<String, String>>,
+    /// What the run used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource_usage: Option<ResourceUsage>,
+    /// The run was ended because its time was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// The kernel ended a process of the run because the sandbox was out of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
+    /// The session's interpreter ended with this run; its variables are gone, its files are not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub state_lost: bool,
+    /// Where the time went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
+}
+
+/// What a run used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResourceUsage {
+    /// Processor time as a share of wall time; 100 is one core.
+    pub cpu_percent: f64,
+    /// Memory of the sandbox at the end, in MiB.
+    #[serde(rename = "memoryMB")]
+    pub memory_mb: f64,
+    /// Most memory that the sandbox held, in MiB.
+    #[serde(rename = "peakMemoryMB")]
+    pub peak_memory_mb: f64,
+    /// Bytes received through the network.
+    pub network_bytes_in: u64,
+    /// Bytes sent through the network.
+    pub network_bytes_out: u64,
+}
+
+/// Where the time of a request went, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Timings {
+    /// Waiting for its turn.
+    pub queue_ms: f64,
+    /// Getting a sandbox.
+    pub acquire_ms: f64,
+    /// Files and the setup script.
+    pub setup_ms: f64,
+    /// The program itself.
+    pub run_ms: f64,
+}

@@ -1,0 +1,137 @@
+//! The control connection: runs, files and resets, multiplexed over one stream of bytes.
+//!
+//! Two tasks serve a connection: one writes frames, one reads and hands each to the run or
+//! transfer that it belongs to. What is under way on one stream is bounded by credit
+//! ([`WINDOW`]), in both directions; so nobody's slowness is another's, and memory is bounded
+//! although the queues are not. A guest that breaks a rule (a frame that is too long or malformed,
+//! more output than its credit, a wrong version) loses its connection, which ends the sandbox.
+
+mod connection;
+mod run;
+mod transfer;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isol8_protocol::{Failure, FailureKind, HostFrame, KernelKind, RunSpec};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use connection::Connection;
+pub use run::{Run, RunEvent};
+
+/// How long a guest may take for its half of the handshake. It does nothing else at that time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a reset may take: killing, and emptying two file systems.
+const RESET_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why the guest did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// The connection is gone, and the sandbox with it.
+    #[error("the sandbox is gone: {0}")]
+    Closed(String),
+    /// The guest did not answer in time.
+    #[error("the sandbox did not answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// The request is larger than a frame may be.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The guest says why not.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+impl ControlError {
+    /// The guest's own kind of failure, where it answered.
+    #[must_use]
+    pub fn failure_kind(&self) -> Option<FailureKind> {
+        match self {
+            Self::Failed(failure) => Some(failure.kind),
+            _ => None,
+        }
+    }
+}
+
+/// A live connection to a guest. Clones share it; it closes with the last of them.
+#[derive(Clone, Debug)]
+pub struct Control {
+    connection: Arc<Connection>,
+}
+
+impl Control {
+    /// Greets the guest at the other end of `stream` and starts to serve the connection.
+    ///
+    /// # Errors
+    /// [`ControlError::TimedOut`] without an answer, [`ControlError::Closed`] where it is wrong.
+    pub async fn open<S>(stream: S) -> Result<Self, ControlError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, Connection::open(stream))
+            .await
+            .map_err(|_| ControlError::TimedOut(HANDSHAKE_TIMEOUT))??;
+        Ok(Self { connection })
+    }
+
+    /// Asks the guest to boot an interpreter ahead of the run that will need it.
+    pub fn prepare(&self, kernel: KernelKind) {
+        // A closed connection shows in the run.
+        let _ = self.connection.send(&HostFrame::Prepare { kernel });
+    }
+
+    /// Starts a run. Its events come from the returned [`Run`]; dropping that ends the run.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`]; [`ControlError::TooLarge`] for a spec beyond one frame. That the
+    /// program cannot be started shows in the events.
+    pub fn run(&self, spec: RunSpec) -> Result<Run, ControlError> {
+        Run::start(&self.connection, spec)
+    }
+
+    /// Writes a file as the sandbox user.
+    ///
+    /// # Errors
+    /// [`ControlError::Failed`] where the path is refused or the sandbox is full.
+    pub async fn write_file(
+        &self,
+        path: &str,
+        mode: u32,
+        content: &[u8],
+    ) -> Result<(), ControlError> {
+        transfer::write_file(&self.connection, path, mode, content).await
+    }
+
+    /// Reads a file as the sandbox user, up to `limit` bytes.
+    ///
+    /// # Errors
+    /// [`ControlError::Failed`] where there is none or it is refused; [`ControlError::TooLarge`]
+    /// beyond `limit`.
+    pub async fn read_file(&self, path: &str, limit: usize) -> Result<Vec<u8>, ControlError> {
+        transfer::read_file(&self.connection, path, limit).await
+    }
+
+    /// Makes the sandbox as new: every process but the guest ended, every writable place empty.
+    ///
+    /// # Errors
+    /// Any [`ControlError`]: the sandbox may not be used again.
+    pub async fn reset(&self) -> Result<(), ControlError> {
+        tokio::time::timeout(RESET_TIMEOUT, transfer::reset(&self.connection))
+            .await
+            .map_err(|_| ControlError::TimedOut(RESET_TIMEOUT))?
+    }
+
+    /// Whether the connection is gone.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.connection.closed().is_some()
+    }
+
+    /// Waits until the connection is gone, and says why.
+    pub async fn closed(&self) -> String {
+        self.connection.wait_closed().await
+    }
+}
+
+#[cfg(test)]
+mod tests;

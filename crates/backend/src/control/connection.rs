@@ -1,0 +1,288 @@
+//! The two tasks of a connection, and the table of its streams.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use isol8_protocol::{
+    CHUNK_SIZE, Decoder, GuestFrame, HostFrame, MAX_GUEST_FRAME, MAX_HOST_FRAME, StreamId, VERSION,
+    WINDOW, encode,
+};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
+};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::ControlError;
+
+/// What one stream needs on this side.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Frames of the guest for this stream, in their order.
+    pub(super) frames: mpsc::UnboundedReceiver<GuestFrame>,
+    /// Bytes that the host may still send.
+    pub(super) credit: Arc<Semaphore>,
+    pub(super) id: StreamId,
+}
+
+#[derive(Debug)]
+struct Entry {
+    frames: mpsc::UnboundedSender<GuestFrame>,
+    credit: Arc<Semaphore>,
+    /// Bytes that the guest may still send.
+    granted: u32,
+}
+
+/// A served connection; its tasks end with it.
+#[derive(Debug)]
+pub(super) struct Connection {
+    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    streams: Arc<Streams>,
+    next_id: AtomicU32,
+    closed: watch::Receiver<Option<String>>,
+    tasks: [AbortHandle; 2],
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Connection {
+    pub(super) async fn open<S>(stream: S) -> Result<Arc<Self>, ControlError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let lost = |error: std::io::Error| ControlError::Closed(error.to_string());
+        let hello = encoded(&HostFrame::Hello { version: VERSION })?;
+        writer.write_all(&hello).await.map_err(lost)?;
+
+        let mut decoder = Decoder::new(MAX_GUEST_FRAME);
+        match read_frame(&mut reader, &mut decoder).await {
+            Ok(GuestFrame::Hello { version: VERSION }) => {}
+            Ok(GuestFrame::Hello { version }) => {
+                let text = format!("guest speaks version {version}, not {VERSION}");
+                return Err(ControlError::Closed(text));
+            }
+            Ok(_) => return Err(ControlError::Closed("guest did not greet".to_owned())),
+            Err(reason) => return Err(ControlError::Closed(reason)),
+        }
+
+        let (outgoing, frames) = mpsc::unbounded_channel();
+        let (close, closed) = watch::channel(None);
+        let streams = Arc::new(Streams::default());
+        let writing = tokio::spawn(write_frames(writer, frames));
+        let reading = tokio::spawn(serve(reader, decoder, Arc::clone(&streams), close));
+        Ok(Arc::new(Self {
+            outgoing,
+            streams,
+            next_id: AtomicU32::new(1),
+            closed,
+            tasks: [writing.abort_handle(), reading.abort_handle()],
+        }))
+    }
+
+    /// Queues a frame.
+    pub(super) fn send(&self, frame: &HostFrame) -> Result<(), ControlError> {
+        let bytes = encoded(frame)?;
+        self.outgoing.send(bytes).map_err(|_| self.closed_error())
+    }
+
+    /// A new stream, to be closed with [`Self::forget`].
+    pub(super) fn stream(&self) -> Result<Stream, ControlError> {
+        let id = StreamId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let (sender, frames) = mpsc::unbounded_channel();
+        let credit = Arc::new(Semaphore::new(WINDOW as usize));
+        let entry = Entry {
+            frames: sender,
+            credit: Arc::clone(&credit),
+            granted: WINDOW,
+        };
+        self.streams.lock().insert(id, entry);
+        if self.closed().is_some() {
+            self.forget(id);
+            return Err(self.closed_error());
+        }
+        Ok(Stream { frames, credit, id })
+    }
+
+    pub(super) fn forget(&self, id: StreamId) {
+        self.streams.lock().remove(&id);
+    }
+
+    /// Allows the guest to send more on a stream, once what it sent was taken.
+    pub(super) fn grant(&self, id: StreamId, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Some(entry) = self.streams.lock().get_mut(&id) {
+            entry.granted = entry.granted.saturating_add(bytes);
+        }
+        // Where the connection is gone, nobody waits for credit.
+        let _ = self.send(&HostFrame::Credit { id, bytes });
+    }
+
+    /// Sends the bytes of one stream in pieces, each as soon as there is credit for it.
+    pub(super) async fn send_data(
+        &self,
+        id: StreamId,
+        credit: &Semaphore,
+        bytes: &[u8],
+    ) -> Result<(), ControlError> {
+        for chunk in bytes.chunks(CHUNK_SIZE) {
+            let permits = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+            let permit = credit.acquire_many(permits).await;
+            permit.map_err(|_| self.closed_error())?.forget();
+            self.send(&HostFrame::Data {
+                id,
+                bytes: chunk.to_vec(),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Why the connection is gone, where it is.
+    pub(super) fn closed(&self) -> Option<String> {
+        self.closed.borrow().clone()
+    }
+
+    pub(super) fn closed_error(&self) -> ControlError {
+        ControlError::Closed(
+            self.closed()
+                .unwrap_or_else(|| "connection lost".to_owned()),
+        )
+    }
+
+    pub(super) async fn wait_closed(&self) -> String {
+        let mut closed = self.closed.clone();
+        match closed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "connection lost".to_owned(),
+        }
+    }
+}
+
+/// The open streams. Nothing is awaited under the lock, so a blocking one is right.
+#[derive(Debug, Default)]
+struct Streams(Mutex<HashMap<StreamId, Entry>>);
+
+impl Streams {
+    fn lock(&self) -> MutexGuard<'_, HashMap<StreamId, Entry>> {
+        // Every change under the lock is a single map operation: a panic cannot leave it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a frame to its stream; an error ends the connection.
+    fn dispatch(&self, frame: GuestFrame) -> Result<(), String> {
+        let mut streams = self.lock();
+        let id = match &frame {
+            GuestFrame::Hello { .. } => return Err("guest greeted twice".to_owned()),
+            GuestFrame::Output { id, .. }
+            | GuestFrame::Exited { id, .. }
+            | GuestFrame::Data { id, .. }
+            | GuestFrame::Done { id }
+            | GuestFrame::Failed { id, .. }
+            | GuestFrame::Credit { id, .. } => *id,
+        };
+        // A stream that is gone was dropped by its user while frames were under way.
+        let Some(entry) = streams.get_mut(&id) else {
+            return Ok(());
+        };
+        match &frame {
+            GuestFrame::Output { bytes, .. } | GuestFrame::Data { bytes, .. } => {
+                let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                entry.granted = entry
+                    .granted
+                    .checked_sub(size)
+                    .ok_or_else(|| "guest sent more than its credit".to_owned())?;
+            }
+            GuestFrame::Credit { bytes, .. } => {
+                let room = (WINDOW as usize).saturating_sub(entry.credit.available_permits());
+                entry.credit.add_permits((*bytes as usize).min(room));
+                return Ok(());
+            }
+            GuestFrame::Exited { .. } | GuestFrame::Done { .. } | GuestFrame::Failed { .. } => {
+                if let Some(entry) = streams.remove(&id) {
+                    entry.credit.close();
+                    let _ = entry.frames.send(frame);
+                }
+                return Ok(());
+            }
+            GuestFrame::Hello { .. } => {}
+        }
+        let _ = entry.frames.send(frame);
+        Ok(())
+    }
+
+    fn close_all(&self) {
+        for (_, entry) in self.lock().drain() {
+            entry.credit.close();
+        }
+    }
+}
+
+async fn serve<S: AsyncRead>(
+    mut reader: ReadHalf<S>,
+    mut decoder: Decoder,
+    streams: Arc<Streams>,
+    close: watch::Sender<Option<String>>,
+) {
+    let reason = loop {
+        match read_frame(&mut reader, &mut decoder).await {
+            Ok(frame) => {
+                if let Err(reason) = streams.dispatch(frame) {
+                    break reason;
+                }
+            }
+            Err(reason) => break reason,
+        }
+    };
+    // The reason first: whoever sees its stream end asks for it.
+    close.send_replace(Some(reason));
+    streams.close_all();
+}
+
+async fn read_frame<S: AsyncRead>(
+    reader: &mut ReadHalf<S>,
+    decoder: &mut Decoder,
+) -> Result<GuestFrame, String> {
+    loop {
+        match decoder.next() {
+            Ok(Some(frame)) => return Ok(frame),
+            Ok(None) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        let mut piece = Vec::with_capacity(CHUNK_SIZE);
+        match reader.read_buf(&mut piece).await {
+            Ok(0) => return Err("connection closed by the guest".to_owned()),
+            Ok(_) => decoder.feed(&piece),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+async fn write_frames<S: AsyncWrite>(
+    mut writer: WriteHalf<S>,
+    mut frames: mpsc::UnboundedReceiver<Vec<u8>>,
+) {
+    while let Some(mut batch) = frames.recv().await {
+        // One system call for what is queued: a run's first frames leave together.
+        while batch.len() < CHUNK_SIZE
+            && let Ok(frame) = frames.try_recv()
+        {
+            batch.extend_from_slice(&frame);
+        }
+        // The reading task finds the reason.
+        if writer.write_all(&batch).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn encoded(frame: &HostFrame) -> Result<Vec<u8>, ControlError> {
+    let mut bytes = Vec::new();
+    encode(frame, MAX_HOST_FRAME, &mut bytes)
+        .map_err(|error| ControlError::TooLarge(error.to_string()))?;
+    Ok(bytes)
+}

@@ -1,0 +1,110 @@
+//! One run, from the host's side.
+
+use std::sync::Arc;
+
+use isol8_protocol::{Exit, GuestFrame, HostFrame, OutputStream, RunSpec, Signal};
+
+use super::ControlError;
+use super::connection::{Connection, Stream};
+
+/// What happens in a run.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RunEvent {
+    /// It wrote something.
+    Output(OutputStream, Vec<u8>),
+    /// It ended; all of its output came before.
+    Exited(Exit),
+}
+
+/// A run under way. Dropping it before its end ends it.
+#[derive(Debug)]
+pub struct Run {
+    connection: Arc<Connection>,
+    stream: Stream,
+    ended: bool,
+}
+
+impl Run {
+    pub(super) fn start(connection: &Arc<Connection>, spec: RunSpec) -> Result<Self, ControlError> {
+        let stream = connection.stream()?;
+        let id = stream.id;
+        if let Err(error) = connection.send(&HostFrame::Exec { id, spec }) {
+            connection.forget(id);
+            return Err(error);
+        }
+        Ok(Self {
+            connection: Arc::clone(connection),
+            stream,
+            ended: false,
+        })
+    }
+
+    /// The next event. Taking one lets the run write as much again; not taking any makes it wait.
+    /// After `Exited` there is none, and this must not be called.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`] where the sandbox died under the run; [`ControlError::Failed`]
+    /// where the program could not be started.
+    pub async fn next(&mut self) -> Result<RunEvent, ControlError> {
+        loop {
+            match self.stream.frames.recv().await {
+                Some(GuestFrame::Output { stream, bytes, .. }) => {
+                    self.connection.grant(self.stream.id, bytes.len());
+                    return Ok(RunEvent::Output(stream, bytes));
+                }
+                Some(GuestFrame::Exited { exit, .. }) => {
+                    self.ended = true;
+                    return Ok(RunEvent::Exited(exit));
+                }
+                Some(GuestFrame::Failed { failure, .. }) => {
+                    self.ended = true;
+                    return Err(ControlError::Failed(failure));
+                }
+                // Frames that belong to other kinds of stream say nothing here.
+                Some(_) => {}
+                None => {
+                    self.ended = true;
+                    return Err(self.connection.closed_error());
+                }
+            }
+        }
+    }
+
+    /// Sends a signal to the run.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn signal(&self, signal: Signal) -> Result<(), ControlError> {
+        let id = self.stream.id;
+        self.connection.send(&HostFrame::Signal { id, signal })
+    }
+
+    /// Writes to the run's standard input, as fast as the run reads.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`] where the run or the sandbox has ended.
+    pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), ControlError> {
+        self.connection
+            .send_data(self.stream.id, &self.stream.credit, bytes)
+            .await
+    }
+
+    /// Ends the run's standard input.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn end_stdin(&self) -> Result<(), ControlError> {
+        let id = self.stream.id;
+        self.connection.send(&HostFrame::End { id })
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Where the connection is gone, the run is too.
+            let _ = self.signal(Signal::Kill);
+        }
+        self.connection.forget(self.stream.id);
+    }
+}

@@ -1,0 +1,108 @@
+//! Files in and out, and resets.
+
+use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId};
+
+use super::ControlError;
+use super::connection::{Connection, Stream};
+
+/// A stream that ends when its user goes away.
+struct Transfer<'a> {
+    connection: &'a Connection,
+    stream: Stream,
+    ended: bool,
+}
+
+impl<'a> Transfer<'a> {
+    fn open(
+        connection: &'a Connection,
+        request: impl FnOnce(StreamId) -> HostFrame,
+    ) -> Result<Self, ControlError> {
+        let stream = connection.stream()?;
+        let transfer = Self {
+            connection,
+            stream,
+            ended: false,
+        };
+        connection.send(&request(transfer.stream.id))?;
+        Ok(transfer)
+    }
+
+    /// The next piece of content, or `None` at the end.
+    async fn next(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
+        loop {
+            let last = match self.stream.frames.recv().await {
+                Some(GuestFrame::Data { bytes, .. }) => {
+                    self.connection.grant(self.stream.id, bytes.len());
+                    return Ok(Some(bytes));
+                }
+                Some(GuestFrame::Done { .. }) => Ok(None),
+                Some(GuestFrame::Failed { failure, .. }) => Err(ControlError::Failed(failure)),
+                Some(_) => continue,
+                None => Err(self.connection.closed_error()),
+            };
+            self.ended = true;
+            return last;
+        }
+    }
+}
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let id = self.stream.id;
+            let signal = Signal::Kill;
+            // Where the connection is gone, so is the transfer.
+            let _ = self.connection.send(&HostFrame::Signal { id, signal });
+        }
+        self.connection.forget(self.stream.id);
+    }
+}
+
+pub(super) async fn write_file(
+    connection: &Connection,
+    path: &str,
+    mode: u32,
+    content: &[u8],
+) -> Result<(), ControlError> {
+    let mut transfer = Transfer::open(connection, |id| HostFrame::WriteFile {
+        id,
+        path: path.to_owned(),
+        mode,
+    })?;
+    let id = transfer.stream.id;
+    let credit = transfer.stream.credit.clone();
+    // A guest that refuses answers before it has taken everything, and takes nothing more: its
+    // answer closes the credit, and is what counts.
+    let sent = connection.send_data(id, &credit, content).await;
+    if sent.is_ok() {
+        connection.send(&HostFrame::End { id })?;
+    }
+    while transfer.next().await?.is_some() {}
+    Ok(())
+}
+
+pub(super) async fn read_file(
+    connection: &Connection,
+    path: &str,
+    limit: usize,
+) -> Result<Vec<u8>, ControlError> {
+    let mut transfer = Transfer::open(connection, |id| HostFrame::ReadFile {
+        id,
+        path: path.to_owned(),
+    })?;
+    let mut content = Vec::new();
+    while let Some(piece) = transfer.next().await? {
+        if content.len() + piece.len() > limit {
+            let text = format!("{path} is larger than {limit} bytes");
+            return Err(ControlError::TooLarge(text));
+        }
+        content.extend_from_slice(&piece);
+    }
+    Ok(content)
+}
+
+pub(super) async fn reset(connection: &Connection) -> Result<(), ControlError> {
+    let mut transfer = Transfer::open(connection, |id| HostFrame::Reset { id })?;
+    while transfer.next().await?.is_some() {}
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! What a backend is: something that makes sandboxes.
+//!
+//! A [`Backend`] makes a [`Sandbox`] from a [`SandboxSpec`]; everything that happens inside one goes
+//! through its [`Control`], the connection to the guest agent, which is the same for every backend.
+//! What comes over that connection is hostile: [`control`] checks it, bounds it, and ends the
+//! connection at the first frame that should not be.
+//!
+//! This crate makes no container and knows no concrete backend. Read [`spec`], [`sandbox`],
+//! [`control`], then [`instance`] (the directory that a process keeps its sandboxes under, and by
+//! which a later one finds what a crash left behind).
+
+pub mod control;
+pub mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
+pub mod instance;
+pub mod sandbox;
+pub mod spec;
+
+pub use control::{Control, ControlError, Run, RunEvent};
+pub use error::BackendError;
+pub use instance::Instance;
+pub use sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
+pub use spec::{Limits, SandboxId, SandboxSpec, kernel_of};

@@ -1,0 +1,95 @@
+//! The two traits that every backend implements.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use isol8_api::Runtime;
+
+use crate::control::Control;
+use crate::error::BackendError;
+use crate::spec::{Limits, SandboxId, SandboxSpec};
+
+/// Whether a runtime can run here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeStatus {
+    /// It can; the text says which version or image, for a person.
+    Available(String),
+    /// It cannot; the text says why and names the fix.
+    Unavailable(String),
+}
+
+/// Makes sandboxes. Cheap to share; every method may be called at any time from any task.
+#[async_trait]
+pub trait Backend: Debug + Send + Sync {
+    /// `"native"` or `"docker"`: the name in the configuration, `GET /health` and logs.
+    fn name(&self) -> &'static str;
+
+    /// Whether `runtime` can run here, as far as can be told without making a sandbox.
+    async fn runtime_status(&self, runtime: Runtime) -> RuntimeStatus;
+
+    /// Makes a sandbox and waits until its guest answers. When this returns, the sandbox's
+    /// interpreter may still be booting. A sandbox that could not be made, or whose future was
+    /// dropped, leaves nothing behind.
+    ///
+    /// # Errors
+    /// [`BackendError::RuntimeUnavailable`] where the host or image lacks the runtime,
+    /// [`BackendError::Unavailable`] where the engine does not answer,
+    /// [`BackendError::Create`] for the rest.
+    async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError>;
+
+    /// Removes every sandbox of processes that no longer live. Returns how many there were.
+    ///
+    /// # Errors
+    /// What could not be removed; the rest was.
+    async fn sweep(&self) -> Result<usize, BackendError>;
+
+    /// Removes every sandbox of this process and waits until they are gone. No sandbox can be made
+    /// afterwards.
+    ///
+    /// # Errors
+    /// What could not be removed; the rest was.
+    async fn shutdown(&self) -> Result<(), BackendError>;
+}
+
+/// One container with its guest agent. Dropping the last reference removes it in the background;
+/// [`Sandbox::destroy`] does the same and says when it is done.
+#[async_trait]
+pub trait Sandbox: Debug + Send + Sync {
+    /// Its name.
+    fn id(&self) -> &SandboxId;
+
+    /// The connection to its guest.
+    fn control(&self) -> &Control;
+
+    /// Replaces its limits.
+    ///
+    /// # Errors
+    /// [`BackendError::Limits`]; the old ones may hold in part, so the sandbox should go.
+    async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError>;
+
+    /// What it uses now. Reads files of the kernel; never asks an engine.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where the host cannot tell.
+    async fn usage(&self) -> Result<SandboxUsage, BackendError>;
+
+    /// Ends everything in it and removes it. Calling it again is harmless.
+    ///
+    /// # Errors
+    /// [`BackendError::Destroy`]; the backend tries again at shutdown and in the next sweep.
+    async fn destroy(&self) -> Result<(), BackendError>;
+}
+
+/// What a sandbox uses. All of it since the sandbox was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SandboxUsage {
+    /// Bytes of memory held now, tmpfs content included.
+    pub memory_bytes: u64,
+    /// Most bytes of memory held at once.
+    pub peak_memory_bytes: u64,
+    /// Microseconds of processor time.
+    pub cpu_us: u64,
+    /// Processes that the kernel ended because memory was out.
+    pub oom_kills: u64,
+}

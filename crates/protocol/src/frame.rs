@@ -1,0 +1,317 @@
+//! The frames, and the constants that both sides agree on.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. A guest of another version is not spoken to.
+pub const VERSION: u16 = 1;
+
+/// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
+/// this bounds the size of `code`.
+pub const MAX_HOST_FRAME: usize = 32 * 1024 * 1024;
+
+/// Largest frame body, in bytes, that the host reads. A guest has no reason to send more than one
+/// chunk at a time; a hostile one cannot make the host store more.
+pub const MAX_GUEST_FRAME: usize = 128 * 1024;
+
+/// Largest piece of output, input or file content in one frame, in bytes.
+pub const CHUNK_SIZE: usize = 64 * 1024;
+
+/// Bytes that a sender may have under way on one stream before the receiver grants more with a
+/// `Credit` frame. It bounds what one stream can hold in the memory of either side.
+pub const WINDOW: u32 = 256 * 1024;
+
+/// User id that user code runs under inside every sandbox. Above Debian's range for people
+/// (1000 to 59999) and for services, so that no account of the host is likely to have it:
+/// <https://www.debian.org/doc/debian-policy/ch-opersys.html#uid-and-gid-classes>.
+pub const SANDBOX_UID: u32 = 64_800;
+
+/// Group id of [`SANDBOX_UID`].
+pub const SANDBOX_GID: u32 = 64_800;
+
+/// Names one run or file transfer on a connection. The host chooses it and never uses one twice
+/// on the same connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StreamId(pub u32);
+
+/// From the host to the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostFrame {
+    /// First frame of a connection.
+    Hello {
+        /// [`VERSION`] of the sender.
+        version: u16,
+    },
+    /// Boot an interpreter ahead of the run that will need it. Not answered; a failure shows in
+    /// the run.
+    Prepare {
+        /// Which interpreter.
+        kernel: KernelKind,
+    },
+    /// Start a run. Answered by `Output` frames and one `Exited`, or by one `Failed`.
+    Exec {
+        /// The run's stream.
+        id: StreamId,
+        /// What to run.
+        spec: RunSpec,
+    },
+    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`], or
+    /// content of a file that a `WriteFile` opened.
+    Data {
+        /// The run's or transfer's stream.
+        id: StreamId,
+        /// At most [`CHUNK_SIZE`] bytes, within the credit.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// End of the standard input or of the file content.
+    End {
+        /// The run's or transfer's stream.
+        id: StreamId,
+    },
+    /// Signal the processes of a run. [`Signal::Kill`] ends the run whatever it does; it also
+    /// gives up a file transfer. For a stream that has ended, or a reset, it does nothing.
+    Signal {
+        /// The run's stream.
+        id: StreamId,
+        /// Which signal.
+        signal: Signal,
+    },
+    /// Allow the guest to send this many bytes more on a stream.
+    Credit {
+        /// The run's or transfer's stream.
+        id: StreamId,
+        /// Bytes granted beside those granted before.
+        bytes: u32,
+    },
+    /// Write a file as the sandbox user, parents created, an existing file replaced. Followed by
+    /// `Data` and `End`; answered by `Done` or `Failed`.
+    WriteFile {
+        /// The transfer's stream.
+        id: StreamId,
+        /// Absolute, within `/sandbox` or `/tmp`.
+        path: String,
+        /// Permission bits, for example `0o644`.
+        mode: u32,
+    },
+    /// Read a regular file as the sandbox user. Answered by `Data` frames and `Done`, or `Failed`.
+    ReadFile {
+        /// The transfer's stream.
+        id: StreamId,
+        /// Absolute, within `/sandbox` or `/tmp`.
+        path: String,
+    },
+    /// End every process but the guest and empty every writable place, so that the next run finds
+    /// a sandbox as new. Answered by `Done` or `Failed`; runs under way end first.
+    Reset {
+        /// Stream of the answer.
+        id: StreamId,
+    },
+}
+
+/// From the guest to the host. Every one of these is hostile input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestFrame {
+    /// First frame of a connection.
+    Hello {
+        /// [`VERSION`] of the sender.
+        version: u16,
+    },
+    /// What a run wrote.
+    Output {
+        /// The run's stream.
+        id: StreamId,
+        /// Where it wrote to.
+        stream: OutputStream,
+        /// At most [`CHUNK_SIZE`] bytes, within the credit.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// The run has ended and all of its output was sent. Last frame of the stream.
+    Exited {
+        /// The run's stream.
+        id: StreamId,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// Content of the file that a `ReadFile` asked for.
+    Data {
+        /// The transfer's stream.
+        id: StreamId,
+        /// At most [`CHUNK_SIZE`] bytes, within the credit.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// A file transfer or a reset is complete. Last frame of the stream.
+    Done {
+        /// The stream.
+        id: StreamId,
+    },
+    /// What was asked for was not done. Last frame of the stream.
+    Failed {
+        /// The stream.
+        id: StreamId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Allow the host to send this many bytes more on a stream.
+    Credit {
+        /// The run's or transfer's stream.
+        id: StreamId,
+        /// Bytes granted beside those granted before.
+        bytes: u32,
+    },
+}
+
+/// What to run, and within which bounds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// The program.
+    pub program: Program,
+    /// Environment of this run only, over the guest's base environment (`PATH`, `HOME`, `USER`,
+    /// `LANG`, …).
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute. A cell keeps its own where this is `None`; any other program
+    /// starts in `/sandbox`.
+    pub cwd: Option<String>,
+    /// Standard input.
+    pub stdin: Stdin,
+    /// Milliseconds after which the run is ended; `None` for no bound.
+    pub timeout_ms: Option<u64>,
+    /// Bytes of standard output, and as many of standard error, that are sent to the host. What is
+    /// written beyond is counted and dropped, without slowing the program. `None` for no bound.
+    pub output_limit: Option<u64>,
+    /// Whether processes that the run left behind end with it. Where not, they live on (a server
+    /// that a session started), and what they print after the end of the run is dropped. A run
+    /// that is killed or out of time ends every process of the sandbox in either case: what it
+    /// started cannot be told for certain from what others did.
+    pub sweep: bool,
+}
+
+/// The program of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// A process of its own.
+    Command {
+        /// Program (looked up in `PATH` where it has no slash) and arguments; never empty.
+        argv: Vec<String>,
+    },
+    /// A script file, run by an interpreter that behaves as if started on it.
+    Script {
+        /// Which interpreter.
+        kernel: KernelKind,
+        /// Where the script is written to before the run; absolute, within `/sandbox`.
+        path: String,
+        /// The source.
+        #[serde(with = "serde_bytes")]
+        source: Vec<u8>,
+    },
+    /// Code for the sandbox's one resident interpreter, whose state outlives the run.
+    Cell {
+        /// Which interpreter.
+        kernel: KernelKind,
+        /// The source.
+        #[serde(with = "serde_bytes")]
+        source: Vec<u8>,
+    },
+}
+
+/// The interpreters that the guest can keep booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KernelKind {
+    /// CPython 3.
+    Python,
+    /// GNU bash.
+    Bash,
+}
+
+/// Standard input of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdin {
+    /// At its end from the start.
+    Empty,
+    /// All of it, known beforehand.
+    Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// Sent in `Data` frames while the run goes on, up to an `End`.
+    Piped,
+}
+
+/// Where a run wrote to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum OutputStream {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// The signals that a client may send to its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Signal {
+    /// `SIGINT`.
+    Interrupt,
+    /// `SIGTERM`.
+    Terminate,
+    /// `SIGKILL` to everything that belongs to the run; the run ends.
+    Kill,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// What the program reported.
+    pub status: ExitStatus,
+    /// The guest ended the run because its time was over.
+    pub timed_out: bool,
+    /// The resident interpreter of this sandbox ended with this run; its state is gone.
+    pub state_lost: bool,
+    /// Bytes that the run wrote to standard output, dropped ones included.
+    pub stdout_bytes: u64,
+    /// Bytes that the run wrote to standard error, dropped ones included.
+    pub stderr_bytes: u64,
+    /// Microseconds from the start of the program to its end.
+    pub wall_us: u64,
+    /// Microseconds of processor time, where the run was a process of its own.
+    pub cpu_us: Option<u64>,
+}
+
+/// What a program reported at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl ExitStatus {
+    /// The code that a shell would report: 128 and the signal's number for a signal.
+    #[must_use]
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128_i32.saturating_add(signal),
+        }
+    }
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The kind, for a program.
+    pub kind: FailureKind,
+    /// The text, for a person: lower case, without a final period.
+    pub message: String,
+}
+
+/// Kinds of failure that the host tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The file, directory or program does not exist.
+    NotFound,
+    /// The path leaves the places that may be used, or is not of the kind that was asked for.
+    Refused,
+    /// The sandbox is full.
+    NoSpace,
+    /// The guest could not do it: a bug, or a sandbox in a bad state.
+    Internal,
+}

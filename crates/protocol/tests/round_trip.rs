@@ -1,0 +1,168 @@
+//! Any frame survives encoding, splitting at any place, and decoding.
+#![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
+
+use isol8_protocol::{
+    Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
+    OutputStream, Program, RunSpec, Signal, Stdin, StreamId, encode,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+fn id() -> impl Strategy<Value = StreamId> {
+    any::<u32>().prop_map(StreamId)
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 0..300)
+}
+
+fn kernel() -> impl Strategy<Value = KernelKind> {
+    prop_oneof![Just(KernelKind::Python), Just(KernelKind::Bash)]
+}
+
+fn program() -> impl Strategy<Value = Program> {
+    prop_oneof![
+        vec(any::<String>(), 1..4).prop_map(|argv| Program::Command { argv }),
+        (kernel(), any::<String>(), bytes()).prop_map(|(kernel, path, source)| Program::Script {
+            kernel,
+            path,
+            source
+        }),
+        (kernel(), bytes()).prop_map(|(kernel, source)| Program::Cell { kernel, source }),
+    ]
+}
+
+fn run_spec() -> impl Strategy<Value = RunSpec> {
+    let stdin = prop_oneof![
+        Just(Stdin::Empty),
+        Just(Stdin::Piped),
+        bytes().prop_map(Stdin::Bytes)
+    ];
+    (
+        program(),
+        vec(any::<(String, String)>(), 0..3),
+        option::of(any::<String>()),
+        stdin,
+        any::<Option<u64>>(),
+        any::<Option<u64>>(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(program, env, cwd, stdin, timeout_ms, output_limit, sweep)| RunSpec {
+                program,
+                env,
+                cwd,
+                stdin,
+                timeout_ms,
+                output_limit,
+                sweep,
+            },
+        )
+}
+
+fn host_frame() -> impl Strategy<Value = HostFrame> {
+    let signal = prop_oneof![
+        Just(Signal::Interrupt),
+        Just(Signal::Terminate),
+        Just(Signal::Kill)
+    ];
+    prop_oneof![
+        any::<u16>().prop_map(|version| HostFrame::Hello { version }),
+        kernel().prop_map(|kernel| HostFrame::Prepare { kernel }),
+        (id(), run_spec()).prop_map(|(id, spec)| HostFrame::Exec { id, spec }),
+        (id(), bytes()).prop_map(|(id, bytes)| HostFrame::Data { id, bytes }),
+        id().prop_map(|id| HostFrame::End { id }),
+        (id(), signal).prop_map(|(id, signal)| HostFrame::Signal { id, signal }),
+        (id(), any::<u32>()).prop_map(|(id, bytes)| HostFrame::Credit { id, bytes }),
+        (id(), any::<String>(), any::<u32>()).prop_map(|(id, path, mode)| HostFrame::WriteFile {
+            id,
+            path,
+            mode
+        }),
+        (id(), any::<String>()).prop_map(|(id, path)| HostFrame::ReadFile { id, path }),
+        id().prop_map(|id| HostFrame::Reset { id }),
+    ]
+}
+
+fn exit() -> impl Strategy<Value = Exit> {
+    let status = prop_oneof![
+        any::<i32>().prop_map(ExitStatus::Code),
+        any::<i32>().prop_map(ExitStatus::Signal)
+    ];
+    (status, any::<(bool, bool, u64, u64, u64, Option<u64>)>()).prop_map(
+        |(status, (timed_out, state_lost, stdout_bytes, stderr_bytes, wall_us, cpu_us))| Exit {
+            status,
+            timed_out,
+            state_lost,
+            stdout_bytes,
+            stderr_bytes,
+            wall_us,
+            cpu_us,
+        },
+    )
+}
+
+fn guest_frame() -> impl Strategy<Value = GuestFrame> {
+    let stream = prop_oneof![Just(OutputStream::Stdout), Just(OutputStream::Stderr)];
+    let kind = prop_oneof![
+        Just(FailureKind::NotFound),
+        Just(FailureKind::Refused),
+        Just(FailureKind::NoSpace),
+        Just(FailureKind::Internal)
+    ];
+    let failure = (kind, any::<String>()).prop_map(|(kind, message)| Failure { kind, message });
+    prop_oneof![
+        any::<u16>().prop_map(|version| GuestFrame::Hello { version }),
+        (id(), stream, bytes()).prop_map(|(id, stream, bytes)| GuestFrame::Output {
+            id,
+            stream,
+            bytes
+        }),
+        (id(), exit()).prop_map(|(id, exit)| GuestFrame::Exited { id, exit }),
+        (id(), bytes()).prop_map(|(id, bytes)| GuestFrame::Data { id, bytes }),
+        id().prop_map(|id| GuestFrame::Done { id }),
+        (id(), failure).prop_map(|(id, failure)| GuestFrame::Failed { id, failure }),
+        (id(), any::<u32>()).prop_map(|(id, bytes)| GuestFrame::Credit { id, bytes }),
+    ]
+}
+
+/// Encodes `frames` into one run of bytes and decodes it in pieces of `piece` bytes.
+fn round_trip<F>(frames: &[F], piece: usize) -> Vec<F>
+where
+    F: serde::Serialize + serde::de::DeserializeOwned,
+{
+    const LIMIT: usize = 1 << 20;
+    let mut wire = Vec::new();
+    for frame in frames {
+        encode(frame, LIMIT, &mut wire).unwrap();
+    }
+    let mut decoder = Decoder::new(LIMIT);
+    let mut decoded = Vec::new();
+    for piece in wire.chunks(piece) {
+        decoder.feed(piece);
+        while let Some(frame) = decoder.next().unwrap() {
+            decoded.push(frame);
+        }
+    }
+    decoded
+}
+
+proptest! {
+    #[test]
+    fn host_frames_survive(frames in vec(host_frame(), 1..5), piece in 1..200_usize) {
+        prop_assert_eq!(round_trip(&frames, piece), frames);
+    }
+
+    #[test]
+    fn guest_frames_survive(frames in vec(guest_frame(), 1..5), piece in 1..200_usize) {
+        prop_assert_eq!(round_trip(&frames, piece), frames);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic_the_decoder(wire in vec(any::<u8>(), 0..2000)) {
+        let mut decoder = Decoder::new(4096);
+        decoder.feed(&wire);
+        while let Ok(Some(_)) = decoder.next::<GuestFrame>() {}
+    }
+}
