@@ -1,1 +1,23 @@
-//! x
+//! Sandboxes without a daemon: namespaces, cgroups and a read-only root, made by libcontainer.
+//!
+//! Making a container forks, and forking is unsound in a process with threads. So a helper
+//! process, the [`spawner`], does it: the same executable, started anew, with one thread. It is
+//! also the only part that needs privilege. The backend ([`backend`]) talks to it over a socket
+//! and otherwise only to the guests.
+//!
+//! What a sandbox sees is the host's own `/usr`, read-only, and an `/etc` of its own
+//! ([`rootfs`]); its namespaces, limits and mounts stand in one place ([`oci`]). Everything in it
+//! runs in a user namespace whose ids belong to nobody on the host ([`identity`]). What a crash
+//! leaves behind is found by directory and by cgroup, never by process id ([`cgroup`]).
+//!
+//! Read in this order: [`backend`], [`spawner`], [`oci`], [`rootfs`], [`identity`], [`cgroup`].
+
+pub mod backend;
+pub mod cgroup;
+pub mod identity;
+pub mod oci;
+pub mod rootfs;
+pub mod spawner;
+
+pub use backend::{NativeBackend, NativeConfig};
+pub use spawner::process::run as run_spawner;

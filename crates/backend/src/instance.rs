@@ -79,7 +79,19 @@ impl Instance {
     /// The guest agent's executable file.
     #[must_use]
     pub fn guest(&self) -> PathBuf {
-        self.directory.join(GUEST_FILE)
+        Self::guest_in(&self.directory)
+    }
+
+    /// The guest agent's executable file in an instance's directory.
+    #[must_use]
+    pub fn guest_in(directory: &Path) -> PathBuf {
+        directory.join(GUEST_FILE)
+    }
+
+    /// Removes an instance's directory, for a helper process that outlived the instance. The lock
+    /// file goes last: while it is there, a failed removal is tried again by a later sweep.
+    pub fn remove_directory(directory: &Path) {
+        remove_directory(directory);
     }
 
     /// The lock's descriptor, for a helper process that should count as this instance too.
@@ -145,7 +157,6 @@ impl DeadInstance {
     }
 }
 
-/// The lock file goes last: while it is there, a failed removal is tried again by a later sweep.
 fn remove_directory(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else {
         return;

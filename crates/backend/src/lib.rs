@@ -9,6 +9,7 @@
 //! [`control`], then [`instance`] (the directory that a process keeps its sandboxes under, and by
 //! which a later one finds what a crash left behind).
 
+pub mod cgroup;
 pub mod control;
 pub mod error;
 #[cfg(feature = "fake")]

@@ -12,7 +12,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::ControlError;
 
@@ -32,6 +32,24 @@ struct Entry {
     credit: Arc<Semaphore>,
     /// Bytes that the guest may still send.
     granted: u32,
+    /// Bytes that were taken and not yet granted anew.
+    taken: u32,
+}
+
+/// Bytes that are taken before they are granted anew. A frame of credit for every piece of output
+/// would let a guest that writes single bytes, and reads nothing, fill the queue to it.
+const GRANT_STEP: u32 = WINDOW / 4;
+
+impl Entry {
+    /// Counts what was taken; says how much to grant, where it is time.
+    fn take(&mut self, bytes: u32) -> Option<u32> {
+        self.taken = self.taken.saturating_add(bytes);
+        if self.taken < GRANT_STEP {
+            return None;
+        }
+        self.granted = self.granted.saturating_add(self.taken);
+        Some(std::mem::take(&mut self.taken))
+    }
 }
 
 /// A served connection; its tasks end with it.
@@ -75,13 +93,14 @@ impl Connection {
         let (close, closed) = watch::channel(None);
         let streams = Arc::new(Streams::default());
         let writing = tokio::spawn(write_frames(writer, frames));
-        let reading = tokio::spawn(serve(reader, decoder, Arc::clone(&streams), close));
+        let abort_writing = writing.abort_handle();
+        let reading = tokio::spawn(serve(reader, decoder, Arc::clone(&streams), writing, close));
         Ok(Arc::new(Self {
             outgoing,
             streams,
             next_id: AtomicU32::new(1),
             closed,
-            tasks: [writing.abort_handle(), reading.abort_handle()],
+            tasks: [abort_writing, reading.abort_handle()],
         }))
     }
 
@@ -100,6 +119,7 @@ impl Connection {
             frames: sender,
             credit: Arc::clone(&credit),
             granted: WINDOW,
+            taken: 0,
         };
         self.streams.lock().insert(id, entry);
         if self.closed().is_some() {
@@ -116,11 +136,14 @@ impl Connection {
     /// Allows the guest to send more on a stream, once what it sent was taken.
     pub(super) fn grant(&self, id: StreamId, bytes: usize) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        if let Some(entry) = self.streams.lock().get_mut(&id) {
-            entry.granted = entry.granted.saturating_add(bytes);
+        let granted = match self.streams.lock().get_mut(&id) {
+            Some(entry) => entry.take(bytes),
+            None => return,
+        };
+        if let Some(bytes) = granted {
+            // Where the connection is gone, nobody waits for credit.
+            let _ = self.send(&HostFrame::Credit { id, bytes });
         }
-        // Where the connection is gone, nobody waits for credit.
-        let _ = self.send(&HostFrame::Credit { id, bytes });
     }
 
     /// Sends the bytes of one stream in pieces, each as soon as there is credit for it.
@@ -191,6 +214,10 @@ impl Streams {
         };
         match &frame {
             GuestFrame::Output { bytes, .. } | GuestFrame::Data { bytes, .. } => {
+                if bytes.is_empty() {
+                    // It costs no credit, so it must cost no memory either.
+                    return Ok(());
+                }
                 let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 entry.granted = entry
                     .granted
@@ -222,25 +249,41 @@ impl Streams {
     }
 }
 
+/// Serves what the guest sends, until it breaks a rule or either direction ends. Both directions
+/// end together: a guest that no longer reads would leave its runs waiting for ever.
 async fn serve<S: AsyncRead>(
     mut reader: ReadHalf<S>,
     mut decoder: Decoder,
     streams: Arc<Streams>,
+    mut writing: JoinHandle<()>,
     close: watch::Sender<Option<String>>,
 ) {
-    let reason = loop {
-        match read_frame(&mut reader, &mut decoder).await {
-            Ok(frame) => {
-                if let Err(reason) = streams.dispatch(frame) {
-                    break reason;
-                }
-            }
-            Err(reason) => break reason,
-        }
+    let reason = tokio::select! {
+        // What the guest sent before it went away still counts.
+        biased;
+        reason = read_all(&mut reader, &mut decoder, &streams) => reason,
+        _ = &mut writing => "connection no longer read by the guest".to_owned(),
     };
+    writing.abort();
     // The reason first: whoever sees its stream end asks for it.
     close.send_replace(Some(reason));
     streams.close_all();
+}
+
+async fn read_all<S: AsyncRead>(
+    reader: &mut ReadHalf<S>,
+    decoder: &mut Decoder,
+    streams: &Streams,
+) -> String {
+    loop {
+        let dispatched = match read_frame(reader, decoder).await {
+            Ok(frame) => streams.dispatch(frame),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = dispatched {
+            return reason;
+        }
+    }
 }
 
 async fn read_frame<S: AsyncRead>(
@@ -273,7 +316,7 @@ async fn write_frames<S: AsyncWrite>(
         {
             batch.extend_from_slice(&frame);
         }
-        // The reading task finds the reason.
+        // The reading task sees that this one has ended.
         if writer.write_all(&batch).await.is_err() {
             return;
         }

@@ -1,0 +1,261 @@
+//! The backend and its sandboxes, as the server sees them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use isol8_api::Runtime;
+use isol8_backend::cgroup::CgroupReader;
+use isol8_backend::instance::DeadInstance;
+use isol8_backend::{
+    Backend, BackendError, Control, Instance, Limits, RuntimeStatus, Sandbox, SandboxId,
+    SandboxSpec, SandboxUsage, kernel_of,
+};
+use tokio::net::UnixStream;
+
+use crate::cgroup;
+use crate::identity::Identity;
+use crate::rootfs;
+use crate::spawner::client::{Spawner, SpawnerCommand};
+use crate::spawner::message::{Action, NewSandbox};
+use crate::spawner::process::CONTROL_SOCKET;
+
+const NAME: &str = "native";
+
+/// What the backend needs to know.
+#[derive(Clone, Debug)]
+pub struct NativeConfig {
+    /// The state directory, which holds all instances.
+    pub state: PathBuf,
+    /// How the spawner is started.
+    pub spawner: SpawnerCommand,
+}
+
+/// Makes sandboxes from namespaces.
+#[derive(Debug)]
+pub struct NativeBackend {
+    config: NativeConfig,
+    instance: Arc<Instance>,
+    spawner: Arc<Spawner>,
+    identity: Identity,
+    closed: AtomicBool,
+}
+
+impl NativeBackend {
+    /// Starts the spawner.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where this host cannot make sandboxes; it names the fix.
+    pub async fn start(
+        config: NativeConfig,
+        instance: Arc<Instance>,
+    ) -> Result<Self, BackendError> {
+        let spawner = Spawner::start(config.spawner.clone(), Arc::clone(&instance)).await?;
+        let identity = spawner.identity().await?;
+        Ok(Self {
+            config,
+            instance,
+            spawner: Arc::new(spawner),
+            identity,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// What cannot be enforced here, for the operator; empty where all can.
+    #[must_use]
+    pub fn shortcomings(&self) -> Vec<String> {
+        self.identity.shortcomings()
+    }
+
+    fn check_runtime(&self, runtime: Runtime) -> Result<PathBuf, String> {
+        rootfs::find_interpreter(&self.config.spawner.host, runtime).ok_or_else(|| {
+            let program = rootfs::interpreter(runtime);
+            format!("{program} is not in /usr of this host: install it there")
+        })
+    }
+
+    fn reader(&self, id: &SandboxId) -> Option<CgroupReader> {
+        let path = cgroup::path_of(self.instance.id().as_str(), id.as_str());
+        (self.identity == Identity::Root)
+            .then(|| CgroupReader::new(cgroup::CGROUP_ROOT.as_ref(), &path))
+    }
+}
+
+#[async_trait]
+impl Backend for NativeBackend {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn runtime_status(&self, runtime: Runtime) -> RuntimeStatus {
+        match self.check_runtime(runtime) {
+            Ok(path) => RuntimeStatus::Available(path.display().to_string()),
+            Err(reason) => RuntimeStatus::Unavailable(reason),
+        }
+    }
+
+    async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(BackendError::Unavailable("backend is shut down".to_owned()));
+        }
+        self.check_runtime(spec.runtime)
+            .map_err(|reason| BackendError::RuntimeUnavailable {
+                runtime: spec.runtime,
+                backend: NAME,
+                reason,
+            })?;
+        let id = SandboxId::random();
+        let place = Place {
+            id: id.clone(),
+            spawner: Arc::clone(&self.spawner),
+            removed: AtomicBool::new(false),
+        };
+        let action = Action::Create(NewSandbox {
+            id: id.as_str().to_owned(),
+            limits: (&spec.limits).into(),
+            sandbox_bytes: spec.sandbox_size.bytes(),
+            tmp_bytes: spec.tmp_size.bytes(),
+        });
+        self.spawner
+            .request(action)
+            .await?
+            .map_err(BackendError::Create)?;
+
+        let socket = self
+            .instance
+            .directory()
+            .join(id.as_str())
+            .join(CONTROL_SOCKET);
+        let stream = UnixStream::connect(&socket)
+            .await
+            .map_err(|error| BackendError::Create(format!("guest cannot be reached: {error}")))?;
+        let control = Control::open(stream).await?;
+        if let Some(kernel) = kernel_of(spec.runtime) {
+            control.prepare(kernel);
+        }
+        Ok(Arc::new(NativeSandbox {
+            reader: self.reader(&id),
+            control,
+            place,
+        }))
+    }
+
+    async fn sweep(&self) -> Result<usize, BackendError> {
+        let state = self.config.state.clone();
+        let enforced = self.identity == Identity::Root;
+        // Waits for killed processes, so not on the runtime's own threads.
+        tokio::task::spawn_blocking(move || sweep(&state, enforced))
+            .await
+            .map_err(|error| BackendError::Destroy(format!("sweep failed: {error}")))?
+    }
+
+    async fn shutdown(&self) -> Result<(), BackendError> {
+        self.closed.store(true, Ordering::Release);
+        self.spawner.stop().await
+    }
+}
+
+/// Removes what dead instances left under `state`.
+fn sweep(state: &Path, enforced: bool) -> Result<usize, BackendError> {
+    let mut swept = 0;
+    let mut left = None;
+    for dead in DeadInstance::all(state) {
+        // As an ordinary user there are no cgroups, and sandboxes end with their spawner.
+        let removed = if enforced {
+            cgroup::remove_instance(dead.id())
+        } else {
+            Ok(())
+        };
+        match removed {
+            Ok(()) => {
+                log::info!(instance = dead.id(); "removed what a dead instance left");
+                dead.remove();
+                swept += 1;
+            }
+            Err(error) => left = Some(format!("instance {}: {error}", dead.id())),
+        }
+    }
+    match left {
+        None => Ok(swept),
+        Some(reason) => Err(BackendError::Destroy(reason)),
+    }
+}
+
+/// A sandbox made by the spawner.
+#[derive(Debug)]
+struct NativeSandbox {
+    control: Control,
+    /// `None` where no limits, and so no cgroup, could be made.
+    reader: Option<CgroupReader>,
+    place: Place,
+}
+
+/// What has to be removed, from before the sandbox is made until it is known to be gone.
+#[derive(Debug)]
+struct Place {
+    id: SandboxId,
+    spawner: Arc<Spawner>,
+    removed: AtomicBool,
+}
+
+impl Place {
+    async fn remove(&self) -> Result<(), BackendError> {
+        if self.removed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let id = self.id.as_str().to_owned();
+        self.spawner
+            .request(Action::Remove { id })
+            .await?
+            .map_err(BackendError::Destroy)?;
+        self.removed.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.removed.load(Ordering::Acquire) {
+            let id = self.id.as_str().to_owned();
+            self.spawner.remove_in_background(id);
+        }
+    }
+}
+
+#[async_trait]
+impl Sandbox for NativeSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.place.id
+    }
+
+    fn control(&self) -> &Control {
+        &self.control
+    }
+
+    async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError> {
+        let action = Action::SetLimits {
+            id: self.place.id.as_str().to_owned(),
+            limits: limits.into(),
+        };
+        self.place
+            .spawner
+            .request(action)
+            .await?
+            .map_err(BackendError::Limits)?;
+        Ok(())
+    }
+
+    async fn usage(&self) -> Result<SandboxUsage, BackendError> {
+        self.reader
+            .as_ref()
+            .ok_or_else(|| {
+                BackendError::Unavailable("usage needs cgroups, which need root".into())
+            })?
+            .usage()
+    }
+
+    async fn destroy(&self) -> Result<(), BackendError> {
+        self.place.remove().await
+    }
+}

@@ -1,0 +1,145 @@
+//! Cgroups of sandboxes, found and removed by their path.
+//!
+//! Every sandbox's cgroup is `/isol8/<instance>/<sandbox>`, on v1 in each controller's hierarchy,
+//! on v2 in the one. libcontainer makes them and applies limits; this module removes what a killed
+//! spawner left, where no process id can be trusted any more.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Where cgroup file systems are mounted on every distribution.
+pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// The cgroup that holds all instances'.
+const PARENT: &str = "isol8";
+
+/// Longest wait for killed processes to leave a cgroup.
+const EMPTYING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Path of a sandbox's cgroup from the root of a hierarchy, with its leading slash.
+#[must_use]
+pub fn path_of(instance: &str, sandbox: &str) -> String {
+    format!("/{PARENT}/{instance}/{sandbox}")
+}
+
+/// Kills everything in one sandbox's cgroups and removes them. Nothing there is fine.
+///
+/// # Errors
+/// The first directory that could not be removed.
+pub fn remove_sandbox(instance: &str, sandbox: &str) -> io::Result<()> {
+    remove_everywhere(Path::new(CGROUP_ROOT), &path_of(instance, sandbox))
+}
+
+/// Kills everything in all cgroups of an instance and removes them, and the common parent where
+/// nothing else is in it.
+///
+/// # Errors
+/// The first directory that could not be removed.
+pub fn remove_instance(instance: &str) -> io::Result<()> {
+    let root = Path::new(CGROUP_ROOT);
+    remove_everywhere(root, &format!("/{PARENT}/{instance}"))?;
+    for hierarchy in hierarchies(root) {
+        // Another instance's cgroups keep it.
+        let _ = fs::remove_dir(hierarchy.join(PARENT));
+    }
+    Ok(())
+}
+
+fn remove_everywhere(root: &Path, relative: &str) -> io::Result<()> {
+    let relative = relative.trim_start_matches('/');
+    hierarchies(root)
+        .into_iter()
+        .map(|hierarchy| hierarchy.join(relative))
+        .filter(|directory| directory.is_dir())
+        .try_for_each(|directory| remove_tree(&directory))
+}
+
+/// The root of the one hierarchy (v2), or of each (v1 and hybrid).
+fn hierarchies(root: &Path) -> Vec<PathBuf> {
+    if root.join("cgroup.controllers").exists() {
+        return vec![root.to_owned()];
+    }
+    let Ok(entries) = fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir() && !path.is_symlink())
+        .collect()
+}
+
+/// Children first: a cgroup with children cannot be removed.
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
+        }
+    }
+    let deadline = Instant::now() + EMPTYING_TIMEOUT;
+    loop {
+        kill_all(directory);
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                if Instant::now() >= deadline {
+                    return Err(error);
+                }
+                // Killed processes leave when they are scheduled next. This runs in the spawner
+                // or in a blocking task, so it may sleep.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done,
+        }
+    }
+}
+
+fn kill_all(directory: &Path) {
+    if fs::write(directory.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|line| line.parse().ok()) {
+        // Between the reading and here it can only have died; its id is not given out again that
+        // soon, as the kernel hands ids out in turn.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v1_has_a_hierarchy_for_each_controller_and_v2_one_for_all() {
+        let root = tempfile::tempdir().unwrap();
+        for controller in ["memory", "pids"] {
+            fs::create_dir(root.path().join(controller)).unwrap();
+        }
+        std::os::unix::fs::symlink("memory", root.path().join("alias")).unwrap();
+        let mut found = hierarchies(root.path());
+        found.sort();
+        assert_eq!(
+            found,
+            [root.path().join("memory"), root.path().join("pids")]
+        );
+
+        fs::write(root.path().join("cgroup.controllers"), "memory pids").unwrap();
+        assert_eq!(hierarchies(root.path()), [root.path()]);
+    }
+
+    #[test]
+    fn a_tree_is_removed_children_first_and_absence_is_fine() {
+        let root = tempfile::tempdir().unwrap();
+        let sandbox = root.path().join("memory/isol8/instance/sandbox");
+        fs::create_dir_all(&sandbox).unwrap();
+        remove_everywhere(root.path(), "/isol8/instance").unwrap();
+        assert!(!root.path().join("memory/isol8/instance").exists());
+        remove_everywhere(root.path(), "/isol8/instance").unwrap();
+    }
+}

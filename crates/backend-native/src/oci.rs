@@ -1,0 +1,207 @@
+//! A sandbox as an OCI runtime specification, which is what libcontainer makes containers from:
+//! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>.
+
+use std::path::Path;
+
+use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
+use serde_json::{Value, json};
+
+use crate::cgroup;
+use crate::identity::Identity;
+use crate::rootfs::{GUEST, Share};
+use crate::spawner::message::{NewSandbox, SandboxLimits};
+
+/// What the guest keeps for starting and ending others' processes.
+const GUEST_CAPABILITIES: [&str; 5] = [
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_KILL",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+];
+
+/// What the guest needs once, to bring its loopback interface up, and then drops.
+const BOOT_CAPABILITY: &str = "CAP_NET_ADMIN";
+
+/// Parts of `/proc` that tell of the host or reach into it. The runtime specification's users mask
+/// the same ones: they are not namespaced.
+const MASKED: [&str; 8] = [
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+];
+
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Everything but the sandbox itself that its specification depends on.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// The instance's name.
+    pub instance: &'a str,
+    /// The root directory that its sandboxes share.
+    pub root: &'a Path,
+    /// What is mounted over it.
+    pub shares: &'a [Share],
+    /// The guest agent's file on the host.
+    pub guest: &'a Path,
+    /// What the spawner may do.
+    pub identity: Identity,
+    /// Whether the kernel can limit swap (v1 only where it was booted so).
+    pub limits_swap: bool,
+}
+
+/// The whole specification. The guest gets its listening socket as descriptor 3.
+#[must_use]
+pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Value {
+    let (first, count) = surroundings.identity.id_range(&sandbox.id);
+    let mapping = json!([{"containerID": 0, "hostID": first, "size": count}]);
+    let mut capabilities = GUEST_CAPABILITIES.to_vec();
+    capabilities.push(BOOT_CAPABILITY);
+    let mut arguments = vec![GUEST, "--fd", "3", "--loopback"];
+    if surroundings.identity == Identity::User {
+        arguments.push("--shared-uid");
+    }
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": "sandbox",
+        "root": {"path": surroundings.root, "readonly": true},
+        "process": {
+            "terminal": false,
+            "user": {"uid": 0, "gid": 0},
+            "cwd": "/",
+            "args": arguments,
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "noNewPrivileges": true,
+            "capabilities": {
+                "bounding": capabilities,
+                "permitted": capabilities,
+                "effective": capabilities,
+                "inheritable": [],
+                "ambient": [],
+            },
+        },
+        "mounts": mounts(sandbox, surroundings),
+        "linux": {
+            "namespaces": [
+                {"type": "user"}, {"type": "pid"}, {"type": "mount"}, {"type": "network"},
+                {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"},
+            ],
+            "uidMappings": mapping,
+            "gidMappings": mapping,
+            "cgroupsPath": cgroup::path_of(surroundings.instance, &sandbox.id),
+            "resources": match surroundings.identity {
+                Identity::Root => resources(&sandbox.limits, surroundings.limits_swap),
+                Identity::User => json!({}),
+            },
+            "maskedPaths": MASKED,
+            "readonlyPaths": READ_ONLY,
+        },
+    })
+}
+
+/// The limits, as the specification writes them; also used to change them later.
+#[must_use]
+pub fn resources(limits: &SandboxLimits, limits_swap: bool) -> Value {
+    let mut memory = json!({"limit": limits.memory_bytes});
+    if limits_swap {
+        // Memory and swap together: as much as memory alone, so none is swap.
+        memory["swap"] = json!(limits.memory_bytes);
+    }
+    json!({
+        "memory": memory,
+        "cpu": {"quota": limits.cpu_quota_us, "period": SandboxLimits::CPU_PERIOD_US},
+        "pids": {"limit": limits.pids},
+    })
+}
+
+fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
+    let (uid, gid) = match surroundings.identity {
+        Identity::Root => (SANDBOX_UID, SANDBOX_GID),
+        Identity::User => (0, 0),
+    };
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc",
+               "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "noexec", "mode=755", "size=64k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}),
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+               "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]}),
+        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
+               "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/sandbox", "type": "tmpfs", "source": "sandbox",
+               "options": ["nosuid", "nodev", "mode=755", format!("uid={uid}"), format!("gid={gid}"),
+                           format!("size={}", sandbox.sandbox_bytes)]}),
+        json!({"destination": "/tmp", "type": "tmpfs", "source": "tmp",
+               "options": ["nosuid", "nodev", "mode=1777", format!("size={}", sandbox.tmp_bytes)]}),
+        json!({"destination": GUEST, "type": "bind", "source": surroundings.guest,
+               "options": ["bind", "ro", "nosuid", "nodev"]}),
+    ];
+    mounts.extend(surroundings.shares.iter().map(|share| {
+        json!({"destination": share.destination, "type": "bind", "source": share.source,
+               "options": ["rbind", "ro", "nosuid", "nodev"]})
+    }));
+    mounts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn specification_for(identity: Identity) -> Value {
+        let sandbox = NewSandbox {
+            id: "0010000000000000".to_owned(),
+            limits: SandboxLimits {
+                memory_bytes: 1 << 29,
+                cpu_quota_us: 50_000,
+                pids: 64,
+            },
+            sandbox_bytes: 1 << 20,
+            tmp_bytes: 1 << 20,
+        };
+        let surroundings = Surroundings {
+            instance: "instance",
+            root: Path::new("/state/instance/root"),
+            shares: &[],
+            guest: Path::new("/state/instance/guest"),
+            identity,
+            limits_swap: false,
+        };
+        specification(&sandbox, &surroundings)
+    }
+
+    #[test]
+    fn every_namespace_is_new_and_the_root_is_read_only() {
+        let spec = specification_for(Identity::Root);
+        let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+        assert_eq!(namespaces.len(), 7);
+        assert!(namespaces.iter().all(|n| n.get("path").is_none()));
+        assert_eq!(spec["root"]["readonly"], json!(true));
+        assert_eq!(spec["process"]["noNewPrivileges"], json!(true));
+        assert_eq!(
+            spec["linux"]["uidMappings"][0]["hostID"],
+            json!(0x7001_0000)
+        );
+    }
+
+    #[test]
+    fn without_root_no_limit_is_asked_for_that_the_kernel_would_refuse() {
+        let spec = specification_for(Identity::User);
+        assert_eq!(spec["linux"]["resources"], json!({}));
+        assert_eq!(spec["linux"]["uidMappings"][0]["size"], json!(1));
+        let arguments = spec["process"]["args"].as_array().unwrap();
+        assert!(arguments.contains(&json!("--shared-uid")));
+    }
+}

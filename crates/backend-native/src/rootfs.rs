@@ -1,0 +1,207 @@
+//! The root directory that every sandbox of an instance shares, read-only.
+//!
+//! It holds mount points, a synthetic `/etc`, and nothing else; the host's own programs are
+//! mounted over it. Nothing of the host's `/root`, `/home`, `/var` or `/run` appears anywhere.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use isol8_api::Runtime;
+use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
+
+/// Where the guest agent stands inside.
+pub const GUEST: &str = "/.isol8/guest";
+
+/// Directories that the host shares, where it has them. The last two hold no secret, and many
+/// programs of `/usr` lead through them.
+const SHARED: [&str; 8] = [
+    "usr",
+    "bin",
+    "sbin",
+    "lib",
+    "lib32",
+    "lib64",
+    "etc/alternatives",
+    "etc/ssl/certs",
+];
+
+/// Mount points and directories of the sandbox's own.
+const OWN: [&str; 7] = ["proc", "dev", "sandbox", "tmp", "etc", ".isol8", "var"];
+
+/// Where programs are looked for, in the order of the sandbox's `PATH`.
+const PROGRAM_DIRECTORIES: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
+
+/// A directory of the host, and where it appears in the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// On the host.
+    pub source: PathBuf,
+    /// In the sandbox.
+    pub destination: PathBuf,
+}
+
+/// The program that runs scripts of a runtime.
+#[must_use]
+pub fn interpreter(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::Python => "python3",
+        Runtime::Node => "node",
+        Runtime::Bun => "bun",
+        Runtime::Deno => "deno",
+        Runtime::Bash => "bash",
+    }
+}
+
+/// The interpreter's file on the host, where sandboxes would see it.
+#[must_use]
+pub fn find_interpreter(host: &Path, runtime: Runtime) -> Option<PathBuf> {
+    PROGRAM_DIRECTORIES
+        .into_iter()
+        .map(|directory| host.join(directory).join(interpreter(runtime)))
+        .find(|path| {
+            // Links are followed: one that leads outside of what is shared would dangle inside.
+            let visible = |path: PathBuf| SHARED.iter().any(|d| path.starts_with(host.join(d)));
+            let executable = |path: &Path| {
+                fs::metadata(path)
+                    .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+            };
+            fs::canonicalize(path).is_ok_and(visible) && executable(path)
+        })
+}
+
+/// Makes the root at `root`, and returns what must be mounted over it.
+///
+/// # Errors
+/// The first file that could not be made.
+pub fn build(host: &Path, root: &Path) -> io::Result<Vec<Share>> {
+    for directory in OWN {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    // Mounting a file needs a file to mount it over.
+    fs::write(root.join(GUEST.trim_start_matches('/')), "")?;
+    // Programs expect it to be writable.
+    symlink("/tmp", root.join("var/tmp"))?;
+    write_etc(host, &root.join("etc"))?;
+
+    let mut shares = Vec::new();
+    for name in SHARED {
+        let (source, inside) = (host.join(name), root.join(name));
+        match fs::symlink_metadata(&source) {
+            // A merged /usr: /bin and the like are links into it.
+            Ok(found) if found.is_symlink() => symlink(fs::read_link(&source)?, inside)?,
+            Ok(found) if found.is_dir() => {
+                fs::create_dir_all(inside)?;
+                shares.push(Share {
+                    source,
+                    destination: Path::new("/").join(name),
+                });
+            }
+            _ => {}
+        }
+    }
+    open_to_all(root)?;
+    Ok(shares)
+}
+
+fn write_etc(host: &Path, etc: &Path) -> io::Result<()> {
+    let files = [
+        (
+            "passwd",
+            format!(
+                "root:x:0:0:root:/:/usr/sbin/nologin\n\
+                 sandbox:x:{SANDBOX_UID}:{SANDBOX_GID}:sandbox:/sandbox:/bin/bash\n\
+                 nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+            ),
+        ),
+        (
+            "group",
+            format!("root:x:0:\nsandbox:x:{SANDBOX_GID}:\nnogroup:x:65534:\n"),
+        ),
+        (
+            "hosts",
+            "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned(),
+        ),
+        ("hostname", "sandbox\n".to_owned()),
+        ("resolv.conf", String::new()),
+        (
+            "nsswitch.conf",
+            "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
+        ),
+    ];
+    for (name, content) in files {
+        fs::write(etc.join(name), content)?;
+    }
+    // Where the host's libraries are; a host without a cache has them in the default places.
+    if let Ok(cache) = fs::read(host.join("etc/ld.so.cache")) {
+        fs::write(etc.join("ld.so.cache"), cache)?;
+    }
+    symlink("/usr/share/zoneinfo/Etc/UTC", etc.join("localtime"))
+}
+
+/// The sandbox's ids are nobody's here, so what they are to read must be open to everybody,
+/// whatever the umask was.
+fn open_to_all(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            open_to_all(&entry.path())?;
+        } else if kind.is_file() {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o644))?;
+        }
+    }
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_kept_and_directories_shared() {
+        let (host, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir_all(host.path().join("usr/bin")).unwrap();
+        fs::create_dir_all(host.path().join("home/somebody")).unwrap();
+        symlink("usr/bin", host.path().join("bin")).unwrap();
+
+        let shares = build(host.path(), root.path()).unwrap();
+
+        assert_eq!(
+            shares,
+            [Share {
+                source: host.path().join("usr"),
+                destination: "/usr".into()
+            }]
+        );
+        assert_eq!(
+            fs::read_link(root.path().join("bin")).unwrap(),
+            Path::new("usr/bin")
+        );
+        assert!(!root.path().join("home").exists());
+        let passwd = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
+        assert!(passwd.contains("sandbox:x:64800:64800:"));
+    }
+
+    #[test]
+    fn an_interpreter_counts_only_where_the_sandbox_would_see_it() {
+        let host = tempfile::tempdir().unwrap();
+        let bin = host.path().join("usr/bin");
+        fs::create_dir_all(&bin).unwrap();
+        fs::create_dir_all(host.path().join("root")).unwrap();
+        let hidden = host.path().join("root/python3");
+        fs::write(&hidden, "").unwrap();
+        fs::set_permissions(&hidden, fs::Permissions::from_mode(0o755)).unwrap();
+        symlink(&hidden, bin.join("python3")).unwrap();
+        assert_eq!(find_interpreter(host.path(), Runtime::Python), None);
+
+        fs::write(bin.join("bash"), "").unwrap();
+        assert_eq!(find_interpreter(host.path(), Runtime::Bash), None);
+        fs::set_permissions(bin.join("bash"), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(
+            find_interpreter(host.path(), Runtime::Bash),
+            Some(bin.join("bash"))
+        );
+    }
+}

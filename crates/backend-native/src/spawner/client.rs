@@ -1,0 +1,260 @@
+//! The server's side: starts the spawner, and starts it again where it died.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use isol8_backend::{BackendError, Instance};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+use super::message::{Action, Outcome, Request, Response};
+use crate::identity::Identity;
+
+/// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
+/// gigabytes, or a queue of them, takes longer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How the spawner is started.
+#[derive(Clone, Debug)]
+pub struct SpawnerCommand {
+    /// An executable that calls [`super::process::run`] first of all.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Root of the host's file system, whose programs sandboxes share.
+    pub host: PathBuf,
+}
+
+/// A spawner, whichever process it is at the moment.
+#[derive(Debug)]
+pub struct Spawner {
+    command: SpawnerCommand,
+    instance: Arc<Instance>,
+    /// Held across the start of a process, so that there is one at a time.
+    connection: tokio::sync::Mutex<Option<Connection>>,
+}
+
+/// What a process answers is put together with who asked by its number.
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Outcome, String>>>>>;
+
+#[derive(Clone, Debug)]
+struct Connection {
+    requests: mpsc::UnboundedSender<(Action, oneshot::Sender<Result<Outcome, String>>)>,
+    identity: Identity,
+}
+
+impl Spawner {
+    /// Starts the process and waits until it is ready.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] with its reason.
+    pub async fn start(
+        command: SpawnerCommand,
+        instance: Arc<Instance>,
+    ) -> Result<Self, BackendError> {
+        let spawner = Self {
+            command,
+            instance,
+            connection: tokio::sync::Mutex::new(None),
+        };
+        spawner.connection().await?;
+        Ok(spawner)
+    }
+
+    /// What the spawner may do.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where it cannot be started.
+    pub async fn identity(&self) -> Result<Identity, BackendError> {
+        Ok(self.connection().await?.identity)
+    }
+
+    /// Asks for something and waits until it is done. Once this was polled, the request is carried
+    /// out even where its future is dropped.
+    ///
+    /// # Errors
+    /// The spawner's own text as `Ok(Err(…))`; [`BackendError::Unavailable`] where it cannot be
+    /// asked.
+    pub async fn request(&self, action: Action) -> Result<Result<Outcome, String>, BackendError> {
+        let (answer, answered) = oneshot::channel();
+        let connection = self.connection().await?;
+        connection
+            .requests
+            .send((action, answer))
+            .map_err(|_| died())?;
+        await_answer(answered).await
+    }
+
+    /// Asks for the removal of a sandbox without waiting. Where the spawner has died, its
+    /// successor or a sweep removes it.
+    pub fn remove_in_background(&self, id: String) {
+        let Ok(connection) = self.connection.try_lock() else {
+            log::warn!(sandbox = id.as_str(); "spawner is being started; sandbox is left to a sweep");
+            return;
+        };
+        if let Some(connection) = connection.as_ref() {
+            let (answer, _) = oneshot::channel();
+            let _ = connection.requests.send((Action::Remove { id }, answer));
+        }
+    }
+
+    /// Removes every sandbox and ends the process.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where it does not answer; a sweep removes what is left.
+    pub async fn stop(&self) -> Result<(), BackendError> {
+        self.request(Action::Stop)
+            .await?
+            .map_err(BackendError::Destroy)?;
+        *self.connection.lock().await = None;
+        Ok(())
+    }
+
+    async fn connection(&self) -> Result<Connection, BackendError> {
+        let mut connection = self.connection.lock().await;
+        if let Some(connection) = connection.as_ref().filter(|c| !c.requests.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let started = self.start_process().await?;
+        *connection = Some(started.clone());
+        Ok(started)
+    }
+
+    async fn start_process(&self) -> Result<Connection, BackendError> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()
+            .map_err(BackendError::io("spawner socket cannot be made"))?;
+        let lock = self
+            .instance
+            .lock()
+            .try_clone_to_owned()
+            .map_err(BackendError::io("instance lock cannot be shared"))?;
+        let mut child = Command::new(&self.command.program)
+            .args(&self.command.arguments)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_LOG"))
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(lock))
+            .spawn()
+            .map_err(BackendError::io("spawner cannot be started"))?;
+        // Reaps it whenever it ends; nothing else asks for its status.
+        std::thread::Builder::new()
+            .name("spawner-reaper".to_owned())
+            .spawn(move || child.wait())
+            .map_err(BackendError::io("thread for the spawner cannot be started"))?;
+
+        ours.set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(ours))
+            .map_err(BackendError::io("spawner socket cannot be used"))
+            .map(serve)?
+            .started(&self.instance, &self.command)
+            .await
+    }
+}
+
+/// A served connection whose process has not yet said that it is ready.
+struct Unstarted(mpsc::UnboundedSender<(Action, oneshot::Sender<Result<Outcome, String>>)>);
+
+impl Unstarted {
+    async fn started(
+        self,
+        instance: &Instance,
+        command: &SpawnerCommand,
+    ) -> Result<Connection, BackendError> {
+        let (answer, answered) = oneshot::channel();
+        let start = Action::Start {
+            instance: instance.directory().to_owned(),
+            host: command.host.clone(),
+        };
+        self.0.send((start, answer)).map_err(|_| died())?;
+        match await_answer(answered).await? {
+            Ok(Outcome::Started { identity }) => Ok(Connection {
+                requests: self.0,
+                identity,
+            }),
+            Ok(Outcome::Done) => Err(died()),
+            Err(reason) => Err(BackendError::Unavailable(reason)),
+        }
+    }
+}
+
+async fn await_answer(
+    answered: oneshot::Receiver<Result<Outcome, String>>,
+) -> Result<Result<Outcome, String>, BackendError> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err(_)) => Err(died()),
+        Err(_) => Err(BackendError::Unavailable(format!(
+            "spawner did not answer within {} s",
+            ANSWER_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+fn died() -> BackendError {
+    BackendError::Unavailable("spawner died; the next request starts it again".to_owned())
+}
+
+/// Serves a connection with two tasks, which end with it.
+fn serve(stream: UnixStream) -> Unstarted {
+    let (reader, writer) = stream.into_split();
+    let (requests, queue) = mpsc::unbounded_channel();
+    let waiting = Waiting::default();
+    let reading = tokio::spawn(read_answers(reader, Arc::clone(&waiting)));
+    tokio::spawn(async move {
+        // Whichever ends first: without one half the other is of no use.
+        tokio::select! {
+            () = write_requests(writer, queue, Arc::clone(&waiting)) => {}
+            _ = reading => {}
+        }
+        locked(&waiting).clear();
+    });
+    Unstarted(requests)
+}
+
+async fn write_requests(
+    mut writer: OwnedWriteHalf,
+    mut queue: mpsc::UnboundedReceiver<(Action, oneshot::Sender<Result<Outcome, String>>)>,
+    waiting: Waiting,
+) {
+    let mut number = 0;
+    while let Some((action, answer)) = queue.recv().await {
+        number += 1;
+        locked(&waiting).insert(number, answer);
+        let Ok(mut line) = serde_json::to_vec(&Request { number, action }) else {
+            locked(&waiting).remove(&number);
+            continue;
+        };
+        line.push(b'\n');
+        if writer.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_answers(reader: OwnedReadHalf, waiting: Waiting) {
+    let mut lines = BufReader::new(reader).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        match serde_json::from_str::<Response>(&line) {
+            Ok(Response { number, outcome }) => {
+                if let Some(answer) = locked(&waiting).remove(&number) {
+                    // Nobody waits where the request's future was dropped.
+                    let _ = answer.send(outcome);
+                }
+            }
+            Err(error) => log::error!(error:%; "spawner sent something else than an answer"),
+        }
+    }
+}
+
+fn locked(
+    waiting: &Waiting,
+) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Outcome, String>>>> {
+    // Only single map operations happen under the lock: a panic cannot leave it half done.
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}

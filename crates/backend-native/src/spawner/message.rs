@@ -1,0 +1,144 @@
+//! What the server and its spawner say to each other: a line of JSON each.
+
+use std::path::PathBuf;
+
+use isol8_backend::Limits;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::Identity;
+
+/// From the server. The first one on a connection is always `Start`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Request {
+    /// Repeated in the answer.
+    pub number: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What the spawner can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// Get ready to make sandboxes.
+    Start {
+        /// The instance's directory; its last part is the instance's name.
+        instance: PathBuf,
+        /// Root of the host's file system, whose programs sandboxes share.
+        host: PathBuf,
+    },
+    /// Make a sandbox and start its guest.
+    Create(NewSandbox),
+    /// Replace a sandbox's limits.
+    SetLimits {
+        /// The sandbox's name.
+        id: String,
+        /// The new limits.
+        limits: SandboxLimits,
+    },
+    /// Remove every sandbox, and end.
+    Stop,
+    /// End and remove a sandbox; one that is not there counts as removed.
+    Remove {
+        /// The sandbox's name.
+        id: String,
+    },
+}
+
+/// A sandbox to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NewSandbox {
+    /// Its name.
+    pub id: String,
+    /// Its limits.
+    pub limits: SandboxLimits,
+    /// Size of `/sandbox`.
+    pub sandbox_bytes: u64,
+    /// Size of `/tmp`.
+    pub tmp_bytes: u64,
+}
+
+/// Limits in the kernel's units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SandboxLimits {
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Microseconds of processor time in each [`Self::CPU_PERIOD_US`].
+    pub cpu_quota_us: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+impl SandboxLimits {
+    /// The kernel's default period.
+    pub const CPU_PERIOD_US: u64 = 100_000;
+
+    /// The smallest quota that the kernel accepts:
+    /// <https://docs.kernel.org/scheduler/sched-bwc.html#management>.
+    const LEAST_QUOTA_US: u64 = 1_000;
+}
+
+impl From<&Limits> for SandboxLimits {
+    fn from(limits: &Limits) -> Self {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )] // A float cast saturates, and no host has enough cores to be imprecise.
+        let quota = (limits.cpus * Self::CPU_PERIOD_US as f64).round() as u64;
+        Self {
+            memory_bytes: limits.memory.bytes(),
+            cpu_quota_us: quota.max(Self::LEAST_QUOTA_US),
+            pids: limits.pids,
+        }
+    }
+}
+
+/// The spawner's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Response {
+    /// The request's.
+    pub number: u64,
+    /// What came of it; an error is a text for the operator.
+    pub outcome: Result<Outcome, String>,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// Of `Start`.
+    Started {
+        /// What the spawner may do.
+        identity: Identity,
+    },
+    /// Of everything else.
+    Done,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isol8_api::ByteSize;
+
+    #[test]
+    fn limits_become_the_units_of_the_kernel() {
+        let limits = Limits {
+            cpus: 1.5,
+            memory: ByteSize::from_mebibytes(1),
+            pids: 64,
+        };
+        let kernel = SandboxLimits::from(&limits);
+        assert_eq!(kernel.cpu_quota_us, 150_000);
+        assert_eq!(kernel.memory_bytes, 1 << 20);
+        let least = Limits {
+            cpus: 0.001,
+            ..limits
+        };
+        assert_eq!(SandboxLimits::from(&least).cpu_quota_us, 1_000);
+    }
+}

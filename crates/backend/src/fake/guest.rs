@@ -1,0 +1,359 @@
+//! The guest's half of the protocol, with programs as tasks.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use isol8_protocol::{
+    CHUNK_SIZE, Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame,
+    MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal, Stdin, StreamId,
+    VERSION, WINDOW, encode,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::program::{Memory, Step, Surroundings, statements, step};
+use super::{World, lock};
+
+/// Serves one connection until either side ends it. Aborting it ends everything of the sandbox.
+pub(super) async fn serve(stream: DuplexStream, world: Arc<World>, oom_kills: Arc<AtomicU64>) {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (out, mut frames) = mpsc::unbounded_channel();
+    let mut guest = Guest {
+        out,
+        world,
+        oom_kills,
+        memory: Arc::default(),
+        tasks: HashMap::new(),
+        writes: HashMap::new(),
+    };
+    guest.send(GuestFrame::Hello { version: VERSION });
+
+    let mut decoder = Decoder::new(MAX_HOST_FRAME);
+    let mut piece = vec![0; CHUNK_SIZE];
+    loop {
+        tokio::select! {
+            Some(frame) = frames.recv() => {
+                // The guest's way to die from within: what stands for `die`.
+                let Some(frame) = frame else { return };
+                if let GuestFrame::Exited { id, .. } | GuestFrame::Done { id } = &frame {
+                    guest.tasks.remove(id);
+                }
+                let mut bytes = Vec::new();
+                if encode(&frame, MAX_GUEST_FRAME, &mut bytes).is_err()
+                    || writer.write_all(&bytes).await.is_err()
+                {
+                    return;
+                }
+            }
+            read = reader.read(&mut piece) => match read {
+                Ok(size) if size > 0 => decoder.feed(&piece[..size]),
+                _ => return,
+            },
+        }
+        while let Ok(Some(frame)) = decoder.next() {
+            guest.handle(frame);
+        }
+    }
+}
+
+/// A program under way; dropping it ends it.
+struct Task {
+    program: JoinHandle<()>,
+    credit: Arc<Semaphore>,
+    cell: bool,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.program.abort();
+    }
+}
+
+struct Guest {
+    /// `None` asks the guest to die.
+    out: mpsc::UnboundedSender<Option<GuestFrame>>,
+    world: Arc<World>,
+    oom_kills: Arc<AtomicU64>,
+    memory: Arc<Mutex<Memory>>,
+    tasks: HashMap<StreamId, Task>,
+    writes: HashMap<StreamId, (String, Vec<u8>)>,
+}
+
+impl Guest {
+    fn send(&self, frame: GuestFrame) {
+        // The receiver lives as long as the guest.
+        let _ = self.out.send(Some(frame));
+    }
+
+    fn fail(&self, id: StreamId, kind: FailureKind, message: &str) {
+        let message = message.to_owned();
+        let failure = Failure { kind, message };
+        self.send(GuestFrame::Failed { id, failure });
+    }
+
+    fn handle(&mut self, frame: HostFrame) {
+        match frame {
+            HostFrame::Hello { .. } | HostFrame::Prepare { .. } => {}
+            HostFrame::Exec { id, spec } => self.exec(id, spec),
+            HostFrame::Credit { id, bytes } => {
+                if let Some(task) = self.tasks.get(&id) {
+                    task.credit.add_permits(bytes as usize);
+                }
+            }
+            HostFrame::Signal { id, signal } => self.signal(id, signal),
+            HostFrame::WriteFile { id, path, .. } => self.open(id, path),
+            HostFrame::Data { id, bytes } => self.data(id, &bytes),
+            HostFrame::End { id } => {
+                if let Some((path, content)) = self.writes.remove(&id) {
+                    lock(&self.memory).files.insert(path, content);
+                    self.send(GuestFrame::Done { id });
+                }
+            }
+            HostFrame::ReadFile { id, path } => self.read(id, &path),
+            HostFrame::Reset { id } => self.reset(id),
+        }
+    }
+
+    fn open(&mut self, id: StreamId, path: String) {
+        if path.contains("/refused") {
+            self.fail(id, FailureKind::Refused, &format!("{path} is refused"));
+        } else if path.contains("/full") {
+            self.fail(id, FailureKind::NoSpace, &format!("no space for {path}"));
+        } else {
+            self.writes.insert(id, (path, Vec::new()));
+        }
+    }
+
+    fn data(&mut self, id: StreamId, bytes: &[u8]) {
+        if let Some((_, content)) = self.writes.get_mut(&id) {
+            content.extend_from_slice(bytes);
+            let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            self.send(GuestFrame::Credit { id, bytes });
+        }
+    }
+
+    fn read(&mut self, id: StreamId, path: &str) {
+        let Some(content) = lock(&self.memory).files.get(path).cloned() else {
+            return self.fail(id, FailureKind::NotFound, &format!("{path} is not there"));
+        };
+        let out = self.out.clone();
+        let credit = Arc::new(Semaphore::new(WINDOW as usize));
+        let spent = Arc::clone(&credit);
+        let sending = async move {
+            for chunk in content.chunks(CHUNK_SIZE) {
+                spend(&spent, chunk.len()).await;
+                let bytes = chunk.to_vec();
+                let _ = out.send(Some(GuestFrame::Data { id, bytes }));
+            }
+            let _ = out.send(Some(GuestFrame::Done { id }));
+        };
+        let task = Task {
+            program: tokio::spawn(sending),
+            credit,
+            cell: false,
+        };
+        self.tasks.insert(id, task);
+    }
+
+    fn signal(&mut self, id: StreamId, signal: Signal) {
+        self.writes.remove(&id);
+        if signal != Signal::Kill {
+            return;
+        }
+        if let Some(task) = self.tasks.remove(&id) {
+            lock(&self.memory).variables.clear();
+            let exit = ended(ExitStatus::Signal(9), task.cell);
+            self.send(GuestFrame::Exited { id, exit });
+        }
+    }
+
+    fn reset(&mut self, id: StreamId) {
+        lock(&self.world.counters).resets += 1;
+        let (fail, hang, time) = {
+            let script = lock(&self.world.script);
+            (script.fail_reset, script.hang_reset, script.reset_takes)
+        };
+        if hang {
+            return;
+        }
+        if fail {
+            return self.fail(id, FailureKind::Internal, "the script says so");
+        }
+        for (id, task) in std::mem::take(&mut self.tasks) {
+            let exit = ended(ExitStatus::Signal(9), task.cell);
+            self.send(GuestFrame::Exited { id, exit });
+        }
+        self.writes.clear();
+        *lock(&self.memory) = Memory::default();
+        let out = self.out.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            let _ = out.send(Some(GuestFrame::Done { id }));
+        });
+    }
+
+    fn exec(&mut self, id: StreamId, spec: RunSpec) {
+        lock(&self.world.counters).runs += 1;
+        let cell = matches!(spec.program, Program::Cell { .. });
+        let Some(source) = self.source(&spec.program) else {
+            return self.fail(id, FailureKind::NotFound, "no such program");
+        };
+        let credit = Arc::new(Semaphore::new(WINDOW as usize));
+        let running = Running {
+            id,
+            around: Surroundings {
+                env: spec.env.into_iter().collect(),
+                cwd: spec.cwd.unwrap_or_else(|| "/sandbox".to_owned()),
+                stdin: match spec.stdin {
+                    Stdin::Bytes(bytes) => bytes,
+                    Stdin::Empty | Stdin::Piped => Vec::new(),
+                },
+            },
+            // Only a cell's variables are the sandbox's.
+            memory: Arc::clone(&self.memory),
+            own: (!cell).then(Memory::default),
+            out: self.out.clone(),
+            credit: Arc::clone(&credit),
+            limit: spec.output_limit.unwrap_or(u64::MAX),
+            written: [0; 2],
+            oom_kills: Arc::clone(&self.oom_kills),
+        };
+        let timeout = spec.timeout_ms.map(Duration::from_millis);
+        let program = tokio::spawn(running.run(statements(&source), timeout, cell));
+        let task = Task {
+            program,
+            credit,
+            cell,
+        };
+        self.tasks.insert(id, task);
+    }
+
+    fn source(&self, program: &Program) -> Option<Vec<u8>> {
+        match program {
+            Program::Script { path, source, .. } => {
+                let mut memory = lock(&self.memory);
+                memory.files.insert(path.clone(), source.clone());
+                Some(source.clone())
+            }
+            Program::Cell { source, .. } => Some(source.clone()),
+            Program::Command { argv } => match argv.as_slice() {
+                [shell, dash_c, command] if shell == "bash" && dash_c == "-c" => {
+                    Some(command.clone().into_bytes())
+                }
+                [.., path] => lock(&self.memory).files.get(path).cloned(),
+                [] => None,
+            },
+        }
+    }
+}
+
+/// One program and what it needs.
+struct Running {
+    id: StreamId,
+    around: Surroundings,
+    memory: Arc<Mutex<Memory>>,
+    /// Variables of a program that is no cell.
+    own: Option<Memory>,
+    out: mpsc::UnboundedSender<Option<GuestFrame>>,
+    credit: Arc<Semaphore>,
+    limit: u64,
+    written: [u64; 2],
+    oom_kills: Arc<AtomicU64>,
+}
+
+impl Running {
+    async fn run(mut self, statements: Vec<String>, timeout: Option<Duration>, cell: bool) {
+        let start = Instant::now();
+        let limit = timeout.unwrap_or(Duration::from_secs(u64::from(u32::MAX)));
+        let status = tokio::time::timeout(limit, self.all(&statements)).await;
+        let timed_out = status.is_err();
+        let status = status.unwrap_or(ExitStatus::Signal(9));
+        let killed = matches!(status, ExitStatus::Signal(_));
+        if killed {
+            lock(&self.memory).variables.clear();
+        }
+        let exit = Exit {
+            timed_out,
+            stdout_bytes: self.written[0],
+            stderr_bytes: self.written[1],
+            wall_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            ..ended(status, killed && cell)
+        };
+        let id = self.id;
+        let _ = self.out.send(Some(GuestFrame::Exited { id, exit }));
+    }
+
+    async fn all(&mut self, statements: &[String]) -> ExitStatus {
+        for statement in statements {
+            let done = self.step(statement);
+            match done {
+                Step::Write(stream, bytes) => self.write(stream, bytes).await,
+                Step::Wait(Some(time)) => tokio::time::sleep(time).await,
+                Step::Wait(None) => std::future::pending().await,
+                Step::End(status) => return status,
+                Step::OutOfMemory => {
+                    self.oom_kills.fetch_add(1, Ordering::SeqCst);
+                    return ExitStatus::Signal(9);
+                }
+                Step::Die => {
+                    let _ = self.out.send(None);
+                    std::future::pending().await
+                }
+            }
+        }
+        ExitStatus::Code(0)
+    }
+
+    /// Files are the sandbox's; variables are, for a cell.
+    fn step(&mut self, statement: &str) -> Step {
+        let mut shared = lock(&self.memory);
+        let Some(own) = &mut self.own else {
+            return step(statement, &self.around, &mut shared);
+        };
+        std::mem::swap(&mut own.variables, &mut shared.variables);
+        let done = step(statement, &self.around, &mut shared);
+        std::mem::swap(&mut own.variables, &mut shared.variables);
+        done
+    }
+
+    async fn write(&mut self, stream: OutputStream, bytes: Vec<u8>) {
+        let written = match stream {
+            OutputStream::Stdout => &mut self.written[0],
+            OutputStream::Stderr => &mut self.written[1],
+        };
+        let room = self.limit.saturating_sub(*written);
+        *written += bytes.len() as u64;
+        let kept = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
+        for chunk in bytes[..kept].chunks(CHUNK_SIZE) {
+            spend(&self.credit, chunk.len()).await;
+            let _ = self.out.send(Some(GuestFrame::Output {
+                id: self.id,
+                stream,
+                bytes: chunk.to_vec(),
+            }));
+        }
+    }
+}
+
+async fn spend(credit: &Semaphore, bytes: usize) {
+    let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+    if let Ok(permit) = credit.acquire_many(permits).await {
+        permit.forget();
+    }
+}
+
+fn ended(status: ExitStatus, state_lost: bool) -> Exit {
+    Exit {
+        status,
+        timed_out: false,
+        state_lost,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        wall_us: 0,
+        cpu_us: None,
+    }
+}

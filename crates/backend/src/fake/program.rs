@@ -1,0 +1,110 @@
+//! The language of the fake guest: one statement per line (or between semicolons).
+//!
+//! | statement | does |
+//! |---|---|
+//! | `print TEXT`, `eprint TEXT` | writes a line |
+//! | `flood N` | writes N bytes to standard output |
+//! | `env NAME`, `stdin`, `cwd` | prints it |
+//! | `set NAME TEXT`, `get NAME` | a variable, which only cells keep |
+//! | `write PATH TEXT`, `cat PATH` | a file |
+//! | `sleep MS`, `hang` | waits |
+//! | `exit N` | ends with that code |
+//! | `oom` | is ended by the kernel for want of memory |
+//! | `crash` | ends the interpreter by signal 11 |
+//! | `die` | ends the guest |
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use isol8_protocol::{ExitStatus, OutputStream};
+
+/// One step of a program.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Write this.
+    Write(OutputStream, Vec<u8>),
+    /// Wait; `None` for ever.
+    Wait(Option<Duration>),
+    /// The program ends.
+    End(ExitStatus),
+    /// The kernel ends the program.
+    OutOfMemory,
+    /// The guest ends.
+    Die,
+}
+
+/// What a program sees and changes.
+#[derive(Debug, Default)]
+pub(super) struct Surroundings {
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) cwd: String,
+    pub(super) stdin: Vec<u8>,
+}
+
+/// Everything that a sandbox keeps.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    pub(super) files: BTreeMap<String, Vec<u8>>,
+    pub(super) variables: BTreeMap<String, String>,
+}
+
+/// Splits a source text into its statements.
+pub(super) fn statements(source: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(source)
+        .split(['\n', ';'])
+        .map(|line| line.trim().to_owned())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
+/// Does one statement.
+pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) -> Step {
+    let (verb, rest) = statement.split_once(' ').unwrap_or((statement, ""));
+    match verb {
+        "print" => line(OutputStream::Stdout, rest),
+        "eprint" => line(OutputStream::Stderr, rest),
+        "flood" => Step::Write(
+            OutputStream::Stdout,
+            vec![b'x'; rest.parse().unwrap_or_default()],
+        ),
+        "env" => found(around.env.get(rest), rest),
+        "stdin" => Step::Write(OutputStream::Stdout, around.stdin.clone()),
+        "cwd" => line(OutputStream::Stdout, &around.cwd),
+        "set" => {
+            let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
+            memory.variables.insert(name.to_owned(), value.to_owned());
+            Step::Wait(Some(Duration::ZERO))
+        }
+        "get" => found(memory.variables.get(rest), rest),
+        "write" => {
+            let (path, content) = rest.split_once(' ').unwrap_or((rest, ""));
+            let content = content.as_bytes().to_vec();
+            memory.files.insert(path.to_owned(), content);
+            Step::Wait(Some(Duration::ZERO))
+        }
+        "cat" => match memory.files.get(rest) {
+            Some(content) => Step::Write(OutputStream::Stdout, content.clone()),
+            None => found(None, rest),
+        },
+        "sleep" => Step::Wait(Some(Duration::from_millis(
+            rest.parse().unwrap_or_default(),
+        ))),
+        "hang" => Step::Wait(None),
+        "exit" => Step::End(ExitStatus::Code(rest.parse().unwrap_or_default())),
+        "oom" => Step::OutOfMemory,
+        "crash" => Step::End(ExitStatus::Signal(11)),
+        "die" => Step::Die,
+        _ => line(OutputStream::Stderr, &format!("unknown statement: {verb}")),
+    }
+}
+
+fn line(stream: OutputStream, text: &str) -> Step {
+    Step::Write(stream, format!("{text}\n").into_bytes())
+}
+
+fn found(value: Option<&String>, name: &str) -> Step {
+    match value {
+        Some(value) => line(OutputStream::Stdout, value),
+        None => line(OutputStream::Stderr, &format!("{name} is not there")),
+    }
+}
