@@ -1,1 +1,26 @@
-//! x
+//! The actors of isol8: who owns a sandbox, and when it may be used by whom.
+//!
+//! A [`Service`] is what the server and the command line hold. It admits a validated [`Job`],
+//! and hands it to the session that the request names, or runs it in a sandbox of the pool.
+//! Actors keep state and decide; they never wait. What takes time (making a sandbox, running a
+//! program, cleaning up) is a task of its own with a deadline, and a panic in one is that task's
+//! end and no more.
+//!
+//! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (what is
+//! asked for), [`run`] (one job in one sandbox), [`pool`] (sandboxes that wait for work),
+//! [`session`] and [`registry`] (sandboxes that keep state), [`admission`], [`service`].
+
+pub mod admission;
+pub mod error;
+pub mod job;
+pub mod pool;
+pub mod registry;
+pub mod run;
+pub mod service;
+pub mod session;
+
+mod watch;
+
+pub use error::ExecuteError;
+pub use job::{FileExtension, Job, Program};
+pub use service::{Service, ServiceConfig, ServiceState};

@@ -1,1 +1,42 @@
-//! x
+//! Sandboxes as containers of a Docker engine on this host.
+//!
+//! The only crate that speaks to an engine. It makes a container, finds the guest agent's socket in
+//! a directory that it shares with this container alone, and from then on needs the engine only to
+//! change limits and to remove the container. It never runs user code itself, never reads what a
+//! container prints, and never gives one a network interface.
+//!
+//! Read [`backend`] (what is asked of an engine, and when), then `container` (every setting of a
+//! container, with its reason), `sandbox` (one container's life), `engine` (deadlines and errors of
+//! single calls), and [`setup`] (how the images are made).
+
+pub mod backend;
+mod container;
+mod engine;
+mod sandbox;
+pub mod setup;
+
+use std::collections::BTreeMap;
+
+use isol8_api::Runtime;
+
+pub use backend::DockerBackend;
+
+/// Which engine, and which images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerConfig {
+    /// The engine's socket, as `unix:///path` or a path; else `DOCKER_HOST`, else the default.
+    pub host: Option<String>,
+    /// The image of each runtime that this backend offers.
+    pub images: BTreeMap<Runtime, String>,
+}
+
+impl Default for DockerConfig {
+    /// The default engine, and the images that [`setup`] builds.
+    fn default() -> Self {
+        let image = |runtime: &Runtime| (*runtime, format!("isol8:{runtime}"));
+        Self {
+            host: None,
+            images: setup::RUNTIMES.iter().map(image).collect(),
+        }
+    }
+}

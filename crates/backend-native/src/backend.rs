@@ -62,12 +62,6 @@ impl NativeBackend {
         })
     }
 
-    /// What cannot be enforced here, for the operator; empty where all can.
-    #[must_use]
-    pub fn shortcomings(&self) -> Vec<String> {
-        self.identity.shortcomings()
-    }
-
     fn check_runtime(&self, runtime: Runtime) -> Result<PathBuf, String> {
         rootfs::find_interpreter(&self.config.spawner.host, runtime).ok_or_else(|| {
             let program = rootfs::interpreter(runtime);
@@ -93,6 +87,10 @@ impl Backend for NativeBackend {
             Ok(path) => RuntimeStatus::Available(path.display().to_string()),
             Err(reason) => RuntimeStatus::Unavailable(reason),
         }
+    }
+
+    fn shortcomings(&self) -> Vec<String> {
+        self.identity.shortcomings()
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError> {

@@ -61,6 +61,7 @@ struct Script {
     reset_takes: Duration,
     fail_set_limits: bool,
     fail_destroy: bool,
+    ignore_timeouts: bool,
     closed: bool,
 }
 
@@ -157,6 +158,11 @@ impl FakeBackend {
     /// Whether the first destroy of each sandbox reports an error (it is gone all the same).
     pub fn fail_destroy(&self, fail: bool) {
         self.script().fail_destroy = fail;
+    }
+
+    /// Whether guests let programs run beyond their time.
+    pub fn ignore_timeouts(&self, ignore: bool) {
+        self.script().ignore_timeouts = ignore;
     }
 
     /// Kills the guest of every sandbox, as a crash of the containers would.

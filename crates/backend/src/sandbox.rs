@@ -28,6 +28,11 @@ pub trait Backend: Debug + Send + Sync {
     /// Whether `runtime` can run here, as far as can be told without making a sandbox.
     async fn runtime_status(&self, runtime: Runtime) -> RuntimeStatus;
 
+    /// What it cannot enforce on this host, for the operator; empty where all is enforced.
+    fn shortcomings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Makes a sandbox and waits until its guest answers. When this returns, the sandbox's
     /// interpreter may still be booting. A sandbox that could not be made, or whose future was
     /// dropped, leaves nothing behind.

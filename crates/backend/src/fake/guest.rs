@@ -222,7 +222,9 @@ impl Guest {
             written: [0; 2],
             oom_kills: Arc::clone(&self.oom_kills),
         };
-        let timeout = spec.timeout_ms.map(Duration::from_millis);
+        let ignored = lock(&self.world.script).ignore_timeouts;
+        let timeout = spec.timeout_ms.filter(|_| !ignored);
+        let timeout = timeout.map(Duration::from_millis);
         let program = tokio::spawn(running.run(statements(&source), timeout, cell));
         let task = Task {
             program,

@@ -1,0 +1,151 @@
+//! Why a job has no result, and what that is called in the contract.
+
+use std::time::Duration;
+
+use isol8_api::{ErrorCode, Runtime, SessionId};
+use isol8_backend::{BackendError, ControlError};
+use isol8_protocol::FailureKind;
+
+/// A job that has no result. A program that fails or runs out of time is a result, not an error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExecuteError {
+    /// What was asked for cannot be done; the text names it.
+    #[error("{0}")]
+    Invalid(String),
+    /// What was to be written does not fit.
+    #[error("sandbox is full, raise sandboxSize or tmpSize or delete files: {0}")]
+    NoSpace(String),
+    /// The backend cannot run the runtime; the text names the fix.
+    #[error("{0}")]
+    RuntimeUnavailable(String),
+    /// The setup script failed.
+    #[error("Setup script failed with exit code {exit_code}: {stderr}")]
+    SetupFailed {
+        /// Its exit code.
+        exit_code: i32,
+        /// What it wrote to standard error.
+        stderr: String,
+    },
+    /// A session cannot change its runtime.
+    #[error(
+        "session {session} is bound to {bound} and cannot run {asked}, use another session id or delete it first"
+    )]
+    RuntimeMismatch {
+        /// The session.
+        session: SessionId,
+        /// The runtime that it was made for.
+        bound: Runtime,
+        /// The runtime that was asked for.
+        asked: Runtime,
+    },
+    /// The session's sandbox is gone, and its state with it.
+    #[error("session {session} is lost, the next request starts a new one: {reason}")]
+    SessionLost {
+        /// The session.
+        session: SessionId,
+        /// What became of the sandbox.
+        reason: String,
+    },
+    /// The session was deleted while the job ran or waited in it.
+    #[error("session {session} was deleted")]
+    SessionDeleted {
+        /// The session.
+        session: SessionId,
+    },
+    /// The session has as many jobs waiting as it may.
+    #[error("session {session} has {limit} requests waiting, retry when some have ended")]
+    QueueFull {
+        /// The session.
+        session: SessionId,
+        /// Largest number of waiting jobs.
+        limit: usize,
+    },
+    /// As many sessions as there may be.
+    #[error("there are {limit} sessions already, delete one first")]
+    TooManySessions {
+        /// Largest number of sessions.
+        limit: usize,
+    },
+    /// As many jobs run and wait as may.
+    #[error("server is at its limit, retry in {} s", .retry_after.as_secs())]
+    Overloaded {
+        /// When it may be different.
+        retry_after: Duration,
+    },
+    /// The service takes no new work.
+    #[error("server is shutting down")]
+    ShuttingDown,
+    /// The backend does not answer, or could not make a sandbox.
+    #[error("{0}")]
+    BackendUnavailable(String),
+    /// The sandbox died under the job.
+    #[error("sandbox was lost during the run: {0}")]
+    SandboxLost(String),
+    /// Whoever asked is gone.
+    #[error("request was cancelled")]
+    Cancelled,
+    /// A bug.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl ExecuteError {
+    /// The contract's name for this error.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(_) | Self::NoSpace(_) => ErrorCode::InvalidRequest,
+            Self::RuntimeUnavailable(_) => ErrorCode::RuntimeUnavailable,
+            Self::SetupFailed { .. } => ErrorCode::SetupFailed,
+            Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
+            Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
+            Self::QueueFull { .. } => ErrorCode::TooManyRequests,
+            Self::TooManySessions { .. }
+            | Self::Overloaded { .. }
+            | Self::ShuttingDown
+            | Self::Cancelled => ErrorCode::Unavailable,
+            Self::BackendUnavailable(_) | Self::SandboxLost(_) => ErrorCode::BackendUnavailable,
+            Self::Internal(_) => ErrorCode::Internal,
+        }
+    }
+
+    /// When to try again, where that helps.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::QueueFull { .. } => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+}
+
+impl From<&BackendError> for ExecuteError {
+    fn from(error: &BackendError) -> Self {
+        match error {
+            BackendError::RuntimeUnavailable { .. } => Self::RuntimeUnavailable(error.to_string()),
+            BackendError::Unavailable(_)
+            | BackendError::Create(_)
+            | BackendError::Limits(_)
+            | BackendError::Destroy(_)
+            | BackendError::Control(_)
+            | BackendError::Io { .. } => Self::BackendUnavailable(error.to_string()),
+        }
+    }
+}
+
+impl From<ControlError> for ExecuteError {
+    fn from(error: ControlError) -> Self {
+        match error {
+            ControlError::Closed(reason) => Self::SandboxLost(reason),
+            ControlError::TimedOut(_) => Self::SandboxLost(error.to_string()),
+            ControlError::TooLarge(text) => Self::Invalid(text),
+            ControlError::Failed(failure) => match failure.kind {
+                FailureKind::NotFound | FailureKind::Refused => Self::Invalid(failure.message),
+                FailureKind::NoSpace => Self::NoSpace(failure.message),
+                // What the guest cannot explain makes its sandbox suspect.
+                FailureKind::Internal => Self::SandboxLost(failure.message),
+            },
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What is asked for, checked before any sandbox is touched.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use isol8_api::{Runtime, SandboxPath};
+use isol8_backend::SandboxSpec;
+
+use crate::error::ExecuteError;
+
+/// Longest command line, in bytes. The kernel takes no argument of 128 KiB or more
+/// (`MAX_ARG_STRLEN`, execve(2)); what is below leaves room for the shell's own.
+pub const MAX_COMMAND: usize = 120 * 1024;
+
+/// One program and everything that it needs.
+#[derive(Clone)]
+pub struct Job {
+    /// What to run.
+    pub program: Program,
+    /// The sandbox that it needs, and so its runtime.
+    pub sandbox: SandboxSpec,
+    /// Environment of this run only, secrets included.
+    pub env: Vec<(String, String)>,
+    /// All of standard input.
+    pub stdin: Option<Vec<u8>>,
+    /// Written before the run.
+    pub files: Vec<(SandboxPath, Vec<u8>)>,
+    /// Read after the run; what does not exist is left out.
+    pub output_paths: Vec<SandboxPath>,
+    /// Bash, run before the program.
+    pub setup_script: Option<String>,
+    /// Working directory.
+    pub workdir: Option<SandboxPath>,
+    /// How long the program may run; the setup script may as long again.
+    pub timeout: Duration,
+    /// Bytes kept of standard output, and as many of standard error.
+    pub output_limit: u64,
+    /// Values that become `***` in the output.
+    pub secrets: Vec<String>,
+}
+
+impl Job {
+    /// A job with the contract's defaults, and nothing but a program.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Invalid`] where the program cannot be run as it is.
+    pub fn new(program: Program, sandbox: SandboxSpec) -> Result<Self, ExecuteError> {
+        program.check()?;
+        Ok(Self {
+            program,
+            sandbox,
+            env: Vec::new(),
+            stdin: None,
+            files: Vec::new(),
+            output_paths: Vec::new(),
+            setup_script: None,
+            workdir: None,
+            timeout: Duration::from_secs(30),
+            output_limit: 1 << 20,
+            secrets: Vec::new(),
+        })
+    }
+
+    /// The runtime that was asked for.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        self.sandbox.runtime
+    }
+}
+
+/// Content and secrets stay out of logs.
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("sandbox", &self.sandbox)
+            .field("files", &self.files.len())
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The program of a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// A source text in the job's runtime.
+    Source {
+        /// The text.
+        code: String,
+        /// Of the script file.
+        extension: FileExtension,
+    },
+    /// A command line for `bash -c`.
+    ShellCommand(String),
+}
+
+impl Program {
+    /// A source text with the runtime's default extension.
+    #[must_use]
+    pub fn source(code: impl Into<String>, runtime: Runtime) -> Self {
+        Self::Source {
+            code: code.into(),
+            extension: FileExtension::default_of(runtime),
+        }
+    }
+
+    fn check(&self) -> Result<(), ExecuteError> {
+        let text = match self {
+            Self::Source { .. } => return Ok(()),
+            Self::ShellCommand(command) if command.contains('\0') => {
+                "cmd contains a NUL character".to_owned()
+            }
+            Self::ShellCommand(command) if command.len() > MAX_COMMAND => format!(
+                "cmd has {} bytes, more than the {MAX_COMMAND} that a command line may, put it into a file",
+                command.len()
+            ),
+            Self::ShellCommand(_) => return Ok(()),
+        };
+        Err(ExecuteError::Invalid(text))
+    }
+}
+
+/// Extension of a script file: a dot, and 1 to 16 letters, digits, `_` or `-`, with further dots
+/// between them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileExtension(String);
+
+impl FileExtension {
+    const MAX_LENGTH: usize = 17;
+
+    /// The extension where a request names none.
+    #[must_use]
+    pub fn default_of(runtime: Runtime) -> Self {
+        Self(runtime.default_extension().to_owned())
+    }
+
+    /// The extension with its dot.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for FileExtension {
+    type Err = ExecuteError;
+
+    fn from_str(text: &str) -> Result<Self, ExecuteError> {
+        let plain = |part: &str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+        };
+        let good = text.len() <= Self::MAX_LENGTH
+            && text
+                .strip_prefix('.')
+                .is_some_and(|rest| rest.split('.').all(plain));
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            let shown: String = text.chars().take(40).collect();
+            Err(ExecuteError::Invalid(format!(
+                "{shown:?} is not a file extension such as .py"
+            )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extension_cannot_lead_to_another_file() {
+        for good in [".py", ".d.ts", ".x-y_1"] {
+            assert_eq!(good.parse::<FileExtension>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "", ".", "py", "./a", ".a/b", "..", "..py", ".p\0", ".é", ".a.",
+        ] {
+            assert!(bad.parse::<FileExtension>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_that_the_kernel_would_refuse_is_refused_with_its_reason() {
+        let long = Program::ShellCommand("x".repeat(MAX_COMMAND + 1));
+        assert!(
+            matches!(long.check(), Err(ExecuteError::Invalid(text)) if text.contains("122881"))
+        );
+        let nul = Program::ShellCommand("a\0b".to_owned());
+        assert!(matches!(nul.check(), Err(ExecuteError::Invalid(_))));
+        let fits = Program::ShellCommand("x".repeat(MAX_COMMAND));
+        assert_eq!(fits.check(), Ok(()));
+    }
+}

@@ -1,0 +1,108 @@
+//! How many sandboxes wait, and of which kind.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use isol8_api::{ByteSize, Runtime};
+use isol8_backend::{Limits, SandboxSpec};
+
+/// What becomes of a sandbox after an ephemeral run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// It is reset in the background, and serves the same tenant again.
+    #[default]
+    Fast,
+    /// It is destroyed.
+    Secure,
+}
+
+/// How many sandboxes of one runtime wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSize {
+    /// Never used ones, made ahead of time.
+    pub clean: usize,
+    /// Used ones, being reset or waiting for their tenant.
+    pub dirty: usize,
+}
+
+/// What a sandbox has where a request says nothing else.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SandboxDefaults {
+    /// Its limits.
+    pub limits: Limits,
+    /// Size of `/sandbox`.
+    pub sandbox_size: ByteSize,
+    /// Size of `/tmp`.
+    pub tmp_size: ByteSize,
+}
+
+impl Default for SandboxDefaults {
+    fn default() -> Self {
+        Self {
+            limits: Limits {
+                cpus: 1.0,
+                memory: ByteSize::from_mebibytes(512),
+                pids: 64,
+            },
+            sandbox_size: ByteSize::from_mebibytes(512),
+            tmp_size: ByteSize::from_mebibytes(256),
+        }
+    }
+}
+
+impl SandboxDefaults {
+    /// A sandbox for `runtime` with nothing but defaults.
+    #[must_use]
+    pub fn spec(&self, runtime: Runtime) -> SandboxSpec {
+        SandboxSpec {
+            runtime,
+            limits: self.limits,
+            sandbox_size: self.sandbox_size,
+            tmp_size: self.tmp_size,
+        }
+    }
+
+    /// Whether a sandbox of these sizes can stand in for `spec`: limits can be changed while it
+    /// lives, sizes cannot.
+    pub(super) fn sizes_fit(&self, spec: &SandboxSpec) -> bool {
+        (self.sandbox_size, self.tmp_size) == (spec.sandbox_size, spec.tmp_size)
+    }
+}
+
+/// Bounds of the pool.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// What becomes of used sandboxes.
+    pub strategy: Strategy,
+    /// Of every runtime that `sizes` does not name.
+    pub size: PoolSize,
+    /// Of single runtimes.
+    pub sizes: BTreeMap<Runtime, PoolSize>,
+    /// Sandboxes of one runtime that are made ahead of time at once.
+    pub refill_width: usize,
+    /// What waiting sandboxes have.
+    pub sandbox: SandboxDefaults,
+    /// How long making a sandbox may take.
+    pub create_timeout: Duration,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::default(),
+            size: PoolSize { clean: 1, dirty: 4 },
+            sizes: BTreeMap::new(),
+            refill_width: 2,
+            sandbox: SandboxDefaults::default(),
+            create_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl PoolConfig {
+    /// How many sandboxes of `runtime` wait.
+    #[must_use]
+    pub fn size_of(&self, runtime: Runtime) -> PoolSize {
+        self.sizes.get(&runtime).copied().unwrap_or(self.size)
+    }
+}

@@ -1,0 +1,98 @@
+//! A sandbox that the pool has handed out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Addr;
+use isol8_api::TenantId;
+use isol8_backend::{BackendError, Limits, Sandbox, SandboxSpec};
+
+use super::Pool;
+use super::message::Release;
+use crate::run::Memory;
+
+/// How long changing limits may take: a few writes to files of the kernel, or one engine call.
+const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A sandbox, and what is known about it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The sandbox.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// What it was made for, with the limits that hold now.
+    pub spec: SandboxSpec,
+    /// What is known of its last run.
+    pub memory: Memory,
+}
+
+impl Held {
+    /// Makes `limits` hold.
+    ///
+    /// # Errors
+    /// The old limits may hold in part, so the sandbox should go.
+    pub async fn set_limits(&mut self, limits: Limits) -> Result<(), BackendError> {
+        if self.spec.limits == limits {
+            return Ok(());
+        }
+        tokio::time::timeout(LIMITS_TIMEOUT, self.sandbox.set_limits(&limits))
+            .await
+            .map_err(|_| BackendError::Limits("no answer in time".to_owned()))??;
+        self.spec.limits = limits;
+        Ok(())
+    }
+}
+
+/// What the pool does with a sandbox that comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Used as its strategy says.
+    Return,
+    /// Destroyed, whatever its strategy.
+    Discard,
+    /// Nothing: it has another owner.
+    Taken,
+}
+
+/// A sandbox for one use. Dropping it gives the sandbox back.
+#[derive(Debug)]
+pub struct Lease {
+    /// The sandbox.
+    pub held: Held,
+    tenant: TenantId,
+    fate: Fate,
+    pool: Addr<Pool>,
+}
+
+impl Lease {
+    pub(super) fn new(held: Held, tenant: TenantId, pool: Addr<Pool>) -> Self {
+        Self {
+            held,
+            tenant,
+            fate: Fate::Return,
+            pool,
+        }
+    }
+
+    /// Gives back a sandbox that nobody should use again.
+    pub fn discard(mut self) {
+        self.fate = Fate::Discard;
+    }
+
+    /// Makes the caller the sandbox's owner; the pool forgets it.
+    #[must_use]
+    pub fn take(mut self) -> Held {
+        self.fate = Fate::Taken;
+        self.held.clone()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Where the pool is gone, dropping the sandbox removes it.
+        self.pool.do_send(Release {
+            held: self.held.clone(),
+            tenant: self.tenant.clone(),
+            fate: self.fate,
+        });
+    }
+}

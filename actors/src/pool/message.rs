@@ -1,0 +1,148 @@
+//! What the pool is asked, and what it shows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use isol8_api::{Runtime, TenantId};
+use isol8_backend::{BackendError, SandboxId, SandboxSpec};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::lease::Fate;
+use super::{Held, Lease, Pool};
+use crate::error::ExecuteError;
+
+/// Why there is no sandbox.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The pool gives out no more.
+    #[error("pool is shutting down")]
+    Closed,
+    /// The backend could not make one.
+    #[error(transparent)]
+    Backend(Arc<BackendError>),
+    /// The backend took too long to make one.
+    #[error("sandbox was not created within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// A bug in the backend.
+    #[error("creating a sandbox panicked")]
+    Panicked,
+}
+
+impl From<PoolError> for ExecuteError {
+    fn from(error: PoolError) -> Self {
+        match &error {
+            PoolError::Closed => Self::ShuttingDown,
+            PoolError::Backend(cause) => Self::from(cause.as_ref()),
+            PoolError::TimedOut(_) => Self::BackendUnavailable(error.to_string()),
+            PoolError::Panicked => Self::Internal(error.to_string()),
+        }
+    }
+}
+
+/// Takes a sandbox for `tenant` out of the pool. Dropping the future gives up the request, and
+/// gives back a sandbox that was already on its way.
+///
+/// # Errors
+/// Any [`PoolError`].
+pub async fn acquire(
+    pool: &Addr<Pool>,
+    tenant: TenantId,
+    spec: SandboxSpec,
+) -> Result<Lease, PoolError> {
+    let (reply, answer) = oneshot::channel();
+    pool.do_send(Acquire {
+        tenant,
+        spec,
+        reply,
+    });
+    answer.await.unwrap_or(Err(PoolError::Closed))
+}
+
+/// Hands out a sandbox. Legal in every state; a draining pool answers `Closed`.
+///
+/// The answer has a channel of its own, which tells the pool when nobody waits any longer.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Acquire {
+    pub(super) tenant: TenantId,
+    pub(super) spec: SandboxSpec,
+    pub(super) reply: oneshot::Sender<Result<Lease, PoolError>>,
+}
+
+impl Acquire {
+    pub(super) fn refuse(self, error: PoolError) {
+        // Whoever is gone by now needs no answer.
+        let _ = self.reply.send(Err(error));
+    }
+}
+
+/// As [`Acquire`], where no waiting sandbox will do.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Create(pub(super) Acquire);
+
+/// A lease has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Release {
+    pub(super) held: Held,
+    pub(super) tenant: TenantId,
+    pub(super) fate: Fate,
+}
+
+/// A waiting sandbox is dead.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Died {
+    pub(super) runtime: Runtime,
+    pub(super) id: SandboxId,
+    pub(super) reason: String,
+}
+
+/// Gives out no more sandboxes, destroys those that wait, and answers once every lease has ended
+/// and nothing is left.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Shutdown;
+
+/// Asks for a [`PoolState`].
+#[derive(Debug, Message)]
+#[rtype(result = "PoolState")]
+pub struct Observe;
+
+/// What the pool shows of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolState {
+    /// By runtime; those that nothing happened to are left out.
+    pub runtimes: BTreeMap<Runtime, ShelfState>,
+    /// Sandboxes handed out.
+    pub leased: usize,
+    /// Sandboxes being destroyed.
+    pub destroying: usize,
+    /// Whether the pool gives out no more.
+    pub draining: bool,
+}
+
+/// What the pool shows of one runtime.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShelfState {
+    /// Never used sandboxes that wait.
+    pub clean: usize,
+    /// Used ones that were reset and wait for their tenant.
+    pub used: usize,
+    /// Used ones being reset.
+    pub cleaning: usize,
+    /// Being made, on demand or ahead of time.
+    pub creating: usize,
+    /// Requests waiting for one.
+    pub waiting: usize,
+    /// Failures in a row of making one ahead of time.
+    pub failures: u32,
+    /// Whether the backend says that it cannot run this runtime.
+    pub unavailable: bool,
+}

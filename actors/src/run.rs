@@ -1,0 +1,355 @@
+//! One job in one sandbox: files in, setup, the program, files out, the result.
+//!
+//! Everything that the guest does is bounded twice: the guest ends a run at its timeout, and
+//! where it does not, the host takes the sandbox for lost a little later.
+
+mod output;
+mod plan;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use isol8_api::{ExecutionResult, ResourceUsage, Timings};
+use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
+use isol8_protocol::{Exit, ExitStatus, FailureKind, OutputStream, RunSpec, Signal};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ExecuteError;
+use crate::job::Job;
+use output::{Collected, Secrets};
+
+/// How much later than the guest the host ends a run: the guest has to kill, drain and report.
+const RUN_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a guest may take to end a run that was cancelled.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long all file transfers of one direction may take together.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long reading a sandbox's usage may take; a result does without rather than wait.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Files that are written at the same time: enough to hide the round trips of small ones.
+const CONCURRENT_WRITES: usize = 8;
+
+/// Bytes of all files of a result together: they travel in one JSON document.
+const OUTPUT_FILES_LIMIT: usize = 64 << 20;
+
+/// What becomes of what a run leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Nothing stays.
+    Ephemeral,
+    /// Files, processes and the interpreter's state are for the next run.
+    Session,
+}
+
+/// What a sandbox's owner remembers from one run to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What was last known to be used; `None` where it is not known.
+    pub usage: Option<SandboxUsage>,
+    /// The interpreter's state was lost and nobody was told yet.
+    pub unreported_loss: bool,
+}
+
+impl Memory {
+    /// Of a sandbox that was just made.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self {
+            usage: Some(SandboxUsage::default()),
+            unreported_loss: false,
+        }
+    }
+
+    /// Of a sandbox whose last run ended nobody knows how.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self {
+            usage: None,
+            unreported_loss: true,
+        }
+    }
+}
+
+/// What happened to a job before it met its sandbox.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waits {
+    /// Waiting for its turn.
+    pub queue: Duration,
+    /// Getting a sandbox.
+    pub acquire: Duration,
+}
+
+/// Runs a job. Once `cancel` is triggered, what runs is ended and the answer is
+/// [`ExecuteError::Cancelled`].
+///
+/// # Errors
+/// After [`ExecuteError::SandboxLost`] the sandbox may not be used again; after any other error
+/// it may.
+pub async fn run(
+    sandbox: &dyn Sandbox,
+    job: &Job,
+    mode: Mode,
+    waits: Waits,
+    memory: &mut Memory,
+    cancel: &CancellationToken,
+) -> Result<ExecutionResult, ExecuteError> {
+    Execution {
+        sandbox,
+        job,
+        memory,
+        cancel,
+        secrets: Secrets::new(&job.secrets)?,
+    }
+    .all(mode, waits)
+    .await
+}
+
+struct Execution<'a> {
+    sandbox: &'a dyn Sandbox,
+    job: &'a Job,
+    memory: &'a mut Memory,
+    cancel: &'a CancellationToken,
+    secrets: Secrets,
+}
+
+impl Execution<'_> {
+    async fn all(mut self, mode: Mode, waits: Waits) -> Result<ExecutionResult, ExecuteError> {
+        let timestamp = format!("{:.3}", jiff::Timestamp::now());
+        let start = Instant::now();
+        let plan = plan::program(self.job, mode);
+        self.write_files(plan.script).await?;
+        if let Some(script) = &self.job.setup_script {
+            self.set_up(script).await?;
+        }
+        let setup = start.elapsed();
+        let ended = self.supervise(plan.run).await?;
+        let ran = start.elapsed() - setup;
+        let files = self.read_files().await?;
+        let (resource_usage, oom_killed) = self.account(&ended.exit).await;
+
+        let exit = ended.exit;
+        let (stdout, stdout_cut) = ended.stdout.finish(exit.stdout_bytes, &self.secrets);
+        let (mut stderr, stderr_cut) = ended.stderr.finish(exit.stderr_bytes, &self.secrets);
+        if exit.timed_out {
+            output::note_timeout(&mut stderr);
+        }
+        Ok(ExecutionResult {
+            stdout,
+            stderr,
+            exit_code: exit_code(&exit),
+            duration_ms: milliseconds(start.elapsed()),
+            truncated: stdout_cut || stderr_cut,
+            execution_id: uuid::Uuid::new_v4().to_string(),
+            runtime: self.job.runtime(),
+            timestamp,
+            container_id: self.sandbox.id().to_string(),
+            files,
+            resource_usage,
+            timed_out: exit.timed_out,
+            oom_killed,
+            state_lost: mode == Mode::Session && std::mem::take(&mut self.memory.unreported_loss),
+            timings: Some(Timings {
+                queue_ms: milliseconds(waits.queue),
+                acquire_ms: milliseconds(waits.acquire),
+                setup_ms: milliseconds(setup),
+                run_ms: milliseconds(ran),
+            }),
+        })
+    }
+
+    async fn write_files(&self, script: Option<(String, Vec<u8>)>) -> Result<(), ExecuteError> {
+        let control = self.sandbox.control();
+        let files = self.job.files.iter();
+        let writes: Vec<_> = files
+            .map(|(path, content)| control.write_file(path.as_str(), 0o644, content))
+            .collect();
+        let writing = async {
+            // The script goes last: no file of the request may stand in its place.
+            stream::iter(writes)
+                .buffer_unordered(CONCURRENT_WRITES)
+                .try_collect::<()>()
+                .await?;
+            match &script {
+                Some((path, source)) => control.write_file(path, 0o644, source).await,
+                None => Ok(()),
+            }
+        };
+        self.transfer(writing).await
+    }
+
+    async fn set_up(&mut self, script: &str) -> Result<(), ExecuteError> {
+        let ended = self.supervise(plan::setup(self.job, script)).await?;
+        let exit = ended.exit;
+        if exit.status == ExitStatus::Code(0) && !exit.timed_out {
+            return Ok(());
+        }
+        let (mut stderr, _) = ended.stderr.finish(exit.stderr_bytes, &self.secrets);
+        if exit.timed_out {
+            output::note_timeout(&mut stderr);
+        }
+        Err(ExecuteError::SetupFailed {
+            exit_code: exit_code(&exit),
+            stderr,
+        })
+    }
+
+    async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
+        if self.job.output_paths.is_empty() {
+            return Ok(None);
+        }
+        let control = self.sandbox.control();
+        let reading = async {
+            let mut files = BTreeMap::new();
+            let mut room = OUTPUT_FILES_LIMIT;
+            for path in &self.job.output_paths {
+                let content = match control.read_file(path.as_str(), room).await {
+                    Ok(content) => content,
+                    Err(error) if error.failure_kind() == Some(FailureKind::NotFound) => continue,
+                    Err(error) => return Err(error),
+                };
+                room -= content.len();
+                files.insert(path.to_string(), BASE64_STANDARD.encode(content));
+            }
+            Ok(files)
+        };
+        self.transfer(reading).await.map(Some)
+    }
+
+    /// Bounds file transfers; dropping one ends it in the guest too.
+    async fn transfer<T>(
+        &self,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ExecuteError> {
+        tokio::select! {
+            () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
+            done = timeout(TRANSFER_TIMEOUT, work) => match done {
+                Ok(done) => Ok(done?),
+                Err(_) => Err(lost("file transfer", TRANSFER_TIMEOUT)),
+            },
+        }
+    }
+
+    /// Sees one run to its end: its own, its timeout's, or its caller's.
+    async fn supervise(&mut self, spec: RunSpec) -> Result<Ended, ExecuteError> {
+        let limit = self.job.timeout.saturating_add(RUN_GRACE);
+        let output = [(); 2].map(|()| Collected::new(self.job.output_limit));
+        let [mut stdout, mut stderr] = output;
+        let mut run = self.sandbox.control().run(spec)?;
+        let ended = tokio::select! {
+            () = self.cancel.cancelled() => None,
+            ended = timeout(limit, collect(&mut run, &mut stdout, &mut stderr)) => Some(ended),
+        };
+        let exit = match ended {
+            Some(Ok(exit)) => exit?,
+            Some(Err(_)) => return Err(lost("run", limit)),
+            None => {
+                let exit = kill(&mut run).await?;
+                self.memory.unreported_loss |= exit.state_lost;
+                return Err(ExecuteError::Cancelled);
+            }
+        };
+        self.memory.unreported_loss |= exit.state_lost;
+        Ok(Ended {
+            exit,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// What the run used, and whether the kernel ended a part of it for want of memory.
+    async fn account(&mut self, exit: &Exit) -> (Option<ResourceUsage>, bool) {
+        let before = self.memory.usage;
+        let now = match timeout(USAGE_TIMEOUT, self.sandbox.usage()).await {
+            Ok(Ok(now)) => now,
+            Ok(Err(error)) => {
+                log::debug!(sandbox:% = self.sandbox.id(), error:%; "usage cannot be read");
+                return (None, false);
+            }
+            Err(_) => return (None, false),
+        };
+        self.memory.usage = Some(now);
+        let since = |value: fn(&SandboxUsage) -> u64| {
+            before.map_or(0, |before| value(&now).saturating_sub(value(&before)))
+        };
+        let oom_killed = since(|usage| usage.oom_kills) > 0;
+        let cpu_us = exit.cpu_us.unwrap_or_else(|| since(|usage| usage.cpu_us));
+        (Some(resource_usage(&now, cpu_us, exit.wall_us)), oom_killed)
+    }
+}
+
+struct Ended {
+    exit: Exit,
+    stdout: Collected,
+    stderr: Collected,
+}
+
+async fn collect(
+    run: &mut Run,
+    stdout: &mut Collected,
+    stderr: &mut Collected,
+) -> Result<Exit, ControlError> {
+    loop {
+        match run.next().await? {
+            RunEvent::Output(OutputStream::Stdout, bytes) => stdout.push(&bytes),
+            RunEvent::Output(OutputStream::Stderr, bytes) => stderr.push(&bytes),
+            RunEvent::Exited(exit) => return Ok(exit),
+        }
+    }
+}
+
+/// Ends a run whose caller is gone, and waits for its end: what comes next in the sandbox must
+/// not meet it.
+async fn kill(run: &mut Run) -> Result<Exit, ExecuteError> {
+    run.signal(Signal::Kill)?;
+    let (mut stdout, mut stderr) = (Collected::new(0), Collected::new(0));
+    match timeout(KILL_TIMEOUT, collect(run, &mut stdout, &mut stderr)).await {
+        Ok(exit) => Ok(exit?),
+        Err(_) => Err(lost("end of a cancelled run", KILL_TIMEOUT)),
+    }
+}
+
+fn lost(what: &str, after: Duration) -> ExecuteError {
+    let seconds = after.as_secs_f64();
+    ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
+}
+
+/// A run whose time was over has the code of one that was killed, however it ended then.
+fn exit_code(exit: &Exit) -> i32 {
+    const KILLED: ExitStatus = ExitStatus::Signal(9);
+    if exit.timed_out {
+        KILLED.code()
+    } else {
+        exit.status.code()
+    }
+}
+
+// Figures for people; nobody counts on the last of 53 bits.
+#[allow(clippy::cast_precision_loss)]
+fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUsage {
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    ResourceUsage {
+        cpu_percent: if wall_us == 0 {
+            0.0
+        } else {
+            cpu_us as f64 * 100.0 / wall_us as f64
+        },
+        memory_mb: mebibytes(usage.memory_bytes),
+        peak_memory_mb: mebibytes(usage.peak_memory_bytes),
+        // A sandbox has no network interface but loopback.
+        network_bytes_in: 0,
+        network_bytes_out: 0,
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

@@ -1,0 +1,134 @@
+//! What a session is asked, what it shows, and what it is made with.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use actix::WeakAddr;
+use actix::prelude::*;
+use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
+use isol8_backend::SandboxSpec;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::error::ExecuteError;
+use crate::job::Job;
+use crate::pool::Pool;
+use crate::registry::Registry;
+
+/// Names a session among all tenants'.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionKey {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The tenant's name for it.
+    pub id: SessionId,
+}
+
+/// What is read about a session without asking it.
+#[derive(Debug)]
+pub(crate) struct Status {
+    pub(crate) runtime: Runtime,
+    pub(crate) created_at: u64,
+    pub(crate) last_accessed_at: AtomicU64,
+    pub(crate) is_active: AtomicBool,
+    /// Set once there is a sandbox.
+    pub(crate) container: OnceLock<String>,
+}
+
+impl Status {
+    pub(crate) fn new(runtime: Runtime) -> Self {
+        let now = milliseconds_since_1970();
+        Self {
+            runtime,
+            created_at: now,
+            last_accessed_at: AtomicU64::new(now),
+            is_active: AtomicBool::new(false),
+            container: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn set_active(&self, active: bool) {
+        self.is_active.store(active, Ordering::Relaxed);
+        let now = milliseconds_since_1970();
+        self.last_accessed_at.store(now, Ordering::Relaxed);
+    }
+}
+
+pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
+
+/// Runs a job in its turn. Legal in every state; a session that has ended answers so.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Run {
+    pub(crate) job: Job,
+    /// Triggered when nobody waits for the answer any longer.
+    pub(crate) cancel: CancellationToken,
+    pub(crate) received: Instant,
+    pub(crate) reply: Reply,
+}
+
+/// Ends the session, and what runs in it; answered when its sandbox is gone.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Delete;
+
+/// Asks for a [`SessionState`].
+#[derive(Debug, Message)]
+#[rtype(result = "SessionState")]
+pub struct Observe;
+
+/// The sandbox is dead.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Died(pub(super) String);
+
+/// What a session shows of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionState {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The runtime it is bound to.
+    pub runtime: Runtime,
+    /// Jobs that wait for their turn.
+    pub waiting: usize,
+}
+
+/// What a session is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// It has no sandbox yet.
+    Starting,
+    /// It waits for a job.
+    Idle,
+    /// It runs a job.
+    Running,
+    /// It is over.
+    Ended,
+}
+
+/// What a session is made with.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) key: SessionKey,
+    /// Tells this session from others of the same key, before and after it.
+    pub(crate) generation: u64,
+    pub(crate) spec: SandboxSpec,
+    pub(crate) queue_limit: usize,
+    pub(crate) status: Arc<Status>,
+    pub(crate) pool: Addr<Pool>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) registry: WeakAddr<Registry>,
+}
+
+fn milliseconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}

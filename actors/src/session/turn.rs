@@ -1,0 +1,77 @@
+//! One job's turn in a session's sandbox.
+
+use std::sync::Arc;
+
+use isol8_api::ExecutionResult;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Run;
+use super::message::Reply;
+use crate::admission::Admission;
+use crate::error::ExecuteError;
+use crate::job::Job;
+use crate::pool::Held;
+use crate::run::{self, Mode, Waits};
+
+/// What the session keeps of the job that runs.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub(super) reply: Reply,
+    pub(super) cancel: CancellationToken,
+}
+
+/// How a job left its session.
+#[derive(Debug)]
+pub(super) struct TurnEnd {
+    pub(super) held: Held,
+    pub(super) result: Result<ExecutionResult, ExecuteError>,
+}
+
+impl Turn {
+    /// Runs a job in a task of its own, where a panic is an error and no more.
+    pub(super) fn begin(
+        run: Run,
+        mut held: Held,
+        admission: Arc<Admission>,
+        waits: Waits,
+    ) -> (Self, JoinHandle<TurnEnd>) {
+        let turn = Self {
+            reply: run.reply,
+            cancel: run.cancel.clone(),
+        };
+        let running = tokio::spawn(async move {
+            let result = execute(&mut held, &run.job, &admission, waits, &run.cancel).await;
+            TurnEnd { held, result }
+        });
+        (turn, running)
+    }
+}
+
+async fn execute(
+    held: &mut Held,
+    job: &Job,
+    admission: &Admission,
+    mut waits: Waits,
+    cancel: &CancellationToken,
+) -> Result<ExecutionResult, ExecuteError> {
+    let asked = Instant::now();
+    let permit = cancel.run_until_cancelled(admission.admit()).await;
+    let _permit = permit.ok_or(ExecuteError::Cancelled)??;
+    waits.queue += asked.elapsed();
+    // A session's sizes are those of its first request; its limits are each request's own.
+    held.set_limits(job.sandbox.limits)
+        .await
+        .map_err(|error| ExecuteError::SandboxLost(error.to_string()))?;
+    let sandbox = Arc::clone(&held.sandbox);
+    run::run(
+        sandbox.as_ref(),
+        job,
+        Mode::Session,
+        waits,
+        &mut held.memory,
+        cancel,
+    )
+    .await
+}

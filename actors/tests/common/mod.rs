@@ -1,0 +1,143 @@
+//! What every actor test stands on: a service over the fake backend, under a paused clock.
+#![allow(dead_code, unreachable_pub)] // Each test file uses its own part.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults};
+use isol8_actors::{ExecuteError, Job, Program, Service, ServiceConfig};
+use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
+use isol8_backend::fake::FakeBackend;
+
+pub type Outcome = Result<ExecutionResult, ExecuteError>;
+
+/// A service and the world below it.
+#[derive(Clone, Debug)]
+pub struct House {
+    pub backend: FakeBackend,
+    pub service: Service,
+}
+
+/// Nothing waits, unless a test asks for it.
+pub fn config() -> ServiceConfig {
+    ServiceConfig {
+        pool: PoolConfig {
+            size: PoolSize { clean: 0, dirty: 4 },
+            ..PoolConfig::default()
+        },
+        ..ServiceConfig::default()
+    }
+}
+
+/// As [`config`], with this many Python sandboxes.
+pub fn with_pool(clean: usize, dirty: usize) -> ServiceConfig {
+    let mut config = config();
+    config.pool.sizes = BTreeMap::from([(Runtime::Python, PoolSize { clean, dirty })]);
+    config
+}
+
+impl House {
+    pub fn new(config: ServiceConfig) -> Self {
+        Self::over(FakeBackend::new(), config)
+    }
+
+    pub fn over(backend: FakeBackend, config: ServiceConfig) -> Self {
+        tokio::time::pause();
+        Self::next_to_another(backend, config)
+    }
+
+    /// For a test that has one already, and so a paused clock.
+    pub fn next_to_another(backend: FakeBackend, config: ServiceConfig) -> Self {
+        let service = Service::start(Arc::new(backend.clone()), config);
+        Self { backend, service }
+    }
+
+    /// Runs a job of nobody in particular.
+    pub async fn run(&self, job: Job) -> Outcome {
+        self.run_as("t", None, job).await
+    }
+
+    /// Runs a Python program and gives its output.
+    pub async fn output(&self, code: &str) -> String {
+        self.run(job(code)).await.unwrap().stdout
+    }
+
+    /// Runs a Python program in a session.
+    pub async fn in_session(&self, id: &str, code: &str) -> Outcome {
+        self.run_as("t", Some(id), job(code)).await
+    }
+
+    pub async fn run_as(&self, tenant: &str, session: Option<&str>, job: Job) -> Outcome {
+        let session: Option<SessionId> = session.map(|id| id.parse().unwrap());
+        self.service
+            .execute(tenant.parse().unwrap(), session, job)
+            .await
+    }
+
+    /// As [`Self::run_as`], in the background; aborting the task is the client going away.
+    pub fn spawn_as(
+        &self,
+        tenant: &str,
+        session: Option<&str>,
+        job: Job,
+    ) -> tokio::task::JoinHandle<Outcome> {
+        let (house, tenant) = (self.clone(), tenant.to_owned());
+        let session = session.map(str::to_owned);
+        tokio::spawn(async move { house.run_as(&tenant, session.as_deref(), job).await })
+    }
+
+    /// Waits until something is so, within a minute of the paused clock.
+    pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        for _ in 0..60_000 {
+            if condition(self) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("not so within a minute: {what}, {self:?}");
+    }
+
+    /// Waits until this many sandboxes of Python wait on the shelves.
+    pub async fn until_waiting(&self, clean: usize, used: usize) {
+        for _ in 0..60_000 {
+            let state = self.service.observe().await.unwrap().pool;
+            let shelf = state.runtimes.get(&Runtime::Python).cloned();
+            let shelf = shelf.unwrap_or_default();
+            if (shelf.clean, shelf.used, shelf.cleaning) == (clean, used, 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("not {clean} clean and {used} used within a minute, {self:?}");
+    }
+
+    /// Shuts down, and asserts that nothing is left.
+    pub async fn finish(self) {
+        self.service.shutdown().await.unwrap();
+        let counters = self.backend.counters();
+        assert_eq!(counters.live(), 0, "leaked: {counters:?}");
+        let state = self.service.observe().await.unwrap();
+        assert_eq!(state.pool.leased + state.pool.destroying, 0, "{state:?}");
+        assert_eq!(state.sessions.sessions, 0, "{state:?}");
+        assert_eq!(state.admission.running + state.admission.waiting, 0);
+        assert_eq!(
+            self.run(job("print 1")).await,
+            Err(ExecuteError::ShuttingDown)
+        );
+    }
+}
+
+/// A Python job.
+pub fn job(code: &str) -> Job {
+    job_in(Runtime::Python, code)
+}
+
+pub fn job_in(runtime: Runtime, code: &str) -> Job {
+    let spec = SandboxDefaults::default().spec(runtime);
+    Job::new(Program::source(code, runtime), spec).unwrap()
+}
+
+pub fn tenant(name: &str) -> TenantId {
+    name.parse().unwrap()
+}

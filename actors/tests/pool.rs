@@ -1,0 +1,402 @@
+//! Sandboxes that wait for work, and what becomes of them.
+#![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor as _, Addr};
+use common::{House, config, job, tenant, with_pool};
+use isol8_actors::ExecuteError;
+use isol8_actors::pool::{self, Pool, PoolConfig, PoolError, PoolSize, SandboxDefaults, Strategy};
+use isol8_api::{ByteSize, ErrorCode, Runtime};
+use isol8_backend::SandboxSpec;
+use isol8_backend::fake::FakeBackend;
+use tokio::time::Instant;
+
+fn secure(clean: usize) -> isol8_actors::ServiceConfig {
+    let mut config = with_pool(clean, 4);
+    config.pool.strategy = Strategy::Secure;
+    config
+}
+
+fn spec() -> SandboxSpec {
+    SandboxDefaults::default().spec(Runtime::Python)
+}
+
+/// A pool without a service around it; nothing waits in it at first.
+fn bare_pool(backend: &FakeBackend) -> Addr<Pool> {
+    tokio::time::pause();
+    let config = PoolConfig {
+        size: PoolSize { clean: 0, dirty: 2 },
+        ..PoolConfig::default()
+    };
+    Pool::new(Arc::new(backend.clone()), config).start()
+}
+
+#[actix::test]
+async fn what_is_configured_waits_and_nothing_else() {
+    let house = House::new(with_pool(3, 0));
+    house.until_waiting(3, 0).await;
+    assert_eq!(house.backend.counters().attempts, 3);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_run_takes_a_waiting_sandbox_which_is_replaced() {
+    let house = House::new(secure(1));
+    house.until_waiting(1, 0).await;
+    house.backend.slow_create(Duration::from_secs(5));
+    let start = Instant::now();
+    assert_eq!(house.output("print 1").await, "1");
+    assert!(start.elapsed() < Duration::from_secs(1), "from the shelf");
+    house.until_waiting(1, 0).await;
+    assert_eq!(house.backend.counters().created, 2);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn secure_destroys_a_sandbox_after_one_run() {
+    let house = House::new(secure(0));
+    for _ in 0..3 {
+        house.output("print 1").await;
+    }
+    house
+        .until("destroyed", |h| h.backend.counters().live() == 0)
+        .await;
+    let counters = house.backend.counters();
+    assert_eq!((counters.created, counters.resets), (3, 0));
+    house.finish().await;
+}
+
+#[actix::test]
+async fn fast_resets_a_sandbox_and_nothing_of_a_run_is_left_for_the_next() {
+    let house = House::new(with_pool(0, 4));
+    house.output("write /tmp/f secret\nset x 1").await;
+    house.until_waiting(0, 1).await;
+    assert_eq!(house.output("cat /tmp/f\nget x").await, "");
+    let counters = house.backend.counters();
+    assert_eq!(counters.created, 1, "used again");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_used_sandbox_never_serves_another_tenant() {
+    let house = House::new(with_pool(0, 4));
+    let first = house.run_as("a", None, job("print 1")).await.unwrap();
+    house.until_waiting(0, 1).await;
+    let other = house.run_as("b", None, job("print 1")).await.unwrap();
+    assert_ne!(first.container_id, other.container_id);
+    house.until_waiting(0, 2).await;
+    let again = house.run_as("a", None, job("print 1")).await.unwrap();
+    assert_eq!(first.container_id, again.container_id);
+    // Neither does one that becomes free while the other tenant waits.
+    house.until_waiting(0, 2).await;
+    let running = house.spawn_as("a", None, job("sleep 100"));
+    house
+        .until("running", |h| h.backend.counters().runs == 4)
+        .await;
+    house.backend.slow_create(Duration::from_secs(5));
+    let third = house.run_as("c", None, job("print 1")).await.unwrap();
+    assert_ne!(
+        third.container_id,
+        running.await.unwrap().unwrap().container_id
+    );
+    house.finish().await;
+}
+
+#[actix::test]
+async fn no_more_used_sandboxes_are_kept_than_configured() {
+    let house = House::new(with_pool(0, 2));
+    let runs: Vec<_> = ["a", "b", "c", "d"]
+        .map(|tenant| house.spawn_as(tenant, None, job("sleep 100")))
+        .into();
+    for run in runs {
+        run.await.unwrap().unwrap();
+    }
+    house.until_waiting(0, 2).await;
+    house
+        .until("others destroyed", |h| h.backend.counters().live() == 2)
+        .await;
+    // The latest take the place of those that wait longest.
+    let latest = house.run_as("e", None, job("print 1")).await.unwrap();
+    house.until_waiting(0, 2).await;
+    let again = house.run_as("e", None, job("print 1")).await.unwrap();
+    assert_eq!(latest.container_id, again.container_id);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_sandbox_whose_reset_fails_or_hangs_is_destroyed() {
+    let house = House::new(with_pool(0, 4));
+    house.backend.fail_reset(true);
+    house.output("print 1").await;
+    house
+        .until("destroyed", |h| h.backend.counters().destroyed == 1)
+        .await;
+    house.backend.fail_reset(false);
+    house.backend.hang_reset(true);
+    house.output("print 1").await;
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    house
+        .until("destroyed", |h| h.backend.counters().destroyed == 2)
+        .await;
+    assert_eq!(house.output("print 1").await, "1");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn acquiring_never_waits_for_a_cleaning() {
+    let house = House::new(with_pool(0, 4));
+    house.backend.slow_reset(Duration::from_secs(20));
+    house.output("print 1").await;
+    let start = Instant::now();
+    house.output("print 2").await;
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_eq!(house.backend.counters().created, 2);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_sandbox_that_becomes_free_is_taken_before_one_that_is_still_made() {
+    let house = House::new(with_pool(0, 4));
+    let running = house.spawn_as("t", None, job("sleep 100"));
+    house
+        .until("running", |h| h.backend.counters().runs == 1)
+        .await;
+    house.backend.slow_create(Duration::from_secs(20));
+    let start = Instant::now();
+    let second = house.run(job("print 2")).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_eq!(
+        second.container_id,
+        running.await.unwrap().unwrap().container_id
+    );
+    house.finish().await;
+}
+
+#[actix::test]
+async fn what_was_made_for_nobody_in_the_end_is_kept_where_there_is_room() {
+    let backend = FakeBackend::new();
+    let house = House::over(backend.clone(), with_pool(1, 0));
+    house.until_waiting(1, 0).await;
+    backend.slow_create(Duration::from_secs(5));
+    let first = house.spawn_as("t", None, job("sleep 60000"));
+    let second = house.spawn_as("t", None, job("print 1"));
+    house
+        .until("both made", |h| h.backend.counters().attempts == 3)
+        .await;
+    second.abort();
+    first.abort();
+    house.until_waiting(1, 0).await;
+    house
+        .until("rest gone", |h| h.backend.counters().live() == 1)
+        .await;
+    house.finish().await;
+}
+
+#[actix::test]
+async fn refilling_backs_off_while_creates_fail_and_recovers() {
+    let backend = FakeBackend::new();
+    backend.fail_next_creates(4);
+    let house = House::over(backend, with_pool(1, 0));
+    let start = Instant::now();
+    house.until_waiting(1, 0).await;
+    assert_eq!(house.backend.counters().attempts, 5);
+    // 0.2 + 0.4 + 0.8 + 1.6 s.
+    assert!(
+        start.elapsed() >= Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+    let state = house.service.observe().await.unwrap().pool;
+    assert_eq!(state.runtimes[&Runtime::Python].failures, 0);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_runtime_that_the_backend_lacks_is_not_tried_again_and_again() {
+    let backend = FakeBackend::new();
+    backend.make_unavailable(Runtime::Python);
+    let house = House::over(backend, with_pool(2, 0));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(house.backend.counters().attempts <= 2);
+    let state = house.service.observe().await.unwrap().pool;
+    assert!(state.runtimes[&Runtime::Python].unavailable);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_backend_that_panics_fails_one_request_and_the_pool_lives_on() {
+    let house = House::new(config());
+    house.backend.panic_in_next_creates(1);
+    let error = house.run(job("print 1")).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::Internal);
+    assert_eq!(house.output("print 1").await, "1");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_backend_that_panics_while_refilling_is_tried_again() {
+    let backend = FakeBackend::new();
+    backend.panic_in_next_creates(1);
+    let house = House::over(backend, with_pool(1, 0));
+    house.until_waiting(1, 0).await;
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_backend_that_hangs_is_an_error_in_time() {
+    let house = House::new(config());
+    house.backend.hang_create(true);
+    let error = house.run(job("print 1")).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::BackendUnavailable);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_waiting_sandbox_that_dies_is_replaced_and_never_handed_out() {
+    let house = House::new(with_pool(2, 0));
+    house.until_waiting(2, 0).await;
+    house.backend.kill_all();
+    // At once, before anything could be noticed, and after.
+    assert_eq!(house.output("print 1").await, "1");
+    house.until_waiting(2, 0).await;
+    assert_eq!(house.output("print 1").await, "1");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn limits_are_applied_when_a_sandbox_is_handed_out_and_taken_back_with_it() {
+    let house = House::new(with_pool(1, 4));
+    house.until_waiting(1, 0).await;
+    let mut large = job("print 1");
+    large.sandbox.limits.memory = ByteSize::from_mebibytes(64);
+    let wanted = large.sandbox.limits;
+    house.run(large).await.unwrap();
+    house.until_waiting(1, 1).await;
+    let defaults = SandboxDefaults::default().limits;
+    assert_eq!(house.backend.applied_limits(), [wanted, defaults]);
+    house.output("print 1").await;
+    assert_eq!(house.backend.applied_limits().len(), 2, "already right");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_sandbox_whose_limits_cannot_be_changed_is_replaced_by_a_new_one() {
+    let house = House::new(with_pool(1, 4));
+    house.until_waiting(1, 0).await;
+    house.backend.fail_set_limits(true);
+    let mut large = job("print 1");
+    large.sandbox.limits.pids = 200;
+    assert_eq!(house.run(large).await.unwrap().stdout, "1");
+    house.backend.fail_set_limits(false);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_sandbox_of_other_sizes_is_made_for_its_run_alone() {
+    let house = House::new(with_pool(1, 4));
+    house.until_waiting(1, 0).await;
+    let mut large = job("print 1");
+    large.sandbox.tmp_size = ByteSize::from_mebibytes(1);
+    house.run(large).await.unwrap();
+    house
+        .until("destroyed", |h| h.backend.counters().live() == 1)
+        .await;
+    assert_eq!(house.backend.counters().created, 2);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn an_acquire_that_is_given_up_leaks_nothing() {
+    let backend = FakeBackend::new();
+    let pool = bare_pool(&backend);
+    backend.slow_create(Duration::from_secs(5));
+    let wait = Duration::from_secs(1);
+    let acquiring = pool::acquire(&pool, tenant("t"), spec());
+    assert!(tokio::time::timeout(wait, acquiring).await.is_err());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(
+        (backend.counters().created, backend.counters().live()),
+        (1, 0)
+    );
+    pool.send(pool::Shutdown).await.unwrap();
+}
+
+#[actix::test]
+async fn a_lease_goes_back_discarded_or_to_another_owner() {
+    let backend = FakeBackend::new();
+    let pool = bare_pool(&backend);
+    let lease = || async { pool::acquire(&pool, tenant("t"), spec()).await.unwrap() };
+    drop(lease().await);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        (backend.counters().live(), backend.counters().resets),
+        (1, 1)
+    );
+
+    lease().await.discard();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        (backend.counters().live(), backend.counters().resets),
+        (0, 1)
+    );
+
+    let taken = lease().await.take();
+    // The pool waits for leases, not for what has another owner.
+    pool.send(pool::Shutdown).await.unwrap();
+    assert_eq!(backend.counters().live(), 1);
+    taken.sandbox.destroy().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_shutdown_waits_for_leases_and_refuses_new_ones() {
+    let backend = FakeBackend::new();
+    let pool = bare_pool(&backend);
+    let lease = pool::acquire(&pool, tenant("t"), spec()).await.unwrap();
+    backend.hang_create(true);
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool::acquire(&pool, tenant("t"), spec()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let start = Instant::now();
+    let closing = tokio::spawn(pool.send(pool::Shutdown));
+    assert!(matches!(waiting.await.unwrap(), Err(PoolError::Closed)));
+    let refused = pool::acquire(&pool, tenant("t"), spec()).await;
+    assert!(matches!(refused, Err(PoolError::Closed)));
+    assert!(!closing.is_finished());
+    drop(lease);
+    closing.await.unwrap().unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "what hangs is given up"
+    );
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_destroy_that_fails_does_not_stop_the_pool() {
+    let house = House::new(secure(1));
+    house.backend.fail_destroy(true);
+    for _ in 0..3 {
+        house.output("print 1").await;
+    }
+    house.until_waiting(1, 0).await;
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_backend_that_cannot_create_is_said_to_the_caller() {
+    let house = House::new(config());
+    house.backend.fail_next_creates(1);
+    let error = house.run(job("print 1")).await.unwrap_err();
+    assert!(
+        matches!(error, ExecuteError::BackendUnavailable(_)),
+        "{error}"
+    );
+    house.finish().await;
+}

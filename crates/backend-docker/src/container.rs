@@ -1,0 +1,294 @@
+//! Every setting of a container, and why.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use bollard::models::{
+    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum,
+    HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+};
+use isol8_api::ByteSize;
+use isol8_backend::{Limits, SandboxId, SandboxSpec};
+use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
+
+/// The base state directory of the installation that a container belongs to.
+pub(crate) const STATE_LABEL: &str = "isol8.state";
+/// The instance (one process of isol8) that made it.
+pub(crate) const INSTANCE_LABEL: &str = "isol8.instance";
+/// The runtime it is for.
+const RUNTIME_LABEL: &str = "isol8.runtime";
+
+pub(crate) const NAME_PREFIX: &str = "isol8-";
+
+const GUEST: &str = "/.isol8/guest";
+const CONTROL: &str = "/.isol8/control";
+/// Name of the guest's socket in the control directory.
+pub(crate) const SOCKET: &str = "socket";
+
+/// What the guest needs to start and end others' processes and to hand them their files. User
+/// code gets none of it.
+const CAPABILITIES: [&str; 5] = ["SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE"];
+
+/// The kernel's default length of a scheduling period; a quota is a share of it.
+const CPU_PERIOD_US: i64 = 100_000;
+
+/// Shared memory: the engine's own default, enough for `multiprocessing`, and charged to the
+/// container's memory limit.
+const SHM_BYTES: i64 = 64 << 20;
+
+/// Where a container's parts are on the host, and whose it is.
+#[derive(Debug)]
+pub(crate) struct Placement<'a> {
+    pub(crate) image: &'a str,
+    /// The guest agent's executable.
+    pub(crate) guest: &'a Path,
+    /// The directory that is shared with this container alone.
+    pub(crate) control: &'a Path,
+    pub(crate) state: &'a Path,
+    pub(crate) instance: &'a SandboxId,
+}
+
+/// The container's name for the engine.
+pub(crate) fn name(id: &SandboxId) -> String {
+    format!("{NAME_PREFIX}{id}")
+}
+
+/// The sandbox's id in the name that the engine reports.
+pub(crate) fn id_of_name(name: &str) -> Option<&str> {
+    name.trim_start_matches('/').strip_prefix(NAME_PREFIX)
+}
+
+/// A filter for, or a setting of, one label.
+pub(crate) fn label(key: &str, value: &str) -> String {
+    format!("{key}={value}")
+}
+
+/// What the engine is asked to make.
+pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> ContainerCreateBody {
+    let labels = [
+        (STATE_LABEL, placement.state.display().to_string()),
+        (INSTANCE_LABEL, placement.instance.to_string()),
+        (RUNTIME_LABEL, spec.runtime.to_string()),
+    ];
+    let socket = format!("{CONTROL}/{SOCKET}");
+    ContainerCreateBody {
+        image: Some(placement.image.to_owned()),
+        hostname: Some("sandbox".to_owned()),
+        // The guest's user. User code runs as another.
+        user: Some("0:0".to_owned()),
+        working_dir: Some("/".to_owned()),
+        entrypoint: Some(vec![GUEST.to_owned(), "--socket".to_owned(), socket]),
+        cmd: Some(Vec::new()),
+        labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
+        host_config: Some(host_config(spec, placement)),
+        ..Default::default()
+    }
+}
+
+fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
+    let memory = Some(signed(spec.limits.memory));
+    HostConfig {
+        memory,
+        // Memory and swap together: so there is no swap.
+        memory_swap: memory,
+        cpu_period: Some(CPU_PERIOD_US),
+        cpu_quota: Some(cpu_quota(spec.limits.cpus)),
+        pids_limit: Some(i64::from(spec.limits.pids)),
+        mounts: Some(mounts(placement)),
+        tmpfs: Some(tmpfs(spec)),
+        shm_size: Some(SHM_BYTES),
+        readonly_rootfs: Some(true),
+        network_mode: Some("none".to_owned()),
+        ipc_mode: Some("private".to_owned()),
+        // The host's cgroup paths are nobody's business inside.
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(CAPABILITIES.map(str::to_owned).into()),
+        // The engine's default seccomp profile applies too, being the default.
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        ulimits: Some(vec![no_core_dumps()]),
+        // Nothing of a sandbox may fill the host's disk.
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("none".to_owned()),
+            config: None,
+        }),
+        // The guest is an init itself.
+        init: Some(false),
+        ..Default::default()
+    }
+}
+
+/// The engine's structured form; its short one would read a colon in a path as a separator.
+fn mounts(placement: &Placement<'_>) -> Vec<Mount> {
+    let bind = |source: &Path, target: &str, read_only| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(source.display().to_string()),
+        target: Some(target.to_owned()),
+        read_only: Some(read_only),
+        ..Default::default()
+    };
+    vec![
+        bind(placement.guest, GUEST, true),
+        bind(placement.control, CONTROL, false),
+    ]
+}
+
+/// The places that user code may write to.
+fn tmpfs(spec: &SandboxSpec) -> HashMap<String, String> {
+    let options = |size: ByteSize, owner: &str| {
+        let size = size.bytes();
+        format!("rw,exec,nosuid,nodev,size={size},{owner}")
+    };
+    let sandbox = format!("uid={SANDBOX_UID},gid={SANDBOX_GID},mode=0755");
+    HashMap::from([
+        ("/sandbox".to_owned(), options(spec.sandbox_size, &sandbox)),
+        ("/tmp".to_owned(), options(spec.tmp_size, "mode=1777")),
+    ])
+}
+
+fn no_core_dumps() -> ResourcesUlimits {
+    ResourcesUlimits {
+        name: Some("core".to_owned()),
+        soft: Some(0),
+        hard: Some(0),
+    }
+}
+
+/// What the engine is asked to change.
+pub(crate) fn update_body(limits: &Limits) -> ContainerUpdateBody {
+    let memory = Some(signed(limits.memory));
+    ContainerUpdateBody {
+        memory,
+        // Set together, or a higher limit would be refused for exceeding the old one with swap.
+        memory_swap: memory,
+        cpu_period: Some(CPU_PERIOD_US),
+        cpu_quota: Some(cpu_quota(limits.cpus)),
+        pids_limit: Some(i64::from(limits.pids)),
+        ..Default::default()
+    }
+}
+
+/// A quota rather than the engine's `NanoCpus`, which refuses more cores than the host has.
+fn cpu_quota(cpus: f64) -> i64 {
+    // Saturates; out of any sensible range the engine refuses.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
+    let quota = (cpus * CPU_PERIOD_US as f64).round() as i64;
+    quota
+}
+
+fn signed(size: ByteSize) -> i64 {
+    i64::try_from(size.bytes()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use isol8_api::Runtime;
+
+    use super::*;
+
+    fn spec() -> SandboxSpec {
+        SandboxSpec {
+            runtime: Runtime::Python,
+            limits: Limits {
+                cpus: 1.5,
+                memory: ByteSize::from_mebibytes(256),
+                pids: 64,
+            },
+            sandbox_size: ByteSize::from_mebibytes(512),
+            tmp_size: ByteSize::from_mebibytes(128),
+        }
+    }
+
+    fn body() -> ContainerCreateBody {
+        let placement = Placement {
+            image: "isol8:python",
+            guest: Path::new("/state/i/guest"),
+            control: Path::new("/state/i/s:1"),
+            state: Path::new("/state"),
+            instance: &SandboxId::random(),
+        };
+        create_body(&spec(), &placement)
+    }
+
+    #[test]
+    fn a_container_has_no_way_out_and_no_privilege_but_the_guests() {
+        let host = body().host_config.unwrap();
+        assert_eq!(host.network_mode.as_deref(), Some("none"));
+        assert_eq!(host.readonly_rootfs, Some(true));
+        assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
+        assert_eq!(host.cap_add.unwrap(), CAPABILITIES);
+        assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
+        assert_eq!(host.privileged, None);
+        assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn limits_are_the_same_at_creation_and_in_an_update() {
+        let host = body().host_config.unwrap();
+        let update = update_body(&spec().limits);
+        assert_eq!(host.memory, Some(256 << 20));
+        assert_eq!(host.memory_swap, host.memory);
+        assert_eq!(host.cpu_quota, Some(150_000));
+        assert_eq!(host.pids_limit, Some(64));
+        assert_eq!(update.memory, host.memory);
+        assert_eq!(update.memory_swap, host.memory_swap);
+        assert_eq!(update.cpu_quota, host.cpu_quota);
+        assert_eq!(update.cpu_period, host.cpu_period);
+        assert_eq!(update.pids_limit, host.pids_limit);
+    }
+
+    #[test]
+    fn the_guest_is_read_only_and_only_the_control_directory_is_shared() {
+        let mounts = body().host_config.unwrap().mounts.unwrap();
+        let shared: Vec<_> = mounts
+            .iter()
+            .map(|m| {
+                (
+                    m.source.as_deref().unwrap(),
+                    m.target.as_deref().unwrap(),
+                    m.read_only.unwrap(),
+                )
+            })
+            .collect();
+        let expected = [
+            ("/state/i/guest", GUEST, true),
+            ("/state/i/s:1", CONTROL, false),
+        ];
+        assert_eq!(shared, expected);
+    }
+
+    #[test]
+    fn writable_places_are_bounded_and_belong_to_the_sandbox_user() {
+        let tmpfs = body().host_config.unwrap().tmpfs.unwrap();
+        assert_eq!(
+            tmpfs["/sandbox"],
+            "rw,exec,nosuid,nodev,size=536870912,uid=64800,gid=64800,mode=0755"
+        );
+        assert_eq!(
+            tmpfs["/tmp"],
+            "rw,exec,nosuid,nodev,size=134217728,mode=1777"
+        );
+    }
+
+    #[test]
+    fn labels_name_the_owner() {
+        let labels = body().labels.unwrap();
+        assert_eq!(labels[STATE_LABEL], "/state");
+        assert_eq!(labels[INSTANCE_LABEL].len(), 16);
+        assert_eq!(labels[RUNTIME_LABEL], "python");
+    }
+
+    #[test]
+    fn names_lead_back_to_ids() {
+        let id = SandboxId::random();
+        let reported = format!("/{}", name(&id));
+        assert_eq!(id_of_name(&reported), Some(id.as_str()));
+        assert_eq!(id_of_name("/postgres"), None);
+    }
+
+    #[test]
+    fn absurd_limits_saturate() {
+        assert_eq!(cpu_quota(f64::MAX), i64::MAX);
+        assert_eq!(signed(ByteSize::from_bytes(u64::MAX)), i64::MAX);
+    }
+}

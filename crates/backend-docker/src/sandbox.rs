@@ -1,0 +1,368 @@
+//! One container's life: made, connected to, used, removed, whatever happens in between.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::query_parameters::CreateContainerOptionsBuilder;
+use futures::TryFutureExt as _;
+use isol8_backend::cgroup::CgroupReader;
+use isol8_backend::{
+    BackendError, Control, Instance, Limits, Sandbox, SandboxId, SandboxSpec, SandboxUsage,
+    kernel_of,
+};
+use tokio::net::UnixStream;
+use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
+
+use crate::container::{self, Placement};
+use crate::engine::{CALL_DEADLINE, Engine, EngineError};
+
+/// From the request to start the container to a guest that can be connected to. The guest itself
+/// needs a millisecond; the engine's queue needs the rest.
+const GUEST_DEADLINE: Duration = CALL_DEADLINE;
+
+/// Pause between two attempts to connect. They go on while the engine starts the container, which
+/// takes far longer than the guest needs to bind its socket; so what a pause can cost is half of
+/// it, and inotify would need attempts too, because the socket exists before it listens.
+const CONNECT_PAUSE: Duration = Duration::from_millis(1);
+
+/// What all containers of one backend share.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) engine: Engine,
+    pub(crate) instance: Arc<Instance>,
+    /// The base state directory, without links: the same in every process that uses it.
+    pub(crate) state: PathBuf,
+    live: Mutex<HashSet<SandboxId>>,
+}
+
+impl Owner {
+    pub(crate) fn new(engine: Engine, instance: Arc<Instance>, state: PathBuf) -> Self {
+        Self {
+            engine,
+            instance,
+            state,
+            live: Mutex::default(),
+        }
+    }
+
+    /// Sandboxes that somebody still holds. Whatever else carries this instance's label was to be
+    /// removed and was not. Nothing is awaited under the lock, so a blocking one is right.
+    pub(crate) fn live(&self) -> MutexGuard<'_, HashSet<SandboxId>> {
+        // Every change under the lock is a single operation: a panic cannot leave it half done.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes a container of this instance, and the directory that it shared with the host.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        self.engine
+            .remove(&format!("{}{id}", container::NAME_PREFIX))
+            .await?;
+        remove_control_directory(&self.control_directory(id));
+        Ok(())
+    }
+
+    fn control_directory(&self, id: &str) -> PathBuf {
+        self.instance.directory().join(id)
+    }
+}
+
+/// Makes a container, and waits until its guest answers.
+pub(crate) async fn make(
+    owner: &Arc<Owner>,
+    spec: &SandboxSpec,
+    image: &str,
+) -> Result<Arc<dyn Sandbox>, BackendError> {
+    let container = Container::reserve(owner)?;
+    container.create(spec, image).await?;
+    let started = container.start().map_err(engine_to_create);
+    let connected = container.connect();
+    let ((), stream) = tokio::try_join!(started, connected)?;
+
+    let cgroup = guest_cgroup(&stream);
+    let control = Control::open(stream)
+        .await
+        .map_err(|error| BackendError::Create(error.to_string()))?;
+    if let Some(kernel) = kernel_of(spec.runtime) {
+        control.prepare(kernel);
+    }
+    Ok(Arc::new(DockerSandbox {
+        container,
+        control,
+        cgroup,
+    }))
+}
+
+/// Found by the process that listens on the socket, which the kernel recorded: it saves asking the
+/// engine for the container's process.
+fn guest_cgroup(stream: &UnixStream) -> Result<CgroupReader, String> {
+    let credentials = stream.peer_cred().map_err(|error| error.to_string())?;
+    let pid = credentials.pid().unwrap_or_default();
+    CgroupReader::of_pid(pid).map_err(|error| error.to_string())
+}
+
+/// A container that is removed when this value goes, at whatever point of its making.
+#[derive(Debug)]
+struct Container {
+    owner: Arc<Owner>,
+    id: SandboxId,
+    /// Where the removal runs if nobody waits for it. If it is gone by then, a later sweep finds
+    /// the container.
+    runtime: Handle,
+    removed: OnceCell<()>,
+}
+
+impl Container {
+    /// A name, and a directory that only root can enter. From here on everything is undone when
+    /// the value is dropped.
+    fn reserve(owner: &Arc<Owner>) -> Result<Self, BackendError> {
+        let id = SandboxId::random();
+        owner.live().insert(id.clone());
+        let container = Self {
+            owner: Arc::clone(owner),
+            id,
+            runtime: Handle::current(),
+            removed: OnceCell::new(),
+        };
+        let directory = container.control_directory();
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .map_err(BackendError::io(format!(
+                "control directory {} cannot be made",
+                directory.display()
+            )))?;
+        Ok(container)
+    }
+
+    fn control_directory(&self) -> PathBuf {
+        self.owner.control_directory(self.id.as_str())
+    }
+
+    async fn create(&self, spec: &SandboxSpec, image: &str) -> Result<(), BackendError> {
+        let Owner {
+            engine,
+            instance,
+            state,
+            ..
+        } = &*self.owner;
+        let placement = Placement {
+            image,
+            guest: &instance.guest(),
+            control: &self.control_directory(),
+            state,
+            instance: instance.id(),
+        };
+        let options = CreateContainerOptionsBuilder::new()
+            .name(&container::name(&self.id))
+            .build();
+        let body = container::create_body(spec, &placement);
+        let created = engine.docker.create_container(Some(options), body);
+        match engine.call(CALL_DEADLINE, created).await {
+            Ok(answer) => {
+                log::debug!(sandbox:% = self.id, container:% = answer.id; "container created");
+                Ok(())
+            }
+            Err(error) if error.is_not_found() => Err(BackendError::RuntimeUnavailable {
+                runtime: spec.runtime,
+                backend: crate::backend::NAME,
+                reason: crate::backend::missing_image(image),
+            }),
+            Err(error) => Err(engine_to_create(error)),
+        }
+    }
+
+    async fn start(&self) -> Result<(), EngineError> {
+        let engine = &self.owner.engine;
+        let name = container::name(&self.id);
+        let started = engine.docker.start_container(&name, None);
+        engine.call(CALL_DEADLINE, started).await
+    }
+
+    /// Connects to the guest as soon as it listens.
+    async fn connect(&self) -> Result<UnixStream, BackendError> {
+        let directory = self.control_directory();
+        let connecting = connect(&directory).map_err(|error| error.to_string());
+        let reason = match tokio::time::timeout(GUEST_DEADLINE, connecting).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(reason)) => reason,
+            Err(_) => format!("no socket within {} s", GUEST_DEADLINE.as_secs()),
+        };
+        let state = self.state().await;
+        let text = format!("guest cannot be connected to: {reason}; its container {state}");
+        Err(BackendError::Create(text))
+    }
+
+    /// What the engine says of the container, for a person who wonders why it failed.
+    async fn state(&self) -> String {
+        let engine = &self.owner.engine;
+        let name = container::name(&self.id);
+        let inspected = engine.docker.inspect_container(&name, None);
+        match engine.call(CALL_DEADLINE, inspected).await {
+            Ok(container) => {
+                let state = container.state.unwrap_or_default();
+                let status = state.status.map(|status| status.to_string());
+                format!(
+                    "is {}, exit code {}",
+                    status.unwrap_or_default(),
+                    state.exit_code.unwrap_or_default()
+                )
+            }
+            Err(error) => format!("cannot be inspected: {error}"),
+        }
+    }
+
+    async fn set_limits(&self, limits: &Limits) -> Result<(), EngineError> {
+        let engine = &self.owner.engine;
+        let name = container::name(&self.id);
+        let update = container::update_body(limits);
+        let updated = engine.docker.update_container(&name, update);
+        engine.call(CALL_DEADLINE, updated).await
+    }
+
+    /// Callers that come while a removal is under way wait for it; a failed one can be repeated.
+    async fn remove(&self) -> Result<(), BackendError> {
+        let removal = || async {
+            // No longer live even where this fails: that is what the next sweep goes by.
+            self.owner.live().remove(&self.id);
+            let removed = self.owner.remove(self.id.as_str()).await;
+            removed.map_err(|error| BackendError::Destroy(error.to_string()))
+        };
+        self.removed.get_or_try_init(removal).await.copied()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        if self.removed.initialized() {
+            return;
+        }
+        self.owner.live().remove(&self.id);
+        let owner = Arc::clone(&self.owner);
+        let id = self.id.clone();
+        self.runtime.spawn(async move {
+            if let Err(error) = owner.remove(id.as_str()).await {
+                log::warn!(sandbox:% = id, error:%; "sandbox could not be removed, the next sweep tries again");
+            }
+        });
+    }
+}
+
+/// Tries until somebody listens. The socket's path goes through the directory's descriptor, because
+/// the path itself may be longer than the 107 bytes that an address holds.
+async fn connect(control_directory: &Path) -> io::Result<UnixStream> {
+    let directory = File::open(control_directory)?;
+    let path = format!(
+        "/proc/self/fd/{}/{}",
+        directory.as_raw_fd(),
+        container::SOCKET
+    );
+    loop {
+        match UnixStream::connect(&path).await {
+            Err(error) if is_not_yet(&error) => tokio::time::sleep(CONNECT_PAUSE).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// Not bound, or bound and not listening.
+fn is_not_yet(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Holds a socket at most, so this is not worth a thread of its own.
+fn remove_control_directory(directory: &Path) {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!(path:% = directory.display(), error:%; "control directory could not be removed");
+        }
+        _ => {}
+    }
+}
+
+fn engine_to_create(error: EngineError) -> BackendError {
+    error.into_backend(BackendError::Create)
+}
+
+/// A container whose guest has answered.
+#[derive(Debug)]
+struct DockerSandbox {
+    container: Container,
+    control: Control,
+    /// Where to read what it uses, or why that is not known.
+    cgroup: Result<CgroupReader, String>,
+}
+
+#[async_trait]
+impl Sandbox for DockerSandbox {
+    fn id(&self) -> &SandboxId {
+        &self.container.id
+    }
+
+    fn control(&self) -> &Control {
+        &self.control
+    }
+
+    async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError> {
+        let changed = self.container.set_limits(limits).await;
+        changed.map_err(|error| BackendError::Limits(error.to_string()))
+    }
+
+    async fn usage(&self) -> Result<SandboxUsage, BackendError> {
+        match &self.cgroup {
+            Ok(cgroup) => cgroup.usage(),
+            Err(reason) => Err(BackendError::Unavailable(reason.clone())),
+        }
+    }
+
+    async fn destroy(&self) -> Result<(), BackendError> {
+        self.container.remove().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_connected_to_as_soon_as_it_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let connecting = tokio::spawn(async move { connect(&path).await });
+        tokio::task::yield_now().await;
+        let listener = UnixListener::bind(directory.path().join(container::SOCKET)).unwrap();
+        connecting.await.unwrap().unwrap();
+        drop(listener);
+    }
+
+    #[tokio::test]
+    async fn a_state_directory_may_have_a_path_longer_than_an_address() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("d".repeat(120));
+        fs::create_dir(&deep).unwrap();
+        let handle = File::open(&deep).unwrap();
+        let short = format!("/proc/self/fd/{}/{}", handle.as_raw_fd(), container::SOCKET);
+        let _listener = UnixListener::bind(short).unwrap();
+        connect(&deep).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_control_directory_that_is_gone_is_an_error_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let gone = directory.path().join("gone");
+        let error = connect(&gone).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

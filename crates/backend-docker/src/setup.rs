@@ -1,0 +1,267 @@
+//! How the images of the runtimes are made.
+//!
+//! All of them come from one Dockerfile, `images/Dockerfile`, carried in this crate. Its base is
+//! pulled, or, where no registry can be reached, bootstrapped from Debian's packages with
+//! `mmdebstrap`. Builds use the host's network rather than the engine's bridge: so they need neither
+//! packet forwarding nor a resolver that containers can reach (one on the host's loopback cannot
+//! be), and they work in an engine that was started without a bridge.
+//!
+//! An image carries a hash of all that it was made from; while that is the same it is left alone.
+
+mod base;
+mod build;
+mod context;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use isol8_api::Runtime;
+
+use crate::DockerConfig;
+use crate::engine::{CALL_DEADLINE, Engine, EngineError};
+use build::Recipe;
+use context::Inputs;
+
+/// The runtimes that an image can be built for.
+pub const RUNTIMES: [Runtime; 2] = [Runtime::Python, Runtime::Bash];
+
+/// The base that is used where nobody names one.
+pub const DEFAULT_BASE: &str = "debian:bookworm-slim";
+
+/// The label that holds what an image was made from.
+const HASH_LABEL: &str = "isol8.hash";
+/// The label that holds the version of the image's interpreter.
+pub(crate) const VERSION_LABEL: &str = "isol8.version";
+
+/// What to build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetupOptions {
+    /// For which runtimes.
+    pub runtimes: Vec<Runtime>,
+    /// The reference of the base image: Debian, or something made from it.
+    pub base: String,
+    /// Bootstrap the base instead of using [`Self::base`].
+    pub bootstrap: bool,
+    /// A file of PEM certificates to trust in builds and in sandboxes, as those of a company's
+    /// proxy that inspects TLS.
+    pub ca_bundle: Option<PathBuf>,
+    /// Build anew what is up to date.
+    pub force: bool,
+}
+
+impl Default for SetupOptions {
+    fn default() -> Self {
+        Self {
+            runtimes: RUNTIMES.into(),
+            base: DEFAULT_BASE.to_owned(),
+            bootstrap: false,
+            ca_bundle: None,
+            force: false,
+        }
+    }
+}
+
+/// How far a setup is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SetupEvent {
+    /// The image is up to date.
+    Skipped {
+        /// Its runtime.
+        runtime: Runtime,
+        /// Its tag.
+        tag: String,
+    },
+    /// The base image is being pulled.
+    BasePulling {
+        /// Its reference.
+        reference: String,
+    },
+    /// The base image is being made from Debian's packages.
+    BaseBootstrapping {
+        /// Why it is not pulled.
+        reason: String,
+    },
+    /// An image is being built.
+    Building {
+        /// Its runtime.
+        runtime: Runtime,
+    },
+    /// A line that a tool or the engine printed.
+    Log(String),
+    /// An image is ready.
+    Done {
+        /// Its runtime.
+        runtime: Runtime,
+        /// Its tag.
+        tag: String,
+        /// How long that took.
+        seconds: f64,
+    },
+}
+
+/// Takes the events of a setup.
+pub type Report<'a> = &'a mut (dyn FnMut(SetupEvent) + Send);
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The engine does not answer, or refuses.
+    #[error("{0}")]
+    Engine(String),
+    /// Nothing is known about how to build this.
+    #[error("no image can be built for {0}: it needs one of python, bash")]
+    UnknownRuntime(Runtime),
+    /// The certificates cannot be used.
+    #[error("ca bundle {}: {reason}", .path.display())]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no base image.
+    #[error("base image cannot be made: {0}")]
+    Base(String),
+    /// A build failed.
+    #[error("image for {runtime} cannot be built: {reason}\n{log}")]
+    Build {
+        /// The image's runtime.
+        runtime: Runtime,
+        /// What the engine says.
+        reason: String,
+        /// The end of the build's output.
+        log: String,
+    },
+}
+
+impl From<EngineError> for SetupError {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error.to_string())
+    }
+}
+
+/// Builds every image that is missing or not up to date.
+///
+/// # Errors
+/// Any [`SetupError`]; images that were done before it stay.
+pub async fn setup(
+    config: &DockerConfig,
+    options: &SetupOptions,
+    report: Report<'_>,
+) -> Result<(), SetupError> {
+    let certificates = match &options.ca_bundle {
+        Some(path) => read_certificates(path)?,
+        None => Vec::new(),
+    };
+    let inputs = Inputs {
+        base: &options.base,
+        bootstrap: options.bootstrap,
+        certificates: &certificates,
+    };
+    let hash = inputs.hash();
+    let engine = Engine::connect(config.host.as_deref()).await?;
+
+    let mut outdated = Vec::new();
+    for &runtime in &options.runtimes {
+        let tag = config
+            .images
+            .get(&runtime)
+            .filter(|_| RUNTIMES.contains(&runtime));
+        let tag = tag.ok_or(SetupError::UnknownRuntime(runtime))?.clone();
+        if !options.force && image_hash(&engine, &tag).await?.as_ref() == Some(&hash) {
+            report(SetupEvent::Skipped { runtime, tag });
+        } else {
+            outdated.push((runtime, tag));
+        }
+    }
+    if outdated.is_empty() {
+        return Ok(());
+    }
+
+    let base = base::provide(&engine, options, report).await?;
+    let context = inputs
+        .archive()
+        .map_err(|error| SetupError::Engine(format!("build context cannot be packed: {error}")))?;
+    for (runtime, tag) in outdated {
+        let start = Instant::now();
+        report(SetupEvent::Building { runtime });
+        let recipe = Recipe {
+            runtime,
+            tag: &tag,
+            base: &base,
+            hash: &hash,
+            context: &context,
+            fresh: options.force,
+        };
+        build::build(&engine, &recipe, report).await?;
+        let seconds = start.elapsed().as_secs_f64();
+        report(SetupEvent::Done {
+            runtime,
+            tag,
+            seconds,
+        });
+    }
+    Ok(())
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<String>, SetupError> {
+    let error = |reason: String| SetupError::CaBundle {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = std::fs::read_to_string(path).map_err(|e: io::Error| error(e.to_string()))?;
+    let certificates = context::certificates(&text);
+    if certificates.is_empty() {
+        return Err(error("no pem certificate in it".to_owned()));
+    }
+    Ok(certificates)
+}
+
+/// What an image was made from; `None` for no image, or one that was not made here.
+async fn image_hash(engine: &Engine, tag: &str) -> Result<Option<String>, EngineError> {
+    let inspected = engine.docker.inspect_image(tag);
+    match engine.call(CALL_DEADLINE, inspected).await {
+        Ok(image) => {
+            let labels = image.config.and_then(|config| config.labels);
+            Ok(labels.and_then(|mut labels| labels.remove(HASH_LABEL)))
+        }
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits for `work` no longer than `deadline`; the error is for a person.
+async fn within<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, String>>,
+) -> Result<T, String> {
+    let minutes = deadline.as_secs() / 60;
+    let late = |_| Err(format!("not finished within {minutes} min"));
+    tokio::time::timeout(deadline, work)
+        .await
+        .unwrap_or_else(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_without_certificates_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ca.pem");
+        std::fs::write(&path, "nothing\n").unwrap();
+        let error = read_certificates(&path).unwrap_err().to_string();
+        assert!(error.contains("ca.pem: no pem certificate"), "{error}");
+        let error = read_certificates(&directory.path().join("x")).unwrap_err();
+        assert!(matches!(error, SetupError::CaBundle { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_never_ends_is_given_up() {
+        let work = std::future::pending::<Result<(), String>>();
+        let error = within(Duration::from_secs(120), work).await.unwrap_err();
+        assert_eq!(error, "not finished within 2 min");
+    }
+}

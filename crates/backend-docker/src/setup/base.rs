@@ -1,0 +1,294 @@
+//! The image that all others start from.
+
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use bollard::body_try_stream;
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::mpsc;
+
+use super::{Report, SetupError, SetupEvent, SetupOptions, within};
+use crate::engine::{CALL_DEADLINE, Engine};
+
+/// Repository and tag of a bootstrapped base.
+const REPOSITORY: &str = "isol8-base";
+const TAG: &str = "bookworm";
+
+/// A base is some 30 MB; a slow line gets its time.
+const PULL_DEADLINE: Duration = Duration::from_secs(15 * 60);
+
+/// Some 80 MB of packages are fetched and unpacked: 15 s here, minutes on a slow line.
+const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// The program and its arguments. The archive goes to standard output. Manual pages and
+/// translations are of no use in a sandbox. All sources are of one host, so that a mirror or proxy
+/// for it suffices.
+pub(super) const BOOTSTRAP: [&str; 14] = [
+    "mmdebstrap",
+    "--variant=minbase",
+    "--format=tar",
+    "--aptopt=Acquire::Languages \"none\"",
+    "--aptopt=APT::Install-Recommends \"false\"",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+    "bookworm",
+    "-",
+    "deb http://deb.debian.org/debian bookworm main",
+    "deb http://deb.debian.org/debian bookworm-updates main",
+    "deb http://deb.debian.org/debian-security bookworm-security main",
+];
+
+/// The reference of a base image that the engine has, after pulling or bootstrapping it.
+pub(super) async fn provide(
+    engine: &Engine,
+    options: &SetupOptions,
+    report: Report<'_>,
+) -> Result<String, SetupError> {
+    let reason = if options.bootstrap {
+        "asked for".to_owned()
+    } else {
+        let is_here = exists(engine, &options.base).await?;
+        if is_here && !options.force {
+            return Ok(options.base.clone());
+        }
+        match pull(engine, &options.base, report).await {
+            Ok(()) => return Ok(options.base.clone()),
+            // One that was made on this host is in no registry.
+            Err(_) if is_here => return Ok(options.base.clone()),
+            Err(reason) => format!("{} cannot be pulled: {reason}", options.base),
+        }
+    };
+    let bootstrapped = format!("{REPOSITORY}:{TAG}");
+    if options.force || !exists(engine, &bootstrapped).await? {
+        report(SetupEvent::BaseBootstrapping {
+            reason: reason.clone(),
+        });
+        let done = within(BOOTSTRAP_DEADLINE, bootstrap(engine, report)).await;
+        done.map_err(|error| {
+            SetupError::Base(format!("{error} (bootstrapped because: {reason})"))
+        })?;
+    }
+    Ok(bootstrapped)
+}
+
+async fn exists(engine: &Engine, reference: &str) -> Result<bool, SetupError> {
+    let inspected = engine.docker.inspect_image(reference);
+    match engine.call(CALL_DEADLINE, inspected).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn pull(engine: &Engine, reference: &str, report: Report<'_>) -> Result<(), String> {
+    report(SetupEvent::BasePulling {
+        reference: reference.to_owned(),
+    });
+    let (image, tag) = split_reference(reference);
+    let options = CreateImageOptionsBuilder::new()
+        .from_image(image)
+        .tag(tag)
+        .build();
+    let pulled = engine.docker.create_image(Some(options), None, None);
+    let pulled = pulled.try_for_each(|_| futures::future::ready(Ok(())));
+    let answer = engine.call(PULL_DEADLINE, pulled).await;
+    answer.map_err(|error| error.to_string())
+}
+
+/// Image and tag. Without a tag the engine would pull every one that there is; a digest is a part
+/// of the image for it.
+fn split_reference(reference: &str) -> (&str, &str) {
+    if reference.contains('@') {
+        return (reference, "");
+    }
+    match reference.rsplit_once(':') {
+        // A colon before the last slash is that of a registry's port.
+        Some((image, tag)) if !tag.contains('/') => (image, tag),
+        _ => (reference, "latest"),
+    }
+}
+
+/// Makes a root file system out of Debian's packages, straight into the engine.
+async fn bootstrap(engine: &Engine, report: Report<'_>) -> Result<(), String> {
+    let mut process = Process::start(&BOOTSTRAP)?;
+    let stdout = process.stdout()?;
+    let stderr = process.stderr()?;
+    let (log, mut lines) = mpsc::unbounded_channel();
+    let logging = forward_lines(stderr, log);
+
+    let options = CreateImageOptionsBuilder::new()
+        .from_src("-")
+        .repo(REPOSITORY)
+        .tag(TAG)
+        .build();
+    let body = body_try_stream(archive_of(process, stdout).map_ok(Into::into));
+    let importing = engine
+        .docker
+        .create_image(Some(options), Some(body), None)
+        .try_for_each(|_| futures::future::ready(Ok(())));
+    let importing = engine.call(BOOTSTRAP_DEADLINE, importing);
+    let reporting = async {
+        let mut last = String::new();
+        while let Some(line) = lines.recv().await {
+            last.clone_from(&line);
+            report(SetupEvent::Log(line));
+        }
+        last
+    };
+    let (imported, (), last) = tokio::join!(importing, logging, reporting);
+    imported.map_err(|error| format!("{error}; {} last said: {last}", BOOTSTRAP[0]))
+}
+
+/// What a process writes. Ends with an error where the process does: the engine then discards what
+/// it got, which else would be a whole archive to it.
+fn archive_of(
+    process: Process,
+    stdout: ChildStdout,
+) -> impl Stream<Item = io::Result<Vec<u8>>> + Send + 'static {
+    stream::try_unfold(Some((process, stdout)), |state| async move {
+        const PIECE: usize = 256 * 1024;
+        let Some((mut process, mut stdout)) = state else {
+            return Ok(None);
+        };
+        let mut piece = Vec::with_capacity(PIECE);
+        if stdout.read_buf(&mut piece).await? > 0 {
+            return Ok(Some((piece, Some((process, stdout)))));
+        }
+        let status = process.wait().await?;
+        if status.success() {
+            return Ok(None);
+        }
+        Err(io::Error::other(format!(
+            "{} failed: {status}",
+            BOOTSTRAP[0]
+        )))
+    })
+    .boxed()
+}
+
+async fn forward_lines(stderr: ChildStderr, log: mpsc::UnboundedSender<String>) {
+    let mut lines = BufReader::new(stderr).lines();
+    // What cannot be read is no reason to fail: the exit status decides.
+    while let Ok(Some(line)) = lines.next_line().await {
+        // Where the receiver is gone, so is the one who asked.
+        let _ = log.send(line);
+    }
+}
+
+/// A child process with its descendants, told to end when this value goes before it did.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    group: Option<Pid>,
+}
+
+impl Process {
+    fn start(command: &[&str]) -> Result<Self, String> {
+        let (program, arguments) = command.split_first().ok_or("no command")?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => format!(
+                    "{program} is missing: install it (`apt-get install {program}`), or name a base image that can be pulled"
+                ),
+                _ => format!("{program} cannot be started: {error}"),
+            })?;
+        let pid = child.id().and_then(|id| i32::try_from(id).ok());
+        let group = pid.map(Pid::from_raw);
+        Ok(Self { child, group })
+    }
+
+    fn stdout(&mut self) -> Result<ChildStdout, String> {
+        let stdout = self.child.stdout.take();
+        stdout.ok_or_else(|| "standard output is taken".to_owned())
+    }
+
+    fn stderr(&mut self) -> Result<ChildStderr, String> {
+        let stderr = self.child.stderr.take();
+        stderr.ok_or_else(|| "standard error is taken".to_owned())
+    }
+
+    async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let status = self.child.wait().await?;
+        self.group = None;
+        Ok(status)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(group) = self.group {
+            // Not SIGKILL: mmdebstrap removes its mounts and its directory when it is asked to end.
+            // An error means that it has ended by itself.
+            let _ = killpg(group, Signal::SIGTERM);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_without_a_tag_means_the_latest() {
+        let cases = [
+            ("debian", ("debian", "latest")),
+            ("debian:bookworm-slim", ("debian", "bookworm-slim")),
+            ("localhost:5000/debian", ("localhost:5000/debian", "latest")),
+            ("localhost:5000/debian:12", ("localhost:5000/debian", "12")),
+            ("debian@sha256:abc", ("debian@sha256:abc", "")),
+        ];
+        for (reference, expected) in cases {
+            assert_eq!(split_reference(reference), expected);
+        }
+    }
+
+    async fn output_of(script: &str) -> io::Result<Vec<u8>> {
+        let mut process = Process::start(&["sh", "-c", script]).unwrap();
+        let stdout = process.stdout().unwrap();
+        archive_of(process, stdout).try_concat().await
+    }
+
+    #[tokio::test]
+    async fn an_archive_is_whole_only_if_its_maker_succeeded() {
+        assert_eq!(output_of("printf abc").await.unwrap(), b"abc");
+        let error = output_of("printf abc; exit 3").await.unwrap_err();
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_the_fix() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _guard = runtime.enter();
+        let error = Process::start(&["no-such-program"]).unwrap_err();
+        assert!(error.contains("apt-get install no-such-program"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_nobody_waits_for_ends_with_its_children() {
+        let mut process = Process::start(&["sh", "-c", "sleep 600 & wait"]).unwrap();
+        // Both hold the pipe open, so its end says that both have ended.
+        let mut stdout = process.stdout().unwrap();
+        drop(process);
+        let mut written = Vec::new();
+        let ended = stdout.read_to_end(&mut written);
+        let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        assert_eq!(ended.unwrap().unwrap(), 0);
+    }
+}

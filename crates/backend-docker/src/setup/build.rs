@@ -1,0 +1,260 @@
+//! One image, built by the engine.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::Read as _;
+use std::time::Duration;
+
+use bollard::body_full;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    BuildImageOptions, BuildImageOptionsBuilder, CreateContainerOptionsBuilder,
+    DownloadFromContainerOptionsBuilder,
+};
+use futures::StreamExt as _;
+use isol8_api::Runtime;
+use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
+
+use super::{HASH_LABEL, Report, SetupError, SetupEvent, VERSION_LABEL, within};
+use crate::engine::{CALL_DEADLINE, Engine, EngineError};
+
+/// Some 100 MB of packages at most: half a minute here, minutes on a slow line.
+const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// Where the Dockerfile writes the version of the interpreter to.
+const VERSION_FILE: &str = "/.isol8/version";
+
+/// A version is one line.
+const VERSION_LIMIT: u64 = 200;
+
+/// Lines of a failed build that its error repeats: the package manager says what is wrong within
+/// its last few.
+const LOG_TAIL: usize = 30;
+
+/// One image to be built.
+#[derive(Debug)]
+pub(super) struct Recipe<'a> {
+    pub(super) runtime: Runtime,
+    pub(super) tag: &'a str,
+    pub(super) base: &'a str,
+    pub(super) hash: &'a str,
+    pub(super) context: &'a [u8],
+    /// Take nothing from the engine's cache.
+    pub(super) fresh: bool,
+}
+
+/// Builds twice: labels are given beforehand, and the version is known only afterwards. The second
+/// build takes every step from the cache. Its hash comes last too, so that an image whose setup was
+/// broken off is not up to date.
+pub(super) async fn build(
+    engine: &Engine,
+    recipe: &Recipe<'_>,
+    report: Report<'_>,
+) -> Result<(), SetupError> {
+    let mut log = Log::default();
+    let mut work = async || -> Result<(), String> {
+        run(
+            engine,
+            recipe,
+            options(recipe, &[], recipe.fresh),
+            &mut log,
+            report,
+        )
+        .await?;
+        let version = read_version(engine, recipe)
+            .await
+            .map_err(|error| error.to_string())?;
+        let labels = [(HASH_LABEL, recipe.hash), (VERSION_LABEL, &version)];
+        run(
+            engine,
+            recipe,
+            options(recipe, &labels, false),
+            &mut log,
+            report,
+        )
+        .await
+    };
+    let built = within(BUILD_DEADLINE, work()).await;
+    built.map_err(|reason| SetupError::Build {
+        runtime: recipe.runtime,
+        reason,
+        log: log.tail(),
+    })
+}
+
+fn options(recipe: &Recipe<'_>, labels: &[(&str, &str)], fresh: bool) -> BuildImageOptions {
+    let owned = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    };
+    let arguments = owned(&[
+        ("BASE", recipe.base),
+        ("SANDBOX_UID", &SANDBOX_UID.to_string()),
+        ("SANDBOX_GID", &SANDBOX_GID.to_string()),
+    ]);
+    BuildImageOptionsBuilder::new()
+        .t(recipe.tag)
+        .target(recipe.runtime.name())
+        .buildargs(&arguments)
+        .labels(&owned(labels))
+        .networkmode("host")
+        .nocache(fresh)
+        .rm(true)
+        .forcerm(true)
+        .build()
+}
+
+async fn run(
+    engine: &Engine,
+    recipe: &Recipe<'_>,
+    options: BuildImageOptions,
+    log: &mut Log,
+    report: Report<'_>,
+) -> Result<(), String> {
+    let context = body_full(recipe.context.to_vec().into());
+    let mut steps = engine.docker.build_image(options, None, Some(context));
+    // Each step within the deadline of the whole: the caller counts that.
+    while let Some(step) = engine
+        .call(BUILD_DEADLINE, async { steps.next().await.transpose() })
+        .await
+        .map_err(|error| error.to_string())?
+    {
+        for line in log.take(step.stream.as_deref().unwrap_or_default()) {
+            report(SetupEvent::Log(line));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the version out of the image, through a container that is never started.
+async fn read_version(engine: &Engine, recipe: &Recipe<'_>) -> Result<String, EngineError> {
+    let name = format!("isol8-setup-{}", recipe.runtime);
+    // From a setup that was killed.
+    engine.remove(&name).await?;
+    let options = CreateContainerOptionsBuilder::new().name(&name).build();
+    let body = ContainerCreateBody {
+        image: Some(recipe.tag.to_owned()),
+        cmd: Some(vec!["true".to_owned()]),
+        ..Default::default()
+    };
+    let created = engine.docker.create_container(Some(options), body);
+    engine.call(CALL_DEADLINE, created).await?;
+    let archive = engine.call(CALL_DEADLINE, download(engine, &name)).await;
+    engine.remove(&name).await?;
+    let version = first_line(&archive?);
+    version.ok_or_else(|| EngineError::Silent(format!("{VERSION_FILE} of the image is empty")))
+}
+
+async fn download(engine: &Engine, container: &str) -> Result<Vec<u8>, bollard::errors::Error> {
+    let options = DownloadFromContainerOptionsBuilder::new()
+        .path(VERSION_FILE)
+        .build();
+    let mut pieces = engine
+        .docker
+        .download_from_container(container, Some(options));
+    let mut archive = Vec::new();
+    while let Some(piece) = pieces.next().await {
+        archive.extend_from_slice(&piece?);
+    }
+    Ok(archive)
+}
+
+/// The first line of the first file of an archive.
+fn first_line(archive: &[u8]) -> Option<String> {
+    let mut archive = tar::Archive::new(archive);
+    let file = archive.entries().ok()?.next()?.ok()?;
+    let mut text = String::new();
+    file.take(VERSION_LIMIT).read_to_string(&mut text).ok()?;
+    let line = text.lines().next()?.trim();
+    (!line.is_empty()).then(|| line.to_owned())
+}
+
+/// The output of a build: whole lines as they come, and the last ones for an error.
+#[derive(Debug, Default)]
+struct Log {
+    unfinished: String,
+    last: VecDeque<String>,
+}
+
+impl Log {
+    /// The lines that `output` completes.
+    fn take(&mut self, output: &str) -> Vec<String> {
+        self.unfinished.push_str(output);
+        let mut lines = Vec::new();
+        while let Some(end) = self.unfinished.find('\n') {
+            let line: String = self.unfinished.drain(..=end).collect();
+            let line = line.trim_end();
+            if !line.is_empty() {
+                lines.push(line.to_owned());
+            }
+        }
+        for line in &lines {
+            if self.last.len() == LOG_TAIL {
+                self.last.pop_front();
+            }
+            self.last.push_back(line.clone());
+        }
+        lines
+    }
+
+    fn tail(&self) -> String {
+        let mut lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
+        lines.push(self.unfinished.trim_end());
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_becomes_lines_wherever_it_is_cut() {
+        let mut log = Log::default();
+        assert!(log.take("Step 1").is_empty());
+        assert_eq!(log.take("/2\n\n ---> a\nSte"), ["Step 1/2", " ---> a"]);
+        assert_eq!(log.tail(), "Step 1/2\n ---> a\nSte");
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_log_is_kept() {
+        let mut log = Log::default();
+        for number in 0..1000 {
+            log.take(&format!("line {number}\n"));
+        }
+        assert_eq!(log.last.len(), LOG_TAIL);
+        assert!(log.tail().starts_with("line 970\n"));
+    }
+
+    #[test]
+    fn a_version_is_the_first_line_of_the_file() {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(16);
+        archive
+            .append_data(&mut header, "version", &b"Python 3.11.2\nx\n"[..])
+            .unwrap();
+        let bytes = archive.into_inner().unwrap();
+        assert_eq!(first_line(&bytes).as_deref(), Some("Python 3.11.2"));
+        assert_eq!(first_line(b"no archive"), None);
+    }
+
+    #[test]
+    fn a_build_uses_the_hosts_network_and_names_its_parts() {
+        let recipe = Recipe {
+            runtime: Runtime::Bash,
+            tag: "isol8:bash",
+            base: "debian:12",
+            hash: "abc",
+            context: &[],
+            fresh: true,
+        };
+        let options = options(&recipe, &[(HASH_LABEL, "abc")], recipe.fresh);
+        assert_eq!(options.networkmode.as_deref(), Some("host"));
+        assert_eq!(options.target, "bash");
+        assert!(options.nocache);
+        assert_eq!(options.labels.unwrap()[HASH_LABEL], "abc");
+        assert_eq!(options.buildargs.unwrap()["SANDBOX_UID"], "64800");
+    }
+}

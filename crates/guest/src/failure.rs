@@ -1,0 +1,41 @@
+//! Failures as the host is told of them.
+
+use std::io;
+
+use isol8_protocol::{Failure, FailureKind};
+
+pub(crate) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
+    Failure {
+        kind,
+        message: message.into(),
+    }
+}
+
+/// The guest itself could not do something.
+pub(crate) fn internal(what: &str, error: impl Into<io::Error>) -> Failure {
+    let error = error.into();
+    failure(FailureKind::Internal, format!("{what}: {error}"))
+}
+
+/// A file operation that was tried with the rights of user code did not succeed.
+pub(crate) fn file_failure(path: &str, error: impl Into<io::Error>) -> Failure {
+    let error = error.into();
+    let (kind, reason) = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => (FailureKind::NotFound, "does not exist".to_owned()),
+        Some(libc::ENOSPC | libc::EDQUOT) => (
+            FailureKind::NoSpace,
+            "does not fit: the sandbox is full".to_owned(),
+        ),
+        Some(libc::EXDEV | libc::ELOOP) => {
+            (FailureKind::Refused, "leads out of its place".to_owned())
+        }
+        Some(libc::ENXIO | libc::EISDIR | libc::EEXIST | libc::ENODEV) => {
+            (FailureKind::Refused, "is not a regular file".to_owned())
+        }
+        Some(libc::EACCES | libc::EPERM | libc::ENAMETOOLONG | libc::EINVAL | libc::EROFS) => {
+            (FailureKind::Refused, format!("is refused: {error}"))
+        }
+        _ => (FailureKind::Internal, format!("failed: {error}")),
+    };
+    failure(kind, format!("{path} {reason}"))
+}

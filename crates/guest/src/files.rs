@@ -1,0 +1,318 @@
+//! Files in and out, with the rights of user code and confined to the writable places.
+//!
+//! A path is opened beneath the place that it starts with: the kernel refuses every component
+//! that would leave it, links included. A written file gets its name when it is complete; what
+//! had that name before, were it a link, is replaced and not followed.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use isol8_protocol::{CHUNK_SIZE, Failure, FailureKind};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2, renameat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::failure::{failure, file_failure, internal};
+use crate::lockdown::Privileges;
+
+/// The directories that files may be written to and read from.
+pub(crate) const PLACES: [&str; 2] = ["/sandbox", "/tmp"];
+
+/// A path within one of [`PLACES`].
+#[derive(Debug, PartialEq, Eq)]
+struct Within {
+    place: &'static str,
+    parents: Vec<OsString>,
+    name: OsString,
+}
+
+fn parse(path: &str) -> Result<Within, Failure> {
+    let refused = |reason: &str| failure(FailureKind::Refused, format!("path {path} {reason}"));
+    let place = PLACES
+        .into_iter()
+        .find(|place| Path::new(path).starts_with(place))
+        .ok_or_else(|| refused("is not inside /sandbox or /tmp"))?;
+    let rest = Path::new(path).strip_prefix(place);
+    let rest = rest.map_err(|_| refused("is not inside /sandbox or /tmp"))?;
+    if path.contains('\0') || path.ends_with('/') {
+        return Err(refused("does not name a file"));
+    }
+    let mut parents = Vec::new();
+    for component in rest.components() {
+        match component {
+            Component::Normal(name) => parents.push(name.to_owned()),
+            Component::CurDir => {}
+            _ => return Err(refused("contains ..")),
+        }
+    }
+    let name = parents
+        .pop()
+        .ok_or_else(|| refused("does not name a file"))?;
+    Ok(Within {
+        place,
+        parents,
+        name,
+    })
+}
+
+fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how)
+}
+
+fn open_place(place: &str) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(place, flags, Mode::empty())
+}
+
+impl Within {
+    /// The directory of the file, made where it is missing.
+    fn directory(&self) -> nix::Result<OwnedFd> {
+        let root = open_place(self.place)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        let mut current = beneath(&root, Path::new("."), flags)?;
+        let mut path = PathBuf::new();
+        for name in &self.parents {
+            path.push(name);
+            let next = match beneath(&root, &path, flags) {
+                Err(Errno::ENOENT) => {
+                    match mkdirat(&current, name.as_os_str(), Mode::from_bits_truncate(0o755)) {
+                        Ok(()) | Err(Errno::EEXIST) => beneath(&root, &path, flags),
+                        Err(error) => Err(error),
+                    }
+                }
+                other => other,
+            };
+            current = next?;
+        }
+        Ok(current)
+    }
+
+    fn relative(&self) -> PathBuf {
+        let mut path: PathBuf = self.parents.iter().collect();
+        path.push(&self.name);
+        path
+    }
+}
+
+/// A file that is being written.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    privileges: Privileges,
+    path: String,
+    directory: OwnedFd,
+    name: OsString,
+    temporary: String,
+    mode: Mode,
+    file: File,
+    complete: bool,
+}
+
+impl Writer {
+    /// Begins a file. `serial` makes the temporary name unique.
+    pub(crate) fn create(
+        privileges: Privileges,
+        path: &str,
+        mode: u32,
+        serial: u64,
+    ) -> Result<Self, Failure> {
+        let within = parse(path)?;
+        let temporary = format!(".isol8-{serial:016x}");
+        let begin = || -> nix::Result<(OwnedFd, File)> {
+            let directory = within.directory()?;
+            refuse_special(&directory, &within)?;
+            let flags = OFlag::O_WRONLY
+                | OFlag::O_CREAT
+                | OFlag::O_EXCL
+                | OFlag::O_NOFOLLOW
+                | OFlag::O_CLOEXEC;
+            let mode = Mode::from_bits_truncate(0o600);
+            // A file of that name is what an earlier guest left: its writer is gone.
+            let _ = unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+            let file = nix::fcntl::openat(&directory, temporary.as_str(), flags, mode)?;
+            Ok((directory, File::from(file)))
+        };
+        let (directory, file) = privileges
+            .as_sandbox_user(begin)
+            .map_err(|error| internal("acting as the sandbox user failed", error))?
+            .map_err(|error| file_failure(path, error))?;
+        Ok(Self {
+            privileges,
+            path: path.to_owned(),
+            directory,
+            name: within.name,
+            temporary,
+            mode: Mode::from_bits_truncate(mode & 0o777),
+            file,
+            complete: false,
+        })
+    }
+
+    /// Adds content.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| file_failure(&self.path, error))
+    }
+
+    /// Gives the complete file its name and mode.
+    pub(crate) fn finish(mut self) -> Result<(), Failure> {
+        let end = || -> nix::Result<()> {
+            fchmod(&self.file, self.mode)?;
+            let (temporary, name) = (self.temporary.as_str(), self.name.as_os_str());
+            renameat(&self.directory, temporary, &self.directory, name)
+        };
+        self.privileges
+            .as_sandbox_user(end)
+            .map_err(|error| internal("acting as the sandbox user failed", error))?
+            .map_err(|error| file_failure(&self.path, error))?;
+        self.complete = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.complete {
+            let remove = || {
+                let temporary = self.temporary.as_str();
+                unlinkat(&self.directory, temporary, UnlinkatFlags::NoRemoveDir)
+            };
+            // User code may have removed it before.
+            let _ = self.privileges.as_sandbox_user(remove);
+        }
+    }
+}
+
+/// Only a file, or a link that will be replaced, may have the name already.
+fn refuse_special(directory: &OwnedFd, within: &Within) -> nix::Result<()> {
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    match fstatat(directory, within.name.as_os_str(), flags) {
+        Ok(found) => match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFREG | SFlag::S_IFLNK => Ok(()),
+            SFlag::S_IFDIR => Err(Errno::EISDIR),
+            _ => Err(Errno::EEXIST),
+        },
+        Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file that is being read.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    path: String,
+    file: File,
+    /// Bytes still to come: what a file grows by while it is read does not count, so that every
+    /// transfer ends.
+    left: u64,
+}
+
+impl Reader {
+    pub(crate) fn open(privileges: Privileges, path: &str) -> Result<Self, Failure> {
+        let within = parse(path)?;
+        let open = || -> nix::Result<OwnedFd> {
+            let root = open_place(within.place)?;
+            // Opening a pipe must not wait for its other end.
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+            beneath(&root, &within.relative(), flags)
+        };
+        let file = privileges
+            .as_sandbox_user(open)
+            .map_err(|error| internal("acting as the sandbox user failed", error))?
+            .map_err(|error| file_failure(path, error))?;
+        let file = File::from(file);
+        let metadata = file.metadata().map_err(|error| file_failure(path, error))?;
+        if !metadata.is_file() {
+            return Err(file_failure(path, Errno::EISDIR));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            left: metadata.size(),
+        })
+    }
+
+    /// At most `limit` bytes; none at the end.
+    pub(crate) fn read(&mut self, limit: u64) -> Result<Vec<u8>, Failure> {
+        let size = limit.min(self.left).min(CHUNK_SIZE as u64) as usize;
+        let mut bytes = vec![0; size];
+        let count = self.file.read(&mut bytes);
+        let count = count.map_err(|error| file_failure(&self.path, error))?;
+        bytes.truncate(count);
+        self.left = if count == 0 {
+            0
+        } else {
+            self.left - count as u64
+        };
+        Ok(bytes)
+    }
+
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// Whether user code could have `path` as its working directory.
+pub(crate) fn check_directory(privileges: Privileges, path: &str) -> Result<(), Failure> {
+    let look = || {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::openat(AT_FDCWD, path, flags, Mode::empty())?;
+        nix::unistd::faccessat(
+            directory.as_fd(),
+            ".",
+            nix::unistd::AccessFlags::X_OK,
+            AtFlags::AT_EACCESS,
+        )
+    };
+    privileges
+        .as_sandbox_user(look)
+        .map_err(|error| internal("acting as the sandbox user failed", error))?
+        .map_err(|error| file_failure(&format!("working directory {path}"), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(path: &str) -> FailureKind {
+        parse(path).unwrap_err().kind
+    }
+
+    #[test]
+    fn a_path_is_taken_apart_below_its_place() {
+        assert_eq!(
+            parse("/sandbox/a/./b//c.txt").unwrap(),
+            Within {
+                place: "/sandbox",
+                parents: vec!["a".into(), "b".into()],
+                name: "c.txt".into()
+            }
+        );
+        assert_eq!(parse("/tmp/x").unwrap().place, "/tmp");
+    }
+
+    #[test]
+    fn a_path_elsewhere_or_upwards_is_refused() {
+        for path in [
+            "/etc/passwd",
+            "sandbox/x",
+            "/sandboxed/x",
+            "/sandbox",
+            "/sandbox/",
+            "/sandbox/a/",
+            "/sandbox/../etc/passwd",
+            "/tmp/a/../../etc/passwd",
+            "/sandbox/a\0b",
+            "",
+        ] {
+            assert_eq!(kind(path), FailureKind::Refused, "{path:?}");
+        }
+    }
+}

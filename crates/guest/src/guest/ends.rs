@@ -1,0 +1,337 @@
+//! How runs end: by themselves, by their time, by the host, with their connection, by a reset.
+
+use std::time::{Duration, Instant};
+
+use isol8_protocol::{ExitStatus, Failure, FailureKind};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::launch::ENDED_BY_FORCE;
+use super::{Guest, MAX_ORPHANS, log};
+use crate::failure::failure;
+use crate::kernel::{Answer, Release};
+use crate::reaper::{self, Reaped};
+use crate::run::output::drop_output;
+use crate::run::{Run, Work};
+
+/// How long an interrupted cell may take to end by itself, which saves the kernel's state. Long
+/// enough for `finally` blocks, short enough that a timeout still means what it says.
+const GRACE: Duration = Duration::from_millis(250);
+
+impl Guest {
+    /// Brings everything forward that needs no waiting.
+    pub(super) fn settle(&mut self) {
+        self.sweep();
+        self.drain_ended();
+        while self.start_next_cell() {
+            // It may have failed at once.
+            self.drain_ended();
+        }
+        self.boot_spare();
+        self.advance_transfers();
+        let flushed = self.peer.as_mut().map_or(Ok(()), |peer| peer.flush());
+        if let Err(error) = flushed {
+            self.lose_peer(&error.to_string());
+            self.settle();
+        }
+    }
+
+    /// Ends runs whose time is over.
+    pub(super) fn ring_alarms(&mut self) {
+        let now = Instant::now();
+        let mut position = 0;
+        while let Some(run) = self.runs.get_mut(position) {
+            position += 1;
+            if run.grace.is_some_and(|grace| grace <= now) {
+                self.end_everything();
+            } else if run.deadline.is_some_and(|deadline| deadline <= now) {
+                run.deadline = None;
+                // A run that the host gave up before is not late.
+                run.timed_out = !run.killed;
+                self.cut_short(position - 1);
+            }
+        }
+    }
+
+    /// The host gives a run up.
+    pub(super) fn kill_run(&mut self, position: usize) {
+        let run = &mut self.runs[position];
+        if run.ended.is_some() {
+            // Its output has no taker any more.
+            return run.discard_output();
+        }
+        if !run.timed_out {
+            run.killed = true;
+        }
+        if run.is_waiting() {
+            return run.end(Ok(ENDED_BY_FORCE), None);
+        }
+        if run.grace.is_none() {
+            self.cut_short(position);
+        }
+    }
+
+    /// Ends a run whatever it does: a cell with the chance to leave its state, all else at once.
+    fn cut_short(&mut self, position: usize) {
+        let run = &mut self.runs[position];
+        match (&run.work, &self.resident) {
+            (Work::Cell(_), Some(kernel)) => {
+                run.deadline = None;
+                run.grace = Some(Instant::now() + GRACE);
+                kernel.signal(Signal::SIGINT);
+            }
+            _ => {
+                self.end_everything();
+            }
+        }
+    }
+
+    /// Kills all processes, and with them every run that was started. Returns whether all are gone.
+    pub(super) fn end_everything(&mut self) -> bool {
+        let was_active: Vec<bool> = self.runs.iter().map(Run::is_active).collect();
+        let had_resident = self.resident.is_some();
+        let had_spare = self.spare.is_some();
+        let mut reaped = Vec::new();
+        let gone = reaper::kill_all(&mut reaped);
+        if !gone {
+            log("processes do not end after SIGKILL");
+        }
+        self.note_reaped(&reaped, false);
+        for (run, was_active) in self.runs.iter_mut().zip(was_active) {
+            if was_active {
+                run.end(Ok(ENDED_BY_FORCE), None);
+                run.state_lost |= had_resident;
+                self.unreported_loss = false;
+            }
+        }
+        self.resident = None;
+        self.spare = None;
+        self.orphans.clear();
+        self.sweep_due = false;
+        self.spare_due |= had_resident || had_spare;
+        gone
+    }
+
+    /// Ends what runs left behind, but not the kernels.
+    fn end_others(&mut self) {
+        let kernels = [&self.resident, &self.spare].into_iter().flatten();
+        let kept: Vec<Pid> = kernels.map(|kernel| kernel.pid()).collect();
+        let mut reaped = Vec::new();
+        let gone = reaper::kill_others(&kept, &mut reaped);
+        self.note_reaped(&reaped, false);
+        if !gone {
+            self.end_everything();
+        }
+    }
+
+    /// Sweeps if it is due. While another run is active, nobody can tell its processes from those
+    /// that were left behind, so the last one to end sweeps for all.
+    fn sweep(&mut self) {
+        if self.sweep_due && !self.runs.iter().any(Run::is_active) {
+            self.sweep_due = false;
+            self.end_others();
+        }
+    }
+
+    /// Gives every ended process to whom it belonged. With `restart`, a script whose kernel died
+    /// before it began gets another chance.
+    pub(super) fn note_reaped(&mut self, reaped: &[Reaped], restart: bool) {
+        for one in reaped {
+            if let Some(position) = self
+                .runs
+                .iter()
+                .position(|run| run.ended.is_none() && run.pid() == Some(one.pid))
+            {
+                self.note_run_reaped(position, one, restart);
+            } else if self.resident.as_ref().is_some_and(|it| it.pid() == one.pid) {
+                self.note_kernel_died(one.status);
+            } else if self.spare.as_ref().is_some_and(|it| it.pid() == one.pid) {
+                self.spare = None;
+            }
+        }
+    }
+
+    fn note_run_reaped(&mut self, position: usize, reaped: &Reaped, restart: bool) {
+        let run = &mut self.runs[position];
+        let failed = match &run.work {
+            Work::Process(child) => child.start_failure(),
+            Work::Released(kernel, start) => match kernel.release_report() {
+                Release::Started => None,
+                Release::NoDirectory => Some(no_directory(&start.cwd)),
+                Release::Never if restart => return self.start_again(position),
+                Release::Never => None,
+            },
+            Work::Waiting(_) | Work::Cell(_) => None,
+        };
+        run.end(failed.map_or(Ok(reaped.status), Err), Some(reaped.cpu_us));
+        self.sweep_due |= run.sweep;
+    }
+
+    fn note_kernel_died(&mut self, status: ExitStatus) {
+        let Some(kernel) = self.resident.take() else {
+            return;
+        };
+        // The next one boots while nobody waits for it.
+        self.spare_due = true;
+        let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
+            self.unreported_loss = true;
+            return;
+        };
+        let outcome = match kernel.child.start_failure() {
+            Some(failure) => {
+                self.spare_due = false;
+                Err(failure)
+            }
+            None => Ok(status),
+        };
+        run.end(outcome, None);
+        run.state_lost = true;
+        self.sweep_due |= run.sweep;
+    }
+
+    /// The kernel may have ended its cell.
+    pub(super) fn attend_kernel(&mut self) {
+        let Some(kernel) = &self.resident else { return };
+        let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
+            return;
+        };
+        let Work::Cell(number) = run.work else { return };
+        let outcome = match kernel.answer(number) {
+            Ok(None) => return,
+            Ok(Some(Answer::Ended(status))) => Ok(status),
+            Ok(Some(Answer::NoDirectory)) => Err(no_directory("of the cell")),
+            Err(_) => return kernel.signal(Signal::SIGKILL),
+        };
+        let cut_short = run.timed_out || run.killed;
+        run.end(outcome, None);
+        self.sweep_due |= run.sweep;
+        if cut_short {
+            // What the cell started goes, as with every run that was ended from outside.
+            self.end_others();
+        }
+    }
+
+    /// Moves the rest of ended runs' output, and reports those of which nothing is left.
+    fn drain_ended(&mut self) {
+        let mut position = 0;
+        while position < self.runs.len() {
+            if self.runs[position].ended.is_some() && self.drain(position) {
+                self.report(position);
+            } else {
+                position += 1;
+            }
+        }
+    }
+
+    /// Returns whether all output of an ended run was taken.
+    fn drain(&mut self, position: usize) -> bool {
+        for index in 0..2 {
+            self.runs[position].output[index].mark_end();
+            loop {
+                let room = self.has_room();
+                let run = &mut self.runs[position];
+                let pump = &mut run.output[index];
+                if pump.is_drained() {
+                    break;
+                }
+                if (run.killed || run.detached) && !pump.may_read(run.credit) {
+                    // Who gave the run up grants nothing more.
+                    pump.discard();
+                }
+                if !pump.may_read(run.credit) || !(room || run.detached) {
+                    return false;
+                }
+                if !self.pump(position, index) {
+                    break;
+                }
+            }
+        }
+        true
+    }
+
+    /// Sends a run's last frame and lets go of it.
+    fn report(&mut self, position: usize) {
+        let mut run = self.runs.remove(position);
+        if !matches!(run.work, Work::Cell(_)) {
+            for pipe in run.output.iter_mut().filter_map(|pump| pump.detach()) {
+                // What it left behind may still write: it should neither block nor break.
+                if drop_output(std::os::fd::AsFd::as_fd(&pipe), &mut self.buffer[..]) {
+                    self.orphans.push(pipe);
+                }
+            }
+            let surplus = self.orphans.len().saturating_sub(MAX_ORPHANS);
+            self.orphans.drain(..surplus);
+        }
+        if run.detached {
+            return;
+        }
+        match run.last_frame() {
+            Some(isol8_protocol::GuestFrame::Failed { id, failure }) => {
+                self.tell_failed(id, failure);
+            }
+            Some(frame) => self.tell(&frame),
+            None => {}
+        }
+    }
+
+    /// The connection is gone: its runs end, the resident kernel stays if it can.
+    pub(super) fn lose_peer(&mut self, reason: &str) {
+        log(&format!("connection ended: {reason}"));
+        self.peer = None;
+        self.transfers.clear();
+        let mut interrupted = None;
+        for (position, run) in self.runs.iter_mut().enumerate() {
+            run.detached = true;
+            run.killed = true;
+            run.discard_output();
+            if run.is_waiting() {
+                run.end(Ok(ENDED_BY_FORCE), None);
+            } else if run.is_active_cell() && run.grace.is_none() {
+                interrupted = Some(position);
+            }
+        }
+        if let Some(position) = interrupted {
+            self.cut_short(position);
+        }
+        let processes = self
+            .runs
+            .iter()
+            .any(|run| run.is_active() && !run.is_active_cell());
+        if processes {
+            self.end_others();
+        }
+    }
+
+    /// Makes the sandbox as new.
+    pub(super) fn try_reset(&mut self) -> Result<(), Failure> {
+        while !self.transfers.is_empty() {
+            let text = "sandbox was reset";
+            self.fail_transfer(0, failure(FailureKind::Internal, text));
+        }
+        for run in &mut self.runs {
+            run.killed = true;
+            run.grace = None;
+            if run.is_waiting() {
+                run.end(Ok(ENDED_BY_FORCE), None);
+            }
+        }
+        let gone = self.end_everything();
+        // Runs under way end first, and nobody waits for the rest of their output.
+        self.runs.iter_mut().for_each(Run::discard_output);
+        self.drain_ended();
+        self.orphans.clear();
+        self.unreported_loss = false;
+        if !gone {
+            let text = "processes of the sandbox cannot be ended";
+            return Err(failure(FailureKind::Internal, text));
+        }
+        self.places.clear(self.launcher.privileges)?;
+        self.spare_due = self.prepared;
+        Ok(())
+    }
+}
+
+fn no_directory(cwd: &str) -> Failure {
+    let text = format!("working directory {cwd} cannot be entered");
+    failure(FailureKind::NotFound, text)
+}

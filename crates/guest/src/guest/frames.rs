@@ -1,0 +1,136 @@
+//! What the host asks for. An error of these ends the connection: its peer breaks the protocol.
+
+use isol8_protocol::{GuestFrame, HostFrame, KernelKind, Signal, StreamId, WINDOW};
+use nix::sys::signal::{Signal as Os, killpg};
+
+use super::Guest;
+use super::transfers::Taken;
+use crate::run::Work;
+
+type Handled = Result<(), String>;
+
+impl Guest {
+    pub(super) fn handle(&mut self, frame: HostFrame) -> Handled {
+        match frame {
+            HostFrame::Hello { .. } => return Err("greeted twice".to_owned()),
+            HostFrame::Prepare { kernel } => self.prepare(kernel),
+            HostFrame::Exec { id, spec } => {
+                self.check_new(id)?;
+                self.exec(id, spec);
+            }
+            HostFrame::Data { id, bytes } => return self.take_data(id, &bytes),
+            HostFrame::End { id } => self.end_data(id),
+            HostFrame::Signal { id, signal } => self.signal(id, signal),
+            HostFrame::Credit { id, bytes } => self.grant(id, bytes),
+            HostFrame::WriteFile { id, path, mode } => {
+                self.check_new(id)?;
+                self.open_writer(id, &path, mode);
+            }
+            HostFrame::ReadFile { id, path } => {
+                self.check_new(id)?;
+                self.open_reader(id, &path);
+            }
+            HostFrame::Reset { id } => {
+                self.check_new(id)?;
+                self.reset(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_new(&mut self, id: StreamId) -> Handled {
+        let used = self.run_of(id, false).is_some()
+            || self.transfers.iter().any(|transfer| transfer.id == id);
+        if used {
+            return Err(format!("stream {} used twice", id.0));
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, kernel: KernelKind) {
+        // Bash boots as fast as it could be released.
+        if kernel == KernelKind::Python {
+            self.prepared = true;
+            self.spare_due = true;
+        }
+    }
+
+    fn take_data(&mut self, id: StreamId, bytes: &[u8]) -> Handled {
+        let beyond = || format!("stream {} sent beyond its credit", id.0);
+        if let Some(run) = self.run_of(id, false) {
+            if run.ended.is_some() {
+                return Ok(());
+            }
+            if !run.input.push(bytes) {
+                return Err(beyond());
+            }
+            self.attend_input(id, false);
+            return Ok(());
+        }
+        match self.write_transfer(id, bytes) {
+            Taken::Beyond => Err(beyond()),
+            // A stream that has ended here while the frame was under way.
+            Taken::Unknown | Taken::Yes => Ok(()),
+        }
+    }
+
+    fn end_data(&mut self, id: StreamId) {
+        match self.run_of(id, false) {
+            Some(run) => {
+                run.input.end();
+                self.attend_input(id, false);
+            }
+            None => self.finish_writer(id),
+        }
+    }
+
+    fn grant(&mut self, id: StreamId, bytes: u32) {
+        // The host grants back what it took, so more than a window is never under way.
+        let add = |credit: &mut u64| *credit = (*credit + u64::from(bytes)).min(WINDOW.into());
+        match self.run_of(id, false) {
+            Some(run) => add(&mut run.credit),
+            None => self.grant_reader(id, add),
+        }
+    }
+
+    fn signal(&mut self, id: StreamId, signal: Signal) {
+        let os = match signal {
+            Signal::Interrupt => Os::SIGINT,
+            Signal::Terminate => Os::SIGTERM,
+            Signal::Kill => return self.kill(id),
+        };
+        let Some(run) = self.run_of(id, false) else {
+            return;
+        };
+        if run.ended.is_some() {
+            return;
+        }
+        if let Work::Cell(_) = run.work {
+            if let Some(kernel) = &self.resident {
+                kernel.signal(os);
+            }
+        } else if let Some(pid) = run.pid() {
+            // The program leads a group of its own: what it started in it gets the signal too, as
+            // from a terminal.
+            let _ = killpg(pid, os);
+        }
+    }
+
+    fn kill(&mut self, id: StreamId) {
+        match self
+            .runs
+            .iter()
+            .position(|run| run.id == id && !run.detached)
+        {
+            Some(position) => self.kill_run(position),
+            None => self.drop_transfer(id),
+        }
+    }
+
+    fn reset(&mut self, id: StreamId) {
+        match self.try_reset() {
+            Ok(()) => self.tell(&GuestFrame::Done { id }),
+            Err(failure) => self.tell_failed(id, failure),
+        }
+    }
+}

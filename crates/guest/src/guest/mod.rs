@@ -1,0 +1,316 @@
+//! The guest itself: everything that it holds, and the loop that serves it.
+//!
+//! One thread, one `poll`. What is waited for is derived from the state before each wait, so there
+//! is no registration that could go stale. Reading order: this file (what happens), [`frames`]
+//! (what the host asks), [`launch`] (how runs begin), [`ends`] (how they end), [`transfers`].
+
+mod ends;
+mod frames;
+mod launch;
+mod transfers;
+mod wait;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Instant;
+
+use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::socket::{SockFlag, accept4};
+
+use crate::kernel::{Drivers, Kernel};
+use crate::peer::{self, Peer};
+use crate::process::Launcher;
+use crate::reaper;
+use crate::reset::Places;
+use crate::run::Run;
+use crate::run::output::drop_output;
+use transfers::Transfer;
+use wait::{Source, Waits};
+
+/// Runs at once, those that wait included. Beyond what a sandbox's process limit makes sense of,
+/// and few enough that looking at all of them is cheap.
+const MAX_RUNS: usize = 64;
+
+/// Pipes of ended runs that are kept open for what they left behind. Beyond this the oldest is
+/// closed, and who still writes to it gets SIGPIPE.
+const MAX_ORPHANS: usize = 256;
+
+/// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
+const MAX_MESSAGE: usize = 4096;
+
+/// The agent's state.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    launcher: Launcher,
+    drivers: Drivers,
+    places: Places,
+    listener: OwnedFd,
+    signals: SignalFd,
+    peer: Option<Peer>,
+    runs: Vec<Run>,
+    transfers: Vec<Transfer>,
+    /// The interpreter that waits for its first code.
+    spare: Option<Kernel>,
+    /// The interpreter that cells run in.
+    resident: Option<Kernel>,
+    /// A resident kernel died, and no run has said so yet.
+    unreported_loss: bool,
+    /// A spare should be booted where none waits.
+    spare_due: bool,
+    /// The host asked for spares, so a reset boots one.
+    prepared: bool,
+    /// What the next quiet moment must sweep away.
+    sweep_due: bool,
+    /// Output of what ended runs left behind.
+    orphans: Vec<Rc<OwnedFd>>,
+    /// Makes cells and temporary files distinct.
+    serial: u64,
+    buffer: Box<[u8; CHUNK_SIZE]>,
+}
+
+impl Guest {
+    pub(crate) fn new(
+        launcher: Launcher,
+        drivers: Drivers,
+        places: Places,
+        listener: OwnedFd,
+        signals: SignalFd,
+    ) -> Self {
+        Self {
+            launcher,
+            drivers,
+            places,
+            listener,
+            signals,
+            peer: None,
+            runs: Vec::new(),
+            transfers: Vec::new(),
+            spare: None,
+            resident: None,
+            unreported_loss: false,
+            spare_due: false,
+            prepared: false,
+            sweep_due: false,
+            orphans: Vec::new(),
+            serial: 0,
+            buffer: Box::new([0; CHUNK_SIZE]),
+        }
+    }
+
+    /// Serves until waiting itself fails, which leaves nothing to go on with.
+    pub(crate) fn serve(&mut self) -> io::Error {
+        loop {
+            self.ring_alarms();
+            self.settle();
+            let mut waits = self.waits();
+            if let Err(error) = waits.wait(self.next_alarm()) {
+                return error;
+            }
+            for source in waits.ready() {
+                self.attend(source);
+            }
+        }
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn has_room(&self) -> bool {
+        self.peer.as_ref().is_none_or(Peer::has_room)
+    }
+
+    /// Everything that could let the guest go on.
+    fn waits(&self) -> Waits {
+        let mut waits = Waits::default();
+        waits.readable(Source::Signals, &self.signals);
+        waits.readable(Source::Listener, &self.listener);
+        if let Some(peer) = &self.peer {
+            waits.both(Source::Peer, peer, peer.has_outgoing());
+        }
+        let room = self.has_room();
+        for run in self.runs.iter().filter(|run| run.is_active()) {
+            for (index, pump) in run.output.iter().enumerate() {
+                if let Some(pipe) = pump.pipe()
+                    && pump.may_read(run.credit)
+                    && (room || run.detached)
+                {
+                    waits.readable(Source::Output(run.id, run.detached, index), &pipe);
+                }
+            }
+        }
+        for run in &self.runs {
+            if let Some(pipe) = run.input.waits_for() {
+                waits.writable(Source::Input(run.id, run.detached), &pipe);
+            }
+        }
+        if let Some(kernel) = &self.resident {
+            if self.runs.iter().any(Run::is_active_cell) {
+                waits.readable(Source::Kernel, &kernel.control());
+            } else if !self.runs.iter().any(Run::is_cell) {
+                for (index, pipe) in kernel.output.iter().enumerate() {
+                    waits.readable(Source::KernelOutput(index), pipe);
+                }
+            }
+        }
+        for (index, pipe) in self.orphans.iter().enumerate().rev() {
+            waits.readable(Source::Orphan(index), pipe);
+        }
+        waits
+    }
+
+    fn attend(&mut self, source: Source) {
+        match source {
+            Source::Signals => self.attend_signals(),
+            Source::Listener => self.accept(),
+            Source::Peer => self.attend_peer(),
+            Source::Output(id, detached, index) => self.attend_output(id, detached, index),
+            Source::Input(id, detached) => self.attend_input(id, detached),
+            Source::Kernel => self.attend_kernel(),
+            Source::KernelOutput(index) => self.drop_kernel_output(index),
+            Source::Orphan(index) => self.drop_orphan_output(index),
+        }
+    }
+
+    fn attend_signals(&mut self) {
+        // One signal may stand for many ends; its content says nothing.
+        while let Ok(Some(_)) = self.signals.read_signal() {}
+        let mut reaped = Vec::new();
+        reaper::reap(&mut reaped);
+        self.note_reaped(&reaped, true);
+    }
+
+    fn accept(&mut self) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = std::os::fd::AsRawFd::as_raw_fd(&self.listener);
+        let Ok(socket) = accept4(listener, flags) else {
+            return;
+        };
+        // SAFETY: just accepted, and owned by nobody else.
+        let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
+        if !peer::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
+            return;
+        }
+        if self.peer.is_some() {
+            self.lose_peer("replaced by a new connection");
+        }
+        self.peer = Some(Peer::new(socket));
+    }
+
+    fn attend_peer(&mut self) {
+        let Some(peer) = &mut self.peer else { return };
+        let received = peer.receive(&mut self.buffer[..]);
+        match received {
+            Ok(false) => {}
+            Ok(true) => self.take_frames(),
+            Err(error) => self.lose_peer(&error.to_string()),
+        }
+    }
+
+    fn take_frames(&mut self) {
+        while let Some(peer) = &mut self.peer {
+            let handled = match peer.next() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.handle(frame),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(reason) = handled {
+                self.lose_peer(&reason);
+            }
+        }
+    }
+
+    fn run_of(&mut self, id: StreamId, detached: bool) -> Option<&mut Run> {
+        let mut runs = self.runs.iter_mut();
+        runs.find(|run| run.id == id && run.detached == detached)
+    }
+
+    fn attend_output(&mut self, id: StreamId, detached: bool, index: usize) {
+        let position = self
+            .runs
+            .iter()
+            .position(|run| run.id == id && run.detached == detached);
+        if let Some(position) = position {
+            self.pump(position, index);
+        }
+    }
+
+    /// Moves a piece of a run's output. Returns whether there may be more.
+    fn pump(&mut self, position: usize, index: usize) -> bool {
+        let run = &mut self.runs[position];
+        let pump = &mut run.output[index];
+        let Some(bytes) = pump.read(&mut run.credit, &mut self.buffer[..]) else {
+            return false;
+        };
+        if !bytes.is_empty()
+            && !run.detached
+            && let Some(peer) = &mut self.peer
+        {
+            peer.send(&GuestFrame::Output {
+                id: run.id,
+                stream: pump.stream,
+                bytes: bytes.to_vec(),
+            });
+        }
+        true
+    }
+
+    fn attend_input(&mut self, id: StreamId, detached: bool) {
+        let Some(run) = self.run_of(id, detached) else {
+            return;
+        };
+        let bytes = run.input.feed();
+        if bytes > 0 && !detached {
+            self.tell(&GuestFrame::Credit { id, bytes });
+        }
+    }
+
+    fn drop_kernel_output(&mut self, index: usize) {
+        if let Some(kernel) = &self.resident
+            && !drop_output(
+                std::os::fd::AsFd::as_fd(&kernel.output[index]),
+                &mut self.buffer[..],
+            )
+        {
+            // It closed its own streams: without them it can serve no cell.
+            kernel.signal(nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
+    /// Orphans are attended from the last to the first, so that removing one moves none of those
+    /// that are still to come.
+    fn drop_orphan_output(&mut self, index: usize) {
+        let Some(pipe) = self.orphans.get(index) else {
+            return;
+        };
+        if !drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]) {
+            self.orphans.remove(index);
+        }
+    }
+
+    fn tell(&mut self, frame: &GuestFrame) {
+        if let Some(peer) = &mut self.peer {
+            peer.send(frame);
+        }
+    }
+
+    fn tell_failed(&mut self, id: StreamId, mut failure: Failure) {
+        if failure.message.len() > MAX_MESSAGE {
+            let end = failure.message.floor_char_boundary(MAX_MESSAGE);
+            failure.message.truncate(end);
+        }
+        self.tell(&GuestFrame::Failed { id, failure });
+    }
+
+    fn next_alarm(&self) -> Option<Instant> {
+        self.runs.iter().filter_map(Run::alarm).min()
+    }
+}
+
+/// Says something to the operator: standard error of PID 1 is the container's log.
+fn log(text: &str) {
+    eprintln!("isol8-guest: {text}");
+}

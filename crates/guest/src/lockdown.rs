@@ -1,0 +1,302 @@
+//! What the guest gives up about itself, and what every program it starts goes without.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+const CHOWN: u32 = 0;
+const DAC_OVERRIDE: u32 = 1;
+const KILL: u32 = 5;
+const SETGID: u32 = 6;
+const SETUID: u32 = 7;
+const SETPCAP: u32 = 8;
+/// More than any kernel has; the call says where they end.
+const CAPABILITIES: u32 = 64;
+
+/// What starting, killing and cleaning up after the sandbox user takes.
+const KEPT: u64 = 1 << CHOWN | 1 << DAC_OVERRIDE | 1 << KILL | 1 << SETGID | 1 << SETUID;
+
+/// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
+const VERSION: u32 = 0x2008_0522;
+
+/// Files that one program may have open. Enough for servers and test suites, few enough that
+/// closing all of them stays cheap.
+const MAX_FILES: u64 = 4096;
+
+#[repr(C)]
+struct Header {
+    version: u32,
+    pid: c_int,
+}
+
+/// One half of the sets: the kernel keeps 64 bits in two words.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Word {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn permitted() -> io::Result<u64> {
+    let mut header = Header {
+        version: VERSION,
+        pid: 0,
+    };
+    let mut words = [Word::default(); 2];
+    // SAFETY: both pointers are valid, and version 3 writes exactly two words.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
+    check(result as c_int)?;
+    Ok(u64::from(words[0].permitted) | u64::from(words[1].permitted) << 32)
+}
+
+/// Replaces the capabilities of the calling thread; none is inheritable.
+fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
+    let mut header = Header {
+        version: VERSION,
+        pid: 0,
+    };
+    let word = |shift: u32| Word {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: 0,
+    };
+    let words = [word(0), word(32)];
+    // SAFETY: both pointers are valid, and version 3 reads exactly two words.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, words.as_ptr()) };
+    check(result as c_int)
+}
+
+/// A `prctl` whose arguments are all numbers.
+fn control(option: c_int, argument: u64) -> io::Result<()> {
+    // SAFETY: no option that this file passes takes a pointer; unused arguments must be 0.
+    check(unsafe { libc::prctl(option, argument, 0, 0, 0) })
+}
+
+/// Brings the loopback interface up. Needs `CAP_NET_ADMIN` in the network namespace's owner.
+pub(crate) fn raise_loopback() -> io::Result<()> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: `ifreq` is plain data, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    // SAFETY: the request names an interface and lives through the call, which fills in the flags.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) })?;
+    // SAFETY: the call before wrote the flags.
+    unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as i16 };
+    // SAFETY: as above; this one only reads.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+}
+
+/// Who user code is, and how the guest acts in its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Privileges {
+    shared_uid: bool,
+}
+
+impl Privileges {
+    /// With `shared_uid` user code has the guest's own user id, and no capability.
+    pub(crate) fn new(shared_uid: bool) -> Self {
+        Self { shared_uid }
+    }
+
+    pub(crate) fn shared_uid(self) -> bool {
+        self.shared_uid
+    }
+
+    /// Drops what the guest does not need, for good: capabilities, the gain of new ones, the
+    /// chance to be traced. Signals get their default dispositions, which PID 1 ignores.
+    pub(crate) fn harden(self) -> io::Result<()> {
+        let held = permitted()?;
+        if held & 1 << SETPCAP != 0 {
+            set_capabilities(held, held)?;
+            for capability in (0..CAPABILITIES).filter(|one| KEPT & 1 << one == 0) {
+                // Fails for numbers that this kernel does not know.
+                let _ = control(libc::PR_CAPBSET_DROP, u64::from(capability));
+            }
+        }
+        if !self.shared_uid {
+            // SAFETY: an empty list needs no pointer. The process has a single thread.
+            check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+        }
+        set_capabilities(held & KEPT, held & KEPT)?;
+        control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
+        control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+        control(libc::PR_SET_DUMPABLE, 0)?;
+        for signal in 1..=libc::SIGRTMAX() {
+            // SAFETY: a default disposition runs no code of ours. Fails for KILL, STOP and the two
+            // that the C library keeps, which cannot be ignored anyway.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        // SAFETY: as above; a peer that went away must show as an error and not end PID 1.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+        // SAFETY: has no preconditions. Modes that the guest creates with are explicit.
+        unsafe { libc::umask(0) };
+        raise_file_limit()
+    }
+
+    /// Makes the calling process, a child that is about to become a program, as powerless as user
+    /// code is. It allocates nothing and takes no lock.
+    pub(crate) fn confine(self) -> io::Result<()> {
+        prefer_for_oom_kill()?;
+        if !self.shared_uid {
+            // SAFETY: plain system calls without pointers; this process has a single thread.
+            unsafe {
+                check(libc::setgroups(0, std::ptr::null()))?;
+                check(libc::setresgid(SANDBOX_GID, SANDBOX_GID, SANDBOX_GID))?;
+                check(libc::setresuid(SANDBOX_UID, SANDBOX_UID, SANDBOX_UID))?;
+            }
+        }
+        control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
+        set_capabilities(0, 0)?;
+        control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+        // No core files; a bounded table of files. Memory, processes and processor time are the
+        // cgroup's, which counts all of a sandbox together; the rest stays as inherited.
+        limit(libc::RLIMIT_CORE, 0)?;
+        limit(libc::RLIMIT_NOFILE, MAX_FILES)
+    }
+
+    /// Does file work with the rights of user code.
+    pub(crate) fn as_sandbox_user<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let _guard = Acting::begin(self, false)?;
+        Ok(work())
+    }
+
+    /// Does file work as the owner of what user code made, whatever the modes say.
+    pub(crate) fn as_owner<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
+        let _guard = Acting::begin(self, true)?;
+        Ok(work())
+    }
+
+    /// Does IPC work as the owner of what user code made: those calls look at the effective id.
+    pub(crate) fn as_effective_user<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
+        if self.shared_uid {
+            return Ok(work());
+        }
+        // SAFETY: a plain system call; this process has a single thread.
+        check(unsafe { libc::seteuid(SANDBOX_UID) })?;
+        let done = work();
+        // SAFETY: as above; the saved id is still 0.
+        if unsafe { libc::seteuid(0) } != 0 {
+            std::process::abort();
+        }
+        Ok(done)
+    }
+}
+
+/// While it lives, this process's file accesses are the sandbox user's.
+struct Acting {
+    privileges: Privileges,
+    held: u64,
+}
+
+impl Acting {
+    fn begin(privileges: Privileges, overriding: bool) -> io::Result<Self> {
+        let held = permitted()?;
+        let guard = Self { privileges, held };
+        if !privileges.shared_uid {
+            set_file_ids(SANDBOX_UID, SANDBOX_GID);
+        }
+        // Leaving user 0 dropped the effective file capabilities; a shared id drops them here.
+        let effective = if overriding {
+            held & 1 << DAC_OVERRIDE
+        } else {
+            0
+        };
+        set_capabilities(effective, held)?;
+        Ok(guard)
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        if !self.privileges.shared_uid {
+            set_file_ids(0, 0);
+        }
+        // A guest that cannot act as itself any more could not end a run: better no sandbox.
+        if set_capabilities(self.held, self.held).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+fn set_file_ids(user: u32, group: u32) {
+    // SAFETY: plain system calls that concern the calling thread only. They report no error: with
+    // SETUID and SETGID in the permitted set they cannot fail for ids that this namespace maps,
+    // and the second call of each returns what the first one set.
+    let set = unsafe {
+        libc::setfsgid(group);
+        libc::setfsuid(user);
+        libc::setfsgid(group) as u32 == group && libc::setfsuid(user) as u32 == user
+    };
+    if !set {
+        std::process::abort();
+    }
+}
+
+/// Takes the highest score, so that memory pressure ends a program and never the guest.
+fn prefer_for_oom_kill() -> io::Result<()> {
+    // A process that is not dumpable does not own its own files in /proc.
+    control(libc::PR_SET_DUMPABLE, 1)?;
+    let path = c"/proc/self/oom_score_adj";
+    // SAFETY: the path ends in a zero byte; the descriptor is closed below.
+    let file = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let score = b"1000";
+    // SAFETY: the buffer is valid for its length.
+    let written = unsafe { libc::write(file, score.as_ptr().cast(), score.len()) };
+    let failed = (written < 0).then(io::Error::last_os_error);
+    // SAFETY: opened above and used by nobody else.
+    unsafe { libc::close(file) };
+    control(libc::PR_SET_DUMPABLE, 0)?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Sets both limits, or as much as an unprivileged process may.
+fn limit(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<()> {
+    let mut current = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is valid through the call.
+    check(unsafe { libc::getrlimit(resource, &raw mut current) })?;
+    let value = wanted.min(current.rlim_max);
+    let limits = libc::rlimit {
+        rlim_cur: value,
+        rlim_max: value,
+    };
+    // SAFETY: the pointer is valid through the call.
+    check(unsafe { libc::setrlimit(resource, &raw const limits) })
+}
+
+/// The guest keeps pipes of many programs: it may open as many files as it is allowed.
+fn raise_file_limit() -> io::Result<()> {
+    let mut limits = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is valid through the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits) })?;
+    limits.rlim_cur = limits.rlim_max.min(MAX_FILES);
+    // SAFETY: the pointer is valid through the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) })
+}

@@ -1,0 +1,230 @@
+//! The guest agent: PID 1 of every sandbox.
+//!
+//! The host connects to it over a Unix socket and asks, in the frames of `isol8-protocol`, for
+//! runs, files and resets. It starts programs as the powerless sandbox user, keeps interpreters
+//! booted, enforces time and output limits, reaps everything, and gives back a sandbox as new.
+//!
+//! # Map
+//!
+//! - [`guest`]: the state and the loop; what the host asks, how runs begin and end
+//! - [`peer`]: the connection, framing, who may connect
+//! - [`run`]: one run, its output and input with credit
+//! - [`process`]: fork and exec; [`lockdown`], [`seccomp`]: what programs go without
+//! - [`reaper`]: ending and reaping every process
+//! - [`kernel`]: interpreters that wait for code, and their Python side
+//! - [`files`], [`reset`]: content of the writable places
+//!
+//! # Threats
+//!
+//! The host is trusted, user code is not. User code has another user id (or, where a sandbox has
+//! only one, no capabilities where the guest has some), so it cannot trace or signal the guest,
+//! and PID 1 ignores what it could send. The guest is not dumpable: its memory and descriptors are
+//! closed to others. Nothing that user code can delay is waited for: not an exec (a child can be
+//! stopped), not a pipe, not an answer of a kernel. What it can make grow is bounded: output by
+//! credit, runs and kept pipes by number, messages by size. Paths are resolved by the kernel
+//! beneath the writable places with the rights of user code. No input of any kind ends the guest;
+//! an input that breaks the protocol ends its connection.
+//!
+//! There is a single thread, so that fork, `setfsuid` and the like are sound without locks.
+
+mod failure;
+mod files;
+mod guest;
+mod kernel;
+mod lockdown;
+mod peer;
+mod process;
+mod reaper;
+mod reset;
+mod run;
+mod seccomp;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
+
+use guest::Guest;
+use kernel::Drivers;
+use lockdown::Privileges;
+use process::{Environment, Launcher};
+use reset::Places;
+
+const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH) [--loopback] [--shared-uid]";
+
+/// Where the host connects to.
+#[derive(Debug, PartialEq, Eq)]
+enum Listen {
+    /// A listening socket that was inherited.
+    Inherited(RawFd),
+    /// A path to bind.
+    Path(PathBuf),
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Arguments {
+    listen: Listen,
+    loopback: bool,
+    shared_uid: bool,
+}
+
+impl Arguments {
+    fn parse(arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+        let mut arguments = arguments;
+        let (mut listen, mut loopback, mut shared_uid) = (None, false, false);
+        while let Some(argument) = arguments.next() {
+            match argument.to_str()? {
+                "--fd" => {
+                    let number: RawFd = arguments.next()?.to_str()?.parse().ok()?;
+                    listen = (number > 2).then_some(Listen::Inherited(number));
+                }
+                "--socket" => listen = Some(Listen::Path(arguments.next()?.into())),
+                "--loopback" => loopback = true,
+                "--shared-uid" => shared_uid = true,
+                _ => return None,
+            }
+        }
+        Some(Self {
+            listen: listen?,
+            loopback,
+            shared_uid,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(arguments) = Arguments::parse(std::env::args_os().skip(1)) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let error = match prepare(&arguments) {
+        Ok(mut guest) => guest.serve(),
+        Err(error) => error,
+    };
+    eprintln!("isol8-guest: {error}");
+    ExitCode::FAILURE
+}
+
+fn prepare(arguments: &Arguments) -> io::Result<Guest> {
+    let listener = match &arguments.listen {
+        Listen::Inherited(number) => inherit(*number),
+        Listen::Path(path) => bind(path),
+    }?;
+    if arguments.loopback {
+        lockdown::raise_loopback().map_err(naming("loopback cannot be brought up"))?;
+    }
+    let privileges = Privileges::new(arguments.shared_uid);
+    privileges
+        .harden()
+        .map_err(naming("privileges cannot be dropped"))?;
+    let places = Places::record();
+    let filter = seccomp::strict(Places::lists_queues()).map_err(io::Error::other)?;
+    let launcher = Launcher {
+        privileges,
+        filter,
+        base: Environment::base(),
+    };
+    let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
+    Ok(Guest::new(
+        launcher,
+        drivers,
+        places,
+        listener,
+        child_signals()?,
+    ))
+}
+
+fn naming(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+fn inherit(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: whoever started the guest gave it this descriptor, and nothing here used it before;
+    // the next calls fail where it is not open.
+    let listener = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+        .map_err(|error| naming("inherited socket cannot be used")(error.into()))?;
+    if !matches!(getsockopt(&listener, AcceptConn), Ok(true)) {
+        return Err(io::Error::other(
+            "inherited descriptor is not a listening socket",
+        ));
+    }
+    set_nonblocking(listener)
+}
+
+fn bind(path: &Path) -> io::Result<OwnedFd> {
+    let stale = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if stale {
+        std::fs::remove_file(path)?;
+    }
+    // The mode must hold from the start: a connection made before a chmod would stay.
+    // SAFETY: has no preconditions; there is a single thread.
+    let before = unsafe { libc::umask(0o177) };
+    let listener = UnixListener::bind(path);
+    // SAFETY: as above.
+    unsafe { libc::umask(before) };
+    let listener = listener.map_err(naming("socket cannot be bound"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    set_nonblocking(listener.into())
+}
+
+fn set_nonblocking(listener: OwnedFd) -> io::Result<OwnedFd> {
+    fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    debug_assert!(listener.as_raw_fd() > 2);
+    Ok(listener)
+}
+
+/// Ends of children, as a descriptor to wait for.
+fn child_signals() -> io::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGCHLD);
+    signals.thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    Ok(SignalFd::with_flags(&signals, flags)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Option<Arguments> {
+        Arguments::parse(arguments.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn arguments_name_one_place_to_listen_and_the_kind_of_sandbox() {
+        assert_eq!(
+            parse(&["--fd", "3", "--loopback"]),
+            Some(Arguments {
+                listen: Listen::Inherited(3),
+                loopback: true,
+                shared_uid: false
+            })
+        );
+        assert_eq!(
+            parse(&["--socket", "/x", "--shared-uid"]).map(|parsed| parsed.listen),
+            Some(Listen::Path("/x".into()))
+        );
+    }
+
+    #[test]
+    fn other_arguments_are_refused() {
+        for wrong in [
+            &[][..],
+            &["--fd"],
+            &["--fd", "1"],
+            &["--fd", "x"],
+            &["--what"],
+        ] {
+            assert_eq!(parse(wrong), None, "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Starting a program: fork, confine, exec.
+//!
+//! The guest has a single thread, so a forked child may do anything. It still allocates nothing:
+//! all that it needs is prepared before. Nobody waits for the child. User code of the same user
+//! could stop it before its exec, and must not be able to stop the guest with it: why a program
+//! could not be started is read from a pipe once the child was reaped.
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
+
+use isol8_protocol::{Failure, FailureKind};
+use nix::fcntl::OFlag;
+use nix::unistd::{ForkResult, Pid, fork, pipe2};
+use seccompiler::BpfProgram;
+
+use crate::failure::failure;
+use crate::lockdown::Privileges;
+
+/// Where a program is looked for, and who it is, where the guest's own environment does not say.
+const DEFAULTS: [(&str, &str); 5] = [
+    (
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ),
+    ("HOME", "/sandbox"),
+    ("USER", "sandbox"),
+    ("LOGNAME", "sandbox"),
+    ("LANG", "C.UTF-8"),
+];
+
+/// Descriptors below this are given to programs; the child moves its sources above it first.
+const ABOVE_TARGETS: RawFd = 64;
+
+/// An environment: names and values in order, each name once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Environment(Vec<(Vec<u8>, Vec<u8>)>);
+
+impl Environment {
+    /// The guest's own, and [`DEFAULTS`] where it lacks one.
+    pub(crate) fn base() -> Self {
+        let mut base = Self::default();
+        for (name, value) in std::env::vars_os() {
+            base.set(&name.into_vec(), &value.into_vec());
+        }
+        for (name, value) in DEFAULTS {
+            if base.get(name.as_bytes()).is_none() {
+                base.set(name.as_bytes(), value.as_bytes());
+            }
+        }
+        base
+    }
+
+    pub(crate) fn with(&self, overlay: &[(String, String)]) -> Self {
+        let mut merged = self.clone();
+        for (name, value) in overlay {
+            merged.set(name.as_bytes(), value.as_bytes());
+        }
+        merged
+    }
+
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        let found = self.0.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_slice())
+    }
+
+    pub(crate) fn set(&mut self, name: &[u8], value: &[u8]) {
+        match self.0.iter_mut().find(|(key, _)| key == name) {
+            Some((_, old)) => *old = value.to_vec(),
+            None => self.0.push((name.to_vec(), value.to_vec())),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|(name, value)| (&name[..], &value[..]))
+    }
+
+    fn to_c(&self) -> Result<Vec<CString>, Failure> {
+        let pairs = self.iter();
+        pairs
+            .map(|(name, value)| c_string(&[name, b"=", value].concat(), "environment"))
+            .collect()
+    }
+}
+
+/// Whether `name` can name an environment variable.
+pub(crate) fn is_variable_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
+}
+
+pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
+    CString::new(bytes)
+        .map_err(|_| failure(FailureKind::Refused, format!("{what} holds a zero byte")))
+}
+
+/// What all programs of a sandbox have in common.
+#[derive(Debug)]
+pub(crate) struct Launcher {
+    pub(crate) privileges: Privileges,
+    pub(crate) filter: BpfProgram,
+    pub(crate) base: Environment,
+}
+
+/// A program that was started, or is about to fail at it.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: Pid,
+    report: OwnedFd,
+    program: String,
+    cwd: String,
+}
+
+impl Child {
+    /// Why the program was not started, where it was not. To be asked once the child was reaped.
+    pub(crate) fn start_failure(&self) -> Option<Failure> {
+        let mut text = [0; 5];
+        let report = self.report.try_clone().ok()?;
+        // The child is dead, so this neither blocks nor returns a part.
+        std::fs::File::from(report).read_exact(&mut text).ok()?;
+        let [stage, error @ ..] = text;
+        let error = io::Error::from_raw_os_error(i32::from_ne_bytes(error));
+        let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
+        let kind = match error.raw_os_error() {
+            _ if missing => FailureKind::NotFound,
+            Some(libc::EACCES | libc::E2BIG | libc::ENOEXEC | libc::EPERM | libc::ELOOP) => {
+                FailureKind::Refused
+            }
+            Some(libc::ENAMETOOLONG) => FailureKind::Refused,
+            _ => FailureKind::Internal,
+        };
+        let (program, cwd) = (&self.program, &self.cwd);
+        let text = match Stage::of(stage) {
+            Stage::Confine => {
+                return Some(failure(
+                    FailureKind::Internal,
+                    format!("program could not be confined: {error}"),
+                ));
+            }
+            Stage::Directory => format!("working directory {cwd} cannot be entered: {error}"),
+            Stage::Exec if missing => format!("program {program} not found in the sandbox"),
+            Stage::Exec => format!("program {program} cannot be started: {error}"),
+        };
+        Some(failure(kind, text))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Stage {
+    Confine = 0,
+    Directory = 1,
+    Exec = 2,
+}
+
+impl Stage {
+    fn of(byte: u8) -> Self {
+        match byte {
+            0 => Self::Confine,
+            1 => Self::Directory,
+            _ => Self::Exec,
+        }
+    }
+}
+
+impl Launcher {
+    /// Starts a program with `files` as its descriptors from 0 on, and no others.
+    pub(crate) fn start(
+        &self,
+        argv: &[&[u8]],
+        environment: &Environment,
+        cwd: &str,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Child, Failure> {
+        let internal = |what: &str, error: nix::Error| {
+            failure(FailureKind::Internal, format!("{what}: {}", error.desc()))
+        };
+        let program = *argv
+            .first()
+            .filter(|program| !program.is_empty())
+            .ok_or_else(|| failure(FailureKind::Refused, "command is empty"))?;
+        let arguments = argv
+            .iter()
+            .map(|argument| c_string(argument, "argument"))
+            .collect::<Result<Vec<_>, _>>()?;
+        let paths = candidates(program, environment)?;
+        let variables = environment.to_c()?;
+        let directory = c_string(cwd.as_bytes(), "working directory")?;
+        let (report, child_report) =
+            pipe2(OFlag::O_CLOEXEC).map_err(|error| internal("pipe failed", error))?;
+        let plan = Plan {
+            launcher: self,
+            paths: &paths,
+            arguments: &pointers(&arguments),
+            variables: &pointers(&variables),
+            directory: &directory,
+            files,
+            report: child_report.as_raw_fd(),
+        };
+        // SAFETY: this process has a single thread, so the child is a whole copy of it.
+        match unsafe { fork() }.map_err(|error| internal("process limit reached", error))? {
+            ForkResult::Parent { child } => Ok(Child {
+                pid: child,
+                report,
+                program: String::from_utf8_lossy(program).into_owned(),
+                cwd: cwd.to_owned(),
+            }),
+            ForkResult::Child => plan.carry_out(),
+        }
+    }
+}
+
+/// The paths to try, in order.
+fn candidates(program: &[u8], environment: &Environment) -> Result<Vec<CString>, Failure> {
+    if program.contains(&b'/') {
+        return Ok(vec![c_string(program, "program")?]);
+    }
+    let path = environment.get(b"PATH").unwrap_or(b"/bin:/usr/bin");
+    let directories = path.split(|byte| *byte == b':');
+    directories
+        .map(|directory| match directory {
+            // An empty entry is the working directory.
+            b"" => c_string(program, "program"),
+            _ => c_string(&[directory, b"/", program].concat(), "program"),
+        })
+        .collect()
+}
+
+/// Pointers as exec wants them: closed by a null.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    let strings = strings.iter().map(|string| string.as_ptr());
+    strings.chain([std::ptr::null()]).collect()
+}
+
+/// What the child does, prepared.
+struct Plan<'a> {
+    launcher: &'a Launcher,
+    paths: &'a [CString],
+    arguments: &'a [*const c_char],
+    variables: &'a [*const c_char],
+    directory: &'a CStr,
+    files: &'a [BorrowedFd<'a>],
+    report: RawFd,
+}
+
+impl Plan<'_> {
+    fn carry_out(mut self) -> ! {
+        let (stage, error) = self.try_carry_out();
+        let mut text = [0; 5];
+        text[0] = stage as u8;
+        text[1..].copy_from_slice(&error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
+        // SAFETY: the buffer is valid; a failed write leaves the exit code as the only report.
+        unsafe { libc::write(self.report, text.as_ptr().cast(), text.len()) };
+        // SAFETY: ends this process without running what belongs to the guest.
+        unsafe { libc::_exit(127) }
+    }
+
+    /// Returns only where something failed.
+    fn try_carry_out(&mut self) -> (Stage, io::Error) {
+        if let Err(error) = self.confine() {
+            return (Stage::Confine, error);
+        }
+        // SAFETY: the path ends in a zero byte.
+        if unsafe { libc::chdir(self.directory.as_ptr()) } != 0 {
+            return (Stage::Directory, io::Error::last_os_error());
+        }
+        // Last, because it forbids nothing that user code needs and much that came before.
+        if seccompiler::apply_filter(&self.launcher.filter).is_err() {
+            return (Stage::Confine, io::Error::last_os_error());
+        }
+        (Stage::Exec, self.exec())
+    }
+
+    fn confine(&mut self) -> io::Result<()> {
+        // SAFETY: plain system calls; a signal set is plain data that sigemptyset fills in. The
+        // guest changed the disposition of SIGPIPE only.
+        unsafe {
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            libc::umask(0o022);
+        }
+        self.arrange_files()?;
+        self.launcher.privileges.confine()
+    }
+
+    /// Puts `files` at 0, 1, …, the report behind them, and closes the rest.
+    fn arrange_files(&mut self) -> io::Result<()> {
+        let mut moved = [0; 8];
+        let (moved, _) = moved.split_at_mut(self.files.len());
+        for (to, from) in moved.iter_mut().zip(self.files) {
+            *to = duplicate_above(from.as_raw_fd())?;
+        }
+        let report = duplicate_above(self.report)?;
+        let mut next: RawFd = 0;
+        for from in moved.iter() {
+            // SAFETY: `from` is open; whatever `next` was, its owner is the guest's copy.
+            check(unsafe { libc::dup3(*from, next, 0) })?;
+            next += 1;
+        }
+        // SAFETY: as above.
+        self.report = check(unsafe { libc::dup3(report, next, libc::O_CLOEXEC) })?;
+        let first = next + 1;
+        // SAFETY: closes descriptors that this process never uses again.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
+        check(closed as c_int).map(drop)
+    }
+
+    fn exec(&self) -> io::Error {
+        let mut refused = None;
+        for path in self.paths {
+            // SAFETY: both arrays are closed by a null, and all strings outlive the call.
+            unsafe {
+                libc::execve(
+                    path.as_ptr(),
+                    self.arguments.as_ptr(),
+                    self.variables.as_ptr(),
+                );
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                Some(libc::EACCES) => refused = Some(error),
+                _ => return error,
+            }
+        }
+        refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+    }
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn duplicate_above(file: RawFd) -> io::Result<RawFd> {
+    // SAFETY: duplicates an open descriptor.
+    check(unsafe { libc::fcntl(file, libc::F_DUPFD_CLOEXEC, ABOVE_TARGETS) })
+}
+
+/// A pipe that this process does not block on; the far end blocks, as programs expect.
+pub(crate) fn pipe(near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+    let near = match near {
+        Near::Reader => &reader,
+        Near::Writer => &writer,
+    };
+    // SAFETY: an open descriptor of ours. Each end of a pipe has flags of its own.
+    check(unsafe { libc::fcntl(near.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+    Ok((reader, writer))
+}
+
+/// Which end of a pipe stays with the guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Near {
+    /// The guest reads.
+    Reader,
+    /// The guest writes.
+    Writer,
+}
+
+/// `/dev/null`, for reading.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    let path = c"/dev/null";
+    // SAFETY: the path ends in a zero byte.
+    let file = check(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
+    // SAFETY: just opened, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        let mut environment = Environment::default();
+        for (name, value) in pairs {
+            environment.set(name.as_bytes(), value.as_bytes());
+        }
+        environment
+    }
+
+    #[test]
+    fn a_run_s_variables_replace_those_of_the_base_in_place() {
+        let base = environment(&[("A", "1"), ("B", "2")]);
+        let merged = base.with(&[("A".into(), "3".into()), ("C".into(), "4".into())]);
+        let pairs: Vec<_> = merged.iter().collect();
+        assert_eq!(
+            pairs,
+            [
+                (&b"A"[..], &b"3"[..]),
+                (&b"B"[..], &b"2"[..]),
+                (&b"C"[..], &b"4"[..])
+            ]
+        );
+    }
+
+    #[test]
+    fn a_program_without_a_slash_is_looked_for_in_the_path_of_its_environment() {
+        let environment = environment(&[("PATH", "/a::/b")]);
+        assert_eq!(
+            candidates(b"x", &environment).unwrap(),
+            [c"/a/x".into(), c"x".into(), c"/b/x".into()] as [CString; 3]
+        );
+        assert_eq!(
+            candidates(b"./x", &environment).unwrap(),
+            [CString::from(c"./x")]
+        );
+    }
+}

@@ -1,0 +1,175 @@
+//! What a program reads, on its way from the host.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use isol8_protocol::WINDOW;
+use nix::errno::Errno;
+use nix::unistd::write;
+
+/// A run's standard input.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pipe: Option<OwnedFd>,
+    pending: Vec<u8>,
+    written: usize,
+    ended: bool,
+    /// Bytes that the host may still send.
+    window: u32,
+}
+
+impl Input {
+    /// Nothing to read.
+    pub(crate) fn empty() -> Self {
+        Self {
+            pipe: None,
+            pending: Vec::new(),
+            written: 0,
+            ended: true,
+            window: 0,
+        }
+    }
+
+    /// All of it known beforehand.
+    pub(crate) fn known(pipe: OwnedFd, bytes: Vec<u8>) -> Self {
+        Self {
+            pipe: Some(pipe),
+            pending: bytes,
+            ..Self::empty()
+        }
+    }
+
+    /// To come in frames.
+    pub(crate) fn piped(pipe: OwnedFd) -> Self {
+        Self {
+            pipe: Some(pipe),
+            ended: false,
+            window: WINDOW,
+            ..Self::empty()
+        }
+    }
+
+    /// Takes what the host sent; `false` where it was not allowed to.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
+        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let Some(window) = self.window.checked_sub(size) else {
+            return false;
+        };
+        if self.ended {
+            return false;
+        }
+        self.window = window;
+        if self.written == self.pending.len() {
+            self.pending.clear();
+            self.written = 0;
+        }
+        self.pending.extend_from_slice(bytes);
+        true
+    }
+
+    /// There will be no more.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// The pipe, where there is something to write to it.
+    pub(crate) fn waits_for(&self) -> Option<BorrowedFd<'_>> {
+        let pending = self.written < self.pending.len();
+        self.pipe
+            .as_ref()
+            .filter(|_| pending)
+            .map(|pipe| pipe.as_fd())
+    }
+
+    /// Whether the program cannot have read any of it.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.written == 0 && (self.pipe.is_some() || self.pending.is_empty())
+    }
+
+    /// Puts what it has into another pipe, from the start.
+    pub(crate) fn redirect(&mut self, pipe: OwnedFd) {
+        self.pipe = Some(pipe);
+    }
+
+    /// Writes as much as the program takes now, and closes the pipe behind the last byte. Returns
+    /// the bytes that the host may send again.
+    pub(crate) fn feed(&mut self) -> u32 {
+        let before = self.written;
+        while let Some(pipe) = self.waits_for() {
+            match write(pipe, &self.pending[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(Errno::EAGAIN) => break,
+                Err(Errno::EINTR) => {}
+                // Nobody reads any more.
+                Err(_) => self.pipe = None,
+            }
+        }
+        if self.pipe.is_none() {
+            self.written = self.pending.len();
+        }
+        let taken = u32::try_from(self.written - before).unwrap_or(u32::MAX);
+        if self.written == self.pending.len() {
+            self.pending = Vec::new();
+            self.written = 0;
+            if self.ended {
+                self.pipe = None;
+            }
+        }
+        if self.ended {
+            return 0;
+        }
+        self.window += taken;
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::{Near, pipe};
+
+    #[test]
+    fn credit_is_given_back_as_the_program_reads() {
+        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let mut input = Input::piped(writer);
+        assert!(input.push(&[7; 100_000]));
+        let first = input.feed();
+        assert!(first > 0 && first < 100_000, "a pipe holds {first}");
+        let mut buffer = vec![0; 200_000];
+        assert_eq!(read_some(&reader, &mut buffer), first as usize);
+        assert_eq!(input.feed(), 100_000 - first);
+    }
+
+    fn read_some(reader: &OwnedFd, buffer: &mut [u8]) -> usize {
+        nix::unistd::read(reader, buffer).unwrap()
+    }
+
+    #[test]
+    fn more_than_the_window_is_refused() {
+        let (_reader, writer) = pipe(Near::Writer).unwrap();
+        let mut input = Input::piped(writer);
+        assert!(!input.push(&vec![0; WINDOW as usize + 1]));
+        assert!(input.push(&[0; 10]));
+        assert!(!input.push(&vec![0; WINDOW as usize]));
+    }
+
+    #[test]
+    fn what_nobody_reads_is_dropped_and_does_not_stall_the_host() {
+        let (reader, writer) = pipe(Near::Writer).unwrap();
+        drop(reader);
+        let mut input = Input::piped(writer);
+        assert!(input.push(&[1; 500]));
+        assert_eq!(input.feed(), 500);
+        assert!(input.push(&[1; 300]));
+        assert_eq!(input.feed(), 300);
+    }
+
+    #[test]
+    fn known_input_ends_behind_its_last_byte() {
+        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let mut input = Input::known(writer, b"abc".to_vec());
+        assert_eq!(input.feed(), 0);
+        let mut buffer = [0; 8];
+        assert_eq!(read_some(&reader, &mut buffer), 3);
+        assert_eq!(read_some(&reader, &mut buffer), 0, "at its end");
+    }
+}

@@ -1,0 +1,191 @@
+//! One run: its program, its streams, its clock, and how it ended.
+
+pub(crate) mod input;
+pub(crate) mod output;
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use isol8_protocol::{Exit, ExitStatus, Failure, GuestFrame, OutputStream, StreamId, WINDOW};
+use nix::unistd::Pid;
+
+use crate::kernel::Kernel;
+use crate::process::{Child, Environment};
+use input::Input;
+use output::Pump;
+
+/// What a run executes.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// A cell whose turn has not come.
+    Waiting(CellRequest),
+    /// The cell of this number, in the resident kernel.
+    Cell(u64),
+    /// A process of its own.
+    Process(Child),
+    /// A script in a kernel that was booted before, and how to start it afresh should that kernel
+    /// turn out to have died while it waited.
+    Released(Box<Kernel>, Start),
+}
+
+/// A program that is to be started.
+#[derive(Clone, Debug)]
+pub(crate) struct Start {
+    pub(crate) argv: Vec<Vec<u8>>,
+    pub(crate) environment: Environment,
+    pub(crate) cwd: String,
+}
+
+/// A cell that is to be started.
+#[derive(Debug)]
+pub(crate) struct CellRequest {
+    pub(crate) source: Vec<u8>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    outcome: Result<ExitStatus, Failure>,
+    cpu_us: Option<u64>,
+    wall: Duration,
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) id: StreamId,
+    pub(crate) work: Work,
+    pub(crate) output: [Pump; 2],
+    pub(crate) input: Input,
+    /// Bytes of output that the host takes now.
+    pub(crate) credit: u64,
+    pub(crate) sweep: bool,
+    pub(crate) started: Instant,
+    /// When its time is over.
+    pub(crate) deadline: Option<Instant>,
+    /// When an interrupted cell is ended by force.
+    pub(crate) grace: Option<Instant>,
+    pub(crate) timed_out: bool,
+    /// The host does not want it any more.
+    pub(crate) killed: bool,
+    /// Its connection is gone: nobody is told of its end.
+    pub(crate) detached: bool,
+    pub(crate) state_lost: bool,
+    pub(crate) ended: Option<Ended>,
+}
+
+impl Run {
+    pub(crate) fn new(id: StreamId, work: Work, output: [Pump; 2], input: Input) -> Self {
+        Self {
+            id,
+            work,
+            output,
+            input,
+            credit: u64::from(WINDOW),
+            sweep: false,
+            started: Instant::now(),
+            deadline: None,
+            grace: None,
+            timed_out: false,
+            killed: false,
+            detached: false,
+            state_lost: false,
+            ended: None,
+        }
+    }
+
+    /// The process that is this run, where it is one.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        match &self.work {
+            Work::Process(child) => Some(child.pid),
+            Work::Released(kernel, _) => Some(kernel.pid()),
+            Work::Waiting(_) | Work::Cell(_) => None,
+        }
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::Waiting(_))
+    }
+
+    /// Whether code of this run may be executed at this moment.
+    pub(crate) fn is_active(&self) -> bool {
+        self.ended.is_none() && !matches!(self.work, Work::Waiting(_))
+    }
+
+    /// Whether it has, or had, the resident kernel for itself.
+    pub(crate) fn is_cell(&self) -> bool {
+        matches!(self.work, Work::Cell(_))
+    }
+
+    pub(crate) fn is_active_cell(&self) -> bool {
+        self.ended.is_none() && self.is_cell()
+    }
+
+    pub(crate) fn start_clock(&mut self, timeout: Option<Duration>) {
+        self.started = Instant::now();
+        // A timeout beyond the clock's range never comes.
+        self.deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+    }
+
+    /// The next moment at which something must happen.
+    pub(crate) fn alarm(&self) -> Option<Instant> {
+        match (self.deadline, self.grace) {
+            (Some(deadline), Some(grace)) => Some(deadline.min(grace)),
+            (deadline, grace) => deadline.or(grace),
+        }
+    }
+
+    /// Notes how it ended; the first report counts.
+    pub(crate) fn end(&mut self, outcome: Result<ExitStatus, Failure>, cpu_us: Option<u64>) {
+        if self.ended.is_some() {
+            return;
+        }
+        self.deadline = None;
+        self.grace = None;
+        self.ended = Some(Ended {
+            outcome,
+            cpu_us,
+            wall: self.started.elapsed(),
+        });
+    }
+
+    /// Sends nothing more of its output.
+    pub(crate) fn discard_output(&mut self) {
+        self.output.iter_mut().for_each(Pump::discard);
+    }
+
+    /// The frame that ends its stream.
+    pub(crate) fn last_frame(&self) -> Option<GuestFrame> {
+        let ended = self.ended.as_ref()?;
+        let id = self.id;
+        let cut_short = self.timed_out || self.killed;
+        let status = match &ended.outcome {
+            _ if cut_short => ExitStatus::Signal(libc::SIGKILL),
+            Ok(status) => *status,
+            Err(failure) => {
+                let failure = failure.clone();
+                return Some(GuestFrame::Failed { id, failure });
+            }
+        };
+        let [stdout, stderr] = &self.output;
+        let exit = Exit {
+            status,
+            timed_out: self.timed_out,
+            state_lost: self.state_lost,
+            stdout_bytes: stdout.total(),
+            stderr_bytes: stderr.total(),
+            wall_us: u64::try_from(ended.wall.as_micros()).unwrap_or(u64::MAX),
+            cpu_us: ended.cpu_us,
+        };
+        Some(GuestFrame::Exited { id, exit })
+    }
+}
+
+/// The two pumps of a run that has no pipes yet.
+pub(crate) fn idle_pumps(limit: Option<u64>) -> [Pump; 2] {
+    [OutputStream::Stdout, OutputStream::Stderr].map(|stream| Pump::idle(stream, limit))
+}

@@ -1,0 +1,191 @@
+//! What a program writes, on its way to the host.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use isol8_protocol::OutputStream;
+use nix::errno::Errno;
+use nix::unistd::read;
+
+/// One of a run's two output streams.
+///
+/// Without credit nothing is read, so the pipe fills and the program waits. Beyond the limit
+/// everything is read, counted and dropped, so the program does not wait.
+#[derive(Debug)]
+pub(crate) struct Pump {
+    pub(crate) stream: OutputStream,
+    pipe: Option<Rc<OwnedFd>>,
+    total: u64,
+    /// Bytes that will still be sent; `None` for no bound.
+    allowance: Option<u64>,
+    /// Once the run has ended: bytes that it left in the pipe. What comes behind them is not its.
+    left: Option<u64>,
+}
+
+impl Pump {
+    pub(crate) fn new(stream: OutputStream, pipe: Rc<OwnedFd>, limit: Option<u64>) -> Self {
+        Self {
+            stream,
+            pipe: Some(pipe),
+            total: 0,
+            allowance: limit,
+            left: None,
+        }
+    }
+
+    /// A pump of a run that has not started.
+    pub(crate) fn idle(stream: OutputStream, limit: Option<u64>) -> Self {
+        Self {
+            stream,
+            pipe: None,
+            total: 0,
+            allowance: limit,
+            left: None,
+        }
+    }
+
+    pub(crate) fn attach(&mut self, pipe: Rc<OwnedFd>) {
+        self.pipe = Some(pipe);
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// From here on nothing is sent.
+    pub(crate) fn discard(&mut self) {
+        self.allowance = Some(0);
+    }
+
+    fn is_dropping(&self) -> bool {
+        self.allowance == Some(0)
+    }
+
+    /// Whether there is credit for reading on, or none is needed.
+    pub(crate) fn may_read(&self, credit: u64) -> bool {
+        credit > 0 || self.is_dropping()
+    }
+
+    pub(crate) fn pipe(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().map(|pipe| pipe.as_fd())
+    }
+
+    /// The run has ended: what is in the pipe now is the rest of its output. Somebody else may
+    /// write to the pipe for ever, so waiting until it is empty would not do.
+    pub(crate) fn mark_end(&mut self) {
+        if self.left.is_some() {
+            return;
+        }
+        let mut count: libc::c_int = 0;
+        if let Some(pipe) = &self.pipe {
+            // SAFETY: the pipe is open, and the result is valid through the call. Where it fails,
+            // nothing is taken to be there.
+            unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+        }
+        self.left = Some(u64::try_from(count).unwrap_or_default());
+    }
+
+    /// Whether all that the ended run wrote was taken.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.pipe.is_none() || self.left == Some(0)
+    }
+
+    /// Reads once. Returns what is to be sent, `None` where there is nothing to read now.
+    pub(crate) fn read<'a>(&mut self, credit: &mut u64, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        let pipe = self.pipe.as_ref()?;
+        let mut room = buffer.len() as u64;
+        if !self.is_dropping() {
+            room = room.min(*credit);
+        }
+        let room = room.min(self.left.unwrap_or(u64::MAX)) as usize;
+        if room == 0 {
+            // Reading nothing would look like the end.
+            return None;
+        }
+        let count = match read(pipe, &mut buffer[..room]) {
+            Ok(0) => {
+                self.pipe = None;
+                return None;
+            }
+            Ok(count) => count as u64,
+            Err(Errno::EAGAIN) => {
+                self.left = self.left.map(|_| 0);
+                return None;
+            }
+            Err(Errno::EINTR) => return Some(&[]),
+            Err(_) => {
+                self.pipe = None;
+                return None;
+            }
+        };
+        self.total += count;
+        self.left = self.left.map(|left| left.saturating_sub(count));
+        let sent = count.min(self.allowance.unwrap_or(u64::MAX));
+        self.allowance = self.allowance.map(|allowance| allowance - sent);
+        *credit -= sent;
+        Some(&buffer[..sent as usize])
+    }
+
+    /// Gives the pipe away.
+    pub(crate) fn detach(&mut self) -> Option<Rc<OwnedFd>> {
+        self.pipe.take()
+    }
+}
+
+/// Reads and forgets. Returns whether the pipe is still open.
+pub(crate) fn drop_output(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
+    match read(pipe, buffer) {
+        Ok(0) => false,
+        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => true,
+        Err(error) => io::Error::from(error).kind() == io::ErrorKind::Interrupted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::process::{Near, pipe};
+
+    fn pump(limit: Option<u64>) -> (Pump, std::fs::File) {
+        let (reader, writer) = pipe(Near::Reader).unwrap();
+        let pump = Pump::new(OutputStream::Stdout, Rc::new(reader), limit);
+        (pump, writer.into())
+    }
+
+    #[test]
+    fn the_limit_cuts_what_is_sent_and_not_what_is_counted() {
+        let (mut pump, mut writer) = pump(Some(5));
+        writer.write_all(b"0123456789").unwrap();
+        let (mut credit, mut buffer) = (100, [0; 64]);
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"01234"[..]));
+        assert_eq!((pump.total(), credit), (10, 95));
+        writer.write_all(b"more").unwrap();
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b""[..]));
+        assert_eq!((pump.total(), credit), (14, 95));
+    }
+
+    #[test]
+    fn no_more_is_read_than_there_is_credit_for() {
+        let (mut pump, mut writer) = pump(None);
+        writer.write_all(b"0123456789").unwrap();
+        let (mut credit, mut buffer) = (4, [0; 64]);
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"0123"[..]));
+        assert!(!pump.may_read(credit));
+    }
+
+    #[test]
+    fn what_others_write_after_the_end_is_not_the_run_s() {
+        let (mut pump, mut writer) = pump(None);
+        writer.write_all(b"mine").unwrap();
+        pump.mark_end();
+        writer.write_all(b"theirs").unwrap();
+        let (mut credit, mut buffer) = (100, [0; 64]);
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"mine"[..]));
+        assert!(pump.is_drained());
+    }
+}

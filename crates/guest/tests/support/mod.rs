@@ -1,0 +1,221 @@
+//! A sandbox for tests: the guest as PID 1 in namespaces and a root of its own, and the host's end
+//! of its control connection. Needs root, and touches nothing of the machine but a directory in
+//! its temporary one.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::expect_used)] // as above
+#![allow(dead_code)] // every test file uses its own part
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use isol8_backend::{Control, ControlError, Run, RunEvent};
+use isol8_protocol::{Exit, ExitStatus, KernelKind, OutputStream, Program, RunSpec, Stdin};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+/// Longer than anything here takes on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Makes the root file system and becomes the guest in it. `$1` is an empty directory that stays
+/// visible as `/run/isol8`, `$2` the guest; the rest are its arguments.
+const SETUP: &str = r#"
+set -eu
+shared=$1 guest=$2
+shift 2
+root=$shared/root
+mkdir "$root"
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs "$root"
+cd "$root"
+mkdir usr proc dev dev/shm dev/mqueue etc run run/isol8 sandbox tmp
+mount --rbind -o ro /usr usr
+for link in bin sbin lib lib64; do ln -s "usr/$link" "$link"; done
+for device in null zero urandom; do touch "dev/$device"; mount --bind "/dev/$device" "dev/$device"; done
+ln -s /proc/self/fd dev/fd
+[ ! -d /etc/python3.11 ] || cp -r /etc/python3.11 etc/
+echo 'sandbox:x:64800:64800::/sandbox:/bin/bash' > etc/passwd
+mount -t proc proc proc
+mount -t mqueue mqueue dev/mqueue
+mount -t tmpfs -o mode=1777,size=64m tmpfs dev/shm
+mount -t tmpfs -o mode=755,uid=64800,gid=64800,size=256m tmpfs sandbox
+mount -t tmpfs -o mode=1777,size=64m tmpfs tmp
+mount --bind "$shared" run/isol8
+cp "$guest" guest
+mount -o remount,ro,bind .
+exec chroot . /guest "$@"
+"#;
+
+/// A running guest.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    process: Child,
+    directory: tempfile::TempDir,
+    pub(crate) control: Control,
+}
+
+impl Sandbox {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let process = spawn(directory.path(), arguments);
+        let stream = connect(&directory.path().join("socket")).await;
+        let control = Control::open(stream).await.unwrap();
+        Self {
+            process,
+            directory,
+            control,
+        }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    /// Opens a further connection, which replaces the one before.
+    pub(crate) async fn reconnect(&mut self) {
+        let stream = connect(&self.socket()).await;
+        self.control = Control::open(stream).await.unwrap();
+    }
+
+    pub(crate) async fn run(&self, spec: RunSpec) -> Outcome {
+        finish(self.control.run(spec).unwrap()).await.unwrap()
+    }
+
+    pub(crate) async fn sh(&self, script: &str) -> Outcome {
+        self.run(sh(script)).await
+    }
+
+    pub(crate) async fn python(&self, source: &str) -> Outcome {
+        self.run(python(source)).await
+    }
+
+    pub(crate) async fn cell(&self, source: &str) -> Outcome {
+        self.run(cell(source)).await
+    }
+
+    /// Waits until `script` succeeds.
+    pub(crate) async fn wait_until(&self, script: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.sh(script).await.code() != 0 {
+            assert!(Instant::now() < deadline, "never became true: {script}");
+        }
+    }
+
+    /// Whether the guest itself still lives.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
+    }
+}
+
+pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "these tests make namespaces and mounts: run them as root"
+    );
+    Command::new("unshare")
+        .args(["--pid", "--mount", "--net", "--ipc", "--fork", "--kill-child"])
+        .args(["sh", "-c", SETUP, "setup"])
+        .arg(directory)
+        .arg(env!("CARGO_BIN_EXE_isol8-guest"))
+        .args(["--socket", "/run/isol8/socket", "--loopback"])
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("unshare (of util-linux) must be installed")
+}
+
+pub(crate) async fn connect(socket: &Path) -> UnixStream {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "guest does not listen: {error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) exit: Exit,
+}
+
+impl Outcome {
+    pub(crate) fn code(&self) -> i32 {
+        self.exit.status.code()
+    }
+
+    /// Standard output of a run that succeeded.
+    #[track_caller]
+    pub(crate) fn ok(&self) -> &str {
+        assert_eq!(self.exit.status, ExitStatus::Code(0), "{}", self.stderr);
+        assert_eq!(self.stderr, "");
+        self.stdout.trim_end()
+    }
+}
+
+/// Takes all events of a run.
+pub(crate) async fn finish(mut run: Run) -> Result<Outcome, ControlError> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let exit = loop {
+        let event = tokio::time::timeout(PATIENCE, run.next()).await;
+        match event.expect("the run does not go on")? {
+            RunEvent::Output(OutputStream::Stdout, bytes) => stdout.extend(bytes),
+            RunEvent::Output(OutputStream::Stderr, bytes) => stderr.extend(bytes),
+            RunEvent::Exited(exit) => break exit,
+        }
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Outcome {
+        stdout: text(stdout),
+        stderr: text(stderr),
+        exit,
+    })
+}
+
+pub(crate) fn spec(program: Program) -> RunSpec {
+    RunSpec {
+        program,
+        env: Vec::new(),
+        cwd: None,
+        stdin: Stdin::Empty,
+        timeout_ms: None,
+        output_limit: None,
+        sweep: false,
+    }
+}
+
+pub(crate) fn command(argv: &[&str]) -> RunSpec {
+    let argv = argv.iter().map(|argument| (*argument).to_owned()).collect();
+    spec(Program::Command { argv })
+}
+
+pub(crate) fn sh(script: &str) -> RunSpec {
+    command(&["sh", "-c", script])
+}
+
+pub(crate) fn python(source: &str) -> RunSpec {
+    spec(Program::Script {
+        kernel: KernelKind::Python,
+        path: "/sandbox/main.py".to_owned(),
+        source: source.as_bytes().to_vec(),
+    })
+}
+
+pub(crate) fn cell(source: &str) -> RunSpec {
+    spec(Program::Cell {
+        kernel: KernelKind::Python,
+        source: source.as_bytes().to_vec(),
+    })
+}

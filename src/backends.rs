@@ -1,0 +1,142 @@
+//! The backends there are, and which one to use.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use isol8_api::Runtime;
+use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus};
+use isol8_backend_docker::{DockerBackend, DockerConfig};
+use isol8_backend_native::spawner::client::SpawnerCommand;
+use isol8_backend_native::{NativeBackend, NativeConfig};
+
+use crate::config::{BackendChoice, Config};
+
+/// First argument of this executable where it is to be the spawner.
+const SPAWNER_ARGUMENT: &str = "__spawner";
+
+/// This executable, even where its file was replaced in the meantime.
+const THIS_EXECUTABLE: &str = "/proc/self/exe";
+
+/// The guest agent, built with this executable.
+static GUEST: &[u8] = include_bytes!(env!("ISOL8_GUEST"));
+
+/// A concrete backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Linux namespaces.
+    Native,
+    /// The Docker engine.
+    Docker,
+}
+
+impl Kind {
+    /// Every backend there is.
+    pub const ALL: [Self; 2] = [Self::Native, Self::Docker];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Docker => "docker",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whether this process was started as the spawner of another one.
+#[must_use]
+pub fn is_spawner() -> bool {
+    std::env::args_os().nth(1).as_deref() == Some(SPAWNER_ARGUMENT.as_ref())
+}
+
+/// Starts the backend that the configuration asks for, and removes what dead processes left.
+///
+/// # Errors
+/// [`BackendError`], which names the fix.
+pub async fn start(config: &Config) -> Result<Arc<dyn Backend>, BackendError> {
+    let kind = match config.backend {
+        BackendChoice::Native => Kind::Native,
+        BackendChoice::Docker => Kind::Docker,
+        BackendChoice::Auto => choose(config).await,
+    };
+    let backend = start_kind(kind, config).await?;
+    for shortcoming in backend.shortcomings() {
+        log::warn!(backend:% = kind; "{shortcoming}");
+    }
+    match backend.sweep().await {
+        Ok(0) => {}
+        Ok(count) => log::info!(backend:% = kind, count; "removed what dead processes left"),
+        Err(error) => log::warn!(backend:% = kind, error:%; "something of dead processes is left"),
+    }
+    Ok(backend)
+}
+
+/// Starts one backend.
+///
+/// # Errors
+/// [`BackendError`], which names the fix.
+pub async fn start_kind(kind: Kind, config: &Config) -> Result<Arc<dyn Backend>, BackendError> {
+    match kind {
+        Kind::Native => {
+            let backend = NativeBackend::start(native_config(config), instance(kind, config)?);
+            Ok(Arc::new(backend.await?))
+        }
+        Kind::Docker => Ok(Arc::new(docker(config).await?)),
+    }
+}
+
+/// Docker where its engine answers and has an image, else native.
+async fn choose(config: &Config) -> Kind {
+    let usable = match docker(config).await {
+        Ok(docker) => {
+            let statuses = Runtime::ALL.map(|runtime| docker.runtime_status(runtime));
+            futures::future::join_all(statuses)
+                .await
+                .iter()
+                .any(|status| matches!(status, RuntimeStatus::Available(_)))
+        }
+        Err(error) => {
+            log::debug!(error:%; "docker is not used");
+            false
+        }
+    };
+    if usable { Kind::Docker } else { Kind::Native }
+}
+
+async fn docker(config: &Config) -> Result<DockerBackend, BackendError> {
+    DockerBackend::connect(docker_config(config), instance(Kind::Docker, config)?).await
+}
+
+/// What the Docker backend needs to know, for running sandboxes and for building images.
+#[must_use]
+pub fn docker_config(config: &Config) -> DockerConfig {
+    DockerConfig {
+        host: config.docker.host.clone(),
+        ..DockerConfig::default()
+    }
+}
+
+fn native_config(config: &Config) -> NativeConfig {
+    NativeConfig {
+        state: state_of(Kind::Native, config),
+        spawner: SpawnerCommand {
+            program: THIS_EXECUTABLE.into(),
+            arguments: vec![SPAWNER_ARGUMENT.to_owned()],
+            host: "/".into(),
+        },
+    }
+}
+
+/// Each backend sweeps only what it made.
+fn state_of(kind: Kind, config: &Config) -> PathBuf {
+    config.state.join(kind.name())
+}
+
+fn instance(kind: Kind, config: &Config) -> Result<Arc<Instance>, BackendError> {
+    Instance::create(&state_of(kind, config), GUEST).map(Arc::new)
+}

@@ -1,0 +1,60 @@
+//! What each command does.
+
+mod doctor;
+mod run;
+mod serve;
+mod setup;
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use crate::cli::{Command, Common};
+use crate::config::{Config, ConfigError, Overrides};
+
+/// A command that could not do its work; the text is for its user.
+#[derive(Debug)]
+struct Failure(String);
+
+impl<E: Display> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Runs a command; its exit code is 1 where isol8 itself failed.
+#[must_use]
+pub fn run(command: Option<Command>) -> ExitCode {
+    let Some(command) = command else {
+        return ExitCode::SUCCESS;
+    };
+    let common = match &command {
+        Command::Serve(serve) => &serve.common,
+        Command::Run(run) => &run.common,
+        Command::Setup(setup) => &setup.common,
+        Command::Doctor(common) => common,
+    };
+    if common.debug {
+        log::set_max_level(log::LevelFilter::Debug);
+    }
+    let done = actix_web::rt::System::new().block_on(async {
+        match command {
+            Command::Serve(serve) => serve::serve(serve).await,
+            Command::Run(run) => run::run(*run).await,
+            Command::Setup(setup) => setup::setup(setup).await,
+            Command::Doctor(common) => doctor::doctor(common).await,
+        }
+    });
+    done.unwrap_or_else(|Failure(text)| {
+        eprintln!("isol8: {text}");
+        ExitCode::FAILURE
+    })
+}
+
+fn load_config(common: &Common, port: Option<u16>) -> Result<Config, ConfigError> {
+    let overrides = Overrides {
+        config: common.config.clone(),
+        backend: common.backend,
+        port,
+    };
+    Config::load(&overrides, &|name| std::env::var(name).ok())
+}

@@ -1,0 +1,333 @@
+//! The configuration: what operators write in `config.toml`, checked once.
+//!
+//! [`file`] is the file as it is written; [`Config`] is what the program works with. Flags override
+//! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
+
+pub mod file;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use isol8_actors::ServiceConfig;
+use isol8_actors::admission::AdmissionConfig;
+use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
+use isol8_actors::registry::RegistryConfig;
+use isol8_api::{ByteSize, Runtime};
+use isol8_backend::Limits;
+
+pub use file::{BackendChoice, ConfigFile};
+
+/// Names an operator's file; checked before the usual places.
+const PATH_VARIABLE: &str = "ISOL8_CONFIG";
+
+/// The configuration could not be used; the text names the place, the key and the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("{path}: {source}", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not valid.
+    #[error("{}:{line}: {message}", .path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line of the fault, from 1.
+        line: usize,
+        /// What was expected, and the nearest valid name.
+        message: String,
+    },
+    /// A value is out of its range, wherever it came from.
+    #[error("{key} = {given}: {expected}")]
+    OutOfRange {
+        /// The key or variable.
+        key: &'static str,
+        /// What it was set to.
+        given: String,
+        /// What is valid.
+        expected: String,
+    },
+}
+
+/// The checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from, if any.
+    pub source: Option<PathBuf>,
+    /// Which backend to run sandboxes on.
+    pub backend: BackendChoice,
+    /// Where instances keep their sandboxes' directories.
+    pub state: PathBuf,
+    /// Address to listen on.
+    pub host: String,
+    /// Port to listen on.
+    pub port: u16,
+    /// Largest request body in bytes.
+    pub max_body: usize,
+    /// Runs at once.
+    pub max_concurrent: usize,
+    /// Requests that may wait for their turn.
+    pub max_queued: usize,
+    /// Sessions that may exist at once.
+    pub max_sessions: usize,
+    /// Requests that may wait for one session.
+    pub session_queue: usize,
+    /// What happens to a used sandbox.
+    pub strategy: Strategy,
+    /// How many sandboxes wait.
+    pub pools: BTreeMap<Runtime, PoolSize>,
+    /// What a request gets that asks for nothing.
+    pub defaults: Defaults,
+    /// What a request may ask for at most.
+    pub ceilings: Ceilings,
+    /// The Docker backend's settings.
+    pub docker: DockerSettings,
+}
+
+/// What a request gets that asks for nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// Milliseconds until a run is ended.
+    pub timeout_ms: u64,
+    /// Limits and sizes.
+    pub sandbox: SandboxDefaults,
+    /// Bytes kept of each output stream.
+    pub max_output_size: u64,
+}
+
+/// What a request may ask for at most. More is an error, never silently less.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Milliseconds until a run is ended.
+    pub timeout_ms: u64,
+    /// Cores, memory and processes.
+    pub limits: Limits,
+    /// Size of `/sandbox` and of `/tmp`, each.
+    pub tmpfs_size: ByteSize,
+    /// Bytes kept of each output stream.
+    pub max_output_size: u64,
+}
+
+/// The Docker backend's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DockerSettings {
+    /// The engine's address; `None` for `DOCKER_HOST` or the usual socket.
+    pub host: Option<String>,
+    /// The image that runtime images build on.
+    pub base: String,
+    /// Whether that is bootstrapped from Debian's packages without trying to pull it.
+    pub bootstrap: bool,
+    /// Certificates that runtime images trust beside their own.
+    pub ca_bundle: Option<PathBuf>,
+}
+
+/// What overrides the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// `--backend`.
+    pub backend: Option<BackendChoice>,
+    /// `--port`.
+    pub port: Option<u16>,
+}
+
+impl Config {
+    /// Reads the configuration. `environment` looks up a variable.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(
+        overrides: &Overrides,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let source = find_file(overrides, environment);
+        let file = match &source {
+            Some(path) => ConfigFile::read(path)?,
+            None => ConfigFile::default(),
+        };
+        let mut config = file.check(default_state(environment))?;
+        config.source = source;
+        config.apply_environment(environment)?;
+        if let Some(backend) = overrides.backend {
+            config.backend = backend;
+        }
+        if let Some(port) = overrides.port {
+            config.port = port;
+        }
+        Ok(config)
+    }
+
+    /// What the service needs of it.
+    #[must_use]
+    pub fn service(&self) -> ServiceConfig {
+        ServiceConfig {
+            pool: PoolConfig {
+                strategy: self.strategy,
+                sizes: self.pools.clone(),
+                sandbox: self.defaults.sandbox,
+                ..PoolConfig::default()
+            },
+            sessions: RegistryConfig {
+                max_sessions: self.max_sessions,
+                queue_limit: self.session_queue,
+            },
+            admission: AdmissionConfig {
+                max_concurrent: self.max_concurrent,
+                max_waiting: self.max_queued,
+                ..AdmissionConfig::default()
+            },
+            ..ServiceConfig::default()
+        }
+    }
+
+    fn apply_environment(
+        &mut self,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(), ConfigError> {
+        if let Some(given) = environment("ISOL8_BACKEND") {
+            self.backend = given.parse().map_err(|expected| ConfigError::OutOfRange {
+                key: "ISOL8_BACKEND",
+                given,
+                expected,
+            })?;
+        }
+        if let Some(given) = environment("ISOL8_STATE_DIR") {
+            self.state = given.into();
+        }
+        for key in ["PORT", "ISOL8_PORT"] {
+            if let Some(given) = environment(key) {
+                self.port = given.parse().map_err(|_| ConfigError::OutOfRange {
+                    key,
+                    given,
+                    expected: "expected a port, 0 to 65535".to_owned(),
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find_file(
+    overrides: &Overrides,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Option<PathBuf> {
+    if let Some(path) = &overrides.config {
+        return Some(path.clone());
+    }
+    if let Some(path) = environment(PATH_VARIABLE) {
+        return Some(path.into());
+    }
+    let home = environment("HOME").map(|home| Path::new(&home).join(".isol8/config.toml"));
+    [Some(PathBuf::from("config.toml")), home]
+        .into_iter()
+        .flatten()
+        .find(|path| path.is_file())
+}
+
+/// A place whose files may be executed, which `/run` and `/tmp` often forbid: the guest is there.
+fn default_state(environment: &dyn Fn(&str) -> Option<String>) -> PathBuf {
+    let user = |variable: &str| environment(variable).filter(|value| !value.is_empty());
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/isol8");
+    }
+    if let Some(state) = user("XDG_STATE_HOME") {
+        return Path::new(&state).join("isol8");
+    }
+    match user("HOME") {
+        Some(home) => Path::new(&home).join(".local/state/isol8"),
+        None => PathBuf::from("/var/tmp/isol8"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let overrides = Overrides {
+            config: Some(path),
+            ..Overrides::default()
+        };
+        let lookup = |name: &str| {
+            let found = environment.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Config::load(&overrides, &lookup)
+    }
+
+    #[test]
+    fn flags_override_the_environment_which_overrides_the_file() {
+        let text = "[server]\nport = 1";
+        assert_eq!(load(text, &[]).unwrap().port, 1);
+        let both = [("PORT", "2"), ("ISOL8_PORT", "3")];
+        assert_eq!(load(text, &both[..1]).unwrap().port, 2);
+        assert_eq!(load(text, &both).unwrap().port, 3);
+        let overrides = Overrides {
+            port: Some(4),
+            ..Overrides::default()
+        };
+        let lookup = |name: &str| (name == "ISOL8_PORT").then(|| "3".to_owned());
+        assert_eq!(Config::load(&overrides, &lookup).unwrap().port, 4);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one() {
+        let error = load("backend = \"native\"\n[defaults]\ntimeoutMS = 5\n", &[]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("config.toml:3: "), "{text}");
+        assert!(text.contains("timeoutMS"), "{text}");
+        assert!(text.contains("did you mean `timeoutMs`?"), "{text}");
+    }
+
+    #[test]
+    fn a_bad_value_says_what_was_expected() {
+        let error = load("[defaults]\nmemoryLimit = \"lots\"", &[]).unwrap_err();
+        assert!(error.to_string().contains("\"lots\" is not a size"), "{error}");
+        let error = load("backend = \"podman\"", &[]).unwrap_err();
+        assert!(error.to_string().contains("auto"), "{error}");
+        let error = load("", &[("ISOL8_PORT", "x")]).unwrap_err();
+        assert_eq!(error.to_string(), "ISOL8_PORT = x: expected a port, 0 to 65535");
+    }
+
+    #[test]
+    fn a_default_beyond_its_ceiling_is_refused() {
+        let error = load("[defaults]\ntimeoutMs = 5000\n[ceilings]\ntimeoutMs = 1000", &[]);
+        let text = error.unwrap_err().to_string();
+        assert!(text.starts_with("defaults.timeoutMs = 5000: "), "{text}");
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_key_with_its_default() {
+        let shipped = ConfigFile::parse(include_str!("../config.toml")).unwrap();
+        assert_eq!(shipped, ConfigFile::default());
+        let keys = |value: &toml::Table| -> Vec<String> { nested_keys("", value) };
+        let shipped: toml::Table = toml::from_str(include_str!("../config.toml")).unwrap();
+        let defaults = toml::Table::try_from(ConfigFile::default()).unwrap();
+        let missing: Vec<_> = keys(&defaults)
+            .into_iter()
+            .filter(|key| !keys(&shipped).contains(key))
+            .collect();
+        assert!(missing.is_empty(), "config.toml does not show {missing:?}");
+    }
+
+    fn nested_keys(prefix: &str, table: &toml::Table) -> Vec<String> {
+        let mut keys = Vec::new();
+        for (name, value) in table {
+            match value {
+                toml::Value::Table(inner) => {
+                    keys.extend(nested_keys(&format!("{prefix}{name}."), inner));
+                }
+                _ => keys.push(format!("{prefix}{name}")),
+            }
+        }
+        keys
+    }
+}

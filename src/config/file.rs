@@ -1,0 +1,405 @@
+//! `config.toml` as it is written, and its checks.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use isol8_actors::pool::{self, SandboxDefaults};
+use isol8_api::{ByteSize, Runtime};
+use isol8_backend::Limits;
+use isol8_backend_docker::setup::DEFAULT_BASE;
+use serde::{Deserialize, Serialize};
+
+use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
+
+/// The whole file. Every key is optional; the shipped file shows each with its default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ConfigFile {
+    backend: BackendChoice,
+    state_dir: String,
+    max_concurrent: usize,
+    max_queued: usize,
+    pool_strategy: Strategy,
+    pool_size: PoolSize,
+    server: Server,
+    sessions: Sessions,
+    defaults: DefaultsTable,
+    ceilings: CeilingsTable,
+    runtimes: BTreeMap<Runtime, RuntimeTable>,
+    docker: DockerTable,
+    images: ImagesTable,
+}
+
+impl Default for ConfigFile {
+    fn default() -> Self {
+        let warm = |clean| RuntimeTable {
+            pool_size: Some(PoolSize { clean, dirty: 4 }),
+        };
+        Self {
+            backend: BackendChoice::Auto,
+            state_dir: String::new(),
+            max_concurrent: 10,
+            max_queued: 100,
+            pool_strategy: Strategy::Fast,
+            pool_size: PoolSize { clean: 0, dirty: 4 },
+            server: Server::default(),
+            sessions: Sessions::default(),
+            defaults: DefaultsTable::default(),
+            ceilings: CeilingsTable::default(),
+            runtimes: BTreeMap::from([(Runtime::Python, warm(2)), (Runtime::Bash, warm(1))]),
+            docker: DockerTable::default(),
+            images: ImagesTable::default(),
+        }
+    }
+}
+
+/// Which backend to run sandboxes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// Docker where its engine answers and has an image, else native.
+    #[default]
+    Auto,
+    /// Docker.
+    Docker,
+    /// Linux namespaces, without a daemon.
+    Native,
+}
+
+impl FromStr for BackendChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "docker" => Ok(Self::Docker),
+            "native" => Ok(Self::Native),
+            _ => Err("expected auto, docker or native".to_owned()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Strategy {
+    Fast,
+    Secure,
+}
+
+/// `{ clean, dirty }`, or one number for `clean`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PoolSizeForm")]
+struct PoolSize {
+    clean: usize,
+    dirty: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a number, or { clean = number, dirty = number }"
+)]
+enum PoolSizeForm {
+    Clean(usize),
+    #[serde(rename_all = "camelCase")]
+    Both {
+        clean: usize,
+        dirty: usize,
+    },
+}
+
+impl From<PoolSizeForm> for PoolSize {
+    fn from(form: PoolSizeForm) -> Self {
+        match form {
+            PoolSizeForm::Clean(clean) => Self { clean, dirty: 4 },
+            PoolSizeForm::Both { clean, dirty } => Self { clean, dirty },
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Server {
+    host: String,
+    port: u16,
+    max_body_size: ByteSize,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: 3000,
+            max_body_size: ByteSize::from_mebibytes(32),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Sessions {
+    max: usize,
+    max_queued: usize,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            max: 100,
+            max_queued: 32,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DefaultsTable {
+    timeout_ms: u64,
+    memory_limit: ByteSize,
+    cpu_limit: f64,
+    pids_limit: u32,
+    sandbox_size: ByteSize,
+    tmp_size: ByteSize,
+    max_output_size: u64,
+}
+
+impl Default for DefaultsTable {
+    fn default() -> Self {
+        Self {
+            timeout_ms: 30_000,
+            memory_limit: ByteSize::from_mebibytes(512),
+            cpu_limit: 1.0,
+            pids_limit: 64,
+            sandbox_size: ByteSize::from_mebibytes(512),
+            tmp_size: ByteSize::from_mebibytes(256),
+            max_output_size: 1 << 20,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct CeilingsTable {
+    timeout_ms: u64,
+    memory_limit: ByteSize,
+    cpu_limit: f64,
+    pids_limit: u32,
+    tmpfs_size: ByteSize,
+    max_output_size: u64,
+}
+
+impl Default for CeilingsTable {
+    fn default() -> Self {
+        Self {
+            timeout_ms: 3_600_000,
+            memory_limit: ByteSize::from_mebibytes(8 * 1024),
+            cpu_limit: 8.0,
+            pids_limit: 4096,
+            tmpfs_size: ByteSize::from_mebibytes(8 * 1024),
+            max_output_size: 64 << 20,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct RuntimeTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool_size: Option<PoolSize>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DockerTable {
+    host: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ImagesTable {
+    base: String,
+    bootstrap: bool,
+    ca_bundle: String,
+}
+
+impl Default for ImagesTable {
+    fn default() -> Self {
+        Self {
+            base: DEFAULT_BASE.to_owned(),
+            bootstrap: false,
+            ca_bundle: String::new(),
+        }
+    }
+}
+
+impl ConfigFile {
+    /// Reads and parses a file.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unreadable`], or [`ConfigError::Invalid`] with the line.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|(line, message)| ConfigError::Invalid {
+            path: path.to_owned(),
+            line,
+            message,
+        })
+    }
+
+    /// Parses a file's text; an error is its line, from 1, and what was expected.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn parse(text: &str) -> Result<Self, (usize, String)> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text.as_bytes()[..start.min(text.len())]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count();
+            (line + 1, with_suggestion(error.message()))
+        })
+    }
+
+    /// Checks what the types cannot, and fills in what depends on the host.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] naming the key.
+    pub fn check(self, default_state: PathBuf) -> Result<Config, ConfigError> {
+        let ceilings = self.ceilings.check();
+        let defaults = self.defaults.check(&ceilings)?;
+        for (key, given) in [
+            ("maxConcurrent", self.max_concurrent),
+            ("sessions.max", self.sessions.max),
+            ("sessions.maxQueued", self.sessions.max_queued),
+        ] {
+            require(key, given, given > 0, || "expected 1 or more".to_owned())?;
+        }
+        let pool = |size: PoolSize| pool::PoolSize {
+            clean: size.clean,
+            dirty: size.dirty,
+        };
+        let pools = Runtime::ALL.into_iter().map(|runtime| {
+            let own = self.runtimes.get(&runtime).and_then(|table| table.pool_size);
+            (runtime, pool(own.unwrap_or(self.pool_size)))
+        });
+        Ok(Config {
+            source: None,
+            backend: self.backend,
+            state: given(self.state_dir).map_or(default_state, PathBuf::from),
+            host: self.server.host,
+            port: self.server.port,
+            max_body: usize::try_from(self.server.max_body_size.bytes()).unwrap_or(usize::MAX),
+            max_concurrent: self.max_concurrent,
+            max_queued: self.max_queued,
+            max_sessions: self.sessions.max,
+            session_queue: self.sessions.max_queued,
+            strategy: match self.pool_strategy {
+                Strategy::Fast => pool::Strategy::Fast,
+                Strategy::Secure => pool::Strategy::Secure,
+            },
+            pools: pools.collect(),
+            defaults,
+            ceilings,
+            docker: DockerSettings {
+                host: given(self.docker.host),
+                base: self.images.base,
+                bootstrap: self.images.bootstrap,
+                ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
+            },
+        })
+    }
+}
+
+impl CeilingsTable {
+    fn check(&self) -> Ceilings {
+        Ceilings {
+            timeout_ms: self.timeout_ms,
+            limits: Limits {
+                cpus: self.cpu_limit,
+                memory: self.memory_limit,
+                pids: self.pids_limit,
+            },
+            tmpfs_size: self.tmpfs_size,
+            max_output_size: self.max_output_size,
+        }
+    }
+}
+
+impl DefaultsTable {
+    fn check(&self, ceilings: &Ceilings) -> Result<Defaults, ConfigError> {
+        within("defaults.timeoutMs", self.timeout_ms, 1, ceilings.timeout_ms)?;
+        within("defaults.cpuLimit", self.cpu_limit, 0.01, ceilings.limits.cpus)?;
+        within("defaults.pidsLimit", self.pids_limit, 2, ceilings.limits.pids)?;
+        let least = ByteSize::from_mebibytes(16);
+        within("defaults.memoryLimit", self.memory_limit, least, ceilings.limits.memory)?;
+        let least = ByteSize::from_mebibytes(1);
+        within("defaults.sandboxSize", self.sandbox_size, least, ceilings.tmpfs_size)?;
+        within("defaults.tmpSize", self.tmp_size, least, ceilings.tmpfs_size)?;
+        within("defaults.maxOutputSize", self.max_output_size, 0, ceilings.max_output_size)?;
+        Ok(Defaults {
+            timeout_ms: self.timeout_ms,
+            sandbox: SandboxDefaults {
+                limits: Limits {
+                    cpus: self.cpu_limit,
+                    memory: self.memory_limit,
+                    pids: self.pids_limit,
+                },
+                sandbox_size: self.sandbox_size,
+                tmp_size: self.tmp_size,
+            },
+            max_output_size: self.max_output_size,
+        })
+    }
+}
+
+/// An empty text stands for "not set": TOML has no null, and the shipped file shows every key.
+fn given(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn within<T>(key: &'static str, given: T, least: T, most: T) -> Result<(), ConfigError>
+where
+    T: PartialOrd + std::fmt::Display + Copy,
+{
+    require(key, given, least <= given && given <= most, || {
+        format!("expected {least} to {most}, the ceiling")
+    })
+}
+
+fn require(
+    key: &'static str,
+    given: impl ToString,
+    holds: bool,
+    expected: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        key,
+        given: given.to_string(),
+        expected: expected(),
+    })
+}
+
+/// Adds the nearest valid name to serde's text about an unknown one, which quotes first the
+/// unknown and then the valid ones.
+fn with_suggestion(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(unknown) = quoted.next().filter(|_| message.starts_with("unknown")) else {
+        return message.to_owned();
+    };
+    let distance = |name: &&str| strsim::damerau_levenshtein(unknown, name);
+    match quoted.min_by_key(distance) {
+        Some(nearest) if distance(&nearest) <= 3 => {
+            format!("{message}; did you mean `{nearest}`?")
+        }
+        _ => message.to_owned(),
+    }
+}

@@ -1,0 +1,319 @@
+//! Requests into jobs: everything that a client sent is checked here, before any sandbox is
+//! touched, and an error names the member that is at fault.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::time::Duration;
+
+use isol8_actors::job::MAX_COMMAND;
+use isol8_actors::pool::SandboxDefaults;
+use isol8_actors::{ExecuteError, FileExtension, Job, Program};
+use isol8_api::request::{SeccompMode, SecurityOptions};
+use isol8_api::{ByteSize, ErrorCode, ExecutionRequest, NetworkMode, Options, SandboxPath};
+use isol8_backend::{Limits, SandboxSpec};
+
+use crate::config::{Ceilings, Config};
+
+/// Least memory that an interpreter starts in.
+const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
+
+/// Least size of a writable place: one script must fit.
+const LEAST_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
+
+/// Least number of processes: the guest and a program.
+const LEAST_PIDS: u32 = 2;
+
+/// Least share of a core that the kernel accounts for sensibly.
+const LEAST_CPUS: f64 = 0.01;
+
+/// Most files that one request may bring or ask for.
+const MOST_FILES: usize = 1_000;
+
+/// A request that cannot become a job.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct JobError {
+    /// The member at fault, such as `request.timeoutMs`.
+    pub path: String,
+    /// What was given and what is valid.
+    pub problem: String,
+    /// The contract's kind of error.
+    pub code: ErrorCode,
+}
+
+impl JobError {
+    fn invalid(path: impl Into<String>, problem: impl Display) -> Self {
+        Self {
+            path: path.into(),
+            problem: problem.to_string(),
+            code: ErrorCode::InvalidRequest,
+        }
+    }
+
+    fn unsupported(path: &str, problem: &str) -> Self {
+        Self {
+            code: ErrorCode::Unsupported,
+            ..Self::invalid(path, problem)
+        }
+    }
+}
+
+/// Turns a request and its options into a job, with the configuration's defaults and ceilings.
+///
+/// # Errors
+/// [`JobError`] for the first member at fault.
+pub fn job(
+    request: ExecutionRequest,
+    options: Options,
+    config: &Config,
+) -> Result<Job, JobError> {
+    refuse_unsupported(&request, &options)?;
+    let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
+        .map_err(|error| JobError::invalid("request.cmd", error))?;
+    job.timeout = timeout(&request, &options, config)?;
+    job.output_limit = at_most(
+        "options.maxOutputSize",
+        options.max_output_size.unwrap_or(config.defaults.max_output_size),
+        0,
+        config.ceilings.max_output_size,
+    )?;
+    job.files = files(request.files)?;
+    job.output_paths = output_paths(&request.output_paths)?;
+    job.workdir = request
+        .workdir
+        .map(|text| SandboxPath::working_directory(&text))
+        .transpose()
+        .map_err(|error| JobError::invalid("request.workdir", error))?;
+    job.stdin = request.stdin.map(String::into_bytes);
+    job.setup_script = request.setup_script;
+    check_environment("request.env", &request.env)?;
+    check_environment("options.secrets", &options.secrets)?;
+    job.secrets = options.secrets.values().cloned().collect();
+    job.env = options.secrets.into_iter().chain(request.env).collect();
+    Ok(job)
+}
+
+fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(), JobError> {
+    let security = options.security.clone().unwrap_or_default();
+    let SecurityOptions {
+        seccomp,
+        custom_profile_path,
+    } = security;
+    let strict = matches!(seccomp, None | Some(SeccompMode::Strict));
+    let asked = [
+        ("request.codeUrl", request.code_url.is_some()),
+        ("request.installPackages", !request.install_packages.is_empty()),
+        ("options.network", !matches!(options.network, None | Some(NetworkMode::None))),
+        ("options.readonlyRootFs", options.readonly_root_fs == Some(false)),
+        ("options.image", options.image.is_some()),
+        ("options.persist", options.persist == Some(true)),
+        ("options.security", !strict || custom_profile_path.is_some()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        Some((path, _)) => Err(JobError::unsupported(
+            path,
+            "this server does not offer it, leave it out",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn program(request: &ExecutionRequest) -> Result<Program, JobError> {
+    let sources = [&request.code, &request.code_url, &request.cmd];
+    let given = sources.iter().filter(|source| source.is_some()).count();
+    let exactly_one = "expected exactly one of code, codeUrl and cmd";
+    match (&request.code, &request.cmd) {
+        _ if given != 1 => Err(JobError::invalid(
+            "request",
+            format!("{exactly_one}, found {given}"),
+        )),
+        (Some(code), _) => Ok(Program::Source {
+            code: code.clone(),
+            extension: match &request.file_extension {
+                Some(text) => text.parse().map_err(|error: ExecuteError| {
+                    JobError::invalid("request.fileExtension", error)
+                })?,
+                None => FileExtension::default_of(request.runtime),
+            },
+        }),
+        (None, Some(cmd)) => Ok(Program::ShellCommand(cmd.clone())),
+        (None, None) => Err(JobError::invalid("request", exactly_one)),
+    }
+}
+
+fn sandbox(
+    request: &ExecutionRequest,
+    options: &Options,
+    config: &Config,
+) -> Result<SandboxSpec, JobError> {
+    let Ceilings {
+        limits, tmpfs_size, ..
+    } = &config.ceilings;
+    let SandboxDefaults {
+        limits: usual,
+        sandbox_size,
+        tmp_size,
+    } = config.defaults.sandbox;
+    let cpus = options.cpu_limit.unwrap_or(usual.cpus);
+    let memory = options.memory_limit.unwrap_or(usual.memory);
+    let pids = options.pids_limit.unwrap_or(usual.pids);
+    let sandbox_size = options.sandbox_size.unwrap_or(sandbox_size);
+    let tmp_size = options.tmp_size.unwrap_or(tmp_size);
+    Ok(SandboxSpec {
+        runtime: request.runtime,
+        limits: Limits {
+            cpus: at_most("options.cpuLimit", cpus, LEAST_CPUS, limits.cpus)?,
+            memory: at_most("options.memoryLimit", memory, LEAST_MEMORY, limits.memory)?,
+            pids: at_most("options.pidsLimit", pids, LEAST_PIDS, limits.pids)?,
+        },
+        sandbox_size: at_most("options.sandboxSize", sandbox_size, LEAST_TMPFS, *tmpfs_size)?,
+        tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
+    })
+}
+
+fn timeout(
+    request: &ExecutionRequest,
+    options: &Options,
+    config: &Config,
+) -> Result<Duration, JobError> {
+    let (path, given) = match (request.timeout_ms, options.timeout_ms) {
+        (Some(given), _) => ("request.timeoutMs", given),
+        (None, Some(given)) => ("options.timeoutMs", given),
+        (None, None) => ("options.timeoutMs", config.defaults.timeout_ms),
+    };
+    at_most(path, given, 1, config.ceilings.timeout_ms).map(Duration::from_millis)
+}
+
+fn files(
+    files: BTreeMap<String, isol8_api::FileContent>,
+) -> Result<Vec<(SandboxPath, Vec<u8>)>, JobError> {
+    few_enough("request.files", files.len())?;
+    let checked = files.into_iter().map(|(path, content)| {
+        let path: SandboxPath = path
+            .parse()
+            .map_err(|error| JobError::invalid("request.files", error))?;
+        Ok((path, content.0))
+    });
+    checked.collect()
+}
+
+fn output_paths(paths: &[String]) -> Result<Vec<SandboxPath>, JobError> {
+    few_enough("request.outputPaths", paths.len())?;
+    let checked = paths.iter().enumerate().map(|(index, path)| {
+        path.parse()
+            .map_err(|error| JobError::invalid(format!("request.outputPaths[{index}]"), error))
+    });
+    checked.collect()
+}
+
+fn few_enough(path: &str, count: usize) -> Result<(), JobError> {
+    if count <= MOST_FILES {
+        return Ok(());
+    }
+    let problem = format!("{count} entries, expected at most {MOST_FILES}");
+    Err(JobError::invalid(path, problem))
+}
+
+/// What the kernel would refuse or cut short: execve(2). A value is bounded like an argument.
+fn check_environment(path: &str, variables: &BTreeMap<String, String>) -> Result<(), JobError> {
+    for (name, value) in variables {
+        // The value may be a secret: only the name is repeated.
+        let problem = if name.is_empty() || name.contains(['=', '\0']) {
+            format!("{name:?} is not the name of a variable")
+        } else if value.contains('\0') {
+            format!("the value of {name:?} contains a NUL character")
+        } else if name.len() + value.len() > MAX_COMMAND {
+            format!("the value of {name:?} is longer than {MAX_COMMAND} bytes")
+        } else {
+            continue;
+        };
+        return Err(JobError::invalid(path, problem));
+    }
+    Ok(())
+}
+
+fn at_most<T>(path: &str, given: T, least: T, most: T) -> Result<T, JobError>
+where
+    T: PartialOrd + Display,
+{
+    if least <= given && given <= most {
+        return Ok(given);
+    }
+    let problem = format!("{given} is out of range, expected {least} to {most}");
+    Err(JobError::invalid(path, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isol8_api::Runtime;
+    use serde_json::{Value, json};
+
+    fn check(request: Value, options: Value) -> Result<Job, JobError> {
+        let config = crate::config::ConfigFile::default()
+            .check("/state".into())
+            .unwrap();
+        let mut request = request;
+        request["runtime"] = json!(Runtime::Python);
+        job(
+            serde_json::from_value(request).unwrap(),
+            serde_json::from_value(options).unwrap(),
+            &config,
+        )
+    }
+
+    fn refused(request: Value, options: Value) -> (String, ErrorCode) {
+        let error = check(request, options).unwrap_err();
+        (error.to_string(), error.code)
+    }
+
+    #[test]
+    fn exactly_one_source_is_required() {
+        for (request, found) in [(json!({}), 0), (json!({"code": "1", "cmd": "ls"}), 2)] {
+            let (text, code) = refused(request, json!({}));
+            assert!(text.ends_with(&format!("cmd, found {found}")), "{text}");
+            assert_eq!(code, ErrorCode::InvalidRequest);
+        }
+    }
+
+    #[test]
+    fn a_fault_names_its_member_what_was_given_and_what_is_valid() {
+        let (text, _) = refused(json!({"code": "", "timeoutMs": 0}), json!({}));
+        assert_eq!(
+            text,
+            "request.timeoutMs: 0 is out of range, expected 1 to 3600000"
+        );
+        let (text, _) = refused(json!({"code": ""}), json!({"memoryLimit": "100g"}));
+        assert_eq!(
+            text,
+            "options.memoryLimit: 100g is out of range, expected 16m to 8g"
+        );
+        let (text, _) = refused(json!({"code": "", "outputPaths": ["/tmp/a", "/etc/x"]}), json!({}));
+        assert!(text.starts_with("request.outputPaths[1]: \"/etc/x\""), "{text}");
+        let (text, _) = refused(json!({"code": "", "workdir": "../etc"}), json!({}));
+        assert!(text.contains("Working directory must be inside /sandbox"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_offered_is_said_and_never_ignored() {
+        for (request, options, path) in [
+            (json!({"code": "", "installPackages": ["six"]}), json!({}), "request.installPackages"),
+            (json!({"code": ""}), json!({"network": "host"}), "options.network"),
+            (json!({"code": ""}), json!({"readonlyRootFs": false}), "options.readonlyRootFs"),
+            (json!({"code": ""}), json!({"security": {"seccomp": "unconfined"}}), "options.security"),
+        ] {
+            let (text, code) = refused(request, options);
+            assert!(text.starts_with(path), "{text}");
+            assert_eq!(code, ErrorCode::Unsupported);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_set_and_masked_and_never_repeated_in_an_error() {
+        let job = check(json!({"code": ""}), json!({"secrets": {"TOKEN": "hunter2"}})).unwrap();
+        assert_eq!(job.secrets, ["hunter2"]);
+        assert_eq!(job.env, [("TOKEN".to_owned(), "hunter2".to_owned())]);
+        let (text, _) = refused(json!({"code": ""}), json!({"secrets": {"TOKEN": "hunter2\0"}}));
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}

@@ -1,0 +1,71 @@
+//! The HTTP server: thin translators from routes to the service.
+//!
+//! [`configure`] puts the application together, for production and for tests alike.
+
+pub mod auth;
+pub mod body;
+pub mod error;
+pub mod routes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::{App, HttpServer, middleware, web};
+use isol8_actors::Service;
+
+use crate::config::Config;
+use auth::MasterKey;
+
+/// Bound of a client's request line and headers. One that takes longer is not a client of ours.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an idle connection is kept for the next request.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// Seconds for running requests to end after SIGTERM.
+const SHUTDOWN_SECONDS: u64 = 10;
+
+/// What the routes share.
+#[derive(Debug)]
+pub struct State {
+    /// Runs jobs and knows the sessions.
+    pub service: Service,
+    /// The checked configuration.
+    pub config: Config,
+    /// The key that every route but `/health` asks for.
+    pub key: MasterKey,
+    /// Name of the backend.
+    pub backend: &'static str,
+}
+
+/// Adds every route to an application.
+pub fn configure(app: &mut web::ServiceConfig) {
+    app.service(routes::health::health())
+        .service(routes::execute::execute())
+        .service(routes::sessions::list())
+        .service(routes::sessions::delete())
+        .default_service(web::to(error::no_such_route));
+}
+
+/// Serves until SIGTERM or SIGINT; requests under way are given time to end.
+///
+/// # Errors
+/// Where the address cannot be listened on.
+pub async fn serve(state: State) -> std::io::Result<()> {
+    let address = (state.config.host.clone(), state.config.port);
+    let state = web::Data::from(Arc::new(state));
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(state.clone())
+            .wrap(middleware::Logger::new("%r %s %bB %Dms").log_target("isol8::access"))
+            .configure(configure)
+    })
+    .client_request_timeout(HEADER_TIMEOUT)
+    .keep_alive(KEEP_ALIVE)
+    .shutdown_timeout(SHUTDOWN_SECONDS)
+    .bind(address)?;
+    for address in server.addrs() {
+        log::info!(address:%; "listening");
+    }
+    server.run().await
+}

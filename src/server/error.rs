@@ -1,0 +1,116 @@
+//! Errors over HTTP: one table from the contract's codes to statuses.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::RETRY_AFTER;
+use actix_web::{HttpRequest, HttpResponse, ResponseError};
+use isol8_actors::ExecuteError;
+use isol8_api::{ErrorBody, ErrorCode};
+
+use crate::jobs::JobError;
+
+/// An answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    code: ErrorCode,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// An error of this kind; the text says what went wrong and what to do.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+}
+
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> Self {
+        Self::new(error.code, error.to_string())
+    }
+}
+
+impl From<ExecuteError> for ApiError {
+    fn from(error: ExecuteError) -> Self {
+        Self {
+            code: error.code(),
+            retry_after: error.retry_after(),
+            message: error.to_string(),
+        }
+    }
+}
+
+/// The status of every code, from the contract.
+fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::InvalidRequest
+        | ErrorCode::Unsupported
+        | ErrorCode::RuntimeUnavailable
+        | ErrorCode::SetupFailed => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::Forbidden | ErrorCode::PolicyDenied => StatusCode::FORBIDDEN,
+        ErrorCode::NotFound | ErrorCode::SessionNotFound => StatusCode::NOT_FOUND,
+        ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        ErrorCode::RuntimeMismatch => StatusCode::CONFLICT,
+        ErrorCode::SessionLost => StatusCode::GONE,
+        ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::BackendUnavailable => StatusCode::BAD_GATEWAY,
+        ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        status(self.code)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        let retries = matches!(
+            self.code,
+            ErrorCode::TooManyRequests | ErrorCode::Unavailable
+        );
+        if retries {
+            let seconds = self.retry_after.map_or(1, |after| after.as_secs().max(1));
+            response.insert_header((RETRY_AFTER, seconds));
+        }
+        response.json(ErrorBody {
+            error: self.message.clone(),
+            code: self.code,
+        })
+    }
+}
+
+/// Answers what no route is for.
+pub async fn no_such_route(request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let text = format!("there is no {}", request.path());
+    Err(ApiError::new(ErrorCode::NotFound, text))
+}
+
+/// Answers methods that a route does not know.
+pub async fn no_such_method(request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let text = format!("{} does not take {}", request.path(), request.method());
+    Err(ApiError::new(ErrorCode::MethodNotAllowed, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_for_now_says_when_to_come_back() {
+        for code in [ErrorCode::Unavailable, ErrorCode::TooManyRequests] {
+            let response = ApiError::new(code, "later").error_response();
+            assert_eq!(response.headers().get(RETRY_AFTER).unwrap(), "1");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! One file per resource.
+
+pub mod execute;
+pub mod health;
+pub mod sessions;

@@ -1,0 +1,42 @@
+//! `GET /sessions` and `DELETE /session/{id}`.
+
+use actix_web::{Resource, web};
+use isol8_api::{Deleted, ErrorCode, InvalidValue, SessionId, SessionList};
+
+use crate::server::State;
+use crate::server::auth::Caller;
+use crate::server::error::{ApiError, no_such_method};
+
+/// The list.
+#[must_use]
+pub fn list() -> Resource {
+    web::resource("/sessions")
+        .route(web::get().to(get))
+        .default_service(web::to(no_such_method))
+}
+
+/// One session.
+#[must_use]
+pub fn delete() -> Resource {
+    web::resource("/session/{id}")
+        .route(web::delete().to(delete_one))
+        .default_service(web::to(no_such_method))
+}
+
+async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<SessionList>, ApiError> {
+    // The only key there is sees every tenant.
+    let sessions = state.service.sessions(None).await?;
+    Ok(web::Json(SessionList { sessions }))
+}
+
+async fn delete_one(
+    caller: Caller,
+    state: web::Data<State>,
+    id: web::Path<String>,
+) -> Result<web::Json<Deleted>, ApiError> {
+    let id: SessionId = id.parse().map_err(|error: InvalidValue| {
+        ApiError::new(ErrorCode::InvalidRequest, format!("id: {error}"))
+    })?;
+    state.service.delete_session(caller.tenant, id).await?;
+    Ok(web::Json(Deleted { ok: true }))
+}

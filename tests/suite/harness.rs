@@ -1,0 +1,324 @@
+//! A server of a test's own, and what may not be left of it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use isol8_client::{ExecutionRequest, ExecutionResult, RemoteIsol8, Runtime, SessionId};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+/// The built executable.
+pub(crate) const ISOL8: &str = env!("CARGO_BIN_EXE_isol8");
+
+/// The key of every server of the suite.
+pub(crate) const KEY: &str = "suite-key-8d1f";
+
+/// Nothing in the suite takes longer, unless something is wrong.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs each test against a server of its own on each backend.
+macro_rules! on_each_backend {
+    ($($test:ident),* $(,)?) => {
+        mod native {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test($crate::harness::Server::start($crate::harness::Kind::Native)).await;
+            })*
+        }
+        mod docker {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test($crate::harness::Server::start($crate::harness::Kind::Docker)).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_each_backend;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Native,
+    Docker,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Docker => "docker",
+        }
+    }
+}
+
+/// A state directory that a sandbox's mapped root can pass through.
+pub(crate) fn state_directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711)).unwrap();
+    directory
+}
+
+/// A running server; ended and checked for leftovers by [`Server::stop`], and in any case killed.
+pub(crate) struct Server {
+    pub(crate) kind: Kind,
+    pub(crate) address: String,
+    process: Child,
+    state: TempDir,
+}
+
+impl Server {
+    pub(crate) fn start(kind: Kind) -> Self {
+        Self::start_in(kind, state_directory(), "")
+    }
+
+    /// A server with this configuration.
+    pub(crate) fn configured(kind: Kind, config: &str) -> Self {
+        Self::start_in(kind, state_directory(), config)
+    }
+
+    /// A server on what an earlier one left.
+    pub(crate) fn start_in(kind: Kind, state: TempDir, config: &str) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the suite needs root: run scripts/test as root"
+        );
+        let config_file = state.path().join("config.toml");
+        fs::write(&config_file, config).unwrap();
+        let mut process = Command::new(ISOL8)
+            .args(["serve", "--port", "0", "--backend", kind.name(), "--config"])
+            .arg(&config_file)
+            .env("ISOL8_API_KEY", KEY)
+            .env("ISOL8_STATE_DIR", state.path())
+            .env("RUST_LOG", "info")
+            .env("SUITE_SECRET", "only-the-server-knows")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let address = listening_address(log).unwrap_or_else(|log| {
+            let _ = process.kill();
+            panic!("{} server did not start: {log}", kind.name());
+        });
+        Self {
+            kind,
+            address,
+            process,
+            state,
+        }
+    }
+
+    pub(crate) fn client(&self) -> RemoteIsol8 {
+        RemoteIsol8::new(&format!("http://{}", self.address), KEY).unwrap()
+    }
+
+    pub(crate) fn session(&self, id: &str) -> RemoteIsol8 {
+        self.client().with_session(id.parse::<SessionId>().unwrap())
+    }
+
+    /// Runs Python and expects an answer.
+    pub(crate) async fn python(&self, code: &str) -> ExecutionResult {
+        self.client().execute(python(code)).await.unwrap()
+    }
+
+    pub(crate) fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Everything of this server's sandboxes that the system shows now.
+    pub(crate) fn traces(&self) -> BTreeSet<String> {
+        traces(self.kind, self.state.path())
+    }
+
+    /// Ends the server as an operator would, and expects a clean end and no trace.
+    pub(crate) fn stop(mut self) {
+        let sandboxed = sandboxed_processes(self.kind, self.state.path());
+        self.signal(Signal::SIGTERM);
+        let status = self.wait();
+        assert!(status.success(), "server ended with {status}");
+        assert_eq!(self.traces(), BTreeSet::new());
+        for process in sandboxed {
+            assert!(!Path::new(&format!("/proc/{process}/ns")).exists() || reused(process));
+        }
+    }
+
+    /// Kills the server without a chance to clean up, and gives back its state directory.
+    pub(crate) fn kill(mut self) -> TempDir {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+        let unused = tempfile::tempdir().unwrap();
+        std::mem::replace(&mut self.state, unused)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.process.id()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let mut ended = None;
+        until("the server ends", || {
+            ended = self.process.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.process.try_wait(), Ok(None)) {
+            // The spawner, or the next sweep, removes its sandboxes; give the former the time.
+            let pid = i32::try_from(self.process.id()).unwrap();
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// A Python request.
+pub(crate) fn python(code: &str) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(Runtime::Python);
+    request.code = Some(code.to_owned());
+    request
+}
+
+/// A bash request.
+pub(crate) fn bash(code: &str) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(Runtime::Bash);
+    request.code = Some(code.to_owned());
+    request
+}
+
+/// Waits for a condition, with a deadline.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What the system shows of the sandboxes under a state directory: directories, mounts, cgroups,
+/// containers.
+pub(crate) fn traces(kind: Kind, state: &Path) -> BTreeSet<String> {
+    let mut traces: BTreeSet<String> = instances(kind, state)
+        .into_iter()
+        .map(|path| format!("directory {}", path.display()))
+        .collect();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let ours = state.to_str().unwrap();
+    traces.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(ours))
+            .map(|line| format!("mount {line}")),
+    );
+    traces.extend(
+        cgroups(kind, state)
+            .into_iter()
+            .map(|path| format!("cgroup {}", path.display())),
+    );
+    if kind == Kind::Docker {
+        traces.extend(containers(state).into_iter().map(|id| format!("container {id}")));
+    }
+    traces
+}
+
+fn instances(kind: Kind, state: &Path) -> Vec<PathBuf> {
+    match fs::read_dir(state.join(kind.name())) {
+        Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// The cgroups of a state directory's native instances, in every hierarchy.
+fn cgroups(kind: Kind, state: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    if kind == Kind::Docker {
+        return found;
+    }
+    for instance in instances(kind, state) {
+        let name = instance.file_name().unwrap().to_owned();
+        let roots = fs::read_dir("/sys/fs/cgroup").unwrap();
+        let roots = roots.map(|entry| entry.unwrap().path());
+        for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let cgroup = root.join("isol8").join(&name);
+            if cgroup.exists() {
+                found.push(cgroup);
+            }
+        }
+    }
+    found
+}
+
+fn containers(state: &Path) -> Vec<String> {
+    let filter = format!("label=isol8.state={}", state.join("docker").display());
+    let output = Command::new("docker")
+        .args(["ps", "--all", "--quiet", "--filter", &filter])
+        .output()
+        .expect("the docker command is missing: run scripts/install-dependencies");
+    assert!(output.status.success(), "docker does not answer");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Host process ids of everything in the native sandboxes of a state directory.
+pub(crate) fn sandboxed_processes(kind: Kind, state: &Path) -> Vec<i32> {
+    let mut processes = Vec::new();
+    for cgroup in cgroups(kind, state) {
+        let Ok(entries) = fs::read_dir(cgroup) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let members = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+            processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
+        }
+    }
+    processes
+}
+
+/// Whether a process id now belongs to something that is not in a sandbox.
+fn reused(process: i32) -> bool {
+    let membership = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+    !membership.contains("/isol8/")
+}
+
+/// The address in the server's log; the whole log where it ended without one. The rest of the log
+/// is read and dropped, so that the server never waits for it.
+fn listening_address(log: impl BufRead + Send + 'static) -> Result<String, String> {
+    let (found, address) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut seen = String::new();
+        for line in log.lines() {
+            let line = line.unwrap_or_default();
+            if std::env::var_os("SUITE_LOG").is_some() {
+                eprintln!("{line}");
+            }
+            if let Some((_, address)) = line.split_once("address=") {
+                let _ = found.send(Ok(address.trim().to_owned()));
+            }
+            seen.push_str(&line);
+            seen.push('\n');
+        }
+        let _ = found.send(Err(seen));
+    });
+    address
+        .recv_timeout(PATIENCE)
+        .unwrap_or_else(|_| Err("nothing was logged".to_owned()))
+}

@@ -1,0 +1,136 @@
+//! Hostile programs end in a proper result, and the next request works.
+
+use std::time::{Duration, Instant};
+
+use isol8_client::{ExecutionResult, Options};
+
+use crate::harness::{Server, on_each_backend, python};
+
+on_each_backend!(
+    killing_everybody_ends_only_the_run,
+    a_fork_bomb_is_bounded,
+    an_endless_loop_ends_at_its_timeout,
+    memory_beyond_the_limit_ends_the_run,
+    a_full_sandbox_is_an_error_of_the_program,
+    a_flood_of_output_is_cut_and_costs_no_memory,
+    processes_that_hide_do_not_outlive_a_timeout,
+    limits_of_one_request_do_not_stay,
+);
+
+/// Runs a hostile program, then an ordinary one.
+async fn survive(server: &Server, code: &str, timeout_ms: u64, options: Options) -> ExecutionResult {
+    let mut request = python(code);
+    request.timeout_ms = Some(timeout_ms);
+    let result = server.client().execute_with(request, options).await.unwrap();
+    assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
+    result
+}
+
+async fn killing_everybody_ends_only_the_run(server: Server) {
+    let code = "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint('alive')\nos.kill(os.getpid(), signal.SIGKILL)";
+    let result = survive(&server, code, 5_000, Options::default()).await;
+    // On Linux kill(-1) spares the caller.
+    assert_eq!((result.stdout.as_str(), result.exit_code), ("alive", 137));
+    assert!(!result.timed_out && !result.oom_killed);
+    server.stop();
+}
+
+async fn a_fork_bomb_is_bounded(server: Server) {
+    let code = "import os\nfailed = 0\nwhile True:\n  try: os.fork()\n  except OSError as e:\n    failed += 1";
+    let result = survive(&server, code, 1_500, Options::default()).await;
+    assert_eq!((result.exit_code, result.timed_out), (137, true));
+    server.stop();
+}
+
+async fn an_endless_loop_ends_at_its_timeout(server: Server) {
+    server.python("1").await;
+    let started = Instant::now();
+    let result = survive(&server, "print('began', flush=True)\nwhile True: pass", 500, Options::default()).await;
+    assert_eq!((result.exit_code, result.timed_out), (137, true));
+    assert_eq!(result.stdout, "began");
+    assert!(result.stderr.ends_with("--- EXECUTION TIMED OUT ---"));
+    assert!(result.duration_ms >= 500.0);
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+async fn memory_beyond_the_limit_ends_the_run(server: Server) {
+    let options = Options {
+        memory_limit: Some("256m".parse().unwrap()),
+        ..Options::default()
+    };
+    let code = "data = bytearray(2 << 30)\nfor i in range(0, len(data), 4096): data[i] = 1\nprint('had it')";
+    let result = survive(&server, code, 20_000, options).await;
+    assert_eq!(result.stdout, "");
+    assert_eq!(result.exit_code, 137, "{}", result.stderr);
+    assert!(result.oom_killed && !result.timed_out);
+    server.stop();
+}
+
+async fn a_full_sandbox_is_an_error_of_the_program(server: Server) {
+    let options = Options {
+        sandbox_size: Some("16m".parse().unwrap()),
+        ..Options::default()
+    };
+    let code = "import errno\ntry:\n  with open('/sandbox/big', 'wb') as f:\n    for _ in range(64): f.write(bytes(1 << 20))\n\
+                except OSError as e: print(errno.errorcode[e.errno])";
+    let result = survive(&server, code, 20_000, options).await;
+    assert_eq!((result.stdout.as_str(), result.exit_code), ("ENOSPC", 0), "{}", result.stderr);
+
+    // With the default size, memory may be over first; either way the server goes on.
+    let code = "with open('/sandbox/big', 'wb') as f:\n  while True: f.write(bytes(1 << 20))";
+    let result = survive(&server, code, 20_000, Options::default()).await;
+    assert_ne!(result.exit_code, 0);
+}
+
+async fn a_flood_of_output_is_cut_and_costs_no_memory(server: Server) {
+    let before = resident_bytes(server.pid());
+    // 10 MB/s for 5 s.
+    let code = "import sys, time\nend = time.monotonic() + 5\nn = 0\nwhile time.monotonic() < end:\n  \
+                n += sys.stdout.write('x' * 99_999 + '\\n')\n  time.sleep(0.01)\nsys.stderr.write(str(n))";
+    let result = survive(&server, code, 20_000, Options::default()).await;
+    assert!(result.truncated);
+    assert_eq!(result.exit_code, 0);
+    let written: usize = result.stderr.parse().unwrap();
+    assert!(written > 10_000_000, "{written}");
+    let end = format!("--- OUTPUT TRUNCATED ({written} bytes, limit: 1048576) ---");
+    assert!(result.stdout.ends_with(&end), "{}", &result.stdout[result.stdout.len() - 99..]);
+    let grown = resident_bytes(server.pid()).saturating_sub(before);
+    assert!(grown < 16 << 20, "the server grew by {grown} bytes");
+}
+
+async fn processes_that_hide_do_not_outlive_a_timeout(server: Server) {
+    let session = server.session("hide");
+    let code = "import os, signal, time\n\
+                if os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    \
+                signal.signal(signal.SIGINT, signal.SIG_IGN)\n    \
+                while True: time.sleep(1)\n  os._exit(0)\n\
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\nwhile True: time.sleep(1)";
+    let mut request = python(code);
+    request.timeout_ms = Some(500);
+    let result = session.execute(request).await.unwrap();
+    assert!(result.timed_out && result.state_lost);
+    let count = "import os\nprint(sum(1 for p in os.listdir('/proc') if p.isdigit() and b'python' in open(f'/proc/{p}/cmdline', 'rb').read()))";
+    let alive = session.execute(python(count)).await.unwrap();
+    // Its own interpreter, and at most the next spare.
+    assert!(["1", "2"].contains(&alive.stdout.as_str()), "{}", alive.stdout);
+}
+
+async fn limits_of_one_request_do_not_stay(server: Server) {
+    let options = Options {
+        pids_limit: Some(8),
+        ..Options::default()
+    };
+    let threads = "import threading, time\nstarted = 0\ntry:\n  for _ in range(30):\n    threading.Thread(target=time.sleep, args=(0.3,)).start()\n    started += 1\nexcept RuntimeError: pass\nprint(started)";
+    let limited = server.client().execute_with(python(threads), options).await.unwrap();
+    let started: u32 = limited.stdout.parse().unwrap();
+    assert!(started < 8, "{started}");
+    for _ in 0..4 {
+        assert_eq!(server.python(threads).await.stdout, "30");
+    }
+}
+
+fn resident_bytes(pid: u32) -> usize {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
