@@ -8,6 +8,8 @@ mod setup;
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use log::LevelFilter;
+
 use crate::cli::{Command, Common};
 use crate::config::{Config, ConfigError, Overrides};
 
@@ -33,9 +35,12 @@ pub fn run(command: Option<Command>) -> ExitCode {
         Command::Setup(setup) => &setup.common,
         Command::Doctor(common) => common,
     };
-    if common.debug {
-        log::set_max_level(log::LevelFilter::Debug);
-    }
+    // What an operator wants to know of a server is noise around a program's output.
+    log_from(match &command {
+        _ if common.debug => LevelFilter::Debug,
+        Command::Serve(_) => LevelFilter::Info,
+        _ => LevelFilter::Warn,
+    });
     let done = actix_web::rt::System::new().block_on(async {
         match command {
             Command::Serve(serve) => serve::serve(serve).await,
@@ -48,6 +53,21 @@ pub fn run(command: Option<Command>) -> ExitCode {
         eprintln!("isol8: {text}");
         ExitCode::FAILURE
     })
+}
+
+/// Logs to standard error from this level on; `RUST_LOG` overrides it.
+pub fn log_from(level: LevelFilter) {
+    let mut logger = env_logger::Builder::new();
+    match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => logger.parse_filters(&filter),
+        // libcontainer tells of every container and warns of controllers that a kernel lacks; its
+        // failures come back as errors.
+        _ => logger
+            .filter_level(level)
+            .filter_module("libcgroups", LevelFilter::Off)
+            .filter_module("libcontainer", LevelFilter::Off),
+    };
+    logger.init();
 }
 
 fn load_config(common: &Common, port: Option<u16>) -> Result<Config, ConfigError> {

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use isol8::{backends, cli, commands};
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     // Before any thread is started: the spawner forks.
     if backends::is_spawner() {
+        commands::log_from(log::LevelFilter::Info);
         return isol8_backend_native::run_spawner();
     }
     commands::run(cli::parse())

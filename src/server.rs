@@ -4,6 +4,7 @@
 
 pub mod auth;
 pub mod body;
+pub mod connection;
 pub mod error;
 pub mod routes;
 
@@ -60,6 +61,7 @@ pub async fn serve(state: State) -> std::io::Result<()> {
             .wrap(middleware::Logger::new("%r %s %bB %Dms").log_target("isol8::access"))
             .configure(configure)
     })
+    .on_connect(connection::watch)
     .client_request_timeout(HEADER_TIMEOUT)
     .keep_alive(KEEP_ALIVE)
     .shutdown_timeout(SHUTDOWN_SECONDS)

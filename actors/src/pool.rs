@@ -1,6 +1,6 @@
 //! Sandboxes that wait for work: for ephemeral runs, and for new sessions.
 //!
-//! Acquiring never waits for a cleaning. It takes what is on the [`Shelf`]; where nothing is, a
+//! Acquiring never waits for a cleaning. It takes what is on the shelf; where nothing is, a
 //! sandbox is made on demand, and one that becomes free in the meantime is taken instead. A used
 //! sandbox never serves another tenant.
 
@@ -139,7 +139,7 @@ impl Pool {
             Some(_) => shelf.ordered -= 1,
             None => shelf.refilling -= 1,
         }
-        match made {
+        match made.and_then(alive) {
             Ok(sandbox) => {
                 shelf.failures = 0;
                 shelf.unavailable = false;
@@ -185,14 +185,13 @@ impl Pool {
     }
 
     fn shelve_fresh(&mut self, held: Held, ctx: &mut Context<Self>) {
-        let runtime = held.spec.runtime;
-        let room = self.config.size_of(runtime).clean;
-        let full = self.shelf(runtime).fresh.len() >= room;
-        if full || !self.config.sandbox.sizes_fit(&held.spec) {
+        if !self.config.sandbox.sizes_fit(&held.spec) {
             return self.destroy(held, ctx);
         }
+        let runtime = held.spec.runtime;
         let warm = watched(held, ctx);
         self.shelf(runtime).fresh.push_back(warm);
+        self.evict(runtime, ctx);
     }
 
     fn shelve_used(&mut self, held: Held, owner: TenantId, ctx: &mut Context<Self>) {
@@ -202,14 +201,27 @@ impl Pool {
         self.evict(runtime, ctx);
     }
 
-    /// Keeps the used sandboxes of a runtime within their bound; the one that waits longest goes.
+    /// Keeps the sandboxes of a runtime within their bound; of the used ones that which waits
+    /// longest goes first. A fresh one that was made for a request which then took another may
+    /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
+    /// the time under a steady load.
     fn evict(&mut self, runtime: Runtime, ctx: &mut Context<Self>) {
-        let room = self.config.size_of(runtime).dirty;
+        let PoolSize { clean, dirty } = self.config.size_of(runtime);
+        let dirty = match self.config.strategy {
+            Strategy::Fast => dirty,
+            Strategy::Secure => 0,
+        };
         let shelf = self.shelf(runtime);
-        if shelf.used.len() + shelf.cleaning <= room {
+        let surplus = shelf.fresh.len().saturating_sub(clean);
+        if shelf.used.len() + shelf.cleaning + surplus <= dirty {
             return;
         }
-        if let Some((_, warm)) = shelf.used.pop_front() {
+        let used = shelf.used.pop_front().map(|(_, warm)| warm);
+        let excess = match used {
+            None if surplus > 0 => shelf.fresh.pop_front(),
+            used => used,
+        };
+        if let Some(warm) = excess {
             self.destroy(warm.held, ctx);
         }
     }
@@ -319,6 +331,15 @@ impl Pool {
             }
         }
     }
+}
+
+/// A sandbox that did not outlive its making was not made.
+fn alive(sandbox: Arc<dyn Sandbox>) -> Result<Arc<dyn Sandbox>, PoolError> {
+    if sandbox.control().is_closed() {
+        let error = BackendError::Create("it died at once".to_owned());
+        return Err(PoolError::Backend(Arc::new(error)));
+    }
+    Ok(sandbox)
 }
 
 /// Puts the pool's eye on a sandbox that nobody uses.

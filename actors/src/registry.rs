@@ -16,7 +16,7 @@ use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::Pool;
-use crate::session::{self, Run, Session, SessionKey, Setting, Status};
+use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
 
 /// Losses that nobody was told of yet, at most; the oldest is forgotten.
 const MAX_LOSSES: usize = 10_000;
@@ -74,6 +74,11 @@ pub struct Shutdown;
 #[derive(Debug, Message)]
 #[rtype(result = "RegistryState")]
 pub struct Observe;
+
+/// Asks for the state of one session, where there is one.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<SessionState>")]
+pub struct ObserveSession(pub SessionKey);
 
 /// A session is over.
 #[derive(Debug, Message)]
@@ -313,6 +318,16 @@ impl Handler<Observe> for Registry {
             losses: self.losses.len(),
             draining: self.draining,
         }
+    }
+}
+
+impl Handler<ObserveSession> for Registry {
+    type Result = ResponseFuture<Option<SessionState>>;
+
+    fn handle(&mut self, asked: ObserveSession, _: &mut Self::Context) -> Self::Result {
+        let slot = self.live.get(&asked.0);
+        let asking = slot.map(|slot| slot.session.send(session::Observe));
+        Box::pin(async move { asking?.await.ok() })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState};
 use crate::run::{self, Mode, Waits};
-use crate::session::SessionKey;
+use crate::session::{SessionKey, SessionState};
 
 /// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
 /// left without asking.
@@ -188,6 +188,20 @@ impl Service {
             pool: pool.map_err(|_| ExecuteError::ShuttingDown)?,
             sessions: sessions.map_err(|_| ExecuteError::ShuttingDown)?,
         })
+    }
+
+    /// A snapshot of one session, where there is one.
+    ///
+    /// # Errors
+    /// [`ExecuteError::ShuttingDown`].
+    pub async fn observe_session(
+        &self,
+        tenant: TenantId,
+        id: SessionId,
+    ) -> Result<Option<SessionState>, ExecuteError> {
+        let observe = registry::ObserveSession(SessionKey { tenant, id });
+        let answer = self.shared.registry.send(observe).await;
+        answer.map_err(|_| ExecuteError::ShuttingDown)
     }
 
     /// Takes no new work, lets jobs go on for a while, ends them, and removes every sandbox.

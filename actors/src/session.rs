@@ -2,7 +2,7 @@
 //!
 //! A session takes its sandbox from the pool when it starts, so jobs may wait for it from the
 //! first moment, and two first requests make one sandbox. It ends once: deleted, or lost with its
-//! sandbox. Then it tells the [`Registry`], and answers what is still on its way.
+//! sandbox. Then it tells the registry, and answers what is still on its way.
 
 mod message;
 mod turn;

@@ -318,11 +318,15 @@ async fn an_acquire_that_is_given_up_leaks_nothing() {
     let acquiring = pool::acquire(&pool, tenant("t"), spec());
     assert!(tokio::time::timeout(wait, acquiring).await.is_err());
     tokio::time::sleep(Duration::from_secs(10)).await;
+    // What was made for it waits for the next.
+    let state = pool.send(pool::Observe).await.unwrap();
     assert_eq!(
-        (backend.counters().created, backend.counters().live()),
-        (1, 0)
+        (state.leased, state.runtimes[&Runtime::Python].clean),
+        (0, 1)
     );
     pool.send(pool::Shutdown).await.unwrap();
+    let counters = backend.counters();
+    assert_eq!((counters.created, counters.live()), (1, 0));
 }
 
 #[actix::test]
@@ -398,5 +402,38 @@ async fn a_backend_that_cannot_create_is_said_to_the_caller() {
         matches!(error, ExecuteError::BackendUnavailable(_)),
         "{error}"
     );
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_sandbox_that_dies_while_it_is_made_is_an_error_and_not_a_wait() {
+    let house = House::new(config());
+    house.backend.die_after_create(true);
+    let error = house.run(job("print 1")).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::BackendUnavailable);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_steady_load_comes_to_need_no_more_sandboxes() {
+    let house = House::new(with_pool(1, 8));
+    house.backend.slow_create(Duration::from_millis(20));
+    house.backend.slow_reset(Duration::from_millis(2));
+    let rounds = |count: usize| {
+        let clients = (0..4).map(|_| {
+            let house = house.clone();
+            tokio::spawn(async move {
+                for _ in 0..count {
+                    assert_eq!(house.output("sleep 3\nprint 1").await, "1");
+                }
+            })
+        });
+        futures::future::join_all(clients)
+    };
+    rounds(20).await;
+    let warm = house.backend.counters();
+    rounds(200).await;
+    let after = house.backend.counters();
+    assert_eq!(after.created, warm.created, "{warm:?} {after:?}");
     house.finish().await;
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::{House, config, job, job_in, tenant, with_pool};
 use isol8_actors::ExecuteError;
+use isol8_actors::session::Phase;
 use isol8_api::{ErrorCode, Runtime};
 
 #[actix::test]
@@ -85,8 +86,15 @@ async fn a_full_queue_refuses_at_once_and_the_session_goes_on() {
         .until("running", |h| h.backend.counters().runs == 1)
         .await;
     let waiting = [0, 1].map(|_| house.spawn_as("t", Some("s"), job("print 1")));
-    // What was spawned first reaches the session first.
-    tokio::task::yield_now().await;
+    let observe = || {
+        house
+            .service
+            .observe_session(tenant("t"), "s".parse().unwrap())
+    };
+    while observe().await.unwrap().unwrap().waiting < 2 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(observe().await.unwrap().unwrap().phase, Phase::Running);
     let error = house.in_session("s", "print 1").await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::TooManyRequests);
     for run in waiting {

@@ -18,6 +18,11 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// 400 with the path of the member at fault, 408 where the body is slow, 413 where it is large.
 pub async fn json<T: DeserializeOwned>(payload: web::Payload, limit: usize) -> Result<T, ApiError> {
     let body = read(payload, limit).await?;
+    // serde takes an array for a struct as well, and its errors then name nothing.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        let text = "body: expected an object, found an array";
+        return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(&body);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

@@ -95,7 +95,7 @@ impl Server {
             .arg(&config_file)
             .env("ISOL8_API_KEY", KEY)
             .env("ISOL8_STATE_DIR", state.path())
-            .env("RUST_LOG", "info")
+            .env_remove("RUST_LOG")
             .env("SUITE_SECRET", "only-the-server-knows")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

@@ -27,7 +27,7 @@ async fn survive(server: &Server, code: &str, timeout_ms: u64, options: Options)
 }
 
 async fn killing_everybody_ends_only_the_run(server: Server) {
-    let code = "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint('alive')\nos.kill(os.getpid(), signal.SIGKILL)";
+    let code = "import os, signal, subprocess\nsubprocess.Popen(['sleep', '1000'])\nos.kill(-1, signal.SIGKILL)\nprint('alive', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)";
     let result = survive(&server, code, 5_000, Options::default()).await;
     // On Linux kill(-1) spares the caller.
     assert_eq!((result.stdout.as_str(), result.exit_code), ("alive", 137));

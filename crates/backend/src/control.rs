@@ -2,7 +2,7 @@
 //!
 //! Two tasks serve a connection: one writes frames, one reads and hands each to the run or
 //! transfer that it belongs to. What is under way on one stream is bounded by credit
-//! ([`WINDOW`]), in both directions; so nobody's slowness is another's, and memory is bounded
+//! ([`WINDOW`](isol8_protocol::WINDOW)), in both directions; so nobody's slowness is another's, and memory is bounded
 //! although the queues are not. A guest that breaks a rule (a frame that is too long or malformed,
 //! more output than its credit, a wrong version) loses its connection, which ends the sandbox.
 

@@ -2,7 +2,7 @@
 //!
 //! Its guest speaks the real protocol through the real [`Control`], over a stream in memory, and
 //! uses no clock but tokio's; so tests run under a paused one. Instead of languages it understands
-//! the tiny programs of [`program`]. What should go wrong is asked for by name ("fail the next
+//! the tiny programs of `fake/program.rs`. What should go wrong is asked for by name ("fail the next
 //! creates", "hang in reset"), and [`Counters`] say afterwards whether anything leaked.
 
 mod guest;
@@ -62,6 +62,7 @@ struct Script {
     fail_set_limits: bool,
     fail_destroy: bool,
     ignore_timeouts: bool,
+    die_after_create: bool,
     closed: bool,
 }
 
@@ -165,6 +166,11 @@ impl FakeBackend {
         self.script().ignore_timeouts = ignore;
     }
 
+    /// Whether sandboxes are dead by the time that they are made.
+    pub fn die_after_create(&self, die: bool) {
+        self.script().die_after_create = die;
+    }
+
     /// Kills the guest of every sandbox, as a crash of the containers would.
     pub fn kill_all(&self) {
         lock(&self.world.living)
@@ -227,6 +233,11 @@ impl Backend for FakeBackend {
             tokio::time::sleep(time).await;
         }
         let sandbox = FakeSandbox::start(&self.world).await?;
+        let dies = self.script().die_after_create;
+        if dies {
+            sandbox.guest.abort();
+            sandbox.control.closed().await;
+        }
         Ok(Arc::new(sandbox))
     }
 

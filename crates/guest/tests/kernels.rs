@@ -4,8 +4,9 @@
 
 mod support;
 
-use isol8_protocol::{ExitStatus, KernelKind, Signal, Stdin};
-use support::{Sandbox, cell, finish, python};
+use isol8_backend::RunEvent;
+use isol8_protocol::{ExitStatus, FailureKind, KernelKind, Signal, Stdin};
+use support::{Outcome, Sandbox, cell, finish, python};
 
 /// A sandbox whose spare interpreter waits.
 async fn prepared() -> Sandbox {
@@ -14,32 +15,261 @@ async fn prepared() -> Sandbox {
     sandbox
 }
 
+/// Runs a script in a booted and in a fresh interpreter, and returns what both came to.
+async fn both_ways(sandbox: &Sandbox, source: &str) -> Outcome {
+    sandbox.control.prepare(KernelKind::Python);
+    let booted = sandbox.python(source).await;
+    let fresh = sandbox.python(source).await;
+    assert_eq!(booted.stdout, fresh.stdout);
+    assert_eq!(booted.stderr, fresh.stderr);
+    assert_eq!(booted.exit.status, fresh.exit.status);
+    booted
+}
+
 #[tokio::test]
 async fn a_script_finds_what_the_interpreter_gives_to_a_main_module() {
-    let sandbox = prepared().await;
+    let sandbox = Sandbox::start().await;
     let source = r#"
 """doc"""
 import sys, os
 print(__name__, __file__, __doc__, __spec__, __package__, __cached__)
-print(type(__loader__).__name__, sys.argv, sys.orig_argv, sys.path[0])
-print(sorted(globals()) == ['__annotations__', '__builtins__', '__cached__', '__doc__', '__file__', '__loader__', '__name__', '__package__', '__spec__', 'os', 'sys'])
-print(sys.modules['__main__'].__dict__ is globals())
-print(os.getcwd(), sorted(os.listdir('/proc/self/fd')))
-print([m for m in sys.modules if 'isol8' in m or 'driver' in m], [p for p in sys.path if 'proc' in p])
-print('PYTHONPATH' in os.environ, os.environ['HOME'], sys.stdin.read() == '')
+print(type(__loader__).__name__, sys.argv, sys.orig_argv, sys.path, sys.flags)
+print(sorted(globals()), sys.modules['__main__'].__dict__ is globals())
+print(os.getcwd(), sorted(os.listdir('/proc/self/fd')), os.path.basename(sys.executable))
+print([m for m in sys.modules if 'isol8' in m or 'driver' in m])
+print(sorted(os.environ.items()), sys.stdin.read() == '', sys.stdin)
 "#;
-    let outcome = sandbox.python(source).await;
-    let booted = outcome.ok().to_owned();
-    assert!(booted.contains("__main__ /sandbox/main.py doc None None None"), "{booted}");
-    // The same from an interpreter that nobody booted ahead.
-    assert_eq!(sandbox.python(source).await.ok(), booted);
+    let outcome = both_ways(&sandbox, source).await;
+    let text = outcome.ok();
+    assert!(
+        text.contains("__main__ /sandbox/main.py doc None None None"),
+        "{text}"
+    );
+    assert!(!text.contains("PYTHONPATH"), "{text}");
+}
+
+#[tokio::test]
+async fn a_script_ends_as_with_a_fresh_interpreter() {
+    let sandbox = Sandbox::start().await;
+    for (source, code) in [
+        ("import sys; sys.exit(3)", 3),
+        ("import sys; sys.exit('text')", 1),
+        ("raise SystemExit", 0),
+        ("def f():\n    1 / 0\nf()", 1),
+        ("x = (", 1),
+        ("raise KeyboardInterrupt", 130),
+        ("import os; os._exit(7)", 7),
+        ("import os; os.kill(os.getpid(), 11)", 139),
+        ("import os, sys; os.close(1); print(1)", 120),
+        (
+            "import atexit, threading, time\natexit.register(print, 'bye')\n\
+             threading.Timer(0.05, print, ['thread']).start()\nprint('end')",
+            0,
+        ),
+        ("import inspect\ndef f(): return 1\nprint(inspect.getsource(f))", 0),
+        ("import signal\nprint(signal.getsignal(2), signal.getsignal(13))", 0),
+        ("def f(n): return n and f(n - 1)\nprint(f(990))", 0),
+    ] {
+        let outcome = both_ways(&sandbox, source).await;
+        assert_eq!(outcome.code(), code, "{source}: {outcome:?}");
+        assert!(!outcome.stderr.contains("proc/self"), "{}", outcome.stderr);
+    }
+}
+
+#[tokio::test]
+async fn threads_processes_and_event_loops_work_under_the_filter() {
+    let sandbox = Sandbox::start().await;
+    let source = r#"
+import asyncio, multiprocessing, subprocess, threading, concurrent.futures
+def work(x): return x * x
+async def main():
+    p = await asyncio.create_subprocess_exec('echo', 'async', stdout=-1)
+    return (await p.communicate())[0]
+if __name__ == '__main__':
+    for method in ('fork', 'spawn'):
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            print(pool.map(work, range(4)))
+    print(subprocess.check_output(['echo', 'sub']), asyncio.run(main()))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        print(sum(pool.map(work, range(100))))
+"#;
+    let outcome = both_ways(&sandbox, source).await;
+    assert!(outcome.ok().ends_with("328350"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_script_has_its_environment_directory_and_input() {
+    let sandbox = prepared().await;
+    let mut spec = python("import os, sys, time; print(os.environ['A'], os.getcwd(), sys.stdin.read(), time.tzname[0])");
+    spec.env = vec![("A".into(), "ä".into()), ("TZ".into(), "XYZ-3".into())];
+    spec.cwd = Some("/tmp".into());
+    spec.stdin = Stdin::Bytes(b"in".to_vec());
+    assert_eq!(sandbox.run(spec).await.ok(), "ä /tmp in XYZ");
+
+    sandbox.control.prepare(KernelKind::Python);
+    let mut spec = python("import sys; print(sys.flags.optimize)");
+    spec.env = vec![("PYTHONOPTIMIZE".into(), "2".into())];
+    assert_eq!(sandbox.run(spec).await.ok(), "2");
+
+    let mut spec = python("");
+    spec.cwd = Some("/nowhere".into());
+    let error = finish(sandbox.control.run(spec).unwrap()).await.unwrap_err();
+    assert_eq!(error.failure_kind(), Some(FailureKind::NotFound), "{error}");
+}
+
+#[tokio::test]
+async fn a_spare_that_was_killed_while_it_waited_does_not_fail_the_script() {
+    let sandbox = prepared().await;
+    sandbox.wait_until("pgrep -f main.py >/dev/null").await;
+    sandbox.sh("kill -9 -1").await;
+    assert_eq!(sandbox.python("print(1)").await.ok(), "1");
 }
 
 #[tokio::test]
 async fn a_cell_sees_what_earlier_cells_did() {
     let sandbox = prepared().await;
-    assert_eq!(sandbox.cell("x = 41").await.ok(), "");
-    let second = sandbox.cell("print(x + 1)").await;
-    assert_eq!(second.ok(), "42");
+    let first = "import os\nx = 41\ndef f(): return x\nos.chdir('/tmp')\nclass A: pass";
+    assert_eq!(sandbox.cell(first).await.ok(), "");
+    let second = sandbox
+        .cell("import pickle; print(f() + 1, os.getcwd(), type(pickle.loads(pickle.dumps(A()))))")
+        .await;
+    assert_eq!(second.ok(), "42 /tmp <class '__main__.A'>");
     assert!(!second.exit.state_lost);
+}
+
+#[tokio::test]
+async fn a_cell_may_await() {
+    let sandbox = prepared().await;
+    let first = "import asyncio\nq = asyncio.Queue()\nawait q.put(5)\nloop = asyncio.get_running_loop()";
+    sandbox.cell(first).await.ok();
+    let second = "print(await q.get(), asyncio.get_running_loop() is loop)";
+    assert_eq!(sandbox.cell(second).await.ok(), "5 True");
+}
+
+#[tokio::test]
+async fn the_end_of_a_cell_is_not_the_end_of_its_kernel() {
+    let sandbox = prepared().await;
+    sandbox.cell("kept = 1").await.ok();
+    for (source, code, stderr) in [
+        ("import sys; sys.exit(3)", 3, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit('why')", 1, "why\n"),
+        ("exit(-1)", 255, ""),
+        ("x = (", 1, "SyntaxError"),
+        ("def f():\n    return 1 / 0\nf()", 1, "    return 1 / 0"),
+        ("raise KeyboardInterrupt", 130, "KeyboardInterrupt"),
+    ] {
+        let outcome = sandbox.cell(source).await;
+        assert_eq!(outcome.code(), code, "{source}: {outcome:?}");
+        assert!(outcome.stderr.contains(stderr), "{outcome:?}");
+        assert!(!outcome.stderr.contains("isol8"), "{}", outcome.stderr);
+        assert!(!outcome.exit.state_lost);
+    }
+    assert_eq!(sandbox.cell("print(kept)").await.ok(), "1");
+}
+
+#[tokio::test]
+async fn environment_directory_and_input_are_a_cell_s_own() {
+    let sandbox = prepared().await;
+    let mut spec = cell("import os, sys; print(os.environ['A'], os.getcwd(), sys.stdin.read())");
+    spec.env = vec![("A".into(), "1".into())];
+    spec.cwd = Some("/tmp".into());
+    spec.stdin = Stdin::Bytes(b"in".to_vec());
+    assert_eq!(sandbox.run(spec).await.ok(), "1 /tmp in");
+    let after = "print(os.environ.get('A'), os.getcwd(), repr(sys.stdin.read()))";
+    assert_eq!(sandbox.cell(after).await.ok(), "None /sandbox ''");
+}
+
+#[tokio::test]
+async fn code_that_ends_the_interpreter_loses_its_state_and_says_so() {
+    let sandbox = prepared().await;
+    sandbox.cell("x = 1").await.ok();
+    let ended = sandbox.cell("print('last', flush=True); import os; os._exit(9)").await;
+    assert_eq!((ended.code(), ended.exit.state_lost), (9, true));
+    assert_eq!(ended.stdout, "last\n");
+    let next = sandbox.cell("print('x' in globals())").await;
+    assert_eq!((next.ok(), next.exit.state_lost), ("False", false));
+
+    sandbox.sh("kill -9 -1").await;
+    let next = sandbox.cell("print('x' in globals())").await;
+    assert_eq!((next.ok(), next.exit.state_lost), ("False", true));
+}
+
+#[tokio::test]
+async fn a_cell_that_can_be_interrupted_keeps_its_state_at_a_timeout() {
+    let sandbox = prepared().await;
+    sandbox.cell("x = 1").await.ok();
+    let mut spec = cell("while True: pass");
+    spec.timeout_ms = Some(200);
+    let outcome = sandbox.run(spec).await;
+    assert_eq!(outcome.exit.status, ExitStatus::Signal(9));
+    assert!(outcome.exit.timed_out && !outcome.exit.state_lost);
+    assert_eq!(sandbox.cell("print(x)").await.ok(), "1");
+
+    let mut spec = cell("import signal; signal.signal(2, signal.SIG_IGN)\nwhile True: pass");
+    spec.timeout_ms = Some(200);
+    let outcome = sandbox.run(spec).await;
+    assert!(outcome.exit.timed_out && outcome.exit.state_lost);
+    assert_eq!(sandbox.cell("print(2)").await.ok(), "2");
+}
+
+#[tokio::test]
+async fn a_command_that_runs_out_of_time_says_that_the_kernel_went_with_it() {
+    let sandbox = prepared().await;
+    sandbox.cell("x = 1").await.ok();
+    let mut spec = support::sh("sleep 100");
+    spec.timeout_ms = Some(50);
+    let outcome = sandbox.run(spec).await;
+    assert!(outcome.exit.timed_out && outcome.exit.state_lost);
+    assert!(!sandbox.cell("pass").await.exit.state_lost, "told once");
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_a_cell_as_from_a_keyboard() {
+    let sandbox = prepared().await;
+    let mut run = sandbox
+        .control
+        .run(cell("print('on', flush=True)\nimport time\ntime.sleep(100)"))
+        .unwrap();
+    assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));
+    run.signal(Signal::Interrupt).unwrap();
+    let outcome = finish(run).await.unwrap();
+    assert_eq!(outcome.exit.status, ExitStatus::Signal(2));
+    assert_eq!(sandbox.cell("print(time.__name__)").await.ok(), "time");
+}
+
+#[tokio::test]
+async fn cells_wait_for_each_other_and_keep_their_output_apart() {
+    let sandbox = prepared().await;
+    let runs: Vec<_> = (0..8)
+        .map(|number| {
+            let source = format!("print('{number}' * 50000)");
+            sandbox.control.run(cell(&source)).unwrap()
+        })
+        .collect();
+    for (number, run) in runs.into_iter().enumerate() {
+        let outcome = finish(run).await.unwrap();
+        assert_eq!(outcome.ok(), number.to_string().repeat(50000));
+    }
+}
+
+#[tokio::test]
+async fn a_forged_answer_ends_its_own_cell_only() {
+    let sandbox = prepared().await;
+    let forger = "import os, threading\nfor fd in range(3000, 3010):\n  for _ in range(100):\n    \
+                  try: os.write(fd, b'x' * 16)\n    except OSError: break\nprint('done')";
+    assert_eq!(sandbox.cell(forger).await.ok(), "done");
+    assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
+}
+
+#[tokio::test]
+async fn connection_loss_ends_runs_and_keeps_the_kernel() {
+    let mut sandbox = prepared().await;
+    sandbox.cell("x = 1").await.ok();
+    let busy = sandbox.control.run(cell("import time\ntime.sleep(100)")).unwrap();
+    let process = sandbox.control.run(support::sh("sleep 12345")).unwrap();
+    sandbox.reconnect().await;
+    sandbox.wait_until("! pgrep -f 'sleep 12345' >/dev/null").await;
+    assert_eq!(sandbox.cell("print(x)").await.ok(), "1");
+    drop((busy, process));
 }

@@ -1,10 +1,11 @@
 //! `POST /execute`.
 
-use actix_web::{Resource, web};
+use actix_web::{HttpRequest, Resource, web};
 use isol8_api::{ExecuteBody, ExecutionResult};
 
 use crate::jobs;
 use crate::server::auth::Caller;
+use crate::server::connection::while_connected;
 use crate::server::error::{ApiError, no_such_method};
 use crate::server::{State, body};
 
@@ -19,14 +20,13 @@ pub fn execute() -> Resource {
 async fn post(
     caller: Caller,
     state: web::Data<State>,
+    request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<ExecutionResult>, ApiError> {
     let body: ExecuteBody = body::json(payload, state.config.max_body).await?;
     let options = body.options.unwrap_or_default();
     let job = jobs::job(body.request, options, &state.config)?;
-    let result = state
-        .service
-        .execute(caller.tenant, body.session_id, job)
-        .await?;
+    let execution = state.service.execute(caller.tenant, body.session_id, job);
+    let result = while_connected(&request, execution).await?;
     Ok(web::Json(result))
 }

@@ -52,7 +52,17 @@ exec chroot . /guest "$@"
 pub(crate) struct Sandbox {
     process: Child,
     directory: tempfile::TempDir,
+    guest: i32,
     pub(crate) control: Control,
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // Dropping capabilities made the guest forget that it should die with its parent. Ending
+        // PID 1 ends all of its namespace.
+        let pid = nix::unistd::Pid::from_raw(self.guest);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 impl Sandbox {
@@ -64,10 +74,12 @@ impl Sandbox {
         let directory = tempfile::tempdir().unwrap();
         let process = spawn(directory.path(), arguments);
         let stream = connect(&directory.path().join("socket")).await;
+        let guest = stream.peer_cred().unwrap().pid().unwrap();
         let control = Control::open(stream).await.unwrap();
         Self {
             process,
             directory,
+            guest,
             control,
         }
     }
@@ -104,6 +116,11 @@ impl Sandbox {
         while self.sh(script).await.code() != 0 {
             assert!(Instant::now() < deadline, "never became true: {script}");
         }
+    }
+
+    /// The guest's process, seen from outside.
+    pub(crate) fn guest(&self) -> i32 {
+        self.guest
     }
 
     /// Whether the guest itself still lives.

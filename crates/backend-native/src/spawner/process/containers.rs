@@ -114,7 +114,7 @@ impl Containers {
     }
 
     /// The sandbox's directory: its specification, and the socket that its guest will listen on.
-    fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<UnixListener> {
+    fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
         let surroundings = Surroundings {
             instance: &self.name,
@@ -127,7 +127,8 @@ impl Containers {
         let specification = oci::specification(sandbox, &surroundings);
         let text = serde_json::to_vec(&specification)?;
         fs::write(directory.join("config.json"), text)?;
-        UnixListener::bind(directory.join(CONTROL_SOCKET))
+        let listener = UnixListener::bind(directory.join(CONTROL_SOCKET))?;
+        above_the_inherited(listener.as_fd())
     }
 
     pub(super) fn set_limits(&self, id: &str, limits: &SandboxLimits) -> Result<(), String> {
@@ -244,13 +245,12 @@ fn start(
     id: &str,
     state: &Path,
     bundle: &Path,
-    listener: &UnixListener,
+    listener: &OwnedFd,
 ) -> Result<Container, String> {
     let build = || -> Result<Container, Box<dyn Error>> {
-        let high = above_the_inherited(listener.as_fd())?;
         // SAFETY: descriptor 3 is not owned by anything: this process keeps its own above the
         // inherited ones, except for what lives for the length of one call.
-        let inherited = unsafe { dup2_raw(&high, LISTENER_DESCRIPTOR) }?;
+        let inherited = unsafe { dup2_raw(listener, LISTENER_DESCRIPTOR) }?;
         let null = || fs::File::options().write(true).open("/dev/null");
         let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
             .with_root_path(state)?
@@ -277,10 +277,8 @@ fn limits_swap(root: &Path) -> bool {
 fn open_process(pid: Pid) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid.as_raw())
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-    Ok(rustix::process::pidfd_open(
-        pid,
-        rustix::process::PidfdFlags::empty(),
-    )?)
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    above_the_inherited(process.as_fd())
 }
 
 fn kill(process: &OwnedFd) -> io::Result<()> {

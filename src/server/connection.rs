@@ -1,0 +1,66 @@
+//! The connection that a request came over, and whether its client is still there.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use actix_web::HttpRequest;
+use actix_web::dev::Extensions;
+use actix_web::rt::net::TcpStream;
+use isol8_actors::ExecuteError;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A second descriptor of a client's socket. actix-web looks at a connection again only when it
+/// has an answer to send, so a client that goes away while its program runs would not be noticed.
+#[derive(Debug)]
+struct Watched(AsyncFd<OwnedFd>);
+
+/// Called for every new connection.
+pub fn watch(stream: &dyn Any, extensions: &mut Extensions) {
+    let Some(stream) = stream.downcast_ref::<TcpStream>() else {
+        return;
+    };
+    let watched = stream
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
+    match watched {
+        Ok(watched) => {
+            extensions.insert(Watched(watched));
+        }
+        Err(error) => log::warn!(error:%; "connection is served without a watch on its client"),
+    }
+}
+
+/// Does the work for as long as the client is there. As with other servers, one that closes its
+/// half of the connection counts as gone.
+///
+/// # Errors
+/// The work's own; [`ExecuteError::Cancelled`] once the client is gone.
+pub async fn while_connected<T, E: From<ExecuteError>>(
+    request: &HttpRequest,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let Some(watched) = request.conn_data::<Watched>() else {
+        return work.await;
+    };
+    tokio::select! {
+        biased;
+        done = work => done,
+        _ = watched.closed() => Err(ExecuteError::Cancelled.into()),
+    }
+}
+
+impl Watched {
+    async fn closed(&self) -> io::Result<()> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            if ready.ready().is_read_closed() {
+                return Ok(());
+            }
+            // The client has sent its next request already.
+            ready.clear_ready();
+        }
+    }
+}
