@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for source in ["crates/guest", "crates/protocol", "Cargo.toml", "Cargo.lock"] {
+    for source in [
+        "crates/guest",
+        "crates/protocol",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={source}");
     }
     let guest = build_guest()?;
@@ -39,5 +44,7 @@ fn build_guest() -> Result<PathBuf, Box<dyn Error>> {
 fn target_directory() -> Result<PathBuf, Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     let target = Path::new(&out).ancestors().nth(4);
-    Ok(target.ok_or("OUT_DIR is not in a target directory")?.to_owned())
+    Ok(target
+        .ok_or("OUT_DIR is not in a target directory")?
+        .to_owned())
 }

@@ -41,7 +41,10 @@ async fn measure(kind: Kind, bare: Duration) {
     let backend = kind.name();
     for (name, times) in [("ephemeral", ephemeral), ("persistent", persistent)] {
         let ratio = times.median.as_secs_f64() / bare.as_secs_f64();
-        println!("{:<28} {times}  ratio to bare {ratio:.2}", format!("{backend} {name}"));
+        println!(
+            "{:<28} {times}  ratio to bare {ratio:.2}",
+            format!("{backend} {name}")
+        );
     }
     server.stop();
 }
@@ -90,6 +93,11 @@ impl Times {
 impl std::fmt::Display for Times {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        write!(f, "p50 {:7.2} ms  p95 {:7.2} ms", ms(self.median), ms(self.p95))
+        write!(
+            f,
+            "p50 {:7.2} ms  p95 {:7.2} ms",
+            ms(self.median),
+            ms(self.p95)
+        )
     }
 }

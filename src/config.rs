@@ -290,16 +290,25 @@ mod tests {
     #[test]
     fn a_bad_value_says_what_was_expected() {
         let error = load("[defaults]\nmemoryLimit = \"lots\"", &[]).unwrap_err();
-        assert!(error.to_string().contains("\"lots\" is not a size"), "{error}");
+        assert!(
+            error.to_string().contains("\"lots\" is not a size"),
+            "{error}"
+        );
         let error = load("backend = \"podman\"", &[]).unwrap_err();
         assert!(error.to_string().contains("auto"), "{error}");
         let error = load("", &[("ISOL8_PORT", "x")]).unwrap_err();
-        assert_eq!(error.to_string(), "ISOL8_PORT = x: expected a port, 0 to 65535");
+        assert_eq!(
+            error.to_string(),
+            "ISOL8_PORT = x: expected a port, 0 to 65535"
+        );
     }
 
     #[test]
     fn a_default_beyond_its_ceiling_is_refused() {
-        let error = load("[defaults]\ntimeoutMs = 5000\n[ceilings]\ntimeoutMs = 1000", &[]);
+        let error = load(
+            "[defaults]\ntimeoutMs = 5000\n[ceilings]\ntimeoutMs = 1000",
+            &[],
+        );
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with("defaults.timeoutMs = 5000: "), "{text}");
     }

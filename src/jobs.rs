@@ -62,18 +62,16 @@ impl JobError {
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn job(
-    request: ExecutionRequest,
-    options: Options,
-    config: &Config,
-) -> Result<Job, JobError> {
+pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Result<Job, JobError> {
     refuse_unsupported(&request, &options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
     job.timeout = timeout(&request, &options, config)?;
     job.output_limit = at_most(
         "options.maxOutputSize",
-        options.max_output_size.unwrap_or(config.defaults.max_output_size),
+        options
+            .max_output_size
+            .unwrap_or(config.defaults.max_output_size),
         0,
         config.ceilings.max_output_size,
     )?;
@@ -102,9 +100,18 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
     let strict = matches!(seccomp, None | Some(SeccompMode::Strict));
     let asked = [
         ("request.codeUrl", request.code_url.is_some()),
-        ("request.installPackages", !request.install_packages.is_empty()),
-        ("options.network", !matches!(options.network, None | Some(NetworkMode::None))),
-        ("options.readonlyRootFs", options.readonly_root_fs == Some(false)),
+        (
+            "request.installPackages",
+            !request.install_packages.is_empty(),
+        ),
+        (
+            "options.network",
+            !matches!(options.network, None | Some(NetworkMode::None)),
+        ),
+        (
+            "options.readonlyRootFs",
+            options.readonly_root_fs == Some(false),
+        ),
         ("options.image", options.image.is_some()),
         ("options.persist", options.persist == Some(true)),
         ("options.security", !strict || custom_profile_path.is_some()),
@@ -166,7 +173,12 @@ fn sandbox(
             memory: at_most("options.memoryLimit", memory, LEAST_MEMORY, limits.memory)?,
             pids: at_most("options.pidsLimit", pids, LEAST_PIDS, limits.pids)?,
         },
-        sandbox_size: at_most("options.sandboxSize", sandbox_size, LEAST_TMPFS, *tmpfs_size)?,
+        sandbox_size: at_most(
+            "options.sandboxSize",
+            sandbox_size,
+            LEAST_TMPFS,
+            *tmpfs_size,
+        )?,
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
     })
 }
@@ -288,19 +300,44 @@ mod tests {
             text,
             "options.memoryLimit: 100g is out of range, expected 16m to 8g"
         );
-        let (text, _) = refused(json!({"code": "", "outputPaths": ["/tmp/a", "/etc/x"]}), json!({}));
-        assert!(text.starts_with("request.outputPaths[1]: \"/etc/x\""), "{text}");
+        let (text, _) = refused(
+            json!({"code": "", "outputPaths": ["/tmp/a", "/etc/x"]}),
+            json!({}),
+        );
+        assert!(
+            text.starts_with("request.outputPaths[1]: \"/etc/x\""),
+            "{text}"
+        );
         let (text, _) = refused(json!({"code": "", "workdir": "../etc"}), json!({}));
-        assert!(text.contains("Working directory must be inside /sandbox"), "{text}");
+        assert!(
+            text.contains("Working directory must be inside /sandbox"),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_is_not_offered_is_said_and_never_ignored() {
         for (request, options, path) in [
-            (json!({"code": "", "installPackages": ["six"]}), json!({}), "request.installPackages"),
-            (json!({"code": ""}), json!({"network": "host"}), "options.network"),
-            (json!({"code": ""}), json!({"readonlyRootFs": false}), "options.readonlyRootFs"),
-            (json!({"code": ""}), json!({"security": {"seccomp": "unconfined"}}), "options.security"),
+            (
+                json!({"code": "", "installPackages": ["six"]}),
+                json!({}),
+                "request.installPackages",
+            ),
+            (
+                json!({"code": ""}),
+                json!({"network": "host"}),
+                "options.network",
+            ),
+            (
+                json!({"code": ""}),
+                json!({"readonlyRootFs": false}),
+                "options.readonlyRootFs",
+            ),
+            (
+                json!({"code": ""}),
+                json!({"security": {"seccomp": "unconfined"}}),
+                "options.security",
+            ),
         ] {
             let (text, code) = refused(request, options);
             assert!(text.starts_with(path), "{text}");
@@ -310,10 +347,17 @@ mod tests {
 
     #[test]
     fn a_secret_is_set_and_masked_and_never_repeated_in_an_error() {
-        let job = check(json!({"code": ""}), json!({"secrets": {"TOKEN": "hunter2"}})).unwrap();
+        let job = check(
+            json!({"code": ""}),
+            json!({"secrets": {"TOKEN": "hunter2"}}),
+        )
+        .unwrap();
         assert_eq!(job.secrets, ["hunter2"]);
         assert_eq!(job.env, [("TOKEN".to_owned(), "hunter2".to_owned())]);
-        let (text, _) = refused(json!({"code": ""}), json!({"secrets": {"TOKEN": "hunter2\0"}}));
+        let (text, _) = refused(
+            json!({"code": ""}),
+            json!({"secrets": {"TOKEN": "hunter2\0"}}),
+        );
         assert!(!text.contains("hunter2"), "{text}");
     }
 }

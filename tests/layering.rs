@@ -8,7 +8,17 @@ use std::path::Path;
 
 /// Every package, where it stands, and which of ours it may depend on.
 const ALLOWED: [(&str, &[&str]); 9] = [
-    (".", &["actors", "api", "backend", "backend-docker", "backend-native", "client"]),
+    (
+        ".",
+        &[
+            "actors",
+            "api",
+            "backend",
+            "backend-docker",
+            "backend-native",
+            "client",
+        ],
+    ),
     ("actors", &["api", "backend", "protocol"]),
     ("crates/api", &[]),
     ("crates/protocol", &[]),
@@ -23,7 +33,12 @@ fn dependencies(directory: &str) -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(root.join(directory).join("Cargo.toml")).unwrap();
     let manifest: toml::Table = toml::from_str(&text).unwrap();
-    manifest["dependencies"].as_table().unwrap().keys().cloned().collect()
+    manifest["dependencies"]
+        .as_table()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect()
 }
 
 #[test]
@@ -34,7 +49,10 @@ fn our_packages_depend_on_each_other_in_one_direction_only() {
             .filter_map(|name| name.strip_prefix("isol8-").map(str::to_owned))
             .collect();
         for name in ours {
-            assert!(allowed.contains(&name.as_str()), "{directory} depends on isol8-{name}");
+            assert!(
+                allowed.contains(&name.as_str()),
+                "{directory} depends on isol8-{name}"
+            );
         }
     }
 }
@@ -46,7 +64,9 @@ fn every_package_of_the_workspace_is_checked() {
     let manifest: toml::Table = toml::from_str(&text).unwrap();
     let members = |key: &str| -> BTreeSet<String> {
         let list = manifest["workspace"][key].as_array().unwrap();
-        list.iter().map(|member| member.as_str().unwrap().to_owned()).collect()
+        list.iter()
+            .map(|member| member.as_str().unwrap().to_owned())
+            .collect()
     };
     let checked: BTreeSet<_> = ALLOWED.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(members("default-members"), checked);
@@ -68,6 +88,15 @@ fn libraries_stay_where_they_belong() {
         only("bollard", &["crates/backend-docker"]);
         only("actix-web", &["."]);
         only("libcontainer", &["crates/backend-native"]);
-        only("tokio", &[".", "actors", "crates/backend", "crates/backend-docker", "crates/backend-native"]);
+        only(
+            "tokio",
+            &[
+                ".",
+                "actors",
+                "crates/backend",
+                "crates/backend-docker",
+                "crates/backend-native",
+            ],
+        );
     }
 }

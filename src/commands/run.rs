@@ -66,8 +66,8 @@ fn code(arguments: &Run) -> Result<String, Failure> {
             return Err(format!("File not found: {}", path.display()).into());
         }
         Some(path) => {
-            code = fs::read_to_string(path)
-                .map_err(|error| format!("{}: {error}", path.display()))?;
+            code =
+                fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         None => {
             io::stdin()

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use isol8_actors::Service;
 
 use super::{Failure, load_config};
+use crate::backends;
 use crate::cli::Serve;
 use crate::server::auth::MasterKey;
 use crate::server::{self, State};
-use crate::backends;
 
 pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     let config = load_config(&arguments.common, arguments.port)?;

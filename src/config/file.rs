@@ -285,7 +285,10 @@ impl ConfigFile {
             dirty: size.dirty,
         };
         let pools = Runtime::ALL.into_iter().map(|runtime| {
-            let own = self.runtimes.get(&runtime).and_then(|table| table.pool_size);
+            let own = self
+                .runtimes
+                .get(&runtime)
+                .and_then(|table| table.pool_size);
             (runtime, pool(own.unwrap_or(self.pool_size)))
         });
         Ok(Config {
@@ -333,15 +336,50 @@ impl CeilingsTable {
 
 impl DefaultsTable {
     fn check(&self, ceilings: &Ceilings) -> Result<Defaults, ConfigError> {
-        within("defaults.timeoutMs", self.timeout_ms, 1, ceilings.timeout_ms)?;
-        within("defaults.cpuLimit", self.cpu_limit, 0.01, ceilings.limits.cpus)?;
-        within("defaults.pidsLimit", self.pids_limit, 2, ceilings.limits.pids)?;
+        within(
+            "defaults.timeoutMs",
+            self.timeout_ms,
+            1,
+            ceilings.timeout_ms,
+        )?;
+        within(
+            "defaults.cpuLimit",
+            self.cpu_limit,
+            0.01,
+            ceilings.limits.cpus,
+        )?;
+        within(
+            "defaults.pidsLimit",
+            self.pids_limit,
+            2,
+            ceilings.limits.pids,
+        )?;
         let least = ByteSize::from_mebibytes(16);
-        within("defaults.memoryLimit", self.memory_limit, least, ceilings.limits.memory)?;
+        within(
+            "defaults.memoryLimit",
+            self.memory_limit,
+            least,
+            ceilings.limits.memory,
+        )?;
         let least = ByteSize::from_mebibytes(1);
-        within("defaults.sandboxSize", self.sandbox_size, least, ceilings.tmpfs_size)?;
-        within("defaults.tmpSize", self.tmp_size, least, ceilings.tmpfs_size)?;
-        within("defaults.maxOutputSize", self.max_output_size, 0, ceilings.max_output_size)?;
+        within(
+            "defaults.sandboxSize",
+            self.sandbox_size,
+            least,
+            ceilings.tmpfs_size,
+        )?;
+        within(
+            "defaults.tmpSize",
+            self.tmp_size,
+            least,
+            ceilings.tmpfs_size,
+        )?;
+        within(
+            "defaults.maxOutputSize",
+            self.max_output_size,
+            0,
+            ceilings.max_output_size,
+        )?;
         Ok(Defaults {
             timeout_ms: self.timeout_ms,
             sandbox: SandboxDefaults {

@@ -32,9 +32,9 @@ pub async fn json<T: DeserializeOwned>(payload: web::Payload, limit: usize) -> R
         };
         ApiError::new(ErrorCode::InvalidRequest, text)
     })?;
-    deserializer.end().map_err(|error| {
-        ApiError::new(ErrorCode::InvalidRequest, format!("body: {error}"))
-    })?;
+    deserializer
+        .end()
+        .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("body: {error}")))?;
     Ok(parsed)
 }
 

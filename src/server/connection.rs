@@ -2,19 +2,18 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use actix_web::HttpRequest;
 use actix_web::dev::Extensions;
 use actix_web::rt::net::TcpStream;
 use isol8_actors::ExecuteError;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// A second descriptor of a client's socket. actix-web looks at a connection again only when it
 /// has an answer to send, so a client that goes away while its program runs would not be noticed.
 #[derive(Debug)]
-struct Watched(AsyncFd<OwnedFd>);
+struct Watched(TcpStream);
 
 /// Called for every new connection.
 pub fn watch(stream: &dyn Any, extensions: &mut Extensions) {
@@ -24,7 +23,7 @@ pub fn watch(stream: &dyn Any, extensions: &mut Extensions) {
     let watched = stream
         .as_fd()
         .try_clone_to_owned()
-        .and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE));
+        .and_then(|fd| TcpStream::from_std(fd.into()));
     match watched {
         Ok(watched) => {
             extensions.insert(Watched(watched));
@@ -55,12 +54,13 @@ pub async fn while_connected<T, E: From<ExecuteError>>(
 impl Watched {
     async fn closed(&self) -> io::Result<()> {
         loop {
-            let mut ready = self.0.readable().await?;
-            if ready.ready().is_read_closed() {
+            if self.0.ready(Interest::READABLE).await?.is_read_closed() {
                 return Ok(());
             }
-            // The client has sent its next request already.
-            ready.clear_ready();
+            // The client has sent its next request already, which is not read here: wait for
+            // what comes after it.
+            let nothing_read = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.0.try_io(Interest::READABLE, nothing_read);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
-use crate::harness::{ISOL8, state_directory, traces, Kind};
+use crate::harness::{ISOL8, Kind, state_directory, traces};
 
 fn isol8(arguments: &[&str]) -> Output {
     let state = state_directory();
@@ -62,16 +62,32 @@ fn no_arguments_print_the_help_and_version_the_bare_number() {
 fn faults_of_the_caller_are_named_on_stderr() {
     let cases: [(&[&str], &str); 6] = [
         (&["frobnicate"], "frobnicate"),
-        (&["run", "/no/such/file.py"], "File not found: /no/such/file.py"),
-        (&["run", "-e", "1", "--timeout", "0"], "timeoutMs: 0 is out of range"),
-        (&["run", "-e", "1", "--workdir", "/etc"], "Working directory must be inside /sandbox"),
+        (
+            &["run", "/no/such/file.py"],
+            "File not found: /no/such/file.py",
+        ),
+        (
+            &["run", "-e", "1", "--timeout", "0"],
+            "timeoutMs: 0 is out of range",
+        ),
+        (
+            &["run", "-e", "1", "--workdir", "/etc"],
+            "Working directory must be inside /sandbox",
+        ),
         (&["serve", "--port", "0"], "API key required"),
-        (&["run", "-e", "1", "--config", "/no/config.toml"], "/no/config.toml"),
+        (
+            &["run", "-e", "1", "--config", "/no/config.toml"],
+            "/no/config.toml",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = isol8(arguments);
         assert!(!output.status.success(), "{arguments:?}");
-        assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains(expected),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
@@ -117,6 +133,8 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
         stderr(&output)
     );
     assert!(stderr(&output).contains("memory, CPU and process limits are not enforced"));
-    let left = std::fs::read_dir(state.path().join("state/native")).unwrap().count();
+    let left = std::fs::read_dir(state.path().join("state/native"))
+        .unwrap()
+        .count();
     assert_eq!(left, 0);
 }

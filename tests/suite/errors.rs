@@ -27,7 +27,10 @@ async fn a_bad_request_names_its_fault(server: Server) {
     let request = |request: Value| json!({"request": request}).to_string();
     let python = |rest: Value| {
         let mut value = json!({"code": "1", "runtime": "python"});
-        value.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        value
+            .as_object_mut()
+            .unwrap()
+            .extend(rest.as_object().unwrap().clone());
         request(value)
     };
     let cases = [
@@ -36,20 +39,45 @@ async fn a_bad_request_names_its_fault(server: Server) {
         ("[]".to_owned(), "body"),
         ("{}".to_owned(), "request"),
         ("\u{0}".to_owned(), "expected value"),
-        (request(json!({"runtime": "python"})), "exactly one of code, codeUrl and cmd, found 0"),
-        (python(json!({"cmd": "ls"})), "exactly one of code, codeUrl and cmd, found 2"),
-        (request(json!({"code": "1", "runtime": "cobol"})), "request.runtime: \"cobol\" is not a runtime: python, node"),
+        (
+            request(json!({"runtime": "python"})),
+            "exactly one of code, codeUrl and cmd, found 0",
+        ),
+        (
+            python(json!({"cmd": "ls"})),
+            "exactly one of code, codeUrl and cmd, found 2",
+        ),
+        (
+            request(json!({"code": "1", "runtime": "cobol"})),
+            "request.runtime: \"cobol\" is not a runtime: python, node",
+        ),
         (request(json!({"code": "1"})), "runtime"),
         (python(json!({"timeoutMs": "soon"})), "request.timeoutMs"),
         (python(json!({"timeoutMs": -1})), "request.timeoutMs"),
         (python(json!({"timeoutMs": 1e99})), "request.timeoutMs"),
-        (python(json!({"fileExtension": "/../x"})), "request.fileExtension"),
+        (
+            python(json!({"fileExtension": "/../x"})),
+            "request.fileExtension",
+        ),
         (python(json!({"workdir": "/etc"})), "request.workdir"),
-        (python(json!({"files": {"/etc/passwd": "x"}})), "request.files"),
+        (
+            python(json!({"files": {"/etc/passwd": "x"}})),
+            "request.files",
+        ),
         (python(json!({"env": {"A=B": "x"}})), "request.env"),
-        (json!({"request": {"code": "1", "runtime": "python"}, "sessionId": "a b"}).to_string(), "sessionId: \"a b\" is not a session id"),
-        (json!({"request": {"code": "1", "runtime": "python"}, "options": {"memoryLimit": "1"}}).to_string(), "options.memoryLimit"),
-        (format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)), "body"),
+        (
+            json!({"request": {"code": "1", "runtime": "python"}, "sessionId": "a b"}).to_string(),
+            "sessionId: \"a b\" is not a session id",
+        ),
+        (
+            json!({"request": {"code": "1", "runtime": "python"}, "options": {"memoryLimit": "1"}})
+                .to_string(),
+            "options.memoryLimit",
+        ),
+        (
+            format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)),
+            "body",
+        ),
     ];
     for (body, expected) in cases {
         let (status, answer) = send(&server, "/execute", Some(KEY), body.clone()).await;
@@ -67,7 +95,10 @@ async fn a_runtime_that_the_backend_lacks_is_named_with_the_fix(server: Server) 
     let error = server.client().execute(request).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::RuntimeUnavailable));
     let text = error.to_string();
-    assert!(text.contains("deno") && text.contains(server.kind.name()), "{text}");
+    assert!(
+        text.contains("deno") && text.contains(server.kind.name()),
+        "{text}"
+    );
 }
 
 async fn keys_are_required_and_checked(server: Server) {
@@ -76,7 +107,9 @@ async fn keys_are_required_and_checked(server: Server) {
     assert_eq!((status, &answer["code"]), (401, &json!("UNAUTHORIZED")));
     let (status, answer) = send(&server, "/execute", Some("wrong"), body).await;
     assert_eq!((status, &answer["code"]), (403, &json!("FORBIDDEN")));
-    let health = reqwest::get(format!("http://{}/health", server.address)).await.unwrap();
+    let health = reqwest::get(format!("http://{}/health", server.address))
+        .await
+        .unwrap();
     let health: Value = health.json().await.unwrap();
     assert_eq!(health["status"], json!("ok"));
     assert_eq!(health["backend"], json!(server.kind.name()));
@@ -86,5 +119,8 @@ async fn unknown_routes_and_methods_are_json_errors(server: Server) {
     let (status, answer) = send(&server, "/nowhere", Some(KEY), String::new()).await;
     assert_eq!((status, &answer["code"]), (404, &json!("NOT_FOUND")));
     let (status, answer) = send(&server, "/health", Some(KEY), String::new()).await;
-    assert_eq!((status, &answer["code"]), (405, &json!("METHOD_NOT_ALLOWED")));
+    assert_eq!(
+        (status, &answer["code"]),
+        (405, &json!("METHOD_NOT_ALLOWED"))
+    );
 }

@@ -18,8 +18,13 @@ on_each_backend!(
 );
 
 async fn python_answers_with_every_field(server: Server) {
-    let result = server.python("import sys\nprint(6 * 7)\nprint('e', file=sys.stderr)").await;
-    assert_eq!((result.stdout.as_str(), result.stderr.as_str()), ("42", "e"));
+    let result = server
+        .python("import sys\nprint(6 * 7)\nprint('e', file=sys.stderr)")
+        .await;
+    assert_eq!(
+        (result.stdout.as_str(), result.stderr.as_str()),
+        ("42", "e")
+    );
     assert_eq!(result.exit_code, 0);
     assert_eq!(result.runtime, Runtime::Python);
     assert!(!result.truncated && !result.timed_out && !result.oom_killed);
@@ -33,7 +38,11 @@ async fn python_answers_with_every_field(server: Server) {
 async fn a_program_that_fails_is_a_result(server: Server) {
     let result = server.python("raise ValueError('no')").await;
     assert_eq!(result.exit_code, 1);
-    assert!(result.stderr.starts_with("Traceback (most recent call last):"));
+    assert!(
+        result
+            .stderr
+            .starts_with("Traceback (most recent call last):")
+    );
     assert!(result.stderr.ends_with("ValueError: no"));
     assert_eq!(server.python("import sys; sys.exit(7)").await.exit_code, 7);
     let killed = server.python("import os; os.kill(os.getpid(), 15)").await;
@@ -57,7 +66,13 @@ async fn standard_input_environment_and_files_reach_the_program(server: Server) 
 async fn files_come_back(server: Server) {
     let mut request = python("open('/sandbox/out', 'wb').write(bytes(range(256)))");
     request.output_paths = vec!["/sandbox/out".to_owned(), "/tmp/none".to_owned()];
-    let files = server.client().execute(request).await.unwrap().files.unwrap();
+    let files = server
+        .client()
+        .execute(request)
+        .await
+        .unwrap()
+        .files
+        .unwrap();
     assert_eq!(files.len(), 1);
     assert!(files["/sandbox/out"].starts_with("AAECAwQF"));
 }
@@ -69,12 +84,24 @@ async fn a_setup_script_runs_first_and_its_failure_is_said(server: Server) {
     assert_eq!(result.stdout, "ready");
 
     request.setup_script = Some("echo because >&2; exit 3".to_owned());
-    let error = server.client().execute(request).await.unwrap_err().to_string();
-    assert!(error.contains("exit code 3") && error.contains("because"), "{error}");
+    let error = server
+        .client()
+        .execute(request)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("exit code 3") && error.contains("because"),
+        "{error}"
+    );
 }
 
 async fn bash_and_shell_commands_run(server: Server) {
-    let result = server.client().execute(bash("echo $((6 * 7)); exit 4")).await.unwrap();
+    let result = server
+        .client()
+        .execute(bash("echo $((6 * 7)); exit 4"))
+        .await
+        .unwrap();
     assert_eq!((result.stdout.as_str(), result.exit_code), ("42", 4));
     let mut request = ExecutionRequest::new(Runtime::Python);
     request.cmd = Some("printf '%s' \"$0\" | tr a-z A-Z".to_owned());
@@ -105,10 +132,20 @@ async fn runs_leave_nothing_to_each_other(server: Server) {
 
 async fn secrets_are_masked(server: Server) {
     let mut options = Options::default();
-    options.secrets.insert("TOKEN".to_owned(), "hunter2".to_owned());
-    let request = python("import os, sys\nt = os.environ['TOKEN']\nprint(t + t)\nprint(t, file=sys.stderr)");
-    let result = server.client().execute_with(request, options).await.unwrap();
-    assert_eq!((result.stdout.as_str(), result.stderr.as_str()), ("******", "***"));
+    options
+        .secrets
+        .insert("TOKEN".to_owned(), "hunter2".to_owned());
+    let request =
+        python("import os, sys\nt = os.environ['TOKEN']\nprint(t + t)\nprint(t, file=sys.stderr)");
+    let result = server
+        .client()
+        .execute_with(request, options)
+        .await
+        .unwrap();
+    assert_eq!(
+        (result.stdout.as_str(), result.stderr.as_str()),
+        ("******", "***")
+    );
 }
 
 async fn truncated_output_keeps_its_beginning(server: Server) {
@@ -117,7 +154,11 @@ async fn truncated_output_keeps_its_beginning(server: Server) {
         ..Options::default()
     };
     let request = python("print('é' * 100)");
-    let result = server.client().execute_with(request, options).await.unwrap();
+    let result = server
+        .client()
+        .execute_with(request, options)
+        .await
+        .unwrap();
     assert!(result.truncated);
     assert_eq!(
         result.stdout,

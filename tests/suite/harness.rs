@@ -235,7 +235,11 @@ pub(crate) fn traces(kind: Kind, state: &Path) -> BTreeSet<String> {
             .map(|path| format!("cgroup {}", path.display())),
     );
     if kind == Kind::Docker {
-        traces.extend(containers(state).into_iter().map(|id| format!("container {id}")));
+        traces.extend(
+            containers(state)
+                .into_iter()
+                .map(|id| format!("container {id}")),
+        );
     }
     traces
 }

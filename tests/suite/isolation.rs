@@ -26,7 +26,10 @@ async fn user_code_is_nobody(server: Server) {
     assert_eq!(lines[1..5], ["0000000000000000"; 4]);
     assert_eq!(lines[5..], ["1", "2"]);
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(64_800)).unwrap();
-    assert_eq!(user, None, "the uid of user code is an account of this host");
+    assert_eq!(
+        user, None,
+        "the uid of user code is an account of this host"
+    );
 }
 
 async fn there_is_no_network_but_loopback(server: Server) {
@@ -40,7 +43,11 @@ async fn there_is_no_network_but_loopback(server: Server) {
         )
         .await;
     // 101 is ENETUNREACH: there is no route, so nothing was even sent.
-    assert_eq!(result.stdout, "['lo']\nloopback works\n101\n101\n101", "{}", result.stderr);
+    assert_eq!(
+        result.stdout, "['lo']\nloopback works\n101\n101\n101",
+        "{}",
+        result.stderr
+    );
 }
 
 async fn nothing_but_its_own_places_can_be_written(server: Server) {
@@ -73,7 +80,12 @@ async fn the_host_is_not_visible(server: Server) {
         ))
         .await;
     let lines: Vec<_> = result.stdout.lines().collect();
-    assert_eq!(lines[..3], ["False False", "False False False", "False False"], "{}", result.stderr);
+    assert_eq!(
+        lines[..3],
+        ["False False", "False False False", "False False"],
+        "{}",
+        result.stderr
+    );
     for line in &lines[3..lines.len() - 1] {
         assert!(line.ends_with("[]"), "{line}");
     }
@@ -91,7 +103,11 @@ async fn the_guest_is_out_of_reach(server: Server) {
              \x20 refused(lambda: open('/proc/1/mem')), refused(ptrace), refused(lambda: os.listdir('/.isol8/control')))",
         )
         .await;
-    assert_eq!(result.stdout, "True True True True True", "{}", result.stderr);
+    assert_eq!(
+        result.stdout, "True True True True True",
+        "{}",
+        result.stderr
+    );
 }
 
 async fn namespaces_cannot_be_made(server: Server) {

@@ -16,7 +16,11 @@ on_each_backend!(
 const SWEPT_WITHIN: Duration = Duration::from_secs(10);
 
 async fn two_hundred_requests_and_sigterm_leave_nothing(server: Server) {
-    server.session("kept").execute(python("x = 1")).await.unwrap();
+    server
+        .session("kept")
+        .execute(python("x = 1"))
+        .await
+        .unwrap();
     let clients = (0..4).map(|_| async {
         for _ in 0..50 {
             assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
@@ -37,31 +41,55 @@ async fn a_restart_after_sigkill_removes_what_was_left(server: Server) {
 
     let restarted = Instant::now();
     let server = Server::start_in(kind, state, "");
-    until("what was left is removed", || server.traces().is_disjoint(&before));
-    assert!(restarted.elapsed() < SWEPT_WITHIN, "{:?}", restarted.elapsed());
+    until("what was left is removed", || {
+        server.traces().is_disjoint(&before)
+    });
+    assert!(
+        restarted.elapsed() < SWEPT_WITHIN,
+        "{:?}",
+        restarted.elapsed()
+    );
     assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
     server.stop();
 }
 
 async fn a_client_that_goes_away_ends_its_run(server: Server) {
     let session = server.session("left");
-    session.execute(python("open('/sandbox/ticks', 'w').close()")).await.unwrap();
-    let endless = python("import time\nwhile True:\n  open('/sandbox/ticks', 'a').write('.')\n  time.sleep(0.01)");
+    session
+        .execute(python("open('/sandbox/ticks', 'w').close()"))
+        .await
+        .unwrap();
+    let endless = python(
+        "import time\nwhile True:\n  open('/sandbox/ticks', 'a').write('.')\n  time.sleep(0.01)",
+    );
     let cut = tokio::time::timeout(Duration::from_millis(500), session.execute(endless)).await;
     assert!(cut.is_err(), "the run ended by itself");
     // A session runs one request at a time: an answer shows that the run was ended.
     let asked = Instant::now();
-    let result = session.execute(python("import os; print(os.path.getsize('/sandbox/ticks') > 0)"));
+    let result = session.execute(python(
+        "import os; print(os.path.getsize('/sandbox/ticks') > 0)",
+    ));
     assert_eq!(result.await.unwrap().stdout, "True");
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        asked.elapsed()
+    );
     server.stop();
 }
 
 async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {
     server.python("1").await;
     if server.kind == Kind::Docker {
-        for id in server.traces().iter().filter_map(|trace| trace.strip_prefix("container ")) {
-            let killed = std::process::Command::new("docker").args(["kill", id]).output().unwrap();
+        for id in server
+            .traces()
+            .iter()
+            .filter_map(|trace| trace.strip_prefix("container "))
+        {
+            let killed = std::process::Command::new("docker")
+                .args(["kill", id])
+                .output()
+                .unwrap();
             assert!(killed.status.success());
         }
     } else {
@@ -81,18 +109,34 @@ async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {
 #[tokio::test]
 async fn two_servers_on_one_state_directory_leave_each_other_alone() {
     let first = Server::start(Kind::Native);
-    first.session("kept").execute(python("x = 41")).await.unwrap();
+    first
+        .session("kept")
+        .execute(python("x = 41"))
+        .await
+        .unwrap();
     let state = tempfile::TempDir::new().unwrap();
     // A link, so that each test owns what it removes.
     let shared = state.path().join("shared");
     std::os::unix::fs::symlink(first.state(), &shared).unwrap();
     let second = std::process::Command::new(crate::harness::ISOL8)
-        .args(["run", "--backend", "native", "-e", "print(6 * 7)", "-r", "python"])
+        .args([
+            "run",
+            "--backend",
+            "native",
+            "-e",
+            "print(6 * 7)",
+            "-r",
+            "python",
+        ])
         .env("ISOL8_STATE_DIR", &shared)
         .output()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&second.stdout), "42\n");
-    let kept = first.session("kept").execute(python("print(x + 1)")).await.unwrap();
+    let kept = first
+        .session("kept")
+        .execute(python("print(x + 1)"))
+        .await
+        .unwrap();
     assert_eq!(kept.stdout, "42");
     first.stop();
 }

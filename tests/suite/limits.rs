@@ -18,10 +18,19 @@ on_each_backend!(
 );
 
 /// Runs a hostile program, then an ordinary one.
-async fn survive(server: &Server, code: &str, timeout_ms: u64, options: Options) -> ExecutionResult {
+async fn survive(
+    server: &Server,
+    code: &str,
+    timeout_ms: u64,
+    options: Options,
+) -> ExecutionResult {
     let mut request = python(code);
     request.timeout_ms = Some(timeout_ms);
-    let result = server.client().execute_with(request, options).await.unwrap();
+    let result = server
+        .client()
+        .execute_with(request, options)
+        .await
+        .unwrap();
     assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
     result
 }
@@ -45,7 +54,13 @@ async fn a_fork_bomb_is_bounded(server: Server) {
 async fn an_endless_loop_ends_at_its_timeout(server: Server) {
     server.python("1").await;
     let started = Instant::now();
-    let result = survive(&server, "print('began', flush=True)\nwhile True: pass", 500, Options::default()).await;
+    let result = survive(
+        &server,
+        "print('began', flush=True)\nwhile True: pass",
+        500,
+        Options::default(),
+    )
+    .await;
     assert_eq!((result.exit_code, result.timed_out), (137, true));
     assert_eq!(result.stdout, "began");
     assert!(result.stderr.ends_with("--- EXECUTION TIMED OUT ---"));
@@ -74,7 +89,12 @@ async fn a_full_sandbox_is_an_error_of_the_program(server: Server) {
     let code = "import errno\ntry:\n  with open('/sandbox/big', 'wb') as f:\n    for _ in range(64): f.write(bytes(1 << 20))\n\
                 except OSError as e: print(errno.errorcode[e.errno])";
     let result = survive(&server, code, 20_000, options).await;
-    assert_eq!((result.stdout.as_str(), result.exit_code), ("ENOSPC", 0), "{}", result.stderr);
+    assert_eq!(
+        (result.stdout.as_str(), result.exit_code),
+        ("ENOSPC", 0),
+        "{}",
+        result.stderr
+    );
 
     // With the default size, memory may be over first; either way the server goes on.
     let code = "with open('/sandbox/big', 'wb') as f:\n  while True: f.write(bytes(1 << 20))";
@@ -93,7 +113,11 @@ async fn a_flood_of_output_is_cut_and_costs_no_memory(server: Server) {
     let written: usize = result.stderr.parse().unwrap();
     assert!(written > 10_000_000, "{written}");
     let end = format!("--- OUTPUT TRUNCATED ({written} bytes, limit: 1048576) ---");
-    assert!(result.stdout.ends_with(&end), "{}", &result.stdout[result.stdout.len() - 99..]);
+    assert!(
+        result.stdout.ends_with(&end),
+        "{}",
+        &result.stdout[result.stdout.len() - 99..]
+    );
     let grown = resident_bytes(server.pid()).saturating_sub(before);
     assert!(grown < 16 << 20, "the server grew by {grown} bytes");
 }
@@ -112,7 +136,11 @@ async fn processes_that_hide_do_not_outlive_a_timeout(server: Server) {
     let count = "import os\nprint(sum(1 for p in os.listdir('/proc') if p.isdigit() and b'python' in open(f'/proc/{p}/cmdline', 'rb').read()))";
     let alive = session.execute(python(count)).await.unwrap();
     // Its own interpreter, and at most the next spare.
-    assert!(["1", "2"].contains(&alive.stdout.as_str()), "{}", alive.stdout);
+    assert!(
+        ["1", "2"].contains(&alive.stdout.as_str()),
+        "{}",
+        alive.stdout
+    );
 }
 
 async fn limits_of_one_request_do_not_stay(server: Server) {
@@ -121,7 +149,11 @@ async fn limits_of_one_request_do_not_stay(server: Server) {
         ..Options::default()
     };
     let threads = "import threading, time\nstarted = 0\ntry:\n  for _ in range(30):\n    threading.Thread(target=time.sleep, args=(0.3,)).start()\n    started += 1\nexcept RuntimeError: pass\nprint(started)";
-    let limited = server.client().execute_with(python(threads), options).await.unwrap();
+    let limited = server
+        .client()
+        .execute_with(python(threads), options)
+        .await
+        .unwrap();
     let started: u32 = limited.stdout.parse().unwrap();
     assert!(started < 8, "{started}");
     for _ in 0..4 {

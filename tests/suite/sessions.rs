@@ -31,14 +31,21 @@ async fn a_file_written_in_one_request_is_read_in_the_next(server: Server) {
 
 async fn a_session_keeps_variables_between_requests(server: Server) {
     let session = server.session("variables");
-    let first = session.execute(python("import math\nx = 41")).await.unwrap();
+    let first = session
+        .execute(python("import math\nx = 41"))
+        .await
+        .unwrap();
     assert_eq!(first.exit_code, 0, "{}", first.stderr);
     let second = session
         .execute(python("print(x + 1, math.floor(1.5))"))
         .await
         .unwrap();
     assert_eq!((second.stdout.as_str(), second.state_lost), ("42 1", false));
-    let other = server.session("other").execute(python("print(x)")).await.unwrap();
+    let other = server
+        .session("other")
+        .execute(python("print(x)"))
+        .await
+        .unwrap();
     assert!(other.stderr.contains("NameError"), "{}", other.stderr);
 }
 
@@ -55,15 +62,26 @@ async fn an_interpreter_that_ends_is_said_and_files_survive(server: Server) {
         .execute(python("x = 1\nopen('/sandbox/note', 'w').write('kept')"))
         .await
         .unwrap();
-    let exit = session.execute(python("import sys; sys.exit(3)")).await.unwrap();
-    assert_eq!((exit.exit_code, exit.state_lost), (3, false));
-    let died = session.execute(python("import os; os._exit(5)")).await.unwrap();
-    assert_eq!((died.exit_code, died.state_lost), (5, true));
-    let after = session
-        .execute(python("print(open('/sandbox/note').read(), 'x' in globals())"))
+    let exit = session
+        .execute(python("import sys; sys.exit(3)"))
         .await
         .unwrap();
-    assert_eq!((after.stdout.as_str(), after.state_lost), ("kept False", false));
+    assert_eq!((exit.exit_code, exit.state_lost), (3, false));
+    let died = session
+        .execute(python("import os; os._exit(5)"))
+        .await
+        .unwrap();
+    assert_eq!((died.exit_code, died.state_lost), (5, true));
+    let after = session
+        .execute(python(
+            "print(open('/sandbox/note').read(), 'x' in globals())",
+        ))
+        .await
+        .unwrap();
+    assert_eq!(
+        (after.stdout.as_str(), after.state_lost),
+        ("kept False", false)
+    );
 }
 
 async fn a_timeout_keeps_the_interpreter_where_it_can(server: Server) {
@@ -72,16 +90,25 @@ async fn a_timeout_keeps_the_interpreter_where_it_can(server: Server) {
     let mut endless = python("while True: pass");
     endless.timeout_ms = Some(300);
     let result = session.execute(endless).await.unwrap();
-    assert_eq!((result.exit_code, result.timed_out, result.state_lost), (137, true, false));
+    assert_eq!(
+        (result.exit_code, result.timed_out, result.state_lost),
+        (137, true, false)
+    );
     let after = session.execute(python("print(x + 1)")).await.unwrap();
     assert_eq!(after.stdout, "42");
 
     let mut stubborn = python("import time\nwhile True:\n  try: time.sleep(1)\n  except: pass");
     stubborn.timeout_ms = Some(300);
     let result = session.execute(stubborn).await.unwrap();
-    assert_eq!((result.exit_code, result.timed_out, result.state_lost), (137, true, true));
+    assert_eq!(
+        (result.exit_code, result.timed_out, result.state_lost),
+        (137, true, true)
+    );
     assert!(result.stderr.ends_with("--- EXECUTION TIMED OUT ---"));
-    let after = session.execute(python("print('x' in globals())")).await.unwrap();
+    let after = session
+        .execute(python("print('x' in globals())"))
+        .await
+        .unwrap();
     assert_eq!(after.stdout, "False");
 }
 
@@ -106,7 +133,9 @@ async fn sessions_are_listed_and_deleted(server: Server) {
         session.stop().await.unwrap();
         assert_eq!(server.client().sessions().await.unwrap(), []);
     }
-    let fresh = session.execute(python("import os; print(os.listdir('/sandbox'))")).await;
+    let fresh = session
+        .execute(python("import os; print(os.listdir('/sandbox'))"))
+        .await;
     assert_eq!(fresh.unwrap().stdout, "[]");
 }
 
@@ -118,5 +147,8 @@ async fn requests_of_one_session_run_one_at_a_time(server: Server) {
     for result in futures::future::join_all(runs).await {
         assert_eq!(result.unwrap().exit_code, 0);
     }
-    assert_eq!(session.execute(python("print(n)")).await.unwrap().stdout, "8");
+    assert_eq!(
+        session.execute(python("print(n)")).await.unwrap().stdout,
+        "8"
+    );
 }

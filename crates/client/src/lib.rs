@@ -17,11 +17,11 @@
 
 use std::time::Duration;
 
+use isol8_api::{Deleted, ErrorBody, SessionList};
 pub use isol8_api::{
     ErrorCode, ExecuteBody, ExecutionRequest, ExecutionResult, Health, Options, Runtime, SessionId,
     SessionInfo,
 };
-use isol8_api::{Deleted, ErrorBody, SessionList};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
