@@ -192,7 +192,10 @@ impl Backend for DockerBackend {
         // Held until the end, so that nobody else sweeps them too.
         let dead = DeadInstance::all(&self.owner.state);
         found.retain(|found| self.is_orphan(found, &dead));
-        self.remove_all(found).await
+        let removed = self.remove_all(found).await?;
+        // Only now: what could not be removed is found again by its directory.
+        dead.into_iter().for_each(DeadInstance::remove);
+        Ok(removed)
     }
 
     async fn shutdown(&self) -> Result<(), BackendError> {

@@ -5,7 +5,7 @@
 //! spawner left, where no process id can be trusted any more.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -100,7 +100,10 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
 }
 
 fn kill_all(directory: &Path) {
-    if fs::write(directory.join("cgroup.kill"), "1").is_ok() {
+    let kill_file = fs::OpenOptions::new()
+        .write(true)
+        .open(directory.join("cgroup.kill"));
+    if kill_file.and_then(|mut file| file.write_all(b"1")).is_ok() {
         return;
     }
     let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();

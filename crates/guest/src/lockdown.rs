@@ -140,12 +140,19 @@ impl Privileges {
         control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
         control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
         control(libc::PR_SET_DUMPABLE, 0)?;
+        // Zero is a kernel `sigaction` with the default disposition and nothing masked.
+        let default = [0_u64; 4];
         for signal in 1..=libc::SIGRTMAX() {
-            // SAFETY: a default disposition runs no code of ours. Fails for KILL, STOP and the two
-            // that the C library keeps, which cannot be ignored anyway.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
+            // The call itself, because the C library keeps two signals to itself, which may have
+            // been inherited as ignored all the same.
+            // SAFETY: the array is as large as the kernel's structure on 64-bit machines, and a
+            // default disposition runs no code of ours. KILL and STOP cannot be set, nor ignored.
+            unsafe {
+                let (new, old) = (default.as_ptr(), std::ptr::null_mut::<u64>());
+                libc::syscall(libc::SYS_rt_sigaction, signal, new, old, size_of::<u64>());
+            }
         }
-        // SAFETY: as above; a peer that went away must show as an error and not end PID 1.
+        // SAFETY: ignoring runs no code. A peer that went away must show as an error.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         // SAFETY: has no preconditions. Modes that the guest creates with are explicit.
         unsafe { libc::umask(0) };

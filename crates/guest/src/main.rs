@@ -114,6 +114,11 @@ fn main() -> ExitCode {
 }
 
 fn prepare(arguments: &Arguments) -> io::Result<Guest> {
+    if std::process::id() != 1 {
+        // Ending a run kills every process that this one may kill.
+        let text = "not PID 1: start it in a PID namespace of its own";
+        return Err(io::Error::other(text));
+    }
     let listener = match &arguments.listen {
         Listen::Inherited(number) => inherit(*number),
         Listen::Path(path) => bind(path),

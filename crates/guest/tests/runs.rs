@@ -16,7 +16,10 @@ async fn output_and_exit_code_arrive() {
     let outcome = sandbox.sh("echo out; echo err >&2; exit 3").await;
     assert_eq!((&*outcome.stdout, &*outcome.stderr), ("out\n", "err\n"));
     assert_eq!(outcome.exit.status, ExitStatus::Code(3));
-    assert_eq!((outcome.exit.stdout_bytes, outcome.exit.stderr_bytes), (4, 4));
+    assert_eq!(
+        (outcome.exit.stdout_bytes, outcome.exit.stderr_bytes),
+        (4, 4)
+    );
     assert!(outcome.exit.cpu_us.unwrap() < outcome.exit.wall_us + 100_000);
     let outcome = sandbox.sh("kill -SEGV $$").await;
     assert_eq!(outcome.exit.status, ExitStatus::Signal(11));
@@ -33,7 +36,9 @@ async fn what_cannot_be_started_says_why() {
         (command(&[]), FailureKind::Refused),
         (nowhere, FailureKind::NotFound),
     ] {
-        let error = finish(sandbox.control.run(spec).unwrap()).await.unwrap_err();
+        let error = finish(sandbox.control.run(spec).unwrap())
+            .await
+            .unwrap_err();
         assert_eq!(error.failure_kind(), Some(kind), "{error}");
     }
 }
@@ -41,22 +46,36 @@ async fn what_cannot_be_started_says_why() {
 #[tokio::test]
 async fn a_timeout_ends_double_forked_children() {
     let mut sandbox = Sandbox::start().await;
-    let mut spec = sh("trap '' TERM INT; (setsid sh -c 'trap \"\" TERM; sleep 1000 & sleep 1000' &) ; kill -STOP $$");
+    let mut spec = sh(
+        "trap '' TERM INT; (setsid sh -c 'trap \"\" TERM; sleep 1000 & sleep 1000' &) ; kill -STOP $$",
+    );
     spec.timeout_ms = Some(300);
     let begin = Instant::now();
     let outcome = sandbox.run(spec).await;
     assert!(begin.elapsed() >= Duration::from_millis(300));
     assert!(outcome.exit.timed_out);
     assert_eq!(outcome.exit.status, ExitStatus::Signal(9));
-    assert!((300_000..400_000).contains(&outcome.exit.wall_us), "{:?}", outcome.exit);
-    assert_eq!(sandbox.sh("ps -e -o args= | grep -c '[s]leep 1000'").await.stdout, "0\n");
+    assert!(
+        (300_000..400_000).contains(&outcome.exit.wall_us),
+        "{:?}",
+        outcome.exit
+    );
+    assert_eq!(
+        sandbox
+            .sh("ps -e -o args= | grep -c '[s]leep 1000'")
+            .await
+            .stdout,
+        "0\n"
+    );
     assert!(sandbox.is_alive());
 }
 
 #[tokio::test]
 async fn killing_everything_from_inside_leaves_the_guest() {
     let mut sandbox = Sandbox::start().await;
-    sandbox.sh("kill -9 -1; kill -9 1; kill -TERM 1; kill -STOP 1").await;
+    sandbox
+        .sh("kill -9 -1; kill -9 1; kill -TERM 1; kill -STOP 1")
+        .await;
     assert_eq!(sandbox.sh("echo here").await.ok(), "here");
     assert!(sandbox.is_alive());
 }
@@ -75,7 +94,10 @@ async fn output_beyond_the_limit_is_counted_and_dropped() {
 #[tokio::test]
 async fn every_form_of_input_is_read() {
     let sandbox = Sandbox::start().await;
-    assert_eq!(sandbox.sh("cat; readlink /proc/self/fd/0").await.ok(), "/dev/null");
+    assert_eq!(
+        sandbox.sh("cat; readlink /proc/self/fd/0").await.ok(),
+        "/dev/null"
+    );
     let mut spec = sh("wc -c");
     spec.stdin = Stdin::Bytes(vec![b'x'; 3_000_000]);
     assert_eq!(sandbox.run(spec).await.ok(), "3000000");
@@ -101,7 +123,10 @@ async fn every_form_of_input_is_read() {
 #[tokio::test]
 async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
     let sandbox = Sandbox::start().await;
-    let mut run = sandbox.control.run(sh("echo $$ >/tmp/pid; exec yes")).unwrap();
+    let mut run = sandbox
+        .control
+        .run(sh("echo $$ >/tmp/pid; exec yes"))
+        .unwrap();
     assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));
     sandbox
         .wait_until("[ \"$(cut -d' ' -f3 /proc/$(cat /tmp/pid)/stat)\" = S ] && grep -q pipe /proc/$(cat /tmp/pid)/wchan || grep -q '^State:.S' /proc/$(cat /tmp/pid)/status")
@@ -132,11 +157,23 @@ async fn what_a_run_leaves_behind_lives_on_unless_it_is_swept() {
     let sandbox = Sandbox::start().await;
     let script = "(sh -c 'while :; do echo x; done' &) ; echo end";
     assert!(sandbox.sh(script).await.stdout.contains("end"));
-    assert_eq!(sandbox.sh("ps -e -o args= | grep -c '[e]cho x'").await.stdout, "1\n");
+    assert_eq!(
+        sandbox
+            .sh("ps -e -o args= | grep -c '[e]cho x'")
+            .await
+            .stdout,
+        "1\n"
+    );
     let mut spec = sh(script);
     spec.sweep = true;
     sandbox.run(spec).await;
-    assert_eq!(sandbox.sh("ps -e -o args= | grep -c '[e]cho x'").await.stdout, "0\n");
+    assert_eq!(
+        sandbox
+            .sh("ps -e -o args= | grep -c '[e]cho x'")
+            .await
+            .stdout,
+        "0\n"
+    );
 }
 
 #[tokio::test]
@@ -162,11 +199,16 @@ async fn more_runs_than_the_guest_serves_are_refused() {
     let runs: Vec<_> = (0..64)
         .map(|_| sandbox.control.run(sh("sleep 100")).unwrap())
         .collect();
-    let error = finish(sandbox.control.run(sh("true")).unwrap()).await.unwrap_err();
+    let error = finish(sandbox.control.run(sh("true")).unwrap())
+        .await
+        .unwrap_err();
     assert_eq!(error.failure_kind(), Some(FailureKind::Refused));
     drop(runs);
     let deadline = Instant::now() + PATIENCE;
-    while finish(sandbox.control.run(sh("true")).unwrap()).await.is_err() {
+    while finish(sandbox.control.run(sh("true")).unwrap())
+        .await
+        .is_err()
+    {
         assert!(Instant::now() < deadline);
     }
 }

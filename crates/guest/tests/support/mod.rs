@@ -135,7 +135,14 @@ pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
         "these tests make namespaces and mounts: run them as root"
     );
     Command::new("unshare")
-        .args(["--pid", "--mount", "--net", "--ipc", "--fork", "--kill-child"])
+        .args([
+            "--pid",
+            "--mount",
+            "--net",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+        ])
         .args(["sh", "-c", SETUP, "setup"])
         .arg(directory)
         .arg(env!("CARGO_BIN_EXE_isol8-guest"))

@@ -1,0 +1,363 @@
+//! The backend against a real engine, with the real guest.
+//!
+//! Needs an engine (`scripts/start-docker`) and the image `isol8:python` (`isol8 setup`). The guest
+//! comes from the file that `ISOL8_TEST_GUEST` names, else it is built first.
+
+// These are tests throughout: a helper that cannot do its part should panic.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use isol8_api::{ByteSize, Runtime};
+use isol8_backend::instance::DeadInstance;
+use isol8_backend::{
+    Backend, BackendError, Control, Instance, Limits, RunEvent, RuntimeStatus, SandboxSpec,
+};
+use isol8_backend_docker::{DockerBackend, DockerConfig};
+use isol8_protocol::{OutputStream, Program, RunSpec, Stdin};
+use tempfile::TempDir;
+
+/// This machine's target for a static executable.
+fn target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// How long a condition may take to come true.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The guest's executable, built once for all tests.
+fn guest() -> &'static [u8] {
+    static GUEST: OnceLock<Vec<u8>> = OnceLock::new();
+    GUEST.get_or_init(|| {
+        let path = std::env::var_os("ISOL8_TEST_GUEST").map_or_else(build_guest, PathBuf::from);
+        fs::read(&path).unwrap_or_else(|error| panic!("guest {}: {error}", path.display()))
+    })
+}
+
+fn build_guest() -> PathBuf {
+    // A directory of its own: the build that runs this test holds the lock of the usual one.
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
+    let target = target();
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--release",
+            "-p",
+            "isol8-guest",
+            "--target",
+            &target,
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_TARGET_DIR", &directory)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .status()
+        .unwrap();
+    assert!(built.success(), "guest cannot be built");
+    directory.join(target).join("release/isol8-guest")
+}
+
+/// A state directory and a backend in it.
+struct Fixture {
+    state: TempDir,
+    instance: Arc<Instance>,
+    backend: DockerBackend,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let instance = Arc::new(Instance::create(state.path(), guest()).unwrap());
+        let backend = connect(&instance).await;
+        match backend.runtime_status(Runtime::Python).await {
+            RuntimeStatus::Available(_) => {}
+            RuntimeStatus::Unavailable(reason) => panic!("{reason}"),
+        }
+        Self {
+            state,
+            instance,
+            backend,
+        }
+    }
+
+    /// Names of all containers of this state directory.
+    fn containers(&self) -> Vec<String> {
+        let filter = format!("label=isol8.state={}", self.state.path().display());
+        let output = docker(&["ps", "-a", "--filter", &filter, "--format", "{{.Names}}"]);
+        output.lines().map(str::to_owned).collect()
+    }
+
+    fn control_directories(&self) -> usize {
+        let entries = fs::read_dir(self.instance.directory()).unwrap();
+        entries
+            .filter(|entry| entry.as_ref().unwrap().path().is_dir())
+            .count()
+    }
+
+    async fn wait_until_empty(&self) {
+        let start = Instant::now();
+        while !self.containers().is_empty() || self.control_directories() > 0 {
+            assert!(start.elapsed() < PATIENCE, "{:?}", self.containers());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn connect(instance: &Arc<Instance>) -> DockerBackend {
+    let backend = DockerBackend::connect(DockerConfig::default(), Arc::clone(instance)).await;
+    backend.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The engine's own client, so that what the backend says of itself is not all there is.
+fn docker(arguments: &[&str]) -> String {
+    let output = Command::new("docker").args(arguments).output();
+    let output = output.expect("docker is missing: run scripts/install-dependencies");
+    assert!(
+        output.status.success(),
+        "docker {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn spec() -> SandboxSpec {
+    SandboxSpec {
+        runtime: Runtime::Python,
+        limits: Limits {
+            cpus: 1.0,
+            memory: ByteSize::from_mebibytes(128),
+            pids: 64,
+        },
+        sandbox_size: ByteSize::from_mebibytes(64),
+        tmp_size: ByteSize::from_mebibytes(32),
+    }
+}
+
+/// Runs a program and returns its standard output and exit code.
+async fn run(control: &Control, argv: &[&str]) -> (String, i32) {
+    let spec = RunSpec {
+        program: Program::Command {
+            argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+        },
+        env: Vec::new(),
+        cwd: None,
+        stdin: Stdin::Empty,
+        timeout_ms: Some(20_000),
+        output_limit: Some(1 << 20),
+        sweep: true,
+    };
+    let mut run = control.run(spec).unwrap();
+    let mut output = Vec::new();
+    loop {
+        match run.next().await.unwrap() {
+            RunEvent::Output(OutputStream::Stdout, bytes) => output.extend(bytes),
+            RunEvent::Output(OutputStream::Stderr, bytes) => {
+                eprint!("{}", String::from_utf8_lossy(&bytes));
+            }
+            RunEvent::Exited(exit) => {
+                let output = String::from_utf8(output).unwrap();
+                return (output.trim().to_owned(), exit.status.code());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_runs_code_as_nobody_and_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    let name = format!("isol8-{}", sandbox.id());
+    assert_eq!(fixture.containers(), [name]);
+
+    let script = "id -u; cat /sys/class/net/*/operstate | wc -l; grep -c . /proc/self/cgroup; \
+        touch /x 2>/dev/null || echo read-only; ls /.isol8/control 2>/dev/null || echo closed; \
+        grep CapEff /proc/self/status";
+    let (output, code) = run(sandbox.control(), &["bash", "-c", script]).await;
+    assert_eq!(code, 0);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines[0], "64800");
+    assert_eq!(lines[1], "1", "only the loopback interface");
+    assert_eq!(lines[3..5], ["read-only", "closed"]);
+    assert_eq!(lines[5], "CapEff:\t0000000000000000");
+
+    sandbox.destroy().await.unwrap();
+    assert!(fixture.containers().is_empty());
+    assert_eq!(fixture.control_directories(), 0);
+    sandbox.destroy().await.unwrap();
+    let reason = tokio::time::timeout(PATIENCE, sandbox.control().closed()).await;
+    reason.expect("the connection ends with the container");
+}
+
+#[tokio::test]
+async fn limits_can_be_raised_and_lowered_while_a_sandbox_lives() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    let name = format!("isol8-{}", sandbox.id());
+    for (cpus, mebibytes, pids) in [(0.5, 512, 100), (64.0, 96, 32)] {
+        let limits = Limits {
+            cpus,
+            memory: ByteSize::from_mebibytes(mebibytes),
+            pids,
+        };
+        sandbox.set_limits(&limits).await.unwrap();
+        let format = "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}";
+        let shown = docker(&["inspect", "--format", format, &name]);
+        assert_eq!(shown.trim(), format!("{} {pids}", limits.memory.bytes()));
+    }
+    let allocate = "b = bytearray(200 << 20); print(len(b))";
+    let (_, code) = run(sandbox.control(), &["python3", "-c", allocate]).await;
+    assert_eq!(code, 137, "ended by the kernel");
+    assert_eq!(sandbox.usage().await.unwrap().oom_kills, 1);
+
+    let absurd = Limits {
+        memory: ByteSize::from_bytes(1),
+        ..spec().limits
+    };
+    let error = sandbox.set_limits(&absurd).await.unwrap_err();
+    assert!(matches!(error, BackendError::Limits(_)), "{error}");
+    sandbox.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn usage_is_that_of_the_sandbox() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    let before = sandbox.usage().await.unwrap();
+    assert!(before.memory_bytes > 0 && before.memory_bytes < 128 << 20);
+    let work = "b = bytearray(40 << 20)\nfor i in range(3_000_000): pass";
+    let (_, code) = run(sandbox.control(), &["python3", "-c", work]).await;
+    assert_eq!(code, 0);
+    let after = sandbox.usage().await.unwrap();
+    assert!(after.peak_memory_bytes >= 40 << 20, "{after:?}");
+    assert!(after.cpu_us > before.cpu_us, "{after:?}");
+    assert_eq!(after.oom_kills, 0);
+    sandbox.destroy().await.unwrap();
+    let error = sandbox.usage().await.unwrap_err();
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_nobody_holds_is_removed() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    drop(sandbox);
+    fixture.wait_until_empty().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_guest_died_is_removed_all_the_same() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    docker(&["kill", &format!("isol8-{}", sandbox.id())]);
+    let reason = tokio::time::timeout(PATIENCE, sandbox.control().closed()).await;
+    reason.expect("the connection ends with the guest");
+    assert_eq!(fixture.containers().len(), 1);
+    sandbox.destroy().await.unwrap();
+    assert!(fixture.containers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_nobody_waits_for_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    for milliseconds in [0, 5, 20, 60, 110] {
+        let patience = Duration::from_millis(milliseconds);
+        // Whether it was given up at this point or done by then: nothing may stay.
+        let _ = tokio::time::timeout(patience, fixture.backend.create(&spec())).await;
+    }
+    // Waits for those under way, so none can appear later.
+    fixture.backend.shutdown().await.unwrap();
+    fixture.wait_until_empty().await;
+}
+
+#[tokio::test]
+async fn a_runtime_without_an_image_is_refused_with_the_fix() {
+    let fixture = Fixture::new().await;
+    let mut config = DockerConfig::default();
+    config
+        .images
+        .insert(Runtime::Node, "isol8:no-such".to_owned());
+    let backend = DockerBackend::connect(config, Arc::clone(&fixture.instance)).await;
+    let backend = backend.unwrap();
+    for (runtime, fix) in [(Runtime::Node, "isol8 setup"), (Runtime::Deno, "only for")] {
+        let spec = SandboxSpec { runtime, ..spec() };
+        let error = backend.create(&spec).await.unwrap_err();
+        assert!(error.to_string().contains(fix), "{error}");
+        assert!(matches!(error, BackendError::RuntimeUnavailable { .. }));
+        let status = backend.runtime_status(runtime).await;
+        assert!(matches!(status, RuntimeStatus::Unavailable(text) if text.contains(fix)));
+    }
+    assert_eq!(fixture.control_directories(), 0);
+}
+
+#[tokio::test]
+async fn shutdown_removes_every_sandbox_and_refuses_new_ones() {
+    let fixture = Fixture::new().await;
+    let specs = [spec(), spec(), spec()];
+    let made = specs.iter().map(|spec| fixture.backend.create(spec));
+    let sandboxes = futures::future::try_join_all(made).await.unwrap();
+    assert_eq!(fixture.containers().len(), 3);
+    fixture.backend.shutdown().await.unwrap();
+    assert!(fixture.containers().is_empty());
+    assert_eq!(fixture.control_directories(), 0);
+    let error = fixture.backend.create(&spec()).await.unwrap_err();
+    assert!(matches!(error, BackendError::Unavailable(_)), "{error}");
+    drop(sandboxes);
+}
+
+#[tokio::test]
+async fn a_sweep_removes_what_dead_processes_left_and_nothing_else() {
+    let fixture = Fixture::new().await;
+    let mine = fixture.backend.create(&spec()).await.unwrap();
+    let neighbour = Arc::new(Instance::create(fixture.state.path(), guest()).unwrap());
+    let theirs = connect(&neighbour).await.create(&spec()).await.unwrap();
+    assert_eq!(fixture.backend.sweep().await.unwrap(), 0);
+
+    // Two containers of processes that were killed: one left its directory, one not even that.
+    let left = fixture.state.path().join("00000000deadbeef");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("lock"), "").unwrap();
+    leave_behind(&fixture, "00000000deadbeef");
+    leave_behind(&fixture, "11111111deadbeef");
+    assert_eq!(fixture.containers().len(), 4);
+    let claimed = DeadInstance::all(fixture.state.path());
+    assert_eq!(claimed.len(), 1);
+    assert_eq!(fixture.backend.sweep().await.unwrap(), 1, "one is claimed");
+    let removed = fixture.backend.remove_instance(claimed[0].id()).await;
+    assert_eq!(removed.unwrap(), 1);
+    claimed.into_iter().for_each(DeadInstance::remove);
+
+    leave_behind(&fixture, "22222222deadbeef");
+    assert_eq!(fixture.backend.sweep().await.unwrap(), 1);
+    assert_eq!(fixture.containers().len(), 2);
+    mine.destroy().await.unwrap();
+    theirs.destroy().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sweep_removes_own_containers_that_a_removal_missed() {
+    let fixture = Fixture::new().await;
+    leave_behind(&fixture, fixture.instance.id().as_str());
+    assert_eq!(fixture.backend.sweep().await.unwrap(), 1);
+    assert!(fixture.containers().is_empty());
+}
+
+/// A container that carries the labels of an instance.
+fn leave_behind(fixture: &Fixture, instance: &str) {
+    let state = format!("isol8.state={}", fixture.state.path().display());
+    let instance = format!("isol8.instance={instance}");
+    let name = format!("isol8-{}", isol8_backend::SandboxId::random());
+    docker(&[
+        "create",
+        "--name",
+        &name,
+        "--label",
+        &state,
+        "--label",
+        &instance,
+        "isol8:python",
+        "true",
+    ]);
+}

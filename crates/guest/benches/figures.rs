@@ -1,0 +1,136 @@
+//! The figures that the guest is held to: how soon it accepts, what it holds, what a run costs.
+//!
+//! `cargo bench -p isol8-guest`, as root. It measures the guest that cargo built for it.
+
+#![allow(clippy::unwrap_used)] // a measurement that cannot go on should end where it stands
+#![allow(clippy::expect_used)] // as above
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use isol8_protocol::KernelKind;
+use nix::sched::CloneFlags;
+use support::{Sandbox, cell, command, finish, python};
+
+fn report(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
+    println!("{what:<44} p50 {:8.3} ms   p95 {:8.3} ms", at(50), at(95));
+}
+
+/// From the start of the process, PID 1 of a namespace of its own, to its first connection.
+fn start_once() -> Duration {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let own = std::fs::File::open("/proc/self/ns/pid").unwrap();
+    nix::sched::unshare(CloneFlags::CLONE_NEWPID).expect("run this as root");
+    let begin = Instant::now();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_isol8-guest"))
+        .arg("--socket")
+        .arg(&socket)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    nix::sched::setns(own, CloneFlags::CLONE_NEWPID).unwrap();
+    while UnixStream::connect(&socket).is_err() {
+        std::thread::yield_now();
+    }
+    let took = begin.elapsed();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    took
+}
+
+fn private_kib(pid: i32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
+    lines
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum()
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let size = std::fs::metadata(env!("CARGO_BIN_EXE_isol8-guest"))
+        .unwrap()
+        .len();
+    println!("{:<44} {size} bytes", "binary");
+    report(
+        "start to accepting",
+        (0..20).map(|_| start_once()).collect(),
+    );
+
+    let sandbox = Sandbox::start().await;
+    println!(
+        "{:<44} {} KiB",
+        "private memory, idle",
+        private_kib(sandbox.guest())
+    );
+
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let begin = Instant::now();
+        finish(sandbox.control.run(command(&["/bin/true"])).unwrap())
+            .await
+            .unwrap();
+        times.push(begin.elapsed());
+    }
+    report("command", times);
+
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        sandbox.control.prepare(KernelKind::Python);
+        // Until it waits: then it sleeps in a read, which only /proc can tell.
+        sandbox
+            .wait_until("grep -q '^State:.S' /proc/$(pgrep -f '[m]ain.py')/status")
+            .await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let begin = Instant::now();
+        let run = sandbox.control.run(python("print(1)")).unwrap();
+        finish(run).await.unwrap().ok();
+        times.push(begin.elapsed());
+    }
+    report("python script, spare waiting", times);
+
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let begin = Instant::now();
+        let run = sandbox.control.run(python("print(1)")).unwrap();
+        finish(run).await.unwrap().ok();
+        times.push(begin.elapsed());
+    }
+    report("python script, started afresh", times);
+
+    sandbox.cell("pass").await.ok();
+    let mut times = Vec::new();
+    for _ in 0..500 {
+        let begin = Instant::now();
+        finish(sandbox.control.run(cell("1+1")).unwrap())
+            .await
+            .unwrap()
+            .ok();
+        times.push(begin.elapsed());
+    }
+    report("python cell 1+1", times);
+
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        sandbox
+            .python("open('/sandbox/x', 'w').write('x')")
+            .await
+            .ok();
+        let begin = Instant::now();
+        sandbox.control.reset().await.unwrap();
+        times.push(begin.elapsed());
+    }
+    report("reset after a script, spare booting included", times);
+    println!(
+        "{:<44} {} KiB",
+        "private memory, after all this",
+        private_kib(sandbox.guest())
+    );
+}

@@ -1,0 +1,208 @@
+//! Files, resets, and the connection.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+
+mod support;
+
+use std::time::Instant;
+
+use isol8_backend::Control;
+use isol8_protocol::{FailureKind, KernelKind};
+use support::{PATIENCE, Sandbox, connect, finish, python, sh};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+#[tokio::test]
+async fn ten_megabytes_go_in_and_come_out() {
+    let sandbox = Sandbox::start().await;
+    let content: Vec<u8> = (0..10_000_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+    let path = "/sandbox/a/b/file";
+    sandbox
+        .control
+        .write_file(path, 0o640, &content)
+        .await
+        .unwrap();
+    assert!(sandbox.control.read_file(path, 20_000_000).await.unwrap() == content);
+    let outcome = sandbox
+        .sh("stat -c '%a %u' a/b/file a; ls -A a/b; cat a/b/file | wc -c")
+        .await;
+    assert_eq!(outcome.ok(), "640 64800\n755 64800\nfile\n10000000");
+    sandbox.control.write_file(path, 0o644, b"").await.unwrap();
+    assert_eq!(sandbox.control.read_file(path, 10).await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn a_path_that_leaves_its_place_is_refused_in_both_directions() {
+    let sandbox = Sandbox::start().await;
+    sandbox
+        .sh("ln -s /etc out; ln -s ../etc/passwd up; ln -s /etc/passwd abs; mkfifo fifo; mkdir dir; \
+             ln -s dir inside; echo x > dir/file; ln -s /proc/self/root magic; touch mine; chmod 0 mine")
+        .await
+        .ok();
+    for path in [
+        "/etc/passwd",
+        "/sandbox/out/passwd",
+        "/sandbox/up",
+        "/sandbox/abs",
+        "/sandbox/fifo",
+        "/sandbox/dir",
+        "/sandbox/magic/etc/passwd",
+        "/sandbox/../etc/passwd",
+        "/sandbox/mine",
+    ] {
+        let error = sandbox.control.read_file(path, 1000).await.unwrap_err();
+        assert_eq!(
+            error.failure_kind(),
+            Some(FailureKind::Refused),
+            "{path}: {error}"
+        );
+    }
+    for path in [
+        "/etc/x",
+        "/sandbox/out/x",
+        "/sandbox/fifo",
+        "/sandbox/dir",
+        "/sandbox/magic/tmp/x",
+    ] {
+        let error = sandbox
+            .control
+            .write_file(path, 0o644, b"x")
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.failure_kind(),
+            Some(FailureKind::Refused),
+            "{path}: {error}"
+        );
+    }
+    let missing = sandbox
+        .control
+        .read_file("/tmp/none", 10)
+        .await
+        .unwrap_err();
+    assert_eq!(missing.failure_kind(), Some(FailureKind::NotFound));
+    // A link that stays inside is fine; one as the file itself is replaced and not followed.
+    assert_eq!(
+        sandbox
+            .control
+            .read_file("/sandbox/inside/file", 10)
+            .await
+            .unwrap(),
+        b"x\n"
+    );
+    sandbox
+        .control
+        .write_file("/sandbox/abs", 0o644, b"new")
+        .await
+        .unwrap();
+    assert_eq!(
+        sandbox.sh("cat abs; test -L abs || echo file").await.ok(),
+        "newfile"
+    );
+}
+
+#[tokio::test]
+async fn a_full_sandbox_says_so_and_keeps_nothing_of_the_file() {
+    let sandbox = Sandbox::start().await;
+    let error = sandbox
+        .control
+        .write_file("/tmp/big", 0o644, &vec![1; 70_000_000])
+        .await
+        .unwrap_err();
+    assert_eq!(error.failure_kind(), Some(FailureKind::NoSpace), "{error}");
+    assert_eq!(sandbox.sh("ls -A /tmp").await.ok(), "");
+}
+
+#[tokio::test]
+async fn what_is_sent_in_one_go_happens_in_order() {
+    let sandbox = Sandbox::start().await;
+    for number in 0..50 {
+        let text = number.to_string();
+        let (written, run) = (
+            sandbox
+                .control
+                .write_file("/sandbox/n", 0o644, text.as_bytes()),
+            sh("cat /sandbox/n"),
+        );
+        written.await.unwrap();
+        assert_eq!(sandbox.run(run).await.ok(), text);
+    }
+}
+
+const MESS: &str = r#"
+import os, socket, ctypes, multiprocessing.shared_memory as sm, subprocess
+def deep(base):
+    os.chdir(base)
+    for n in range(10000):
+        os.mkdir('d' * 20); os.chdir('d' * 20)
+    open('bottom', 'w').close()
+deep('/sandbox')
+os.chdir('/sandbox')
+for n in range(20000): open(f'/sandbox/f{n}', 'w').close()
+os.mkdir('n' * 255); open('n' * 255 + '/' + 'm' * 255, 'w').close()
+os.mkdir('sticky'); open('sticky/x', 'w').close(); os.chmod('sticky', 0o1777)
+os.mkdir('locked'); os.mkdir('locked/in'); open('locked/in/x', 'w').close(); os.chmod('locked/in', 0); os.chmod('locked', 0)
+os.mkfifo('/tmp/fifo'); socket.socket(socket.AF_UNIX).bind('/tmp/sock'); os.symlink('/etc', '/tmp/link')
+open('/dev/shm/x', 'w').close(); open('/tmp/.hidden', 'w').close()
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.shmget(1234, 4096, 0o1666) >= 0 and libc.msgget(1234, 0o1666) >= 0 and libc.semget(1234, 1, 0o1666) >= 0
+open('/dev/mqueue/q', 'w').close()
+os.chmod('/sandbox', 0o700)
+subprocess.Popen(['setsid', 'sh', '-c', 'trap "" TERM HUP; while :; do sleep 1000; done'])
+"#;
+
+#[tokio::test]
+async fn a_reset_leaves_nothing() {
+    let sandbox = Sandbox::start().await;
+    sandbox.control.prepare(KernelKind::Python);
+    sandbox.cell("secret = 1").await.ok();
+    sandbox.python(MESS).await.ok();
+    let running = sandbox.control.run(sh("sleep 1000")).unwrap();
+    sandbox.control.reset().await.unwrap();
+    assert_eq!(finish(running).await.unwrap().code(), 137);
+    let look = "ls -A /sandbox /tmp /dev/shm /dev/mqueue; stat -c '%a %u' /sandbox /tmp; \
+                tail -qn +2 /proc/sysvipc/*; ls -d /proc/[0-9]* | wc -l";
+    // The guest, the spare that it booted again, this shell, ls and wc.
+    assert_eq!(
+        sandbox.sh(look).await.ok(),
+        "/dev/mqueue:\n\n/dev/shm:\n\n/sandbox:\n\n/tmp:\n755 64800\n1777 0\n5"
+    );
+    let outcome = sandbox.cell("print('secret' in globals())").await;
+    assert_eq!((outcome.ok(), outcome.exit.state_lost), ("False", false));
+    sandbox.control.reset().await.unwrap();
+    assert_eq!(sandbox.run(python("print(1)")).await.ok(), "1");
+}
+
+#[tokio::test]
+async fn malformed_frames_end_the_connection_and_not_the_guest() {
+    let mut sandbox = Sandbox::start().await;
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0, 0, 0, 1, 255],
+        &[255; 64],
+        &[0, 0, 0, 2, 0, 9],
+        &[0; 64],
+    ] {
+        let mut stream = connect(&sandbox.socket()).await;
+        stream.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        // The guest's greeting, and the end.
+        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(end.is_ok(), "{bytes:?} did not end the connection");
+        assert!(sandbox.is_alive());
+    }
+    sandbox.reconnect().await;
+    assert_eq!(sandbox.sh("echo 1").await.ok(), "1");
+}
+
+#[tokio::test]
+async fn a_new_connection_takes_the_place_of_the_old_one() {
+    let mut sandbox = Sandbox::start().await;
+    let old: Control = sandbox.control.clone();
+    sandbox.sh("echo kept > file").await.ok();
+    sandbox.reconnect().await;
+    let deadline = Instant::now() + PATIENCE;
+    tokio::time::timeout_at(deadline.into(), old.closed())
+        .await
+        .unwrap();
+    assert_eq!(sandbox.sh("cat file").await.ok(), "kept");
+}
