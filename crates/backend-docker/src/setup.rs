@@ -16,6 +16,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bollard::models::ImageInspect;
+use bollard::query_parameters::RemoveImageOptions;
 use isol8_api::Runtime;
 
 use crate::DockerConfig;
@@ -169,10 +171,11 @@ pub async fn setup(
             .get(&runtime)
             .filter(|_| RUNTIMES.contains(&runtime));
         let tag = tag.ok_or(SetupError::UnknownRuntime(runtime))?.clone();
-        if !options.force && image_hash(&engine, &tag).await?.as_ref() == Some(&hash) {
+        let old = inspect(&engine, &tag).await?;
+        if !options.force && old.as_ref().and_then(hash_of) == Some(&hash) {
             report(SetupEvent::Skipped { runtime, tag });
         } else {
-            outdated.push((runtime, tag));
+            outdated.push((runtime, tag, old));
         }
     }
     if outdated.is_empty() {
@@ -183,7 +186,7 @@ pub async fn setup(
     let context = inputs
         .archive()
         .map_err(|error| SetupError::Engine(format!("build context cannot be packed: {error}")))?;
-    for (runtime, tag) in outdated {
+    for (runtime, tag, old) in outdated {
         let start = Instant::now();
         report(SetupEvent::Building { runtime });
         let recipe = Recipe {
@@ -195,6 +198,9 @@ pub async fn setup(
             fresh: options.force,
         };
         build::build(&engine, &recipe, report).await?;
+        if let Some(id) = old.and_then(|old| old.id) {
+            discard(&engine, &id).await?;
+        }
         let seconds = start.elapsed().as_secs_f64();
         report(SetupEvent::Done {
             runtime,
@@ -218,16 +224,37 @@ fn read_certificates(path: &Path) -> Result<Vec<String>, SetupError> {
     Ok(certificates)
 }
 
-/// What an image was made from; `None` for no image, or one that was not made here.
-async fn image_hash(engine: &Engine, tag: &str) -> Result<Option<String>, EngineError> {
-    let inspected = engine.docker.inspect_image(tag);
+async fn inspect(engine: &Engine, image: &str) -> Result<Option<ImageInspect>, EngineError> {
+    let inspected = engine.docker.inspect_image(image);
     match engine.call(CALL_DEADLINE, inspected).await {
-        Ok(image) => {
-            let labels = image.config.and_then(|config| config.labels);
-            Ok(labels.and_then(|mut labels| labels.remove(HASH_LABEL)))
-        }
+        Ok(image) => Ok(Some(image)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// What an image was made from, where it was made here.
+fn hash_of(image: &ImageInspect) -> Option<&String> {
+    let labels = image.config.as_ref()?.labels.as_ref()?;
+    labels.get(HASH_LABEL)
+}
+
+/// Removes an image that lost its last tag to a newer one.
+async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
+    let tags = inspect(engine, id).await?.and_then(|image| image.repo_tags);
+    if tags.is_none_or(|tags| !tags.is_empty()) {
+        return Ok(());
+    }
+    let removed = engine
+        .docker
+        .remove_image(id, None::<RemoveImageOptions>, None);
+    match engine.call(CALL_DEADLINE, removed).await {
+        // Containers still use it.
+        Err(EngineError::Refused { message, .. }) => {
+            log::debug!(image = id, reason:% = message; "old image stays");
+            Ok(())
+        }
+        answer => answer.map(|_| ()),
     }
 }
 

@@ -17,6 +17,7 @@ use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
     Backend, BackendError, Control, Instance, Limits, RunEvent, RuntimeStatus, SandboxSpec,
 };
+use isol8_backend_docker::setup::{SetupEvent, SetupOptions, setup};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_protocol::{OutputStream, Program, RunSpec, Stdin};
 use tempfile::TempDir;
@@ -342,6 +343,35 @@ async fn a_sweep_removes_own_containers_that_a_removal_missed() {
     leave_behind(&fixture, fixture.instance.id().as_str());
     assert_eq!(fixture.backend.sweep().await.unwrap(), 1);
     assert!(fixture.containers().is_empty());
+}
+
+#[tokio::test]
+async fn a_build_that_fails_shows_what_the_engine_said() {
+    // A base without any program.
+    let base = "isol8-test-empty:latest";
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    fs::write(empty.path(), [0; 1024]).unwrap();
+    docker(&["import", empty.path().to_str().unwrap(), base]);
+    let config = DockerConfig {
+        images: [(Runtime::Bash, "isol8-test-failing:latest".to_owned())].into(),
+        ..Default::default()
+    };
+    let options = SetupOptions {
+        runtimes: vec![Runtime::Bash],
+        base: base.to_owned(),
+        ..Default::default()
+    };
+    let mut events = Vec::new();
+    let error = setup(&config, &options, &mut |event| events.push(event)).await;
+    docker(&["rmi", "-f", base]);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("image for bash cannot be built"), "{error}");
+    assert!(error.contains("/bin/sh"), "{error}");
+    assert!(error.contains("COPY ca/"), "the log's end: {error}");
+    let building = SetupEvent::Building {
+        runtime: Runtime::Bash,
+    };
+    assert_eq!(events[0], building);
 }
 
 /// A container that carries the labels of an instance.

@@ -69,6 +69,13 @@ enum Listen {
     Path(PathBuf),
 }
 
+impl Listen {
+    /// The standard streams are not sockets to listen on.
+    fn checked(self) -> Option<Self> {
+        (!matches!(self, Self::Inherited(..=2))).then_some(self)
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Arguments {
     listen: Listen,
@@ -82,11 +89,13 @@ impl Arguments {
         let (mut listen, mut loopback, mut shared_uid) = (None, false, false);
         while let Some(argument) = arguments.next() {
             match argument.to_str()? {
-                "--fd" => {
+                "--fd" if listen.is_none() => {
                     let number: RawFd = arguments.next()?.to_str()?.parse().ok()?;
-                    listen = (number > 2).then_some(Listen::Inherited(number));
+                    listen = Some(Listen::Inherited(number).checked()?);
                 }
-                "--socket" => listen = Some(Listen::Path(arguments.next()?.into())),
+                "--socket" if listen.is_none() => {
+                    listen = Some(Listen::Path(arguments.next()?.into()));
+                }
                 "--loopback" => loopback = true,
                 "--shared-uid" => shared_uid = true,
                 _ => return None,
@@ -228,6 +237,7 @@ mod tests {
             &["--fd", "1"],
             &["--fd", "x"],
             &["--what"],
+            &["--fd", "3", "--socket", "/x"],
         ] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }

@@ -293,3 +293,27 @@ async fn connection_loss_ends_runs_and_keeps_the_kernel() {
     assert_eq!(sandbox.cell("print(x)").await.ok(), "1");
     drop((busy, process));
 }
+
+#[tokio::test]
+async fn a_sweep_spares_the_kernel_and_its_state() {
+    let sandbox = prepared().await;
+    sandbox.cell("x = 1").await.ok();
+    let mut spec = support::sh("setsid sleep 23456 & echo end");
+    spec.sweep = true;
+    assert_eq!(sandbox.run(spec).await.ok(), "end");
+    let left = sandbox.sh("pgrep -f '[s]leep 23456'").await;
+    assert_eq!(left.stdout, "");
+    let outcome = sandbox.cell("print(x)").await;
+    assert_eq!((outcome.ok(), outcome.exit.state_lost), ("1", false));
+}
+
+#[tokio::test]
+async fn threads_of_a_cell_live_on_and_what_they_print_meanwhile_is_dropped() {
+    let sandbox = prepared().await;
+    let source = "import threading, time\ncount = 0\ndef work():\n  global count\n  while True:\n    \
+                  count += 1; print('y' * 1000, flush=True); time.sleep(0.001)\n\
+                  threading.Thread(target=work, daemon=True).start()";
+    sandbox.cell(source).await;
+    let more = "before = count\nwhile count < before + 200: time.sleep(0.01)";
+    assert_eq!(sandbox.cell(more).await.code(), 0);
+}

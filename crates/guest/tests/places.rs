@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::fd::AsRawFd as _;
 use std::time::Instant;
 
 use isol8_backend::Control;
@@ -205,4 +206,19 @@ async fn a_new_connection_takes_the_place_of_the_old_one() {
         .await
         .unwrap();
     assert_eq!(sandbox.sh("cat file").await.ok(), "kept");
+}
+
+#[tokio::test]
+async fn a_socket_can_be_inherited() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(directory.path().join("socket")).unwrap();
+    let inheritable = nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty());
+    nix::fcntl::fcntl(&listener, inheritable).unwrap();
+    let mut sandbox = Sandbox::start_listening(directory, listener.as_raw_fd()).await;
+    assert_eq!(
+        sandbox.sh("echo 1; ls /proc/self/fd | wc -l").await.ok(),
+        "1\n4"
+    );
+    sandbox.reconnect().await;
+    assert_eq!(sandbox.sh("echo 2").await.ok(), "2");
 }

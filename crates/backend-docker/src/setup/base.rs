@@ -13,8 +13,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::mpsc;
 
-use super::{Report, SetupError, SetupEvent, SetupOptions, within};
-use crate::engine::{CALL_DEADLINE, Engine};
+use super::{Report, SetupError, SetupEvent, SetupOptions, inspect, within};
+use crate::engine::Engine;
 
 /// Repository and tag of a bootstrapped base.
 const REPOSITORY: &str = "isol8-base";
@@ -55,7 +55,7 @@ pub(super) async fn provide(
     let reason = if options.bootstrap {
         "asked for".to_owned()
     } else {
-        let is_here = exists(engine, &options.base).await?;
+        let is_here = inspect(engine, &options.base).await?.is_some();
         if is_here && !options.force {
             return Ok(options.base.clone());
         }
@@ -67,7 +67,8 @@ pub(super) async fn provide(
         }
     };
     let bootstrapped = format!("{REPOSITORY}:{TAG}");
-    if options.force || !exists(engine, &bootstrapped).await? {
+    let old = inspect(engine, &bootstrapped).await?;
+    if options.force || old.is_none() {
         report(SetupEvent::BaseBootstrapping {
             reason: reason.clone(),
         });
@@ -77,15 +78,6 @@ pub(super) async fn provide(
         })?;
     }
     Ok(bootstrapped)
-}
-
-async fn exists(engine: &Engine, reference: &str) -> Result<bool, SetupError> {
-    let inspected = engine.docker.inspect_image(reference);
-    match engine.call(CALL_DEADLINE, inspected).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 async fn pull(engine: &Engine, reference: &str, report: Report<'_>) -> Result<(), String> {

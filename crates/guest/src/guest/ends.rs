@@ -75,7 +75,7 @@ impl Guest {
     fn cut_short(&mut self, position: usize) {
         let run = &mut self.runs[position];
         match (&run.work, &self.resident) {
-            (Work::Cell(_), Some(kernel)) => {
+            (Work::Cell(..), Some(kernel)) => {
                 run.deadline = None;
                 run.grace = Some(Instant::now() + GRACE);
                 kernel.signal(Signal::SIGINT);
@@ -133,8 +133,8 @@ impl Guest {
         }
     }
 
-    /// Gives every ended process to whom it belonged. With `restart`, a script whose kernel died
-    /// before it began gets another chance.
+    /// Gives every ended process to whom it belonged. With `restart`, what was given to a kernel
+    /// that died before it began gets another chance.
     pub(super) fn note_reaped(&mut self, reaped: &[Reaped], restart: bool) {
         for one in reaped {
             if let Some(position) = self
@@ -144,7 +144,7 @@ impl Guest {
             {
                 self.note_run_reaped(position, one, restart);
             } else if self.resident.as_ref().is_some_and(|it| it.pid() == one.pid) {
-                self.note_kernel_died(one.status);
+                self.note_kernel_died(one.status, restart);
             } else if self.spare.as_ref().is_some_and(|it| it.pid() == one.pid) {
                 self.spare = None;
             }
@@ -161,13 +161,13 @@ impl Guest {
                 Release::Never if restart => return self.start_again(position),
                 Release::Never => None,
             },
-            Work::Waiting(_) | Work::Cell(_) => None,
+            Work::Waiting(_) | Work::Cell(..) => None,
         };
         run.end(failed.map_or(Ok(reaped.status), Err), Some(reaped.cpu_us));
         self.sweep_due |= run.sweep;
     }
 
-    fn note_kernel_died(&mut self, status: ExitStatus) {
+    fn note_kernel_died(&mut self, status: ExitStatus, restart: bool) {
         let Some(kernel) = self.resident.take() else {
             return;
         };
@@ -182,6 +182,10 @@ impl Guest {
                 self.spare_due = false;
                 Err(failure)
             }
+            None if restart && !kernel.took_cell() && run.wait_again() => {
+                run.state_lost |= kernel.has_state();
+                return;
+            }
             None => Ok(status),
         };
         run.end(outcome, None);
@@ -195,7 +199,9 @@ impl Guest {
         let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             return;
         };
-        let Work::Cell(number) = run.work else { return };
+        let Work::Cell(number, _) = run.work else {
+            return;
+        };
         let outcome = match kernel.answer(number) {
             Ok(None) => return,
             Ok(Some(Answer::Ended(status))) => Ok(status),
@@ -252,7 +258,7 @@ impl Guest {
     /// Sends a run's last frame and lets go of it.
     fn report(&mut self, position: usize) {
         let mut run = self.runs.remove(position);
-        if !matches!(run.work, Work::Cell(_)) {
+        if !matches!(run.work, Work::Cell(..)) {
             for pipe in run.output.iter_mut().filter_map(|pump| pump.detach()) {
                 // What it left behind may still write: it should neither block nor break.
                 if drop_output(std::os::fd::AsFd::as_fd(&pipe), &mut self.buffer[..]) {

@@ -105,7 +105,7 @@ impl Guest {
         if run.ended.is_some() {
             return;
         }
-        if let Work::Cell(_) = run.work {
+        if let Work::Cell(..) = run.work {
             if let Some(kernel) = &self.resident {
                 kernel.signal(os);
             }

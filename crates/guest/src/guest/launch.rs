@@ -220,11 +220,7 @@ impl Guest {
         let kernel = self.resident.take().or_else(|| self.spare.take());
         let kernel = kernel.map_or_else(|| Kernel::boot(&self.launcher, &self.drivers), Ok);
         let run = &mut self.runs[position];
-        let Work::Waiting(request) = std::mem::replace(&mut run.work, Work::Cell(number)) else {
-            return;
-        };
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
-        run.start_clock(request.timeout);
         let mut kernel = match kernel {
             Ok(kernel) => kernel,
             Err(failure) => return run.end(Err(failure), None),
@@ -232,9 +228,10 @@ impl Guest {
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
             pump.attach(Rc::clone(pipe));
         }
-        let (cwd, env) = (request.cwd.as_deref(), &request.env);
-        let begun = kernel.start_cell(number, cwd, env, &request.source, request.stdin);
-        if let Err(error) = begun {
+        let Some(request) = run.begin_cell(number) else {
+            return;
+        };
+        if let Err(error) = kernel.start_cell(number, request) {
             // Its end, which follows, ends the run.
             log(&format!("kernel takes no cell: {error}"));
             kernel.signal(nix::sys::signal::Signal::SIGKILL);
@@ -268,6 +265,7 @@ fn queue_cell(id: StreamId, source: Vec<u8>, common: Common) -> Result<Run, Fail
         cwd: common.cwd,
         stdin,
         timeout: common.timeout,
+        again: false,
     };
     let output = idle_pumps(common.output_limit);
     let mut run = Run::new(

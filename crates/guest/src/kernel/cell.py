@@ -39,7 +39,8 @@ def serve(control, mailbox):
     # must not wait for that.
     sys.modules["site"].__spec__._initializing = False
     sys.argv[:] = [""]
-    sys.orig_argv[:] = ["python3"]
+    if hasattr(sys, "orig_argv"):
+        sys.orig_argv[:] = ["python3"]
     sys.path.insert(0, "")
     namespace = __main__.__dict__
     namespace.update(__name__="__main__", __doc__=None, __package__=None, __spec__=None)
@@ -79,6 +80,7 @@ def serve(control, mailbox):
             if not piece:
                 break
             data += piece
+        os.ftruncate(mailbox, 0)  # from here on the cell has begun
         at = 0
         while at < len(data):
             length = int.from_bytes(data[at : at + 4], "little")

@@ -23,7 +23,7 @@ def wait():
 
     # The image's own module of this name, whose place this one took.
     failure = None
-    del sys.modules["sitecustomize"]
+    this = sys.modules.pop("sitecustomize")
     try:
         import sitecustomize
     except Exception as error:
@@ -81,6 +81,9 @@ def wait():
     os.write(control, b"started")
     os.close(control)
     if failure is not None:
+        # As if there were no such module, which is what `site` expects; the import that fails
+        # takes this one out again.
+        sys.modules["sitecustomize"] = this
         raise failure
 
 

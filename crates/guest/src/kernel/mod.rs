@@ -27,6 +27,7 @@ use nix::unistd::Pid;
 
 use crate::failure::internal;
 use crate::process::{Child, Environment, Launcher, Near, null, pipe};
+use crate::run::CellRequest;
 pub(crate) use start::needs_fresh_start;
 
 /// Where the script of a released spare lies: the interpreter was started on this name.
@@ -88,7 +89,8 @@ pub(crate) struct Kernel {
     pub(crate) input: Option<OwnedFd>,
     control: OwnedFd,
     mailbox: std::fs::File,
-    resident: bool,
+    /// Cells that it was given.
+    cells: u64,
 }
 
 impl Kernel {
@@ -135,7 +137,7 @@ impl Kernel {
             input: Some(input),
             control,
             mailbox: mailbox.into(),
-            resident: false,
+            cells: 0,
         })
     }
 
@@ -172,47 +174,51 @@ impl Kernel {
         }
     }
 
-    /// Starts a cell; `stdin` is what it reads, or `None` for nothing.
-    pub(crate) fn start_cell(
-        &mut self,
-        number: u64,
-        cwd: Option<&str>,
-        env: &[(String, String)],
-        source: &[u8],
-        stdin: Option<OwnedFd>,
-    ) -> io::Result<()> {
+    /// Starts a cell.
+    pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
         let mut fields = Fields::default();
-        fields.push(cwd.unwrap_or_default().as_bytes());
-        fields.push(source);
-        for (name, value) in env {
+        fields.push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
+        fields.push(&cell.source);
+        for (name, value) in &cell.env {
             fields.push(name.as_bytes());
             fields.push(value.as_bytes());
         }
         self.put(&fields.0)?;
-        if !self.resident {
+        self.cells += 1;
+        if self.cells == 1 {
             // A plain read takes this one, and would lose a descriptor.
             send(self.control.as_raw_fd(), b"C", MsgFlags::MSG_NOSIGNAL)?;
-            self.resident = true;
             self.input = None;
         }
+        let null = null()?;
+        let (stdin, kind) = match &cell.stdin {
+            Some(stdin) => (stdin, b'P'),
+            None => (&null, b'N'),
+        };
         let mut request = [0; 24];
-        request[0] = b'C';
-        request[1] = if stdin.is_some() { b'P' } else { b'N' };
+        request[..2].copy_from_slice(&[b'C', kind]);
         request[8..16].copy_from_slice(&(fields.0.len() as u64).to_le_bytes());
         request[16..].copy_from_slice(&number.to_le_bytes());
-        let stdin = match stdin {
-            Some(stdin) => stdin,
-            None => null()?,
-        };
-        let files = [stdin.as_raw_fd()];
         sendmsg::<()>(
             self.control.as_raw_fd(),
             &[IoSlice::new(&request)],
-            &[ControlMessage::ScmRights(&files)],
+            &[ControlMessage::ScmRights(&[stdin.as_raw_fd()])],
             MsgFlags::MSG_NOSIGNAL,
             None,
         )?;
         Ok(())
+    }
+
+    /// Whether the last cell was taken up: the kernel empties the mailbox before it runs any of it.
+    pub(crate) fn took_cell(&self) -> bool {
+        self.mailbox
+            .metadata()
+            .is_ok_and(|mailbox| mailbox.len() == 0)
+    }
+
+    /// Whether there was a cell before the last one, so that there is state to lose.
+    pub(crate) fn has_state(&self) -> bool {
+        self.cells > 1
     }
 
     /// The answer to the cell of this number, if it is there. An error says that the kernel let go

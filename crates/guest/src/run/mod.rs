@@ -20,7 +20,7 @@ pub(crate) enum Work {
     /// A cell whose turn has not come.
     Waiting(CellRequest),
     /// The cell of this number, in the resident kernel.
-    Cell(u64),
+    Cell(u64, CellRequest),
     /// A process of its own.
     Process(Child),
     /// A script in a kernel that was booted before, and how to start it afresh should that kernel
@@ -36,14 +36,16 @@ pub(crate) struct Start {
     pub(crate) cwd: String,
 }
 
-/// A cell that is to be started.
-#[derive(Debug)]
+/// A cell, as it was asked for.
+#[derive(Debug, Default)]
 pub(crate) struct CellRequest {
     pub(crate) source: Vec<u8>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) cwd: Option<String>,
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) timeout: Option<Duration>,
+    /// It was given to a kernel that died before it took it.
+    pub(crate) again: bool,
 }
 
 /// How a run ended.
@@ -103,7 +105,7 @@ impl Run {
         match &self.work {
             Work::Process(child) => Some(child.pid),
             Work::Released(kernel, _) => Some(kernel.pid()),
-            Work::Waiting(_) | Work::Cell(_) => None,
+            Work::Waiting(_) | Work::Cell(..) => None,
         }
     }
 
@@ -118,11 +120,40 @@ impl Run {
 
     /// Whether it has, or had, the resident kernel for itself.
     pub(crate) fn is_cell(&self) -> bool {
-        matches!(self.work, Work::Cell(_))
+        matches!(self.work, Work::Cell(..))
     }
 
     pub(crate) fn is_active_cell(&self) -> bool {
         self.ended.is_none() && self.is_cell()
+    }
+
+    /// Turns a waiting cell into one that runs, and starts its clock.
+    pub(crate) fn begin_cell(&mut self, number: u64) -> Option<&CellRequest> {
+        let Work::Waiting(request) = &mut self.work else {
+            return None;
+        };
+        let request = std::mem::take(request);
+        self.start_clock(request.timeout);
+        self.work = Work::Cell(number, request);
+        match &self.work {
+            Work::Cell(_, request) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// Makes a cell wait again whose kernel died before it took it. That happens once: a kernel
+    /// that never takes one is the run's end.
+    pub(crate) fn wait_again(&mut self) -> bool {
+        let cut_short = self.timed_out || self.killed;
+        let Work::Cell(_, request) = &mut self.work else {
+            return false;
+        };
+        if cut_short || std::mem::replace(&mut request.again, true) {
+            return false;
+        }
+        self.work = Work::Waiting(std::mem::take(request));
+        self.deadline = None;
+        true
     }
 
     pub(crate) fn start_clock(&mut self, timeout: Option<Duration>) {

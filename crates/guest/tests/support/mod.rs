@@ -71,11 +71,20 @@ impl Sandbox {
     }
 
     pub(crate) async fn start_with(arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let arguments = [&["--socket", "/run/isol8/socket"], arguments].concat();
+        Self::launch(tempfile::tempdir().unwrap(), &arguments).await
+    }
+
+    /// A guest that is given the socket `socket` of `directory` by number.
+    pub(crate) async fn start_listening(directory: tempfile::TempDir, number: i32) -> Self {
+        Self::launch(directory, &["--fd", &number.to_string()]).await
+    }
+
+    async fn launch(directory: tempfile::TempDir, arguments: &[&str]) -> Self {
         let process = spawn(directory.path(), arguments);
         let stream = connect(&directory.path().join("socket")).await;
-        let guest = stream.peer_cred().unwrap().pid().unwrap();
         let control = Control::open(stream).await.unwrap();
+        let guest = only_child(process.id().unwrap()).unwrap();
         Self {
             process,
             directory,
@@ -146,7 +155,7 @@ pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
         .args(["sh", "-c", SETUP, "setup"])
         .arg(directory)
         .arg(env!("CARGO_BIN_EXE_isol8-guest"))
-        .args(["--socket", "/run/isol8/socket", "--loopback"])
+        .arg("--loopback")
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -154,6 +163,12 @@ pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
         .kill_on_drop(true)
         .spawn()
         .expect("unshare (of util-linux) must be installed")
+}
+
+/// The guest: the only child of the `unshare` with this process id.
+fn only_child(parent: u32) -> Option<i32> {
+    let children = format!("/proc/{parent}/task/{parent}/children");
+    std::fs::read_to_string(children).ok()?.trim().parse().ok()
 }
 
 pub(crate) async fn connect(socket: &Path) -> UnixStream {
