@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
 
-#[allow(dead_code)] // The suite uses all of it.
+#[allow(dead_code, unused_imports, unused_macros)] // The suite uses all of it.
 #[path = "../tests/suite/harness.rs"]
 mod harness;
 
