@@ -32,6 +32,10 @@ async fn python_answers_with_every_field(server: Server) {
     assert_eq!(result.execution_id.len(), 36);
     assert!(result.timestamp.ends_with('Z'), "{}", result.timestamp);
     assert!(!result.container_id.is_empty());
+    let usage = result.resource_usage.unwrap();
+    // What its interpreter took before the request came is not the run's.
+    assert!(usage.cpu_percent < 150.0, "{usage:?}");
+    assert!(usage.peak_memory_mb >= usage.memory_mb);
     server.stop();
 }
 

@@ -106,6 +106,23 @@ async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {
     server.stop();
 }
 
+/// The sandboxes of a few runs under a strategy.
+async fn sandboxes_used(strategy: &str) -> BTreeSet<String> {
+    let server = Server::configured(Kind::Native, &format!("poolStrategy = {strategy:?}"));
+    let mut used = BTreeSet::new();
+    for _ in 0..8 {
+        used.insert(server.python("print(1)").await.container_id);
+    }
+    server.stop();
+    used
+}
+
+#[tokio::test]
+async fn a_secure_pool_uses_no_sandbox_twice_and_a_fast_one_does() {
+    assert_eq!(sandboxes_used("secure").await.len(), 8);
+    assert!(sandboxes_used("fast").await.len() < 8);
+}
+
 #[tokio::test]
 async fn two_servers_on_one_state_directory_leave_each_other_alone() {
     let first = Server::start(Kind::Native);

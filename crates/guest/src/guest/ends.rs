@@ -163,7 +163,8 @@ impl Guest {
             },
             Work::Waiting(_) | Work::Cell(..) => None,
         };
-        run.end(failed.map_or(Ok(reaped.status), Err), Some(reaped.cpu_us));
+        let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
+        run.end(failed.map_or(Ok(reaped.status), Err), Some(cpu_us));
         self.sweep_due |= run.sweep;
     }
 

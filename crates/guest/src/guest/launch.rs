@@ -8,6 +8,10 @@ use isol8_protocol::{
     ExitStatus, Failure, FailureKind, KernelKind, OutputStream, Program, RunSpec, Stdin, StreamId,
 };
 
+use nix::sys::time::TimeValLike as _;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal};
 use crate::files::{Writer, check_directory};
@@ -162,6 +166,7 @@ impl Guest {
     ) -> Result<Run, Failure> {
         let start = self.start(argv, &common);
         check_directory(self.launcher.privileges, &start.cwd)?;
+        let boot_cpu_us = cpu_us(spare.pid());
         if spare.release(&start.cwd, &start.environment).is_err() {
             // It died while it waited; its end has not been seen yet.
             return self.start_fresh(id, start.argv, common);
@@ -169,6 +174,7 @@ impl Guest {
         let output = pumps(&spare.output, common.output_limit);
         let input = input(spare.input.take(), common.stdin);
         let mut run = Run::new(id, Work::Released(Box::new(spare), start), output, input);
+        run.boot_cpu_us = boot_cpu_us;
         run.sweep = common.sweep;
         run.start_clock(common.timeout);
         Ok(run)
@@ -276,6 +282,14 @@ fn queue_cell(id: StreamId, source: Vec<u8>, common: Common) -> Result<Run, Fail
     );
     run.sweep = common.sweep;
     Ok(run)
+}
+
+/// Processor time that a child has taken so far, in microseconds; 0 where it has ended.
+fn cpu_us(pid: Pid) -> u64 {
+    let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
+    taken.map_or(0, |time| {
+        u64::try_from(time.num_microseconds()).unwrap_or(0)
+    })
 }
 
 /// The far end for a program, and the near one where it reads something.

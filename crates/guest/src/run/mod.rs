@@ -66,6 +66,8 @@ pub(crate) struct Run {
     /// Bytes of output that the host takes now.
     pub(crate) credit: u64,
     pub(crate) sweep: bool,
+    /// Processor time that its process took before it became this run's.
+    pub(crate) boot_cpu_us: u64,
     pub(crate) started: Instant,
     /// When its time is over.
     pub(crate) deadline: Option<Instant>,
@@ -89,6 +91,7 @@ impl Run {
             input,
             credit: u64::from(WINDOW),
             sweep: false,
+            boot_cpu_us: 0,
             started: Instant::now(),
             deadline: None,
             grace: None,

@@ -241,12 +241,7 @@ fn shared_root(host: &Path, root: &Path) -> io::Result<Vec<Share>> {
     rootfs::build(host, root)
 }
 
-fn start(
-    id: &str,
-    state: &Path,
-    bundle: &Path,
-    listener: &OwnedFd,
-) -> Result<Container, String> {
+fn start(id: &str, state: &Path, bundle: &Path, listener: &OwnedFd) -> Result<Container, String> {
     let build = || -> Result<Container, Box<dyn Error>> {
         // SAFETY: descriptor 3 is not owned by anything: this process keeps its own above the
         // inherited ones, except for what lives for the length of one call.
