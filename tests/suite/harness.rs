@@ -135,6 +135,21 @@ impl Server {
         self.process.id()
     }
 
+    /// The native backend's helper process.
+    pub(crate) fn spawner(&self) -> Pid {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let children = tasks.flat_map(|task| {
+            let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
+            let pids = children.split_whitespace().map(|pid| pid.parse().unwrap());
+            pids.collect::<Vec<i32>>()
+        });
+        let mut spawners = children.filter(|pid| {
+            let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments.contains("__spawner")
+        });
+        Pid::from_raw(spawners.next().expect("the server has no spawner"))
+    }
+
     /// Everything of this server's sandboxes that the system shows now.
     pub(crate) fn traces(&self) -> BTreeSet<String> {
         traces(self.kind, self.state.path())

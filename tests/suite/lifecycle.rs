@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+
 use crate::harness::{Kind, Server, on_each_backend, python, traces, until};
 
 on_each_backend!(
@@ -94,10 +96,7 @@ async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {
         }
     } else {
         for process in crate::harness::sandboxed_processes(server.kind, server.state()) {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(process),
-                nix::sys::signal::Signal::SIGKILL,
-            );
+            let _ = kill(nix::unistd::Pid::from_raw(process), Signal::SIGKILL);
         }
     }
     for _ in 0..4 {
@@ -166,4 +165,51 @@ async fn a_killed_native_server_is_cleaned_up_after_at_once() {
     until("the spawner has removed everything", || {
         traces(Kind::Native, state.path()) == BTreeSet::new()
     });
+}
+
+#[tokio::test]
+async fn a_killed_native_server_and_spawner_are_cleaned_up_after_by_the_next_start() {
+    let server = Server::start(Kind::Native);
+    server
+        .session("kept")
+        .execute(python("x = 1"))
+        .await
+        .unwrap();
+    let before = server.traces();
+    let spawner = server.spawner();
+    kill(spawner, Signal::SIGSTOP).unwrap();
+    let state = server.kill();
+    kill(spawner, Signal::SIGKILL).unwrap();
+    assert!(!traces(Kind::Native, state.path()).is_empty());
+
+    let server = Server::start_in(Kind::Native, state, "");
+    until("what was left is removed", || {
+        server.traces().is_disjoint(&before)
+    });
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_spawner_that_dies_is_replaced_and_its_sandboxes_are_still_removed() {
+    let server = Server::start(Kind::Native);
+    let session = server.session("kept");
+    session.execute(python("x = 41")).await.unwrap();
+    kill(server.spawner(), Signal::SIGKILL).unwrap();
+    for _ in 0..4 {
+        let result = server.client().execute(python("print(6 * 7)")).await;
+        // The request that finds it dead may be the one that is told so.
+        if let Ok(result) = result {
+            assert_eq!(result.stdout, "42");
+        }
+    }
+    assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
+    assert_eq!(
+        session
+            .execute(python("print(x + 1)"))
+            .await
+            .unwrap()
+            .stdout,
+        "42"
+    );
+    server.stop();
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -94,8 +95,11 @@ fn enter_user_namespace(uid: Uid, gid: Gid) -> io::Result<()> {
     fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
     become_first_process()?;
     mount_anew("proc", "/proc")?;
-    // libcontainer looks for a cgroup file system whose root is where this process is. An ordinary
-    // user cannot write to it, and libcontainer then goes without.
+    // libcontainer fails on v1 hierarchies that it cannot write to, and goes without on v2. So this
+    // process gets a v2 one; where that is mounted already, the kernel refuses another.
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return Ok(());
+    }
     mount_anew("cgroup2", "/sys/fs/cgroup")
 }
 

@@ -57,8 +57,38 @@ pub struct Surroundings<'a> {
     pub guest: &'a Path,
     /// What the spawner may do.
     pub identity: Identity,
-    /// Whether the kernel can limit swap (v1 only where it was booted so).
-    pub limits_swap: bool,
+    /// How the kernel can be kept from granting swap.
+    pub swap: SwapControl,
+}
+
+/// How the kernel can be kept from granting swap to a sandbox, whose memory limit would otherwise
+/// bound only a part of what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwapControl {
+    /// Not at all: it has no swap, or does not account for it.
+    None,
+    /// Cgroup v1: a bound on memory and swap together.
+    Together,
+    /// Cgroup v2: a bound on swap alone.
+    Alone,
+}
+
+impl SwapControl {
+    /// Finds out from the mounted cgroups and `/proc`.
+    #[must_use]
+    pub fn detect(cgroups: &Path, proc: &Path) -> Self {
+        if cgroups.join("cgroup.controllers").exists() {
+            // A kernel without swap has neither this file nor the cgroup's.
+            let has_swap = proc.join("swaps").exists();
+            return if has_swap { Self::Alone } else { Self::None };
+        }
+        let accounted = cgroups.join("memory/memory.memsw.limit_in_bytes").exists();
+        if accounted {
+            Self::Together
+        } else {
+            Self::None
+        }
+    }
 }
 
 /// The whole specification. The guest gets its listening socket as descriptor 3.
@@ -101,7 +131,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "gidMappings": mapping,
             "cgroupsPath": cgroup::path_of(surroundings.instance, &sandbox.id),
             "resources": match surroundings.identity {
-                Identity::Root => resources(&sandbox.limits, surroundings.limits_swap),
+                Identity::Root => resources(&sandbox.limits, surroundings.swap),
                 Identity::User => json!({}),
             },
             "maskedPaths": MASKED,
@@ -112,17 +142,20 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
 
 /// The limits, as the specification writes them; also used to change them later.
 #[must_use]
-pub fn resources(limits: &SandboxLimits, limits_swap: bool) -> Value {
-    let mut memory = json!({"limit": limits.memory_bytes});
-    if limits_swap {
-        // Memory and swap together: as much as memory alone, so none is swap.
-        memory["swap"] = json!(limits.memory_bytes);
-    }
-    json!({
-        "memory": memory,
+pub fn resources(limits: &SandboxLimits, swap: SwapControl) -> Value {
+    let mut resources = json!({
+        "memory": {"limit": limits.memory_bytes},
         "cpu": {"quota": limits.cpu_quota_us, "period": SandboxLimits::CPU_PERIOD_US},
         "pids": {"limit": limits.pids},
-    })
+    });
+    match swap {
+        SwapControl::None => {}
+        // As much as memory alone, so none is swap.
+        SwapControl::Together => resources["memory"]["swap"] = json!(limits.memory_bytes),
+        // The specification's own way would do, but libcgroups 0.7 takes a bound of 0 for none.
+        SwapControl::Alone => resources["unified"] = json!({"memory.swap.max": "0"}),
+    }
+    resources
 }
 
 fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
@@ -177,7 +210,7 @@ mod tests {
             shares: &[],
             guest: Path::new("/state/instance/guest"),
             identity,
-            limits_swap: false,
+            swap: SwapControl::None,
         };
         specification(&sandbox, &surroundings)
     }
@@ -203,5 +236,34 @@ mod tests {
         assert_eq!(spec["linux"]["uidMappings"][0]["size"], json!(1));
         let arguments = spec["process"]["args"].as_array().unwrap();
         assert!(arguments.contains(&json!("--shared-uid")));
+    }
+
+    #[test]
+    fn no_swap_is_granted_where_the_kernel_can_be_told_so() {
+        let limits = SandboxLimits {
+            memory_bytes: 1 << 29,
+            cpu_quota_us: 50_000,
+            pids: 64,
+        };
+        let together = resources(&limits, SwapControl::Together);
+        assert_eq!(together["memory"]["swap"], json!(1 << 29));
+        let alone = resources(&limits, SwapControl::Alone);
+        assert_eq!(alone["unified"], json!({"memory.swap.max": "0"}));
+        assert_eq!(alone["memory"], json!({"limit": 1 << 29}));
+    }
+
+    #[test]
+    fn swap_control_follows_the_mounted_cgroups() {
+        let (cgroups, proc) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let detect = || SwapControl::detect(cgroups.path(), proc.path());
+        assert_eq!(detect(), SwapControl::None);
+        std::fs::create_dir(cgroups.path().join("memory")).unwrap();
+        let accounting = cgroups.path().join("memory/memory.memsw.limit_in_bytes");
+        std::fs::write(accounting, "").unwrap();
+        assert_eq!(detect(), SwapControl::Together);
+        std::fs::write(cgroups.path().join("cgroup.controllers"), "").unwrap();
+        assert_eq!(detect(), SwapControl::None);
+        std::fs::write(proc.path().join("swaps"), "").unwrap();
+        assert_eq!(detect(), SwapControl::Alone);
     }
 }

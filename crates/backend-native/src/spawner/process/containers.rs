@@ -21,7 +21,7 @@ use nix::unistd::{Pid, dup2_raw};
 use super::above_the_inherited;
 use crate::cgroup;
 use crate::identity::Identity;
-use crate::oci::{self, Surroundings};
+use crate::oci::{self, Surroundings, SwapControl};
 use crate::rootfs::{self, Share};
 use crate::spawner::message::{NewSandbox, SandboxLimits};
 
@@ -37,7 +37,7 @@ pub(super) struct Containers {
     name: String,
     shares: Vec<Share>,
     identity: Identity,
-    limits_swap: bool,
+    swap: SwapControl,
     running: HashMap<String, Running>,
 }
 
@@ -65,7 +65,7 @@ impl Containers {
             name,
             shares,
             identity: Identity::assume()?,
-            limits_swap: limits_swap(Path::new(cgroup::CGROUP_ROOT)),
+            swap: SwapControl::detect(cgroup::CGROUP_ROOT.as_ref(), "/proc".as_ref()),
             running: HashMap::new(),
         })
     }
@@ -122,7 +122,7 @@ impl Containers {
             shares: &self.shares,
             guest: &Instance::guest_in(&self.instance),
             identity: self.identity,
-            limits_swap: self.limits_swap,
+            swap: self.swap,
         };
         let specification = oci::specification(sandbox, &surroundings);
         let text = serde_json::to_vec(&specification)?;
@@ -138,9 +138,8 @@ impl Containers {
         if !self.running.contains_key(id) {
             return Err("the sandbox is gone".to_owned());
         }
-        let resources: LinuxResources =
-            serde_json::from_value(oci::resources(limits, self.limits_swap))
-                .map_err(|error| error.to_string())?;
+        let resources: LinuxResources = serde_json::from_value(oci::resources(limits, self.swap))
+            .map_err(|error| error.to_string())?;
         let manager = create_cgroup_manager(CgroupConfig {
             cgroup_path: cgroup::path_of(&self.name, id).into(),
             systemd_cgroup: false,
@@ -260,13 +259,6 @@ fn start(id: &str, state: &Path, bundle: &Path, listener: &OwnedFd) -> Result<Co
         Ok(container)
     };
     build().map_err(|error| chain(error.as_ref()))
-}
-
-/// Whether memory and swap can be limited together: always on v2, on v1 where the kernel accounts
-/// for swap.
-fn limits_swap(root: &Path) -> bool {
-    root.join("cgroup.controllers").exists()
-        || root.join("memory/memory.memsw.limit_in_bytes").exists()
 }
 
 fn open_process(pid: Pid) -> io::Result<OwnedFd> {
