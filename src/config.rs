@@ -1,6 +1,6 @@
 //! The configuration: what operators write in `config.toml`, checked once.
 //!
-//! [`file`] is the file as it is written; [`Config`] is what the program works with. Flags override
+//! [`mod@file`] is the file as it is written; [`Config`] is what the program works with. Flags override
 //! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
 
 pub mod file;

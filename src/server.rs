@@ -48,11 +48,11 @@ pub fn configure(app: &mut web::ServiceConfig) {
         .default_service(web::to(error::no_such_route));
 }
 
-/// Serves until SIGTERM or SIGINT; requests under way are given time to end.
+/// Serves until `stop` is done; requests under way are then given time to end.
 ///
 /// # Errors
 /// Where the address cannot be listened on.
-pub async fn serve(state: State) -> std::io::Result<()> {
+pub async fn serve(state: State, stop: impl Future<Output = ()>) -> std::io::Result<()> {
     let address = (state.config.host.clone(), state.config.port);
     let state = web::Data::from(Arc::new(state));
     let server = HttpServer::new(move || {
@@ -65,9 +65,16 @@ pub async fn serve(state: State) -> std::io::Result<()> {
     .client_request_timeout(HEADER_TIMEOUT)
     .keep_alive(KEEP_ALIVE)
     .shutdown_timeout(SHUTDOWN_SECONDS)
+    .disable_signals()
     .bind(address)?;
     for address in server.addrs() {
         log::info!(address:%; "listening");
     }
-    server.run().await
+    let server = server.run();
+    let handle = server.handle();
+    let stopping = async {
+        stop.await;
+        handle.stop(true).await;
+    };
+    futures::future::join(server, stopping).await.0
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use isol8_actors::Service;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, load_config};
 use crate::backends;
@@ -16,18 +17,32 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         .key
         .and_then(MasterKey::new)
         .ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
+    // Before the first sandbox is made: from then on a signal must not just end the process.
+    let stop = stop_signal()?;
     let backend = backends::start(&config).await?;
     log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
     let service = Service::start(backend.clone(), config.service());
-    let served = server::serve(State {
+    let state = State {
         service: service.clone(),
         backend: backend.name(),
         config,
         key,
-    })
-    .await;
+    };
+    let served = server::serve(state, stop).await;
     log::info!("shutting down");
     service.shutdown().await?;
     served?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Done at the first SIGTERM or SIGINT; from this call on they do nothing else.
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }

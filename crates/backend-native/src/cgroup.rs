@@ -27,6 +27,47 @@ pub fn path_of(instance: &str, sandbox: &str) -> String {
     format!("/{PARENT}/{instance}/{sandbox}")
 }
 
+/// Name of the cgroup that an instance's spawner runs in, among those of its sandboxes.
+const SPAWNER: &str = "spawner";
+
+/// Moves the calling process, a spawner, into a cgroup of its own, and ends what one before it left
+/// there: processes that were to become a container, and would wait for their dead parent forever.
+///
+/// # Errors
+/// Where the cgroup cannot be made or joined.
+pub fn enter_spawner(instance: &str) -> io::Result<()> {
+    remove_sandbox(instance, SPAWNER)?;
+    let Some(hierarchy) = hierarchy_of_spawner(Path::new(CGROUP_ROOT)) else {
+        return Ok(());
+    };
+    let own = hierarchy.join(path_of(instance, SPAWNER).trim_start_matches('/'));
+    fs::create_dir_all(&own)?;
+    move_here(&own)
+}
+
+/// Moves the calling process out again, so that [`remove_instance`] does not end it.
+///
+/// # Errors
+/// Where the root cgroup cannot be joined.
+pub fn leave_spawner() -> io::Result<()> {
+    match hierarchy_of_spawner(Path::new(CGROUP_ROOT)) {
+        Some(hierarchy) => move_here(&hierarchy),
+        None => Ok(()),
+    }
+}
+
+/// One is enough to find a process by.
+fn hierarchy_of_spawner(root: &Path) -> Option<PathBuf> {
+    let hierarchies = hierarchies(root);
+    let pids = hierarchies.iter().find(|path| path.ends_with("pids"));
+    pids.or(hierarchies.first()).cloned()
+}
+
+fn move_here(directory: &Path) -> io::Result<()> {
+    // 0 stands for the writer.
+    fs::write(directory.join("cgroup.procs"), "0")
+}
+
 /// Kills everything in one sandbox's cgroups and removes them. Nothing there is fine.
 ///
 /// # Errors

@@ -71,11 +71,39 @@ pub fn find_interpreter(host: &Path, runtime: Runtime) -> Option<PathBuf> {
         })
 }
 
-/// Makes the root at `root`, and returns what must be mounted over it.
+/// What of the host is mounted over the root.
+#[must_use]
+pub fn shares(host: &Path) -> Vec<Share> {
+    let directories = SHARED.into_iter().filter(|name| {
+        let found = fs::symlink_metadata(host.join(name));
+        found.is_ok_and(|found| found.is_dir())
+    });
+    directories
+        .map(|name| Share {
+            source: host.join(name),
+            destination: Path::new("/").join(name),
+        })
+        .collect()
+}
+
+/// Makes the root at `root`. Where it is there already, sandboxes may live on it, and removing a
+/// mount point would take the mount from them: it is left as it is.
 ///
 /// # Errors
 /// The first file that could not be made.
-pub fn build(host: &Path, root: &Path) -> io::Result<Vec<Share>> {
+pub fn build(host: &Path, root: &Path) -> io::Result<()> {
+    if root.exists() {
+        return Ok(());
+    }
+    let unfinished = root.with_extension("new");
+    if unfinished.exists() {
+        fs::remove_dir_all(&unfinished)?;
+    }
+    fill(host, &unfinished)?;
+    fs::rename(unfinished, root)
+}
+
+fn fill(host: &Path, root: &Path) -> io::Result<()> {
     for directory in OWN {
         fs::create_dir_all(root.join(directory))?;
     }
@@ -84,25 +112,16 @@ pub fn build(host: &Path, root: &Path) -> io::Result<Vec<Share>> {
     // Programs expect it to be writable.
     symlink("/tmp", root.join("var/tmp"))?;
     write_etc(host, &root.join("etc"))?;
-
-    let mut shares = Vec::new();
     for name in SHARED {
-        let (source, inside) = (host.join(name), root.join(name));
-        match fs::symlink_metadata(&source) {
+        let inside = root.join(name);
+        match fs::read_link(host.join(name)) {
             // A merged /usr: /bin and the like are links into it.
-            Ok(found) if found.is_symlink() => symlink(fs::read_link(&source)?, inside)?,
-            Ok(found) if found.is_dir() => {
-                fs::create_dir_all(inside)?;
-                shares.push(Share {
-                    source,
-                    destination: Path::new("/").join(name),
-                });
-            }
-            _ => {}
+            Ok(target) => symlink(target, inside)?,
+            Err(_) if host.join(name).is_dir() => fs::create_dir_all(inside)?,
+            Err(_) => {}
         }
     }
-    open_to_all(root)?;
-    Ok(shares)
+    open_to_all(root)
 }
 
 fn write_etc(host: &Path, etc: &Path) -> io::Result<()> {
@@ -166,21 +185,22 @@ mod tests {
         fs::create_dir_all(host.path().join("home/somebody")).unwrap();
         symlink("usr/bin", host.path().join("bin")).unwrap();
 
-        let shares = build(host.path(), root.path()).unwrap();
+        let root = root.path().join("root");
+        build(host.path(), &root).unwrap();
 
         assert_eq!(
-            shares,
+            shares(host.path()),
             [Share {
                 source: host.path().join("usr"),
                 destination: "/usr".into()
             }]
         );
         assert_eq!(
-            fs::read_link(root.path().join("bin")).unwrap(),
+            fs::read_link(root.join("bin")).unwrap(),
             Path::new("usr/bin")
         );
-        assert!(!root.path().join("home").exists());
-        let passwd = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
+        assert!(!root.join("home").exists());
+        let passwd = fs::read_to_string(root.join("etc/passwd")).unwrap();
         assert!(passwd.contains("sandbox:x:64800:64800:"));
     }
 

@@ -1,17 +1,17 @@
 //! The directory under which one process of isol8 keeps its sandboxes.
 //!
-//! `<state>/<instance>/` belongs to one process for as long as it holds a lock on the file `lock`
-//! in it. The kernel drops the lock when the last holder dies, however it dies; so a directory
+//! `<state>/<instance>/` belongs to one process, and its helpers, for as long as one of them holds a
+//! lock on the file `lock` in it. The kernel drops the lock when the last holder dies, however it dies; so a directory
 //! whose lock can be taken belongs to nobody, and what it names can be removed. This is how a
 //! crash is told from a neighbour that still runs, without process ids, which are used again.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::libc;
 
 use crate::error::BackendError;
 use crate::spec::SandboxId;
@@ -19,13 +19,13 @@ use crate::spec::SandboxId;
 const LOCK_FILE: &str = "lock";
 const GUEST_FILE: &str = "guest";
 
-/// A process's own directory, locked for as long as this value (or an inherited descriptor of the
-/// lock) lives. Dropping it removes the directory.
+/// A process's own directory, locked for as long as this value lives. Dropping it removes the
+/// directory.
 #[derive(Debug)]
 pub struct Instance {
     directory: PathBuf,
     id: SandboxId,
-    lock: Flock<File>,
+    _lock: Flock<File>,
 }
 
 impl Instance {
@@ -60,7 +60,7 @@ impl Instance {
         Ok(Self {
             directory,
             id,
-            lock,
+            _lock: lock,
         })
     }
 
@@ -94,10 +94,16 @@ impl Instance {
         remove_directory(directory);
     }
 
-    /// The lock's descriptor, for a helper process that should count as this instance too.
-    #[must_use]
-    pub fn lock(&self) -> BorrowedFd<'_> {
-        self.lock.as_fd()
+    /// Lets the calling process, a helper of the instance's, count as the instance too, until the
+    /// returned file is closed. Its lock is of the kind that forked processes do not inherit: a
+    /// container that never got to execute its program would otherwise keep the instance alive.
+    ///
+    /// # Errors
+    /// Where the directory is gone, or the lock is refused.
+    pub fn hold(directory: &Path) -> io::Result<File> {
+        let file = File::open(directory.join(LOCK_FILE))?;
+        lock_records(&file, libc::F_RDLCK)?;
+        Ok(file)
     }
 }
 
@@ -129,8 +135,14 @@ impl DeadInstance {
 
     fn claim(directory: &Path) -> Option<Self> {
         let id = directory.file_name()?.to_str()?.to_owned();
-        let file = File::open(directory.join(LOCK_FILE)).ok()?;
+        let lock_file = directory.join(LOCK_FILE);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(lock_file)
+            .ok()?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+        lock_records(&lock, libc::F_WRLCK).ok()?;
         // Whoever held it before may have removed the directory in the meantime.
         directory.join(LOCK_FILE).exists().then(|| Self {
             directory: directory.to_owned(),
@@ -155,6 +167,19 @@ impl DeadInstance {
     pub fn remove(self) {
         remove_directory(&self.directory);
     }
+}
+
+/// Locks a whole file as fcntl(2) does, for this process only, or fails at once.
+fn lock_records(file: &File, kind: i32) -> io::Result<()> {
+    let whole_file = libc::flock {
+        l_type: i16::try_from(kind).unwrap_or(i16::MAX),
+        l_whence: 0,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_SETLK(&whole_file))?;
+    Ok(())
 }
 
 fn remove_directory(directory: &Path) {

@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::message::{Action, Outcome, Request, Response};
 use crate::identity::Identity;
@@ -19,6 +20,9 @@ use crate::identity::Identity;
 /// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
 /// gigabytes, or a queue of them, takes longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest wait for what a process answered before it ended, where its socket does not close.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How the spawner is started.
 #[derive(Clone, Debug)]
@@ -129,29 +133,30 @@ impl Spawner {
     async fn start_process(&self) -> Result<Connection, BackendError> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()
             .map_err(BackendError::io("spawner socket cannot be made"))?;
-        let lock = self
-            .instance
-            .lock()
-            .try_clone_to_owned()
-            .map_err(BackendError::io("instance lock cannot be shared"))?;
         let mut child = Command::new(&self.command.program)
             .args(&self.command.arguments)
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_LOG"))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(lock))
+            .stdout(Stdio::null())
             .spawn()
             .map_err(BackendError::io("spawner cannot be started"))?;
-        // Reaps it whenever it ends; nothing else asks for its status.
+        // Its end is not seen on the socket where a container that was being made still holds it.
+        let (ended, end) = oneshot::channel();
         std::thread::Builder::new()
             .name("spawner-reaper".to_owned())
-            .spawn(move || child.wait())
+            .spawn(move || {
+                let status = child.wait();
+                // Nobody listens once the socket is closed.
+                let _ = ended.send(());
+                status
+            })
             .map_err(BackendError::io("thread for the spawner cannot be started"))?;
 
         ours.set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(ours))
             .map_err(BackendError::io("spawner socket cannot be used"))
-            .map(serve)?
+            .map(|stream| serve(stream, end))?
             .started(&self.instance, &self.command)
             .await
     }
@@ -186,7 +191,7 @@ impl Unstarted {
 async fn await_answer(
     answered: oneshot::Receiver<Result<Outcome, String>>,
 ) -> Result<Result<Outcome, String>, BackendError> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+    match timeout(ANSWER_TIMEOUT, answered).await {
         Ok(Ok(outcome)) => Ok(outcome),
         Ok(Err(_)) => Err(died()),
         Err(_) => Err(BackendError::Unavailable(format!(
@@ -200,18 +205,22 @@ fn died() -> BackendError {
     BackendError::Unavailable("spawner died; the next request starts it again".to_owned())
 }
 
-/// Serves a connection with two tasks, which end with it.
-fn serve(stream: UnixStream) -> Unstarted {
+/// Serves a connection with two tasks, until it or the process ends.
+fn serve(stream: UnixStream, end: oneshot::Receiver<()>) -> Unstarted {
     let (reader, writer) = stream.into_split();
     let (requests, queue) = mpsc::unbounded_channel();
     let waiting = Waiting::default();
     let reading = tokio::spawn(read_answers(reader, Arc::clone(&waiting)));
     tokio::spawn(async move {
-        // Whichever ends first: without one half the other is of no use.
+        let mut reading = reading;
+        // Whichever ends first: without one of them the others are of no use.
         tokio::select! {
             () = write_requests(writer, queue, Arc::clone(&waiting)) => {}
-            _ = reading => {}
+            _ = &mut reading => {}
+            // What it answered before its end still counts.
+            _ = end => { let _ = timeout(LAST_ANSWERS_TIMEOUT, &mut reading).await; }
         }
+        reading.abort();
         locked(&waiting).clear();
     });
     Unstarted(requests)

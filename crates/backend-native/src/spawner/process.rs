@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
-use nix::unistd::{dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{dup2_stdin, setsid};
 
 use super::message::{Action, Outcome, Request, Response};
 pub(crate) use containers::CONTROL_SOCKET;
@@ -24,8 +24,8 @@ const MAX_REQUEST: usize = 64 * 1024;
 /// Descriptors below this one are left to what containers inherit.
 const FIRST_OWN_DESCRIPTOR: i32 = 64;
 
-/// Runs the spawner until the server is gone. The server's socket is descriptor 0 and its
-/// instance's lock descriptor 1, as [`super::client`] arranges it.
+/// Runs the spawner until the server is gone. The server's socket is descriptor 0, as
+/// [`super::client`] arranges it.
 ///
 /// Call it before the process has started any thread.
 #[must_use]
@@ -44,23 +44,18 @@ struct Spawner {
     server: UnixStream,
     received: Vec<u8>,
     containers: Option<Containers>,
-    /// Keeps other processes' sweeps away while containers are removed.
-    _lock: OwnedFd,
 }
 
 impl Spawner {
     fn start() -> io::Result<Self> {
         let server = UnixStream::from(above_the_inherited(io::stdin().as_fd())?);
-        let lock = above_the_inherited(io::stdout().as_fd())?;
         let null = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdin(&null)?;
-        dup2_stdout(&null)?;
         outlive_the_server()?;
         Ok(Self {
             server,
             received: Vec::new(),
             containers: None,
-            _lock: lock,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -39,6 +39,8 @@ pub(super) struct Containers {
     identity: Identity,
     swap: SwapControl,
     running: HashMap<String, Running>,
+    /// Keeps other processes' sweeps away while the server is gone and containers are removed.
+    _hold: File,
 }
 
 #[derive(Debug)]
@@ -58,15 +60,23 @@ impl Containers {
             .and_then(|name| name.to_str())
             .ok_or_else(|| format!("instance directory {} has no name", instance.display()))?
             .to_owned();
-        let shares = shared_root(host, &instance.join("root"))
+        let hold = Instance::hold(instance)
+            .map_err(|error| format!("instance {name} cannot be held: {error}"))?;
+        rootfs::build(host, &instance.join("root"))
             .map_err(|error| format!("sandbox root could not be made: {error}"))?;
+        let identity = Identity::assume()?;
+        if identity == Identity::Root {
+            cgroup::enter_spawner(&name)
+                .map_err(|error| format!("cgroup for the spawner cannot be used: {error}"))?;
+        }
         Ok(Self {
             instance: instance.to_owned(),
             name,
-            shares,
-            identity: Identity::assume()?,
+            shares: rootfs::shares(host),
+            identity,
             swap: SwapControl::detect(cgroup::CGROUP_ROOT.as_ref(), "/proc".as_ref()),
             running: HashMap::new(),
+            _hold: hold,
         })
     }
 
@@ -200,8 +210,12 @@ impl Containers {
             }
             self.reap_one(&id, running);
         }
-        if let Err(error) = cgroup::remove_instance(&self.name) {
-            log::warn!(error:%; "cgroups of the instance are left");
+        if self.identity == Identity::Root {
+            let removed =
+                cgroup::leave_spawner().and_then(|()| cgroup::remove_instance(&self.name));
+            if let Err(error) = removed {
+                log::warn!(error:%; "cgroups of the instance are left");
+            }
         }
     }
 
@@ -230,22 +244,12 @@ impl Containers {
     }
 }
 
-/// A spawner that replaces one that died finds the root made.
-fn shared_root(host: &Path, root: &Path) -> io::Result<Vec<Share>> {
-    match fs::remove_dir_all(root) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::create_dir(root)?;
-    rootfs::build(host, root)
-}
-
 fn start(id: &str, state: &Path, bundle: &Path, listener: &OwnedFd) -> Result<Container, String> {
     let build = || -> Result<Container, Box<dyn Error>> {
         // SAFETY: descriptor 3 is not owned by anything: this process keeps its own above the
         // inherited ones, except for what lives for the length of one call.
         let inherited = unsafe { dup2_raw(listener, LISTENER_DESCRIPTOR) }?;
-        let null = || fs::File::options().write(true).open("/dev/null");
+        let null = || File::options().write(true).open("/dev/null");
         let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
             .with_root_path(state)?
             .with_preserved_fds(1)
