@@ -115,9 +115,11 @@ async fn docker(config: &Config) -> Result<DockerBackend, BackendError> {
 /// What the Docker backend needs to know, for running sandboxes and for building images.
 #[must_use]
 pub fn docker_config(config: &Config) -> DockerConfig {
+    let mut images = DockerConfig::default().images;
+    images.extend(config.docker.images.clone());
     DockerConfig {
         host: config.docker.host.clone(),
-        ..DockerConfig::default()
+        images,
     }
 }
 

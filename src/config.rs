@@ -117,6 +117,8 @@ pub struct Ceilings {
 pub struct DockerSettings {
     /// The engine's address; `None` for `DOCKER_HOST` or the usual socket.
     pub host: Option<String>,
+    /// The image of each runtime that is not to have the one that `isol8 setup` builds.
+    pub images: BTreeMap<Runtime, String>,
     /// The image that runtime images build on.
     pub base: String,
     /// Whether that is bootstrapped from Debian's packages without trying to pull it.

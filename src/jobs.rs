@@ -20,11 +20,19 @@ const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
 /// Least size of a writable place: one script must fit.
 const LEAST_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
 
-/// Least number of processes: the guest and a program.
-const LEAST_PIDS: u32 = 2;
+/// Least number of processes: the guest, a waiting interpreter, and a program with a child.
+const LEAST_PIDS: u32 = 4;
 
 /// Least share of a core that the kernel accounts for sensibly.
 const LEAST_CPUS: f64 = 0.01;
+
+/// Memory beside a request's files that a program needs to start.
+const MEMORY_BESIDE_FILES: u64 = 8 << 20;
+
+/// Most secrets of one request, and most bytes of them together: each costs a multiple of itself
+/// while output is searched for it.
+const MOST_SECRETS: usize = 256;
+const MOST_SECRET_BYTES: usize = 256 * 1024;
 
 /// Most files that one request may bring or ask for.
 const MOST_FILES: usize = 1_000;
@@ -76,6 +84,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
         config.ceilings.max_output_size,
     )?;
     job.files = files(request.files)?;
+    check_memory(&job)?;
     job.output_paths = output_paths(&request.output_paths)?;
     job.workdir = request
         .workdir
@@ -86,6 +95,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     job.setup_script = request.setup_script;
     check_environment("request.env", &request.env)?;
     check_environment("options.secrets", &options.secrets)?;
+    check_secrets(&options.secrets)?;
     job.secrets = options.secrets.values().cloned().collect();
     job.env = options.secrets.into_iter().chain(request.env).collect();
     Ok(job)
@@ -244,6 +254,33 @@ fn check_environment(path: &str, variables: &BTreeMap<String, String>) -> Result
     Ok(())
 }
 
+/// Files live in the sandbox's memory: what does not fit there would take the sandbox with it.
+fn check_memory(job: &Job) -> Result<(), JobError> {
+    let files: u64 = job
+        .files
+        .iter()
+        .map(|(_, content)| content.len() as u64)
+        .sum();
+    let memory = job.sandbox.limits.memory;
+    if files == 0 || files + MEMORY_BESIDE_FILES <= memory.bytes() {
+        return Ok(());
+    }
+    let problem = format!("{files} bytes do not fit into a memoryLimit of {memory}");
+    Err(JobError::invalid("request.files", problem))
+}
+
+fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), JobError> {
+    let bytes: usize = secrets.values().map(String::len).sum();
+    if secrets.len() <= MOST_SECRETS && bytes <= MOST_SECRET_BYTES {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} values of {bytes} bytes, expected at most {MOST_SECRETS} of {MOST_SECRET_BYTES} together",
+        secrets.len()
+    );
+    Err(JobError::invalid("options.secrets", problem))
+}
+
 fn at_most<T>(path: &str, given: T, least: T, most: T) -> Result<T, JobError>
 where
     T: PartialOrd + Display,
@@ -359,5 +396,20 @@ mod tests {
             json!({"secrets": {"TOKEN": "hunter2\0"}}),
         );
         assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn what_would_exhaust_the_server_or_the_sandbox_is_refused() {
+        let secrets: serde_json::Map<_, _> =
+            (0..300).map(|n| (format!("S{n}"), json!("x"))).collect();
+        let (text, _) = refused(json!({"code": ""}), json!({"secrets": secrets}));
+        assert!(text.starts_with("options.secrets: 300 values"), "{text}");
+        let content = "x".repeat(20 << 20);
+        let request = json!({"code": "", "files": {"/tmp/x": content}});
+        let (text, _) = refused(request, json!({"memoryLimit": "16m"}));
+        assert!(
+            text.contains("do not fit into a memoryLimit of 16m"),
+            "{text}"
+        );
     }
 }

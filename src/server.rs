@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use actix_web::{App, HttpServer, middleware, web};
 use isol8_actors::Service;
+use isol8_backend::BackendError;
 
 use crate::config::Config;
 use auth::MasterKey;
@@ -23,8 +24,19 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept for the next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// Seconds for running requests to end after SIGTERM.
-const SHUTDOWN_SECONDS: u64 = 10;
+/// Seconds for requests to be answered after SIGTERM: longer than the service lets jobs go on.
+const SHUTDOWN_SECONDS: u64 = 30;
+
+/// The server ended with something undone.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("server cannot listen: {0}")]
+    Listen(#[from] std::io::Error),
+    /// Not every sandbox could be removed.
+    #[error(transparent)]
+    Shutdown(#[from] BackendError),
+}
 
 /// What the routes share.
 #[derive(Debug)]
@@ -51,8 +63,9 @@ pub fn configure(app: &mut web::ServiceConfig) {
 /// Serves until `stop` is done; requests under way are then given time to end.
 ///
 /// # Errors
-/// Where the address cannot be listened on.
-pub async fn serve(state: State, stop: impl Future<Output = ()>) -> std::io::Result<()> {
+/// [`ServeError`].
+pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+    let service = state.service.clone();
     let address = (state.config.host.clone(), state.config.port);
     let state = web::Data::from(Arc::new(state));
     let server = HttpServer::new(move || {
@@ -74,7 +87,13 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> std::io::Res
     let handle = server.handle();
     let stopping = async {
         stop.await;
-        handle.stop(true).await;
+        log::info!("shutting down");
+        // Together: runs that end, or are ended, are still answered.
+        futures::future::join(service.shutdown(), handle.stop(true))
+            .await
+            .0
     };
-    futures::future::join(server, stopping).await.0
+    let (served, removed) = futures::future::join(server, stopping).await;
+    served?;
+    Ok(removed?)
 }

@@ -141,7 +141,9 @@ impl From<ControlError> for ExecuteError {
             ControlError::TimedOut(_) => Self::SandboxLost(error.to_string()),
             ControlError::TooLarge(text) => Self::Invalid(text),
             ControlError::Failed(failure) => match failure.kind {
-                FailureKind::NotFound | FailureKind::Refused => Self::Invalid(failure.message),
+                FailureKind::NotFound | FailureKind::Refused | FailureKind::Exhausted => {
+                    Self::Invalid(failure.message)
+                }
                 FailureKind::NoSpace => Self::NoSpace(failure.message),
                 // What the guest cannot explain makes its sandbox suspect.
                 FailureKind::Internal => Self::SandboxLost(failure.message),

@@ -28,10 +28,11 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         config,
         key,
     };
-    let served = server::serve(state, stop).await;
-    log::info!("shutting down");
-    service.shutdown().await?;
-    served?;
+    if let Err(error) = server::serve(state, stop).await {
+        // Where it could not even listen, the sandboxes are still there.
+        service.shutdown().await?;
+        return Err(error.into());
+    }
     Ok(ExitCode::SUCCESS)
 }
 

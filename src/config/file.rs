@@ -36,6 +36,7 @@ impl Default for ConfigFile {
     fn default() -> Self {
         let warm = |clean| RuntimeTable {
             pool_size: Some(PoolSize { clean, dirty: 4 }),
+            image: String::new(),
         };
         Self {
             backend: BackendChoice::Auto,
@@ -208,6 +209,7 @@ impl Default for CeilingsTable {
 struct RuntimeTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pool_size: Option<PoolSize>,
+    image: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -291,6 +293,9 @@ impl ConfigFile {
                 .and_then(|table| table.pool_size);
             (runtime, pool(own.unwrap_or(self.pool_size)))
         });
+        let images = self.runtimes.iter();
+        let images =
+            images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
         Ok(Config {
             source: None,
             backend: self.backend,
@@ -311,6 +316,7 @@ impl ConfigFile {
             ceilings,
             docker: DockerSettings {
                 host: given(self.docker.host),
+                images: images.collect(),
                 base: self.images.base,
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),

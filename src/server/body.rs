@@ -18,9 +18,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// 400 with the path of the member at fault, 408 where the body is slow, 413 where it is large.
 pub async fn json<T: DeserializeOwned>(payload: web::Payload, limit: usize) -> Result<T, ApiError> {
     let body = read(payload, limit).await?;
-    // serde takes an array for a struct as well, and its errors then name nothing.
-    if body.trim_ascii_start().first() == Some(&b'[') {
-        let text = "body: expected an object, found an array";
+    // serde takes an array for a struct as well, and its errors about other values name only types
+    // of ours.
+    if let Some(first) = body.trim_ascii_start().first()
+        && *first != b'{'
+    {
+        let text = "body: expected value of type object, starting with {";
         return Err(ApiError::new(ErrorCode::InvalidRequest, text));
     }
     let mut deserializer = serde_json::Deserializer::from_slice(&body);

@@ -1,6 +1,6 @@
 //! Bad input: a clear 4xx, and no sandbox touched.
 
-use isol8_client::ErrorCode;
+use isol8_client::{ErrorCode, Runtime};
 use serde_json::{Value, json};
 
 use crate::harness::{KEY, Server, on_each_backend};
@@ -92,8 +92,10 @@ async fn a_bad_request_names_its_fault(server: Server) {
 }
 
 async fn a_runtime_that_the_backend_lacks_is_named_with_the_fix(server: Server) {
+    // A machine may have any of them, so it is hidden from this server.
+    let server = Server::lacking(server.kind, Runtime::Deno);
     let mut request = crate::harness::python("1");
-    request.runtime = isol8_client::Runtime::Deno;
+    request.runtime = Runtime::Deno;
     let error = server.client().execute(request).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::RuntimeUnavailable));
     let text = error.to_string();

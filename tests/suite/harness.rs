@@ -23,6 +23,16 @@ pub(crate) const KEY: &str = "suite-key-8d1f";
 /// Nothing in the suite takes longer, unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Puts something that is no program over each program of the name that is the first argument, in
+/// this mount namespace, and becomes the command.
+const HIDE: &str = r#"
+for program in {/usr/local/bin,/usr/bin,/bin}/"$1"; do
+    if [ -e "$program" ]; then mount --bind /dev/null "$program" || exit 1; fi
+done
+shift
+exec "$0" "$@"
+"#;
+
 /// Runs each test against a server of its own on each backend.
 macro_rules! on_each_backend {
     ($($test:ident),* $(,)?) => {
@@ -82,15 +92,30 @@ impl Server {
         Self::start_in(kind, state_directory(), config)
     }
 
+    /// A server whose backend cannot offer a runtime, whatever this machine has.
+    pub(crate) fn lacking(kind: Kind, runtime: Runtime) -> Self {
+        let config = match kind {
+            Kind::Native => String::new(),
+            Kind::Docker => format!("[runtimes.{runtime}]\nimage = \"isol8-test:no-such\"\n"),
+        };
+        let mut hidden = Command::new("unshare");
+        hidden.args(["--mount", "bash", "-c", HIDE, ISOL8, &runtime.to_string()]);
+        Self::launch(hidden, kind, state_directory(), &config)
+    }
+
     /// A server on what an earlier one left.
     pub(crate) fn start_in(kind: Kind, state: TempDir, config: &str) -> Self {
+        Self::launch(Command::new(ISOL8), kind, state, config)
+    }
+
+    fn launch(mut command: Command, kind: Kind, state: TempDir, config: &str) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "the suite needs root: run scripts/test as root"
         );
         let config_file = state.path().join("config.toml");
         fs::write(&config_file, config).unwrap();
-        let mut process = Command::new(ISOL8)
+        let mut process = command
             .args(["serve", "--port", "0", "--backend", kind.name(), "--config"])
             .arg(&config_file)
             .env("ISOL8_API_KEY", KEY)

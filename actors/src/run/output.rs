@@ -110,24 +110,31 @@ impl Secrets {
         Ok(Self { values, finder })
     }
 
-    /// Replaces every value. Where the text was cut, the part of a value at its end goes too.
+    /// Replaces every value, the longest of those that begin first. Where the text was cut, the part
+    /// of a value at its end goes too.
     fn mask(&self, bytes: Vec<u8>, cut: bool) -> Vec<u8> {
         let Some(finder) = &self.finder else {
             return bytes;
         };
-        let masks = vec![MASK; self.values.len()];
-        let mut masked = finder.replace_all_bytes(&bytes, &masks);
+        let mut found: Vec<_> = finder
+            .find_iter(&bytes)
+            .map(|found| found.range())
+            .collect();
         if cut {
-            let partial = self
-                .values
-                .iter()
-                .map(|value| overlap(&masked, value))
-                .max();
-            if let Some(partial) = partial.filter(|length| *length > 0) {
-                masked.truncate(masked.len() - partial);
+            let partial = self.values.iter().map(|value| overlap(&bytes, value));
+            found.extend(partial.map(|length| bytes.len() - length..bytes.len()));
+        }
+        found.sort_by_key(|range| range.start);
+        let mut masked = Vec::with_capacity(bytes.len());
+        let mut shown = 0;
+        for range in found.into_iter().filter(|range| !range.is_empty()) {
+            if range.start >= shown {
+                masked.extend_from_slice(&bytes[shown..range.start]);
                 masked.extend_from_slice(MASK.as_bytes());
             }
+            shown = shown.max(range.end);
         }
+        masked.extend_from_slice(&bytes[shown..]);
         masked
     }
 }
@@ -215,6 +222,13 @@ mod tests {
             &["hunter", "hunter22", ""],
         );
         assert_eq!(text, "x *** *** y");
+    }
+
+    #[test]
+    fn a_cut_value_goes_whole_although_it_begins_with_another() {
+        assert_eq!(finished(99, &[b"aXaX"], &["aX"]).0, "******");
+        let (text, _) = finished(7, &[b"hunter22"], &["hunter", "hunter22"]);
+        assert_eq!(text.lines().next(), Some("***"));
     }
 
     #[test]

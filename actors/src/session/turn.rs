@@ -61,9 +61,7 @@ async fn execute(
     let _permit = permit.ok_or(ExecuteError::Cancelled)??;
     waits.queue += asked.elapsed();
     // A session's sizes are those of its first request; its limits are each request's own.
-    held.set_limits(job.sandbox.limits)
-        .await
-        .map_err(|error| ExecuteError::SandboxLost(error.to_string()))?;
+    apply_limits(held, job).await?;
     let sandbox = Arc::clone(&held.sandbox);
     run::run(
         sandbox.as_ref(),
@@ -74,4 +72,22 @@ async fn execute(
         cancel,
     )
     .await
+}
+
+/// Applies the job's limits. What the sandbox holds already cannot be taken from it, so a limit
+/// below that is the request's fault and leaves the session as it is.
+async fn apply_limits(held: &mut Held, job: &Job) -> Result<(), ExecuteError> {
+    let limits = job.sandbox.limits;
+    if limits != held.spec.limits
+        && let Ok(usage) = held.sandbox.usage().await
+        && usage.memory_bytes >= limits.memory.bytes()
+    {
+        return Err(ExecuteError::Invalid(format!(
+            "options.memoryLimit: the session holds {} bytes already, more than {}",
+            usage.memory_bytes, limits.memory
+        )));
+    }
+    held.set_limits(limits)
+        .await
+        .map_err(|error| ExecuteError::BackendUnavailable(error.to_string()))
 }

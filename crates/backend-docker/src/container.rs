@@ -112,6 +112,11 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
             typ: Some("none".to_owned()),
             config: None,
         }),
+        // A closed connection's port is free again at once: the next run may want it.
+        sysctls: Some(HashMap::from([(
+            "net.ipv4.tcp_max_tw_buckets".to_owned(),
+            "0".to_owned(),
+        )])),
         // The guest is an init itself.
         init: Some(false),
         ..Default::default()

@@ -23,6 +23,9 @@ const GUEST_CAPABILITIES: [&str; 5] = [
 /// What the guest needs once, to bring its loopback interface up, and then drops.
 const BOOT_CAPABILITY: &str = "CAP_NET_ADMIN";
 
+/// Of one sandbox; all of them together share the 128 that the host's root has by default.
+const MAX_INOTIFY_INSTANCES: &str = "8";
+
 /// Parts of `/proc` that tell of the host or reach into it. The runtime specification's users mask
 /// the same ones: they are not namespaced.
 const MASKED: [&str; 8] = [
@@ -133,6 +136,12 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "resources": match surroundings.identity {
                 Identity::Root => resources(&sandbox.limits, surroundings.swap),
                 Identity::User => json!({}),
+            },
+            "sysctl": {
+                // A closed connection's port is free again at once: the next run may want it.
+                "net.ipv4.tcp_max_tw_buckets": "0",
+                // Counted for whoever made the namespace, which is the host's root.
+                "user.max_inotify_instances": MAX_INOTIFY_INSTANCES,
             },
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,

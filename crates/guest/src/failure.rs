@@ -14,7 +14,20 @@ pub(crate) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure 
 /// The guest itself could not do something.
 pub(crate) fn internal(what: &str, error: impl Into<io::Error>) -> Failure {
     let error = error.into();
-    failure(FailureKind::Internal, format!("{what}: {error}"))
+    let kind = if is_exhausted(&error) {
+        FailureKind::Exhausted
+    } else {
+        FailureKind::Internal
+    };
+    failure(kind, format!("{what}: {error}"))
+}
+
+/// Whether it is a limit that user code can reach, and by itself no fault of the guest's.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE)
+    )
 }
 
 /// A file operation that was tried with the rights of user code did not succeed.

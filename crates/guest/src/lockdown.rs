@@ -22,6 +22,9 @@ const KEPT: u64 = 1 << CHOWN | 1 << DAC_OVERRIDE | 1 << KILL | 1 << SETGID | 1 <
 /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
 const VERSION: u32 = 0x2008_0522;
 
+/// Queued signals, and timers of `timer_create`, of one sandbox.
+const MAX_PENDING_SIGNALS: u64 = 1024;
+
 /// Files that one program may have open. Enough for servers and test suites, few enough that
 /// closing all of them stays cheap.
 const MAX_FILES: u64 = 4096;
@@ -177,6 +180,11 @@ impl Privileges {
         // No core files; a bounded table of files. Memory, processes and processor time are the
         // cgroup's, which counts all of a sandbox together; the rest stays as inherited.
         limit(libc::RLIMIT_CORE, 0)?;
+        // The kernel counts these per user of the host, not per sandbox: without a bound one
+        // sandbox could take what all others have. A POSIX message queue of the default size
+        // would need more than a fair share, so there is none.
+        limit(libc::RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)?;
+        limit(libc::RLIMIT_MSGQUEUE, 0)?;
         limit(libc::RLIMIT_NOFILE, MAX_FILES)
     }
 

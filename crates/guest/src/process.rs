@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use seccompiler::BpfProgram;
 
-use crate::failure::failure;
+use crate::failure::{failure, is_exhausted};
 use crate::lockdown::Privileges;
 
 /// Where a program is looked for, and who it is, where the guest's own environment does not say.
@@ -127,6 +127,7 @@ impl Child {
                 FailureKind::Refused
             }
             Some(libc::ENAMETOOLONG) => FailureKind::Refused,
+            _ if is_exhausted(&error) => FailureKind::Exhausted,
             _ => FailureKind::Internal,
         };
         let (program, cwd) = (&self.program, &self.cwd);
@@ -197,7 +198,12 @@ impl Launcher {
             report: child_report.as_raw_fd(),
         };
         // SAFETY: this process has a single thread, so the child is a whole copy of it.
-        match unsafe { fork() }.map_err(|error| internal("process limit reached", error))? {
+        match unsafe { fork() }.map_err(|error| {
+            internal(
+                "no process can be started, end some or raise pidsLimit",
+                error,
+            )
+        })? {
             ForkResult::Parent { child } => Ok(Child {
                 pid: child,
                 report,

@@ -6,6 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -24,6 +25,9 @@ const WRITABLE: [&str; 4] = ["/sandbox", "/tmp", "/dev/shm", QUEUES];
 
 /// Where the kernel shows POSIX message queues, once mounted.
 const QUEUES: &str = "/dev/mqueue";
+
+/// `XATTR_LIST_MAX` of `linux/limits.h`.
+const MAX_ATTRIBUTE_NAMES: usize = 65_536;
 
 /// `MQUEUE_MAGIC` of `linux/magic.h`.
 const QUEUES_MAGIC: i64 = 0x1980_0202;
@@ -82,8 +86,11 @@ impl Places {
 impl Place {
     fn clear(&self) -> nix::Result<()> {
         let path = Path::new(self.path);
+        // Before the mode: an access list is a part of it.
+        if self.path != QUEUES {
+            remove_attributes(path)?;
+        }
         if fs::symlink_metadata(path).is_ok_and(|now| now.mode() & 0o7777 != self.mode) {
-            // The owner of a place can have changed its mode, but nothing else about it.
             let mode = Mode::from_bits_truncate(self.mode);
             fchmodat(
                 nix::fcntl::AT_FDCWD,
@@ -95,6 +102,21 @@ impl Place {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         empty(&mut Dir::open(path, flags, Mode::empty())?)
     }
+}
+
+/// Removes a place's extended attributes and access lists, which its owner can have set.
+fn remove_attributes(path: &Path) -> nix::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut names = vec![0_u8; MAX_ATTRIBUTE_NAMES];
+    // SAFETY: the path ends in a zero byte, and the buffer is as long as is said.
+    let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
+    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: both end in a zero byte.
+        Errno::result(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) })?;
+    }
+    Ok(())
 }
 
 /// Removes all that a directory holds.

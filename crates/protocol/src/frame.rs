@@ -199,7 +199,7 @@ pub enum Program {
     Script {
         /// Which interpreter.
         kernel: KernelKind,
-        /// Where the script is written to before the run; absolute, within `/sandbox`.
+        /// Where the script is written to before the run; absolute, within `/sandbox` or `/tmp`.
         path: String,
         /// The source.
         #[serde(with = "serde_bytes")]
@@ -312,6 +312,8 @@ pub enum FailureKind {
     Refused,
     /// The sandbox is full.
     NoSpace,
+    /// A limit of the sandbox (processes, memory, open files) is reached; it works on.
+    Exhausted,
     /// The guest could not do it: a bug, or a sandbox in a bad state.
     Internal,
 }

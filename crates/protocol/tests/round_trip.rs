@@ -109,6 +109,7 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
         Just(FailureKind::NotFound),
         Just(FailureKind::Refused),
         Just(FailureKind::NoSpace),
+        Just(FailureKind::Exhausted),
         Just(FailureKind::Internal)
     ];
     let failure = (kind, any::<String>()).prop_map(|(kind, message)| Failure { kind, message });

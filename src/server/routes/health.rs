@@ -11,6 +11,7 @@ use crate::server::error::no_such_method;
 pub fn health() -> Resource {
     web::resource("/health")
         .route(web::get().to(get))
+        .route(web::head().to(get))
         .default_service(web::to(no_such_method))
 }
 

@@ -70,8 +70,8 @@ def serve(control, mailbox):
             files = array.array("i")
             for _, _, data in ancillary:
                 files.frombytes(data[: len(data) - len(data) % size])
-            if files:
-                return message, files[0]
+            # The code may have left no room for a descriptor; without one the cell goes on.
+            return message, files[0] if files else None
 
     def fields(size):
         data = os.pread(mailbox, size, 0)
@@ -87,9 +87,13 @@ def serve(control, mailbox):
             yield data[at + 4 : at + 4 + length]
             at += 4 + length
 
+    def discard(descriptor):
+        if descriptor is not None:
+            os.close(descriptor)
+
     def use_stdin(descriptor):
         nonlocal own_stdin, stdin_is_null
-        os.dup2(descriptor, 0)
+        os.dup2(null if descriptor is None else descriptor, 0)
         if sys.stdin is not own_stdin:
             return  # the code has put one of its own there
         old = sys.__stdin__
@@ -203,13 +207,13 @@ def serve(control, mailbox):
             try:
                 os.chdir(directory)
             except OSError:
-                os.close(descriptor)
+                discard(descriptor)
                 return NO_DIRECTORY, 0
         there = current_directory()
         is_null = request[1:2] == b"N"
         if not (is_null and stdin_is_null):
             use_stdin(descriptor)
-        os.close(descriptor)
+        discard(descriptor)
         overlay = dict(zip(pairs[::2], pairs[1::2]))
         saved = put_environment(overlay)
         try:
