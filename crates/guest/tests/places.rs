@@ -130,7 +130,7 @@ async fn what_is_sent_in_one_go_happens_in_order() {
 }
 
 const MESS: &str = r#"
-import os, socket, ctypes, multiprocessing.shared_memory as sm, subprocess
+import errno, os, socket, struct, ctypes, multiprocessing.shared_memory as sm, subprocess
 def deep(base):
     os.chdir(base)
     for n in range(10000):
@@ -146,7 +146,11 @@ os.mkfifo('/tmp/fifo'); socket.socket(socket.AF_UNIX).bind('/tmp/sock'); os.syml
 open('/dev/shm/x', 'w').close(); open('/tmp/.hidden', 'w').close()
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.shmget(1234, 4096, 0o1666) >= 0 and libc.msgget(1234, 0o1666) >= 0 and libc.semget(1234, 1, 0o1666) >= 0
-open('/dev/mqueue/q', 'w').close()
+try: open('/dev/mqueue/q', 'w')
+except OSError as error: assert error.errno == errno.EMFILE  # each would take from all sandboxes'
+acl = [(1, 7, -1), (2, 7, 12345), (4, 5, -1), (16, 7, -1), (32, 5, -1)]
+acl = struct.pack('<I', 2) + b''.join(struct.pack('<HHi', *entry) for entry in acl)
+for kind in ('access', 'default'): os.setxattr('/sandbox', 'system.posix_acl_' + kind, acl)
 os.chmod('/sandbox', 0o700)
 subprocess.Popen(['setsid', 'sh', '-c', 'trap "" TERM HUP; while :; do sleep 1000; done'])
 "#;
@@ -167,6 +171,8 @@ async fn a_reset_leaves_nothing() {
         sandbox.sh(look).await.ok(),
         "/dev/mqueue:\n\n/dev/shm:\n\n/sandbox:\n\n/tmp:\n755 64800\n1777 0\n5"
     );
+    let attributes = "import os; print(os.listxattr('/sandbox'))";
+    assert_eq!(sandbox.python(attributes).await.ok(), "[]");
     let outcome = sandbox.cell("print('secret' in globals())").await;
     assert_eq!((outcome.ok(), outcome.exit.state_lost), ("False", false));
     sandbox.control.reset().await.unwrap();
