@@ -238,6 +238,13 @@ pub(crate) fn python(code: &str) -> ExecutionRequest {
     request
 }
 
+/// A shell command beside a session's Python.
+pub(crate) fn command(cmd: &str) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(Runtime::Python);
+    request.cmd = Some(cmd.to_owned());
+    request
+}
+
 /// A bash request.
 pub(crate) fn bash(code: &str) -> ExecutionRequest {
     let mut request = ExecutionRequest::new(Runtime::Bash);

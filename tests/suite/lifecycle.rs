@@ -11,6 +11,7 @@ on_each_backend!(
     two_hundred_requests_and_sigterm_leave_nothing,
     a_restart_after_sigkill_removes_what_was_left,
     a_client_that_goes_away_ends_its_run,
+    a_run_under_way_at_sigterm_is_answered,
     sandboxes_that_die_while_they_wait_are_replaced,
 );
 
@@ -78,6 +79,15 @@ async fn a_client_that_goes_away_ends_its_run(server: Server) {
         asked.elapsed()
     );
     server.stop();
+}
+
+async fn a_run_under_way_at_sigterm_is_answered(server: Server) {
+    let session = server.session("last");
+    let code = "import time\nopen('/sandbox/begun', 'w').close()\ntime.sleep(1)\nprint('done')";
+    let run = tokio::spawn(async move { session.execute(python(code)).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
+    assert_eq!(run.await.unwrap().unwrap().stdout, "done");
 }
 
 async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {

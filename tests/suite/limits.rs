@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use isol8_client::{ExecutionResult, Options};
+use isol8_client::{ErrorCode, ExecutionResult, Options};
 
-use crate::harness::{Server, on_each_backend, python};
+use crate::harness::{Server, command, on_each_backend, python};
 
 on_each_backend!(
     killing_everybody_ends_only_the_run,
@@ -15,6 +15,9 @@ on_each_backend!(
     a_flood_of_output_is_cut_and_costs_no_memory,
     processes_that_hide_do_not_outlive_a_timeout,
     limits_of_one_request_do_not_stay,
+    a_limit_that_a_session_exceeds_already_is_refused,
+    a_full_process_table_costs_a_session_nothing,
+    ports_are_free_again_at_once,
 );
 
 /// Runs a hostile program, then an ordinary one.
@@ -158,6 +161,56 @@ async fn limits_of_one_request_do_not_stay(server: Server) {
     assert!(started < 8, "{started}");
     for _ in 0..4 {
         assert_eq!(server.python(threads).await.stdout, "30");
+    }
+}
+
+async fn a_limit_that_a_session_exceeds_already_is_refused(server: Server) {
+    let session = server.session("large");
+    session
+        .execute(python("x = b'x' * (96 << 20)"))
+        .await
+        .unwrap();
+    let options = Options {
+        memory_limit: Some("32m".parse().unwrap()),
+        ..Options::default()
+    };
+    let error = session
+        .execute_with(python("print(len(x))"), options)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InvalidRequest), "{error}");
+    assert!(error.to_string().contains("options.memoryLimit"), "{error}");
+    let kept = session
+        .execute(python("print(len(x) >> 20)"))
+        .await
+        .unwrap();
+    assert_eq!((kept.stdout.as_str(), kept.state_lost), ("96", false));
+}
+
+async fn a_full_process_table_costs_a_session_nothing(server: Server) {
+    let session = server.session("full");
+    let fill = "import threading\nend = threading.Event()\nthreads = 0\ntry:\n  while True:\n    \
+                threading.Thread(target=end.wait).start()\n    threads += 1\nexcept RuntimeError: print('full')";
+    let full = session.execute(python(fill)).await.unwrap();
+    assert_eq!(full.stdout, "full", "{}", full.stderr);
+    let error = session.execute(command("echo no room")).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InvalidRequest), "{error}");
+    assert!(error.to_string().contains("pidsLimit"), "{error}");
+    let end = "end.set()\nfor t in threading.enumerate():\n  if t is not threading.current_thread(): t.join()";
+    let ended = session.execute(python(end)).await.unwrap();
+    assert_eq!((ended.exit_code, ended.state_lost), (0, false));
+    let room = session.execute(command("echo room")).await.unwrap();
+    assert_eq!(room.stdout, "room", "{}", room.stderr);
+}
+
+async fn ports_are_free_again_at_once(server: Server) {
+    // The side that closes first keeps its port for a minute, on other systems.
+    let code = "import socket\ns = socket.socket(); s.bind(('127.0.0.1', 8080)); s.listen()\n\
+                c = socket.create_connection(('127.0.0.1', 8080)); a, _ = s.accept()\n\
+                a.close(); c.recv(1); c.close(); s.close(); print('served')";
+    for _ in 0..4 {
+        let result = server.python(code).await;
+        assert_eq!(result.stdout, "served", "{}", result.stderr);
     }
 }
 

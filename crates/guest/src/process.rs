@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use seccompiler::BpfProgram;
 
-use crate::failure::{failure, is_exhausted};
+use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::Privileges;
 
 /// Where a program is looked for, and who it is, where the guest's own environment does not say.
@@ -172,9 +172,6 @@ impl Launcher {
         cwd: &str,
         files: &[BorrowedFd<'_>],
     ) -> Result<Child, Failure> {
-        let internal = |what: &str, error: nix::Error| {
-            failure(FailureKind::Internal, format!("{what}: {}", error.desc()))
-        };
         let program = *argv
             .first()
             .filter(|program| !program.is_empty())
