@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 
 mod cli;
+mod compare;
 mod errors;
 mod execute;
 mod harness;

@@ -18,16 +18,20 @@ use seccompiler::BpfProgram;
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::Privileges;
 
-/// Where a program is looked for, and who it is, where the guest's own environment does not say.
-const DEFAULTS: [(&str, &str); 5] = [
+/// What holds where the guest's own environment does not say.
+const DEFAULTS: [(&str, &str); 2] = [
     (
         "PATH",
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ),
+    ("LANG", "C.UTF-8"),
+];
+
+/// Who a program runs as: engines tell the guest of its own user instead.
+const USER: [(&str, &str); 3] = [
     ("HOME", "/sandbox"),
     ("USER", "sandbox"),
     ("LOGNAME", "sandbox"),
-    ("LANG", "C.UTF-8"),
 ];
 
 /// Descriptors below this are given to programs; the child moves its sources above it first.
@@ -38,7 +42,7 @@ const ABOVE_TARGETS: RawFd = 64;
 pub(crate) struct Environment(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Environment {
-    /// The guest's own, and [`DEFAULTS`] where it lacks one.
+    /// The guest's own, as [`USER`], and [`DEFAULTS`] where it lacks one.
     pub(crate) fn base() -> Self {
         let mut base = Self::default();
         for (name, value) in std::env::vars_os() {
@@ -48,6 +52,9 @@ impl Environment {
             if base.get(name.as_bytes()).is_none() {
                 base.set(name.as_bytes(), value.as_bytes());
             }
+        }
+        for (name, value) in USER {
+            base.set(name.as_bytes(), value.as_bytes());
         }
         base
     }
