@@ -1,8 +1,9 @@
 //! What one request costs: `cargo bench --bench latency`.
 //!
-//! Prints the median and the 95th percentile of `print(1)` over HTTP with keep-alive, ephemeral
-//! and in a session, on each backend, beside a bare start of the same interpreter on the host. The
-//! requests are paced, so that the pool can refill, as it can in service that is not overloaded.
+//! Prints the median and the 95th percentile of one small program over HTTP with keep-alive, on each
+//! backend: ephemeral, in a session, as a session's first request, and ephemeral without a pool; each
+//! beside a bare start of the same interpreter on the host. Requests that take a sandbox are paced, so
+//! that the pool can refill, as it can in service that is not overloaded.
 //! Needs what the black-box suite needs: root, and Docker with its images.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
@@ -14,65 +15,111 @@ mod harness;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Kind, Server, python};
-use isol8_client::RemoteIsol8;
+use harness::{Kind, Server, bash, python};
+use isol8_client::{ExecutionRequest, RemoteIsol8};
 
 const RUNS: usize = 100;
 
 /// Between two ephemeral requests; longer than either backend takes to make a sandbox clean.
 const PACE: Duration = Duration::from_millis(60);
 
+/// Every sandbox is made when it is asked for.
+const NO_POOL: &str = "[runtimes.python]\npoolSize = { clean = 0, dirty = 0 }\n\
+                       [runtimes.bash]\npoolSize = { clean = 0, dirty = 0 }\n";
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let bare = Times::of((0..RUNS).map(|_| bare_start()).collect());
-    println!("{:<28} {bare}", "bare python3 -c 'print(1)'");
-    for kind in [Kind::Native, Kind::Docker] {
-        runtime.block_on(measure(kind, bare.median));
+    let programs = [
+        Program::new("python", "python3", python("print(1)")),
+        Program::new("bash", "bash", bash("echo 1")),
+    ];
+    for program in programs {
+        let bare = Times::of((0..RUNS).map(|_| program.bare_start()).collect());
+        println!("{:<36} {bare}", format!("bare {}", program.interpreter));
+        for kind in [Kind::Native, Kind::Docker] {
+            runtime.block_on(measure(kind, &program, bare.median));
+        }
     }
 }
 
-async fn measure(kind: Kind, bare: Duration) {
-    let server = Server::start(kind);
-    let ephemeral = time(&server.client(), PACE).await;
-    let persistent = time(&server.session("latency"), Duration::ZERO).await;
-    let backend = kind.name();
-    for (name, times) in [("ephemeral", ephemeral), ("persistent", persistent)] {
-        let ratio = times.median.as_secs_f64() / bare.as_secs_f64();
-        println!(
-            "{:<28} {times}  ratio to bare {ratio:.2}",
-            format!("{backend} {name}")
-        );
+/// What is timed; it prints `1`.
+struct Program {
+    runtime: &'static str,
+    interpreter: &'static str,
+    request: ExecutionRequest,
+}
+
+impl Program {
+    fn new(runtime: &'static str, interpreter: &'static str, request: ExecutionRequest) -> Self {
+        Self {
+            runtime,
+            interpreter,
+            request,
+        }
     }
+
+    fn bare_start(&self) -> Duration {
+        let code = self.request.code.as_ref().unwrap();
+        let start = Instant::now();
+        let output = Command::new(self.interpreter)
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .args(["-c", code])
+            .output()
+            .unwrap();
+        assert_eq!(output.stdout, b"1\n");
+        start.elapsed()
+    }
+
+    async fn run(&self, client: &RemoteIsol8) -> Duration {
+        let start = Instant::now();
+        let result = client.execute(self.request.clone()).await.unwrap();
+        let took = start.elapsed();
+        assert_eq!(result.stdout, "1", "{}", result.stderr);
+        took
+    }
+}
+
+async fn measure(kind: Kind, program: &Program, bare: Duration) {
+    let show = |name: &str, times: Times| {
+        let ratio = times.median.as_secs_f64() / bare.as_secs_f64();
+        let name = format!("{} {} {name}", kind.name(), program.runtime);
+        println!("{name:<36} {times}  ratio to bare {ratio:.2}");
+    };
+    let server = Server::start(kind);
+    let client = server.client();
+    show("ephemeral", time(program, PACE, |_| client.clone()).await);
+    let session = server.session("latency");
+    show(
+        "session",
+        time(program, Duration::ZERO, |_| session.clone()).await,
+    );
+    let first = time(program, PACE, |run| server.session(&format!("first-{run}"))).await;
+    show("session, first request", first);
+    server.stop();
+    let server = Server::configured(kind, NO_POOL);
+    let client = server.client();
+    show(
+        "ephemeral, no pool",
+        time(program, PACE, |_| client.clone()).await,
+    );
     server.stop();
 }
 
-/// Times requests of one client, after a few that warm everything up.
-async fn time(client: &RemoteIsol8, pace: Duration) -> Times {
+/// Times requests, after a few that warm everything up. Clients of sessions of their own leave
+/// them to the server.
+async fn time(program: &Program, pace: Duration, client: impl Fn(usize) -> RemoteIsol8) -> Times {
     let mut times = Vec::new();
     for run in 0..RUNS + 5 {
         tokio::time::sleep(pace).await;
-        let start = Instant::now();
-        let result = client.execute(python("print(1)")).await.unwrap();
-        let took = start.elapsed();
-        assert_eq!(result.stdout, "1", "{}", result.stderr);
+        let took = program.run(&client(run)).await;
         if run >= 5 {
             times.push(took);
         }
     }
     Times::of(times)
-}
-
-fn bare_start() -> Duration {
-    let start = Instant::now();
-    let output = Command::new("/usr/bin/python3")
-        .args(["-c", "print(1)"])
-        .output()
-        .unwrap();
-    assert_eq!(output.stdout, b"1\n");
-    start.elapsed()
 }
 
 struct Times {

@@ -290,7 +290,7 @@ async fn a_runtime_without_an_image_is_refused_with_the_fix() {
         let status = backend.runtime_status(runtime).await;
         assert!(matches!(status, RuntimeStatus::Unavailable(text) if text.contains(fix)));
     }
-    assert_eq!(fixture.control_directories(), 0);
+    fixture.wait_until_empty().await;
 }
 
 #[tokio::test]
