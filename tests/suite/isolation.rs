@@ -16,13 +16,17 @@ on_each_backend!(
 async fn user_code_is_nobody(server: Server) {
     let result = server
         .python(
-            "import os\nprint(os.getuid(), os.geteuid(), os.getgid(), os.getgroups())\n\
+            "import os\nprint(os.getuid(), os.geteuid(), os.getgid(), os.getgroups(), os.environ['HOME'])\n\
              for line in open('/proc/self/status'):\n\
              \x20 if line.split(':')[0] in ('CapInh', 'CapPrm', 'CapEff', 'CapAmb', 'NoNewPrivs', 'Seccomp'): print(line.split()[1])",
         )
         .await;
     let lines: Vec<_> = result.stdout.lines().collect();
-    assert_eq!(lines[0], "64800 64800 64800 []", "{}", result.stderr);
+    assert_eq!(
+        lines[0], "64800 64800 64800 [] /sandbox",
+        "{}",
+        result.stderr
+    );
     assert_eq!(lines[1..5], ["0000000000000000"; 4]);
     assert_eq!(lines[5..], ["1", "2"]);
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(64_800)).unwrap();
