@@ -223,3 +223,17 @@ async fn a_spawner_that_dies_is_replaced_and_its_sandboxes_are_still_removed() {
     );
     server.stop();
 }
+
+#[tokio::test]
+async fn the_spawner_keeps_its_lock_while_it_makes_sandboxes() {
+    let server = Server::start(Kind::Native);
+    server.session("one").execute(python("1")).await.unwrap();
+    server.session("two").execute(python("1")).await.unwrap();
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    let spawner = server.spawner().to_string();
+    let held = locks
+        .lines()
+        .any(|line| line.contains("POSIX") && line.split_whitespace().any(|word| word == spawner));
+    assert!(held, "{spawner} holds none of {locks}");
+    server.stop();
+}

@@ -243,7 +243,7 @@ async fn an_interrupt_ends_a_cell_as_from_a_keyboard() {
     let mut run = sandbox
         .control
         .run(cell(
-            "print('on', flush=True)\nimport time\ntime.sleep(100)",
+            "import time\nprint('on', flush=True)\ntime.sleep(100)",
         ))
         .unwrap();
     assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,7 @@ pub(super) struct Containers {
     identity: Identity,
     swap: SwapControl,
     running: HashMap<String, Running>,
+    inherited: Inherited,
     /// Keeps other processes' sweeps away while the server is gone and containers are removed.
     _hold: File,
 }
@@ -55,6 +56,8 @@ struct Running {
 
 impl Containers {
     pub(super) fn prepare(instance: &Path, host: &Path) -> Result<Self, String> {
+        let inherited = Inherited::reserve()
+            .map_err(|error| format!("descriptor for sockets cannot be reserved: {error}"))?;
         let name = instance
             .file_name()
             .and_then(|name| name.to_str())
@@ -76,6 +79,7 @@ impl Containers {
             identity,
             swap: SwapControl::detect(cgroup::CGROUP_ROOT.as_ref(), "/proc".as_ref()),
             running: HashMap::new(),
+            inherited,
             _hold: hold,
         })
     }
@@ -104,12 +108,10 @@ impl Containers {
         let listener = self
             .make_directory(sandbox, &directory)
             .map_err(|error| format!("{}: {error}", directory.display()))?;
-        let container = start(
-            &sandbox.id,
-            &self.instance.join("containers"),
-            &directory,
-            &listener,
-        )?;
+        let state = self.instance.join("containers");
+        let container = self.inherited.while_it_is(&listener, || {
+            start(&sandbox.id, &state, &directory).map_err(|error| chain(error.as_ref()))
+        })?;
         let pid = container.pid().ok_or("container has no process")?;
         let pid = Pid::from_raw(pid.as_raw());
         let process = open_process(pid).map_err(|error| format!("container ended: {error}"))?;
@@ -244,25 +246,56 @@ impl Containers {
     }
 }
 
-fn start(id: &str, state: &Path, bundle: &Path, listener: &OwnedFd) -> Result<Container, String> {
-    let build = || -> Result<Container, Box<dyn Error>> {
-        // SAFETY: descriptor 3 is not owned by anything: this process keeps its own above the
-        // inherited ones, except for what lives for the length of one call.
-        let inherited = unsafe { dup2_raw(listener, LISTENER_DESCRIPTOR) }?;
-        let null = || File::options().write(true).open("/dev/null");
-        let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-            .with_root_path(state)?
-            .with_preserved_fds(1)
-            .with_stderr(null()?)
-            .as_init(bundle)
-            .with_systemd(false)
-            .with_detach(true)
-            .build()?;
-        drop(inherited);
-        container.start()?;
-        Ok(container)
-    };
-    build().map_err(|error| chain(error.as_ref()))
+/// The descriptor that containers inherit. While it stands for nothing it is still taken: a file
+/// that was opened there would be closed by the next container's socket, and with a file its lock.
+#[derive(Debug)]
+struct Inherited {
+    nothing: OwnedFd,
+}
+
+impl Inherited {
+    fn reserve() -> io::Result<Self> {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let nothing = above_the_inherited(null.as_fd())?;
+        drop(null);
+        let reserved = Self { nothing };
+        reserved.stand_for(&reserved.nothing)?;
+        Ok(reserved)
+    }
+
+    fn while_it_is<T>(
+        &self,
+        listener: &OwnedFd,
+        work: impl FnOnce() -> Result<T, String>,
+    ) -> Result<T, String> {
+        let failed = |error: io::Error| format!("control socket cannot be passed on: {error}");
+        self.stand_for(listener).map_err(failed)?;
+        let done = work();
+        self.stand_for(&self.nothing).map_err(failed)?;
+        done
+    }
+
+    fn stand_for(&self, fd: &OwnedFd) -> io::Result<()> {
+        // SAFETY: nothing else owns this descriptor: it was free, and has been taken ever since.
+        let taken = unsafe { dup2_raw(fd, LISTENER_DESCRIPTOR) }?;
+        // It stays open as long as this process lives.
+        let _ = taken.into_raw_fd();
+        Ok(())
+    }
+}
+
+fn start(id: &str, state: &Path, bundle: &Path) -> Result<Container, Box<dyn Error>> {
+    let null = File::options().write(true).open("/dev/null")?;
+    let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
+        .with_root_path(state)?
+        .with_preserved_fds(1)
+        .with_stderr(null)
+        .as_init(bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()?;
+    container.start()?;
+    Ok(container)
 }
 
 fn open_process(pid: Pid) -> io::Result<OwnedFd> {
