@@ -20,6 +20,9 @@ use isol8_client::{ExecutionRequest, RemoteIsol8};
 
 const RUNS: usize = 100;
 
+/// Requests before those that are timed.
+const WARM_UP: usize = 5;
+
 /// Between two ephemeral requests; longer than either backend takes to make a sandbox clean.
 const PACE: Duration = Duration::from_millis(60);
 
@@ -89,35 +92,44 @@ async fn measure(kind: Kind, program: &Program, bare: Duration) {
         println!("{name:<36} {times}  ratio to bare {ratio:.2}");
     };
     let server = Server::start(kind);
-    let client = server.client();
-    show("ephemeral", time(program, PACE, |_| client.clone()).await);
+    show("ephemeral", time(program, &server.client(), PACE).await);
     let session = server.session("latency");
-    show(
-        "session",
-        time(program, Duration::ZERO, |_| session.clone()).await,
-    );
-    let first = time(program, PACE, |run| server.session(&format!("first-{run}"))).await;
-    show("session, first request", first);
+    show("session", time(program, &session, Duration::ZERO).await);
+    show("session, first request", time_first(program, &server).await);
     server.stop();
     let server = Server::configured(kind, NO_POOL);
-    let client = server.client();
     show(
         "ephemeral, no pool",
-        time(program, PACE, |_| client.clone()).await,
+        time(program, &server.client(), PACE).await,
     );
     server.stop();
 }
 
-/// Times requests, after a few that warm everything up. Clients of sessions of their own leave
-/// them to the server.
-async fn time(program: &Program, pace: Duration, client: impl Fn(usize) -> RemoteIsol8) -> Times {
+/// Times requests of one client, after a few that warm everything up.
+async fn time(program: &Program, client: &RemoteIsol8, pace: Duration) -> Times {
     let mut times = Vec::new();
-    for run in 0..RUNS + 5 {
+    for run in 0..RUNS + WARM_UP {
         tokio::time::sleep(pace).await;
-        let took = program.run(&client(run)).await;
-        if run >= 5 {
+        let took = program.run(client).await;
+        if run >= WARM_UP {
             times.push(took);
         }
+    }
+    Times::of(times)
+}
+
+/// Times the first request of each of many sessions.
+async fn time_first(program: &Program, server: &Server) -> Times {
+    let client = server.client();
+    let mut times = Vec::new();
+    for run in 0..RUNS {
+        tokio::time::sleep(PACE).await;
+        // The same connections as before.
+        let session = client
+            .clone()
+            .with_session(format!("first-{run}").parse().unwrap());
+        times.push(program.run(&session).await);
+        session.stop().await.unwrap();
     }
     Times::of(times)
 }
