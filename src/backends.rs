@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use isol8_api::Runtime;
-use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus};
+use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus, kernel_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
@@ -76,6 +76,31 @@ pub async fn start(config: &Config) -> Result<Arc<dyn Backend>, BackendError> {
     Ok(backend)
 }
 
+/// Makes sure that the modules which runs are to find imported can be: in a sandbox made for it.
+///
+/// # Errors
+/// [`BackendError`]; a module that is refused is named with the reason.
+pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(), BackendError> {
+    for runtime in Runtime::ALL {
+        let settings = config.kernels.of(runtime);
+        if settings.preload.is_empty() {
+            continue;
+        }
+        let sandbox = backend
+            .create(&config.defaults.sandbox.spec(runtime))
+            .await?;
+        let prepared = sandbox
+            .control()
+            .prepare(kernel_of(runtime), settings)
+            .await;
+        sandbox.destroy().await?;
+        prepared.map_err(|error| {
+            BackendError::Unavailable(format!("runtimes.{runtime}.preload: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
 /// Starts one backend.
 ///
 /// # Errors
@@ -120,6 +145,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
     DockerConfig {
         host: config.docker.host.clone(),
         images,
+        kernels: config.kernels.clone(),
     }
 }
 
@@ -131,6 +157,7 @@ fn native_config(config: &Config) -> NativeConfig {
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
             host: "/".into(),
         },
+        kernels: config.kernels.clone(),
     }
 }
 

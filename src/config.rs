@@ -13,7 +13,7 @@ use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, Runtime};
-use isol8_backend::Limits;
+use isol8_backend::{Kernels, Limits};
 
 pub use file::{BackendChoice, ConfigFile};
 
@@ -80,6 +80,8 @@ pub struct Config {
     pub strategy: Strategy,
     /// How many sandboxes wait.
     pub pools: BTreeMap<Runtime, PoolSize>,
+    /// How interpreters are kept booted.
+    pub kernels: Kernels,
     /// What a request gets that asks for nothing.
     pub defaults: Defaults,
     /// What a request may ask for at most.

@@ -20,8 +20,9 @@ const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
 /// Least size of a writable place: one script must fit.
 const LEAST_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
 
-/// Least number of processes: the guest, a waiting interpreter, and a program with a child.
-const LEAST_PIDS: u32 = 4;
+/// Least number of processes: the guest, the interpreter that others are forked from and two while it
+/// forks, and a program with a child.
+const LEAST_PIDS: u32 = 6;
 
 /// Least share of a core that the kernel accounts for sensibly.
 const LEAST_CPUS: f64 = 0.01;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use actix::fut::wrap_future;
 use actix::prelude::*;
 use isol8_api::{Runtime, TenantId};
-use isol8_backend::{Backend, BackendError, Limits, Sandbox, SandboxSpec, kernel_of};
+use isol8_backend::{Backend, BackendError, Limits, Sandbox, SandboxSpec};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -386,15 +386,7 @@ async fn cleaned(mut held: Held, limits: Limits) -> Result<Held, BackendError> {
         usage,
         unreported_loss: false,
     };
-    prepare(held.sandbox.as_ref(), held.spec.runtime);
     Ok(held)
-}
-
-/// Has the interpreter boot before it is needed.
-fn prepare(sandbox: &dyn Sandbox, runtime: Runtime) {
-    if let Some(kernel) = kernel_of(runtime) {
-        sandbox.control().prepare(kernel);
-    }
 }
 
 impl Handler<Acquire> for Pool {

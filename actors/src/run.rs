@@ -125,13 +125,12 @@ impl Execution<'_> {
     async fn all(mut self, mode: Mode, waits: Waits) -> Result<ExecutionResult, ExecuteError> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
-        let plan = plan::program(self.job, mode);
-        self.write_files(plan.script).await?;
+        self.write_files().await?;
         if let Some(script) = &self.job.setup_script {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
-        let ended = self.supervise(plan.run).await?;
+        let ended = self.supervise(plan::program(self.job, mode)).await?;
         let ran = start.elapsed() - setup;
         let files = self.read_files().await?;
         let (resource_usage, oom_killed) = self.account(&ended.exit).await;
@@ -166,23 +165,15 @@ impl Execution<'_> {
         })
     }
 
-    async fn write_files(&self, script: Option<(String, Vec<u8>)>) -> Result<(), ExecuteError> {
+    async fn write_files(&self) -> Result<(), ExecuteError> {
         let control = self.sandbox.control();
         let files = self.job.files.iter();
         let writes: Vec<_> = files
             .map(|(path, content)| control.write_file(path.as_str(), 0o644, content))
             .collect();
-        let writing = async {
-            // The script goes last: no file of the request may stand in its place.
-            stream::iter(writes)
-                .buffer_unordered(CONCURRENT_WRITES)
-                .try_collect::<()>()
-                .await?;
-            match &script {
-                Some((path, source)) => control.write_file(path, 0o644, source).await,
-                None => Ok(()),
-            }
-        };
+        let writing = stream::iter(writes)
+            .buffer_unordered(CONCURRENT_WRITES)
+            .try_collect::<()>();
         self.transfer(writing).await
     }
 

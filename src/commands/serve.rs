@@ -20,6 +20,10 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     // Before the first sandbox is made: from then on a signal must not just end the process.
     let stop = stop_signal()?;
     let backend = backends::start(&config).await?;
+    if let Err(error) = backends::check_preload(backend.as_ref(), &config).await {
+        backend.shutdown().await?;
+        return Err(error.into());
+    }
     log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
     let service = Service::start(backend.clone(), config.service());
     let state = State {

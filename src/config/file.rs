@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use isol8_actors::pool::{self, SandboxDefaults};
 use isol8_api::{ByteSize, Runtime};
-use isol8_backend::Limits;
+use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
@@ -34,9 +34,10 @@ pub struct ConfigFile {
 
 impl Default for ConfigFile {
     fn default() -> Self {
-        let warm = |clean| RuntimeTable {
-            pool_size: Some(PoolSize { clean, dirty: 4 }),
-            image: String::new(),
+        let size = |clean| PoolSize { clean, dirty: 4 };
+        let bash = RuntimeTable {
+            pool_size: Some(size(1)),
+            ..RuntimeTable::default()
         };
         Self {
             backend: BackendChoice::Auto,
@@ -49,7 +50,10 @@ impl Default for ConfigFile {
             sessions: Sessions::default(),
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
-            runtimes: BTreeMap::from([(Runtime::Python, warm(2)), (Runtime::Bash, warm(1))]),
+            runtimes: BTreeMap::from([
+                (Runtime::Python, RuntimeTable::python(size(2))),
+                (Runtime::Bash, bash),
+            ]),
             docker: DockerTable::default(),
             images: ImagesTable::default(),
         }
@@ -210,6 +214,67 @@ struct RuntimeTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pool_size: Option<PoolSize>,
     image: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preload: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zygote_max_runs: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zygote_max_age_ms: Option<u64>,
+}
+
+impl RuntimeTable {
+    /// What only Python has shows with its defaults there, and nowhere else.
+    fn python(pool_size: PoolSize) -> Self {
+        let kept = KernelSettings::default();
+        Self {
+            pool_size: Some(pool_size),
+            image: String::new(),
+            preload: Some(kept.preload),
+            zygote_max_runs: Some(kept.max_runs),
+            zygote_max_age_ms: Some(kept.max_age_ms),
+        }
+    }
+
+    fn kernel(&self, runtime: Runtime) -> Result<KernelSettings, ConfigError> {
+        let kept = KernelSettings::default();
+        for (key, given) in [
+            ("runtimes.*.preload", self.preload.is_some()),
+            ("runtimes.*.zygoteMaxRuns", self.zygote_max_runs.is_some()),
+            (
+                "runtimes.*.zygoteMaxAgeMs",
+                self.zygote_max_age_ms.is_some(),
+            ),
+        ] {
+            let fits = runtime == Runtime::Python || !given;
+            let expected = || "expected under runtimes.python only".to_owned();
+            require(key, format!("(under {runtime})"), fits, expected)?;
+        }
+        let settings = KernelSettings {
+            preload: self.preload.clone().unwrap_or(kept.preload),
+            max_runs: self.zygote_max_runs.unwrap_or(kept.max_runs),
+            max_age_ms: self.zygote_max_age_ms.unwrap_or(kept.max_age_ms),
+        };
+        for name in &settings.preload {
+            require("runtimes.python.preload", name, is_module(name), || {
+                "expected names of modules such as numpy or xml.dom".to_owned()
+            })?;
+        }
+        let key = "runtimes.python.zygoteMaxRuns";
+        let expected = || "expected 1 or more".to_owned();
+        require(key, settings.max_runs, settings.max_runs > 0, expected)?;
+        Ok(settings)
+    }
+}
+
+/// Whether `import` takes this name.
+fn is_module(name: &str) -> bool {
+    name.split('.').all(|part| {
+        let mut letters = part.chars();
+        letters
+            .next()
+            .is_some_and(|c| c.is_alphabetic() || c == '_')
+            && letters.all(|c| c.is_alphanumeric() || c == '_')
+    })
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -293,6 +358,10 @@ impl ConfigFile {
                 .and_then(|table| table.pool_size);
             (runtime, pool(own.unwrap_or(self.pool_size)))
         });
+        let kernels = self.runtimes.iter();
+        let kernels = kernels
+            .map(|(runtime, table)| Ok((*runtime, table.kernel(*runtime)?)))
+            .collect::<Result<_, ConfigError>>()?;
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
@@ -312,6 +381,7 @@ impl ConfigFile {
                 Strategy::Secure => pool::Strategy::Secure,
             },
             pools: pools.collect(),
+            kernels: Kernels::new(kernels),
             defaults,
             ceilings,
             docker: DockerSettings {

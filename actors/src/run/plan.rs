@@ -1,6 +1,5 @@
 //! From a job to what the guest is asked for.
 
-use isol8_api::Runtime;
 use isol8_backend::kernel_of;
 use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
@@ -11,36 +10,24 @@ use super::Mode;
 /// Where the setup script is put: not in `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 
-/// What the guest is asked for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Plan {
-    /// A script to be written first, where the interpreter is not started by the guest itself.
-    pub(super) script: Option<(String, Vec<u8>)>,
-    pub(super) run: RunSpec,
-}
-
 /// The program's run.
-pub(super) fn program(job: &Job, mode: Mode) -> Plan {
-    let mut script = None;
+pub(super) fn program(job: &Job, mode: Mode) -> RunSpec {
     let program = match &job.program {
-        Program::ShellCommand(command) => command_line(["bash", "-c", command]),
+        Program::ShellCommand(command) => GuestProgram::Command {
+            argv: ["bash", "-c", command].map(str::to_owned).to_vec(),
+        },
         Program::Source { code, extension } => {
-            let path = format!("/sandbox/main{}", extension.as_str());
+            let kernel = kernel_of(job.runtime());
             let source = code.clone().into_bytes();
-            match (kernel_of(job.runtime()), mode) {
-                (Some(kernel @ KernelKind::Python), Mode::Session) => {
+            match (mode, kernel) {
+                (Mode::Session, KernelKind::Python | KernelKind::Bash) => {
                     GuestProgram::Cell { kernel, source }
                 }
-                (Some(kernel), _) => GuestProgram::Script {
+                _ => GuestProgram::Script {
                     kernel,
-                    path,
+                    path: format!("/sandbox/main{}", extension.as_str()),
                     source,
                 },
-                (None, _) => {
-                    let program = interpreter(job.runtime(), &path);
-                    script = Some((path, source));
-                    program
-                }
             }
         }
     };
@@ -50,7 +37,7 @@ pub(super) fn program(job: &Job, mode: Mode) -> Plan {
         run.stdin = Stdin::Bytes(stdin.clone());
     }
     run.cwd = job.workdir.as_ref().map(|path| path.as_str().to_owned());
-    Plan { script, run }
+    run
 }
 
 /// The setup script's run: as the program will, but in `/sandbox` and without its input.
@@ -76,20 +63,4 @@ fn base(job: &Job, program: GuestProgram) -> RunSpec {
         // What a setup script leaves running (a service) is for the program.
         sweep: false,
     }
-}
-
-/// How a runtime that the guest keeps no interpreter of is started.
-fn interpreter(runtime: Runtime, path: &str) -> GuestProgram {
-    match runtime {
-        Runtime::Python => command_line(["python3", path]),
-        Runtime::Bash => command_line(["bash", path]),
-        Runtime::Node => command_line(["node", path]),
-        Runtime::Bun => command_line(["bun", "run", path]),
-        Runtime::Deno => command_line(["deno", "run", path]),
-    }
-}
-
-fn command_line<const N: usize>(argv: [&str; N]) -> GuestProgram {
-    let argv = argv.map(str::to_owned).to_vec();
-    GuestProgram::Command { argv }
 }

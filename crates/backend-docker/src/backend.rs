@@ -56,7 +56,7 @@ impl DockerBackend {
             parent.display()
         )))?;
         Ok(Self {
-            owner: Arc::new(Owner::new(engine, instance, state)),
+            owner: Arc::new(Owner::new(engine, instance, state, config.kernels)),
             images: config.images,
             open: Arc::new(RwLock::new(true)),
         })

@@ -18,6 +18,7 @@ pub mod setup;
 use std::collections::BTreeMap;
 
 use isol8_api::Runtime;
+use isol8_backend::Kernels;
 
 pub use backend::DockerBackend;
 
@@ -28,6 +29,8 @@ pub struct DockerConfig {
     pub host: Option<String>,
     /// The image of each runtime that this backend offers.
     pub images: BTreeMap<Runtime, String>,
+    /// How interpreters are kept booted.
+    pub kernels: Kernels,
 }
 
 impl Default for DockerConfig {
@@ -37,6 +40,7 @@ impl Default for DockerConfig {
         Self {
             host: None,
             images: setup::RUNTIMES.iter().map(image).collect(),
+            kernels: Kernels::default(),
         }
     }
 }

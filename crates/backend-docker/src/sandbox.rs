@@ -14,8 +14,7 @@ use bollard::query_parameters::CreateContainerOptionsBuilder;
 use futures::TryFutureExt as _;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::{
-    BackendError, Control, Instance, Limits, Sandbox, SandboxId, SandboxSpec, SandboxUsage,
-    kernel_of,
+    BackendError, Control, Instance, Kernels, Limits, Sandbox, SandboxId, SandboxSpec, SandboxUsage,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -40,15 +39,22 @@ pub(crate) struct Owner {
     pub(crate) instance: Arc<Instance>,
     /// The base state directory, without links: the same in every process that uses it.
     pub(crate) state: PathBuf,
+    kernels: Kernels,
     live: Mutex<HashSet<SandboxId>>,
 }
 
 impl Owner {
-    pub(crate) fn new(engine: Engine, instance: Arc<Instance>, state: PathBuf) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        instance: Arc<Instance>,
+        state: PathBuf,
+        kernels: Kernels,
+    ) -> Self {
         Self {
             engine,
             instance,
             state,
+            kernels,
             live: Mutex::default(),
         }
     }
@@ -90,9 +96,7 @@ pub(crate) async fn make(
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
-    if let Some(kernel) = kernel_of(spec.runtime) {
-        control.prepare(kernel);
-    }
+    owner.kernels.prepare(&control, spec.runtime);
     Ok(Arc::new(DockerSandbox {
         container,
         control,

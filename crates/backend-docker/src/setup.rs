@@ -6,18 +6,23 @@
 //! packet forwarding nor a resolver that containers can reach (one on the host's loopback cannot
 //! be), and they work in an engine that was started without a bridge.
 //!
+//! Interpreters that Debian has not come from PyPI and npm. A company's proxy or index is named in
+//! the environment of the setup, by the variables that pip, npm and apt read themselves (see
+//! `build::FORWARDED`).
+//!
 //! An image carries a hash of all that it was made from; while that is the same it is left alone.
 
 mod base;
 mod build;
 mod context;
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bollard::models::ImageInspect;
-use bollard::query_parameters::RemoveImageOptions;
+use bollard::query_parameters::{PruneImagesOptionsBuilder, RemoveImageOptions};
 use isol8_api::Runtime;
 
 use crate::DockerConfig;
@@ -25,16 +30,27 @@ use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 use build::Recipe;
 use context::Inputs;
 
-/// The runtimes that an image can be built for.
-pub const RUNTIMES: [Runtime; 2] = [Runtime::Python, Runtime::Bash];
+/// The runtimes that an image can be built for: all, in the order of their stages in the Dockerfile.
+pub const RUNTIMES: [Runtime; 5] = [
+    Runtime::Bash,
+    Runtime::Python,
+    Runtime::Node,
+    Runtime::Bun,
+    Runtime::Deno,
+];
 
 /// The base that is used where nobody names one.
 pub const DEFAULT_BASE: &str = "debian:bookworm-slim";
 
 /// The label that holds what an image was made from.
 const HASH_LABEL: &str = "isol8.hash";
+/// The label of stages that no image keeps, in the Dockerfile.
+const STAGE_LABEL: &str = "isol8.stage";
 /// The label that holds the version of the image's interpreter.
 pub(crate) const VERSION_LABEL: &str = "isol8.version";
+
+/// Removing thousands of files takes seconds, on a busy disk more.
+const PRUNE_DEADLINE: Duration = Duration::from_secs(5 * 60);
 
 /// What to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,9 +127,9 @@ pub enum SetupError {
     /// The engine does not answer, or refuses.
     #[error("{0}")]
     Engine(String),
-    /// Nothing is known about how to build this.
-    #[error("no image can be built for {0}: it needs one of python, bash")]
-    UnknownRuntime(Runtime),
+    /// Nobody says what the image is to be called.
+    #[error("no image can be built for {0}: the configuration does not name one")]
+    Unnamed(Runtime),
     /// The certificates cannot be used.
     #[error("ca bundle {}: {reason}", .path.display())]
     CaBundle {
@@ -166,11 +182,8 @@ pub async fn setup(
 
     let mut outdated = Vec::new();
     for &runtime in &options.runtimes {
-        let tag = config
-            .images
-            .get(&runtime)
-            .filter(|_| RUNTIMES.contains(&runtime));
-        let tag = tag.ok_or(SetupError::UnknownRuntime(runtime))?.clone();
+        let tag = config.images.get(&runtime);
+        let tag = tag.ok_or(SetupError::Unnamed(runtime))?.clone();
         let old = inspect(&engine, &tag).await?;
         if !options.force && old.as_ref().and_then(hash_of) == Some(&hash) {
             report(SetupEvent::Skipped { runtime, tag });
@@ -182,11 +195,18 @@ pub async fn setup(
         return Ok(());
     }
 
+    outdated.sort_by_key(|(runtime, ..)| stage_of(*runtime));
+    if options.force {
+        // The last stage builds every other one before it, anew; they then come from the cache.
+        outdated.reverse();
+    }
+
     let base = base::provide(&engine, options, report).await?;
     let context = inputs
         .archive()
         .map_err(|error| SetupError::Engine(format!("build context cannot be packed: {error}")))?;
-    for (runtime, tag, old) in outdated {
+    let forwarded = build::forwarded(|name| std::env::var(name).ok());
+    for (position, (runtime, tag, old)) in outdated.into_iter().enumerate() {
         let start = Instant::now();
         report(SetupEvent::Building { runtime });
         let recipe = Recipe {
@@ -195,7 +215,8 @@ pub async fn setup(
             base: &base,
             hash: &hash,
             context: &context,
-            fresh: options.force,
+            forwarded: &forwarded,
+            fresh: options.force && position == 0,
         };
         build::build(&engine, &recipe, report).await?;
         if let Some(id) = old.and_then(|old| old.id) {
@@ -208,7 +229,12 @@ pub async fn setup(
             seconds,
         });
     }
+    discard_stages(&engine).await?;
     Ok(())
+}
+
+fn stage_of(runtime: Runtime) -> Option<usize> {
+    RUNTIMES.iter().position(|known| *known == runtime)
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<String>, SetupError> {
@@ -256,6 +282,17 @@ async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
         }
         answer => answer.map(|_| ()),
     }
+}
+
+/// Removes what was only there to copy from: all that is downloaded, some 350 MB.
+async fn discard_stages(engine: &Engine) -> Result<(), EngineError> {
+    let filters = HashMap::from([
+        ("dangling".to_owned(), vec!["true".to_owned()]),
+        ("label".to_owned(), vec![STAGE_LABEL.to_owned()]),
+    ]);
+    let options = PruneImagesOptionsBuilder::new().filters(&filters).build();
+    let pruned = engine.docker.prune_images(Some(options));
+    engine.call(PRUNE_DEADLINE, pruned).await.map(|_| ())
 }
 
 /// Waits for `work` no longer than `deadline`; the error is for a person.

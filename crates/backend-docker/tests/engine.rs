@@ -1,6 +1,6 @@
 //! The backend against a real engine, with the real guest.
 //!
-//! Needs an engine (`scripts/start-docker`) and the image `isol8:python` (`isol8 setup`). The guest
+//! Needs an engine (`scripts/start-docker`) and the images of `isol8 setup`. The guest
 //! comes from the file that `ISOL8_TEST_GUEST` names, else it is built first.
 
 // These are tests throughout: a helper that cannot do its part should panic.
@@ -280,6 +280,7 @@ async fn a_runtime_without_an_image_is_refused_with_the_fix() {
     config
         .images
         .insert(Runtime::Node, "isol8:no-such".to_owned());
+    config.images.remove(&Runtime::Deno);
     let backend = DockerBackend::connect(config, Arc::clone(&fixture.instance)).await;
     let backend = backend.unwrap();
     for (runtime, fix) in [(Runtime::Node, "isol8 setup"), (Runtime::Deno, "only for")] {
@@ -343,6 +344,45 @@ async fn a_sweep_removes_own_containers_that_a_removal_missed() {
     leave_behind(&fixture, fixture.instance.id().as_str());
     assert_eq!(fixture.backend.sweep().await.unwrap(), 1);
     assert!(fixture.containers().is_empty());
+}
+
+#[tokio::test]
+async fn every_image_runs_its_interpreter_on_a_read_only_root() {
+    let fixture = Fixture::new().await;
+    let script = "console.log(6 * 7)";
+    let commands: [(Runtime, [&str; 3]); 5] = [
+        (Runtime::Python, ["python3", "-c", "print(6 * 7)"]),
+        (Runtime::Node, ["node", "-e", script]),
+        (Runtime::Bun, ["bun", "-e", script]),
+        (Runtime::Deno, ["deno", "eval", script]),
+        (Runtime::Bash, ["bash", "-c", "echo $((6 * 7))"]),
+    ];
+    for (runtime, command) in commands {
+        let limits = Limits {
+            memory: ByteSize::from_mebibytes(256),
+            ..spec().limits
+        };
+        let spec = SandboxSpec {
+            runtime,
+            limits,
+            ..spec()
+        };
+        let sandbox = fixture.backend.create(&spec).await.unwrap();
+        let answer = run(sandbox.control(), &command).await;
+        assert_eq!(answer, ("42".to_owned(), 0), "{runtime}");
+        sandbox.destroy().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_image_without_a_name_cannot_be_set_up() {
+    let config = DockerConfig {
+        images: [].into(),
+        ..Default::default()
+    };
+    let error = setup(&config, &SetupOptions::default(), &mut |_| {}).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("bash: the configuration"), "{error}");
 }
 
 #[tokio::test]

@@ -9,8 +9,8 @@ use isol8_api::Runtime;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
-    Backend, BackendError, Control, Instance, Limits, RuntimeStatus, Sandbox, SandboxId,
-    SandboxSpec, SandboxUsage, kernel_of,
+    Backend, BackendError, Control, Instance, Kernels, Limits, RuntimeStatus, Sandbox, SandboxId,
+    SandboxSpec, SandboxUsage,
 };
 use tokio::net::UnixStream;
 
@@ -30,6 +30,8 @@ pub struct NativeConfig {
     pub state: PathBuf,
     /// How the spawner is started.
     pub spawner: SpawnerCommand,
+    /// How interpreters are kept booted.
+    pub kernels: Kernels,
 }
 
 /// Makes sandboxes from namespaces.
@@ -129,9 +131,7 @@ impl Backend for NativeBackend {
             .await
             .map_err(|error| BackendError::Create(format!("guest cannot be reached: {error}")))?;
         let control = Control::open(stream).await?;
-        if let Some(kernel) = kernel_of(spec.runtime) {
-            control.prepare(kernel);
-        }
+        self.config.kernels.prepare(&control, spec.runtime);
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
             control,

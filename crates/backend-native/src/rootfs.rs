@@ -205,6 +205,19 @@ mod tests {
     }
 
     #[test]
+    fn every_interpreter_is_found_where_administrators_install_it() {
+        let host = tempfile::tempdir().unwrap();
+        let bin = host.path().join("usr/local/bin");
+        fs::create_dir_all(&bin).unwrap();
+        for runtime in Runtime::ALL {
+            let program = bin.join(interpreter(runtime));
+            fs::write(&program, "").unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            assert_eq!(find_interpreter(host.path(), runtime), Some(program));
+        }
+    }
+
+    #[test]
     fn an_interpreter_counts_only_where_the_sandbox_would_see_it() {
         let host = tempfile::tempdir().unwrap();
         let bin = host.path().join("usr/bin");

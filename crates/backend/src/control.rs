@@ -13,7 +13,7 @@ mod transfer;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isol8_protocol::{Failure, FailureKind, HostFrame, KernelKind, RunSpec};
+use isol8_protocol::{Failure, FailureKind, KernelKind, KernelSettings, RunSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
@@ -21,6 +21,9 @@ pub use run::{Run, RunEvent};
 
 /// How long a guest may take for its half of the handshake. It does nothing else at that time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long booting an interpreter may take, the modules that it imports ahead included.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a reset may take: killing, and emptying two file systems.
 const RESET_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,10 +77,34 @@ impl Control {
         Ok(Self { connection })
     }
 
-    /// Asks the guest to boot an interpreter ahead of the run that will need it.
-    pub fn prepare(&self, kernel: KernelKind) {
-        // A closed connection shows in the run.
-        let _ = self.connection.send(&HostFrame::Prepare { kernel });
+    /// Asks the guest to keep an interpreter booted for the run that will need it, and waits until
+    /// one is. What is asked for holds through every reset, and also where nobody waits.
+    ///
+    /// # Errors
+    /// [`ControlError::Failed`] where a module of [`KernelSettings::preload`] is refused or the
+    /// interpreter does not start; runs then start one of their own.
+    pub async fn prepare(
+        &self,
+        kernel: KernelKind,
+        settings: KernelSettings,
+    ) -> Result<(), ControlError> {
+        tokio::time::timeout(
+            BOOT_TIMEOUT,
+            transfer::prepare(&self.connection, kernel, settings),
+        )
+        .await
+        .map_err(|_| ControlError::TimedOut(BOOT_TIMEOUT))?
+    }
+
+    /// As [`Self::prepare`], in the background: a failure is logged, and shows in the runs' speed.
+    pub fn prepare_in_background(&self, kernel: KernelKind, settings: KernelSettings) {
+        let control = self.clone();
+        tokio::spawn(async move {
+            match control.prepare(kernel, settings).await {
+                Ok(()) | Err(ControlError::Closed(_)) => {}
+                Err(error) => log::warn!(error:%; "no interpreter is kept booted"),
+            }
+        });
     }
 
     /// Starts a run. Its events come from the returned [`Run`]; dropping that ends the run.

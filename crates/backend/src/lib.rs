@@ -21,5 +21,6 @@ pub mod spec;
 pub use control::{Control, ControlError, Run, RunEvent};
 pub use error::BackendError;
 pub use instance::Instance;
+pub use isol8_protocol::KernelSettings;
 pub use sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
-pub use spec::{Limits, SandboxId, SandboxSpec, kernel_of};
+pub use spec::{Kernels, Limits, SandboxId, SandboxSpec, kernel_of};

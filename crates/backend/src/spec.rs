@@ -1,9 +1,12 @@
 //! What to make.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use isol8_api::{ByteSize, Runtime};
-use isol8_protocol::KernelKind;
+use isol8_protocol::{KernelKind, KernelSettings};
+
+use crate::control::Control;
 
 /// Names one sandbox: 16 hexadecimal digits, never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,12 +59,37 @@ pub struct SandboxSpec {
     pub tmp_size: ByteSize,
 }
 
-/// The interpreter that the guest can keep booted for a runtime, where it can.
+/// The interpreter of a runtime.
 #[must_use]
-pub fn kernel_of(runtime: Runtime) -> Option<KernelKind> {
+pub fn kernel_of(runtime: Runtime) -> KernelKind {
     match runtime {
-        Runtime::Python => Some(KernelKind::Python),
-        Runtime::Bash => Some(KernelKind::Bash),
-        Runtime::Node | Runtime::Bun | Runtime::Deno => None,
+        Runtime::Python => KernelKind::Python,
+        Runtime::Node => KernelKind::Node,
+        Runtime::Bun => KernelKind::Bun,
+        Runtime::Deno => KernelKind::Deno,
+        Runtime::Bash => KernelKind::Bash,
+    }
+}
+
+/// How the interpreters of the runtimes are kept booted in every sandbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kernels(BTreeMap<Runtime, KernelSettings>);
+
+impl Kernels {
+    /// Of each runtime that has settings of its own; the others have the defaults.
+    #[must_use]
+    pub fn new(settings: BTreeMap<Runtime, KernelSettings>) -> Self {
+        Self(settings)
+    }
+
+    /// Those of one runtime.
+    #[must_use]
+    pub fn of(&self, runtime: Runtime) -> KernelSettings {
+        self.0.get(&runtime).cloned().unwrap_or_default()
+    }
+
+    /// Has the guest of a new sandbox boot the interpreter of its runtime.
+    pub fn prepare(&self, control: &Control, runtime: Runtime) {
+        control.prepare_in_background(kernel_of(runtime), self.of(runtime));
     }
 }

@@ -83,7 +83,7 @@ async fn main() {
 
     let mut times = Vec::new();
     for _ in 0..100 {
-        sandbox.control.prepare(KernelKind::Python);
+        sandbox.prepare(KernelKind::Python).await;
         // Until it waits: then it sleeps in a read, which only /proc can tell.
         sandbox
             .wait_until("grep -q '^State:.S' /proc/$(pgrep -f '[m]ain.py')/status")

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
-use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
+use isol8_protocol::{SANDBOX_GID, SANDBOX_UID, ZYGOTE_UID};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 const CHOWN: u32 = 0;
@@ -66,6 +66,10 @@ fn permitted() -> io::Result<u64> {
 
 /// Replaces the capabilities of the calling thread; none is inheritable.
 fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
+    set_all_capabilities(effective, permitted, 0)
+}
+
+fn set_all_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
     let mut header = Header {
         version: VERSION,
         pid: 0,
@@ -73,7 +77,7 @@ fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
     let word = |shift: u32| Word {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
-        inheritable: 0,
+        inheritable: (inheritable >> shift) as u32,
     };
     let words = [word(0), word(32)];
     // SAFETY: both pointers are valid, and version 3 reads exactly two words.
@@ -162,10 +166,19 @@ impl Privileges {
         raise_file_limit()
     }
 
-    /// Makes the calling process, a child that is about to become a program, as powerless as user
-    /// code is. It allocates nothing and takes no lock.
-    pub(crate) fn confine(self) -> io::Result<()> {
-        prefer_for_oom_kill()?;
+    /// Makes the calling process, a child that is about to become a program, fit for its role. It
+    /// allocates nothing and takes no lock.
+    pub(crate) fn confine(self, role: Role) -> io::Result<()> {
+        match role {
+            Role::UserCode => self.become_powerless(),
+            Role::Zygote => become_zygote(),
+        }?;
+        control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+        bound_resources()
+    }
+
+    fn become_powerless(self) -> io::Result<()> {
+        set_oom_score(b"1000")?;
         if !self.shared_uid {
             // SAFETY: plain system calls without pointers; this process has a single thread.
             unsafe {
@@ -175,17 +188,7 @@ impl Privileges {
             }
         }
         control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
-        set_capabilities(0, 0)?;
-        control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
-        // No core files; a bounded table of files. Memory, processes and processor time are the
-        // cgroup's, which counts all of a sandbox together; the rest stays as inherited.
-        limit(libc::RLIMIT_CORE, 0)?;
-        // The kernel counts these per user of the host, not per sandbox: without a bound one
-        // sandbox could take what all others have. A POSIX message queue of the default size
-        // would need more than a fair share, so there is none.
-        limit(libc::RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)?;
-        limit(libc::RLIMIT_MSGQUEUE, 0)?;
-        limit(libc::RLIMIT_NOFILE, MAX_FILES)
+        set_capabilities(0, 0)
     }
 
     /// Does file work with the rights of user code.
@@ -214,6 +217,50 @@ impl Privileges {
         }
         Ok(done)
     }
+}
+
+/// What a program that the guest starts is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Running what users send.
+    UserCode,
+    /// Being forked into what runs it: it keeps the right to change its user, which every child
+    /// gives up.
+    Zygote,
+}
+
+/// Takes on the zygote's user id, and keeps two capabilities over the coming exec.
+fn become_zygote() -> io::Result<()> {
+    const KEPT: u64 = 1 << SETGID | 1 << SETUID;
+    // Before a run's, if memory is short: what it forked goes on without it.
+    set_oom_score(b"500")?;
+    control(libc::PR_SET_KEEPCAPS, 1)?;
+    // SAFETY: plain system calls without pointers; this process has a single thread.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null()))?;
+        check(libc::setresgid(ZYGOTE_UID, ZYGOTE_UID, ZYGOTE_UID))?;
+        check(libc::setresuid(ZYGOTE_UID, ZYGOTE_UID, ZYGOTE_UID))?;
+    }
+    set_all_capabilities(KEPT, KEPT, KEPT)?;
+    for capability in [SETGID, SETUID] {
+        let (raise, number) = (libc::PR_CAP_AMBIENT_RAISE as u64, u64::from(capability));
+        // SAFETY: this option takes two numbers, and zeros behind them.
+        check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, number, 0, 0) })?;
+    }
+    Ok(())
+}
+
+/// What holds for everything that the guest starts.
+fn bound_resources() -> io::Result<()> {
+    // No core files; a bounded table of files. Memory, processes and processor time are the
+    // cgroup's, which counts all of a sandbox together; the rest stays as inherited.
+    limit(libc::RLIMIT_CORE, 0)?;
+    // The kernel counts these per user of the host, not per sandbox: without a bound one
+    // sandbox could take what all others have. A POSIX message queue of the default size
+    // would need more than a fair share, so there is none.
+    limit(libc::RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)?;
+    limit(libc::RLIMIT_MSGQUEUE, 0)?;
+    limit(libc::RLIMIT_NOFILE, MAX_FILES)
 }
 
 /// While it lives, this process's file accesses are the sandbox user's.
@@ -266,8 +313,9 @@ fn set_file_ids(user: u32, group: u32) {
     }
 }
 
-/// Takes the highest score, so that memory pressure ends a program and never the guest.
-fn prefer_for_oom_kill() -> io::Result<()> {
+/// Takes a score above the guest's, so that memory pressure never ends that: user code has the highest
+/// there is.
+fn set_oom_score(score: &[u8]) -> io::Result<()> {
     // A process that is not dumpable does not own its own files in /proc.
     control(libc::PR_SET_DUMPABLE, 1)?;
     let path = c"/proc/self/oom_score_adj";
@@ -276,7 +324,6 @@ fn prefer_for_oom_kill() -> io::Result<()> {
     if file < 0 {
         return Err(io::Error::last_os_error());
     }
-    let score = b"1000";
     // SAFETY: the buffer is valid for its length.
     let written = unsafe { libc::write(file, score.as_ptr().cast(), score.len()) };
     let failed = (written < 0).then(io::Error::last_os_error);

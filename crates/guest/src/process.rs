@@ -16,7 +16,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use seccompiler::BpfProgram;
 
 use crate::failure::{failure, internal, is_exhausted};
-use crate::lockdown::Privileges;
+use crate::lockdown::{Privileges, Role};
 
 /// What holds where the guest's own environment does not say.
 const DEFAULTS: [(&str, &str); 2] = [
@@ -178,6 +178,7 @@ impl Launcher {
         environment: &Environment,
         cwd: &str,
         files: &[BorrowedFd<'_>],
+        role: Role,
     ) -> Result<Child, Failure> {
         let program = *argv
             .first()
@@ -199,6 +200,7 @@ impl Launcher {
             variables: &pointers(&variables),
             directory: &directory,
             files,
+            role,
             report: child_report.as_raw_fd(),
         };
         // SAFETY: this process has a single thread, so the child is a whole copy of it.
@@ -249,6 +251,7 @@ struct Plan<'a> {
     variables: &'a [*const c_char],
     directory: &'a CStr,
     files: &'a [BorrowedFd<'a>],
+    role: Role,
     report: RawFd,
 }
 
@@ -294,7 +297,7 @@ impl Plan<'_> {
             libc::umask(0o022);
         }
         self.arrange_files()?;
-        self.launcher.privileges.confine()
+        self.launcher.privileges.confine(self.role)
     }
 
     /// Puts `files` at 0, 1, …, the report behind them, and closes the rest.

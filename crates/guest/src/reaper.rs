@@ -4,12 +4,15 @@
 //! is left, however often a program forked or changed its session.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
-use isol8_protocol::ExitStatus;
+use isol8_protocol::{ExitStatus, ZYGOTE_UID};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+
+use crate::lockdown::Privileges;
 
 /// How long the killed may take to be gone. A process that frees gigabytes needs part of a second.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -80,6 +83,34 @@ pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
     true
 }
 
+/// Ends every process of user code, and returns whether all of them are gone. Where that has a user
+/// id of its own, `zygotes` stay: the signal goes out as from that user, who may not send it to them.
+pub(crate) fn kill_user_code(
+    privileges: Privileges,
+    zygotes: &[Pid],
+    reaped: &mut Vec<Reaped>,
+) -> bool {
+    if zygotes.is_empty() {
+        return kill_all(reaped);
+    }
+    let deadline = Instant::now() + KILL_PATIENCE;
+    while Instant::now() < deadline {
+        let all = Pid::from_raw(-1);
+        if privileges
+            .as_effective_user(|| kill(all, Signal::SIGKILL))
+            .is_err()
+        {
+            return false;
+        }
+        reap(reaped);
+        if living().next().is_none() {
+            return true;
+        }
+        wait_for_child(Duration::from_millis(2));
+    }
+    false
+}
+
 /// Ends every process but the guest and those of `kept`, and returns whether all are gone.
 pub(crate) fn kill_others(kept: &[Pid], reaped: &mut Vec<Reaped>) -> bool {
     if kept.is_empty() {
@@ -113,13 +144,18 @@ fn wait_for_child(patience: Duration) {
     unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), &raw const timeout) };
 }
 
-/// Every process but the guest that has not ended.
+/// Every process that has not ended, but for the guest's and the zygotes'.
 fn living() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers
-        .filter(|number| *number != 1 && !is_zombie(*number))
+        .filter(|number| *number != 1 && !is_zygotes(*number) && !is_zombie(*number))
         .map(Pid::from_raw)
+}
+
+/// Whether it is a zygote, or what that is just about to fork.
+fn is_zygotes(pid: i32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == ZYGOTE_UID)
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -30,7 +30,7 @@ async fn programs_have_no_privilege() {
 #[tokio::test]
 async fn kernels_have_no_privilege() {
     let sandbox = Sandbox::start().await;
-    sandbox.control.prepare(KernelKind::Python);
+    sandbox.prepare(KernelKind::Python).await;
     let source = "import os\nfor l in open('/proc/self/status'):\n  \
                   if l.split(':')[0] in ('Uid', 'CapPrm', 'CapEff', 'NoNewPrivs', 'Seccomp'): print(*l.split())\n\
                   print(open('/proc/self/oom_score_adj').read())";

@@ -5,19 +5,19 @@
 mod support;
 
 use isol8_backend::RunEvent;
-use isol8_protocol::{ExitStatus, FailureKind, KernelKind, Signal, Stdin};
+use isol8_protocol::{ExitStatus, FailureKind, KernelKind, Program, Signal, Stdin};
 use support::{Outcome, Sandbox, cell, finish, python};
 
 /// A sandbox whose spare interpreter waits.
 async fn prepared() -> Sandbox {
     let sandbox = Sandbox::start().await;
-    sandbox.control.prepare(KernelKind::Python);
+    sandbox.prepare(KernelKind::Python).await;
     sandbox
 }
 
 /// Runs a script in a booted and in a fresh interpreter, and returns what both came to.
 async fn both_ways(sandbox: &Sandbox, source: &str) -> Outcome {
-    sandbox.control.prepare(KernelKind::Python);
+    sandbox.prepare(KernelKind::Python).await;
     let booted = sandbox.python(source).await;
     let fresh = sandbox.python(source).await;
     assert_eq!(booted.stdout, fresh.stdout);
@@ -114,7 +114,7 @@ async fn a_script_has_its_environment_directory_and_input() {
     spec.stdin = Stdin::Bytes(b"in".to_vec());
     assert_eq!(sandbox.run(spec).await.ok(), "ä /tmp in XYZ");
 
-    sandbox.control.prepare(KernelKind::Python);
+    sandbox.prepare(KernelKind::Python).await;
     let mut spec = python("import sys; print(sys.flags.optimize)");
     spec.env = vec![("PYTHONOPTIMIZE".into(), "2".into())];
     assert_eq!(sandbox.run(spec).await.ok(), "2");
@@ -130,7 +130,6 @@ async fn a_script_has_its_environment_directory_and_input() {
 #[tokio::test]
 async fn a_spare_that_was_killed_while_it_waited_does_not_fail_the_script() {
     let sandbox = prepared().await;
-    sandbox.wait_until("pgrep -f '[m]ain.py' >/dev/null").await;
     sandbox.sh("kill -9 -1").await;
     assert_eq!(sandbox.python("print(1)").await.ok(), "1");
 }
@@ -316,4 +315,35 @@ async fn threads_of_a_cell_live_on_and_what_they_print_meanwhile_is_dropped() {
     sandbox.cell(source).await;
     let more = "before = count\nwhile count < before + 200: time.sleep(0.01)";
     assert_eq!(sandbox.cell(more).await.code(), 0);
+}
+
+#[tokio::test]
+async fn a_shell_s_cells_share_its_state_and_survive_an_exit() {
+    let sandbox = Sandbox::start().await;
+    let bash = |source: &str| {
+        support::spec(Program::Cell {
+            kernel: KernelKind::Bash,
+            source: source.as_bytes().to_vec(),
+        })
+    };
+    let first = sandbox
+        .run(bash("x=41; f() { echo $((x + 1)); }; cd /tmp"))
+        .await;
+    assert_eq!(first.ok(), "");
+    assert_eq!(sandbox.run(bash("f; pwd")).await.ok(), "42\n/tmp");
+    let exit = sandbox.run(bash("exit 3")).await;
+    assert_eq!((exit.code(), exit.exit.state_lost), (3, false));
+    let mut spec = bash("read line; echo \"$line $A\"; f");
+    spec.stdin = Stdin::Bytes(b"in\n".to_vec());
+    spec.env = vec![("A".into(), "here".into())];
+    assert_eq!(sandbox.run(spec).await.ok(), "in here\n42");
+    assert_eq!(
+        sandbox.run(bash("echo \"${A-gone}\"; cat")).await.ok(),
+        "gone"
+    );
+    let mut spec = bash("while :; do :; done");
+    spec.timeout_ms = Some(200);
+    let late = sandbox.run(spec).await;
+    assert!(late.exit.timed_out && !late.exit.state_lost, "{late:?}");
+    assert_eq!(sandbox.run(bash("f")).await.ok(), "42");
 }

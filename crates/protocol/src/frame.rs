@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -28,6 +28,10 @@ pub const SANDBOX_UID: u32 = 64_800;
 /// Group id of [`SANDBOX_UID`].
 pub const SANDBOX_GID: u32 = 64_800;
 
+/// User and group id of the interpreter that others are forked from. Not user code's, so that user
+/// code can neither signal nor trace it.
+pub const ZYGOTE_UID: u32 = 64_801;
+
 /// Names one run or file transfer on a connection. The host chooses it and never uses one twice
 /// on the same connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -41,11 +45,15 @@ pub enum HostFrame {
         /// [`VERSION`] of the sender.
         version: u16,
     },
-    /// Boot an interpreter ahead of the run that will need it. Not answered; a failure shows in
-    /// the run.
+    /// Keep an interpreter booted for the run that will need it, now and after every reset.
+    /// Answered by `Done` once one waits, or by `Failed`; runs work in either case.
     Prepare {
+        /// Stream of the answer.
+        id: StreamId,
         /// Which interpreter.
         kernel: KernelKind,
+        /// How it is kept.
+        settings: KernelSettings,
     },
     /// Start a run. Answered by `Output` frames and one `Exited`, or by one `Failed`.
     Exec {
@@ -220,8 +228,38 @@ pub enum Program {
 pub enum KernelKind {
     /// CPython 3.
     Python,
+    /// Node.js.
+    Node,
+    /// Bun.
+    Bun,
+    /// Deno.
+    Deno,
     /// GNU bash.
     Bash,
+}
+
+/// How booted interpreters are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelSettings {
+    /// Modules that the interpreter imports before it waits; Python only.
+    pub preload: Vec<String>,
+    /// Runs after which the interpreter that others are forked from is started anew.
+    pub max_runs: u32,
+    /// Milliseconds after which it is.
+    pub max_age_ms: u64,
+}
+
+impl Default for KernelSettings {
+    /// Nothing preloaded. What is forked from one interpreter shares its hash seed and its memory
+    /// layout: who learns them in one run knows them in the next, so neither lasts for long. A new
+    /// one costs some 20 ms of processor time, which is nothing beside a thousand runs.
+    fn default() -> Self {
+        Self {
+            preload: Vec::new(),
+            max_runs: 1000,
+            max_age_ms: 600_000,
+        }
+    }
 }
 
 /// Standard input of a run.

@@ -3,7 +3,7 @@
 
 use isol8_protocol::{
     Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    OutputStream, Program, RunSpec, Signal, Stdin, StreamId, encode,
+    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, encode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -18,7 +18,23 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn kernel() -> impl Strategy<Value = KernelKind> {
-    prop_oneof![Just(KernelKind::Python), Just(KernelKind::Bash)]
+    prop_oneof![
+        Just(KernelKind::Python),
+        Just(KernelKind::Node),
+        Just(KernelKind::Bun),
+        Just(KernelKind::Deno),
+        Just(KernelKind::Bash)
+    ]
+}
+
+fn settings() -> impl Strategy<Value = KernelSettings> {
+    (vec(any::<String>(), 0..3), any::<u32>(), any::<u64>()).prop_map(
+        |(preload, max_runs, max_age_ms)| KernelSettings {
+            preload,
+            max_runs,
+            max_age_ms,
+        },
+    )
 }
 
 fn program() -> impl Strategy<Value = Program> {
@@ -69,7 +85,11 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
     ];
     prop_oneof![
         any::<u16>().prop_map(|version| HostFrame::Hello { version }),
-        kernel().prop_map(|kernel| HostFrame::Prepare { kernel }),
+        (id(), kernel(), settings()).prop_map(|(id, kernel, settings)| HostFrame::Prepare {
+            id,
+            kernel,
+            settings
+        }),
         (id(), run_spec()).prop_map(|(id, spec)| HostFrame::Exec { id, spec }),
         (id(), bytes()).prop_map(|(id, bytes)| HostFrame::Data { id, bytes }),
         id().prop_map(|id| HostFrame::End { id }),

@@ -17,8 +17,25 @@ use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 use super::{HASH_LABEL, Report, SetupError, SetupEvent, VERSION_LABEL, within};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 
-/// Some 100 MB of packages at most: half a minute here, minutes on a slow line.
+/// Some 200 MB of packages at most: a minute here, many on a slow line.
 const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// Variables of the setup's environment that builds see too: which proxy leads out, and which index
+/// pip and npm ask. None of them stays in an image, nor changes what is in it.
+const FORWARDED: [&str; 12] = [
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "FTP_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "ftp_proxy",
+    "all_proxy",
+    "no_proxy",
+    "PIP_INDEX_URL",
+    "NPM_CONFIG_REGISTRY",
+];
 
 /// Where the Dockerfile writes the version of the interpreter to.
 const VERSION_FILE: &str = "/.isol8/version";
@@ -38,8 +55,17 @@ pub(super) struct Recipe<'a> {
     pub(super) base: &'a str,
     pub(super) hash: &'a str,
     pub(super) context: &'a [u8],
+    /// What [`forwarded`] found.
+    pub(super) forwarded: &'a [(String, String)],
     /// Take nothing from the engine's cache.
     pub(super) fresh: bool,
+}
+
+/// What is passed on of an environment. An empty variable says the same as none.
+pub(super) fn forwarded(variable: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
+    let set = |name: &str| Some((name.to_owned(), variable(name)?));
+    let found = FORWARDED.into_iter().filter_map(set);
+    found.filter(|(_, value)| !value.is_empty()).collect()
 }
 
 /// Builds twice: labels are given beforehand, and the version is known only afterwards. The second
@@ -88,11 +114,12 @@ fn options(recipe: &Recipe<'_>, labels: &[(&str, &str)], fresh: bool) -> BuildIm
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect()
     };
-    let arguments = owned(&[
+    let mut arguments = owned(&[
         ("BASE", recipe.base),
         ("SANDBOX_UID", &SANDBOX_UID.to_string()),
         ("SANDBOX_GID", &SANDBOX_GID.to_string()),
     ]);
+    arguments.extend(recipe.forwarded.iter().cloned());
     BuildImageOptionsBuilder::new()
         .t(recipe.tag)
         .target(recipe.runtime.name())
@@ -241,13 +268,26 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_variable_is_not_passed_on() {
+        let found = forwarded(|name| match name {
+            "PIP_INDEX_URL" => Some("https://packages.example/simple".to_owned()),
+            "NO_PROXY" => Some(String::new()),
+            _ => None,
+        });
+        let index = "https://packages.example/simple".to_owned();
+        assert_eq!(found, [("PIP_INDEX_URL".to_owned(), index)]);
+    }
+
+    #[test]
     fn a_build_uses_the_hosts_network_and_names_its_parts() {
+        let forwarded = [("https_proxy".to_owned(), "http://localhost:3128".to_owned())];
         let recipe = Recipe {
             runtime: Runtime::Bash,
             tag: "isol8:bash",
             base: "debian:12",
             hash: "abc",
             context: &[],
+            forwarded: &forwarded,
             fresh: true,
         };
         let options = options(&recipe, &[(HASH_LABEL, "abc")], recipe.fresh);
@@ -255,6 +295,8 @@ mod tests {
         assert_eq!(options.target, "bash");
         assert!(options.nocache);
         assert_eq!(options.labels.unwrap()[HASH_LABEL], "abc");
-        assert_eq!(options.buildargs.unwrap()["SANDBOX_UID"], "64800");
+        let arguments = options.buildargs.unwrap();
+        assert_eq!(arguments["SANDBOX_UID"], "64800");
+        assert_eq!(arguments["https_proxy"], "http://localhost:3128");
     }
 }

@@ -83,6 +83,8 @@ pub(super) fn certificates(bundle: &str) -> Vec<String> {
 mod tests {
     use std::io::Read as _;
 
+    use isol8_api::Runtime;
+
     use super::*;
 
     fn inputs(certificates: &[String]) -> Inputs<'_> {
@@ -150,10 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn the_dockerfile_has_a_target_for_every_runtime() {
-        for runtime in super::super::RUNTIMES {
-            let stage = format!(" AS {runtime}\n");
-            assert!(DOCKERFILE.contains(&stage), "{runtime}");
+    fn the_dockerfile_has_a_stage_for_every_runtime_in_the_order_of_the_list() {
+        let runtimes = super::super::RUNTIMES;
+        let stage = |runtime| DOCKERFILE.find(&format!(" AS {runtime}\n"));
+        assert!(runtimes.map(stage).is_sorted());
+        for runtime in Runtime::ALL {
+            assert!(runtimes.contains(&runtime), "{runtime}");
+            assert!(stage(runtime).is_some(), "{runtime}");
+        }
+    }
+
+    #[test]
+    fn every_forwarded_variable_of_an_index_is_an_argument_of_the_dockerfile() {
+        for name in ["PIP_INDEX_URL", "NPM_CONFIG_REGISTRY"] {
+            assert!(DOCKERFILE.contains(&format!("\nARG {name}\n")), "{name}");
         }
     }
 }

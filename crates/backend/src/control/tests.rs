@@ -417,7 +417,7 @@ async fn a_guest_that_no_longer_reads_is_as_good_as_gone() {
         .await
         .unwrap();
     drop(far_end);
-    control.prepare(KernelKind::Python);
+    control.prepare_in_background(KernelKind::Python, KernelSettings::default());
     let reason = control.closed().await;
     assert!(reason.contains("no longer read"), "{reason}");
 }

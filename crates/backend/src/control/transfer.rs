@@ -1,6 +1,6 @@
-//! Files in and out, and resets.
+//! Files in and out, resets, and interpreters to be kept.
 
-use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId};
+use isol8_protocol::{GuestFrame, HostFrame, KernelKind, KernelSettings, Signal, StreamId};
 
 use super::ControlError;
 use super::connection::{Connection, Stream};
@@ -103,6 +103,20 @@ pub(super) async fn read_file(
 
 pub(super) async fn reset(connection: &Connection) -> Result<(), ControlError> {
     let mut transfer = Transfer::open(connection, |id| HostFrame::Reset { id })?;
+    while transfer.next().await?.is_some() {}
+    Ok(())
+}
+
+pub(super) async fn prepare(
+    connection: &Connection,
+    kernel: KernelKind,
+    settings: KernelSettings,
+) -> Result<(), ControlError> {
+    let mut transfer = Transfer::open(connection, |id| HostFrame::Prepare {
+        id,
+        kernel,
+        settings,
+    })?;
     while transfer.next().await?.is_some() {}
     Ok(())
 }

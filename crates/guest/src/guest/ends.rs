@@ -2,14 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{ExitStatus, Failure, FailureKind};
+use isol8_protocol::{ExitStatus, Failure, FailureKind, StreamId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::launch::ENDED_BY_FORCE;
+use super::launch::{ENDED_BY_FORCE, cpu_us};
 use super::{Guest, MAX_ORPHANS, log};
 use crate::failure::failure;
-use crate::kernel::{Answer, Release};
+use crate::kernel::line::{CellEnd, Message};
+use crate::kernel::{Kernel, Release};
 use crate::reaper::{self, Reaped};
 use crate::run::output::drop_output;
 use crate::run::{Run, Work};
@@ -21,24 +22,32 @@ const GRACE: Duration = Duration::from_millis(250);
 impl Guest {
     /// Brings everything forward that needs no waiting.
     pub(super) fn settle(&mut self) {
-        self.sweep();
+        self.place_programs();
         self.drain_ended();
         while self.start_next_cell() {
             // It may have failed at once.
             self.drain_ended();
         }
+        // The results are on their way before what is left of the runs is ended.
+        self.flush();
+        self.sweep();
         self.boot_spare();
         self.advance_transfers();
+        self.flush();
+    }
+
+    fn flush(&mut self) {
         let flushed = self.peer.as_mut().map_or(Ok(()), |peer| peer.flush());
         if let Err(error) = flushed {
             self.lose_peer(&error.to_string());
-            self.settle();
+            self.drain_ended();
         }
     }
 
     /// Ends runs whose time is over.
     pub(super) fn ring_alarms(&mut self) {
         let now = Instant::now();
+        self.ring_boot_alarm(now);
         let mut position = 0;
         while let Some(run) = self.runs.get_mut(position) {
             position += 1;
@@ -74,6 +83,9 @@ impl Guest {
     /// Ends a run whatever it does: a cell with the chance to leave its state, all else at once.
     fn cut_short(&mut self, position: usize) {
         let run = &mut self.runs[position];
+        if run.is_waiting() {
+            return run.end(Ok(ENDED_BY_FORCE), None);
+        }
         match (&run.work, &self.resident) {
             (Work::Cell(..), Some(kernel)) => {
                 run.deadline = None;
@@ -90,9 +102,10 @@ impl Guest {
     pub(super) fn end_everything(&mut self) -> bool {
         let was_active: Vec<bool> = self.runs.iter().map(Run::is_active).collect();
         let had_resident = self.resident.is_some();
-        let had_spare = self.spare.is_some();
+        let had_spare = self.keep.forget_spare();
+        let zygotes: Vec<Pid> = self.keep.zygote_pids().collect();
         let mut reaped = Vec::new();
-        let gone = reaper::kill_all(&mut reaped);
+        let gone = reaper::kill_user_code(self.launcher.privileges, &zygotes, &mut reaped);
         if !gone {
             log("processes do not end after SIGKILL");
         }
@@ -105,17 +118,20 @@ impl Guest {
             }
         }
         self.resident = None;
-        self.spare = None;
         self.orphans.clear();
         self.sweep_due = false;
-        self.spare_due |= had_resident || had_spare;
+        if had_resident || had_spare {
+            self.keep.renew();
+        }
         gone
     }
 
     /// Ends what runs left behind, but not the kernels.
     fn end_others(&mut self) {
-        let kernels = [&self.resident, &self.spare].into_iter().flatten();
-        let kept: Vec<Pid> = kernels.map(|kernel| kernel.pid()).collect();
+        let resident = self.resident.as_ref().and_then(Kernel::pid);
+        let spare = self.keep.spare_pid();
+        let kernels = [resident, spare].into_iter().flatten();
+        let kept: Vec<Pid> = kernels.chain(self.keep.zygote_pids()).collect();
         let mut reaped = Vec::new();
         let gone = reaper::kill_others(&kept, &mut reaped);
         self.note_reaped(&reaped, false);
@@ -143,17 +159,19 @@ impl Guest {
                 .position(|run| run.ended.is_none() && run.pid() == Some(one.pid))
             {
                 self.note_run_reaped(position, one, restart);
-            } else if self.resident.as_ref().is_some_and(|it| it.pid() == one.pid) {
+            } else if self.resident.as_ref().and_then(Kernel::pid) == Some(one.pid) {
                 self.note_kernel_died(one.status, restart);
-            } else if self.spare.as_ref().is_some_and(|it| it.pid() == one.pid) {
-                self.spare = None;
+            } else if self.keep.spare_pid() == Some(one.pid) {
+                self.note_spare_died();
+            } else if self.keep.zygote_pids().any(|pid| pid == one.pid) {
+                self.note_zygote_died(one.pid);
             }
         }
     }
 
     fn note_run_reaped(&mut self, position: usize, reaped: &Reaped, restart: bool) {
         let run = &mut self.runs[position];
-        let failed = match &run.work {
+        let failed = match &mut run.work {
             Work::Process(child) => child.start_failure(),
             Work::Released(kernel, start) => match kernel.release_report() {
                 Release::Started => None,
@@ -161,7 +179,7 @@ impl Guest {
                 Release::Never if restart => return self.start_again(position),
                 Release::Never => None,
             },
-            Work::Waiting(_) | Work::Cell(..) => None,
+            Work::Waiting(_) | Work::Cell(..) | Work::Pending(_) => None,
         };
         let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
         run.end(failed.map_or(Ok(reaped.status), Err), Some(cpu_us));
@@ -169,53 +187,96 @@ impl Guest {
     }
 
     fn note_kernel_died(&mut self, status: ExitStatus, restart: bool) {
-        let Some(kernel) = self.resident.take() else {
+        let Some(mut kernel) = self.resident.take() else {
             return;
         };
+        // What it said before its end still counts.
+        self.take_answers(&mut kernel);
         // The next one boots while nobody waits for it.
-        self.spare_due = true;
+        self.keep.renew();
         let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             self.unreported_loss = true;
-            return;
-        };
-        let outcome = match kernel.child.start_failure() {
-            Some(failure) => {
-                self.spare_due = false;
-                Err(failure)
-            }
-            None if restart && !kernel.took_cell() && run.wait_again() => {
-                run.state_lost |= kernel.has_state();
-                return;
-            }
-            None => Ok(status),
-        };
-        run.end(outcome, None);
-        run.state_lost = true;
-        self.sweep_due |= run.sweep;
-    }
-
-    /// The kernel may have ended its cell.
-    pub(super) fn attend_kernel(&mut self) {
-        let Some(kernel) = &self.resident else { return };
-        let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             return;
         };
         let Work::Cell(number, _) = run.work else {
             return;
         };
-        let outcome = match kernel.answer(number) {
-            Ok(None) => return,
-            Ok(Some(Answer::Ended(status))) => Ok(status),
-            Ok(Some(Answer::NoDirectory)) => Err(no_directory("of the cell")),
-            Err(_) => return kernel.signal(Signal::SIGKILL),
-        };
-        let cut_short = run.timed_out || run.killed;
-        run.end(outcome, None);
+        if restart && !kernel.took_cell(number) && run.wait_again() {
+            run.state_lost |= kernel.has_state();
+            return;
+        }
+        run.end(Ok(status), None);
+        run.state_lost = true;
         self.sweep_due |= run.sweep;
-        if cut_short {
+    }
+
+    /// The kernel may have begun or ended its cell.
+    pub(super) fn attend_kernel(&mut self) {
+        let Some(mut kernel) = self.resident.take() else {
+            return;
+        };
+        let ended = self.take_answers(&mut kernel);
+        self.resident = Some(kernel);
+        if ended {
             // What the cell started goes, as with every run that was ended from outside.
             self.end_others();
         }
+    }
+
+    /// Returns whether a cell has ended that was cut short.
+    fn take_answers(&mut self, kernel: &mut Kernel) -> bool {
+        let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
+            return false;
+        };
+        let Work::Cell(number, request) = &mut run.work else {
+            return false;
+        };
+        let outcome = loop {
+            match kernel.next() {
+                Ok(Some(Message::Begun(begun))) if begun == *number => request.stdin = None,
+                Ok(Some(Message::Cell(of, end))) if of == *number => break end,
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(_) => {
+                    kernel.end();
+                    return false;
+                }
+            }
+        };
+        let cut_short = run.timed_out || run.killed;
+        run.end(
+            match outcome {
+                CellEnd::Ended(status) => Ok(status),
+                CellEnd::NoDirectory => Err(no_directory("of the cell")),
+            },
+            None,
+        );
+        self.sweep_due |= run.sweep;
+        cut_short
+    }
+
+    /// A run's kernel says how its script goes on. One that ends before its process does has said
+    /// and written all; what is left of the process is of no use to anybody.
+    pub(super) fn attend_released(&mut self, id: StreamId, detached: bool) {
+        let Some(run) = self.run_of(id, detached) else {
+            return;
+        };
+        let Work::Released(kernel, _) = &mut run.work else {
+            return;
+        };
+        let code = loop {
+            match kernel.next() {
+                Ok(Some(Message::Ended(code))) => break code,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        };
+        let cpu_us = kernel.pid().map(cpu_us);
+        kernel.end();
+        let cpu_us = cpu_us.map(|taken| taken.saturating_sub(run.boot_cpu_us));
+        run.end(Ok(ExitStatus::Code(code)), cpu_us);
+        let sweep = run.sweep;
+        self.sweep_due |= sweep;
     }
 
     /// Moves the rest of ended runs' output, and reports those of which nothing is left.
@@ -333,7 +394,7 @@ impl Guest {
             return Err(failure(FailureKind::Internal, text));
         }
         self.places.clear(self.launcher.privileges)?;
-        self.spare_due = self.prepared;
+        self.keep.start_over();
         Ok(())
     }
 }

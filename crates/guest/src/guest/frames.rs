@@ -1,6 +1,6 @@
 //! What the host asks for. An error of these ends the connection: its peer breaks the protocol.
 
-use isol8_protocol::{GuestFrame, HostFrame, KernelKind, Signal, StreamId, WINDOW};
+use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId, WINDOW};
 use nix::sys::signal::{Signal as Os, killpg};
 
 use super::Guest;
@@ -13,7 +13,14 @@ impl Guest {
     pub(super) fn handle(&mut self, frame: HostFrame) -> Handled {
         match frame {
             HostFrame::Hello { .. } => return Err("greeted twice".to_owned()),
-            HostFrame::Prepare { kernel } => self.prepare(kernel),
+            HostFrame::Prepare {
+                id,
+                kernel,
+                settings,
+            } => {
+                self.check_new(id)?;
+                self.prepare(id, kernel, settings);
+            }
             HostFrame::Exec { id, spec } => {
                 self.check_new(id)?;
                 self.exec(id, spec);
@@ -45,14 +52,6 @@ impl Guest {
             return Err(format!("stream {} used twice", id.0));
         }
         Ok(())
-    }
-
-    fn prepare(&mut self, kernel: KernelKind) {
-        // Bash boots as fast as it could be released.
-        if kernel == KernelKind::Python {
-            self.prepared = true;
-            self.spare_due = true;
-        }
     }
 
     fn take_data(&mut self, id: StreamId, bytes: &[u8]) -> Handled {

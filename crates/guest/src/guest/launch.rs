@@ -5,20 +5,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use isol8_protocol::{
-    ExitStatus, Failure, FailureKind, KernelKind, OutputStream, Program, RunSpec, Stdin, StreamId,
+    ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId,
 };
 
 use nix::sys::time::TimeValLike as _;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
+use super::keep::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal};
 use crate::files::{Writer, check_directory};
-use crate::kernel::{Kernel, SCRIPT, needs_fresh_start};
-use crate::process::{Child, Near, is_variable_name, null, pipe};
+use crate::kernel::recipe::Recipe;
+use crate::lockdown::Role;
+use crate::process::{Child, Launcher, Near, is_variable_name, null, pipe};
+use crate::run::fifo::Fifo;
 use crate::run::input::Input;
-use crate::run::output::Pump;
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 
 /// Where programs start that are not told otherwise.
@@ -65,147 +67,177 @@ impl Guest {
         let run = match spec.program {
             Program::Command { argv } => {
                 let argv = argv.into_iter().map(String::into_bytes).collect();
-                self.start_fresh(id, argv, common)?
+                self.queue_program(id, argv, common)
             }
             Program::Script {
                 kernel,
                 path,
                 source,
-            } => self.start_script(id, kernel, &path, &source, common)?,
-            Program::Cell {
-                kernel: KernelKind::Python,
-                source,
-            } => queue_cell(id, source, common)?,
-            Program::Cell {
-                kernel: KernelKind::Bash,
-                ..
-            } => {
-                let text = "bash keeps no state between runs: run a script instead";
-                return Err(failure(FailureKind::Refused, text));
-            }
+            } => self.queue_script(id, kernel, path, &source, common)?,
+            Program::Cell { kernel, source } => self.queue_cell(id, kernel, source, common)?,
         };
+        let is_cell = run.is_waiting_cell();
         self.runs.push(run);
-        self.attend_input(id, false);
+        if is_cell {
+            self.attend_input(id, false);
+        }
         Ok(())
     }
 
-    fn start_script(
+    fn queue_script(
         &mut self,
         id: StreamId,
         kernel: KernelKind,
-        path: &str,
+        path: String,
         source: &[u8],
         common: Common,
     ) -> Result<Run, Failure> {
         let serial = self.next_serial();
-        let mut file = Writer::create(self.launcher.privileges, path, 0o644, serial)?;
+        let mut file = Writer::create(self.launcher.privileges, &path, 0o644, serial)?;
         file.write(source)?;
         file.finish()?;
-        let interpreter = match kernel {
-            KernelKind::Python => "python3",
-            KernelKind::Bash => "bash",
-        };
-        let argv = vec![interpreter.into(), path.into()];
-        let booted =
-            kernel == KernelKind::Python && path == SCRIPT && !needs_fresh_start(&common.env);
-        match self.spare.take_if(|_| booted) {
-            Some(spare) => self.release(id, spare, argv, common),
-            None => self.start_fresh(id, argv, common),
+        let recipe = Recipe::of(kernel);
+        let kept = recipe.runs(&path, &common.env).then_some(kernel);
+        let argv = recipe.command_line(&path);
+        let mut run = self.queue_program(id, argv, common);
+        if let Work::Pending(start) = &mut run.work {
+            start.kernel = kept;
+            start.path = path;
         }
+        Ok(run)
     }
 
-    fn start(&self, argv: Vec<Vec<u8>>, common: &Common) -> Start {
-        Start {
+    fn queue_program(&self, id: StreamId, argv: Vec<Vec<u8>>, common: Common) -> Run {
+        let start = Start {
+            kernel: None,
+            path: String::new(),
             argv,
             environment: self.launcher.base.with(&common.env),
-            cwd: common.cwd.clone().unwrap_or_else(|| HOME.to_owned()),
-        }
-    }
-
-    fn start_fresh(
-        &self,
-        id: StreamId,
-        argv: Vec<Vec<u8>>,
-        common: Common,
-    ) -> Result<Run, Failure> {
-        let start = self.start(argv, &common);
-        let reads = !matches!(common.stdin, Stdin::Empty);
-        let started = self.spawn(&start, reads)?;
-        let output = pumps(&started.output, common.output_limit);
-        let input = input(started.input, common.stdin);
-        let mut run = Run::new(id, Work::Process(started.child), output, input);
+            cwd: common.cwd.unwrap_or_else(|| HOME.to_owned()),
+        };
+        let output = idle_pumps(common.output_limit);
+        let input = Input::parked(common.stdin);
+        let mut run = Run::new(id, Work::Pending(start), output, input);
         run.sweep = common.sweep;
         run.start_clock(common.timeout);
+        run
+    }
+
+    fn queue_cell(
+        &mut self,
+        id: StreamId,
+        kind: KernelKind,
+        source: Vec<u8>,
+        common: Common,
+    ) -> Result<Run, Failure> {
+        let mut input = Input::parked(common.stdin);
+        let mut stdin = None;
+        if input.is_wanted() {
+            let serial = self.next_serial();
+            let (fifo, writer) = Fifo::make(self.launcher.privileges, serial)
+                .map_err(|error| internal("standard input failed", error))?;
+            input.direct(writer);
+            stdin = Some(fifo);
+        }
+        let request = CellRequest {
+            kind: Some(kind),
+            source,
+            env: common.env,
+            cwd: common.cwd,
+            stdin,
+            timeout: common.timeout,
+            again: false,
+        };
+        let output = idle_pumps(common.output_limit);
+        let mut run = Run::new(id, Work::Waiting(request), output, input);
+        run.sweep = common.sweep;
         Ok(run)
     }
 
-    /// Starts a program with pipes of its own.
-    fn spawn(&self, start: &Start, reads: bool) -> Result<Started, Failure> {
-        let failed = |error| internal("pipe failed", error);
-        let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
-        let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
-        let (stdin, input) = stdin(reads)?;
-        let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
-        let files = [stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
-        let child = self
-            .launcher
-            .start(&argv, &start.environment, &start.cwd, &files)?;
-        Ok(Started {
-            child,
-            output: [Rc::new(stdout), Rc::new(stderr)],
-            input,
-        })
+    /// Starts every program that waits for nothing.
+    pub(super) fn place_programs(&mut self) {
+        for position in 0..self.runs.len() {
+            let run = &self.runs[position];
+            if !run.is_pending() {
+                continue;
+            }
+            let (id, detached) = (run.id, run.detached);
+            match self.place(position) {
+                Ok(()) => self.attend_input(id, detached),
+                Err(failure) => self.runs[position].end(Err(failure), None),
+            }
+        }
     }
 
-    fn release(
-        &self,
-        id: StreamId,
-        mut spare: Kernel,
-        argv: Vec<Vec<u8>>,
-        common: Common,
-    ) -> Result<Run, Failure> {
-        let start = self.start(argv, &common);
+    fn place(&mut self, position: usize) -> Result<(), Failure> {
+        let Work::Pending(start) = &self.runs[position].work else {
+            return Ok(());
+        };
+        match self.keep.offer(start.kernel) {
+            Offer::Ready => self.release(position),
+            Offer::Booting => Ok(()),
+            Offer::Nothing => self.start_fresh(position),
+        }
+    }
+
+    fn release(&mut self, position: usize) -> Result<(), Failure> {
+        let run = &mut self.runs[position];
+        let Work::Pending(start) = &run.work else {
+            return Ok(());
+        };
+        let start = start.clone();
         check_directory(self.launcher.privileges, &start.cwd)?;
-        let boot_cpu_us = cpu_us(spare.pid());
-        if spare.release(&start.cwd, &start.environment).is_err() {
+        let Some(mut spare) = self.keep.take() else {
+            return Ok(());
+        };
+        let boot_cpu_us = spare.pid().map_or(0, cpu_us);
+        if spare.release(&start).is_err() {
             // It died while it waited; its end has not been seen yet.
-            return self.start_fresh(id, start.argv, common);
+            return self.start_fresh(position);
         }
-        let output = pumps(&spare.output, common.output_limit);
-        let input = input(spare.input.take(), common.stdin);
-        let mut run = Run::new(id, Work::Released(Box::new(spare), start), output, input);
+        for (pump, pipe) in run.output.iter_mut().zip(&spare.output) {
+            pump.attach(Rc::clone(pipe));
+        }
+        if let Some(input) = spare.input.take().filter(|_| run.input.is_wanted()) {
+            run.input.direct(input);
+        }
+        run.work = Work::Released(Box::new(spare), start);
         run.boot_cpu_us = boot_cpu_us;
-        run.sweep = common.sweep;
-        run.start_clock(common.timeout);
-        Ok(run)
+        Ok(())
+    }
+
+    fn start_fresh(&mut self, position: usize) -> Result<(), Failure> {
+        let run = &mut self.runs[position];
+        let Work::Pending(start) = &run.work else {
+            return Ok(());
+        };
+        let started = spawn(&self.launcher, start, run.input.is_wanted())?;
+        for (pump, pipe) in run.output.iter_mut().zip(started.output) {
+            pump.attach(pipe);
+        }
+        if let Some(input) = started.input {
+            run.input.direct(input);
+        }
+        run.work = Work::Process(started.child);
+        run.boot_cpu_us = 0;
+        Ok(())
     }
 
     /// Starts a script afresh whose kernel had died while it waited.
     pub(super) fn start_again(&mut self, position: usize) {
-        let run = &self.runs[position];
+        let run = &mut self.runs[position];
         let Work::Released(_, start) = &run.work else {
             return;
         };
-        let reads = run.input.waits_for().is_some();
-        let started = if run.input.is_untouched() {
-            self.spawn(start, reads)
-        } else {
+        if !run.input.is_untouched() {
             let text = "interpreter died before the script began";
-            Err(failure(FailureKind::Internal, text))
-        };
-        let run = &mut self.runs[position];
-        match started {
-            Ok(started) => {
-                for (pump, pipe) in run.output.iter_mut().zip(started.output) {
-                    pump.attach(pipe);
-                }
-                if let Some(input) = started.input {
-                    run.input.redirect(input);
-                }
-                run.work = Work::Process(started.child);
-            }
-            Err(failure) => run.end(Err(failure), None),
+            return run.end(Err(failure(FailureKind::Internal, text)), None);
         }
+        run.work = Work::Pending(Start {
+            kernel: None,
+            ..start.clone()
+        });
+        self.place_programs();
     }
 
     /// Gives the first waiting cell to the resident kernel, once that is free and nothing of the
@@ -214,23 +246,43 @@ impl Guest {
         if self.runs.iter().any(Run::is_cell) {
             return false;
         }
-        let Some(position) = self.runs.iter().position(Run::is_waiting) else {
+        let Some(position) = self.runs.iter().position(Run::is_waiting_cell) else {
             return false;
         };
+        let Work::Waiting(CellRequest {
+            kind: Some(kind), ..
+        }) = self.runs[position].work
+        else {
+            return false;
+        };
+        let other = self.resident.as_ref().filter(|it| it.kind != kind);
+        if let Some(other) = other {
+            let text = format!("cells of this sandbox are {:?}'s", other.kind);
+            let refusal = failure(FailureKind::Refused, text);
+            self.runs[position].end(Err(refusal), None);
+            return true;
+        }
+        if self.resident.is_none() {
+            match self.keep.offer_resident(kind) {
+                Ok(Offer::Ready) => self.resident = self.keep.take(),
+                Ok(_) => return false,
+                Err(failure) => {
+                    self.runs[position].end(Err(failure), None);
+                    return true;
+                }
+            }
+        }
         self.start_cell(position);
         true
     }
 
     fn start_cell(&mut self, position: usize) {
         let number = self.next_serial();
-        let kernel = self.resident.take().or_else(|| self.spare.take());
-        let kernel = kernel.map_or_else(|| Kernel::boot(&self.launcher, &self.drivers), Ok);
+        let Some(kernel) = &mut self.resident else {
+            return;
+        };
         let run = &mut self.runs[position];
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
-        let mut kernel = match kernel {
-            Ok(kernel) => kernel,
-            Err(failure) => return run.end(Err(failure), None),
-        };
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
             pump.attach(Rc::clone(pipe));
         }
@@ -240,52 +292,30 @@ impl Guest {
         if let Err(error) = kernel.start_cell(number, request) {
             // Its end, which follows, ends the run.
             log(&format!("kernel takes no cell: {error}"));
-            kernel.signal(nix::sys::signal::Signal::SIGKILL);
-        }
-        self.resident = Some(kernel);
-    }
-
-    pub(super) fn boot_spare(&mut self) {
-        if !std::mem::take(&mut self.spare_due) || self.spare.is_some() {
-            return;
-        }
-        match Kernel::boot(&self.launcher, &self.drivers) {
-            Ok(kernel) => self.spare = Some(kernel),
-            // The run that needs one starts its interpreter itself, and reports what is wrong.
-            Err(failure) => log(&failure.message),
+            kernel.end();
         }
     }
 }
 
-fn queue_cell(id: StreamId, source: Vec<u8>, common: Common) -> Result<Run, Failure> {
-    let (stdin, near) = match common.stdin {
-        Stdin::Empty => (None, None),
-        _ => {
-            let (reader, writer) = stdin(true)?;
-            (Some(reader), writer)
-        }
-    };
-    let request = CellRequest {
-        source,
-        env: common.env,
-        cwd: common.cwd,
-        stdin,
-        timeout: common.timeout,
-        again: false,
-    };
-    let output = idle_pumps(common.output_limit);
-    let mut run = Run::new(
-        id,
-        Work::Waiting(request),
-        output,
-        input(near, common.stdin),
-    );
-    run.sweep = common.sweep;
-    Ok(run)
+/// Starts a program with pipes of its own.
+fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Failure> {
+    let failed = |error| internal("pipe failed", error);
+    let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
+    let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
+    let (stdin, input) = stdin(reads)?;
+    let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
+    let files = [stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
+    let (environment, cwd) = (&start.environment, &start.cwd);
+    let child = launcher.start(&argv, environment, cwd, &files, Role::UserCode)?;
+    Ok(Started {
+        child,
+        output: [Rc::new(stdout), Rc::new(stderr)],
+        input,
+    })
 }
 
 /// Processor time that a child has taken so far, in microseconds; 0 where it has ended.
-fn cpu_us(pid: Pid) -> u64 {
+pub(super) fn cpu_us(pid: Pid) -> u64 {
     let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
     taken.map_or(0, |time| {
         u64::try_from(time.num_microseconds()).unwrap_or(0)
@@ -301,22 +331,6 @@ fn stdin(reads: bool) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
     } else {
         Ok((null().map_err(failed)?, None))
     }
-}
-
-fn input(pipe: Option<OwnedFd>, stdin: Stdin) -> Input {
-    match (pipe, stdin) {
-        (None, _) | (_, Stdin::Empty) => Input::empty(),
-        (Some(pipe), Stdin::Bytes(bytes)) => Input::known(pipe, bytes),
-        (Some(pipe), Stdin::Piped) => Input::piped(pipe),
-    }
-}
-
-fn pumps(pipes: &[Rc<OwnedFd>; 2], limit: Option<u64>) -> [Pump; 2] {
-    let [stdout, stderr] = pipes;
-    [
-        Pump::new(OutputStream::Stdout, Rc::clone(stdout), limit),
-        Pump::new(OutputStream::Stderr, Rc::clone(stderr), limit),
-    ]
 }
 
 /// What no kind of program can be started with.

@@ -2,10 +2,12 @@
 //!
 //! One thread, one `poll`. What is waited for is derived from the state before each wait, so there
 //! is no registration that could go stale. Reading order: this file (what happens), [`frames`]
-//! (what the host asks), [`launch`] (how runs begin), [`ends`] (how they end), [`transfers`].
+//! (what the host asks), [`launch`] (how runs begin), [`ends`] (how they end),
+//! [`keep`] (how interpreters are kept ready), [`transfers`].
 
 mod ends;
 mod frames;
+mod keep;
 mod launch;
 mod transfers;
 mod wait;
@@ -26,6 +28,7 @@ use crate::reaper;
 use crate::reset::Places;
 use crate::run::Run;
 use crate::run::output::drop_output;
+use keep::Keep;
 use transfers::Transfer;
 use wait::{Source, Waits};
 
@@ -51,16 +54,12 @@ pub(crate) struct Guest {
     peer: Option<Peer>,
     runs: Vec<Run>,
     transfers: Vec<Transfer>,
-    /// The interpreter that waits for its first code.
-    spare: Option<Kernel>,
+    /// The interpreter that waits for its first code, and where it comes from.
+    keep: Keep,
     /// The interpreter that cells run in.
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
     unreported_loss: bool,
-    /// A spare should be booted where none waits.
-    spare_due: bool,
-    /// The host asked for spares, so a reset boots one.
-    prepared: bool,
     /// What the next quiet moment must sweep away.
     sweep_due: bool,
     /// Output of what ended runs left behind.
@@ -87,11 +86,9 @@ impl Guest {
             peer: None,
             runs: Vec::new(),
             transfers: Vec::new(),
-            spare: None,
+            keep: Keep::default(),
             resident: None,
             unreported_loss: false,
-            spare_due: false,
-            prepared: false,
             sweep_due: false,
             orphans: Vec::new(),
             serial: 0,
@@ -147,9 +144,15 @@ impl Guest {
                 waits.writable(Source::Input(run.id, run.detached), &pipe);
             }
         }
+        self.keep.add_waits(&mut waits);
+        for run in self.runs.iter().filter(|run| run.is_active()) {
+            if let Some(kernel) = run.released().filter(|kernel| !kernel.is_silent) {
+                waits.readable(Source::Released(run.id, run.detached), &kernel.line());
+            }
+        }
         if let Some(kernel) = &self.resident {
             if self.runs.iter().any(Run::is_active_cell) {
-                waits.readable(Source::Kernel, &kernel.control());
+                waits.readable(Source::Kernel, &kernel.line());
             } else if !self.runs.iter().any(Run::is_cell) {
                 for (index, pipe) in kernel.output.iter().enumerate() {
                     waits.readable(Source::KernelOutput(index), pipe);
@@ -171,6 +174,10 @@ impl Guest {
             Source::Input(id, detached) => self.attend_input(id, detached),
             Source::Kernel => self.attend_kernel(),
             Source::KernelOutput(index) => self.drop_kernel_output(index),
+            Source::Released(id, detached) => self.attend_released(id, detached),
+            Source::Spare => self.attend_spare(),
+            Source::Zygote => self.attend_zygote(false),
+            Source::Successor => self.attend_zygote(true),
             Source::Orphan(index) => self.drop_orphan_output(index),
         }
     }
@@ -306,7 +313,8 @@ impl Guest {
     }
 
     fn next_alarm(&self) -> Option<Instant> {
-        self.runs.iter().filter_map(Run::alarm).min()
+        let runs = self.runs.iter().filter_map(Run::alarm);
+        runs.chain(self.keep.alarm()).min()
     }
 }
 

@@ -17,6 +17,11 @@ pub(super) enum Source {
     Input(StreamId, bool),
     Kernel,
     KernelOutput(usize),
+    /// The line of a run's kernel.
+    Released(StreamId, bool),
+    Spare,
+    Zygote,
+    Successor,
     Orphan(usize),
 }
 

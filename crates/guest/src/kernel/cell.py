@@ -1,17 +1,15 @@
 """Runs cells one after the other in one namespace, for the guest.
 
-A request is a message on the control socket, with the cell's standard input attached; what it
-asks for lies in the mailbox file. The answer is one message with the request's number. Code of a
-cell can forge an answer, and so end its own cell early: it deceives nobody else.
+A request is a line on the control descriptor; what it asks for lies in the mailbox file. The answers
+are lines with the request's number: that the cell has begun, and how it ended. Code of a cell can
+forge them, and so end its own cell early: it deceives nobody else.
 """
 
 
-def serve(control, mailbox):
+def serve(control, mailbox, request):
     import __future__
     import __main__
     import _signal
-    import _socket
-    import array
     import builtins
     import io
     import linecache
@@ -19,7 +17,7 @@ def serve(control, mailbox):
     import sys
     import traceback
 
-    DONE, SIGNALLED, NO_DIRECTORY = 0, 1, 2
+    DONE, SIGNALLED, NO_DIRECTORY = b"code", b"signal", b"directory"
 
     def out_of_the_way(descriptor):
         """Code that closes all low descriptors, as daemons do, should not hit ours."""
@@ -32,7 +30,6 @@ def serve(control, mailbox):
     control = out_of_the_way(control)
     mailbox = out_of_the_way(mailbox)
     null = out_of_the_way(os.open("/dev/null", os.O_RDONLY))
-    channel = _socket.socket(fileno=control)
     kernel = os.getpid()
 
     # This module is imported by `site`, whose import therefore never ends. Threads that import it
@@ -61,18 +58,6 @@ def serve(control, mailbox):
 
     interrupt = _signal.signal(_signal.SIGINT, idle)
 
-    def receive():
-        while True:
-            size = array.array("i").itemsize
-            message, ancillary, _, _ = channel.recvmsg(64, _socket.CMSG_SPACE(size))
-            if not message:
-                os._exit(0)
-            files = array.array("i")
-            for _, _, data in ancillary:
-                files.frombytes(data[: len(data) - len(data) % size])
-            # The code may have left no room for a descriptor; without one the cell goes on.
-            return message, files[0] if files else None
-
     def fields(size):
         data = os.pread(mailbox, size, 0)
         while len(data) < size:
@@ -80,20 +65,20 @@ def serve(control, mailbox):
             if not piece:
                 break
             data += piece
-        os.ftruncate(mailbox, 0)  # from here on the cell has begun
         at = 0
         while at < len(data):
             length = int.from_bytes(data[at : at + 4], "little")
             yield data[at + 4 : at + 4 + length]
             at += 4 + length
 
-    def discard(descriptor):
-        if descriptor is not None:
+    def use_stdin(path):
+        nonlocal own_stdin
+        if path:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.dup2(descriptor, 0)
             os.close(descriptor)
-
-    def use_stdin(descriptor):
-        nonlocal own_stdin, stdin_is_null
-        os.dup2(null if descriptor is None else descriptor, 0)
+        else:
+            os.dup2(null, 0)
         if sys.stdin is not own_stdin:
             return  # the code has put one of its own there
         old = sys.__stdin__
@@ -199,25 +184,23 @@ def serve(control, mailbox):
             except (AttributeError, OSError, ValueError):
                 pass  # closed or replaced by the code
 
-    def serve_one(number, request, descriptor):
+    def serve_one(number, size):
         nonlocal stdin_is_null
-        directory, source, *pairs = fields(int.from_bytes(request[8:16], "little"))
+        directory, stdin, source, *pairs = fields(size)
         before = current_directory()
         if directory:
             try:
                 os.chdir(directory)
             except OSError:
-                discard(descriptor)
                 return NO_DIRECTORY, 0
         there = current_directory()
-        is_null = request[1:2] == b"N"
-        if not (is_null and stdin_is_null):
-            use_stdin(descriptor)
-        discard(descriptor)
+        if stdin or not stdin_is_null:
+            use_stdin(stdin)
         overlay = dict(zip(pairs[::2], pairs[1::2]))
         saved = put_environment(overlay)
+        os.write(control, b"begun %d\n" % number)
         try:
-            status = run(source.decode("utf-8", "replace"), f"<cell {number}>")
+            status = run(source.decode("utf-8", "replace"), f"<cell {cells}>")
         except BaseException as error:  # an interrupt, or the code's own hook or stream failed
             status = DONE, 130 if isinstance(error, KeyboardInterrupt) else 1
         if os.getpid() != kernel:
@@ -229,16 +212,17 @@ def serve(control, mailbox):
                 os.chdir(before)
             except OSError:
                 pass  # the cell removed it
-        if not is_null:
-            use_stdin(null)
+        if stdin:
+            use_stdin(b"")
         stdin_is_null = True
         flush()
         return status
 
-    number = 0
-    while True:
-        request, descriptor = receive()
-        number += 1
-        kind, code = serve_one(number, request, descriptor)
-        answer = request[16:24] + kind.to_bytes(4, "little") + code.to_bytes(4, "little")
-        os.write(control, answer)
+    cells = 0
+    while request:
+        number = int(request[1])
+        cells += 1
+        kind, code = serve_one(number, int(request[2]))
+        # A line of its own, whatever the code may have written there.
+        os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))
+        request = os.read(control, 64).split()

@@ -3,6 +3,9 @@
 The guest starts `python3 /sandbox/main.py` with this module as `sitecustomize`, the last thing that
 CPython imports before it opens the script. Returning from here runs the script, by the
 interpreter's own means; a cell never returns. Names and modules of this file are gone by then.
+
+As a zygote the interpreter stays here and forks: each child goes on as if it had been started
+itself. `zygote.py` tells how, `finish.py` how a child ends.
 """
 
 
@@ -12,14 +15,32 @@ def wait():
     import site
     import sys
 
-    archive, control, mailbox = 3, 4, 5
-    place = "/proc/self/fd/3"
-    cells = __loader__.get_data(place + "/cell.py")
+    control, mailbox, archive = 3, 4, 5
+    place = "/proc/self/fd/5"
+    sources = {
+        name: compile(__loader__.get_data(f"{place}/{name}.py"), "<isol8>", "exec")
+        for name in ("cell", "finish", "zygote")
+    }
     # Leave no trace of how this module came in.
     sys.path.remove(place)
     sys.path_importer_cache.pop(place, None)
     sys.modules["zipimport"]._zip_directory_cache.pop(place, None)
     os.close(archive)
+
+    def part(name):
+        scope = {"__name__": "isol8"}
+        exec(sources[name], scope)
+        return scope
+
+    def fields():
+        size = os.fstat(mailbox).st_size
+        data, at = os.pread(mailbox, size, 0), 0
+        while len(data) < size:
+            data += os.pread(mailbox, size - len(data), len(data))
+        while at < size:
+            length = int.from_bytes(data[at : at + 4], "little")
+            yield data[at + 4 : at + 4 + length]
+            at += 4 + length
 
     # The image's own module of this name, whose place this one took.
     failure = None
@@ -31,13 +52,24 @@ def wait():
 
     # Touch what the script's start will touch, so that it is in memory by then.
     exec(compile("def f(x=1):\n    return [x for x in (x,)]\nf()\n", "<boot>", "exec"), {})
+    finish = part("finish")["finisher"]()
+    mode, *preload = fields()
+    if mode == b"zygote":
+        part("zygote")["serve"](preload)
 
-    request = os.read(control, 64)
+    # The user's own packages are under its home, which a zygote does not look at.
+    os.environ["HOME"] = "/sandbox"
+    os.chdir("/sandbox")
+    if site.ENABLE_USER_SITE:
+        site.USER_BASE = site.USER_SITE = None
+        site.USER_SITE = site.getusersitepackages()
+    os.write(control, b"ready %d\n" % os.getpid())
+    request = os.read(control, 64).split()
     if not request:
         os._exit(0)
 
     # What `pip install --user` brought since this interpreter started.
-    user = site.ENABLE_USER_SITE and site.getusersitepackages()
+    user = site.ENABLE_USER_SITE and site.USER_SITE
     if user and user not in sys.path and os.path.isdir(user):
         before = len(sys.path)
         site.addsitedir(user)
@@ -47,28 +79,21 @@ def wait():
         at = next((i for i, path in enumerate(sys.path) if path in system), before)
         sys.path[at:at] = added
 
-    if request[:1] == b"C":
+    if request[0] == b"C":
         if failure is not None:
             sys.modules["sitecustomize"] = None
-        scope = {"__name__": "isol8"}
-        exec(compile(cells, "<isol8>", "exec"), scope)
-        scope["serve"](control, mailbox)
+        part("cell")["serve"](control, mailbox, request)
         os._exit(0)
 
-    data = os.pread(mailbox, int.from_bytes(request[8:16], "little"), 0)
+    _, directory, *pairs = fields()
     os.close(mailbox)
-    fields, at = [], 0
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "little")
-        fields.append(data[at + 4 : at + 4 + size])
-        at += 4 + size
     try:
-        os.chdir(fields[0])
+        os.chdir(directory)
     except OSError:
-        os.write(control, b"directory")
+        os.write(control, b"directory\n")
         os._exit(1)
     zone = os.environ.get("TZ")
-    pairs = list(zip(fields[1::2], fields[2::2]))
+    pairs = list(zip(pairs[::2], pairs[1::2]))
     os.environ.clear()
     for name, value in pairs:
         os.environb[name] = value
@@ -78,7 +103,8 @@ def wait():
         import time
 
         time.tzset()
-    os.write(control, b"started")
+    finish()
+    os.write(control, b"started\n")
     os.close(control)
     if failure is not None:
         # As if there were no such module, which is what `site` expects; the import that fails

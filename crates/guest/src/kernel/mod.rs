@@ -1,73 +1,96 @@
 //! Interpreters that were booted before there is anything to run.
 //!
 //! A kernel starts as a spare. A script releases it, and it becomes that run's process; a cell
-//! makes it resident, and it serves cells until it dies. How CPython is made to wait is told in
-//! `driver.py`. Requests lie in a mailbox, a file in memory, so that their size never fills the
-//! control socket, whose messages are small and keep their bounds. The guest reads nothing from
-//! the mailbox. What comes over the socket is hostile: a message counts if it has the right size
-//! and the number of the cell that runs, and can do no more than end that cell.
+//! makes it resident, and it serves cells until it dies. [`recipe`] tells how each interpreter is
+//! started, and how it is made to wait; Python's are forked from a [`zygote`]. Requests lie in a
+//! mailbox, a file in memory, so that their size never fills the control [`line`]. The guest reads
+//! nothing from the mailbox.
 
 mod archive;
-mod start;
+pub(crate) mod line;
+pub(crate) mod recipe;
+mod shell;
+pub(crate) mod zygote;
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
 use std::rc::Rc;
 
-use isol8_protocol::{ExitStatus, Failure};
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use isol8_protocol::{Failure, FailureKind, KernelKind};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, killpg};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, socketpair,
-};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::failure::internal;
-use crate::process::{Child, Environment, Launcher, Near, null, pipe};
-use crate::run::CellRequest;
-pub(crate) use start::needs_fresh_start;
+use crate::failure::{failure, internal};
+use crate::lockdown::Role;
+use crate::process::{Child, Environment, Launcher, Near, pipe};
+use crate::run::{CellRequest, Start};
+use line::{FarEnd, Line, Message};
+use recipe::{Driver, Recipe};
 
-/// Where the script of a released spare lies: the interpreter was started on this name.
-pub(crate) const SCRIPT: &str = "/sandbox/main.py";
+/// The script that a Python kernel was started on.
+const SCRIPT: &str = "/sandbox/main.py";
 
-/// Size of a cell's answer: number, kind, value.
-const ANSWER: usize = 16;
+/// Where the files of drivers lie while their kernel boots.
+const DRIVERS: &str = "/dev/shm";
 
-/// The modules that a kernel boots with, in a file that nobody can change.
+/// How often a free name is looked for there.
+const TRIES: u64 = 100;
+
+/// What Python kernels boot with, in files that nobody can change.
 #[derive(Debug)]
-pub(crate) struct Drivers(OwnedFd);
+pub(crate) struct Drivers {
+    archive: OwnedFd,
+    extension: OwnedFd,
+}
 
 impl Drivers {
     pub(crate) fn new() -> io::Result<Self> {
-        let content = archive::archive(&[
+        let archive = archive::archive(&[
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
+            ("finish.py", include_str!("finish.py")),
+            ("zygote.py", include_str!("zygote.py")),
         ]);
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = std::fs::File::from(memfd_create("kernel", flags)?);
-        file.write_all_at(&content, 0)?;
-        let seals = SealFlag::F_SEAL_SEAL
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_WRITE;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        Ok(Self(file.into()))
+        Ok(Self {
+            archive: sealed(&archive)?,
+            extension: sealed(include_bytes!(env!("ISOL8_CONFINE")))?,
+        })
     }
 }
 
-/// Messages of a kernel that are looked at before others get their turn.
-const ANSWERS_AT_ONCE: u32 = 64;
+fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = fs::File::from(memfd_create("kernel", flags)?);
+    file.write_all_at(content, 0)?;
+    let seals = SealFlag::F_SEAL_SEAL
+        | SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
+}
 
-/// How a cell ended, as the kernel tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// With this status.
-    Ended(ExitStatus),
-    /// Not started: its working directory cannot be entered.
-    NoDirectory,
+fn mailbox(content: &[u8]) -> io::Result<fs::File> {
+    let file = fs::File::from(memfd_create("mailbox", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all_at(content, 0)?;
+    Ok(file)
+}
+
+/// The base environment, with the drivers' archive (descriptor 5) as the first place of modules.
+fn python_environment(launcher: &Launcher) -> Environment {
+    let mut environment = launcher.base.clone();
+    let mut path = b"/proc/self/fd/5".to_vec();
+    if let Some(own) = launcher.base.get(b"PYTHONPATH") {
+        path.push(b':');
+        path.extend_from_slice(own);
+    }
+    environment.set(b"PYTHONPATH", &path);
+    environment
 }
 
 /// What a released spare told before it was reaped.
@@ -81,139 +104,226 @@ pub(crate) enum Release {
     Never,
 }
 
+/// The guest's ends of what connects it with a kernel.
+#[derive(Debug)]
+struct Ends {
+    output: [Rc<OwnedFd>; 2],
+    input: OwnedFd,
+    line: Line,
+}
+
+/// The kernel's.
+#[derive(Debug)]
+struct FarEnds {
+    stdin: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    line: FarEnd,
+}
+
+impl Ends {
+    fn new(by_path: bool) -> io::Result<(Self, FarEnds)> {
+        let (stdin, input) = pipe(Near::Writer)?;
+        let (stdout_near, stdout) = pipe(Near::Reader)?;
+        let (stderr_near, stderr) = pipe(Near::Reader)?;
+        let (line, far) = if by_path {
+            Line::pipes()?
+        } else {
+            Line::socket()?
+        };
+        let near = Self {
+            output: [Rc::new(stdout_near), Rc::new(stderr_near)],
+            input,
+            line,
+        };
+        let far = FarEnds {
+            stdin,
+            stdout,
+            stderr,
+            line: far,
+        };
+        Ok((near, far))
+    }
+}
+
+/// Files of a driver, there until its kernel has loaded them.
+#[derive(Debug)]
+struct DriverFiles(PathBuf);
+
+impl DriverFiles {
+    /// Nobody but the guest can change them: they and their directory are its own.
+    fn write(files: &[(&str, &str)], serial: u64) -> io::Result<Self> {
+        for number in serial..serial + TRIES {
+            let directory = PathBuf::from(format!("{DRIVERS}/.isol8-{number:08x}"));
+            match fs::DirBuilder::new().mode(0o755).create(&directory) {
+                // User code may have taken the name.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                other => other?,
+            }
+            let made = Self(directory);
+            for (name, content) in files {
+                let mut options = fs::OpenOptions::new();
+                options.write(true).create_new(true).mode(0o644);
+                let file = options.open(made.0.join(name))?;
+                file.write_all_at(content.as_bytes(), 0)?;
+            }
+            return Ok(made);
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+impl Drop for DriverFiles {
+    fn drop(&mut self) {
+        // What cannot be removed goes with the sandbox.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// A booted, or still booting, interpreter.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    pub(crate) child: Child,
+    pub(crate) kind: KernelKind,
+    /// Its process: from the start, or once it says so where it is forked from another.
+    pid: Option<Pid>,
+    /// How it was started, where it was not forked.
+    child: Option<Child>,
     pub(crate) output: [Rc<OwnedFd>; 2],
     pub(crate) input: Option<OwnedFd>,
-    control: OwnedFd,
-    mailbox: std::fs::File,
-    /// Cells that it was given.
+    line: Line,
+    mailbox: fs::File,
+    files: Option<DriverFiles>,
+    pub(crate) is_ready: bool,
+    /// It has let go of its line.
+    pub(crate) is_silent: bool,
+    release: Release,
+    /// Cells that it was given, and the last one that it took up.
     cells: u64,
+    begun: u64,
 }
 
 impl Kernel {
-    /// Starts an interpreter, which boots while the guest goes on.
-    pub(crate) fn boot(launcher: &Launcher, drivers: &Drivers) -> Result<Self, Failure> {
-        let failed = |error: io::Error| internal("kernel cannot be booted", error);
-        let (stdin, input) = pipe(Near::Writer).map_err(failed)?;
-        let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
-        let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
-        let (control, far) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(|error| failed(error.into()))?;
-        fcntl(&control, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| failed(e.into()))?;
-        let mailbox =
-            memfd_create("mailbox", MFdFlags::MFD_CLOEXEC).map_err(|error| failed(error.into()))?;
-
-        let mut environment = launcher.base.clone();
-        let mut path = b"/proc/self/fd/3".to_vec();
-        if let Some(own) = launcher.base.get(b"PYTHONPATH") {
-            path.push(b':');
-            path.extend_from_slice(own);
-        }
-        environment.set(b"PYTHONPATH", &path);
-        let child = launcher.start(
-            &[b"python3", SCRIPT.as_bytes()],
-            &environment,
-            "/sandbox",
-            &[
-                stdin.as_fd(),
-                stdout_far.as_fd(),
-                stderr_far.as_fd(),
-                drivers.0.as_fd(),
-                far.as_fd(),
-                mailbox.as_fd(),
-            ],
-        )?;
-        Ok(Self {
-            child,
-            output: [Rc::new(stdout), Rc::new(stderr)],
-            input: Some(input),
-            control,
-            mailbox: mailbox.into(),
+    fn new(kind: KernelKind, ends: Ends, mailbox: fs::File) -> Self {
+        Self {
+            kind,
+            pid: None,
+            child: None,
+            output: ends.output,
+            input: Some(ends.input),
+            line: ends.line,
+            mailbox,
+            files: None,
+            is_ready: false,
+            is_silent: false,
+            release: Release::Never,
             cells: 0,
-        })
+            begun: 0,
+        }
     }
 
-    pub(crate) fn pid(&self) -> Pid {
-        self.child.pid
+    /// Starts an interpreter, which boots while the guest goes on.
+    pub(crate) fn boot(
+        launcher: &Launcher,
+        drivers: &Drivers,
+        kind: KernelKind,
+        serial: u64,
+    ) -> Result<Self, Failure> {
+        let failed = |error: io::Error| internal("kernel cannot be booted", error);
+        let driver = &Recipe::of(kind).driver;
+        let by_path = matches!(driver, Driver::Files { by_path: true, .. });
+        let (ends, far) = Ends::new(by_path).map_err(failed)?;
+        let mut single = Fields::default();
+        single.push(b"single");
+        let mailbox = mailbox(&single.0).map_err(failed)?;
+        let mut files = vec![
+            far.stdin.as_fd(),
+            far.stdout.as_fd(),
+            far.stderr.as_fd(),
+            far.line.reader.as_fd(),
+            mailbox.as_fd(),
+        ];
+        let mut driver_files = None;
+        let (argv, environment) = match driver {
+            Driver::None => {
+                let text = format!("no cells can be run by {kind:?}, run a script instead");
+                return Err(failure(FailureKind::Refused, text));
+            }
+            Driver::Python => {
+                files.push(drivers.archive.as_fd());
+                let argv = vec!["python3".to_owned(), SCRIPT.to_owned()];
+                (argv, python_environment(launcher))
+            }
+            Driver::Files {
+                files: sources,
+                argv,
+                ..
+            } => {
+                files.extend(far.line.writer.as_ref().map(|writer| writer.as_fd()));
+                let written = DriverFiles::write(sources, serial).map_err(failed)?;
+                let first = sources.first().map_or("", |(name, _)| *name);
+                let path = written.0.join(first).display().to_string();
+                driver_files = Some(written);
+                let argv = argv.iter().map(|word| word.replace("{}", &path)).collect();
+                (argv, launcher.base.clone())
+            }
+        };
+        let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
+        let child = launcher.start(&argv, &environment, "/sandbox", &files, Role::UserCode)?;
+        drop(files);
+        let mut kernel = Self::new(kind, ends, mailbox);
+        kernel.pid = Some(child.pid);
+        kernel.child = Some(child);
+        kernel.files = driver_files;
+        Ok(kernel)
     }
 
-    pub(crate) fn control(&self) -> BorrowedFd<'_> {
-        self.control.as_fd()
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        self.pid
+    }
+
+    pub(crate) fn line(&self) -> BorrowedFd<'_> {
+        self.line.readable()
+    }
+
+    /// Why it was not started, where it was not. To be asked once it was reaped.
+    pub(crate) fn start_failure(&self) -> Option<Failure> {
+        self.child.as_ref().and_then(Child::start_failure)
     }
 
     /// Lets a spare run its script.
-    pub(crate) fn release(&self, cwd: &str, environment: &Environment) -> io::Result<()> {
+    pub(crate) fn release(&mut self, start: &Start) -> io::Result<()> {
         let mut fields = Fields::default();
-        fields.push(cwd.as_bytes());
-        for (name, value) in environment.iter() {
+        fields.push(start.path.as_bytes());
+        fields.push(start.cwd.as_bytes());
+        for (name, value) in start.environment.iter() {
             fields.push(name);
             fields.push(value);
         }
         self.put(&fields.0)?;
-        let mut request = *b"S\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        request[8..].copy_from_slice(&(fields.0.len() as u64).to_le_bytes());
-        send(self.control.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
-        Ok(())
-    }
-
-    /// What a released spare told. To be asked once it was reaped.
-    pub(crate) fn release_report(&self) -> Release {
-        let mut message = [0; 16];
-        match self.receive(&mut message) {
-            Ok(7) if message.starts_with(b"started") => Release::Started,
-            Ok(9) if message.starts_with(b"directory") => Release::NoDirectory,
-            _ => Release::Never,
-        }
+        self.line.send(&format!("S {}\n", fields.0.len()))
     }
 
     /// Starts a cell.
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
-        let mut fields = Fields::default();
-        fields.push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
-        fields.push(&cell.source);
-        for (name, value) in &cell.env {
-            fields.push(name.as_bytes());
-            fields.push(value.as_bytes());
-        }
-        self.put(&fields.0)?;
-        self.cells += 1;
-        if self.cells == 1 {
-            // A plain read takes this one, and would lose a descriptor.
-            send(self.control.as_raw_fd(), b"C", MsgFlags::MSG_NOSIGNAL)?;
-            self.input = None;
-        }
-        let null = null()?;
-        let (stdin, kind) = match &cell.stdin {
-            Some(stdin) => (stdin, b'P'),
-            None => (&null, b'N'),
+        let stdin = cell.stdin.as_ref().map_or("", |fifo| fifo.path());
+        let (request, line) = match self.kind {
+            KernelKind::Bash => (shell::request(number, cell, stdin), shell::LINES.to_owned()),
+            _ => {
+                let fields = fields_of(cell, stdin);
+                let line = format!("C {number} {}\n", fields.len());
+                (fields, line)
+            }
         };
-        let mut request = [0; 24];
-        request[..2].copy_from_slice(&[b'C', kind]);
-        request[8..16].copy_from_slice(&(fields.0.len() as u64).to_le_bytes());
-        request[16..].copy_from_slice(&number.to_le_bytes());
-        sendmsg::<()>(
-            self.control.as_raw_fd(),
-            &[IoSlice::new(&request)],
-            &[ControlMessage::ScmRights(&[stdin.as_raw_fd()])],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
-        Ok(())
+        self.put(&request)?;
+        self.cells += 1;
+        // Only a script reads from the pipe that it was booted with.
+        self.input = None;
+        self.line.send(&line)
     }
 
-    /// Whether the last cell was taken up: the kernel empties the mailbox before it runs any of it.
-    pub(crate) fn took_cell(&self) -> bool {
-        self.mailbox
-            .metadata()
-            .is_ok_and(|mailbox| mailbox.len() == 0)
+    /// Whether the cell of this number was taken up: the kernel says so before it runs any of it.
+    pub(crate) fn took_cell(&self, number: u64) -> bool {
+        self.begun == number
     }
 
     /// Whether there was a cell before the last one, so that there is state to lose.
@@ -221,40 +331,62 @@ impl Kernel {
         self.cells > 1
     }
 
-    /// The answer to the cell of this number, if it is there. An error says that the kernel let go
-    /// of the connection, and can serve no more.
-    pub(crate) fn answer(&self, number: u64) -> io::Result<Option<Answer>> {
-        let mut message = [0; ANSWER + 1];
-        // Code may flood the socket; the guest has others to serve, and comes back for the rest.
-        for _ in 0..ANSWERS_AT_ONCE {
-            let size = match self.receive(&mut message) {
-                Ok(0) => return Err(Errno::EPIPE.into()),
-                Ok(size) => size,
-                Err(Errno::EAGAIN) => return Ok(None),
-                Err(Errno::EINTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            if let Some(answer) = parse(message.get(..size).unwrap_or_default(), number) {
-                return Ok(Some(answer));
+    /// What a released spare told. To be asked once it was reaped.
+    pub(crate) fn release_report(&mut self) -> Release {
+        while let Ok(Some(_)) = self.next() {}
+        self.release
+    }
+
+    /// The next message, if it is there. An error says that the kernel let go of its line.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
+        let message = self.line.next().inspect_err(|_| self.is_silent = true)?;
+        match message {
+            Some(Message::Ready(pid)) if !self.is_ready => {
+                self.is_ready = true;
+                self.files = None;
+                self.pid = self.pid.or(pid);
             }
+            // Whoever says it twice is user code.
+            Some(Message::Ready(_)) => return Ok(None),
+            Some(Message::Started) => self.release = Release::Started,
+            Some(Message::NoDirectory) => self.release = Release::NoDirectory,
+            Some(Message::Begun(number)) => self.begun = number,
+            _ => {}
         }
-        Ok(None)
+        Ok(message)
     }
 
     /// Sends a signal to the kernel and to what it started in its own group.
     pub(crate) fn signal(&self, signal: Signal) {
         // It may be gone; then its end says all.
-        let _ = killpg(self.pid(), signal);
+        if let Some(pid) = self.pid {
+            let _ = killpg(pid, signal);
+        }
     }
 
-    fn receive(&self, message: &mut [u8]) -> nix::Result<usize> {
-        nix::sys::socket::recv(self.control.as_raw_fd(), message, MsgFlags::empty())
+    /// Ends the process, and no other.
+    pub(crate) fn end(&self) {
+        if let Some(pid) = self.pid {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
     }
 
     fn put(&self, bytes: &[u8]) -> io::Result<()> {
         self.mailbox.set_len(0)?;
         self.mailbox.write_all_at(bytes, 0)
     }
+}
+
+fn fields_of(cell: &CellRequest, stdin: &str) -> Vec<u8> {
+    let mut fields = Fields::default();
+    fields.push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
+    fields.push(stdin.as_bytes());
+    fields.push(&cell.source);
+    for (name, value) in &cell.env {
+        fields.push(name.as_bytes());
+        fields.push(value.as_bytes());
+    }
+    fields.0
 }
 
 /// Strings of bytes, each behind its length.
@@ -267,51 +399,5 @@ impl Fields {
         self.0
             .extend_from_slice(&(field.len() as u32).to_le_bytes());
         self.0.extend_from_slice(field);
-    }
-}
-
-/// Takes an answer to the cell of this `number`; anything else is none.
-fn parse(message: &[u8], number: u64) -> Option<Answer> {
-    let message: &[u8; ANSWER] = message.try_into().ok()?;
-    let (of, rest) = message.split_first_chunk::<8>()?;
-    let (kind, value) = rest.split_first_chunk::<4>()?;
-    let value = i32::from_le_bytes(value.try_into().ok()?);
-    if u64::from_le_bytes(*of) != number {
-        return None;
-    }
-    match u32::from_le_bytes(*kind) {
-        0 => Some(Answer::Ended(ExitStatus::Code(value & 0xff))),
-        1 if (1..=64).contains(&value) => Some(Answer::Ended(ExitStatus::Signal(value))),
-        2 => Some(Answer::NoDirectory),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(number: u64, kind: u32, value: i32) -> Vec<u8> {
-        let mut bytes = number.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&kind.to_le_bytes());
-        bytes.extend_from_slice(&value.to_le_bytes());
-        bytes
-    }
-
-    #[test]
-    fn an_answer_counts_only_for_its_own_cell() {
-        let ended = Answer::Ended(ExitStatus::Code(3));
-        assert_eq!(parse(&message(7, 0, 3), 7), Some(ended));
-        assert_eq!(parse(&message(6, 0, 3), 7), None);
-        assert_eq!(parse(&message(7, 2, 0), 7), Some(Answer::NoDirectory));
-    }
-
-    #[test]
-    fn an_answer_of_another_form_is_none() {
-        assert_eq!(parse(&[], 7), None);
-        assert_eq!(parse(&message(7, 0, 3)[..15], 7), None);
-        assert_eq!(parse(&[message(7, 0, 3), vec![0]].concat(), 7), None);
-        assert_eq!(parse(&message(7, 9, 3), 7), None);
-        assert_eq!(parse(&message(7, 1, -5), 7), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use isol8_protocol::WINDOW;
+use isol8_protocol::{Stdin, WINDOW};
 use nix::errno::Errno;
 use nix::unistd::write;
 
@@ -10,6 +10,8 @@ use nix::unistd::write;
 #[derive(Debug)]
 pub(crate) struct Input {
     pipe: Option<OwnedFd>,
+    /// It has no pipe yet.
+    parked: bool,
     pending: Vec<u8>,
     written: usize,
     ended: bool,
@@ -22,6 +24,7 @@ impl Input {
     pub(crate) fn empty() -> Self {
         Self {
             pipe: None,
+            parked: false,
             pending: Vec::new(),
             written: 0,
             ended: true,
@@ -29,23 +32,25 @@ impl Input {
         }
     }
 
-    /// All of it known beforehand.
-    pub(crate) fn known(pipe: OwnedFd, bytes: Vec<u8>) -> Self {
+    /// What a run reads, before there is a pipe for it.
+    pub(crate) fn parked(stdin: Stdin) -> Self {
+        let (pending, ended, window) = match stdin {
+            Stdin::Empty => return Self::empty(),
+            Stdin::Bytes(bytes) => (bytes, true, 0),
+            Stdin::Piped => (Vec::new(), false, WINDOW),
+        };
         Self {
-            pipe: Some(pipe),
-            pending: bytes,
+            parked: true,
+            pending,
+            ended,
+            window,
             ..Self::empty()
         }
     }
 
-    /// To come in frames.
-    pub(crate) fn piped(pipe: OwnedFd) -> Self {
-        Self {
-            pipe: Some(pipe),
-            ended: false,
-            window: WINDOW,
-            ..Self::empty()
-        }
+    /// Whether there may ever be something to read.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.parked || self.pipe.is_some()
     }
 
     /// Takes what the host sent; `false` where it was not allowed to.
@@ -82,17 +87,21 @@ impl Input {
 
     /// Whether the program cannot have read any of it.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.written == 0 && (self.pipe.is_some() || self.pending.is_empty())
+        self.written == 0 && (self.is_wanted() || self.pending.is_empty())
     }
 
-    /// Puts what it has into another pipe, from the start.
-    pub(crate) fn redirect(&mut self, pipe: OwnedFd) {
+    /// Puts what it has into a pipe, from the start.
+    pub(crate) fn direct(&mut self, pipe: OwnedFd) {
+        self.parked = false;
         self.pipe = Some(pipe);
     }
 
     /// Writes as much as the program takes now, and closes the pipe behind the last byte. Returns
     /// the bytes that the host may send again.
     pub(crate) fn feed(&mut self) -> u32 {
+        if self.parked {
+            return 0;
+        }
         let before = self.written;
         while let Some(pipe) = self.waits_for() {
             match write(pipe, &self.pending[self.written..]) {
@@ -127,10 +136,16 @@ mod tests {
     use super::*;
     use crate::process::{Near, pipe};
 
+    fn directed(stdin: Stdin, pipe: OwnedFd) -> Input {
+        let mut input = Input::parked(stdin);
+        input.direct(pipe);
+        input
+    }
+
     #[test]
     fn credit_is_given_back_as_the_program_reads() {
         let (reader, writer) = pipe(Near::Writer).unwrap();
-        let mut input = Input::piped(writer);
+        let mut input = directed(Stdin::Piped, writer);
         assert!(input.push(&[7; 100_000]));
         let first = input.feed();
         assert!(first > 0 && first < 100_000, "a pipe holds {first}");
@@ -146,7 +161,7 @@ mod tests {
     #[test]
     fn more_than_the_window_is_refused() {
         let (_reader, writer) = pipe(Near::Writer).unwrap();
-        let mut input = Input::piped(writer);
+        let mut input = directed(Stdin::Piped, writer);
         assert!(!input.push(&vec![0; WINDOW as usize + 1]));
         assert!(input.push(&[0; 10]));
         assert!(!input.push(&vec![0; WINDOW as usize]));
@@ -156,7 +171,7 @@ mod tests {
     fn what_nobody_reads_is_dropped_and_does_not_stall_the_host() {
         let (reader, writer) = pipe(Near::Writer).unwrap();
         drop(reader);
-        let mut input = Input::piped(writer);
+        let mut input = directed(Stdin::Piped, writer);
         assert!(input.push(&[1; 500]));
         assert_eq!(input.feed(), 500);
         assert!(input.push(&[1; 300]));
@@ -166,7 +181,7 @@ mod tests {
     #[test]
     fn known_input_ends_behind_its_last_byte() {
         let (reader, writer) = pipe(Near::Writer).unwrap();
-        let mut input = Input::known(writer, b"abc".to_vec());
+        let mut input = directed(Stdin::Bytes(b"abc".to_vec()), writer);
         assert_eq!(input.feed(), 0);
         let mut buffer = [0; 8];
         assert_eq!(read_some(&reader, &mut buffer), 3);

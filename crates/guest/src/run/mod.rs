@@ -1,16 +1,19 @@
 //! One run: its program, its streams, its clock, and how it ended.
 
+pub(crate) mod fifo;
 pub(crate) mod input;
 pub(crate) mod output;
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{Exit, ExitStatus, Failure, GuestFrame, OutputStream, StreamId, WINDOW};
+use isol8_protocol::{
+    Exit, ExitStatus, Failure, GuestFrame, KernelKind, OutputStream, StreamId, WINDOW,
+};
 use nix::unistd::Pid;
 
 use crate::kernel::Kernel;
 use crate::process::{Child, Environment};
+use fifo::Fifo;
 use input::Input;
 use output::Pump;
 
@@ -21,6 +24,8 @@ pub(crate) enum Work {
     Waiting(CellRequest),
     /// The cell of this number, in the resident kernel.
     Cell(u64, CellRequest),
+    /// A script whose kernel is still booting, or a program that is about to be started.
+    Pending(Start),
     /// A process of its own.
     Process(Child),
     /// A script in a kernel that was booted before, and how to start it afresh should that kernel
@@ -31,6 +36,10 @@ pub(crate) enum Work {
 /// A program that is to be started.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
+    /// The kernel that can run it in the program's stead.
+    pub(crate) kernel: Option<KernelKind>,
+    /// The script's file, where it is one.
+    pub(crate) path: String,
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) environment: Environment,
     pub(crate) cwd: String,
@@ -42,7 +51,9 @@ pub(crate) struct CellRequest {
     pub(crate) source: Vec<u8>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) cwd: Option<String>,
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) kind: Option<KernelKind>,
+    /// Until the kernel has opened it.
+    pub(crate) stdin: Option<Fifo>,
     pub(crate) timeout: Option<Duration>,
     /// It was given to a kernel that died before it took it.
     pub(crate) again: bool,
@@ -107,18 +118,34 @@ impl Run {
     pub(crate) fn pid(&self) -> Option<Pid> {
         match &self.work {
             Work::Process(child) => Some(child.pid),
-            Work::Released(kernel, _) => Some(kernel.pid()),
-            Work::Waiting(_) | Work::Cell(..) => None,
+            Work::Released(kernel, _) => kernel.pid(),
+            Work::Waiting(_) | Work::Cell(..) | Work::Pending(_) => None,
+        }
+    }
+
+    /// The kernel that runs its script, where one does.
+    pub(crate) fn released(&self) -> Option<&Kernel> {
+        match &self.work {
+            Work::Released(kernel, _) => Some(kernel),
+            _ => None,
         }
     }
 
     pub(crate) fn is_waiting(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::Waiting(_) | Work::Pending(_))
+    }
+
+    pub(crate) fn is_waiting_cell(&self) -> bool {
         self.ended.is_none() && matches!(self.work, Work::Waiting(_))
+    }
+
+    pub(crate) fn is_pending(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::Pending(_))
     }
 
     /// Whether code of this run may be executed at this moment.
     pub(crate) fn is_active(&self) -> bool {
-        self.ended.is_none() && !matches!(self.work, Work::Waiting(_))
+        self.ended.is_none() && !self.is_waiting()
     }
 
     /// Whether it has, or had, the resident kernel for itself.

@@ -25,16 +25,6 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    pub(crate) fn new(stream: OutputStream, pipe: Rc<OwnedFd>, limit: Option<u64>) -> Self {
-        Self {
-            stream,
-            pipe: Some(pipe),
-            total: 0,
-            allowance: limit,
-            left: None,
-        }
-    }
-
     /// A pump of a run that has not started.
     pub(crate) fn idle(stream: OutputStream, limit: Option<u64>) -> Self {
         Self {
@@ -153,7 +143,8 @@ mod tests {
 
     fn pump(limit: Option<u64>) -> (Pump, std::fs::File) {
         let (reader, writer) = pipe(Near::Reader).unwrap();
-        let pump = Pump::new(OutputStream::Stdout, Rc::new(reader), limit);
+        let mut pump = Pump::idle(OutputStream::Stdout, limit);
+        pump.attach(Rc::new(reader));
         (pump, writer.into())
     }
 

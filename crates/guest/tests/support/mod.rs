@@ -11,7 +11,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use isol8_backend::{Control, ControlError, Run, RunEvent};
-use isol8_protocol::{Exit, ExitStatus, KernelKind, OutputStream, Program, RunSpec, Stdin};
+use isol8_protocol::{
+    Exit, ExitStatus, KernelKind, KernelSettings, OutputStream, Program, RunSpec, Stdin,
+};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
@@ -101,6 +103,12 @@ impl Sandbox {
     pub(crate) async fn reconnect(&mut self) {
         let stream = connect(&self.socket()).await;
         self.control = Control::open(stream).await.unwrap();
+    }
+
+    /// Waits until an interpreter is kept ready.
+    pub(crate) async fn prepare(&self, kernel: KernelKind) {
+        let settings = KernelSettings::default();
+        self.control.prepare(kernel, settings).await.unwrap();
     }
 
     pub(crate) async fn run(&self, spec: RunSpec) -> Outcome {

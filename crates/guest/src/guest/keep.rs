@@ -1,0 +1,385 @@
+//! How an interpreter is kept ready: the spare that waits for its first code, and the zygote that it
+//! is forked from.
+//!
+//! Nothing here may be lost on a zygote: where one dies, hangs or cannot be had, kernels are booted
+//! one by one, and where that fails too, scripts are started as programs.
+
+use std::time::{Duration, Instant};
+
+use isol8_protocol::{Failure, FailureKind, GuestFrame, KernelKind, KernelSettings, StreamId};
+use nix::unistd::Pid;
+
+use super::wait::{Source, Waits};
+use super::{Guest, log};
+use crate::failure::failure;
+use crate::kernel::Kernel;
+use crate::kernel::line::Message;
+use crate::kernel::recipe::Recipe;
+use crate::kernel::zygote::{Word, Zygote};
+use crate::run::output::drop_output;
+
+/// How long an interpreter may take to boot. A large module that is imported ahead takes seconds on a
+/// slow machine.
+const BOOT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a zygote that is booted may take to fork.
+const FORK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Failures in a row after which zygotes, and then kernels, are given up until the next reset.
+const MAX_FAILURES: u32 = 3;
+
+/// What there is for a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// A kernel that waits.
+    Ready,
+    /// One that soon will.
+    Booting,
+    /// None.
+    Nothing,
+}
+
+/// What the host asked to be kept.
+#[derive(Debug)]
+struct Wanted {
+    kind: KernelKind,
+    settings: KernelSettings,
+}
+
+/// The kept interpreters.
+#[derive(Debug, Default)]
+pub(super) struct Keep {
+    wanted: Option<Wanted>,
+    /// Who waits for the first spare.
+    asked: Vec<StreamId>,
+    spare: Option<Kernel>,
+    /// When the spare, or the zygote that it comes from, is given up.
+    patience: Option<Instant>,
+    /// A spare of this kind should be made.
+    due: Option<KernelKind>,
+    zygote: Option<Zygote>,
+    /// It takes the zygote's place once it is booted.
+    successor: Option<Zygote>,
+    /// Failures in a row, of zygotes and of kernels.
+    zygote_failures: u32,
+    failures: u32,
+    last_failure: Option<Failure>,
+}
+
+impl Keep {
+    /// What there is for a script that a kernel of this kind can run.
+    pub(super) fn offer(&self, kind: Option<KernelKind>) -> Offer {
+        let Some(kind) = kind else {
+            return Offer::Nothing;
+        };
+        match &self.spare {
+            Some(spare) if spare.kind != kind => Offer::Nothing,
+            Some(spare) if spare.is_ready => Offer::Ready,
+            Some(_) => Offer::Booting,
+            None if self.due == Some(kind) => Offer::Booting,
+            None => Offer::Nothing,
+        }
+    }
+
+    /// What there is for a cell; one is made where there is none. An error says why none can be.
+    pub(super) fn offer_resident(&mut self, kind: KernelKind) -> Result<Offer, Failure> {
+        if self.spare.as_ref().is_some_and(|spare| spare.kind != kind) {
+            self.drop_spare();
+        }
+        match self.offer(Some(kind)) {
+            Offer::Nothing => match self.last_failure.take() {
+                Some(failure) => Err(failure),
+                None => {
+                    self.due = Some(kind);
+                    Ok(Offer::Booting)
+                }
+            },
+            offer => Ok(offer),
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Option<Kernel> {
+        self.spare.take_if(|spare| spare.is_ready)
+    }
+
+    /// Asks for a spare where the host wants one to be kept.
+    pub(super) fn renew(&mut self) {
+        self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
+    }
+
+    /// As after a reset: what failed before is tried again.
+    pub(super) fn start_over(&mut self) {
+        self.failures = 0;
+        self.zygote_failures = 0;
+        self.last_failure = None;
+        self.renew();
+    }
+
+    /// The spare is gone with everything else that ran as user code does.
+    pub(super) fn forget_spare(&mut self) -> bool {
+        self.patience = None;
+        self.spare.take().is_some()
+    }
+
+    fn drop_spare(&mut self) {
+        if let Some(spare) = self.spare.take() {
+            spare.end();
+        }
+        self.patience = None;
+    }
+
+    pub(super) fn spare_pid(&self) -> Option<Pid> {
+        self.spare.as_ref().and_then(Kernel::pid)
+    }
+
+    pub(super) fn zygote_pids(&self) -> impl Iterator<Item = Pid> {
+        let zygotes = [&self.zygote, &self.successor].into_iter().flatten();
+        zygotes.map(Zygote::pid)
+    }
+
+    pub(super) fn alarm(&self) -> Option<Instant> {
+        self.patience
+    }
+
+    pub(super) fn add_waits(&self, waits: &mut Waits) {
+        if let Some(spare) = self.spare.as_ref().filter(|spare| !spare.is_ready) {
+            waits.readable(Source::Spare, &spare.line());
+        }
+        if let Some(zygote) = &self.zygote {
+            waits.readable(Source::Zygote, &zygote.control());
+        }
+        if let Some(zygote) = &self.successor {
+            waits.readable(Source::Successor, &zygote.control());
+        }
+    }
+
+    fn settings(&self) -> KernelSettings {
+        let wanted = self.wanted.as_ref();
+        wanted.map_or_else(KernelSettings::default, |wanted| wanted.settings.clone())
+    }
+
+    fn wait_for(&mut self, patience: Duration) {
+        self.patience = Instant::now().checked_add(patience);
+    }
+}
+
+impl Guest {
+    pub(super) fn prepare(&mut self, id: StreamId, kind: KernelKind, settings: KernelSettings) {
+        if !Recipe::of(kind).is_worth_keeping() {
+            return self.tell(&GuestFrame::Done { id });
+        }
+        self.keep.wanted = Some(Wanted { kind, settings });
+        if self.keep.offer(Some(kind)) == Offer::Ready {
+            return self.tell(&GuestFrame::Done { id });
+        }
+        self.keep.asked.push(id);
+        if self.resident.is_none() {
+            self.keep.due = Some(kind);
+        }
+    }
+
+    /// Makes the spare that is due, where that needs no waiting.
+    pub(super) fn boot_spare(&mut self) {
+        let Some(kind) = self.keep.due else { return };
+        if self.keep.spare.is_some() {
+            self.keep.due = None;
+            return;
+        }
+        let forks = kind == KernelKind::Python
+            && !self.launcher.privileges.shared_uid()
+            && self.keep.zygote_failures < MAX_FAILURES;
+        let made = if forks {
+            match self.fork_spare() {
+                Ok(None) => return,
+                Ok(Some(kernel)) => Ok(kernel),
+                Err(failure) => return self.zygote_failed(failure),
+            }
+        } else {
+            let serial = self.next_serial();
+            Kernel::boot(&self.launcher, &self.drivers, kind, serial)
+        };
+        self.keep.due = None;
+        match made {
+            Ok(kernel) => {
+                let patience = if forks { FORK_PATIENCE } else { BOOT_PATIENCE };
+                self.keep.wait_for(patience);
+                self.keep.spare = Some(kernel);
+            }
+            Err(failure) => self.spare_failed(kind, failure),
+        }
+    }
+
+    /// A kernel forked from the zygote; `None` where that is still booting.
+    fn fork_spare(&mut self) -> Result<Option<Kernel>, Failure> {
+        let settings = self.keep.settings();
+        let Some(zygote) = &mut self.keep.zygote else {
+            let zygote = Zygote::boot(&self.launcher, &self.drivers, &settings)?;
+            self.keep.zygote = Some(zygote);
+            self.keep.wait_for(BOOT_PATIENCE);
+            return Ok(None);
+        };
+        if !zygote.is_ready {
+            return Ok(None);
+        }
+        let kernel = zygote.fork()?;
+        if zygote.is_worn(&settings) && self.keep.successor.is_none() {
+            // It boots while this one goes on, so that no run waits for it.
+            let booted = Zygote::boot(&self.launcher, &self.drivers, &settings);
+            self.keep.successor = booted.inspect_err(|failure| log(&failure.message)).ok();
+        }
+        Ok(Some(kernel))
+    }
+
+    /// The spare says that it is ready, or lets go.
+    pub(super) fn attend_spare(&mut self) {
+        let Some(spare) = &mut self.keep.spare else {
+            return;
+        };
+        let kind = spare.kind;
+        match spare.next() {
+            Ok(Some(Message::Ready(_))) => {
+                self.keep.patience = None;
+                self.keep.failures = 0;
+                self.keep.zygote_failures = 0;
+                self.keep.last_failure = None;
+                for id in std::mem::take(&mut self.keep.asked) {
+                    self.tell(&GuestFrame::Done { id });
+                }
+            }
+            Ok(_) => {}
+            Err(_) if spare.pid().is_none() => {
+                let text = "zygote cannot fork: the sandbox may be at its limit of processes";
+                self.keep.drop_spare();
+                self.zygote_failed(failure(FailureKind::Exhausted, text));
+                self.keep.due.get_or_insert(kind);
+            }
+            // Its end, which follows, says why.
+            Err(_) => spare.end(),
+        }
+    }
+
+    pub(super) fn attend_zygote(&mut self, successor: bool) {
+        let place = if successor {
+            &mut self.keep.successor
+        } else {
+            &mut self.keep.zygote
+        };
+        let Some(zygote) = place else { return };
+        for pipe in &zygote.output {
+            drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]);
+        }
+        match zygote.next() {
+            Ok(None) => {}
+            Ok(Some(Word::Ready)) if successor => self.keep.zygote = self.keep.successor.take(),
+            Ok(Some(Word::Ready)) => self.keep.patience = None,
+            Ok(Some(Word::Refused(reason))) => {
+                *place = None;
+                if !successor {
+                    self.refuse_zygote(reason);
+                }
+            }
+            Err(_) => {
+                *place = None;
+                if !successor {
+                    let text = "zygote died";
+                    self.zygote_failed(failure(FailureKind::Internal, text));
+                }
+            }
+        }
+    }
+
+    /// A module cannot be imported ahead: who asked for it is told, and runs import it themselves.
+    fn refuse_zygote(&mut self, reason: String) {
+        log(&format!("zygote refused: {reason}"));
+        if let Some(wanted) = &mut self.keep.wanted {
+            wanted.settings.preload.clear();
+        }
+        self.keep.patience = None;
+        for id in std::mem::take(&mut self.keep.asked) {
+            self.tell_failed(id, failure(FailureKind::Refused, reason.clone()));
+        }
+    }
+
+    pub(super) fn zygote_failed(&mut self, failure: Failure) {
+        log(&failure.message);
+        self.keep.zygote = None;
+        self.keep.patience = None;
+        self.keep.zygote_failures += 1;
+    }
+
+    /// A spare did not come to be, or died before it was ready.
+    fn spare_failed(&mut self, kind: KernelKind, failure: Failure) {
+        log(&failure.message);
+        self.keep.patience = None;
+        self.keep.failures += 1;
+        if self.keep.failures < MAX_FAILURES && failure.kind == FailureKind::Internal {
+            self.keep.due = Some(kind);
+            return;
+        }
+        for id in std::mem::take(&mut self.keep.asked) {
+            self.tell_failed(id, failure.clone());
+        }
+        self.keep.failures = 0;
+        self.keep.due = None;
+        self.keep.last_failure = Some(failure);
+    }
+
+    /// The spare's process has ended.
+    pub(super) fn note_spare_died(&mut self) {
+        let Some(spare) = self.keep.spare.take() else {
+            return;
+        };
+        self.keep.patience = None;
+        if spare.is_ready {
+            // Whoever needs one starts its interpreter itself.
+            return;
+        }
+        let kind = spare.kind;
+        let why = spare.start_failure().unwrap_or_else(|| {
+            let text = "interpreter ended while it booted";
+            failure(FailureKind::Internal, text)
+        });
+        self.spare_failed(kind, why);
+    }
+
+    /// A zygote has ended. Its socket says so too, but not why.
+    pub(super) fn note_zygote_died(&mut self, pid: Pid) {
+        if self.keep.successor.take_if(|it| it.pid() == pid).is_some() {
+            return;
+        }
+        let Some(zygote) = self.keep.zygote.as_mut() else {
+            return;
+        };
+        // What it said before its end still counts.
+        if let Ok(Some(Word::Refused(reason))) = zygote.next() {
+            self.keep.zygote = None;
+            return self.refuse_zygote(reason);
+        }
+        let why = zygote.start_failure().unwrap_or_else(|| {
+            let text = "zygote died";
+            failure(FailureKind::Internal, text)
+        });
+        self.zygote_failed(why);
+    }
+
+    /// Gives up what did not come in time.
+    pub(super) fn ring_boot_alarm(&mut self, now: Instant) {
+        if self.keep.patience.is_none_or(|patience| patience > now) {
+            return;
+        }
+        self.keep.patience = None;
+        let text = "interpreter did not boot in time";
+        let late = failure(FailureKind::Internal, text);
+        match self.keep.spare.take() {
+            Some(spare) if spare.pid().is_some() => {
+                spare.end();
+                self.spare_failed(spare.kind, late);
+            }
+            Some(spare) => {
+                self.zygote_failed(late);
+                self.keep.due.get_or_insert(spare.kind);
+            }
+            None => self.zygote_failed(late),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+"""Forks an interpreter for each run, on the guest's request.
+
+This one never runs user code. It has a user id of its own and may change ids; a child gives up both
+before it reads a byte of any request, with the help of the guest's extension (descriptor 6). The
+child is a grandchild, whose parent has ended: so its parent is the guest, as with every program.
+"""
+
+
+def serve(preload):
+    import gc
+    import os
+    import sys
+
+    control, mailbox, extension, sandbox_id = 3, 4, 6, 64800
+    before = set(sys.modules)
+    import _imp
+    import _socket
+    from importlib.machinery import ModuleSpec
+
+    origin = f"/proc/self/fd/{extension}"
+    confine = _imp.create_dynamic(ModuleSpec("confine", None, origin=origin)).confine
+    os.close(extension)
+    os.close(mailbox)
+    channel = _socket.socket(fileno=os.dup(control))
+    room = _socket.CMSG_SPACE(5 * 4)
+
+    def forget(names):
+        for name in set(sys.modules) - names:
+            sys.modules.pop(name)
+
+    forget(before)
+
+    def refusal(name):
+        """Imports a module; says what is wrong with that, if anything is."""
+        try:
+            __import__(name)
+        except BaseException as error:
+            forget(before)
+            return f"{name} cannot be imported: {type(error).__name__}: {error}"
+        if len(sys._current_frames()) > 1:
+            return f"{name} leaves threads running after its import, which a fork would lose"
+        return None
+
+    for name in preload:
+        reason = refusal(name.decode("utf-8", "replace"))
+        if reason is not None:
+            channel.send(b"refused " + reason.encode("utf-8", "replace")[:900])
+            os._exit(1)
+        before = set(sys.modules)
+
+    def receive():
+        message, ancillary, _, _ = channel.recvmsg(16, room)
+        if not message:
+            os._exit(0)
+        data = b"".join(data for _, _, data in ancillary)
+        return [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+
+    def adopt(files):
+        """Becomes a process of its own, with the descriptors that it is to have."""
+        channel.detach()
+        os.close(channel_number)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        os.closerange(len(files), max(files) + 1)
+        os.setsid()
+        if confine(sandbox_id) != 0:
+            os._exit(1)
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write("1000")
+        while os.getppid() != 1:
+            os.sched_yield()
+
+    def renew():
+        """What was made from randomness before the fork must not be the same in every child."""
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed()
+        gc.enable()
+
+    channel_number = channel.fileno()
+    gc.collect()
+    # Collections in a child leave alone what is shared, and so leave it shared.
+    gc.disable()
+    gc.freeze()
+    channel.send(b"ready")
+    while True:
+        files = receive()
+        child = os.fork()
+        if child == 0:
+            if os.fork() != 0:
+                os._exit(0)
+            adopt(files)
+            renew()
+            return
+        for file in files:
+            os.close(file)
+        os.waitpid(child, 0)

@@ -1,0 +1,172 @@
+//! The interpreter that others are forked from.
+//!
+//! It is started once and never runs user code. What it is asked for comes over a socket that only
+//! it has; what it forks speaks for itself, over a line of its own.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use isol8_protocol::{Failure, KernelKind, KernelSettings};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
+};
+use nix::unistd::Pid;
+
+use super::{Drivers, Ends, Fields, Kernel, SCRIPT, mailbox, python_environment};
+use crate::failure::internal;
+use crate::lockdown::Role;
+use crate::process::{Child, Launcher, Near, pipe};
+
+/// Longest reason of a refusal.
+const MAX_REASON: usize = 1024;
+
+/// What a zygote says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// It is booted, and may be asked to fork.
+    Ready,
+    /// It cannot be made as it was asked for.
+    Refused(String),
+}
+
+#[derive(Debug)]
+pub(crate) struct Zygote {
+    child: Child,
+    control: OwnedFd,
+    /// What it prints while it imports; nobody reads it.
+    pub(crate) output: [OwnedFd; 2],
+    /// An interpreter's standard input is a pipe; nothing comes out of this one.
+    _input: OwnedFd,
+    pub(crate) is_ready: bool,
+    forks: u32,
+    started: Instant,
+}
+
+impl Zygote {
+    /// Starts one, which boots while the guest goes on.
+    pub(crate) fn boot(
+        launcher: &Launcher,
+        drivers: &Drivers,
+        settings: &KernelSettings,
+    ) -> Result<Self, Failure> {
+        let failed = |error: io::Error| internal("zygote cannot be booted", error);
+        let (stdin, input) = pipe(Near::Writer).map_err(failed)?;
+        let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
+        let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
+        let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
+        let (control, far) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|error| failed(error.into()))?;
+        let mut fields = Fields::default();
+        fields.push(b"zygote");
+        settings
+            .preload
+            .iter()
+            .for_each(|name| fields.push(name.as_bytes()));
+        let mailbox = mailbox(&fields.0).map_err(failed)?;
+
+        let mut environment = python_environment(launcher);
+        // Nothing of what user code may write to is looked at while it boots.
+        environment.set(b"HOME", b"/");
+        let child = launcher.start(
+            &[b"python3", SCRIPT.as_bytes()],
+            &environment,
+            "/",
+            &[
+                stdin.as_fd(),
+                stdout_far.as_fd(),
+                stderr_far.as_fd(),
+                far.as_fd(),
+                mailbox.as_fd(),
+                drivers.archive.as_fd(),
+                drivers.extension.as_fd(),
+            ],
+            Role::Zygote,
+        )?;
+        Ok(Self {
+            child,
+            control,
+            output: [stdout, stderr],
+            _input: input,
+            is_ready: false,
+            forks: 0,
+            started: Instant::now(),
+        })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
+    pub(crate) fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Why it was not started, where it was not. To be asked once it was reaped.
+    pub(crate) fn start_failure(&self) -> Option<Failure> {
+        self.child.start_failure()
+    }
+
+    /// Whether another should take its place.
+    pub(crate) fn is_worn(&self, settings: &KernelSettings) -> bool {
+        self.forks >= settings.max_runs
+            || self.started.elapsed() >= Duration::from_millis(settings.max_age_ms)
+    }
+
+    /// Its next word; an error says that it is no more.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Word>> {
+        let mut message = [0; MAX_REASON];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let size = match recv(self.control.as_raw_fd(), &mut message, flags) {
+            Ok(0) => return Err(Errno::EPIPE.into()),
+            Ok(size) => size,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        match &message[..size] {
+            b"ready" => {
+                self.is_ready = true;
+                Ok(Some(Word::Ready))
+            }
+            [b'r', b'e', b'f', b'u', b's', b'e', b'd', b' ', reason @ ..] => {
+                let reason = String::from_utf8_lossy(reason).into_owned();
+                Ok(Some(Word::Refused(reason)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Asks for a child, which says itself when it is there.
+    pub(crate) fn fork(&mut self) -> Result<Kernel, Failure> {
+        let failed = |error: io::Error| internal("kernel cannot be forked", error);
+        let (ends, far) = Ends::new(false).map_err(failed)?;
+        let mailbox = mailbox(&[]).map_err(failed)?;
+        let files = [
+            far.stdin.as_raw_fd(),
+            far.stdout.as_raw_fd(),
+            far.stderr.as_raw_fd(),
+            far.line.reader.as_raw_fd(),
+            mailbox.as_raw_fd(),
+        ];
+        sendmsg::<()>(
+            self.control.as_raw_fd(),
+            &[IoSlice::new(b"fork")],
+            &[ControlMessage::ScmRights(&files)],
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+            None,
+        )
+        .map_err(|error| failed(error.into()))?;
+        self.forks = self.forks.saturating_add(1);
+        Ok(Kernel::new(KernelKind::Python, ends, mailbox))
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        // It may be gone already; its id cannot be another's before it was reaped, which the guest
+        // does after this at the earliest, or has just done.
+        let _ = kill(self.child.pid, Signal::SIGKILL);
+    }
+}
