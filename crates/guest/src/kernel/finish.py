@@ -26,7 +26,7 @@ def finisher():
     for name in set(modules) - before:
         modules.pop(name)
     FunctionType, ModuleType = type(finisher), type(sys)
-    shared = list(modules.values())
+    shared = [module for name, module in modules.items() if name != "__main__"]
     system = tuple({sys.prefix, sys.exec_prefix, sys.base_prefix})
     # As `finalize_modules` of CPython does.
     emptied = ("path", "argv", "ps1", "ps2", "path_hooks", "path_importer_cache", "meta_path")
@@ -62,13 +62,16 @@ def finisher():
     def release():
         for name in emptied:
             setattr(sys, name, None)
-        functions = []
+        for name in ("stdin", "stdout", "stderr"):
+            setattr(sys, name, getattr(sys, f"__{name}__", None))
+        functions, kept = [], []
         for name, module in list(modules.items()):
             if name == "__main__" or is_users(module):
                 used = [f for f in vars(module).values() if type(f) is FunctionType]
                 functions += [ref(f) for f in used if f.__globals__ is vars(module)][:1]
-                modules[name] = None
-            module = used = f = None
+            else:
+                kept.append(module)
+            modules[name] = module = used = None
         gc.collect()
         for function in functions:
             function = function()
@@ -97,6 +100,7 @@ def finisher():
         try:
             release()
             flush_files()
+            flush()
         finally:
             os._exit(0)
 

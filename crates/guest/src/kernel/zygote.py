@@ -7,7 +7,6 @@ child is a grandchild, whose parent has ended: so its parent is the guest, as wi
 
 
 def serve(preload):
-    import gc
     import os
     import sys
 
@@ -15,8 +14,10 @@ def serve(preload):
     before = set(sys.modules)
     import _imp
     import _socket
-    from importlib.machinery import ModuleSpec
+    import gc
 
+    # Its home, `importlib`, would leave traces in what it imports.
+    ModuleSpec = type(os.__spec__)
     origin = f"/proc/self/fd/{extension}"
     confine = _imp.create_dynamic(ModuleSpec("confine", None, origin=origin)).confine
     os.close(extension)
@@ -71,10 +72,14 @@ def serve(preload):
             os.sched_yield()
 
     def renew():
-        """What was made from randomness before the fork must not be the same in every child."""
+        """Makes anew what must not be the same in every child, such as what came from randomness."""
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed()
+        # The one that was frozen would keep alive for ever what the script puts into it.
+        main = type(sys)("__main__")
+        vars(main).update(vars(sys.modules["__main__"]))
+        sys.modules["__main__"] = main
         gc.enable()
 
     channel_number = channel.fileno()
