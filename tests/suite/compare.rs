@@ -18,6 +18,7 @@ use crate::harness::{Server, on_each_backend};
 on_each_backend!(
     python_scripts,
     bash_scripts,
+    deno_scripts,
     an_interpreter_waits_for_the_request
 );
 
@@ -47,6 +48,9 @@ struct Case {
     /// Both must give this exit code; by default only the same one.
     #[serde(default)]
     exit: Option<i32>,
+    /// Of the script's file, where it is not the runtime's own.
+    #[serde(default)]
+    extension: Option<String>,
 }
 
 impl Case {
@@ -64,6 +68,7 @@ impl Case {
     fn as_code(&self, runtime: Runtime) -> ExecutionRequest {
         let mut request = self.request(runtime);
         request.code = Some(self.code.clone());
+        request.file_extension.clone_from(&self.extension);
         request
     }
 
@@ -94,6 +99,12 @@ async fn bash_scripts(server: Server) {
     compare(&server, table, Runtime::Bash, "/sandbox/main.sh", "bash").await;
 }
 
+async fn deno_scripts(server: Server) {
+    let table = include_str!("compare/deno.toml");
+    let command = "deno run --allow-all";
+    compare(&server, table, Runtime::Deno, "/sandbox/main.mts", command).await;
+}
+
 async fn compare(server: &Server, table: &str, runtime: Runtime, path: &str, command: &str) {
     let table: Table = toml::from_str(table).unwrap();
     let client = server.client();
@@ -101,7 +112,11 @@ async fn compare(server: &Server, table: &str, runtime: Runtime, path: &str, com
     let mut differences = String::new();
     for case in table.cases {
         let code = run(&client, case.as_code(runtime), &case.name).await;
-        let file = run(&client, case.as_file(runtime, path, command), &case.name).await;
+        let path = match &case.extension {
+            Some(extension) => format!("/sandbox/main{extension}"),
+            None => path.to_owned(),
+        };
+        let file = run(&client, case.as_file(runtime, &path, command), &case.name).await;
         let masked = |text: &str| address.replace_all(text, "ADDRESS").into_owned();
         let seen = |result: &ExecutionResult| {
             (
@@ -125,7 +140,11 @@ async fn compare(server: &Server, table: &str, runtime: Runtime, path: &str, com
 
 async fn run(client: &RemoteIsol8, request: ExecutionRequest, name: &str) -> ExecutionResult {
     // An interpreter that is not ready yet would be started on the file, and prove nothing.
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    let boot = match request.runtime {
+        Runtime::Python | Runtime::Bash => 30,
+        Runtime::Node | Runtime::Bun | Runtime::Deno => 150,
+    };
+    tokio::time::sleep(Duration::from_millis(boot)).await;
     let result = client.execute(request).await;
     result.unwrap_or_else(|error| panic!("{name}: {error}"))
 }

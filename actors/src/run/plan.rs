@@ -20,7 +20,7 @@ pub(super) fn program(job: &Job, mode: Mode) -> RunSpec {
             let kernel = kernel_of(job.runtime());
             let source = code.clone().into_bytes();
             match (mode, kernel) {
-                (Mode::Session, KernelKind::Python | KernelKind::Bash) => {
+                (Mode::Session, KernelKind::Python | KernelKind::Deno | KernelKind::Bash) => {
                     GuestProgram::Cell { kernel, source }
                 }
                 _ => GuestProgram::Script {

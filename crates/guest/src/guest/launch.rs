@@ -175,8 +175,9 @@ impl Guest {
         };
         match self.keep.offer(start.kernel) {
             Offer::Ready => self.release(position),
-            Offer::Booting => Ok(()),
-            Offer::Nothing => self.start_fresh(position),
+            // A fork is there sooner than a start would be; all others boot as long as that takes.
+            Offer::Booting if start.kernel == Some(KernelKind::Python) => Ok(()),
+            Offer::Booting | Offer::Nothing => self.start_fresh(position),
         }
     }
 

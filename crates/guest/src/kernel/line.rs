@@ -12,8 +12,6 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{Pid, read, write};
 
-use crate::process::{Near, pipe};
-
 /// Longest line, in bytes.
 const MAX_LINE: usize = 256;
 
@@ -49,65 +47,31 @@ pub(crate) enum CellEnd {
 /// The guest's end.
 #[derive(Debug)]
 pub(crate) struct Line {
-    reader: OwnedFd,
-    writer: OwnedFd,
+    socket: OwnedFd,
     received: Vec<u8>,
 }
 
-/// The kernel's end, which blocks.
-#[derive(Debug)]
-pub(crate) struct FarEnd {
-    /// What the kernel reads.
-    pub(crate) reader: OwnedFd,
-    /// What it writes to, where that is another descriptor.
-    pub(crate) writer: Option<OwnedFd>,
-}
-
 impl Line {
-    /// A line over one descriptor.
-    pub(crate) fn socket() -> io::Result<(Self, FarEnd)> {
+    /// A line, and the kernel's end of it, which blocks.
+    pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let family = AddressFamily::Unix;
-        let (near, reader) = socketpair(family, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-        fcntl(&near, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let (socket, far) = socketpair(family, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let line = Self {
-            writer: near.try_clone()?,
-            reader: near,
+            socket,
             received: Vec::new(),
-        };
-        Ok((
-            line,
-            FarEnd {
-                reader,
-                writer: None,
-            },
-        ))
-    }
-
-    /// A line over two, for a kernel that opens its own by the paths that `/proc` gives them:
-    /// sockets have none.
-    pub(crate) fn pipes() -> io::Result<(Self, FarEnd)> {
-        let (far_reader, writer) = pipe(Near::Writer)?;
-        let (reader, far_writer) = pipe(Near::Reader)?;
-        let line = Self {
-            reader,
-            writer,
-            received: Vec::new(),
-        };
-        let far = FarEnd {
-            reader: far_reader,
-            writer: Some(far_writer),
         };
         Ok((line, far))
     }
 
     pub(crate) fn readable(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
+        self.socket.as_fd()
     }
 
     /// Sends a line. One request is under way at a time, so there is room for it; without room
     /// the kernel is not one that works.
     pub(crate) fn send(&self, line: &str) -> io::Result<()> {
-        if write(&self.writer, line.as_bytes())? == line.len() {
+        if write(&self.socket, line.as_bytes())? == line.len() {
             Ok(())
         } else {
             Err(io::ErrorKind::WouldBlock.into())
@@ -134,7 +98,7 @@ impl Line {
                 passed_over += 1;
             }
             let mut piece = [0; MAX_LINE];
-            match read(&self.reader, &mut piece) {
+            match read(&self.socket, &mut piece) {
                 Ok(0) => return Err(Errno::EPIPE.into()),
                 Ok(size) => self.received.extend_from_slice(&piece[..size]),
                 Err(Errno::EAGAIN) => return Ok(None),
@@ -180,8 +144,8 @@ mod tests {
 
     #[test]
     fn lines_are_read_however_they_are_cut() {
-        let (mut line, far) = Line::socket().unwrap();
-        let say = |bytes: &[u8]| write(&far.reader, bytes).unwrap();
+        let (mut line, far) = Line::pair().unwrap();
+        let say = |bytes: &[u8]| write(&far, bytes).unwrap();
         say(b"ready 7\nbeg");
         assert_eq!(
             line.next().unwrap(),
@@ -199,33 +163,21 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_of_lines_carry_both_directions() {
-        for (mut line, far) in [Line::socket().unwrap(), Line::pipes().unwrap()] {
-            line.send("S 1\n").unwrap();
-            let mut request = [0; 8];
-            assert_eq!(read(&far.reader, &mut request).unwrap(), 4);
-            let writer = far.writer.as_ref().unwrap_or(&far.reader);
-            write(writer, b"started\n").unwrap();
-            assert_eq!(line.next().unwrap(), Some(Message::Started));
-        }
-    }
-
-    #[test]
     fn what_is_no_message_is_passed_over() {
-        let (mut line, far) = Line::socket().unwrap();
+        let (mut line, far) = Line::pair().unwrap();
         let noise =
             b"\nready x\nready 1\nready -1\ncell 1\ncell 1 signal 70\n\xff\nended\nstarted\n";
-        write(&far.reader, noise).unwrap();
+        write(&far, noise).unwrap();
         assert_eq!(line.next().unwrap(), Some(Message::Started));
     }
 
     #[test]
     fn a_flood_without_an_end_takes_no_memory_and_no_other_s_turn() {
-        let (mut line, far) = Line::socket().unwrap();
-        write(&far.reader, &[b'x'; 100_000]).unwrap();
+        let (mut line, far) = Line::pair().unwrap();
+        write(&far, &[b'x'; 100_000]).unwrap();
         assert_eq!(line.next().unwrap(), None);
         assert!(line.received.len() <= 2 * MAX_LINE);
-        write(&far.reader, b"\nstarted\n").unwrap();
+        write(&far, b"\nstarted\n").unwrap();
         let mut next = || (0..100).find_map(|_| line.next().unwrap());
         assert_eq!(next(), Some(Message::Started));
     }

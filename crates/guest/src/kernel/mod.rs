@@ -29,7 +29,7 @@ use crate::failure::{failure, internal};
 use crate::lockdown::Role;
 use crate::process::{Child, Environment, Launcher, Near, pipe};
 use crate::run::{CellRequest, Start};
-use line::{FarEnd, Line, Message};
+use line::{Line, Message};
 use recipe::{Driver, Recipe};
 
 /// The script that a Python kernel was started on.
@@ -118,19 +118,15 @@ struct FarEnds {
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
-    line: FarEnd,
+    line: OwnedFd,
 }
 
 impl Ends {
-    fn new(by_path: bool) -> io::Result<(Self, FarEnds)> {
+    fn new() -> io::Result<(Self, FarEnds)> {
         let (stdin, input) = pipe(Near::Writer)?;
         let (stdout_near, stdout) = pipe(Near::Reader)?;
         let (stderr_near, stderr) = pipe(Near::Reader)?;
-        let (line, far) = if by_path {
-            Line::pipes()?
-        } else {
-            Line::socket()?
-        };
+        let (line, far) = Line::pair()?;
         let near = Self {
             output: [Rc::new(stdout_near), Rc::new(stderr_near)],
             input,
@@ -230,8 +226,7 @@ impl Kernel {
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| internal("kernel cannot be booted", error);
         let driver = &Recipe::of(kind).driver;
-        let by_path = matches!(driver, Driver::Files { by_path: true, .. });
-        let (ends, far) = Ends::new(by_path).map_err(failed)?;
+        let (ends, far) = Ends::new().map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
         let mailbox = mailbox(&single.0).map_err(failed)?;
@@ -239,7 +234,7 @@ impl Kernel {
             far.stdin.as_fd(),
             far.stdout.as_fd(),
             far.stderr.as_fd(),
-            far.line.reader.as_fd(),
+            far.line.as_fd(),
             mailbox.as_fd(),
         ];
         let mut driver_files = None;
@@ -256,9 +251,7 @@ impl Kernel {
             Driver::Files {
                 files: sources,
                 argv,
-                ..
             } => {
-                files.extend(far.line.writer.as_ref().map(|writer| writer.as_fd()));
                 let written = DriverFiles::write(sources, serial).map_err(failed)?;
                 let first = sources.first().map_or("", |(name, _)| *name);
                 let path = written.0.join(first).display().to_string();

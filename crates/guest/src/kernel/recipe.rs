@@ -29,8 +29,6 @@ pub(crate) enum Driver {
     Files {
         files: &'static [(&'static str, &'static str)],
         argv: &'static [&'static str],
-        /// It opens its descriptors by path.
-        by_path: bool,
     },
 }
 
@@ -65,7 +63,6 @@ static BASH: Recipe = Recipe {
     driver: Driver::Files {
         files: &[("bash.sh", include_str!("bash.sh"))],
         argv: &["bash", "{}"],
-        by_path: false,
     },
     scripts: &[],
     names: &[],
@@ -74,7 +71,39 @@ static BASH: Recipe = Recipe {
 
 static NODE: Recipe = without_driver(&["node"]);
 static BUN: Recipe = without_driver(&["bun", "run"]);
-static DENO: Recipe = without_driver(&["deno", "run"]);
+
+static DENO: Recipe = Recipe {
+    // The sandbox is what bounds its programs: without this they could not even read their own
+    // environment.
+    bare: &["deno", "run", "--allow-all"],
+    driver: Driver::Files {
+        files: &[
+            ("deno.mjs", include_str!("deno.mjs")),
+            ("deno_cells.mjs", include_str!("deno_cells.mjs")),
+            ("deno_traces.mjs", include_str!("deno_traces.mjs")),
+            ("imports.mjs", include_str!("imports.mjs")),
+        ],
+        argv: &[
+            "deno",
+            "run",
+            "--allow-all",
+            "--preload",
+            "{}",
+            "/sandbox/main.mts",
+        ],
+    },
+    scripts: &["/sandbox/main.mts"],
+    names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
+    prefixes: &[
+        "DENO_",
+        "NODE_",
+        "NPM_CONFIG_",
+        "JSR_",
+        "OTEL_",
+        "RUST_",
+        "TOKIO_",
+    ],
+};
 
 const fn without_driver(bare: &'static [&'static str]) -> Recipe {
     Recipe {

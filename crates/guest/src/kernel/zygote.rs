@@ -141,13 +141,13 @@ impl Zygote {
     /// Asks for a child, which says itself when it is there.
     pub(crate) fn fork(&mut self) -> Result<Kernel, Failure> {
         let failed = |error: io::Error| internal("kernel cannot be forked", error);
-        let (ends, far) = Ends::new(false).map_err(failed)?;
+        let (ends, far) = Ends::new().map_err(failed)?;
         let mailbox = mailbox(&[]).map_err(failed)?;
         let files = [
             far.stdin.as_raw_fd(),
             far.stdout.as_raw_fd(),
             far.stderr.as_raw_fd(),
-            far.line.reader.as_raw_fd(),
+            far.line.as_raw_fd(),
             mailbox.as_raw_fd(),
         ];
         sendmsg::<()>(

@@ -1,0 +1,179 @@
+// Waits inside deno's own start until the guest says what to run.
+//
+// The guest starts `deno run --allow-all --preload <this file> /sandbox/main.mts`. Deno evaluates
+// this module before it loads the main one, which need not exist by then: returning from here runs
+// the script by deno's own means, so that its errors, traces and exit code are deno's. Cells never
+// return (see deno_cells.mjs).
+//
+// Deno has no access to descriptors that it did not open, therefore the C library is called.
+
+import { EventEmitter, getEventListeners } from "node:events";
+import process from "node:process";
+import { serve } from "./deno_cells.mjs";
+
+const F_GETFD = 1;
+const F_DUPFD_CLOEXEC = 1030;
+
+const libc = Deno.dlopen("libc.so.6", {
+  close: { parameters: ["i32"], result: "i32" },
+  dup2: { parameters: ["i32", "i32"], result: "i32" },
+  _exit: { parameters: ["i32"], result: "void" },
+  fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
+  ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  open: { parameters: ["buffer", "i32"], result: "i32" },
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
+  read: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+  wait: { name: "read", parameters: ["i32", "buffer", "usize"], result: "isize", nonblocking: true },
+  write: { parameters: ["i32", "buffer", "usize"], result: "isize" },
+}).symbols;
+
+// What importing `node:module` leaves behind.
+delete globalThis.nodeBootstrap;
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** Moved up, where no code closes or finds it by chance, and not for children. */
+function outOfTheWay(descriptor) {
+  const moved = libc.fcntl(descriptor, F_DUPFD_CLOEXEC, 900);
+  libc.close(descriptor);
+  return moved;
+}
+
+const newListeners = process.listenerCount("newListener");
+const control = outOfTheWay(3);
+const mailbox = outOfTheWay(4);
+
+function tell(line) {
+  const bytes = encoder.encode(line + "\n");
+  return libc.write(control, bytes, BigInt(bytes.length));
+}
+
+/** The words of a line on the control descriptor. */
+const words = (line) => decoder.decode(line).trim().split(" ");
+
+/** The texts in the mailbox, which is empty afterwards. */
+function fields(size) {
+  const data = new Uint8Array(size);
+  let filled = 0;
+  while (filled < size) {
+    const read = Number(libc.pread(mailbox, data.subarray(filled), BigInt(size - filled), BigInt(filled)));
+    if (read <= 0) break;
+    filled += read;
+  }
+  libc.ftruncate(mailbox, 0n);
+  return split(data.subarray(0, filled));
+}
+
+function split(data) {
+  const view = new DataView(data.buffer, data.byteOffset, data.byteLength);
+  const found = [];
+  for (let at = 0; at + 4 <= data.length;) {
+    const length = view.getUint32(at, true);
+    found.push(decoder.decode(data.subarray(at + 4, at + 4 + length)));
+    at += 4 + length;
+  }
+  return found;
+}
+
+/** Makes the environment exactly the given one; deno itself takes a changed `TZ` up. */
+function setEnvironment(pairs) {
+  const wanted = new Map();
+  for (let at = 0; at + 1 < pairs.length; at += 2) wanted.set(pairs[at], pairs[at + 1]);
+  for (const [name, value] of Object.entries(Deno.env.toObject())) {
+    if (!wanted.has(name)) Deno.env.delete(name);
+    else if (wanted.get(name) === value) wanted.delete(name);
+  }
+  for (const [name, value] of wanted) Deno.env.set(name, value);
+}
+
+/** Whether an exit call of deno's is under way, which only the stack tells. */
+function isExitCall() {
+  if (Object.isFrozen(Error)) return false;
+  const { prepareStackTrace: own, stackTraceLimit: limit } = Object.getOwnPropertyDescriptors(Error);
+  try {
+    Error.stackTraceLimit = 9;
+    delete Error.prepareStackTrace;
+    return new Error().stack.includes(" (ext:deno_os/30_os.js:");
+  } catch {
+    return false;
+  } finally {
+    if (limit) Object.defineProperty(Error, "stackTraceLimit", limit);
+    if (own) Object.defineProperty(Error, "prepareStackTrace", own);
+  }
+}
+
+/**
+ * Reports the end of a script whose code is certain, before deno takes its engine apart. It is not
+ * reported where somebody else may still run, nor after uncaught errors: they do not come here.
+ */
+function reportEnd() {
+  const { listenerCount, listeners, on } = process;
+  let isIdle = false;
+  let unloads = 0;
+  const end = () => {
+    const code = Deno.exitCode & 255;
+    tell(`ended ${code}`);
+    libc._exit(code);
+  };
+  const last = () => {
+    if (unloads === 1 && listeners.call(process, "exit").at(-1) === last) end();
+  };
+  addEventListener("beforeunload", () => (isIdle = true));
+  addEventListener("unload", () => {
+    // More than once: the script has made such an event itself.
+    if (++unloads > 1) return;
+    if (!isIdle) {
+      if (isExitCall() && getEventListeners(globalThis, "unload").length === 1) end();
+    } else if (listenerCount.call(process, "newListener") === newListeners) {
+      // The natural end: `exit` is emitted by the process now, to this one as the last. Those who
+      // listen for listeners must not see one more.
+      on.call(process, "exit", last);
+    }
+  });
+}
+
+/** Goes through what the start and the end of a script go through, so that it is in memory by then. */
+async function warm() {
+  Deno.inspect({ a: [1, "b"], c: new Map([[1, new Error("d")]]) });
+  await import("data:application/typescript,export const a: number = await 1;");
+  const listen = () => {};
+  addEventListener("isol8", listen);
+  dispatchEvent(new Event("isol8", { cancelable: true }));
+  removeEventListener("isol8", listen);
+  const emitter = new EventEmitter();
+  emitter.on("isol8", listen);
+  emitter.emit("isol8", Deno.exitCode);
+  emitter.listeners("isol8").at(-1);
+  getEventListeners(globalThis, "unload");
+  isExitCall();
+  process.emit("isol8", 0);
+  Deno.chdir(Deno.cwd());
+  setEnvironment(Object.entries(Deno.env.toObject()).flat());
+  fields(Number(words(encoder.encode("S 0\n"))[1]));
+  split(new Uint8Array([1, 0, 0, 0, 97, 0, 0, 0, 0]));
+  libc.fcntl(control, F_GETFD, 0);
+}
+
+async function boot() {
+  reportEnd();
+  await warm();
+  tell("ready");
+  const line = new Uint8Array(64);
+  const read = Number(libc.read(control, line, BigInt(line.length)));
+  if (read <= 0) libc._exit(0);
+  const request = words(line.subarray(0, read));
+  if (request[0] === "C") return serve({ libc, control, tell, words, fields, request });
+  const [_path, directory, ...pairs] = fields(Number(request[1]));
+  libc.close(mailbox);
+  try {
+    Deno.chdir(directory);
+  } catch {
+    tell("directory");
+    libc._exit(1);
+  }
+  setEnvironment(pairs);
+  tell("started");
+}
+
+await boot();

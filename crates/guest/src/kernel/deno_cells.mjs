@@ -1,0 +1,304 @@
+// Runs cells one after the other in one global scope, for the guest.
+//
+// The engine's own console mode evaluates them, through an inspector session within the process:
+// it allows top-level await and declaring anew what an earlier cell declared. Before that, imports
+// are replaced (imports.mjs) and types are erased, which leaves every position as it is. Only what
+// cannot be erased, as enums, is translated, and traces are mapped back.
+//
+// Code of a cell can forge an answer, and so end its own cell early: it deceives nobody else.
+
+import { existsSync } from "node:fs";
+import { Session } from "node:inspector";
+import { createRequire, SourceMap, stripTypeScriptTypes } from "node:module";
+import { Readable } from "node:stream";
+import { pathToFileURL } from "node:url";
+import v8 from "node:v8";
+import vm from "node:vm";
+import { Traces } from "./deno_traces.mjs";
+import * as imports from "./imports.mjs";
+
+const SIGINT = 2;
+
+/** Thrown by exit calls, to stop the code that calls them. Never shown. */
+class Exit {}
+
+/** What `answer`s of cells say. */
+const code = (number) => `code ${number & 255}`;
+
+/** JavaScript of TypeScript; with a map where places could not be kept. */
+function translate(source) {
+  try {
+    return { text: stripTypeScriptTypes(source, { mode: "strip" }) };
+  } catch {
+    // There are types that have a meaning, or it is wrong: then this has the better message.
+    const text = stripTypeScriptTypes(source, { mode: "transform", sourceMap: true });
+    const at = text.lastIndexOf("\n//# sourceMappingURL=");
+    const [, data] = text.slice(at).split("base64,");
+    return { text: text.slice(0, at), map: new SourceMap(JSON.parse(atob(data))) };
+  }
+}
+
+/** `import()` and `import.meta` for cells: as in a module in the working directory. */
+function makeImporter() {
+  const importers = new Map();
+  let again = 0;
+
+  function importer(specifier, options) {
+    const place = Deno.cwd() + "/cell.mts";
+    let load = importers.get(place);
+    if (!load) {
+      load = vm.runInThisContext("(name, options) => import(name, options)", {
+        filename: place,
+        importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+      });
+      importers.set(place, load);
+    }
+    return load(specifier, options).catch((error) => {
+      if (/^\w+:/.test(specifier)) throw error;
+      if (/^[@\w]/.test(specifier)) return installed(place, specifier, load, error);
+      // Deno remembers that there was no such file; under another name it looks again.
+      const url = new URL(specifier, pathToFileURL(place));
+      if (error?.code !== "ERR_MODULE_NOT_FOUND" || !existsSync(url)) throw error;
+      url.search = `again=${++again}`;
+      return load(url.href, options);
+    });
+  }
+
+  /** From a `node_modules` that deno, started before it was there, does not look at. */
+  async function installed(place, specifier, load, error) {
+    const require = createRequire(place);
+    let path;
+    try {
+      path = require.resolve(specifier);
+    } catch {
+      throw error;
+    }
+    try {
+      const found = require(specifier);
+      return found?.__esModule || found?.[Symbol.toStringTag] === "Module" ? found : { default: found, ...found };
+    } catch (problem) {
+      if (!(problem instanceof SyntaxError) && problem?.code !== "ERR_REQUIRE_ESM") throw problem;
+      return await load(pathToFileURL(path).href);
+    }
+  }
+
+  const meta = {
+    get dirname() {
+      return Deno.cwd();
+    },
+    get filename() {
+      return Deno.cwd() + "/cell.mts";
+    },
+    main: true,
+    resolve: (specifier) => new URL(specifier, meta.url).href,
+    get url() {
+      return pathToFileURL(meta.filename).href;
+    },
+  };
+  Object.defineProperty(importer, "meta", { value: meta });
+  return importer;
+}
+
+/** The kernel's standard input: what the cell was given, then nothing. */
+class Input {
+  #libc;
+  #process;
+  #stream;
+
+  constructor(libc) {
+    this.#libc = libc;
+    this.#process = globalThis.process;
+    Object.defineProperty(this.#process, "stdin", {
+      configurable: true,
+      enumerable: true,
+      get: () => (this.#stream ??= this.#open()),
+      set: (stream) => (this.#stream = stream),
+    });
+  }
+
+  #open() {
+    const from = Deno.stdin;
+    const stream = new Readable({
+      highWaterMark: 65536,
+      read(size) {
+        const buffer = new Uint8Array(size);
+        from.read(buffer).then(
+          (count) => this.push(count === null ? null : Buffer.from(buffer.subarray(0, count))),
+          (error) => this.destroy(error),
+        );
+      },
+    });
+    return Object.assign(stream, { fd: 0, isTTY: false });
+  }
+
+  use(path) {
+    const descriptor = this.#libc.open(new TextEncoder().encode(`${path || "/dev/null"}\0`), 0);
+    if (descriptor < 0) return;
+    this.#libc.dup2(descriptor, 0);
+    this.#libc.close(descriptor);
+    // These remember that they came to an end.
+    Deno.stdin = new Deno.stdin.constructor();
+    this.#stream = undefined;
+  }
+}
+
+/** Sets what belongs to one cell only; what comes back restores it, unless the code changed it. */
+function overlay(pairs) {
+  const saved = [];
+  for (let at = 0; at + 1 < pairs.length; at += 2) {
+    const [name, value] = pairs.slice(at, at + 2);
+    saved.push([name, value, Deno.env.get(name)]);
+    Deno.env.set(name, value);
+  }
+  return () => {
+    for (const [name, value, before] of saved.reverse()) {
+      if (Deno.env.get(name) !== value) continue;
+      if (before === undefined) Deno.env.delete(name);
+      else Deno.env.set(name, before);
+    }
+  };
+}
+
+function currentDirectory() {
+  try {
+    return Deno.cwd();
+  } catch {
+    return undefined; // removed
+  }
+}
+
+/** Output that the code has left to the event loop. */
+function flushed(stream) {
+  if (!stream?.writableLength || stream.destroyed) return;
+  return new Promise((resolve) => {
+    stream.once("close", resolve);
+    stream.write("", resolve);
+  });
+}
+
+export async function serve({ libc, control, tell, words, fields, request }) {
+  const { process } = globalThis;
+  const print = console.error.bind(console); // the code may put others in their places
+  const traces = new Traces();
+  const session = new Session();
+  session.connect();
+  const post = (method, parameters) =>
+    new Promise((resolve, reject) => {
+      session.post(method, parameters, (error, result) => (error ? reject(error) : resolve(result)));
+    });
+
+  /** Ends the running cell with this answer. */
+  let finish = () => {};
+
+  const exit = (value) => {
+    if (value !== undefined) Deno.exitCode = Number(value);
+    finish(code(Deno.exitCode));
+    throw new Exit();
+  };
+  Deno.exit = exit;
+  process.exit = exit;
+  process.reallyExit = exit;
+  Deno.addSignalListener("SIGINT", () => finish(`signal ${SIGINT}`));
+  const uncaught = (event) => {
+    event.preventDefault();
+    const error = event.error ?? event.reason;
+    if (!(error instanceof Exit)) print(traces.describe(error));
+  };
+  addEventListener("error", uncaught);
+  addEventListener("unhandledrejection", uncaught);
+  Object.defineProperty(globalThis, imports.NAME, { value: makeImporter(), configurable: true });
+  const input = new Input(libc);
+  traces.install();
+
+  /**
+   * The promise of a cell that is being evaluated, which begins here; or the inspector's account of
+   * why it is no program. The inspector waits for the promise too, and brings deno down when it is
+   * collected as garbage: therefore it is kept, for ever if nothing settles it.
+   */
+  const unsettled = new Set();
+  function begin(expression) {
+    return new Promise((resolve) => {
+      let promise;
+      const stop = v8.promiseHooks.onInit((created) => (promise ??= created));
+      session.post(
+        "Runtime.evaluate",
+        { expression, objectGroup: "cell", replMode: true, awaitPromise: true },
+        (_error, answer) => resolve({ details: answer?.exceptionDetails }),
+      );
+      stop();
+      if (!promise) return;
+      unsettled.add(promise);
+      const settled = () => unsettled.delete(promise);
+      promise.then(settled, settled);
+      resolve({ promise });
+    });
+  }
+
+  async function evaluate(number, source) {
+    let translated;
+    try {
+      translated = translate(imports.rewrite(source));
+    } catch (error) {
+      const message = String(error?.message ?? error).replaceAll("file:///stripTypeScriptTypes.ts", `<cell ${number}>`);
+      print(`error: The cell's source code could not be parsed: ${message}`);
+      return code(1);
+    }
+    traces.add(number, source, translated.map);
+    const { promise, details } = await begin(`${translated.text}\n//# sourceURL=${Traces.tag(number)}`);
+    if (!promise) {
+      print(traces.refusal(details, number));
+      return code(1);
+    }
+    try {
+      await promise;
+      return code(Deno.exitCode);
+    } catch (error) {
+      if (error instanceof Exit) return code(Deno.exitCode);
+      print(traces.describe(error));
+      return code(1);
+    }
+  }
+
+  async function run(number, [directory, stdin, source, ...pairs]) {
+    const before = currentDirectory();
+    if (directory) {
+      try {
+        Deno.chdir(directory);
+      } catch {
+        return "directory";
+      }
+    }
+    const there = currentDirectory();
+    input.use(stdin);
+    const restore = overlay(pairs);
+    Deno.exitCode = 0;
+    tell(`begun ${number}`);
+    const ended = new Promise((resolve) => (finish = resolve));
+    const answer = await Promise.race([evaluate(number, source), ended]);
+    finish = () => {};
+    Deno.exitCode = 0;
+    restore();
+    if (directory && before !== undefined && currentDirectory() === there) {
+      try {
+        Deno.chdir(before);
+      } catch {
+        // The cell removed it.
+      }
+    }
+    if (stdin) input.use("");
+    post("Runtime.releaseObjectGroup", { objectGroup: "cell" });
+    await flushed(process.stdout);
+    await flushed(process.stderr);
+    return answer;
+  }
+
+  const line = new Uint8Array(64);
+  for (;;) {
+    const [, number, size] = request;
+    tell(`cell ${number} ${await run(number, fields(Number(size)))}`);
+    // The event loop turns meanwhile: what earlier cells have begun goes on.
+    const read = Number(await libc.wait(control, line, BigInt(line.length)));
+    if (read <= 0) libc._exit(0);
+    request = words(line.subarray(0, read));
+  }
+}
