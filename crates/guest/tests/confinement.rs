@@ -145,3 +145,37 @@ fn the_guest_refuses_to_be_any_process_but_the_first() {
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("not PID 1"));
 }
+
+#[tokio::test]
+async fn the_zygote_is_out_of_user_code_s_reach() {
+    let sandbox = Sandbox::start().await;
+    sandbox.prepare(KernelKind::Python).await;
+    let source = r#"
+import ctypes, os, resource, signal
+processes = [int(name) for name in os.listdir('/proc') if name.isdigit()]
+zygote, = [pid for pid in processes if os.stat(f'/proc/{pid}').st_uid == 64801]
+def is_refused(attempt):
+    try: attempt()
+    except PermissionError: return True
+    return False
+attempts = [
+    lambda: os.kill(zygote, signal.SIGKILL),
+    lambda: os.kill(zygote, 0),
+    lambda: os.setpriority(os.PRIO_PROCESS, zygote, 5),
+    lambda: resource.prlimit(zygote, resource.RLIMIT_NOFILE, (8, 8)),
+    lambda: open(f'/proc/{zygote}/environ').read(),
+    lambda: open(f'/proc/{zygote}/maps').read(),
+    lambda: open(f'/proc/{zygote}/mem', 'rb'),
+    lambda: os.listdir(f'/proc/{zygote}/fd'),
+    lambda: os.readlink(f'/proc/{zygote}/cwd'),
+]
+print([is_refused(attempt) for attempt in attempts].count(False))
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.ptrace(16, zygote, 0, 0), ctypes.get_errno())
+print(os.getgroups(), sorted(os.listdir('/proc/self/fd')), os.getppid())
+"#;
+    assert_eq!(
+        sandbox.python(source).await.ok(),
+        "0\n-1 1\n[] ['0', '1', '2', '3'] 1"
+    );
+}

@@ -1,0 +1,114 @@
+//! The interpreter that others are forked from: what its children do not share, and what happens
+//! when it goes.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use isol8_protocol::{FailureKind, KernelKind, KernelSettings, ZYGOTE_UID};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::Sandbox;
+
+async fn kept(settings: KernelSettings) -> Sandbox {
+    let sandbox = Sandbox::start().await;
+    let prepared = sandbox.control.prepare(KernelKind::Python, settings);
+    prepared.await.unwrap();
+    sandbox
+}
+
+/// The zygotes of a sandbox, seen from outside.
+fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
+    let guest = sandbox.guest();
+    let children = fs::read_to_string(format!("/proc/{guest}/task/{guest}/children")).unwrap();
+    let children = children.split_whitespace();
+    let children = children.filter(|pid| {
+        let process = fs::metadata(format!("/proc/{pid}"));
+        process.is_ok_and(|process| process.uid() == ZYGOTE_UID)
+    });
+    children
+        .map(|pid| Pid::from_raw(pid.parse().unwrap()))
+        .collect()
+}
+
+async fn again(sandbox: &Sandbox) {
+    sandbox.control.reset().await.unwrap();
+    sandbox.prepare(KernelKind::Python).await;
+}
+
+#[tokio::test]
+async fn children_of_one_zygote_differ_in_what_is_random() {
+    let preload = ["random", "ssl", "tempfile", "uuid"].map(str::to_owned);
+    let sandbox = kept(KernelSettings {
+        preload: preload.into(),
+        ..KernelSettings::default()
+    })
+    .await;
+    let source = "import random, secrets, ssl, tempfile, uuid\n\
+                  print(random.random(), uuid.uuid4(), secrets.token_hex(8), tempfile.mktemp(), \
+                  ssl.RAND_bytes(8).hex())";
+    let first = sandbox.python(source).await;
+    let zygote = zygotes(&sandbox);
+    sandbox.control.reset().await.unwrap();
+    let second = sandbox.python(source).await;
+    assert_eq!(zygotes(&sandbox), zygote, "forked from the same one");
+    let words = first.ok().split(' ').zip(second.ok().split(' '));
+    assert_eq!(words.clone().count(), 5);
+    for (one, other) in words {
+        assert_ne!(one, other);
+    }
+}
+
+#[tokio::test]
+async fn a_module_that_cannot_be_imported_ahead_is_refused_with_the_reason() {
+    let sandbox = Sandbox::start().await;
+    let settings = KernelSettings {
+        preload: vec!["json".to_owned(), "no_such_module".to_owned()],
+        ..KernelSettings::default()
+    };
+    let prepared = sandbox.control.prepare(KernelKind::Python, settings).await;
+    let error = prepared.unwrap_err();
+    assert_eq!(error.failure_kind(), Some(FailureKind::Refused));
+    let text = error.to_string();
+    assert!(text.contains("no_such_module cannot be imported"), "{text}");
+    assert_eq!(sandbox.python("print(1)").await.ok(), "1");
+}
+
+#[tokio::test]
+async fn a_zygote_that_is_killed_or_hangs_costs_no_run() {
+    let sandbox = kept(KernelSettings::default()).await;
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
+        let [zygote] = zygotes(&sandbox)[..] else {
+            panic!("there is not one zygote")
+        };
+        kill(zygote, signal).unwrap();
+        for _ in 0..3 {
+            assert_eq!(sandbox.python("print(1)").await.ok(), "1");
+            sandbox.control.reset().await.unwrap();
+        }
+        again(&sandbox).await;
+        assert_ne!(zygotes(&sandbox), [zygote], "after {signal}");
+    }
+}
+
+#[tokio::test]
+async fn a_zygote_is_replaced_after_its_share_of_runs() {
+    let sandbox = kept(KernelSettings {
+        max_runs: 2,
+        ..KernelSettings::default()
+    })
+    .await;
+    let first = zygotes(&sandbox);
+    for _ in 0..200 {
+        assert_eq!(sandbox.python("print(1)").await.ok(), "1");
+        sandbox.control.reset().await.unwrap();
+        let now = zygotes(&sandbox);
+        if now.len() == 1 && now != first {
+            return;
+        }
+    }
+    panic!("it is the first one still");
+}
