@@ -136,7 +136,14 @@ unsafe fn failed_step(id: c_uint) -> c_long {
         if setresuid(id, id, id) != 0 {
             return 3;
         }
-        if prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0_u64, 0_u64, 0_u64) != 0 {
+        if prctl(
+            PR_CAP_AMBIENT,
+            PR_CAP_AMBIENT_CLEAR_ALL,
+            0_u64,
+            0_u64,
+            0_u64,
+        ) != 0
+        {
             return 4;
         }
         if syscall(SYS_CAPSET, header.as_ptr(), none.as_ptr()) != 0 {

@@ -3,7 +3,7 @@
 //! A kernel starts as a spare. A script releases it, and it becomes that run's process; a cell
 //! makes it resident, and it serves cells until it dies. [`recipe`] tells how each interpreter is
 //! started, and how it is made to wait; Python's are forked from a [`zygote`]. Requests lie in a
-//! mailbox, a file in memory, so that their size never fills the control [`line`]. The guest reads
+//! mailbox, a file in memory, so that their size never fills the control [`mod@line`]. The guest reads
 //! nothing from the mailbox.
 
 mod archive;
