@@ -7,6 +7,8 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use isol8_protocol::{FailureKind, KernelKind, KernelSettings, ZYGOTE_UID};
 use nix::sys::signal::{Signal, kill};
@@ -32,6 +34,17 @@ fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
     children
         .map(|pid| Pid::from_raw(pid.parse().unwrap()))
         .collect()
+}
+
+/// Makes every fork of a zygote fail.
+fn forbid_forks(zygote: Pid) {
+    // Its own user may, and on a machine where root lacks a capability nobody else.
+    let limited = Command::new("prlimit")
+        .args(["--pid", &zygote.to_string(), "--nproc=0:0"])
+        .uid(ZYGOTE_UID)
+        .gid(ZYGOTE_UID)
+        .status();
+    assert!(limited.unwrap().success());
 }
 
 async fn again(sandbox: &Sandbox) {
@@ -111,4 +124,20 @@ async fn a_zygote_is_replaced_after_its_share_of_runs() {
         }
     }
     panic!("it is the first one still");
+}
+
+#[tokio::test]
+async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
+    let sandbox = kept(KernelSettings::default()).await;
+    let [zygote] = zygotes(&sandbox)[..] else {
+        panic!("there is not one zygote")
+    };
+    forbid_forks(zygote);
+    // It was started on this name, and must not get there.
+    let trap = "import os\nwith open('/sandbox/main.py', 'w') as script:\n  \
+                script.write(\"import os; open(f'/tmp/proof-{os.getuid()}', 'w')\")\nos._exit(0)";
+    assert!(sandbox.cell(trap).await.exit.state_lost);
+    assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
+    assert_eq!(sandbox.sh("ls /tmp").await.ok(), "");
+    assert_ne!(zygotes(&sandbox), [zygote]);
 }

@@ -10,6 +10,7 @@ itself. `zygote.py` tells how, `finish.py` how a child ends.
 
 
 def wait():
+    """Returns where the script is to be run: what the image's own `sitecustomize` raised, if it did."""
     import os
     import posix
     import site
@@ -110,10 +111,23 @@ def wait():
         # As if there were no such module, which is what `site` expects; the import that fails
         # takes this one out again.
         sys.modules["sitecustomize"] = this
+    return failure
+
+
+def wait_or_end(wait):
+    """`site` reports an error of this module and goes on to the script. None of ours may lead there:
+    the process may be a zygote, or one that is not yet as powerless as user code."""
+    import os
+
+    try:
+        failure = wait()
+    except BaseException:
+        os._exit(1)
+    if failure is not None:
         raise failure
 
 
 try:
-    wait()
+    wait_or_end(wait)
 finally:
-    del wait
+    del wait, wait_or_end
