@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 
+mod cells;
 mod cli;
 mod compare;
 mod errors;
@@ -13,5 +14,6 @@ mod harness;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod preload;
 mod sessions;
 mod streams;

@@ -278,10 +278,10 @@ impl Guest {
     }
 
     fn start_cell(&mut self, position: usize) {
-        let number = self.next_serial();
         let Some(kernel) = &mut self.resident else {
             return;
         };
+        let number = kernel.next_cell();
         let run = &mut self.runs[position];
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {

@@ -57,9 +57,14 @@ isol8_begin() {
     isol8_number=${isol8_fields[0]}
     BASH_ARGV0="cell $isol8_number"
     # On the cell's first line, so that nothing of ours is traced or ended by what it set.
-    isol8_source=$isol8_options$isol8_source isol8_settled=''
+    isol8_source="\\isol8_begun; $isol8_options$isol8_source" isol8_settled=''
     builtin trap -- "${isol8_traps[INT]-isol8_interrupted 2}" INT
-    builtin printf 'begun %s\n' "$isol8_number" >&0
+}
+
+# Not before standard input is open: from then on its name is gone. The control socket is aside.
+isol8_begun() {
+    builtin printf 'begun %s\n' "$isol8_number" >&"${isol8_aside[0]}"
+    \isol8_status
 }
 
 isol8_interrupted() {

@@ -200,7 +200,7 @@ def serve(control, mailbox, request):
         saved = put_environment(overlay)
         os.write(control, b"begun %d\n" % number)
         try:
-            status = run(source.decode("utf-8", "replace"), f"<cell {cells}>")
+            status = run(source.decode("utf-8", "replace"), f"<cell {number}>")
         except BaseException as error:  # an interrupt, or the code's own hook or stream failed
             status = DONE, 130 if isinstance(error, KeyboardInterrupt) else 1
         if os.getpid() != kernel:
@@ -218,10 +218,8 @@ def serve(control, mailbox, request):
         flush()
         return status
 
-    cells = 0
     while request:
         number = int(request[1])
-        cells += 1
         kind, code = serve_one(number, int(request[2]))
         # A line of its own, whatever the code may have written there.
         os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))

@@ -296,7 +296,13 @@ impl Kernel {
         self.line.send(&format!("S {}\n", fields.0.len()))
     }
 
-    /// Starts a cell.
+    /// The number of the next cell, from 1. Code that is shown where it came from shows it.
+    pub(crate) fn next_cell(&mut self) -> u64 {
+        self.cells += 1;
+        self.cells
+    }
+
+    /// Starts the cell of this number.
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
         let stdin = cell.stdin.as_ref().map_or("", |fifo| fifo.path());
         let (request, line) = match self.kind {
@@ -308,7 +314,6 @@ impl Kernel {
             }
         };
         self.put(&request)?;
-        self.cells += 1;
         // Only a script reads from the pipe that it was booted with.
         self.input = None;
         self.line.send(&line)
