@@ -83,16 +83,9 @@ pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
     true
 }
 
-/// Ends every process of user code, and returns whether all of them are gone. Where that has a user
-/// id of its own, `zygotes` stay: the signal goes out as from that user, who may not send it to them.
-pub(crate) fn kill_user_code(
-    privileges: Privileges,
-    zygotes: &[Pid],
-    reaped: &mut Vec<Reaped>,
-) -> bool {
-    if zygotes.is_empty() {
-        return kill_all(reaped);
-    }
+/// Ends every process of user code, and returns whether all of them are gone. Zygotes stay: the
+/// signal goes out as from the user of that code, who may not send it to them.
+pub(crate) fn kill_user_code(privileges: Privileges, reaped: &mut Vec<Reaped>) -> bool {
     let deadline = Instant::now() + KILL_PATIENCE;
     while Instant::now() < deadline {
         let all = Pid::from_raw(-1);
@@ -111,11 +104,8 @@ pub(crate) fn kill_user_code(
     false
 }
 
-/// Ends every process but the guest and those of `kept`, and returns whether all are gone.
+/// Ends every process but the guest, zygotes and those of `kept`, and returns whether all are gone.
 pub(crate) fn kill_others(kept: &[Pid], reaped: &mut Vec<Reaped>) -> bool {
-    if kept.is_empty() {
-        return kill_all(reaped);
-    }
     for _ in 0..SWEEP_PASSES {
         reap(reaped);
         let others: Vec<Pid> = living().filter(|pid| !kept.contains(pid)).collect();

@@ -44,6 +44,12 @@ impl<'a> Transfer<'a> {
             return last;
         }
     }
+
+    /// Waits for the answer, where that is all there is.
+    async fn finish(mut self) -> Result<(), ControlError> {
+        while self.next().await?.is_some() {}
+        Ok(())
+    }
 }
 
 impl Drop for Transfer<'_> {
@@ -64,7 +70,7 @@ pub(super) async fn write_file(
     mode: u32,
     content: &[u8],
 ) -> Result<(), ControlError> {
-    let mut transfer = Transfer::open(connection, |id| HostFrame::WriteFile {
+    let transfer = Transfer::open(connection, |id| HostFrame::WriteFile {
         id,
         path: path.to_owned(),
         mode,
@@ -77,8 +83,7 @@ pub(super) async fn write_file(
     if sent.is_ok() {
         connection.send(&HostFrame::End { id })?;
     }
-    while transfer.next().await?.is_some() {}
-    Ok(())
+    transfer.finish().await
 }
 
 pub(super) async fn read_file(
@@ -102,9 +107,8 @@ pub(super) async fn read_file(
 }
 
 pub(super) async fn reset(connection: &Connection) -> Result<(), ControlError> {
-    let mut transfer = Transfer::open(connection, |id| HostFrame::Reset { id })?;
-    while transfer.next().await?.is_some() {}
-    Ok(())
+    let transfer = Transfer::open(connection, |id| HostFrame::Reset { id })?;
+    transfer.finish().await
 }
 
 pub(super) async fn prepare(
@@ -112,11 +116,10 @@ pub(super) async fn prepare(
     kernel: KernelKind,
     settings: KernelSettings,
 ) -> Result<(), ControlError> {
-    let mut transfer = Transfer::open(connection, |id| HostFrame::Prepare {
+    let transfer = Transfer::open(connection, |id| HostFrame::Prepare {
         id,
         kernel,
         settings,
     })?;
-    while transfer.next().await?.is_some() {}
-    Ok(())
+    transfer.finish().await
 }

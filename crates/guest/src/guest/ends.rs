@@ -103,9 +103,12 @@ impl Guest {
         let was_active: Vec<bool> = self.runs.iter().map(Run::is_active).collect();
         let had_resident = self.resident.is_some();
         let had_spare = self.keep.forget_spare();
-        let zygotes: Vec<Pid> = self.keep.zygote_pids().collect();
         let mut reaped = Vec::new();
-        let gone = reaper::kill_user_code(self.launcher.privileges, &zygotes, &mut reaped);
+        let gone = if self.keep.has_zygote() {
+            reaper::kill_user_code(self.launcher.privileges, &mut reaped)
+        } else {
+            reaper::kill_all(&mut reaped)
+        };
         if !gone {
             log("processes do not end after SIGKILL");
         }
@@ -130,10 +133,14 @@ impl Guest {
     fn end_others(&mut self) {
         let resident = self.resident.as_ref().and_then(Kernel::pid);
         let spare = self.keep.spare_pid();
-        let kernels = [resident, spare].into_iter().flatten();
-        let kept: Vec<Pid> = kernels.chain(self.keep.zygote_pids()).collect();
+        let kept: Vec<Pid> = [resident, spare].into_iter().flatten().collect();
         let mut reaped = Vec::new();
-        let gone = reaper::kill_others(&kept, &mut reaped);
+        // Where nothing is to stay, one signal reaches all, however fast they fork.
+        let gone = if kept.is_empty() && !self.keep.has_zygote() {
+            reaper::kill_all(&mut reaped)
+        } else {
+            reaper::kill_others(&kept, &mut reaped)
+        };
         self.note_reaped(&reaped, false);
         if !gone {
             self.end_everything();

@@ -132,6 +132,10 @@ impl Keep {
         self.spare.as_ref().and_then(Kernel::pid)
     }
 
+    pub(super) fn has_zygote(&self) -> bool {
+        self.zygote_pids().next().is_some()
+    }
+
     pub(super) fn zygote_pids(&self) -> impl Iterator<Item = Pid> {
         let zygotes = [&self.zygote, &self.successor].into_iter().flatten();
         zygotes.map(Zygote::pid)
