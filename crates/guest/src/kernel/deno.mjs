@@ -40,6 +40,7 @@ function outOfTheWay(descriptor) {
   return moved;
 }
 
+const own = findOwnVariables();
 const newListeners = process.listenerCount("newListener");
 const control = outOfTheWay(3);
 const mailbox = outOfTheWay(4);
@@ -76,10 +77,27 @@ function split(data) {
   return found;
 }
 
-/** Makes the environment exactly the given one; deno itself takes a changed `TZ` up. */
+/**
+ * What deno itself has put into its environment since it was started. Where there is no node, it has a
+ * stand-in first in `PATH`, and says so.
+ */
+function findOwnVariables() {
+  const started = new Map();
+  for (const pair of Deno.readTextFileSync("/proc/self/environ").split("\0")) {
+    const at = pair.indexOf("=");
+    if (at > 0) started.set(pair.slice(0, at), pair.slice(at + 1));
+  }
+  const variables = Object.entries(Deno.env.toObject()).filter(([name]) => !started.has(name));
+  const [now, then] = [Deno.env.get("PATH") ?? "", started.get("PATH") ?? ""];
+  return { variables, first: now.endsWith(then) ? now.slice(0, now.length - then.length) : "" };
+}
+
+/** Makes the environment the given one, as deno starts with it; deno takes a changed `TZ` up. */
 function setEnvironment(pairs) {
-  const wanted = new Map();
-  for (let at = 0; at + 1 < pairs.length; at += 2) wanted.set(pairs[at], pairs[at + 1]);
+  const wanted = new Map(own.variables);
+  for (let at = 0; at + 1 < pairs.length; at += 2) {
+    wanted.set(pairs[at], pairs[at] === "PATH" ? own.first + pairs[at + 1] : pairs[at + 1]);
+  }
   for (const [name, value] of Object.entries(Deno.env.toObject())) {
     if (!wanted.has(name)) Deno.env.delete(name);
     else if (wanted.get(name) === value) wanted.delete(name);
@@ -149,7 +167,8 @@ async function warm() {
   isExitCall();
   process.emit("isol8", 0);
   Deno.chdir(Deno.cwd());
-  setEnvironment(Object.entries(Deno.env.toObject()).flat());
+  const { PATH, ...others } = Deno.env.toObject();
+  setEnvironment(["PATH", (PATH ?? "").slice(own.first.length), ...Object.entries(others).flat()]);
   fields(Number(words(encoder.encode("S 0\n"))[1]));
   split(new Uint8Array([1, 0, 0, 0, 97, 0, 0, 0, 0]));
   libc.fcntl(control, F_GETFD, 0);
