@@ -82,15 +82,19 @@ impl Pool {
         self.shelves.entry(runtime).or_default()
     }
 
-    /// Has a sandbox made for one request, which takes another if one becomes free before.
+    /// Has a sandbox made for one request, which takes another if one becomes free before. Under a
+    /// steady load most do, so what was ordered for them counts for those that come after.
     fn order(&mut self, wanted: Acquire, ctx: &mut Context<Self>) {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         let spec = wanted.spec.clone();
+        let spare = self.config.refill_width;
         let shelf = self.shelf(spec.runtime);
-        shelf.ordered += 1;
         shelf.waiters.push_back((ticket, wanted));
-        self.create(spec, Some(ticket), ctx);
+        if shelf.wants_order(&spec, spare) {
+            shelf.order(ticket, &spec);
+            self.create(spec, Some(ticket), ctx);
+        }
     }
 
     /// Hands a sandbox to whom it will serve, with the limits that were asked for.
@@ -136,7 +140,7 @@ impl Pool {
         let runtime = spec.runtime;
         let shelf = self.shelf(runtime);
         match ticket {
-            Some(_) => shelf.ordered -= 1,
+            Some(ticket) => shelf.close_order(ticket),
             None => shelf.refilling -= 1,
         }
         match made.and_then(alive) {
@@ -151,13 +155,14 @@ impl Pool {
                 };
                 self.offer(held, ticket, None, ctx);
             }
-            Err(error) => {
-                if let Some(waiter) = shelf.take_waiter(ticket) {
-                    waiter.refuse(error);
-                } else if ticket.is_none() {
-                    self.back_off(runtime, &error, ctx);
+            Err(error) => match ticket {
+                Some(ticket) => {
+                    if let Some(waiter) = shelf.disappointed(ticket, &spec) {
+                        waiter.refuse(error);
+                    }
                 }
-            }
+                None => self.back_off(runtime, &error, ctx),
+            },
         }
         self.settle(ctx);
     }
@@ -323,7 +328,7 @@ impl Pool {
         let Some(waiting) = &mut self.draining else {
             return self.refill(ctx);
         };
-        let idle = |shelf: &Shelf| shelf.ordered + shelf.refilling + shelf.cleaning == 0;
+        let idle = |shelf: &Shelf| shelf.orders.len() + shelf.refilling + shelf.cleaning == 0;
         if self.leased + self.destroying == 0 && self.shelves.values().all(idle) {
             for reply in waiting.drain(..) {
                 // Whoever is gone by now needs no answer.
@@ -476,7 +481,7 @@ impl Handler<Observe> for Pool {
             clean: shelf.fresh.len(),
             used: shelf.used.len(),
             cleaning: shelf.cleaning,
-            creating: shelf.ordered + shelf.refilling,
+            creating: shelf.orders.len() + shelf.refilling,
             waiting: shelf.waiters.len(),
             failures: shelf.failures,
             unavailable: shelf.unavailable,

@@ -128,6 +128,23 @@ async fn no_more_used_sandboxes_are_kept_than_configured() {
 }
 
 #[actix::test]
+async fn a_slow_backend_is_not_asked_for_more_with_every_request() {
+    let house = House::new(with_pool(0, 1));
+    house.output("print 1").await;
+    house.until_waiting(0, 1).await;
+    house.backend.slow_create(Duration::from_secs(30));
+    // Each of these finds an empty shelf, and is served by the used sandbox long before its own.
+    for _ in 0..50 {
+        let [one, other] = [(); 2].map(|()| house.spawn_as("t", None, job("print 1")));
+        one.await.unwrap().unwrap();
+        other.await.unwrap().unwrap();
+    }
+    let attempts = house.backend.counters().attempts;
+    assert!(attempts < 10, "{attempts} sandboxes were asked for");
+    house.finish().await;
+}
+
+#[actix::test]
 async fn a_sandbox_whose_reset_fails_or_hangs_is_destroyed() {
     let house = House::new(with_pool(0, 4));
     house.backend.fail_reset(true);

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use isol8_api::TenantId;
-use isol8_backend::SandboxId;
+use isol8_api::{ByteSize, TenantId};
+use isol8_backend::{SandboxId, SandboxSpec};
 
 use super::lease::Held;
 use super::message::Acquire;
@@ -23,6 +23,21 @@ impl Warm {
     }
 }
 
+/// A sandbox that is being made for a request. Where that is served by another one in the meantime,
+/// it serves the next request of its sizes.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) ticket: u64,
+    sizes: Sizes,
+}
+
+/// What cannot be changed while a sandbox lives: of `/sandbox` and of `/tmp`.
+type Sizes = (ByteSize, ByteSize);
+
+fn sizes(spec: &SandboxSpec) -> Sizes {
+    (spec.sandbox_size, spec.tmp_size)
+}
+
 /// One runtime's part of the pool.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
@@ -33,8 +48,8 @@ pub(super) struct Shelf {
     /// Requests that no waiting sandbox could serve, in order of arrival, each with the ticket of
     /// the sandbox that is being made for it.
     pub(super) waiters: VecDeque<(u64, Acquire)>,
-    /// Sandboxes being made for a request.
-    pub(super) ordered: usize,
+    /// Sandboxes being made for requests.
+    pub(super) orders: Vec<Order>,
     /// Sandboxes being made ahead of time.
     pub(super) refilling: usize,
     /// Used sandboxes being reset.
@@ -91,10 +106,9 @@ impl Shelf {
         ticket: Option<u64>,
         owner: Option<&TenantId>,
     ) -> Option<Acquire> {
-        self.waiters.retain(|(_, waiter)| !waiter.reply.is_closed());
+        self.forget_gone();
         let fits = |(_, waiter): &(u64, Acquire)| {
-            waiter.spec.sandbox_size == held.spec.sandbox_size
-                && waiter.spec.tmp_size == held.spec.tmp_size
+            sizes(&waiter.spec) == sizes(&held.spec)
                 && owner.is_none_or(|owner| *owner == waiter.tenant)
         };
         let own = self.position(ticket);
@@ -102,10 +116,48 @@ impl Shelf {
         self.waiters.remove(at).map(|(_, waiter)| waiter)
     }
 
-    /// Takes out the request with this ticket, where it still waits.
-    pub(super) fn take_waiter(&mut self, ticket: Option<u64>) -> Option<Acquire> {
-        let at = self.position(ticket)?;
+    /// Whether a further sandbox is to be made for a request that has just begun to wait: not where
+    /// as many are under way as requests wait, and `spare` beside them, for the case that one hangs.
+    pub(super) fn wants_order(&mut self, spec: &SandboxSpec, spare: usize) -> bool {
+        self.ordered(spec) < self.waiting(spec) + spare
+    }
+
+    pub(super) fn order(&mut self, ticket: u64, spec: &SandboxSpec) {
+        let sizes = sizes(spec);
+        self.orders.push(Order { ticket, sizes });
+    }
+
+    /// An order has ended, in whatever way.
+    pub(super) fn close_order(&mut self, ticket: u64) {
+        self.orders.retain(|order| order.ticket != ticket);
+    }
+
+    /// The request that an order would have served which has failed: its own, else one that has
+    /// counted on it.
+    pub(super) fn disappointed(&mut self, ticket: u64, spec: &SandboxSpec) -> Option<Acquire> {
+        let own = self.position(Some(ticket));
+        let at = own.or_else(|| {
+            let short = self.waiting(spec) > self.ordered(spec);
+            let like = |(_, waiter): &(u64, Acquire)| sizes(&waiter.spec) == sizes(spec);
+            short.then(|| self.waiters.iter().position(like)).flatten()
+        })?;
         self.waiters.remove(at).map(|(_, waiter)| waiter)
+    }
+
+    fn ordered(&self, spec: &SandboxSpec) -> usize {
+        let like = |order: &&Order| order.sizes == sizes(spec);
+        self.orders.iter().filter(like).count()
+    }
+
+    /// Requests of these sizes that somebody still waits for.
+    fn waiting(&mut self, spec: &SandboxSpec) -> usize {
+        self.forget_gone();
+        let like = |(_, waiter): &&(u64, Acquire)| sizes(&waiter.spec) == sizes(spec);
+        self.waiters.iter().filter(like).count()
+    }
+
+    fn forget_gone(&mut self) {
+        self.waiters.retain(|(_, waiter)| !waiter.reply.is_closed());
     }
 
     fn position(&self, ticket: Option<u64>) -> Option<usize> {
