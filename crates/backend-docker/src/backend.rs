@@ -200,8 +200,12 @@ impl Backend for DockerBackend {
 
     async fn shutdown(&self) -> Result<(), BackendError> {
         *self.open.write().await = false;
-        let id = self.owner.instance.id().as_str();
-        self.remove_instance(id).await.map(|_| ())
+        let instance = &self.owner.instance;
+        self.remove_instance(instance.id().as_str()).await?;
+        // Not left to the last owner of the instance: a worker thread may be it, which the process
+        // does not wait for.
+        Instance::remove_directory(instance.directory());
+        Ok(())
     }
 }
 

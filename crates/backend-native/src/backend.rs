@@ -150,7 +150,11 @@ impl Backend for NativeBackend {
 
     async fn shutdown(&self) -> Result<(), BackendError> {
         self.closed.store(true, Ordering::Release);
-        self.spawner.stop().await
+        self.spawner.stop().await?;
+        // Not left to the last owner of the instance: a worker thread may be it, which the process
+        // does not wait for.
+        Instance::remove_directory(self.instance.directory());
+        Ok(())
     }
 }
 

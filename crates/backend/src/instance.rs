@@ -88,7 +88,7 @@ impl Instance {
         directory.join(GUEST_FILE)
     }
 
-    /// Removes an instance's directory, for a helper process that outlived the instance. The lock
+    /// Removes an instance's directory, where nothing of the instance is left. The lock
     /// file goes last: while it is there, a failed removal is tried again by a later sweep.
     pub fn remove_directory(directory: &Path) {
         remove_directory(directory);
