@@ -92,7 +92,11 @@ impl Fixture {
     }
 
     fn control_directories(&self) -> usize {
-        let entries = fs::read_dir(self.instance.directory()).unwrap();
+        let entries = match fs::read_dir(self.instance.directory()) {
+            // After a shutdown it is gone with all that it held.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return 0,
+            entries => entries.unwrap(),
+        };
         entries
             .filter(|entry| entry.as_ref().unwrap().path().is_dir())
             .count()
