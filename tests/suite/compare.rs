@@ -19,14 +19,16 @@ on_each_backend!(
     python_scripts,
     bash_scripts,
     deno_scripts,
+    node_scripts,
+    bun_scripts,
     an_interpreter_waits_for_the_request
 );
 
 /// Takes away what the shell that starts the interpreter brings into its environment.
 const BEFORE_A_SHELL: &str = "-u PWD -u OLDPWD -u SHLVL -u _";
 
-/// Addresses and thread ids, which differ from run to run.
-const ADDRESS: &str = r"0x[0-9a-f]{8,}|started \d+";
+/// Addresses, and ids of threads and processes, which differ from run to run.
+const ADDRESS: &str = r"0x[0-9a-f]{8,}|started \d+|\(node:\d+\)";
 
 #[derive(Deserialize)]
 struct Table {
@@ -103,6 +105,16 @@ async fn deno_scripts(server: Server) {
     let table = include_str!("compare/deno.toml");
     let command = "deno run --allow-all";
     compare(&server, table, Runtime::Deno, "/sandbox/main.mts", command).await;
+}
+
+async fn node_scripts(server: Server) {
+    let table = include_str!("compare/node.toml");
+    compare(&server, table, Runtime::Node, "/sandbox/main.mjs", "node").await;
+}
+
+async fn bun_scripts(server: Server) {
+    let table = include_str!("compare/bun.toml");
+    compare(&server, table, Runtime::Bun, "/sandbox/main.ts", "bun run").await;
 }
 
 async fn compare(server: &Server, table: &str, runtime: Runtime, path: &str, command: &str) {

@@ -2,7 +2,7 @@
 
 use isol8_client::{ExecutionRequest, Options, Runtime};
 
-use crate::harness::{Server, bash, on_each_backend, python};
+use crate::harness::{Server, bash, command, on_each_backend, python};
 
 on_each_backend!(
     python_answers_with_every_field,
@@ -15,6 +15,7 @@ on_each_backend!(
     secrets_are_masked,
     truncated_output_keeps_its_beginning,
     text_that_is_not_utf8_is_replaced,
+    standard_streams_can_be_opened_by_their_names,
 );
 
 async fn python_answers_with_every_field(server: Server) {
@@ -175,4 +176,27 @@ async fn text_that_is_not_utf8_is_replaced(server: Server) {
         .python("import sys\nsys.stdout.buffer.write(b'a\\xffb')")
         .await;
     assert_eq!(result.stdout, "a\u{fffd}b");
+}
+
+async fn standard_streams_can_be_opened_by_their_names(server: Server) {
+    let program = "cat /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr";
+    let session = server.session("streams");
+    let client = server.client();
+    for (client, mut request) in [
+        (&client, bash(program)),
+        (&client, command(program)),
+        (&session, bash(program)),
+        (&session, command(program)),
+    ] {
+        request.runtime = Runtime::Bash;
+        request.stdin = Some("in\n".to_owned());
+        let result = client.execute(request).await.unwrap();
+        assert_eq!(
+            (result.stdout.as_str(), result.stderr.as_str()),
+            ("in\nout", "err")
+        );
+    }
+    let mut request = python("print(open('/dev/stdin').read(), file=open('/dev/stdout', 'w'))");
+    request.stdin = Some("in".to_owned());
+    assert_eq!(client.execute(request).await.unwrap().stdout, "in");
 }

@@ -19,11 +19,9 @@ pub(super) fn program(job: &Job, mode: Mode) -> RunSpec {
         Program::Source { code, extension } => {
             let kernel = kernel_of(job.runtime());
             let source = code.clone().into_bytes();
-            match (mode, kernel) {
-                (Mode::Session, KernelKind::Python | KernelKind::Deno | KernelKind::Bash) => {
-                    GuestProgram::Cell { kernel, source }
-                }
-                _ => GuestProgram::Script {
+            match mode {
+                Mode::Session => GuestProgram::Cell { kernel, source },
+                Mode::Ephemeral => GuestProgram::Script {
                     kernel,
                     path: format!("/sandbox/main{}", extension.as_str()),
                     source,

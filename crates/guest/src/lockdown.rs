@@ -2,10 +2,11 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID, ZYGOTE_UID};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::unistd::{Gid, Uid, fchown};
 
 const CHOWN: u32 = 0;
 const DAC_OVERRIDE: u32 = 1;
@@ -195,6 +196,16 @@ impl Privileges {
     pub(crate) fn as_sandbox_user<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
         let _guard = Acting::begin(self, false)?;
         Ok(work())
+    }
+
+    /// Makes a file, or a pipe with both of its ends, user code's own.
+    pub(crate) fn hand_over(self, file: &OwnedFd) -> io::Result<()> {
+        if self.shared_uid {
+            return Ok(());
+        }
+        let (user, group) = (Uid::from_raw(SANDBOX_UID), Gid::from_raw(SANDBOX_GID));
+        fchown(file, Some(user), Some(group))?;
+        Ok(())
     }
 
     /// Does file work as the owner of what user code made, whatever the modes say.

@@ -369,6 +369,13 @@ pub(crate) fn pipe(near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((reader, writer))
 }
 
+/// A pipe that user code may open by a name, as `/dev/stdin`.
+pub(crate) fn user_pipe(privileges: Privileges, near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe(near)?;
+    privileges.hand_over(&reader)?;
+    Ok((reader, writer))
+}
+
 /// Which end of a pipe stays with the guest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Near {

@@ -274,6 +274,7 @@ impl Guest {
         let code = loop {
             match kernel.next() {
                 Ok(Some(Message::Ended(code))) => break code,
+                Ok(Some(Message::EndedIfQuiet(code))) if run.output[1].is_silent() => break code,
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return,
             }

@@ -225,7 +225,7 @@ impl Guest {
         if !zygote.is_ready {
             return Ok(None);
         }
-        let kernel = zygote.fork()?;
+        let kernel = zygote.fork(&self.launcher)?;
         if zygote.is_worn(&settings) && self.keep.successor.is_none() {
             // It boots while this one goes on, so that no run waits for it.
             let booted = Zygote::boot(&self.launcher, &self.drivers, &settings);

@@ -17,10 +17,10 @@ use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal};
 use crate::files::{Writer, check_directory};
 use crate::kernel::recipe::Recipe;
-use crate::lockdown::Role;
-use crate::process::{Child, Launcher, Near, is_variable_name, null, pipe};
-use crate::run::fifo::Fifo;
+use crate::lockdown::{Privileges, Role};
+use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
 use crate::run::input::Input;
+use crate::run::named::NamedInput;
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 
 /// Where programs start that are not told otherwise.
@@ -130,15 +130,23 @@ impl Guest {
         source: Vec<u8>,
         common: Common,
     ) -> Result<Run, Failure> {
-        let mut input = Input::parked(common.stdin);
-        let mut stdin = None;
-        if input.is_wanted() {
-            let serial = self.next_serial();
-            let (fifo, writer) = Fifo::make(self.launcher.privileges, serial)
-                .map_err(|error| internal("standard input failed", error))?;
-            input.direct(writer);
-            stdin = Some(fifo);
-        }
+        let serial = self.next_serial();
+        let privileges = self.launcher.privileges;
+        let failed = |error| internal("standard input failed", error);
+        let mut input = Input::empty();
+        let stdin = match common.stdin {
+            Stdin::Empty => None,
+            Stdin::Bytes(bytes) => {
+                let named = NamedInput::file(privileges, serial, &bytes).map_err(failed)?;
+                Some(named)
+            }
+            Stdin::Piped => {
+                let (named, writer) = NamedInput::pipe(privileges, serial).map_err(failed)?;
+                input = Input::parked(Stdin::Piped);
+                input.direct(writer);
+                Some(named)
+            }
+        };
         let request = CellRequest {
             kind: Some(kind),
             source,
@@ -174,6 +182,7 @@ impl Guest {
             return Ok(());
         };
         match self.keep.offer(start.kernel) {
+            Offer::Ready if start.is_configured() => self.start_fresh(position),
             Offer::Ready => self.release(position),
             // A fork is there sooner than a start would be; all others boot as long as that takes.
             Offer::Booting if start.kernel == Some(KernelKind::Python) => Ok(()),
@@ -301,9 +310,10 @@ impl Guest {
 /// Starts a program with pipes of its own.
 fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
-    let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
-    let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
-    let (stdin, input) = stdin(reads)?;
+    let privileges = launcher.privileges;
+    let (stdout, stdout_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
+    let (stderr, stderr_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
+    let (stdin, input) = stdin(privileges, reads)?;
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
     let files = [stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
     let (environment, cwd) = (&start.environment, &start.cwd);
@@ -324,10 +334,10 @@ pub(super) fn cpu_us(pid: Pid) -> u64 {
 }
 
 /// The far end for a program, and the near one where it reads something.
-fn stdin(reads: bool) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
+fn stdin(privileges: Privileges, reads: bool) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
     let failed = |error| internal("standard input failed", error);
     if reads {
-        let (reader, writer) = pipe(Near::Writer).map_err(failed)?;
+        let (reader, writer) = user_pipe(privileges, Near::Writer).map_err(failed)?;
         Ok((reader, Some(writer)))
     } else {
         Ok((null().map_err(failed)?, None))

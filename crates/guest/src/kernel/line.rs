@@ -29,6 +29,9 @@ pub(crate) enum Message {
     NoDirectory,
     /// The script has ended with this code, and all that it printed was written.
     Ended(i32),
+    /// The same, unless it has written to standard error: then the code may be another, and more
+    /// may follow.
+    EndedIfQuiet(i32),
     /// Code of the cell of this number is about to be executed.
     Begun(u64),
     /// The cell of this number has ended.
@@ -119,6 +122,7 @@ fn parse(line: &[u8]) -> Option<Message> {
         ["started"] => Message::Started,
         ["directory"] => Message::NoDirectory,
         ["ended", code] => Message::Ended(code.parse::<i32>().ok()? & 0xff),
+        ["ended", code, "quiet"] => Message::EndedIfQuiet(code.parse::<i32>().ok()? & 0xff),
         ["begun", number] => Message::Begun(number.parse().ok()?),
         ["cell", number, ref end @ ..] => Message::Cell(number.parse().ok()?, parse_end(end)?),
         _ => return None,

@@ -7,6 +7,7 @@
 //! nothing from the mailbox.
 
 mod archive;
+mod installed;
 pub(crate) mod line;
 pub(crate) mod recipe;
 mod shell;
@@ -15,31 +16,25 @@ pub(crate) mod zygote;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
-use isol8_protocol::{Failure, FailureKind, KernelKind};
+use isol8_protocol::{Failure, KernelKind};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::failure::{failure, internal};
-use crate::lockdown::Role;
-use crate::process::{Child, Environment, Launcher, Near, pipe};
+use crate::failure::internal;
+use crate::lockdown::{Privileges, Role};
+use crate::process::{Child, Environment, Launcher, Near, user_pipe};
 use crate::run::{CellRequest, Start};
+use installed::Installed;
 use line::{Line, Message};
 use recipe::{Driver, Recipe};
 
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
-
-/// Where the files of drivers lie while their kernel boots.
-const DRIVERS: &str = "/dev/shm";
-
-/// How often a free name is looked for there.
-const TRIES: u64 = 100;
 
 /// What Python kernels boot with, in files that nobody can change.
 #[derive(Debug)]
@@ -122,10 +117,10 @@ struct FarEnds {
 }
 
 impl Ends {
-    fn new() -> io::Result<(Self, FarEnds)> {
-        let (stdin, input) = pipe(Near::Writer)?;
-        let (stdout_near, stdout) = pipe(Near::Reader)?;
-        let (stderr_near, stderr) = pipe(Near::Reader)?;
+    fn new(privileges: Privileges) -> io::Result<(Self, FarEnds)> {
+        let (stdin, input) = user_pipe(privileges, Near::Writer)?;
+        let (stdout_near, stdout) = user_pipe(privileges, Near::Reader)?;
+        let (stderr_near, stderr) = user_pipe(privileges, Near::Reader)?;
         let (line, far) = Line::pair()?;
         let near = Self {
             output: [Rc::new(stdout_near), Rc::new(stderr_near)],
@@ -142,40 +137,6 @@ impl Ends {
     }
 }
 
-/// Files of a driver, there until its kernel has loaded them.
-#[derive(Debug)]
-struct DriverFiles(PathBuf);
-
-impl DriverFiles {
-    /// Nobody but the guest can change them: they and their directory are its own.
-    fn write(files: &[(&str, &str)], serial: u64) -> io::Result<Self> {
-        for number in serial..serial + TRIES {
-            let directory = PathBuf::from(format!("{DRIVERS}/.isol8-{number:08x}"));
-            match fs::DirBuilder::new().mode(0o755).create(&directory) {
-                // User code may have taken the name.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                other => other?,
-            }
-            let made = Self(directory);
-            for (name, content) in files {
-                let mut options = fs::OpenOptions::new();
-                options.write(true).create_new(true).mode(0o644);
-                let file = options.open(made.0.join(name))?;
-                file.write_all_at(content.as_bytes(), 0)?;
-            }
-            return Ok(made);
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
-    }
-}
-
-impl Drop for DriverFiles {
-    fn drop(&mut self) {
-        // What cannot be removed goes with the sandbox.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A booted, or still booting, interpreter.
 #[derive(Debug)]
 pub(crate) struct Kernel {
@@ -188,7 +149,7 @@ pub(crate) struct Kernel {
     pub(crate) input: Option<OwnedFd>,
     line: Line,
     mailbox: fs::File,
-    files: Option<DriverFiles>,
+    files: Option<Installed>,
     pub(crate) is_ready: bool,
     /// It has let go of its line.
     pub(crate) is_silent: bool,
@@ -226,7 +187,7 @@ impl Kernel {
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| internal("kernel cannot be booted", error);
         let driver = &Recipe::of(kind).driver;
-        let (ends, far) = Ends::new().map_err(failed)?;
+        let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
         let mailbox = mailbox(&single.0).map_err(failed)?;
@@ -237,36 +198,38 @@ impl Kernel {
             far.line.as_fd(),
             mailbox.as_fd(),
         ];
-        let mut driver_files = None;
-        let (argv, environment) = match driver {
-            Driver::None => {
-                let text = format!("no cells can be run by {kind:?}, run a script instead");
-                return Err(failure(FailureKind::Refused, text));
-            }
+        let mut installed = None;
+        let mut environment = launcher.base.clone();
+        let mut opened = None;
+        let (argv, cwd) = match driver {
             Driver::Python => {
                 files.push(drivers.archive.as_fd());
+                environment = python_environment(launcher);
                 let argv = vec!["python3".to_owned(), SCRIPT.to_owned()];
-                (argv, python_environment(launcher))
+                (argv, "/sandbox".to_owned())
             }
-            Driver::Files {
-                files: sources,
-                argv,
-            } => {
-                let written = DriverFiles::write(sources, serial).map_err(failed)?;
-                let first = sources.first().map_or("", |(name, _)| *name);
-                let path = written.0.join(first).display().to_string();
-                driver_files = Some(written);
-                let argv = argv.iter().map(|word| word.replace("{}", &path)).collect();
-                (argv, launcher.base.clone())
+            Driver::Files(driver) => {
+                let made = Installed::make(driver, launcher.privileges, serial).map_err(failed)?;
+                for (name, value) in driver.env {
+                    environment.set(name.as_bytes(), value.as_bytes());
+                }
+                if let Some(name) = driver.open {
+                    opened = Some(made.open(name).map_err(failed)?);
+                }
+                let argv = driver.argv.iter().map(|word| made.fill_in(word)).collect();
+                let cwd = made.fill_in(driver.cwd);
+                installed = Some(made);
+                (argv, cwd)
             }
         };
+        files.extend(opened.as_ref().map(fs::File::as_fd));
         let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
-        let child = launcher.start(&argv, &environment, "/sandbox", &files, Role::UserCode)?;
+        let child = launcher.start(&argv, &environment, &cwd, &files, Role::UserCode)?;
         drop(files);
         let mut kernel = Self::new(kind, ends, mailbox);
         kernel.pid = Some(child.pid);
         kernel.child = Some(child);
-        kernel.files = driver_files;
+        kernel.files = installed;
         Ok(kernel)
     }
 
@@ -304,7 +267,7 @@ impl Kernel {
 
     /// Starts the cell of this number.
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
-        let stdin = cell.stdin.as_ref().map_or("", |fifo| fifo.path());
+        let stdin = cell.stdin.as_ref().map_or("", |named| named.path());
         let (request, line) = match self.kind {
             KernelKind::Bash => (shell::request(number, cell, stdin), shell::LINES.to_owned()),
             _ => {

@@ -16,20 +16,34 @@ pub(crate) struct Recipe {
     names: &'static [&'static str],
     /// The same, by their first letters.
     prefixes: &'static [&'static str],
+    /// Of those, the ones that are read only where they are used.
+    exceptions: &'static [&'static str],
+    /// Files that it reads while it starts, where they are beside the script or in the working
+    /// directory. They too need one that starts with them.
+    pub(crate) configuration: &'static [&'static str],
 }
 
 /// How an interpreter is made to wait.
 #[derive(Debug)]
 pub(crate) enum Driver {
-    /// Not at all: it runs scripts only, each started afresh.
-    None,
     /// By modules in an archive, as `driver.py` tells.
     Python,
-    /// By files of its own, the first of which stands for `{}` in the command line.
-    Files {
-        files: &'static [(&'static str, &'static str)],
-        argv: &'static [&'static str],
-    },
+    /// By files that it loads while it starts.
+    Files(DriverFiles),
+}
+
+/// A driver in files of its own. `{}` stands for their directory.
+#[derive(Debug)]
+pub(crate) struct DriverFiles {
+    pub(crate) files: &'static [(&'static str, &'static str)],
+    pub(crate) argv: &'static [&'static str],
+    pub(crate) cwd: &'static str,
+    /// Variables beside those that every program gets.
+    pub(crate) env: &'static [(&'static str, &'static str)],
+    /// The one that the interpreter finds open, as its descriptor 5.
+    pub(crate) open: Option<&'static str>,
+    /// A script that must exist while the interpreter boots, though it is not read.
+    pub(crate) placeholder: Option<&'static str>,
 }
 
 /// Read by the dynamic linker and the C library.
@@ -56,27 +70,124 @@ static PYTHON: Recipe = Recipe {
     // own packages are under the second.
     names: &["PATH", "HOME"],
     prefixes: &["PYTHON"],
+    exceptions: &[],
+    configuration: &[],
 };
 
 static BASH: Recipe = Recipe {
     bare: &["bash"],
-    driver: Driver::Files {
+    driver: Driver::Files(DriverFiles {
         files: &[("bash.sh", include_str!("bash.sh"))],
-        argv: &["bash", "{}"],
-    },
+        argv: &["bash", "{}/bash.sh"],
+        cwd: "/sandbox",
+        env: &[],
+        open: None,
+        placeholder: None,
+    }),
     scripts: &[],
     names: &[],
     prefixes: &[],
+    exceptions: &[],
+    configuration: &[],
 };
 
-static NODE: Recipe = without_driver(&["node"]);
-static BUN: Recipe = without_driver(&["bun", "run"]);
+static NODE: Recipe = Recipe {
+    bare: &["node"],
+    driver: Driver::Files(DriverFiles {
+        files: &[
+            ("node.cjs", include_str!("node.cjs")),
+            ("node_cells.cjs", include_str!("node_cells.cjs")),
+            ("node_traces.cjs", include_str!("node_traces.cjs")),
+            ("imports.mjs", include_str!("imports.mjs")),
+        ],
+        argv: &["node", "/sandbox/main.mjs"],
+        // It remembers what `package.json` says in the directory that it starts in.
+        cwd: "/",
+        env: &[("NODE_OPTIONS", "--require=/proc/self/fd/5")],
+        open: Some("node.cjs"),
+        placeholder: None,
+    }),
+    scripts: &[".mjs", ".cjs", ".js", ".mts", ".cts", ".ts"],
+    names: &["WATCH_REPORT_DEPENDENCIES"],
+    prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
+    exceptions: &["NODE_ENV"],
+    configuration: &[],
+};
+
+static BUN: Recipe = Recipe {
+    bare: &["bun", "run"],
+    driver: Driver::Files(DriverFiles {
+        files: &[
+            ("bun.js", include_str!("bun.js")),
+            ("bun_cells.js", include_str!("bun_cells.js")),
+            ("bun_kernel.js", include_str!("bun_kernel.js")),
+            ("bun_lines.js", include_str!("bun_lines.js")),
+            ("bunfig.toml", "preload = [\"./bun.js\"]\n"),
+        ],
+        argv: &["bun", "run", "/sandbox/main.ts"],
+        cwd: "{}",
+        env: &[],
+        open: None,
+        placeholder: Some("/sandbox/main.ts"),
+    }),
+    scripts: &["/sandbox/main.ts"],
+    names: &[
+        "CI",
+        "COLORTERM",
+        "DATABASE_URL",
+        "DO_NOT_TRACK",
+        "FORCE_COLOR",
+        "HOME",
+        "NO_COLOR",
+        "PATH",
+        "REDIS_URL",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TEMP",
+        "TERM",
+        "TMP",
+        "TMPDIR",
+        "VALKEY_URL",
+        "ALL_PROXY",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "NO_PROXY",
+        "all_proxy",
+        "https_proxy",
+        "http_proxy",
+        "no_proxy",
+    ],
+    prefixes: &[
+        "AWS_",
+        "BUN_",
+        "JSC_",
+        "MIMALLOC_",
+        "MI_",
+        "NODE_",
+        "NPM_CONFIG_",
+        "S3_",
+        "XDG_",
+        "npm_",
+    ],
+    exceptions: &[],
+    configuration: &[
+        ".env",
+        ".env.development",
+        ".env.development.local",
+        ".env.local",
+        "bunfig.toml",
+        "jsconfig.json",
+        "node_modules",
+        "package.json",
+        "tsconfig.json",
+    ],
+};
 
 static DENO: Recipe = Recipe {
     // The sandbox is what bounds its programs: without this they could not even read their own
     // environment.
     bare: &["deno", "run", "--allow-all"],
-    driver: Driver::Files {
+    driver: Driver::Files(DriverFiles {
         files: &[
             ("deno.mjs", include_str!("deno.mjs")),
             ("deno_cells.mjs", include_str!("deno_cells.mjs")),
@@ -88,10 +199,14 @@ static DENO: Recipe = Recipe {
             "run",
             "--allow-all",
             "--preload",
-            "{}",
+            "{}/deno.mjs",
             "/sandbox/main.mts",
         ],
-    },
+        cwd: "/sandbox",
+        env: &[],
+        open: None,
+        placeholder: None,
+    }),
     scripts: &["/sandbox/main.mts"],
     names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
     prefixes: &[
@@ -103,17 +218,18 @@ static DENO: Recipe = Recipe {
         "RUST_",
         "TOKIO_",
     ],
+    exceptions: &["NODE_ENV"],
+    configuration: &[
+        ".npmrc",
+        "deno.json",
+        "deno.jsonc",
+        "deno.lock",
+        "node_modules",
+        "package.json",
+        "tsconfig.json",
+        "vendor",
+    ],
 };
-
-const fn without_driver(bare: &'static [&'static str]) -> Recipe {
-    Recipe {
-        bare,
-        driver: Driver::None,
-        scripts: &[],
-        names: &[],
-        prefixes: &[],
-    }
-}
 
 impl Recipe {
     pub(crate) fn of(kind: KernelKind) -> &'static Self {
@@ -151,6 +267,9 @@ impl Recipe {
     }
 
     fn is_read_at_start(&self, name: &str) -> bool {
+        if self.exceptions.contains(&name) {
+            return false;
+        }
         let mut names = LOCALE.iter().chain(self.names);
         let mut prefixes = EVERYWHERE.iter().chain(self.prefixes);
         names.any(|known| *known == name) || prefixes.any(|prefix| name.starts_with(prefix))
@@ -187,6 +306,13 @@ mod tests {
         for name in ["TZ", "API_KEY", "OMP_NUM_THREADS", "MY_PYTHON", "TMPDIR"] {
             assert!(runs(KernelKind::Python, "/sandbox/main.py", name), "{name}");
         }
+    }
+
+    #[test]
+    fn of_variables_of_one_prefix_some_are_read_later() {
+        assert!(!runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
+        assert!(runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
+        assert!(!runs(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
     }
 
     #[test]

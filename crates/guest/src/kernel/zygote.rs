@@ -139,9 +139,9 @@ impl Zygote {
     }
 
     /// Asks for a child, which says itself when it is there.
-    pub(crate) fn fork(&mut self) -> Result<Kernel, Failure> {
+    pub(crate) fn fork(&mut self, launcher: &Launcher) -> Result<Kernel, Failure> {
         let failed = |error: io::Error| internal("kernel cannot be forked", error);
-        let (ends, far) = Ends::new().map_err(failed)?;
+        let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mailbox = mailbox(&[]).map_err(failed)?;
         let files = [
             far.stdin.as_raw_fd(),

@@ -1,9 +1,10 @@
 //! One run: its program, its streams, its clock, and how it ended.
 
-pub(crate) mod fifo;
 pub(crate) mod input;
+pub(crate) mod named;
 pub(crate) mod output;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use isol8_protocol::{
@@ -12,9 +13,10 @@ use isol8_protocol::{
 use nix::unistd::Pid;
 
 use crate::kernel::Kernel;
+use crate::kernel::recipe::Recipe;
 use crate::process::{Child, Environment};
-use fifo::Fifo;
 use input::Input;
+use named::NamedInput;
 use output::Pump;
 
 /// What a run executes.
@@ -45,6 +47,20 @@ pub(crate) struct Start {
     pub(crate) cwd: String,
 }
 
+impl Start {
+    /// Whether there are files that its interpreter reads while it starts.
+    pub(crate) fn is_configured(&self) -> bool {
+        let names = self
+            .kernel
+            .map_or(&[][..], |kind| Recipe::of(kind).configuration);
+        let beside = Path::new(&self.path).parent();
+        let directories = beside.into_iter().chain([Path::new(&self.cwd)]);
+        let mut files =
+            directories.flat_map(|directory| names.iter().map(|name| directory.join(name)));
+        files.any(|file| file.symlink_metadata().is_ok())
+    }
+}
+
 /// A cell, as it was asked for.
 #[derive(Debug, Default)]
 pub(crate) struct CellRequest {
@@ -53,7 +69,7 @@ pub(crate) struct CellRequest {
     pub(crate) cwd: Option<String>,
     pub(crate) kind: Option<KernelKind>,
     /// Until the kernel has opened it.
-    pub(crate) stdin: Option<Fifo>,
+    pub(crate) stdin: Option<NamedInput>,
     pub(crate) timeout: Option<Duration>,
     /// It was given to a kernel that died before it took it.
     pub(crate) again: bool,

@@ -45,6 +45,21 @@ impl Pump {
         self.total
     }
 
+    /// Whether nothing was written so far.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.total == 0 && self.unread() == 0
+    }
+
+    fn unread(&self) -> u64 {
+        let mut count: libc::c_int = 0;
+        if let Some(pipe) = &self.pipe {
+            // SAFETY: the pipe is open, and the result is valid through the call. Where it fails,
+            // nothing is taken to be there.
+            unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+        }
+        u64::try_from(count).unwrap_or_default()
+    }
+
     /// From here on nothing is sent.
     pub(crate) fn discard(&mut self) {
         self.allowance = Some(0);
@@ -66,16 +81,9 @@ impl Pump {
     /// The run has ended: what is in the pipe now is the rest of its output. Somebody else may
     /// write to the pipe for ever, so waiting until it is empty would not do.
     pub(crate) fn mark_end(&mut self) {
-        if self.left.is_some() {
-            return;
+        if self.left.is_none() {
+            self.left = Some(self.unread());
         }
-        let mut count: libc::c_int = 0;
-        if let Some(pipe) = &self.pipe {
-            // SAFETY: the pipe is open, and the result is valid through the call. Where it fails,
-            // nothing is taken to be there.
-            unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
-        }
-        self.left = Some(u64::try_from(count).unwrap_or_default());
     }
 
     /// Whether all that the ended run wrote was taken.
@@ -167,6 +175,16 @@ mod tests {
         let (mut credit, mut buffer) = (4, [0; 64]);
         assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"0123"[..]));
         assert!(!pump.may_read(credit));
+    }
+
+    #[test]
+    fn what_was_written_ends_the_silence_read_or_not() {
+        let (mut pump, mut writer) = pump(None);
+        assert!(pump.is_silent());
+        writer.write_all(b"x").unwrap();
+        assert!(!pump.is_silent());
+        pump.read(&mut 100, &mut [0; 64]);
+        assert!(!pump.is_silent());
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The standard input of a cell: a pipe with a name, which a kernel can open.
+//! The standard input of a cell: a file with a name, which a kernel can open.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::{OFlag, open};
@@ -9,18 +10,31 @@ use nix::unistd::{mkfifo, unlink};
 
 use crate::lockdown::Privileges;
 
-/// The name, and a hold on the pipe: it keeps what was written until somebody reads.
+/// The name. User code that puts something else in its place gets what it could write itself.
 #[derive(Debug)]
-pub(crate) struct Fifo {
+pub(crate) struct NamedInput {
     path: String,
     privileges: Privileges,
-    _hold: OwnedFd,
+    /// Keeps what was written to a pipe until somebody reads.
+    _hold: Option<OwnedFd>,
 }
 
-impl Fifo {
-    /// Makes one with the rights of user code, and returns the end to write to. User code that
-    /// puts something else in its place gets what it could write itself.
-    pub(crate) fn make(privileges: Privileges, serial: u64) -> io::Result<(Self, OwnedFd)> {
+impl NamedInput {
+    /// A file with all that there is to read. Programs that open `/dev/stdin` find it there, where
+    /// a pipe whose writer is done would let them wait for ever.
+    pub(crate) fn file(privileges: Privileges, serial: u64, bytes: &[u8]) -> io::Result<Self> {
+        let path = format!("/tmp/.isol8-{serial:016x}");
+        let file = Self {
+            path,
+            privileges,
+            _hold: None,
+        };
+        privileges.as_sandbox_user(|| File::create_new(&file.path)?.write_all(bytes))??;
+        Ok(file)
+    }
+
+    /// A pipe for what is still to come, and the end to write to.
+    pub(crate) fn pipe(privileges: Privileges, serial: u64) -> io::Result<(Self, OwnedFd)> {
         let path = format!("/tmp/.isol8-{serial:016x}");
         let (hold, writer) = privileges.as_sandbox_user(|| -> io::Result<_> {
             mkfifo(path.as_str(), Mode::from_bits_truncate(0o600))?;
@@ -33,12 +47,12 @@ impl Fifo {
             }
             Ok((hold, writer))
         })??;
-        let fifo = Self {
+        let named = Self {
             path,
             privileges,
-            _hold: hold,
+            _hold: Some(hold),
         };
-        Ok((fifo, writer))
+        Ok((named, writer))
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -46,7 +60,7 @@ impl Fifo {
     }
 }
 
-impl Drop for Fifo {
+impl Drop for NamedInput {
     fn drop(&mut self) {
         // Whoever has opened it keeps it; where user code has removed the name, nothing is left.
         let _ = self

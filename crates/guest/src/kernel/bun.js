@@ -1,0 +1,19 @@
+// Waits inside bun's own start until the guest says what to run.
+//
+// The guest starts `bun run /sandbox/main.ts` in the directory of this file, whose `bunfig.toml`
+// preloads it: neither arguments nor environment tell of it, and workers do not load it. A script of
+// that name must exist when bun starts, and is not looked at before this module has ended.
+//
+// This file only loads the rest, as texts: bun keeps copies of larger modules in the user's home.
+
+import cells from "./bun_cells.js" with { type: "text" };
+import kernel from "./bun_kernel.js" with { type: "text" };
+import lines from "./bun_lines.js" with { type: "text" };
+
+function part(text) {
+  const module = {};
+  new Function("require", "module", text)(require, module);
+  return module.exports;
+}
+
+await part(kernel).boot(() => ({ ...part(cells), ...part(lines) }));

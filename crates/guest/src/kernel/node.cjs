@@ -1,0 +1,198 @@
+// Waits inside node's own start until the guest says what to run.
+//
+// The guest starts `node /sandbox/main.mjs` in `/`, with `NODE_OPTIONS=--require=/proc/self/fd/5`
+// and this file open as descriptor 5: node loads it before it opens the script. Returning from here
+// runs the script by node's own means, whatever its name is; for cells, node finds nothing to run
+// and its event loop goes on (see node_cells.cjs). Names and modules of this file are gone by then.
+//
+// Workers read the same option, and cannot be told not to: for them descriptor 5 is an empty file.
+// Node remembers what `package.json` says in the directory that it starts in, hence not `/sandbox`.
+
+"use strict";
+
+const fs = require("node:fs");
+const Module = require("node:module");
+const path = require("node:path");
+
+const CONTROL = 3;
+const MAILBOX = 4;
+const DRIVER = 5;
+const SANDBOX = "/sandbox";
+/** What node reports, and prints something at last, where a top-level `await` is never settled. */
+const UNSETTLED = 13;
+/** The same for an error that nobody catches. */
+const UNCAUGHT = 1;
+
+const { fstatSync, writeSync } = fs;
+const control = fstatSync(CONTROL);
+
+const tell = (line) => writeSync(CONTROL, `${line}\n`);
+
+/** The next line from the guest, word by word; nothing if it is gone. */
+function request() {
+  const line = Buffer.alloc(64);
+  return words(line.toString("latin1", 0, fs.readSync(CONTROL, line)));
+}
+
+const words = (line) => line.split(/\s/).filter(Boolean);
+
+/** The texts in the mailbox. */
+function fields(size) {
+  const data = Buffer.alloc(size);
+  for (let filled = 0; filled < size; ) {
+    const read = fs.readSync(MAILBOX, data, filled, size - filled, filled);
+    if (read === 0) break;
+    filled += read;
+  }
+  const found = [];
+  for (let at = 0; at < size; ) {
+    const begin = at + 4;
+    at = begin + data.readUInt32LE(at);
+    found.push(data.toString("utf8", begin, at));
+  }
+  return found;
+}
+
+/** Runs what has to wait for promises, but for nothing else, until it is done. */
+function settle(promise) {
+  let outcome;
+  promise.then((value) => (outcome = { value }));
+  for (let turn = 0; turn < 100 && !outcome; turn++) process._tickCallback();
+  return outcome?.value;
+}
+
+/** Touches what the start and the end of a script touch, so that it is in memory by then. */
+function warm() {
+  const { stdout } = process;
+  stdout.write = () => true;
+  console.log("%s", { a: [1, "b", new Map([[1, new Error("c")]])] }, 2);
+  delete stdout.write;
+  stdout.write("");
+  process.emit("isol8", 0);
+  process.getActiveResourcesInfo();
+  process.chdir(SANDBOX);
+  new Module("isol8")._compile("module.exports = 1", "/isol8.cjs");
+}
+
+/** Makes the environment exactly the given one, in its order. */
+function setEnvironment(pairs) {
+  const { env } = process;
+  const { HOME: home, TZ: zone } = env;
+  const wanted = new Map();
+  for (let at = 0; at + 1 < pairs.length; at += 2) wanted.set(pairs[at], pairs[at + 1]);
+  // Touching the time zone makes it looked up again.
+  if (wanted.has("TZ") && wanted.get("TZ") === zone) wanted.delete("TZ");
+  else delete env.TZ;
+  for (const name of Object.keys(env)) if (name !== "TZ") delete env[name];
+  for (const [name, value] of wanted) env[name] = value;
+  // Where modules are looked for last is under the home.
+  if (env.HOME !== home) Module._initPaths();
+}
+
+/**
+ * Reports the end of a script whose code is certain, before node takes its engine apart. Listeners
+ * and functions of ours would be seen, so they are put in place when `exit` is about to be emitted:
+ * node looks up `emit` on the process then.
+ */
+function reportEnd() {
+  const { reallyExit } = process;
+  const activeRequests = process._getActiveRequests.bind(process);
+  const prototype = Object.getPrototypeOf(process);
+  const emitter = Object.getPrototypeOf(prototype);
+
+  let isReported = false;
+
+  function report(code) {
+    // What other threads are at, as writing to a file, node waits for.
+    if (isReported || process.reallyExit !== exit || activeRequests().length > 0) return;
+    isReported = true;
+    try {
+      const { dev, ino } = fstatSync(CONTROL);
+      if (dev === control.dev && ino === control.ino) tell(`ended ${code & 255}`);
+    } catch {
+      // The script has closed it.
+    }
+  }
+
+  /** Where no listener of the script would run, be it after an exit call or not. */
+  function end(code) {
+    // The text of an uncaught error comes later.
+    if (code !== UNSETTLED && code !== UNCAUGHT) report(Number(code));
+  }
+
+  /** The last that an exit call does. */
+  function exit(code) {
+    report(Number(code));
+    reallyExit.call(process, code);
+  }
+
+  Object.defineProperty(prototype, "emit", {
+    configurable: true,
+    enumerable: true,
+    get() {
+      if (this === process && process._exiting) {
+        if (process.reallyExit === reallyExit) process.reallyExit = exit;
+        process._events.exit ??= end;
+      }
+      return emitter.emit;
+    },
+    set(value) {
+      Object.defineProperty(this, "emit", { value, writable: true, enumerable: true, configurable: true });
+    },
+  });
+}
+
+/** Makes node run this file, or nothing, instead of the one that it was started on. */
+function replaceMain(file) {
+  const { runMain } = Module;
+  Object.defineProperty(Module, "runMain", {
+    configurable: true,
+    get() {
+      Object.defineProperty(Module, "runMain", { value: runMain, writable: true });
+      // A bound function, because this shows in no trace.
+      return file ? runMain.bind(Module, file) : () => {};
+    },
+  });
+}
+
+/** Takes back what loading the driver has left. */
+function coverTracks() {
+  for (const name of Object.keys(Module._cache)) delete Module._cache[name];
+  for (const name of Object.keys(Module._pathCache)) delete Module._pathCache[name];
+  Object.defineProperty(process, "_preload_modules", { value: [] });
+  delete process.env.NODE_OPTIONS;
+  fs.closeSync(DRIVER);
+  fs.openSync("/dev/null");
+}
+
+function boot() {
+  const cells = require("./node_cells.cjs");
+  const source = fs.readFileSync(path.join(__dirname, "imports.mjs"), "base64");
+  const imports = settle(import(`data:text/javascript;base64,${source}`));
+  reportEnd();
+  warm();
+  cells.warm(imports);
+  coverTracks();
+  tell("ready");
+  const [kind, ...numbers] = request();
+  if (kind === "C") {
+    replaceMain();
+    cells.serve({ CONTROL, tell, words, fields, imports, first: numbers });
+    return;
+  }
+  if (kind !== "S") process.reallyExit(0);
+  const [file, directory, ...pairs] = fields(Number(numbers[0]));
+  fs.closeSync(MAILBOX);
+  try {
+    process.chdir(directory);
+  } catch {
+    tell("directory");
+    process.reallyExit(1);
+  }
+  setEnvironment(pairs);
+  process.argv[1] = file;
+  replaceMain(file);
+  tell("started");
+}
+
+boot();
