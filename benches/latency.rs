@@ -1,10 +1,12 @@
-//! What one request costs: `cargo bench --bench latency`.
+//! What one request costs: `cargo bench --bench latency`, all of it or what is named:
+//! `cargo bench --bench latency -- node bun`.
 //!
 //! Prints the median and the 95th percentile of one small program over HTTP with keep-alive, on each
 //! backend: ephemeral, in a session, as a session's first request, and ephemeral without a pool; each
 //! beside a bare start of the same interpreter on the host. Requests that take a sandbox are paced, so
-//! that the pool can refill, as it can in service that is not overloaded.
-//! Needs what the black-box suite needs: root, and Docker with its images.
+//! that the pool can refill, as it can in service that is not overloaded. Where a native sandbox waits,
+//! its memory is printed too: pages of its own, and pages that others use as well.
+//! Needs what the black-box suite needs: root, the interpreters, and Docker with its images.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
 
@@ -12,73 +14,156 @@
 #[path = "../tests/suite/harness.rs"]
 mod harness;
 
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Kind, Server, bash, python};
-use isol8_client::{ExecutionRequest, RemoteIsol8};
+use harness::{Kind, Server, sandboxed_processes};
+use isol8_client::{ExecutionRequest, RemoteIsol8, Runtime};
 
 const RUNS: usize = 100;
 
 /// Requests before those that are timed.
 const WARM_UP: usize = 5;
 
-/// Between two ephemeral requests; longer than either backend takes to make a sandbox clean.
-const PACE: Duration = Duration::from_millis(60);
+/// Between two ephemeral requests; longer than either backend takes to make a sandbox clean and an
+/// interpreter ready in it.
+const PACE: Duration = Duration::from_millis(150);
 
-/// Every sandbox is made when it is asked for.
-const NO_POOL: &str = "[runtimes.python]\npoolSize = { clean = 0, dirty = 0 }\n\
-                       [runtimes.bash]\npoolSize = { clean = 0, dirty = 0 }\n";
+/// What is timed. Each prints `1`.
+const PROGRAMS: [Program; 7] = [
+    Program {
+        name: "python",
+        runtime: Runtime::Python,
+        code: "print(1)",
+        extension: ".py",
+        interpreter: &["python3"],
+        preload: "",
+    },
+    Program {
+        name: "numpy",
+        runtime: Runtime::Python,
+        code: "import numpy; print(1)",
+        extension: ".py",
+        interpreter: &["python3"],
+        preload: "numpy",
+    },
+    Program {
+        name: "bash",
+        runtime: Runtime::Bash,
+        code: "echo 1",
+        extension: ".sh",
+        interpreter: &["bash"],
+        preload: "",
+    },
+    Program {
+        name: "node, CommonJS",
+        runtime: Runtime::Node,
+        code: "console.log(1)",
+        extension: ".cjs",
+        interpreter: &["node"],
+        preload: "",
+    },
+    Program {
+        name: "node, ESM",
+        runtime: Runtime::Node,
+        code: "console.log(1)",
+        extension: ".mjs",
+        interpreter: &["node"],
+        preload: "",
+    },
+    Program {
+        name: "bun",
+        runtime: Runtime::Bun,
+        code: "console.log(1)",
+        extension: ".ts",
+        interpreter: &["bun", "run"],
+        preload: "",
+    },
+    Program {
+        name: "deno",
+        runtime: Runtime::Deno,
+        code: "console.log(1)",
+        extension: ".mts",
+        interpreter: &["deno", "run", "--allow-all"],
+        preload: "",
+    },
+];
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let programs = [
-        Program::new("python", "python3", python("print(1)")),
-        Program::new("bash", "bash", bash("echo 1")),
-    ];
-    for program in programs {
-        let bare = Times::of((0..RUNS).map(|_| program.bare_start()).collect());
-        println!("{:<36} {bare}", format!("bare {}", program.interpreter));
+    // Cargo adds options of its own.
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|name| !name.starts_with('-'))
+        .collect();
+    let is_named = |program: &&Program| {
+        named.is_empty() || named.iter().any(|name| program.name.starts_with(name))
+    };
+    for program in PROGRAMS.iter().filter(is_named) {
+        let bare = program.bare_starts();
+        println!("{:<42} {bare}", format!("bare {}", program.name));
         for kind in [Kind::Native, Kind::Docker] {
-            runtime.block_on(measure(kind, &program, bare.median));
+            runtime.block_on(measure(kind, program, bare.median));
         }
     }
 }
 
-/// What is timed; it prints `1`.
 struct Program {
-    runtime: &'static str,
-    interpreter: &'static str,
-    request: ExecutionRequest,
+    name: &'static str,
+    runtime: Runtime,
+    code: &'static str,
+    extension: &'static str,
+    interpreter: &'static [&'static str],
+    preload: &'static str,
 }
 
 impl Program {
-    fn new(runtime: &'static str, interpreter: &'static str, request: ExecutionRequest) -> Self {
-        Self {
-            runtime,
-            interpreter,
-            request,
-        }
+    fn bare_starts(&self) -> Times {
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join(format!("main{}", self.extension));
+        fs::write(&script, self.code).unwrap();
+        let start = || {
+            let start = Instant::now();
+            let output = Command::new(self.interpreter[0])
+                .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+                .args(&self.interpreter[1..])
+                .arg(&script)
+                .output()
+                .unwrap();
+            assert_eq!(output.stdout, b"1\n");
+            start.elapsed()
+        };
+        Times::of((0..RUNS).map(|_| start()).collect())
     }
 
-    fn bare_start(&self) -> Duration {
-        let code = self.request.code.as_ref().unwrap();
-        let start = Instant::now();
-        let output = Command::new(self.interpreter)
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .args(["-c", code])
-            .output()
-            .unwrap();
-        assert_eq!(output.stdout, b"1\n");
-        start.elapsed()
+    /// With a pool that keeps this many clean sandboxes, or none at all.
+    fn server(&self, kind: Kind, clean: usize) -> Server {
+        let dirty = if clean == 0 { 0 } else { 4 };
+        let image = match (kind, self.preload) {
+            (Kind::Docker, "numpy") => "image = \"isol8-test:python-numpy\"\n",
+            _ => "",
+        };
+        let preload = match self.preload {
+            "" => String::new(),
+            module => format!("preload = [\"{module}\"]\n"),
+        };
+        let runtime = self.runtime;
+        let config = format!(
+            "[runtimes.{runtime}]\npoolSize = {{ clean = {clean}, dirty = {dirty} }}\n{image}{preload}"
+        );
+        Server::configured(kind, &config)
     }
 
     async fn run(&self, client: &RemoteIsol8) -> Duration {
+        let mut request = ExecutionRequest::new(self.runtime);
+        request.code = Some(self.code.to_owned());
+        request.file_extension = Some(self.extension.to_owned());
         let start = Instant::now();
-        let result = client.execute(self.request.clone()).await.unwrap();
+        let result = client.execute(request).await.unwrap();
         let took = start.elapsed();
         assert_eq!(result.stdout, "1", "{}", result.stderr);
         took
@@ -88,21 +173,49 @@ impl Program {
 async fn measure(kind: Kind, program: &Program, bare: Duration) {
     let show = |name: &str, times: Times| {
         let ratio = times.median.as_secs_f64() / bare.as_secs_f64();
-        let name = format!("{} {} {name}", kind.name(), program.runtime);
-        println!("{name:<36} {times}  ratio to bare {ratio:.2}");
+        let name = format!("{} {} {name}", kind.name(), program.name);
+        println!("{name:<42} {times}  ratio to bare {ratio:.2}");
     };
-    let server = Server::start(kind);
+    let server = program.server(kind, 2);
+    if kind == Kind::Native {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        show_memory(&server);
+    }
     show("ephemeral", time(program, &server.client(), PACE).await);
     let session = server.session("latency");
     show("session", time(program, &session, Duration::ZERO).await);
     show("session, first request", time_first(program, &server).await);
     server.stop();
-    let server = Server::configured(kind, NO_POOL);
+    let server = program.server(kind, 0);
     show(
         "ephemeral, no pool",
         time(program, &server.client(), PACE).await,
     );
     server.stop();
+}
+
+/// What each process in the waiting sandboxes of a native server has in memory.
+fn show_memory(server: &Server) {
+    for process in sandboxed_processes(server.kind, server.state()) {
+        let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
+        let name = fs::read_to_string(format!("/proc/{process}/comm"));
+        // It may have ended meanwhile.
+        let (Ok(rollup), Ok(name)) = (rollup, name) else {
+            continue;
+        };
+        let sum = |kind: &str| -> u64 {
+            let lines = rollup.lines().filter(|line| line.starts_with(kind));
+            lines
+                .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+                .sum()
+        };
+        println!(
+            "  waiting: {:<15} private {:6} kB, shared {:6} kB",
+            name.trim(),
+            sum("Private_"),
+            sum("Shared_")
+        );
+    }
 }
 
 /// Times requests of one client, after a few that warm everything up.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::harness::{Server, on_each_backend};
+use crate::harness::{Kind, Server, on_each_backend};
 
 on_each_backend!(
     user_code_is_nobody,
@@ -10,6 +10,7 @@ on_each_backend!(
     nothing_but_its_own_places_can_be_written,
     the_host_is_not_visible,
     the_guest_is_out_of_reach,
+    other_users_processes_are_closed,
     namespaces_cannot_be_made,
 );
 
@@ -112,6 +113,30 @@ async fn the_guest_is_out_of_reach(server: Server) {
         "{}",
         result.stderr
     );
+}
+
+async fn other_users_processes_are_closed(server: Server) {
+    let result = server
+        .python(
+            "import os\nothers = set()\n\
+             for process in filter(str.isdigit, os.listdir('/proc')):\n\
+             \x20 uid = [line.split()[1] for line in open(f'/proc/{process}/status') if line.startswith('Uid')][0]\n\
+             \x20 if int(uid) == os.getuid(): continue\n\
+             \x20 others.add(uid)\n\
+             \x20 for name in ('environ', 'maps', 'mem', 'fd', 'cwd', 'exe', 'root', 'stack', 'syscall'):\n\
+             \x20   path = f'/proc/{process}/{name}'\n\
+             \x20   try: (os.listdir if name == 'fd' else os.readlink if name in ('cwd', 'exe', 'root') else lambda p: open(p).read(1))(path)\n\
+             \x20   except PermissionError: continue\n\
+             \x20   print('open:', path)\n\
+             print(sorted(others))",
+        )
+        .await;
+    // Docker has no option by which they were not even listed.
+    let listed = match server.kind {
+        Kind::Native => "[]",
+        Kind::Docker => "['0', '64801']",
+    };
+    assert_eq!(result.stdout, listed, "{}", result.stderr);
 }
 
 async fn namespaces_cannot_be_made(server: Server) {

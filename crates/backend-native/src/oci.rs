@@ -172,9 +172,14 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
         Identity::Root => (SANDBOX_UID, SANDBOX_GID),
         Identity::User => (0, 0),
     };
+    let mut proc = vec!["nosuid", "noexec", "nodev"];
+    if surroundings.identity == Identity::Root {
+        // User code does not even see that there are the guest and what runs for it; the guest's
+        // group does.
+        proc.extend(["hidepid=2", "gid=0"]);
+    }
     let mut mounts = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc",
-               "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": proc}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                "options": ["nosuid", "noexec", "mode=755", "size=64k"]}),
         json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
