@@ -18,6 +18,7 @@ use actix::prelude::*;
 use isol8_api::{Runtime, TenantId};
 use isol8_backend::{Backend, BackendError, Limits, Sandbox, SandboxSpec};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::run::Memory;
@@ -216,19 +217,35 @@ impl Pool {
             Strategy::Fast => dirty,
             Strategy::Secure => 0,
         };
+        let linger = self.config.linger;
+        loop {
+            let shelf = self.shelf(runtime);
+            let count = shelf.beside(clean);
+            if count <= dirty {
+                return;
+            }
+            let Some(since) = shelf.oldest(clean).map(|warm| warm.since) else {
+                return;
+            };
+            let left = linger.saturating_sub(since.elapsed());
+            if count <= 2 * dirty && !left.is_zero() {
+                return self.evict_later(runtime, left, ctx);
+            }
+            if let Some(held) = shelf.remove_oldest(clean) {
+                self.destroy(held, ctx);
+            }
+        }
+    }
+
+    fn evict_later(&mut self, runtime: Runtime, delay: Duration, ctx: &mut Context<Self>) {
         let shelf = self.shelf(runtime);
-        let surplus = shelf.fresh.len().saturating_sub(clean);
-        if shelf.used.len() + shelf.cleaning + surplus <= dirty {
+        if std::mem::replace(&mut shelf.evicting, true) {
             return;
         }
-        let used = shelf.used.pop_front().map(|(_, warm)| warm);
-        let excess = match used {
-            None if surplus > 0 => shelf.fresh.pop_front(),
-            used => used,
-        };
-        if let Some(warm) = excess {
-            self.destroy(warm.held, ctx);
-        }
+        ctx.run_later(delay, move |pool, ctx| {
+            pool.shelf(runtime).evicting = false;
+            pool.evict(runtime, ctx);
+        });
     }
 
     /// Makes a used sandbox as new, in the background.
@@ -264,7 +281,7 @@ impl Pool {
     /// Whether a sandbox may serve its tenant again.
     fn is_reusable(&self, held: &Held) -> bool {
         let runtime = held.spec.runtime;
-        let room = self.config.size_of(runtime).dirty;
+        let room = 2 * self.config.size_of(runtime).dirty;
         let cleaning = self.shelves.get(&runtime).map_or(0, |shelf| shelf.cleaning);
         self.config.strategy == Strategy::Fast
             && self.draining.is_none()
@@ -362,6 +379,7 @@ fn watched(held: Held, ctx: &mut Context<Pool>) -> Warm {
     });
     Warm {
         held,
+        since: Instant::now(),
         _watch: watch,
     }
 }

@@ -128,6 +128,22 @@ async fn no_more_used_sandboxes_are_kept_than_configured() {
 }
 
 #[actix::test]
+async fn bursts_of_load_remove_and_make_nothing() {
+    let house = House::new(with_pool(0, 2));
+    for _ in 0..10 {
+        let runs = [(); 4].map(|()| house.spawn_as("t", None, job("sleep 100")));
+        for run in runs {
+            run.await.unwrap().unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(house.backend.counters().created, 4);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(house.backend.counters().live(), 2);
+    house.finish().await;
+}
+
+#[actix::test]
 async fn a_slow_backend_is_not_asked_for_more_with_every_request() {
     let house = House::new(with_pool(0, 1));
     house.output("print 1").await;

@@ -21,7 +21,8 @@ pub enum Strategy {
 pub struct PoolSize {
     /// Never used ones, made ahead of time.
     pub clean: usize,
-    /// Used ones, being reset or waiting for their tenant.
+    /// Used ones, being reset or waiting for their tenant. For [`PoolConfig::linger`] there may be
+    /// twice as many.
     pub dirty: usize,
 }
 
@@ -80,6 +81,9 @@ pub struct PoolConfig {
     pub sizes: BTreeMap<Runtime, PoolSize>,
     /// Sandboxes of one runtime that are made ahead of time at once.
     pub refill_width: usize,
+    /// How long a used sandbox may wait that is one too many. Load comes and goes in bursts: without
+    /// this, sandboxes would be removed after each and made for the next.
+    pub linger: Duration,
     /// What waiting sandboxes have.
     pub sandbox: SandboxDefaults,
     /// How long making a sandbox may take.
@@ -93,6 +97,7 @@ impl Default for PoolConfig {
             size: PoolSize { clean: 1, dirty: 4 },
             sizes: BTreeMap::new(),
             refill_width: 2,
+            linger: Duration::from_secs(5),
             sandbox: SandboxDefaults::default(),
             create_timeout: Duration::from_secs(60),
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use isol8_api::{ByteSize, TenantId};
 use isol8_backend::{SandboxId, SandboxSpec};
+use tokio::time::Instant;
 
 use super::lease::Held;
 use super::message::Acquire;
@@ -13,6 +14,8 @@ use crate::watch::DeathWatch;
 #[derive(Debug)]
 pub(super) struct Warm {
     pub(super) held: Held,
+    /// When it was put there.
+    pub(super) since: Instant,
     /// Notices its death while nobody uses it.
     pub(super) _watch: DeathWatch,
 }
@@ -58,6 +61,8 @@ pub(super) struct Shelf {
     pub(super) failures: u32,
     /// Nothing is made ahead of time for now.
     pub(super) backing_off: bool,
+    /// A look at those that are too many is due.
+    pub(super) evicting: bool,
     /// The backend cannot run this runtime; nothing is made ahead of time until it could.
     pub(super) unavailable: bool,
 }
@@ -86,6 +91,25 @@ impl Shelf {
         }
         let at = self.used.iter().position(|(_, warm)| is_it(warm))?;
         self.used.remove(at).map(|(_, warm)| warm.held)
+    }
+
+    /// The sandbox that waits longest, of the used ones if there is any; `clean` of the fresh ones
+    /// are not looked at.
+    pub(super) fn oldest(&self, clean: usize) -> Option<&Warm> {
+        let fresh = (self.fresh.len() > clean).then(|| self.fresh.front());
+        let used = self.used.front().map(|(_, warm)| warm);
+        used.or(fresh.flatten())
+    }
+
+    /// Takes that one out.
+    pub(super) fn remove_oldest(&mut self, clean: usize) -> Option<Held> {
+        let id = self.oldest(clean)?.held.sandbox.id().clone();
+        self.remove(&id)
+    }
+
+    /// How many there are beside `clean` fresh ones.
+    pub(super) fn beside(&self, clean: usize) -> usize {
+        self.used.len() + self.cleaning + self.fresh.len().saturating_sub(clean)
     }
 
     /// Takes out all sandboxes.
