@@ -1,7 +1,7 @@
-//! A Python extension of one function: it makes the calling process, a child that was forked from
-//! the zygote, as powerless as user code is.
+//! A Python extension for the children that are forked from the zygote: `confine` makes the calling
+//! process as powerless as user code is, and `leave` ends it.
 //!
-//! CPython cannot ask the kernel for this by itself. The extension is built into the guest and needs
+//! CPython cannot ask the kernel for either by itself. The extension is built into the guest and needs
 //! nothing but what the interpreter has loaded already: the interpreter's own functions and those
 //! of its C library, whichever that is.
 
@@ -17,8 +17,24 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
 #[cfg(target_arch = "x86_64")]
 const SYS_CAPSET: c_long = 126;
+#[cfg(target_arch = "x86_64")]
+const SYS_CLOCK_NANOSLEEP: c_long = 230;
+#[cfg(target_arch = "x86_64")]
+const SYS_EXIT: c_long = 60;
 #[cfg(target_arch = "aarch64")]
 const SYS_CAPSET: c_long = 91;
+#[cfg(target_arch = "aarch64")]
+const SYS_CLOCK_NANOSLEEP: c_long = 115;
+#[cfg(target_arch = "aarch64")]
+const SYS_EXIT: c_long = 93;
+
+const CLOCK_MONOTONIC: c_long = 1;
+const CLONE_VM: c_int = 0x100;
+const CLONE_FS: c_int = 0x200;
+const CLONE_FILES: c_int = 0x400;
+
+/// How long a memory outlives its process, in nanoseconds: longer than that takes to be reaped.
+const STAY: c_long = 10_000_000;
 
 /// `METH_O` of `methodobject.h`: one argument, as it is.
 const METH_O: c_int = 0x0008;
@@ -31,6 +47,14 @@ unsafe extern "C" {
     fn setresuid(real: c_uint, effective: c_uint, saved: c_uint) -> c_int;
     fn prctl(option: c_int, ...) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
+    fn clone(
+        function: extern "C" fn(*mut c_void) -> c_int,
+        stack: *mut c_void,
+        flags: c_int,
+        argument: *mut c_void,
+        ...
+    ) -> c_int;
+    fn _exit(code: c_int) -> !;
     fn PyLong_AsLong(object: *mut c_void) -> c_long;
     fn PyLong_FromLong(value: c_long) -> *mut c_void;
     fn PyModule_Create2(definition: *mut Definition, version: c_int) -> *mut c_void;
@@ -66,10 +90,16 @@ const fn null() -> *mut c_void {
     core::ptr::null_mut()
 }
 
-static mut METHODS: [Method; 2] = [
+static mut METHODS: [Method; 3] = [
     Method {
         name: c"confine".as_ptr(),
         function: Some(confine),
+        flags: METH_O,
+        doc: core::ptr::null(),
+    },
+    Method {
+        name: c"leave".as_ptr(),
+        function: Some(leave),
         flags: METH_O,
         doc: core::ptr::null(),
     },
@@ -153,6 +183,39 @@ unsafe fn failed_step(id: c_uint) -> c_long {
         if prctl(PR_SET_DUMPABLE, 1_u64, 0_u64, 0_u64, 0_u64) != 0 {
             return 6;
         }
+    }
+    0
+}
+
+/// Where [`stay`] runs; aligned as stacks are.
+static mut STACK: [u128; 512] = [0; 512];
+
+/// `leave(code)`: ends the process. A process is reaped after its memory was taken apart, which takes
+/// a multiple of the rest; but not where another one has the same memory. So one is left behind that
+/// sleeps a moment, and takes it apart then.
+unsafe extern "C" fn leave(_module: *mut c_void, code: *mut c_void) -> *mut c_void {
+    // SAFETY: the interpreter holds its lock and passes an object. Nothing but the other process uses
+    // the stack, whose end is its beginning; that it cannot be made costs time only.
+    unsafe {
+        let code = PyLong_AsLong(code) as c_int;
+        let stack = (&raw mut STACK).add(1).cast();
+        clone(stay, stack, CLONE_VM | CLONE_FS | CLONE_FILES, null());
+        _exit(code)
+    }
+}
+
+extern "C" fn stay(_: *mut c_void) -> c_int {
+    let time = [0, STAY];
+    // SAFETY: plain system calls, which need nothing of the memory that another process leaves.
+    unsafe {
+        syscall(
+            SYS_CLOCK_NANOSLEEP,
+            CLOCK_MONOTONIC,
+            0,
+            time.as_ptr(),
+            null(),
+        );
+        syscall(SYS_EXIT, 0);
     }
     0
 }

@@ -19,8 +19,7 @@ def wait():
     control, mailbox, archive = 3, 4, 5
     place = "/proc/self/fd/5"
     sources = {
-        name: compile(__loader__.get_data(f"{place}/{name}.py"), "<isol8>", "exec")
-        for name in ("cell", "finish", "zygote")
+        name: __loader__.get_data(f"{place}/{name}.py") for name in ("cell", "finish", "zygote")
     }
     # Leave no trace of how this module came in.
     sys.path.remove(place)
@@ -28,10 +27,14 @@ def wait():
     sys.modules["zipimport"]._zip_directory_cache.pop(place, None)
     os.close(archive)
 
+    parts = {}
+
     def part(name):
-        scope = {"__name__": "isol8"}
-        exec(sources[name], scope)
-        return scope
+        """What a file defines. It is compiled when it is first asked for."""
+        if name not in parts:
+            parts[name] = {"__name__": "isol8"}
+            exec(compile(sources[name], "<isol8>", "exec"), parts[name])
+        return parts[name]
 
     def fields():
         size = os.fstat(mailbox).st_size
@@ -43,6 +46,32 @@ def wait():
             yield data[at + 4 : at + 4 + length]
             at += 4 + length
 
+    def set_environment(pairs):
+        zone = os.environ.get("TZ")
+        os.environ.clear()
+        for name, value in pairs:
+            os.environb[name] = value
+        posix.environ.clear()
+        posix.environ.update(pairs)
+        if os.environ.get("TZ") != zone:
+            import time
+
+            time.tzset()
+
+    def rehearse():
+        """Does what a request will bring, without an effect. What that touches is then in memory,
+        and a fork has its own copy."""
+        set_environment(list(os.environb.items()))
+        for hook in sys.path_hooks:
+            try:
+                # As the script: a file, and too short to be an archive.
+                hook("/proc/self/oom_score_adj")
+            except ImportError:
+                pass
+        exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
+        rehearse_end()
+        part("cell")
+
     # The image's own module of this name, whose place this one took.
     failure = None
     this = sys.modules.pop("sitecustomize")
@@ -51,12 +80,13 @@ def wait():
     except Exception as error:
         failure = error
 
-    # Touch what the script's start will touch, so that it is in memory by then.
-    exec(compile("def f(x=1):\n    return [x for x in (x,)]\nf()\n", "<boot>", "exec"), {})
-    finish = part("finish")["finisher"]()
+    finish_by, rehearse_end = part("finish")["finisher"]()
     mode, *preload = fields()
     if mode == b"zygote":
-        part("zygote")["serve"](preload)
+        soon, leave = part("zygote")["serve"](preload, lambda: part("cell"))
+    else:
+        soon, leave = (lambda _: True), os._exit
+        rehearse()
 
     # The user's own packages are under its home, which a zygote does not look at.
     os.environ["HOME"] = "/sandbox"
@@ -65,6 +95,8 @@ def wait():
         site.USER_BASE = site.USER_SITE = None
         site.USER_SITE = site.getusersitepackages()
     os.write(control, b"ready %d\n" % os.getpid())
+    if not soon(control):
+        rehearse()
     request = os.read(control, 64).split()
     if not request:
         os._exit(0)
@@ -93,18 +125,9 @@ def wait():
     except OSError:
         os.write(control, b"directory\n")
         os._exit(1)
-    zone = os.environ.get("TZ")
-    pairs = list(zip(pairs[::2], pairs[1::2]))
-    os.environ.clear()
-    for name, value in pairs:
-        os.environb[name] = value
-    posix.environ.clear()
-    posix.environ.update(pairs)
-    if os.environ.get("TZ") != zone:
-        import time
-
-        time.tzset()
-    finish()
+    set_environment(list(zip(pairs[::2], pairs[1::2])))
+    # Letting go of what is not needed any more would touch, and so copy, its pages.
+    finish_by(leave, parts)
     os.write(control, b"started\n")
     os.close(control)
     if failure is not None:

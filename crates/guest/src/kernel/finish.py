@@ -13,6 +13,8 @@ the middle of the script leaves them; and an exception that was shown leaves `sy
 
 
 def finisher():
+    """Returns what makes the end of this process so, by the given function; and what goes through it
+    without an effect, so that it is in memory by then."""
     import sys
 
     modules = sys.modules
@@ -26,7 +28,7 @@ def finisher():
     for name in set(modules) - before:
         modules.pop(name)
     FunctionType, ModuleType = type(finisher), type(sys)
-    shared = [module for name, module in modules.items() if name != "__main__"]
+    shared = {id(module): module for name, module in modules.items() if name != "__main__"}
     system = tuple({sys.prefix, sys.exec_prefix, sys.base_prefix})
     # As `finalize_modules` of CPython does.
     emptied = ("path", "argv", "ps1", "ps2", "path_hooks", "path_importer_cache", "meta_path")
@@ -45,7 +47,7 @@ def finisher():
 
     def is_users(module):
         """Whether a module came with the script, so that its objects end with it."""
-        if not isinstance(module, ModuleType) or any(module is one for one in shared):
+        if not isinstance(module, ModuleType) or id(module) in shared:
             return False
         origin = getattr(getattr(module, "__spec__", None), "origin", None)
         return not origin or origin.startswith("/") and not origin.startswith(system)
@@ -88,7 +90,7 @@ def finisher():
                 except Exception:
                     pass
 
-    def finish():
+    def finish(_):
         main = modules.get("__main__")
         if os.getpid() != owner or main is None or not ended_well(vars(main)):
             return
@@ -102,13 +104,20 @@ def finisher():
             flush_files()
             flush()
         finally:
-            os._exit(0)
+            leave(0)
 
-    owner = None
+    owner = leave = None
 
-    def start():
-        nonlocal owner
-        owner = os.getpid()
-        atexit.register(finish)
+    def start(end, keep):
+        nonlocal owner, leave
+        owner, leave = os.getpid(), end
+        atexit.register(finish, keep)
 
-    return start
+    def rehearse():
+        flush()
+        for module in list(modules.values()):
+            is_users(module)
+        gc.collect()
+        flush_files()
+
+    return start, rehearse

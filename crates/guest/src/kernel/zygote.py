@@ -5,22 +5,27 @@ before it reads a byte of any request, with the help of the guest's extension (d
 child is a grandchild, whose parent has ended: so its parent is the guest, as with every program.
 """
 
+# Milliseconds without a request after which there is time for what is not needed yet.
+MOMENT = 5
 
-def serve(preload):
+
+def serve(preload, grow):
+    """Returns in a child: how to await a request for a moment, and how to end."""
     import os
     import sys
 
-    control, mailbox, extension, sandbox_id = 3, 4, 6, 64800
+    control, mailbox, file, sandbox_id = 3, 4, 6, 64800
     before = set(sys.modules)
     import _imp
     import _socket
     import gc
+    import select
 
     # Its home, `importlib`, would leave traces in what it imports.
     ModuleSpec = type(os.__spec__)
-    origin = f"/proc/self/fd/{extension}"
-    confine = _imp.create_dynamic(ModuleSpec("confine", None, origin=origin)).confine
-    os.close(extension)
+    origin = f"/proc/self/fd/{file}"
+    extension = _imp.create_dynamic(ModuleSpec("confine", None, origin=origin))
+    os.close(file)
     os.close(mailbox)
     channel = _socket.socket(fileno=os.dup(control))
     room = _socket.CMSG_SPACE(5 * 4)
@@ -64,7 +69,7 @@ def serve(preload):
             os.dup2(file, number)
         os.closerange(len(files), max(files) + 1)
         os.setsid()
-        if confine(sandbox_id) != 0:
+        if extension.confine(sandbox_id) != 0:
             os._exit(1)
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
@@ -82,12 +87,22 @@ def serve(preload):
         sys.modules["__main__"] = main
         gc.enable()
 
+    def soon(descriptor):
+        """Whether something can be read there within a moment."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(MOMENT))
+
+    def freeze():
+        """Collections in a child will leave alone what is shared now, and so leave it shared."""
+        gc.collect()
+        gc.disable()
+        gc.freeze()
+
     channel_number = channel.fileno()
-    gc.collect()
-    # Collections in a child leave alone what is shared, and so leave it shared.
-    gc.disable()
-    gc.freeze()
+    freeze()
     channel.send(b"ready")
+    grown = False
     while True:
         files = receive()
         child = os.fork()
@@ -96,7 +111,13 @@ def serve(preload):
                 os._exit(0)
             adopt(files)
             renew()
-            return
+            return soon, extension.leave
         for file in files:
             os.close(file)
         os.waitpid(child, 0)
+        # What only sessions need comes once nothing is urgent.
+        if not grown and not soon(channel_number):
+            grown = True
+            gc.enable()
+            grow()
+            freeze()
