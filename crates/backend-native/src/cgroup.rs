@@ -1,8 +1,8 @@
 //! Cgroups of sandboxes, found and removed by their path.
 //!
 //! Every sandbox's cgroup is `/isol8/<instance>/<sandbox>`, on v1 in each controller's hierarchy,
-//! on v2 in the one. libcontainer makes them and applies limits; this module removes what a killed
-//! spawner left, where no process id can be trusted any more.
+//! on v2 in the one. The spawner makes them; this module removes them, also what a killed spawner
+//! left, where no process id can be trusted any more.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -36,24 +36,21 @@ const SPAWNER: &str = "spawner";
 /// # Errors
 /// Where the cgroup cannot be made or joined.
 pub fn enter_spawner(instance: &str) -> io::Result<()> {
-    remove_sandbox(instance, SPAWNER)?;
     let Some(hierarchy) = hierarchy_of_spawner(Path::new(CGROUP_ROOT)) else {
         return Ok(());
     };
     let own = hierarchy.join(path_of(instance, SPAWNER).trim_start_matches('/'));
+    remove_tree(&own)?;
     fs::create_dir_all(&own)?;
     move_here(&own)
 }
 
-/// Moves the calling process out again, so that [`remove_instance`] does not end it.
+/// Moves the calling process out again, so that [`remove_instance_from`] does not end it.
 ///
 /// # Errors
-/// Where the root cgroup cannot be joined.
-pub fn leave_spawner() -> io::Result<()> {
-    match hierarchy_of_spawner(Path::new(CGROUP_ROOT)) {
-        Some(hierarchy) => move_here(&hierarchy),
-        None => Ok(()),
-    }
+/// Where a root cgroup cannot be joined.
+pub fn leave_spawner(hierarchies: &[PathBuf]) -> io::Result<()> {
+    hierarchies.iter().try_for_each(|root| move_here(root))
 }
 
 /// One is enough to find a process by.
@@ -68,36 +65,26 @@ fn move_here(directory: &Path) -> io::Result<()> {
     fs::write(directory.join("cgroup.procs"), "0")
 }
 
-/// Kills everything in one sandbox's cgroups and removes them. Nothing there is fine.
-///
-/// # Errors
-/// The first directory that could not be removed.
-pub fn remove_sandbox(instance: &str, sandbox: &str) -> io::Result<()> {
-    remove_everywhere(Path::new(CGROUP_ROOT), &path_of(instance, sandbox))
-}
-
 /// Kills everything in all cgroups of an instance and removes them, and the common parent where
 /// nothing else is in it.
 ///
 /// # Errors
 /// The first directory that could not be removed.
 pub fn remove_instance(instance: &str) -> io::Result<()> {
-    let root = Path::new(CGROUP_ROOT);
-    remove_everywhere(root, &format!("/{PARENT}/{instance}"))?;
-    for hierarchy in hierarchies(root) {
+    remove_instance_from(&hierarchies(Path::new(CGROUP_ROOT)), instance)
+}
+
+/// The same in some hierarchies, given by their roots.
+///
+/// # Errors
+/// The first directory that could not be removed.
+pub fn remove_instance_from(hierarchies: &[PathBuf], instance: &str) -> io::Result<()> {
+    for hierarchy in hierarchies {
+        remove_tree(&hierarchy.join(PARENT).join(instance))?;
         // Another instance's cgroups keep it.
         let _ = fs::remove_dir(hierarchy.join(PARENT));
     }
     Ok(())
-}
-
-fn remove_everywhere(root: &Path, relative: &str) -> io::Result<()> {
-    let relative = relative.trim_start_matches('/');
-    hierarchies(root)
-        .into_iter()
-        .map(|hierarchy| hierarchy.join(relative))
-        .filter(|directory| directory.is_dir())
-        .try_for_each(|directory| remove_tree(&directory))
 }
 
 /// The root of the one hierarchy (v2), or of each (v1 and hybrid).
@@ -115,9 +102,17 @@ fn hierarchies(root: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Children first: a cgroup with children cannot be removed.
-fn remove_tree(directory: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(directory)?.flatten() {
+/// Kills everything in a cgroup and those below it, and removes them. Nothing there is fine.
+///
+/// # Errors
+/// The first directory that could not be removed.
+pub fn remove_tree(directory: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    // Children first: a cgroup with children cannot be removed.
+    for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path())?;
         }
@@ -182,8 +177,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let sandbox = root.path().join("memory/isol8/instance/sandbox");
         fs::create_dir_all(&sandbox).unwrap();
-        remove_everywhere(root.path(), "/isol8/instance").unwrap();
-        assert!(!root.path().join("memory/isol8/instance").exists());
-        remove_everywhere(root.path(), "/isol8/instance").unwrap();
+        let hierarchies = [root.path().join("memory")];
+        remove_instance_from(&hierarchies, "instance").unwrap();
+        assert!(!root.path().join("memory/isol8").exists());
+        remove_instance_from(&hierarchies, "instance").unwrap();
     }
 }

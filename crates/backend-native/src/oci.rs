@@ -6,10 +6,9 @@ use std::path::Path;
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 use serde_json::{Value, json};
 
-use crate::cgroup;
 use crate::identity::Identity;
 use crate::rootfs::{GUEST, Share};
-use crate::spawner::message::{NewSandbox, SandboxLimits};
+use crate::spawner::message::NewSandbox;
 
 /// What the guest keeps for starting and ending others' processes.
 const GUEST_CAPABILITIES: [&str; 5] = [
@@ -50,8 +49,6 @@ const READ_ONLY: [&str; 5] = [
 /// Everything but the sandbox itself that its specification depends on.
 #[derive(Debug)]
 pub struct Surroundings<'a> {
-    /// The instance's name.
-    pub instance: &'a str,
     /// The root directory that its sandboxes share.
     pub root: &'a Path,
     /// What is mounted over it.
@@ -60,38 +57,6 @@ pub struct Surroundings<'a> {
     pub guest: &'a Path,
     /// What the spawner may do.
     pub identity: Identity,
-    /// How the kernel can be kept from granting swap.
-    pub swap: SwapControl,
-}
-
-/// How the kernel can be kept from granting swap to a sandbox, whose memory limit would otherwise
-/// bound only a part of what it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SwapControl {
-    /// Not at all: it has no swap, or does not account for it.
-    None,
-    /// Cgroup v1: a bound on memory and swap together.
-    Together,
-    /// Cgroup v2: a bound on swap alone.
-    Alone,
-}
-
-impl SwapControl {
-    /// Finds out from the mounted cgroups and `/proc`.
-    #[must_use]
-    pub fn detect(cgroups: &Path, proc: &Path) -> Self {
-        if cgroups.join("cgroup.controllers").exists() {
-            // A kernel without swap has neither this file nor the cgroup's.
-            let has_swap = proc.join("swaps").exists();
-            return if has_swap { Self::Alone } else { Self::None };
-        }
-        let accounted = cgroups.join("memory/memory.memsw.limit_in_bytes").exists();
-        if accounted {
-            Self::Together
-        } else {
-            Self::None
-        }
-    }
 }
 
 /// The whole specification. The guest gets its listening socket as descriptor 3.
@@ -132,11 +97,6 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             ],
             "uidMappings": mapping,
             "gidMappings": mapping,
-            "cgroupsPath": cgroup::path_of(surroundings.instance, &sandbox.id),
-            "resources": match surroundings.identity {
-                Identity::Root => resources(&sandbox.limits, surroundings.swap),
-                Identity::User => json!({}),
-            },
             "sysctl": {
                 // A closed connection's port is free again at once: the next run may want it.
                 "net.ipv4.tcp_max_tw_buckets": "0",
@@ -147,24 +107,6 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "readonlyPaths": READ_ONLY,
         },
     })
-}
-
-/// The limits, as the specification writes them; also used to change them later.
-#[must_use]
-pub fn resources(limits: &SandboxLimits, swap: SwapControl) -> Value {
-    let mut resources = json!({
-        "memory": {"limit": limits.memory_bytes},
-        "cpu": {"quota": limits.cpu_quota_us, "period": SandboxLimits::CPU_PERIOD_US},
-        "pids": {"limit": limits.pids},
-    });
-    match swap {
-        SwapControl::None => {}
-        // As much as memory alone, so none is swap.
-        SwapControl::Together => resources["memory"]["swap"] = json!(limits.memory_bytes),
-        // The specification's own way would do, but libcgroups 0.7 takes a bound of 0 for none.
-        SwapControl::Alone => resources["unified"] = json!({"memory.swap.max": "0"}),
-    }
-    resources
 }
 
 fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
@@ -206,6 +148,7 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spawner::message::SandboxLimits;
 
     fn specification_for(identity: Identity) -> Value {
         let sandbox = NewSandbox {
@@ -219,12 +162,10 @@ mod tests {
             tmp_bytes: 1 << 20,
         };
         let surroundings = Surroundings {
-            instance: "instance",
             root: Path::new("/state/instance/root"),
             shares: &[],
             guest: Path::new("/state/instance/guest"),
             identity,
-            swap: SwapControl::None,
         };
         specification(&sandbox, &surroundings)
     }
@@ -244,40 +185,10 @@ mod tests {
     }
 
     #[test]
-    fn without_root_no_limit_is_asked_for_that_the_kernel_would_refuse() {
+    fn without_root_there_is_one_user_id() {
         let spec = specification_for(Identity::User);
-        assert_eq!(spec["linux"]["resources"], json!({}));
         assert_eq!(spec["linux"]["uidMappings"][0]["size"], json!(1));
         let arguments = spec["process"]["args"].as_array().unwrap();
         assert!(arguments.contains(&json!("--shared-uid")));
-    }
-
-    #[test]
-    fn no_swap_is_granted_where_the_kernel_can_be_told_so() {
-        let limits = SandboxLimits {
-            memory_bytes: 1 << 29,
-            cpu_quota_us: 50_000,
-            pids: 64,
-        };
-        let together = resources(&limits, SwapControl::Together);
-        assert_eq!(together["memory"]["swap"], json!(1 << 29));
-        let alone = resources(&limits, SwapControl::Alone);
-        assert_eq!(alone["unified"], json!({"memory.swap.max": "0"}));
-        assert_eq!(alone["memory"], json!({"limit": 1 << 29}));
-    }
-
-    #[test]
-    fn swap_control_follows_the_mounted_cgroups() {
-        let (cgroups, proc) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let detect = || SwapControl::detect(cgroups.path(), proc.path());
-        assert_eq!(detect(), SwapControl::None);
-        std::fs::create_dir(cgroups.path().join("memory")).unwrap();
-        let accounting = cgroups.path().join("memory/memory.memsw.limit_in_bytes");
-        std::fs::write(accounting, "").unwrap();
-        assert_eq!(detect(), SwapControl::Together);
-        std::fs::write(cgroups.path().join("cgroup.controllers"), "").unwrap();
-        assert_eq!(detect(), SwapControl::None);
-        std::fs::write(proc.path().join("swaps"), "").unwrap();
-        assert_eq!(detect(), SwapControl::Alone);
     }
 }

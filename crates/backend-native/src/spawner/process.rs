@@ -1,5 +1,6 @@
 //! The spawner's loop. One thread: libcontainer forks without exec.
 
+mod cgroups;
 mod containers;
 
 use std::fs::File;

@@ -3,25 +3,26 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use isol8_backend::Instance;
-use libcgroups::common::{CgroupConfig, CgroupManager as _, ControllerOpt, create_cgroup_manager};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::oci_spec::runtime::LinuxResources;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, dup2_raw};
+use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
 use super::above_the_inherited;
-use crate::cgroup;
+use super::cgroups::Cgroups;
 use crate::identity::Identity;
-use crate::oci::{self, Surroundings, SwapControl};
+use crate::oci::{self, Surroundings};
 use crate::rootfs::{self, Share};
 use crate::spawner::message::{NewSandbox, SandboxLimits};
 
@@ -34,10 +35,10 @@ pub(crate) const CONTROL_SOCKET: &str = "control";
 #[derive(Debug)]
 pub(super) struct Containers {
     instance: PathBuf,
-    name: String,
     shares: Vec<Share>,
     identity: Identity,
-    swap: SwapControl,
+    /// None where the spawner may not use them.
+    cgroups: Option<Cgroups>,
     running: HashMap<String, Running>,
     inherited: Inherited,
     /// Keeps other processes' sweeps away while the server is gone and containers are removed.
@@ -49,7 +50,6 @@ struct Running {
     /// Becomes readable when the container's first process, and with it all of them, has ended.
     process: OwnedFd,
     pid: Pid,
-    container: Container,
     /// Requests that wait for the removal.
     removals: Vec<u64>,
 }
@@ -68,16 +68,17 @@ impl Containers {
         rootfs::build(host, &instance.join("root"))
             .map_err(|error| format!("sandbox root could not be made: {error}"))?;
         let identity = Identity::assume()?;
-        if identity == Identity::Root {
-            cgroup::enter_spawner(&name)
-                .map_err(|error| format!("cgroup for the spawner cannot be used: {error}"))?;
-        }
+        let cgroups = (identity == Identity::Root)
+            .then(|| Cgroups::take(&name))
+            .transpose()
+            .map_err(|error| format!("cgroups cannot be used: {error}"))?;
+        prctl::set_child_subreaper(true)
+            .map_err(|error| format!("containers cannot be adopted: {error}"))?;
         Ok(Self {
             instance: instance.to_owned(),
-            name,
             shares: rootfs::shares(host),
             identity,
-            swap: SwapControl::detect(cgroup::CGROUP_ROOT.as_ref(), "/proc".as_ref()),
+            cgroups,
             running: HashMap::new(),
             inherited,
             _hold: hold,
@@ -108,33 +109,57 @@ impl Containers {
         let listener = self
             .make_directory(sandbox, &directory)
             .map_err(|error| format!("{}: {error}", directory.display()))?;
+        if let Some(cgroups) = &self.cgroups {
+            let created = cgroups.create(&sandbox.id, &sandbox.limits);
+            created.map_err(|error| format!("cgroup cannot be made: {error}"))?;
+        }
         let state = self.instance.join("containers");
-        let container = self.inherited.while_it_is(&listener, || {
-            start(&sandbox.id, &state, &directory).map_err(|error| chain(error.as_ref()))
-        })?;
-        let pid = container.pid().ok_or("container has no process")?;
-        let pid = Pid::from_raw(pid.as_raw());
+        let work = || start(&sandbox.id, &state, &directory);
+        let pid = self
+            .inherited
+            .while_it_is(&listener, || self.apart(&sandbox.id, work))?;
         let process = open_process(pid).map_err(|error| format!("container ended: {error}"))?;
         let running = Running {
             process,
             pid,
-            container,
             removals: Vec::new(),
         };
         self.running.insert(sandbox.id.clone(), running);
         Ok(())
     }
 
+    /// Has a container made by a child of this process, in the sandbox's cgroups. What is started
+    /// there, whose id is returned, becomes this process's own child.
+    fn apart(&self, id: &str, work: impl FnOnce() -> Result<i32, String>) -> Result<Pid, String> {
+        let failed = |error: io::Error| format!("container cannot be made apart: {error}");
+        let (mut report, far) = io::pipe().map_err(failed)?;
+        let forked = match &self.cgroups {
+            Some(cgroups) => cgroups.fork_into(id),
+            // SAFETY: a single thread, so the child is a whole copy.
+            None => unsafe { fork() }
+                .map(|forked| (forked, Ok(())))
+                .map_err(Into::into),
+        };
+        let (forked, joined) = forked.map_err(failed)?;
+        let ForkResult::Parent { child } = forked else {
+            let done = joined.map_err(failed).and_then(|()| work());
+            tell(far, done);
+        };
+        drop(far);
+        let told = hear(&mut report, child).map_err(failed);
+        // It has ended, or is about to.
+        let _ = waitpid(child, None);
+        told?.map(Pid::from_raw)
+    }
+
     /// The sandbox's directory: its specification, and the socket that its guest will listen on.
     fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
         let surroundings = Surroundings {
-            instance: &self.name,
             root: &self.instance.join("root"),
             shares: &self.shares,
             guest: &Instance::guest_in(&self.instance),
             identity: self.identity,
-            swap: self.swap,
         };
         let specification = oci::specification(sandbox, &surroundings);
         let text = serde_json::to_vec(&specification)?;
@@ -144,28 +169,13 @@ impl Containers {
     }
 
     pub(super) fn set_limits(&self, id: &str, limits: &SandboxLimits) -> Result<(), String> {
-        if self.identity == Identity::User {
-            return Ok(());
-        }
         if !self.running.contains_key(id) {
             return Err("the sandbox is gone".to_owned());
         }
-        let resources: LinuxResources = serde_json::from_value(oci::resources(limits, self.swap))
-            .map_err(|error| error.to_string())?;
-        let manager = create_cgroup_manager(CgroupConfig {
-            cgroup_path: cgroup::path_of(&self.name, id).into(),
-            systemd_cgroup: false,
-            container_name: id.to_owned(),
+        self.cgroups.as_ref().map_or(Ok(()), |cgroups| {
+            let set = cgroups.set_limits(id, limits);
+            set.map_err(|error| error.to_string())
         })
-        .map_err(|error| chain(&error))?;
-        manager
-            .apply(&ControllerOpt {
-                resources: &resources,
-                disable_oom_killer: false,
-                oom_score_adj: None,
-                freezer_state: None,
-            })
-            .map_err(|error| chain(&error))
     }
 
     /// Ends a sandbox. `false` where it is removed only after its processes are gone, which
@@ -192,12 +202,9 @@ impl Containers {
         answered
     }
 
-    fn reap_one(&self, id: &str, mut running: Running) -> Vec<u64> {
+    fn reap_one(&self, id: &str, running: Running) -> Vec<u64> {
         if let Err(error) = waitpid(running.pid, None) {
             log::warn!(sandbox = id, error:%; "container was reaped by somebody else");
-        }
-        if let Err(error) = running.container.delete(true) {
-            log::debug!(sandbox = id, error = chain(&error).as_str(); "container state is removed by hand");
         }
         self.clean_up(id);
         running.removals
@@ -212,12 +219,8 @@ impl Containers {
             }
             self.reap_one(&id, running);
         }
-        if self.identity == Identity::Root {
-            let removed =
-                cgroup::leave_spawner().and_then(|()| cgroup::remove_instance(&self.name));
-            if let Err(error) = removed {
-                log::warn!(error:%; "cgroups of the instance are left");
-            }
+        if let Some(Err(error)) = self.cgroups.as_ref().map(Cgroups::remove_all) {
+            log::warn!(error:%; "cgroups of the instance are left");
         }
     }
 
@@ -227,9 +230,7 @@ impl Containers {
     }
 
     fn clean_up(&self, id: &str) {
-        if self.identity == Identity::Root
-            && let Err(error) = cgroup::remove_sandbox(&self.name, id)
-        {
+        if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
         }
         for directory in [
@@ -284,18 +285,58 @@ impl Inherited {
     }
 }
 
-fn start(id: &str, state: &Path, bundle: &Path) -> Result<Container, Box<dyn Error>> {
-    let null = File::options().write(true).open("/dev/null")?;
-    let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_root_path(state)?
-        .with_preserved_fds(1)
-        .with_stderr(null)
-        .as_init(bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build()?;
-    container.start()?;
-    Ok(container)
+/// Makes and starts a container. Returns the id of its first process.
+fn start(id: &str, state: &Path, bundle: &Path) -> Result<i32, String> {
+    let started = || -> Result<Container, Box<dyn Error>> {
+        let null = File::options().write(true).open("/dev/null")?;
+        let mut container = ContainerBuilder::new(id.to_owned(), SyscallType::default())
+            .with_root_path(state)?
+            .with_preserved_fds(1)
+            .with_stderr(null)
+            .as_init(bundle)
+            .with_systemd(false)
+            .with_detach(true)
+            .build()?;
+        container.start()?;
+        Ok(container)
+    };
+    let container = started().map_err(|error| chain(error.as_ref()))?;
+    let pid = container.pid().ok_or("container has no process")?;
+    Ok(pid.as_raw())
+}
+
+/// Says what a child has done, and ends it.
+fn tell(mut report: PipeWriter, done: Result<i32, String>) -> ! {
+    let line = serde_json::to_vec(&done).unwrap_or_default();
+    // Nothing said is a failure too.
+    let _ = report.write_all(&[&line[..], b"\n"].concat());
+    // SAFETY: ends this process without what is the spawner's to do at its end.
+    unsafe { libc::_exit(0) }
+}
+
+/// What the child has done. The container may have the pipe too, so there is no end of file to wait
+/// for where the child dies.
+fn hear(report: &mut PipeReader, child: Pid) -> io::Result<Result<i32, String>> {
+    let process = open_process(child)?;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let mut polled =
+            [report.as_fd(), process.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        if !polled[0].any().unwrap_or(false) {
+            return Err(io::Error::other("its maker died"));
+        }
+        let mut piece = [0; 4096];
+        match report.read(&mut piece)? {
+            0 => return Err(io::Error::other("its maker died")),
+            count => line.extend_from_slice(&piece[..count]),
+        }
+    }
+    Ok(serde_json::from_slice(&line)?)
 }
 
 fn open_process(pid: Pid) -> io::Result<OwnedFd> {
