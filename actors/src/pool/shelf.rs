@@ -24,6 +24,10 @@ impl Warm {
     fn is_alive(&self) -> bool {
         !self.held.sandbox.control().is_closed()
     }
+
+    fn is_prepared(&self) -> bool {
+        self.held.sandbox.control().is_prepared()
+    }
 }
 
 /// A sandbox that is being made for a request. Where that is served by another one in the meantime,
@@ -68,18 +72,19 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// A living sandbox for `tenant`. Its own used ones first, so that others' are left fresh
-    /// ones; the latest of them, whose pages are most likely in the caches. Dead ones are left to
-    /// their watch.
+    /// A living sandbox for `tenant`. Its own used ones first, so that others are left fresh ones;
+    /// of them the latest whose interpreter is there, because its pages are most likely in the
+    /// caches; else the one that has waited longest. Dead ones are left to their watch.
     pub(super) fn pick(&mut self, tenant: &TenantId) -> Option<Held> {
-        let own = self
-            .used
-            .iter()
-            .rposition(|(owner, warm)| owner == tenant && warm.is_alive());
-        if let Some(at) = own {
+        let is_own = |(owner, warm): &(TenantId, Warm)| owner == tenant && warm.is_alive();
+        let is_ready = |one: &(TenantId, Warm)| is_own(one) && one.1.is_prepared();
+        let ready = self.used.iter().rposition(is_ready);
+        if let Some(at) = ready.or_else(|| self.used.iter().position(is_own)) {
             return self.used.remove(at).map(|(_, warm)| warm.held);
         }
-        let at = self.fresh.iter().position(Warm::is_alive)?;
+        let is_ready = |warm: &Warm| warm.is_alive() && warm.is_prepared();
+        let ready = self.fresh.iter().position(is_ready);
+        let at = ready.or_else(|| self.fresh.iter().position(Warm::is_alive))?;
         self.fresh.remove(at).map(|warm| warm.held)
     }
 

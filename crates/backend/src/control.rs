@@ -10,7 +10,8 @@ mod connection;
 mod run;
 mod transfer;
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use isol8_protocol::{Failure, FailureKind, KernelKind, KernelSettings, RunSpec};
@@ -60,6 +61,17 @@ impl ControlError {
 #[derive(Clone, Debug)]
 pub struct Control {
     connection: Arc<Connection>,
+    kept: Arc<Kept>,
+}
+
+/// What is known of the interpreter that the guest keeps booted.
+#[derive(Debug)]
+struct Kept {
+    wanted: OnceLock<(KernelKind, KernelSettings)>,
+    /// The sandbox's lives so far: a reset begins another.
+    life: AtomicU64,
+    /// The one in which it was there last.
+    there_in: AtomicU64,
 }
 
 impl Control {
@@ -74,7 +86,14 @@ impl Control {
         let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, Connection::open(stream))
             .await
             .map_err(|_| ControlError::TimedOut(HANDSHAKE_TIMEOUT))??;
-        Ok(Self { connection })
+        Ok(Self {
+            connection,
+            kept: Arc::new(Kept {
+                wanted: OnceLock::new(),
+                life: AtomicU64::new(1),
+                there_in: AtomicU64::new(0),
+            }),
+        })
     }
 
     /// Asks the guest to keep an interpreter booted for the run that will need it, and waits until
@@ -96,15 +115,29 @@ impl Control {
         .map_err(|_| ControlError::TimedOut(BOOT_TIMEOUT))?
     }
 
-    /// As [`Self::prepare`], in the background: a failure is logged, and shows in the runs' speed.
+    /// As [`Self::prepare`], in the background, and again after every reset: a failure is logged, and
+    /// shows in the runs' speed.
     pub fn prepare_in_background(&self, kernel: KernelKind, settings: KernelSettings) {
+        // A guest keeps one kind of interpreter.
+        let (kernel, settings) = self.kept.wanted.get_or_init(|| (kernel, settings)).clone();
+        let life = self.kept.life.load(Ordering::Relaxed);
         let control = self.clone();
         tokio::spawn(async move {
             match control.prepare(kernel, settings).await {
-                Ok(()) | Err(ControlError::Closed(_)) => {}
+                Ok(()) => control.kept.there_in.store(life, Ordering::Relaxed),
+                Err(ControlError::Closed(_)) => {}
                 Err(error) => log::warn!(error:%; "no interpreter is kept booted"),
             }
         });
+    }
+
+    /// Whether a run would find its interpreter booted, as far as is known, or there is none to wait
+    /// for.
+    #[must_use]
+    pub fn is_prepared(&self) -> bool {
+        let Kept { life, there_in, .. } = &*self.kept;
+        self.kept.wanted.get().is_none()
+            || there_in.load(Ordering::Relaxed) == life.load(Ordering::Relaxed)
     }
 
     /// Starts a run. Its events come from the returned [`Run`]; dropping that ends the run.
@@ -143,9 +176,14 @@ impl Control {
     /// # Errors
     /// Any [`ControlError`]: the sandbox may not be used again.
     pub async fn reset(&self) -> Result<(), ControlError> {
+        self.kept.life.fetch_add(1, Ordering::Relaxed);
         tokio::time::timeout(RESET_TIMEOUT, transfer::reset(&self.connection))
             .await
-            .map_err(|_| ControlError::TimedOut(RESET_TIMEOUT))?
+            .map_err(|_| ControlError::TimedOut(RESET_TIMEOUT))??;
+        if let Some((kernel, settings)) = self.kept.wanted.get() {
+            self.prepare_in_background(*kernel, settings.clone());
+        }
+        Ok(())
     }
 
     /// Whether the connection is gone.

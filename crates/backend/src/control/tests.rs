@@ -430,6 +430,30 @@ async fn greeting_twice_closes_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_interpreter_is_there_again_some_time_after_a_reset() {
+    let (control, mut guest) = connected().await;
+    assert!(control.is_prepared(), "there is none to wait for");
+    control.prepare_in_background(KernelKind::Node, KernelSettings::default());
+    for _ in 0..2 {
+        let Some(HostFrame::Prepare { id, .. }) = guest.next().await else {
+            panic!("no interpreter was asked for")
+        };
+        assert!(!control.is_prepared());
+        guest.send(GuestFrame::Done { id }).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(control.is_prepared());
+        let resetting = control.clone();
+        let reset = tokio::spawn(async move { resetting.reset().await });
+        let Some(HostFrame::Reset { id }) = guest.next().await else {
+            panic!("no reset was asked for")
+        };
+        guest.send(GuestFrame::Done { id }).await;
+        reset.await.unwrap().unwrap();
+        assert!(!control.is_prepared());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reset_without_an_answer_ends_in_time() {
     let (control, _guest) = connected().await;
     assert_eq!(
