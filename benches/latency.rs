@@ -14,6 +14,7 @@
 #[path = "../tests/suite/harness.rs"]
 mod harness;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -26,9 +27,14 @@ const RUNS: usize = 100;
 /// Requests before those that are timed.
 const WARM_UP: usize = 5;
 
-/// Between two ephemeral requests; longer than either backend takes to make a sandbox clean and an
-/// interpreter ready in it.
-const PACE: Duration = Duration::from_millis(150);
+/// Between two ephemeral requests: an interpreter is there again after a bare start of it, and what
+/// made the sandbox clean comes before.
+fn pace(bare: Duration) -> Duration {
+    2 * bare
+}
+
+/// Between two sandboxes that are made anew: longer than either backend takes for one.
+const PACE_OF_NEW: Duration = Duration::from_millis(300);
 
 /// What is timed. Each prints `1`.
 const PROGRAMS: [Program; 7] = [
@@ -181,7 +187,10 @@ async fn measure(kind: Kind, program: &Program, bare: Duration) {
         tokio::time::sleep(Duration::from_secs(2)).await;
         show_memory(&server);
     }
-    show("ephemeral", time(program, &server.client(), PACE).await);
+    show(
+        "ephemeral",
+        time(program, &server.client(), pace(bare)).await,
+    );
     let session = server.session("latency");
     show("session", time(program, &session, Duration::ZERO).await);
     show("session, first request", time_first(program, &server).await);
@@ -189,14 +198,16 @@ async fn measure(kind: Kind, program: &Program, bare: Duration) {
     let server = program.server(kind, 0);
     show(
         "ephemeral, no pool",
-        time(program, &server.client(), PACE).await,
+        time(program, &server.client(), Duration::ZERO).await,
     );
     server.stop();
 }
 
 /// What each process in the waiting sandboxes of a native server has in memory.
 fn show_memory(server: &Server) {
-    for process in sandboxed_processes(server.kind, server.state()) {
+    // It is in one cgroup for each controller.
+    let processes = sandboxed_processes(server.kind, server.state());
+    for process in BTreeSet::from_iter(processes) {
         let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
         let name = fs::read_to_string(format!("/proc/{process}/comm"));
         // It may have ended meanwhile.
@@ -236,7 +247,7 @@ async fn time_first(program: &Program, server: &Server) -> Times {
     let client = server.client();
     let mut times = Vec::new();
     for run in 0..RUNS {
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(PACE_OF_NEW).await;
         // The same connections as before.
         let session = client
             .clone()
