@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::harness::{Server, on_each_backend};
 
-on_each_backend!(bash_cells);
+on_each_backend!(bash_cells, python_cells, deno_cells);
 
 #[derive(Deserialize)]
 struct Table {
@@ -27,7 +27,11 @@ struct Case {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Cell {
-    code: String,
+    #[serde(default)]
+    code: Option<String>,
+    /// A command beside the interpreter, instead of code.
+    #[serde(default)]
+    cmd: Option<String>,
     #[serde(default)]
     stdin: Option<String>,
     #[serde(default)]
@@ -36,17 +40,24 @@ struct Cell {
     workdir: Option<String>,
     #[serde(default)]
     stdout: String,
+    /// How long the standard output is, where it is not written here.
+    #[serde(default)]
+    size: Option<usize>,
     /// A regular expression; nothing at all where there is none.
     #[serde(default)]
     stderr: Option<String>,
     #[serde(default)]
     exit: i32,
+    /// Whether the interpreter must have been lost.
+    #[serde(default)]
+    lost: bool,
 }
 
 impl Cell {
     fn request(&self, runtime: Runtime) -> ExecutionRequest {
         let mut request = ExecutionRequest::new(runtime);
-        request.code = Some(self.code.clone());
+        request.code.clone_from(&self.code);
+        request.cmd.clone_from(&self.cmd);
         request.stdin.clone_from(&self.stdin);
         request.env.clone_from(&self.env);
         request.workdir.clone_from(&self.workdir);
@@ -56,6 +67,14 @@ impl Cell {
 
 async fn bash_cells(server: Server) {
     run(&server, include_str!("cells/bash.toml"), Runtime::Bash).await;
+}
+
+async fn python_cells(server: Server) {
+    run(&server, include_str!("cells/python.toml"), Runtime::Python).await;
+}
+
+async fn deno_cells(server: Server) {
+    run(&server, include_str!("cells/deno.toml"), Runtime::Deno).await;
 }
 
 async fn run(server: &Server, table: &str, runtime: Runtime) {
@@ -74,11 +93,17 @@ async fn run(server: &Server, table: &str, runtime: Runtime) {
                 }
                 None => result.stderr.is_empty(),
             };
-            let stdout = result.stdout == cell.stdout.trim_end();
-            if !stderr || !stdout || result.exit_code != cell.exit {
+            let stdout = match cell.size {
+                Some(size) => result.stdout.len() == size,
+                None => result.stdout == cell.stdout.trim_end(),
+            };
+            let end = (result.exit_code, result.state_lost);
+            if !stderr || !stdout || end != (cell.exit, cell.lost) {
+                let code = cell.code.as_ref().or(cell.cmd.as_ref());
+                let text: String = result.stdout.chars().take(2000).collect();
                 differences += &format!(
-                    "{}: {:?}\n  gave {} {:?} {:?}\n",
-                    case.name, cell.code, result.exit_code, result.stdout, result.stderr
+                    "{}: {code:?}\n  gave {end:?} {text:?} {:?}\n",
+                    case.name, result.stderr
                 );
             }
         }

@@ -6,11 +6,13 @@ forge them, and so end its own cell early: it deceives nobody else.
 """
 
 
-def serve(control, mailbox, request):
+def serve(control, mailbox, request, add_user_packages):
     import __future__
     import __main__
     import _signal
+    import _thread
     import builtins
+    import contextvars
     import io
     import linecache
     import os
@@ -49,9 +51,11 @@ def serve(control, mailbox, request):
         futures |= getattr(__future__, name).compiler_flag
     top_level_await, coroutine = 0x2000, 0x80
     flags = top_level_await
+    context = contextvars.copy_context()
     runner = None
     own_stdin = sys.stdin
-    stdin_is_null = False
+    encoding, errors = own_stdin.encoding, own_stdin.errors
+    own_output = sys.stdout, sys.stderr
 
     def idle(*_):
         """An interrupt that comes too late belongs to nobody."""
@@ -75,14 +79,13 @@ def serve(control, mailbox, request):
         nonlocal own_stdin
         if path:
             descriptor = os.open(path, os.O_RDONLY)
-            os.dup2(descriptor, 0)
-            os.close(descriptor)
+            if descriptor != 0:
+                os.dup2(descriptor, 0)
+                os.close(descriptor)
         else:
             os.dup2(null, 0)
-        if sys.stdin is not own_stdin:
+        if getattr(sys, "stdin", None) is not own_stdin:
             return  # the code has put one of its own there
-        old = sys.__stdin__
-        encoding, errors = getattr(old, "encoding", "utf-8"), getattr(old, "errors", "strict")
         raw = io.FileIO(0, "r", closefd=False)
         raw.name = "<stdin>"
         own_stdin = io.TextIOWrapper(io.BufferedReader(raw), encoding, errors)
@@ -119,45 +122,93 @@ def serve(control, mailbox, request):
         except OSError:
             return None
 
-    def evaluate(code):
+    def prepare_runner():
         nonlocal runner
-        if not code.co_flags & coroutine:
-            exec(code, namespace)
+        if runner is not None:
             return
-        if runner is None:
-            import asyncio
+        import asyncio
 
-            if hasattr(asyncio, "Runner"):
-                runner = asyncio.Runner().run
-            else:
-                loop = asyncio.new_event_loop()
-                asyncio.set_event_loop(loop)
-                runner = loop.run_until_complete
-        runner(eval(code, namespace))
-
-    def show(error, code):
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code is not code:
-            trace = trace.tb_next
-        error.__traceback__ = trace
-        hook = sys.excepthook
-        if hook is sys.__excepthook__:
-            traceback.print_exception(type(error), error, trace)
+        if hasattr(asyncio, "Runner"):
+            runner = asyncio.Runner().run
         else:
-            hook(type(error), error, trace)
+            loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(loop)
+
+
+            def runner(main, context):
+                loop.run_until_complete(main)
+
+    def evaluate(code):
+        if not code.co_flags & coroutine:
+            context.run(exec, code, namespace)
+            return
+        prepare_runner()
+        runner(eval(code, namespace), context=context)
+
+    def display(kind, error, trace):
+        traceback.print_exception(kind, error, trace)
+
+    def display_of_thread(what):
+        if what.exc_type is SystemExit:
+            return
+        name = _thread.get_ident() if what.thread is None else what.thread.name
+        print(f"Exception in thread {name}:", file=sys.stderr, flush=True)
+        display(what.exc_type, what.exc_value, what.exc_traceback)
+        sys.stderr.flush()
+
+    def display_ignored(what):
+        message = what.err_msg or "Exception ignored in"
+        of = "" if what.object is None else f" {what.object!r}"
+        print(f"{message}:{of}", file=sys.stderr)
+        display(what.exc_type, what.exc_value, what.exc_traceback)
+
+    # The interpreter's own hooks look for the source in files only.
+    sys.excepthook = sys.__excepthook__ = display
+    sys.unraisablehook = sys.__unraisablehook__ = display_ignored
+    _thread._excepthook = display_of_thread
+    if "threading" in sys.modules:
+        threading = sys.modules["threading"]
+        threading.excepthook = threading.__excepthook__ = display_of_thread
+
+    def without_own(trace, code):
+        """The trace from the cell's own frame on; without a cell, from the first that is not ours."""
+        while trace is not None:
+            frame = trace.tb_frame
+            if frame.f_globals is not globals() if code is None else frame.f_code is code:
+                break
+            trace = trace.tb_next
+        return trace
+
+    def show(error, code=None):
+        trace = error.__traceback__ = without_own(error.__traceback__, code)
+        if isinstance(error, SyntaxError) and error.text is None and error.lineno:
+            error.text = linecache.getline(error.filename, error.lineno) or None
+        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+        sys.last_exc = error
+        try:
+            getattr(sys, "excepthook", display)(type(error), error, trace)
+        except SystemExit:
+            raise
+        except BaseException as problem:
+            print("Error in sys.excepthook:", file=sys.stderr)
+            display(type(problem), problem, without_own(problem.__traceback__, None))
+            print("\nOriginal exception was:", file=sys.stderr)
+            display(type(error), error, trace)
 
     def status_of(end):
         code = end.code
         if code is None:
             return DONE, 0
         if isinstance(code, int):
-            return DONE, code & 0xFF
+            return DONE, code & 0xFF if -(1 << 63) <= code < 1 << 63 else 255
         print(code, file=sys.stderr)
         return DONE, 1
 
     def run(source, name):
         nonlocal flags, interrupt
-        linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+        lines = io.StringIO(source, None).readlines()
+        linecache.cache[name] = (len(source), None, lines, name)
+        namespace.pop("__warningregistry__", None)  # it goes by lines
         code = None
         try:
             try:
@@ -167,8 +218,8 @@ def serve(control, mailbox, request):
                 evaluate(code)
             finally:
                 interrupt = _signal.signal(_signal.SIGINT, idle)
-        except SystemExit as end:
-            return status_of(end)
+        except SystemExit:
+            raise
         except KeyboardInterrupt as error:
             show(error, code)
             return SIGNALLED, int(_signal.SIGINT)
@@ -178,14 +229,14 @@ def serve(control, mailbox, request):
         return DONE, 0
 
     def flush():
-        for stream in (sys.stdout, sys.stderr):
+        current = getattr(sys, "stdout", None), getattr(sys, "stderr", None)
+        for stream in current + own_output:
             try:
                 stream.flush()
-            except (AttributeError, OSError, ValueError):
+            except BaseException:
                 pass  # closed or replaced by the code
 
     def serve_one(number, size):
-        nonlocal stdin_is_null
         directory, stdin, source, *pairs = fields(size)
         before = current_directory()
         if directory:
@@ -194,33 +245,49 @@ def serve(control, mailbox, request):
             except OSError:
                 return NO_DIRECTORY, 0
         there = current_directory()
-        if stdin or not stdin_is_null:
-            use_stdin(stdin)
+        use_stdin(stdin)
+        add_user_packages()
+        for path, finder in list(sys.path_importer_cache.items()):
+            # It goes by a time that is coarse.
+            if hasattr(finder, "invalidate_caches") and not path.startswith(sys.prefix):
+                finder.invalidate_caches()
         overlay = dict(zip(pairs[::2], pairs[1::2]))
         saved = put_environment(overlay)
         os.write(control, b"begun %d\n" % number)
         try:
-            status = run(source.decode("utf-8", "replace"), f"<cell {number}>")
+            try:
+                status = run(source.decode("utf-8-sig", "replace"), f"<cell {number}>")
+            except SystemExit as end:
+                status = status_of(end)
         except BaseException as error:  # an interrupt, or the code's own hook or stream failed
             status = DONE, 130 if isinstance(error, KeyboardInterrupt) else 1
         if os.getpid() != kernel:
             flush()
             os._exit(status[1])  # a fork that came to the end of its cell
         restore_environment(overlay, saved)
-        if directory and before is not None and current_directory() == there:
+        if directory and before is not None and current_directory() in (there, None):
             try:
                 os.chdir(before)
             except OSError:
                 pass  # the cell removed it
         if stdin:
             use_stdin(b"")
-        stdin_is_null = True
         flush()
         return status
+
+    def next_request():
+        while True:
+            try:
+                return os.read(control, 64).split()
+            except BaseException as error:  # of a signal handler of the code's
+                try:
+                    show(error)
+                except BaseException:
+                    pass
 
     while request:
         number = int(request[1])
         kind, code = serve_one(number, int(request[2]))
         # A line of its own, whatever the code may have written there.
         os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))
-        request = os.read(control, 64).split()
+        request = next_request()

@@ -11,6 +11,9 @@ import { EventEmitter, getEventListeners } from "node:events";
 import process from "node:process";
 import { serve } from "./deno_cells.mjs";
 
+// Cells can declare names of their own over these.
+const { BigInt, DataView, Number, Uint8Array } = globalThis;
+
 const F_GETFD = 1;
 const F_DUPFD_CLOEXEC = 1030;
 

@@ -17,6 +17,10 @@ import vm from "node:vm";
 import { Traces } from "./deno_traces.mjs";
 import * as imports from "./imports.mjs";
 
+// Cells can declare names of their own over these.
+const { addEventListener, atob, BigInt, Buffer, console, Deno, Error, JSON, Map } = globalThis;
+const { Number, Object, Promise, Set, String, TextEncoder, Uint8Array, URL } = globalThis;
+
 const SIGINT = 2;
 
 /** Thrown by exit calls, to stop the code that calls them. Never shown. */
@@ -276,9 +280,10 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     const ended = new Promise((resolve) => (finish = resolve));
     const answer = await Promise.race([evaluate(number, source), ended]);
     finish = () => {};
+    process.exitCode = undefined;
     Deno.exitCode = 0;
     restore();
-    if (directory && before !== undefined && currentDirectory() === there) {
+    if (directory && before !== undefined && [there, undefined].includes(currentDirectory())) {
       try {
         Deno.chdir(before);
       } catch {

@@ -1,6 +1,9 @@
 // How the errors of cells show: without the driver's frames, and with their places in the source as
 // it was written, whatever it was translated to.
 
+// Cells can declare names of their own over these.
+const { Deno, Error, Map, Math, Object, String, WeakMap } = globalThis;
+
 const HERE = new URL(".", import.meta.url);
 
 /** How errors show: without our frames, and with the place in the cell as it was written. */

@@ -11,6 +11,7 @@ itself. `zygote.py` tells how, `finish.py` how a child ends.
 
 def wait():
     """Returns where the script is to be run: what the image's own `sitecustomize` raised, if it did."""
+    import builtins
     import os
     import posix
     import site
@@ -30,9 +31,10 @@ def wait():
     parts = {}
 
     def part(name):
-        """What a file defines. It is compiled when it is first asked for."""
+        """What a file defines, with builtins of its own, whatever the code does to them. It is
+        compiled when it is first asked for."""
         if name not in parts:
-            parts[name] = {"__name__": "isol8"}
+            parts[name] = {"__name__": "isol8", "__builtins__": dict(vars(builtins))}
             exec(compile(sources[name], "<isol8>", "exec"), parts[name])
         return parts[name]
 
@@ -101,9 +103,12 @@ def wait():
     if not request:
         os._exit(0)
 
-    # What `pip install --user` brought since this interpreter started.
     user = site.ENABLE_USER_SITE and site.USER_SITE
-    if user and user not in sys.path and os.path.isdir(user):
+
+    def add_user_packages():
+        """What `pip install --user` brought since this interpreter started."""
+        if not user or user in sys.path or not os.path.isdir(user):
+            return
         before = len(sys.path)
         site.addsitedir(user)
         added = sys.path[before:]
@@ -112,10 +117,12 @@ def wait():
         at = next((i for i, path in enumerate(sys.path) if path in system), before)
         sys.path[at:at] = added
 
+    add_user_packages()
+
     if request[0] == b"C":
         if failure is not None:
             sys.modules["sitecustomize"] = None
-        part("cell")["serve"](control, mailbox, request)
+        part("cell")["serve"](control, mailbox, request, add_user_packages)
         os._exit(0)
 
     _, directory, *pairs = fields()
