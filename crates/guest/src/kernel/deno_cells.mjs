@@ -19,7 +19,7 @@ import * as imports from "./imports.mjs";
 
 // Cells can declare names of their own over these.
 const { addEventListener, atob, BigInt, Buffer, console, Deno, Error, JSON, Map } = globalThis;
-const { Number, Object, Promise, Set, String, TextEncoder, Uint8Array, URL } = globalThis;
+const { Number, Object, Promise, queueMicrotask, Set, String, TextEncoder, Uint8Array, URL } = globalThis;
 
 const SIGINT = 2;
 
@@ -204,9 +204,21 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   process.reallyExit = exit;
   Deno.addSignalListener("SIGINT", () => finish(`signal ${SIGINT}`));
   const uncaught = (event) => {
+    // Listeners of the code's come behind this one, and those of node not at all for a rejection.
+    let isHandled = event.defaultPrevented;
     event.preventDefault();
-    const error = event.error ?? event.reason;
-    if (!(error instanceof Exit)) print(traces.describe(error));
+    Object.defineProperty(event, "preventDefault", { value: () => (isHandled = true) });
+    const isRejection = event.type === "unhandledrejection";
+    const error = isRejection ? event.reason : event.error;
+    if (error instanceof Exit) return;
+    queueMicrotask(() => {
+      if (isHandled) return;
+      if (isRejection && process.listenerCount("unhandledRejection") > 0) {
+        process.emit("unhandledRejection", error, event.promise);
+      } else if (isRejection && process.listenerCount("uncaughtException") > 0) {
+        process.emit("uncaughtException", error, "unhandledRejection");
+      } else print(traces.describe(error));
+    });
   };
   addEventListener("error", uncaught);
   addEventListener("unhandledrejection", uncaught);
