@@ -6,6 +6,7 @@ use std::path::Path;
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 use serde_json::{Value, json};
 
+use crate::cgroup;
 use crate::identity::Identity;
 use crate::rootfs::{GUEST, Share};
 use crate::spawner::message::NewSandbox;
@@ -49,6 +50,8 @@ const READ_ONLY: [&str; 5] = [
 /// Everything but the sandbox itself that its specification depends on.
 #[derive(Debug)]
 pub struct Surroundings<'a> {
+    /// The instance's name.
+    pub instance: &'a str,
     /// The root directory that its sandboxes share.
     pub root: &'a Path,
     /// What is mounted over it.
@@ -95,6 +98,8 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
                 {"type": "user"}, {"type": "pid"}, {"type": "mount"}, {"type": "network"},
                 {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"},
             ],
+            // Limits are the spawner's to set. Without a path libcontainer would look for systemd.
+            "cgroupsPath": cgroup::path_of(surroundings.instance, &sandbox.id),
             "uidMappings": mapping,
             "gidMappings": mapping,
             "sysctl": {
@@ -162,6 +167,7 @@ mod tests {
             tmp_bytes: 1 << 20,
         };
         let surroundings = Surroundings {
+            instance: "instance",
             root: Path::new("/state/instance/root"),
             shares: &[],
             guest: Path::new("/state/instance/guest"),

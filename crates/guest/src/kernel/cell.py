@@ -6,18 +6,16 @@ forge them, and so end its own cell early: it deceives nobody else.
 """
 
 
-def serve(control, mailbox, request, add_user_packages):
-    import __future__
-    import __main__
+def make(add_user_packages):
+    """Returns how to serve, and how to go through a cell without an effect."""
+    import _frozen_importlib
     import _signal
     import _thread
     import builtins
     import contextvars
     import io
-    import linecache
     import os
     import sys
-    import traceback
 
     DONE, SIGNALLED, NO_DIRECTORY = b"code", b"signal", b"directory"
 
@@ -29,27 +27,61 @@ def serve(control, mailbox, request, add_user_packages):
         os.close(descriptor)
         return moved
 
-    control = out_of_the_way(control)
-    mailbox = out_of_the_way(mailbox)
-    null = out_of_the_way(os.open("/dev/null", os.O_RDONLY))
-    kernel = os.getpid()
+    own_path = list(sys.path)
 
-    # This module is imported by `site`, whose import therefore never ends. Threads that import it
-    # must not wait for that.
-    sys.modules["site"].__spec__._initializing = False
-    sys.argv[:] = [""]
-    if hasattr(sys, "orig_argv"):
-        sys.orig_argv[:] = ["python3"]
-    sys.path.insert(0, "")
-    namespace = __main__.__dict__
-    namespace.update(__name__="__main__", __doc__=None, __package__=None, __spec__=None)
-    namespace["__loader__"] = None
-    namespace["__builtins__"] = builtins
+    def own_module(name):
+        """Imports a module of the interpreter's, whatever lies in the code's directories."""
+        path = sys.path
+        sys.path = own_path
+        try:
+            return __import__(name)
+        finally:
+            sys.path = path
 
-    futures = 0
-    for name in __future__.all_feature_names:
-        futures |= getattr(__future__, name).compiler_flag
+    def line_keeper():
+        """Returns how to make the source of a cell known to `linecache`, where everybody looks for it.
+        That takes longer to load than most cells take, so it is a module in name only until it
+        is used."""
+        module = sys.modules.get("linecache")
+        if module is not None:
+            return module.cache.__setitem__
+
+        lock, is_loading, sources = _thread.RLock(), False, {}
+
+        def load(module):
+            nonlocal is_loading
+            is_loading = True
+            path = sys.path
+            sys.path = own_path
+            try:
+                spec = _frozen_importlib._find_spec("linecache", None)
+                _frozen_importlib._init_module_attrs(spec, module)
+                spec.loader.exec_module(module)
+            finally:
+                sys.path = path
+            module.cache.update(sources)
+            module.__class__ = type(sys)
+
+        class Unloaded(type(sys)):
+            def __getattribute__(self, name):
+                with lock:
+                    if not is_loading:
+                        load(self)
+                return super().__getattribute__(name)
+
+        module = sys.modules["linecache"] = Unloaded("linecache")
+
+        def keep(name, entry):
+            sources[name] = entry
+            if is_loading:
+                module.cache[name] = entry
+
+        return keep
+
+    control = mailbox = null = kernel = keep = interrupt = namespace = None
     top_level_await, coroutine = 0x2000, 0x80
+    # What every code object may have; others come from `from __future__`.
+    usual = 0x3FF
     flags = top_level_await
     context = contextvars.copy_context()
     runner = None
@@ -57,10 +89,16 @@ def serve(control, mailbox, request, add_user_packages):
     encoding, errors = own_stdin.encoding, own_stdin.errors
     own_output = sys.stdout, sys.stderr
 
+    def future_flags():
+        import __future__
+
+        flags = 0
+        for name in __future__.all_feature_names:
+            flags |= getattr(__future__, name).compiler_flag
+        return flags
+
     def idle(*_):
         """An interrupt that comes too late belongs to nobody."""
-
-    interrupt = _signal.signal(_signal.SIGINT, idle)
 
     def fields(size):
         data = os.pread(mailbox, size, 0)
@@ -146,7 +184,7 @@ def serve(control, mailbox, request, add_user_packages):
         runner(eval(code, namespace), context=context)
 
     def display(kind, error, trace):
-        traceback.print_exception(kind, error, trace)
+        own_module("traceback").print_exception(kind, error, trace)
 
     def display_of_thread(what):
         if what.exc_type is SystemExit:
@@ -162,14 +200,6 @@ def serve(control, mailbox, request, add_user_packages):
         print(f"{message}:{of}", file=sys.stderr)
         display(what.exc_type, what.exc_value, what.exc_traceback)
 
-    # The interpreter's own hooks look for the source in files only.
-    sys.excepthook = sys.__excepthook__ = display
-    sys.unraisablehook = sys.__unraisablehook__ = display_ignored
-    _thread._excepthook = display_of_thread
-    if "threading" in sys.modules:
-        threading = sys.modules["threading"]
-        threading.excepthook = threading.__excepthook__ = display_of_thread
-
     def without_own(trace, code):
         """The trace from the cell's own frame on; without a cell, from the first that is not ours."""
         while trace is not None:
@@ -182,7 +212,8 @@ def serve(control, mailbox, request, add_user_packages):
     def show(error, code=None):
         trace = error.__traceback__ = without_own(error.__traceback__, code)
         if isinstance(error, SyntaxError) and error.text is None and error.lineno:
-            error.text = linecache.getline(error.filename, error.lineno) or None
+            line = own_module("linecache").getline(error.filename, error.lineno)
+            error.text = line or None
         sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
         sys.last_exc = error
         try:
@@ -207,14 +238,15 @@ def serve(control, mailbox, request, add_user_packages):
     def run(source, name):
         nonlocal flags, interrupt
         lines = io.StringIO(source, None).readlines()
-        linecache.cache[name] = (len(source), None, lines, name)
+        keep(name, (len(source), None, lines, name))
         namespace.pop("__warningregistry__", None)  # it goes by lines
         code = None
         try:
             try:
                 _signal.signal(_signal.SIGINT, interrupt)
                 code = compile(source, name, "exec", flags, True)
-                flags |= code.co_flags & futures
+                if code.co_flags & ~usual:
+                    flags |= code.co_flags & future_flags()
                 evaluate(code)
             finally:
                 interrupt = _signal.signal(_signal.SIGINT, idle)
@@ -285,9 +317,51 @@ def serve(control, mailbox, request, add_user_packages):
                 except BaseException:
                     pass
 
-    while request:
-        number = int(request[1])
-        kind, code = serve_one(number, int(request[2]))
-        # A line of its own, whatever the code may have written there.
-        os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))
-        request = next_request()
+    def begin(control_line, mailbox_file):
+        import __main__
+
+        nonlocal control, mailbox, null, kernel, keep, interrupt, namespace
+        namespace = __main__.__dict__
+        control, mailbox = out_of_the_way(control_line), out_of_the_way(mailbox_file)
+        null = out_of_the_way(os.open("/dev/null", os.O_RDONLY))
+        kernel = os.getpid()
+        keep = line_keeper()
+        interrupt = _signal.signal(_signal.SIGINT, idle)
+        # This module is imported by `site`, whose import therefore never ends. Threads that import it
+        # must not wait for that.
+        sys.modules["site"].__spec__._initializing = False
+        sys.argv[:] = [""]
+        if hasattr(sys, "orig_argv"):
+            sys.orig_argv[:] = ["python3"]
+        sys.path.insert(0, "")
+        namespace.update(__name__="__main__", __doc__=None, __package__=None, __spec__=None)
+        namespace["__loader__"] = None
+        namespace["__builtins__"] = builtins
+        # The interpreter's own hooks look for the source in files only.
+        sys.excepthook = sys.__excepthook__ = display
+        sys.unraisablehook = sys.__unraisablehook__ = display_ignored
+        _thread._excepthook = display_of_thread
+        if "threading" in sys.modules:
+            threading = sys.modules["threading"]
+            threading.excepthook = threading.__excepthook__ = display_of_thread
+
+    def serve(control_line, mailbox_file, request):
+        begin(control_line, mailbox_file)
+        while request:
+            number = int(request[1])
+            kind, code = serve_one(number, int(request[2]))
+            # A line of its own, whatever the code may have written there.
+            os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))
+            request = next_request()
+
+    def rehearse():
+        code = compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec", flags, True)
+        context.run(exec, code, {})
+        io.StringIO("\n", None).readlines()
+        io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding, errors)
+        list(sys.path_importer_cache.items())
+        restore_environment({}, put_environment({}))
+        current_directory()
+        flush()
+
+    return serve, rehearse

@@ -60,6 +60,30 @@ def wait():
 
             time.tzset()
 
+    def add_user_packages():
+        """What `pip install --user` brought since this interpreter started."""
+        user = site.ENABLE_USER_SITE and site.USER_SITE
+        if not user or user in sys.path or not os.path.isdir(user):
+            return
+        before = len(sys.path)
+        site.addsitedir(user)
+        added = sys.path[before:]
+        del sys.path[before:]
+        system = site.getsitepackages()
+        at = next((i for i, path in enumerate(sys.path) if path in system), before)
+        sys.path[at:at] = added
+
+    cell = None
+
+    def cells():
+        """How to serve cells, how to rehearse it, and the modules that come with it."""
+        nonlocal cell
+        if cell is None:
+            before = set(sys.modules)
+            make = part("cell")["make"]
+            cell = *make(add_user_packages), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
+        return cell
+
     def rehearse():
         """Does what a request will bring, without an effect. What that touches is then in memory,
         and a fork has its own copy."""
@@ -72,7 +96,7 @@ def wait():
                 pass
         exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
         rehearse_end()
-        part("cell")
+        cells()[1]()
 
     # The image's own module of this name, whose place this one took.
     failure = None
@@ -103,26 +127,14 @@ def wait():
     if not request:
         os._exit(0)
 
-    user = site.ENABLE_USER_SITE and site.USER_SITE
-
-    def add_user_packages():
-        """What `pip install --user` brought since this interpreter started."""
-        if not user or user in sys.path or not os.path.isdir(user):
-            return
-        before = len(sys.path)
-        site.addsitedir(user)
-        added = sys.path[before:]
-        del sys.path[before:]
-        system = site.getsitepackages()
-        at = next((i for i, path in enumerate(sys.path) if path in system), before)
-        sys.path[at:at] = added
-
     add_user_packages()
 
     if request[0] == b"C":
         if failure is not None:
             sys.modules["sitecustomize"] = None
-        part("cell")["serve"](control, mailbox, request, add_user_packages)
+        serve, _, modules = cells()
+        sys.modules.update(modules)
+        serve(control, mailbox, request)
         os._exit(0)
 
     _, directory, *pairs = fields()
@@ -134,7 +146,7 @@ def wait():
         os._exit(1)
     set_environment(list(zip(pairs[::2], pairs[1::2])))
     # Letting go of what is not needed any more would touch, and so copy, its pages.
-    finish_by(leave, parts)
+    finish_by(leave, (parts, cells, cell))
     os.write(control, b"started\n")
     os.close(control)
     if failure is not None:

@@ -35,6 +35,7 @@ pub(crate) const CONTROL_SOCKET: &str = "control";
 #[derive(Debug)]
 pub(super) struct Containers {
     instance: PathBuf,
+    name: String,
     shares: Vec<Share>,
     identity: Identity,
     /// None where the spawner may not use them.
@@ -76,6 +77,7 @@ impl Containers {
             .map_err(|error| format!("containers cannot be adopted: {error}"))?;
         Ok(Self {
             instance: instance.to_owned(),
+            name,
             shares: rootfs::shares(host),
             identity,
             cgroups,
@@ -156,6 +158,7 @@ impl Containers {
     fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
         let surroundings = Surroundings {
+            instance: &self.name,
             root: &self.instance.join("root"),
             shares: &self.shares,
             guest: &Instance::guest_in(&self.instance),
