@@ -7,6 +7,7 @@ use actix::prelude::*;
 use isol8_api::{ExecutionResult, SessionId, SessionInfo, TenantId};
 use isol8_backend::{Backend, BackendError};
 use serde::Serialize;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -75,6 +76,9 @@ struct Shared {
     /// Ends every job.
     stop: CancellationToken,
     grace: Duration,
+    /// Where the actors are, and connections to sandboxes with them: whoever talks to these is best
+    /// there, too.
+    runtime: Handle,
 }
 
 impl Service {
@@ -93,6 +97,7 @@ impl Service {
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
                 grace: config.shutdown_grace,
+                runtime: Handle::current(),
             }),
         }
     }
@@ -132,9 +137,8 @@ impl Service {
                 let pool = shared.pool.clone();
                 let admission = Arc::clone(&shared.admission);
                 // A task of its own: a panic in it is an error of this job and no more.
-                let running = shared
-                    .jobs
-                    .spawn(ephemeral(pool, admission, tenant, job, cancel));
+                let work = ephemeral(pool, admission, tenant, job, cancel);
+                let running = shared.jobs.spawn_on(work, &shared.runtime);
                 running.await.unwrap_or_else(|panic| {
                     log::error!(error:% = panic; "run panicked");
                     Err(ExecuteError::Internal("the run panicked".to_owned()))
