@@ -140,20 +140,22 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         .harden()
         .map_err(naming("privileges cannot be dropped"))?;
     let places = Places::record();
-    let filter = seccomp::strict(Places::lists_queues()).map_err(io::Error::other)?;
     let launcher = Launcher {
         privileges,
-        filter,
         base: Environment::base(),
     };
     let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
-    Ok(Guest::new(
-        launcher,
-        drivers,
-        places,
-        listener,
-        child_signals()?,
-    ))
+    let signals = child_signals()?;
+    confine_calls()?;
+    Ok(Guest::new(launcher, drivers, places, listener, signals))
+}
+
+/// The guest itself needs no more calls than user code may use; every program inherits the filter,
+/// which takes the kernel longer to set up than most of them take to start.
+fn confine_calls() -> io::Result<()> {
+    let filter = seccomp::strict(Places::lists_queues()).map_err(io::Error::other)?;
+    let installed = seccompiler::apply_filter(&filter).map_err(io::Error::other);
+    installed.map_err(naming("system calls cannot be filtered"))
 }
 
 fn naming(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {

@@ -13,7 +13,6 @@ use std::os::unix::ffi::OsStringExt as _;
 use isol8_protocol::{Failure, FailureKind};
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
-use seccompiler::BpfProgram;
 
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::{Privileges, Role};
@@ -105,7 +104,6 @@ pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
 #[derive(Debug)]
 pub(crate) struct Launcher {
     pub(crate) privileges: Privileges,
-    pub(crate) filter: BpfProgram,
     pub(crate) base: Environment,
 }
 
@@ -275,10 +273,6 @@ impl Plan<'_> {
         // SAFETY: the path ends in a zero byte.
         if unsafe { libc::chdir(self.directory.as_ptr()) } != 0 {
             return (Stage::Directory, io::Error::last_os_error());
-        }
-        // Last, because it forbids nothing that user code needs and much that came before.
-        if seccompiler::apply_filter(&self.launcher.filter).is_err() {
-            return (Stage::Confine, io::Error::last_os_error());
         }
         (Stage::Exec, self.exec())
     }

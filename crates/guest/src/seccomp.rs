@@ -1,4 +1,5 @@
-//! What user code may ask of the kernel: an allow-list, compiled once at the start.
+//! What user code, and the guest with it, may ask of the kernel: an allow-list, in force from the
+//! guest's start on.
 //!
 //! It follows the default profile of the container engines, and is narrower where no language
 //! runtime asks for more: no namespace, no mount, no keyring, no io_uring, no eBPF, no file
