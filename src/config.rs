@@ -7,10 +7,12 @@ pub mod file;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use isol8_actors::ServiceConfig;
 use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
+use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, Runtime};
 use isol8_backend::{Kernels, Limits};
@@ -68,10 +70,12 @@ pub struct Config {
     pub port: u16,
     /// Largest request body in bytes.
     pub max_body: usize,
-    /// Runs at once.
-    pub max_concurrent: usize,
-    /// Requests that may wait for their turn.
-    pub max_queued: usize,
+    /// Runs at once, and requests that wait for their turn.
+    pub admission: AdmissionConfig,
+    /// When idle sessions end.
+    pub cleanup: PrunerConfig,
+    /// How long runs may go on once the server was told to end.
+    pub shutdown_grace: Duration,
     /// Sessions that may exist at once.
     pub max_sessions: usize,
     /// Requests that may wait for one session.
@@ -180,12 +184,9 @@ impl Config {
                 max_sessions: self.max_sessions,
                 queue_limit: self.session_queue,
             },
-            admission: AdmissionConfig {
-                max_concurrent: self.max_concurrent,
-                max_waiting: self.max_queued,
-                ..AdmissionConfig::default()
-            },
-            ..ServiceConfig::default()
+            admission: self.admission.clone(),
+            pruner: self.cleanup,
+            shutdown_grace: self.shutdown_grace,
         }
     }
 

@@ -1,19 +1,29 @@
 //! How many jobs run at once, and who waits.
+//!
+//! Turns go round the tenants that wait, so that the many jobs of one do not delay the one of another.
+//! Where the queue is full, room for a tenant that has fewer jobs in it is made at the end of the
+//! longest line.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod lines;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use isol8_api::TenantId;
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::ExecuteError;
+use lines::{Lines, Ticket};
 
 /// Bounds of [`Admission`].
 #[derive(Clone, Debug)]
 pub struct AdmissionConfig {
     /// Jobs that run at once; at least 1.
     pub max_concurrent: usize,
+    /// Of these, jobs of one tenant; at least 1.
+    pub max_concurrent_per_tenant: usize,
     /// Jobs that wait for their turn beyond those.
     pub max_waiting: usize,
     /// How long one waits at most.
@@ -24,24 +34,42 @@ impl Default for AdmissionConfig {
     fn default() -> Self {
         Self {
             max_concurrent: 10,
+            max_concurrent_per_tenant: 10,
             max_waiting: 256,
             max_wait: Duration::from_secs(30),
         }
     }
 }
 
-/// Admits jobs in order of arrival.
-#[derive(Debug)]
+/// How long a job took lately, before there was any: the weight of the next is 1/8.
+const FIRST_GUESS: Duration = Duration::from_millis(500);
+
+/// Longest advice when to come back.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Admits jobs, those of each tenant in order of arrival.
+#[derive(Clone, Debug)]
 pub struct Admission {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
     config: AdmissionConfig,
-    turns: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    running: usize,
+    lines: Lines,
+    usual: Duration,
 }
 
 /// The right to run one job; given back when dropped.
 #[derive(Debug)]
-pub struct Permit {
-    _turn: OwnedSemaphorePermit,
+pub struct Permit(Option<Turn>);
+
+#[derive(Debug)]
+struct Turn {
+    admission: Admission,
+    tenant: TenantId,
+    since: Instant,
 }
 
 /// What [`Admission`] shows of itself.
@@ -52,76 +80,166 @@ pub struct AdmissionState {
     pub running: usize,
     /// Jobs that wait.
     pub waiting: usize,
+    /// How long a job takes of late, in milliseconds.
+    pub usual_ms: u128,
 }
 
 impl Admission {
     /// An admission within `config`.
     #[must_use]
     pub fn new(config: AdmissionConfig) -> Self {
-        let turns = config.max_concurrent.clamp(1, Semaphore::MAX_PERMITS);
+        let state = State {
+            config,
+            running: 0,
+            lines: Lines::default(),
+            usual: FIRST_GUESS,
+        };
         Self {
-            turns: Arc::new(Semaphore::new(turns)),
-            config: AdmissionConfig {
-                max_concurrent: turns,
-                ..config
-            },
-            waiting: AtomicUsize::new(0),
+            state: Arc::new(Mutex::new(state)),
         }
     }
 
-    /// Waits for a turn. Dropping the future gives up the place in the queue.
+    /// Waits for a turn. Dropping the future gives up the place in the line.
     ///
     /// # Errors
-    /// [`ExecuteError::Overloaded`] where too many wait already, or the wait was too long.
-    pub async fn admit(&self) -> Result<Permit, ExecuteError> {
-        if let Ok(turn) = Arc::clone(&self.turns).try_acquire_owned() {
-            return Ok(Permit { _turn: turn });
+    /// [`ExecuteError::TenantOverloaded`] where as many of this tenant's jobs run and wait as may;
+    /// [`ExecuteError::Overloaded`] where that is so of all, or the wait was too long.
+    pub async fn admit(&self, tenant: &TenantId) -> Result<Permit, ExecuteError> {
+        let (_place, turn) = self.enter(tenant)?;
+        let max_wait = self.lock().config.max_wait;
+        match tokio::time::timeout(max_wait, turn).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // Its place went to a tenant that has fewer.
+            Ok(Err(_)) => Err(self.lock().tenant_overloaded(tenant)),
+            Err(_) => Err(self.lock().overloaded()),
         }
-        let place = Place::take(&self.waiting);
-        if place.before >= self.config.max_waiting {
-            return Err(self.overloaded(place.before));
-        }
-        let turn = Arc::clone(&self.turns).acquire_owned();
-        match tokio::time::timeout(self.config.max_wait, turn).await {
-            Ok(Ok(turn)) => Ok(Permit { _turn: turn }),
-            Ok(Err(_)) => Err(ExecuteError::ShuttingDown),
-            Err(_) => Err(self.overloaded(place.before)),
-        }
+    }
+
+    /// Changes the bounds. Who runs, runs on; who waits keeps the place.
+    pub fn set_config(&self, config: AdmissionConfig) {
+        let mut state = self.lock();
+        state.config = config;
+        self.give_turns(&mut state);
     }
 
     /// A snapshot.
     #[must_use]
     pub fn observe(&self) -> AdmissionState {
+        let state = self.lock();
         AdmissionState {
-            running: self.config.max_concurrent - self.turns.available_permits(),
-            waiting: self.waiting.load(Ordering::Relaxed),
+            running: state.running,
+            waiting: state.lines.len(),
+            usual_ms: state.usual.as_millis(),
         }
     }
 
-    /// One second for each round of jobs that must end first, within a minute.
-    fn overloaded(&self, waiting: usize) -> ExecuteError {
-        let rounds = (waiting / self.config.max_concurrent + 1).min(60);
-        ExecuteError::Overloaded {
-            retry_after: Duration::from_secs(rounds as u64),
+    fn enter<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+    ) -> Result<(Place<'a>, oneshot::Receiver<Permit>), ExecuteError> {
+        let mut state = self.lock();
+        let (reply, turn) = oneshot::channel();
+        let ticket = state.lines.push(tenant, reply);
+        self.give_turns(&mut state);
+        if state.lines.len() > state.config.max_waiting {
+            match state.lines.drop_from_longest() {
+                Some(dropped) if dropped == ticket => {
+                    let alone = state.lines.len() == state.lines.of(tenant);
+                    return Err(if alone {
+                        state.overloaded()
+                    } else {
+                        state.tenant_overloaded(tenant)
+                    });
+                }
+                _ => {}
+            }
+        }
+        let place = Place {
+            admission: self,
+            tenant,
+            ticket,
+        };
+        Ok((place, turn))
+    }
+
+    /// Gives free turns to those who wait, one of each tenant after the other.
+    fn give_turns(&self, state: &mut State) {
+        while state.running < state.config.max_concurrent.max(1) {
+            let most = state.config.max_concurrent_per_tenant.max(1);
+            let Some((tenant, reply)) = state.lines.next(most) else {
+                return;
+            };
+            state.running += 1;
+            let turn = Turn {
+                admission: self.clone(),
+                tenant,
+                since: Instant::now(),
+            };
+            // Dropped here, an unwanted one would lock what is locked.
+            if let Err(Some(turn)) = reply.send(Permit(Some(turn))).map_err(Permit::taken) {
+                state.end(&turn.tenant);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock panics half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn end(&mut self, tenant: &TenantId) {
+        self.running -= 1;
+        self.lines.ended(tenant);
+    }
+
+    /// When those before a new job should have had their turns, by what jobs took of late.
+    fn retry_after(&self, before: usize, width: usize) -> Duration {
+        let rounds = u32::try_from(before / width.max(1) + 1).unwrap_or(u32::MAX);
+        let wait = self.usual.saturating_mul(rounds);
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Duration::from_secs(seconds.max(1)).min(MAX_RETRY_AFTER)
+    }
+
+    fn overloaded(&self) -> ExecuteError {
+        let retry_after = self.retry_after(self.lines.len(), self.config.max_concurrent);
+        ExecuteError::Overloaded { retry_after }
+    }
+
+    fn tenant_overloaded(&self, tenant: &TenantId) -> ExecuteError {
+        let width = self.config.max_concurrent_per_tenant;
+        ExecuteError::TenantOverloaded {
+            retry_after: self.retry_after(self.lines.of(tenant), width),
         }
     }
 }
 
-/// A place in the queue.
+impl Permit {
+    fn taken(mut self) -> Option<Turn> {
+        self.0.take()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Some(turn) = self.0.take() else { return };
+        let mut state = turn.admission.lock();
+        state.end(&turn.tenant);
+        state.usual = (state.usual * 7 + turn.since.elapsed()) / 8;
+        turn.admission.give_turns(&mut state);
+    }
+}
+
+/// A place in the line, given up when dropped; nothing where its turn has come.
 struct Place<'a> {
-    waiting: &'a AtomicUsize,
-    before: usize,
-}
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize) -> Self {
-        let before = waiting.fetch_add(1, Ordering::Relaxed);
-        Self { waiting, before }
-    }
+    admission: &'a Admission,
+    tenant: &'a TenantId,
+    ticket: Ticket,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.admission.lock().lines.remove(self.tenant, self.ticket);
     }
 }

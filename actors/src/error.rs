@@ -72,6 +72,12 @@ pub enum ExecuteError {
         /// When it may be different.
         retry_after: Duration,
     },
+    /// As many of the tenant's jobs run and wait as may.
+    #[error("too many requests of this tenant, retry in {} s", .retry_after.as_secs())]
+    TenantOverloaded {
+        /// When it may be different.
+        retry_after: Duration,
+    },
     /// The service takes no new work.
     #[error("server is shutting down")]
     ShuttingDown,
@@ -99,7 +105,7 @@ impl ExecuteError {
             Self::SetupFailed { .. } => ErrorCode::SetupFailed,
             Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
             Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
-            Self::QueueFull { .. } => ErrorCode::TooManyRequests,
+            Self::QueueFull { .. } | Self::TenantOverloaded { .. } => ErrorCode::TooManyRequests,
             Self::TooManySessions { .. }
             | Self::Overloaded { .. }
             | Self::ShuttingDown
@@ -113,7 +119,9 @@ impl ExecuteError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::Overloaded { retry_after } | Self::TenantOverloaded { retry_after } => {
+                Some(*retry_after)
+            }
             Self::QueueFull { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }

@@ -8,12 +8,13 @@
 //!
 //! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (what is
 //! asked for), [`run`] (one job in one sandbox), [`pool`] (sandboxes that wait for work),
-//! [`session`] and [`registry`] (sandboxes that keep state), [`admission`], [`service`].
+//! [`session`] and [`registry`] (sandboxes that keep state), [`pruner`], [`admission`], [`service`].
 
 pub mod admission;
 pub mod error;
 pub mod job;
 pub mod pool;
+pub mod pruner;
 pub mod registry;
 pub mod run;
 pub mod service;

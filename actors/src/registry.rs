@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use actix::prelude::*;
 use futures::future::join_all;
@@ -70,6 +71,19 @@ pub struct Delete(pub SessionKey);
 #[rtype(result = "()")]
 pub struct Shutdown;
 
+/// Ends the sessions that have been idle for this long. Each decides for itself.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Prune {
+    /// How long a session may be idle.
+    pub max_idle: Duration,
+}
+
+/// Replaces the bounds. Sessions that there are stay.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Configure(pub RegistryConfig);
+
 /// Asks for a [`RegistryState`].
 #[derive(Debug, Message)]
 #[rtype(result = "RegistryState")]
@@ -114,7 +128,7 @@ pub struct RegistryState {
 pub struct Registry {
     config: RegistryConfig,
     pool: Addr<Pool>,
-    admission: Arc<Admission>,
+    admission: Admission,
     live: HashMap<SessionKey, Slot>,
     losses: Losses,
     next_generation: u64,
@@ -140,7 +154,7 @@ impl Actor for Registry {
 impl Registry {
     /// A registry of no sessions, whose sandboxes come from `pool`.
     #[must_use]
-    pub fn new(config: RegistryConfig, pool: Addr<Pool>, admission: Arc<Admission>) -> Self {
+    pub fn new(config: RegistryConfig, pool: Addr<Pool>, admission: Admission) -> Self {
         Self {
             config,
             pool,
@@ -181,7 +195,7 @@ impl Registry {
             queue_limit: self.config.queue_limit,
             status: Arc::clone(&status),
             pool: self.pool.clone(),
-            admission: Arc::clone(&self.admission),
+            admission: self.admission.clone(),
             registry: ctx.address().downgrade(),
         })
         .start();
@@ -268,6 +282,24 @@ impl Handler<Delete> for Registry {
             }),
             None => Box::pin(async move { forgotten }),
         }
+    }
+}
+
+impl Handler<Prune> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Prune { max_idle }: Prune, _: &mut Self::Context) {
+        for slot in self.live.values() {
+            slot.session.do_send(session::Prune { max_idle });
+        }
+    }
+}
+
+impl Handler<Configure> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
+        self.config = config;
     }
 }
 

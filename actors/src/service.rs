@@ -16,6 +16,7 @@ use crate::admission::{Admission, AdmissionConfig, AdmissionState};
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
+use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState};
 use crate::run::{self, Mode, Waits};
 use crate::session::{SessionKey, SessionState};
@@ -33,6 +34,8 @@ pub struct ServiceConfig {
     pub sessions: RegistryConfig,
     /// Of concurrent jobs.
     pub admission: AdmissionConfig,
+    /// Of idleness.
+    pub pruner: PrunerConfig,
     /// How long jobs may go on once a shutdown has begun.
     pub shutdown_grace: Duration,
 }
@@ -43,6 +46,7 @@ impl Default for ServiceConfig {
             pool: PoolConfig::default(),
             sessions: RegistryConfig::default(),
             admission: AdmissionConfig::default(),
+            pruner: PrunerConfig::default(),
             shutdown_grace: Duration::from_secs(10),
         }
     }
@@ -57,6 +61,8 @@ pub struct ServiceState {
     pub pool: PoolState,
     /// What keeps state.
     pub sessions: RegistryState,
+    /// What was cleaned up.
+    pub pruner: PrunerState,
 }
 
 /// All actors. Clones share them.
@@ -70,7 +76,8 @@ struct Shared {
     backend: Arc<dyn Backend>,
     pool: Addr<Pool>,
     registry: Addr<Registry>,
-    admission: Arc<Admission>,
+    pruner: Addr<Pruner>,
+    admission: Admission,
     /// Jobs under way.
     jobs: TaskTracker,
     /// Ends every job.
@@ -85,14 +92,16 @@ impl Service {
     /// Starts the actors on the current arbiter.
     #[must_use]
     pub fn start(backend: Arc<dyn Backend>, config: ServiceConfig) -> Self {
-        let admission = Arc::new(Admission::new(config.admission));
+        let admission = Admission::new(config.admission);
         let pool = Pool::new(Arc::clone(&backend), config.pool).start();
-        let sessions = Registry::new(config.sessions, pool.clone(), Arc::clone(&admission));
+        let registry = Registry::new(config.sessions, pool.clone(), admission.clone()).start();
+        let pruner = Pruner::new(config.pruner, registry.clone(), Arc::clone(&backend)).start();
         Self {
             shared: Arc::new(Shared {
                 backend,
                 pool,
-                registry: sessions.start(),
+                registry,
+                pruner,
                 admission,
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
@@ -135,7 +144,7 @@ impl Service {
             }
             None => {
                 let pool = shared.pool.clone();
-                let admission = Arc::clone(&shared.admission);
+                let admission = shared.admission.clone();
                 // A task of its own: a panic in it is an error of this job and no more.
                 let work = ephemeral(pool, admission, tenant, job, cancel);
                 let running = shared.jobs.spawn_on(work, &shared.runtime);
@@ -187,10 +196,12 @@ impl Service {
     pub async fn observe(&self) -> Result<ServiceState, ExecuteError> {
         let pool = self.shared.pool.send(pool::Observe).await;
         let sessions = self.shared.registry.send(registry::Observe).await;
+        let pruner = self.shared.pruner.send(pruner::Observe).await;
         Ok(ServiceState {
             admission: self.shared.admission.observe(),
             pool: pool.map_err(|_| ExecuteError::ShuttingDown)?,
             sessions: sessions.map_err(|_| ExecuteError::ShuttingDown)?,
+            pruner: pruner.map_err(|_| ExecuteError::ShuttingDown)?,
         })
     }
 
@@ -242,13 +253,13 @@ impl Service {
 /// A job in a sandbox that nobody uses before or after it, but for its own tenant's others.
 async fn ephemeral(
     pool: Addr<Pool>,
-    admission: Arc<Admission>,
+    admission: Admission,
     tenant: TenantId,
     job: Job,
     cancel: CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let start = Instant::now();
-    let permit = cancel.run_until_cancelled(admission.admit()).await;
+    let permit = cancel.run_until_cancelled(admission.admit(&tenant)).await;
     let _permit = permit.ok_or(ExecuteError::Cancelled)??;
     let queue = start.elapsed();
     let spec = job.sandbox.clone();

@@ -22,7 +22,7 @@ use crate::registry::{Ended, LossReported};
 use crate::run::{Memory, Waits};
 use crate::watch::{DeathWatch, destroy};
 use message::Died;
-pub(crate) use message::{Delete, Run, Setting, Status};
+pub(crate) use message::{Delete, Prune, Run, Setting, Status};
 pub use message::{Observe, Phase, SessionKey, SessionState};
 use turn::{Turn, TurnEnd};
 
@@ -50,6 +50,8 @@ enum State {
 #[derive(Debug)]
 struct Home {
     held: Held,
+    /// When it was last used.
+    used: Instant,
     _watch: DeathWatch,
 }
 
@@ -62,6 +64,8 @@ pub(crate) enum Ending {
     Deleted,
     /// It got no sandbox.
     Failed(ExecuteError),
+    /// Nobody has used it for this long.
+    Pruned(Duration),
     /// Whoever wanted it was gone before it had a sandbox.
     Unused,
 }
@@ -114,6 +118,7 @@ impl Session {
                 });
                 self.state = State::Idle(Home {
                     held,
+                    used: Instant::now(),
                     _watch: watch,
                 });
                 self.next(ctx);
@@ -141,8 +146,7 @@ impl Session {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
-        let admission = Arc::clone(&self.setting.admission);
-        let (turn, running) = Turn::begin(run, home.held.clone(), admission, waits);
+        let (turn, running) = Turn::begin(run, home.held.clone(), &self.setting, waits);
         let ended = wrap_future::<_, Self>(running);
         ctx.spawn(ended.map(|ended, session, ctx| session.finish(ended, ctx)));
         self.setting.status.set_active(true);
@@ -170,6 +174,7 @@ impl Session {
             }
         };
         home.held = held;
+        home.used = Instant::now();
         if let Err(ExecuteError::SandboxLost(reason)) = result {
             self.state = State::Running(home, turn);
             return self.end(Ending::Lost(reason), ctx);
@@ -215,6 +220,7 @@ impl Session {
             generation: self.setting.generation,
             lost: match ending {
                 Ending::Lost(reason) if !told => Some(reason),
+                Ending::Pruned(idle) => Some(pruned(idle)),
                 _ => None,
             },
         };
@@ -234,6 +240,10 @@ impl Session {
                 reason: reason.clone(),
             },
             Ending::Deleted => ExecuteError::SessionDeleted { session },
+            Ending::Pruned(idle) => ExecuteError::SessionLost {
+                session,
+                reason: pruned(*idle),
+            },
             Ending::Failed(error) => error.clone(),
             Ending::Unused => ExecuteError::Cancelled,
         }
@@ -263,7 +273,7 @@ impl Handler<Run> for Session {
     fn handle(&mut self, run: Run, ctx: &mut Self::Context) {
         if let State::Ended(ending) = &self.state {
             let error = self.error_for(ending);
-            let is_loss = matches!(ending, Ending::Lost(_));
+            let is_loss = matches!(ending, Ending::Lost(_) | Ending::Pruned(_));
             if run.reply.send(Err(error)).is_ok()
                 && is_loss
                 && let Some(registry) = self.setting.registry.upgrade()
@@ -299,6 +309,21 @@ impl Handler<Delete> for Session {
     }
 }
 
+impl Handler<Prune> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Prune { max_idle }: Prune, ctx: &mut Self::Context) {
+        let State::Idle(home) = &self.state else {
+            return;
+        };
+        let idle = home.used.elapsed();
+        if idle >= max_idle && self.queue.is_empty() {
+            log::info!(session:% = self.setting.key.id, idle_s = idle.as_secs(); "session pruned");
+            self.end(Ending::Pruned(idle), ctx);
+        }
+    }
+}
+
 impl Handler<Died> for Session {
     type Result = ();
 
@@ -322,4 +347,11 @@ impl Handler<Observe> for Session {
             waiting: self.queue.len(),
         }
     }
+}
+
+fn pruned(idle: Duration) -> String {
+    let seconds = idle.as_secs();
+    format!(
+        "idle for {seconds} s, longer than cleanup.maxContainerAgeMs; cleanup.autoPrune = false keeps sessions"
+    )
 }

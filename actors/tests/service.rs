@@ -80,7 +80,7 @@ async fn beyond_the_queue_the_answer_is_when_to_come_back() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     let error = house.run(job("print 1")).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::Unavailable);
-    assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
     for run in [running, waiting] {
         run.await.unwrap().unwrap();
     }

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
+use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{self, SandboxDefaults};
+use isol8_actors::pruner::PrunerConfig;
 use isol8_api::{ByteSize, Runtime};
 use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
@@ -20,11 +23,15 @@ pub struct ConfigFile {
     backend: BackendChoice,
     state_dir: String,
     max_concurrent: usize,
+    max_concurrent_per_tenant: usize,
     max_queued: usize,
+    max_wait_ms: u64,
     pool_strategy: Strategy,
     pool_size: PoolSize,
     server: Server,
     sessions: Sessions,
+    cleanup: Cleanup,
+    shutdown: Shutdown,
     defaults: DefaultsTable,
     ceilings: CeilingsTable,
     runtimes: BTreeMap<Runtime, RuntimeTable>,
@@ -43,11 +50,15 @@ impl Default for ConfigFile {
             backend: BackendChoice::Auto,
             state_dir: String::new(),
             max_concurrent: 10,
+            max_concurrent_per_tenant: 0,
             max_queued: 100,
+            max_wait_ms: 30_000,
             pool_strategy: Strategy::Fast,
             pool_size: PoolSize { clean: 0, dirty: 4 },
             server: Server::default(),
             sessions: Sessions::default(),
+            cleanup: Cleanup::default(),
+            shutdown: Shutdown::default(),
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
             runtimes: BTreeMap::from([
@@ -155,6 +166,36 @@ impl Default for Sessions {
             max: 100,
             max_queued: 32,
         }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Cleanup {
+    auto_prune: bool,
+    max_container_age_ms: u64,
+    prune_interval_ms: u64,
+}
+
+impl Default for Cleanup {
+    fn default() -> Self {
+        Self {
+            auto_prune: true,
+            max_container_age_ms: 3_600_000,
+            prune_interval_ms: 60_000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Shutdown {
+    grace_ms: u64,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { grace_ms: 10_000 }
     }
 }
 
@@ -347,6 +388,15 @@ impl ConfigFile {
         ] {
             require(key, given, given > 0, || "expected 1 or more".to_owned())?;
         }
+        for (key, given) in [
+            ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
+            (
+                "cleanup.maxContainerAgeMs",
+                self.cleanup.max_container_age_ms,
+            ),
+        ] {
+            require(key, given, given > 0, || "expected 1 or more".to_owned())?;
+        }
         let pool = |size: PoolSize| pool::PoolSize {
             clean: size.clean,
             dirty: size.dirty,
@@ -372,8 +422,21 @@ impl ConfigFile {
             host: self.server.host,
             port: self.server.port,
             max_body: usize::try_from(self.server.max_body_size.bytes()).unwrap_or(usize::MAX),
-            max_concurrent: self.max_concurrent,
-            max_queued: self.max_queued,
+            admission: AdmissionConfig {
+                max_concurrent: self.max_concurrent,
+                max_concurrent_per_tenant: match self.max_concurrent_per_tenant {
+                    0 => self.max_concurrent,
+                    most => most,
+                },
+                max_waiting: self.max_queued,
+                max_wait: Duration::from_millis(self.max_wait_ms),
+            },
+            cleanup: PrunerConfig {
+                auto_prune: self.cleanup.auto_prune,
+                max_age: Duration::from_millis(self.cleanup.max_container_age_ms),
+                interval: Duration::from_millis(self.cleanup.prune_interval_ms),
+            },
+            shutdown_grace: Duration::from_millis(self.shutdown.grace_ms),
             max_sessions: self.sessions.max,
             session_queue: self.sessions.max_queued,
             strategy: match self.pool_strategy {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix::WeakAddr;
 use actix::prelude::*;
@@ -76,6 +76,13 @@ pub(crate) struct Run {
 #[rtype(result = "()")]
 pub(crate) struct Delete;
 
+/// Ends the session where it has been idle for this long, and nobody waits.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Prune {
+    pub(crate) max_idle: Duration,
+}
+
 /// Asks for a [`SessionState`].
 #[derive(Debug, Message)]
 #[rtype(result = "SessionState")]
@@ -122,7 +129,7 @@ pub(crate) struct Setting {
     pub(crate) queue_limit: usize,
     pub(crate) status: Arc<Status>,
     pub(crate) pool: Addr<Pool>,
-    pub(crate) admission: Arc<Admission>,
+    pub(crate) admission: Admission,
     pub(crate) registry: WeakAddr<Registry>,
 }
 

@@ -7,9 +7,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Run;
 use super::message::Reply;
-use crate::admission::Admission;
+use super::{Run, Setting};
+use crate::admission::Permit;
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::Held;
@@ -34,15 +34,17 @@ impl Turn {
     pub(super) fn begin(
         run: Run,
         mut held: Held,
-        admission: Arc<Admission>,
+        setting: &Setting,
         waits: Waits,
     ) -> (Self, JoinHandle<TurnEnd>) {
         let turn = Self {
             reply: run.reply,
             cancel: run.cancel.clone(),
         };
+        let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
         let running = tokio::spawn(async move {
-            let result = execute(&mut held, &run.job, &admission, waits, &run.cancel).await;
+            let admitting = admission.admit(&tenant);
+            let result = execute(&mut held, &run.job, admitting, waits, &run.cancel).await;
             TurnEnd { held, result }
         });
         (turn, running)
@@ -52,12 +54,12 @@ impl Turn {
 async fn execute(
     held: &mut Held,
     job: &Job,
-    admission: &Admission,
+    admitting: impl Future<Output = Result<Permit, ExecuteError>>,
     mut waits: Waits,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let asked = Instant::now();
-    let permit = cancel.run_until_cancelled(admission.admit()).await;
+    let permit = cancel.run_until_cancelled(admitting).await;
     let _permit = permit.ok_or(ExecuteError::Cancelled)??;
     waits.queue += asked.elapsed();
     // A session's sizes are those of its first request; its limits are each request's own.
