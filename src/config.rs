@@ -170,6 +170,30 @@ impl Config {
         Ok(config)
     }
 
+    /// Takes over from the configuration before it what a running server cannot change. Returns the
+    /// keys where that makes a difference.
+    pub fn keep_fixed(&mut self, before: &Self) -> Vec<&'static str> {
+        let mut kept = Vec::new();
+        let mut keep = |key, differs| {
+            if differs {
+                kept.push(key);
+            }
+        };
+        keep("backend", self.backend != before.backend);
+        keep("stateDir", self.state != before.state);
+        keep("server.host", self.host != before.host);
+        keep("server.port", self.port != before.port);
+        keep("runtimes", self.kernels != before.kernels);
+        keep("docker", self.docker != before.docker);
+        self.backend = before.backend;
+        self.state.clone_from(&before.state);
+        self.host.clone_from(&before.host);
+        self.port = before.port;
+        self.kernels.clone_from(&before.kernels);
+        self.docker.clone_from(&before.docker);
+        kept
+    }
+
     /// What the service needs of it.
     #[must_use]
     pub fn service(&self) -> ServiceConfig {
@@ -306,6 +330,16 @@ mod tests {
             error.to_string(),
             "ISOL8_PORT = x: expected a port, 0 to 65535"
         );
+    }
+
+    #[test]
+    fn what_needs_a_restart_stays_and_is_named() {
+        let before = load("maxConcurrent = 1", &[]).unwrap();
+        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]";
+        let mut after = load(text, &[]).unwrap();
+        assert_eq!(after.keep_fixed(&before), ["server.port", "runtimes"]);
+        assert_eq!(after.port, before.port);
+        assert_eq!(after.admission.max_concurrent, 2);
     }
 
     #[test]

@@ -12,4 +12,5 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod jobs;
+pub mod reload;
 pub mod server;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use actix_web::{App, HttpServer, middleware, web};
 use isol8_actors::Service;
 use isol8_backend::BackendError;
+use tokio::sync::watch;
 
 use crate::config::Config;
 use auth::MasterKey;
@@ -43,12 +44,20 @@ pub enum ServeError {
 pub struct State {
     /// Runs jobs and knows the sessions.
     pub service: Service,
-    /// The checked configuration.
-    pub config: Config,
+    /// The checked configuration, as it is now.
+    pub config: watch::Receiver<Arc<Config>>,
     /// The key that every route but `/health` asks for.
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
+}
+
+impl State {
+    /// The configuration that holds for a request from its begin to its end.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
+    }
 }
 
 /// Adds every route to an application.
@@ -66,7 +75,8 @@ pub fn configure(app: &mut web::ServiceConfig) {
 /// [`ServeError`].
 pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     let service = state.service.clone();
-    let address = (state.config.host.clone(), state.config.port);
+    let config = state.config();
+    let address = (config.host.clone(), config.port);
     let state = web::Data::from(Arc::new(state));
     let server = HttpServer::new(move || {
         App::new()

@@ -27,7 +27,7 @@ pub use config::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use lease::Fate;
 pub use lease::{Held, Lease};
 use message::{Acquire, Create, Died, Release};
-pub use message::{Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
+pub use message::{Configure, Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
 use shelf::{Shelf, Warm};
 
 /// How long making a used sandbox new may take, limits included. The connection's own bound on a
@@ -488,6 +488,27 @@ impl Handler<Shutdown> for Pool {
         self.settle(ctx);
         // A pool that is gone has shut down.
         Box::pin(async { done.await.unwrap_or_default() })
+    }
+}
+
+impl Handler<Configure> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, Configure(config): Configure, ctx: &mut Self::Context) {
+        self.config = config;
+        let runtimes: Vec<_> = self.shelves.keys().copied().collect();
+        for runtime in runtimes {
+            let sandbox = self.config.sandbox;
+            let misfits = self
+                .shelf(runtime)
+                .take_out(|held| !sandbox.sizes_fit(&held.spec));
+            for held in misfits {
+                self.destroy(held, ctx);
+            }
+            self.shelf(runtime).backing_off = false;
+            self.evict(runtime, ctx);
+        }
+        self.settle(ctx);
     }
 }
 

@@ -162,6 +162,25 @@ impl Service {
         }
     }
 
+    /// Replaces the bounds of all parts. What runs, runs on, and what waits keeps its place. The grace
+    /// of a shutdown stays as it was.
+    ///
+    /// # Errors
+    /// [`ExecuteError::ShuttingDown`].
+    pub async fn configure(&self, config: ServiceConfig) -> Result<(), ExecuteError> {
+        let shared = &self.shared;
+        shared.admission.set_config(config.admission);
+        let pool = shared.pool.send(pool::Configure(config.pool)).await;
+        let registry = shared
+            .registry
+            .send(registry::Configure(config.sessions))
+            .await;
+        let pruner = shared.pruner.send(pruner::Configure(config.pruner)).await;
+        pool.and(registry)
+            .and(pruner)
+            .map_err(|_| ExecuteError::ShuttingDown)
+    }
+
     /// The sessions of a tenant, or of all.
     ///
     /// # Errors

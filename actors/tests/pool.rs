@@ -470,3 +470,28 @@ async fn a_steady_load_comes_to_need_no_more_sandboxes() {
     assert_eq!(after.created, warm.created, "{warm:?} {after:?}");
     house.finish().await;
 }
+
+#[actix::test]
+async fn new_bounds_apply_to_what_waits_and_to_what_comes_back() {
+    let house = House::new(with_pool(3, 4));
+    house.until_waiting(3, 0).await;
+    let running = house.spawn_as("t", None, job("sleep 1000"));
+    house
+        .until("running", |h| h.backend.counters().runs == 1)
+        .await;
+    let mut config = with_pool(1, 4);
+    config.pool.sandbox.tmp_size = ByteSize::from_mebibytes(1);
+    house.service.configure(config).await.unwrap();
+    house.until_waiting(1, 0).await;
+    assert_eq!(running.await.unwrap().unwrap().exit_code, 0);
+    house
+        .until("only the new one is left", |h| {
+            h.backend.counters().live() == 1
+        })
+        .await;
+    house.service.configure(secure(2)).await.unwrap();
+    house.until_waiting(2, 0).await;
+    house.output("print 1").await;
+    assert_eq!(house.backend.counters().resets, 0);
+    house.finish().await;
+}

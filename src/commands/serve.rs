@@ -3,16 +3,21 @@
 use std::process::ExitCode;
 
 use isol8_actors::Service;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::{Failure, load_config};
 use crate::backends;
 use crate::cli::Serve;
+use crate::reload;
 use crate::server::auth::MasterKey;
-use crate::server::{self, State};
+use crate::server::{self, ServeError, State};
 
 pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
-    let config = load_config(&arguments.common, arguments.port)?;
+    let (common, port) = (arguments.common, arguments.port);
+    let load = move || load_config(&common, port);
+    let config = load()?;
     let key = arguments
         .key
         .and_then(MasterKey::new)
@@ -26,13 +31,20 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     }
     log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
     let service = Service::start(backend.clone(), config.service());
+    let (current, config) = watch::channel(Arc::new(config));
     let state = State {
         service: service.clone(),
         backend: backend.name(),
         config,
         key,
     };
-    if let Err(error) = server::serve(state, stop).await {
+    let served = tokio::select! {
+        served = server::serve(state, stop) => served,
+        followed = reload::follow(load, current, service.clone()) => {
+            followed.map_err(ServeError::Listen)
+        }
+    };
+    if let Err(error) = served {
         // Where it could not even listen, the sandboxes are still there.
         service.shutdown().await?;
         return Err(error.into());

@@ -15,5 +15,6 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod preload;
+mod reload;
 mod sessions;
 mod streams;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::lease::Fate;
-use super::{Held, Lease, Pool};
+use super::{Held, Lease, Pool, PoolConfig};
 use crate::error::ExecuteError;
 
 /// Why there is no sandbox.
@@ -107,6 +107,11 @@ pub(super) struct Died {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown;
+
+/// Replaces the bounds. Sandboxes that fit them no longer go, those in use once they come back.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Configure(pub PoolConfig);
 
 /// Asks for a [`PoolState`].
 #[derive(Debug, Message)]

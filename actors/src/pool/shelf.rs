@@ -117,6 +117,17 @@ impl Shelf {
         self.used.len() + self.cleaning + self.fresh.len().saturating_sub(clean)
     }
 
+    /// Takes out the sandboxes of which this is so.
+    pub(super) fn take_out(&mut self, unwanted: impl Fn(&Held) -> bool) -> Vec<Held> {
+        let used = self.used.iter().map(|(_, warm)| warm);
+        let held = self.fresh.iter().chain(used).map(|warm| &warm.held);
+        let ids: Vec<_> = held
+            .filter(|held| unwanted(held))
+            .map(|held| held.sandbox.id().clone())
+            .collect();
+        ids.iter().filter_map(|id| self.remove(id)).collect()
+    }
+
     /// Takes out all sandboxes.
     pub(super) fn clear(&mut self) -> Vec<Held> {
         let used = self.used.drain(..).map(|(_, warm)| warm);

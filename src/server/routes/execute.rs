@@ -23,9 +23,10 @@ async fn post(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<ExecutionResult>, ApiError> {
-    let body: ExecuteBody = body::json(payload, state.config.max_body).await?;
+    let config = state.config();
+    let body: ExecuteBody = body::json(payload, config.max_body).await?;
     let options = body.options.unwrap_or_default();
-    let job = jobs::job(body.request, options, &state.config)?;
+    let job = jobs::job(body.request, options, &config)?;
     let execution = state.service.execute(caller.tenant, body.session_id, job);
     let result = while_connected(&request, execution).await?;
     Ok(web::Json(result))
