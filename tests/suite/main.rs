@@ -16,5 +16,6 @@ mod lifecycle;
 mod limits;
 mod preload;
 mod reload;
+mod reset;
 mod sessions;
 mod streams;
