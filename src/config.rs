@@ -84,6 +84,8 @@ pub struct Config {
     pub strategy: Strategy,
     /// How many sandboxes wait.
     pub pools: BTreeMap<Runtime, PoolSize>,
+    /// How old a waiting sandbox may become.
+    pub pool_max_age: Duration,
     /// How interpreters are kept booted.
     pub kernels: Kernels,
     /// What a request gets that asks for nothing.
@@ -201,6 +203,7 @@ impl Config {
             pool: PoolConfig {
                 strategy: self.strategy,
                 sizes: self.pools.clone(),
+                max_age: self.pool_max_age,
                 sandbox: self.defaults.sandbox,
                 ..PoolConfig::default()
             },

@@ -40,6 +40,9 @@ const BACK_OFF: Duration = Duration::from_millis(200);
 /// Longest such pause.
 const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
+/// Between two looks at the age and the health of what waits.
+const LOOK_AFTER: Duration = Duration::from_secs(10);
+
 /// The actor.
 #[derive(Debug)]
 pub struct Pool {
@@ -60,6 +63,7 @@ impl Actor for Pool {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.refill(ctx);
+        ctx.run_interval(LOOK_AFTER, |pool, ctx| pool.look_after(ctx));
     }
 }
 
@@ -151,6 +155,7 @@ impl Pool {
                 let memory = Memory::fresh();
                 let held = Held {
                     sandbox,
+                    made: Instant::now(),
                     spec,
                     memory,
                 };
@@ -246,6 +251,35 @@ impl Pool {
             pool.shelf(runtime).evicting = false;
             pool.evict(runtime, ctx);
         });
+    }
+
+    /// Removes what has become too old, and asks what has waited long whether it is well.
+    fn look_after(&mut self, ctx: &mut Context<Self>) {
+        let PoolConfig {
+            max_age,
+            check_after,
+            ..
+        } = self.config;
+        let runtimes: Vec<_> = self.shelves.keys().copied().collect();
+        for runtime in runtimes {
+            let shelf = self.shelf(runtime);
+            for held in shelf.take_out(|held| held.made.elapsed() >= max_age) {
+                self.destroy(held, ctx);
+            }
+            for held in self.shelf(runtime).to_check(check_after) {
+                let pool = ctx.address();
+                tokio::spawn(async move {
+                    if let Err(error) = held.sandbox.control().check().await {
+                        pool.do_send(Died {
+                            runtime,
+                            id: held.sandbox.id().clone(),
+                            reason: error.to_string(),
+                        });
+                    }
+                });
+            }
+        }
+        self.settle(ctx);
     }
 
     /// Makes a used sandbox as new, in the background.
@@ -380,6 +414,7 @@ fn watched(held: Held, ctx: &mut Context<Pool>) -> Warm {
     Warm {
         held,
         since: Instant::now(),
+        checked: Instant::now(),
         _watch: watch,
     }
 }

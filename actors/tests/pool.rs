@@ -495,3 +495,39 @@ async fn new_bounds_apply_to_what_waits_and_to_what_comes_back() {
     assert_eq!(house.backend.counters().resets, 0);
     house.finish().await;
 }
+
+#[actix::test]
+async fn what_has_waited_for_long_is_replaced() {
+    let mut config = with_pool(2, 4);
+    config.pool.max_age = Duration::from_secs(600);
+    let house = House::new(config);
+    house.until_waiting(2, 0).await;
+    house.output("print 1").await;
+    house.until_waiting(2, 1).await;
+    let before = house.backend.living();
+    tokio::time::sleep(Duration::from_secs(500)).await;
+    assert_eq!(house.backend.living(), before);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    house.until_waiting(2, 0).await;
+    assert!(!house.backend.living().iter().any(|id| before.contains(id)));
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_waiting_sandbox_that_does_not_answer_is_replaced() {
+    let house = House::new(with_pool(1, 0));
+    house.until_waiting(1, 0).await;
+    let before = house.backend.living();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(house.backend.living(), before, "it is well");
+    house.backend.hang_prepare(true);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    house.backend.hang_prepare(false);
+    house
+        .until("another one", |h| {
+            let living = h.backend.living();
+            living.len() == 1 && living != before
+        })
+        .await;
+    house.finish().await;
+}

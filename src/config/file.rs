@@ -28,6 +28,7 @@ pub struct ConfigFile {
     max_wait_ms: u64,
     pool_strategy: Strategy,
     pool_size: PoolSize,
+    pool_max_age_ms: u64,
     server: Server,
     sessions: Sessions,
     cleanup: Cleanup,
@@ -55,6 +56,7 @@ impl Default for ConfigFile {
             max_wait_ms: 30_000,
             pool_strategy: Strategy::Fast,
             pool_size: PoolSize { clean: 0, dirty: 4 },
+            pool_max_age_ms: 3_600_000,
             server: Server::default(),
             sessions: Sessions::default(),
             cleanup: Cleanup::default(),
@@ -389,6 +391,7 @@ impl ConfigFile {
             require(key, given, given > 0, || "expected 1 or more".to_owned())?;
         }
         for (key, given) in [
+            ("poolMaxAgeMs", self.pool_max_age_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (
                 "cleanup.maxContainerAgeMs",
@@ -444,6 +447,7 @@ impl ConfigFile {
                 Strategy::Secure => pool::Strategy::Secure,
             },
             pools: pools.collect(),
+            pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             kernels: Kernels::new(kernels),
             defaults,
             ceilings,

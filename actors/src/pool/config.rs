@@ -84,6 +84,10 @@ pub struct PoolConfig {
     /// How long a used sandbox may wait that is one too many. Load comes and goes in bursts: without
     /// this, sandboxes would be removed after each and made for the next.
     pub linger: Duration,
+    /// How old a waiting sandbox may become.
+    pub max_age: Duration,
+    /// How long one may wait before it is asked whether it is well.
+    pub check_after: Duration,
     /// What waiting sandboxes have.
     pub sandbox: SandboxDefaults,
     /// How long making a sandbox may take.
@@ -98,6 +102,8 @@ impl Default for PoolConfig {
             sizes: BTreeMap::new(),
             refill_width: 2,
             linger: Duration::from_secs(5),
+            max_age: Duration::from_secs(3600),
+            check_after: Duration::from_secs(60),
             sandbox: SandboxDefaults::default(),
             create_timeout: Duration::from_secs(60),
         }

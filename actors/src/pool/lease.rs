@@ -7,6 +7,8 @@ use actix::Addr;
 use isol8_api::TenantId;
 use isol8_backend::{BackendError, Limits, Sandbox, SandboxSpec};
 
+use tokio::time::Instant;
+
 use super::Pool;
 use super::message::Release;
 use crate::run::Memory;
@@ -19,6 +21,8 @@ const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Held {
     /// The sandbox.
     pub sandbox: Arc<dyn Sandbox>,
+    /// When it was made.
+    pub made: Instant,
     /// What it was made for, with the limits that hold now.
     pub spec: SandboxSpec,
     /// What is known of its last run.

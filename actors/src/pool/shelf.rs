@@ -1,6 +1,7 @@
 //! What waits for one runtime: sandboxes, and requests for one.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use isol8_api::{ByteSize, TenantId};
 use isol8_backend::{SandboxId, SandboxSpec};
@@ -16,6 +17,8 @@ pub(super) struct Warm {
     pub(super) held: Held,
     /// When it was put there.
     pub(super) since: Instant,
+    /// When it was last known to be well.
+    pub(super) checked: Instant,
     /// Notices its death while nobody uses it.
     pub(super) _watch: DeathWatch,
 }
@@ -115,6 +118,18 @@ impl Shelf {
     /// How many there are beside `clean` fresh ones.
     pub(super) fn beside(&self, clean: usize) -> usize {
         self.used.len() + self.cleaning + self.fresh.len().saturating_sub(clean)
+    }
+
+    /// Those that were not known to be well for this long, which are taken to be from now on.
+    pub(super) fn to_check(&mut self, after: Duration) -> Vec<Held> {
+        let used = self.used.iter_mut().map(|(_, warm)| warm);
+        let warm = self.fresh.iter_mut().chain(used);
+        let due = warm.filter(|warm| warm.checked.elapsed() >= after);
+        due.map(|warm| {
+            warm.checked = Instant::now();
+            warm.held.clone()
+        })
+        .collect()
     }
 
     /// Takes out the sandboxes of which this is so.

@@ -140,6 +140,22 @@ impl Control {
             || there_in.load(Ordering::Relaxed) == life.load(Ordering::Relaxed)
     }
 
+    /// Asks the guest for the interpreter that it keeps, to see that it answers. Takes as long as
+    /// booting one may; a guest that is asked for none is taken to be well.
+    ///
+    /// # Errors
+    /// [`ControlError::TimedOut`] and [`ControlError::Closed`].
+    pub async fn check(&self) -> Result<(), ControlError> {
+        let Some((kernel, settings)) = self.kept.wanted.get() else {
+            return Ok(());
+        };
+        match self.prepare(*kernel, settings.clone()).await {
+            // That is an answer.
+            Err(ControlError::Failed(_)) => Ok(()),
+            checked => checked,
+        }
+    }
+
     /// Starts a run. Its events come from the returned [`Run`]; dropping that ends the run.
     ///
     /// # Errors

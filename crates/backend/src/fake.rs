@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use isol8_api::Runtime;
+use isol8_protocol::{KernelKind, KernelSettings};
 use tokio::task::AbortHandle;
 
 use crate::control::Control;
@@ -58,6 +59,7 @@ struct Script {
     hang_create: bool,
     fail_reset: bool,
     hang_reset: bool,
+    hang_prepare: bool,
     reset_takes: Duration,
     fail_set_limits: bool,
     fail_destroy: bool,
@@ -144,6 +146,11 @@ impl FakeBackend {
     /// Whether guests leave a reset unanswered.
     pub fn hang_reset(&self, hang: bool) {
         self.script().hang_reset = hang;
+    }
+
+    /// Whether guests leave unanswered that an interpreter is asked for.
+    pub fn hang_prepare(&self, hang: bool) {
+        self.script().hang_prepare = hang;
     }
 
     /// A reset takes this long from now on.
@@ -273,6 +280,7 @@ impl FakeSandbox {
             .await
             .inspect_err(|_| guest.abort())
             .map_err(BackendError::Control)?;
+        control.prepare_in_background(KernelKind::Python, KernelSettings::default());
         let id = SandboxId::random();
         lock(&world.living).insert(id.clone(), guest.clone());
         lock(&world.counters).created += 1;

@@ -98,7 +98,11 @@ impl Guest {
     fn handle(&mut self, frame: HostFrame) {
         match frame {
             HostFrame::Hello { .. } => {}
-            HostFrame::Prepare { id, .. } => self.send(GuestFrame::Done { id }),
+            HostFrame::Prepare { id, .. } => {
+                if !lock(&self.world.script).hang_prepare {
+                    self.send(GuestFrame::Done { id });
+                }
+            }
             HostFrame::Exec { id, spec } => self.exec(id, spec),
             HostFrame::Credit { id, bytes } => {
                 if let Some(task) = self.tasks.get(&id) {
