@@ -336,6 +336,23 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_may_follow_the_demand() {
+        let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
+        assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
+        let both = "poolSize = { clean = 1, dirty = 2 }";
+        assert_eq!(size(both), PoolSize::fixed(1, 2));
+        let auto = "[runtimes.node]\npoolSize = { auto = true, min = 1, max = 8 }";
+        let most_clean = Some(8);
+        let expected = PoolSize {
+            most_clean,
+            ..PoolSize::fixed(1, 4)
+        };
+        assert_eq!(size(auto), expected);
+        let wrong = load("poolSize = { auto = true, max = 8 }", &[]).unwrap_err();
+        assert!(wrong.to_string().contains("min = number"), "{wrong}");
+    }
+
+    #[test]
     fn what_needs_a_restart_stays_and_is_named() {
         let before = load("maxConcurrent = 1", &[]).unwrap();
         let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]";

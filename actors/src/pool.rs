@@ -5,6 +5,7 @@
 //! sandbox never serves another tenant.
 
 mod config;
+mod demand;
 mod lease;
 mod message;
 mod shelf;
@@ -120,6 +121,7 @@ impl Pool {
         let limit = self.config.create_timeout;
         let wanted = spec.clone();
         let closing = self.closing.clone();
+        let begun = Instant::now();
         let making = tokio::spawn(async move {
             let making = tokio::time::timeout(limit, backend.create(&wanted));
             match closing.run_until_cancelled(making).await {
@@ -130,6 +132,9 @@ impl Pool {
         });
         let made = wrap_future::<_, Self>(making).map(move |made, pool, ctx| {
             let made = made.unwrap_or(Err(PoolError::Panicked));
+            if made.is_ok() {
+                pool.shelf(spec.runtime).demand.made(begun.elapsed());
+            }
             pool.created(made, spec, ticket, ctx);
         });
         ctx.spawn(made);
@@ -217,7 +222,8 @@ impl Pool {
     /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
     /// the time under a steady load.
     fn evict(&mut self, runtime: Runtime, ctx: &mut Context<Self>) {
-        let PoolSize { clean, dirty } = self.config.size_of(runtime);
+        let clean = self.clean_of(runtime);
+        let dirty = self.config.size_of(runtime).dirty;
         let dirty = match self.config.strategy {
             Strategy::Fast => dirty,
             Strategy::Secure => 0,
@@ -253,6 +259,17 @@ impl Pool {
         });
     }
 
+    /// How many clean sandboxes should wait now.
+    fn clean_of(&mut self, runtime: Runtime) -> usize {
+        let PoolSize {
+            clean, most_clean, ..
+        } = self.config.size_of(runtime);
+        match most_clean {
+            Some(most) => self.shelf(runtime).demand.clean(clean, most),
+            None => clean,
+        }
+    }
+
     /// Removes what has become too old, and asks what has waited long whether it is well.
     fn look_after(&mut self, ctx: &mut Context<Self>) {
         let PoolConfig {
@@ -266,6 +283,7 @@ impl Pool {
             for held in shelf.take_out(|held| held.made.elapsed() >= max_age) {
                 self.destroy(held, ctx);
             }
+            self.evict(runtime, ctx);
             for held in self.shelf(runtime).to_check(check_after) {
                 let pool = ctx.address();
                 tokio::spawn(async move {
@@ -336,7 +354,7 @@ impl Pool {
     /// Makes sandboxes ahead of time, up to what should wait.
     fn refill(&mut self, ctx: &mut Context<Self>) {
         for runtime in Runtime::ALL {
-            let target = self.config.size_of(runtime).clean;
+            let target = self.clean_of(runtime);
             if target == 0 {
                 continue;
             }

@@ -29,7 +29,7 @@ fn spec() -> SandboxSpec {
 fn bare_pool(backend: &FakeBackend) -> Addr<Pool> {
     tokio::time::pause();
     let config = PoolConfig {
-        size: PoolSize { clean: 0, dirty: 2 },
+        size: PoolSize::fixed(0, 2),
         ..PoolConfig::default()
     };
     Pool::new(Arc::new(backend.clone()), config).start()
@@ -529,5 +529,27 @@ async fn a_waiting_sandbox_that_does_not_answer_is_replaced() {
             living.len() == 1 && living != before
         })
         .await;
+    house.finish().await;
+}
+
+#[actix::test]
+async fn an_adaptive_pool_follows_the_load() {
+    let mut config = secure(0);
+    let size = PoolSize {
+        clean: 1,
+        most_clean: Some(6),
+        dirty: 0,
+    };
+    config.pool.sizes = [(Runtime::Python, size)].into();
+    let house = House::new(config);
+    house.backend.slow_create(Duration::from_secs(1));
+    house.until_waiting(1, 0).await;
+    for _ in 0..120 {
+        house.output("print 1").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    house.until_waiting(3, 0).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    house.until_waiting(1, 0).await;
     house.finish().await;
 }

@@ -148,7 +148,7 @@ fn write_text(to: &mut impl Write, text: &str) -> io::Result<()> {
 pub(super) fn service_without_pool(config: &Config) -> ServiceConfig {
     let mut service = config.service();
     service.pool.sizes.clear();
-    service.pool.size = PoolSize { clean: 0, dirty: 0 };
+    service.pool.size = PoolSize::fixed(0, 0);
     service.pool.strategy = Strategy::Secure;
     service
 }

@@ -42,7 +42,7 @@ pub struct ConfigFile {
 
 impl Default for ConfigFile {
     fn default() -> Self {
-        let size = |clean| PoolSize { clean, dirty: 4 };
+        let size = PoolSize::fixed;
         let bash = RuntimeTable {
             pool_size: Some(size(1)),
             ..RuntimeTable::default()
@@ -55,7 +55,7 @@ impl Default for ConfigFile {
             max_queued: 100,
             max_wait_ms: 30_000,
             pool_strategy: Strategy::Fast,
-            pool_size: PoolSize { clean: 0, dirty: 4 },
+            pool_size: PoolSize::fixed(0),
             pool_max_age_ms: 3_600_000,
             server: Server::default(),
             sessions: Sessions::default(),
@@ -106,33 +106,72 @@ enum Strategy {
     Secure,
 }
 
-/// `{ clean, dirty }`, or one number for `clean`.
+/// `{ clean, dirty }`, one number for `clean`, or `{ auto = true, min, max, dirty }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PoolSizeForm")]
 struct PoolSize {
     clean: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    most_clean: Option<usize>,
     dirty: usize,
 }
 
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected a number, or { clean = number, dirty = number }"
+    expecting = "expected a number, { clean = number, dirty = number }, or { auto = true, min = number, max = number, dirty = number }"
 )]
 enum PoolSizeForm {
     Clean(usize),
-    #[serde(rename_all = "camelCase")]
-    Both {
-        clean: usize,
-        dirty: usize,
-    },
+    Auto(AutoForm),
+    Both(BothForm),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct BothForm {
+    clean: usize,
+    dirty: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AutoForm {
+    auto: bool,
+    min: usize,
+    max: usize,
+    #[serde(default = "usual_dirty")]
+    dirty: usize,
+}
+
+/// Used sandboxes that wait where nothing else is said.
+fn usual_dirty() -> usize {
+    4
+}
+
+impl PoolSize {
+    fn fixed(clean: usize) -> Self {
+        Self {
+            clean,
+            most_clean: None,
+            dirty: usual_dirty(),
+        }
+    }
 }
 
 impl From<PoolSizeForm> for PoolSize {
     fn from(form: PoolSizeForm) -> Self {
         match form {
-            PoolSizeForm::Clean(clean) => Self { clean, dirty: 4 },
-            PoolSizeForm::Both { clean, dirty } => Self { clean, dirty },
+            PoolSizeForm::Clean(clean) => Self::fixed(clean),
+            PoolSizeForm::Both(BothForm { clean, dirty }) => Self {
+                dirty,
+                ..Self::fixed(clean)
+            },
+            PoolSizeForm::Auto(form) => Self {
+                clean: form.min,
+                most_clean: form.auto.then_some(form.max),
+                dirty: form.dirty,
+            },
         }
     }
 }
@@ -402,6 +441,7 @@ impl ConfigFile {
         }
         let pool = |size: PoolSize| pool::PoolSize {
             clean: size.clean,
+            most_clean: size.most_clean,
             dirty: size.dirty,
         };
         let pools = Runtime::ALL.into_iter().map(|runtime| {

@@ -19,11 +19,26 @@ pub enum Strategy {
 /// How many sandboxes of one runtime wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSize {
-    /// Never used ones, made ahead of time.
+    /// Never used ones, made ahead of time; with `most_clean` the least of them.
     pub clean: usize,
+    /// Where their number follows the demand, the most of them: as many wait as were taken of late in
+    /// three times the time that making one takes.
+    pub most_clean: Option<usize>,
     /// Used ones, being reset or waiting for their tenant. For [`PoolConfig::linger`] there may be
     /// twice as many.
     pub dirty: usize,
+}
+
+impl PoolSize {
+    /// Always the same number.
+    #[must_use]
+    pub fn fixed(clean: usize, dirty: usize) -> Self {
+        Self {
+            clean,
+            most_clean: None,
+            dirty,
+        }
+    }
 }
 
 /// What a sandbox has where a request says nothing else.
@@ -98,7 +113,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             strategy: Strategy::default(),
-            size: PoolSize { clean: 1, dirty: 4 },
+            size: PoolSize::fixed(1, 4),
             sizes: BTreeMap::new(),
             refill_width: 2,
             linger: Duration::from_secs(5),

@@ -7,6 +7,7 @@ use isol8_api::{ByteSize, TenantId};
 use isol8_backend::{SandboxId, SandboxSpec};
 use tokio::time::Instant;
 
+use super::demand::Demand;
 use super::lease::Held;
 use super::message::Acquire;
 use crate::watch::DeathWatch;
@@ -68,6 +69,8 @@ pub(super) struct Shelf {
     pub(super) failures: u32,
     /// Nothing is made ahead of time for now.
     pub(super) backing_off: bool,
+    /// For never used ones.
+    pub(super) demand: Demand,
     /// A look at those that are too many is due.
     pub(super) evicting: bool,
     /// The backend cannot run this runtime; nothing is made ahead of time until it could.
@@ -86,6 +89,7 @@ impl Shelf {
             return self.used.remove(at).map(|(_, warm)| warm.held);
         }
         let is_ready = |warm: &Warm| warm.is_alive() && warm.is_prepared();
+        self.demand.taken();
         let ready = self.fresh.iter().position(is_ready);
         let at = ready.or_else(|| self.fresh.iter().position(Warm::is_alive))?;
         self.fresh.remove(at).map(|warm| warm.held)

@@ -23,7 +23,7 @@ pub struct House {
 pub fn config() -> ServiceConfig {
     ServiceConfig {
         pool: PoolConfig {
-            size: PoolSize { clean: 0, dirty: 4 },
+            size: PoolSize::fixed(0, 4),
             ..PoolConfig::default()
         },
         ..ServiceConfig::default()
@@ -33,7 +33,7 @@ pub fn config() -> ServiceConfig {
 /// As [`config`], with this many Python sandboxes.
 pub fn with_pool(clean: usize, dirty: usize) -> ServiceConfig {
     let mut config = config();
-    config.pool.sizes = BTreeMap::from([(Runtime::Python, PoolSize { clean, dirty })]);
+    config.pool.sizes = BTreeMap::from([(Runtime::Python, PoolSize::fixed(clean, dirty))]);
     config
 }
 
