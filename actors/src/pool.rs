@@ -284,7 +284,7 @@ impl Pool {
                 self.destroy(held, ctx);
             }
             self.evict(runtime, ctx);
-            for held in self.shelf(runtime).to_check(check_after) {
+            for held in self.shelf(runtime).due_for_check(check_after) {
                 let pool = ctx.address();
                 tokio::spawn(async move {
                     if let Err(error) = held.sandbox.control().check().await {

@@ -125,7 +125,7 @@ impl Shelf {
     }
 
     /// Those that were not known to be well for this long, which are taken to be from now on.
-    pub(super) fn to_check(&mut self, after: Duration) -> Vec<Held> {
+    pub(super) fn due_for_check(&mut self, after: Duration) -> Vec<Held> {
         let used = self.used.iter_mut().map(|(_, warm)| warm);
         let warm = self.fresh.iter_mut().chain(used);
         let due = warm.filter(|warm| warm.checked.elapsed() >= after);
