@@ -1,8 +1,8 @@
 //! What a program prints arrives whole, in order, and once; a run ends when it has ended.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use isol8_client::Options;
+use isol8_client::{ExecutionRequest, Options, Runtime};
 
 use crate::harness::{Server, bash, command, on_each_backend, python};
 
@@ -12,6 +12,10 @@ on_each_backend!(
     characters_are_never_split,
     secrets_in_pieces_are_masked,
     a_cell_that_forges_its_end_fools_only_itself,
+    a_script_that_forges_its_end_fools_only_itself,
+    instant_scripts_lose_nothing,
+    what_is_printed_last_is_whole,
+    early_interpreters_know_the_time_and_their_environment,
 );
 
 async fn instant_commands_lose_nothing(server: Server) {
@@ -65,6 +69,129 @@ async fn secrets_in_pieces_are_masked(server: Server) {
         (result.stdout.as_str(), result.stderr.as_str()),
         ("x***y***z", "x***y***z")
     );
+}
+
+/// Writes what a driver says to every descriptor but the standard ones, and then goes on.
+const FORGE: &str = "import fs from 'node:fs';
+const lies = ['ready\\n', 'started\\n', 'ended 0\\n', 'ended 0 quiet\\n', 'cell 1 code 0\\n', 'x'.repeat(9999) + '\\n'];
+for (const fd of fs.readdirSync('/proc/self/fd')) {
+  if (Number(fd) < 3) continue;
+  for (const lie of lies) try { fs.writeSync(Number(fd), lie) } catch {}
+}
+setTimeout(() => { console.log('after'); process.exit(3) }, 200);";
+
+async fn a_script_that_forges_its_end_fools_only_itself(server: Server) {
+    let client = server.client();
+    for runtime in [Runtime::Node, Runtime::Bun, Runtime::Deno] {
+        for _ in 0..3 {
+            let mut forging = ExecutionRequest::new(runtime);
+            forging.code = Some(FORGE.to_owned());
+            // Whatever the answer is, there is one.
+            let _ = client.execute(forging).await.unwrap();
+            let mut next = ExecutionRequest::new(runtime);
+            next.code = Some("console.log(6 * 7)".to_owned());
+            let next = client.execute(next).await.unwrap();
+            assert_eq!((next.stdout.as_str(), next.exit_code), ("42", 0));
+        }
+    }
+    server.stop();
+}
+
+async fn instant_scripts_lose_nothing(server: Server) {
+    for number in 0..500 {
+        let code = format!(
+            "import sys; print({number}); print('e', file=sys.stderr); sys.exit({number} % 3)"
+        );
+        let code = if number % 2 == 0 {
+            format!("print({number})")
+        } else {
+            code
+        };
+        let result = server.python(&code).await;
+        let (stderr, exit) = if number % 2 == 0 {
+            ("", 0)
+        } else {
+            ("e", number % 3)
+        };
+        assert_eq!(
+            (result.stdout, result.stderr.as_str(), result.exit_code),
+            (number.to_string(), stderr, exit)
+        );
+    }
+    server.stop();
+}
+
+async fn what_is_printed_last_is_whole(server: Server) {
+    let programs = [
+        (Runtime::Python, "print('x' * 1_000_000 + 'end')"),
+        (Runtime::Node, "console.log('x'.repeat(1_000_000) + 'end')"),
+        (Runtime::Bun, "console.log('x'.repeat(1_000_000) + 'end')"),
+        (Runtime::Deno, "console.log('x'.repeat(1_000_000) + 'end')"),
+        (
+            Runtime::Bash,
+            "head -c 1000000 /dev/zero | tr '\\0' x; echo end",
+        ),
+    ];
+    for (runtime, code) in programs {
+        for session in [None, Some(format!("last-{runtime}"))] {
+            let client = match &session {
+                None => server.client(),
+                Some(id) => server.session(id),
+            };
+            let mut request = ExecutionRequest::new(runtime);
+            request.code = Some(code.to_owned());
+            let options = Options {
+                max_output_size: Some(2 << 20),
+                ..Options::default()
+            };
+            let result = client.execute_with(request, options).await.unwrap();
+            assert_eq!(result.stdout.len(), 1_000_003, "{runtime} {session:?}");
+            assert!(result.stdout.ends_with("xend"));
+        }
+    }
+    server.stop();
+}
+
+async fn early_interpreters_know_the_time_and_their_environment(server: Server) {
+    let programs = [
+        (
+            Runtime::Python,
+            "import os, time\nprint(int(time.time()), time.strftime('%z'), os.environ['GIVEN'])",
+        ),
+        (Runtime::Node, JAVASCRIPT),
+        (Runtime::Bun, JAVASCRIPT),
+        (Runtime::Deno, JAVASCRIPT),
+        (Runtime::Bash, "echo $(date +%s) $(date +%z) $GIVEN"),
+    ];
+    // Long enough that a time from the boot would be seen.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for (runtime, code) in programs {
+        for number in 0..3 {
+            let mut request = ExecutionRequest::new(runtime);
+            request.code = Some(code.to_owned());
+            let given = format!("given {number}");
+            request.env = [("GIVEN", given.as_str()), ("TZ", "Asia/Karachi")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into();
+            let before = now();
+            let result = server.client().execute(request).await.unwrap();
+            let (time, rest) = result.stdout.split_once(' ').unwrap();
+            let time: u64 = time.parse().unwrap();
+            assert!((before..=now()).contains(&time), "{runtime}: {time}");
+            assert_eq!(rest, format!("+0500 {given}"), "{runtime}");
+        }
+    }
+    server.stop();
+}
+
+const JAVASCRIPT: &str = "const minutes = -new Date().getTimezoneOffset();
+const zone = `+${String(minutes / 60).padStart(2, '0')}${String(minutes % 60).padStart(2, '0')}`;
+console.log(Math.floor(Date.now() / 1000), zone, process.env.GIVEN);";
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap().as_secs()
 }
 
 async fn a_cell_that_forges_its_end_fools_only_itself(server: Server) {

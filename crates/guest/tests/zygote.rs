@@ -9,11 +9,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use isol8_protocol::{FailureKind, KernelKind, KernelSettings, ZYGOTE_UID};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::Sandbox;
+use support::{PATIENCE, Sandbox};
 
 async fn kept(settings: KernelSettings) -> Sandbox {
     let sandbox = Sandbox::start().await;
@@ -34,6 +35,18 @@ fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
     children
         .map(|pid| Pid::from_raw(pid.parse().unwrap()))
         .collect()
+}
+
+/// The one zygote. What it forks is another for a moment.
+async fn zygote(sandbox: &Sandbox) -> Pid {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let [zygote] = zygotes(sandbox)[..] {
+            return zygote;
+        }
+        assert!(Instant::now() < deadline, "there is not one zygote");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Makes every fork of a zygote fail.
@@ -64,10 +77,10 @@ async fn children_of_one_zygote_differ_in_what_is_random() {
                   print(random.random(), uuid.uuid4(), secrets.token_hex(8), tempfile.mktemp(), \
                   ssl.RAND_bytes(8).hex())";
     let first = sandbox.python(source).await;
-    let zygote = zygotes(&sandbox);
+    let before = zygote(&sandbox).await;
     sandbox.control.reset().await.unwrap();
     let second = sandbox.python(source).await;
-    assert_eq!(zygotes(&sandbox), zygote, "forked from the same one");
+    assert_eq!(zygote(&sandbox).await, before, "forked from the same one");
     let words = first.ok().split(' ').zip(second.ok().split(' '));
     assert_eq!(words.clone().count(), 5);
     for (one, other) in words {
@@ -91,19 +104,35 @@ async fn a_module_that_cannot_be_imported_ahead_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_module_that_leaves_a_thread_running_is_refused_with_the_reason() {
+    let sandbox = Sandbox::start().await;
+    let settings = KernelSettings {
+        preload: vec!["lingering".to_owned()],
+        ..KernelSettings::default()
+    };
+    let prepared = sandbox.control.prepare(KernelKind::Python, settings).await;
+    let error = prepared.unwrap_err();
+    assert_eq!(error.failure_kind(), Some(FailureKind::Refused));
+    let text = error.to_string();
+    assert!(
+        text.contains("lingering leaves threads running after its import"),
+        "{text}"
+    );
+    assert_eq!(sandbox.python("print(1)").await.ok(), "1");
+}
+
+#[tokio::test]
 async fn a_zygote_that_is_killed_or_hangs_costs_no_run() {
     let sandbox = kept(KernelSettings::default()).await;
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let [zygote] = zygotes(&sandbox)[..] else {
-            panic!("there is not one zygote")
-        };
-        kill(zygote, signal).unwrap();
+        let before = zygote(&sandbox).await;
+        kill(before, signal).unwrap();
         for _ in 0..3 {
             assert_eq!(sandbox.python("print(1)").await.ok(), "1");
             sandbox.control.reset().await.unwrap();
         }
         again(&sandbox).await;
-        assert_ne!(zygotes(&sandbox), [zygote], "after {signal}");
+        assert_ne!(zygote(&sandbox).await, before, "after {signal}");
     }
 }
 
@@ -114,7 +143,7 @@ async fn a_zygote_is_replaced_after_its_share_of_runs() {
         ..KernelSettings::default()
     })
     .await;
-    let first = zygotes(&sandbox);
+    let first = [zygote(&sandbox).await];
     for _ in 0..200 {
         assert_eq!(sandbox.python("print(1)").await.ok(), "1");
         sandbox.control.reset().await.unwrap();
@@ -129,15 +158,13 @@ async fn a_zygote_is_replaced_after_its_share_of_runs() {
 #[tokio::test]
 async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
     let sandbox = kept(KernelSettings::default()).await;
-    let [zygote] = zygotes(&sandbox)[..] else {
-        panic!("there is not one zygote")
-    };
-    forbid_forks(zygote);
+    let before = zygote(&sandbox).await;
+    forbid_forks(before);
     // It was started on this name, and must not get there.
     let trap = "import os\nwith open('/sandbox/main.py', 'w') as script:\n  \
                 script.write(\"import os; open(f'/tmp/proof-{os.getuid()}', 'w')\")\nos._exit(0)";
     assert!(sandbox.cell(trap).await.exit.state_lost);
     assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
     assert_eq!(sandbox.sh("ls /tmp").await.ok(), "");
-    assert_ne!(zygotes(&sandbox), [zygote]);
+    assert!(!zygotes(&sandbox).contains(&before));
 }

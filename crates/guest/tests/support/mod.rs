@@ -33,6 +33,13 @@ mount -t tmpfs -o mode=755 tmpfs "$root"
 cd "$root"
 mkdir usr proc dev dev/shm dev/mqueue etc run run/isol8 sandbox tmp
 mount --rbind -o ro /usr usr
+# A module that leaves a thread running after its import.
+for place in usr/local/lib/python3.*/dist-packages; do
+    [ -d "$place" ] || continue
+    mount -t tmpfs tmpfs "$place"
+    printf 'import threading, time\nthreading.Thread(target=time.sleep, args=(9999,), daemon=True).start()\n' \
+        > "$place/lingering.py"
+done
 for link in bin sbin lib lib64; do ln -s "usr/$link" "$link"; done
 for device in null zero urandom; do touch "dev/$device"; mount --bind "/dev/$device" "dev/$device"; done
 ln -s /proc/self/fd dev/fd
