@@ -2,8 +2,8 @@
 // so it has neither `import` declarations nor `export`, and its `import()` does not know from where.
 //
 // `import a, { b as c } from "d"` becomes `const { default: a, "b": c } = await $import("d")`,
-// `import(…)` and `import.meta` become `$import(…)` and `$import.meta`, and `export` before a
-// declaration goes. All lines stay where they are. Types are understood, not removed.
+// `import(…)` and `import.meta` become `$import(…)` and `$import.meta`. Of an `export`, what it declares
+// or loads is left. All lines stay where they are. Types are understood, not removed.
 
 /** The global function that imports go through; it has `meta` too. */
 export const NAME = "$import";
@@ -14,6 +14,8 @@ const BLANK = /(?:\s|\/\/.*|\/\*[^]*?\*\/)*/y;
 const REGULAR = /\/(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^\/\\\[\n])+\/[a-z]*/y;
 const TEXT = /"(?:\\[^]|[^"\\\n])*"|'(?:\\[^]|[^'\\\n])*'/y;
 const DECLARED = /(?:abstract|async|class|const|declare|enum|function|interface|let|namespace|type|var)\b/y;
+
+const NAMED = /(?:abstract\s+)?class\s+(?!extends\b)[\p{ID_Start}$_]|(?:async\s+)?function\b\s*\*?\s*[\p{ID_Start}$_]|interface\b/uy;
 
 /** After these a slash begins a regular expression. */
 const OPERATORS = new Set(
@@ -30,6 +32,24 @@ function match(pattern, source, at) {
 const skipBlank = (source, at) => at + match(BLANK, source, at).length;
 
 const linesOf = (text) => text.replace(/[^\n\r\u2028\u2029]/g, "");
+
+/** Where a declaration ends that has this specifier before `at`, and what it says of its loading. */
+function attributes(source, at, specifier) {
+  let options = "";
+  // The blanks behind belong to what follows.
+  let end = source.lastIndexOf(specifier, at) + specifier.length;
+  if (/^(?:with|assert)\s*\{/.test(source.slice(at, at + 40))) {
+    const open = source.indexOf("{", at);
+    const close = source.indexOf("}", open);
+    if (close > 0) {
+      options = `, { with: ${source.slice(open, close + 1).replace(/\s+/g, " ")} }`;
+      end = close + 1;
+    }
+  }
+  const semicolon = skipBlank(source, end);
+  if (source[semicolon] === ";") end = semicolon + 1;
+  return { end, options };
+}
 
 /** What stands instead of the import declaration at `at`, and its end; nothing if it is none. */
 function declaration(source, at) {
@@ -82,20 +102,7 @@ function declaration(source, at) {
     specifier = next(TEXT);
     if (specifier === undefined) return;
   }
-  let end = at;
-  let options = "";
-  if (/^(?:with|assert)\s*\{/.test(source.slice(at, at + 40))) {
-    const open = source.indexOf("{", at);
-    const close = source.indexOf("}", open);
-    if (close < 0) return;
-    options = `, { with: ${source.slice(open, close + 1).replace(/\s+/g, " ")} }`;
-    end = close + 1;
-  } else {
-    // The blanks behind belong to what follows.
-    end = source.lastIndexOf(specifier, at) + specifier.length;
-  }
-  const semicolon = skipBlank(source, end);
-  if (source[semicolon] === ";") end = semicolon + 1;
+  const { end, options } = attributes(source, at, specifier);
 
   const lines = linesOf(source.slice(begin, end));
   if (onlyTypes) return { text: lines, end };
@@ -111,6 +118,54 @@ function declaration(source, at) {
   return { text: `;${text};${lines}`, end };
 }
 
+/** What stands instead of the `export` at `at`, without what it declares, and its end; or nothing. */
+function exported(source, at) {
+  const behind = skipBlank(source, at + "export".length);
+  const replace = (text, end) => ({ text: text + linesOf(source.slice(at, end)), end });
+  const list = match(/(?:type\s*)?\{[^{}]*\}|(?:type\s*)?\*/y, source, behind);
+  if (list === undefined && match(DECLARED, source, behind)) return replace("", behind);
+  const default_ = match(/default\b/y, source, behind);
+  if (default_) {
+    const end = skipBlank(source, behind + default_.length);
+    // What has no name is no declaration by itself.
+    return replace(match(NAMED, source, end) ? "" : ";0, ", end);
+  }
+  if (list === undefined) return;
+  let end = skipBlank(source, behind + list.length);
+  const from = match(/(?:as\b\s*(?:[^\s"']+|"[^"\n]*"|'[^'\n]*')\s*)?from\b/y, source, end);
+  if (from === undefined) return list.endsWith("*") ? undefined : replace(";", behind + list.length);
+  end = skipBlank(source, end + from.length);
+  const specifier = match(TEXT, source, end);
+  if (specifier === undefined) return;
+  const { end: last, options } = attributes(source, skipBlank(source, end + specifier.length), specifier);
+  return replace(list.startsWith("type") ? ";" : `;await ${NAME}(${specifier}${options});`, last);
+}
+
+/** Behind the parenthesis that is open at `at`. */
+function closed(source, at) {
+  for (let depth = 0; at < source.length; ) {
+    const skipped = match(/\/\/.*|\/\*[^]*?\*\//y, source, at) ?? match(TEXT, source, at);
+    if (skipped !== undefined) {
+      at += skipped.length;
+      continue;
+    }
+    const char = source[at++];
+    if ("([{".includes(char)) depth++;
+    else if (")]}".includes(char) && --depth === 0) break;
+  }
+  return at;
+}
+
+/** Whether the `import` at `at`, with parameters at `open`, is a method's name; `body` is what it is in. */
+function isMethod(source, at, open, body) {
+  if (body !== "{" && body !== "class") return false;
+  const end = closed(source, open);
+  const behind = skipBlank(source, end);
+  if (source[behind] === "{" && linesOf(source.slice(end, behind)) === "") return true;
+  // A block behind a call, or a type behind parameters: the call is within an expression there.
+  return body === "class" && /[{:;]/.test(source[behind] ?? "") && /(?:^|[\w$*{};)\]"'`])\s*$/.test(source.slice(0, at));
+}
+
 /** The source with its imports replaced; as it is where it has none. */
 export function rewrite(source) {
   if (!/\b(?:import|export)\b/.test(source)) return source;
@@ -122,8 +177,13 @@ export function rewrite(source) {
   /** The word before, and whether it is a property's name. */
   let word = "";
   let isProperty = false;
-  /** Open brackets; for a parenthesis, whether a statement follows it; "`" within a template. */
+  /**
+   * Open brackets; "head" for a parenthesis that a statement follows, "class" for the brace of a class,
+   * "`" within a template.
+   */
   const open = [];
+  /** How many were open where a class began whose body has not. */
+  let classAt = -1;
 
   const replace = (from, to, text) => {
     out += source.slice(copied, from) + text;
@@ -155,7 +215,8 @@ export function rewrite(source) {
       const behind = skipBlank(source, at + found.length);
       const isKey = source[behind] === ":" && found === "import";
       if (!isName && !isKey && found === "import") {
-        if (source[behind] === "(" || source[behind] === ".") {
+        const isCall = source[behind] === "(" && !isMethod(source, at, behind, open.at(-1));
+        if (isCall || source[behind] === ".") {
           replace(at, at + found.length, NAME);
           continue;
         }
@@ -166,10 +227,15 @@ export function rewrite(source) {
           continue;
         }
       }
-      if (!isName && found === "export" && open.length === 0 && match(DECLARED, source, behind)) {
-        replace(at, behind, linesOf(source.slice(at, behind)));
-        continue;
+      if (!isName && found === "export" && open.length === 0) {
+        const export_ = exported(source, at);
+        if (export_ !== undefined) {
+          replace(at, export_.end, export_.text);
+          isValue = false;
+          continue;
+        }
       }
+      if (!isName && found === "class" && source[behind] !== ":") classAt = open.length;
       at += found.length;
       continue;
     }
@@ -191,7 +257,10 @@ export function rewrite(source) {
       at++;
       isValue = false;
       if (char === "(") open.push(HEADS.has(before) ? "head" : char);
-      else if (char === "[" || char === "{") open.push(char);
+      else if (char === "{" && classAt === open.length) {
+        open.push("class");
+        classAt = -1;
+      } else if (char === "[" || char === "{") open.push(char);
       else if (char === ")") isValue = open.pop() !== "head";
       else if (char === "]") isValue = open.pop() !== undefined;
       else if (char === "}") {

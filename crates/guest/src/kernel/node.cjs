@@ -10,9 +10,11 @@
 
 "use strict";
 
+const { Buffer } = require("node:buffer");
 const fs = require("node:fs");
 const Module = require("node:module");
 const path = require("node:path");
+const process = require("node:process");
 
 const CONTROL = 3;
 const MAILBOX = 4;

@@ -11,12 +11,14 @@ const fs = require("node:fs");
 const { Session } = require("node:inspector");
 const Module = require("node:module");
 const { Socket } = require("node:net");
-const { pathToFileURL } = require("node:url");
+const process = require("node:process");
+const { URL, pathToFileURL } = require("node:url");
 const v8 = require("node:v8");
 const vm = require("node:vm");
 const { Traces } = require("./node_traces.cjs");
 
 /** Looked up before cells put others in their places. */
+const { Number, Object, Promise, Set } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
@@ -184,7 +186,7 @@ exports.warm = (imports) => {
 };
 
 exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
-  const { listenerCount, stdout, stderr } = process;
+  const { listenerCount, listeners, on, stdout, stderr } = process;
   const { then } = Promise.prototype;
   const print = stderr.write.bind(stderr);
   const traces = new Traces();
@@ -205,39 +207,58 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
   process.exit = exit;
   process.reallyExit = exit;
   process.argv.length = 1;
-  process.on("SIGINT", () => finish(`signal ${SIGINT}`));
-  process.on("beforeExit", () => {
-    // Nothing is left that could settle what the cell waits for.
-    print(`Warning: Detected unsettled top-level await at ${Traces.tag(running)}\n`);
-    finish(code(UNSETTLED));
-  });
+
+  const ours = {
+    SIGINT: () => finish(`signal ${SIGINT}`),
+    beforeExit() {
+      // Nothing is left that could settle what the cell waits for.
+      print(`Warning: Detected unsettled top-level await at ${Traces.tag(running)}\n`);
+      finish(code(UNSETTLED));
+    },
+  };
+  /** Again for each cell: code may have removed all listeners. */
+  function listen() {
+    for (const [event, listener] of Object.entries(ours)) {
+      if (!listeners.call(process, event).includes(listener)) on.call(process, event, listener);
+    }
+  }
+
+  /** From where an error comes that nobody caught; node tells it to this one only. */
+  let origin;
+  const { _fatalException: fatal } = process;
+  process._fatalException = (error, isFromPromise) => {
+    origin = isFromPromise ? "unhandledRejection" : "uncaughtException";
+    return fatal.call(process, error, isFromPromise);
+  };
   process.setUncaughtExceptionCaptureCallback((error) => {
     if (error instanceof Exit) return;
-    if (listenerCount.call(process, "uncaughtException") > 0) {
-      process.emit("uncaughtException", error, "uncaughtException");
-    } else {
-      print(traces.describe(error));
+    const isHeard = listenerCount.call(process, "uncaughtException") > 0;
+    try {
+      if (isHeard) process.emit("uncaughtException", error, origin);
+      else print(traces.describe(error));
+    } catch (another) {
+      // From here it would end node.
+      if (!(another instanceof Exit)) print(traces.describe(another));
     }
   });
 
-  const evaluate = (number, source) =>
-    new Promise((resolve) => {
-      traces.add(number, source);
-      const expression = `${imports.rewrite(source)}\n//# sourceURL=${Traces.tag(number)}`;
-      evaluator.begin(expression, (promise, details) => {
-        if (!promise) {
-          print(traces.refusal(details, number));
-          return resolve(code(1));
-        }
-        const fulfilled = () => resolve(code(process.exitCode ?? 0));
-        const rejected = (error) => {
-          if (error instanceof Exit) return;
-          print(traces.describe(error));
-          resolve(code(1));
-        };
-        then.call(promise, fulfilled, rejected);
-      });
+  function evaluate(number, source, resolve) {
+    traces.add(number, source);
+    const expression = `${imports.rewrite(source)}\n//# sourceURL=${Traces.tag(number)}`;
+    evaluator.begin(expression, (promise, details) => {
+      if (!promise) {
+        print(traces.refusal(details, number));
+        return resolve(code(1));
+      }
+      const fulfilled = () => resolve(code(process.exitCode ?? 0));
+      const rejected = (error) => {
+        if (error instanceof Exit) return;
+        print(traces.describe(error));
+        resolve(code(1));
+      };
+      then.call(promise, fulfilled, rejected);
     });
+  }
 
   async function run(number, [directory, stdin, source, ...pairs]) {
     const before = currentDirectory();
@@ -251,13 +272,16 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     const there = currentDirectory();
     modules.refresh();
     input.use(stdin);
+    listen();
     const restore = overlay(pairs);
     process.exitCode = undefined;
     tell(`begun ${number}`);
-    const ended = new Promise((resolve) => (finish = resolve));
     running = number;
     control.unref();
-    const answer = await Promise.race([evaluate(number, source), ended]);
+    const answer = await new Promise((resolve) => {
+      finish = resolve;
+      evaluate(number, source, resolve);
+    });
     control.ref();
     finish = () => {};
     process.exitCode = undefined;

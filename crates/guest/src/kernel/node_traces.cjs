@@ -4,6 +4,9 @@
 
 const { inspect, types } = require("node:util");
 
+/** Looked up before cells put others in their places. */
+const { Map, Number } = globalThis;
+
 /** Cells are called from here; properties of the error may follow. */
 const CALLERS = /(?:\n +at (?:Session\.post|process\.processTicksAndRejections) \(node:.*?\))+((?: \{)?$)/gm;
 
