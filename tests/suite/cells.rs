@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::harness::{Server, on_each_backend};
 
-on_each_backend!(bash_cells, python_cells, node_cells, deno_cells);
+on_each_backend!(bash_cells, python_cells, node_cells, bun_cells, deno_cells);
 
 #[derive(Deserialize)]
 struct Table {
@@ -75,6 +75,10 @@ async fn python_cells(server: Server) {
 
 async fn node_cells(server: Server) {
     run(&server, include_str!("cells/node.toml"), Runtime::Node).await;
+}
+
+async fn bun_cells(server: Server) {
+    run(&server, include_str!("cells/bun.toml"), Runtime::Bun).await;
 }
 
 async fn deno_cells(server: Server) {

@@ -9,6 +9,7 @@
 import cells from "./bun_cells.js" with { type: "text" };
 import kernel from "./bun_kernel.js" with { type: "text" };
 import lines from "./bun_lines.js" with { type: "text" };
+import imports from "./imports.mjs" with { type: "text" };
 
 function part(text) {
   const module = {};
@@ -16,4 +17,11 @@ function part(text) {
   return module.exports;
 }
 
-await part(kernel).boot(() => ({ ...part(cells), ...part(lines) }));
+/** The same of a module. */
+function moduleOf(text) {
+  const names = [];
+  const script = text.replace(/^export (\w+ (\w+))/gm, (_, declared, name) => (names.push(name), declared));
+  return part(`${script}\nmodule.exports = { ${names.join(", ")} };`);
+}
+
+await part(kernel).boot(() => ({ ...part(cells), ...part(lines), imports: moduleOf(imports) }));

@@ -1,8 +1,8 @@
 // Runs cells one after the other in bun's global scope, for the guest.
 //
-// Bun's transpiler rewrites a cell, which may be TypeScript, into a script: names that it declares
-// become variables of the global scope, which later cells may declare again, the rest a function that
-// may await. The event loop goes on between cells.
+// After imports are replaced (imports.mjs), bun's transpiler rewrites a cell, which may be TypeScript,
+// into a script: names that it declares become variables of the global scope, which later cells may
+// declare again, the rest a function that may await. The event loop goes on between cells.
 
 "use strict";
 
@@ -10,13 +10,16 @@ const fs = require("node:fs");
 const { createRequire } = require("node:module");
 const vm = require("node:vm");
 
-const HOME = "/sandbox";
+/** Looked up before cells put others in their places: what they declare is global. */
+const { Bun, Error, Number, Object, Promise, Symbol, URL, console, process } = globalThis;
+
 const SIGINT = 2;
-/** What `import.meta` is called in the rewritten cell. */
-const META = "$importMeta";
 
 /** Thrown by exit calls, to leave the code that calls. */
 class Exit {}
+
+/** The file that the driver's frames are in. */
+const OWN = /([^\s(]+\/bun\.js):\d+/.exec(new Error().stack)?.[1] ?? "bun.js";
 
 const code = (value) => `code ${Number(value ?? 0) & 255}`;
 
@@ -82,9 +85,17 @@ function useInput(path) {
 }
 
 /** Waits for output that the code has left to the event loop. */
-function flushed(stream) {
-  if (!stream?.writableLength || stream.destroyed) return;
-  return new Promise((resolve) => {
+async function flushed(stream) {
+  if (!stream || stream.destroyed) return;
+  // Bun writes past the stream, and does not count in it what waits.
+  const [sink] = Object.getOwnPropertySymbols(stream).flatMap((symbol) => (stream[symbol]?.sinkId ? [stream[symbol]] : []));
+  try {
+    await sink?.flush();
+  } catch {
+    return; // closed
+  }
+  if (!stream.writableLength) return;
+  await new Promise((resolve) => {
     stream.once("close", resolve);
     stream.write("", resolve);
   });
@@ -93,39 +104,102 @@ function flushed(stream) {
 const write = console.error.bind(console); // the code may put another in its place
 const print = (text) => write("%s", text);
 
-/** The frames of an error that are in cells, without the function that a cell was put into. */
+/** The frames of an error down to those of the cell, without the function that it was put into. */
 function framesOf(error) {
-  const frames = String(error.stack).match(/^ +at .*$/gm) ?? [];
+  const frames = (`${error.stack}`.match(/^ +at .*$/gm) ?? []).map((frame) => frame.trim());
   const last = frames.findLastIndex((frame) => frame.includes("<cell "));
-  const shown = frames.slice(0, last + 1).map((frame) => frame.trim());
+  if (last < 0) return frames.filter((frame) => /:\d+\)?$/.test(frame) && !frame.includes(OWN));
+  const shown = frames.slice(0, last + 1);
   if (/^at <cell /.test(shown.at(-1)) && shown.at(-2)?.startsWith("at <anonymous> (<cell ")) shown.pop();
-  if (shown.length) shown.push(shown.pop().replace(/^at (?:async )?<anonymous> \((<cell .*)\)$/, "at $1"));
+  shown.push(shown.pop().replace(/^at (?:async )?<anonymous> \((<cell .*)\)$/, "at $1"));
   return shown;
 }
 
+const previewOf = (source, line) => {
+  const content = source?.split(/\r?\n/)[line - 1];
+  return content === undefined ? "" : `${line} | ${content}\n`;
+};
+
 /** What bun prints of an uncaught error, with the frames and lines of cells only. */
 function describe(error, sources) {
-  // Previews would show what the cell was rewritten to.
-  const text = Bun.inspect(error, { colors: false }).replace(/^(?: *\d+ \| .*\n)+ *\^\n/gm, "");
-  if (!Error.isError(error)) return `error: ${typeof error === "string" ? error : text}`;
-  const frames = framesOf(error);
-  const shown = frames.map((frame) => `\n      ${frame}`);
-  const [, number, line] = /<cell (\d+)>:(\d+)/.exec(frames[0]) ?? [];
-  const content = sources.get(Number(number))?.split("\n")[line - 1];
-  const preview = content === undefined ? "" : `${line} | ${content}\n`;
-  const [head] = text.split(/\n {6}at /, 1);
-  const rest = text.slice(head.length).replace(/^(?:\n {6}at .*)+/, "");
-  return preview + head + shown.join("") + rest.trimEnd();
+  try {
+    // Previews would show what the cell was rewritten to.
+    const text = Bun.inspect(error, { colors: false }).replace(/^(?: *\d+ \| .*\n)+ *\^\n/gm, "");
+    if (!Error.isError(error)) {
+      if (/^(?:error|\w*Error): /.test(text)) return text.trimEnd(); // what bun tells of modules
+      return `error: ${typeof error === "string" ? error : text}`;
+    }
+    const frames = framesOf(error);
+    const shown = frames.map((frame) => `\n      ${frame}`).join("");
+    const [, number, line] = /<cell (\d+)>:(\d+)/.exec(frames[0]) ?? [];
+    const preview = previewOf(sources.get(Number(number)), line);
+    // Of several errors in one, bun shows those.
+    if (Object.prototype.toString.call(error.errors) === "[object Array]") {
+      const all = error.errors.map((each) => `${describe(each, sources)}\n`).join("");
+      return `${preview}${error.name}: ${error.message}${shown}\n${all.trimEnd()}`;
+    }
+    const [head] = text.split(/\n {6}at /, 1);
+    const rest = text.slice(head.length).replace(/^(?:\n {6}at .*)+/, "");
+    return preview + head + shown + rest.trimEnd();
+  } catch {
+    return "error: an error that cannot be shown";
+  }
 }
 
 /** What bun prints of a cell that is no program. */
-function refusal(error, number) {
-  return Bun.inspect(error, { colors: false }).replaceAll("input.ts", `<cell ${number}>`).trimEnd();
+function refusal(error, number, source) {
+  const tag = `<cell ${number}>`;
+  if (error.name !== "SyntaxError") return Bun.inspect(error, { colors: false }).replaceAll("input.ts", tag).trimEnd();
+  // Of the engine, which says the line first.
+  const [, line] = /^<cell \d+>:(\d+)/.exec(error.stack) ?? [];
+  return `${previewOf(source, line)}SyntaxError: ${error.message}\n      at ${tag}:${line ?? 1}`;
 }
 
-async function serve({ control, end, tell, words, fields, restoreLines, passEnvironment, first }) {
-  const transpiler = new Bun.Transpiler({ loader: "ts", replMode: true, define: { "import.meta": META } });
+/** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
+class Modules {
+  #directory;
+  #globals = {};
+  #name;
+
+  constructor(name) {
+    this.#name = name;
+  }
+
+  /** Follows the working directory. */
+  refresh() {
+    const dirname = currentDirectory();
+    if (dirname === this.#directory || dirname === undefined) return;
+    this.#directory = dirname;
+    const filename = `${dirname}/cell.ts`;
+    const { href } = Bun.pathToFileURL(filename);
+    const require = createRequire(filename);
+    const load = async (specifier, options) => import(Bun.resolveSync(`${specifier}`, dirname), options);
+    const resolve = (specifier) => {
+      if (/^\.{0,2}\//.test(specifier)) return new URL(specifier, href).href;
+      const found = Bun.resolveSync(specifier, dirname);
+      return found.startsWith("/") ? Bun.pathToFileURL(found).href : found;
+    };
+    const meta = { dir: dirname, dirname, env: process.env, file: "cell.ts", filename, main: true, path: filename };
+    load.meta = { ...meta, require, resolve, url: href };
+    this.load = load;
+    this.#define({ [this.#name]: load, require });
+  }
+
+  #define(values) {
+    for (const [name, value] of Object.entries(values)) {
+      if (globalThis[name] !== this.#globals[name]) continue; // the code has put its own there
+      this.#globals[name] = value;
+      Object.defineProperty(globalThis, name, { value, writable: true, configurable: true });
+    }
+  }
+}
+
+async function serve({ control, end, tell, words, fields, imports, restoreLines, passEnvironment, first }) {
+  const names = { __dirname: `${imports.NAME}.meta.dirname`, __filename: `${imports.NAME}.meta.filename` };
+  const transpiler = new Bun.Transpiler({ loader: "ts", replMode: true, define: names });
   const sources = new Map();
+  const modules = new Modules(imports.NAME);
+  const { listeners, on, rawListeners, stdout, stderr } = process;
 
   /** Ends the running cell with this answer. */
   let finish = () => {};
@@ -136,55 +210,66 @@ async function serve({ control, end, tell, words, fields, restoreLines, passEnvi
   };
   process.exit = exit;
   process.reallyExit = exit;
-  const uncaught = (error) => {
+
+  const others = (event) => listeners.call(process, event).filter((listener) => listener !== ours[event]);
+  const show = (error) => {
     if (!(error instanceof Exit)) print(describe(error, sources));
   };
-  process.on("uncaughtException", uncaught);
-  process.on("unhandledRejection", uncaught);
-  process.on("SIGINT", () => finish(`signal ${SIGINT}`));
+  const ours = {
+    SIGINT: () => finish(`signal ${SIGINT}`),
+    unhandledRejection(error) {
+      if (others("unhandledRejection").length === 0) show(error);
+    },
+  };
+  /** Again for each cell: code may have removed all listeners. */
+  function listen() {
+    for (const event of Object.keys(ours)) {
+      if (!listeners.call(process, event).includes(ours[event])) on.call(process, event, ours[event]);
+    }
+  }
+  process.setUncaughtExceptionCaptureCallback((error) => {
+    if (error instanceof Exit) return;
+    try {
+      const heard = rawListeners.call(process, "uncaughtException");
+      if (heard.length === 0) show(error);
+      // Emitted, what they throw would end bun.
+      for (const listener of heard) listener.call(process, error, "uncaughtException");
+    } catch (another) {
+      show(another);
+    }
+  });
   passEnvironment(() => process.env);
 
-  const path = `${HOME}/cell.ts`;
-  const require = createRequire(path);
-  const hidden = { configurable: true, writable: true };
-  Object.defineProperty(globalThis, "require", { ...hidden, value: require });
-  Object.defineProperty(globalThis, META, {
-    ...hidden,
-    value: {
-      dir: HOME,
-      dirname: HOME,
-      env: process.env,
-      file: "cell.ts",
-      filename: path,
-      main: true,
-      path,
-      require,
-      resolve: (specifier) => Bun.pathToFileURL(Bun.resolveSync(specifier, HOME)).href,
-      url: `file://${path}`,
-    },
-  });
-  const importModuleDynamically = (specifier, _script, attributes) =>
-    import(Bun.resolveSync(specifier, HOME), { with: attributes });
+  const importModuleDynamically = (specifier, _script, attributes) => modules.load(specifier, { with: attributes });
 
-  async function evaluate(number, source) {
-    let script;
+  function transpile(source) {
     try {
       // Without the semicolon, a block at the begin would be taken for an object.
-      const text = restoreLines(source, transpiler.transformSync(`${source}\n;`));
+      return transpiler.transformSync(`${source}\n;`);
+    } catch (error) {
+      transpiler.transformSync(source); // fails with lines of the source only
+      throw error;
+    }
+  }
+
+  async function evaluate(number, source, resolve) {
+    let script;
+    try {
+      const plain = imports.rewrite(source);
+      const text = restoreLines(plain, transpile(plain));
       script = new vm.Script(text, { filename: `<cell ${number}>`, importModuleDynamically });
     } catch (error) {
-      print(refusal(error, number));
-      return code(1);
+      print(refusal(error, number, source));
+      return resolve(code(1));
     }
     sources.set(number, source);
     try {
       const result = script.runInThisContext();
       if (result instanceof Promise) await result;
-      return code(process.exitCode);
+      resolve(code(process.exitCode));
     } catch (error) {
-      if (error instanceof Exit) return code(process.exitCode);
-      print(describe(error, sources));
-      return code(1);
+      show(error);
+      resolve(code(error instanceof Exit ? process.exitCode : 1));
     }
   }
 
@@ -196,18 +281,22 @@ async function serve({ control, end, tell, words, fields, restoreLines, passEnvi
       return "directory";
     }
     useInput(stdin);
+    listen();
+    modules.refresh();
     const restore = overlay(pairs);
     process.exitCode = 0;
     tell(`begun ${number}`);
-    const ended = new Promise((resolve) => (finish = resolve));
-    const answer = await Promise.race([evaluate(number, source), ended]);
+    const answer = await new Promise((resolve) => {
+      finish = resolve;
+      evaluate(number, source, resolve);
+    });
     finish = () => {};
     process.exitCode = 0;
     restore();
     leave();
     if (stdin) useInput("");
-    await flushed(process.stdout);
-    await flushed(process.stderr);
+    await flushed(stdout);
+    await flushed(stderr);
     return answer;
   }
 

@@ -10,6 +10,9 @@
 
 const { dlopen } = require("bun:ffi");
 
+/** Looked up before code puts others in their places. */
+const { Array, Buffer, Bun, Object, process, queueMicrotask } = globalThis;
+
 const MAIN = "/sandbox/main.ts";
 const HOME = "/sandbox";
 
@@ -212,8 +215,9 @@ async function boot(parts) {
   const [kind, ...numbers] = request();
   if (kind === "S") return run(Number(numbers[0]));
   if (kind !== "C") return libc._exit(0);
-  const { serve, restoreLines } = parts();
-  await serve({ control, end: () => libc._exit(0), tell, words, fields, restoreLines, passEnvironment, first: numbers });
+  const given = { control, end: () => libc._exit(0), tell, words, fields, passEnvironment, first: numbers };
+  const { serve, ...others } = parts();
+  await serve({ ...given, ...others });
 }
 
 module.exports = { boot };

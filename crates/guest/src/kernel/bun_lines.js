@@ -6,6 +6,9 @@
 
 "use strict";
 
+/** Looked up before cells put others in their places. */
+const { Bun, Int32Array, Math, Set, Uint16Array } = globalThis;
+
 /** Sizes above which the alignment would cost more than it is worth. */
 const MOST = 4_000_000;
 
@@ -100,8 +103,13 @@ function moveLines(source, text) {
   let line = 0;
   let at = 0;
   let before = "";
+  /** Where the statement begins that has had no word yet, if its begin is known. */
+  let statement = -1;
   let out = text.slice(0, body).replaceAll("\n", " ");
-  for (const part of parts) {
+  for (const given of parts) {
+    // Bun makes templates of texts with line ends in them. A longer one is as it was written.
+    const isMade = given[0] === "`" && !given.includes("${") && !source.includes(given);
+    const part = isMade ? given.replaceAll("\n", "\\n") : given;
     if (part === "\n") {
       out += " ";
       continue;
@@ -109,13 +117,17 @@ function moveLines(source, text) {
     if (IS_WORD.test(part)) {
       const wanted = lines[partners[at++]];
       if (wanted > line && !HOLDS.has(before)) {
-        out += "\n".repeat(wanted - line);
+        // What stands between a semicolon and the first word of a statement belongs to it.
+        const cut = statement < 0 ? out.length : statement;
+        out = out.slice(0, cut) + "\n".repeat(wanted - line) + out.slice(cut);
         line = wanted;
       }
+      if (wanted !== undefined) statement = -1;
     } else {
       line += part.split("\n").length - 1;
     }
     out += part;
+    if (part === ";") statement = out.length;
     if (part.trim()) before = part;
   }
   return out;
