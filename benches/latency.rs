@@ -27,12 +27,6 @@ const RUNS: usize = 100;
 /// Requests before those that are timed.
 const WARM_UP: usize = 5;
 
-/// Between two ephemeral requests: an interpreter is there again after a bare start of it, and what
-/// made the sandbox clean comes before.
-fn pace(bare: Duration) -> Duration {
-    2 * bare
-}
-
 /// Between two sandboxes that are made anew: longer than either backend takes for one.
 const PACE_OF_NEW: Duration = Duration::from_millis(300);
 
@@ -45,6 +39,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".py",
         interpreter: &["python3"],
         preload: "",
+        pace: Duration::from_millis(10),
     },
     Program {
         name: "numpy",
@@ -53,6 +48,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".py",
         interpreter: &["python3"],
         preload: "numpy",
+        pace: Duration::from_millis(10),
     },
     Program {
         name: "bash",
@@ -61,6 +57,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".sh",
         interpreter: &["bash"],
         preload: "",
+        pace: Duration::from_millis(10),
     },
     Program {
         name: "node, CommonJS",
@@ -69,6 +66,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".cjs",
         interpreter: &["node"],
         preload: "",
+        pace: Duration::from_millis(100),
     },
     Program {
         name: "node, ESM",
@@ -77,6 +75,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".mjs",
         interpreter: &["node"],
         preload: "",
+        pace: Duration::from_millis(100),
     },
     Program {
         name: "bun",
@@ -85,6 +84,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".ts",
         interpreter: &["bun", "run"],
         preload: "",
+        pace: Duration::from_millis(60),
     },
     Program {
         name: "deno",
@@ -93,6 +93,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".mts",
         interpreter: &["deno", "run", "--allow-all"],
         preload: "",
+        pace: Duration::from_millis(80),
     },
 ];
 
@@ -125,6 +126,9 @@ struct Program {
     extension: &'static str,
     interpreter: &'static [&'static str],
     preload: &'static str,
+    /// Between two ephemeral requests: longer than it takes until the sandbox is clean and an
+    /// interpreter there again.
+    pace: Duration,
 }
 
 impl Program {
@@ -189,7 +193,7 @@ async fn measure(kind: Kind, program: &Program, bare: Duration) {
     }
     show(
         "ephemeral",
-        time(program, &server.client(), pace(bare)).await,
+        time(program, &server.client(), program.pace).await,
     );
     let session = server.session("latency");
     show("session", time(program, &session, Duration::ZERO).await);
