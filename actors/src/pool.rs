@@ -473,8 +473,12 @@ impl Handler<Acquire> for Pool {
             return wanted.refuse(PoolError::Closed);
         }
         let fits = self.config.sandbox.sizes_fit(&wanted.spec);
-        let shelf = self.shelf(wanted.spec.runtime);
-        match fits.then(|| shelf.pick(&wanted.tenant)).flatten() {
+        let runtime = wanted.spec.runtime;
+        // Python's are forked, and bash needs none.
+        let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
+        let shelf = self.shelf(runtime);
+        let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly));
+        match picked.flatten() {
             Some(held) => self.hand_out(held, wanted, ctx),
             None => self.order(wanted, ctx),
         }

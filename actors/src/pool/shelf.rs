@@ -80,17 +80,20 @@ pub(super) struct Shelf {
 impl Shelf {
     /// A living sandbox for `tenant`. Its own used ones first, so that others are left fresh ones;
     /// of them the latest whose interpreter is there, because its pages are most likely in the
-    /// caches; else the one that has waited longest. Dead ones are left to their watch.
-    pub(super) fn pick(&mut self, tenant: &TenantId) -> Option<Held> {
+    /// caches; else the one that has waited longest. Where interpreters boot slowly, a fresh one whose
+    /// interpreter is there comes before that. Dead ones are left to their watch.
+    pub(super) fn pick(&mut self, tenant: &TenantId, boots_slowly: bool) -> Option<Held> {
         let is_own = |(owner, warm): &(TenantId, Warm)| owner == tenant && warm.is_alive();
         let is_ready = |one: &(TenantId, Warm)| is_own(one) && one.1.is_prepared();
+        let is_ready_fresh = |warm: &Warm| warm.is_alive() && warm.is_prepared();
+        let any_used = !boots_slowly || !self.fresh.iter().any(is_ready_fresh);
         let ready = self.used.iter().rposition(is_ready);
-        if let Some(at) = ready.or_else(|| self.used.iter().position(is_own)) {
+        let oldest = || self.used.iter().position(is_own).filter(|_| any_used);
+        if let Some(at) = ready.or_else(oldest) {
             return self.used.remove(at).map(|(_, warm)| warm.held);
         }
-        let is_ready = |warm: &Warm| warm.is_alive() && warm.is_prepared();
         self.demand.taken();
-        let ready = self.fresh.iter().position(is_ready);
+        let ready = self.fresh.iter().position(is_ready_fresh);
         let at = ready.or_else(|| self.fresh.iter().position(Warm::is_alive))?;
         self.fresh.remove(at).map(|warm| warm.held)
     }
