@@ -93,7 +93,7 @@ const PROGRAMS: [Program; 7] = [
         extension: ".mts",
         interpreter: &["deno", "run", "--allow-all"],
         preload: "",
-        pace: Duration::from_millis(80),
+        pace: Duration::from_millis(300),
     },
 ];
 
