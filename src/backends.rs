@@ -54,26 +54,40 @@ pub fn is_spawner() -> bool {
     std::env::args_os().nth(1).as_deref() == Some(SPAWNER_ARGUMENT.as_ref())
 }
 
-/// Starts the backend that the configuration asks for, and removes what dead processes left.
+/// What a backend is started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A server, which goes on with the sessions of one that is gone.
+    Serve,
+    /// A single command.
+    Command,
+}
+
+/// Starts the backend that the configuration asks for.
 ///
 /// # Errors
 /// [`BackendError`], which names the fix.
-pub async fn start(config: &Config) -> Result<Arc<dyn Backend>, BackendError> {
+pub async fn start(config: &Config, purpose: Purpose) -> Result<Arc<dyn Backend>, BackendError> {
     let kind = match config.backend {
         BackendChoice::Native => Kind::Native,
         BackendChoice::Docker => Kind::Docker,
         BackendChoice::Auto => choose(config).await,
     };
-    let backend = start_kind(kind, config).await?;
+    let backend = start_kind(kind, config, purpose).await?;
     for shortcoming in backend.shortcomings() {
         log::warn!(backend:% = kind; "{shortcoming}");
     }
+    Ok(backend)
+}
+
+/// Removes what dead processes left. A server adopts first what it wants to go on with.
+pub async fn sweep(backend: &dyn Backend) {
+    let name = backend.name();
     match backend.sweep().await {
         Ok(0) => {}
-        Ok(count) => log::info!(backend:% = kind, count; "removed what dead processes left"),
-        Err(error) => log::warn!(backend:% = kind, error:%; "something of dead processes is left"),
+        Ok(count) => log::info!(backend = name, count; "removed what dead processes left"),
+        Err(error) => log::warn!(backend = name, error:%; "something of dead processes is left"),
     }
-    Ok(backend)
 }
 
 /// Makes sure that the modules which runs are to find imported can be: in a sandbox made for it.
@@ -105,19 +119,24 @@ pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(),
 ///
 /// # Errors
 /// [`BackendError`], which names the fix.
-pub async fn start_kind(kind: Kind, config: &Config) -> Result<Arc<dyn Backend>, BackendError> {
+pub async fn start_kind(
+    kind: Kind,
+    config: &Config,
+    purpose: Purpose,
+) -> Result<Arc<dyn Backend>, BackendError> {
     match kind {
         Kind::Native => {
-            let backend = NativeBackend::start(native_config(config), instance(kind, config)?);
+            let instance = instance(kind, config, purpose)?;
+            let backend = NativeBackend::start(native_config(config), instance);
             Ok(Arc::new(backend.await?))
         }
-        Kind::Docker => Ok(Arc::new(docker(config).await?)),
+        Kind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
     }
 }
 
 /// Docker where its engine answers and has an image, else native.
 async fn choose(config: &Config) -> Kind {
-    let usable = match docker(config).await {
+    let usable = match docker(config, Purpose::Command).await {
         Ok(docker) => {
             let statuses = Runtime::ALL.map(|runtime| docker.runtime_status(runtime));
             futures::future::join_all(statuses)
@@ -133,8 +152,9 @@ async fn choose(config: &Config) -> Kind {
     if usable { Kind::Docker } else { Kind::Native }
 }
 
-async fn docker(config: &Config) -> Result<DockerBackend, BackendError> {
-    DockerBackend::connect(docker_config(config), instance(Kind::Docker, config)?).await
+async fn docker(config: &Config, purpose: Purpose) -> Result<DockerBackend, BackendError> {
+    let instance = instance(Kind::Docker, config, purpose)?;
+    DockerBackend::connect(docker_config(config), instance).await
 }
 
 /// What the Docker backend needs to know, for running sandboxes and for building images.
@@ -146,6 +166,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
         host: config.docker.host.clone(),
         images,
         kernels: config.kernels.clone(),
+        adoptable_for: config.adoptable_for,
     }
 }
 
@@ -156,6 +177,7 @@ fn native_config(config: &Config) -> NativeConfig {
             program: THIS_EXECUTABLE.into(),
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
             host: "/".into(),
+            adoptable_for: config.adoptable_for,
         },
         kernels: config.kernels.clone(),
     }
@@ -166,6 +188,12 @@ fn state_of(kind: Kind, config: &Config) -> PathBuf {
     config.state.join(kind.name())
 }
 
-fn instance(kind: Kind, config: &Config) -> Result<Arc<Instance>, BackendError> {
-    Instance::create(&state_of(kind, config), GUEST).map(Arc::new)
+fn instance(kind: Kind, config: &Config, purpose: Purpose) -> Result<Arc<Instance>, BackendError> {
+    let state = state_of(kind, config);
+    if purpose == Purpose::Serve
+        && let Some(instance) = Instance::adopt(&state, GUEST)?
+    {
+        return Ok(Arc::new(instance));
+    }
+    Instance::create(&state, GUEST).map(Arc::new)
 }

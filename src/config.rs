@@ -76,6 +76,10 @@ pub struct Config {
     pub cleanup: PrunerConfig,
     /// How long runs may go on once the server was told to end.
     pub shutdown_grace: Duration,
+    /// Whether sessions outlive a server that was told to end.
+    pub keep_sessions: bool,
+    /// How long sessions outlive a server that is gone.
+    pub adoptable_for: Duration,
     /// Sessions that may exist at once.
     pub max_sessions: usize,
     /// Requests that may wait for one session.
@@ -187,6 +191,17 @@ impl Config {
         keep("server.port", self.port != before.port);
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        let shutdown = |config: &Self| {
+            let Self {
+                shutdown_grace,
+                keep_sessions,
+                adoptable_for,
+                ..
+            } = *config;
+            (shutdown_grace, keep_sessions, adoptable_for)
+        };
+        keep("shutdown", shutdown(self) != shutdown(before));
+        (self.shutdown_grace, self.keep_sessions, self.adoptable_for) = shutdown(before);
         self.backend = before.backend;
         self.state.clone_from(&before.state);
         self.host.clone_from(&before.host);
@@ -214,6 +229,7 @@ impl Config {
             admission: self.admission.clone(),
             pruner: self.cleanup,
             shutdown_grace: self.shutdown_grace,
+            keep_sessions: self.keep_sessions,
         }
     }
 

@@ -20,8 +20,10 @@ pub mod run;
 pub mod service;
 pub mod session;
 
+mod supervisor;
 mod watch;
 
 pub use error::ExecuteError;
 pub use job::{FileExtension, Job, Program};
 pub use service::{Service, ServiceConfig, ServiceState};
+pub use supervisor::{Gone, Supervised};

@@ -9,49 +9,46 @@ mod demand;
 mod lease;
 mod message;
 mod shelf;
+mod upkeep;
+mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use actix::fut::wrap_future;
 use actix::prelude::*;
 use isol8_api::{Runtime, TenantId};
-use isol8_backend::{Backend, BackendError, Limits, Sandbox, SandboxSpec};
+use isol8_backend::{Backend, BackendError, Sandbox};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::run::Memory;
-use crate::watch::{DeathWatch, destroy};
+use crate::supervisor::{Life, Supervised};
+use crate::watch::DeathWatch;
 pub use config::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use lease::Fate;
 pub use lease::{Held, Lease};
-use message::{Acquire, Create, Died, Release};
+use message::{Acquire, Cleaned, Create, Created, Died, Evict, Release, Removed, Retry};
 pub use message::{Configure, Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
 use shelf::{Shelf, Warm};
-
-/// How long making a used sandbox new may take, limits included. The connection's own bound on a
-/// reset is shorter.
-const CLEAN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// First pause after a sandbox could not be made ahead of time; doubled with each failure.
-const BACK_OFF: Duration = Duration::from_millis(200);
-
-/// Longest such pause.
-const MAX_BACK_OFF: Duration = Duration::from_secs(30);
-
-/// Between two looks at the age and the health of what waits.
-const LOOK_AFTER: Duration = Duration::from_secs(10);
 
 /// The actor.
 #[derive(Debug)]
 pub struct Pool {
     backend: Arc<dyn Backend>,
+    life: Life<Self, Estate>,
+    own: Estate,
+}
+
+/// What a pool knows and owns, and leaves to its successor.
+#[derive(Debug, Default)]
+struct Estate {
     config: PoolConfig,
     shelves: BTreeMap<Runtime, Shelf>,
     next_ticket: u64,
-    leased: usize,
+    /// Leases count themselves.
+    leased: Arc<AtomicUsize>,
     destroying: usize,
     /// Who waits for the end of the shutdown, once there is one.
     draining: Option<Vec<oneshot::Sender<()>>>,
@@ -63,90 +60,80 @@ impl Actor for Pool {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.refill(ctx);
-        ctx.run_interval(LOOK_AFTER, |pool, ctx| pool.look_after(ctx));
+        self.settle();
+        ctx.run_interval(upkeep::LOOK_AFTER, |pool, _| pool.look_after());
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.life.leave(std::mem::take(&mut self.own));
+    }
+}
+
+/// Starts a pool on the current arbiter, which fills itself. `restarts` counts its successors.
+pub fn start(
+    backend: Arc<dyn Backend>,
+    config: PoolConfig,
+    restarts: Arc<AtomicU64>,
+) -> Supervised<Pool> {
+    let estate = Estate {
+        config,
+        ..Estate::default()
+    };
+    Supervised::start("pool", restarts, estate, move |life, own| {
+        Pool::new(Arc::clone(&backend), life, own)
+    })
+}
+
 impl Pool {
-    /// A pool that fills itself once it is started.
-    #[must_use]
-    pub fn new(backend: Arc<dyn Backend>, config: PoolConfig) -> Self {
-        Self {
-            backend,
-            config,
-            shelves: BTreeMap::new(),
-            next_ticket: 0,
-            leased: 0,
-            destroying: 0,
-            draining: None,
-            closing: CancellationToken::new(),
+    fn new(backend: Arc<dyn Backend>, life: Life<Self, Estate>, mut own: Estate) -> Self {
+        // Their timers ended with the actor that had set them.
+        for shelf in own.shelves.values_mut() {
+            shelf.backing_off = false;
+            shelf.evicting = false;
         }
+        Self { backend, life, own }
     }
 
     fn shelf(&mut self, runtime: Runtime) -> &mut Shelf {
-        self.shelves.entry(runtime).or_default()
+        self.own.shelves.entry(runtime).or_default()
     }
 
     /// Has a sandbox made for one request, which takes another if one becomes free before. Under a
     /// steady load most do, so what was ordered for them counts for those that come after.
-    fn order(&mut self, wanted: Acquire, ctx: &mut Context<Self>) {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
+    fn order(&mut self, wanted: Acquire) {
+        let ticket = self.own.next_ticket;
+        self.own.next_ticket += 1;
         let spec = wanted.spec.clone();
-        let spare = self.config.refill_width;
+        let spare = self.own.config.refill_width;
         let shelf = self.shelf(spec.runtime);
         shelf.waiters.push_back((ticket, wanted));
         if shelf.wants_order(&spec, spare) {
             shelf.order(ticket, &spec);
-            self.create(spec, Some(ticket), ctx);
+            self.create(spec, Some(ticket));
         }
     }
 
     /// Hands a sandbox to whom it will serve, with the limits that were asked for.
-    fn hand_out(&mut self, held: Held, wanted: Acquire, ctx: &mut Context<Self>) {
-        self.leased += 1;
-        let lease = Lease::new(held, wanted.tenant.clone(), ctx.address());
+    fn hand_out(&mut self, held: Held, wanted: Acquire) {
+        let tenant = wanted.tenant.clone();
+        let lease = Lease::new(held, tenant, &self.own.leased, self.life.handle());
         if lease.held.spec.limits == wanted.spec.limits {
             // Where nobody waits any longer, the lease finds its way back.
             let _ = wanted.reply.send(Ok(lease));
         } else {
-            tokio::spawn(fit(lease, wanted, ctx.address()));
+            tokio::spawn(work::fit(lease, wanted, self.life.handle()));
         }
     }
 
-    /// Starts to make a sandbox, for the request of a ticket or ahead of time.
-    fn create(&mut self, spec: SandboxSpec, ticket: Option<u64>, ctx: &mut Context<Self>) {
-        let backend = Arc::clone(&self.backend);
-        let limit = self.config.create_timeout;
-        let wanted = spec.clone();
-        let closing = self.closing.clone();
-        let begun = Instant::now();
-        let making = tokio::spawn(async move {
-            let making = tokio::time::timeout(limit, backend.create(&wanted));
-            match closing.run_until_cancelled(making).await {
-                Some(Ok(made)) => made.map_err(|error| PoolError::Backend(Arc::new(error))),
-                Some(Err(_)) => Err(PoolError::TimedOut(limit)),
-                None => Err(PoolError::Closed),
-            }
-        });
-        let made = wrap_future::<_, Self>(making).map(move |made, pool, ctx| {
-            let made = made.unwrap_or(Err(PoolError::Panicked));
-            if made.is_ok() {
-                pool.shelf(spec.runtime).demand.made(begun.elapsed());
-            }
-            pool.created(made, spec, ticket, ctx);
-        });
-        ctx.spawn(made);
-    }
-
-    fn created(
-        &mut self,
-        made: Result<Arc<dyn Sandbox>, PoolError>,
-        spec: SandboxSpec,
-        ticket: Option<u64>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn created(&mut self, created: Created) {
+        let Created {
+            made,
+            spec,
+            ticket,
+            took,
+        } = created;
         let runtime = spec.runtime;
         let shelf = self.shelf(runtime);
         match ticket {
@@ -155,6 +142,7 @@ impl Pool {
         }
         match made.and_then(alive) {
             Ok(sandbox) => {
+                shelf.demand.made(took);
                 shelf.failures = 0;
                 shelf.unavailable = false;
                 let memory = Memory::fresh();
@@ -164,7 +152,7 @@ impl Pool {
                     spec,
                     memory,
                 };
-                self.offer(held, ticket, None, ctx);
+                self.offer(held, ticket, None);
             }
             Err(error) => match ticket {
                 Some(ticket) => {
@@ -172,233 +160,96 @@ impl Pool {
                         waiter.refuse(error);
                     }
                 }
-                None => self.back_off(runtime, &error, ctx),
+                None => self.back_off(runtime, &error),
             },
         }
-        self.settle(ctx);
+        self.settle();
     }
 
     /// Gives a sandbox that has become free to whoever waits, else to the shelf, else to nobody.
-    fn offer(
-        &mut self,
-        held: Held,
-        ticket: Option<u64>,
-        owner: Option<TenantId>,
-        ctx: &mut Context<Self>,
-    ) {
-        if self.draining.is_some() || held.sandbox.control().is_closed() {
-            return self.destroy(held, ctx);
+    fn offer(&mut self, held: Held, ticket: Option<u64>, owner: Option<TenantId>) {
+        if self.own.draining.is_some() || held.sandbox.control().is_closed() {
+            return self.destroy(held);
         }
         let runtime = held.spec.runtime;
         let waiter = self
             .shelf(runtime)
             .waiter_for(&held, ticket, owner.as_ref());
         match (waiter, owner) {
-            (Some(waiter), _) => self.hand_out(held, waiter, ctx),
-            (None, None) => self.shelve_fresh(held, ctx),
-            (None, Some(owner)) => self.shelve_used(held, owner, ctx),
+            (Some(waiter), _) => self.hand_out(held, waiter),
+            (None, None) => self.shelve_fresh(held),
+            (None, Some(owner)) => self.shelve_used(held, owner),
         }
     }
 
-    fn shelve_fresh(&mut self, held: Held, ctx: &mut Context<Self>) {
-        if !self.config.sandbox.sizes_fit(&held.spec) {
-            return self.destroy(held, ctx);
+    fn shelve_fresh(&mut self, held: Held) {
+        if !self.own.config.sandbox.sizes_fit(&held.spec) {
+            return self.destroy(held);
         }
         let runtime = held.spec.runtime;
-        let warm = watched(held, ctx);
+        let warm = self.watched(held);
         self.shelf(runtime).fresh.push_back(warm);
-        self.evict(runtime, ctx);
+        self.evict(runtime);
     }
 
-    fn shelve_used(&mut self, held: Held, owner: TenantId, ctx: &mut Context<Self>) {
+    fn shelve_used(&mut self, held: Held, owner: TenantId) {
         let runtime = held.spec.runtime;
-        let warm = watched(held, ctx);
+        let warm = self.watched(held);
         self.shelf(runtime).used.push_back((owner, warm));
-        self.evict(runtime, ctx);
+        self.evict(runtime);
     }
 
-    /// Keeps the sandboxes of a runtime within their bound; of the used ones that which waits
-    /// longest goes first. A fresh one that was made for a request which then took another may
-    /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
-    /// the time under a steady load.
-    fn evict(&mut self, runtime: Runtime, ctx: &mut Context<Self>) {
-        let clean = self.clean_of(runtime);
-        let dirty = self.config.size_of(runtime).dirty;
-        let dirty = match self.config.strategy {
-            Strategy::Fast => dirty,
-            Strategy::Secure => 0,
-        };
-        let linger = self.config.linger;
-        loop {
-            let shelf = self.shelf(runtime);
-            let count = shelf.beside(clean);
-            if count <= dirty {
-                return;
-            }
-            let Some(since) = shelf.oldest(clean).map(|warm| warm.since) else {
-                return;
-            };
-            let left = linger.saturating_sub(since.elapsed());
-            if count <= 2 * dirty && !left.is_zero() {
-                return self.evict_later(runtime, left, ctx);
-            }
-            if let Some(held) = shelf.remove_oldest(clean) {
-                self.destroy(held, ctx);
-            }
-        }
-    }
-
-    fn evict_later(&mut self, runtime: Runtime, delay: Duration, ctx: &mut Context<Self>) {
-        let shelf = self.shelf(runtime);
-        if std::mem::replace(&mut shelf.evicting, true) {
-            return;
-        }
-        ctx.run_later(delay, move |pool, ctx| {
-            pool.shelf(runtime).evicting = false;
-            pool.evict(runtime, ctx);
+    /// Puts the pool's eye on a sandbox that nobody uses.
+    fn watched(&self, held: Held) -> Warm {
+        let (runtime, id) = (held.spec.runtime, held.sandbox.id().clone());
+        let pool = self.life.handle();
+        let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
+            pool.do_send(Died {
+                runtime,
+                id,
+                reason,
+            });
         });
-    }
-
-    /// How many clean sandboxes should wait now.
-    fn clean_of(&mut self, runtime: Runtime) -> usize {
-        let PoolSize {
-            clean, most_clean, ..
-        } = self.config.size_of(runtime);
-        match most_clean {
-            Some(most) => self.shelf(runtime).demand.clean(clean, most),
-            None => clean,
+        Warm {
+            held,
+            since: Instant::now(),
+            checked: Instant::now(),
+            _watch: watch,
         }
-    }
-
-    /// Removes what has become too old, and asks what has waited long whether it is well.
-    fn look_after(&mut self, ctx: &mut Context<Self>) {
-        let PoolConfig {
-            max_age,
-            check_after,
-            ..
-        } = self.config;
-        let runtimes: Vec<_> = self.shelves.keys().copied().collect();
-        for runtime in runtimes {
-            let shelf = self.shelf(runtime);
-            for held in shelf.take_out(|held| held.made.elapsed() >= max_age) {
-                self.destroy(held, ctx);
-            }
-            self.evict(runtime, ctx);
-            for held in self.shelf(runtime).due_for_check(check_after) {
-                let pool = ctx.address();
-                tokio::spawn(async move {
-                    if let Err(error) = held.sandbox.control().check().await {
-                        pool.do_send(Died {
-                            runtime,
-                            id: held.sandbox.id().clone(),
-                            reason: error.to_string(),
-                        });
-                    }
-                });
-            }
-        }
-        self.settle(ctx);
     }
 
     /// Makes a used sandbox as new, in the background.
-    fn clean(&mut self, held: Held, tenant: TenantId, ctx: &mut Context<Self>) {
+    fn clean(&mut self, held: Held, owner: TenantId) {
         let runtime = held.spec.runtime;
         self.shelf(runtime).cleaning += 1;
-        self.evict(runtime, ctx);
-        let limits = self.config.sandbox.limits;
-        let used = held.clone();
-        let closing = self.closing.clone();
-        let cleaning = tokio::spawn(async move {
-            let cleaning = tokio::time::timeout(CLEAN_TIMEOUT, cleaned(used, limits));
-            match closing.run_until_cancelled(cleaning).await {
-                Some(Ok(cleaned)) => cleaned.map_err(|error| error.to_string()),
-                Some(Err(_)) => Err(format!("not done within {} s", CLEAN_TIMEOUT.as_secs())),
-                None => Err("pool is shutting down".to_owned()),
-            }
-        });
-        let cleaned = wrap_future::<_, Self>(cleaning).map(move |cleaned, pool, ctx| {
-            pool.shelf(runtime).cleaning -= 1;
-            match cleaned.unwrap_or_else(|panic| Err(panic.to_string())) {
-                Ok(clean) => pool.offer(clean, None, Some(tenant), ctx),
-                Err(reason) => {
-                    log::warn!(sandbox:% = held.sandbox.id(), reason:%; "sandbox was not reset");
-                    pool.destroy(held, ctx);
-                }
-            }
-            pool.settle(ctx);
-        });
-        ctx.spawn(cleaned);
+        self.evict(runtime);
+        self.reset(held, owner);
     }
 
     /// Whether a sandbox may serve its tenant again.
     fn is_reusable(&self, held: &Held) -> bool {
         let runtime = held.spec.runtime;
-        let room = 2 * self.config.size_of(runtime).dirty;
-        let cleaning = self.shelves.get(&runtime).map_or(0, |shelf| shelf.cleaning);
-        self.config.strategy == Strategy::Fast
-            && self.draining.is_none()
+        let room = 2 * self.own.config.size_of(runtime).dirty;
+        let cleaning = self
+            .own
+            .shelves
+            .get(&runtime)
+            .map_or(0, |shelf| shelf.cleaning);
+        self.own.config.strategy == Strategy::Fast
+            && self.own.draining.is_none()
             && cleaning < room
-            && self.config.sandbox.sizes_fit(&held.spec)
+            && self.own.config.sandbox.sizes_fit(&held.spec)
             && !held.sandbox.control().is_closed()
     }
 
-    fn destroy(&mut self, held: Held, ctx: &mut Context<Self>) {
-        self.destroying += 1;
-        let gone = wrap_future::<_, Self>(destroy(held.sandbox)).map(|(), pool, ctx| {
-            pool.destroying -= 1;
-            pool.settle(ctx);
-        });
-        ctx.spawn(gone);
-    }
-
-    /// Makes sandboxes ahead of time, up to what should wait.
-    fn refill(&mut self, ctx: &mut Context<Self>) {
-        for runtime in Runtime::ALL {
-            let target = self.clean_of(runtime);
-            if target == 0 {
-                continue;
-            }
-            let width = self.config.refill_width.max(1);
-            let shelf = self.shelf(runtime);
-            if shelf.backing_off || shelf.unavailable {
-                continue;
-            }
-            let missing = target.saturating_sub(shelf.fresh.len() + shelf.refilling);
-            let count = missing.min(width.saturating_sub(shelf.refilling));
-            shelf.refilling += count;
-            for _ in 0..count {
-                self.create(self.config.sandbox.spec(runtime), None, ctx);
-            }
-        }
-    }
-
-    fn back_off(&mut self, runtime: Runtime, error: &PoolError, ctx: &mut Context<Self>) {
-        let shelf = self.shelf(runtime);
-        if let PoolError::Backend(cause) = error
-            && matches!(**cause, BackendError::RuntimeUnavailable { .. })
-        {
-            shelf.unavailable = true;
-            log::warn!(runtime:%, error:%; "no sandboxes are kept ready");
-            return;
-        }
-        let pause = BACK_OFF.saturating_mul(1 << shelf.failures.min(16));
-        shelf.failures += 1;
-        shelf.backing_off = true;
-        let failures = shelf.failures;
-        log::warn!(runtime:%, failures, error:%; "sandbox could not be kept ready");
-        ctx.run_later(pause.min(MAX_BACK_OFF), move |pool, ctx| {
-            pool.shelf(runtime).backing_off = false;
-            pool.settle(ctx);
-        });
-    }
-
     /// What follows from any change: the shelves are filled, or the shutdown is over.
-    fn settle(&mut self, ctx: &mut Context<Self>) {
-        let Some(waiting) = &mut self.draining else {
-            return self.refill(ctx);
+    fn settle(&mut self) {
+        let Some(waiting) = &mut self.own.draining else {
+            return self.refill();
         };
         let idle = |shelf: &Shelf| shelf.orders.len() + shelf.refilling + shelf.cleaning == 0;
-        if self.leased + self.destroying == 0 && self.shelves.values().all(idle) {
+        let leased = self.own.leased.load(Ordering::Acquire);
+        if leased + self.own.destroying == 0 && self.own.shelves.values().all(idle) {
             for reply in waiting.drain(..) {
                 // Whoever is gone by now needs no answer.
                 let _ = reply.send(());
@@ -416,133 +267,139 @@ fn alive(sandbox: Arc<dyn Sandbox>) -> Result<Arc<dyn Sandbox>, PoolError> {
     Ok(sandbox)
 }
 
-/// Puts the pool's eye on a sandbox that nobody uses.
-fn watched(held: Held, ctx: &mut Context<Pool>) -> Warm {
-    let (runtime, id) = (held.spec.runtime, held.sandbox.id().clone());
-    let pool = ctx.address().downgrade();
-    let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
-        if let Some(pool) = pool.upgrade() {
-            pool.do_send(Died {
-                runtime,
-                id,
-                reason,
-            });
-        }
-    });
-    Warm {
-        held,
-        since: Instant::now(),
-        checked: Instant::now(),
-        _watch: watch,
-    }
-}
-
-/// Gives a leased sandbox the limits that were asked for, or has another one made.
-async fn fit(mut lease: Lease, wanted: Acquire, pool: Addr<Pool>) {
-    match lease.held.set_limits(wanted.spec.limits).await {
-        Ok(()) => {
-            // Where nobody waits any longer, the lease finds its way back.
-            let _ = wanted.reply.send(Ok(lease));
-        }
-        Err(error) => {
-            log::warn!(sandbox:% = lease.held.sandbox.id(), error:%; "limits could not be changed");
-            lease.discard();
-            pool.do_send(Create(wanted));
-        }
-    }
-}
-
-/// Makes a used sandbox as new.
-async fn cleaned(mut held: Held, limits: Limits) -> Result<Held, BackendError> {
-    held.sandbox.control().reset().await?;
-    held.set_limits(limits).await?;
-    // What its last run did between its end and the reset is not the next run's.
-    let usage = held.sandbox.usage().await.ok();
-    held.memory = Memory {
-        usage,
-        unreported_loss: false,
-    };
-    Ok(held)
-}
-
 impl Handler<Acquire> for Pool {
     type Result = ();
 
-    fn handle(&mut self, wanted: Acquire, ctx: &mut Self::Context) {
-        if self.draining.is_some() {
+    fn handle(&mut self, wanted: Acquire, _: &mut Self::Context) {
+        if self.own.draining.is_some() {
             return wanted.refuse(PoolError::Closed);
         }
-        let fits = self.config.sandbox.sizes_fit(&wanted.spec);
+        let fits = self.own.config.sandbox.sizes_fit(&wanted.spec);
         let runtime = wanted.spec.runtime;
         // Python's are forked, and bash needs none.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
         let shelf = self.shelf(runtime);
         let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly));
         match picked.flatten() {
-            Some(held) => self.hand_out(held, wanted, ctx),
-            None => self.order(wanted, ctx),
+            Some(held) => self.hand_out(held, wanted),
+            None => self.order(wanted),
         }
-        self.refill(ctx);
+        self.refill();
+    }
+}
+
+impl Handler<Created> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, created: Created, _: &mut Self::Context) {
+        self.created(created);
+    }
+}
+
+impl Handler<Cleaned> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, cleaned: Cleaned, _: &mut Self::Context) {
+        let Cleaned {
+            cleaned,
+            held,
+            owner,
+        } = cleaned;
+        self.shelf(held.spec.runtime).cleaning -= 1;
+        match cleaned {
+            Ok(clean) => self.offer(clean, None, Some(owner)),
+            Err(reason) => {
+                log::warn!(sandbox:% = held.sandbox.id(), reason:%; "sandbox was not reset");
+                self.destroy(held);
+            }
+        }
+        self.settle();
+    }
+}
+
+impl Handler<Removed> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: Removed, _: &mut Self::Context) {
+        self.own.destroying -= 1;
+        self.settle();
+    }
+}
+
+impl Handler<Evict> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, Evict(runtime): Evict, _: &mut Self::Context) {
+        self.shelf(runtime).evicting = false;
+        self.evict(runtime);
+    }
+}
+
+impl Handler<Retry> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, Retry(runtime): Retry, _: &mut Self::Context) {
+        self.shelf(runtime).backing_off = false;
+        self.settle();
     }
 }
 
 impl Handler<Create> for Pool {
     type Result = ();
 
-    fn handle(&mut self, Create(wanted): Create, ctx: &mut Self::Context) {
-        if self.draining.is_some() {
+    fn handle(&mut self, Create(wanted): Create, _: &mut Self::Context) {
+        if self.own.draining.is_some() {
             return wanted.refuse(PoolError::Closed);
         }
-        self.order(wanted, ctx);
+        self.order(wanted);
     }
 }
 
 impl Handler<Release> for Pool {
     type Result = ();
 
-    fn handle(&mut self, released: Release, ctx: &mut Self::Context) {
-        self.leased -= 1;
+    fn handle(&mut self, released: Release, _: &mut Self::Context) {
         let Release { held, tenant, fate } = released;
         match fate {
             Fate::Taken => {}
-            Fate::Return if self.is_reusable(&held) => self.clean(held, tenant, ctx),
-            Fate::Return | Fate::Discard => self.destroy(held, ctx),
+            Fate::Return if self.is_reusable(&held) => self.clean(held, tenant),
+            Fate::Return | Fate::Discard => self.destroy(held),
         }
-        self.settle(ctx);
+        self.settle();
     }
 }
 
 impl Handler<Died> for Pool {
     type Result = ();
 
-    fn handle(&mut self, died: Died, ctx: &mut Self::Context) {
+    fn handle(&mut self, died: Died, _: &mut Self::Context) {
         // It may have been handed out in the meantime: then its user finds out.
         if let Some(held) = self.shelf(died.runtime).remove(&died.id) {
             log::warn!(sandbox:% = died.id, reason:% = died.reason; "waiting sandbox died");
-            self.destroy(held, ctx);
+            self.destroy(held);
         }
-        self.settle(ctx);
+        self.settle();
     }
 }
 
 impl Handler<Shutdown> for Pool {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: Shutdown, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: Shutdown, _: &mut Self::Context) -> Self::Result {
         let (reply, done) = oneshot::channel();
-        self.draining.get_or_insert_default().push(reply);
-        self.closing.cancel();
+        self.own.draining.get_or_insert_default().push(reply);
+        self.own.closing.cancel();
         let mut left = Vec::new();
-        for shelf in self.shelves.values_mut() {
+        for shelf in self.own.shelves.values_mut() {
             for (_, waiter) in shelf.waiters.drain(..) {
                 waiter.refuse(PoolError::Closed);
             }
             left.extend(shelf.clear());
         }
         for held in left {
-            self.destroy(held, ctx);
+            self.destroy(held);
         }
-        self.settle(ctx);
+        self.settle();
         // A pool that is gone has shut down.
         Box::pin(async { done.await.unwrap_or_default() })
     }
@@ -551,21 +408,21 @@ impl Handler<Shutdown> for Pool {
 impl Handler<Configure> for Pool {
     type Result = ();
 
-    fn handle(&mut self, Configure(config): Configure, ctx: &mut Self::Context) {
-        self.config = config;
-        let runtimes: Vec<_> = self.shelves.keys().copied().collect();
+    fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
+        self.own.config = config;
+        let runtimes: Vec<_> = self.own.shelves.keys().copied().collect();
         for runtime in runtimes {
-            let sandbox = self.config.sandbox;
+            let sandbox = self.own.config.sandbox;
             let misfits = self
                 .shelf(runtime)
                 .take_out(|held| !sandbox.sizes_fit(&held.spec));
             for held in misfits {
-                self.destroy(held, ctx);
+                self.destroy(held);
             }
             self.shelf(runtime).backing_off = false;
-            self.evict(runtime, ctx);
+            self.evict(runtime);
         }
-        self.settle(ctx);
+        self.settle();
     }
 }
 
@@ -583,10 +440,15 @@ impl Handler<Observe> for Pool {
             unavailable: shelf.unavailable,
         };
         PoolState {
-            runtimes: self.shelves.iter().map(|(k, v)| (*k, state(v))).collect(),
-            leased: self.leased,
-            destroying: self.destroying,
-            draining: self.draining.is_some(),
+            runtimes: self
+                .own
+                .shelves
+                .iter()
+                .map(|(k, v)| (*k, state(v)))
+                .collect(),
+            leased: self.own.leased.load(Ordering::Acquire),
+            destroying: self.own.destroying,
+            draining: self.own.draining.is_some(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! is gone.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use actix::fut::wrap_future;
@@ -10,6 +11,7 @@ use isol8_backend::Backend;
 use serde::Serialize;
 
 use crate::registry::{self, Registry};
+use crate::supervisor::{Life, Supervised};
 
 /// How long a look for what dead processes left may take.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -58,41 +60,65 @@ pub struct Configure(pub PrunerConfig);
 /// The actor.
 #[derive(Debug)]
 pub struct Pruner {
-    config: PrunerConfig,
-    registry: Addr<Registry>,
+    registry: Supervised<Registry>,
     backend: Arc<dyn Backend>,
+    life: Life<Self, Estate>,
+    own: Estate,
+}
+
+/// What a pruner knows, and leaves to its successor.
+#[derive(Clone, Copy, Debug, Default)]
+struct Estate {
+    config: PrunerConfig,
     state: PrunerState,
 }
 
-impl Pruner {
-    /// A pruner that begins to tick once it is started.
-    #[must_use]
-    pub fn new(config: PrunerConfig, registry: Addr<Registry>, backend: Arc<dyn Backend>) -> Self {
-        Self {
-            config,
-            registry,
-            backend,
-            state: PrunerState::default(),
-        }
+impl Drop for Pruner {
+    fn drop(&mut self) {
+        self.life.leave(self.own);
     }
+}
 
+/// Starts a pruner on the current arbiter. `restarts` counts its successors.
+pub fn start(
+    config: PrunerConfig,
+    registry: Supervised<Registry>,
+    backend: Arc<dyn Backend>,
+    restarts: Arc<AtomicU64>,
+) -> Supervised<Pruner> {
+    let estate = Estate {
+        config,
+        ..Estate::default()
+    };
+    Supervised::start("pruner", restarts, estate, move |life, own| Pruner {
+        registry: registry.clone(),
+        backend: Arc::clone(&backend),
+        life,
+        own,
+    })
+}
+
+impl Pruner {
     fn tick_later(&self, ctx: &mut Context<Self>) {
-        ctx.run_later(self.config.interval, |pruner, ctx| pruner.tick(ctx));
+        ctx.run_later(self.own.config.interval, |pruner, ctx| pruner.tick(ctx));
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        self.state.ticks += 1;
-        if self.config.auto_prune {
-            let max_idle = self.config.max_age;
-            self.registry.do_send(registry::Prune { max_idle });
-        }
+        self.own.state.ticks += 1;
+        let PrunerConfig {
+            auto_prune,
+            max_age,
+            ..
+        } = self.own.config;
+        let max_idle = auto_prune.then_some(max_age);
+        self.registry.do_send(registry::LookAfter { max_idle });
         let backend = Arc::clone(&self.backend);
         // A task of its own: a panic in it is not this actor's.
         let sweeping =
             tokio::spawn(async move { tokio::time::timeout(SWEEP_TIMEOUT, backend.sweep()).await });
         let swept = wrap_future::<_, Self>(sweeping).map(|swept, pruner, ctx| {
             match swept {
-                Ok(Ok(Ok(count))) => pruner.state.orphans += count,
+                Ok(Ok(Ok(count))) => pruner.own.state.orphans += count,
                 Ok(Ok(Err(error))) => log::warn!(error:%; "orphans cannot be removed"),
                 Ok(Err(_)) => log::warn!("looking for orphans took too long"),
                 Err(panic) => log::error!(error:% = panic; "looking for orphans panicked"),
@@ -115,7 +141,7 @@ impl Handler<Observe> for Pruner {
     type Result = PrunerState;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> PrunerState {
-        self.state
+        self.own.state
     }
 }
 
@@ -123,6 +149,6 @@ impl Handler<Configure> for Pruner {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.config = config;
+        self.own.config = config;
     }
 }

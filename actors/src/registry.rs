@@ -2,12 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
 use futures::future::join_all;
 use isol8_api::{ExecutionResult, SessionInfo, TenantId};
+use isol8_backend::{Adopted, SandboxSpec};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::Pool;
+use crate::pool::{Held, Pool};
+use crate::run::Memory;
 use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
+use crate::supervisor::{ATTEMPTS, Life, Supervised};
 
 /// Losses that nobody was told of yet, at most; the oldest is forgotten.
 const MAX_LOSSES: usize = 10_000;
@@ -47,7 +50,7 @@ pub struct Execute {
     /// The session.
     pub key: SessionKey,
     /// The job.
-    pub job: Job,
+    pub job: Arc<Job>,
     /// Triggered when nobody waits for the answer any longer.
     pub cancel: CancellationToken,
 }
@@ -66,17 +69,25 @@ pub struct List {
 #[rtype(result = "bool")]
 pub struct Delete(pub SessionKey);
 
-/// Makes no more sessions, deletes those there are, and answers when they are gone.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Shutdown;
-
-/// Ends the sessions that have been idle for this long. Each decides for itself.
+/// Makes no more sessions, ends those there are, and answers when they are gone.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub struct Prune {
-    /// How long a session may be idle.
-    pub max_idle: Duration,
+pub struct Shutdown {
+    /// Whether their sandboxes are left to the next server, rather than removed.
+    pub keep_sessions: bool,
+}
+
+/// Makes sessions of what an earlier server left, and remembers what was lost.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Adopt(pub Vec<Adopted>);
+
+/// Has every session look after itself.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct LookAfter {
+    /// Ends those that have been idle for this long. Each decides for itself.
+    pub max_idle: Option<Duration>,
 }
 
 /// Replaces the bounds. Sessions that there are stay.
@@ -126,18 +137,35 @@ pub struct RegistryState {
 /// The actor.
 #[derive(Debug)]
 pub struct Registry {
-    config: RegistryConfig,
-    pool: Addr<Pool>,
+    pool: Supervised<Pool>,
     admission: Admission,
+    restarts: Restarts,
+    life: Life<Self, Estate>,
+    own: Estate,
+}
+
+/// What a registry knows and owns, and leaves to its successor.
+#[derive(Debug, Default)]
+struct Estate {
+    config: RegistryConfig,
     live: HashMap<SessionKey, Slot>,
     losses: Losses,
     next_generation: u64,
     draining: bool,
 }
 
+/// How often actors were restarted.
+#[derive(Clone, Debug, Default)]
+pub struct Restarts {
+    /// The registry.
+    pub registry: Arc<AtomicU64>,
+    /// All sessions together.
+    pub sessions: Arc<AtomicU64>,
+}
+
 #[derive(Debug)]
 struct Slot {
-    session: Addr<Session>,
+    session: Supervised<Session>,
     generation: u64,
     status: Arc<Status>,
 }
@@ -148,21 +176,69 @@ impl Actor for Registry {
     fn started(&mut self, ctx: &mut Self::Context) {
         // Senders wait beyond this; it is not what bounds them, admission and sessions do.
         ctx.set_mailbox_capacity(1024);
+        self.catch_up();
     }
 }
 
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.life.leave(std::mem::take(&mut self.own));
+    }
+}
+
+/// Starts a registry of no sessions on the current arbiter, whose sandboxes come from `pool`.
+pub fn start(
+    config: RegistryConfig,
+    pool: Supervised<Pool>,
+    admission: Admission,
+    restarts: Restarts,
+) -> Supervised<Registry> {
+    let estate = Estate {
+        config,
+        ..Estate::default()
+    };
+    let counter = Arc::clone(&restarts.registry);
+    Supervised::start("registry", counter, estate, move |life, own| Registry {
+        pool: pool.clone(),
+        admission: admission.clone(),
+        restarts: restarts.clone(),
+        life,
+        own,
+    })
+}
+
 impl Registry {
-    /// A registry of no sessions, whose sandboxes come from `pool`.
-    #[must_use]
-    pub fn new(config: RegistryConfig, pool: Addr<Pool>, admission: Admission) -> Self {
-        Self {
-            config,
-            pool,
-            admission,
-            live: HashMap::new(),
-            losses: Losses::default(),
-            next_generation: 0,
-            draining: false,
+    /// Hears of the sessions that ended while nobody listened.
+    fn catch_up(&mut self) {
+        let ended = |(key, slot): (&SessionKey, &Slot)| {
+            let lost = slot.status.ended.get()?.clone();
+            let generation = slot.generation;
+            let key = key.clone();
+            Some(Ended {
+                key,
+                generation,
+                lost,
+            })
+        };
+        let ended: Vec<Ended> = self.own.live.iter().filter_map(ended).collect();
+        for ended in ended {
+            self.note_end(ended);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn find(&self, key: &SessionKey) -> Option<Supervised<Session>> {
+        self.own.live.get(key).map(|slot| slot.session.clone())
+    }
+
+    fn note_end(&mut self, ended: Ended) {
+        let current = self.own.live.get(&ended.key);
+        if current.is_none_or(|slot| slot.generation != ended.generation) {
+            return;
+        }
+        self.own.live.remove(&ended.key);
+        if let Some(reason) = ended.lost {
+            self.own.losses.insert(ended.key, reason);
         }
     }
 
@@ -172,73 +248,137 @@ impl Registry {
         &mut self,
         key: &SessionKey,
         job: &Job,
-        ctx: &mut Context<Self>,
-    ) -> Result<Addr<Session>, ExecuteError> {
-        if let Some(reason) = self.losses.take(key) {
+    ) -> Result<Supervised<Session>, ExecuteError> {
+        if let Some(reason) = self.own.losses.take(key) {
             let session = key.id.clone();
             return Err(ExecuteError::SessionLost { session, reason });
         }
-        if let Some(slot) = self.live.get(key) {
+        if let Some(slot) = self.own.live.get(key) {
             return Ok(slot.session.clone());
         }
-        let limit = self.config.max_sessions;
-        if self.live.len() >= limit {
+        let limit = self.own.config.max_sessions;
+        if self.own.live.len() >= limit {
             return Err(ExecuteError::TooManySessions { limit });
         }
-        let generation = self.next_generation;
-        self.next_generation += 1;
         let status = Arc::new(Status::new(job.runtime()));
-        let session = Session::new(Setting {
-            key: key.clone(),
-            generation,
-            spec: job.sandbox.clone(),
-            queue_limit: self.config.queue_limit,
-            status: Arc::clone(&status),
-            pool: self.pool.clone(),
-            admission: self.admission.clone(),
-            registry: ctx.address().downgrade(),
-        })
-        .start();
+        let setting = self.setting(key, job.sandbox.clone(), &status);
+        let generation = setting.generation;
+        let session = session::start(setting, Arc::clone(&self.restarts.sessions));
         let slot = Slot {
             session: session.clone(),
             generation,
             status,
         };
-        self.live.insert(key.clone(), slot);
+        self.own.live.insert(key.clone(), slot);
         Ok(session)
+    }
+
+    fn setting(&mut self, key: &SessionKey, spec: SandboxSpec, status: &Arc<Status>) -> Setting {
+        let generation = self.own.next_generation;
+        self.own.next_generation += 1;
+        Setting {
+            key: key.clone(),
+            generation,
+            spec,
+            queue_limit: self.own.config.queue_limit,
+            status: Arc::clone(status),
+            pool: self.pool.clone(),
+            admission: self.admission.clone(),
+            registry: self.life.handle(),
+        }
+    }
+
+    fn adopt(&mut self, adopted: Adopted) {
+        let Adopted {
+            claim,
+            idle,
+            sandbox,
+        } = adopted;
+        let key = SessionKey {
+            tenant: claim.tenant.clone(),
+            id: claim.session.clone(),
+        };
+        let sandbox = match sandbox {
+            Ok(sandbox) => sandbox,
+            Err(reason) => {
+                log::warn!(session:% = key.id, tenant:% = key.tenant, reason:%; "session lost");
+                return self.own.losses.insert(key, reason);
+            }
+        };
+        let status = Arc::new(Status::adopted(&claim, idle, sandbox.id()));
+        let setting = self.setting(&key, claim.spec.clone(), &status);
+        let generation = setting.generation;
+        let held = Held {
+            sandbox,
+            made: Instant::now(),
+            spec: claim.spec,
+            memory: Memory {
+                usage: None,
+                unreported_loss: false,
+            },
+        };
+        let restarts = Arc::clone(&self.restarts.sessions);
+        let slot = Slot {
+            session: session::adopt(setting, restarts, held, idle),
+            generation,
+            status,
+        };
+        // Two claims of one session cannot be; the one that goes removes its sandbox.
+        self.own.live.insert(key, slot);
     }
 }
 
 impl Handler<Execute> for Registry {
     type Result = ResponseFuture<Result<ExecutionResult, ExecuteError>>;
 
-    fn handle(&mut self, execute: Execute, ctx: &mut Self::Context) -> Self::Result {
-        if self.draining {
+    fn handle(&mut self, execute: Execute, _: &mut Self::Context) -> Self::Result {
+        if self.own.draining {
             return Box::pin(async { Err(ExecuteError::ShuttingDown) });
         }
-        let session = match self.find_or_start(&execute.key, &execute.job, ctx) {
-            Ok(session) => session,
-            Err(error) => return Box::pin(async { Err(error) }),
-        };
-        let (reply, answer) = oneshot::channel();
-        // Not `send`: what is sent to a full mailbox that way loses its place in the order.
-        session.do_send(Run {
-            job: execute.job,
-            cancel: execute.cancel.clone(),
-            received: Instant::now(),
-            reply,
-        });
-        Box::pin(async move {
-            // Not a moment longer than its caller: a session may have jobs of hours before this.
-            tokio::select! {
-                biased;
-                answer = answer => answer.unwrap_or_else(|_| {
-                    Err(ExecuteError::Internal("session gave no answer".to_owned()))
-                }),
-                () = execute.cancel.cancelled() => Err(ExecuteError::Cancelled),
+        match self.find_or_start(&execute.key, &execute.job) {
+            Ok(session) => {
+                // In the order of arrival, so before the future is polled.
+                let first = ask(&session, &execute);
+                Box::pin(answer(session, execute, first))
             }
-        })
+            Err(error) => Box::pin(async { Err(error) }),
+        }
     }
+}
+
+type Answer = oneshot::Receiver<Result<ExecutionResult, ExecuteError>>;
+
+fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    // Not `send`: what is sent to a full mailbox that way loses its place in the order.
+    session.do_send(Run {
+        job: Arc::clone(&execute.job),
+        cancel: execute.cancel.clone(),
+        received: Instant::now(),
+        reply,
+    });
+    answer
+}
+
+/// Waits for the answer, not a moment longer than its caller does: a session may have jobs of hours
+/// before this one. Asks again where the session panicked before it began.
+async fn answer(
+    session: Supervised<Session>,
+    execute: Execute,
+    first: Answer,
+) -> Result<ExecutionResult, ExecuteError> {
+    let mut answer = first;
+    for _ in 0..ATTEMPTS {
+        tokio::select! {
+            biased;
+            answered = answer => if let Ok(answered) = answered {
+                return answered;
+            },
+            () = execute.cancel.cancelled() => return Err(ExecuteError::Cancelled),
+        }
+        answer = ask(&session, &execute);
+    }
+    Err(ExecuteError::Internal("session gave no answer".to_owned()))
 }
 
 impl Handler<List> for Registry {
@@ -259,6 +399,7 @@ impl Handler<List> for Registry {
             })
         };
         let mut sessions: Vec<SessionInfo> = self
+            .own
             .live
             .iter()
             .filter(|(key, _)| asked(key))
@@ -273,11 +414,11 @@ impl Handler<Delete> for Registry {
     type Result = ResponseFuture<bool>;
 
     fn handle(&mut self, Delete(key): Delete, _: &mut Self::Context) -> Self::Result {
-        let forgotten = self.losses.take(&key).is_some();
-        match self.live.remove(&key) {
+        let forgotten = self.own.losses.take(&key).is_some();
+        match self.own.live.remove(&key) {
             Some(slot) => Box::pin(async move {
                 // A session that does not answer is gone.
-                let _ = slot.session.send(session::Delete).await;
+                let _ = slot.session.ask(|| session::Delete).await;
                 true
             }),
             None => Box::pin(async move { forgotten }),
@@ -285,12 +426,22 @@ impl Handler<Delete> for Registry {
     }
 }
 
-impl Handler<Prune> for Registry {
+impl Handler<LookAfter> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Prune { max_idle }: Prune, _: &mut Self::Context) {
-        for slot in self.live.values() {
-            slot.session.do_send(session::Prune { max_idle });
+    fn handle(&mut self, LookAfter { max_idle }: LookAfter, _: &mut Self::Context) {
+        for slot in self.own.live.values() {
+            slot.session.do_send(session::LookAfter { max_idle });
+        }
+    }
+}
+
+impl Handler<Adopt> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Adopt(adopted): Adopt, _: &mut Self::Context) {
+        for adopted in adopted {
+            self.adopt(adopted);
         }
     }
 }
@@ -299,7 +450,7 @@ impl Handler<Configure> for Registry {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.config = config;
+        self.own.config = config;
     }
 }
 
@@ -307,14 +458,7 @@ impl Handler<Ended> for Registry {
     type Result = ();
 
     fn handle(&mut self, ended: Ended, _: &mut Self::Context) {
-        let current = self.live.get(&ended.key);
-        if current.is_none_or(|slot| slot.generation != ended.generation) {
-            return;
-        }
-        self.live.remove(&ended.key);
-        if let Some(reason) = ended.lost {
-            self.losses.insert(ended.key, reason);
-        }
+        self.note_end(ended);
     }
 }
 
@@ -322,19 +466,31 @@ impl Handler<LossReported> for Registry {
     type Result = ();
 
     fn handle(&mut self, LossReported(key): LossReported, _: &mut Self::Context) {
-        self.losses.take(&key);
+        self.own.losses.take(&key);
     }
 }
 
 impl Handler<Shutdown> for Registry {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: Shutdown, _: &mut Self::Context) -> Self::Result {
-        self.draining = true;
-        let sessions: Vec<_> = self.live.drain().map(|(_, slot)| slot.session).collect();
+    fn handle(&mut self, shutdown: Shutdown, _: &mut Self::Context) -> Self::Result {
+        self.own.draining = true;
+        let sessions: Vec<_> = self
+            .own
+            .live
+            .drain()
+            .map(|(_, slot)| slot.session)
+            .collect();
         Box::pin(async move {
-            let deleting = sessions.iter().map(|session| session.send(session::Delete));
-            join_all(deleting).await;
+            let ending = sessions.iter().map(|session| async move {
+                // A session that does not answer is gone.
+                let _ = if shutdown.keep_sessions {
+                    session.ask(|| session::Leave).await
+                } else {
+                    session.ask(|| session::Delete).await
+                };
+            });
+            join_all(ending).await;
         })
     }
 }
@@ -345,10 +501,10 @@ impl Handler<Observe> for Registry {
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> RegistryState {
         let is_active = |slot: &&Slot| slot.status.is_active.load(Ordering::Relaxed);
         RegistryState {
-            sessions: self.live.len(),
-            active: self.live.values().filter(is_active).count(),
-            losses: self.losses.len(),
-            draining: self.draining,
+            sessions: self.own.live.len(),
+            active: self.own.live.values().filter(is_active).count(),
+            losses: self.own.losses.len(),
+            draining: self.own.draining,
         }
     }
 }
@@ -357,9 +513,9 @@ impl Handler<ObserveSession> for Registry {
     type Result = ResponseFuture<Option<SessionState>>;
 
     fn handle(&mut self, asked: ObserveSession, _: &mut Self::Context) -> Self::Result {
-        let slot = self.live.get(&asked.0);
-        let asking = slot.map(|slot| slot.session.send(session::Observe));
-        Box::pin(async move { asking?.await.ok() })
+        let slot = self.own.live.get(&asked.0);
+        let session = slot.map(|slot| slot.session.clone());
+        Box::pin(async move { session?.ask(|| session::Observe).await.ok() })
     }
 }
 

@@ -1,11 +1,11 @@
 //! What the server and the command line hold: all actors behind one handle.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use actix::prelude::*;
 use isol8_api::{ExecutionResult, SessionId, SessionInfo, TenantId};
-use isol8_backend::{Backend, BackendError};
+use isol8_backend::{Adopted, Backend, BackendError};
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
@@ -17,9 +17,10 @@ use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
-use crate::registry::{self, Registry, RegistryConfig, RegistryState};
+use crate::registry::{self, Registry, RegistryConfig, RegistryState, Restarts};
 use crate::run::{self, Mode, Waits};
 use crate::session::{SessionKey, SessionState};
+use crate::supervisor::{Gone, Supervised};
 
 /// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
 /// left without asking.
@@ -38,6 +39,8 @@ pub struct ServiceConfig {
     pub pruner: PrunerConfig,
     /// How long jobs may go on once a shutdown has begun.
     pub shutdown_grace: Duration,
+    /// Whether a shutdown leaves sessions to the next server, rather than ending them.
+    pub keep_sessions: bool,
 }
 
 impl Default for ServiceConfig {
@@ -48,6 +51,7 @@ impl Default for ServiceConfig {
             admission: AdmissionConfig::default(),
             pruner: PrunerConfig::default(),
             shutdown_grace: Duration::from_secs(10),
+            keep_sessions: false,
         }
     }
 }
@@ -63,6 +67,21 @@ pub struct ServiceState {
     pub sessions: RegistryState,
     /// What was cleaned up.
     pub pruner: PrunerState,
+    /// Actors that panicked and were restarted.
+    pub restarts: RestartCounts,
+}
+
+/// How often actors panicked and were restarted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RestartCounts {
+    /// The pool.
+    pub pool: u64,
+    /// The registry.
+    pub registry: u64,
+    /// All sessions together.
+    pub sessions: u64,
+    /// The pruner.
+    pub pruner: u64,
 }
 
 /// All actors. Clones share them.
@@ -74,15 +93,19 @@ pub struct Service {
 #[derive(Debug)]
 struct Shared {
     backend: Arc<dyn Backend>,
-    pool: Addr<Pool>,
-    registry: Addr<Registry>,
-    pruner: Addr<Pruner>,
+    pool: Supervised<Pool>,
+    registry: Supervised<Registry>,
+    pruner: Supervised<Pruner>,
+    pool_restarts: Arc<AtomicU64>,
+    pruner_restarts: Arc<AtomicU64>,
+    restarts: Restarts,
     admission: Admission,
     /// Jobs under way.
     jobs: TaskTracker,
     /// Ends every job.
     stop: CancellationToken,
     grace: Duration,
+    keep_sessions: bool,
     /// Where the actors are, and connections to sandboxes with them: whoever talks to these is best
     /// there, too.
     runtime: Handle,
@@ -93,22 +116,52 @@ impl Service {
     #[must_use]
     pub fn start(backend: Arc<dyn Backend>, config: ServiceConfig) -> Self {
         let admission = Admission::new(config.admission);
-        let pool = Pool::new(Arc::clone(&backend), config.pool).start();
-        let registry = Registry::new(config.sessions, pool.clone(), admission.clone()).start();
-        let pruner = Pruner::new(config.pruner, registry.clone(), Arc::clone(&backend)).start();
+        let (pool_restarts, pruner_restarts) = (Arc::default(), Arc::default());
+        let restarts = Restarts::default();
+        let pool = pool::start(
+            Arc::clone(&backend),
+            config.pool,
+            Arc::clone(&pool_restarts),
+        );
+        let registry = registry::start(
+            config.sessions,
+            pool.clone(),
+            admission.clone(),
+            restarts.clone(),
+        );
+        let pruner = pruner::start(
+            config.pruner,
+            registry.clone(),
+            Arc::clone(&backend),
+            Arc::clone(&pruner_restarts),
+        );
         Self {
             shared: Arc::new(Shared {
                 backend,
                 pool,
                 registry,
                 pruner,
+                pool_restarts,
+                pruner_restarts,
+                restarts,
                 admission,
                 jobs: TaskTracker::new(),
                 stop: CancellationToken::new(),
                 grace: config.shutdown_grace,
+                keep_sessions: config.keep_sessions,
                 runtime: Handle::current(),
             }),
         }
+    }
+
+    /// Goes on with the sessions that an earlier server left. What was lost is told to the next request
+    /// for it. To be called before any request.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] where the service has ended.
+    pub async fn adopt(&self, adopted: Vec<Adopted>) -> Result<(), ExecuteError> {
+        let adopt = || registry::Adopt(adopted.clone());
+        Ok(self.shared.registry.ask(adopt).await?)
     }
 
     /// The backend's name.
@@ -138,9 +191,14 @@ impl Service {
         let result = match session {
             Some(id) => {
                 let key = SessionKey { tenant, id };
-                let execute = registry::Execute { key, job, cancel };
-                let answer = shared.registry.send(execute).await;
-                answer.unwrap_or(Err(ExecuteError::ShuttingDown))
+                let job = Arc::new(job);
+                let execute = || registry::Execute {
+                    key: key.clone(),
+                    job: Arc::clone(&job),
+                    cancel: cancel.clone(),
+                };
+                let answer = shared.registry.ask(execute).await;
+                answer.unwrap_or_else(|gone| Err(gone.into()))
             }
             None => {
                 let pool = shared.pool.clone();
@@ -163,22 +221,27 @@ impl Service {
     }
 
     /// Replaces the bounds of all parts. What runs, runs on, and what waits keeps its place. The grace
-    /// of a shutdown stays as it was.
+    /// of a shutdown, and what it does to sessions, stay as they were.
     ///
     /// # Errors
     /// [`ExecuteError::ShuttingDown`].
     pub async fn configure(&self, config: ServiceConfig) -> Result<(), ExecuteError> {
         let shared = &self.shared;
         shared.admission.set_config(config.admission);
-        let pool = shared.pool.send(pool::Configure(config.pool)).await;
-        let registry = shared
-            .registry
-            .send(registry::Configure(config.sessions))
-            .await;
-        let pruner = shared.pruner.send(pruner::Configure(config.pruner)).await;
-        pool.and(registry)
-            .and(pruner)
-            .map_err(|_| ExecuteError::ShuttingDown)
+        let ServiceConfig {
+            pool,
+            sessions,
+            pruner,
+            ..
+        } = config;
+        let configured = async {
+            let configure = || pool::Configure(pool.clone());
+            shared.pool.ask(configure).await?;
+            let configure = || registry::Configure(sessions);
+            shared.registry.ask(configure).await?;
+            shared.pruner.ask(|| pruner::Configure(pruner)).await
+        };
+        configured.await.map_err(ExecuteError::from)
     }
 
     /// The sessions of a tenant, or of all.
@@ -189,9 +252,10 @@ impl Service {
         &self,
         tenant: Option<TenantId>,
     ) -> Result<Vec<SessionInfo>, ExecuteError> {
-        let list = registry::List { tenant };
-        let answer = self.shared.registry.send(list).await;
-        answer.map_err(|_| ExecuteError::ShuttingDown)
+        let list = || registry::List {
+            tenant: tenant.clone(),
+        };
+        Ok(self.shared.registry.ask(list).await?)
     }
 
     /// Deletes a session and ends what runs in it. Says whether there was one.
@@ -203,9 +267,9 @@ impl Service {
         tenant: TenantId,
         id: SessionId,
     ) -> Result<bool, ExecuteError> {
-        let delete = registry::Delete(SessionKey { tenant, id });
-        let answer = self.shared.registry.send(delete).await;
-        answer.map_err(|_| ExecuteError::ShuttingDown)
+        let key = SessionKey { tenant, id };
+        let delete = || registry::Delete(key.clone());
+        Ok(self.shared.registry.ask(delete).await?)
     }
 
     /// A snapshot of every part.
@@ -213,14 +277,19 @@ impl Service {
     /// # Errors
     /// [`ExecuteError::ShuttingDown`].
     pub async fn observe(&self) -> Result<ServiceState, ExecuteError> {
-        let pool = self.shared.pool.send(pool::Observe).await;
-        let sessions = self.shared.registry.send(registry::Observe).await;
-        let pruner = self.shared.pruner.send(pruner::Observe).await;
+        let shared = &self.shared;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Ok(ServiceState {
-            admission: self.shared.admission.observe(),
-            pool: pool.map_err(|_| ExecuteError::ShuttingDown)?,
-            sessions: sessions.map_err(|_| ExecuteError::ShuttingDown)?,
-            pruner: pruner.map_err(|_| ExecuteError::ShuttingDown)?,
+            admission: shared.admission.observe(),
+            pool: shared.pool.ask(|| pool::Observe).await?,
+            sessions: shared.registry.ask(|| registry::Observe).await?,
+            pruner: shared.pruner.ask(|| pruner::Observe).await?,
+            restarts: RestartCounts {
+                pool: count(&shared.pool_restarts),
+                registry: count(&shared.restarts.registry),
+                sessions: count(&shared.restarts.sessions),
+                pruner: count(&shared.pruner_restarts),
+            },
         })
     }
 
@@ -233,16 +302,30 @@ impl Service {
         tenant: TenantId,
         id: SessionId,
     ) -> Result<Option<SessionState>, ExecuteError> {
-        let observe = registry::ObserveSession(SessionKey { tenant, id });
-        let answer = self.shared.registry.send(observe).await;
-        answer.map_err(|_| ExecuteError::ShuttingDown)
+        let key = SessionKey { tenant, id };
+        let observe = || registry::ObserveSession(key.clone());
+        Ok(self.shared.registry.ask(observe).await?)
     }
 
-    /// Takes no new work, lets jobs go on for a while, ends them, and removes every sandbox.
+    /// Takes no new work, lets jobs go on for a while, ends them, and removes every sandbox but those of
+    /// sessions that are kept.
     ///
     /// # Errors
     /// What the backend could not remove.
     pub async fn shutdown(&self) -> Result<(), BackendError> {
+        self.end(self.shared.keep_sessions).await
+    }
+
+    /// As [`Self::shutdown`], and leaves the sessions to the next server in any case: for one that could
+    /// not begin.
+    ///
+    /// # Errors
+    /// What the backend could not remove.
+    pub async fn leave(&self) -> Result<(), BackendError> {
+        self.end(true).await
+    }
+
+    async fn end(&self, keep_sessions: bool) -> Result<(), BackendError> {
         let shared = &self.shared;
         shared.jobs.close();
         let started = Instant::now();
@@ -250,11 +333,12 @@ impl Service {
             log::warn!(jobs = shared.jobs.len(); "ending jobs that are still running");
         }
         shared.stop.cancel();
+        let shutdown = registry::Shutdown { keep_sessions };
         let steps = async {
             shared.jobs.wait().await;
             // Actors that do not answer are gone.
-            let _ = shared.registry.send(registry::Shutdown).await;
-            let _ = shared.pool.send(pool::Shutdown).await;
+            let _ = shared.registry.ask(|| shutdown).await;
+            let _ = shared.pool.ask(|| pool::Shutdown).await;
         };
         if timeout(STEP_TIMEOUT, steps).await.is_err() {
             log::warn!("shutdown took too long, the backend removes what is left");
@@ -269,9 +353,15 @@ impl Service {
     }
 }
 
+impl From<Gone> for ExecuteError {
+    fn from(_: Gone) -> Self {
+        Self::Internal("an actor does not answer".to_owned())
+    }
+}
+
 /// A job in a sandbox that nobody uses before or after it, but for its own tenant's others.
 async fn ephemeral(
-    pool: Addr<Pool>,
+    pool: Supervised<Pool>,
     admission: Admission,
     tenant: TenantId,
     job: Job,
@@ -305,3 +395,6 @@ async fn ephemeral(
     }
     result
 }
+
+#[cfg(test)]
+mod tests;

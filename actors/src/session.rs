@@ -9,27 +9,37 @@ mod turn;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use actix::fut::wrap_future;
 use actix::prelude::*;
-use tokio::task::JoinError;
+use isol8_backend::Claim;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::ExecuteError;
 use crate::pool::{self, Held, Lease, PoolError};
 use crate::registry::{Ended, LossReported};
 use crate::run::{Memory, Waits};
+use crate::supervisor::{Life, Supervised};
 use crate::watch::{DeathWatch, destroy};
-use message::Died;
-pub(crate) use message::{Delete, Prune, Run, Setting, Status};
+use message::{Acquired, Died, TurnEnded};
+pub(crate) use message::{Delete, Leave, LookAfter, Run, Setting, Status};
 pub use message::{Observe, Phase, SessionKey, SessionState};
-use turn::{Turn, TurnEnd};
+use turn::Turn;
 
 /// The actor.
 #[derive(Debug)]
 pub struct Session {
     setting: Setting,
+    life: Life<Self, Estate>,
+    own: Estate,
+}
+
+/// What a session knows and owns, and leaves to its successor.
+#[derive(Debug)]
+struct Estate {
     state: State,
     queue: VecDeque<Run>,
     started: Instant,
@@ -37,13 +47,31 @@ pub struct Session {
     acquire: Duration,
 }
 
+impl Default for Estate {
+    fn default() -> Self {
+        Self {
+            state: State::New,
+            queue: VecDeque::new(),
+            started: Instant::now(),
+            acquire: Duration::ZERO,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum State {
+    /// It has not asked for a sandbox yet.
+    New,
+    /// It has one from an earlier process, idle for this long.
+    Adopted(Held, Duration),
     /// The pool was asked for a sandbox.
     Starting,
     Idle(Home),
     Running(Home, Turn),
     Ended(Ending),
+    /// On the way from one to another. Where an actor finds its predecessor there, what that owned is
+    /// gone.
+    Between,
 }
 
 /// The session's sandbox.
@@ -52,6 +80,11 @@ struct Home {
     held: Held,
     /// When it was last used.
     used: Instant,
+    /// It was used, and that is not written down yet.
+    is_touched: bool,
+    /// Whose it is is being written down. The first answer waits for that: a session that has answered
+    /// once outlives the server.
+    claiming: Option<JoinHandle<()>>,
     _watch: DeathWatch,
 }
 
@@ -68,145 +101,215 @@ pub(crate) enum Ending {
     Pruned(Duration),
     /// Whoever wanted it was gone before it had a sandbox.
     Unused,
+    /// The server ends, and leaves the sandbox to the next one.
+    Left,
 }
 
 impl Actor for Session {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let pool = self.setting.pool.clone();
-        let tenant = self.setting.key.tenant.clone();
-        let spec = self.setting.spec.clone();
-        // The pool bounds its own work in time.
-        let acquiring = async move { pool::acquire(&pool, tenant, spec).await };
-        let acquired = wrap_future::<_, Self>(acquiring);
-        ctx.spawn(acquired.map(|lease, session, ctx| session.settle_in(lease, ctx)));
+        let state = std::mem::replace(&mut self.own.state, State::Between);
+        self.own.state = match state {
+            State::Adopted(held, idle) => State::Idle(self.home(held, idle, None)),
+            other => other,
+        };
+        match self.own.state {
+            State::New => self.acquire(),
+            State::Between | State::Adopted(..) => {
+                let reason = "its actor panicked".to_owned();
+                self.end(Ending::Lost(reason), ctx);
+            }
+            // What is on its way comes to whoever is the session by then.
+            State::Starting | State::Running(..) | State::Ended(_) => {}
+            State::Idle(_) => self.next(),
+        }
     }
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.life.leave(std::mem::take(&mut self.own));
+    }
+}
+
+/// Starts a session on the current arbiter. `restarts` counts its successors.
+pub(crate) fn start(setting: Setting, restarts: Arc<AtomicU64>) -> Supervised<Session> {
+    start_with(setting, restarts, Estate::default())
+}
+
+/// As [`start`], with a sandbox from an earlier process that was last used so long ago.
+pub(crate) fn adopt(
+    setting: Setting,
+    restarts: Arc<AtomicU64>,
+    held: Held,
+    idle: Duration,
+) -> Supervised<Session> {
+    let estate = Estate {
+        state: State::Adopted(held, idle),
+        ..Estate::default()
+    };
+    start_with(setting, restarts, estate)
+}
+
+fn start_with(setting: Setting, restarts: Arc<AtomicU64>, estate: Estate) -> Supervised<Session> {
+    Supervised::start("session", restarts, estate, move |life, own| Session {
+        setting: setting.clone(),
+        life,
+        own,
+    })
+}
+
 impl Session {
-    pub(crate) fn new(setting: Setting) -> Self {
-        Self {
-            setting,
-            state: State::Starting,
-            queue: VecDeque::new(),
-            started: Instant::now(),
-            acquire: Duration::ZERO,
-        }
+    fn acquire(&mut self) {
+        let pool = self.setting.pool.clone();
+        let tenant = self.setting.key.tenant.clone();
+        let spec = self.setting.spec.clone();
+        let session = self.life.handle();
+        self.own.state = State::Starting;
+        tokio::spawn(async move {
+            // The pool bounds its own work in time.
+            let lease = pool::acquire(&pool, tenant, spec).await;
+            session.do_send(Acquired(lease));
+        });
     }
 
     fn settle_in(&mut self, lease: Result<Lease, PoolError>, ctx: &mut Context<Self>) {
-        if !matches!(self.state, State::Starting) {
+        if !matches!(self.own.state, State::Starting) {
             // Deleted before it began: the lease finds its way back.
             return;
         }
-        self.queue.retain(|run| !run.cancel.is_cancelled());
+        self.own.queue.retain(|run| !run.cancel.is_cancelled());
         match lease {
             Err(error) => self.end(Ending::Failed(error.into()), ctx),
-            Ok(_) if self.queue.is_empty() => self.end(Ending::Unused, ctx),
+            Ok(_) if self.own.queue.is_empty() => self.end(Ending::Unused, ctx),
             Ok(lease) => {
                 let held = lease.take();
                 let id = held.sandbox.id().to_string();
                 // The only place that sets it.
                 let _ = self.setting.status.container.set(id);
-                self.acquire = self.started.elapsed();
-                let session = ctx.address().downgrade();
-                let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
-                    if let Some(session) = session.upgrade() {
-                        session.do_send(Died(reason));
-                    }
-                });
-                self.state = State::Idle(Home {
-                    held,
-                    used: Instant::now(),
-                    _watch: watch,
-                });
-                self.next(ctx);
+                self.own.acquire = self.own.started.elapsed();
+                let claiming = self.claim(&held);
+                self.own.state = State::Idle(self.home(held, Duration::ZERO, Some(claiming)));
+                self.next();
             }
         }
     }
 
-    /// Begins the next job, where there is one and none is running.
-    fn next(&mut self, ctx: &mut Context<Self>) {
-        if !matches!(self.state, State::Idle(_)) {
-            return;
-        }
-        self.queue.retain(|run| !run.cancel.is_cancelled());
-        let Some(run) = self.queue.pop_front() else {
-            return;
-        };
-        if let State::Idle(home) = std::mem::replace(&mut self.state, State::Starting) {
-            self.begin(home, run, ctx);
+    /// Settles a sandbox that was last used so long ago.
+    fn home(&self, held: Held, idle: Duration, claiming: Option<JoinHandle<()>>) -> Home {
+        let session = self.life.handle();
+        let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
+            session.do_send(Died(reason));
+        });
+        let now = Instant::now();
+        Home {
+            held,
+            used: now.checked_sub(idle).unwrap_or(now),
+            is_touched: false,
+            claiming,
+            _watch: watch,
         }
     }
 
-    fn begin(&mut self, home: Home, run: Run, ctx: &mut Context<Self>) {
-        let acquire = std::mem::take(&mut self.acquire);
+    /// Writes down whose the sandbox is.
+    fn claim(&self, held: &Held) -> JoinHandle<()> {
+        let sandbox = Arc::clone(&held.sandbox);
+        let key = &self.setting.key;
+        let claim = Claim {
+            tenant: key.tenant.clone(),
+            session: key.id.clone(),
+            spec: held.spec.clone(),
+            created_at: self.setting.status.created_at,
+        };
+        tokio::spawn(async move {
+            if let Err(error) = sandbox.claim(&claim).await {
+                let session = &claim.session;
+                log::warn!(session:%, error:%; "session will not outlive the server");
+            }
+        })
+    }
+
+    /// Begins the next job, where there is one and none is running.
+    fn next(&mut self) {
+        if !matches!(self.own.state, State::Idle(_)) {
+            return;
+        }
+        self.own.queue.retain(|run| !run.cancel.is_cancelled());
+        let Some(run) = self.own.queue.pop_front() else {
+            return;
+        };
+        if let State::Idle(home) = std::mem::replace(&mut self.own.state, State::Between) {
+            self.begin(home, run);
+        }
+    }
+
+    fn begin(&mut self, mut home: Home, run: Run) {
+        let acquire = std::mem::take(&mut self.own.acquire);
         let waits = Waits {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
-        let (turn, running) = Turn::begin(run, home.held.clone(), &self.setting, waits);
-        let ended = wrap_future::<_, Self>(running);
-        ctx.spawn(ended.map(|ended, session, ctx| session.finish(ended, ctx)));
+        let session = self.life.handle();
+        let beginning = turn::Beginning {
+            run,
+            held: home.held.clone(),
+            claiming: home.claiming.take(),
+            waits,
+        };
+        let turn = Turn::begin(beginning, &self.setting, session);
+        self.own.state = State::Running(home, turn);
         self.setting.status.set_active(true);
-        self.state = State::Running(home, turn);
     }
 
-    fn finish(&mut self, ended: Result<TurnEnd, JoinError>, ctx: &mut Context<Self>) {
-        let (mut home, turn) = match std::mem::replace(&mut self.state, State::Starting) {
+    fn finish(&mut self, ended: TurnEnded, ctx: &mut Context<Self>) {
+        let TurnEnded { held, result } = ended;
+        let (mut home, turn) = match std::mem::replace(&mut self.own.state, State::Between) {
             State::Running(home, turn) => (home, turn),
             // The session ended under the job, which has its answer already.
             other => {
-                self.state = other;
+                self.own.state = other;
                 return;
             }
         };
         self.setting.status.set_active(false);
-        let (held, result) = match ended {
-            Ok(TurnEnd { held, result }) => (held, result),
-            Err(panic) => {
-                log::error!(session:% = self.setting.key.id, error:% = panic; "run panicked");
-                let mut held = home.held.clone();
-                held.memory = Memory::unknown();
-                let text = "the run panicked".to_owned();
-                (held, Err(ExecuteError::Internal(text)))
-            }
-        };
-        home.held = held;
+        match held {
+            Some(held) => home.held = held,
+            None => home.held.memory = Memory::unknown(),
+        }
         home.used = Instant::now();
+        home.is_touched = true;
         if let Err(ExecuteError::SandboxLost(reason)) = result {
-            self.state = State::Running(home, turn);
+            self.own.state = State::Running(home, turn);
             return self.end(Ending::Lost(reason), ctx);
         }
         let told_of_loss = result.as_ref().is_ok_and(|result| result.state_lost);
         if turn.reply.send(result).is_err() {
             home.held.memory.unreported_loss |= told_of_loss;
         }
-        self.state = State::Idle(home);
-        self.next(ctx);
+        self.own.state = State::Idle(home);
+        self.next();
     }
 
     /// Ends the session: everybody who waits is told, and the sandbox goes. The future says when.
     fn end(&mut self, ending: Ending, ctx: &mut Context<Self>) {
         let error = self.error_for(&ending);
-        let state = std::mem::replace(&mut self.state, State::Ended(ending.clone()));
+        let state = std::mem::replace(&mut self.own.state, State::Ended(ending.clone()));
         let (home, turn) = match state {
             State::Running(home, turn) => (Some(home), Some(turn)),
             State::Idle(home) => (Some(home), None),
-            State::Starting => (None, None),
+            State::New | State::Adopted(..) | State::Starting | State::Between => (None, None),
             State::Ended(first) => {
-                self.state = State::Ended(first);
+                self.own.state = State::Ended(first);
                 return;
             }
         };
         self.setting.status.set_active(false);
         let mut told = false;
         if let Some(turn) = turn {
-            turn.cancel.cancel();
             told |= turn.reply.send(Err(error.clone())).is_ok();
         }
-        for run in self.queue.drain(..) {
+        for run in self.own.queue.drain(..) {
             told |= run.reply.send(Err(error.clone())).is_ok();
         }
         let sandbox = home.map(|home| home.held.sandbox);
@@ -215,20 +318,25 @@ impl Session {
             let sandbox = self.setting.status.container.get();
             log::warn!(session:% = key.id, tenant:% = key.tenant, sandbox:?, reason:%; "session lost");
         }
-        let over = Ended {
+        let is_left = matches!(ending, Ending::Left);
+        let lost = match ending {
+            Ending::Lost(reason) if !told => Some(reason),
+            Ending::Pruned(idle) => Some(pruned(idle)),
+            _ => None,
+        };
+        // It ends once.
+        let _ = self.setting.status.ended.set(lost.clone());
+        self.setting.registry.do_send(Ended {
             key: self.setting.key.clone(),
             generation: self.setting.generation,
-            lost: match ending {
-                Ending::Lost(reason) if !told => Some(reason),
-                Ending::Pruned(idle) => Some(pruned(idle)),
-                _ => None,
-            },
-        };
-        if let Some(registry) = self.setting.registry.upgrade() {
-            registry.do_send(over);
-        }
-        if let Some(sandbox) = sandbox {
-            ctx.spawn(wrap_future(destroy(sandbox)));
+            lost,
+        });
+        match sandbox {
+            Some(sandbox) if is_left => sandbox.leave(),
+            Some(sandbox) => {
+                ctx.spawn(wrap_future(destroy(sandbox)));
+            }
+            None => {}
         }
     }
 
@@ -246,7 +354,14 @@ impl Session {
             },
             Ending::Failed(error) => error.clone(),
             Ending::Unused => ExecuteError::Cancelled,
+            Ending::Left => ExecuteError::ShuttingDown,
         }
+    }
+
+    /// As a panic in the middle of a change does.
+    #[cfg(test)]
+    pub(crate) fn drop_state(&mut self) {
+        self.own.state = State::Between;
     }
 
     /// Why a job may not even wait, where it may not.
@@ -261,24 +376,38 @@ impl Session {
                 asked,
             });
         }
-        self.queue.retain(|run| !run.cancel.is_cancelled());
+        self.own.queue.retain(|run| !run.cancel.is_cancelled());
         let limit = self.setting.queue_limit;
-        (self.queue.len() >= limit).then_some(ExecuteError::QueueFull { session, limit })
+        (self.own.queue.len() >= limit).then_some(ExecuteError::QueueFull { session, limit })
+    }
+}
+
+impl Handler<Acquired> for Session {
+    type Result = ();
+
+    fn handle(&mut self, Acquired(lease): Acquired, ctx: &mut Self::Context) {
+        self.settle_in(lease, ctx);
+    }
+}
+
+impl Handler<TurnEnded> for Session {
+    type Result = ();
+
+    fn handle(&mut self, ended: TurnEnded, ctx: &mut Self::Context) {
+        self.finish(ended, ctx);
     }
 }
 
 impl Handler<Run> for Session {
     type Result = ();
 
-    fn handle(&mut self, run: Run, ctx: &mut Self::Context) {
-        if let State::Ended(ending) = &self.state {
+    fn handle(&mut self, run: Run, _: &mut Self::Context) {
+        if let State::Ended(ending) = &self.own.state {
             let error = self.error_for(ending);
             let is_loss = matches!(ending, Ending::Lost(_) | Ending::Pruned(_));
-            if run.reply.send(Err(error)).is_ok()
-                && is_loss
-                && let Some(registry) = self.setting.registry.upgrade()
-            {
-                registry.do_send(LossReported(self.setting.key.clone()));
+            if run.reply.send(Err(error)).is_ok() && is_loss {
+                let reported = LossReported(self.setting.key.clone());
+                self.setting.registry.do_send(reported);
             }
             return;
         }
@@ -287,8 +416,8 @@ impl Handler<Run> for Session {
             let _ = run.reply.send(Err(refusal));
             return;
         }
-        self.queue.push_back(run);
-        self.next(ctx);
+        self.own.queue.push_back(run);
+        self.next();
     }
 }
 
@@ -296,9 +425,9 @@ impl Handler<Delete> for Session {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Delete, ctx: &mut Self::Context) -> Self::Result {
-        let sandbox = match &self.state {
+        let sandbox = match &self.own.state {
             State::Idle(home) | State::Running(home, _) => Some(Arc::clone(&home.held.sandbox)),
-            State::Starting | State::Ended(_) => None,
+            _ => None,
         };
         self.end(Ending::Deleted, ctx);
         match sandbox {
@@ -309,15 +438,28 @@ impl Handler<Delete> for Session {
     }
 }
 
-impl Handler<Prune> for Session {
+impl Handler<Leave> for Session {
     type Result = ();
 
-    fn handle(&mut self, Prune { max_idle }: Prune, ctx: &mut Self::Context) {
-        let State::Idle(home) = &self.state else {
+    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) {
+        self.end(Ending::Left, ctx);
+    }
+}
+
+impl Handler<LookAfter> for Session {
+    type Result = ();
+
+    fn handle(&mut self, LookAfter { max_idle }: LookAfter, ctx: &mut Self::Context) {
+        let (State::Idle(home) | State::Running(home, _)) = &mut self.own.state else {
             return;
         };
+        if std::mem::take(&mut home.is_touched) {
+            let sandbox = Arc::clone(&home.held.sandbox);
+            tokio::spawn(async move { sandbox.touch().await });
+        }
         let idle = home.used.elapsed();
-        if idle >= max_idle && self.queue.is_empty() {
+        let is_idle = matches!(self.own.state, State::Idle(_)) && self.own.queue.is_empty();
+        if is_idle && max_idle.is_some_and(|max_idle| idle >= max_idle) {
             log::info!(session:% = self.setting.key.id, idle_s = idle.as_secs(); "session pruned");
             self.end(Ending::Pruned(idle), ctx);
         }
@@ -337,14 +479,16 @@ impl Handler<Observe> for Session {
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> SessionState {
         SessionState {
-            phase: match self.state {
-                State::Starting => Phase::Starting,
+            phase: match self.own.state {
+                State::New | State::Adopted(..) | State::Starting | State::Between => {
+                    Phase::Starting
+                }
                 State::Idle(_) => Phase::Idle,
                 State::Running(..) => Phase::Running,
                 State::Ended(_) => Phase::Ended,
             },
             runtime: self.setting.spec.runtime,
-            waiting: self.queue.len(),
+            waiting: self.own.queue.len(),
         }
     }
 }

@@ -6,10 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor as _, Addr};
 use common::{House, config, job, tenant, with_pool};
-use isol8_actors::ExecuteError;
 use isol8_actors::pool::{self, Pool, PoolConfig, PoolError, PoolSize, SandboxDefaults, Strategy};
+use isol8_actors::{ExecuteError, Supervised};
 use isol8_api::{ByteSize, ErrorCode, Runtime};
 use isol8_backend::SandboxSpec;
 use isol8_backend::fake::FakeBackend;
@@ -26,13 +25,13 @@ fn spec() -> SandboxSpec {
 }
 
 /// A pool without a service around it; nothing waits in it at first.
-fn bare_pool(backend: &FakeBackend) -> Addr<Pool> {
+fn bare_pool(backend: &FakeBackend) -> Supervised<Pool> {
     tokio::time::pause();
     let config = PoolConfig {
         size: PoolSize::fixed(0, 2),
         ..PoolConfig::default()
     };
-    Pool::new(Arc::new(backend.clone()), config).start()
+    pool::start(Arc::new(backend.clone()), config, Arc::default())
 }
 
 #[actix::test]
@@ -352,12 +351,12 @@ async fn an_acquire_that_is_given_up_leaks_nothing() {
     assert!(tokio::time::timeout(wait, acquiring).await.is_err());
     tokio::time::sleep(Duration::from_secs(10)).await;
     // What was made for it waits for the next.
-    let state = pool.send(pool::Observe).await.unwrap();
+    let state = pool.ask(|| pool::Observe).await.unwrap();
     assert_eq!(
         (state.leased, state.runtimes[&Runtime::Python].clean),
         (0, 1)
     );
-    pool.send(pool::Shutdown).await.unwrap();
+    pool.ask(|| pool::Shutdown).await.unwrap();
     let counters = backend.counters();
     assert_eq!((counters.created, counters.live()), (1, 0));
 }
@@ -383,7 +382,7 @@ async fn a_lease_goes_back_discarded_or_to_another_owner() {
 
     let taken = lease().await.take();
     // The pool waits for leases, not for what has another owner.
-    pool.send(pool::Shutdown).await.unwrap();
+    pool.ask(|| pool::Shutdown).await.unwrap();
     assert_eq!(backend.counters().live(), 1);
     taken.sandbox.destroy().await.unwrap();
     assert_eq!(backend.counters().live(), 0);
@@ -401,7 +400,10 @@ async fn a_shutdown_waits_for_leases_and_refuses_new_ones() {
     });
     tokio::time::sleep(Duration::from_millis(1)).await;
     let start = Instant::now();
-    let closing = tokio::spawn(pool.send(pool::Shutdown));
+    let closing = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.ask(|| pool::Shutdown).await }
+    });
     assert!(matches!(waiting.await.unwrap(), Err(PoolError::Closed)));
     let refused = pool::acquire(&pool, tenant("t"), spec()).await;
     assert!(matches!(refused, Err(PoolError::Closed)));

@@ -9,7 +9,7 @@ use isol8_backend::RuntimeStatus;
 
 use super::run::service_without_pool;
 use super::{Failure, load_config};
-use crate::backends::{self, Kind};
+use crate::backends::{self, Kind, Purpose};
 use crate::cli::Common;
 use crate::config::Config;
 
@@ -20,7 +20,7 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     let config = load_config(&common, None)?;
     let mut usable = false;
     for kind in Kind::ALL {
-        match backends::start_kind(kind, &config).await {
+        match backends::start_kind(kind, &config, Purpose::Command).await {
             Ok(backend) => {
                 println!("{kind}: ready");
                 for shortcoming in backend.shortcomings() {

@@ -11,15 +11,17 @@ use isol8_actors::{ExecuteError, Service, ServiceConfig};
 use isol8_api::{ExecutionRequest, ExecutionResult, Options, Runtime, TenantId};
 
 use super::{Failure, load_config};
+use crate::backends::{self, Purpose};
 use crate::cli::Run;
 use crate::config::Config;
-use crate::{backends, jobs};
+use crate::jobs;
 
 pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
     let config = load_config(&arguments.common, None)?;
     let (request, options) = request(arguments)?;
     let job = jobs::job(request, options, &config)?;
-    let backend = backends::start(&config).await?;
+    let backend = backends::start(&config, Purpose::Command).await?;
+    backends::sweep(backend.as_ref()).await;
     let service = Service::start(backend, service_without_pool(&config));
     let executed = tokio::select! {
         executed = service.execute(TenantId::master(), None, job) => executed,

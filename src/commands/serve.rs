@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{Failure, load_config};
-use crate::backends;
+use crate::backends::{self, Purpose};
 use crate::cli::Serve;
 use crate::reload;
 use crate::server::auth::MasterKey;
@@ -24,13 +24,23 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         .ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
     // Before the first sandbox is made: from then on a signal must not just end the process.
     let stop = stop_signal()?;
-    let backend = backends::start(&config).await?;
+    let backend = backends::start(&config, Purpose::Serve).await?;
+    log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
+    // Before the pool makes the first sandbox of this server.
+    let adopted = backend.adopt().await.unwrap_or_else(|error| {
+        log::error!(error:%; "sessions of the last server cannot be taken over");
+        Vec::new()
+    });
+    if !adopted.is_empty() {
+        log::info!(sessions = adopted.len(); "taking over from the last server");
+    }
+    let service = Service::start(backend.clone(), config.service());
+    service.adopt(adopted).await?;
+    backends::sweep(backend.as_ref()).await;
     if let Err(error) = backends::check_preload(backend.as_ref(), &config).await {
-        backend.shutdown().await?;
+        service.leave().await?;
         return Err(error.into());
     }
-    log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
-    let service = Service::start(backend.clone(), config.service());
     let (current, config) = watch::channel(Arc::new(config));
     let state = State {
         service: service.clone(),
@@ -46,7 +56,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     };
     if let Err(error) = served {
         // Where it could not even listen, the sandboxes are still there.
-        service.shutdown().await?;
+        service.leave().await?;
         return Err(error.into());
     }
     Ok(ExitCode::SUCCESS)

@@ -232,11 +232,17 @@ impl Default for Cleanup {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Shutdown {
     grace_ms: u64,
+    keep_sessions: bool,
+    adoptable_ms: u64,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { grace_ms: 10_000 }
+        Self {
+            grace_ms: 10_000,
+            keep_sessions: false,
+            adoptable_ms: 600_000,
+        }
     }
 }
 
@@ -480,6 +486,8 @@ impl ConfigFile {
                 interval: Duration::from_millis(self.cleanup.prune_interval_ms),
             },
             shutdown_grace: Duration::from_millis(self.shutdown.grace_ms),
+            keep_sessions: self.shutdown.keep_sessions,
+            adoptable_for: Duration::from_millis(self.shutdown.adoptable_ms),
             max_sessions: self.sessions.max,
             session_queue: self.sessions.max_queued,
             strategy: match self.pool_strategy {

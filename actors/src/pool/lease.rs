@@ -1,9 +1,9 @@
 //! A sandbox that the pool has handed out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use actix::Addr;
 use isol8_api::TenantId;
 use isol8_backend::{BackendError, Limits, Sandbox, SandboxSpec};
 
@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::Pool;
 use super::message::Release;
 use crate::run::Memory;
+use crate::supervisor::WeakSupervised;
 
 /// How long changing limits may take: a few writes to files of the kernel, or one engine call.
 const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,16 +65,24 @@ pub struct Lease {
     pub held: Held,
     tenant: TenantId,
     fate: Fate,
-    pool: Addr<Pool>,
+    pool: WeakSupervised<Pool>,
+    counted: Arc<AtomicUsize>,
 }
 
 impl Lease {
-    pub(super) fn new(held: Held, tenant: TenantId, pool: Addr<Pool>) -> Self {
+    pub(super) fn new(
+        held: Held,
+        tenant: TenantId,
+        leased: &Arc<AtomicUsize>,
+        pool: WeakSupervised<Pool>,
+    ) -> Self {
+        leased.fetch_add(1, Ordering::AcqRel);
         Self {
             held,
             tenant,
             fate: Fate::Return,
             pool,
+            counted: Arc::clone(leased),
         }
     }
 
@@ -92,6 +101,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.counted.fetch_sub(1, Ordering::AcqRel);
         // Where the pool is gone, dropping the sandbox removes it.
         self.pool.do_send(Release {
             held: self.held.clone(),

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use isol8_api::{Runtime, TenantId};
-use isol8_backend::{BackendError, SandboxId, SandboxSpec};
+use isol8_backend::{BackendError, Sandbox, SandboxId, SandboxSpec};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::lease::Fate;
 use super::{Held, Lease, Pool, PoolConfig};
 use crate::error::ExecuteError;
+use crate::supervisor::{ATTEMPTS, Supervised};
 
 /// Why there is no sandbox.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -48,17 +49,23 @@ impl From<PoolError> for ExecuteError {
 /// # Errors
 /// Any [`PoolError`].
 pub async fn acquire(
-    pool: &Addr<Pool>,
+    pool: &Supervised<Pool>,
     tenant: TenantId,
     spec: SandboxSpec,
 ) -> Result<Lease, PoolError> {
-    let (reply, answer) = oneshot::channel();
-    pool.do_send(Acquire {
-        tenant,
-        spec,
-        reply,
-    });
-    answer.await.unwrap_or(Err(PoolError::Closed))
+    for _ in 0..ATTEMPTS {
+        let (reply, answer) = oneshot::channel();
+        pool.do_send(Acquire {
+            tenant: tenant.clone(),
+            spec: spec.clone(),
+            reply,
+        });
+        // No answer at all: the pool panicked over this request or one before it, or is gone.
+        if let Ok(answer) = answer.await {
+            return answer;
+        }
+    }
+    Err(PoolError::Closed)
 }
 
 /// Hands out a sandbox. Legal in every state; a draining pool answers `Closed`.
@@ -83,6 +90,42 @@ impl Acquire {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Create(pub(super) Acquire);
+
+/// The making of a sandbox has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Created {
+    pub(super) made: Result<Arc<dyn Sandbox>, PoolError>,
+    pub(super) spec: SandboxSpec,
+    /// Of the request that it was begun for; none ahead of time.
+    pub(super) ticket: Option<u64>,
+    pub(super) took: Duration,
+}
+
+/// The reset of a sandbox has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Cleaned {
+    pub(super) cleaned: Result<Held, String>,
+    /// The sandbox as it was before.
+    pub(super) held: Held,
+    pub(super) owner: TenantId,
+}
+
+/// A sandbox was removed, or nobody waits for that any longer.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Removed;
+
+/// It is time for another look at what waits too long.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Evict(pub(super) Runtime);
+
+/// It is time to try again to make sandboxes ahead.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Retry(pub(super) Runtime);
 
 /// A lease has ended.
 #[derive(Debug, Message)]

@@ -4,10 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use actix::WeakAddr;
 use actix::prelude::*;
 use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
-use isol8_backend::SandboxSpec;
+use isol8_backend::{Claim, SandboxId, SandboxSpec};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::Pool;
+use crate::pool::{Held, Lease, Pool, PoolError};
 use crate::registry::Registry;
+use crate::supervisor::{Supervised, WeakSupervised};
 
 /// Names a session among all tenants'.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,9 +37,23 @@ pub(crate) struct Status {
     pub(crate) is_active: AtomicBool,
     /// Set once there is a sandbox.
     pub(crate) container: OnceLock<String>,
+    /// Set once it is over; why, where it was lost and nobody was told.
+    pub(crate) ended: OnceLock<Option<String>>,
 }
 
 impl Status {
+    /// Of a session of an earlier process.
+    pub(crate) fn adopted(claim: &Claim, idle: Duration, container: &SandboxId) -> Self {
+        let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        let used = milliseconds_since_1970().saturating_sub(idle);
+        Self {
+            created_at: claim.created_at,
+            last_accessed_at: AtomicU64::new(used.max(claim.created_at)),
+            container: OnceLock::from(container.to_string()),
+            ..Self::new(claim.spec.runtime)
+        }
+    }
+
     pub(crate) fn new(runtime: Runtime) -> Self {
         let now = milliseconds_since_1970();
         Self {
@@ -48,6 +62,7 @@ impl Status {
             last_accessed_at: AtomicU64::new(now),
             is_active: AtomicBool::new(false),
             container: OnceLock::new(),
+            ended: OnceLock::new(),
         }
     }
 
@@ -64,7 +79,7 @@ pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Run {
-    pub(crate) job: Job,
+    pub(crate) job: Arc<Job>,
     /// Triggered when nobody waits for the answer any longer.
     pub(crate) cancel: CancellationToken,
     pub(crate) received: Instant,
@@ -76,11 +91,16 @@ pub(crate) struct Run {
 #[rtype(result = "()")]
 pub(crate) struct Delete;
 
-/// Ends the session where it has been idle for this long, and nobody waits.
+/// Ends the session, and leaves its sandbox to the next server.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Leave;
+
+/// Writes down when it was used last. Ends it where it has been idle for this long, and nobody waits.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct Prune {
-    pub(crate) max_idle: Duration,
+pub(crate) struct LookAfter {
+    pub(crate) max_idle: Option<Duration>,
 }
 
 /// Asks for a [`SessionState`].
@@ -92,6 +112,20 @@ pub struct Observe;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Died(pub(super) String);
+
+/// The pool's answer to the session's request for a sandbox.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Acquired(pub(super) Result<Lease, PoolError>);
+
+/// The job that ran has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct TurnEnded {
+    pub(super) result: Result<ExecutionResult, ExecuteError>,
+    /// The sandbox as it is now; none where the run panicked.
+    pub(super) held: Option<Held>,
+}
 
 /// What a session shows of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
@@ -120,7 +154,7 @@ pub enum Phase {
 }
 
 /// What a session is made with.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) key: SessionKey,
     /// Tells this session from others of the same key, before and after it.
@@ -128,9 +162,9 @@ pub(crate) struct Setting {
     pub(crate) spec: SandboxSpec,
     pub(crate) queue_limit: usize,
     pub(crate) status: Arc<Status>,
-    pub(crate) pool: Addr<Pool>,
+    pub(crate) pool: Supervised<Pool>,
     pub(crate) admission: Admission,
-    pub(crate) registry: WeakAddr<Registry>,
+    pub(crate) registry: WeakSupervised<Registry>,
 }
 
 fn milliseconds_since_1970() -> u64 {

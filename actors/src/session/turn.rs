@@ -5,49 +5,79 @@ use std::sync::Arc;
 use isol8_api::ExecutionResult;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::message::Reply;
-use super::{Run, Setting};
+use super::message::{Reply, TurnEnded};
+use super::{Run, Session, Setting};
 use crate::admission::Permit;
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::Held;
 use crate::run::{self, Mode, Waits};
+use crate::supervisor::WeakSupervised;
 
-/// What the session keeps of the job that runs.
+/// What the session keeps of the job that runs. Dropping it ends the run.
 #[derive(Debug)]
 pub(super) struct Turn {
     pub(super) reply: Reply,
-    pub(super) cancel: CancellationToken,
+    _cancel: DropGuard,
 }
 
-/// How a job left its session.
+/// What a turn begins with.
 #[derive(Debug)]
-pub(super) struct TurnEnd {
+pub(super) struct Beginning {
+    pub(super) run: Run,
     pub(super) held: Held,
-    pub(super) result: Result<ExecutionResult, ExecuteError>,
+    /// To be awaited before the answer.
+    pub(super) claiming: Option<JoinHandle<()>>,
+    pub(super) waits: Waits,
 }
 
 impl Turn {
-    /// Runs a job in a task of its own, where a panic is an error and no more.
+    /// Runs a job in a task of its own, where a panic is an error and no more. The session is told of
+    /// the end by [`TurnEnded`].
     pub(super) fn begin(
-        run: Run,
-        mut held: Held,
+        beginning: Beginning,
         setting: &Setting,
-        waits: Waits,
-    ) -> (Self, JoinHandle<TurnEnd>) {
+        session: WeakSupervised<Session>,
+    ) -> Self {
+        let Beginning {
+            run,
+            mut held,
+            claiming,
+            waits,
+        } = beginning;
+        let cancel = run.cancel.child_token();
         let turn = Self {
             reply: run.reply,
-            cancel: run.cancel.clone(),
+            _cancel: cancel.clone().drop_guard(),
         };
         let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
+        let job = run.job;
         let running = tokio::spawn(async move {
             let admitting = admission.admit(&tenant);
-            let result = execute(&mut held, &run.job, admitting, waits, &run.cancel).await;
-            TurnEnd { held, result }
+            let result = execute(&mut held, &job, admitting, waits, &cancel).await;
+            if let Some(claiming) = claiming {
+                // It says itself what went wrong.
+                let _ = claiming.await;
+            }
+            TurnEnded {
+                result,
+                held: Some(held),
+            }
         });
-        (turn, running)
+        tokio::spawn(async move {
+            let ended = running.await.unwrap_or_else(|panic| {
+                log::error!(error:% = panic; "run panicked");
+                let text = "the run panicked".to_owned();
+                TurnEnded {
+                    result: Err(ExecuteError::Internal(text)),
+                    held: None,
+                }
+            });
+            session.do_send(ended);
+        });
+        turn
     }
 }
 

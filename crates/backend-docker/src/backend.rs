@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::models::ContainerSummary;
 use futures::{StreamExt as _, stream};
 use isol8_api::Runtime;
 use isol8_backend::instance::DeadInstance;
-use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus, Sandbox, SandboxSpec};
+use isol8_backend::{
+    Adopted, Backend, BackendError, Instance, RuntimeStatus, Sandbox, SandboxSpec,
+};
 use tokio::sync::RwLock;
 
 use crate::DockerConfig;
@@ -26,6 +29,9 @@ pub(crate) const NAME: &str = "docker";
 /// only wait there, and let its other callers wait too.
 const REMOVALS_AT_ONCE: usize = 4;
 
+/// Sandboxes that are connected to at the same time.
+const ADOPTIONS_AT_ONCE: usize = 8;
+
 /// Makes sandboxes with a Docker engine.
 #[derive(Debug)]
 pub struct DockerBackend {
@@ -34,6 +40,7 @@ pub struct DockerBackend {
     /// Whether sandboxes may be made. Held for reading while one is; so a shutdown that has it for
     /// writing knows that none is under way.
     open: Arc<RwLock<bool>>,
+    adoptable_for: Duration,
 }
 
 impl DockerBackend {
@@ -59,6 +66,7 @@ impl DockerBackend {
             owner: Arc::new(Owner::new(engine, instance, state, config.kernels)),
             images: config.images,
             open: Arc::new(RwLock::new(true)),
+            adoptable_for: config.adoptable_for,
         })
     }
 
@@ -72,6 +80,18 @@ impl DockerBackend {
         let labels = vec![self.state_filter(), label(INSTANCE_LABEL, instance_id)];
         let found = self.list(labels).await?;
         self.remove_all(found).await
+    }
+
+    async fn remove_unclaimed(&self) -> Result<(), BackendError> {
+        let instance = &self.owner.instance;
+        let labels = vec![
+            self.state_filter(),
+            label(INSTANCE_LABEL, instance.id().as_str()),
+        ];
+        let mut found = self.list(labels).await?;
+        let claims = instance.claims();
+        found.retain(|found| !container::id_of_name(&found.name).is_some_and(|id| claims.has(id)));
+        self.remove_all(found).await.map(drop)
     }
 
     fn no_image(&self) -> String {
@@ -186,11 +206,28 @@ impl Backend for DockerBackend {
         made.unwrap_or_else(|error| Err(BackendError::Create(format!("internal error: {error}"))))
     }
 
+    async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
+        let claims = self.owner.instance.claims();
+        let found = tokio::task::spawn_blocking(move || claims.all()).await;
+        let found = found.map_err(|error| BackendError::Create(format!("adoption: {error}")))?;
+        let adopting = found.into_iter().map(|(id, claim, idle)| async move {
+            let sandbox = sandbox::adopt(&self.owner, id, &claim).await;
+            Adopted {
+                claim,
+                idle,
+                sandbox,
+            }
+        });
+        let adopting = stream::iter(adopting).buffer_unordered(ADOPTIONS_AT_ONCE);
+        Ok(adopting.collect().await)
+    }
+
     /// Directories of dead instances stay: see [`DockerBackend::remove_instance`].
     async fn sweep(&self) -> Result<usize, BackendError> {
+        self.owner.instance.touch();
         let mut found = self.list(vec![self.state_filter()]).await?;
         // Held until the end, so that nobody else sweeps them too.
-        let dead = DeadInstance::all(&self.owner.state);
+        let dead = DeadInstance::all(&self.owner.state, self.adoptable_for);
         found.retain(|found| self.is_orphan(found, &dead));
         let removed = self.remove_all(found).await?;
         // Only now: what could not be removed is found again by its directory.
@@ -201,6 +238,10 @@ impl Backend for DockerBackend {
     async fn shutdown(&self) -> Result<(), BackendError> {
         *self.open.write().await = false;
         let instance = &self.owner.instance;
+        if instance.is_left() {
+            instance.touch();
+            return self.remove_unclaimed().await;
+        }
         self.remove_instance(instance.id().as_str()).await?;
         // Not left to the last owner of the instance: a worker thread may be it, which the process
         // does not wait for.

@@ -16,6 +16,7 @@ mod sandbox;
 pub mod setup;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use isol8_api::Runtime;
 use isol8_backend::Kernels;
@@ -31,6 +32,8 @@ pub struct DockerConfig {
     pub images: BTreeMap<Runtime, String>,
     /// How interpreters are kept booted.
     pub kernels: Kernels,
+    /// How long claimed containers outlive a process that is gone.
+    pub adoptable_for: Duration,
 }
 
 impl Default for DockerConfig {
@@ -41,6 +44,7 @@ impl Default for DockerConfig {
             host: None,
             images: setup::RUNTIMES.iter().map(image).collect(),
             kernels: Kernels::default(),
+            adoptable_for: Duration::from_secs(600),
         }
     }
 }

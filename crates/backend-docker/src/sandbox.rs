@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use bollard::query_parameters::CreateContainerOptionsBuilder;
 use futures::TryFutureExt as _;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::{
-    BackendError, Control, Instance, Kernels, Limits, Sandbox, SandboxId, SandboxSpec, SandboxUsage,
+    BackendError, Claim, Control, Instance, Kernels, Limits, Sandbox, SandboxId, SandboxSpec,
+    SandboxUsage,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -104,6 +106,45 @@ pub(crate) async fn make(
     }))
 }
 
+/// Takes over a container that an earlier process of the same instance left, or removes it and says
+/// why.
+pub(crate) async fn adopt(
+    owner: &Arc<Owner>,
+    id: SandboxId,
+    claim: &Claim,
+) -> Result<Arc<dyn Sandbox>, String> {
+    let container = Container::found(owner, id);
+    let adopting = async {
+        let directory = container.control_directory();
+        let stream = connect_once(&directory);
+        let stream = stream
+            .await
+            .map_err(|error| format!("guest cannot be reached: {error}"))?;
+        let cgroup = guest_cgroup(&stream);
+        let control = Control::open(stream).await;
+        let control = control.map_err(|error| error.to_string())?;
+        if control.was_interrupted() {
+            return Err("the server ended during a run".to_owned());
+        }
+        let set = container.set_limits(&claim.spec.limits).await;
+        set.map_err(|error| error.to_string())?;
+        Ok((control, cgroup))
+    };
+    match adopting.await {
+        Ok((control, cgroup)) => Ok(Arc::new(DockerSandbox {
+            container,
+            control,
+            cgroup,
+        })),
+        Err(reason) => {
+            if let Err(error) = container.remove().await {
+                log::warn!(sandbox:% = container.id, error:%; "lost sandbox was not removed");
+            }
+            Err(reason)
+        }
+    }
+}
+
 /// Found by the process that listens on the socket, which the kernel recorded: it saves asking the
 /// engine for the container's process.
 fn guest_cgroup(stream: &UnixStream) -> Result<CgroupReader, String> {
@@ -120,6 +161,9 @@ struct Container {
     /// Where the removal runs if nobody waits for it. If it is gone by then, a later sweep finds
     /// the container.
     runtime: Handle,
+    is_claimed: AtomicBool,
+    /// To a later process.
+    is_left: AtomicBool,
     removed: OnceCell<()>,
 }
 
@@ -127,14 +171,7 @@ impl Container {
     /// A name, and a directory that only root can enter. From here on everything is undone when
     /// the value is dropped.
     fn reserve(owner: &Arc<Owner>) -> Result<Self, BackendError> {
-        let id = SandboxId::random();
-        owner.live().insert(id.clone());
-        let container = Self {
-            owner: Arc::clone(owner),
-            id,
-            runtime: Handle::current(),
-            removed: OnceCell::new(),
-        };
+        let container = Self::owned(owner, SandboxId::random(), false);
         let directory = container.control_directory();
         fs::DirBuilder::new()
             .mode(0o700)
@@ -144,6 +181,30 @@ impl Container {
                 directory.display()
             )))?;
         Ok(container)
+    }
+
+    /// One that is there already, and claimed.
+    fn found(owner: &Arc<Owner>, id: SandboxId) -> Self {
+        Self::owned(owner, id, true)
+    }
+
+    fn owned(owner: &Arc<Owner>, id: SandboxId, is_claimed: bool) -> Self {
+        owner.live().insert(id.clone());
+        Self {
+            owner: Arc::clone(owner),
+            id,
+            runtime: Handle::current(),
+            is_claimed: AtomicBool::new(is_claimed),
+            is_left: AtomicBool::new(false),
+            removed: OnceCell::new(),
+        }
+    }
+
+    /// Before the container goes: a claim on one that is gone would be taken for a loss.
+    fn give_up_claim(&self) {
+        if self.is_claimed.swap(false, Ordering::AcqRel) {
+            self.owner.instance.claims().remove(&self.id);
+        }
     }
 
     fn control_directory(&self) -> PathBuf {
@@ -236,6 +297,7 @@ impl Container {
         let removal = || async {
             // No longer live even where this fails: that is what the next sweep goes by.
             self.owner.live().remove(&self.id);
+            self.give_up_claim();
             let removed = self.owner.remove(self.id.as_str()).await;
             removed.map_err(|error| BackendError::Destroy(error.to_string()))
         };
@@ -245,9 +307,10 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if self.removed.initialized() {
+        if self.removed.initialized() || self.is_left.load(Ordering::Acquire) {
             return;
         }
+        self.give_up_claim();
         self.owner.live().remove(&self.id);
         let owner = Arc::clone(&self.owner);
         let id = self.id.clone();
@@ -263,17 +326,27 @@ impl Drop for Container {
 /// the path itself may be longer than the 107 bytes that an address holds.
 async fn connect(control_directory: &Path) -> io::Result<UnixStream> {
     let directory = File::open(control_directory)?;
-    let path = format!(
-        "/proc/self/fd/{}/{}",
-        directory.as_raw_fd(),
-        container::SOCKET
-    );
+    let path = socket_path(&directory);
     loop {
         match UnixStream::connect(&path).await {
             Err(error) if is_not_yet(&error) => tokio::time::sleep(CONNECT_PAUSE).await,
             answer => return answer,
         }
     }
+}
+
+/// To a guest that has listened for long.
+async fn connect_once(control_directory: &Path) -> io::Result<UnixStream> {
+    let directory = File::open(control_directory)?;
+    UnixStream::connect(socket_path(&directory)).await
+}
+
+fn socket_path(directory: &File) -> String {
+    format!(
+        "/proc/self/fd/{}/{}",
+        directory.as_raw_fd(),
+        container::SOCKET
+    )
 }
 
 /// Not bound, or bound and not listening.
@@ -327,6 +400,28 @@ impl Sandbox for DockerSandbox {
             Ok(cgroup) => cgroup.usage(),
             Err(reason) => Err(BackendError::Unavailable(reason.clone())),
         }
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
+        let Container {
+            owner,
+            id,
+            is_claimed,
+            ..
+        } = &self.container;
+        // First, so that whatever becomes of the rest is undone.
+        is_claimed.store(true, Ordering::Release);
+        owner.instance.claim(id, claim).await
+    }
+
+    async fn touch(&self) {
+        let Container { owner, id, .. } = &self.container;
+        owner.instance.touch_claim(id).await;
+    }
+
+    fn leave(&self) {
+        self.container.owner.instance.leave();
+        self.container.is_left.store(true, Ordering::Release);
     }
 
     async fn destroy(&self) -> Result<(), BackendError> {

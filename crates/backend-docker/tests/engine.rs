@@ -328,7 +328,7 @@ async fn a_sweep_removes_what_dead_processes_left_and_nothing_else() {
     leave_behind(&fixture, "00000000deadbeef");
     leave_behind(&fixture, "11111111deadbeef");
     assert_eq!(fixture.containers().len(), 4);
-    let claimed = DeadInstance::all(fixture.state.path());
+    let claimed = DeadInstance::all(fixture.state.path(), Duration::ZERO);
     assert_eq!(claimed.len(), 1);
     assert_eq!(fixture.backend.sweep().await.unwrap(), 1, "one is claimed");
     let removed = fixture.backend.remove_instance(claimed[0].id()).await;

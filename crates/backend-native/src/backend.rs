@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::stream::{self, StreamExt as _};
 use isol8_api::Runtime;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
-    Backend, BackendError, Control, Instance, Kernels, Limits, RuntimeStatus, Sandbox, SandboxId,
-    SandboxSpec, SandboxUsage,
+    Adopted, Backend, BackendError, Claim, Control, Instance, Kernels, Limits, RuntimeStatus,
+    Sandbox, SandboxId, SandboxSpec, SandboxUsage,
 };
 use tokio::net::UnixStream;
 
@@ -22,6 +24,9 @@ use crate::spawner::message::{Action, NewSandbox};
 use crate::spawner::process::CONTROL_SOCKET;
 
 const NAME: &str = "native";
+
+/// Sandboxes that are connected to at the same time.
+const ADOPTIONS_AT_ONCE: usize = 8;
 
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
@@ -71,6 +76,71 @@ impl NativeBackend {
         })
     }
 
+    fn place(&self, id: &SandboxId, is_claimed: bool) -> Place {
+        Place {
+            id: id.clone(),
+            instance: Arc::clone(&self.instance),
+            spawner: Arc::clone(&self.spawner),
+            is_claimed: AtomicBool::new(is_claimed),
+            removed: AtomicBool::new(false),
+        }
+    }
+
+    async fn connect(&self, id: &SandboxId) -> Result<Control, BackendError> {
+        let directory = self.instance.directory().join(id.as_str());
+        let stream = UnixStream::connect(directory.join(CONTROL_SOCKET))
+            .await
+            .map_err(|error| BackendError::Create(format!("guest cannot be reached: {error}")))?;
+        Ok(Control::open(stream).await?)
+    }
+
+    /// Takes over a sandbox, or removes it and says why.
+    async fn adopt_one(&self, id: &SandboxId, claim: &Claim) -> Result<Arc<dyn Sandbox>, String> {
+        let place = self.place(id, true);
+        let adopting = async {
+            let control = self.connect(id).await.map_err(|error| error.to_string())?;
+            if control.was_interrupted() {
+                return Err("the server ended during a run".to_owned());
+            }
+            let limits = (&claim.spec.limits).into();
+            let id = id.as_str().to_owned();
+            let set = self.spawner.request(Action::SetLimits { id, limits }).await;
+            set.map_err(|error| error.to_string())??;
+            Ok(control)
+        };
+        match adopting.await {
+            Ok(control) => Ok(Arc::new(NativeSandbox {
+                reader: self.reader(id),
+                control,
+                place,
+            })),
+            Err(reason) => {
+                if let Err(error) = place.remove().await {
+                    log::warn!(sandbox:% = id, error:%; "lost sandbox was not removed");
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// Removes the sandboxes of the instance that nobody adopted: where the spawner died too, they were
+    /// left.
+    async fn remove_others(&self, adopted: &[Adopted]) -> Result<(), BackendError> {
+        let adopted: Vec<_> = adopted
+            .iter()
+            .filter_map(|one| Some(one.sandbox.as_ref().ok()?.id().clone()))
+            .collect();
+        let entries = std::fs::read_dir(self.instance.directory())
+            .map_err(BackendError::io("instance directory cannot be read"))?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        for id in names.filter_map(|name| SandboxId::parse(&name)) {
+            if !adopted.contains(&id) {
+                self.place(&id, false).remove().await?;
+            }
+        }
+        Ok(())
+    }
+
     fn reader(&self, id: &SandboxId) -> Option<CgroupReader> {
         let path = cgroup::path_of(self.instance.id().as_str(), id.as_str());
         (self.identity == Identity::Root)
@@ -106,11 +176,7 @@ impl Backend for NativeBackend {
                 reason,
             })?;
         let id = SandboxId::random();
-        let place = Place {
-            id: id.clone(),
-            spawner: Arc::clone(&self.spawner),
-            removed: AtomicBool::new(false),
-        };
+        let place = self.place(&id, false);
         let action = Action::Create(NewSandbox {
             id: id.as_str().to_owned(),
             limits: (&spec.limits).into(),
@@ -122,15 +188,7 @@ impl Backend for NativeBackend {
             .await?
             .map_err(BackendError::Create)?;
 
-        let socket = self
-            .instance
-            .directory()
-            .join(id.as_str())
-            .join(CONTROL_SOCKET);
-        let stream = UnixStream::connect(&socket)
-            .await
-            .map_err(|error| BackendError::Create(format!("guest cannot be reached: {error}")))?;
-        let control = Control::open(stream).await?;
+        let control = self.connect(&id).await?;
         self.config.kernels.prepare(&control, spec.runtime);
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
@@ -139,17 +197,43 @@ impl Backend for NativeBackend {
         }))
     }
 
+    async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
+        let claims = self.instance.claims();
+        let found = tokio::task::spawn_blocking(move || claims.all()).await;
+        let found = found.map_err(|error| BackendError::Create(format!("adoption: {error}")))?;
+        let adopting = found.into_iter().map(|(id, claim, idle)| async move {
+            let sandbox = self.adopt_one(&id, &claim).await;
+            Adopted {
+                claim,
+                idle,
+                sandbox,
+            }
+        });
+        let adopted: Vec<Adopted> = stream::iter(adopting)
+            .buffer_unordered(ADOPTIONS_AT_ONCE)
+            .collect()
+            .await;
+        self.remove_others(&adopted).await?;
+        Ok(adopted)
+    }
+
     async fn sweep(&self) -> Result<usize, BackendError> {
+        self.instance.touch();
         let state = self.config.state.clone();
+        let adoptable_for = self.config.spawner.adoptable_for;
         let enforced = self.identity == Identity::Root;
         // Waits for killed processes, so not on the runtime's own threads.
-        tokio::task::spawn_blocking(move || sweep(&state, enforced))
+        tokio::task::spawn_blocking(move || sweep(&state, adoptable_for, enforced))
             .await
             .map_err(|error| BackendError::Destroy(format!("sweep failed: {error}")))?
     }
 
     async fn shutdown(&self) -> Result<(), BackendError> {
         self.closed.store(true, Ordering::Release);
+        if self.instance.is_left() {
+            self.instance.touch();
+            return self.spawner.leave().await;
+        }
         self.spawner.stop().await?;
         // Not left to the last owner of the instance: a worker thread may be it, which the process
         // does not wait for.
@@ -159,10 +243,10 @@ impl Backend for NativeBackend {
 }
 
 /// Removes what dead instances left under `state`.
-fn sweep(state: &Path, enforced: bool) -> Result<usize, BackendError> {
+fn sweep(state: &Path, adoptable_for: Duration, enforced: bool) -> Result<usize, BackendError> {
     let mut swept = 0;
     let mut left = None;
-    for dead in DeadInstance::all(state) {
+    for dead in DeadInstance::all(state, adoptable_for) {
         // As an ordinary user there are no cgroups, and sandboxes end with their spawner.
         let removed = if enforced {
             cgroup::remove_instance(dead.id())
@@ -197,7 +281,10 @@ struct NativeSandbox {
 #[derive(Debug)]
 struct Place {
     id: SandboxId,
+    instance: Arc<Instance>,
     spawner: Arc<Spawner>,
+    is_claimed: AtomicBool,
+    /// Or left to a later process.
     removed: AtomicBool,
 }
 
@@ -206,6 +293,7 @@ impl Place {
         if self.removed.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.give_up_claim();
         let id = self.id.as_str().to_owned();
         self.spawner
             .request(Action::Remove { id })
@@ -216,9 +304,19 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Before the sandbox goes: a claim on one that is gone would be taken for a loss.
+    fn give_up_claim(&self) {
+        if self.is_claimed.swap(false, Ordering::AcqRel) {
+            self.instance.claims().remove(&self.id);
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.removed.load(Ordering::Acquire) {
+            self.give_up_claim();
             let id = self.id.as_str().to_owned();
             self.spawner.remove_in_background(id);
         }
@@ -255,6 +353,21 @@ impl Sandbox for NativeSandbox {
                 BackendError::Unavailable("usage needs cgroups, which need root".into())
             })?
             .usage()
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
+        // First, so that whatever becomes of the rest is undone.
+        self.place.is_claimed.store(true, Ordering::Release);
+        self.place.instance.claim(&self.place.id, claim).await
+    }
+
+    async fn touch(&self) {
+        self.place.instance.touch_claim(&self.place.id).await;
+    }
+
+    fn leave(&self) {
+        self.place.instance.leave();
+        self.place.removed.store(true, Ordering::Release);
     }
 
     async fn destroy(&self) -> Result<(), BackendError> {

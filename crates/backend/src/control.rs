@@ -202,6 +202,13 @@ impl Control {
         Ok(())
     }
 
+    /// Whether a connection to this guest before this one was lost in the middle of a run or a
+    /// transfer: nobody knows what state that left.
+    #[must_use]
+    pub fn was_interrupted(&self) -> bool {
+        self.connection.was_interrupted
+    }
+
     /// Whether the connection is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {

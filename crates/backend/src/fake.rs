@@ -18,9 +18,10 @@ use isol8_api::Runtime;
 use isol8_protocol::{KernelKind, KernelSettings};
 use tokio::task::AbortHandle;
 
+use crate::claim::Claim;
 use crate::control::Control;
 use crate::error::BackendError;
-use crate::sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
+use crate::sandbox::{Adopted, Backend, RuntimeStatus, Sandbox, SandboxUsage};
 use crate::spec::{Limits, SandboxId, SandboxSpec};
 
 /// Bytes that the stream between host and guest buffers.
@@ -35,6 +36,8 @@ pub struct Counters {
     pub created: usize,
     /// Sandboxes gone, by [`Sandbox::destroy`] or by dropping the last reference.
     pub destroyed: usize,
+    /// Sandboxes left to a later process.
+    pub left: usize,
     /// Resets that a guest was asked for.
     pub resets: usize,
     /// Programs that a guest was asked to run.
@@ -45,7 +48,7 @@ impl Counters {
     /// Sandboxes that exist now.
     #[must_use]
     pub fn live(&self) -> usize {
-        self.created - self.destroyed
+        self.created - self.destroyed - self.left
     }
 }
 
@@ -75,6 +78,8 @@ struct World {
     counters: Mutex<Counters>,
     living: Mutex<BTreeMap<SandboxId, AbortHandle>>,
     limits: Mutex<Vec<Limits>>,
+    claims: Mutex<BTreeMap<SandboxId, Claim>>,
+    adoptable: Mutex<Vec<(Claim, Duration, Option<String>)>>,
 }
 
 /// Nothing is awaited under these locks, and no change under one can be left half done.
@@ -111,6 +116,19 @@ impl FakeBackend {
     #[must_use]
     pub fn living(&self) -> Vec<SandboxId> {
         lock(&self.world.living).keys().cloned().collect()
+    }
+
+    /// What is claimed now.
+    #[must_use]
+    pub fn claims(&self) -> Vec<Claim> {
+        lock(&self.world.claims).values().cloned().collect()
+    }
+
+    /// Lets the next [`Backend::adopt`] find this sandbox, last used so long ago; or find it lost, for
+    /// this reason.
+    pub fn leave_for_adoption(&self, claim: Claim, idle: Duration, lost: Option<&str>) {
+        let left = (claim, idle, lost.map(str::to_owned));
+        lock(&self.world.adoptable).push(left);
     }
 
     /// This runtime cannot run here.
@@ -248,6 +266,26 @@ impl Backend for FakeBackend {
         Ok(Arc::new(sandbox))
     }
 
+    async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
+        let left = std::mem::take(&mut *lock(&self.world.adoptable));
+        let mut adopted = Vec::new();
+        for (claim, idle, lost) in left {
+            let sandbox: Result<Arc<dyn Sandbox>, String> = match lost {
+                Some(reason) => Err(reason),
+                None => Ok(Arc::new(FakeSandbox::start(&self.world).await?)),
+            };
+            if let Ok(sandbox) = &sandbox {
+                sandbox.claim(&claim).await?;
+            }
+            adopted.push(Adopted {
+                claim,
+                idle,
+                sandbox,
+            });
+        }
+        Ok(adopted)
+    }
+
     async fn sweep(&self) -> Result<usize, BackendError> {
         Ok(0)
     }
@@ -301,6 +339,7 @@ impl FakeSandbox {
         }
         self.guest.abort();
         lock(&self.world.living).remove(&self.id);
+        lock(&self.world.claims).remove(&self.id);
         lock(&self.world.counters).destroyed += 1;
         true
     }
@@ -338,6 +377,20 @@ impl Sandbox for FakeSandbox {
             cpu_us: 1000,
             oom_kills: self.oom_kills.load(Ordering::SeqCst),
         })
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
+        lock(&self.world.claims).insert(self.id.clone(), claim.clone());
+        Ok(())
+    }
+
+    async fn touch(&self) {}
+
+    fn leave(&self) {
+        if !self.gone.swap(true, Ordering::SeqCst) {
+            lock(&self.world.living).remove(&self.id);
+            lock(&self.world.counters).left += 1;
+        }
     }
 
     async fn destroy(&self) -> Result<(), BackendError> {

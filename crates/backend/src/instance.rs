@@ -9,10 +9,13 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 
+use crate::claim::{Claim, Claims};
 use crate::error::BackendError;
 use crate::spec::SandboxId;
 
@@ -25,7 +28,9 @@ const GUEST_FILE: &str = "guest";
 pub struct Instance {
     directory: PathBuf,
     id: SandboxId,
-    _lock: Flock<File>,
+    lock: Flock<File>,
+    /// Something in it is left to a later process.
+    is_left: AtomicBool,
 }
 
 impl Instance {
@@ -47,8 +52,7 @@ impl Instance {
             // The lock is taken before the file has its name, so that no sweep can see it free.
             let unnamed = directory.join(".lock");
             let file = File::create(&unnamed)?;
-            let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-                .map_err(|(_, errno)| io::Error::from(errno))?;
+            let lock = lock_whole(file)?;
             fs::rename(&unnamed, directory.join(LOCK_FILE))?;
             write_executable(&directory.join(GUEST_FILE), guest)?;
             Ok(lock)
@@ -60,8 +64,98 @@ impl Instance {
         Ok(Self {
             directory,
             id,
-            _lock: lock,
+            lock,
+            is_left: AtomicBool::new(false),
         })
+    }
+
+    /// Takes over an instance whose process is dead and left something claimed, where there is one.
+    /// Sandboxes made from now on get this guest.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`] naming the path.
+    pub fn adopt(state: &Path, guest: &[u8]) -> Result<Option<Self>, BackendError> {
+        let Ok(entries) = fs::read_dir(state) else {
+            return Ok(None);
+        };
+        for directory in entries.flatten().map(|entry| entry.path()) {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            let Some(id) = name.and_then(SandboxId::parse) else {
+                continue;
+            };
+            // Its helper may still live, and is adopted with it: so only this lock counts.
+            let Some(lock) = open_lock(&directory).and_then(|file| lock_whole(file).ok()) else {
+                continue;
+            };
+            if !directory.join(LOCK_FILE).exists() || Claims::of(&directory).is_empty() {
+                continue;
+            }
+            let replace = || {
+                let unfinished = directory.join(".guest");
+                match fs::remove_file(&unfinished) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                write_executable(&unfinished, guest)?;
+                fs::rename(&unfinished, directory.join(GUEST_FILE))
+            };
+            replace().map_err(BackendError::io(format!(
+                "state directory {} cannot be adopted",
+                directory.display()
+            )))?;
+            return Ok(Some(Self {
+                directory,
+                id,
+                lock,
+                is_left: AtomicBool::new(false),
+            }));
+        }
+        Ok(None)
+    }
+
+    /// What is claimed in it.
+    #[must_use]
+    pub fn claims(&self) -> Claims {
+        Claims::of(&self.directory)
+    }
+
+    /// Writes down whose a sandbox is.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`].
+    pub async fn claim(&self, sandbox: &SandboxId, claim: &Claim) -> Result<(), BackendError> {
+        let (claims, sandbox, claim) = (self.claims(), sandbox.clone(), claim.clone());
+        // A disk may let its writer wait.
+        let writing = tokio::task::spawn_blocking(move || claims.add(&sandbox, &claim));
+        let written = writing.await.unwrap_or_else(|panic| Err(panic.into()));
+        written.map_err(BackendError::io("session cannot be written down"))
+    }
+
+    /// Notes that a claimed sandbox was used now.
+    pub async fn touch_claim(&self, sandbox: &SandboxId) {
+        let (claims, sandbox) = (self.claims(), sandbox.clone());
+        let touching = tokio::task::spawn_blocking(move || claims.touch(&sandbox));
+        if let Ok(Err(error)) = touching.await {
+            log::warn!(error:%; "use of a session cannot be written down");
+        }
+    }
+
+    /// Leaves the directory where it is, for a later process.
+    pub fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+    }
+
+    /// Whether it was left.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        self.is_left.load(Ordering::Acquire)
+    }
+
+    /// Notes that its process lives now; [`DeadInstance::all`] counts from there.
+    pub fn touch(&self) {
+        if let Err(error) = self.lock.set_modified(SystemTime::now()) {
+            log::debug!(error:%; "instance could not be touched");
+        }
     }
 
     /// The directory.
@@ -109,7 +203,9 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        remove_directory(&self.directory);
+        if !self.is_left() {
+            remove_directory(&self.directory);
+        }
     }
 }
 
@@ -122,29 +218,32 @@ pub struct DeadInstance {
 }
 
 impl DeadInstance {
-    /// Every instance under `state` whose process is gone.
+    /// Every instance under `state` whose process is gone, but for those that have something claimed
+    /// and were alive less than `adoptable_for` ago: a new process may adopt them.
     #[must_use]
-    pub fn all(state: &Path) -> Vec<Self> {
+    pub fn all(state: &Path, adoptable_for: Duration) -> Vec<Self> {
         let Ok(entries) = fs::read_dir(state) else {
             return Vec::new();
         };
         entries
-            .filter_map(|entry| Self::claim(&entry.ok()?.path()))
+            .filter_map(|entry| Self::claim(&entry.ok()?.path(), adoptable_for))
             .collect()
     }
 
-    fn claim(directory: &Path) -> Option<Self> {
+    fn claim(directory: &Path, adoptable_for: Duration) -> Option<Self> {
         let id = directory.file_name()?.to_str()?.to_owned();
-        let lock_file = directory.join(LOCK_FILE);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(lock_file)
-            .ok()?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+        let lock = lock_whole(open_lock(directory)?).ok()?;
         lock_records(&lock, libc::F_WRLCK).ok()?;
         // Whoever held it before may have removed the directory in the meantime.
-        directory.join(LOCK_FILE).exists().then(|| Self {
+        if !directory.join(LOCK_FILE).exists() {
+            return None;
+        }
+        let lived = lock.metadata().and_then(|metadata| metadata.modified());
+        let gone_for = lived.ok().and_then(|lived| lived.elapsed().ok());
+        if gone_for.unwrap_or_default() < adoptable_for && !Claims::of(directory).is_empty() {
+            return None;
+        }
+        Some(Self {
             directory: directory.to_owned(),
             id,
             _lock: lock,
@@ -167,6 +266,17 @@ impl DeadInstance {
     pub fn remove(self) {
         remove_directory(&self.directory);
     }
+}
+
+fn open_lock(directory: &Path) -> Option<File> {
+    let mut options = File::options();
+    let options = options.read(true).write(true);
+    options.open(directory.join(LOCK_FILE)).ok()
+}
+
+/// Locks a file as flock(2) does, or fails at once.
+fn lock_whole(file: File) -> io::Result<Flock<File>> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
 /// Locks a whole file as fcntl(2) does, for this process only, or fails at once.
@@ -227,7 +337,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let instance = Instance::create(state.path(), b"guest").unwrap();
         assert_eq!(fs::read(instance.guest()).unwrap(), b"guest");
-        assert!(DeadInstance::all(state.path()).is_empty());
+        assert!(DeadInstance::all(state.path(), Duration::ZERO).is_empty());
         drop(instance);
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
     }
@@ -239,14 +349,46 @@ mod tests {
         fs::create_dir_all(left.join("sandbox")).unwrap();
         fs::write(left.join(LOCK_FILE), "").unwrap();
 
-        let dead = DeadInstance::all(state.path());
+        let dead = DeadInstance::all(state.path(), Duration::ZERO);
         assert_eq!(dead.len(), 1);
         assert_eq!(dead[0].id(), "0123456789abcdef");
         assert!(
-            DeadInstance::all(state.path()).is_empty(),
+            DeadInstance::all(state.path(), Duration::ZERO).is_empty(),
             "claimed already"
         );
         dead.into_iter().for_each(DeadInstance::remove);
         assert!(!left.exists());
+    }
+
+    #[test]
+    fn an_instance_with_a_claim_is_adopted_and_not_swept_before_its_time() {
+        let state = tempfile::tempdir().unwrap();
+        let adoptable = Duration::from_secs(600);
+        let left = state.path().join("0123456789abcdef");
+        fs::create_dir_all(left.join("claims")).unwrap();
+        fs::write(left.join(LOCK_FILE), "").unwrap();
+        fs::write(left.join(GUEST_FILE), "an older guest").unwrap();
+        assert!(Instance::adopt(state.path(), b"guest").unwrap().is_none());
+        fs::write(left.join("claims/fedcba9876543210"), "{}").unwrap();
+
+        assert!(DeadInstance::all(state.path(), adoptable).is_empty());
+        let adopted = Instance::adopt(state.path(), b"guest").unwrap().unwrap();
+        assert_eq!(adopted.id().as_str(), "0123456789abcdef");
+        assert_eq!(fs::read(adopted.guest()).unwrap(), b"guest");
+        assert!(
+            Instance::adopt(state.path(), b"guest").unwrap().is_none(),
+            "taken"
+        );
+        adopted.leave();
+        drop(adopted);
+        assert!(left.exists());
+        assert_eq!(DeadInstance::all(state.path(), Duration::ZERO).len(), 1);
+        let old = SystemTime::now() - adoptable;
+        File::options()
+            .write(true)
+            .open(left.join(LOCK_FILE))
+            .and_then(|file| file.set_modified(old))
+            .unwrap();
+        assert_eq!(DeadInstance::all(state.path(), adoptable).len(), 1);
     }
 }

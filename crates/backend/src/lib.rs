@@ -7,9 +7,10 @@
 //!
 //! This crate makes no container and knows no concrete backend. Read [`spec`], [`sandbox`],
 //! [`control`], then [`instance`] (the directory that a process keeps its sandboxes under, and by
-//! which a later one finds what a crash left behind).
+//! which a later one finds what a crash left behind), [`claim`] (how it finds the sandboxes of sessions).
 
 pub mod cgroup;
+pub mod claim;
 pub mod control;
 pub mod error;
 #[cfg(feature = "fake")]
@@ -18,9 +19,10 @@ pub mod instance;
 pub mod sandbox;
 pub mod spec;
 
+pub use claim::{Claim, Claims};
 pub use control::{Control, ControlError, Run, RunEvent};
 pub use error::BackendError;
 pub use instance::Instance;
 pub use isol8_protocol::KernelSettings;
-pub use sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
+pub use sandbox::{Adopted, Backend, RuntimeStatus, Sandbox, SandboxUsage};
 pub use spec::{Kernels, Limits, SandboxId, SandboxSpec, kernel_of};

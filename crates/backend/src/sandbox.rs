@@ -2,10 +2,12 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use isol8_api::Runtime;
 
+use crate::claim::Claim;
 use crate::control::Control;
 use crate::error::BackendError;
 use crate::spec::{Limits, SandboxId, SandboxSpec};
@@ -43,14 +45,22 @@ pub trait Backend: Debug + Send + Sync {
     /// [`BackendError::Create`] for the rest.
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError>;
 
-    /// Removes every sandbox of processes that no longer live. Returns how many there were.
+    /// Connects to the sandboxes that were claimed under a process before this one, which is dead. To be
+    /// called once, before any sandbox is made. What cannot be used any more is removed.
+    ///
+    /// # Errors
+    /// Where the backend cannot even look.
+    async fn adopt(&self) -> Result<Vec<Adopted>, BackendError>;
+
+    /// Removes every sandbox of processes that no longer live, but for those that a process may still
+    /// adopt. Returns how many there were.
     ///
     /// # Errors
     /// What could not be removed; the rest was.
     async fn sweep(&self) -> Result<usize, BackendError>;
 
-    /// Removes every sandbox of this process and waits until they are gone. No sandbox can be made
-    /// afterwards.
+    /// Removes every sandbox of this process, but for those that were [left](Sandbox::leave), and waits
+    /// until they are gone. No sandbox can be made afterwards.
     ///
     /// # Errors
     /// What could not be removed; the rest was.
@@ -79,11 +89,34 @@ pub trait Sandbox: Debug + Send + Sync {
     /// [`BackendError::Unavailable`] where the host cannot tell.
     async fn usage(&self) -> Result<SandboxUsage, BackendError>;
 
-    /// Ends everything in it and removes it. Calling it again is harmless.
+    /// Writes down whose it is. From here on it outlives this process: a later one may adopt it.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`]; it will be removed with this process.
+    async fn claim(&self, claim: &Claim) -> Result<(), BackendError>;
+
+    /// Notes that what it is claimed for was used now.
+    async fn touch(&self);
+
+    /// Leaves a claimed sandbox to a later process: dropping it does not remove it any more.
+    fn leave(&self);
+
+    /// Ends everything in it and removes it, and its claim. Calling it again is harmless.
     ///
     /// # Errors
     /// [`BackendError::Destroy`]; the backend tries again at shutdown and in the next sweep.
     async fn destroy(&self) -> Result<(), BackendError>;
+}
+
+/// What became of a sandbox that was claimed under an earlier process.
+#[derive(Clone, Debug)]
+pub struct Adopted {
+    /// Whose it is.
+    pub claim: Claim,
+    /// Since it was last used.
+    pub idle: Duration,
+    /// The sandbox, with the limits that its claim names, or why it is lost.
+    pub sandbox: Result<Arc<dyn Sandbox>, String>,
 }
 
 /// What a sandbox uses. All of it since the sandbox was made.

@@ -6,6 +6,8 @@ use std::fmt;
 use isol8_api::{ByteSize, Runtime};
 use isol8_protocol::{KernelKind, KernelSettings};
 
+use serde::{Deserialize, Serialize};
+
 use crate::control::Control;
 
 /// Names one sandbox: 16 hexadecimal digits, never used twice.
@@ -19,6 +21,13 @@ impl SandboxId {
         let mut text = uuid::Uuid::new_v4().simple().to_string();
         text.truncate(16);
         Self(text)
+    }
+
+    /// An id that was written down, `None` where the text is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        (text.len() == 16 && text.bytes().all(is_digit)).then(|| Self(text.to_owned()))
     }
 
     /// The id as text, fit for a file name.
@@ -36,7 +45,8 @@ impl fmt::Display for SandboxId {
 
 /// Limits that the kernel enforces on everything in a sandbox together. They can be changed while
 /// it lives.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Limits {
     /// Processor cores, more than 0.
     pub cpus: f64,
@@ -47,7 +57,8 @@ pub struct Limits {
 }
 
 /// A sandbox to be made.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SandboxSpec {
     /// The runtime whose programs it must hold.
     pub runtime: Runtime,

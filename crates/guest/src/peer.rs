@@ -33,8 +33,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Begins a connection: both sides greet.
-    pub(crate) fn new(socket: OwnedFd) -> Self {
+    /// Begins a connection: both sides greet. `interrupted` is what became of one before.
+    pub(crate) fn new(socket: OwnedFd, interrupted: bool) -> Self {
         let mut peer = Self {
             socket,
             decoder: Decoder::new(MAX_HOST_FRAME),
@@ -42,7 +42,10 @@ impl Peer {
             outgoing: Vec::new(),
             sent: 0,
         };
-        peer.send(&GuestFrame::Hello { version: VERSION });
+        peer.send(&GuestFrame::Hello {
+            version: VERSION,
+            interrupted,
+        });
         peer
     }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -123,6 +123,9 @@ pub enum GuestFrame {
     Hello {
         /// [`VERSION`] of the sender.
         version: u16,
+        /// A connection before this one was lost in the middle of a run or a transfer, which was
+        /// ended: nobody knows what it did.
+        interrupted: bool,
     },
     /// What a run wrote.
     Output {

@@ -134,7 +134,10 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
     ];
     let failure = (kind, any::<String>()).prop_map(|(kind, message)| Failure { kind, message });
     prop_oneof![
-        any::<u16>().prop_map(|version| GuestFrame::Hello { version }),
+        (any::<u16>(), any::<bool>()).prop_map(|(version, interrupted)| GuestFrame::Hello {
+            version,
+            interrupted
+        }),
         (id(), stream, bytes()).prop_map(|(id, stream, bytes)| GuestFrame::Output {
             id,
             stream,

@@ -1,7 +1,8 @@
 //! The server's side: starts the spawner, and starts it again where it died.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::message::{Action, Outcome, Request, Response};
+use super::process::SPAWNER_SOCKET;
 use crate::identity::Identity;
 
 /// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
@@ -33,6 +35,8 @@ pub struct SpawnerCommand {
     pub arguments: Vec<String>,
     /// Root of the host's file system, whose programs sandboxes share.
     pub host: PathBuf,
+    /// How long claimed sandboxes outlive a server that is gone.
+    pub adoptable_for: Duration,
 }
 
 /// A spawner, whichever process it is at the moment.
@@ -120,14 +124,44 @@ impl Spawner {
         Ok(())
     }
 
+    /// Removes every sandbox that is not claimed, and lets go of the process, which waits for the next
+    /// server.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where it does not answer.
+    pub async fn leave(&self) -> Result<(), BackendError> {
+        self.request(Action::Leave)
+            .await?
+            .map_err(BackendError::Destroy)?;
+        *self.connection.lock().await = None;
+        Ok(())
+    }
+
     async fn connection(&self) -> Result<Connection, BackendError> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = connection.as_ref().filter(|c| !c.requests.is_closed()) {
             return Ok(connection.clone());
         }
-        let started = self.start_process().await?;
+        let started = match self.find_process().await {
+            Some(found) => found,
+            None => self.start_process().await?,
+        };
         *connection = Some(started.clone());
         Ok(started)
+    }
+
+    /// The process of the server before this one, where it waits.
+    async fn find_process(&self) -> Option<Connection> {
+        let directory = File::open(self.instance.directory()).ok()?;
+        // The path itself may be longer than the 107 bytes that an address holds.
+        let descriptor = directory.as_raw_fd();
+        let path = format!("/proc/self/fd/{descriptor}/{SPAWNER_SOCKET}");
+        let stream = UnixStream::connect(path).await.ok()?;
+        let found = serve(stream, None).started(&self.instance, &self.command);
+        let found = found.await;
+        found
+            .inspect_err(|error| log::warn!(error:%; "spawner of the last server is of no use"))
+            .ok()
     }
 
     async fn start_process(&self) -> Result<Connection, BackendError> {
@@ -156,7 +190,7 @@ impl Spawner {
         ours.set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(ours))
             .map_err(BackendError::io("spawner socket cannot be used"))
-            .map(|stream| serve(stream, end))?
+            .map(|stream| serve(stream, Some(end)))?
             .started(&self.instance, &self.command)
             .await
     }
@@ -175,6 +209,7 @@ impl Unstarted {
         let start = Action::Start {
             instance: instance.directory().to_owned(),
             host: command.host.clone(),
+            adoptable_ms: u64::try_from(command.adoptable_for.as_millis()).unwrap_or(u64::MAX),
         };
         self.0.send((start, answer)).map_err(|_| died())?;
         match await_answer(answered).await? {
@@ -205,12 +240,18 @@ fn died() -> BackendError {
     BackendError::Unavailable("spawner died; the next request starts it again".to_owned())
 }
 
-/// Serves a connection with two tasks, until it or the process ends.
-fn serve(stream: UnixStream, end: oneshot::Receiver<()>) -> Unstarted {
+/// Serves a connection with two tasks, until it or the process ends, where that is told.
+fn serve(stream: UnixStream, end: Option<oneshot::Receiver<()>>) -> Unstarted {
     let (reader, writer) = stream.into_split();
     let (requests, queue) = mpsc::unbounded_channel();
     let waiting = Waiting::default();
     let reading = tokio::spawn(read_answers(reader, Arc::clone(&waiting)));
+    let end = async {
+        match end {
+            Some(end) => drop(end.await),
+            None => std::future::pending().await,
+        }
+    };
     tokio::spawn(async move {
         let mut reading = reading;
         // Whichever ends first: without one of them the others are of no use.
@@ -218,7 +259,7 @@ fn serve(stream: UnixStream, end: oneshot::Receiver<()>) -> Unstarted {
             () = write_requests(writer, queue, Arc::clone(&waiting)) => {}
             _ = &mut reading => {}
             // What it answered before its end still counts.
-            _ = end => { let _ = timeout(LAST_ANSWERS_TIMEOUT, &mut reading).await; }
+            () = end => { let _ = timeout(LAST_ANSWERS_TIMEOUT, &mut reading).await; }
         }
         reading.abort();
         locked(&waiting).clear();

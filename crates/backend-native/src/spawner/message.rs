@@ -27,6 +27,8 @@ pub enum Action {
         instance: PathBuf,
         /// Root of the host's file system, whose programs sandboxes share.
         host: PathBuf,
+        /// How long claimed sandboxes, and this process, outlive a server that is gone.
+        adoptable_ms: u64,
     },
     /// Make a sandbox and start its guest.
     Create(NewSandbox),
@@ -39,6 +41,8 @@ pub enum Action {
     },
     /// Remove every sandbox, and end.
     Stop,
+    /// Remove every sandbox that is not claimed, and wait for the next server.
+    Leave,
     /// End and remove a sandbox; one that is not there counts as removed.
     Remove {
         /// The sandbox's name.

@@ -3,21 +3,27 @@
 mod cgroups;
 mod containers;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, setsid};
 
 use super::message::{Action, Outcome, Request, Response};
 pub(crate) use containers::CONTROL_SOCKET;
 use containers::Containers;
+
+/// Name, in the instance's directory, of the socket that the next server connects to.
+pub(super) const SPAWNER_SOCKET: &str = "spawner";
 
 /// A request is a few hundred bytes; nobody but the server writes to the socket.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -25,8 +31,8 @@ const MAX_REQUEST: usize = 64 * 1024;
 /// Descriptors below this one are left to what containers inherit.
 const FIRST_OWN_DESCRIPTOR: i32 = 64;
 
-/// Runs the spawner until the server is gone. The server's socket is descriptor 0, as
-/// [`super::client`] arranges it.
+/// Runs the spawner until the server is gone, and no other one comes for what is claimed. The server's
+/// socket is descriptor 0, as [`super::client`] arranges it.
 ///
 /// Call it before the process has started any thread.
 #[must_use]
@@ -45,6 +51,17 @@ struct Spawner {
     server: UnixStream,
     received: Vec<u8>,
     containers: Option<Containers>,
+    /// How long to wait for the next server.
+    adoptable_for: Duration,
+}
+
+/// What becomes of the spawner after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    End,
+    /// Wait for the next server, where something is claimed.
+    Leave,
 }
 
 impl Spawner {
@@ -57,38 +74,49 @@ impl Spawner {
             server,
             received: Vec::new(),
             containers: None,
+            adoptable_for: Duration::ZERO,
         })
     }
 
     fn serve(mut self) -> io::Result<()> {
         loop {
-            let (from_server, ended) = self.wait()?;
+            let server = self.server.try_clone()?;
+            let (from_server, ended) = self.wait(server.as_fd(), PollTimeout::NONE)?;
             if let Some(containers) = &mut self.containers {
                 for number in containers.reap(&ended) {
                     self.answer(number, Ok(Outcome::Done));
                 }
             }
-            if from_server && !self.receive()? {
-                return Ok(());
+            if !from_server {
+                continue;
+            }
+            match self.receive()? {
+                Next::GoOn => {}
+                Next::End => return Ok(()),
+                Next::Leave => {
+                    if !self.outlive_server()? {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
 
-    /// Waits for the server or for the end of a container. Tells whether the server has sent
-    /// something, and which containers have ended.
-    fn wait(&self) -> io::Result<(bool, Vec<String>)> {
+    /// Waits for a descriptor or for the end of a container. Tells whether the descriptor is ready,
+    /// and which containers have ended.
+    fn wait(&self, fd: BorrowedFd<'_>, timeout: PollTimeout) -> io::Result<(bool, Vec<String>)> {
         let running: Vec<_> = self
             .containers
             .iter()
             .flat_map(Containers::running)
             .collect();
-        let mut polled = vec![PollFd::new(self.server.as_fd(), PollFlags::POLLIN)];
+        let mut polled = vec![PollFd::new(fd, PollFlags::POLLIN)];
         polled.extend(
             running
                 .iter()
                 .map(|(_, process)| PollFd::new(*process, PollFlags::POLLIN)),
         );
-        match poll(&mut polled, PollTimeout::NONE) {
+        match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -102,50 +130,118 @@ impl Spawner {
         Ok((ready(&polled[0]), ended))
     }
 
-    /// Reads and carries out what the server sent; `false` once everything is removed because the
-    /// server is gone or wishes it.
-    fn receive(&mut self) -> io::Result<bool> {
+    /// Removes what is not claimed, and keeps the rest for the next server. `false` once everything is
+    /// removed: because nothing was claimed, or nobody came.
+    fn outlive_server(&mut self) -> io::Result<bool> {
+        let Some(containers) = &mut self.containers else {
+            return Ok(false);
+        };
+        self.received.clear();
+        if containers.remove_unclaimed() {
+            match listen(containers.instance()) {
+                Ok(listener) => {
+                    if let Some(server) = self.await_server(&listener)? {
+                        self.server = server;
+                        return Ok(true);
+                    }
+                }
+                Err(error) => log::error!(error:%; "the next server could not connect"),
+            }
+        }
+        if let Some(mut containers) = self.containers.take() {
+            containers.remove_all();
+            containers.remove_instance_directory();
+        }
+        Ok(false)
+    }
+
+    fn await_server(&mut self, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+        let deadline = Instant::now() + self.adoptable_for;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            // Rounded up, so that the last wait is no busy one.
+            let milliseconds = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
+            let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
+            let (connected, ended) = self.wait(listener.as_fd(), timeout)?;
+            if let Some(containers) = &mut self.containers {
+                containers.reap(&ended);
+            }
+            if connected {
+                let (server, _) = listener.accept()?;
+                return Ok(Some(UnixStream::from(above_the_inherited(server.as_fd())?)));
+            }
+        }
+    }
+
+    /// Reads and carries out what the server sent.
+    fn receive(&mut self) -> io::Result<Next> {
         let mut piece = [0; 4096];
         match self.server.read(&mut piece) {
             Ok(count) if count > 0 => self.received.extend_from_slice(&piece[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
-            _ => {
-                if let Some(mut containers) = self.containers.take() {
-                    containers.remove_all();
-                    containers.remove_instance_directory();
-                }
-                return Ok(false);
-            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Next::GoOn),
+            _ => return Ok(Next::Leave),
         }
         while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.received.drain(..=end).collect();
             let request: Request = serde_json::from_slice(&line)?;
-            let stop = request.action == Action::Stop;
+            let next = match request.action {
+                Action::Stop => Next::End,
+                Action::Leave => Next::Leave,
+                _ => Next::GoOn,
+            };
             self.carry_out(request);
-            if stop {
-                return Ok(false);
+            if next != Next::GoOn {
+                return Ok(next);
             }
         }
         if self.received.len() > MAX_REQUEST {
             return Err(io::Error::other("request from the server is too long"));
         }
-        Ok(true)
+        Ok(Next::GoOn)
     }
 
     fn carry_out(&mut self, request: Request) {
         let number = request.number;
         let outcome = match (request.action, &mut self.containers) {
-            (Action::Start { instance, host }, None) => {
+            (
+                Action::Start {
+                    instance,
+                    host,
+                    adoptable_ms,
+                },
+                None,
+            ) => {
+                self.adoptable_for = Duration::from_millis(adoptable_ms);
                 Containers::prepare(&instance, &host).map(|containers| {
                     let identity = containers.identity();
                     self.containers = Some(containers);
                     Outcome::Started { identity }
                 })
             }
-            (Action::Start { .. }, Some(_)) => Err("spawner was started already".to_owned()),
+            // By the next server.
+            (
+                Action::Start {
+                    instance,
+                    adoptable_ms,
+                    ..
+                },
+                Some(containers),
+            ) if instance == containers.instance() => {
+                self.adoptable_for = Duration::from_millis(adoptable_ms);
+                let identity = containers.identity();
+                Ok(Outcome::Started { identity })
+            }
+            (Action::Start { .. }, Some(_)) => Err("spawner has another instance".to_owned()),
             (_, None) => Err("spawner was not started".to_owned()),
             (Action::Stop, Some(containers)) => {
                 containers.remove_all();
+                Ok(Outcome::Done)
+            }
+            (Action::Leave, Some(containers)) => {
+                containers.remove_unclaimed();
                 Ok(Outcome::Done)
             }
             (Action::Create(sandbox), Some(containers)) => {
@@ -177,6 +273,29 @@ impl Spawner {
             log::debug!(error:%; "spawner could not answer");
         }
     }
+}
+
+/// Where the next server connects to. Only whoever owns the instance may.
+fn listen(instance: &Path) -> io::Result<UnixListener> {
+    // From within, because an address holds no more than 107 bytes.
+    std::env::set_current_dir(instance)?;
+    let bound = bind(Path::new(SPAWNER_SOCKET));
+    std::env::set_current_dir("/")?;
+    let listener = bound?;
+    let own = above_the_inherited(listener.as_fd())?;
+    Ok(UnixListener::from(own))
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The mode must hold from the start: a connection made before a chmod would stay.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let listener = UnixListener::bind(path);
+    umask(before);
+    listener
 }
 
 /// A copy of a descriptor that no container inherits.

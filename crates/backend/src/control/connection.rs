@@ -58,6 +58,8 @@ pub(super) struct Connection {
     outgoing: mpsc::UnboundedSender<Vec<u8>>,
     streams: Arc<Streams>,
     next_id: AtomicU32,
+    /// What the guest said of a connection before this one.
+    pub(super) was_interrupted: bool,
     closed: watch::Receiver<Option<String>>,
     tasks: [AbortHandle; 2],
 }
@@ -79,15 +81,18 @@ impl Connection {
         writer.write_all(&hello).await.map_err(lost)?;
 
         let mut decoder = Decoder::new(MAX_GUEST_FRAME);
-        match read_frame(&mut reader, &mut decoder).await {
-            Ok(GuestFrame::Hello { version: VERSION }) => {}
-            Ok(GuestFrame::Hello { version }) => {
+        let was_interrupted = match read_frame(&mut reader, &mut decoder).await {
+            Ok(GuestFrame::Hello {
+                version: VERSION,
+                interrupted,
+            }) => interrupted,
+            Ok(GuestFrame::Hello { version, .. }) => {
                 let text = format!("guest speaks version {version}, not {VERSION}");
                 return Err(ControlError::Closed(text));
             }
             Ok(_) => return Err(ControlError::Closed("guest did not greet".to_owned())),
             Err(reason) => return Err(ControlError::Closed(reason)),
-        }
+        };
 
         let (outgoing, frames) = mpsc::unbounded_channel();
         let (close, closed) = watch::channel(None);
@@ -99,6 +104,7 @@ impl Connection {
             outgoing,
             streams,
             next_id: AtomicU32::new(1),
+            was_interrupted,
             closed,
             tasks: [abort_writing, reading.abort_handle()],
         }))

@@ -69,7 +69,12 @@ async fn connected() -> (Control, Guest) {
     let (control, ()) = tokio::join!(Control::open(host), async {
         let hello = guest.next().await;
         assert_eq!(hello, Some(HostFrame::Hello { version: VERSION }));
-        guest.send(GuestFrame::Hello { version: VERSION }).await;
+        guest
+            .send(GuestFrame::Hello {
+                version: VERSION,
+                interrupted: false,
+            })
+            .await;
     });
     (control.unwrap(), guest)
 }
@@ -118,7 +123,12 @@ async fn a_guest_of_another_version_is_not_spoken_to() {
     let (host, far_end) = tokio::io::duplex(1024);
     let mut guest = Guest::new(far_end);
     let version = VERSION + 1;
-    guest.send(GuestFrame::Hello { version }).await;
+    guest
+        .send(GuestFrame::Hello {
+            version,
+            interrupted: false,
+        })
+        .await;
     let expected = format!("version {version}, not {VERSION}");
     is_closed_with(Control::open(host).await, &expected);
 }
@@ -412,7 +422,12 @@ async fn a_guest_that_no_longer_reads_is_as_good_as_gone() {
     let (reader, writing_end) = tokio::io::duplex(1024);
     let (writer, far_end) = tokio::io::duplex(1024);
     let mut guest = Guest::new(writing_end);
-    guest.send(GuestFrame::Hello { version: VERSION }).await;
+    guest
+        .send(GuestFrame::Hello {
+            version: VERSION,
+            interrupted: false,
+        })
+        .await;
     let control = Control::open(tokio::io::join(reader, writer))
         .await
         .unwrap();
@@ -425,7 +440,12 @@ async fn a_guest_that_no_longer_reads_is_as_good_as_gone() {
 #[tokio::test]
 async fn greeting_twice_closes_the_connection() {
     let (control, mut guest) = connected().await;
-    guest.send(GuestFrame::Hello { version: VERSION }).await;
+    guest
+        .send(GuestFrame::Hello {
+            version: VERSION,
+            interrupted: false,
+        })
+        .await;
     assert_eq!(control.closed().await, "guest greeted twice");
 }
 

@@ -30,7 +30,10 @@ pub(super) async fn serve(stream: DuplexStream, world: Arc<World>, oom_kills: Ar
         tasks: HashMap::new(),
         writes: HashMap::new(),
     };
-    guest.send(GuestFrame::Hello { version: VERSION });
+    guest.send(GuestFrame::Hello {
+        version: VERSION,
+        interrupted: false,
+    });
 
     let mut decoder = Decoder::new(MAX_HOST_FRAME);
     let mut piece = vec![0; CHUNK_SIZE];

@@ -354,6 +354,7 @@ impl Guest {
     pub(super) fn lose_peer(&mut self, reason: &str) {
         log(&format!("connection ended: {reason}"));
         self.peer = None;
+        self.interrupted |= !self.transfers.is_empty() || self.runs.iter().any(|run| !run.detached);
         self.transfers.clear();
         let mut interrupted = None;
         for (position, run) in self.runs.iter_mut().enumerate() {
@@ -380,6 +381,7 @@ impl Guest {
 
     /// Makes the sandbox as new.
     pub(super) fn try_reset(&mut self) -> Result<(), Failure> {
+        self.interrupted = false;
         while !self.transfers.is_empty() {
             let text = "sandbox was reset";
             self.fail_transfer(0, failure(FailureKind::Internal, text));

@@ -60,6 +60,8 @@ pub(crate) struct Guest {
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
     unreported_loss: bool,
+    /// A connection was lost in the middle of something.
+    interrupted: bool,
     /// What the next quiet moment must sweep away.
     sweep_due: bool,
     /// Output of what ended runs left behind.
@@ -89,6 +91,7 @@ impl Guest {
             keep: Keep::default(),
             resident: None,
             unreported_loss: false,
+            interrupted: false,
             sweep_due: false,
             orphans: Vec::new(),
             serial: 0,
@@ -204,7 +207,7 @@ impl Guest {
         if self.peer.is_some() {
             self.lose_peer("replaced by a new connection");
         }
-        self.peer = Some(Peer::new(socket));
+        self.peer = Some(Peer::new(socket, self.interrupted));
     }
 
     fn attend_peer(&mut self) {

@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use isol8_backend::Instance;
+use isol8_backend::{Claims, Instance};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -172,7 +172,8 @@ impl Containers {
     }
 
     pub(super) fn set_limits(&self, id: &str, limits: &SandboxLimits) -> Result<(), String> {
-        if !self.running.contains_key(id) {
+        // One that a spawner before this one made is not among the running.
+        if !self.instance.join(id).exists() {
             return Err("the sandbox is gone".to_owned());
         }
         self.cgroups.as_ref().map_or(Ok(()), |cgroups| {
@@ -213,18 +214,38 @@ impl Containers {
         running.removals
     }
 
+    /// Ends and removes every sandbox that is not claimed. Tells whether one is.
+    pub(super) fn remove_unclaimed(&mut self) -> bool {
+        let claims = Claims::of(&self.instance);
+        let (claimed, others) = std::mem::take(&mut self.running)
+            .into_iter()
+            .partition(|(id, _)| claims.has(id));
+        self.running = claimed;
+        self.end(others);
+        !self.running.is_empty()
+    }
+
     /// Ends and removes every sandbox.
     pub(super) fn remove_all(&mut self) {
-        for (id, running) in std::mem::take(&mut self.running) {
+        let all = std::mem::take(&mut self.running);
+        self.end(all);
+        if let Some(Err(error)) = self.cgroups.as_ref().map(Cgroups::remove_all) {
+            log::warn!(error:%; "cgroups of the instance are left");
+        }
+    }
+
+    fn end(&self, sandboxes: HashMap<String, Running>) {
+        for (id, running) in sandboxes {
             if let Err(error) = kill(&running.process) {
                 log::warn!(sandbox = id.as_str(), error:%; "container cannot be ended");
                 continue;
             }
             self.reap_one(&id, running);
         }
-        if let Some(Err(error)) = self.cgroups.as_ref().map(Cgroups::remove_all) {
-            log::warn!(error:%; "cgroups of the instance are left");
-        }
+    }
+
+    pub(super) fn instance(&self) -> &Path {
+        &self.instance
     }
 
     /// Removes the directory too, where the server cannot any more.

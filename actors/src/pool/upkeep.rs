@@ -1,0 +1,152 @@
+//! How many sandboxes wait, how old they become, and whether they are well.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use isol8_api::Runtime;
+use isol8_backend::BackendError;
+
+use super::message::{Died, Evict, PoolError, Retry};
+use super::{Pool, PoolConfig, PoolSize, Strategy};
+
+/// First pause after a sandbox could not be made ahead of time; doubled with each failure.
+const BACK_OFF: Duration = Duration::from_millis(200);
+
+/// Longest such pause.
+const MAX_BACK_OFF: Duration = Duration::from_secs(30);
+
+/// Between two looks at the age and the health of what waits.
+pub(super) const LOOK_AFTER: Duration = Duration::from_secs(10);
+
+impl Pool {
+    /// Keeps the sandboxes of a runtime within their bound; of the used ones that which waits
+    /// longest goes first. A fresh one that was made for a request which then took another may
+    /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
+    /// the time under a steady load.
+    pub(super) fn evict(&mut self, runtime: Runtime) {
+        let clean = self.clean_of(runtime);
+        let dirty = self.own.config.size_of(runtime).dirty;
+        let dirty = match self.own.config.strategy {
+            Strategy::Fast => dirty,
+            Strategy::Secure => 0,
+        };
+        let linger = self.own.config.linger;
+        loop {
+            let shelf = self.shelf(runtime);
+            let count = shelf.beside(clean);
+            if count <= dirty {
+                return;
+            }
+            let Some(since) = shelf.oldest(clean).map(|warm| warm.since) else {
+                return;
+            };
+            let left = linger.saturating_sub(since.elapsed());
+            if count <= 2 * dirty && !left.is_zero() {
+                return self.evict_later(runtime, left);
+            }
+            if let Some(held) = shelf.remove_oldest(clean) {
+                self.destroy(held);
+            }
+        }
+    }
+
+    fn evict_later(&mut self, runtime: Runtime, delay: Duration) {
+        let shelf = self.shelf(runtime);
+        if std::mem::replace(&mut shelf.evicting, true) {
+            return;
+        }
+        self.later(delay, Evict(runtime));
+    }
+
+    /// How many clean sandboxes should wait now.
+    fn clean_of(&mut self, runtime: Runtime) -> usize {
+        let PoolSize {
+            clean, most_clean, ..
+        } = self.own.config.size_of(runtime);
+        match most_clean {
+            Some(most) => self.shelf(runtime).demand.clean(clean, most),
+            None => clean,
+        }
+    }
+
+    /// Removes what has become too old, and asks what has waited long whether it is well.
+    pub(super) fn look_after(&mut self) {
+        let PoolConfig {
+            max_age,
+            check_after,
+            ..
+        } = self.own.config;
+        let runtimes: Vec<_> = self.own.shelves.keys().copied().collect();
+        for runtime in runtimes {
+            let shelf = self.shelf(runtime);
+            for held in shelf.take_out(|held| held.made.elapsed() >= max_age) {
+                self.destroy(held);
+            }
+            self.evict(runtime);
+            for held in self.shelf(runtime).due_for_check(check_after) {
+                let pool = self.life.handle();
+                tokio::spawn(async move {
+                    if let Err(error) = held.sandbox.control().check().await {
+                        pool.do_send(Died {
+                            runtime,
+                            id: held.sandbox.id().clone(),
+                            reason: error.to_string(),
+                        });
+                    }
+                });
+            }
+        }
+        self.settle();
+    }
+
+    /// Makes sandboxes ahead of time, up to what should wait.
+    pub(super) fn refill(&mut self) {
+        for runtime in Runtime::ALL {
+            let target = self.clean_of(runtime);
+            if target == 0 {
+                continue;
+            }
+            let width = self.own.config.refill_width.max(1);
+            let shelf = self.shelf(runtime);
+            if shelf.backing_off || shelf.unavailable {
+                continue;
+            }
+            let missing = target.saturating_sub(shelf.fresh.len() + shelf.refilling);
+            let count = missing.min(width.saturating_sub(shelf.refilling));
+            shelf.refilling += count;
+            for _ in 0..count {
+                self.create(self.own.config.sandbox.spec(runtime), None);
+            }
+        }
+    }
+
+    pub(super) fn back_off(&mut self, runtime: Runtime, error: &PoolError) {
+        let shelf = self.shelf(runtime);
+        if let PoolError::Backend(cause) = error
+            && matches!(**cause, BackendError::RuntimeUnavailable { .. })
+        {
+            shelf.unavailable = true;
+            log::warn!(runtime:%, error:%; "no sandboxes are kept ready");
+            return;
+        }
+        let pause = BACK_OFF.saturating_mul(1 << shelf.failures.min(16));
+        shelf.failures += 1;
+        shelf.backing_off = true;
+        let failures = shelf.failures;
+        log::warn!(runtime:%, failures, error:%; "sandbox could not be kept ready");
+        self.later(pause.min(MAX_BACK_OFF), Retry(runtime));
+    }
+
+    /// Has the pool told something after a while.
+    fn later<M>(&self, delay: Duration, message: M)
+    where
+        M: Message<Result = ()> + Send + 'static,
+        Self: Handler<M>,
+    {
+        let pool = self.life.handle();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            pool.do_send(message);
+        });
+    }
+}

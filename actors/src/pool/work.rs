@@ -1,0 +1,110 @@
+//! What takes time: making sandboxes, resetting them, removing them. Each is a task of its own, where a
+//! panic is an error and no more, and which reports to whoever is the pool by then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isol8_api::TenantId;
+use isol8_backend::{BackendError, Limits, SandboxSpec};
+use tokio::time::{Instant, timeout};
+
+use super::message::{Acquire, Cleaned, Create, Created, PoolError, Removed};
+use super::{Held, Lease, Pool};
+use crate::run::Memory;
+use crate::supervisor::WeakSupervised;
+use crate::watch::destroy;
+
+/// How long making a used sandbox new may take, limits included. The connection's own bound on a
+/// reset is shorter.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Pool {
+    /// Starts to make a sandbox, for the request of a ticket or ahead of time.
+    pub(super) fn create(&self, spec: SandboxSpec, ticket: Option<u64>) {
+        let backend = Arc::clone(&self.backend);
+        let limit = self.own.config.create_timeout;
+        let wanted = spec.clone();
+        let closing = self.own.closing.clone();
+        let begun = Instant::now();
+        let making = tokio::spawn(async move {
+            let making = timeout(limit, backend.create(&wanted));
+            match closing.run_until_cancelled(making).await {
+                Some(Ok(made)) => made.map_err(|error| PoolError::Backend(Arc::new(error))),
+                Some(Err(_)) => Err(PoolError::TimedOut(limit)),
+                None => Err(PoolError::Closed),
+            }
+        });
+        let pool = self.life.handle();
+        tokio::spawn(async move {
+            let made = making.await.unwrap_or(Err(PoolError::Panicked));
+            pool.do_send(Created {
+                made,
+                spec,
+                ticket,
+                took: begun.elapsed(),
+            });
+        });
+    }
+
+    /// Makes a used sandbox as new.
+    pub(super) fn reset(&self, held: Held, owner: TenantId) {
+        let limits = self.own.config.sandbox.limits;
+        let used = held.clone();
+        let closing = self.own.closing.clone();
+        let cleaning = tokio::spawn(async move {
+            let cleaning = timeout(CLEAN_TIMEOUT, cleaned(used, limits));
+            match closing.run_until_cancelled(cleaning).await {
+                Some(Ok(cleaned)) => cleaned.map_err(|error| error.to_string()),
+                Some(Err(_)) => Err(format!("not done within {} s", CLEAN_TIMEOUT.as_secs())),
+                None => Err("pool is shutting down".to_owned()),
+            }
+        });
+        let pool = self.life.handle();
+        tokio::spawn(async move {
+            let cleaned = cleaning.await;
+            pool.do_send(Cleaned {
+                cleaned: cleaned.unwrap_or_else(|panic| Err(panic.to_string())),
+                held,
+                owner,
+            });
+        });
+    }
+
+    /// Removes a sandbox.
+    pub(super) fn destroy(&mut self, held: Held) {
+        let gone = destroy(held.sandbox);
+        self.own.destroying += 1;
+        let pool = self.life.handle();
+        tokio::spawn(async move {
+            gone.await;
+            pool.do_send(Removed);
+        });
+    }
+}
+
+/// Gives a leased sandbox the limits that were asked for, or has another one made.
+pub(super) async fn fit(mut lease: Lease, wanted: Acquire, pool: WeakSupervised<Pool>) {
+    match lease.held.set_limits(wanted.spec.limits).await {
+        Ok(()) => {
+            // Where nobody waits any longer, the lease finds its way back.
+            let _ = wanted.reply.send(Ok(lease));
+        }
+        Err(error) => {
+            log::warn!(sandbox:% = lease.held.sandbox.id(), error:%; "limits could not be changed");
+            lease.discard();
+            pool.do_send(Create(wanted));
+        }
+    }
+}
+
+async fn cleaned(mut held: Held, limits: Limits) -> Result<Held, BackendError> {
+    held.sandbox.control().reset().await?;
+    held.set_limits(limits).await?;
+    // What its last run did between its end and the reset is not the next run's.
+    let usage = held.sandbox.usage().await.ok();
+    held.memory = Memory {
+        usage,
+        unreported_loss: false,
+    };
+    Ok(held)
+}

@@ -1,0 +1,222 @@
+//! A panic in any actor, under load, is noticed by nobody else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use isol8_api::{Runtime, SessionId, TenantId};
+use isol8_backend::fake::FakeBackend;
+
+use super::{Service, ServiceConfig};
+use crate::error::ExecuteError;
+use crate::job::{Job, Program};
+use crate::pool::{Pool, PoolSize, SandboxDefaults};
+use crate::pruner::Pruner;
+use crate::registry::Registry;
+use crate::session::{Session, SessionKey};
+use crate::supervisor::Supervised;
+
+/// Makes whoever gets it panic.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Panic;
+
+impl Handler<Panic> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("as the test wants it");
+    }
+}
+
+impl Handler<Panic> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("as the test wants it");
+    }
+}
+
+impl Handler<Panic> for Pruner {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("as the test wants it");
+    }
+}
+
+impl Handler<Panic> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("as the test wants it");
+    }
+}
+
+/// Makes a session panic in the middle of a change.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct PanicBetween;
+
+impl Handler<PanicBetween> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: PanicBetween, _: &mut Self::Context) {
+        self.drop_state();
+        panic!("as the test wants it");
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "Option<Supervised<Session>>")]
+struct Find(SessionKey);
+
+impl Handler<Find> for Registry {
+    type Result = MessageResult<Find>;
+
+    fn handle(&mut self, Find(key): Find, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.find(&key))
+    }
+}
+
+fn service(backend: &FakeBackend) -> Service {
+    tokio::time::pause();
+    let mut config = ServiceConfig::default();
+    config.pool.size = PoolSize::fixed(0, 4);
+    let python = PoolSize::fixed(2, 4);
+    config.pool.sizes = [(Runtime::Python, python)].into();
+    Service::start(Arc::new(backend.clone()), config)
+}
+
+fn job(code: &str) -> Job {
+    let spec = SandboxDefaults::default().spec(Runtime::Python);
+    Job::new(Program::source(code, Runtime::Python), spec).unwrap()
+}
+
+fn tenant() -> TenantId {
+    "t".parse().unwrap()
+}
+
+fn id(name: &str) -> SessionId {
+    name.parse().unwrap()
+}
+
+async fn output(service: &Service, session: Option<&str>, code: &str) -> String {
+    let result = service.execute(tenant(), session.map(id), job(code)).await;
+    result.unwrap().stdout
+}
+
+async fn session_of(service: &Service, name: &str) -> Supervised<Session> {
+    let key = SessionKey {
+        tenant: tenant(),
+        id: id(name),
+    };
+    let found = service.shared.registry.ask(|| Find(key.clone())).await;
+    found.unwrap().unwrap()
+}
+
+#[actix::test]
+async fn a_pool_that_panics_keeps_its_sandboxes_and_its_waiters() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    assert_eq!(output(&service, None, "print 1").await, "1");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = backend.living();
+
+    // One lease is out, and one request waits for a sandbox that is being made.
+    let running = tokio::spawn({
+        let service = service.clone();
+        async move { output(&service, None, "sleep 2000\nprint 2").await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    service.shared.pool.do_send(Panic);
+    assert_eq!(output(&service, None, "print 3").await, "3");
+    assert_eq!(running.await.unwrap(), "2");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for id in before {
+        assert!(backend.living().contains(&id), "a sandbox was thrown away");
+    }
+    let state = service.observe().await.unwrap();
+    assert_eq!((state.restarts.pool, state.pool.leased), (1, 0));
+    service.shutdown().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_session_that_panics_keeps_its_sandbox_its_run_and_its_queue() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    output(&service, Some("s"), "set x 41").await;
+    let spawn = |code: &'static str| {
+        let service = service.clone();
+        tokio::spawn(async move { output(&service, Some("s"), code).await })
+    };
+    let running = spawn("sleep 2000\nprint done");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let waiting = spawn("get x");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let session = session_of(&service, "s").await;
+    session.do_send(Panic);
+    let behind = spawn("get x");
+    assert_eq!(running.await.unwrap(), "done");
+    assert_eq!(waiting.await.unwrap(), "41");
+    assert_eq!(behind.await.unwrap(), "41");
+    assert_eq!(service.observe().await.unwrap().restarts.sessions, 1);
+    service.shutdown().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_session_that_lost_its_sandbox_in_a_panic_says_so_once() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    output(&service, Some("s"), "set x 41").await;
+    session_of(&service, "s").await.do_send(PanicBetween);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let lost = service.execute(tenant(), Some(id("s")), job("get x")).await;
+    assert!(
+        matches!(lost, Err(ExecuteError::SessionLost { .. })),
+        "{lost:?}"
+    );
+    assert_eq!(output(&service, Some("s"), "print new").await, "new");
+    service.shutdown().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_registry_that_panics_keeps_its_sessions_and_hears_of_ends() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    output(&service, Some("kept"), "set x 41").await;
+    output(&service, Some("lost"), "set x 41").await;
+    let running = tokio::spawn({
+        let service = service.clone();
+        async move { output(&service, Some("kept"), "sleep 2000\nget x").await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let lost = session_of(&service, "lost").await;
+    service.shared.registry.do_send(Panic);
+    lost.do_send(PanicBetween);
+    let listed = service.sessions(Some(tenant())).await.unwrap();
+    assert!(listed.iter().any(|info| info.id == id("kept")));
+    assert_eq!(running.await.unwrap(), "41");
+    let listed = service.sessions(Some(tenant())).await.unwrap();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!(service.observe().await.unwrap().restarts.registry, 1);
+    service.shutdown().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_pruner_that_panics_goes_on() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    tokio::time::sleep(Duration::from_secs(150)).await;
+    let ticks = service.observe().await.unwrap().pruner.ticks;
+    assert_eq!(ticks, 2);
+    service.shared.pruner.do_send(Panic);
+    tokio::time::sleep(Duration::from_secs(150)).await;
+    let state = service.observe().await.unwrap();
+    assert_eq!((state.pruner.ticks, state.restarts.pruner), (4, 1));
+    service.shutdown().await.unwrap();
+}

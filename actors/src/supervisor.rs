@@ -1,0 +1,247 @@
+//! Keeps an actor alive: where one panics, a successor is made that owns what it owned.
+//!
+//! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its
+//! mailbox closes. So this one holds how to make the actor rather than the actor. An actor carries a
+//! [`Life`], by which it leaves its estate (all that it knows and owns) when it is dropped, however that
+//! comes; the supervisor gives it to the next one. What takes time reports by a message to the
+//! [`Supervised`] handle, so whoever is the actor by then hears of it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use actix::dev::ToEnvelope;
+use actix::prelude::*;
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
+
+/// How often a message is sent that nobody answers. One that itself makes the actor panic must not
+/// do so for ever.
+pub(crate) const ATTEMPTS: usize = 4;
+
+/// How long a sender waits for a successor.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause before the second restart in a row; doubled with each further one. The first is at once.
+const BACK_OFF: Duration = Duration::from_millis(10);
+
+/// Longest such pause; shorter than the senders' patience.
+const MAX_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// An actor that has lived for this long has not failed in a row.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// No actor answers: it panics again and again, or has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+/// A handle to whichever actor lives at the moment. The actor ends with the last of them.
+pub struct Supervised<A: Actor> {
+    post: Arc<Post<A>>,
+}
+
+/// A handle that does not keep its actor alive.
+pub(crate) struct WeakSupervised<A: Actor> {
+    post: Weak<Post<A>>,
+}
+
+/// Where the address of the living actor is found.
+struct Post<A: Actor> {
+    name: &'static str,
+    current: watch::Sender<Option<Addr<A>>>,
+}
+
+/// Held by an actor as long as it lives; `E` is its estate.
+pub(crate) struct Life<A: Actor, E> {
+    will: Option<oneshot::Sender<E>>,
+    post: Weak<Post<A>>,
+}
+
+impl<A: Actor, E> Life<A, E> {
+    /// The actor's own handle.
+    pub(crate) fn handle(&self) -> WeakSupervised<A> {
+        WeakSupervised {
+            post: Weak::clone(&self.post),
+        }
+    }
+
+    /// Leaves the estate to a successor. To be called when the actor is dropped.
+    pub(crate) fn leave(&mut self, estate: E) {
+        if let Some(will) = self.will.take() {
+            // Without a supervisor there is no successor, and what was owned is dropped.
+            let _ = will.send(estate);
+        }
+    }
+}
+
+impl<A: Actor<Context = Context<A>>> Supervised<A> {
+    /// Starts an actor on the current arbiter, and its successors after it. `make` puts one together;
+    /// `restarts` counts the successors.
+    pub(crate) fn start<E: Send + 'static>(
+        name: &'static str,
+        restarts: Arc<AtomicU64>,
+        estate: E,
+        mut make: impl FnMut(Life<A, E>, E) -> A + 'static,
+    ) -> Self {
+        let (current, _) = watch::channel(None);
+        let post = Arc::new(Post { name, current });
+        let weak = Arc::downgrade(&post);
+        let mut place = move |estate| {
+            let post = weak.upgrade()?;
+            let (will, left) = oneshot::channel();
+            let life = Life {
+                will: Some(will),
+                post: Weak::clone(&weak),
+            };
+            let address = make(life, estate).start();
+            post.current.send_replace(Some(address));
+            Some(left)
+        };
+        let mut left = place(estate);
+        actix::spawn(async move {
+            let mut in_a_row = 0;
+            while let Some(ended) = left {
+                let begun = Instant::now();
+                // Every actor leaves its estate; where the whole system ends, nobody is here to take it.
+                let Ok(estate) = ended.await else { return };
+                in_a_row = if begun.elapsed() < SETTLED {
+                    in_a_row + 1
+                } else {
+                    0
+                };
+                tokio::time::sleep(pause(in_a_row)).await;
+                left = place(estate);
+                if left.is_some() {
+                    restarts.fetch_add(1, Ordering::Relaxed);
+                    log::error!(actor = name, in_a_row; "actor panicked, and was restarted");
+                }
+            }
+        });
+        Self { post }
+    }
+
+    /// Sends a message that needs no answer. Where the actor has just panicked, its successor gets it.
+    pub(crate) fn do_send<M>(&self, message: M)
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        let address = self.post.current.borrow().clone();
+        match address.filter(Addr::connected) {
+            Some(address) => address.do_send(message),
+            None => {
+                let post = Arc::clone(&self.post);
+                // Outside of a runtime there is nobody to send to any more.
+                if let Ok(runtime) = Handle::try_current() {
+                    runtime.spawn(async move {
+                        if let Some(address) = post.living().await {
+                            address.do_send(message);
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    /// Asks, and asks the successor where the actor panics before it answers.
+    ///
+    /// # Errors
+    /// [`Gone`] where the actor panics again and again, or has ended.
+    pub async fn ask<M>(&self, message: impl Fn() -> M) -> Result<M::Result, Gone>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        for _ in 0..ATTEMPTS {
+            let address = self.post.living().await.ok_or(Gone)?;
+            if let Ok(answer) = address.send(message()).await {
+                return Ok(answer);
+            }
+        }
+        log::error!(actor = self.post.name; "actor panics again and again");
+        Err(Gone)
+    }
+}
+
+impl<A: Actor<Context = Context<A>>> Post<A> {
+    /// The living actor's address, once there is one.
+    async fn living(&self) -> Option<Addr<A>> {
+        let mut current = self.current.subscribe();
+        let is_living = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        let found = timeout(PATIENCE, current.wait_for(is_living)).await;
+        found.ok()?.ok()?.clone()
+    }
+}
+
+fn pause(in_a_row: u32) -> Duration {
+    match in_a_row {
+        0 | 1 => Duration::ZERO,
+        many => BACK_OFF
+            .saturating_mul(1 << (many - 2).min(16))
+            .min(MAX_BACK_OFF),
+    }
+}
+
+impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
+    pub(crate) fn upgrade(&self) -> Option<Supervised<A>> {
+        Some(Supervised {
+            post: self.post.upgrade()?,
+        })
+    }
+
+    /// As [`Supervised::do_send`], where there still is somebody.
+    pub(crate) fn do_send<M>(&self, message: M)
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        if let Some(handle) = self.upgrade() {
+            handle.do_send(message);
+        }
+    }
+}
+
+impl<A: Actor> Clone for Supervised<A> {
+    fn clone(&self) -> Self {
+        Self {
+            post: Arc::clone(&self.post),
+        }
+    }
+}
+
+impl<A: Actor> Clone for WeakSupervised<A> {
+    fn clone(&self) -> Self {
+        Self {
+            post: Weak::clone(&self.post),
+        }
+    }
+}
+
+impl<A: Actor> fmt::Debug for Supervised<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Supervised({})", self.post.name)
+    }
+}
+
+impl<A: Actor> fmt::Debug for WeakSupervised<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakSupervised")
+    }
+}
+
+impl<A: Actor, E> fmt::Debug for Life<A, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Life")
+    }
+}
+
+#[cfg(test)]
+mod tests;
