@@ -192,6 +192,16 @@ impl Server {
         }
     }
 
+    /// Ends the server as an operator would who wants its sessions kept, and gives back its state
+    /// directory.
+    pub(crate) fn terminate(mut self) -> TempDir {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait();
+        assert!(status.success(), "server ended with {status}");
+        let unused = tempfile::tempdir().unwrap();
+        std::mem::replace(&mut self.state, unused)
+    }
+
     /// Kills the server without a chance to clean up, and gives back its state directory.
     pub(crate) fn kill(mut self) -> TempDir {
         self.signal(Signal::SIGKILL);

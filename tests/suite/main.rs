@@ -17,5 +17,6 @@ mod limits;
 mod preload;
 mod reload;
 mod reset;
+mod restart;
 mod sessions;
 mod streams;
