@@ -1,8 +1,8 @@
 //! How many runs a second: `cargo bench --bench throughput`.
 //!
 //! Eight clients run `print(n)` without a session, each as soon as its last answer came and for 30
-//! seconds (or `THROUGHPUT_SECONDS`), on each backend, with `poolStrategy = "fast"`. Every answer is
-//! checked. Needs what the black-box suite needs: root, and Docker with its images.
+//! seconds (or `THROUGHPUT_SECONDS`), on each backend with `poolStrategy = "fast"`, and on native with
+//! `"secure"`. Every answer is checked. Needs what the black-box suite needs: root, and Docker with its images.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
 
@@ -19,8 +19,7 @@ use isol8_client::RemoteIsol8;
 const CLIENTS: usize = 8;
 
 /// A sandbox for each client, and one to take its place while it is made clean.
-const CONFIG: &str =
-    "poolStrategy = \"fast\"\n[runtimes.python]\npoolSize = { clean = 8, dirty = 8 }\n";
+const POOL: &str = "[runtimes.python]\npoolSize = { clean = 8, dirty = 8 }\n";
 
 fn main() {
     let seconds = std::env::var("THROUGHPUT_SECONDS").map_or(30, |text| text.parse().unwrap());
@@ -28,17 +27,23 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    for kind in [Kind::Native, Kind::Docker] {
-        let rate = runtime.block_on(measure(kind, Duration::from_secs(seconds)));
+    let length = Duration::from_secs(seconds);
+    for (kind, strategy) in [
+        (Kind::Native, "fast"),
+        (Kind::Docker, "fast"),
+        (Kind::Native, "secure"),
+    ] {
+        let rate = runtime.block_on(measure(kind, strategy, length));
         println!(
-            "{:<8} {rate:7.1} runs/s with {CLIENTS} clients",
+            "{:<8} {strategy:<8} {rate:7.1} runs/s with {CLIENTS} clients",
             kind.name()
         );
     }
 }
 
-async fn measure(kind: Kind, length: Duration) -> f64 {
-    let server = Server::configured(kind, CONFIG);
+async fn measure(kind: Kind, strategy: &str, length: Duration) -> f64 {
+    let config = format!("poolStrategy = {strategy:?}\n{POOL}");
+    let server = Server::configured(kind, &config);
     let clients: Vec<_> = (0..CLIENTS).map(|_| server.client()).collect();
     let warm_up = Instant::now() + Duration::from_secs(3);
     join_all(clients.iter().map(|client| run_until(client, warm_up))).await;

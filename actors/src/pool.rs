@@ -22,6 +22,7 @@ use isol8_backend::{Backend, BackendError, Sandbox};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::run::Memory;
 use crate::supervisor::{Life, Supervised};
@@ -29,7 +30,7 @@ use crate::watch::DeathWatch;
 pub use config::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use lease::Fate;
 pub use lease::{Held, Lease};
-use message::{Acquire, Cleaned, Create, Created, Died, Evict, Release, Removed, Retry};
+use message::{Acquire, Cleaned, Create, Created, Died, Evict, LookAfter, Release, Removed, Retry};
 pub use message::{Configure, Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
 use shelf::{Shelf, Warm};
 
@@ -39,6 +40,8 @@ pub struct Pool {
     backend: Arc<dyn Backend>,
     life: Life<Self, Estate>,
     own: Estate,
+    /// Not a timer of the actor's context, which would keep the actor alive.
+    _clock: AbortOnDropHandle<()>,
 }
 
 /// What a pool knows and owns, and leaves to its successor.
@@ -59,9 +62,8 @@ struct Estate {
 impl Actor for Pool {
     type Context = Context<Self>;
 
-    fn started(&mut self, ctx: &mut Self::Context) {
+    fn started(&mut self, _: &mut Self::Context) {
         self.settle();
-        ctx.run_interval(upkeep::LOOK_AFTER, |pool, _| pool.look_after());
     }
 }
 
@@ -93,7 +95,13 @@ impl Pool {
             shelf.backing_off = false;
             shelf.evicting = false;
         }
-        Self { backend, life, own }
+        let clock = upkeep::clock(life.handle());
+        Self {
+            backend,
+            life,
+            own,
+            _clock: clock,
+        }
     }
 
     fn shelf(&mut self, runtime: Runtime) -> &mut Shelf {
@@ -332,6 +340,14 @@ impl Handler<Evict> for Pool {
     fn handle(&mut self, Evict(runtime): Evict, _: &mut Self::Context) {
         self.shelf(runtime).evicting = false;
         self.evict(runtime);
+    }
+}
+
+impl Handler<LookAfter> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: LookAfter, _: &mut Self::Context) {
+        self.look_after();
     }
 }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use actix::fut::wrap_future;
 use actix::prelude::*;
 use isol8_backend::Backend;
 use serde::Serialize;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::registry::{self, Registry};
 use crate::supervisor::{Life, Supervised};
@@ -47,6 +48,18 @@ pub struct PrunerState {
     pub orphans: usize,
 }
 
+/// An interval is over.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Tick;
+
+/// A look for orphans has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Swept {
+    orphans: usize,
+}
+
 /// Asks for a [`PrunerState`].
 #[derive(Debug, Message)]
 #[rtype(result = "PrunerState")]
@@ -64,6 +77,7 @@ pub struct Pruner {
     backend: Arc<dyn Backend>,
     life: Life<Self, Estate>,
     own: Estate,
+    clock: Option<AbortOnDropHandle<()>>,
 }
 
 /// What a pruner knows, and leaves to its successor.
@@ -95,15 +109,21 @@ pub fn start(
         backend: Arc::clone(&backend),
         life,
         own,
+        clock: None,
     })
 }
 
 impl Pruner {
-    fn tick_later(&self, ctx: &mut Context<Self>) {
-        ctx.run_later(self.own.config.interval, |pruner, ctx| pruner.tick(ctx));
+    fn tick_later(&mut self) {
+        let (pruner, interval) = (self.life.handle(), self.own.config.interval);
+        // Not a timer of the actor's context, which would keep the actor alive.
+        self.clock = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(interval).await;
+            pruner.do_send(Tick);
+        })));
     }
 
-    fn tick(&mut self, ctx: &mut Context<Self>) {
+    fn tick(&mut self) {
         self.own.state.ticks += 1;
         let PrunerConfig {
             auto_prune,
@@ -112,28 +132,53 @@ impl Pruner {
         } = self.own.config;
         let max_idle = auto_prune.then_some(max_age);
         self.registry.do_send(registry::LookAfter { max_idle });
-        let backend = Arc::clone(&self.backend);
-        // A task of its own: a panic in it is not this actor's.
-        let sweeping =
-            tokio::spawn(async move { tokio::time::timeout(SWEEP_TIMEOUT, backend.sweep()).await });
-        let swept = wrap_future::<_, Self>(sweeping).map(|swept, pruner, ctx| {
-            match swept {
-                Ok(Ok(Ok(count))) => pruner.own.state.orphans += count,
-                Ok(Ok(Err(error))) => log::warn!(error:%; "orphans cannot be removed"),
-                Ok(Err(_)) => log::warn!("looking for orphans took too long"),
-                Err(panic) => log::error!(error:% = panic; "looking for orphans panicked"),
-            }
-            pruner.tick_later(ctx);
+        let (pruner, backend) = (self.life.handle(), Arc::clone(&self.backend));
+        tokio::spawn(async move {
+            // A task of its own: a panic in it is not this one's.
+            let sweeping =
+                tokio::spawn(async move { timeout(SWEEP_TIMEOUT, backend.sweep()).await });
+            let orphans = match sweeping.await {
+                Ok(Ok(Ok(count))) => count,
+                Ok(Ok(Err(error))) => {
+                    log::warn!(error:%; "orphans cannot be removed");
+                    0
+                }
+                Ok(Err(_)) => {
+                    log::warn!("looking for orphans took too long");
+                    0
+                }
+                Err(panic) => {
+                    log::error!(error:% = panic; "looking for orphans panicked");
+                    0
+                }
+            };
+            pruner.do_send(Swept { orphans });
         });
-        ctx.spawn(swept);
     }
 }
 
 impl Actor for Pruner {
     type Context = Context<Self>;
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        self.tick_later(ctx);
+    fn started(&mut self, _: &mut Self::Context) {
+        self.tick_later();
+    }
+}
+
+impl Handler<Tick> for Pruner {
+    type Result = ();
+
+    fn handle(&mut self, _: Tick, _: &mut Self::Context) {
+        self.tick();
+    }
+}
+
+impl Handler<Swept> for Pruner {
+    type Result = ();
+
+    fn handle(&mut self, Swept { orphans }: Swept, _: &mut Self::Context) {
+        self.own.state.orphans += orphans;
+        self.tick_later();
     }
 }
 

@@ -122,6 +122,11 @@ pub(super) struct Removed;
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Runtime);
 
+/// It is time to look at the age and the health of what waits.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct LookAfter;
+
 /// It is time to try again to make sandboxes ahead.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]

@@ -5,9 +5,11 @@ use std::time::Duration;
 use actix::prelude::*;
 use isol8_api::Runtime;
 use isol8_backend::BackendError;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::message::{Died, Evict, PoolError, Retry};
+use super::message::{Died, Evict, LookAfter, PoolError, Retry};
 use super::{Pool, PoolConfig, PoolSize, Strategy};
+use crate::supervisor::WeakSupervised;
 
 /// First pause after a sandbox could not be made ahead of time; doubled with each failure.
 const BACK_OFF: Duration = Duration::from_millis(200);
@@ -16,7 +18,17 @@ const BACK_OFF: Duration = Duration::from_millis(200);
 const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// Between two looks at the age and the health of what waits.
-pub(super) const LOOK_AFTER: Duration = Duration::from_secs(10);
+const LOOK_AFTER: Duration = Duration::from_secs(10);
+
+/// Has the pool look after its sandboxes from time to time.
+pub(super) fn clock(pool: WeakSupervised<Pool>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK_AFTER).await;
+            pool.do_send(LookAfter);
+        }
+    }))
+}
 
 impl Pool {
     /// Keeps the sandboxes of a runtime within their bound; of the used ones that which waits

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use isol8_api::{Runtime, SessionId, TenantId};
+use isol8_backend::Claim;
 use isol8_backend::fake::FakeBackend;
 
 use super::{Service, ServiceConfig};
@@ -219,4 +220,71 @@ async fn a_pruner_that_panics_goes_on() {
     let state = service.observe().await.unwrap();
     assert_eq!((state.pruner.ticks, state.restarts.pruner), (4, 1));
     service.shutdown().await.unwrap();
+}
+
+#[actix::test]
+async fn no_actor_outlives_its_service() {
+    tokio::time::pause();
+    let backend: Arc<dyn isol8_backend::Backend> = Arc::new(FakeBackend::new());
+    let service = Service::start(Arc::clone(&backend), ServiceConfig::default());
+    output(&service, None, "print 1").await;
+    output(&service, Some("s"), "print 1").await;
+    service.shutdown().await.unwrap();
+    drop(service);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(Arc::strong_count(&backend), 1, "an actor holds the backend");
+}
+
+#[actix::test]
+async fn sessions_of_an_earlier_server_go_on_and_losses_are_told_once() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    let claim = |session: &str| Claim {
+        tenant: tenant(),
+        session: id(session),
+        spec: SandboxDefaults::default().spec(Runtime::Python),
+        created_at: 1_700_000_000_000,
+    };
+    let hour = Duration::from_secs(3600);
+    backend.leave_for_adoption(claim("kept"), Duration::from_secs(60), None);
+    backend.leave_for_adoption(claim("lost"), Duration::ZERO, Some("it was running"));
+    backend.leave_for_adoption(claim("old"), hour, None);
+    let adopted = isol8_backend::Backend::adopt(&backend).await.unwrap();
+    service.adopt(adopted).await.unwrap();
+
+    let listed = service.sessions(Some(tenant())).await.unwrap();
+    let ids: Vec<_> = listed.iter().map(|info| info.id.to_string()).collect();
+    assert_eq!(ids, ["kept", "old"]);
+    assert_eq!(listed[0].created_at, 1_700_000_000_000);
+    assert!(listed[0].last_accessed_at > listed[1].last_accessed_at);
+    assert_eq!(output(&service, Some("kept"), "print here").await, "here");
+    let lost = service.execute(tenant(), Some(id("lost")), job("print 1"));
+    let reason = lost.await.unwrap_err().to_string();
+    assert!(reason.contains("it was running"), "{reason}");
+    assert_eq!(output(&service, Some("lost"), "print new").await, "new");
+    // The idleness before counts.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let state = service.observe().await.unwrap();
+    assert_eq!((state.sessions.sessions, state.sessions.losses), (2, 1));
+    service.shutdown().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+    assert!(backend.claims().is_empty());
+}
+
+#[actix::test]
+async fn sessions_are_claimed_and_left_where_they_are_to_be_kept() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    output(&service, Some("s"), "print 1").await;
+    output(&service, Some("deleted"), "print 1").await;
+    service
+        .delete_session(tenant(), id("deleted"))
+        .await
+        .unwrap();
+    let claims = backend.claims();
+    assert_eq!((claims.len(), &claims[0].session), (1, &id("s")));
+    service.leave().await.unwrap();
+    let counters = backend.counters();
+    assert_eq!((counters.live(), counters.left), (0, 1));
+    assert_eq!(backend.claims().len(), 1);
 }
