@@ -80,8 +80,14 @@ pub struct Config {
     pub keep_sessions: bool,
     /// How long sessions outlive a server that is gone.
     pub adoptable_for: Duration,
+    /// Origins whose pages may call the server from a browser.
+    pub cors_origins: Vec<String>,
+    /// How long the result of a request with an idempotency key is kept.
+    pub idempotency: Duration,
     /// Sessions that may exist at once.
     pub max_sessions: usize,
+    /// Of these, sessions of one tenant.
+    pub max_sessions_per_tenant: usize,
     /// Requests that may wait for one session.
     pub session_queue: usize,
     /// What happens to a used sandbox.
@@ -90,6 +96,8 @@ pub struct Config {
     pub pools: BTreeMap<Runtime, PoolSize>,
     /// How old a waiting sandbox may become.
     pub pool_max_age: Duration,
+    /// How many sandboxes of a runtime are made ahead at the same time.
+    pub pool_refill_width: usize,
     /// How interpreters are kept booted.
     pub kernels: Kernels,
     /// What a request gets that asks for nothing.
@@ -189,6 +197,11 @@ impl Config {
         keep("stateDir", self.state != before.state);
         keep("server.host", self.host != before.host);
         keep("server.port", self.port != before.port);
+        keep(
+            "server.corsOrigins",
+            self.cors_origins != before.cors_origins,
+        );
+        self.cors_origins.clone_from(&before.cors_origins);
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
         let shutdown = |config: &Self| {
@@ -219,11 +232,13 @@ impl Config {
                 strategy: self.strategy,
                 sizes: self.pools.clone(),
                 max_age: self.pool_max_age,
+                refill_width: self.pool_refill_width,
                 sandbox: self.defaults.sandbox,
                 ..PoolConfig::default()
             },
             sessions: RegistryConfig {
                 max_sessions: self.max_sessions,
+                max_sessions_per_tenant: self.max_sessions_per_tenant,
                 queue_limit: self.session_queue,
             },
             admission: self.admission.clone(),

@@ -6,18 +6,24 @@ pub mod auth;
 pub mod body;
 pub mod connection;
 pub mod error;
+pub mod idempotency;
+pub mod misspelling;
 pub mod routes;
+pub mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::{App, HttpServer, middleware, web};
+use actix_cors::Cors;
+use actix_web::middleware::{self, Condition};
+use actix_web::{App, HttpServer, web};
 use isol8_actors::Service;
 use isol8_backend::BackendError;
 use tokio::sync::watch;
 
 use crate::config::Config;
 use auth::MasterKey;
+use idempotency::Results;
 
 /// Bound of a client's request line and headers. One that takes longer is not a client of ours.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +56,8 @@ pub struct State {
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
+    /// Of requests with an idempotency key.
+    pub results: Results,
 }
 
 impl State {
@@ -64,9 +72,23 @@ impl State {
 pub fn configure(app: &mut web::ServiceConfig) {
     app.service(routes::health::health())
         .service(routes::execute::execute())
+        .service(routes::service::ready())
+        .service(routes::service::cleanup())
         .service(routes::sessions::list())
         .service(routes::sessions::delete())
         .default_service(web::to(error::no_such_route));
+}
+
+/// Lets pages of these origins call the server from a browser; without any, no page may.
+fn cors(origins: &[String]) -> Condition<Cors> {
+    let mut cors = Cors::default()
+        .allow_any_method()
+        .allow_any_header()
+        .expose_headers([trace::REQUEST_ID, misspelling::WARNING]);
+    for origin in origins {
+        cors = cors.allowed_origin(origin);
+    }
+    Condition::new(!origins.is_empty(), cors)
 }
 
 /// Serves until `stop` is done; requests under way are then given time to end.
@@ -78,10 +100,12 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), S
     let config = state.config();
     let address = (config.host.clone(), config.port);
     let state = web::Data::from(Arc::new(state));
+    let origins = config.cors_origins.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
-            .wrap(middleware::Logger::new("%r %s %bB %Dms").log_target("isol8::access"))
+            .wrap(cors(&origins))
+            .wrap(middleware::from_fn(trace::trace))
             .configure(configure)
     })
     .on_connect(connection::watch)

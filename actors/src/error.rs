@@ -66,6 +66,12 @@ pub enum ExecuteError {
         /// Largest number of sessions.
         limit: usize,
     },
+    /// As many sessions of one tenant as there may be.
+    #[error("there are {limit} sessions of this tenant already, delete one first")]
+    TooManySessionsOfTenant {
+        /// Largest number of sessions.
+        limit: usize,
+    },
     /// As many jobs run and wait as may.
     #[error("server is at its limit, retry in {} s", .retry_after.as_secs())]
     Overloaded {
@@ -105,7 +111,9 @@ impl ExecuteError {
             Self::SetupFailed { .. } => ErrorCode::SetupFailed,
             Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
             Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
-            Self::QueueFull { .. } | Self::TenantOverloaded { .. } => ErrorCode::TooManyRequests,
+            Self::QueueFull { .. }
+            | Self::TenantOverloaded { .. }
+            | Self::TooManySessionsOfTenant { .. } => ErrorCode::TooManyRequests,
             Self::TooManySessions { .. }
             | Self::Overloaded { .. }
             | Self::ShuttingDown

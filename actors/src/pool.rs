@@ -53,6 +53,8 @@ struct Estate {
     /// Leases count themselves.
     leased: Arc<AtomicUsize>,
     destroying: usize,
+    /// As many waited as should, once.
+    was_full: bool,
     /// Who waits for the end of the shutdown, once there is one.
     draining: Option<Vec<oneshot::Sender<()>>>,
     /// Ends what is being made or reset, once nobody can use it any more.
@@ -253,7 +255,9 @@ impl Pool {
     /// What follows from any change: the shelves are filled, or the shutdown is over.
     fn settle(&mut self) {
         let Some(waiting) = &mut self.own.draining else {
-            return self.refill();
+            self.refill();
+            self.own.was_full = self.own.was_full || self.is_full();
+            return;
         };
         let idle = |shelf: &Shelf| shelf.orders.len() + shelf.refilling + shelf.cleaning == 0;
         let leased = self.own.leased.load(Ordering::Acquire);
@@ -464,6 +468,7 @@ impl Handler<Observe> for Pool {
                 .collect(),
             leased: self.own.leased.load(Ordering::Acquire),
             destroying: self.own.destroying,
+            was_full: self.own.was_full,
             draining: self.own.draining.is_some(),
         }
     }

@@ -30,6 +30,8 @@ const MAX_LOSSES: usize = 10_000;
 pub struct RegistryConfig {
     /// Sessions of all tenants together.
     pub max_sessions: usize,
+    /// Of these, sessions of one tenant.
+    pub max_sessions_per_tenant: usize,
     /// Jobs that wait in one session, beside the one that runs.
     pub queue_limit: usize,
 }
@@ -38,6 +40,7 @@ impl Default for RegistryConfig {
     fn default() -> Self {
         Self {
             max_sessions: 1000,
+            max_sessions_per_tenant: 1000,
             queue_limit: 32,
         }
     }
@@ -260,6 +263,13 @@ impl Registry {
         if self.own.live.len() >= limit {
             return Err(ExecuteError::TooManySessions { limit });
         }
+        let limit = self.own.config.max_sessions_per_tenant;
+        let of_tenant = |other: &&SessionKey| other.tenant == key.tenant;
+        if limit < self.own.config.max_sessions
+            && self.own.live.keys().filter(of_tenant).count() >= limit
+        {
+            return Err(ExecuteError::TooManySessionsOfTenant { limit });
+        }
         let status = Arc::new(Status::new(job.runtime()));
         let setting = self.setting(key, job.sandbox.clone(), &status);
         let generation = setting.generation;
@@ -395,6 +405,8 @@ impl Handler<List> for Registry {
                 created_at: status.created_at,
                 // What has no sandbox yet is no session yet.
                 container_id: status.container.get()?.clone(),
+                // Who asks knows what the configuration says.
+                expires_at: None,
                 tenant_id: list.tenant.is_none().then(|| key.tenant.clone()),
             })
         };

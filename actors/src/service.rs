@@ -84,6 +84,17 @@ pub struct RestartCounts {
     pub pruner: u64,
 }
 
+/// Why requests are better sent elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unready {
+    /// It has just begun.
+    #[error("sandboxes are being made")]
+    Warming,
+    /// It is about to end.
+    #[error("server is shutting down")]
+    Draining,
+}
+
 /// All actors. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -220,6 +231,22 @@ impl Service {
         }
     }
 
+    /// Whether requests are best sent here: nothing has ended, and sandboxes wait.
+    ///
+    /// # Errors
+    /// Why not yet, or not any more.
+    pub async fn readiness(&self) -> Result<(), Unready> {
+        if self.shared.jobs.is_closed() {
+            return Err(Unready::Draining);
+        }
+        let pool = self.shared.pool.ask(|| pool::Observe).await;
+        match pool {
+            Ok(pool) if pool.draining => Err(Unready::Draining),
+            Ok(pool) if pool.was_full => Ok(()),
+            Ok(_) | Err(Gone) => Err(Unready::Warming),
+        }
+    }
+
     /// Replaces the bounds of all parts. What runs, runs on, and what waits keeps its place. The grace
     /// of a shutdown, and what it does to sessions, stay as they were.
     ///
@@ -270,6 +297,23 @@ impl Service {
         let key = SessionKey { tenant, id };
         let delete = || registry::Delete(key.clone());
         Ok(self.shared.registry.ask(delete).await?)
+    }
+
+    /// Deletes every session, of all tenants, and the sandboxes of dead processes. Says how many there
+    /// were of each.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] where the service has ended. What the backend could not remove is in
+    /// the answer.
+    pub async fn clean_up(&self) -> Result<(usize, Result<usize, BackendError>), ExecuteError> {
+        let sessions = self.sessions(None).await?;
+        let deleting = sessions.into_iter().filter_map(|session| {
+            let tenant = session.tenant_id?;
+            Some(self.delete_session(tenant, session.id))
+        });
+        let deleted = futures::future::join_all(deleting).await;
+        let deleted = deleted.iter().filter(|one| matches!(one, Ok(true))).count();
+        Ok((deleted, self.shared.backend.sweep().await))
     }
 
     /// A snapshot of every part.

@@ -12,6 +12,7 @@ use crate::backends::{self, Purpose};
 use crate::cli::Serve;
 use crate::reload;
 use crate::server::auth::MasterKey;
+use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
 
 pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
@@ -47,6 +48,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         backend: backend.name(),
         config,
         key,
+        results: Results::default(),
     };
     let served = tokio::select! {
         served = server::serve(state, stop) => served,

@@ -29,6 +29,7 @@ pub struct ConfigFile {
     pool_strategy: Strategy,
     pool_size: PoolSize,
     pool_max_age_ms: u64,
+    pool_refill_width: usize,
     server: Server,
     sessions: Sessions,
     cleanup: Cleanup,
@@ -57,6 +58,7 @@ impl Default for ConfigFile {
             pool_strategy: Strategy::Fast,
             pool_size: PoolSize::fixed(0),
             pool_max_age_ms: 3_600_000,
+            pool_refill_width: 2,
             server: Server::default(),
             sessions: Sessions::default(),
             cleanup: Cleanup::default(),
@@ -182,6 +184,8 @@ struct Server {
     host: String,
     port: u16,
     max_body_size: ByteSize,
+    cors_origins: Vec<String>,
+    idempotency_ms: u64,
 }
 
 impl Default for Server {
@@ -190,6 +194,8 @@ impl Default for Server {
             host: "127.0.0.1".to_owned(),
             port: 3000,
             max_body_size: ByteSize::from_mebibytes(32),
+            cors_origins: Vec::new(),
+            idempotency_ms: 600_000,
         }
     }
 }
@@ -198,6 +204,7 @@ impl Default for Server {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Sessions {
     max: usize,
+    max_per_tenant: usize,
     max_queued: usize,
 }
 
@@ -205,6 +212,7 @@ impl Default for Sessions {
     fn default() -> Self {
         Self {
             max: 100,
+            max_per_tenant: 0,
             max_queued: 32,
         }
     }
@@ -430,6 +438,7 @@ impl ConfigFile {
         let defaults = self.defaults.check(&ceilings)?;
         for (key, given) in [
             ("maxConcurrent", self.max_concurrent),
+            ("poolRefillWidth", self.pool_refill_width),
             ("sessions.max", self.sessions.max),
             ("sessions.maxQueued", self.sessions.max_queued),
         ] {
@@ -488,7 +497,13 @@ impl ConfigFile {
             shutdown_grace: Duration::from_millis(self.shutdown.grace_ms),
             keep_sessions: self.shutdown.keep_sessions,
             adoptable_for: Duration::from_millis(self.shutdown.adoptable_ms),
+            cors_origins: self.server.cors_origins,
+            idempotency: Duration::from_millis(self.server.idempotency_ms),
             max_sessions: self.sessions.max,
+            max_sessions_per_tenant: match self.sessions.max_per_tenant {
+                0 => self.sessions.max,
+                most => most,
+            },
             session_queue: self.sessions.max_queued,
             strategy: match self.pool_strategy {
                 Strategy::Fast => pool::Strategy::Fast,
@@ -496,6 +511,7 @@ impl ConfigFile {
             },
             pools: pools.collect(),
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
+            pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
             defaults,
             ceilings,

@@ -2,4 +2,5 @@
 
 pub mod execute;
 pub mod health;
+pub mod service;
 pub mod sessions;

@@ -176,6 +176,8 @@ pub struct PoolState {
     pub leased: usize,
     /// Sandboxes being destroyed.
     pub destroying: usize,
+    /// Whether as many waited as should, once; what cannot be made does not count.
+    pub was_full: bool,
     /// Whether the pool gives out no more.
     pub draining: bool,
 }

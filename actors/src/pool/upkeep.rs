@@ -132,6 +132,15 @@ impl Pool {
         }
     }
 
+    /// Whether as many wait as should, where they can be made.
+    pub(super) fn is_full(&mut self) -> bool {
+        Runtime::ALL.into_iter().all(|runtime| {
+            let target = self.clean_of(runtime);
+            let shelf = self.shelf(runtime);
+            shelf.fresh.len() >= target || shelf.unavailable || shelf.failures > 0
+        })
+    }
+
     pub(super) fn back_off(&mut self, runtime: Runtime, error: &PoolError) {
         let shelf = self.shelf(runtime);
         if let PoolError::Backend(cause) = error

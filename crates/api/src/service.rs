@@ -38,6 +38,10 @@ pub struct SessionInfo {
     pub created_at: u64,
     /// The sandbox it owns.
     pub container_id: String,
+    /// When it ends if nobody uses it until then, in milliseconds since 1970; left out where sessions do
+    /// not end by themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
     /// Whose it is; only the master key is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<TenantId>,
@@ -48,4 +52,53 @@ pub struct SessionInfo {
 pub struct Deleted {
     /// Always true: a session that is not there is as good as deleted.
     pub ok: bool,
+}
+
+/// `GET /ready`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Whether requests are best sent here.
+    pub ready: bool,
+    /// Why not, where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Body of `POST /cleanup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cleanup {
+    /// Whether outdated images go as well.
+    pub images: bool,
+}
+
+impl Default for Cleanup {
+    fn default() -> Self {
+        Self { images: true }
+    }
+}
+
+/// Answer of `POST /cleanup`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CleanedUp {
+    /// Whether nothing is left.
+    pub ok: bool,
+    /// Sessions of all tenants.
+    pub sessions: Removed,
+    /// Sandboxes that belonged to nobody.
+    pub containers: Removed,
+    /// Images that a newer one has replaced; left out where they were not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Removed>,
+}
+
+/// What was removed of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// How many are gone.
+    pub removed: usize,
+    /// How many are left.
+    pub failed: usize,
+    /// Why.
+    pub errors: Vec<String>,
 }

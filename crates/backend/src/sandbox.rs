@@ -59,6 +59,15 @@ pub trait Backend: Debug + Send + Sync {
     /// What could not be removed; the rest was.
     async fn sweep(&self) -> Result<usize, BackendError>;
 
+    /// Removes images of this program that newer ones have replaced, where there are images. Returns how
+    /// many.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where the engine does not do it.
+    async fn remove_outdated_images(&self) -> Result<usize, BackendError> {
+        Ok(0)
+    }
+
     /// Removes every sandbox of this process, but for those that were [left](Sandbox::leave), and waits
     /// until they are gone. No sandbox can be made afterwards.
     ///

@@ -1,13 +1,15 @@
 //! `POST /execute`.
 
-use actix_web::{HttpRequest, Resource, web};
-use isol8_api::{ExecuteBody, ExecutionResult};
+use actix_web::{HttpRequest, HttpResponse, Resource, web};
+use isol8_api::ExecuteBody;
 
 use crate::jobs;
 use crate::server::auth::Caller;
+use crate::server::body::{self, Parsed};
 use crate::server::connection::while_connected;
 use crate::server::error::{ApiError, no_such_method};
-use crate::server::{State, body};
+use crate::server::idempotency::IdempotencyKey;
+use crate::server::{State, misspelling};
 
 /// The resource.
 #[must_use]
@@ -22,12 +24,30 @@ async fn post(
     state: web::Data<State>,
     request: HttpRequest,
     payload: web::Payload,
-) -> Result<web::Json<ExecutionResult>, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let config = state.config();
-    let body: ExecuteBody = body::json(payload, config.max_body).await?;
-    let options = body.options.unwrap_or_default();
-    let job = jobs::job(body.request, options, &config)?;
-    let execution = state.service.execute(caller.tenant, body.session_id, job);
-    let result = while_connected(&request, execution).await?;
-    Ok(web::Json(result))
+    let body = body::read(payload, config.max_body).await?;
+    let key = IdempotencyKey::read(request.headers(), &body)?;
+    let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
+    let options = value.options.unwrap_or_default();
+    let job = jobs::job(value.request, options, &config)?;
+    let tenant = caller.tenant;
+    let execution = {
+        let (service, tenant) = (state.service.clone(), tenant.clone());
+        async move { Ok(service.execute(tenant, value.session_id, job).await?) }
+    };
+    let result = match key {
+        None => while_connected(&request, execution).await?,
+        Some(key) => {
+            let once = state
+                .results
+                .once(tenant, key, config.idempotency, execution);
+            while_connected(&request, once).await?
+        }
+    };
+    let mut response = HttpResponse::Ok();
+    if let Some(warning) = misspelling::warning(&unknown) {
+        response.insert_header((misspelling::WARNING, warning));
+    }
+    Ok(response.json(result))
 }

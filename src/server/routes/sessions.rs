@@ -1,6 +1,7 @@
 //! `GET /sessions` and `DELETE /session/{id}`.
 
 use actix_web::{Resource, web};
+use isol8_actors::pruner::PrunerConfig;
 use isol8_api::{Deleted, ErrorCode, InvalidValue, SessionId, SessionList};
 
 use crate::server::State;
@@ -25,7 +26,18 @@ pub fn delete() -> Resource {
 
 async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<SessionList>, ApiError> {
     // The only key there is sees every tenant.
-    let sessions = state.service.sessions(None).await?;
+    let mut sessions = state.service.sessions(None).await?;
+    let PrunerConfig {
+        auto_prune,
+        max_age,
+        ..
+    } = state.config().cleanup;
+    if auto_prune {
+        let max_age = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
+        for session in &mut sessions {
+            session.expires_at = Some(session.last_accessed_at.saturating_add(max_age));
+        }
+    }
     Ok(web::Json(SessionList { sessions }))
 }
 
