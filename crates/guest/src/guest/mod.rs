@@ -64,8 +64,6 @@ pub(crate) struct Guest {
     sweep_due: bool,
     /// Output of what ended runs left behind.
     orphans: Vec<Rc<OwnedFd>>,
-    /// Makes cells and temporary files distinct.
-    serial: u64,
     buffer: Box<[u8; CHUNK_SIZE]>,
 }
 
@@ -91,7 +89,6 @@ impl Guest {
             unreported_loss: false,
             sweep_due: false,
             orphans: Vec::new(),
-            serial: 0,
             buffer: Box::new([0; CHUNK_SIZE]),
         }
     }
@@ -109,11 +106,6 @@ impl Guest {
                 self.attend(source);
             }
         }
-    }
-
-    fn next_serial(&mut self) -> u64 {
-        self.serial += 1;
-        self.serial
     }
 
     fn has_room(&self) -> bool {
