@@ -61,6 +61,7 @@ pub(crate) fn file_failure(path: &str, error: impl Into<io::Error>) -> Failure {
         Some(libc::EACCES | libc::EPERM | libc::ENAMETOOLONG | libc::EINVAL | libc::EROFS) => {
             (FailureKind::Refused, format!("is refused: {error}"))
         }
+        _ if is_exhausted(&error) => (FailureKind::Exhausted, format!("failed: {error}")),
         _ => (FailureKind::Internal, format!("failed: {error}")),
     };
     failure(kind, format!("{path} {reason}"))

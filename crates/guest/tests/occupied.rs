@@ -66,10 +66,10 @@ async fn piped(sandbox: &Sandbox, mut spec: RunSpec, input: &[u8]) -> Outcome {
 }
 
 #[tokio::test]
-async fn kernels_boot_where_shared_memory_is_full() {
+async fn kernels_boot_where_shared_memory_and_the_sandbox_are_full() {
     let sandbox = Sandbox::start().await;
     for spec in cells(&sandbox).await {
-        fill(&sandbox, &["/dev/shm"]).await;
+        fill(&sandbox, &["/dev/shm", "/sandbox"]).await;
         assert_eq!(sandbox.run(spec).await.ok(), "42");
         assert_eq!(sandbox.sh("ls -A /tmp").await.ok(), "");
         sandbox.control.reset().await.unwrap();
