@@ -144,7 +144,9 @@ impl Guest {
         }
         if let Some(kernel) = &self.resident {
             if self.runs.iter().any(Run::is_active_cell) {
-                waits.readable(Source::Kernel, &kernel.line());
+                if !kernel.is_silent {
+                    waits.readable(Source::Kernel, &kernel.line());
+                }
             } else if !self.runs.iter().any(Run::is_cell) {
                 for (index, pipe) in kernel.output.iter().enumerate() {
                     waits.readable(Source::KernelOutput(index), pipe);
