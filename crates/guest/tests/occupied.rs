@@ -200,3 +200,31 @@ for path in ("/tmp/leased", "/sandbox/leased"):
     assert_eq!(outcome.ok(), "True\nTrue\nTrue\nTrue");
     assert_eq!(sandbox.cell("print(x)").await.ok(), "1");
 }
+
+#[tokio::test]
+async fn what_lies_where_scripts_do_holds_no_kernel_up() {
+    let sandbox = Sandbox::start().await;
+    for spec in cells(&sandbox).await {
+        for make in [
+            "mkfifo",
+            "mkdir",
+            "ln -s /nowhere",
+            "install -m 0 /dev/null",
+        ] {
+            let occupy = format!("for end in py mjs ts mts; do {make} /sandbox/main.$end; done");
+            sandbox.sh(&occupy).await.ok();
+            let outcome = finish(sandbox.control.run(spec.clone()).unwrap()).await;
+            match outcome {
+                Ok(outcome) => assert_eq!(outcome.ok(), "42"),
+                // Bun cannot start without it, and says so.
+                Err(error) => {
+                    assert_eq!(error.failure_kind(), Some(FailureKind::Refused), "{error}");
+                    assert!(error.to_string().contains("/sandbox/main.ts"), "{error}");
+                    sandbox.sh("rm -rf /sandbox/*").await.ok();
+                    assert_eq!(sandbox.run(spec.clone()).await.ok(), "42");
+                }
+            }
+            sandbox.control.reset().await.unwrap();
+        }
+    }
+}

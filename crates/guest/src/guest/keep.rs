@@ -384,8 +384,11 @@ impl Guest {
             return;
         }
         self.keep.patience = None;
-        let text = "interpreter did not boot in time";
-        let late = failure(FailureKind::Internal, text);
+        // User code can bring this about, by a pipe in the place of a file that the interpreter
+        // reads while it boots. So it is no reason to end the sandbox, or to wait once more.
+        let text =
+            "interpreter did not boot in time: the machine, or a file in /sandbox, holds it up";
+        let late = failure(FailureKind::Exhausted, text);
         match self.keep.spare.take() {
             Some(spare) if spare.pid().is_some() => {
                 spare.end();

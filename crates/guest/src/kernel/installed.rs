@@ -100,7 +100,10 @@ impl Placeholder {
     fn make(path: &'static str, privileges: Privileges) -> io::Result<Option<Self>> {
         let file = privileges.as_sandbox_user(|| File::create_new(path))?;
         let file = match file {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                check_readable(path, privileges)?;
+                return Ok(None);
+            }
             other => other?,
         };
         let metadata = file.metadata()?;
@@ -110,6 +113,19 @@ impl Placeholder {
             id: (metadata.dev(), metadata.ino()),
         }))
     }
+}
+
+/// An interpreter would wait for ever for a pipe that nobody writes to, and end where it finds a
+/// directory.
+fn check_readable(path: &str, privileges: Privileges) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let found = privileges.as_sandbox_user(|| options.open(path)?.metadata())?;
+    if found.is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(());
+    }
+    let text = format!("{path} is there, and no file that can be read");
+    Err(io::Error::other(text))
 }
 
 impl Drop for Placeholder {
