@@ -228,3 +228,22 @@ async fn what_lies_where_scripts_do_holds_no_kernel_up() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_cell_whose_input_finds_no_place_fails_alone() {
+    // Here /tmp and /dev/shm are user code's own, and /sandbox is not.
+    let sandbox = Sandbox::start_with(&["--shared-uid"]).await;
+    let close = "import os, sys\nx = 1\ndef change(mode):\n  \
+                 for place in ('/tmp', '/dev/shm'): os.chmod(place, mode)\nchange(0)";
+    sandbox.cell(close).await.ok();
+    for stdin in [Stdin::Bytes(b"in".to_vec()), Stdin::Piped] {
+        let mut spec = cell("pass");
+        spec.stdin = stdin;
+        let (kind, text) = failure_of(&sandbox, spec).await;
+        assert_eq!(kind, FailureKind::Refused, "{text}");
+    }
+    sandbox.cell("change(0o777)").await.ok();
+    let mut spec = cell("print(x, sys.stdin.read())");
+    spec.stdin = Stdin::Bytes(b"in".to_vec());
+    assert_eq!(sandbox.run(spec).await.ok(), "1 in");
+}
