@@ -22,6 +22,19 @@ pub(crate) fn internal(what: &str, error: impl Into<io::Error>) -> Failure {
     failure(kind, format!("{what}: {error}"))
 }
 
+/// The guest could not put a file of its own where user code writes too: no fault of the guest's, and
+/// no reason to end the sandbox.
+pub(crate) fn occupied(what: &str, error: io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            let text = format!("{what}: the sandbox is full, remove files from /tmp and /dev/shm");
+            failure(FailureKind::NoSpace, text)
+        }
+        _ if is_exhausted(&error) => internal(what, error),
+        _ => failure(FailureKind::Refused, format!("{what}: {error}")),
+    }
+}
+
 /// Whether it is a limit that user code can reach, and by itself no fault of the guest's.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(
@@ -48,6 +61,7 @@ pub(crate) fn file_failure(path: &str, error: impl Into<io::Error>) -> Failure {
         Some(libc::EACCES | libc::EPERM | libc::ENAMETOOLONG | libc::EINVAL | libc::EROFS) => {
             (FailureKind::Refused, format!("is refused: {error}"))
         }
+        _ if is_exhausted(&error) => (FailureKind::Exhausted, format!("failed: {error}")),
         _ => (FailureKind::Internal, format!("failed: {error}")),
     };
     failure(kind, format!("{path} {reason}"))

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
@@ -22,6 +23,13 @@ use crate::lockdown::Privileges;
 
 /// The directories that files may be written to and read from.
 pub(crate) const PLACES: [&str; 2] = ["/sandbox", "/tmp"];
+
+/// A name for a file of the guest's among those of user code, which could not have taken it before.
+pub(crate) fn unguessable_name() -> String {
+    // Keyed with what the system gave as random.
+    let number = RandomState::new().build_hasher().finish();
+    format!(".isol8-{number:016x}")
+}
 
 /// A path within one of [`PLACES`].
 #[derive(Debug, PartialEq, Eq)]
@@ -116,15 +124,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Begins a file. `serial` makes the temporary name unique.
-    pub(crate) fn create(
-        privileges: Privileges,
-        path: &str,
-        mode: u32,
-        serial: u64,
-    ) -> Result<Self, Failure> {
+    /// Begins a file.
+    pub(crate) fn create(privileges: Privileges, path: &str, mode: u32) -> Result<Self, Failure> {
         let within = parse(path)?;
-        let temporary = format!(".isol8-{serial:016x}");
+        let temporary = unguessable_name();
         let begin = || -> nix::Result<(OwnedFd, File)> {
             let directory = within.directory()?;
             refuse_special(&directory, &within)?;
@@ -134,8 +137,6 @@ impl Writer {
                 | OFlag::O_NOFOLLOW
                 | OFlag::O_CLOEXEC;
             let mode = Mode::from_bits_truncate(0o600);
-            // A file of that name is what an earlier guest left: its writer is gone.
-            let _ = unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
             let file = nix::fcntl::openat(&directory, temporary.as_str(), flags, mode)?;
             Ok((directory, File::from(file)))
         };

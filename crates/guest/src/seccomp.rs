@@ -33,6 +33,9 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
 /// query.
 const PERSONALITIES: [u64; 3] = [0, 0x0004_0000, 0xffff_ffff];
 
+/// The newer `F_SETLEASE`, of `linux/fcntl.h`.
+const F_SETDELEG: u64 = 1024 + 16;
+
 /// Numbers that the `libc` crate does not name on both architectures; the same on both.
 const RECENT: [c_long; 6] = [
     451, // cachestat
@@ -115,6 +118,10 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
     // Both put characters into a terminal as if typed there.
     let typing = vec![is_not(1, libc::TIOCSTI)?, is_not(1, libc::TIOCLINUX)?];
 
+    // Whoever opens a leased file waits for its holder, or has it killed by the signal that asks for it
+    // back: so would the guest, which reads files for the host.
+    let leases = vec![is_not(1, libc::F_SETLEASE as u64)?, is_not(1, F_SETDELEG)?];
+
     Ok(vec![
         (libc::SYS_clone, vec![SeccompRule::new(vec![no_namespace])?]),
         (libc::SYS_personality, personalities),
@@ -124,6 +131,7 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
             vec![SeccompRule::new(vec![is(0, libc::AF_UNIX as u64)?])?],
         ),
         (libc::SYS_ioctl, vec![SeccompRule::new(typing)?]),
+        (libc::SYS_fcntl, vec![SeccompRule::new(leases)?]),
     ])
 }
 
@@ -138,7 +146,7 @@ const COMMON: &[c_long] = calls![
     SYS_close_range SYS_connect SYS_copy_file_range SYS_dup SYS_dup3 SYS_epoll_create1
     SYS_epoll_ctl SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2 SYS_execve SYS_execveat SYS_exit
     SYS_exit_group SYS_faccessat SYS_faccessat2 SYS_fadvise64 SYS_fallocate SYS_fchdir SYS_fchmod
-    SYS_fchmodat SYS_fchown SYS_fchownat SYS_fcntl SYS_fdatasync SYS_fgetxattr SYS_flistxattr
+    SYS_fchmodat SYS_fchown SYS_fchownat SYS_fdatasync SYS_fgetxattr SYS_flistxattr
     SYS_flock SYS_fremovexattr SYS_fsetxattr SYS_fstat SYS_fstatfs SYS_fsync SYS_ftruncate
     SYS_futex SYS_futex_waitv SYS_get_mempolicy SYS_get_robust_list SYS_getcpu SYS_getcwd
     SYS_getdents64 SYS_getegid SYS_geteuid SYS_getgid SYS_getgroups SYS_getitimer SYS_getpeername
@@ -230,6 +238,7 @@ mod tests {
             libc::SYS_clone,
             libc::SYS_socket,
             libc::SYS_personality,
+            libc::SYS_fcntl,
         ];
         for number in denied {
             assert!(

@@ -208,6 +208,41 @@ async fn code_that_ends_the_interpreter_loses_its_state_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_program_that_a_cell_executes_ends_the_cell_with_its_output_and_status() {
+    let sandbox = prepared().await;
+    let script = "sleep 0.2; read line; echo $line; echo error >&2; exit 7";
+    let source = format!("import os\nos.execvp('sh', ['sh', '-c', {script:?}])");
+    for earlier in [true, false] {
+        if earlier {
+            sandbox.cell("x = 1").await.ok();
+        }
+        let mut spec = cell(&source);
+        spec.stdin = Stdin::Bytes(b"in\n".to_vec());
+        let outcome = sandbox.run(spec).await;
+        assert_eq!((outcome.code(), outcome.exit.state_lost), (7, true));
+        assert_eq!((&*outcome.stdout, &*outcome.stderr), ("in\n", "error\n"));
+    }
+    let next = sandbox.cell("print('x' in globals())").await;
+    assert_eq!((next.ok(), next.exit.state_lost), ("False", false));
+
+    let mut spec = cell("import os; os.execvp('sleep', ['sleep', '100'])");
+    spec.timeout_ms = Some(200);
+    let outcome = sandbox.run(spec).await;
+    assert!(outcome.exit.timed_out && outcome.exit.state_lost);
+    assert_eq!(sandbox.cell("print(2)").await.ok(), "2");
+}
+
+#[tokio::test]
+async fn a_cell_that_closes_all_descriptors_runs_to_its_end() {
+    let sandbox = prepared().await;
+    let source = "import os, time\nos.closerange(3, 5000)\ntime.sleep(0.3)\nprint(1)";
+    let outcome = sandbox.cell(source).await;
+    assert!(outcome.exit.state_lost);
+    assert_eq!(outcome.stdout, "1\n");
+    assert_eq!(sandbox.cell("print(2)").await.ok(), "2");
+}
+
+#[tokio::test]
 async fn a_cell_that_can_be_interrupted_keeps_its_state_at_a_timeout() {
     let sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();

@@ -22,18 +22,25 @@ const GRACE: Duration = Duration::from_millis(250);
 impl Guest {
     /// Brings everything forward that needs no waiting.
     pub(super) fn settle(&mut self) {
+        self.begin_runs();
+        // The results are on their way before what is left of the runs is ended.
+        self.flush();
+        self.sweep();
+        while !self.boot_spare() {
+            // No event will tell of it, and there may be runs that wait for the spare.
+            self.begin_runs();
+        }
+        self.advance_transfers();
+        self.flush();
+    }
+
+    fn begin_runs(&mut self) {
         self.place_programs();
         self.drain_ended();
         while self.start_next_cell() {
             // It may have failed at once.
             self.drain_ended();
         }
-        // The results are on their way before what is left of the runs is ended.
-        self.flush();
-        self.sweep();
-        self.boot_spare();
-        self.advance_transfers();
-        self.flush();
     }
 
     fn flush(&mut self) {
@@ -243,11 +250,8 @@ impl Guest {
                 Ok(Some(Message::Begun(begun))) if begun == *number => request.stdin = None,
                 Ok(Some(Message::Cell(of, end))) if of == *number => break end,
                 Ok(Some(_)) => {}
-                Ok(None) => return false,
-                Err(_) => {
-                    kernel.end();
-                    return false;
-                }
+                // Without a line it may have executed another program: that one's end is the cell's.
+                Ok(None) | Err(_) => return false,
             }
         };
         let cut_short = run.timed_out || run.killed;

@@ -16,6 +16,7 @@ use crate::kernel::Kernel;
 use crate::kernel::line::Message;
 use crate::kernel::recipe::Recipe;
 use crate::kernel::zygote::{Word, Zygote};
+use crate::run::Run;
 use crate::run::output::drop_output;
 
 /// How long an interpreter may take to boot. A large module that is imported ahead takes seconds on a
@@ -182,25 +183,30 @@ impl Guest {
         }
     }
 
-    /// Makes the spare that is due, where that needs no waiting.
-    pub(super) fn boot_spare(&mut self) {
-        let Some(kind) = self.keep.due else { return };
+    /// Makes the spare that is due, where that needs no waiting. Returns whether that, as far as it
+    /// went, did not fail.
+    pub(super) fn boot_spare(&mut self) -> bool {
+        let Some(kind) = self.keep.due else {
+            return true;
+        };
         if self.keep.spare.is_some() {
             self.keep.due = None;
-            return;
+            return true;
         }
         let forks = kind == KernelKind::Python
             && !self.launcher.privileges.shared_uid()
             && self.keep.zygote_failures < MAX_FAILURES;
         let made = if forks {
             match self.fork_spare() {
-                Ok(None) => return,
+                Ok(None) => return true,
                 Ok(Some(kernel)) => Ok(kernel),
-                Err(failure) => return self.zygote_failed(failure),
+                Err(failure) => {
+                    self.zygote_failed(failure);
+                    return false;
+                }
             }
         } else {
-            let serial = self.next_serial();
-            Kernel::boot(&self.launcher, &self.drivers, kind, serial)
+            Kernel::boot(&self.launcher, &self.drivers, kind)
         };
         self.keep.due = None;
         match made {
@@ -208,8 +214,12 @@ impl Guest {
                 let patience = if forks { FORK_PATIENCE } else { BOOT_PATIENCE };
                 self.keep.wait_for(patience);
                 self.keep.spare = Some(kernel);
+                true
             }
-            Err(failure) => self.spare_failed(kind, failure),
+            Err(failure) => {
+                self.spare_failed(kind, failure);
+                false
+            }
         }
     }
 
@@ -325,7 +335,9 @@ impl Guest {
         }
         self.keep.failures = 0;
         self.keep.due = None;
-        self.keep.last_failure = Some(failure);
+        // Where nobody waits, whoever comes next tries again.
+        let waits = self.runs.iter().any(Run::is_waiting_cell);
+        self.keep.last_failure = waits.then_some(failure);
     }
 
     /// The spare's process has ended.
@@ -372,8 +384,11 @@ impl Guest {
             return;
         }
         self.keep.patience = None;
-        let text = "interpreter did not boot in time";
-        let late = failure(FailureKind::Internal, text);
+        // User code can bring this about, by a pipe in the place of a file that the interpreter
+        // reads while it boots. So it is no reason to end the sandbox, or to wait once more.
+        let text =
+            "interpreter did not boot in time: the machine, or a file in /sandbox, holds it up";
+        let late = failure(FailureKind::Exhausted, text);
         match self.keep.spare.take() {
             Some(spare) if spare.pid().is_some() => {
                 spare.end();

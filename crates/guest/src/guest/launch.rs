@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::keep::Offer;
 use super::{Guest, MAX_RUNS, log};
-use crate::failure::{failure, internal};
+use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
 use crate::kernel::recipe::Recipe;
 use crate::lockdown::{Privileges, Role};
@@ -85,15 +85,14 @@ impl Guest {
     }
 
     fn queue_script(
-        &mut self,
+        &self,
         id: StreamId,
         kernel: KernelKind,
         path: String,
         source: &[u8],
         common: Common,
     ) -> Result<Run, Failure> {
-        let serial = self.next_serial();
-        let mut file = Writer::create(self.launcher.privileges, &path, 0o644, serial)?;
+        let mut file = Writer::create(self.launcher.privileges, &path, 0o644)?;
         file.write(source)?;
         file.finish()?;
         let recipe = Recipe::of(kernel);
@@ -124,29 +123,13 @@ impl Guest {
     }
 
     fn queue_cell(
-        &mut self,
+        &self,
         id: StreamId,
         kind: KernelKind,
         source: Vec<u8>,
         common: Common,
     ) -> Result<Run, Failure> {
-        let serial = self.next_serial();
-        let privileges = self.launcher.privileges;
-        let failed = |error| internal("standard input failed", error);
-        let mut input = Input::empty();
-        let stdin = match common.stdin {
-            Stdin::Empty => None,
-            Stdin::Bytes(bytes) => {
-                let named = NamedInput::file(privileges, serial, &bytes).map_err(failed)?;
-                Some(named)
-            }
-            Stdin::Piped => {
-                let (named, writer) = NamedInput::pipe(privileges, serial).map_err(failed)?;
-                input = Input::parked(Stdin::Piped);
-                input.direct(writer);
-                Some(named)
-            }
-        };
+        let (stdin, input) = cell_input(self.launcher.privileges, common.stdin)?;
         let request = CellRequest {
             kind: Some(kind),
             source,
@@ -331,6 +314,27 @@ pub(super) fn cpu_us(pid: Pid) -> u64 {
     taken.map_or(0, |time| {
         u64::try_from(time.num_microseconds()).unwrap_or(0)
     })
+}
+
+/// What a cell reads from: a file, or a pipe and what goes into it.
+fn cell_input(
+    privileges: Privileges,
+    stdin: Stdin,
+) -> Result<(Option<NamedInput>, Input), Failure> {
+    match &stdin {
+        Stdin::Empty => return Ok((None, Input::empty())),
+        Stdin::Bytes(bytes) => {
+            if let Ok(named) = NamedInput::file(privileges, bytes) {
+                return Ok((Some(named), Input::empty()));
+            }
+        }
+        Stdin::Piped => {}
+    }
+    let made = NamedInput::pipe(privileges);
+    let (named, writer) = made.map_err(|error| occupied("standard input failed", error))?;
+    let mut input = Input::parked(stdin);
+    input.direct(writer);
+    Ok((Some(named), input))
 }
 
 /// The far end for a program, and the near one where it reads something.

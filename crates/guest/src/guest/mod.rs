@@ -66,8 +66,6 @@ pub(crate) struct Guest {
     sweep_due: bool,
     /// Output of what ended runs left behind.
     orphans: Vec<Rc<OwnedFd>>,
-    /// Makes cells and temporary files distinct.
-    serial: u64,
     buffer: Box<[u8; CHUNK_SIZE]>,
 }
 
@@ -94,7 +92,6 @@ impl Guest {
             interrupted: false,
             sweep_due: false,
             orphans: Vec::new(),
-            serial: 0,
             buffer: Box::new([0; CHUNK_SIZE]),
         }
     }
@@ -112,11 +109,6 @@ impl Guest {
                 self.attend(source);
             }
         }
-    }
-
-    fn next_serial(&mut self) -> u64 {
-        self.serial += 1;
-        self.serial
     }
 
     fn has_room(&self) -> bool {
@@ -155,7 +147,9 @@ impl Guest {
         }
         if let Some(kernel) = &self.resident {
             if self.runs.iter().any(Run::is_active_cell) {
-                waits.readable(Source::Kernel, &kernel.line());
+                if !kernel.is_silent {
+                    waits.readable(Source::Kernel, &kernel.line());
+                }
             } else if !self.runs.iter().any(Run::is_cell) {
                 for (index, pipe) in kernel.output.iter().enumerate() {
                     waits.readable(Source::KernelOutput(index), pipe);

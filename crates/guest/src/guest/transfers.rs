@@ -29,8 +29,7 @@ pub(super) enum Taken {
 
 impl Guest {
     pub(super) fn open_writer(&mut self, id: StreamId, path: &str, mode: u32) {
-        let serial = self.next_serial();
-        match Writer::create(self.launcher.privileges, path, mode, serial) {
+        match Writer::create(self.launcher.privileges, path, mode) {
             Ok(writer) => self.transfers.push(Transfer {
                 id,
                 direction: Direction::In(Box::new(writer)),

@@ -68,7 +68,12 @@ function overlay(pairs) {
 /** Standard input of the cells: the streams on it remember its end, so each cell gets its own. */
 function useInput(path) {
   fs.closeSync(0);
-  fs.openSync(path || "/dev/null", fs.constants.O_RDONLY); // the lowest free descriptor
+  // An opened file gets the lowest descriptor that is free.
+  try {
+    fs.openSync(path || "/dev/null", fs.constants.O_RDONLY);
+  } catch {
+    fs.openSync("/dev/null", fs.constants.O_RDONLY); // the code has removed it
+  }
   let stream;
   process.stdin = undefined; // bun would make its own only to replace it
   Object.defineProperty(process, "stdin", {

@@ -115,13 +115,14 @@ def make(add_user_packages):
 
     def use_stdin(path):
         nonlocal own_stdin
-        if path:
-            descriptor = os.open(path, os.O_RDONLY)
-            if descriptor != 0:
-                os.dup2(descriptor, 0)
-                os.close(descriptor)
-        else:
-            os.dup2(null, 0)
+        try:
+            descriptor = os.open(path, os.O_RDONLY) if path else null
+        except OSError:
+            descriptor = null  # the code has removed it
+        if descriptor != 0:
+            os.dup2(descriptor, 0)
+        if descriptor not in (0, null):
+            os.close(descriptor)
         if getattr(sys, "stdin", None) is not own_stdin:
             return  # the code has put one of its own there
         raw = io.FileIO(0, "r", closefd=False)

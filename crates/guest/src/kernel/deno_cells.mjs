@@ -137,6 +137,7 @@ class Input {
 
   use(path) {
     const descriptor = this.#libc.open(new TextEncoder().encode(`${path || "/dev/null"}\0`), 0);
+    // The code may have removed it; what is there then is empty.
     if (descriptor < 0) return;
     this.#libc.dup2(descriptor, 0);
     this.#libc.close(descriptor);

@@ -1,78 +1,89 @@
 //! Files of a driver, there until its kernel has loaded them.
+//!
+//! They lie where user code writes too: interpreters look for what a driver loads beside it, by its
+//! path, and the guest can have no place of its own. So the name cannot be guessed, and so taken,
+//! beforehand; and where one place is full, another does.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::unlink;
 
 use super::recipe::DriverFiles;
+use crate::files::unguessable_name;
 use crate::lockdown::Privileges;
 
-/// Where they lie. User code writes there too.
-const PLACE: &str = "/dev/shm";
+/// Where they may lie. In both nobody removes or renames what is another user's.
+const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
-/// How often a free name is looked for there.
-const TRIES: u64 = 100;
-
-/// The files, in a directory of their own. Nobody but the guest can change them.
+/// The files, and what else must be there meanwhile.
 #[derive(Debug)]
 pub(super) struct Installed {
-    directory: PathBuf,
+    directory: Directory,
     _placeholder: Option<Placeholder>,
 }
 
 impl Installed {
-    pub(super) fn make(
-        driver: &DriverFiles,
-        privileges: Privileges,
-        serial: u64,
-    ) -> io::Result<Self> {
+    pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
+        let [first, second] = PLACES;
+        // What went wrong where they usually lie says more.
+        let directory = Directory::make(first, driver)
+            .or_else(|error| Directory::make(second, driver).map_err(|_| error))?;
         let placeholder = driver.placeholder;
-        let placeholder = placeholder
-            .map(|path| Placeholder::make(path, privileges))
-            .transpose()?
-            .flatten();
-        let made = Self {
-            directory: make_directory(serial)?,
-            _placeholder: placeholder,
-        };
-        for (name, content) in driver.files {
-            let mut options = fs::OpenOptions::new();
-            options.write(true).create_new(true).mode(0o644);
-            let file = options.open(made.directory.join(name))?;
-            file.write_all_at(content.as_bytes(), 0)?;
-        }
-        Ok(made)
+        let placeholder = placeholder.map(|path| Placeholder::make(path, privileges));
+        Ok(Self {
+            directory,
+            _placeholder: placeholder.transpose()?.flatten(),
+        })
     }
 
     pub(super) fn open(&self, name: &str) -> io::Result<File> {
-        File::open(self.directory.join(name))
+        let mut options = fs::OpenOptions::new();
+        // Where there is only one user id, user code may have put a pipe there meanwhile.
+        let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+        options.read(true).custom_flags(flags);
+        options.open(self.directory.path.join(name))
     }
 
     /// Puts the directory's path for `{}`.
     pub(super) fn fill_in(&self, text: &str) -> String {
-        text.replace("{}", &self.directory.display().to_string())
+        text.replace("{}", &self.directory.path.display().to_string())
     }
 }
 
-fn make_directory(serial: u64) -> io::Result<PathBuf> {
-    for number in serial..serial + TRIES {
-        let directory = PathBuf::from(format!("{PLACE}/.isol8-{number:08x}"));
-        match fs::DirBuilder::new().mode(0o755).create(&directory) {
-            // User code may have taken the name.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => return other.map(|()| directory),
+/// A directory of the files alone. Where user code has a user id of its own, nobody but the guest
+/// can change it.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    driver: &'static DriverFiles,
+}
+
+impl Directory {
+    fn make(place: &str, driver: &'static DriverFiles) -> io::Result<Self> {
+        let path = Path::new(place).join(unguessable_name());
+        fs::DirBuilder::new().mode(0o755).create(&path)?;
+        let made = Self { path, driver };
+        for (name, content) in driver.files {
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create_new(true).mode(0o644);
+            let file = options.open(made.path.join(name))?;
+            file.write_all_at(content.as_bytes(), 0)?;
         }
+        Ok(made)
     }
-    Err(io::ErrorKind::AlreadyExists.into())
 }
 
-impl Drop for Installed {
+impl Drop for Directory {
     fn drop(&mut self) {
-        // What cannot be removed goes with the sandbox.
-        let _ = fs::remove_dir_all(&self.directory);
+        // Only what was put there: to remove what user code could add might take long. What is left
+        // goes with the sandbox.
+        for (name, _) in self.driver.files {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        let _ = fs::remove_dir(&self.path);
     }
 }
 
@@ -89,7 +100,10 @@ impl Placeholder {
     fn make(path: &'static str, privileges: Privileges) -> io::Result<Option<Self>> {
         let file = privileges.as_sandbox_user(|| File::create_new(path))?;
         let file = match file {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                check_readable(path, privileges)?;
+                return Ok(None);
+            }
             other => other?,
         };
         let metadata = file.metadata()?;
@@ -99,6 +113,19 @@ impl Placeholder {
             id: (metadata.dev(), metadata.ino()),
         }))
     }
+}
+
+/// An interpreter would wait for ever for a pipe that nobody writes to, and end where it finds a
+/// directory.
+fn check_readable(path: &str, privileges: Privileges) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let found = privileges.as_sandbox_user(|| options.open(path)?.metadata())?;
+    if found.is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(());
+    }
+    let text = format!("{path} is there, and no file that can be read");
+    Err(io::Error::other(text))
 }
 
 impl Drop for Placeholder {

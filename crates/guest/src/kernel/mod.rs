@@ -25,7 +25,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use crate::failure::internal;
+use crate::failure::{internal, occupied};
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Environment, Launcher, Near, user_pipe};
 use crate::run::{CellRequest, Start};
@@ -183,9 +183,9 @@ impl Kernel {
         launcher: &Launcher,
         drivers: &Drivers,
         kind: KernelKind,
-        serial: u64,
     ) -> Result<Self, Failure> {
-        let failed = |error: io::Error| internal("kernel cannot be booted", error);
+        let what = "kernel cannot be booted";
+        let failed = |error: io::Error| internal(what, error);
         let driver = &Recipe::of(kind).driver;
         let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
@@ -209,12 +209,13 @@ impl Kernel {
                 (argv, "/sandbox".to_owned())
             }
             Driver::Files(driver) => {
-                let made = Installed::make(driver, launcher.privileges, serial).map_err(failed)?;
+                let made = Installed::make(driver, launcher.privileges);
+                let made = made.map_err(|error| occupied(what, error))?;
                 for (name, value) in driver.env {
                     environment.set(name.as_bytes(), value.as_bytes());
                 }
                 if let Some(name) = driver.open {
-                    opened = Some(made.open(name).map_err(failed)?);
+                    opened = Some(made.open(name).map_err(|error| occupied(what, error))?);
                 }
                 let argv = driver.argv.iter().map(|word| made.fill_in(word)).collect();
                 let cwd = made.fill_in(driver.cwd);

@@ -1,4 +1,8 @@
-//! The standard input of a cell: a file with a name, which a kernel can open.
+//! The standard input of a cell: a file or a pipe with a name, which a kernel can open.
+//!
+//! It lies where user code writes too, for there is no other place that both can reach. So no name can
+//! be guessed, and so taken, beforehand; and where one place is full, another does. A pipe needs
+//! no space, only a name: it is what is left where all places are full.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -8,7 +12,11 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{mkfifo, unlink};
 
+use crate::files::unguessable_name;
 use crate::lockdown::Privileges;
+
+/// Where it may lie, the place with the least meaning for users first.
+const PLACES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
 
 /// The name. User code that puts something else in its place gets what it could write itself.
 #[derive(Debug)]
@@ -16,43 +24,37 @@ pub(crate) struct NamedInput {
     path: String,
     privileges: Privileges,
     /// Keeps what was written to a pipe until somebody reads.
-    _hold: Option<OwnedFd>,
+    hold: Option<OwnedFd>,
 }
 
 impl NamedInput {
     /// A file with all that there is to read. Programs that open `/dev/stdin` find it there, where
     /// a pipe whose writer is done would let them wait for ever.
-    pub(crate) fn file(privileges: Privileges, serial: u64, bytes: &[u8]) -> io::Result<Self> {
-        let path = format!("/tmp/.isol8-{serial:016x}");
-        let file = Self {
-            path,
-            privileges,
-            _hold: None,
-        };
-        privileges.as_sandbox_user(|| File::create_new(&file.path)?.write_all(bytes))??;
-        Ok(file)
+    pub(crate) fn file(privileges: Privileges, bytes: &[u8]) -> io::Result<Self> {
+        in_any_place(|place| {
+            let named = Self::new(privileges, place);
+            privileges.as_sandbox_user(|| File::create_new(&named.path)?.write_all(bytes))??;
+            Ok(named)
+        })
     }
 
     /// A pipe for what is still to come, and the end to write to.
-    pub(crate) fn pipe(privileges: Privileges, serial: u64) -> io::Result<(Self, OwnedFd)> {
-        let path = format!("/tmp/.isol8-{serial:016x}");
-        let (hold, writer) = privileges.as_sandbox_user(|| -> io::Result<_> {
-            mkfifo(path.as_str(), Mode::from_bits_truncate(0o600))?;
-            let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-            let hold = open(path.as_str(), flags | OFlag::O_RDWR, Mode::empty())?;
-            let writer = open(path.as_str(), flags | OFlag::O_WRONLY, Mode::empty())?;
-            let mode = SFlag::from_bits_truncate(fstat(&writer)?.st_mode);
-            if mode & SFlag::S_IFMT != SFlag::S_IFIFO {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            Ok((hold, writer))
-        })??;
-        let named = Self {
-            path,
+    pub(crate) fn pipe(privileges: Privileges) -> io::Result<(Self, OwnedFd)> {
+        in_any_place(|place| {
+            let mut named = Self::new(privileges, place);
+            let (hold, writer) = privileges.as_sandbox_user(|| make_pipe(&named.path))??;
+            named.hold = Some(hold);
+            Ok((named, writer))
+        })
+    }
+
+    /// Nothing yet; what will have the name goes with it.
+    fn new(privileges: Privileges, place: &str) -> Self {
+        Self {
+            path: format!("{place}/{}", unguessable_name()),
             privileges,
-            _hold: Some(hold),
-        };
-        Ok((named, writer))
+            hold: None,
+        }
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -67,4 +69,27 @@ impl Drop for NamedInput {
             .privileges
             .as_sandbox_user(|| unlink(self.path.as_str()));
     }
+}
+
+/// What `make` returns for the first place that it succeeds in, or why it does not in the first.
+fn in_any_place<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<T> {
+    let [first, others @ ..] = PLACES;
+    make(first).or_else(|error| {
+        let mut made = others.into_iter().filter_map(|place| make(place).ok());
+        made.next().ok_or(error)
+    })
+}
+
+/// A pipe of this name: an end that keeps it open, and the one to write to. Neither open waits for
+/// anything, whatever user code has put there in between.
+fn make_pipe(path: &str) -> io::Result<(OwnedFd, OwnedFd)> {
+    mkfifo(path, Mode::from_bits_truncate(0o600))?;
+    let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let hold = open(path, flags | OFlag::O_RDWR, Mode::empty())?;
+    let writer = open(path, flags | OFlag::O_WRONLY, Mode::empty())?;
+    let mode = SFlag::from_bits_truncate(fstat(&writer)?.st_mode);
+    if mode & SFlag::S_IFMT != SFlag::S_IFIFO {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok((hold, writer))
 }

@@ -173,7 +173,7 @@ pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
         .arg("--loopback")
         .args(arguments)
         .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin")
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
