@@ -20,7 +20,7 @@ use crate::DockerConfig;
 use crate::container::{self, INSTANCE_LABEL, STATE_LABEL, label};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 use crate::sandbox::{self, Owner};
-use crate::setup::VERSION_LABEL;
+use crate::setup::{self, VERSION_LABEL};
 
 /// The backend's name.
 pub(crate) const NAME: &str = "docker";
@@ -233,6 +233,11 @@ impl Backend for DockerBackend {
         // Only now: what could not be removed is found again by its directory.
         dead.into_iter().for_each(DeadInstance::remove);
         Ok(removed)
+    }
+
+    async fn remove_outdated_images(&self) -> Result<usize, BackendError> {
+        let removed = setup::discard_outdated(&self.owner.engine).await;
+        removed.map_err(|error| error.into_backend(BackendError::Unavailable))
     }
 
     async fn shutdown(&self) -> Result<(), BackendError> {

@@ -284,6 +284,20 @@ async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
     }
 }
 
+/// Removes images that `setup` made and that a newer one has replaced. Returns how many.
+pub(crate) async fn discard_outdated(engine: &Engine) -> Result<usize, EngineError> {
+    let filters = HashMap::from([
+        ("dangling".to_owned(), vec!["true".to_owned()]),
+        ("label".to_owned(), vec![HASH_LABEL.to_owned()]),
+    ]);
+    let options = PruneImagesOptionsBuilder::new().filters(&filters).build();
+    let pruned = engine.docker.prune_images(Some(options));
+    let pruned = engine.call(PRUNE_DEADLINE, pruned).await?;
+    let deleted = pruned.images_deleted.unwrap_or_default();
+    // The layers that went with them count too.
+    Ok(deleted.iter().filter(|item| item.deleted.is_some()).count())
+}
+
 /// Removes what was only there to copy from: all that is downloaded, some 350 MB.
 async fn discard_stages(engine: &Engine) -> Result<(), EngineError> {
     let filters = HashMap::from([
