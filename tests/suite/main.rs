@@ -8,6 +8,7 @@
 mod cells;
 mod cli;
 mod compare;
+mod contract;
 mod errors;
 mod execute;
 mod harness;
