@@ -64,6 +64,8 @@ impl State {
 pub fn configure(app: &mut web::ServiceConfig) {
     app.service(routes::health::health())
         .service(routes::execute::execute())
+        .service(routes::stream::stream())
+        .service(routes::websocket::websocket())
         .service(routes::sessions::list())
         .service(routes::sessions::delete())
         .default_service(web::to(error::no_such_route));

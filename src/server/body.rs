@@ -18,6 +18,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// 400 with the path of the member at fault, 408 where the body is slow, 413 where it is large.
 pub async fn json<T: DeserializeOwned>(payload: web::Payload, limit: usize) -> Result<T, ApiError> {
     let body = read(payload, limit).await?;
+    parse(&body)
+}
+
+/// Parses a whole body.
+///
+/// # Errors
+/// 400 with the path of the member at fault.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     // serde takes an array for a struct as well, and its errors about other values name only types
     // of ours.
     if let Some(first) = body.trim_ascii_start().first()
@@ -26,7 +34,7 @@ pub async fn json<T: DeserializeOwned>(payload: web::Payload, limit: usize) -> R
         let text = "body: expected value of type object, starting with {";
         return Err(ApiError::new(ErrorCode::InvalidRequest, text));
     }
-    let mut deserializer = serde_json::Deserializer::from_slice(&body);
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let text = match path.as_str() {

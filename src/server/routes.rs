@@ -3,3 +3,5 @@
 pub mod execute;
 pub mod health;
 pub mod sessions;
+pub mod stream;
+pub mod websocket;

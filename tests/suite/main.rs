@@ -19,4 +19,5 @@ mod reload;
 mod reset;
 mod restart;
 mod sessions;
+mod stream;
 mod streams;
