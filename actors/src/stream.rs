@@ -25,9 +25,15 @@ pub struct JobStream {
 
 enum State {
     Running(Pin<Box<dyn Future<Output = Outcome> + Send>>),
-    /// Events may be left that came before.
-    Ended(Outcome),
+    /// With this exit code, or without one. Events may be left that came before.
+    Ended(Result<i32, ExecuteError>),
     Over,
+}
+
+impl State {
+    fn ended(outcome: Outcome) -> Self {
+        Self::Ended(outcome.map(|result| result.exit_code))
+    }
 }
 
 impl JobStream {
@@ -67,7 +73,7 @@ impl JobStream {
                 self.state = State::Over;
                 return Err(error);
             }
-            self.state = State::Ended(ended);
+            self.state = State::ended(ended);
         }
         Ok(())
     }
@@ -83,16 +89,16 @@ impl JobStream {
                 Some(event) = self.events.recv() => return Some(Ok(event)),
                 ended = outcome => ended,
             };
-            self.state = State::Ended(ended);
+            self.state = State::ended(ended);
         }
         // The run has sent all of them before it ended.
         if let Ok(event) = self.events.try_recv() {
             return Some(Ok(event));
         }
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Ended(outcome) => Some(outcome.map(|result| StreamEvent {
+            State::Ended(exit) => Some(exit.map(|code| StreamEvent {
                 kind: EventKind::Exit,
-                data: result.exit_code.to_string(),
+                data: code.to_string(),
                 phase: Phase::Code,
             })),
             State::Running(_) | State::Over => None,

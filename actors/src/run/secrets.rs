@@ -54,8 +54,10 @@ impl Value {
             bytes: bytes.to_vec(),
             borders: vec![0; bytes.len()],
         };
-        for at in 1..bytes.len() {
-            value.borders[at] = value.longer_prefix(value.borders[at - 1], bytes[at]);
+        let mut border = 0;
+        for (at, &byte) in bytes.iter().enumerate().skip(1) {
+            border = value.longer_prefix(border, byte);
+            value.borders[at] = border;
         }
         value
     }
@@ -107,23 +109,23 @@ impl Masker {
             std::mem::take(&mut self.held)
         };
         let mut masked = Vec::with_capacity(pending.len());
-        let mut rest = pending.as_slice();
-        loop {
-            let certain = rest.len() - secrets.overlap(rest);
-            // A value that begins earlier than all that may still become one cannot become longer.
-            match secrets.finder.find(rest) {
-                Some(found) if found.start() < certain => {
-                    masked.extend_from_slice(&rest[..found.start()]);
-                    masked.extend_from_slice(MASK);
-                    rest = &rest[found.end()..];
-                }
-                _ => {
-                    masked.extend_from_slice(&rest[..certain]);
-                    self.held = rest[certain..].to_vec();
-                    return masked;
-                }
+        let mut at = 0;
+        // From where on something may still become a value.
+        let mut certain = pending.len() - secrets.overlap(&pending);
+        // A value that begins before that cannot become longer.
+        while let Some(found) = secrets.finder.find(&pending[at..])
+            && at + found.start() < certain
+        {
+            masked.extend_from_slice(&pending[at..at + found.start()]);
+            masked.extend_from_slice(MASK);
+            at += found.end();
+            if at > certain {
+                certain = pending.len() - secrets.overlap(&pending[at..]);
             }
         }
+        masked.extend_from_slice(&pending[at..certain]);
+        self.held = pending[certain..].to_vec();
+        masked
     }
 
     /// What was held back. Where the stream was cut, it may be a part of a value, and is masked.
