@@ -145,14 +145,18 @@ impl Masker {
 mod tests {
     use super::*;
 
-    fn masker(values: &[&str]) -> Masker {
+    fn secrets(values: &[&str]) -> Arc<Secrets> {
         let values: Vec<String> = values.iter().map(|&value| value.to_owned()).collect();
-        Masker::new(Secrets::new(&values).unwrap())
+        Secrets::new(&values).unwrap().unwrap()
     }
 
     /// What comes out of pieces, and of each piece alone.
     fn masked(values: &[&str], pieces: &[&str], cut: bool) -> (String, Vec<String>) {
-        let mut masker = masker(values);
+        through(&secrets(values), pieces, cut)
+    }
+
+    fn through(secrets: &Arc<Secrets>, pieces: &[&str], cut: bool) -> (String, Vec<String>) {
+        let mut masker = Masker::new(Some(Arc::clone(secrets)));
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let pushed = pieces
             .iter()
@@ -202,8 +206,7 @@ mod tests {
             &["abab", "bb", "babba"],
         ];
         for values in sets {
-            let owned: Vec<String> = values.iter().map(|&value| value.to_owned()).collect();
-            let secrets = Secrets::new(&owned).unwrap().unwrap();
+            let secrets = secrets(values);
             for text in texts(9) {
                 let expected = secrets
                     .finder
@@ -211,12 +214,12 @@ mod tests {
                 for split in 0..text.len() {
                     let (first, second) = text.split_at(split);
                     let (third, fourth) = second.split_at(second.len() / 2);
-                    let (whole, _) = masked(values, &[first, third, fourth], false);
+                    let (whole, _) = through(&secrets, &[first, third, fourth], false);
                     assert_eq!(whole, expected, "{values:?} {text} {split}");
                 }
                 let letters: Vec<String> = text.chars().map(String::from).collect();
                 let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
-                assert_eq!(masked(values, &letters, false).0, expected);
+                assert_eq!(through(&secrets, &letters, false).0, expected);
             }
         }
     }
