@@ -52,17 +52,24 @@ impl Events {
     }
 }
 
-async fn post(server: &Server, body: Value) -> Response {
-    // As the suite's other clients do.
+fn http(server: &Server) -> reqwest::Client {
+    // Chooses the TLS provider, as it does for the suite's other clients.
     drop(server.client());
+    reqwest::Client::new()
+}
+
+async fn post(http: &reqwest::Client, server: &Server, body: Value) -> Response {
     let url = format!("http://{}/execute/stream", server.address);
-    let request = reqwest::Client::new().post(url).bearer_auth(KEY);
+    let request = http.post(url).bearer_auth(KEY);
     let request = request.header("content-type", "application/json");
     request.body(body.to_string()).send().await.unwrap()
 }
 
 async fn stream(server: &Server, body: Value) -> Events {
-    let response = post(server, body).await;
+    follow(post(&http(server), server, body).await)
+}
+
+fn follow(response: Response) -> Events {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let arrived = Vec::new();
@@ -166,7 +173,12 @@ async fn a_timeout_and_a_cut_are_said_as_in_results(server: Server) {
 }
 
 async fn an_error_before_the_run_is_json_and_one_within_an_event(server: Server) {
-    let wrong = post(&server, json!({"request": {"runtime": "python"}})).await;
+    let wrong = post(
+        &http(&server),
+        &server,
+        json!({"request": {"runtime": "python"}}),
+    )
+    .await;
     assert_eq!(wrong.status(), StatusCode::BAD_REQUEST);
     let text = wrong.text().await.unwrap();
     assert!(
@@ -177,7 +189,7 @@ async fn an_error_before_the_run_is_json_and_one_within_an_event(server: Server)
     stream(&server, in_session("bound", "1")).await.all().await;
     let mut other = body("bash", "true");
     other["sessionId"] = json!("bound");
-    let refused = post(&server, other).await;
+    let refused = post(&http(&server), &server, other).await;
     assert_eq!(refused.status(), StatusCode::CONFLICT);
     let text = refused.text().await.unwrap();
     assert!(text.contains("RUNTIME_MISMATCH"), "{text}");
@@ -293,12 +305,16 @@ with open('/sandbox/count', 'w') as count:
 async fn a_hundred_streams_are_whole_and_in_order(kind: Kind) {
     let server = Server::configured(kind, "maxConcurrent = 8\nmaxWaitMs = 60000");
     let expected: String = (0..1000).map(|n| format!("line {n}\n")).collect();
+    // One for all: to make a hundred takes longer than a server waits for a request.
+    let http = http(&server);
     let streams = (0..100).map(|number| {
-        let (server, expected) = (&server, &expected);
+        let (http, server, expected) = (&http, &server, &expected);
         async move {
             let code =
                 format!("for n in range(1000): print('line', n, flush=True)\nexit({number})");
-            let events = stream(server, body("python", &code)).await.all().await;
+            let events = follow(post(http, server, body("python", &code)).await)
+                .all()
+                .await;
             let (stdout, stderr, exit) = joined(&events);
             assert_eq!(stdout, *expected);
             assert_eq!((stderr, exit), (String::new(), number.to_string()));
