@@ -70,6 +70,10 @@ pub struct Config {
     pub port: u16,
     /// Largest request body in bytes.
     pub max_body: usize,
+    /// Largest WebSocket message in bytes, but for the one that says what to run.
+    pub max_message: usize,
+    /// How long a WebSocket may take to say what to run.
+    pub message_within: Duration,
     /// Runs at once, and requests that wait for their turn.
     pub admission: AdmissionConfig,
     /// When idle sessions end.

@@ -74,6 +74,8 @@ pub fn configure(app: &mut web::ServiceConfig) {
         .service(routes::execute::execute())
         .service(routes::service::ready())
         .service(routes::service::cleanup())
+        .service(routes::stream::stream())
+        .service(routes::websocket::websocket())
         .service(routes::sessions::list())
         .service(routes::sessions::delete())
         .default_service(web::to(error::no_such_route));

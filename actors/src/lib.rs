@@ -7,7 +7,7 @@
 //! end and no more.
 //!
 //! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (what is
-//! asked for), [`run`] (one job in one sandbox), [`pool`] (sandboxes that wait for work),
+//! asked for), [`run`] (one job in one sandbox), [`stream`] (following it), [`pool`] (sandboxes that wait for work),
 //! [`session`] and [`registry`] (sandboxes that keep state), [`pruner`], [`admission`], [`service`].
 
 pub mod admission;
@@ -19,11 +19,15 @@ pub mod registry;
 pub mod run;
 pub mod service;
 pub mod session;
+pub mod stream;
 
 mod supervisor;
 mod watch;
 
 pub use error::ExecuteError;
+pub use isol8_protocol::Signal;
 pub use job::{FileExtension, Job, Program};
+pub use run::Input;
 pub use service::{Service, ServiceConfig, ServiceState};
+pub use stream::JobStream;
 pub use supervisor::{Gone, Supervised};

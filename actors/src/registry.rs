@@ -18,7 +18,7 @@ use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::{Held, Pool};
-use crate::run::Memory;
+use crate::run::{Live, Memory};
 use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
 use crate::supervisor::{ATTEMPTS, Life, Supervised};
 
@@ -54,6 +54,8 @@ pub struct Execute {
     pub key: SessionKey,
     /// The job.
     pub job: Arc<Job>,
+    /// Whoever follows it.
+    pub live: Option<Live>,
     /// Triggered when nobody waits for the answer any longer.
     pub cancel: CancellationToken,
 }
@@ -363,6 +365,7 @@ fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     // Not `send`: what is sent to a full mailbox that way loses its place in the order.
     session.do_send(Run {
         job: Arc::clone(&execute.job),
+        live: execute.live.clone(),
         cancel: execute.cancel.clone(),
         received: Instant::now(),
         reply,

@@ -3,25 +3,31 @@
 //! Everything that the guest does is bounded twice: the guest ends a run at its timeout, and
 //! where it does not, the host takes the sandbox for lost a little later.
 
+mod live;
 mod output;
 mod plan;
+mod secrets;
+mod text;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use isol8_api::{ExecutionResult, ResourceUsage, Timings};
+use isol8_api::{ExecutionResult, Phase, ResourceUsage, Timings};
 use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
-use isol8_protocol::{Exit, ExitStatus, FailureKind, OutputStream, RunSpec, Signal};
+use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecuteError;
 use crate::job::Job;
-use output::{Collected, Secrets};
+pub use live::{Input, Live};
+use output::{Output, Sink, Written};
+use secrets::Secrets;
 
 /// How much later than the guest the host ends a run: the guest has to kill, drain and report.
 const RUN_GRACE: Duration = Duration::from_secs(10);
@@ -89,7 +95,8 @@ pub struct Waits {
 }
 
 /// Runs a job. Once `cancel` is triggered, what runs is ended and the answer is
-/// [`ExecuteError::Cancelled`].
+/// [`ExecuteError::Cancelled`]. What it writes goes to whoever follows it, and where nobody does into
+/// the result.
 ///
 /// # Errors
 /// After [`ExecuteError::SandboxLost`] the sandbox may not be used again; after any other error
@@ -100,12 +107,18 @@ pub async fn run(
     mode: Mode,
     waits: Waits,
     memory: &mut Memory,
+    live: Option<&Live>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     Execution {
         sandbox,
         job,
         memory,
+        live,
+        sink: match live {
+            Some(live) => Sink::Stream(live.events.clone()),
+            None => Sink::Result(Written::default()),
+        },
         cancel,
         secrets: Secrets::new(&job.secrets)?,
     }
@@ -117,8 +130,10 @@ struct Execution<'a> {
     sandbox: &'a dyn Sandbox,
     job: &'a Job,
     memory: &'a mut Memory,
+    live: Option<&'a Live>,
+    sink: Sink,
     cancel: &'a CancellationToken,
-    secrets: Secrets,
+    secrets: Option<Arc<Secrets>>,
 }
 
 impl Execution<'_> {
@@ -126,27 +141,27 @@ impl Execution<'_> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
         self.write_files().await?;
+        if let Some(live) = self.live {
+            live.begun.send_replace(true);
+        }
         if let Some(script) = &self.job.setup_script {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
-        let ended = self.supervise(plan::program(self.job, mode)).await?;
+        let program = plan::program(self.job, mode, self.live);
+        let (exit, truncated) = self.supervise(Phase::Code, program).await?;
         let ran = start.elapsed() - setup;
         let files = self.read_files().await?;
-        let (resource_usage, oom_killed) = self.account(&ended.exit).await;
-
-        let exit = ended.exit;
-        let (stdout, stdout_cut) = ended.stdout.finish(exit.stdout_bytes, &self.secrets);
-        let (mut stderr, stderr_cut) = ended.stderr.finish(exit.stderr_bytes, &self.secrets);
-        if exit.timed_out {
-            output::note_timeout(&mut stderr);
-        }
+        let (resource_usage, oom_killed) = self.account(&exit).await;
+        let Written { stdout, stderr } = self.sink.take();
+        // A stream has no place to tell of it.
+        let tells_of_loss = mode == Mode::Session && self.live.is_none();
         Ok(ExecutionResult {
             stdout,
             stderr,
             exit_code: exit_code(&exit),
             duration_ms: milliseconds(start.elapsed()),
-            truncated: stdout_cut || stderr_cut,
+            truncated,
             execution_id: uuid::Uuid::new_v4().to_string(),
             runtime: self.job.runtime(),
             timestamp,
@@ -155,7 +170,7 @@ impl Execution<'_> {
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
-            state_lost: mode == Mode::Session && std::mem::take(&mut self.memory.unreported_loss),
+            state_lost: tells_of_loss && std::mem::take(&mut self.memory.unreported_loss),
             timings: Some(Timings {
                 queue_ms: milliseconds(waits.queue),
                 acquire_ms: milliseconds(waits.acquire),
@@ -178,14 +193,11 @@ impl Execution<'_> {
     }
 
     async fn set_up(&mut self, script: &str) -> Result<(), ExecuteError> {
-        let ended = self.supervise(plan::setup(self.job, script)).await?;
-        let exit = ended.exit;
+        let setup = plan::setup(self.job, script);
+        let (exit, _) = self.supervise(Phase::Setup, setup).await?;
+        let Written { stderr, .. } = self.sink.take();
         if exit.status == ExitStatus::Code(0) && !exit.timed_out {
             return Ok(());
-        }
-        let (mut stderr, _) = ended.stderr.finish(exit.stderr_bytes, &self.secrets);
-        if exit.timed_out {
-            output::note_timeout(&mut stderr);
         }
         Err(ExecuteError::SetupFailed {
             exit_code: exit_code(&exit),
@@ -194,7 +206,8 @@ impl Execution<'_> {
     }
 
     async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
-        if self.job.output_paths.is_empty() {
+        // A stream has no place for them.
+        if self.job.output_paths.is_empty() || self.live.is_some() {
             return Ok(None);
         }
         let control = self.sandbox.control();
@@ -229,31 +242,47 @@ impl Execution<'_> {
         }
     }
 
-    /// Sees one run to its end: its own, its timeout's, or its caller's.
-    async fn supervise(&mut self, spec: RunSpec) -> Result<Ended, ExecuteError> {
+    /// Sees one run to its end: its own, its timeout's, or its caller's. Says whether its output was cut.
+    async fn supervise(
+        &mut self,
+        phase: Phase,
+        spec: RunSpec,
+    ) -> Result<(Exit, bool), ExecuteError> {
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
-        let output = [(); 2].map(|()| Collected::new(self.job.output_limit));
-        let [mut stdout, mut stderr] = output;
+        let mut output = Output::new(
+            &mut self.sink,
+            phase,
+            self.job.output_limit,
+            self.secrets.as_ref(),
+        );
         let mut run = self.sandbox.control().run(spec)?;
+        let input = run.input();
+        let live = self.live.filter(|_| phase == Phase::Code);
+        let feeding = async {
+            match live {
+                Some(live) => live.feed(&input).await,
+                None => std::future::pending().await,
+            }
+        };
         let ended = tokio::select! {
-            () = self.cancel.cancelled() => None,
-            ended = timeout(limit, collect(&mut run, &mut stdout, &mut stderr)) => Some(ended),
+            () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
+            ended = follow(&mut run, limit, &mut output) => ended,
+            never = feeding => match never {},
         };
         let exit = match ended {
-            Some(Ok(exit)) => exit?,
-            Some(Err(_)) => return Err(lost("run", limit)),
-            None => {
+            Err(ExecuteError::Cancelled) => {
                 let exit = kill(&mut run).await?;
                 self.memory.unreported_loss |= exit.state_lost;
                 return Err(ExecuteError::Cancelled);
             }
+            ended => ended?,
         };
         self.memory.unreported_loss |= exit.state_lost;
-        Ok(Ended {
-            exit,
-            stdout,
-            stderr,
-        })
+        let truncated = tokio::select! {
+            () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
+            finished = output.finish(&exit) => finished,
+        };
+        Ok((exit, truncated?))
     }
 
     /// What the run used, and whether the kernel ended a part of it for want of memory.
@@ -277,21 +306,20 @@ impl Execution<'_> {
     }
 }
 
-struct Ended {
-    exit: Exit,
-    stdout: Collected,
-    stderr: Collected,
-}
-
-async fn collect(
+/// Passes on what a run writes, up to its end. The time that a slow client takes is not the run's: the
+/// guest waits for it, and so does the host's patience with the guest.
+async fn follow(
     run: &mut Run,
-    stdout: &mut Collected,
-    stderr: &mut Collected,
-) -> Result<Exit, ControlError> {
+    limit: Duration,
+    output: &mut Output<'_>,
+) -> Result<Exit, ExecuteError> {
+    let mut patience = limit;
     loop {
-        match run.next().await? {
-            RunEvent::Output(OutputStream::Stdout, bytes) => stdout.push(&bytes),
-            RunEvent::Output(OutputStream::Stderr, bytes) => stderr.push(&bytes),
+        let asked = Instant::now();
+        let event = timeout(patience, run.next()).await;
+        patience = patience.saturating_sub(asked.elapsed());
+        match event.map_err(|_| lost("run", limit))?? {
+            RunEvent::Output(stream, bytes) => output.push(stream, bytes).await?,
             RunEvent::Exited(exit) => return Ok(exit),
         }
     }
@@ -301,9 +329,15 @@ async fn collect(
 /// not meet it.
 async fn kill(run: &mut Run) -> Result<Exit, ExecuteError> {
     run.signal(Signal::Kill)?;
-    let (mut stdout, mut stderr) = (Collected::new(0), Collected::new(0));
-    match timeout(KILL_TIMEOUT, collect(run, &mut stdout, &mut stderr)).await {
-        Ok(exit) => Ok(exit?),
+    let ending = async {
+        loop {
+            if let RunEvent::Exited(exit) = run.next().await? {
+                return Ok(exit);
+            }
+        }
+    };
+    match timeout(KILL_TIMEOUT, ending).await {
+        Ok(exit) => exit,
         Err(_) => Err(lost("end of a cancelled run", KILL_TIMEOUT)),
     }
 }

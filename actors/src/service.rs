@@ -18,8 +18,9 @@ use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState, Restarts};
-use crate::run::{self, Mode, Waits};
+use crate::run::{self, Input, Live, Mode, Waits};
 use crate::session::{SessionKey, SessionState};
+use crate::stream::JobStream;
 use crate::supervisor::{Gone, Supervised};
 
 /// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
@@ -191,6 +192,32 @@ impl Service {
         session: Option<SessionId>,
         job: Job,
     ) -> Result<ExecutionResult, ExecuteError> {
+        self.run(tenant, session, job, None).await
+    }
+
+    /// As [`Self::execute`], and tells of what happens while it happens. With an `input`, the client
+    /// may write and signal to the program.
+    #[must_use]
+    pub fn execute_stream(
+        &self,
+        tenant: TenantId,
+        session: Option<SessionId>,
+        job: Job,
+        input: Option<Input>,
+    ) -> JobStream {
+        let service = self.clone();
+        JobStream::new(input, |live| async move {
+            service.run(tenant, session, job, Some(live)).await
+        })
+    }
+
+    async fn run(
+        &self,
+        tenant: TenantId,
+        session: Option<SessionId>,
+        job: Job,
+        live: Option<Live>,
+    ) -> Result<ExecutionResult, ExecuteError> {
         let shared = &self.shared;
         // Counted before the look at `is_closed`, so that a shutdown cannot slip in between.
         let _counted = shared.jobs.token();
@@ -206,6 +233,7 @@ impl Service {
                 let execute = || registry::Execute {
                     key: key.clone(),
                     job: Arc::clone(&job),
+                    live: live.clone(),
                     cancel: cancel.clone(),
                 };
                 let answer = shared.registry.ask(execute).await;
@@ -215,7 +243,7 @@ impl Service {
                 let pool = shared.pool.clone();
                 let admission = shared.admission.clone();
                 // A task of its own: a panic in it is an error of this job and no more.
-                let work = ephemeral(pool, admission, tenant, job, cancel);
+                let work = ephemeral(pool, admission, tenant, job, live, cancel);
                 let running = shared.jobs.spawn_on(work, &shared.runtime);
                 running.await.unwrap_or_else(|panic| {
                     log::error!(error:% = panic; "run panicked");
@@ -409,6 +437,7 @@ async fn ephemeral(
     admission: Admission,
     tenant: TenantId,
     job: Job,
+    live: Option<Live>,
     cancel: CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let start = Instant::now();
@@ -431,6 +460,7 @@ async fn ephemeral(
         Mode::Ephemeral,
         waits,
         memory,
+        live.as_ref(),
         &cancel,
     )
     .await;

@@ -186,6 +186,8 @@ struct Server {
     max_body_size: ByteSize,
     cors_origins: Vec<String>,
     idempotency_ms: u64,
+    max_web_socket_message: ByteSize,
+    web_socket_idle_ms: u64,
 }
 
 impl Default for Server {
@@ -196,6 +198,8 @@ impl Default for Server {
             max_body_size: ByteSize::from_mebibytes(32),
             cors_origins: Vec::new(),
             idempotency_ms: 600_000,
+            max_web_socket_message: ByteSize::from_mebibytes(1),
+            web_socket_idle_ms: 10_000,
         }
     }
 }
@@ -446,6 +450,7 @@ impl ConfigFile {
         }
         for (key, given) in [
             ("poolMaxAgeMs", self.pool_max_age_ms),
+            ("server.webSocketIdleMs", self.server.web_socket_idle_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (
                 "cleanup.maxContainerAgeMs",
@@ -473,13 +478,16 @@ impl ConfigFile {
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
+        let size = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         Ok(Config {
             source: None,
             backend: self.backend,
             state: given(self.state_dir).map_or(default_state, PathBuf::from),
             host: self.server.host,
             port: self.server.port,
-            max_body: usize::try_from(self.server.max_body_size.bytes()).unwrap_or(usize::MAX),
+            max_body: size(self.server.max_body_size),
+            max_message: size(self.server.max_web_socket_message),
+            message_within: Duration::from_millis(self.server.web_socket_idle_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
                 max_concurrent_per_tenant: match self.max_concurrent_per_tenant {

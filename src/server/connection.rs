@@ -41,13 +41,19 @@ pub async fn while_connected<T, E: From<ExecuteError>>(
     request: &HttpRequest,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    let Some(watched) = request.conn_data::<Watched>() else {
-        return work.await;
-    };
     tokio::select! {
         biased;
         done = work => done,
-        _ = watched.closed() => Err(ExecuteError::Cancelled.into()),
+        () = closed(request) => Err(ExecuteError::Cancelled.into()),
+    }
+}
+
+/// Waits until the client is gone.
+pub async fn closed(request: &HttpRequest) {
+    match request.conn_data::<Watched>() {
+        // An error is no less of an end.
+        Some(watched) => drop(watched.closed().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -4,3 +4,5 @@ pub mod execute;
 pub mod health;
 pub mod service;
 pub mod sessions;
+pub mod stream;
+pub mod websocket;

@@ -22,4 +22,5 @@ mod reset;
 mod restart;
 mod service;
 mod sessions;
+mod stream;
 mod streams;

@@ -5,13 +5,13 @@ use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
 
-use super::Mode;
+use super::{Live, Mode};
 
 /// Where the setup script is put: not in `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 
 /// The program's run.
-pub(super) fn program(job: &Job, mode: Mode) -> RunSpec {
+pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
     let program = match &job.program {
         Program::ShellCommand(command) => GuestProgram::Command {
             argv: ["bash", "-c", command].map(str::to_owned).to_vec(),
@@ -31,9 +31,11 @@ pub(super) fn program(job: &Job, mode: Mode) -> RunSpec {
     };
     let mut run = base(job, program);
     run.sweep = mode == Mode::Ephemeral;
-    if let Some(stdin) = &job.stdin {
-        run.stdin = Stdin::Bytes(stdin.clone());
-    }
+    run.stdin = match &job.stdin {
+        Some(stdin) => Stdin::Bytes(stdin.clone()),
+        None if live.is_some_and(|live| live.input.is_some()) => Stdin::Piped,
+        None => Stdin::Empty,
+    };
     run.cwd = job.workdir.as_ref().map(|path| path.as_str().to_owned());
     run
 }

@@ -17,6 +17,7 @@ use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::{Held, Lease, Pool, PoolError};
 use crate::registry::Registry;
+use crate::run::Live;
 use crate::supervisor::{Supervised, WeakSupervised};
 
 /// Names a session among all tenants'.
@@ -80,6 +81,8 @@ pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
 #[rtype(result = "()")]
 pub(crate) struct Run {
     pub(crate) job: Arc<Job>,
+    /// Whoever follows it.
+    pub(crate) live: Option<Live>,
     /// Triggered when nobody waits for the answer any longer.
     pub(crate) cancel: CancellationToken,
     pub(crate) received: Instant,

@@ -13,7 +13,7 @@ use crate::admission::Permit;
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::Held;
-use crate::run::{self, Mode, Waits};
+use crate::run::{self, Live, Mode, Waits};
 use crate::supervisor::WeakSupervised;
 
 /// What the session keeps of the job that runs. Dropping it ends the run.
@@ -53,10 +53,10 @@ impl Turn {
             _cancel: cancel.clone().drop_guard(),
         };
         let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
-        let job = run.job;
+        let (job, live) = (run.job, run.live);
         let running = tokio::spawn(async move {
             let admitting = admission.admit(&tenant);
-            let result = execute(&mut held, &job, admitting, waits, &cancel).await;
+            let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
             if let Some(claiming) = claiming {
                 // It says itself what went wrong.
                 let _ = claiming.await;
@@ -86,6 +86,7 @@ async fn execute(
     job: &Job,
     admitting: impl Future<Output = Result<Permit, ExecuteError>>,
     mut waits: Waits,
+    live: Option<&Live>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let asked = Instant::now();
@@ -101,6 +102,7 @@ async fn execute(
         Mode::Session,
         waits,
         &mut held.memory,
+        live,
         cancel,
     )
     .await

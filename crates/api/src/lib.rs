@@ -1,7 +1,7 @@
 //! The HTTP contract as types: what clients send, what the server answers.
 //!
 //! Two kinds of types live here. The *wire* types mirror the JSON, field for field, and accept
-//! what older clients send ([`request`], [`result`], [`service`], [`error`]). The *value* types
+//! what older clients send ([`request`], [`result`], [`stream`], [`service`], [`error`]). The *value* types
 //! ([`value`]) hold a checked string or number; what takes one never checks it again.
 //!
 //! This crate does no I/O, and knows neither the server nor any backend: client programs depend
@@ -11,10 +11,12 @@ pub mod error;
 pub mod request;
 pub mod result;
 pub mod service;
+pub mod stream;
 pub mod value;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use request::{ExecuteBody, ExecutionRequest, FileContent, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{Deleted, Health, SessionInfo, SessionList};
+pub use stream::{ClientMessage, EventKind, Phase, SignalName, StreamEvent};
 pub use value::{ByteSize, InvalidValue, Runtime, SandboxPath, SessionId, TenantId};

@@ -18,7 +18,7 @@ use isol8_protocol::{Failure, FailureKind, KernelKind, KernelSettings, RunSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
-pub use run::{Run, RunEvent};
+pub use run::{Run, RunEvent, RunInput};
 
 /// How long a guest may take for its half of the handshake. It does nothing else at that time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ pub mod sandbox;
 pub mod spec;
 
 pub use claim::{Claim, Claims};
-pub use control::{Control, ControlError, Run, RunEvent};
+pub use control::{Control, ControlError, Run, RunEvent, RunInput};
 pub use error::BackendError;
 pub use instance::Instance;
 pub use isol8_protocol::KernelSettings;

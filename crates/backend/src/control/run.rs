@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use isol8_protocol::{Exit, GuestFrame, HostFrame, OutputStream, RunSpec, Signal};
+use isol8_protocol::{Exit, GuestFrame, HostFrame, OutputStream, RunSpec, Signal, StreamId};
+use tokio::sync::Semaphore;
 
 use super::ControlError;
 use super::connection::{Connection, Stream};
@@ -75,8 +76,17 @@ impl Run {
     /// # Errors
     /// [`ControlError::Closed`].
     pub fn signal(&self, signal: Signal) -> Result<(), ControlError> {
-        let id = self.stream.id;
-        self.connection.send(&HostFrame::Signal { id, signal })
+        self.input().signal(signal)
+    }
+
+    /// What can be done to the run while its events are taken.
+    #[must_use]
+    pub fn input(&self) -> RunInput {
+        RunInput {
+            connection: Arc::clone(&self.connection),
+            credit: Arc::clone(&self.stream.credit),
+            id: self.stream.id,
+        }
     }
 
     /// Writes to the run's standard input, as fast as the run reads.
@@ -84,9 +94,7 @@ impl Run {
     /// # Errors
     /// [`ControlError::Closed`] where the run or the sandbox has ended.
     pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), ControlError> {
-        self.connection
-            .send_data(self.stream.id, &self.stream.credit, bytes)
-            .await
+        self.input().write(bytes).await
     }
 
     /// Ends the run's standard input.
@@ -94,8 +102,44 @@ impl Run {
     /// # Errors
     /// [`ControlError::Closed`].
     pub fn end_stdin(&self) -> Result<(), ControlError> {
-        let id = self.stream.id;
-        self.connection.send(&HostFrame::End { id })
+        self.input().end()
+    }
+}
+
+/// What can be done to a run beside taking its events. For a run that has ended it does nothing.
+#[derive(Debug)]
+pub struct RunInput {
+    connection: Arc<Connection>,
+    credit: Arc<Semaphore>,
+    id: StreamId,
+}
+
+impl RunInput {
+    /// Writes to the run's standard input, as fast as the run reads.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`] where the run or the sandbox has ended.
+    pub async fn write(&self, bytes: &[u8]) -> Result<(), ControlError> {
+        self.connection
+            .send_data(self.id, &self.credit, bytes)
+            .await
+    }
+
+    /// Ends the run's standard input.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn end(&self) -> Result<(), ControlError> {
+        self.connection.send(&HostFrame::End { id: self.id })
+    }
+
+    /// Sends a signal to the run.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn signal(&self, signal: Signal) -> Result<(), ControlError> {
+        let id = self.id;
+        self.connection.send(&HostFrame::Signal { id, signal })
     }
 }
 

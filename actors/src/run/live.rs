@@ -1,0 +1,62 @@
+//! A run that somebody follows while it goes on.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+
+use isol8_api::StreamEvent;
+use isol8_backend::RunInput;
+use isol8_protocol::Signal;
+use tokio::sync::{Mutex, mpsc, watch};
+
+/// What a client does to its run. Clones are the same client.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// Where events go. Each waits until there is room, and the run with it.
+    pub(crate) events: mpsc::Sender<StreamEvent>,
+    /// Set once the job's program, or its setup script, is about to start.
+    pub(crate) begun: watch::Sender<bool>,
+    /// Held by the run for as long as it goes on.
+    pub(crate) input: Option<Arc<Mutex<Input>>>,
+}
+
+/// What comes from a client while its run goes on.
+#[derive(Debug)]
+pub struct Input {
+    /// Standard input; it ends with its sender.
+    pub stdin: mpsc::Receiver<Vec<u8>>,
+    /// Signals. They do not wait for input that the program does not read.
+    pub signals: mpsc::Receiver<Signal>,
+}
+
+impl Live {
+    /// Carries what the client sends to the run, for as long as that goes on.
+    pub(super) async fn feed(&self, run: &RunInput) -> Infallible {
+        if let Some(input) = &self.input {
+            let input = &mut *input.lock().await;
+            futures::join!(
+                feed_stdin(run, &mut input.stdin),
+                feed_signals(run, &mut input.signals)
+            );
+        }
+        pending().await
+    }
+}
+
+/// An error is the run's end, which the run itself tells of.
+async fn feed_stdin(run: &RunInput, stdin: &mut mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = stdin.recv().await {
+        if run.write(&bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = run.end();
+}
+
+async fn feed_signals(run: &RunInput, signals: &mut mpsc::Receiver<Signal>) {
+    while let Some(signal) = signals.recv().await {
+        if run.signal(signal).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! From the bytes of one stream to text, piece by piece: bounded, masked, and whole characters only.
+
+use std::sync::Arc;
+
+use super::secrets::{Masker, Secrets};
+
+/// One stream of a run.
+#[derive(Debug)]
+pub(super) struct Text {
+    limit: u64,
+    total: u64,
+    masker: Masker,
+    characters: Characters,
+    /// The text so far ends in the middle of a line.
+    in_line: bool,
+}
+
+impl Text {
+    pub(super) fn new(limit: u64, secrets: Option<Arc<Secrets>>) -> Self {
+        Self {
+            limit,
+            total: 0,
+            masker: Masker::new(secrets),
+            characters: Characters::default(),
+            in_line: false,
+        }
+    }
+
+    /// Takes what was written, and gives what may be shown by now. Keeps to the limit whatever the guest
+    /// sends.
+    pub(super) fn push(&mut self, mut bytes: Vec<u8>) -> String {
+        let room = self.limit.saturating_sub(self.total);
+        self.total = self.total.saturating_add(bytes.len() as u64);
+        bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        let masked = self.masker.push(bytes);
+        let text = self.characters.push(&masked);
+        self.seen(text)
+    }
+
+    /// The rest, and whether the stream was cut. `reported` is the guest's count of what was written,
+    /// dropped bytes included.
+    pub(super) fn finish(&mut self, reported: u64) -> (String, bool) {
+        let total = self.total.max(reported);
+        let cut = total > self.limit;
+        let masked = self.masker.finish(cut);
+        let mut rest = self.characters.push(&masked);
+        if !cut {
+            rest.push_str(&self.characters.finish());
+        }
+        let mut rest = self.seen(rest);
+        if cut {
+            let limit = self.limit;
+            let note = format!("--- OUTPUT TRUNCATED ({total} bytes, limit: {limit}) ---");
+            rest.push_str(&self.line(&note));
+        }
+        (rest, cut)
+    }
+
+    /// A line of ours at the end.
+    pub(super) fn line(&mut self, note: &str) -> String {
+        let line = if self.in_line {
+            format!("\n{note}")
+        } else {
+            note.to_owned()
+        };
+        self.seen(line)
+    }
+
+    fn seen(&mut self, text: String) -> String {
+        if let Some(last) = text.as_bytes().last() {
+            self.in_line = *last != b'\n';
+        }
+        text
+    }
+}
+
+/// Cuts bytes into whole characters; what can be none is replaced.
+#[derive(Debug, Default)]
+struct Characters {
+    /// The begin of a character, at most three bytes.
+    begun: Vec<u8>,
+}
+
+impl Characters {
+    fn push(&mut self, bytes: &[u8]) -> String {
+        let mut joined = std::mem::take(&mut self.begun);
+        let bytes = if joined.is_empty() {
+            bytes
+        } else {
+            joined.extend_from_slice(bytes);
+            &joined
+        };
+        let begun = begun_at(bytes);
+        let text = String::from_utf8_lossy(&bytes[..begun]).into_owned();
+        self.begun = bytes[begun..].to_vec();
+        text
+    }
+
+    fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned()
+    }
+}
+
+/// Where the character begins that `bytes` end in the middle of; their length where there is none.
+fn begun_at(bytes: &[u8]) -> usize {
+    // A character has at most four bytes, so a cut one has at most three here.
+    for cut in 1..=bytes.len().min(3) {
+        let start = bytes.len() - cut;
+        match std::str::from_utf8(&bytes[start..]) {
+            Err(error) if error.valid_up_to() == 0 && error.error_len().is_none() => return start,
+            Ok(_) => return bytes.len(),
+            Err(_) => {}
+        }
+    }
+    bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(limit: u64, pieces: &[&[u8]], secrets: &[&str]) -> (String, bool) {
+        let secrets: Vec<String> = secrets.iter().map(|&s| s.to_owned()).collect();
+        let mut text = Text::new(limit, Secrets::new(&secrets).unwrap());
+        let mut all: String = pieces
+            .iter()
+            .map(|piece| text.push(piece.to_vec()))
+            .collect();
+        let (rest, cut) = text.finish(0);
+        all.push_str(&rest);
+        (all, cut)
+    }
+
+    #[test]
+    fn output_is_cut_at_the_limit_and_says_so_on_a_line_of_its_own() {
+        let (text, cut) = finished(4, &[b"abc", b"def"], &[]);
+        assert_eq!(text, "abcd\n--- OUTPUT TRUNCATED (6 bytes, limit: 4) ---");
+        assert!(cut);
+        let (text, _) = finished(4, &[b"abc\ndef"], &[]);
+        assert_eq!(text, "abc\n--- OUTPUT TRUNCATED (7 bytes, limit: 4) ---");
+        assert_eq!(finished(4, &[b"abcd"], &[]), ("abcd".to_owned(), false));
+    }
+
+    #[test]
+    fn the_count_of_dropped_bytes_is_the_guests() {
+        let mut text = Text::new(3, None);
+        assert_eq!(text.push(b"abc".to_vec()), "abc");
+        let (rest, cut) = text.finish(1000);
+        assert!(cut && rest.contains("(1000 bytes, limit: 3)"), "{rest}");
+    }
+
+    #[test]
+    fn a_cut_never_splits_a_character() {
+        for (limit, kept) in [(4, "aé"), (5, "aé"), (6, "aé€"), (3, "aé"), (2, "a")] {
+            let (text, _) = finished(limit, &["aé€😀".as_bytes()], &[]);
+            assert_eq!(text.lines().next(), Some(kept), "{limit}");
+        }
+        let (text, _) = finished(8, &["aé€😀".as_bytes()], &[]);
+        assert_eq!(text.lines().next(), Some("aé€"));
+        // What was broken before the cut is shown as broken.
+        let (text, _) = finished(2, &[b"a\xffbc"], &[]);
+        assert_eq!(text.lines().next(), Some("a\u{fffd}"));
+    }
+
+    #[test]
+    fn a_secret_that_is_cut_shows_no_part_of_itself() {
+        let (text, _) = finished(8, &[b"key: hunter22"], &["hunter22"]);
+        assert_eq!(text.lines().next(), Some("key: ***"));
+        let (text, _) = finished(7, &[b"hunter22"], &["hunter", "hunter22"]);
+        assert_eq!(text.lines().next(), Some("***"));
+    }
+
+    #[test]
+    fn any_split_gives_what_no_split_gives() {
+        let samples: [&[u8]; 6] = [
+            "aé€😀é".as_bytes(),
+            b"a\xffb\xf0\x9f\x98",
+            b"\xe2\x82\xe2\x82\xac\xf0\x9f\xc3",
+            b"\xf0\x80\x80\x80\xed\xa0\x80x",
+            b"\xc3\xc3\xa9\xa9",
+            "ke€y €".as_bytes(),
+        ];
+        for sample in samples {
+            for limit in [99, 5] {
+                let expected = finished(limit, &[sample], &["€y"]);
+                for first in 0..=sample.len() {
+                    for second in first..=sample.len() {
+                        let pieces = [&sample[..first], &sample[first..second], &sample[second..]];
+                        assert_eq!(finished(limit, &pieces, &["€y"]), expected, "{sample:x?}");
+                    }
+                }
+            }
+            let (text, _) = finished(99, &[sample], &[]);
+            assert_eq!(text, String::from_utf8_lossy(sample));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! A job that somebody follows while it runs.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use isol8_api::{EventKind, ExecutionResult, Phase, StreamEvent};
+use tokio::sync::{Mutex, mpsc, watch};
+
+use crate::error::ExecuteError;
+use crate::run::{Input, Live};
+
+/// Events between a run and its client. Together with an event's size it bounds what a slow client
+/// costs; a fast one finds more than one at a time.
+const EVENTS_UNDER_WAY: usize = 16;
+
+type Outcome = Result<ExecutionResult, ExecuteError>;
+
+/// The events of one job. Nothing happens unless they are asked for, and dropping it ends the job.
+pub struct JobStream {
+    events: mpsc::Receiver<StreamEvent>,
+    begun: watch::Receiver<bool>,
+    state: State,
+}
+
+enum State {
+    Running(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+    /// With this exit code, or without one. Events may be left that came before.
+    Ended(Result<i32, ExecuteError>),
+    Over,
+}
+
+impl State {
+    fn ended(outcome: Outcome) -> Self {
+        Self::Ended(outcome.map(|result| result.exit_code))
+    }
+}
+
+impl JobStream {
+    pub(crate) fn new<F>(input: Option<Input>, run: impl FnOnce(Live) -> F) -> Self
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let (sender, events) = mpsc::channel(EVENTS_UNDER_WAY);
+        let (begin, begun) = watch::channel(false);
+        let live = Live {
+            events: sender,
+            begun: begin,
+            input: input.map(|input| Arc::new(Mutex::new(input))),
+        };
+        Self {
+            events,
+            begun,
+            state: State::Running(Box::pin(run(live))),
+        }
+    }
+
+    /// Waits until the job has its sandbox and is about to run. May be given up and asked again.
+    ///
+    /// # Errors
+    /// Why it never will; there are no events then.
+    pub async fn begun(&mut self) -> Result<(), ExecuteError> {
+        if let State::Running(outcome) = &mut self.state {
+            let ended = tokio::select! {
+                biased;
+                Ok(_) = self.begun.wait_for(|begun| *begun) => return Ok(()),
+                ended = outcome => ended,
+            };
+            if let Err(error) = &ended
+                && !*self.begun.borrow()
+            {
+                let error = error.clone();
+                self.state = State::Over;
+                return Err(error);
+            }
+            self.state = State::ended(ended);
+        }
+        Ok(())
+    }
+
+    /// The next event; the exit is the last one. May be given up and asked again.
+    ///
+    /// # Errors
+    /// Why there will be no exit. Nothing comes after it.
+    pub async fn next(&mut self) -> Option<Result<StreamEvent, ExecuteError>> {
+        if let State::Running(outcome) = &mut self.state {
+            let ended = tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => return Some(Ok(event)),
+                ended = outcome => ended,
+            };
+            self.state = State::ended(ended);
+        }
+        // The run has sent all of them before it ended.
+        if let Ok(event) = self.events.try_recv() {
+            return Some(Ok(event));
+        }
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Ended(exit) => Some(exit.map(|code| StreamEvent {
+                kind: EventKind::Exit,
+                data: code.to_string(),
+                phase: Phase::Code,
+            })),
+            State::Running(_) | State::Over => None,
+        }
+    }
+}
+
+impl ExecuteError {
+    /// The event that tells of it.
+    #[must_use]
+    pub fn event(&self) -> StreamEvent {
+        StreamEvent {
+            kind: EventKind::Error,
+            data: self.to_string(),
+            phase: match self {
+                Self::SetupFailed { .. } => Phase::Setup,
+                _ => Phase::Code,
+            },
+        }
+    }
+}
+
+impl fmt::Debug for JobStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JobStream")
+    }
+}

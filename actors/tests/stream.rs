@@ -1,0 +1,182 @@
+//! Following a job while it runs.
+#![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{House, config, job, tenant};
+use isol8_actors::{ExecuteError, Job, JobStream};
+use isol8_api::{ErrorCode, EventKind, Phase, StreamEvent};
+use tokio::time::{Instant, timeout};
+
+fn follow(house: &House, session: Option<&str>, job: Job) -> JobStream {
+    let session = session.map(|id| id.parse().unwrap());
+    house
+        .service
+        .execute_stream(tenant("t"), session, job, None)
+}
+
+async fn rest(mut events: JobStream) -> Vec<Result<StreamEvent, ExecuteError>> {
+    let mut all = Vec::new();
+    while let Some(event) = events.next().await {
+        all.push(event);
+    }
+    all
+}
+
+fn event(kind: EventKind, data: &str, phase: Phase) -> Result<StreamEvent, ExecuteError> {
+    let data = data.to_owned();
+    Ok(StreamEvent { kind, data, phase })
+}
+
+#[actix::test]
+async fn events_come_while_the_program_runs_and_the_exit_last() {
+    let house = House::new(config());
+    let mut staged = job("print first\nsleep 5000\neprint last\nexit 3");
+    staged.setup_script = Some("print ready".to_owned());
+    for session in [None, Some("s")] {
+        let start = Instant::now();
+        let mut events = follow(&house, session, staged.clone());
+        events.begun().await.unwrap();
+        let ready = event(EventKind::Stdout, "ready\n", Phase::Setup);
+        assert_eq!(events.next().await.unwrap(), ready);
+        let first = event(EventKind::Stdout, "first\n", Phase::Code);
+        assert_eq!(events.next().await.unwrap(), first);
+        assert!(start.elapsed() < Duration::from_secs(5), "not at once");
+        let last = event(EventKind::Stderr, "last\n", Phase::Code);
+        let exit = event(EventKind::Exit, "3", Phase::Code);
+        assert_eq!(rest(events).await, [last, exit]);
+    }
+    house.finish().await;
+}
+
+#[actix::test]
+async fn an_error_before_the_run_is_told_before_any_event() {
+    let house = House::new(config());
+    let mut refused = job("print 1");
+    refused.files = vec![("/sandbox/refused".parse().unwrap(), b"x".to_vec())];
+    let mut events = follow(&house, None, refused);
+    let error = events.begun().await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidRequest);
+    assert_eq!(rest(events).await, []);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn an_error_within_the_run_comes_after_what_was_written() {
+    let house = House::new(config());
+    let mut failing = job("print never");
+    failing.setup_script = Some("eprint no such package\nexit 4".to_owned());
+    let mut events = follow(&house, None, failing);
+    events.begun().await.unwrap();
+    let told = rest(events).await;
+    let wrote = event(EventKind::Stderr, "no such package\n", Phase::Setup);
+    assert_eq!(told[0], wrote);
+    assert!(matches!(&told[1], Err(error) if error.event().phase == Phase::Setup));
+    assert_eq!(told.len(), 2);
+
+    let told = rest(follow(&house, Some("s"), job("print x\ndie"))).await;
+    assert!(
+        matches!(told.last(), Some(Err(ExecuteError::SessionLost { .. }))),
+        "{told:?}"
+    );
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_timeout_and_a_cut_are_said_in_the_stream() {
+    let house = House::new(config());
+    let mut late = job("eprint warning\nflood 100\nhang");
+    late.timeout = Duration::from_millis(500);
+    late.output_limit = 10;
+    let told = rest(follow(&house, None, late)).await;
+    let of = |kind| {
+        let of_kind = told.iter().flatten().filter(|event| event.kind == kind);
+        of_kind.map(|event| event.data.as_str()).collect::<String>()
+    };
+    assert_eq!(
+        of(EventKind::Stdout),
+        "xxxxxxxxxx\n--- OUTPUT TRUNCATED (100 bytes, limit: 10) ---"
+    );
+    assert_eq!(
+        of(EventKind::Stderr),
+        "warning\n--- EXECUTION TIMED OUT ---"
+    );
+    assert_eq!(of(EventKind::Exit), "137");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_client_that_takes_nothing_slows_its_run_down_and_ends_it_at_last() {
+    let house = House::new(config());
+    let mut long = job("flood 10000000");
+    long.output_limit = 64 << 20;
+    long.timeout = Duration::from_secs(1);
+    let mut events = follow(&house, Some("s"), long.clone());
+    assert!(events.next().await.unwrap().is_ok());
+    // The program's time is over meanwhile, and the client's slowness is not its sandbox's loss.
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    let told = rest(events).await;
+    let shown: usize = told.iter().flatten().map(|event| event.data.len()).sum();
+    assert!(shown < 1_000_000, "{shown}");
+    let exit = event(EventKind::Exit, "137", Phase::Code);
+    assert_eq!(told.last(), Some(&exit));
+
+    long.timeout = Duration::from_secs(1000);
+    let mut events = follow(&house, Some("s"), long);
+    assert!(events.next().await.unwrap().is_ok());
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let told = rest(events).await;
+    assert_eq!(told.last(), Some(&Err(ExecuteError::Cancelled)));
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_stream_that_is_dropped_ends_its_run() {
+    let house = House::new(config());
+    for session in [None, Some("s")] {
+        let mut events = follow(&house, session, job("print begun\nhang"));
+        assert!(events.next().await.unwrap().is_ok());
+        drop(events);
+        let next = house.run_as("t", session, job("print 1"));
+        let answered = timeout(Duration::from_secs(1), next).await;
+        assert_eq!(answered.unwrap().unwrap().stdout, "1");
+    }
+    house.finish().await;
+}
+
+#[actix::test]
+async fn streams_keep_their_place_among_a_sessions_jobs() {
+    let house = House::new(config());
+    let first = house.spawn_as("t", Some("s"), job("set x 1\nsleep 1000"));
+    house
+        .until("running", |house| house.backend.counters().runs == 1)
+        .await;
+    let mut second = follow(&house, Some("s"), job("get x\nset x 2"));
+    assert!(
+        timeout(Duration::from_millis(500), second.begun())
+            .await
+            .is_err()
+    );
+    let third = house.spawn_as("t", Some("s"), job("get x"));
+    assert_eq!(
+        rest(second).await[0],
+        event(EventKind::Stdout, "1\n", Phase::Code)
+    );
+    first.await.unwrap().unwrap();
+    assert_eq!(third.await.unwrap().unwrap().stdout, "2");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_shutdown_ends_streams_and_says_so() {
+    let house = House::new(config());
+    let mut events = follow(&house, None, job("print begun\nhang"));
+    assert!(events.next().await.unwrap().is_ok());
+    let service = house.service.clone();
+    let shutdown = tokio::spawn(async move { service.shutdown().await });
+    assert_eq!(rest(events).await, [Err(ExecuteError::ShuttingDown)]);
+    shutdown.await.unwrap().unwrap();
+    house.finish().await;
+}

@@ -1,0 +1,325 @@
+//! What is said over one WebSocket, from its begin to its end.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::{HttpRequest, web};
+use actix_ws::{
+    AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Closed, MessageStream,
+    ProtocolError, Session,
+};
+use isol8_actors::{Input, Job, JobStream, Signal};
+use isol8_api::{ClientMessage, EventKind, ExecuteBody, Phase, SessionId, SignalName, StreamEvent};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::message::{MessageError, parse};
+use crate::config::Config;
+use crate::jobs;
+use crate::server::State;
+use crate::server::auth::Caller;
+use crate::server::connection::closed;
+
+/// How often the client is pinged.
+const PING_EVERY: Duration = Duration::from_secs(15);
+
+/// How long a client may answer no ping.
+const SILENT_FOR: Duration = Duration::from_secs(45);
+
+/// How long a client may take to see that it is over.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long a client may take nothing; its run has ended by then.
+const STALLED_AFTER: Duration = Duration::from_secs(60);
+
+/// Signals that wait to be sent to the sandbox. That takes no time unless somebody sends nothing else.
+const SIGNALS: usize = 16;
+
+/// A WebSocket's two directions.
+pub(super) struct Conversation {
+    caller: Caller,
+    state: web::Data<State>,
+    config: Arc<Config>,
+    voice: Voice,
+    messages: AggregatedMessageStream,
+    /// When the client was heard last; `None` while nobody listens, because the program does not read.
+    heard: Rc<Cell<Option<Instant>>>,
+}
+
+/// Why a conversation ends.
+#[derive(Debug)]
+enum End {
+    /// The client is gone.
+    Gone,
+    /// The server closes, and says why.
+    Close(CloseCode, &'static str),
+}
+
+impl From<Closed> for End {
+    fn from(_: Closed) -> Self {
+        Self::Gone
+    }
+}
+
+impl Conversation {
+    pub(super) fn new(
+        caller: Caller,
+        state: web::Data<State>,
+        config: Arc<Config>,
+        session: Session,
+        messages: MessageStream,
+    ) -> Self {
+        let messages = messages
+            .max_frame_size(config.max_body)
+            .aggregate_continuations()
+            .max_continuation_size(config.max_body);
+        Self {
+            caller,
+            state,
+            config,
+            voice: Voice(session),
+            messages,
+            heard: Rc::new(Cell::new(Some(Instant::now()))),
+        }
+    }
+
+    /// Holds the conversation. Whatever ends it ends the run.
+    pub(super) async fn hold(self, request: HttpRequest) {
+        let voice = self.voice.clone();
+        let end = tokio::select! {
+            end = self.converse() => end,
+            () = closed(&request) => End::Gone,
+        };
+        if let End::Close(code, description) = end {
+            let reason = CloseReason::from((code, description));
+            // The socket stays open until the client has closed its half: a socket that is closed with
+            // something unread takes back what was written.
+            let farewell = async {
+                let _ = voice.0.close(Some(reason)).await;
+                closed(&request).await;
+            };
+            let _ = timeout(FAREWELL, farewell).await;
+        }
+    }
+
+    async fn converse(mut self) -> End {
+        let idle = self.config.message_within;
+        let order = match timeout(idle, self.listen_for_order()).await {
+            Ok(Ok(order)) => order,
+            Ok(Err(end)) => return end,
+            Err(_) => {
+                let problem = format!("no execute message within {} ms", idle.as_millis());
+                let _ = self.voice.error(problem).await;
+                return End::Close(CloseCode::Policy, "No execute message");
+            }
+        };
+        self.run(order).await
+    }
+
+    /// Waits for a good `execute` message.
+    async fn listen_for_order(&mut self) -> Result<(Job, Option<SessionId>), End> {
+        loop {
+            let problem = match self.message(self.config.max_body).await? {
+                Ok(ClientMessage::Execute(body)) => match self.order(*body) {
+                    Ok(order) => return Ok(order),
+                    Err(problem) => problem,
+                },
+                Ok(_) => "nothing runs yet, send an execute message first".to_owned(),
+                Err(problem) => problem,
+            };
+            self.voice.error(problem).await?;
+        }
+    }
+
+    fn order(&self, body: ExecuteBody) -> Result<(Job, Option<SessionId>), String> {
+        let options = body.options.unwrap_or_default();
+        let job = jobs::job(body.request, options, &self.config);
+        let job = job.map_err(|error| error.to_string())?;
+        Ok((job, body.session_id))
+    }
+
+    async fn run(mut self, (job, session): (Job, Option<SessionId>)) -> End {
+        // One at a time: what waits, waits in the client's socket.
+        let (stdin, read_stdin) = mpsc::channel(1);
+        let (signals, read_signals) = mpsc::channel(SIGNALS);
+        let stdin = match &job.stdin {
+            Some(_) => Stdin::Given,
+            None => Stdin::Open(stdin),
+        };
+        let input = Input {
+            stdin: read_stdin,
+            signals: read_signals,
+        };
+        let tenant = self.caller.tenant.clone();
+        let service = &self.state.service;
+        let events = service.execute_stream(tenant, session, job, Some(input));
+        let (speaker, pinger) = (self.voice.clone(), self.voice.clone());
+        let heard = Rc::clone(&self.heard);
+        tokio::select! {
+            end = speak(events, speaker) => end,
+            end = self.listen(stdin, signals) => end,
+            end = ping(pinger, heard) => end,
+        }
+    }
+
+    /// Carries out what the client sends while its run goes on.
+    async fn listen(&mut self, mut stdin: Stdin, signals: mpsc::Sender<Signal>) -> End {
+        loop {
+            let carried_out = match self.message(self.config.max_message).await {
+                Ok(Ok(message)) => self.carry_out(message, &mut stdin, &signals).await,
+                Ok(Err(problem)) => Err(problem),
+                Err(end) => return end,
+            };
+            if let Err(problem) = carried_out
+                && self.voice.error(problem).await.is_err()
+            {
+                return End::Gone;
+            }
+        }
+    }
+
+    async fn carry_out(
+        &self,
+        message: ClientMessage,
+        stdin: &mut Stdin,
+        signals: &mpsc::Sender<Signal>,
+    ) -> Result<(), String> {
+        match message {
+            ClientMessage::Execute(_) => {
+                return Err("a run is under way, open another WebSocket for the next".to_owned());
+            }
+            ClientMessage::Signal { signal } => {
+                let signal = match signal {
+                    SignalName::Interrupt => Signal::Interrupt,
+                    SignalName::Terminate => Signal::Terminate,
+                };
+                // Where the run has ended, its exit is on the way.
+                if let Err(TrySendError::Full(_)) = signals.try_send(signal) {
+                    return Err(format!("{SIGNALS} signals wait already"));
+                }
+            }
+            ClientMessage::Stdin { data } => {
+                let open = stdin.open()?;
+                self.heard.set(None);
+                // As above.
+                let _ = open.send(data.into_bytes()).await;
+                self.heard.set(Some(Instant::now()));
+            }
+            ClientMessage::StdinEnd => {
+                stdin.open()?;
+                *stdin = Stdin::Ended;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message, or what is wrong with it.
+    async fn message(&mut self, limit: usize) -> Result<Result<ClientMessage, String>, End> {
+        loop {
+            let received = self.messages.recv().await;
+            self.heard.set(Some(Instant::now()));
+            match received {
+                Some(Ok(AggregatedMessage::Text(text))) if text.len() <= limit => {
+                    match parse(&text) {
+                        Ok(message) => return Ok(Ok(message)),
+                        Err(MessageError::Invalid(problem)) => return Ok(Err(problem)),
+                        Err(MessageError::NotJson(problem)) => {
+                            self.voice.error(problem).await?;
+                            return Err(End::Close(CloseCode::Unsupported, "Invalid JSON"));
+                        }
+                    }
+                }
+                Some(Ok(AggregatedMessage::Text(_)) | Err(ProtocolError::Overflow)) => {
+                    let problem = format!("message is larger than {limit} bytes");
+                    self.voice.error(problem).await?;
+                    return Err(End::Close(CloseCode::Size, "Message too large"));
+                }
+                Some(Ok(AggregatedMessage::Binary(_))) => {
+                    let problem = "message is binary, expected text".to_owned();
+                    self.voice.error(problem).await?;
+                    return Err(End::Close(CloseCode::Unsupported, "Binary message"));
+                }
+                Some(Ok(AggregatedMessage::Ping(bytes))) => self.voice.0.pong(&bytes).await?,
+                Some(Ok(AggregatedMessage::Pong(_))) => {}
+                Some(Ok(AggregatedMessage::Close(_))) => {
+                    return Err(End::Close(CloseCode::Normal, ""));
+                }
+                Some(Err(_)) => return Err(End::Close(CloseCode::Protocol, "Protocol error")),
+                None => return Err(End::Gone),
+            }
+        }
+    }
+}
+
+/// A run's standard input.
+enum Stdin {
+    Open(mpsc::Sender<Vec<u8>>),
+    /// The request had all of it.
+    Given,
+    Ended,
+}
+
+impl Stdin {
+    fn open(&self) -> Result<&mpsc::Sender<Vec<u8>>, String> {
+        match self {
+            Self::Open(sender) => Ok(sender),
+            Self::Given => Err("request.stdin was all of standard input, leave it out".to_owned()),
+            Self::Ended => Err("standard input has ended".to_owned()),
+        }
+    }
+}
+
+/// Tells the client what happens in its run.
+async fn speak(mut events: JobStream, mut voice: Voice) -> End {
+    while let Some(event) = events.next().await {
+        let failed = event.is_err();
+        let event = event.unwrap_or_else(|error| error.event());
+        if voice.say(&event).await.is_err() {
+            return End::Gone;
+        }
+        if failed {
+            return End::Close(CloseCode::Error, "Execution failed");
+        }
+    }
+    End::Close(CloseCode::Normal, "Execution complete")
+}
+
+/// Asks the client whether it is there, until it is not.
+async fn ping(mut voice: Voice, heard: Rc<Cell<Option<Instant>>>) -> End {
+    loop {
+        sleep(PING_EVERY).await;
+        let silent = heard.get().map(|heard| heard.elapsed());
+        if silent.is_some_and(|silent| silent > SILENT_FOR) {
+            return End::Gone;
+        }
+        // A client that takes nothing answers nothing.
+        if let Ok(Err(Closed)) = timeout(PING_EVERY, voice.0.ping(b"")).await {
+            return End::Gone;
+        }
+    }
+}
+
+/// What is said to the client.
+#[derive(Clone)]
+struct Voice(Session);
+
+impl Voice {
+    async fn error(&mut self, data: String) -> Result<(), Closed> {
+        let event = StreamEvent {
+            kind: EventKind::Error,
+            data,
+            phase: Phase::Code,
+        };
+        self.say(&event).await
+    }
+
+    async fn say(&mut self, event: &StreamEvent) -> Result<(), Closed> {
+        // Strings and fixed names: nothing that JSON does not know.
+        let text = serde_json::to_string(event).map_err(|_| Closed)?;
+        let saying = self.0.text(text);
+        timeout(STALLED_AFTER, saying).await.unwrap_or(Err(Closed))
+    }
+}

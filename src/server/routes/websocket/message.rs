@@ -1,0 +1,100 @@
+//! From the text of a WebSocket message to what it asks for.
+
+use isol8_api::{ClientMessage, ExecuteBody};
+use serde::Deserialize;
+
+use crate::server::body;
+
+/// A message that asks for nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum MessageError {
+    /// It is not JSON: whoever sends that does not speak this protocol.
+    NotJson(String),
+    /// It is not one of the contract's; the text names what is wrong.
+    Invalid(String),
+}
+
+/// Parses a message.
+pub(super) fn parse(text: &str) -> Result<ClientMessage, MessageError> {
+    #[derive(Deserialize)]
+    struct Tagged {
+        r#type: String,
+    }
+    let tagged: Tagged = serde_json::from_str(text).map_err(|error| {
+        if error.is_data() {
+            let known = ClientMessage::TYPES.join(", ");
+            let problem =
+                format!("message: {error}, expected an object whose type is one of {known}");
+            MessageError::Invalid(problem)
+        } else {
+            MessageError::NotJson(format!("message is not JSON: {error}"))
+        }
+    })?;
+    let kind = tagged.r#type;
+    if kind == "execute" {
+        // By itself, because an error within names the path to the member at fault.
+        let body = body::parse::<ExecuteBody>(text.as_bytes());
+        return match body {
+            Ok(body) => Ok(ClientMessage::Execute(Box::new(body.value))),
+            Err(error) => Err(MessageError::Invalid(error.to_string())),
+        };
+    }
+    if !ClientMessage::TYPES.contains(&kind.as_str()) {
+        let shown: String = kind.chars().take(40).collect();
+        let known = ClientMessage::TYPES.join(", ");
+        let problem = format!("type: unknown {shown:?}, expected one of {known}");
+        return Err(MessageError::Invalid(problem));
+    }
+    serde_json::from_str(text).map_err(|error| MessageError::Invalid(format!("{kind}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invalid(text: &str) -> String {
+        match parse(text) {
+            Err(MessageError::Invalid(problem)) => problem,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_from_what_is_not_understood() {
+        for text in ["", "{", "execute", "{\"type\": \"stdin\"", "{} x"] {
+            assert!(
+                matches!(parse(text), Err(MessageError::NotJson(_))) || text == "{} x",
+                "{text}"
+            );
+        }
+        assert!(invalid("[]").contains("execute, stdin, stdinEnd, signal"));
+        assert!(invalid("{\"type\": 7}").contains("expected a string"));
+        assert!(invalid("{\"type\": \"dance\"}").starts_with("type: unknown \"dance\""));
+    }
+
+    #[test]
+    fn a_fault_within_names_its_member() {
+        let text = "{\"type\": \"execute\", \"request\": {\"runtime\": \"cobol\"}}";
+        assert!(
+            invalid(text).starts_with("request.runtime: "),
+            "{}",
+            invalid(text)
+        );
+        assert!(invalid("{\"type\": \"stdin\"}").contains("data"));
+        let kill = "{\"type\": \"signal\", \"signal\": \"SIGKILL\"}";
+        assert!(invalid(kill).contains("SIGINT"), "{}", invalid(kill));
+    }
+
+    #[test]
+    fn every_type_that_is_named_is_understood() {
+        for rest in [
+            "execute\", \"request\": {\"runtime\": \"bash\", \"code\": \"1\"}, \"sessionId\": \"s\"}",
+            "stdin\", \"data\": \"x\"}",
+            "stdinEnd\"}",
+            "signal\", \"signal\": \"SIGTERM\"}",
+        ] {
+            let text = format!("{{\"type\": \"{rest}");
+            assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text));
+        }
+    }
+}

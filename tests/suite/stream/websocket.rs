@@ -1,0 +1,285 @@
+use std::time::{Duration, Instant};
+
+use futures::{SinkExt as _, StreamExt as _};
+use isol8_api::{EventKind, StreamEvent};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::joined;
+use crate::harness::{KEY, PATIENCE, Server, on_each_backend, python};
+
+on_each_backend!(
+    input_is_live,
+    a_session_runs_over_a_websocket,
+    a_signal_reaches_the_program,
+    input_that_nobody_reads_stops_at_its_client,
+    what_is_not_json_closes_and_what_is_unknown_does_not,
+    a_message_that_is_too_large_closes,
+    a_websocket_that_asks_for_nothing_is_closed,
+    a_websocket_needs_a_key,
+    a_websocket_that_goes_away_ends_its_run,
+);
+
+struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+impl Socket {
+    async fn open(server: &Server) -> Self {
+        Self::try_open(server, Some(KEY)).await.unwrap()
+    }
+
+    async fn try_open(server: &Server, key: Option<&str>) -> Result<Self, Error> {
+        let mut request = format!("ws://{}/execute/ws", server.address)
+            .into_client_request()
+            .unwrap();
+        if let Some(key) = key {
+            let value = format!("Bearer {key}").parse().unwrap();
+            request.headers_mut().insert("authorization", value);
+        }
+        connect_async(request).await.map(|(socket, _)| Self(socket))
+    }
+
+    async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    async fn send_text(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.unwrap();
+    }
+
+    async fn execute(&mut self, code: &str) {
+        let request = json!({"runtime": "python", "code": code});
+        self.send(json!({"type": "execute", "request": request}))
+            .await;
+    }
+
+    /// The next event, or the code and the reason of the close.
+    async fn next(&mut self) -> Result<StreamEvent, (u16, String)> {
+        loop {
+            let message = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
+            match message.expect("ended without a close").unwrap() {
+                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
+                Message::Close(Some(frame)) => {
+                    return Err((frame.code.into(), frame.reason.to_string()));
+                }
+                Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Everything up to a close after an exit.
+    async fn rest(&mut self) -> Vec<StreamEvent> {
+        let mut events = Vec::new();
+        loop {
+            match self.next().await {
+                Ok(event) => events.push(event),
+                Err(closed) => {
+                    assert_eq!(
+                        closed,
+                        (1000, "Execution complete".to_owned()),
+                        "{events:?}"
+                    );
+                    return events;
+                }
+            }
+        }
+    }
+
+    async fn refused(&mut self) -> String {
+        let said = self.next().await.unwrap();
+        assert_eq!(said.kind, EventKind::Error, "{said:?}");
+        said.data
+    }
+}
+
+const ECHO: &str = "import sys
+print('ready', flush=True)
+for line in sys.stdin: print(line.strip().upper(), flush=True)
+print('end')";
+
+async fn echo(socket: &mut Socket) {
+    assert_eq!(socket.next().await.unwrap().data, "ready\n");
+    for (given, shown) in [("one\n", "ONE\n"), ("zwei é\n", "ZWEI É\n")] {
+        socket.send(json!({"type": "stdin", "data": given})).await;
+        assert_eq!(socket.next().await.unwrap().data, shown);
+    }
+    socket.send(json!({"type": "stdinEnd"})).await;
+    let (stdout, stderr, exit) = joined(&socket.rest().await);
+    assert_eq!(
+        (stdout.as_str(), stderr.as_str(), exit.as_str()),
+        ("end\n", "", "0")
+    );
+}
+
+async fn input_is_live(server: Server) {
+    let mut socket = Socket::open(&server).await;
+    socket.execute(ECHO).await;
+    echo(&mut socket).await;
+    server.stop();
+}
+
+async fn a_session_runs_over_a_websocket(server: Server) {
+    for code in [ECHO, ECHO] {
+        let mut socket = Socket::open(&server).await;
+        let request = json!({"runtime": "python", "code": code});
+        let execute = json!({"type": "execute", "request": request, "sessionId": "s"});
+        socket.send(execute).await;
+        echo(&mut socket).await;
+    }
+    let result = server
+        .session("s")
+        .execute(python("print(line.strip())"))
+        .await;
+    assert_eq!(result.unwrap().stdout, "zwei é");
+    server.stop();
+}
+
+async fn a_signal_reaches_the_program(server: Server) {
+    let code = "import time
+try:
+    print('ready', flush=True); time.sleep(30)
+except KeyboardInterrupt:
+    print('interrupted'); exit(7)";
+    let mut socket = Socket::open(&server).await;
+    socket.execute(code).await;
+    assert_eq!(socket.next().await.unwrap().data, "ready\n");
+    socket
+        .send(json!({"type": "signal", "signal": "SIGINT"}))
+        .await;
+    let (stdout, _, exit) = joined(&socket.rest().await);
+    assert_eq!((stdout.as_str(), exit.as_str()), ("interrupted\n", "7"));
+
+    let mut socket = Socket::open(&server).await;
+    socket
+        .execute("import time; print('ready', flush=True); time.sleep(30)")
+        .await;
+    assert_eq!(socket.next().await.unwrap().data, "ready\n");
+    socket
+        .send(json!({"type": "signal", "signal": "SIGTERM"}))
+        .await;
+    assert_eq!(joined(&socket.rest().await).2, "143");
+    server.stop();
+}
+
+async fn input_that_nobody_reads_stops_at_its_client(server: Server) {
+    let mut socket = Socket::open(&server).await;
+    socket
+        .execute("import time, sys; print('ready', flush=True); time.sleep(3)\nprint(len(sys.stdin.read(10_000_000)))")
+        .await;
+    assert_eq!(socket.next().await.unwrap().data, "ready\n");
+    let piece = json!({"type": "stdin", "data": "x".repeat(500_000)}).to_string();
+    let mut sent = 0;
+    let sending = async {
+        for _ in 0..100 {
+            socket.0.send(Message::text(piece.clone())).await.unwrap();
+            sent += 1;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(2), sending)
+            .await
+            .is_err()
+    );
+    assert!(sent < 60, "{sent} messages of 500 kB were taken");
+    drop(socket);
+    server.stop();
+}
+
+async fn what_is_not_json_closes_and_what_is_unknown_does_not(server: Server) {
+    let mut socket = Socket::open(&server).await;
+    socket.send(json!({"type": "dance"})).await;
+    let text = socket.refused().await;
+    assert!(
+        text.contains("\"dance\"") && text.contains("execute"),
+        "{text}"
+    );
+    socket.send(json!({"type": "stdin", "data": "early"})).await;
+    assert!(socket.refused().await.contains("execute"));
+    let nothing = json!({"runtime": "python"});
+    socket
+        .send(json!({"type": "execute", "request": nothing}))
+        .await;
+    assert!(socket.refused().await.contains("exactly one"));
+    socket.execute("print(input())").await;
+    socket.send(json!({"type": "dance"})).await;
+    assert!(socket.refused().await.contains("\"dance\""));
+    socket
+        .send(json!({"type": "stdin", "data": "late\n"}))
+        .await;
+    assert_eq!(joined(&socket.rest().await).0, "late\n");
+
+    let mut socket = Socket::open(&server).await;
+    socket.execute("input()").await;
+    socket.send_text("{\"type\": \"stdin\", ").await;
+    assert!(socket.refused().await.contains("not JSON"));
+    assert_eq!(socket.next().await.unwrap_err().0, 1003);
+    server.stop();
+}
+
+async fn a_message_that_is_too_large_closes(server: Server) {
+    let mut socket = Socket::open(&server).await;
+    // The first may be as large as a request.
+    let code = format!("# {}\nprint(len(input()))", "x".repeat(2_000_000));
+    socket.execute(&code).await;
+    let large = "x".repeat(2_000_000);
+    socket.send(json!({"type": "stdin", "data": large})).await;
+    let text = socket.refused().await;
+    assert_eq!(text, "message is larger than 1048576 bytes");
+    assert_eq!(socket.next().await.unwrap_err().0, 1009);
+    server.stop();
+}
+
+async fn a_websocket_that_asks_for_nothing_is_closed(started: Server) {
+    let kind = started.kind;
+    started.stop();
+    let server = Server::configured(kind, "[server]\nwebSocketIdleMs = 300");
+    let mut socket = Socket::open(&server).await;
+    let text = socket.refused().await;
+    assert_eq!(text, "no execute message within 300 ms");
+    assert_eq!(socket.next().await.unwrap_err().0, 1008);
+    server.stop();
+}
+
+async fn a_websocket_needs_a_key(server: Server) {
+    for (key, expected) in [(None, 401), (Some("wrong"), 403)] {
+        match Socket::try_open(&server, key).await {
+            Err(Error::Http(response)) => assert_eq!(response.status(), expected),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("opened with {key:?}"),
+        }
+    }
+    let url = format!("http://{}/execute/ws", server.address);
+    drop(server.client());
+    let plain = reqwest::Client::new().get(url).bearer_auth(KEY).send();
+    assert_eq!(plain.await.unwrap().status(), 400);
+    server.stop();
+}
+
+async fn a_websocket_that_goes_away_ends_its_run(server: Server) {
+    for (session, rest) in [
+        ("silent", "time.sleep(25)"),
+        ("loud", "while True: print('y' * 1000)"),
+    ] {
+        let code = format!("import time; print('begun', flush=True)\n{rest}");
+        let mut socket = Socket::open(&server).await;
+        let request = json!({"runtime": "python", "code": code});
+        let options = json!({"maxOutputSize": 64 << 20});
+        socket
+            .send(json!({"type": "execute", "request": request, "options": options, "sessionId": session}))
+            .await;
+        assert_eq!(socket.next().await.unwrap().kind, EventKind::Stdout);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        drop(socket);
+        let asked = Instant::now();
+        server.session(session).execute(python("1")).await.unwrap();
+        assert!(
+            asked.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            asked.elapsed()
+        );
+    }
+    server.stop();
+}
