@@ -7,6 +7,8 @@ pub mod body;
 pub mod connection;
 pub mod error;
 pub mod routes;
+pub mod transfer;
+pub mod url;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +66,9 @@ impl State {
 pub fn configure(app: &mut web::ServiceConfig) {
     app.service(routes::health::health())
         .service(routes::execute::execute())
+        .service(routes::files::file())
+        .service(routes::files::list())
+        .service(routes::files::raw())
         .service(routes::sessions::list())
         .service(routes::sessions::delete())
         .default_service(web::to(error::no_such_route));

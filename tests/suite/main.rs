@@ -10,6 +10,7 @@ mod cli;
 mod compare;
 mod errors;
 mod execute;
+mod files;
 mod harness;
 mod isolation;
 mod lifecycle;
