@@ -10,6 +10,8 @@ pub mod idempotency;
 pub mod misspelling;
 pub mod routes;
 pub mod trace;
+pub mod transfer;
+pub mod url;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +78,9 @@ pub fn configure(app: &mut web::ServiceConfig) {
         .service(routes::service::cleanup())
         .service(routes::stream::stream())
         .service(routes::websocket::websocket())
+        .service(routes::files::file())
+        .service(routes::files::list())
+        .service(routes::files::raw())
         .service(routes::sessions::list())
         .service(routes::sessions::delete())
         .default_service(web::to(error::no_such_route));

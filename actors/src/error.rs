@@ -52,6 +52,20 @@ pub enum ExecuteError {
         /// The session.
         session: SessionId,
     },
+    /// There is no session of that id.
+    #[error("Session not found")]
+    SessionNotFound,
+    /// The session's sandbox has no such file; the text names it.
+    #[error("{0}")]
+    FileNotFound(String),
+    /// As many files of the session are under way as may be.
+    #[error("session {session} has {limit} file transfers under way, retry when some have ended")]
+    TooManyTransfers {
+        /// The session.
+        session: SessionId,
+        /// Largest number of transfers at once.
+        limit: usize,
+    },
     /// The session has as many jobs waiting as it may.
     #[error("session {session} has {limit} requests waiting, retry when some have ended")]
     QueueFull {
@@ -111,9 +125,12 @@ impl ExecuteError {
             Self::SetupFailed { .. } => ErrorCode::SetupFailed,
             Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
             Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
+            Self::SessionNotFound => ErrorCode::SessionNotFound,
+            Self::FileNotFound(_) => ErrorCode::FileNotFound,
             Self::QueueFull { .. }
-            | Self::TenantOverloaded { .. }
-            | Self::TooManySessionsOfTenant { .. } => ErrorCode::TooManyRequests,
+            | Self::TooManyTransfers { .. }
+            | Self::TooManySessionsOfTenant { .. }
+            | Self::TenantOverloaded { .. } => ErrorCode::TooManyRequests,
             Self::TooManySessions { .. }
             | Self::Overloaded { .. }
             | Self::ShuttingDown
@@ -130,7 +147,7 @@ impl ExecuteError {
             Self::Overloaded { retry_after } | Self::TenantOverloaded { retry_after } => {
                 Some(*retry_after)
             }
-            Self::QueueFull { .. } => Some(Duration::from_secs(1)),
+            Self::QueueFull { .. } | Self::TooManyTransfers { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

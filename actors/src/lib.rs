@@ -12,6 +12,7 @@
 
 pub mod admission;
 pub mod error;
+pub mod files;
 pub mod job;
 pub mod pool;
 pub mod pruner;

@@ -1,5 +1,7 @@
 //! Which sessions there are.
 
+mod open;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +23,7 @@ use crate::pool::{Held, Pool};
 use crate::run::{Live, Memory};
 use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
 use crate::supervisor::{ATTEMPTS, Life, Supervised};
+pub(crate) use open::Open;
 
 /// Losses that nobody was told of yet, at most; the oldest is forgotten.
 const MAX_LOSSES: usize = 10_000;

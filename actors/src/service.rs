@@ -1,5 +1,7 @@
 //! What the server and the command line hold: all actors behind one handle.
 
+mod files;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -5,6 +5,7 @@
 //! sandbox. Then it tells the registry, and answers what is still on its way.
 
 mod message;
+mod open;
 mod turn;
 
 use std::collections::VecDeque;
@@ -25,7 +26,7 @@ use crate::run::{Memory, Waits};
 use crate::supervisor::{Life, Supervised};
 use crate::watch::{DeathWatch, destroy};
 use message::{Acquired, Died, TurnEnded};
-pub(crate) use message::{Delete, Leave, LookAfter, Run, Setting, Status};
+pub(crate) use message::{Delete, Leave, LookAfter, Open, Run, Setting, Status, Used};
 pub use message::{Observe, Phase, SessionKey, SessionState};
 use turn::Turn;
 
@@ -459,6 +460,7 @@ impl Handler<LookAfter> for Session {
         }
         let idle = home.used.elapsed();
         let is_idle = matches!(self.own.state, State::Idle(_)) && self.own.queue.is_empty();
+        let is_idle = is_idle && !self.setting.status.has_transfers();
         if is_idle && max_idle.is_some_and(|max_idle| idle >= max_idle) {
             log::info!(session:% = self.setting.key.id, idle_s = idle.as_secs(); "session pruned");
             self.end(Ending::Pruned(idle), ctx);

@@ -55,7 +55,9 @@ fn status(code: ErrorCode) -> StatusCode {
         | ErrorCode::SetupFailed => StatusCode::BAD_REQUEST,
         ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
         ErrorCode::Forbidden | ErrorCode::PolicyDenied => StatusCode::FORBIDDEN,
-        ErrorCode::NotFound | ErrorCode::SessionNotFound => StatusCode::NOT_FOUND,
+        ErrorCode::NotFound | ErrorCode::SessionNotFound | ErrorCode::FileNotFound => {
+            StatusCode::NOT_FOUND
+        }
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         ErrorCode::RuntimeMismatch => StatusCode::CONFLICT,

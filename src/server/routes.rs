@@ -1,6 +1,7 @@
 //! One file per resource.
 
 pub mod execute;
+pub mod files;
 pub mod health;
 pub mod service;
 pub mod sessions;

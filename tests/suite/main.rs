@@ -11,6 +11,7 @@ mod compare;
 mod contract;
 mod errors;
 mod execute;
+mod files;
 mod harness;
 mod isolation;
 mod lifecycle;

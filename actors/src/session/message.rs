@@ -8,12 +8,13 @@ use actix::prelude::*;
 use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
 use isol8_backend::{Claim, SandboxId, SandboxSpec};
 use serde::Serialize;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::error::ExecuteError;
+use crate::files::{Access, MAX_TRANSFERS};
 use crate::job::Job;
 use crate::pool::{Held, Lease, Pool, PoolError};
 use crate::registry::Registry;
@@ -36,6 +37,8 @@ pub(crate) struct Status {
     pub(crate) created_at: u64,
     pub(crate) last_accessed_at: AtomicU64,
     pub(crate) is_active: AtomicBool,
+    /// File transfers that may still begin.
+    pub(crate) transfers: Arc<Semaphore>,
     /// Set once there is a sandbox.
     pub(crate) container: OnceLock<String>,
     /// Set once it is over; why, where it was lost and nobody was told.
@@ -62,6 +65,7 @@ impl Status {
             created_at: now,
             last_accessed_at: AtomicU64::new(now),
             is_active: AtomicBool::new(false),
+            transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
             container: OnceLock::new(),
             ended: OnceLock::new(),
         }
@@ -69,6 +73,14 @@ impl Status {
 
     pub(super) fn set_active(&self, active: bool) {
         self.is_active.store(active, Ordering::Relaxed);
+        self.note_use();
+    }
+
+    pub(crate) fn has_transfers(&self) -> bool {
+        self.transfers.available_permits() < MAX_TRANSFERS
+    }
+
+    pub(crate) fn note_use(&self) {
         let now = milliseconds_since_1970();
         self.last_accessed_at.store(now, Ordering::Relaxed);
     }
@@ -98,6 +110,17 @@ pub(crate) struct Delete;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Leave;
+
+/// Asks for the right to one file transfer. Legal in every state; where there is no sandbox, there is
+/// no session yet.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Access, ExecuteError>")]
+pub(crate) struct Open;
+
+/// A file transfer has ended.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Used;
 
 /// Writes down when it was used last. Ends it where it has been idle for this long, and nobody waits.
 #[derive(Clone, Copy, Debug, Message)]

@@ -35,6 +35,8 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// No session of that id.
     SessionNotFound,
+    /// No file or directory of that path in the session's sandbox.
+    FileNotFound,
     /// The request's body did not arrive in time.
     RequestTimeout,
     /// The session is bound to another runtime.
@@ -43,7 +45,7 @@ pub enum ErrorCode {
     SessionLost,
     /// The request's body is too large.
     PayloadTooLarge,
-    /// The session's queue is full.
+    /// The session has as many requests waiting, or files under way, as it may.
     TooManyRequests,
     /// The server is at its limit, or going down.
     Unavailable,

@@ -1,13 +1,14 @@
 //! The HTTP contract as types: what clients send, what the server answers.
 //!
 //! Two kinds of types live here. The *wire* types mirror the JSON, field for field, and accept
-//! what older clients send ([`request`], [`result`], [`stream`], [`service`], [`error`]). The *value* types
+//! what older clients send ([`request`], [`result`], [`stream`], [`file`], [`service`], [`error`]). The *value* types
 //! ([`value`]) hold a checked string or number; what takes one never checks it again.
 //!
 //! This crate does no I/O, and knows neither the server nor any backend: client programs depend
 //! on it alone.
 
 pub mod error;
+pub mod file;
 pub mod request;
 pub mod result;
 pub mod service;
@@ -15,6 +16,7 @@ pub mod stream;
 pub mod value;
 
 pub use error::{ErrorBody, ErrorCode};
+pub use file::{DirectoryEntry, DirectoryListing, EntryType};
 pub use request::{ExecuteBody, ExecutionRequest, FileContent, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{Deleted, Health, SessionInfo, SessionList};

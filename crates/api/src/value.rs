@@ -311,6 +311,9 @@ impl SandboxPath {
     /// Largest number of bytes: Linux' `PATH_MAX` without its final NUL.
     pub const MAX_LENGTH: usize = 4095;
 
+    /// Largest number of bytes of one name in it: Linux' `NAME_MAX`.
+    pub const MAX_NAME: usize = 255;
+
     const ROOTS: [&'static str; 2] = ["/sandbox", "/tmp"];
 
     /// The path as text.
@@ -338,6 +341,31 @@ impl SandboxPath {
         }
     }
 
+    /// A directory to be listed: `/sandbox`, `/tmp`, or within one of them.
+    ///
+    /// # Errors
+    /// [`InvalidValue`] where it is elsewhere.
+    pub fn directory(text: &str) -> Result<Self, InvalidValue> {
+        Some(text)
+            .filter(|text| text.starts_with('/'))
+            .and_then(Self::normalize)
+            .filter(|path| Self::ROOTS.contains(&path.as_str()) || Self::is_inside(path))
+            .map(Self)
+            .ok_or_else(|| {
+                InvalidValue::new(
+                    text,
+                    "/sandbox, /tmp or an absolute path inside /sandbox or /tmp, of at most 4095 bytes and 255 in each name",
+                )
+            })
+    }
+
+    fn is_inside(path: &str) -> bool {
+        Self::ROOTS.iter().any(|root| {
+            path.strip_prefix(root)
+                .is_some_and(|rest| rest.starts_with('/'))
+        })
+    }
+
     /// Resolves `.`, `..` and repeated slashes without looking at any file system; `None` where
     /// that climbs above `/` or the text cannot be a path.
     fn normalize(text: &str) -> Option<String> {
@@ -351,6 +379,7 @@ impl SandboxPath {
                 ".." => {
                     parts.pop()?;
                 }
+                name if name.len() > Self::MAX_NAME => return None,
                 name => parts.push(name),
             }
         }
@@ -368,18 +397,17 @@ impl FromStr for SandboxPath {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let inside = |path: &String| {
-            Self::ROOTS.iter().any(|root| {
-                path.strip_prefix(root)
-                    .is_some_and(|rest| rest.starts_with('/'))
-            })
-        };
         Some(text)
             .filter(|text| text.starts_with('/'))
             .and_then(Self::normalize)
-            .filter(inside)
+            .filter(|path| Self::is_inside(path))
             .map(Self)
-            .ok_or_else(|| InvalidValue::new(text, "an absolute path inside /sandbox or /tmp"))
+            .ok_or_else(|| {
+                InvalidValue::new(
+                    text,
+                    "an absolute path inside /sandbox or /tmp, of at most 4095 bytes and 255 in each name",
+                )
+            })
     }
 }
 
@@ -446,6 +474,25 @@ mod tests {
             "",
         ] {
             assert!(path(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_bounded_as_a_whole_and_in_each_name() {
+        let fits = format!("/sandbox/{}", "n".repeat(255));
+        assert!(fits.parse::<SandboxPath>().is_ok());
+        assert!(format!("{fits}n").parse::<SandboxPath>().is_err());
+        let long = format!("/sandbox{}", "/a".repeat(2048));
+        assert!(long.parse::<SandboxPath>().is_err());
+    }
+
+    #[test]
+    fn a_directory_may_be_a_place_itself() {
+        let directory = |text: &str| SandboxPath::directory(text).map(|p| p.0);
+        assert_eq!(directory("/sandbox/").unwrap(), "/sandbox");
+        assert_eq!(directory("/tmp/a/..").unwrap(), "/tmp");
+        for bad in ["/", "", "sandbox", "/sandbox/..", "/etc", "/sandbox/../etc"] {
+            assert!(directory(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -7,6 +7,7 @@
 //! more output than its credit, a wrong version) loses its connection, which ends the sandbox.
 
 mod connection;
+mod file;
 mod run;
 mod transfer;
 
@@ -14,10 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use isol8_protocol::{Failure, FailureKind, KernelKind, KernelSettings, RunSpec};
+use isol8_protocol::{Entry, Failure, FailureKind, KernelKind, KernelSettings, RunSpec};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
+pub use file::{FileReader, FileWriter};
 pub use run::{Run, RunEvent, RunInput};
 
 /// How long a guest may take for its half of the handshake. It does nothing else at that time.
@@ -187,6 +189,30 @@ impl Control {
         transfer::read_file(&self.connection, path, limit).await
     }
 
+    /// Begins to write a file as the sandbox user. That it is refused shows with its content.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn open_writer(&self, path: &str, mode: u32) -> Result<FileWriter, ControlError> {
+        FileWriter::open(&self.connection, path, mode)
+    }
+
+    /// Begins to read a file as the sandbox user. That there is none shows with its first piece.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn open_reader(&self, path: &str) -> Result<FileReader, ControlError> {
+        FileReader::open(&self.connection, path)
+    }
+
+    /// At most `limit` entries of a directory, as the sandbox user sees it, in no particular order.
+    ///
+    /// # Errors
+    /// [`ControlError::Failed`] where there is none or it is refused.
+    pub async fn list(&self, path: &str, limit: u32) -> Result<Vec<Entry>, ControlError> {
+        file::list(&self.connection, path, limit).await
+    }
+
     /// Makes the sandbox as new: every process but the guest ended, every writable place empty.
     ///
     /// # Errors
@@ -202,8 +228,8 @@ impl Control {
         Ok(())
     }
 
-    /// Whether a connection to this guest before this one was lost in the middle of a run or a
-    /// transfer: nobody knows what state that left.
+    /// Whether a connection to this guest before this one was lost in the middle of a run:
+    /// nobody knows what state that left.
     #[must_use]
     pub fn was_interrupted(&self) -> bool {
         self.connection.was_interrupted

@@ -20,9 +20,9 @@ pub mod sandbox;
 pub mod spec;
 
 pub use claim::{Claim, Claims};
-pub use control::{Control, ControlError, Run, RunEvent, RunInput};
+pub use control::{Control, ControlError, FileReader, FileWriter, Run, RunEvent, RunInput};
 pub use error::BackendError;
 pub use instance::Instance;
-pub use isol8_protocol::KernelSettings;
+pub use isol8_protocol::{Entry, EntryKind, KernelSettings};
 pub use sandbox::{Adopted, Backend, RuntimeStatus, Sandbox, SandboxUsage};
 pub use spec::{Kernels, Limits, SandboxId, SandboxSpec, kernel_of};

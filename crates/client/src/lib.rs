@@ -17,11 +17,13 @@
 
 use std::time::Duration;
 
+use isol8_api::file::Written;
 use isol8_api::{Deleted, ErrorBody, SessionList};
 pub use isol8_api::{
-    ErrorCode, ExecuteBody, ExecutionRequest, ExecutionResult, Health, Options, Runtime, SessionId,
-    SessionInfo,
+    DirectoryEntry, DirectoryListing, EntryType, ErrorCode, ExecuteBody, ExecutionRequest,
+    ExecutionResult, Health, Options, Runtime, SessionId, SessionInfo,
 };
+pub use reqwest::Body;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
@@ -39,6 +41,9 @@ pub enum ClientError {
         /// Why not.
         reason: String,
     },
+    /// Only sessions have files that can be reached.
+    #[error("files are a session's, choose one by with_session")]
+    NoSession,
     /// The server could not be reached, or its answer did not arrive.
     #[error("server cannot be reached: {0}")]
     Transport(#[from] reqwest::Error),
@@ -185,13 +190,63 @@ impl RemoteIsol8 {
         }
     }
 
-    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+    /// Writes a file of the session, parents created; what had its name is replaced once all of it is
+    /// there. The path is absolute, within `/sandbox` or `/tmp`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn put_file(&self, path: &str, content: impl Into<Body>) -> Result<(), ClientError> {
+        let request = self.file_request(Method::PUT, path)?;
+        let _: Written = receive(request.body(content)).await?;
+        Ok(())
+    }
+
+    /// Reads a file of the session.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get_file(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let response = self.file_request(Method::GET, path)?.send().await?;
+        let status = response.status();
+        let body = response.bytes().await?;
+        if status.is_success() {
+            return Ok(body.into());
+        }
+        Err(refusal(status, &body))
+    }
+
+    /// Lists a directory of the session.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn list_files(&self, path: &str) -> Result<DirectoryListing, ClientError> {
+        let session = self.session.as_ref().ok_or(ClientError::NoSession)?;
+        let mut url = self.url(&["session", session.as_str(), "files"]);
+        url.query_pairs_mut().append_pair("path", path);
+        let request = self.http.request(Method::GET, url);
+        receive(request.bearer_auth(&self.key)).await
+    }
+
+    fn file_request(&self, method: Method, path: &str) -> Result<RequestBuilder, ClientError> {
+        let session = self.session.as_ref().ok_or(ClientError::NoSession)?;
+        let mut parts = vec!["session", session.as_str(), "files"];
+        parts.extend(path.trim_start_matches('/').split('/'));
+        Ok(self.request(method, &parts))
+    }
+
+    fn url(&self, path: &[&str]) -> Url {
         let mut url = self.base.clone();
         // Every http URL can have a path; the parts are escaped.
         if let Ok(mut parts) = url.path_segments_mut() {
             parts.pop_if_empty().extend(path);
         }
-        self.http.request(method, url).bearer_auth(&self.key)
+        url
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        self.http
+            .request(method, self.url(path))
+            .bearer_auth(&self.key)
     }
 }
 

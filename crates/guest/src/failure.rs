@@ -46,6 +46,9 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
 /// A file operation that was tried with the rights of user code did not succeed.
 pub(crate) fn file_failure(path: &str, error: impl Into<io::Error>) -> Failure {
     let error = error.into();
+    if is_exhausted(&error) {
+        return failure(FailureKind::Exhausted, format!("{path}: {error}"));
+    }
     let (kind, reason) = match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => (FailureKind::NotFound, "does not exist".to_owned()),
         Some(libc::ENOSPC | libc::EDQUOT) => (

@@ -31,7 +31,42 @@ pub(crate) fn unguessable_name() -> String {
     format!(".isol8-{number:016x}")
 }
 
-/// A path within one of [`PLACES`].
+/// One of [`PLACES`], or a path within one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) place: &'static str,
+    names: Vec<OsString>,
+}
+
+impl Place {
+    pub(crate) fn parse(path: &str) -> Result<Self, Failure> {
+        let place = PLACES
+            .into_iter()
+            .find(|place| Path::new(path).starts_with(place))
+            .ok_or_else(|| refused(path, "is not inside /sandbox or /tmp"))?;
+        let rest = Path::new(path).strip_prefix(place);
+        let rest = rest.map_err(|_| refused(path, "is not inside /sandbox or /tmp"))?;
+        if path.contains('\0') {
+            return Err(refused(path, "contains a NUL character"));
+        }
+        let mut names = Vec::new();
+        for component in rest.components() {
+            match component {
+                Component::Normal(name) => names.push(name.to_owned()),
+                Component::CurDir => {}
+                _ => return Err(refused(path, "contains ..")),
+            }
+        }
+        Ok(Self { place, names })
+    }
+
+    /// Seen from the place itself.
+    pub(crate) fn relative(&self) -> PathBuf {
+        Path::new(".").join(self.names.iter().collect::<PathBuf>())
+    }
+}
+
+/// A path within one of [`PLACES`] that names a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Within {
     place: &'static str,
@@ -40,42 +75,29 @@ struct Within {
 }
 
 fn parse(path: &str) -> Result<Within, Failure> {
-    let refused = |reason: &str| failure(FailureKind::Refused, format!("path {path} {reason}"));
-    let place = PLACES
-        .into_iter()
-        .find(|place| Path::new(path).starts_with(place))
-        .ok_or_else(|| refused("is not inside /sandbox or /tmp"))?;
-    let rest = Path::new(path).strip_prefix(place);
-    let rest = rest.map_err(|_| refused("is not inside /sandbox or /tmp"))?;
-    if path.contains('\0') || path.ends_with('/') {
-        return Err(refused("does not name a file"));
+    let Place { place, mut names } = Place::parse(path)?;
+    match names.pop() {
+        Some(name) if !path.ends_with('/') => Ok(Within {
+            place,
+            parents: names,
+            name,
+        }),
+        _ => Err(refused(path, "does not name a file")),
     }
-    let mut parents = Vec::new();
-    for component in rest.components() {
-        match component {
-            Component::Normal(name) => parents.push(name.to_owned()),
-            Component::CurDir => {}
-            _ => return Err(refused("contains ..")),
-        }
-    }
-    let name = parents
-        .pop()
-        .ok_or_else(|| refused("does not name a file"))?;
-    Ok(Within {
-        place,
-        parents,
-        name,
-    })
 }
 
-fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+fn refused(path: &str, reason: &str) -> Failure {
+    failure(FailureKind::Refused, format!("path {path} {reason}"))
+}
+
+pub(crate) fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how)
 }
 
-fn open_place(place: &str) -> nix::Result<OwnedFd> {
+pub(crate) fn open_place(place: &str) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(place, flags, Mode::empty())
 }

@@ -31,6 +31,7 @@ mod failure;
 mod files;
 mod guest;
 mod kernel;
+mod listing;
 mod lockdown;
 mod peer;
 mod process;

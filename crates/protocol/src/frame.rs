@@ -20,6 +20,9 @@ pub const CHUNK_SIZE: usize = 64 * 1024;
 /// `Credit` frame. It bounds what one stream can hold in the memory of either side.
 pub const WINDOW: u32 = 256 * 1024;
 
+/// Largest encoded [`Entry`], in bytes: a name has at most 255.
+pub const MAX_ENTRY: usize = 512;
+
 /// User id that user code runs under inside every sandbox. Above Debian's range for people
 /// (1000 to 59999) and for services, so that no account of the host is likely to have it:
 /// <https://www.debian.org/doc/debian-policy/ch-opersys.html#uid-and-gid-classes>.
@@ -114,6 +117,46 @@ pub enum HostFrame {
         /// Stream of the answer.
         id: StreamId,
     },
+    /// List a directory as the sandbox user. Answered by `Data` frames, whose content is one
+    /// [`Entry`] after the other, each encoded as a frame of at most [`MAX_ENTRY`] bytes, and `Done`;
+    /// or `Failed`.
+    ListDirectory {
+        /// The transfer's stream.
+        id: StreamId,
+        /// `/sandbox`, `/tmp`, or absolute and within one of them.
+        path: String,
+        /// Entries at most, in no particular order.
+        limit: u32,
+    },
+}
+
+/// What a directory holds under one name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The name, which need not be UTF-8.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// What it is; a link is not followed.
+    pub kind: EntryKind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits, set-id and sticky bits included.
+    pub mode: u32,
+    /// When its content changed last, in milliseconds since 1970.
+    pub modified_ms: i64,
+}
+
+/// Kinds of directory entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
+    /// A pipe, a socket or a device.
+    Other,
 }
 
 /// From the guest to the host. Every one of these is hostile input.
@@ -123,8 +166,9 @@ pub enum GuestFrame {
     Hello {
         /// [`VERSION`] of the sender.
         version: u16,
-        /// A connection before this one was lost in the middle of a run or a transfer, which was
-        /// ended: nobody knows what it did.
+        /// A connection before this one was lost in the middle of a run, which was ended: nobody
+        /// knows what it did. A file transfer does not count: one that was not complete did
+        /// nothing to any file.
         interrupted: bool,
     },
     /// What a run wrote.

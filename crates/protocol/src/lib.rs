@@ -16,7 +16,7 @@ pub mod frame;
 
 pub use codec::{DecodeError, Decoder, EncodeError, encode};
 pub use frame::{
-    CHUNK_SIZE, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    KernelSettings, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, SANDBOX_GID,
-    SANDBOX_UID, Signal, Stdin, StreamId, VERSION, WINDOW, ZYGOTE_UID,
+    CHUNK_SIZE, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame,
+    KernelKind, KernelSettings, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program,
+    RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin, StreamId, VERSION, WINDOW, ZYGOTE_UID,
 };

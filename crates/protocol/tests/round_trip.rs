@@ -102,6 +102,8 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         }),
         (id(), any::<String>()).prop_map(|(id, path)| HostFrame::ReadFile { id, path }),
         id().prop_map(|id| HostFrame::Reset { id }),
+        (id(), any::<String>(), any::<u32>())
+            .prop_map(|(id, path, limit)| HostFrame::ListDirectory { id, path, limit }),
     ]
 }
 

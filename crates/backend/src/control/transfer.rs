@@ -1,4 +1,6 @@
-//! Files in and out, resets, and interpreters to be kept.
+//! Whole files in and out, resets, and interpreters to be kept.
+
+use std::sync::Arc;
 
 use isol8_protocol::{GuestFrame, HostFrame, KernelKind, KernelSettings, Signal, StreamId};
 
@@ -6,20 +8,21 @@ use super::ControlError;
 use super::connection::{Connection, Stream};
 
 /// A stream that ends when its user goes away.
-struct Transfer<'a> {
-    connection: &'a Connection,
+#[derive(Debug)]
+pub(super) struct Transfer {
+    connection: Arc<Connection>,
     stream: Stream,
     ended: bool,
 }
 
-impl<'a> Transfer<'a> {
-    fn open(
-        connection: &'a Connection,
+impl Transfer {
+    pub(super) fn open(
+        connection: &Arc<Connection>,
         request: impl FnOnce(StreamId) -> HostFrame,
     ) -> Result<Self, ControlError> {
         let stream = connection.stream()?;
         let transfer = Self {
-            connection,
+            connection: Arc::clone(connection),
             stream,
             ended: false,
         };
@@ -28,7 +31,7 @@ impl<'a> Transfer<'a> {
     }
 
     /// The next piece of content, or `None` at the end.
-    async fn next(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
         loop {
             let last = match self.stream.frames.recv().await {
                 Some(GuestFrame::Data { bytes, .. }) => {
@@ -45,14 +48,26 @@ impl<'a> Transfer<'a> {
         }
     }
 
+    /// Sends content, each piece as soon as there is credit for it.
+    pub(super) async fn send(&self, bytes: &[u8]) -> Result<(), ControlError> {
+        let Stream { id, credit, .. } = &self.stream;
+        self.connection.send_data(*id, credit, bytes).await
+    }
+
+    /// Ends the content.
+    pub(super) fn end(&self) -> Result<(), ControlError> {
+        let id = self.stream.id;
+        self.connection.send(&HostFrame::End { id })
+    }
+
     /// Waits for the answer, where that is all there is.
-    async fn finish(mut self) -> Result<(), ControlError> {
+    pub(super) async fn finish(mut self) -> Result<(), ControlError> {
         while self.next().await?.is_some() {}
         Ok(())
     }
 }
 
-impl Drop for Transfer<'_> {
+impl Drop for Transfer {
     fn drop(&mut self) {
         if !self.ended {
             let id = self.stream.id;
@@ -65,7 +80,7 @@ impl Drop for Transfer<'_> {
 }
 
 pub(super) async fn write_file(
-    connection: &Connection,
+    connection: &Arc<Connection>,
     path: &str,
     mode: u32,
     content: &[u8],
@@ -75,19 +90,16 @@ pub(super) async fn write_file(
         path: path.to_owned(),
         mode,
     })?;
-    let id = transfer.stream.id;
-    let credit = transfer.stream.credit.clone();
     // A guest that refuses answers before it has taken everything, and takes nothing more: its
     // answer closes the credit, and is what counts.
-    let sent = connection.send_data(id, &credit, content).await;
-    if sent.is_ok() {
-        connection.send(&HostFrame::End { id })?;
+    if transfer.send(content).await.is_ok() {
+        transfer.end()?;
     }
     transfer.finish().await
 }
 
 pub(super) async fn read_file(
-    connection: &Connection,
+    connection: &Arc<Connection>,
     path: &str,
     limit: usize,
 ) -> Result<Vec<u8>, ControlError> {
@@ -106,13 +118,13 @@ pub(super) async fn read_file(
     Ok(content)
 }
 
-pub(super) async fn reset(connection: &Connection) -> Result<(), ControlError> {
+pub(super) async fn reset(connection: &Arc<Connection>) -> Result<(), ControlError> {
     let transfer = Transfer::open(connection, |id| HostFrame::Reset { id })?;
     transfer.finish().await
 }
 
 pub(super) async fn prepare(
-    connection: &Connection,
+    connection: &Arc<Connection>,
     kernel: KernelKind,
     settings: KernelSettings,
 ) -> Result<(), ControlError> {

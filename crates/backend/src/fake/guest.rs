@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use isol8_protocol::{
-    CHUNK_SIZE, Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame,
-    MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal, Stdin, StreamId,
-    VERSION, WINDOW, encode,
+    CHUNK_SIZE, Decoder, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame,
+    HostFrame, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal,
+    Stdin, StreamId, VERSION, WINDOW, encode,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -122,6 +122,7 @@ impl Guest {
                 }
             }
             HostFrame::ReadFile { id, path } => self.read(id, &path),
+            HostFrame::ListDirectory { id, path, limit } => self.list(id, &path, limit),
             HostFrame::Reset { id } => self.reset(id),
         }
     }
@@ -148,6 +149,33 @@ impl Guest {
         let Some(content) = lock(&self.memory).files.get(path).cloned() else {
             return self.fail(id, FailureKind::NotFound, &format!("{path} is not there"));
         };
+        self.give(id, content);
+    }
+
+    /// Only files there are, and only those directly in the directory.
+    fn list(&mut self, id: StreamId, path: &str, limit: u32) {
+        let mut content = Vec::new();
+        let memory = lock(&self.memory);
+        let names = memory.files.iter().filter_map(|(file, bytes)| {
+            let name = file.strip_prefix(path)?.strip_prefix('/')?;
+            (!name.contains('/')).then_some((name, bytes.len()))
+        });
+        for (name, size) in names.take(limit as usize) {
+            let entry = Entry {
+                name: name.as_bytes().to_vec(),
+                kind: EntryKind::File,
+                size: size as u64,
+                mode: 0o644,
+                modified_ms: 0,
+            };
+            // Names of tests are short.
+            let _ = encode(&entry, MAX_ENTRY, &mut content);
+        }
+        drop(memory);
+        self.give(id, content);
+    }
+
+    fn give(&mut self, id: StreamId, content: Vec<u8>) {
         let out = self.out.clone();
         let credit = Arc::new(Semaphore::new(WINDOW as usize));
         let spent = Arc::clone(&credit);

@@ -358,7 +358,8 @@ impl Guest {
     pub(super) fn lose_peer(&mut self, reason: &str) {
         log(&format!("connection ended: {reason}"));
         self.peer = None;
-        self.interrupted |= !self.transfers.is_empty() || self.runs.iter().any(|run| !run.detached);
+        // A transfer that is not complete has changed no file.
+        self.interrupted |= self.runs.iter().any(|run| !run.detached);
         self.transfers.clear();
         let mut interrupted = None;
         for (position, run) in self.runs.iter_mut().enumerate() {

@@ -37,6 +37,10 @@ impl Guest {
                 self.check_new(id)?;
                 self.open_reader(id, &path);
             }
+            HostFrame::ListDirectory { id, path, limit } => {
+                self.check_new(id)?;
+                self.open_lister(id, &path, limit);
+            }
             HostFrame::Reset { id } => {
                 self.check_new(id)?;
                 self.reset(id);

@@ -60,7 +60,7 @@ pub(crate) struct Guest {
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
     unreported_loss: bool,
-    /// A connection was lost in the middle of something.
+    /// A connection was lost in the middle of a run.
     interrupted: bool,
     /// What the next quiet moment must sweep away.
     sweep_due: bool,

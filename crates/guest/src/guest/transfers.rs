@@ -4,6 +4,7 @@ use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId, WINDOW};
 
 use super::Guest;
 use crate::files::{Reader, Writer};
+use crate::listing::Lister;
 
 /// A file transfer under way.
 #[derive(Debug)]
@@ -16,7 +17,30 @@ pub(super) struct Transfer {
 enum Direction {
     In(Box<Writer>),
     /// With the bytes that the host takes now.
-    Out(Reader, u64),
+    Out(Content, u64),
+}
+
+/// What is on its way out.
+#[derive(Debug)]
+enum Content {
+    File(Reader),
+    Directory(Lister),
+}
+
+impl Content {
+    fn read(&mut self, limit: u64) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::File(reader) => reader.read(limit),
+            Self::Directory(lister) => lister.read(usize::try_from(limit).unwrap_or(CHUNK_SIZE)),
+        }
+    }
+
+    fn is_at_end(&self) -> bool {
+        match self {
+            Self::File(reader) => reader.is_at_end(),
+            Self::Directory(lister) => lister.is_at_end(),
+        }
+    }
 }
 
 /// What became of content that the host sent.
@@ -39,10 +63,20 @@ impl Guest {
     }
 
     pub(super) fn open_reader(&mut self, id: StreamId, path: &str) {
-        match Reader::open(self.launcher.privileges, path) {
-            Ok(reader) => self.transfers.push(Transfer {
+        let opened = Reader::open(self.launcher.privileges, path);
+        self.begin_reader(id, opened.map(Content::File));
+    }
+
+    pub(super) fn open_lister(&mut self, id: StreamId, path: &str, limit: u32) {
+        let opened = Lister::open(self.launcher.privileges, path, limit);
+        self.begin_reader(id, opened.map(Content::Directory));
+    }
+
+    fn begin_reader(&mut self, id: StreamId, opened: Result<Content, Failure>) {
+        match opened {
+            Ok(content) => self.transfers.push(Transfer {
                 id,
-                direction: Direction::Out(reader, WINDOW.into()),
+                direction: Direction::Out(content, WINDOW.into()),
             }),
             Err(failure) => self.tell_failed(id, failure),
         }
@@ -104,7 +138,7 @@ impl Guest {
         self.tell_failed(transfer.id, failure);
     }
 
-    /// Sends what credit and the connection allow of every file.
+    /// Sends what credit and the connection allow of every file and list.
     pub(super) fn advance_transfers(&mut self) {
         let mut position = 0;
         while position < self.transfers.len() {
@@ -122,17 +156,17 @@ impl Guest {
             let room = self.has_room();
             let transfer = &mut self.transfers[position];
             let id = transfer.id;
-            let Direction::Out(reader, credit) = &mut transfer.direction else {
+            let Direction::Out(content, credit) = &mut transfer.direction else {
                 return;
             };
-            if reader.is_at_end() {
+            if content.is_at_end() {
                 self.transfers.remove(position);
                 return self.tell(&GuestFrame::Done { id });
             }
             if *credit == 0 || !room {
                 return;
             }
-            match reader.read((*credit).min(CHUNK_SIZE as u64)) {
+            match content.read((*credit).min(CHUNK_SIZE as u64)) {
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => {
                     *credit -= bytes.len() as u64;

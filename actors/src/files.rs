@@ -1,0 +1,174 @@
+//! Files of a session's sandbox. They go over its control connection beside the jobs, and wait for
+//! none of them.
+
+use std::sync::Arc;
+
+use isol8_api::file::{DirectoryEntry, DirectoryListing, EntryType};
+use isol8_api::{SandboxPath, SessionId};
+use isol8_backend::{Control, ControlError, Entry, EntryKind, FileReader, FileWriter};
+use isol8_protocol::FailureKind;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::error::ExecuteError;
+use crate::session::{Session, Status, Used};
+use crate::supervisor::WeakSupervised;
+
+/// Transfers of one session at once, at most. Each has a window of memory on both sides.
+pub const MAX_TRANSFERS: usize = 16;
+
+/// Mode of a file that a client writes.
+const FILE_MODE: u32 = 0o644;
+
+/// One entry more than a list shows, which tells that there is more.
+const LIST_LIMIT: u32 = DirectoryListing::MAX_ENTRIES as u32 + 1;
+
+/// The right to one transfer. The session is in use as long as there is one.
+#[derive(Debug)]
+pub(crate) struct Access {
+    pub(crate) id: SessionId,
+    pub(crate) control: Control,
+    pub(crate) status: Arc<Status>,
+    pub(crate) session: WeakSupervised<Session>,
+    pub(crate) _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        self.status.note_use();
+        self.session.do_send(Used);
+    }
+}
+
+/// A transfer under way.
+#[derive(Debug)]
+pub(crate) struct Visit {
+    pub(crate) access: Access,
+    pub(crate) stop: CancellationToken,
+    /// A shutdown gives it time as it gives jobs.
+    pub(crate) _counted: TaskTrackerToken,
+}
+
+impl Visit {
+    async fn step<T>(
+        &self,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ExecuteError> {
+        let done = self.stop.run_until_cancelled(work).await;
+        done.ok_or(ExecuteError::ShuttingDown)?
+            .map_err(|error| self.error(error))
+    }
+
+    fn error(&self, error: ControlError) -> ExecuteError {
+        match error {
+            ControlError::Closed(reason) => ExecuteError::SessionLost {
+                session: self.access.id.clone(),
+                reason,
+            },
+            ControlError::TimedOut(_) => ExecuteError::BackendUnavailable(error.to_string()),
+            ControlError::TooLarge(text) => ExecuteError::Invalid(text),
+            ControlError::Failed(failure) => match failure.kind {
+                FailureKind::NotFound => ExecuteError::FileNotFound(failure.message),
+                FailureKind::NoSpace => ExecuteError::NoSpace(failure.message),
+                FailureKind::Refused | FailureKind::Exhausted => {
+                    ExecuteError::Invalid(failure.message)
+                }
+                FailureKind::Internal => ExecuteError::BackendUnavailable(failure.message),
+            },
+        }
+    }
+}
+
+/// A file on its way into a sandbox. Dropping it before [`Self::finish`] leaves what had its name
+/// before.
+#[derive(Debug)]
+pub struct Upload {
+    writer: FileWriter,
+    visit: Visit,
+}
+
+impl Upload {
+    pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
+        let opened = visit.access.control.open_writer(path.as_str(), FILE_MODE);
+        let writer = opened.map_err(|error| visit.error(error))?;
+        Ok(Self { writer, visit })
+    }
+
+    /// Adds content, as fast as the sandbox takes it.
+    ///
+    /// # Errors
+    /// Any [`ExecuteError`] of file operations: the file is given up.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ExecuteError> {
+        self.visit.step(self.writer.write(bytes)).await
+    }
+
+    /// Gives the file its name, in place of what has it.
+    ///
+    /// # Errors
+    /// Any [`ExecuteError`] of file operations.
+    pub async fn finish(self) -> Result<(), ExecuteError> {
+        self.visit.step(self.writer.finish()).await
+    }
+
+    /// Waits until the service ends its transfers.
+    pub async fn stopped(&self) {
+        self.visit.stop.cancelled().await;
+    }
+}
+
+/// A file on its way out of a sandbox. Dropping it ends the transfer.
+#[derive(Debug)]
+pub struct Download {
+    reader: FileReader,
+    visit: Visit,
+}
+
+impl Download {
+    pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
+        let opened = visit.access.control.open_reader(path.as_str());
+        let reader = opened.map_err(|error| visit.error(error))?;
+        Ok(Self { reader, visit })
+    }
+
+    /// The next piece, or `None` at the end, after which this must not be called.
+    ///
+    /// # Errors
+    /// Any [`ExecuteError`] of file operations; the first call says where there is no such file.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ExecuteError> {
+        self.visit.step(self.reader.next()).await
+    }
+
+    /// Waits until the service ends its transfers.
+    pub async fn stopped(&self) {
+        self.visit.stop.cancelled().await;
+    }
+}
+
+pub(crate) async fn list(
+    visit: Visit,
+    path: &SandboxPath,
+) -> Result<DirectoryListing, ExecuteError> {
+    let listing = visit.access.control.list(path.as_str(), LIST_LIMIT);
+    let found = visit.step(listing).await?;
+    let truncated = found.len() > DirectoryListing::MAX_ENTRIES;
+    let mut entries: Vec<DirectoryEntry> = found.into_iter().map(entry).collect();
+    entries.truncate(DirectoryListing::MAX_ENTRIES);
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(DirectoryListing { entries, truncated })
+}
+
+fn entry(found: Entry) -> DirectoryEntry {
+    DirectoryEntry {
+        name: String::from_utf8_lossy(&found.name).into_owned(),
+        kind: match found.kind {
+            EntryKind::File => EntryType::File,
+            EntryKind::Directory => EntryType::Directory,
+            EntryKind::Link => EntryType::Symlink,
+            EntryKind::Other => EntryType::Other,
+        },
+        size: found.size,
+        mode: format!("{:04o}", found.mode),
+        mtime: found.modified_ms,
+    }
+}

@@ -1,0 +1,71 @@
+//! Files of sessions that there are.
+
+use isol8_api::file::DirectoryListing;
+use isol8_api::{SandboxPath, SessionId, TenantId};
+
+use super::Service;
+use crate::error::ExecuteError;
+use crate::files::{self, Download, Upload, Visit};
+use crate::registry;
+use crate::session::SessionKey;
+
+impl Service {
+    /// Begins to write a file in a session's sandbox, beside whatever runs there.
+    ///
+    /// # Errors
+    /// [`ExecuteError::SessionNotFound`], [`ExecuteError::SessionLost`],
+    /// [`ExecuteError::TooManyTransfers`], [`ExecuteError::ShuttingDown`].
+    pub async fn upload(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        path: &SandboxPath,
+    ) -> Result<Upload, ExecuteError> {
+        Upload::open(self.visit(tenant, session).await?, path)
+    }
+
+    /// Begins to read a file of a session's sandbox.
+    ///
+    /// # Errors
+    /// As [`Self::upload`].
+    pub async fn download(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        path: &SandboxPath,
+    ) -> Result<Download, ExecuteError> {
+        Download::open(self.visit(tenant, session).await?, path)
+    }
+
+    /// Lists a directory of a session's sandbox.
+    ///
+    /// # Errors
+    /// As [`Self::upload`], and where there is no such directory.
+    pub async fn list_files(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        path: &SandboxPath,
+    ) -> Result<DirectoryListing, ExecuteError> {
+        files::list(self.visit(tenant, session).await?, path).await
+    }
+
+    async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Visit, ExecuteError> {
+        let shared = &self.shared;
+        // Counted before the look at `is_closed`, so that a shutdown cannot slip in between.
+        let counted = shared.jobs.token();
+        if shared.jobs.is_closed() {
+            return Err(ExecuteError::ShuttingDown);
+        }
+        let key = SessionKey { tenant, id };
+        let access = shared
+            .registry
+            .ask(|| registry::Open(key.clone()))
+            .await??;
+        Ok(Visit {
+            access,
+            stop: shared.stop.child_token(),
+            _counted: counted,
+        })
+    }
+}

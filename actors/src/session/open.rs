@@ -1,0 +1,74 @@
+//! Access to the sandbox's files, beside the jobs.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio::time::Instant;
+
+use super::message::{Open, Used};
+use super::{Ending, Home, Session, State};
+use crate::error::ExecuteError;
+use crate::files::{Access, MAX_TRANSFERS};
+use crate::registry::LossReported;
+
+impl Home {
+    fn note_use(&mut self) {
+        self.used = Instant::now();
+        self.is_touched = true;
+    }
+}
+
+impl Session {
+    fn open(&mut self) -> Result<Access, ExecuteError> {
+        let home = match &mut self.own.state {
+            State::Idle(home) | State::Running(home, _) => home,
+            State::Ended(ending) => {
+                let ending = ending.clone();
+                if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
+                    let reported = LossReported(self.setting.key.clone());
+                    self.setting.registry.do_send(reported);
+                }
+                return Err(self.error_for(&ending));
+            }
+            // It has no sandbox yet, and is not listed either.
+            State::New | State::Adopted(..) | State::Starting | State::Between => {
+                return Err(ExecuteError::SessionNotFound);
+            }
+        };
+        let status = &self.setting.status;
+        let id = self.setting.key.id.clone();
+        let Ok(permit) = Arc::clone(&status.transfers).try_acquire_owned() else {
+            return Err(ExecuteError::TooManyTransfers {
+                session: id,
+                limit: MAX_TRANSFERS,
+            });
+        };
+        home.note_use();
+        status.note_use();
+        Ok(Access {
+            id,
+            control: home.held.sandbox.control().clone(),
+            status: Arc::clone(status),
+            session: self.life.handle(),
+            _permit: permit,
+        })
+    }
+}
+
+impl Handler<Open> for Session {
+    type Result = Result<Access, ExecuteError>;
+
+    fn handle(&mut self, _: Open, _: &mut Self::Context) -> Self::Result {
+        self.open()
+    }
+}
+
+impl Handler<Used> for Session {
+    type Result = ();
+
+    fn handle(&mut self, _: Used, _: &mut Self::Context) {
+        if let State::Idle(home) | State::Running(home, _) = &mut self.own.state {
+            home.note_use();
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the file routes take and answer.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::value::{SandboxPath, SessionId};
+
+/// Bytes that are base64 in JSON.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Base64(pub Vec<u8>);
+
+impl std::fmt::Debug for Base64 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Base64({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64_STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        BASE64_STANDARD
+            .decode(text)
+            .map(Self)
+            .map_err(|error| de::Error::custom(format!("not base64: {error}")))
+    }
+}
+
+/// Body of `POST /file`. Every member is required; they are optional here so that the answer names
+/// the first that is missing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WriteFile {
+    /// The session whose sandbox it is written to.
+    #[serde(default)]
+    pub session_id: Option<SessionId>,
+    /// Where to; parents are created, a file of that name is replaced.
+    #[serde(default)]
+    pub path: Option<SandboxPath>,
+    /// All of it.
+    #[serde(default)]
+    pub content: Option<Base64>,
+}
+
+/// Answer where a file was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Always true.
+    pub ok: bool,
+}
+
+/// `GET /session/{id}/files`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryListing {
+    /// What is in the directory, sorted by name.
+    pub entries: Vec<DirectoryEntry>,
+    /// There is more than [`Self::MAX_ENTRIES`], and some of it is left out.
+    pub truncated: bool,
+}
+
+impl DirectoryListing {
+    /// Entries of one answer, at most.
+    pub const MAX_ENTRIES: usize = 10_000;
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// The name. What is not UTF-8 in it is replaced by U+FFFD.
+    pub name: String,
+    /// What it is; a link is not followed.
+    #[serde(rename = "type")]
+    pub kind: EntryType,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits as four octal digits, for example `"0644"`.
+    pub mode: String,
+    /// Last change of its content, in milliseconds since 1970.
+    pub mtime: i64,
+}
+
+/// Kinds of directory entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryType {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A pipe, a socket or a device.
+    Other,
+}
