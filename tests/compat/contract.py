@@ -97,7 +97,7 @@ def requests():
     assert result["files"] == {"/sandbox/o": base64.b64encode(b"\xff").decode()}
     assert execute(python("print(open('x').read())", setupScript="echo hi > x", workdir="/sandbox"))["stdout"] == "hi"
     refused(execute(python("1", setupScript="echo no >&2; exit 4"), expected=400), "SETUP_FAILED")
-    assert execute(python("import os; print(os.getcwd())", workdir="sub"))["stdout"] == "/sandbox/sub"
+    assert execute(python("import os; print(os.getcwd())", workdir="sub", files={"/sandbox/sub/x": ""}))["stdout"] == "/sandbox/sub"
     refused(execute(python("1", workdir="../etc"), expected=400), "INVALID_REQUEST")
     cjs = {"runtime": "node", "code": "console.log(typeof require)", "fileExtension": ".cjs"}
     assert execute(cjs)["stdout"] == "function"
@@ -111,7 +111,7 @@ def limits():
     assert execute(python("while True: pass"), {"timeoutMs": 300})["timedOut"] is True
     result = execute(python("print('é' * 100)"), {"maxOutputSize": 21})
     assert result["truncated"] is True
-    assert result["stdout"] == "é" * 10 + "--- OUTPUT TRUNCATED (201 bytes, limit: 21) ---", result["stdout"]
+    assert result["stdout"] == "é" * 10 + "\n--- OUTPUT TRUNCATED (201 bytes, limit: 21) ---", result["stdout"]
     result = execute(python("b'x' * (400 << 20)"), {"memoryLimit": "128m", "cpuLimit": 0.5, "pidsLimit": 32})
     assert result["exitCode"] != 0, result
     secret = execute(python("import os; print('a' + os.environ['K'] + 'b')"), {"secrets": {"K": "hunter2"}})

@@ -23,7 +23,8 @@ pub use isol8_api::{
     DirectoryEntry, DirectoryListing, EntryType, ErrorCode, ExecuteBody, ExecutionRequest,
     ExecutionResult, Health, Options, Runtime, SessionId, SessionInfo,
 };
-pub use reqwest::Body;
+pub use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Body;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
@@ -229,9 +230,11 @@ impl RemoteIsol8 {
 
     fn file_request(&self, method: Method, path: &str) -> Result<RequestBuilder, ClientError> {
         let session = self.session.as_ref().ok_or(ClientError::NoSession)?;
-        let mut parts = vec!["session", session.as_str(), "files"];
-        parts.extend(path.trim_start_matches('/').split('/'));
-        Ok(self.request(method, &parts))
+        let mut url = self.url(&["session", session.as_str(), "files"]);
+        // Escaped here: the parts of a URL lose line breaks and tabs, which names may hold.
+        let path = utf8_percent_encode(path.trim_start_matches('/'), ESCAPED);
+        url.set_path(&format!("{}/{path}", url.path()));
+        Ok(self.http.request(method, url).bearer_auth(&self.key))
     }
 
     fn url(&self, path: &[&str]) -> Url {
@@ -270,6 +273,14 @@ fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
         message,
     }
 }
+
+/// What stands for something else in the path of a URL.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'.')
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'~');
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::Instant;
 
 use isol8_backend::Control;
-use isol8_protocol::{FailureKind, KernelKind};
+use isol8_protocol::{EntryKind, FailureKind, KernelKind};
 use support::{PATIENCE, Sandbox, connect, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -229,4 +229,44 @@ async fn a_socket_can_be_inherited() {
     );
     sandbox.reconnect().await;
     assert_eq!(sandbox.sh("echo 2").await.ok(), "2");
+}
+
+#[tokio::test]
+async fn a_directory_is_listed_and_nothing_else() {
+    let sandbox = Sandbox::start().await;
+    sandbox
+        .sh("mkdir dir; printf abc > dir/file; chmod 640 dir/file; ln -s /etc dir/link; mkfifo dir/fifo; \
+             mkdir dir/sub; ln -s ../../etc out; ln -s dir inside; mkdir closed; chmod 0 closed")
+        .await
+        .ok();
+    let mut entries = sandbox.control.list("/sandbox/dir", 100).await.unwrap();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let seen: Vec<_> = entries
+        .iter()
+        .map(|entry| (std::str::from_utf8(&entry.name).unwrap(), entry.kind))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("fifo", EntryKind::Other),
+            ("file", EntryKind::File),
+            ("link", EntryKind::Link),
+            ("sub", EntryKind::Directory),
+        ]
+    );
+    assert_eq!((entries[1].size, entries[1].mode), (3, 0o640));
+    let some = sandbox.control.list("/sandbox/inside", 2).await.unwrap();
+    assert_eq!(some.len(), 2);
+    for (path, kind) in [
+        ("/sandbox/out", FailureKind::Refused),
+        ("/sandbox/dir/file", FailureKind::Refused),
+        ("/sandbox/dir/fifo", FailureKind::Refused),
+        ("/sandbox/closed", FailureKind::Refused),
+        ("/sandbox/../etc", FailureKind::Refused),
+        ("/etc", FailureKind::Refused),
+        ("/sandbox/none", FailureKind::NotFound),
+    ] {
+        let error = sandbox.control.list(path, 100).await.unwrap_err();
+        assert_eq!(error.failure_kind(), Some(kind), "{path}: {error}");
+    }
 }
