@@ -1,7 +1,7 @@
 //! The HTTP contract as types: what clients send, what the server answers.
 //!
 //! Two kinds of types live here. The *wire* types mirror the JSON, field for field, and accept
-//! what older clients send ([`request`], [`result`], [`stream`], [`file`], [`service`], [`error`]). The *value* types
+//! what older clients send ([`request`], [`result`], [`stream`], [`mod@file`], [`service`], [`error`]). The *value* types
 //! ([`value`]) hold a checked string or number; what takes one never checks it again.
 //!
 //! This crate does no I/O, and knows neither the server nor any backend: client programs depend
