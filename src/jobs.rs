@@ -9,7 +9,10 @@ use isol8_actors::job::MAX_COMMAND;
 use isol8_actors::pool::SandboxDefaults;
 use isol8_actors::{ExecuteError, FileExtension, Job, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
-use isol8_api::{ByteSize, ErrorCode, ExecutionRequest, NetworkMode, Options, SandboxPath};
+use isol8_api::{
+    ByteSize, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options, SandboxPath,
+    SessionId,
+};
 use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config};
@@ -65,6 +68,15 @@ impl JobError {
             ..Self::invalid(path, problem)
         }
     }
+}
+
+/// Turns the body of a request into a job, and the session to run it in.
+///
+/// # Errors
+/// [`JobError`] for the first member at fault.
+pub fn order(body: ExecuteBody, config: &Config) -> Result<(Job, Option<SessionId>), JobError> {
+    let options = body.options.unwrap_or_default();
+    Ok((job(body.request, options, config)?, body.session_id))
 }
 
 /// Turns a request and its options into a job, with the configuration's defaults and ceilings.

@@ -38,8 +38,7 @@ use shelf::{Shelf, Warm};
 #[derive(Debug)]
 pub struct Pool {
     backend: Arc<dyn Backend>,
-    life: Life<Self, Estate>,
-    own: Estate,
+    own: Life<Self, Estate>,
     /// Not a timer of the actor's context, which would keep the actor alive.
     _clock: AbortOnDropHandle<()>,
 }
@@ -69,12 +68,6 @@ impl Actor for Pool {
     }
 }
 
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.life.leave(std::mem::take(&mut self.own));
-    }
-}
-
 /// Starts a pool on the current arbiter, which fills itself. `restarts` counts its successors.
 pub fn start(
     backend: Arc<dyn Backend>,
@@ -85,22 +78,21 @@ pub fn start(
         config,
         ..Estate::default()
     };
-    Supervised::start("pool", restarts, estate, move |life, own| {
-        Pool::new(Arc::clone(&backend), life, own)
+    Supervised::start("pool", restarts, estate, move |own| {
+        Pool::new(Arc::clone(&backend), own)
     })
 }
 
 impl Pool {
-    fn new(backend: Arc<dyn Backend>, life: Life<Self, Estate>, mut own: Estate) -> Self {
+    fn new(backend: Arc<dyn Backend>, mut own: Life<Self, Estate>) -> Self {
         // Their timers ended with the actor that had set them.
         for shelf in own.shelves.values_mut() {
             shelf.backing_off = false;
             shelf.evicting = false;
         }
-        let clock = upkeep::clock(life.handle());
+        let clock = upkeep::clock(own.handle());
         Self {
             backend,
-            life,
             own,
             _clock: clock,
         }
@@ -128,12 +120,12 @@ impl Pool {
     /// Hands a sandbox to whom it will serve, with the limits that were asked for.
     fn hand_out(&mut self, held: Held, wanted: Acquire) {
         let tenant = wanted.tenant.clone();
-        let lease = Lease::new(held, tenant, &self.own.leased, self.life.handle());
+        let lease = Lease::new(held, tenant, &self.own.leased, self.own.handle());
         if lease.held.spec.limits == wanted.spec.limits {
             // Where nobody waits any longer, the lease finds its way back.
             let _ = wanted.reply.send(Ok(lease));
         } else {
-            tokio::spawn(work::fit(lease, wanted, self.life.handle()));
+            tokio::spawn(work::fit(lease, wanted, self.own.handle()));
         }
     }
 
@@ -212,7 +204,7 @@ impl Pool {
     /// Puts the pool's eye on a sandbox that nobody uses.
     fn watched(&self, held: Held) -> Warm {
         let (runtime, id) = (held.spec.runtime, held.sandbox.id().clone());
-        let pool = self.life.handle();
+        let pool = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             pool.do_send(Died {
                 runtime,
@@ -254,14 +246,15 @@ impl Pool {
 
     /// What follows from any change: the shelves are filled, or the shutdown is over.
     fn settle(&mut self) {
-        let Some(waiting) = &mut self.own.draining else {
+        let own = &mut *self.own;
+        let Some(waiting) = &mut own.draining else {
             self.refill();
             self.own.was_full = self.own.was_full || self.is_full();
             return;
         };
         let idle = |shelf: &Shelf| shelf.orders.len() + shelf.refilling + shelf.cleaning == 0;
-        let leased = self.own.leased.load(Ordering::Acquire);
-        if leased + self.own.destroying == 0 && self.own.shelves.values().all(idle) {
+        let leased = own.leased.load(Ordering::Acquire);
+        if leased + own.destroying == 0 && own.shelves.values().all(idle) {
             for reply in waiting.drain(..) {
                 // Whoever is gone by now needs no answer.
                 let _ = reply.send(());

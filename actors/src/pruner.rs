@@ -75,8 +75,7 @@ pub struct Configure(pub PrunerConfig);
 pub struct Pruner {
     registry: Supervised<Registry>,
     backend: Arc<dyn Backend>,
-    life: Life<Self, Estate>,
-    own: Estate,
+    own: Life<Self, Estate>,
     clock: Option<AbortOnDropHandle<()>>,
 }
 
@@ -85,12 +84,6 @@ pub struct Pruner {
 struct Estate {
     config: PrunerConfig,
     state: PrunerState,
-}
-
-impl Drop for Pruner {
-    fn drop(&mut self) {
-        self.life.leave(self.own);
-    }
 }
 
 /// Starts a pruner on the current arbiter. `restarts` counts its successors.
@@ -104,10 +97,9 @@ pub fn start(
         config,
         ..Estate::default()
     };
-    Supervised::start("pruner", restarts, estate, move |life, own| Pruner {
+    Supervised::start("pruner", restarts, estate, move |own| Pruner {
         registry: registry.clone(),
         backend: Arc::clone(&backend),
-        life,
         own,
         clock: None,
     })
@@ -115,7 +107,7 @@ pub fn start(
 
 impl Pruner {
     fn tick_later(&mut self) {
-        let (pruner, interval) = (self.life.handle(), self.own.config.interval);
+        let (pruner, interval) = (self.own.handle(), self.own.config.interval);
         // Not a timer of the actor's context, which would keep the actor alive.
         self.clock = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(interval).await;
@@ -132,12 +124,10 @@ impl Pruner {
         } = self.own.config;
         let max_idle = auto_prune.then_some(max_age);
         self.registry.do_send(registry::LookAfter { max_idle });
-        let (pruner, backend) = (self.life.handle(), Arc::clone(&self.backend));
-        tokio::spawn(async move {
-            // A task of its own: a panic in it is not this one's.
-            let sweeping =
-                tokio::spawn(async move { timeout(SWEEP_TIMEOUT, backend.sweep()).await });
-            let orphans = match sweeping.await {
+        let backend = Arc::clone(&self.backend);
+        let sweeping = async move { timeout(SWEEP_TIMEOUT, backend.sweep()).await };
+        self.own.handle().report(sweeping, |swept| Swept {
+            orphans: match swept {
                 Ok(Ok(Ok(count))) => count,
                 Ok(Ok(Err(error))) => {
                     log::warn!(error:%; "orphans cannot be removed");
@@ -151,8 +141,7 @@ impl Pruner {
                     log::error!(error:% = panic; "looking for orphans panicked");
                     0
                 }
-            };
-            pruner.do_send(Swept { orphans });
+            },
         });
     }
 }

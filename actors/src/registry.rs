@@ -4,7 +4,7 @@ mod open;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -22,7 +22,7 @@ use crate::job::Job;
 use crate::pool::{Held, Pool};
 use crate::run::{Live, Memory};
 use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
-use crate::supervisor::{ATTEMPTS, Life, Supervised};
+use crate::supervisor::{ATTEMPTS, Life, Restarts, Supervised};
 pub(crate) use open::Open;
 
 /// Losses that nobody was told of yet, at most; the oldest is forgotten.
@@ -148,8 +148,7 @@ pub struct Registry {
     pool: Supervised<Pool>,
     admission: Admission,
     restarts: Restarts,
-    life: Life<Self, Estate>,
-    own: Estate,
+    own: Life<Self, Estate>,
 }
 
 /// What a registry knows and owns, and leaves to its successor.
@@ -160,15 +159,6 @@ struct Estate {
     losses: Losses,
     next_generation: u64,
     draining: bool,
-}
-
-/// How often actors were restarted.
-#[derive(Clone, Debug, Default)]
-pub struct Restarts {
-    /// The registry.
-    pub registry: Arc<AtomicU64>,
-    /// All sessions together.
-    pub sessions: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -188,14 +178,8 @@ impl Actor for Registry {
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.life.leave(std::mem::take(&mut self.own));
-    }
-}
-
 /// Starts a registry of no sessions on the current arbiter, whose sandboxes come from `pool`.
-pub fn start(
+pub(crate) fn start(
     config: RegistryConfig,
     pool: Supervised<Pool>,
     admission: Admission,
@@ -206,11 +190,10 @@ pub fn start(
         ..Estate::default()
     };
     let counter = Arc::clone(&restarts.registry);
-    Supervised::start("registry", counter, estate, move |life, own| Registry {
+    Supervised::start("registry", counter, estate, move |own| Registry {
         pool: pool.clone(),
         admission: admission.clone(),
         restarts: restarts.clone(),
-        life,
         own,
     })
 }
@@ -299,7 +282,7 @@ impl Registry {
             status: Arc::clone(status),
             pool: self.pool.clone(),
             admission: self.admission.clone(),
-            registry: self.life.handle(),
+            registry: self.own.handle(),
         }
     }
 
@@ -383,8 +366,9 @@ async fn answer(
     execute: Execute,
     first: Answer,
 ) -> Result<ExecutionResult, ExecuteError> {
-    let mut answer = first;
+    let mut first = Some(first);
     for _ in 0..ATTEMPTS {
+        let answer = first.take().unwrap_or_else(|| ask(&session, &execute));
         tokio::select! {
             biased;
             answered = answer => if let Ok(answered) = answered {
@@ -392,7 +376,6 @@ async fn answer(
             },
             () = execute.cancel.cancelled() => return Err(ExecuteError::Cancelled),
         }
-        answer = ask(&session, &execute);
     }
     Err(ExecuteError::Internal("session gave no answer".to_owned()))
 }

@@ -13,17 +13,18 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::admission::{Admission, AdmissionConfig, AdmissionState};
 use crate::error::ExecuteError;
 use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
-use crate::registry::{self, Registry, RegistryConfig, RegistryState, Restarts};
+use crate::registry::{self, Registry, RegistryConfig, RegistryState};
 use crate::run::{self, Input, Live, Mode, Waits};
 use crate::session::{SessionKey, SessionState};
 use crate::stream::JobStream;
-use crate::supervisor::{Gone, Supervised};
+use crate::supervisor::{Gone, Restarts, Supervised};
 
 /// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
 /// left without asking.
@@ -110,8 +111,6 @@ struct Shared {
     pool: Supervised<Pool>,
     registry: Supervised<Registry>,
     pruner: Supervised<Pruner>,
-    pool_restarts: Arc<AtomicU64>,
-    pruner_restarts: Arc<AtomicU64>,
     restarts: Restarts,
     admission: Admission,
     /// Jobs under way.
@@ -130,12 +129,11 @@ impl Service {
     #[must_use]
     pub fn start(backend: Arc<dyn Backend>, config: ServiceConfig) -> Self {
         let admission = Admission::new(config.admission);
-        let (pool_restarts, pruner_restarts) = (Arc::default(), Arc::default());
         let restarts = Restarts::default();
         let pool = pool::start(
             Arc::clone(&backend),
             config.pool,
-            Arc::clone(&pool_restarts),
+            Arc::clone(&restarts.pool),
         );
         let registry = registry::start(
             config.sessions,
@@ -147,7 +145,7 @@ impl Service {
             config.pruner,
             registry.clone(),
             Arc::clone(&backend),
-            Arc::clone(&pruner_restarts),
+            Arc::clone(&restarts.pruner),
         );
         Self {
             shared: Arc::new(Shared {
@@ -155,8 +153,6 @@ impl Service {
                 pool,
                 registry,
                 pruner,
-                pool_restarts,
-                pruner_restarts,
                 restarts,
                 admission,
                 jobs: TaskTracker::new(),
@@ -221,11 +217,7 @@ impl Service {
         live: Option<Live>,
     ) -> Result<ExecutionResult, ExecuteError> {
         let shared = &self.shared;
-        // Counted before the look at `is_closed`, so that a shutdown cannot slip in between.
-        let _counted = shared.jobs.token();
-        if shared.jobs.is_closed() {
-            return Err(ExecuteError::ShuttingDown);
-        }
+        let _counted = self.count()?;
         let cancel = shared.stop.child_token();
         let _ended_with_this_future = cancel.clone().drop_guard();
         let result = match session {
@@ -259,6 +251,17 @@ impl Service {
             }
             result => result,
         }
+    }
+
+    /// Counts something that a shutdown waits for, as long as the token lives.
+    fn count(&self) -> Result<TaskTrackerToken, ExecuteError> {
+        let jobs = &self.shared.jobs;
+        // Before the look at `is_closed`, so that a shutdown cannot slip in between.
+        let counted = jobs.token();
+        if jobs.is_closed() {
+            return Err(ExecuteError::ShuttingDown);
+        }
+        Ok(counted)
     }
 
     /// Whether requests are best sent here: nothing has ended, and sandboxes wait.
@@ -359,10 +362,10 @@ impl Service {
             sessions: shared.registry.ask(|| registry::Observe).await?,
             pruner: shared.pruner.ask(|| pruner::Observe).await?,
             restarts: RestartCounts {
-                pool: count(&shared.pool_restarts),
+                pool: count(&shared.restarts.pool),
                 registry: count(&shared.restarts.registry),
                 sessions: count(&shared.restarts.sessions),
-                pruner: count(&shared.pruner_restarts),
+                pruner: count(&shared.restarts.pruner),
             },
         })
     }

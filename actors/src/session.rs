@@ -34,8 +34,7 @@ use turn::Turn;
 #[derive(Debug)]
 pub struct Session {
     setting: Setting,
-    life: Life<Self, Estate>,
-    own: Estate,
+    own: Life<Self, Estate>,
 }
 
 /// What a session knows and owns, and leaves to its successor.
@@ -89,6 +88,13 @@ struct Home {
     _watch: DeathWatch,
 }
 
+impl Home {
+    fn note_use(&mut self) {
+        self.used = Instant::now();
+        self.is_touched = true;
+    }
+}
+
 /// Why a session is over.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {
@@ -128,12 +134,6 @@ impl Actor for Session {
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.life.leave(std::mem::take(&mut self.own));
-    }
-}
-
 /// Starts a session on the current arbiter. `restarts` counts its successors.
 pub(crate) fn start(setting: Setting, restarts: Arc<AtomicU64>) -> Supervised<Session> {
     start_with(setting, restarts, Estate::default())
@@ -154,9 +154,8 @@ pub(crate) fn adopt(
 }
 
 fn start_with(setting: Setting, restarts: Arc<AtomicU64>, estate: Estate) -> Supervised<Session> {
-    Supervised::start("session", restarts, estate, move |life, own| Session {
+    Supervised::start("session", restarts, estate, move |own| Session {
         setting: setting.clone(),
-        life,
         own,
     })
 }
@@ -166,12 +165,11 @@ impl Session {
         let pool = self.setting.pool.clone();
         let tenant = self.setting.key.tenant.clone();
         let spec = self.setting.spec.clone();
-        let session = self.life.handle();
         self.own.state = State::Starting;
-        tokio::spawn(async move {
-            // The pool bounds its own work in time.
-            let lease = pool::acquire(&pool, tenant, spec).await;
-            session.do_send(Acquired(lease));
+        // The pool bounds its own work in time.
+        let acquiring = async move { pool::acquire(&pool, tenant, spec).await };
+        self.own.handle().report(acquiring, |lease| {
+            Acquired(lease.unwrap_or(Err(PoolError::Panicked)))
         });
     }
 
@@ -199,7 +197,7 @@ impl Session {
 
     /// Settles a sandbox that was last used so long ago.
     fn home(&self, held: Held, idle: Duration, claiming: Option<JoinHandle<()>>) -> Home {
-        let session = self.life.handle();
+        let session = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             session.do_send(Died(reason));
         });
@@ -251,7 +249,7 @@ impl Session {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
-        let session = self.life.handle();
+        let session = self.own.handle();
         let beginning = turn::Beginning {
             run,
             held: home.held.clone(),
@@ -278,8 +276,7 @@ impl Session {
             Some(held) => home.held = held,
             None => home.held.memory = Memory::unknown(),
         }
-        home.used = Instant::now();
-        home.is_touched = true;
+        home.note_use();
         if let Err(ExecuteError::SandboxLost(reason)) = result {
             self.own.state = State::Running(home, turn);
             return self.end(Ending::Lost(reason), ctx);
@@ -338,6 +335,14 @@ impl Session {
                 ctx.spawn(wrap_future(destroy(sandbox)));
             }
             None => {}
+        }
+    }
+
+    /// Somebody was told after the end how it came.
+    fn note_told(&self, ending: &Ending) {
+        if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
+            let reported = LossReported(self.setting.key.clone());
+            self.setting.registry.do_send(reported);
         }
     }
 
@@ -405,10 +410,8 @@ impl Handler<Run> for Session {
     fn handle(&mut self, run: Run, _: &mut Self::Context) {
         if let State::Ended(ending) = &self.own.state {
             let error = self.error_for(ending);
-            let is_loss = matches!(ending, Ending::Lost(_) | Ending::Pruned(_));
-            if run.reply.send(Err(error)).is_ok() && is_loss {
-                let reported = LossReported(self.setting.key.clone());
-                self.setting.registry.do_send(reported);
+            if run.reply.send(Err(error)).is_ok() {
+                self.note_told(ending);
             }
             return;
         }

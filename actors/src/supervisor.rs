@@ -1,12 +1,13 @@
 //! Keeps an actor alive: where one panics, a successor is made that owns what it owned.
 //!
 //! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its
-//! mailbox closes. So this one holds how to make the actor rather than the actor. An actor carries a
-//! [`Life`], by which it leaves its estate (all that it knows and owns) when it is dropped, however that
-//! comes; the supervisor gives it to the next one. What takes time reports by a message to the
-//! [`Supervised`] handle, so whoever is the actor by then hears of it.
+//! mailbox closes. So this one holds how to make the actor rather than the actor. An actor keeps its estate
+//! (all that it knows and owns) in a [`Life`], which leaves it to the next one when the actor is dropped,
+//! however that comes. What takes time reports by a message to the handle, so whoever is the actor by then
+//! hears of it.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use actix::dev::ToEnvelope;
 use actix::prelude::*;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
 use tokio::time::{Instant, timeout};
 
 /// How often a message is sent that nobody answers. One that itself makes the actor panic must not
@@ -53,25 +55,42 @@ struct Post<A: Actor> {
     current: watch::Sender<Option<Addr<A>>>,
 }
 
-/// Held by an actor as long as it lives; `E` is its estate.
-pub(crate) struct Life<A: Actor, E> {
+/// An actor's estate, `E`, and its own handle. Where the actor is dropped, however that comes, the
+/// estate goes to its successor.
+pub(crate) struct Life<A: Actor, E: Default> {
+    estate: E,
     will: Option<oneshot::Sender<E>>,
     post: Weak<Post<A>>,
 }
 
-impl<A: Actor, E> Life<A, E> {
+impl<A: Actor, E: Default> Life<A, E> {
     /// The actor's own handle.
     pub(crate) fn handle(&self) -> WeakSupervised<A> {
         WeakSupervised {
             post: Weak::clone(&self.post),
         }
     }
+}
 
-    /// Leaves the estate to a successor. To be called when the actor is dropped.
-    pub(crate) fn leave(&mut self, estate: E) {
+impl<A: Actor, E: Default> Deref for Life<A, E> {
+    type Target = E;
+
+    fn deref(&self) -> &E {
+        &self.estate
+    }
+}
+
+impl<A: Actor, E: Default> DerefMut for Life<A, E> {
+    fn deref_mut(&mut self) -> &mut E {
+        &mut self.estate
+    }
+}
+
+impl<A: Actor, E: Default> Drop for Life<A, E> {
+    fn drop(&mut self) {
         if let Some(will) = self.will.take() {
             // Without a supervisor there is no successor, and what was owned is dropped.
-            let _ = will.send(estate);
+            let _ = will.send(std::mem::take(&mut self.estate));
         }
     }
 }
@@ -79,11 +98,11 @@ impl<A: Actor, E> Life<A, E> {
 impl<A: Actor<Context = Context<A>>> Supervised<A> {
     /// Starts an actor on the current arbiter, and its successors after it. `make` puts one together;
     /// `restarts` counts the successors.
-    pub(crate) fn start<E: Send + 'static>(
+    pub(crate) fn start<E: Default + Send + 'static>(
         name: &'static str,
         restarts: Arc<AtomicU64>,
         estate: E,
-        mut make: impl FnMut(Life<A, E>, E) -> A + 'static,
+        mut make: impl FnMut(Life<A, E>) -> A + 'static,
     ) -> Self {
         let (current, _) = watch::channel(None);
         let post = Arc::new(Post { name, current });
@@ -92,10 +111,11 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             let post = weak.upgrade()?;
             let (will, left) = oneshot::channel();
             let life = Life {
+                estate,
                 will: Some(will),
                 post: Weak::clone(&weak),
             };
-            let address = make(life, estate).start();
+            let address = make(life).start();
             post.current.send_replace(Some(address));
             Some(left)
         };
@@ -130,15 +150,14 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         A: Handler<M>,
         A::Context: ToEnvelope<A, M>,
     {
-        let address = self.post.current.borrow().clone();
-        match address.filter(Addr::connected) {
+        match self.post.living() {
             Some(address) => address.do_send(message),
             None => {
                 let post = Arc::clone(&self.post);
                 // Outside of a runtime there is nobody to send to any more.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
-                        if let Some(address) = post.living().await {
+                        if let Some(address) = post.wait_living().await {
                             address.do_send(message);
                         }
                     });
@@ -159,7 +178,10 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         A::Context: ToEnvelope<A, M>,
     {
         for _ in 0..ATTEMPTS {
-            let address = self.post.living().await.ok_or(Gone)?;
+            let address = match self.post.living() {
+                Some(address) => address,
+                None => self.post.wait_living().await.ok_or(Gone)?,
+            };
             if let Ok(answer) = address.send(message()).await {
                 return Ok(answer);
             }
@@ -170,8 +192,13 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
 }
 
 impl<A: Actor<Context = Context<A>>> Post<A> {
-    /// The living actor's address, once there is one.
-    async fn living(&self) -> Option<Addr<A>> {
+    /// The address, where the actor lives.
+    fn living(&self) -> Option<Addr<A>> {
+        self.current.borrow().clone().filter(Addr::connected)
+    }
+
+    /// The address, once the actor lives.
+    async fn wait_living(&self) -> Option<Addr<A>> {
         let mut current = self.current.subscribe();
         let is_living = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
         let found = timeout(PATIENCE, current.wait_for(is_living)).await;
@@ -207,6 +234,23 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
             handle.do_send(message);
         }
     }
+
+    /// Does work in a task of its own, where a panic is an error and no more, and tells whoever is the
+    /// actor by then what came of it.
+    pub(crate) fn report<T, M>(
+        self,
+        work: impl Future<Output = T> + Send + 'static,
+        message: impl FnOnce(Result<T, JoinError>) -> M + Send + 'static,
+    ) where
+        T: Send + 'static,
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        let working = tokio::spawn(work);
+        tokio::spawn(async move { self.do_send(message(working.await)) });
+    }
 }
 
 impl<A: Actor> Clone for Supervised<A> {
@@ -237,10 +281,20 @@ impl<A: Actor> fmt::Debug for WeakSupervised<A> {
     }
 }
 
-impl<A: Actor, E> fmt::Debug for Life<A, E> {
+impl<A: Actor, E: Default + fmt::Debug> fmt::Debug for Life<A, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Life")
+        self.estate.fmt(f)
     }
+}
+
+/// How often actors panicked and were restarted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Restarts {
+    pub(crate) pool: Arc<AtomicU64>,
+    pub(crate) registry: Arc<AtomicU64>,
+    /// All of them together.
+    pub(crate) sessions: Arc<AtomicU64>,
+    pub(crate) pruner: Arc<AtomicU64>,
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 use std::any::Any;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use actix_web::HttpRequest;
 use actix_web::dev::Extensions;
 use actix_web::rt::net::TcpStream;
 use isol8_actors::ExecuteError;
 use tokio::io::Interest;
+
+/// How long a client may leave a stream without progress; what runs for it has ended by then.
+pub const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// A second descriptor of a client's socket. actix-web looks at a connection again only when it
 /// has an answer to send, so a client that goes away while its program runs would not be noticed.

@@ -139,13 +139,14 @@ impl Results {
             }
             _ => drop(kept.remove(id)),
         }
-        while kept.values().map(|entry| entry.bytes).sum::<usize>() > MOST_BYTES {
+        let mut bytes: usize = kept.values().map(|entry| entry.bytes).sum();
+        while bytes > MOST_BYTES {
             let ended = kept.iter().filter(|(_, entry)| !entry.is_running());
             let oldest = ended.min_by_key(|(_, entry)| entry.since);
             let Some(oldest) = oldest.map(|(id, _)| id.clone()) else {
                 return;
             };
-            kept.remove(&oldest);
+            bytes -= kept.remove(&oldest).map_or(0, |entry| entry.bytes);
         }
     }
 

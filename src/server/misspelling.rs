@@ -3,6 +3,7 @@
 //! What this server does not know it ignores, because other servers' clients send more; but a limit that
 //! was misspelt and so does not hold is worth a word.
 
+use actix_web::HttpResponseBuilder;
 use actix_web::http::header::{HeaderName, HeaderValue};
 
 /// The header that warns of them.
@@ -59,9 +60,14 @@ const OPTIONS: &[&str] = &[
     "mode",
 ];
 
-/// A warning for the answer's header, where a member looks like one of the contract's.
-#[must_use]
-pub fn warning(unknown: &[String]) -> Option<HeaderValue> {
+/// Warns in an answer's header, where a member looks like one of the contract's.
+pub fn warn(response: &mut HttpResponseBuilder, unknown: &[String]) {
+    if let Some(warning) = warning(unknown) {
+        response.insert_header((WARNING, warning));
+    }
+}
+
+fn warning(unknown: &[String]) -> Option<HeaderValue> {
     let warnings: Vec<String> = unknown.iter().filter_map(|path| suspect(path)).collect();
     if warnings.is_empty() {
         return None;

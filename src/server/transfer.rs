@@ -14,10 +14,8 @@ use isol8_api::ErrorCode;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::connection::STALLED_AFTER;
 use super::error::ApiError;
-
-/// How long a client may leave a transfer without progress.
-const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Pieces that wait for the client.
 const QUEUE: usize = 2;
@@ -43,7 +41,7 @@ pub enum Form {
 pub async fn receive(mut payload: web::Payload, mut upload: Upload) -> Result<(), ApiError> {
     loop {
         let piece = tokio::select! {
-            piece = timeout(STALL_TIMEOUT, payload.next()) => piece,
+            piece = timeout(STALLED_AFTER, payload.next()) => piece,
             () = upload.stopped() => return Err(ExecuteError::ShuttingDown.into()),
         };
         match piece {
@@ -60,7 +58,7 @@ pub async fn receive(mut payload: web::Payload, mut upload: Upload) -> Result<()
             }
             Ok(None) => return Ok(upload.finish().await?),
             Err(_) => {
-                let seconds = STALL_TIMEOUT.as_secs();
+                let seconds = STALLED_AFTER.as_secs();
                 let text = format!("body did not go on within {seconds} s");
                 return Err(ApiError::new(ErrorCode::RequestTimeout, text));
             }
@@ -122,28 +120,26 @@ async fn pump(
 ) -> Result<(), String> {
     let mut encoder = Encoder::new(form);
     let mut next = first;
-    let mut is_over = false;
-    while !is_over {
-        is_over = next.is_none();
+    loop {
+        let is_over = next.is_none();
         let piece = encoder.encode(next);
         // An empty chunk would be the end of the body.
         if !piece.is_empty() {
             give(&download, pieces, Sent::Piece(piece.into())).await?;
         }
         if is_over {
-            break;
+            return give(&download, pieces, Sent::End).await;
         }
         next = tokio::select! {
             next = download.next() => next.map_err(|error| error.to_string())?,
             () = pieces.closed() => return Err("client is gone".to_owned()),
         };
     }
-    give(&download, pieces, Sent::End).await
 }
 
 async fn give(download: &Download, pieces: &mpsc::Sender<Sent>, sent: Sent) -> Result<(), String> {
     tokio::select! {
-        given = timeout(STALL_TIMEOUT, pieces.send(sent)) => match given {
+        given = timeout(STALLED_AFTER, pieces.send(sent)) => match given {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err("client is gone".to_owned()),
             Err(_) => Err("client takes nothing".to_owned()),

@@ -96,7 +96,7 @@ impl Pool {
             }
             self.evict(runtime);
             for held in self.shelf(runtime).due_for_check(check_after) {
-                let pool = self.life.handle();
+                let pool = self.own.handle();
                 tokio::spawn(async move {
                     if let Err(error) = held.sandbox.control().check().await {
                         pool.do_send(Died {
@@ -164,10 +164,7 @@ impl Pool {
         M: Message<Result = ()> + Send + 'static,
         Self: Handler<M>,
     {
-        let pool = self.life.handle();
-        tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            pool.do_send(message);
-        });
+        let waiting = tokio::time::sleep(delay);
+        self.own.handle().report(waiting, |_| message);
     }
 }

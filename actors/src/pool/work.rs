@@ -26,23 +26,19 @@ impl Pool {
         let wanted = spec.clone();
         let closing = self.own.closing.clone();
         let begun = Instant::now();
-        let making = tokio::spawn(async move {
+        let making = async move {
             let making = timeout(limit, backend.create(&wanted));
             match closing.run_until_cancelled(making).await {
                 Some(Ok(made)) => made.map_err(|error| PoolError::Backend(Arc::new(error))),
                 Some(Err(_)) => Err(PoolError::TimedOut(limit)),
                 None => Err(PoolError::Closed),
             }
-        });
-        let pool = self.life.handle();
-        tokio::spawn(async move {
-            let made = making.await.unwrap_or(Err(PoolError::Panicked));
-            pool.do_send(Created {
-                made,
-                spec,
-                ticket,
-                took: begun.elapsed(),
-            });
+        };
+        self.own.handle().report(making, move |made| Created {
+            made: made.unwrap_or(Err(PoolError::Panicked)),
+            spec,
+            ticket,
+            took: begun.elapsed(),
         });
     }
 
@@ -51,22 +47,18 @@ impl Pool {
         let limits = self.own.config.sandbox.limits;
         let used = held.clone();
         let closing = self.own.closing.clone();
-        let cleaning = tokio::spawn(async move {
+        let cleaning = async move {
             let cleaning = timeout(CLEAN_TIMEOUT, cleaned(used, limits));
             match closing.run_until_cancelled(cleaning).await {
                 Some(Ok(cleaned)) => cleaned.map_err(|error| error.to_string()),
                 Some(Err(_)) => Err(format!("not done within {} s", CLEAN_TIMEOUT.as_secs())),
                 None => Err("pool is shutting down".to_owned()),
             }
-        });
-        let pool = self.life.handle();
-        tokio::spawn(async move {
-            let cleaned = cleaning.await;
-            pool.do_send(Cleaned {
-                cleaned: cleaned.unwrap_or_else(|panic| Err(panic.to_string())),
-                held,
-                owner,
-            });
+        };
+        self.own.handle().report(cleaning, |cleaned| Cleaned {
+            cleaned: cleaned.unwrap_or_else(|panic| Err(panic.to_string())),
+            held,
+            owner,
         });
     }
 
@@ -74,11 +66,7 @@ impl Pool {
     pub(super) fn destroy(&mut self, held: Held) {
         let gone = destroy(held.sandbox);
         self.own.destroying += 1;
-        let pool = self.life.handle();
-        tokio::spawn(async move {
-            gone.await;
-            pool.do_send(Removed);
-        });
+        self.own.handle().report(gone, |_| Removed);
     }
 }
 

@@ -52,11 +52,7 @@ impl Service {
 
     async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Visit, ExecuteError> {
         let shared = &self.shared;
-        // Counted before the look at `is_closed`, so that a shutdown cannot slip in between.
-        let counted = shared.jobs.token();
-        if shared.jobs.is_closed() {
-            return Err(ExecuteError::ShuttingDown);
-        }
+        let counted = self.count()?;
         let key = SessionKey { tenant, id };
         let access = shared
             .registry

@@ -22,37 +22,19 @@ use crate::supervisor::Supervised;
 #[rtype(result = "()")]
 struct Panic;
 
-impl Handler<Panic> for Pool {
-    type Result = ();
+macro_rules! panics {
+    ($($actor:ty),*) => {$(
+        impl Handler<Panic> for $actor {
+            type Result = ();
 
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
-        panic!("as the test wants it");
-    }
+            fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+                panic!("as the test wants it");
+            }
+        }
+    )*};
 }
 
-impl Handler<Panic> for Registry {
-    type Result = ();
-
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
-        panic!("as the test wants it");
-    }
-}
-
-impl Handler<Panic> for Pruner {
-    type Result = ();
-
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
-        panic!("as the test wants it");
-    }
-}
-
-impl Handler<Panic> for Session {
-    type Result = ();
-
-    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
-        panic!("as the test wants it");
-    }
-}
+panics!(Pool, Registry, Pruner, Session);
 
 /// Makes a session panic in the middle of a change.
 #[derive(Message)]

@@ -3,20 +3,11 @@
 use std::sync::Arc;
 
 use actix::prelude::*;
-use tokio::time::Instant;
 
 use super::message::{Open, Used};
-use super::{Ending, Home, Session, State};
+use super::{Session, State};
 use crate::error::ExecuteError;
 use crate::files::{Access, MAX_TRANSFERS};
-use crate::registry::LossReported;
-
-impl Home {
-    fn note_use(&mut self) {
-        self.used = Instant::now();
-        self.is_touched = true;
-    }
-}
 
 impl Session {
     fn open(&mut self) -> Result<Access, ExecuteError> {
@@ -24,10 +15,7 @@ impl Session {
             State::Idle(home) | State::Running(home, _) => home,
             State::Ended(ending) => {
                 let ending = ending.clone();
-                if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
-                    let reported = LossReported(self.setting.key.clone());
-                    self.setting.registry.do_send(reported);
-                }
+                self.note_told(&ending);
                 return Err(self.error_for(&ending));
             }
             // It has no sandbox yet, and is not listed either.
@@ -49,7 +37,7 @@ impl Session {
             id,
             control: home.held.sandbox.control().clone(),
             status: Arc::clone(status),
-            session: self.life.handle(),
+            session: self.own.handle(),
             _permit: permit,
         })
     }

@@ -54,7 +54,7 @@ impl Turn {
         };
         let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
         let (job, live) = (run.job, run.live);
-        let running = tokio::spawn(async move {
+        let running = async move {
             let admitting = admission.admit(&tenant);
             let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
             if let Some(claiming) = claiming {
@@ -65,17 +65,16 @@ impl Turn {
                 result,
                 held: Some(held),
             }
-        });
-        tokio::spawn(async move {
-            let ended = running.await.unwrap_or_else(|panic| {
+        };
+        session.report(running, |ended| {
+            ended.unwrap_or_else(|panic| {
                 log::error!(error:% = panic; "run panicked");
                 let text = "the run panicked".to_owned();
                 TurnEnded {
                     result: Err(ExecuteError::Internal(text)),
                     held: None,
                 }
-            });
-            session.do_send(ended);
+            })
         });
         turn
     }

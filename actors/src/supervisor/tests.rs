@@ -9,8 +9,7 @@ use super::{Gone, Life, Supervised};
 
 /// Counts, and remembers what it was told last.
 struct Counter {
-    life: Life<Self, u32>,
-    count: u32,
+    count: Life<Self, u32>,
     started: Arc<Mutex<Vec<u32>>>,
 }
 
@@ -18,13 +17,7 @@ impl Actor for Counter {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        self.started.lock().unwrap().push(self.count);
-    }
-}
-
-impl Drop for Counter {
-    fn drop(&mut self) {
-        self.life.leave(self.count);
+        self.started.lock().unwrap().push(*self.count);
     }
 }
 
@@ -37,8 +30,8 @@ impl Handler<Add> for Counter {
 
     fn handle(&mut self, Add(number): Add, _: &mut Self::Context) -> u32 {
         assert!(number != 13, "as the test wants it");
-        self.count += number;
-        self.count
+        *self.count += number;
+        *self.count
     }
 }
 
@@ -52,13 +45,9 @@ fn counter() -> Setup {
     tokio::time::pause();
     let (started, restarts): (Arc<Mutex<Vec<u32>>>, Arc<AtomicU64>) = Default::default();
     let log = Arc::clone(&started);
-    let counter = Supervised::start("counter", Arc::clone(&restarts), 0, move |life, count| {
+    let counter = Supervised::start("counter", Arc::clone(&restarts), 0, move |count| {
         let started = Arc::clone(&log);
-        Counter {
-            life,
-            count,
-            started,
-        }
+        Counter { count, started }
     });
     Setup {
         counter,

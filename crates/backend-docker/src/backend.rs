@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bollard::models::ContainerSummary;
 use futures::{StreamExt as _, stream};
 use isol8_api::Runtime;
+use isol8_backend::adoption;
 use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
     Adopted, Backend, BackendError, Instance, RuntimeStatus, Sandbox, SandboxSpec,
@@ -28,9 +29,6 @@ pub(crate) const NAME: &str = "docker";
 /// Removals under way at once. The engine does most of one under a lock of its own, so more would
 /// only wait there, and let its other callers wait too.
 const REMOVALS_AT_ONCE: usize = 4;
-
-/// Sandboxes that are connected to at the same time.
-const ADOPTIONS_AT_ONCE: usize = 8;
 
 /// Makes sandboxes with a Docker engine.
 #[derive(Debug)]
@@ -208,18 +206,7 @@ impl Backend for DockerBackend {
 
     async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
         let claims = self.owner.instance.claims();
-        let found = tokio::task::spawn_blocking(move || claims.all()).await;
-        let found = found.map_err(|error| BackendError::Create(format!("adoption: {error}")))?;
-        let adopting = found.into_iter().map(|(id, claim, idle)| async move {
-            let sandbox = sandbox::adopt(&self.owner, id, &claim).await;
-            Adopted {
-                claim,
-                idle,
-                sandbox,
-            }
-        });
-        let adopting = stream::iter(adopting).buffer_unordered(ADOPTIONS_AT_ONCE);
-        Ok(adopting.collect().await)
+        adoption::adopt(claims, |id| sandbox::find(&self.owner, id)).await
     }
 
     /// Directories of dead instances stay: see [`DockerBackend::remove_instance`].

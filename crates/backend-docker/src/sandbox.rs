@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +13,7 @@ use async_trait::async_trait;
 use bollard::query_parameters::CreateContainerOptionsBuilder;
 use futures::TryFutureExt as _;
 use isol8_backend::cgroup::CgroupReader;
+use isol8_backend::instance;
 use isol8_backend::{
     BackendError, Claim, Control, Instance, Kernels, Limits, Sandbox, SandboxId, SandboxSpec,
     SandboxUsage,
@@ -106,43 +106,18 @@ pub(crate) async fn make(
     }))
 }
 
-/// Takes over a container that an earlier process of the same instance left, or removes it and says
-/// why.
-pub(crate) async fn adopt(
-    owner: &Arc<Owner>,
-    id: SandboxId,
-    claim: &Claim,
-) -> Result<Arc<dyn Sandbox>, String> {
+/// A claimed container of an earlier process; one whose guest cannot be connected to goes with its claim.
+pub(crate) async fn find(owner: &Arc<Owner>, id: SandboxId) -> Result<Arc<dyn Sandbox>, String> {
     let container = Container::found(owner, id);
-    let adopting = async {
-        let directory = container.control_directory();
-        let stream = connect_once(&directory);
-        let stream = stream
-            .await
-            .map_err(|error| format!("guest cannot be reached: {error}"))?;
-        let cgroup = guest_cgroup(&stream);
-        let control = Control::open(stream).await;
-        let control = control.map_err(|error| error.to_string())?;
-        if control.was_interrupted() {
-            return Err("the server ended during a run".to_owned());
-        }
-        let set = container.set_limits(&claim.spec.limits).await;
-        set.map_err(|error| error.to_string())?;
-        Ok((control, cgroup))
-    };
-    match adopting.await {
-        Ok((control, cgroup)) => Ok(Arc::new(DockerSandbox {
-            container,
-            control,
-            cgroup,
-        })),
-        Err(reason) => {
-            if let Err(error) = container.remove().await {
-                log::warn!(sandbox:% = container.id, error:%; "lost sandbox was not removed");
-            }
-            Err(reason)
-        }
-    }
+    let stream = connect_once(&container.control_directory()).await;
+    let stream = stream.map_err(|error| format!("guest cannot be reached: {error}"))?;
+    let cgroup = guest_cgroup(&stream);
+    let control = Control::open(stream).await;
+    Ok(Arc::new(DockerSandbox {
+        container,
+        control: control.map_err(|error| error.to_string())?,
+        cgroup,
+    }))
 }
 
 /// Found by the process that listens on the socket, which the kernel recorded: it saves asking the
@@ -322,11 +297,10 @@ impl Drop for Container {
     }
 }
 
-/// Tries until somebody listens. The socket's path goes through the directory's descriptor, because
-/// the path itself may be longer than the 107 bytes that an address holds.
+/// Tries until somebody listens.
 async fn connect(control_directory: &Path) -> io::Result<UnixStream> {
     let directory = File::open(control_directory)?;
-    let path = socket_path(&directory);
+    let path = instance::socket_in(&directory, container::SOCKET);
     loop {
         match UnixStream::connect(&path).await {
             Err(error) if is_not_yet(&error) => tokio::time::sleep(CONNECT_PAUSE).await,
@@ -338,15 +312,7 @@ async fn connect(control_directory: &Path) -> io::Result<UnixStream> {
 /// To a guest that has listened for long.
 async fn connect_once(control_directory: &Path) -> io::Result<UnixStream> {
     let directory = File::open(control_directory)?;
-    UnixStream::connect(socket_path(&directory)).await
-}
-
-fn socket_path(directory: &File) -> String {
-    format!(
-        "/proc/self/fd/{}/{}",
-        directory.as_raw_fd(),
-        container::SOCKET
-    )
+    UnixStream::connect(instance::socket_in(&directory, container::SOCKET)).await
 }
 
 /// Not bound, or bound and not listening.
@@ -431,6 +397,7 @@ impl Sandbox for DockerSandbox {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixListener;
 
     use super::*;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::stream::{self, StreamExt as _};
 use isol8_api::Runtime;
+use isol8_backend::adoption;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
@@ -24,9 +24,6 @@ use crate::spawner::message::{Action, NewSandbox};
 use crate::spawner::process::CONTROL_SOCKET;
 
 const NAME: &str = "native";
-
-/// Sandboxes that are connected to at the same time.
-const ADOPTIONS_AT_ONCE: usize = 8;
 
 /// What the backend needs to know.
 #[derive(Clone, Debug)]
@@ -94,33 +91,15 @@ impl NativeBackend {
         Ok(Control::open(stream).await?)
     }
 
-    /// Takes over a sandbox, or removes it and says why.
-    async fn adopt_one(&self, id: &SandboxId, claim: &Claim) -> Result<Arc<dyn Sandbox>, String> {
-        let place = self.place(id, true);
-        let adopting = async {
-            let control = self.connect(id).await.map_err(|error| error.to_string())?;
-            if control.was_interrupted() {
-                return Err("the server ended during a run".to_owned());
-            }
-            let limits = (&claim.spec.limits).into();
-            let id = id.as_str().to_owned();
-            let set = self.spawner.request(Action::SetLimits { id, limits }).await;
-            set.map_err(|error| error.to_string())??;
-            Ok(control)
-        };
-        match adopting.await {
-            Ok(control) => Ok(Arc::new(NativeSandbox {
-                reader: self.reader(id),
-                control,
-                place,
-            })),
-            Err(reason) => {
-                if let Err(error) = place.remove().await {
-                    log::warn!(sandbox:% = id, error:%; "lost sandbox was not removed");
-                }
-                Err(reason)
-            }
-        }
+    /// A claimed sandbox of an earlier process; one that is not to be found goes with its claim.
+    async fn find(&self, id: SandboxId) -> Result<Arc<dyn Sandbox>, String> {
+        let place = self.place(&id, true);
+        let control = self.connect(&id).await.map_err(|error| error.to_string())?;
+        Ok(Arc::new(NativeSandbox {
+            reader: self.reader(&id),
+            control,
+            place,
+        }))
     }
 
     /// Removes the sandboxes of the instance that nobody adopted: where the spawner died too, they were
@@ -199,20 +178,7 @@ impl Backend for NativeBackend {
 
     async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
         let claims = self.instance.claims();
-        let found = tokio::task::spawn_blocking(move || claims.all()).await;
-        let found = found.map_err(|error| BackendError::Create(format!("adoption: {error}")))?;
-        let adopting = found.into_iter().map(|(id, claim, idle)| async move {
-            let sandbox = self.adopt_one(&id, &claim).await;
-            Adopted {
-                claim,
-                idle,
-                sandbox,
-            }
-        });
-        let adopted: Vec<Adopted> = stream::iter(adopting)
-            .buffer_unordered(ADOPTIONS_AT_ONCE)
-            .collect()
-            .await;
+        let adopted = adoption::adopt(claims, |id| self.find(id)).await?;
         self.remove_others(&adopted).await?;
         Ok(adopted)
     }

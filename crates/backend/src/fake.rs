@@ -18,10 +18,11 @@ use isol8_api::Runtime;
 use isol8_protocol::{KernelKind, KernelSettings};
 use tokio::task::AbortHandle;
 
+use crate::adoption::Adopted;
 use crate::claim::Claim;
 use crate::control::Control;
 use crate::error::BackendError;
-use crate::sandbox::{Adopted, Backend, RuntimeStatus, Sandbox, SandboxUsage};
+use crate::sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
 use crate::spec::{Limits, SandboxId, SandboxSpec};
 
 /// Bytes that the stream between host and guest buffers.

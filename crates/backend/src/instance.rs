@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -277,6 +278,14 @@ fn open_lock(directory: &Path) -> Option<File> {
 /// Locks a file as flock(2) does, or fails at once.
 fn lock_whole(file: File) -> io::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+}
+
+/// A path to a socket by way of its directory's descriptor: the path itself may be longer than the 107
+/// bytes that an address holds.
+#[must_use]
+pub fn socket_in(directory: &File, name: &str) -> PathBuf {
+    let descriptor = directory.as_raw_fd();
+    format!("/proc/self/fd/{descriptor}/{name}").into()
 }
 
 /// Locks a whole file as fcntl(2) does, for this process only, or fails at once.

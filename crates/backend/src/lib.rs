@@ -7,8 +7,9 @@
 //!
 //! This crate makes no container and knows no concrete backend. Read [`spec`], [`sandbox`],
 //! [`control`], then [`instance`] (the directory that a process keeps its sandboxes under, and by
-//! which a later one finds what a crash left behind), [`claim`] (how it finds the sandboxes of sessions).
+//! which a later one finds what a crash left behind), [`claim`] and [`adoption`] (how it finds the sandboxes of sessions, and goes on with them).
 
+pub mod adoption;
 pub mod cgroup;
 pub mod claim;
 pub mod control;
@@ -19,10 +20,11 @@ pub mod instance;
 pub mod sandbox;
 pub mod spec;
 
+pub use adoption::Adopted;
 pub use claim::{Claim, Claims};
 pub use control::{Control, ControlError, FileReader, FileWriter, Run, RunEvent, RunInput};
 pub use error::BackendError;
 pub use instance::Instance;
 pub use isol8_protocol::{Entry, EntryKind, KernelSettings};
-pub use sandbox::{Adopted, Backend, RuntimeStatus, Sandbox, SandboxUsage};
+pub use sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
 pub use spec::{Kernels, Limits, SandboxId, SandboxSpec, kernel_of};

@@ -2,11 +2,11 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use isol8_api::Runtime;
 
+use crate::adoption::Adopted;
 use crate::claim::Claim;
 use crate::control::Control;
 use crate::error::BackendError;
@@ -115,17 +115,6 @@ pub trait Sandbox: Debug + Send + Sync {
     /// # Errors
     /// [`BackendError::Destroy`]; the backend tries again at shutdown and in the next sweep.
     async fn destroy(&self) -> Result<(), BackendError>;
-}
-
-/// What became of a sandbox that was claimed under an earlier process.
-#[derive(Clone, Debug)]
-pub struct Adopted {
-    /// Whose it is.
-    pub claim: Claim,
-    /// Since it was last used.
-    pub idle: Duration,
-    /// The sandbox, with the limits that its claim names, or why it is lost.
-    pub sandbox: Result<Arc<dyn Sandbox>, String>,
 }
 
 /// What a sandbox uses. All of it since the sandbox was made.

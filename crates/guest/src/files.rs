@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -29,6 +29,22 @@ pub(crate) fn unguessable_name() -> String {
     // Keyed with what the system gave as random.
     let number = RandomState::new().build_hasher().finish();
     format!(".isol8-{number:016x}")
+}
+
+/// What `make` returns for the first place that it succeeds in, or why it does not in the first: what
+/// went wrong where something usually lies says more.
+pub(crate) fn in_any_place<T, const N: usize>(
+    places: [&str; N],
+    make: impl Fn(&str) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut failed = None;
+    for place in places {
+        match make(place) {
+            Ok(made) => return Ok(made),
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    Err(failed.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
 /// One of [`PLACES`], or a path within one.

@@ -29,12 +29,11 @@ async fn post(
     let body = body::read(payload, config.max_body).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let options = value.options.unwrap_or_default();
-    let job = jobs::job(value.request, options, &config)?;
+    let (job, session) = jobs::order(value, &config)?;
     let tenant = caller.tenant;
     let execution = {
         let (service, tenant) = (state.service.clone(), tenant.clone());
-        async move { Ok(service.execute(tenant, value.session_id, job).await?) }
+        async move { Ok(service.execute(tenant, session, job).await?) }
     };
     let result = match key {
         None => while_connected(&request, execution).await?,
@@ -46,8 +45,6 @@ async fn post(
         }
     };
     let mut response = HttpResponse::Ok();
-    if let Some(warning) = misspelling::warning(&unknown) {
-        response.insert_header((misspelling::WARNING, warning));
-    }
+    misspelling::warn(&mut response, &unknown);
     Ok(response.json(result))
 }

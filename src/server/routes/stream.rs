@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Parsed};
-use crate::server::connection::{closed, while_connected};
+use crate::server::connection::{STALLED_AFTER, closed, while_connected};
 use crate::server::error::{ApiError, no_such_method};
 use crate::server::{State, misspelling};
 
@@ -23,9 +23,6 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// A comment, in the format of server-sent events.
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
-
-/// How long a client may take nothing; its run has ended by then.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// The resource.
 #[must_use]
@@ -43,13 +40,10 @@ async fn post(
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
     let body = body::read(payload, config.max_body).await?;
-    let Parsed {
-        value: body,
-        unknown,
-    } = body::parse::<ExecuteBody>(&body)?;
-    let job = jobs::job(body.request, body.options.unwrap_or_default(), &config)?;
+    let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
+    let (job, session) = jobs::order(value, &config)?;
     let service = &state.service;
-    let mut events = service.execute_stream(caller.tenant, body.session_id, job, None);
+    let mut events = service.execute_stream(caller.tenant, session, job, None);
     // An error before the run is one over HTTP. A run that waits for its turn is not an error: its
     // client hears heartbeats from then on.
     let begun = while_connected(&request, async {
@@ -63,9 +57,7 @@ async fn post(
     let (sender, mut receiver) = mpsc::channel(1);
     rt::spawn(pass_on(request, events, sender));
     let mut response = HttpResponse::Ok();
-    if let Some(warning) = misspelling::warning(&unknown) {
-        response.insert_header((misspelling::WARNING, warning));
-    }
+    misspelling::warn(&mut response, &unknown);
     Ok(response
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-cache"))

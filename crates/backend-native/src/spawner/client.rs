@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use isol8_backend::{BackendError, Instance};
+use isol8_backend::{BackendError, Instance, instance};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -153,12 +153,11 @@ impl Spawner {
     /// The process of the server before this one, where it waits.
     async fn find_process(&self) -> Option<Connection> {
         let directory = File::open(self.instance.directory()).ok()?;
-        // The path itself may be longer than the 107 bytes that an address holds.
-        let descriptor = directory.as_raw_fd();
-        let path = format!("/proc/self/fd/{descriptor}/{SPAWNER_SOCKET}");
-        let stream = UnixStream::connect(path).await.ok()?;
-        let found = serve(stream, None).started(&self.instance, &self.command);
-        let found = found.await;
+        let socket = instance::socket_in(&directory, SPAWNER_SOCKET);
+        let stream = UnixStream::connect(socket).await.ok()?;
+        let found = serve(stream, None)
+            .started(&self.instance, &self.command)
+            .await;
         found
             .inspect_err(|error| log::warn!(error:%; "spawner of the last server is of no use"))
             .ok()

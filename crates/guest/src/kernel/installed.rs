@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::unlink;
 
 use super::recipe::DriverFiles;
-use crate::files::unguessable_name;
+use crate::files::{in_any_place, unguessable_name};
 use crate::lockdown::Privileges;
 
 /// Where they may lie. In both nobody removes or renames what is another user's.
@@ -27,10 +27,7 @@ pub(super) struct Installed {
 
 impl Installed {
     pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
-        let [first, second] = PLACES;
-        // What went wrong where they usually lie says more.
-        let directory = Directory::make(first, driver)
-            .or_else(|error| Directory::make(second, driver).map_err(|_| error))?;
+        let directory = in_any_place(PLACES, |place| Directory::make(place, driver))?;
         let placeholder = driver.placeholder;
         let placeholder = placeholder.map(|path| Placeholder::make(path, privileges));
         Ok(Self {

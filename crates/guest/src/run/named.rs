@@ -12,7 +12,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{mkfifo, unlink};
 
-use crate::files::unguessable_name;
+use crate::files::{in_any_place, unguessable_name};
 use crate::lockdown::Privileges;
 
 /// Where it may lie, the place with the least meaning for users first.
@@ -31,7 +31,7 @@ impl NamedInput {
     /// A file with all that there is to read. Programs that open `/dev/stdin` find it there, where
     /// a pipe whose writer is done would let them wait for ever.
     pub(crate) fn file(privileges: Privileges, bytes: &[u8]) -> io::Result<Self> {
-        in_any_place(|place| {
+        in_any_place(PLACES, |place| {
             let named = Self::new(privileges, place);
             privileges.as_sandbox_user(|| File::create_new(&named.path)?.write_all(bytes))??;
             Ok(named)
@@ -40,7 +40,7 @@ impl NamedInput {
 
     /// A pipe for what is still to come, and the end to write to.
     pub(crate) fn pipe(privileges: Privileges) -> io::Result<(Self, OwnedFd)> {
-        in_any_place(|place| {
+        in_any_place(PLACES, |place| {
             let mut named = Self::new(privileges, place);
             let (hold, writer) = privileges.as_sandbox_user(|| make_pipe(&named.path))??;
             named.hold = Some(hold);
@@ -69,15 +69,6 @@ impl Drop for NamedInput {
             .privileges
             .as_sandbox_user(|| unlink(self.path.as_str()));
     }
-}
-
-/// What `make` returns for the first place that it succeeds in, or why it does not in the first.
-fn in_any_place<T>(make: impl Fn(&str) -> io::Result<T>) -> io::Result<T> {
-    let [first, others @ ..] = PLACES;
-    make(first).or_else(|error| {
-        let mut made = others.into_iter().filter_map(|place| make(place).ok());
-        made.next().ok_or(error)
-    })
 }
 
 /// A pipe of this name: an end that keeps it open, and the one to write to. Neither open waits for

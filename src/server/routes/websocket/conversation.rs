@@ -11,7 +11,7 @@ use actix_ws::{
     ProtocolError, Session,
 };
 use isol8_actors::{Input, Job, JobStream, Signal};
-use isol8_api::{ClientMessage, EventKind, ExecuteBody, Phase, SessionId, SignalName, StreamEvent};
+use isol8_api::{ClientMessage, EventKind, Phase, SessionId, SignalName, StreamEvent};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep, timeout};
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::jobs;
 use crate::server::State;
 use crate::server::auth::Caller;
-use crate::server::connection::closed;
+use crate::server::connection::{STALLED_AFTER, closed};
 
 /// How often the client is pinged.
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -31,9 +31,6 @@ const SILENT_FOR: Duration = Duration::from_secs(45);
 
 /// How long a client may take to see that it is over.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// How long a client may take nothing; its run has ended by then.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// Signals that wait to be sent to the sandbox. That takes no time unless somebody sends nothing else.
 const SIGNALS: usize = 16;
@@ -123,22 +120,15 @@ impl Conversation {
     async fn listen_for_order(&mut self) -> Result<(Job, Option<SessionId>), End> {
         loop {
             let problem = match self.message(self.config.max_body).await? {
-                Ok(ClientMessage::Execute(body)) => match self.order(*body) {
+                Ok(ClientMessage::Execute(body)) => match jobs::order(*body, &self.config) {
                     Ok(order) => return Ok(order),
-                    Err(problem) => problem,
+                    Err(problem) => problem.to_string(),
                 },
                 Ok(_) => "nothing runs yet, send an execute message first".to_owned(),
                 Err(problem) => problem,
             };
             self.voice.error(problem).await?;
         }
-    }
-
-    fn order(&self, body: ExecuteBody) -> Result<(Job, Option<SessionId>), String> {
-        let options = body.options.unwrap_or_default();
-        let job = jobs::job(body.request, options, &self.config);
-        let job = job.map_err(|error| error.to_string())?;
-        Ok((job, body.session_id))
     }
 
     async fn run(mut self, (job, session): (Job, Option<SessionId>)) -> End {
