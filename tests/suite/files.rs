@@ -414,9 +414,11 @@ async fn transfers_of_a_session_are_bounded(server: Server) {
         .unwrap();
         stream
     };
-    // More than there may be: the question whether there are enough takes a place itself.
-    let streams: Vec<_> = (0..24).map(begin).collect();
+    // The question whether there are enough takes a place itself, which one of them may have wanted:
+    // so another begins before each.
+    let mut streams = Vec::new();
     until("no more transfers begin", || {
+        streams.push(begin(streams.len()));
         raw(&server, "GET", "/session/s/files?path=/tmp", "").0 == 429
     });
     let error = session.get_file("/tmp/x").await.unwrap_err();
