@@ -181,6 +181,15 @@ impl Execution<'_> {
     }
 
     async fn write_files(&self) -> Result<(), ExecuteError> {
+        if self.job.files.is_empty() {
+            return Ok(());
+        }
+        let sizes = self
+            .job
+            .files
+            .iter()
+            .map(|(_, content)| content.len() as u64);
+        crate::files::check_memory(self.sandbox, sizes.sum()).await?;
         let control = self.sandbox.control();
         let files = self.job.files.iter();
         let writes: Vec<_> = files

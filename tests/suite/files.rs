@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use isol8_client::{ClientError, EntryType, ErrorCode, RemoteIsol8};
+use isol8_client::{ClientError, EntryType, ErrorCode, FileContent, Options, RemoteIsol8};
 use serde_json::{Value, json};
 
 use crate::harness::{KEY, PATIENCE, Server, command, on_each_backend, python, until};
@@ -21,6 +21,7 @@ on_each_backend!(
     a_file_is_replaced_whole_or_not_at_all,
     a_lost_session_is_said_to_be,
     a_full_sandbox_says_so_and_the_session_lives_on,
+    a_file_that_memory_has_no_room_for_costs_nothing_else,
     transfers_of_a_session_are_bounded,
 );
 
@@ -400,6 +401,37 @@ async fn a_full_sandbox_says_so_and_the_session_lives_on(server: Server) {
         session.execute(python("print(1)")).await.unwrap().stdout,
         "1"
     );
+}
+
+async fn a_file_that_memory_has_no_room_for_costs_nothing_else(server: Server) {
+    let session = server.session("s");
+    let run = |request| {
+        let options = Options {
+            memory_limit: Some("128m".parse().unwrap()),
+            ..Options::default()
+        };
+        session.execute_with(request, options)
+    };
+    run(python("x = 41")).await.unwrap();
+    let old = vec![b'a'; 70 << 20];
+    session.put_file("/sandbox/big", old.clone()).await.unwrap();
+    for path in ["/sandbox/big", "/tmp/other"] {
+        let refused = session.put_file(path, vec![b'b'; 70 << 20]).await;
+        let error = refused.unwrap_err();
+        assert_eq!(kind(&error), Some(ErrorCode::InvalidRequest), "{error}");
+        assert!(error.to_string().contains("memoryLimit"), "{error}");
+    }
+    assert!(session.get_file("/sandbox/big").await.unwrap() == old);
+    // Those that come with a request, too.
+    let fill = "head -c 35m /dev/zero > /tmp/filler";
+    assert_eq!(run(command(fill)).await.unwrap().exit_code, 0);
+    let mut crowded = python("print(x + 1)");
+    crowded.files = [("/tmp/a".to_owned(), FileContent(vec![b'c'; 20 << 20]))].into();
+    let error = run(crowded).await.unwrap_err();
+    assert!(error.to_string().contains("memoryLimit"), "{error}");
+    let result = run(python("print(x + 1)")).await.unwrap();
+    assert_eq!((result.stdout.as_str(), result.state_lost), ("42", false));
+    server.stop();
 }
 
 async fn transfers_of_a_session_are_bounded(server: Server) {

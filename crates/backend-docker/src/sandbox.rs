@@ -368,6 +368,11 @@ impl Sandbox for DockerSandbox {
         }
     }
 
+    async fn has_memory_for(&self, bytes: u64) -> bool {
+        let has = |reader: &CgroupReader| reader.has_memory_for(bytes).unwrap_or(true);
+        self.cgroup.as_ref().ok().is_none_or(has)
+    }
+
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
         let Container {
             owner,

@@ -321,6 +321,11 @@ impl Sandbox for NativeSandbox {
             .usage()
     }
 
+    async fn has_memory_for(&self, bytes: u64) -> bool {
+        let has = |reader: &CgroupReader| reader.has_memory_for(bytes).unwrap_or(true);
+        self.reader.as_ref().is_none_or(has)
+    }
+
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
         // First, so that whatever becomes of the rest is undone.
         self.place.is_claimed.store(true, Ordering::Release);
