@@ -203,6 +203,7 @@ fn sandbox(
             *tmpfs_size,
         )?,
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
+        single_use: false,
     })
 }
 

@@ -201,6 +201,7 @@ mod tests {
             },
             sandbox_size: ByteSize::from_mebibytes(512),
             tmp_size: ByteSize::from_mebibytes(128),
+            single_use: false,
         }
     }
 

@@ -98,7 +98,7 @@ pub(crate) async fn make(
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
-    owner.kernels.prepare(&control, spec.runtime);
+    owner.kernels.prepare(&control, spec);
     Ok(Arc::new(DockerSandbox {
         container,
         control,

@@ -168,7 +168,7 @@ impl Backend for NativeBackend {
             .map_err(BackendError::Create)?;
 
         let control = self.connect(&id).await?;
-        self.config.kernels.prepare(&control, spec.runtime);
+        self.config.kernels.prepare(&control, spec);
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
             control,

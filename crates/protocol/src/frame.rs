@@ -290,7 +290,8 @@ pub enum KernelKind {
 pub struct KernelSettings {
     /// Modules that the interpreter imports before it waits; Python only.
     pub preload: Vec<String>,
-    /// Runs after which the interpreter that others are forked from is started anew.
+    /// Runs after which the interpreter that others are forked from is started anew. With 1 and nothing
+    /// preloaded none is kept: each run's own is booted.
     pub max_runs: u32,
     /// Milliseconds after which it is.
     pub max_age_ms: u64,

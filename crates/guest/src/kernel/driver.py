@@ -84,9 +84,8 @@ def wait():
             cell = *make(add_user_packages), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
         return cell
 
-    def rehearse():
-        """Does what a request will bring, without an effect. What that touches is then in memory,
-        and a fork has its own copy."""
+    def rehearse_start():
+        """Does what the start of a script will bring, without an effect."""
         set_environment(list(os.environb.items()))
         for hook in sys.path_hooks:
             try:
@@ -95,6 +94,11 @@ def wait():
             except ImportError:
                 pass
         exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
+
+    def rehearse():
+        """Does what any request will bring. What that touches is then in memory, and a fork has its
+        own copy."""
+        rehearse_start()
         rehearse_end()
         cells()[1]()
 
@@ -111,8 +115,10 @@ def wait():
     if mode == b"zygote":
         soon, leave = part("zygote")["serve"](preload, lambda: part("cell"))
     else:
+        # Its memory is its own already, and whoever boots each anew has no processor to spare: what
+        # only cells need comes with the first.
         soon, leave = (lambda _: True), os._exit
-        rehearse()
+        rehearse_start()
 
     # The user's own packages are under its home, which a zygote does not look at.
     os.environ["HOME"] = "/sandbox"
