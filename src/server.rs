@@ -5,9 +5,11 @@
 pub mod auth;
 pub mod body;
 pub mod connection;
+pub mod endpoint;
 pub mod error;
 pub mod idempotency;
 pub mod misspelling;
+pub mod openapi;
 pub mod routes;
 pub mod trace;
 pub mod transfer;
@@ -54,7 +56,7 @@ pub struct State {
     pub service: Service,
     /// The checked configuration, as it is now.
     pub config: watch::Receiver<Arc<Config>>,
-    /// The key that every route but `/health` asks for.
+    /// The key that every route but the public ones asks for.
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
@@ -72,18 +74,10 @@ impl State {
 
 /// Adds every route to an application.
 pub fn configure(app: &mut web::ServiceConfig) {
-    app.service(routes::health::health())
-        .service(routes::execute::execute())
-        .service(routes::service::ready())
-        .service(routes::service::cleanup())
-        .service(routes::stream::stream())
-        .service(routes::websocket::websocket())
-        .service(routes::files::file())
-        .service(routes::files::list())
-        .service(routes::files::raw())
-        .service(routes::sessions::list())
-        .service(routes::sessions::delete())
-        .default_service(web::to(error::no_such_route));
+    for endpoint in routes::endpoints() {
+        app.service(endpoint.resource());
+    }
+    app.default_service(web::to(error::no_such_route));
 }
 
 /// Lets pages of these origins call the server from a browser; without any, no page may.

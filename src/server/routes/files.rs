@@ -2,41 +2,96 @@
 
 use std::fmt::Display;
 
-use actix_web::http::header;
-use actix_web::{HttpRequest, HttpResponse, Resource, web};
-use isol8_api::file::{DirectoryListing, WriteFile, Written};
+use actix_web::http::{Method, StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+use isol8_api::file::{DirectoryListing, FileBody, WriteFile, Written};
 use isol8_api::{ErrorCode, SandboxPath, SessionId};
+use serde_json::json;
+use utoipa::openapi::Required;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 use crate::server::{State, body, transfer, url};
 
 const NO_SESSION: &str = "File operations require a sessionId";
 
+/// What stops a file from being written.
+const WRITE_REFUSALS: &[ErrorCode] = &[
+    ErrorCode::SessionNotFound,
+    ErrorCode::SessionLost,
+    ErrorCode::TooManyRequests,
+    ErrorCode::BackendUnavailable,
+    ErrorCode::Unavailable,
+];
+
 /// A whole file as base64 in JSON.
 #[must_use]
-pub fn file() -> Resource {
-    web::resource("/file")
-        .route(web::post().to(post_json))
-        .route(web::get().to(get_json))
-        .default_service(web::to(no_such_method))
+pub fn file() -> Endpoint {
+    let write = Description::keyed(Tag::Files, "writeFile", "Writes a file, given as base64")
+        .takes::<WriteFile>(
+            Required::True,
+            json!({"sessionId": "demo", "path": "/sandbox/hello.txt", "content": "aGVsbG8="}),
+        )
+        .answers::<Written>(StatusCode::OK, "It is written")
+        .refuses(WRITE_REFUSALS);
+    let read = reads("readFile", "Reads a file, as base64")
+        .query::<SessionId>("sessionId", "The session")
+        .query::<SandboxPath>("path", "The file")
+        .answers::<FileBody>(StatusCode::OK, "All of the file");
+    Endpoint::at("/file")
+        .on(Method::POST, post_json, write)
+        .on(Method::GET, get_json, read)
 }
 
 /// A file's bytes.
 #[must_use]
-pub fn raw() -> Resource {
-    web::resource("/session/{id}/files/{path:.*}")
-        .route(web::put().to(put))
-        .route(web::get().to(get))
-        .default_service(web::to(no_such_method))
+pub fn raw() -> Endpoint {
+    const PATH: &str = "The file, its first slash left out: `sandbox/data.csv`. Slashes in it may be \
+        sent as they are or as `%2F`.";
+    let write = Description::keyed(Tag::Files, "putFile", "Writes a file")
+        .session("The session")
+        .path("path", path(), PATH)
+        .takes_bytes()
+        .answers::<Written>(StatusCode::OK, "It is written")
+        .refuses(WRITE_REFUSALS);
+    let read = reads("getFile", "Reads a file")
+        .session("The session")
+        .path("path", path(), PATH)
+        .answers_bytes("All of the file");
+    Endpoint::at("/session/{id}/files/{path:.*}")
+        .on(Method::PUT, put, write)
+        .on(Method::GET, get, read)
 }
 
 /// A directory.
 #[must_use]
-pub fn list() -> Resource {
-    web::resource("/session/{id}/files")
-        .route(web::get().to(get_list))
-        .default_service(web::to(no_such_method))
+pub fn list() -> Endpoint {
+    let description = reads("listFiles", "Lists a directory")
+        .session("The session")
+        .query::<SandboxPath>(
+            "path",
+            "The directory; `/sandbox` and `/tmp` themselves too",
+        )
+        .answers::<DirectoryListing>(StatusCode::OK, "What is in it");
+    Endpoint::at("/session/{id}/files").on(Method::GET, get_list, description)
+}
+
+/// A path in a path.
+fn path() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^(sandbox|tmp)/"))
+        .max_length(Some(SandboxPath::MAX_LENGTH - 1))
+        .examples(["sandbox/data.csv"])
+}
+
+fn reads(id: &str, summary: &str) -> Description {
+    Description::keyed(Tag::Files, id, summary)
+        .refuses(WRITE_REFUSALS)
+        .refuses(&[ErrorCode::FileNotFound])
 }
 
 async fn post_json(

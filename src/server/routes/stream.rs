@@ -2,20 +2,25 @@
 
 use std::time::Duration;
 
+use actix_web::http::Method;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::{self, Bytes};
-use actix_web::{HttpRequest, HttpResponse, Resource, rt};
+use actix_web::{HttpRequest, HttpResponse, rt};
 use futures::stream::poll_fn;
 use isol8_actors::JobStream;
 use isol8_api::{ExecuteBody, StreamEvent};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use utoipa::openapi::Required;
 
+use super::execute;
 use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Parsed};
 use crate::server::connection::{STALLED_AFTER, closed, while_connected};
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 use crate::server::{State, misspelling};
 
 /// How long a client hears nothing at most, so that it and what is between know that this is no hang.
@@ -24,12 +29,22 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A comment, in the format of server-sent events.
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
-/// The resource.
+/// The endpoint.
 #[must_use]
-pub fn stream() -> Resource {
-    web::resource("/execute/stream")
-        .route(web::post().to(post))
-        .default_service(web::to(no_such_method))
+pub fn stream() -> Endpoint {
+    Endpoint::at("/execute/stream").on(Method::POST, post, description())
+}
+
+fn description() -> Description {
+    Description::keyed(Tag::Execution, "stream", "Runs a program and tells what happens")
+        .details(
+            "Server-sent events: the data of each is a `StreamEvent` in JSON, and the last is of the \
+             type `exit` or `error`. A comment line comes where nothing happens for 15 s. A client that \
+             goes away ends the run.",
+        )
+        .takes::<ExecuteBody>(Required::True, execute::example())
+        .answers_events::<StreamEvent>("What happens in the run")
+        .refuses(execute::REFUSALS)
 }
 
 async fn post(
