@@ -17,6 +17,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod malformed;
+mod openapi;
 mod preload;
 mod reload;
 mod reset;
