@@ -72,7 +72,7 @@ function shownSchema(name, schema) {
     details.append(make("summary", {}, make("code", {}, name)), make("p", {}, ...prose(schema.description)));
     const parts = [schema, ...(schema.oneOf ?? []), ...(schema.allOf ?? [])];
     const objects = parts.filter((part) => part.properties);
-    if (objects.length === 0) details.append(make("p", {}, ...kind(schema)));
+    if (objects.length === 0 || schema.oneOf) details.append(make("p", {}, ...kind(schema)));
     details.append(...objects.map(membersOf));
     return details;
 }
