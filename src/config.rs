@@ -74,6 +74,12 @@ pub struct Config {
     pub max_message: usize,
     /// How long a WebSocket may take to say what to run.
     pub message_within: Duration,
+    /// How long a client may take to send a request's line and headers.
+    pub header_timeout: Duration,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a connection is kept for the next request.
+    pub keep_alive: Duration,
     /// Runs at once, and requests that wait for their turn.
     pub admission: AdmissionConfig,
     /// When idle sessions end.
@@ -108,6 +114,8 @@ pub struct Config {
     pub defaults: Defaults,
     /// What a request may ask for at most.
     pub ceilings: Ceilings,
+    /// How much a request may bring.
+    pub limits: RequestLimits,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
 }
@@ -134,6 +142,21 @@ pub struct Ceilings {
     pub tmpfs_size: ByteSize,
     /// Bytes kept of each output stream.
     pub max_output_size: u64,
+}
+
+/// How much one request may bring. More is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Files in it, and files that it asks for, each.
+    pub files: usize,
+    /// Bytes of a path in a sandbox.
+    pub path_length: usize,
+    /// Variables of the environment.
+    pub variables: usize,
+    /// Bytes of one of them, name and value.
+    pub variable_bytes: usize,
+    /// Bytes of all of them together.
+    pub environment_bytes: usize,
 }
 
 /// The Docker backend's settings.
@@ -206,6 +229,11 @@ impl Config {
             self.cors_origins != before.cors_origins,
         );
         self.cors_origins.clone_from(&before.cors_origins);
+        let key = "server.headerTimeoutMs";
+        keep(key, self.header_timeout != before.header_timeout);
+        self.header_timeout = before.header_timeout;
+        keep("server.keepAliveMs", self.keep_alive != before.keep_alive);
+        self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
         let shutdown = |config: &Self| {

@@ -16,7 +16,6 @@ pub mod transfer;
 pub mod url;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix_cors::Cors;
 use actix_web::middleware::{self, Condition};
@@ -28,12 +27,6 @@ use tokio::sync::watch;
 use crate::config::Config;
 use auth::MasterKey;
 use idempotency::Results;
-
-/// Bound of a client's request line and headers. One that takes longer is not a client of ours.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long an idle connection is kept for the next request.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Seconds for requests to be answered after SIGTERM: longer than the service lets jobs go on.
 const SHUTDOWN_SECONDS: u64 = 30;
@@ -110,8 +103,8 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), S
             .configure(configure)
     })
     .on_connect(connection::watch)
-    .client_request_timeout(HEADER_TIMEOUT)
-    .keep_alive(KEEP_ALIVE)
+    .client_request_timeout(config.header_timeout)
+    .keep_alive(config.keep_alive)
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .disable_signals()
     .bind(address)?;

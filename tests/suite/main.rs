@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 
+mod bounds;
 mod cells;
 mod cli;
 mod compare;

@@ -68,7 +68,7 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
-    let body = body::read(payload, config.max_body).await?;
+    let body = body::read(payload, &config).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
     let (job, session) = jobs::order(value, &config)?;

@@ -10,6 +10,7 @@ use serde_json::json;
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
+use crate::config::Config;
 use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
@@ -99,9 +100,11 @@ async fn post_json(
     state: web::Data<State>,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
-    let body: WriteFile = body::json(payload, state.config().max_body).await?;
+    let config = state.config();
+    let body: WriteFile = body::json(payload, &config).await?;
     let session = body.session_id.ok_or_else(|| refused(NO_SESSION))?;
     let path = body.path.ok_or_else(|| missing("path"))?;
+    config.limits.check_path("path", path.as_str())?;
     let content = body.content.ok_or_else(|| missing("content"))?;
     let tenant = caller.tenant;
     let mut upload = state.service.upload(tenant, session, &path).await?;
@@ -118,6 +121,7 @@ async fn get_json(
     let session = url::parameter(&request, "sessionId")?.ok_or_else(|| refused(NO_SESSION))?;
     let session: SessionId = session.parse().map_err(|error| at("sessionId", error))?;
     let path = url::parameter(&request, "path")?.ok_or_else(|| missing("path"))?;
+    state.config().limits.check_path("path", &path)?;
     let path: SandboxPath = path.parse().map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
@@ -133,7 +137,7 @@ async fn put(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
-    let (session, path) = address(&request)?;
+    let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let upload = state.service.upload(tenant, session, &path).await?;
     transfer::receive(payload, upload).await?;
@@ -145,7 +149,7 @@ async fn get(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let (session, path) = address(&request)?;
+    let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
     let body = transfer::send(download, transfer::Form::Raw).await?;
@@ -164,6 +168,7 @@ async fn get_list(
     let session = url::segment(&request, 2)?;
     let session: SessionId = session.parse().map_err(|error| at("id", error))?;
     let path = url::parameter(&request, "path")?.ok_or_else(|| missing("path"))?;
+    state.config().limits.check_path("path", &path)?;
     let path = SandboxPath::directory(&path).map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let listing = state.service.list_files(tenant, session, &path).await?;
@@ -171,10 +176,11 @@ async fn get_list(
 }
 
 /// The session and the path of `/session/{id}/files/{path}`.
-fn address(request: &HttpRequest) -> Result<(SessionId, SandboxPath), ApiError> {
+fn address(request: &HttpRequest, config: &Config) -> Result<(SessionId, SandboxPath), ApiError> {
     let session = url::segment(request, 2)?;
     let session = session.parse().map_err(|error| at("id", error))?;
     let path = format!("/{}", url::segment(request, 4)?);
+    config.limits.check_path("path", &path)?;
     let path = path.parse().map_err(|error| at("path", error))?;
     Ok((session, path))
 }

@@ -55,7 +55,7 @@ async fn post_cleanup(
     state: web::Data<State>,
     payload: web::Payload,
 ) -> Result<web::Json<CleanedUp>, ApiError> {
-    let body = body::read(payload, state.config().max_body).await?;
+    let body = body::read(payload, &state.config()).await?;
     let asked = if body.is_empty() {
         Cleanup::default()
     } else {
