@@ -19,9 +19,11 @@ use crate::server::{State, body, transfer, url};
 
 const NO_SESSION: &str = "File operations require a sessionId";
 
-/// What stops a file from being written.
-const WRITE_REFUSALS: &[ErrorCode] = &[
+/// What stops a file from being written or read. One that is written is not found where a part of its path
+/// is a file.
+const REFUSALS: &[ErrorCode] = &[
     ErrorCode::SessionNotFound,
+    ErrorCode::FileNotFound,
     ErrorCode::SessionLost,
     ErrorCode::TooManyRequests,
     ErrorCode::BackendUnavailable,
@@ -31,14 +33,13 @@ const WRITE_REFUSALS: &[ErrorCode] = &[
 /// A whole file as base64 in JSON.
 #[must_use]
 pub fn file() -> Endpoint {
-    let write = Description::keyed(Tag::Files, "writeFile", "Writes a file, given as base64")
+    let write = described("writeFile", "Writes a file, given as base64")
         .takes::<WriteFile>(
             Required::True,
             json!({"sessionId": "demo", "path": "/sandbox/hello.txt", "content": "aGVsbG8="}),
         )
-        .answers::<Written>(StatusCode::OK, "It is written")
-        .refuses(WRITE_REFUSALS);
-    let read = reads("readFile", "Reads a file, as base64")
+        .answers::<Written>(StatusCode::OK, "It is written");
+    let read = described("readFile", "Reads a file, as base64")
         .query::<SessionId>("sessionId", "The session")
         .query::<SandboxPath>("path", "The file")
         .answers::<FileBody>(StatusCode::OK, "All of the file");
@@ -52,13 +53,12 @@ pub fn file() -> Endpoint {
 pub fn raw() -> Endpoint {
     const PATH: &str = "The file, its first slash left out: `sandbox/data.csv`. Slashes in it may be \
         sent as they are or as `%2F`.";
-    let write = Description::keyed(Tag::Files, "putFile", "Writes a file")
+    let write = described("putFile", "Writes a file")
         .session("The session")
         .path("path", path(), PATH)
         .takes_bytes()
-        .answers::<Written>(StatusCode::OK, "It is written")
-        .refuses(WRITE_REFUSALS);
-    let read = reads("getFile", "Reads a file")
+        .answers::<Written>(StatusCode::OK, "It is written");
+    let read = described("getFile", "Reads a file")
         .session("The session")
         .path("path", path(), PATH)
         .answers_bytes("All of the file");
@@ -70,7 +70,7 @@ pub fn raw() -> Endpoint {
 /// A directory.
 #[must_use]
 pub fn list() -> Endpoint {
-    let description = reads("listFiles", "Lists a directory")
+    let description = described("listFiles", "Lists a directory")
         .session("The session")
         .query::<SandboxPath>(
             "path",
@@ -89,10 +89,8 @@ fn path() -> ObjectBuilder {
         .examples(["sandbox/data.csv"])
 }
 
-fn reads(id: &str, summary: &str) -> Description {
-    Description::keyed(Tag::Files, id, summary)
-        .refuses(WRITE_REFUSALS)
-        .refuses(&[ErrorCode::FileNotFound])
+fn described(id: &str, summary: &str) -> Description {
+    Description::keyed(Tag::Files, id, summary).refuses(REFUSALS)
 }
 
 async fn post_json(

@@ -120,8 +120,41 @@ fn encoded(event: &StreamEvent) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use isol8_actors::pool::SandboxDefaults;
+    use isol8_actors::{Job, Program, Service, ServiceConfig};
+    use isol8_api::{EventKind, Phase, Runtime, TenantId};
+    use isol8_backend::fake::FakeBackend;
+    use tokio::time::Instant;
+
     use super::*;
-    use isol8_api::{EventKind, Phase};
+
+    #[actix::test]
+    async fn a_run_that_says_nothing_is_heard_of_every_fifteen_seconds() {
+        tokio::time::pause();
+        let backend = Arc::new(FakeBackend::new());
+        let service = Service::start(backend, ServiceConfig::default());
+        let program = Program::source("sleep 40000\nprint late", Runtime::Python);
+        let sandbox = SandboxDefaults::default().spec(Runtime::Python);
+        let mut job = Job::new(program, sandbox).unwrap();
+        job.timeout = Duration::from_secs(60);
+        let events = service.execute_stream(TenantId::master(), None, job, None);
+
+        let begun = Instant::now();
+        let (sender, mut receiver) = mpsc::channel(1);
+        rt::spawn(async move { send_all(events, &sender).await });
+        let mut heard = Vec::new();
+        while let Some(chunk) = receiver.recv().await {
+            heard.push((begun.elapsed().as_secs(), chunk));
+        }
+        assert_eq!(heard[0], (15, COMMENT));
+        assert_eq!(heard[1], (30, COMMENT));
+        assert!(heard[2].1.starts_with(b"data: {\"type\":\"stdout\""));
+        assert!((40..45).contains(&heard[2].0), "{heard:?}");
+        assert_eq!(heard.len(), 4, "{heard:?}");
+        service.shutdown().await.unwrap();
+    }
 
     #[test]
     fn an_event_is_one_line_whatever_was_written() {
