@@ -418,11 +418,31 @@ mod tests {
     #[test]
     fn what_needs_a_restart_stays_and_is_named() {
         let before = load("maxConcurrent = 1", &[]).unwrap();
-        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]";
+        let text = "maxConcurrent = 2\n[server]\nport = 9\nheaderTimeoutMs = 5\nbodyTimeoutMs = 6\n\
+                    [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7";
         let mut after = load(text, &[]).unwrap();
-        assert_eq!(after.keep_fixed(&before), ["server.port", "runtimes"]);
+        let kept = after.keep_fixed(&before);
+        assert_eq!(kept, ["server.port", "server.headerTimeoutMs", "runtimes"]);
         assert_eq!(after.port, before.port);
+        assert_eq!(after.header_timeout, before.header_timeout);
+        assert_eq!(after.body_timeout, Duration::from_millis(6));
+        assert_eq!(after.limits.files, 7);
         assert_eq!(after.admission.max_concurrent, 2);
+    }
+
+    #[test]
+    fn a_limit_beyond_the_kernels_is_refused() {
+        for (limit, most) in [
+            ("pathLength = 4096", "4095"),
+            ("variableSize = \"1m\"", "120k"),
+        ] {
+            let error = load(&format!("[limits]\n{limit}"), &[]).unwrap_err();
+            let expected = format!("expected at most {most}, which is the kernel's limit");
+            assert!(error.to_string().ends_with(&expected), "{error}");
+        }
+        let error = load("[server]\nbodyTimeoutMs = 0", &[]).unwrap_err();
+        let expected = "server.bodyTimeoutMs = 0: expected 1 or more";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]
