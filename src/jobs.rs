@@ -1,11 +1,12 @@
 //! Requests into jobs: everything that a client sent is checked here, before any sandbox is
 //! touched, and an error names the member that is at fault.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
-use isol8_actors::job::MAX_COMMAND;
 use isol8_actors::pool::SandboxDefaults;
 use isol8_actors::{ExecuteError, FileExtension, Job, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
@@ -15,7 +16,9 @@ use isol8_api::{
 };
 use isol8_backend::{Limits, SandboxSpec};
 
-use crate::config::{Ceilings, Config};
+use crate::config::{Ceilings, Config, RequestLimits};
+pub(crate) use limits::LARGEST_VARIABLE;
+use limits::check_secrets;
 
 /// Least memory that an interpreter starts in.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
@@ -32,14 +35,6 @@ const LEAST_CPUS: f64 = 0.01;
 
 /// Memory beside a request's files that a program needs to start.
 const MEMORY_BESIDE_FILES: u64 = 8 << 20;
-
-/// Most secrets of one request, and most bytes of them together: each costs a multiple of itself
-/// while output is searched for it.
-const MOST_SECRETS: usize = 256;
-const MOST_SECRET_BYTES: usize = 256 * 1024;
-
-/// Most files that one request may bring or ask for.
-const MOST_FILES: usize = 1_000;
 
 /// A request that cannot become a job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,18 +91,18 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
         0,
         config.ceilings.max_output_size,
     )?;
-    job.files = files(request.files)?;
+    let limits = &config.limits;
+    job.files = files(request.files, limits)?;
     check_memory(&job)?;
-    job.output_paths = output_paths(&request.output_paths)?;
-    job.workdir = request
-        .workdir
-        .map(|text| SandboxPath::working_directory(&text))
-        .transpose()
-        .map_err(|error| JobError::invalid("request.workdir", error))?;
+    job.output_paths = output_paths(&request.output_paths, limits)?;
+    job.workdir = match &request.workdir {
+        Some(text) => Some(workdir(text, limits)?),
+        None => None,
+    };
     job.stdin = request.stdin.map(String::into_bytes);
     job.setup_script = request.setup_script;
-    check_environment("request.env", &request.env)?;
-    check_environment("options.secrets", &options.secrets)?;
+    limits.check_environment("request.env", &request.env)?;
+    limits.check_environment("options.secrets", &options.secrets)?;
     check_secrets(&options.secrets)?;
     job.secrets = options.secrets.values().cloned().collect();
     job.env = options.secrets.into_iter().chain(request.env).collect();
@@ -222,50 +217,35 @@ fn timeout(
 
 fn files(
     files: BTreeMap<String, isol8_api::FileContent>,
+    limits: &RequestLimits,
 ) -> Result<Vec<(SandboxPath, Vec<u8>)>, JobError> {
-    few_enough("request.files", files.len())?;
-    let checked = files.into_iter().map(|(path, content)| {
-        let path: SandboxPath = path
-            .parse()
-            .map_err(|error| JobError::invalid("request.files", error))?;
+    limits.check_files("request.files", files.len())?;
+    let checked = files.into_iter().map(|(text, content)| {
+        let path = path("request.files", &text, limits)?;
         Ok((path, content.0))
     });
     checked.collect()
 }
 
-fn output_paths(paths: &[String]) -> Result<Vec<SandboxPath>, JobError> {
-    few_enough("request.outputPaths", paths.len())?;
-    let checked = paths.iter().enumerate().map(|(index, path)| {
-        path.parse()
-            .map_err(|error| JobError::invalid(format!("request.outputPaths[{index}]"), error))
-    });
+fn path(member: &str, text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {
+    limits.check_path(member, text)?;
+    text.parse()
+        .map_err(|error| JobError::invalid(member, error))
+}
+
+fn workdir(text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {
+    limits.check_path("request.workdir", text)?;
+    SandboxPath::working_directory(text)
+        .map_err(|error| JobError::invalid("request.workdir", error))
+}
+
+fn output_paths(paths: &[String], limits: &RequestLimits) -> Result<Vec<SandboxPath>, JobError> {
+    limits.check_files("request.outputPaths", paths.len())?;
+    let checked = paths
+        .iter()
+        .enumerate()
+        .map(|(index, text)| path(&format!("request.outputPaths[{index}]"), text, limits));
     checked.collect()
-}
-
-fn few_enough(path: &str, count: usize) -> Result<(), JobError> {
-    if count <= MOST_FILES {
-        return Ok(());
-    }
-    let problem = format!("{count} entries, expected at most {MOST_FILES}");
-    Err(JobError::invalid(path, problem))
-}
-
-/// What the kernel would refuse or cut short: execve(2). A value is bounded like an argument.
-fn check_environment(path: &str, variables: &BTreeMap<String, String>) -> Result<(), JobError> {
-    for (name, value) in variables {
-        // The value may be a secret: only the name is repeated.
-        let problem = if name.is_empty() || name.contains(['=', '\0']) {
-            format!("{name:?} is not the name of a variable")
-        } else if value.contains('\0') {
-            format!("the value of {name:?} contains a NUL character")
-        } else if name.len() + value.len() > MAX_COMMAND {
-            format!("the value of {name:?} is longer than {MAX_COMMAND} bytes")
-        } else {
-            continue;
-        };
-        return Err(JobError::invalid(path, problem));
-    }
-    Ok(())
 }
 
 /// Files live in the sandbox's memory: what does not fit there would take the sandbox with it.
@@ -281,18 +261,6 @@ fn check_memory(job: &Job) -> Result<(), JobError> {
     }
     let problem = format!("{files} bytes do not fit into a memoryLimit of {memory}");
     Err(JobError::invalid("request.files", problem))
-}
-
-fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), JobError> {
-    let bytes: usize = secrets.values().map(String::len).sum();
-    if secrets.len() <= MOST_SECRETS && bytes <= MOST_SECRET_BYTES {
-        return Ok(());
-    }
-    let problem = format!(
-        "{} values of {bytes} bytes, expected at most {MOST_SECRETS} of {MOST_SECRET_BYTES} together",
-        secrets.len()
-    );
-    Err(JobError::invalid("options.secrets", problem))
 }
 
 fn at_most<T>(path: &str, given: T, least: T, most: T) -> Result<T, JobError>

@@ -9,12 +9,13 @@ use std::time::Duration;
 use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{self, SandboxDefaults};
 use isol8_actors::pruner::PrunerConfig;
-use isol8_api::{ByteSize, Runtime};
+use isol8_api::{ByteSize, Runtime, SandboxPath};
 use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
-use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
+use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings, RequestLimits};
+use crate::jobs::LARGEST_VARIABLE;
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,7 @@ pub struct ConfigFile {
     shutdown: Shutdown,
     defaults: DefaultsTable,
     ceilings: CeilingsTable,
+    limits: LimitsTable,
     runtimes: BTreeMap<Runtime, RuntimeTable>,
     docker: DockerTable,
     images: ImagesTable,
@@ -65,6 +67,7 @@ impl Default for ConfigFile {
             shutdown: Shutdown::default(),
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
+            limits: LimitsTable::default(),
             runtimes: BTreeMap::from([
                 (Runtime::Python, RuntimeTable::python(size(2))),
                 (Runtime::Bash, bash),
@@ -188,6 +191,9 @@ struct Server {
     idempotency_ms: u64,
     max_web_socket_message: ByteSize,
     web_socket_idle_ms: u64,
+    header_timeout_ms: u64,
+    body_timeout_ms: u64,
+    keep_alive_ms: u64,
 }
 
 impl Default for Server {
@@ -200,6 +206,9 @@ impl Default for Server {
             idempotency_ms: 600_000,
             max_web_socket_message: ByteSize::from_mebibytes(1),
             web_socket_idle_ms: 10_000,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 60_000,
+            keep_alive_ms: 75_000,
         }
     }
 }
@@ -304,6 +313,28 @@ impl Default for CeilingsTable {
             pids_limit: 4096,
             tmpfs_size: ByteSize::from_mebibytes(8 * 1024),
             max_output_size: 64 << 20,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LimitsTable {
+    files: usize,
+    path_length: usize,
+    variables: usize,
+    variable_size: ByteSize,
+    environment_size: ByteSize,
+}
+
+impl Default for LimitsTable {
+    fn default() -> Self {
+        Self {
+            files: 1_000,
+            path_length: SandboxPath::MAX_LENGTH,
+            variables: 1_000,
+            variable_size: ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+            environment_size: ByteSize::from_mebibytes(1),
         }
     }
 }
@@ -440,6 +471,7 @@ impl ConfigFile {
     pub fn check(self, default_state: PathBuf) -> Result<Config, ConfigError> {
         let ceilings = self.ceilings.check();
         let defaults = self.defaults.check(&ceilings)?;
+        let limits = self.limits.check()?;
         for (key, given) in [
             ("maxConcurrent", self.max_concurrent),
             ("poolRefillWidth", self.pool_refill_width),
@@ -451,6 +483,9 @@ impl ConfigFile {
         for (key, given) in [
             ("poolMaxAgeMs", self.pool_max_age_ms),
             ("server.webSocketIdleMs", self.server.web_socket_idle_ms),
+            ("server.headerTimeoutMs", self.server.header_timeout_ms),
+            ("server.bodyTimeoutMs", self.server.body_timeout_ms),
+            ("server.keepAliveMs", self.server.keep_alive_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (
                 "cleanup.maxContainerAgeMs",
@@ -478,16 +513,18 @@ impl ConfigFile {
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
-        let size = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         Ok(Config {
             source: None,
             backend: self.backend,
             state: given(self.state_dir).map_or(default_state, PathBuf::from),
             host: self.server.host,
             port: self.server.port,
-            max_body: size(self.server.max_body_size),
-            max_message: size(self.server.max_web_socket_message),
+            max_body: bytes(self.server.max_body_size),
+            max_message: bytes(self.server.max_web_socket_message),
             message_within: Duration::from_millis(self.server.web_socket_idle_ms),
+            header_timeout: Duration::from_millis(self.server.header_timeout_ms),
+            body_timeout: Duration::from_millis(self.server.body_timeout_ms),
+            keep_alive: Duration::from_millis(self.server.keep_alive_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
                 max_concurrent_per_tenant: match self.max_concurrent_per_tenant {
@@ -523,6 +560,7 @@ impl ConfigFile {
             kernels: Kernels::new(kernels),
             defaults,
             ceilings,
+            limits,
             docker: DockerSettings {
                 host: given(self.docker.host),
                 images: images.collect(),
@@ -546,6 +584,25 @@ impl CeilingsTable {
             tmpfs_size: self.tmpfs_size,
             max_output_size: self.max_output_size,
         }
+    }
+}
+
+impl LimitsTable {
+    fn check(&self) -> Result<RequestLimits, ConfigError> {
+        let most = SandboxPath::MAX_LENGTH;
+        within_kernels("limits.pathLength", self.path_length, most)?;
+        let (given, most) = (
+            self.variable_size,
+            ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+        );
+        within_kernels("limits.variableSize", given, most)?;
+        Ok(RequestLimits {
+            files: self.files,
+            path_length: self.path_length,
+            variables: self.variables,
+            variable_bytes: bytes(self.variable_size),
+            environment_bytes: bytes(self.environment_size),
+        })
     }
 }
 
@@ -614,6 +671,20 @@ impl DefaultsTable {
 /// An empty text stands for "not set": TOML has no null, and the shipped file shows every key.
 fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
+}
+
+/// For what is in memory.
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.bytes()).unwrap_or(usize::MAX)
+}
+
+fn within_kernels<T>(key: &'static str, given: T, most: T) -> Result<(), ConfigError>
+where
+    T: PartialOrd + std::fmt::Display + Copy,
+{
+    require(key, given, given <= most, || {
+        format!("expected at most {most}, which is the kernel's limit")
+    })
 }
 
 fn within<T>(key: &'static str, given: T, least: T, most: T) -> Result<(), ConfigError>

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 
+mod bounds;
 mod cells;
 mod cli;
 mod compare;
@@ -17,6 +18,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod malformed;
+mod openapi;
 mod preload;
 mod reload;
 mod reset;

@@ -9,6 +9,9 @@
 
 pub mod error;
 pub mod file;
+mod object;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod request;
 pub mod result;
 pub mod service;

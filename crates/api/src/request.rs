@@ -6,16 +6,23 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::object::{self, Object};
 use crate::value::{ByteSize, Runtime, SessionId};
 
 /// The whole body.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteBody {
     /// What to run.
+    #[serde(deserialize_with = "object::required")]
     pub request: ExecutionRequest,
     /// Merged over the server's defaults.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
     pub options: Option<Options>,
     /// The session to run in; without one the run is ephemeral.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -24,9 +31,10 @@ pub struct ExecuteBody {
 
 /// One program and what it needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionRequest {
-    /// The source text. Exactly one of `code`, `code_url` and `cmd` is given.
+    /// The source text. Exactly one of `code`, `codeUrl` and `cmd` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
     /// Where to fetch the source text from.
@@ -39,6 +47,7 @@ pub struct ExecutionRequest {
     pub runtime: Runtime,
     /// Milliseconds; overrides the options' and the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub timeout_ms: Option<u64>,
     /// Environment of this run only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -64,10 +73,10 @@ pub struct ExecutionRequest {
     /// Working directory: absolute under `/sandbox`, or relative to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// SHA-256 of what `code_url` must give, in hex.
+    /// SHA-256 of what `codeUrl` must give, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_hash: Option<String>,
-    /// Accept an `http:` `code_url`.
+    /// Accept an `http:` `codeUrl`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_insecure_code_url: bool,
     /// Passed to the audit log.
@@ -126,8 +135,18 @@ impl<'de> Deserialize<'de> for FileContent {
         )]
         enum Given {
             Text(String),
-            Buffer { r#type: BufferTag, data: Vec<u8> },
-            Base64 { base64: String },
+            Buffer(Object<Buffer>),
+            Base64(Object<Base64>),
+        }
+        #[derive(Deserialize)]
+        struct Buffer {
+            #[serde(rename = "type")]
+            _type: BufferTag,
+            data: Vec<u8>,
+        }
+        #[derive(Deserialize)]
+        struct Base64 {
+            base64: String,
         }
         #[derive(Deserialize)]
         enum BufferTag {
@@ -135,11 +154,8 @@ impl<'de> Deserialize<'de> for FileContent {
         }
         match Given::deserialize(deserializer)? {
             Given::Text(text) => Ok(Self(text.into_bytes())),
-            Given::Buffer {
-                r#type: BufferTag::Buffer,
-                data,
-            } => Ok(Self(data)),
-            Given::Base64 { base64 } => BASE64_STANDARD
+            Given::Buffer(Object(Buffer { data, .. })) => Ok(Self(data)),
+            Given::Base64(Object(Base64 { base64 })) => BASE64_STANDARD
                 .decode(base64)
                 .map(Self)
                 .map_err(|error| de::Error::custom(format!("not base64: {error}"))),
@@ -149,6 +165,7 @@ impl<'de> Deserialize<'de> for FileContent {
 
 /// How far a program may reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkMode {
     /// Loopback only.
@@ -163,6 +180,7 @@ pub enum NetworkMode {
 /// Limits and behaviour of a run. Unknown members are accepted: the TypeScript client sends some
 /// that only its own engine reads.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Options {
     /// Network access.
@@ -170,6 +188,7 @@ pub struct Options {
     pub network: Option<NetworkMode>,
     /// Processor cores.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0.01))]
     pub cpu_limit: Option<f64>,
     /// Memory of the whole sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,6 +210,7 @@ pub struct Options {
     pub max_output_size: Option<u64>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub timeout_ms: Option<u64>,
     /// Set in the environment, and masked in the output.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -202,24 +222,29 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persist: Option<bool>,
     /// Kernel-level confinement.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
     pub security: Option<SecurityOptions>,
 }
 
 /// Kernel-level confinement of a sandbox.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecurityOptions {
     /// Which system calls are allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompMode>,
-    /// Profile for [`SeccompMode::Custom`].
+    /// Profile for `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub custom_profile_path: Option<String>,
 }
 
 /// Which system calls a program may make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
     /// isol8's own list.
@@ -249,9 +274,27 @@ mod tests {
             r#"{"base64":"%"}"#,
             "7",
             r#"{"type":"Buffer","data":[256]}"#,
+            r#"["Buffer",[1]]"#,
+            r#"["aGk="]"#,
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        let read = |body: &str| serde_json::from_str::<ExecuteBody>(body).map(drop);
+        let request = r#"{"code": "1", "runtime": "bash"}"#;
+        assert!(read(&format!(r#"{{"request": {request}}}"#)).is_ok());
+        for rest in [
+            r#""options": []"#,
+            r#""options": {"security": [null, null]}"#,
+        ] {
+            let error = read(&format!(r#"{{"request": {request}, {rest}}}"#)).unwrap_err();
+            assert!(error.to_string().contains("expected an object"), "{error}");
+        }
+        let list = r#"{"request": ["1", null, null, "bash"]}"#;
+        assert!(read(list).is_err());
     }
 
     #[test]

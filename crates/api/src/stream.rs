@@ -6,6 +6,7 @@ use crate::request::ExecuteBody;
 
 /// One event of `POST /execute/stream` or `GET /execute/ws`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamEvent {
     /// What happened.
     #[serde(rename = "type")]
@@ -18,6 +19,7 @@ pub struct StreamEvent {
 
 /// The kinds of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EventKind {
     /// The program wrote to standard output.
@@ -32,6 +34,7 @@ pub enum EventKind {
 
 /// The parts of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// The setup script.
@@ -42,6 +45,7 @@ pub enum Phase {
 
 /// What a WebSocket client sends.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum ClientMessage {
     /// Run this; the first message, and the only one of its kind.
@@ -67,6 +71,7 @@ impl ClientMessage {
 
 /// The signals that a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SignalName {
     /// As Ctrl-C does.
     #[serde(rename = "SIGINT")]
