@@ -102,7 +102,7 @@ pub(crate) struct Run {
     pub(crate) started: Instant,
     /// When its time is over.
     pub(crate) deadline: Option<Instant>,
-    /// When an interrupted cell is ended by force.
+    /// When what was asked to end is ended by force.
     pub(crate) grace: Option<Instant>,
     pub(crate) timed_out: bool,
     /// The host does not want it any more.

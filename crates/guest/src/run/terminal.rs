@@ -67,6 +67,17 @@ impl Terminal {
         let _ = set_size(&self.near, size);
     }
 
+    /// Tells the program and what is in the foreground that the terminal is gone.
+    pub(crate) fn hang_up(&self, program: Pid) {
+        let foreground = tcgetpgrp(&self.near).ok().filter(|it| it.as_raw() > 1);
+        for group in [Some(program), foreground].into_iter().flatten() {
+            // What was stopped has to go on to end.
+            for signal in [Signal::SIGHUP, Signal::SIGCONT] {
+                let _ = killpg(group, signal);
+            }
+        }
+    }
+
     /// Sends a signal to the foreground processes, as a key would; one that asks for the end also to
     /// the group of the program itself, which a shell with job control is alone in.
     pub(crate) fn signal(&self, program: Pid, signal: Signal) {
