@@ -6,8 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::{House, config, job, tenant};
-use isol8_actors::{ExecuteError, Job, JobStream};
+use isol8_actors::{ExecuteError, Input, Job, JobStream, TerminalSize};
 use isol8_api::{ErrorCode, EventKind, Phase, StreamEvent};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 fn follow(house: &House, session: Option<&str>, job: Job) -> JobStream {
@@ -166,6 +167,50 @@ async fn streams_keep_their_place_among_a_sessions_jobs() {
     );
     first.await.unwrap().unwrap();
     assert_eq!(third.await.unwrap().unwrap().stdout, "2");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn the_last_size_of_a_terminal_reaches_its_run() {
+    let house = House::new(config());
+    let size = |columns| TerminalSize { columns, rows: 24 };
+    for session in [None, Some("s")] {
+        let mut asked = job("size\nsleep 1000\nsize");
+        asked.terminal = Some(size(80));
+        let (_stdin, stdin) = mpsc::channel(1);
+        let (_signals, signals) = mpsc::channel(1);
+        let (sizes, changes) = watch::channel(size(80));
+        let input = Input {
+            stdin,
+            signals,
+            size: Some(changes),
+        };
+        let session = session.map(|id| id.parse().unwrap());
+        let service = &house.service;
+        let mut events = service.execute_stream(tenant("t"), session, asked, Some(input));
+        assert_eq!(events.next().await.unwrap().unwrap().data, "80 24\n");
+        sizes.send_replace(size(90));
+        sizes.send_replace(size(100));
+        assert_eq!(events.next().await.unwrap().unwrap().data, "100 24\n");
+    }
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_script_at_a_terminal_leaves_its_session_s_interpreter_alone() {
+    let house = House::new(config());
+    house.in_session("s", "set x 1").await.unwrap();
+    let mut beside = job("get x\nset x 2");
+    beside.terminal = Some(TerminalSize {
+        columns: 80,
+        rows: 24,
+    });
+    let told = rest(follow(&house, Some("s"), beside)).await;
+    assert_eq!(
+        told[0],
+        event(EventKind::Stderr, "x is not there\n", Phase::Code)
+    );
+    assert_eq!(house.in_session("s", "get x").await.unwrap().stdout, "1");
     house.finish().await;
 }
 

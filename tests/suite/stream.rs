@@ -1,6 +1,8 @@
 //! Runs that are followed while they go on: server-sent events and WebSockets.
 
+mod socket;
 mod sse;
+mod terminal;
 mod websocket;
 
 use isol8_api::{EventKind, Phase, StreamEvent};

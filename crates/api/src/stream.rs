@@ -58,11 +58,18 @@ pub enum ClientMessage {
         /// Which signal.
         signal: SignalName,
     },
+    /// Change the size of the program's terminal.
+    Resize {
+        /// Characters in a line, 1 to 1000.
+        cols: u32,
+        /// Lines, 1 to 1000.
+        rows: u32,
+    },
 }
 
 impl ClientMessage {
     /// The valid values of a message's `type`.
-    pub const TYPES: [&'static str; 4] = ["execute", "stdin", "stdinEnd", "signal"];
+    pub const TYPES: [&'static str; 5] = ["execute", "stdin", "stdinEnd", "signal", "resize"];
 }
 
 /// The signals that a client may send.

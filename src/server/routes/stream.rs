@@ -41,7 +41,7 @@ async fn post(
     let config = state.config();
     let body = body::read(payload, config.max_body).await?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let (job, session) = jobs::order(value, &config)?;
+    let (job, session) = jobs::order_without_terminal(value, &config)?;
     let service = &state.service;
     let mut events = service.execute_stream(caller.tenant, session, job, None);
     // An error before the run is one over HTTP. A run that waits for its turn is not an error: its
