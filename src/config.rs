@@ -74,6 +74,8 @@ pub struct Config {
     pub max_message: usize,
     /// How long a WebSocket may take to say what to run.
     pub message_within: Duration,
+    /// How often a WebSocket's client is pinged while its run goes on.
+    pub ping_every: Duration,
     /// Runs at once, and requests that wait for their turn.
     pub admission: AdmissionConfig,
     /// When idle sessions end.

@@ -188,6 +188,7 @@ struct Server {
     idempotency_ms: u64,
     max_web_socket_message: ByteSize,
     web_socket_idle_ms: u64,
+    web_socket_ping_ms: u64,
 }
 
 impl Default for Server {
@@ -200,6 +201,7 @@ impl Default for Server {
             idempotency_ms: 600_000,
             max_web_socket_message: ByteSize::from_mebibytes(1),
             web_socket_idle_ms: 10_000,
+            web_socket_ping_ms: 15_000,
         }
     }
 }
@@ -451,6 +453,7 @@ impl ConfigFile {
         for (key, given) in [
             ("poolMaxAgeMs", self.pool_max_age_ms),
             ("server.webSocketIdleMs", self.server.web_socket_idle_ms),
+            ("server.webSocketPingMs", self.server.web_socket_ping_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (
                 "cleanup.maxContainerAgeMs",
@@ -488,6 +491,7 @@ impl ConfigFile {
             max_body: size(self.server.max_body_size),
             max_message: size(self.server.max_web_socket_message),
             message_within: Duration::from_millis(self.server.web_socket_idle_ms),
+            ping_every: Duration::from_millis(self.server.web_socket_ping_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
                 max_concurrent_per_tenant: match self.max_concurrent_per_tenant {

@@ -1,22 +1,25 @@
 use std::time::{Duration, Instant};
 
-use futures::SinkExt as _;
-use isol8_api::EventKind;
+use futures::{SinkExt as _, StreamExt as _};
+use isol8_api::{EventKind, Phase};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::joined;
 use super::socket::Socket;
-use crate::harness::{KEY, Server, on_each_backend, python};
+use crate::harness::{KEY, PATIENCE, Server, on_each_backend, python};
 
 on_each_backend!(
     input_is_live,
     a_session_runs_over_a_websocket,
     a_signal_reaches_the_program,
+    a_failed_setup_script_is_told_and_has_an_exit,
     input_that_nobody_reads_stops_at_its_client,
     what_is_not_json_closes_and_what_is_unknown_does_not,
     a_message_that_is_too_large_closes,
     a_websocket_that_asks_for_nothing_is_closed,
+    a_client_that_answers_no_ping_is_taken_for_gone,
+    a_client_that_answers_pings_may_be_silent_otherwise,
     a_websocket_needs_a_key,
     a_websocket_that_goes_away_ends_its_run,
 );
@@ -87,6 +90,23 @@ except KeyboardInterrupt:
         .send(json!({"type": "signal", "signal": "SIGTERM"}))
         .await;
     assert_eq!(joined(&socket.rest().await).2, "143");
+    server.stop();
+}
+
+async fn a_failed_setup_script_is_told_and_has_an_exit(server: Server) {
+    let mut socket = Socket::open(&server).await;
+    let request = json!({"runtime": "python", "code": "1", "setupScript": "exit 4"});
+    socket
+        .send(json!({"type": "execute", "request": request}))
+        .await;
+    let text = socket.refused().await;
+    assert_eq!(text, "Setup script failed with exit code 4");
+    let events = socket.rest().await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (events[0].kind, events[0].data.as_str(), events[0].phase),
+        (EventKind::Exit, "4", Phase::Setup)
+    );
     server.stop();
 }
 
@@ -166,6 +186,57 @@ async fn a_websocket_that_asks_for_nothing_is_closed(started: Server) {
     let text = socket.refused().await;
     assert_eq!(text, "no execute message within 300 ms");
     assert_eq!(socket.next().await.unwrap_err().0, 1008);
+    server.stop();
+}
+
+const PINGING: &str = "[server]\nwebSocketPingMs = 100";
+
+async fn a_client_that_answers_no_ping_is_taken_for_gone(started: Server) {
+    let kind = started.kind;
+    started.stop();
+    let server = Server::configured(kind, PINGING);
+    let mut socket = Socket::open(&server).await;
+    let request = json!({"runtime": "python", "code": "import time; print('on', flush=True); time.sleep(25)"});
+    socket
+        .send(json!({"type": "execute", "request": request, "sessionId": "s"}))
+        .await;
+    assert_eq!(socket.next().await.unwrap().data, "on\n");
+    // Nothing is answered where nothing is read, and the connection is there all the time.
+    let asked = Instant::now();
+    server.session("s").execute(python("1")).await.unwrap();
+    let waited = asked.elapsed();
+    let expected = Duration::from_millis(200)..Duration::from_secs(5);
+    assert!(expected.contains(&waited), "{waited:?}");
+    // And then it is not.
+    let ended = async {
+        while let Some(Ok(message)) = socket.0.next().await {
+            assert!(message.is_ping(), "{message:?}");
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    server.stop();
+}
+
+async fn a_client_that_answers_pings_may_be_silent_otherwise(started: Server) {
+    let kind = started.kind;
+    started.stop();
+    let server = Server::configured(kind, PINGING);
+    let mut socket = Socket::open(&server).await;
+    socket
+        .execute("import time; time.sleep(1.5); print('on')")
+        .await;
+    assert_eq!(joined(&socket.rest().await).0, "on\n");
+
+    // Nor is one taken for gone that is not listened to, because its program does not read.
+    let mut socket = Socket::open(&server).await;
+    socket
+        .execute("import sys, time; time.sleep(1.5); print(len(sys.stdin.read(1_500_000)))")
+        .await;
+    let piece = "x".repeat(500_000);
+    for _ in 0..3 {
+        socket.send(json!({"type": "stdin", "data": piece})).await;
+    }
+    assert_eq!(joined(&socket.rest().await).0, "1500000\n");
     server.stop();
 }
 

@@ -22,11 +22,8 @@ use crate::server::State;
 use crate::server::auth::Caller;
 use crate::server::connection::{STALLED_AFTER, closed};
 
-/// How often the client is pinged.
-const PING_EVERY: Duration = Duration::from_secs(15);
-
-/// How long a client may answer no ping.
-const SILENT_FOR: Duration = Duration::from_secs(45);
+/// How many times in a row a client may answer no ping.
+const UNANSWERED: u32 = 3;
 
 /// How long a client may take to see that it is over.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -133,11 +130,11 @@ impl Conversation {
         let service = &self.state.service;
         let events = service.execute_stream(tenant, session, job, Some(input));
         let (speaker, pinger) = (self.voice.clone(), self.voice.clone());
-        let heard = Rc::clone(&self.heard);
+        let (heard, ping_every) = (Rc::clone(&self.heard), self.config.ping_every);
         tokio::select! {
             end = speak(events, speaker) => end,
             end = self.listen(hand) => end,
-            end = ping(pinger, heard) => end,
+            end = ping(pinger, ping_every, heard) => end,
         }
     }
 
@@ -230,15 +227,16 @@ async fn speak(mut events: JobStream, mut voice: Voice) -> End {
 }
 
 /// Asks the client whether it is there, until it is not.
-async fn ping(mut voice: Voice, heard: Rc<Cell<Option<Instant>>>) -> End {
+async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>>) -> End {
+    let patience = every.saturating_mul(UNANSWERED);
     loop {
-        sleep(PING_EVERY).await;
+        sleep(every).await;
         let silent = heard.get().map(|heard| heard.elapsed());
-        if silent.is_some_and(|silent| silent > SILENT_FOR) {
+        if silent.is_some_and(|silent| silent > patience) {
             return End::Gone;
         }
         // A client that takes nothing answers nothing.
-        if let Ok(Err(Closed)) = timeout(PING_EVERY, voice.0.ping(b"")).await {
+        if let Ok(Err(Closed)) = timeout(every, voice.0.ping(b"")).await {
             return End::Gone;
         }
     }
@@ -250,11 +248,7 @@ struct Voice(Session);
 
 impl Voice {
     async fn error(&mut self, data: String) -> Result<(), Closed> {
-        let event = StreamEvent {
-            kind: EventKind::Error,
-            data,
-            phase: Phase::Code,
-        };
+        let event = StreamEvent::new(EventKind::Error, data, Phase::Code);
         self.say(&event).await
     }
 
