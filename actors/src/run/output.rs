@@ -53,8 +53,7 @@ impl Sink {
                     OutputStream::Stderr => EventKind::Stderr,
                 };
                 for data in pieces(text) {
-                    let data = data.to_owned();
-                    let sending = events.send(StreamEvent { kind, data, phase });
+                    let sending = events.send(StreamEvent::new(kind, data, phase));
                     let sent = timeout(STALLED_AFTER, sending).await;
                     // Nobody takes them any more, or does not move.
                     sent.ok()

@@ -110,11 +110,7 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_whatever_was_written() {
-        let event = StreamEvent {
-            kind: EventKind::Stdout,
-            data: "a\n\r\nb\u{2028}".to_owned(),
-            phase: Phase::Setup,
-        };
+        let event = StreamEvent::new(EventKind::Stdout, "a\n\r\nb\u{2028}", Phase::Setup);
         let expected =
             "data: {\"type\":\"stdout\",\"data\":\"a\\n\\r\\nb\u{2028}\",\"phase\":\"setup\"}\n\n";
         assert_eq!(encoded(&event), expected.as_bytes());

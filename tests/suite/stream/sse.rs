@@ -15,6 +15,7 @@ on_each_backend!(
     a_session_keeps_its_state_between_streams,
     characters_and_secrets_in_pieces_arrive_whole_and_masked,
     a_timeout_and_a_cut_are_said_as_in_results,
+    the_exit_tells_what_a_result_would,
     an_error_before_the_run_is_json_and_one_within_an_event,
     a_client_that_goes_away_ends_its_stream,
     a_slow_client_slows_its_run_and_costs_no_memory,
@@ -104,10 +105,14 @@ async fn setup_comes_first_and_the_exit_last(server: Server) {
     let mut failing = body("python", "print('never')");
     failing["request"]["setupScript"] = json!("echo no such package >&2; exit 4");
     let events = stream(&server, failing).await.all().await;
-    let said = events.last().unwrap();
-    assert_eq!((said.kind, said.phase), (EventKind::Error, Phase::Setup));
-    assert!(said.data.contains("exit code 4"), "{said:?}");
-    assert_eq!(events[0].data, "no such package\n");
+    let told = events.iter().map(|event| (event.kind, event.data.as_str()));
+    let expected = [
+        (EventKind::Stderr, "no such package\n"),
+        (EventKind::Error, "Setup script failed with exit code 4"),
+        (EventKind::Exit, "4"),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    assert!(events.iter().all(|event| event.phase == Phase::Setup));
     server.stop();
 }
 
@@ -169,6 +174,34 @@ async fn a_timeout_and_a_cut_are_said_as_in_results(server: Server) {
         note,
         "--- OUTPUT TRUNCATED (1000000 bytes, limit: 300000) ---"
     );
+    server.stop();
+}
+
+async fn the_exit_tells_what_a_result_would(server: Server) {
+    let last = async |request| stream(&server, request).await.all().await.pop().unwrap();
+    let mut writing = in_session("s", "open('/tmp/made', 'wb').write(b'\\xff' * 3_000_000)");
+    writing["request"]["outputPaths"] = json!(["/tmp/made", "/tmp/none"]);
+    let exit = last(writing).await;
+    assert_eq!((exit.kind, exit.data.as_str()), (EventKind::Exit, "0"));
+    let files = exit.ending.files.unwrap();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["/tmp/made"]);
+    assert_eq!(files["/tmp/made"], "/".repeat(4_000_000));
+
+    let mut late = in_session("s", "print('x' * 100, flush=True)\nwhile True: pass");
+    late["request"]["timeoutMs"] = json!(500);
+    late["options"]["maxOutputSize"] = json!(10);
+    let exit = last(late).await;
+    assert!(exit.ending.timed_out && exit.ending.truncated, "{exit:?}");
+    let ended = last(in_session("s", "import os; os._exit(3)")).await;
+    assert!(ended.ending.state_lost, "{ended:?}");
+    let exit = last(in_session("s", "1")).await;
+    assert_eq!(exit.ending, Default::default());
+
+    let code = "data = bytearray(2 << 30)\nfor i in range(0, len(data), 4096): data[i] = 1";
+    let mut greedy = body("python", code);
+    greedy["options"]["memoryLimit"] = json!("256m");
+    let exit = last(greedy).await;
+    assert!(exit.ending.oom_killed, "{exit:?}");
     server.stop();
 }
 
