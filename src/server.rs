@@ -116,6 +116,8 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), S
             .configure(configure)
     })
     .on_connect(connection::watch)
+    // An event that follows another would wait until the client has acknowledged that, which it puts off.
+    .tcp_nodelay(true)
     .client_request_timeout(HEADER_TIMEOUT)
     .keep_alive(KEEP_ALIVE)
     .shutdown_timeout(SHUTDOWN_SECONDS)

@@ -12,6 +12,7 @@ use crate::harness::{KEY, Kind, PATIENCE, Server, on_each_backend, python};
 on_each_backend!(
     setup_comes_first_and_the_exit_last,
     output_arrives_while_the_program_runs,
+    the_first_event_does_not_wait_for_its_client,
     a_session_keeps_its_state_between_streams,
     characters_and_secrets_in_pieces_arrive_whole_and_masked,
     a_timeout_and_a_cut_are_said_as_in_results,
@@ -124,6 +125,23 @@ async fn output_arrives_while_the_program_runs(server: Server) {
     assert_eq!(events.next().await.unwrap().data, "first\n");
     assert!(asked.elapsed() < Duration::from_secs(5));
     drop(events);
+    server.stop();
+}
+
+async fn the_first_event_does_not_wait_for_its_client(server: Server) {
+    let http = http(&server);
+    let mut soon = 0;
+    for run in 0..30 {
+        let asked = Instant::now();
+        let mut events = follow(post(&http, &server, in_session("s", "print(1)")).await);
+        events.next().await.unwrap();
+        // A new connection's first segments are acknowledged at once; from then on the system puts
+        // that off for 40 ms, unless it has something to send.
+        soon += u32::from(run >= 10 && asked.elapsed() < Duration::from_millis(35));
+        events.all().await;
+    }
+    // The machine of the suite may be busy.
+    assert!(soon >= 5, "only {soon} of 20 came soon");
     server.stop();
 }
 
