@@ -235,14 +235,30 @@ async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
 #[tokio::test]
 async fn input_that_nobody_reads_waits() {
     let sandbox = Sandbox::start().await;
-    let quiet = sh("stty raw -echo; echo on; sleep 1; head -c 300000 | wc -c");
-    let mut run = sandbox.control.run(at_terminal(quiet)).unwrap();
-    until(&mut run, "on\n").await;
-    let begun = Instant::now();
-    run.write_stdin(&[b'x'; 300_000]).await.unwrap();
-    assert!(begun.elapsed() > Duration::from_millis(500));
-    assert_eq!(until(&mut run, "\n").await, "300000\n");
-    finish(run).await.unwrap();
+    // Character by character, and line by line.
+    for (mode, typed) in [
+        ("raw", "xxxxx".repeat(60_000)),
+        ("cooked", "four\n".repeat(60_000)),
+    ] {
+        let script = format!("stty {mode} -echo; echo on; sleep 1; head -c 300000 | wc -c");
+        let mut run = sandbox.control.run(at_terminal(sh(&script))).unwrap();
+        until(&mut run, "\n").await;
+        let (begun, worked) = (Instant::now(), processor_time(&sandbox));
+        type_in(&run, &typed).await;
+        assert!(begun.elapsed() > Duration::from_millis(500));
+        let worked = processor_time(&sandbox) - worked;
+        assert!(worked < 30, "{mode}: the guest worked for {worked} / 100 s");
+        assert_eq!(until(&mut run, "\n").await.trim_end(), "300000");
+        finish(run).await.unwrap();
+    }
+}
+
+/// Of the guest, in hundredths of a second.
+fn processor_time(sandbox: &Sandbox) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", sandbox.guest())).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let times = fields.split(' ').skip(11).take(2);
+    times.map(|time| time.parse::<u64>().unwrap()).sum()
 }
 
 #[tokio::test]

@@ -1,4 +1,3 @@
-use std::fs;
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
@@ -6,7 +5,7 @@ use isol8_api::{EventKind, Phase, StreamEvent};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::joined;
+use super::{joined, resident_bytes};
 use crate::harness::{KEY, Kind, PATIENCE, Server, on_each_backend, python};
 
 on_each_backend!(
@@ -285,12 +284,6 @@ async fn a_client_that_goes_away_ends_its_stream(server: Server) {
         is_free_within_a_second(&server, session).await;
     }
     server.stop();
-}
-
-fn resident_bytes(server: &Server) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
-    let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
-    pages * 4096
 }
 
 /// Reads from a stream for a while, at 10 kB/s.
