@@ -151,7 +151,14 @@ impl Execution<'_> {
         let program = plan::program(self.job, mode, self.live);
         let (exit, truncated) = self.supervise(Phase::Code, program).await?;
         let ran = start.elapsed() - setup;
-        let files = self.read_files().await?;
+        let files = match self.read_files().await {
+            // The program has ended, and whoever followed it is to know how.
+            Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
+                self.sink.tell(error.event()).await?;
+                None
+            }
+            files => files?,
+        };
         let (resource_usage, oom_killed) = self.account(&exit).await;
         let Written { stdout, stderr } = self.sink.take();
         Ok(ExecutionResult {

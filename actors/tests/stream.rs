@@ -135,6 +135,11 @@ async fn the_exit_tells_what_a_result_would() {
         assert_eq!(told, [Ok(exit)]);
     }
 
+    writing.output_paths = vec!["/sandbox/refused".parse().unwrap()];
+    let told = rest(follow(&house, None, writing)).await;
+    let refused = event(EventKind::Error, "/sandbox/refused is refused", Phase::Code);
+    assert_eq!(told, [refused, event(EventKind::Exit, "0", Phase::Code)]);
+
     let told = rest(follow(&house, None, job("oom"))).await;
     assert!(told[0].as_ref().unwrap().ending.oom_killed);
 

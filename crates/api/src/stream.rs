@@ -66,7 +66,8 @@ pub enum EventKind {
     Stderr,
     /// The program, or the setup script where that failed, ended with this code. Comes last.
     Exit,
-    /// The setup script failed; there will be no exit code; or a message was not understood. The reason.
+    /// The setup script failed, an output path cannot be read, there will be no exit code, or a message was
+    /// not understood. The reason.
     Error,
 }
 

@@ -204,6 +204,14 @@ async fn the_exit_tells_what_a_result_would(server: Server) {
     assert_eq!(files.keys().collect::<Vec<_>>(), ["/tmp/made"]);
     assert_eq!(files["/tmp/made"], "/".repeat(4_000_000));
 
+    let mut wrong = in_session("s", "import os; os.mkdir('/tmp/directory'); exit(3)");
+    wrong["request"]["outputPaths"] = json!(["/tmp/directory"]);
+    let events = stream(&server, wrong).await.all().await;
+    let told: Vec<_> = events.iter().map(|event| event.kind).collect();
+    assert_eq!(told, [EventKind::Error, EventKind::Exit]);
+    assert!(events[0].data.starts_with("/tmp/directory "), "{events:?}");
+    assert_eq!(events[1].data, "3");
+
     let mut late = in_session("s", "print('x' * 100, flush=True)\nwhile True: pass");
     late["request"]["timeoutMs"] = json!(500);
     late["options"]["maxOutputSize"] = json!(10);

@@ -148,6 +148,9 @@ impl Guest {
     }
 
     fn read(&mut self, id: StreamId, path: &str) {
+        if path.contains("/refused") {
+            return self.fail(id, FailureKind::Refused, &format!("{path} is refused"));
+        }
         let Some(content) = lock(&self.memory).files.get(path).cloned() else {
             return self.fail(id, FailureKind::NotFound, &format!("{path} is not there"));
         };
