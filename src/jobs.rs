@@ -1,13 +1,15 @@
 //! Requests into jobs: everything that a client sent is checked here, before any sandbox is
 //! touched, and an error names the member that is at fault.
 
+mod terminal;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
 use isol8_actors::job::MAX_COMMAND;
 use isol8_actors::pool::SandboxDefaults;
-use isol8_actors::{ExecuteError, FileExtension, Job, Program, TerminalSize};
+use isol8_actors::{ExecuteError, FileExtension, Job, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
     ByteSize, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options, SandboxPath,
@@ -16,6 +18,8 @@ use isol8_api::{
 use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config};
+
+pub use terminal::terminal_size;
 
 /// Least memory that an interpreter starts in.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
@@ -37,13 +41,6 @@ const MEMORY_BESIDE_FILES: u64 = 8 << 20;
 /// while output is searched for it.
 const MOST_SECRETS: usize = 256;
 const MOST_SECRET_BYTES: usize = 256 * 1024;
-
-/// Most characters in a line of a terminal, and most lines.
-const LONGEST_SIDE: u32 = 1000;
-
-/// Size of a terminal where a request gives none.
-const USUAL_COLUMNS: u32 = 80;
-const USUAL_ROWS: u32 = 24;
 
 /// Most files that one request may bring or ask for.
 const MOST_FILES: usize = 1_000;
@@ -109,7 +106,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     refuse_unsupported(&request, &options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
-    job.terminal = terminal(&request)?;
+    job.terminal = terminal::terminal(&request)?;
     job.timeout = timeout(&request, &options, config)?;
     job.output_limit = at_most(
         "options.maxOutputSize",
@@ -240,39 +237,6 @@ fn timeout(
         (None, None) => ("options.timeoutMs", config.defaults.timeout_ms),
     };
     at_most(path, given, 1, config.ceilings.timeout_ms).map(Duration::from_millis)
-}
-
-fn terminal(request: &ExecutionRequest) -> Result<Option<TerminalSize>, JobError> {
-    let size = terminal_size("request", request.cols, request.rows)?;
-    let given = [("cols", request.cols), ("rows", request.rows)];
-    match given.into_iter().find(|(_, side)| side.is_some()) {
-        Some((side, _)) if !request.tty => {
-            let problem = "only a terminal has a size, set request.tty to have one";
-            Err(JobError::invalid(format!("request.{side}"), problem))
-        }
-        _ => Ok(request.tty.then_some(size)),
-    }
-}
-
-/// The size of a terminal, the usual one where none is given. `path` names what gives it.
-///
-/// # Errors
-/// [`JobError`] for a side that is out of range.
-pub fn terminal_size(
-    path: &str,
-    cols: Option<u32>,
-    rows: Option<u32>,
-) -> Result<TerminalSize, JobError> {
-    let side = |name, given: Option<u32>, usual| {
-        let path = format!("{path}.{name}");
-        let side = at_most(&path, given.unwrap_or(usual), 1, LONGEST_SIDE)?;
-        // Within the range above, so that it fits.
-        Ok(u16::try_from(side).unwrap_or(u16::MAX))
-    };
-    Ok(TerminalSize {
-        columns: side("cols", cols, USUAL_COLUMNS)?,
-        rows: side("rows", rows, USUAL_ROWS)?,
-    })
 }
 
 fn files(
@@ -465,36 +429,6 @@ mod tests {
             json!({"secrets": {"TOKEN": "hunter2\0"}}),
         );
         assert!(!text.contains("hunter2"), "{text}");
-    }
-
-    #[test]
-    fn a_terminal_has_a_size_and_nothing_else_has() {
-        let size = |request| check(request, json!({})).unwrap().terminal;
-        let of = |columns, rows| Some(TerminalSize { columns, rows });
-        assert_eq!(size(json!({"cmd": "ls"})), None);
-        assert_eq!(size(json!({"cmd": "ls", "tty": true})), of(80, 24));
-        let given = json!({"cmd": "ls", "tty": true, "cols": 1000, "rows": 1});
-        assert_eq!(size(given), of(1000, 1));
-        for (request, expected) in [
-            (
-                json!({"tty": true, "cols": 0}),
-                "request.cols: 0 is out of range, expected 1 to 1000",
-            ),
-            (
-                json!({"tty": true, "rows": 1001}),
-                "request.rows: 1001 is out of range",
-            ),
-            (
-                json!({"rows": 24}),
-                "request.rows: only a terminal has a size",
-            ),
-        ] {
-            let mut request = request;
-            request["cmd"] = json!("ls");
-            let (text, code) = refused(request, json!({}));
-            assert!(text.starts_with(expected), "{text}");
-            assert_eq!(code, ErrorCode::InvalidRequest);
-        }
     }
 
     #[test]

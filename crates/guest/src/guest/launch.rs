@@ -118,31 +118,28 @@ impl Guest {
         common: Common,
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
-        let mut environment = self.launcher.base.with(&common.env);
-        let mut output = idle_pumps(common.output_limit);
-        let mut terminal = None;
-        let input = match common.terminal {
-            None => Input::parked(common.stdin),
+        let mut base = self.launcher.base.clone();
+        let terminal = match common.terminal {
+            None => None,
             Some(size) => {
-                let (name, value) = TERM;
-                if !common.env.iter().any(|(given, _)| given.as_bytes() == name) {
-                    environment.set(name, value);
-                }
-                let opened = terminal.insert(Terminal::open(privileges, size)?);
-                output[0].attach_terminal(opened.output());
-                let typing = opened.input();
-                Input::typed(
-                    common.stdin,
-                    typing.map_err(|error| internal("terminal failed", error))?,
-                )
+                base.set(TERM.0, TERM.1);
+                Some(Terminal::open(privileges, size)?)
             }
         };
         let start = Start {
             kernel: None,
             path: String::new(),
             argv,
-            environment,
+            environment: base.with(&common.env),
             cwd: common.cwd.unwrap_or_else(|| HOME.to_owned()),
+        };
+        let mut output = idle_pumps(common.output_limit);
+        let input = match &terminal {
+            None => Input::parked(common.stdin),
+            Some(terminal) => {
+                output[0].attach_terminal(terminal.output());
+                Input::typed(common.stdin, terminal.input()?)
+            }
         };
         let mut run = Run::new(id, Work::Pending(start), output, input);
         run.terminal = terminal;

@@ -13,7 +13,7 @@ use nix::sys::termios::{
 };
 use nix::unistd::{Pid, tcgetpgrp};
 
-use crate::failure::{failure, is_exhausted};
+use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::Privileges;
 
 /// Where the sandbox's pseudo-terminals come from.
@@ -57,8 +57,9 @@ impl Terminal {
     }
 
     /// Where what it reads is written.
-    pub(crate) fn input(&self) -> io::Result<OwnedFd> {
-        self.near.try_clone()
+    pub(crate) fn input(&self) -> Result<OwnedFd, Failure> {
+        let input = self.near.try_clone();
+        input.map_err(|error| internal("terminal cannot be written to", error))
     }
 
     /// Changes the size. The kernel tells the foreground processes, where it is another one.
