@@ -80,6 +80,8 @@ pub struct Config {
     pub body_timeout: Duration,
     /// How long a connection is kept for the next request.
     pub keep_alive: Duration,
+    /// How often a WebSocket's client is pinged while its run goes on.
+    pub ping_every: Duration,
     /// Runs at once, and requests that wait for their turn.
     pub admission: AdmissionConfig,
     /// When idle sessions end.

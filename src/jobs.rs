@@ -2,6 +2,7 @@
 //! touched, and an error names the member that is at fault.
 
 mod limits;
+mod terminal;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -19,6 +20,8 @@ use isol8_backend::{Limits, SandboxSpec};
 use crate::config::{Ceilings, Config, RequestLimits};
 pub(crate) use limits::LARGEST_VARIABLE;
 use limits::check_secrets;
+
+pub use terminal::terminal_size;
 
 /// Least memory that an interpreter starts in.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
@@ -74,6 +77,21 @@ pub fn order(body: ExecuteBody, config: &Config) -> Result<(Job, Option<SessionI
     Ok((job(body.request, options, config)?, body.session_id))
 }
 
+/// As [`order`], for a client that cannot type while its program runs.
+///
+/// # Errors
+/// [`JobError`] for the first member at fault.
+pub fn order_without_terminal(
+    body: ExecuteBody,
+    config: &Config,
+) -> Result<(Job, Option<SessionId>), JobError> {
+    if body.request.tty {
+        let problem = "a terminal needs GET /execute/ws, where its client can type";
+        return Err(JobError::invalid("request.tty", problem));
+    }
+    order(body, config)
+}
+
 /// Turns a request and its options into a job, with the configuration's defaults and ceilings.
 ///
 /// # Errors
@@ -82,6 +100,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     refuse_unsupported(&request, &options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
+    job.terminal = terminal::terminal(&request)?;
     job.timeout = timeout(&request, &options, config)?;
     job.output_limit = at_most(
         "options.maxOutputSize",

@@ -103,6 +103,8 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), S
             .configure(configure)
     })
     .on_connect(connection::watch)
+    // An event that follows another would wait until the client has acknowledged that, which it puts off.
+    .tcp_nodelay(true)
     .client_request_timeout(config.header_timeout)
     .keep_alive(config.keep_alive)
     .shutdown_timeout(SHUTDOWN_SECONDS)

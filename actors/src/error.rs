@@ -19,12 +19,14 @@ pub enum ExecuteError {
     #[error("{0}")]
     RuntimeUnavailable(String),
     /// The setup script failed.
-    #[error("Setup script failed with exit code {exit_code}: {stderr}")]
+    #[error("Setup script failed with exit code {exit_code}{}", after_colon(.stderr))]
     SetupFailed {
         /// Its exit code.
         exit_code: i32,
-        /// What it wrote to standard error.
+        /// What it wrote to standard error, where nobody followed it.
         stderr: String,
+        /// Its time was over.
+        timed_out: bool,
     },
     /// A session cannot change its runtime.
     #[error(
@@ -113,6 +115,14 @@ pub enum ExecuteError {
     /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// Nothing, or the text behind what introduces it.
+fn after_colon(text: &str) -> String {
+    match text {
+        "" => String::new(),
+        _ => format!(": {text}"),
+    }
 }
 
 impl ExecuteError {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use isol8_api::{Runtime, SandboxPath};
 use isol8_backend::SandboxSpec;
+use isol8_protocol::TerminalSize;
 
 use crate::error::ExecuteError;
 
@@ -24,6 +25,9 @@ pub struct Job {
     pub env: Vec<(String, String)>,
     /// All of standard input.
     pub stdin: Option<Vec<u8>>,
+    /// Run at a terminal of this size. In a session a source text is then a script beside the
+    /// session's interpreter, because that has been started without one.
+    pub terminal: Option<TerminalSize>,
     /// Written before the run.
     pub files: Vec<(SandboxPath, Vec<u8>)>,
     /// Read after the run; what does not exist is left out.
@@ -52,6 +56,7 @@ impl Job {
             sandbox,
             env: Vec::new(),
             stdin: None,
+            terminal: None,
             files: Vec::new(),
             output_paths: Vec::new(),
             setup_script: None,

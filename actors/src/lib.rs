@@ -26,7 +26,7 @@ mod supervisor;
 mod watch;
 
 pub use error::ExecuteError;
-pub use isol8_protocol::Signal;
+pub use isol8_protocol::{Signal, TerminalSize};
 pub use job::{FileExtension, Job, Program};
 pub use run::Input;
 pub use service::{Service, ServiceConfig, ServiceState};

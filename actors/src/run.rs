@@ -151,11 +151,16 @@ impl Execution<'_> {
         let program = plan::program(self.job, mode, self.live);
         let (exit, truncated) = self.supervise(Phase::Code, program).await?;
         let ran = start.elapsed() - setup;
-        let files = self.read_files().await?;
+        let files = match self.read_files().await {
+            // The program has ended, and whoever followed it is to know how.
+            Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
+                self.sink.tell(error.event()).await?;
+                None
+            }
+            files => files?,
+        };
         let (resource_usage, oom_killed) = self.account(&exit).await;
         let Written { stdout, stderr } = self.sink.take();
-        // A stream has no place to tell of it.
-        let tells_of_loss = mode == Mode::Session && self.live.is_none();
         Ok(ExecutionResult {
             stdout,
             stderr,
@@ -170,7 +175,7 @@ impl Execution<'_> {
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
-            state_lost: tells_of_loss && std::mem::take(&mut self.memory.unreported_loss),
+            state_lost: mode == Mode::Session && std::mem::take(&mut self.memory.unreported_loss),
             timings: Some(Timings {
                 queue_ms: milliseconds(waits.queue),
                 acquire_ms: milliseconds(waits.acquire),
@@ -211,12 +216,12 @@ impl Execution<'_> {
         Err(ExecuteError::SetupFailed {
             exit_code: exit_code(&exit),
             stderr,
+            timed_out: exit.timed_out,
         })
     }
 
     async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
-        // A stream has no place for them.
-        if self.job.output_paths.is_empty() || self.live.is_some() {
+        if self.job.output_paths.is_empty() {
             return Ok(None);
         }
         let control = self.sandbox.control();

@@ -194,6 +194,7 @@ struct Server {
     header_timeout_ms: u64,
     body_timeout_ms: u64,
     keep_alive_ms: u64,
+    web_socket_ping_ms: u64,
 }
 
 impl Default for Server {
@@ -209,6 +210,7 @@ impl Default for Server {
             header_timeout_ms: 10_000,
             body_timeout_ms: 60_000,
             keep_alive_ms: 75_000,
+            web_socket_ping_ms: 15_000,
         }
     }
 }
@@ -486,6 +488,7 @@ impl ConfigFile {
             ("server.headerTimeoutMs", self.server.header_timeout_ms),
             ("server.bodyTimeoutMs", self.server.body_timeout_ms),
             ("server.keepAliveMs", self.server.keep_alive_ms),
+            ("server.webSocketPingMs", self.server.web_socket_ping_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (
                 "cleanup.maxContainerAgeMs",
@@ -525,6 +528,7 @@ impl ConfigFile {
             header_timeout: Duration::from_millis(self.server.header_timeout_ms),
             body_timeout: Duration::from_millis(self.server.body_timeout_ms),
             keep_alive: Duration::from_millis(self.server.keep_alive_ms),
+            ping_every: Duration::from_millis(self.server.web_socket_ping_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
                 max_concurrent_per_tenant: match self.max_concurrent_per_tenant {

@@ -23,5 +23,5 @@ pub use file::{DirectoryEntry, DirectoryListing, EntryType};
 pub use request::{ExecuteBody, ExecutionRequest, FileContent, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{Deleted, Health, SessionInfo, SessionList};
-pub use stream::{ClientMessage, EventKind, Phase, SignalName, StreamEvent};
+pub use stream::{ClientMessage, Ending, EventKind, Phase, SignalName, StreamEvent};
 pub use value::{ByteSize, InvalidValue, Runtime, SandboxPath, SessionId, TenantId};

@@ -58,6 +58,17 @@ pub struct ExecutionRequest {
     /// All of standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// Run at a terminal. Only for `GET /execute/ws`, whose client can type and see its echo.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
+    /// Characters in a line of the terminal at first, 1 to 1000; 80 where nothing is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
+    pub cols: Option<u32>,
+    /// Lines of the terminal at first, 1 to 1000; 24 where nothing is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
+    pub rows: Option<u32>,
     /// Absolute path to content; written before the run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileContent>,
@@ -97,6 +108,9 @@ impl ExecutionRequest {
             env: BTreeMap::new(),
             file_extension: None,
             stdin: None,
+            tty: false,
+            cols: None,
+            rows: None,
             files: BTreeMap::new(),
             output_paths: Vec::new(),
             install_packages: Vec::new(),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -65,7 +65,8 @@ pub enum HostFrame {
         /// What to run.
         spec: RunSpec,
     },
-    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`], or
+    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`] (with a
+    /// terminal they are what is typed there), or
     /// content of a file that a `WriteFile` opened.
     Data {
         /// The run's or transfer's stream.
@@ -127,6 +128,14 @@ pub enum HostFrame {
         path: String,
         /// Entries at most, in no particular order.
         limit: u32,
+    },
+    /// Change the size of a run's terminal, which its foreground processes are told of by
+    /// `SIGWINCH`. For a run without one, or that has ended, it does nothing.
+    Resize {
+        /// The run's stream.
+        id: StreamId,
+        /// The size from now on.
+        size: TerminalSize,
     },
 }
 
@@ -240,6 +249,19 @@ pub struct RunSpec {
     /// that is killed or out of time ends every process of the sandbox in either case: what it
     /// started cannot be told for certain from what others did.
     pub sweep: bool,
+    /// A terminal of this size as the standard streams, and as what controls the program's session.
+    /// Everything that is written to it comes as [`OutputStream::Stdout`], its echo of the input
+    /// too; the end of the input is typed as Ctrl-D is. Not for a cell.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
 }
 
 /// The program of a run.

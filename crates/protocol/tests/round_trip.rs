@@ -3,7 +3,7 @@
 
 use isol8_protocol::{
     Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, encode,
+    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize, encode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -49,6 +49,10 @@ fn program() -> impl Strategy<Value = Program> {
     ]
 }
 
+fn size() -> impl Strategy<Value = TerminalSize> {
+    any::<(u16, u16)>().prop_map(|(columns, rows)| TerminalSize { columns, rows })
+}
+
 fn run_spec() -> impl Strategy<Value = RunSpec> {
     let stdin = prop_oneof![
         Just(Stdin::Empty),
@@ -63,9 +67,10 @@ fn run_spec() -> impl Strategy<Value = RunSpec> {
         any::<Option<u64>>(),
         any::<Option<u64>>(),
         any::<bool>(),
+        option::of(size()),
     )
         .prop_map(
-            |(program, env, cwd, stdin, timeout_ms, output_limit, sweep)| RunSpec {
+            |(program, env, cwd, stdin, timeout_ms, output_limit, sweep, terminal)| RunSpec {
                 program,
                 env,
                 cwd,
@@ -73,6 +78,7 @@ fn run_spec() -> impl Strategy<Value = RunSpec> {
                 timeout_ms,
                 output_limit,
                 sweep,
+                terminal,
             },
         )
 }
@@ -104,6 +110,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         id().prop_map(|id| HostFrame::Reset { id }),
         (id(), any::<String>(), any::<u32>())
             .prop_map(|(id, path, limit)| HostFrame::ListDirectory { id, path, limit }),
+        (id(), size()).prop_map(|(id, size)| HostFrame::Resize { id, size }),
     ]
 }
 

@@ -71,7 +71,7 @@ async fn post(
     let body = body::read(payload, &config).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let (job, session) = jobs::order(value, &config)?;
+    let (job, session) = jobs::order_without_terminal(value, &config)?;
     let tenant = caller.tenant;
     let execution = {
         let (service, tenant) = (state.service.clone(), tenant.clone());

@@ -56,7 +56,7 @@ async fn post(
     let config = state.config();
     let body = body::read(payload, &config).await?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let (job, session) = jobs::order(value, &config)?;
+    let (job, session) = jobs::order_without_terminal(value, &config)?;
     let service = &state.service;
     let mut events = service.execute_stream(caller.tenant, session, job, None);
     // An error before the run is one over HTTP. A run that waits for its turn is not an error: its
@@ -158,11 +158,7 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_whatever_was_written() {
-        let event = StreamEvent {
-            kind: EventKind::Stdout,
-            data: "a\n\r\nb\u{2028}".to_owned(),
-            phase: Phase::Setup,
-        };
+        let event = StreamEvent::new(EventKind::Stdout, "a\n\r\nb\u{2028}", Phase::Setup);
         let expected =
             "data: {\"type\":\"stdout\",\"data\":\"a\\n\\r\\nb\u{2028}\",\"phase\":\"setup\"}\n\n";
         assert_eq!(encoded(&event), expected.as_bytes());

@@ -1,6 +1,7 @@
 //! `GET /execute/ws`: a run that its client can write and signal to.
 
 mod conversation;
+mod input;
 mod message;
 
 use actix_web::http::{Method, StatusCode};

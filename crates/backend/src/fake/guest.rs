@@ -8,7 +8,7 @@ use std::time::Duration;
 use isol8_protocol::{
     CHUNK_SIZE, Decoder, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame,
     HostFrame, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal,
-    Stdin, StreamId, VERSION, WINDOW, encode,
+    Stdin, StreamId, TerminalSize, VERSION, WINDOW, encode,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -68,6 +68,7 @@ struct Task {
     program: JoinHandle<()>,
     credit: Arc<Semaphore>,
     cell: bool,
+    terminal: Option<Arc<Mutex<TerminalSize>>>,
 }
 
 impl Drop for Task {
@@ -113,6 +114,7 @@ impl Guest {
                 }
             }
             HostFrame::Signal { id, signal } => self.signal(id, signal),
+            HostFrame::Resize { id, size } => self.resize(id, size),
             HostFrame::WriteFile { id, path, .. } => self.open(id, path),
             HostFrame::Data { id, bytes } => self.data(id, &bytes),
             HostFrame::End { id } => {
@@ -146,6 +148,9 @@ impl Guest {
     }
 
     fn read(&mut self, id: StreamId, path: &str) {
+        if path.contains("/refused") {
+            return self.fail(id, FailureKind::Refused, &format!("{path} is refused"));
+        }
         let Some(content) = lock(&self.memory).files.get(path).cloned() else {
             return self.fail(id, FailureKind::NotFound, &format!("{path} is not there"));
         };
@@ -191,6 +196,7 @@ impl Guest {
             program: tokio::spawn(sending),
             credit,
             cell: false,
+            terminal: None,
         };
         self.tasks.insert(id, task);
     }
@@ -204,6 +210,13 @@ impl Guest {
             lock(&self.memory).variables.clear();
             let exit = ended(ExitStatus::Signal(9), task.cell);
             self.send(GuestFrame::Exited { id, exit });
+        }
+    }
+
+    fn resize(&self, id: StreamId, size: TerminalSize) {
+        let task = self.tasks.get(&id);
+        if let Some(terminal) = task.and_then(|task| task.terminal.as_ref()) {
+            *lock(terminal) = size;
         }
     }
 
@@ -239,6 +252,7 @@ impl Guest {
             return self.fail(id, FailureKind::NotFound, "no such program");
         };
         let credit = Arc::new(Semaphore::new(WINDOW as usize));
+        let terminal = spec.terminal.map(|size| Arc::new(Mutex::new(size)));
         let running = Running {
             id,
             around: Surroundings {
@@ -248,6 +262,7 @@ impl Guest {
                     Stdin::Bytes(bytes) => bytes,
                     Stdin::Empty | Stdin::Piped => Vec::new(),
                 },
+                terminal: terminal.clone(),
             },
             // Only a cell's variables are the sandbox's.
             memory: Arc::clone(&self.memory),
@@ -266,6 +281,7 @@ impl Guest {
             program,
             credit,
             cell,
+            terminal,
         };
         self.tasks.insert(id, task);
     }

@@ -3,6 +3,7 @@
 pub(crate) mod input;
 pub(crate) mod named;
 pub(crate) mod output;
+pub(crate) mod terminal;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::process::{Child, Environment};
 use input::Input;
 use named::NamedInput;
 use output::Pump;
+use terminal::Terminal;
 
 /// What a run executes.
 #[derive(Debug)]
@@ -90,6 +92,8 @@ pub(crate) struct Run {
     pub(crate) work: Work,
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
+    /// What both lead to, where it is one.
+    pub(crate) terminal: Option<Terminal>,
     /// Bytes of output that the host takes now.
     pub(crate) credit: u64,
     pub(crate) sweep: bool,
@@ -98,7 +102,7 @@ pub(crate) struct Run {
     pub(crate) started: Instant,
     /// When its time is over.
     pub(crate) deadline: Option<Instant>,
-    /// When an interrupted cell is ended by force.
+    /// When what was asked to end is ended by force.
     pub(crate) grace: Option<Instant>,
     pub(crate) timed_out: bool,
     /// The host does not want it any more.
@@ -116,6 +120,7 @@ impl Run {
             work,
             output,
             input,
+            terminal: None,
             credit: u64::from(WINDOW),
             sweep: false,
             boot_cpu_us: 0,
