@@ -153,6 +153,7 @@ async fn run(control: &Control, argv: &[&str]) -> (String, i32) {
         timeout_ms: Some(20_000),
         output_limit: Some(1 << 20),
         sweep: true,
+        network: false,
     };
     let mut run = control.run(spec).unwrap();
     let mut output = Vec::new();

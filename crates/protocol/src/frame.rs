@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::tunnel::{TunnelFrame, TunnelId};
+
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -128,6 +130,13 @@ pub enum HostFrame {
         /// Entries at most, in no particular order.
         limit: u32,
     },
+    /// Something about a tunnel that the guest opened. One that has ended there takes no notice.
+    Tunnel {
+        /// Which one.
+        id: TunnelId,
+        /// What; never [`TunnelFrame::Open`].
+        frame: TunnelFrame,
+    },
 }
 
 /// What a directory holds under one name.
@@ -215,6 +224,13 @@ pub enum GuestFrame {
         /// Bytes granted beside those granted before.
         bytes: u32,
     },
+    /// Something about a tunnel.
+    Tunnel {
+        /// Which one.
+        id: TunnelId,
+        /// What.
+        frame: TunnelFrame,
+    },
 }
 
 /// What to run, and within which bounds.
@@ -240,6 +256,9 @@ pub struct RunSpec {
     /// that is killed or out of time ends every process of the sandbox in either case: what it
     /// started cannot be told for certain from what others did.
     pub sweep: bool,
+    /// Whether the guest takes connections for the run, as a proxy for HTTP, on a port of loopback
+    /// that the usual variables (`HTTP_PROXY`, …) tell. Those in [`Self::env`] go first.
+    pub network: bool,
 }
 
 /// The program of a run.

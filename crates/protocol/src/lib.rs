@@ -9,10 +9,11 @@
 //! a limit, and refuses a longer frame before a byte of it is stored. The host reads with
 //! [`MAX_GUEST_FRAME`], because all that comes from a guest is hostile.
 //!
-//! Read [`frame`] first, then [`codec`].
+//! Read [`frame`] first, then [`tunnel`] and [`codec`].
 
 pub mod codec;
 pub mod frame;
+pub mod tunnel;
 
 pub use codec::{DecodeError, Decoder, EncodeError, encode};
 pub use frame::{
@@ -20,3 +21,4 @@ pub use frame::{
     KernelKind, KernelSettings, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program,
     RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin, StreamId, VERSION, WINDOW, ZYGOTE_UID,
 };
+pub use tunnel::{MAX_TUNNELS, TunnelFrame, TunnelId};

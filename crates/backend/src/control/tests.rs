@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::*;
 
+mod tunnels;
+
 /// The far end of a connection.
 struct Guest {
     stream: DuplexStream,
@@ -90,6 +92,7 @@ fn spec() -> RunSpec {
         timeout_ms: None,
         output_limit: None,
         sweep: true,
+        network: false,
     }
 }
 

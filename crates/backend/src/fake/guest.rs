@@ -124,6 +124,7 @@ impl Guest {
             HostFrame::ReadFile { id, path } => self.read(id, &path),
             HostFrame::ListDirectory { id, path, limit } => self.list(id, &path, limit),
             HostFrame::Reset { id } => self.reset(id),
+            HostFrame::Tunnel { .. } => {}
         }
     }
 

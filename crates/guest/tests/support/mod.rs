@@ -247,6 +247,7 @@ pub(crate) fn spec(program: Program) -> RunSpec {
         timeout_ms: None,
         output_limit: None,
         sweep: false,
+        network: false,
     }
 }
 
