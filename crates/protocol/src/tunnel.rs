@@ -2,9 +2,10 @@
 //!
 //! The guest opens a tunnel for every connection that a program of a run with
 //! [`RunSpec::network`](crate::RunSpec::network) makes to its port. Each direction has a window of
-//! [`WINDOW`](crate::WINDOW) bytes and ends by itself (`End`). `Close` ends both: of each side it
-//! is the last frame, and each side sends it once. Where the guest sends it, what the host sends
-//! until it hears of it is dropped. Where the host does, what it sent before still arrives.
+//! [`WINDOW`](crate::WINDOW) bytes and ends by itself (`End`). `Close` ends both, and is
+//! the last frame of its sender. Where the guest sends it, what the host sends until it hears of it is
+//! dropped. Where the host does, what it sent before still arrives. The host always sends it, the guest
+//! only where it ends the tunnel before the host does.
 //!
 //! A guest counts a tunnel as one of the [`MAX_TUNNELS`] until it has the host's `Close`. So what the
 //! host counts, at whatever moment, is no more.

@@ -22,6 +22,7 @@ use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
 use crate::run::input::Input;
 use crate::run::named::NamedInput;
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
+use crate::tunnel::Port;
 
 /// Where programs start that are not told otherwise.
 const HOME: &str = "/sandbox";
@@ -34,6 +35,17 @@ struct Common {
     timeout: Option<Duration>,
     output_limit: Option<u64>,
     sweep: bool,
+    port: Option<Port>,
+}
+
+impl Common {
+    /// The variables of the run, those included that tell of its network.
+    fn environment(&mut self) -> Vec<(String, String)> {
+        let port = self.port.as_ref();
+        let mut all = port.map_or_else(Vec::new, |port| port.variables(&self.env));
+        all.append(&mut self.env);
+        all
+    }
 }
 
 /// A program that runs, with the near ends of its pipes.
@@ -63,6 +75,7 @@ impl Guest {
             timeout: spec.timeout_ms.map(Duration::from_millis),
             output_limit: spec.output_limit,
             sweep: spec.sweep,
+            port: spec.network.then(Port::open).transpose()?,
         };
         let run = match spec.program {
             Program::Command { argv } => {
@@ -96,6 +109,7 @@ impl Guest {
         file.write(source)?;
         file.finish()?;
         let recipe = Recipe::of(kernel);
+        // Those that tell of the network are set in the booted one, whatever reads them at its start.
         let kept = recipe.runs(&path, &common.env).then_some(kernel);
         let argv = recipe.command_line(&path);
         let mut run = self.queue_program(id, argv, common);
@@ -106,18 +120,19 @@ impl Guest {
         Ok(run)
     }
 
-    fn queue_program(&self, id: StreamId, argv: Vec<Vec<u8>>, common: Common) -> Run {
+    fn queue_program(&self, id: StreamId, argv: Vec<Vec<u8>>, mut common: Common) -> Run {
         let start = Start {
             kernel: None,
             path: String::new(),
             argv,
-            environment: self.launcher.base.with(&common.env),
+            environment: self.launcher.base.with(&common.environment()),
             cwd: common.cwd.unwrap_or_else(|| HOME.to_owned()),
         };
         let output = idle_pumps(common.output_limit);
         let input = Input::parked(common.stdin);
         let mut run = Run::new(id, Work::Pending(start), output, input);
         run.sweep = common.sweep;
+        run.port = common.port;
         run.start_clock(common.timeout);
         run
     }
@@ -127,13 +142,14 @@ impl Guest {
         id: StreamId,
         kind: KernelKind,
         source: Vec<u8>,
-        common: Common,
+        mut common: Common,
     ) -> Result<Run, Failure> {
+        let env = common.environment();
         let (stdin, input) = cell_input(self.launcher.privileges, common.stdin)?;
         let request = CellRequest {
             kind: Some(kind),
             source,
-            env: common.env,
+            env,
             cwd: common.cwd,
             stdin,
             timeout: common.timeout,
@@ -142,6 +158,7 @@ impl Guest {
         let output = idle_pumps(common.output_limit);
         let mut run = Run::new(id, Work::Waiting(request), output, input);
         run.sweep = common.sweep;
+        run.port = common.port;
         Ok(run)
     }
 

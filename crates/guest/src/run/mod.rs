@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use crate::kernel::Kernel;
 use crate::kernel::recipe::Recipe;
 use crate::process::{Child, Environment};
+use crate::tunnel::Port;
 use input::Input;
 use named::NamedInput;
 use output::Pump;
@@ -90,6 +91,8 @@ pub(crate) struct Run {
     pub(crate) work: Work,
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
+    /// Where its programs connect to, if it has a network.
+    pub(crate) port: Option<Port>,
     /// Bytes of output that the host takes now.
     pub(crate) credit: u64,
     pub(crate) sweep: bool,
@@ -116,6 +119,7 @@ impl Run {
             work,
             output,
             input,
+            port: None,
             credit: u64::from(WINDOW),
             sweep: false,
             boot_cpu_us: 0,
