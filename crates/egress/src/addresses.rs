@@ -1,0 +1,108 @@
+//! Which addresses may be connected to: those that are public, and those that the operator adds.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::EgressError;
+
+/// A range, by its first address and the length of its prefix.
+type Range4 = ([u8; 4], u8);
+type Range6 = ([u16; 8], u8);
+
+/// IPv4 that is no public host's. Where nothing else is said: IANA IPv4 Special-Purpose Address Registry,
+/// <https://www.iana.org/assignments/iana-ipv4-special-registry>, whatever is not globally reachable.
+const REFUSED_4: [Range4; 17] = [
+    ([0, 0, 0, 0], 8),          // this network, RFC 791
+    ([10, 0, 0, 0], 8),         // private use, RFC 1918
+    ([100, 64, 0, 0], 10),      // shared address space, RFC 6598
+    ([127, 0, 0, 0], 8),        // loopback, RFC 1122
+    ([168, 63, 129, 16], 32), // Azure's platform, reachable from its machines only: its documentation
+    ([169, 254, 0, 0], 16),   // link local, RFC 3927; metadata of most clouds
+    ([172, 16, 0, 0], 12),    // private use, RFC 1918
+    ([192, 0, 0, 0], 24),     // IETF protocol assignments, RFC 6890
+    ([192, 0, 2, 0], 24),     // documentation, RFC 5737
+    ([192, 88, 99, 0], 24),   // 6to4 relay anycast, deprecated by RFC 7526
+    ([192, 168, 0, 0], 16),   // private use, RFC 1918
+    ([198, 18, 0, 0], 15),    // benchmarking, RFC 2544
+    ([198, 51, 100, 0], 24),  // documentation, RFC 5737
+    ([203, 0, 113, 0], 24),   // documentation, RFC 5737
+    ([224, 0, 0, 0], 4),      // multicast, RFC 5771
+    ([240, 0, 0, 0], 4),      // reserved, RFC 1112
+    ([255, 255, 255, 255], 32), // limited broadcast, RFC 8190
+];
+
+/// All of IPv6 that is given out to hosts: IANA IPv6 Global Unicast Address Assignments,
+/// <https://www.iana.org/assignments/ipv6-unicast-address-assignments>. Loopback, unique local, link
+/// local, multicast and the forms that hold an IPv4 address are outside.
+const UNICAST: Range6 = ([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
+
+/// Of these, what is no public host's: IANA IPv6 Special-Purpose Address Registry,
+/// <https://www.iana.org/assignments/iana-ipv6-special-registry>.
+const REFUSED_6: [Range6; 4] = [
+    ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // IETF protocol assignments, RFC 2928; Teredo, RFC 4380
+    ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32), // documentation, RFC 3849
+    ([0x2002, 0, 0, 0, 0, 0, 0, 0], 16), // 6to4, RFC 3056: leads to the IPv4 address that it holds
+    ([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20), // documentation, RFC 9637
+];
+
+/// NAT64's well-known prefix, RFC 6052: the last 32 bits are the IPv4 address that it leads to.
+const NAT64: Range6 = ([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
+
+/// The addresses that may be connected to.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    allowed: Vec<IpNet>,
+}
+
+impl Addresses {
+    /// Public ones, and those in any of these ranges; an address alone is a range of one.
+    ///
+    /// # Errors
+    /// [`EgressError::Cidr`].
+    pub fn new(allowed: &[String]) -> Result<Self, EgressError> {
+        let ranges = allowed.iter().map(|given| range(given));
+        let allowed = ranges.collect::<Result<_, _>>()?;
+        Ok(Self { allowed })
+    }
+
+    /// Whether this one may be connected to.
+    #[must_use]
+    pub fn admit(&self, address: IpAddr) -> bool {
+        // An IPv4 address is the same one within IPv6.
+        let address = address.to_canonical();
+        is_public(address) || self.allowed.iter().any(|range| range.contains(&address))
+    }
+}
+
+fn range(given: &str) -> Result<IpNet, EgressError> {
+    let range = given.parse::<IpNet>();
+    range
+        .or_else(|_| given.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| EgressError::Cidr {
+            given: given.to_owned(),
+        })
+}
+
+/// Whether an address is that of a host of the public Internet.
+#[must_use]
+pub fn is_public(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => !REFUSED_4.iter().any(|range| within_4(range, address)),
+        IpAddr::V6(address) if within_6(&NAT64, address) => {
+            let [.., a, b, c, d] = address.octets();
+            is_public(Ipv4Addr::new(a, b, c, d).into())
+        }
+        IpAddr::V6(address) => {
+            within_6(&UNICAST, address) && !REFUSED_6.iter().any(|range| within_6(range, address))
+        }
+    }
+}
+
+fn within_4((first, prefix): &Range4, address: Ipv4Addr) -> bool {
+    Ipv4Net::new((*first).into(), *prefix).is_ok_and(|range| range.contains(&address))
+}
+
+fn within_6((first, prefix): &Range6, address: Ipv6Addr) -> bool {
+    Ipv6Net::new((*first).into(), *prefix).is_ok_and(|range| range.contains(&address))
+}
