@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_api::{Runtime, SandboxPath};
 use isol8_backend::SandboxSpec;
 
 use crate::error::ExecuteError;
+use crate::network::Network;
 
 /// Longest command line, in bytes. The kernel takes no argument of 128 KiB or more
 /// (`MAX_ARG_STRLEN`, execve(2)); what is below leaves room for the shell's own.
@@ -38,6 +40,8 @@ pub struct Job {
     pub output_limit: u64,
     /// Values that become `***` in the output.
     pub secrets: Vec<String>,
+    /// What its programs reach beyond the sandbox, if anything. It belongs to this job alone.
+    pub network: Option<Arc<dyn Network>>,
 }
 
 impl Job {
@@ -59,6 +63,7 @@ impl Job {
             timeout: Duration::from_secs(30),
             output_limit: 1 << 20,
             secrets: Vec::new(),
+            network: None,
         })
     }
 

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecuteError;
 use crate::job::Job;
+use crate::network;
 pub use live::{Input, Live};
 use output::{Output, Sink, Written};
 use secrets::Secrets;
@@ -167,6 +168,7 @@ impl Execution<'_> {
             timestamp,
             container_id: self.sandbox.id().to_string(),
             files,
+            network_logs: self.job.network.as_ref().and_then(|network| network.log()),
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
@@ -264,10 +266,12 @@ impl Execution<'_> {
                 None => std::future::pending().await,
             }
         };
+        let serving = network::serve(self.job.network.as_deref(), run.tunnels());
         let ended = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             ended = follow(&mut run, limit, &mut output) => ended,
             never = feeding => match never {},
+            never = serving => match never {},
         };
         let exit = match ended {
             Err(ExecuteError::Cancelled) => {
@@ -302,7 +306,11 @@ impl Execution<'_> {
         };
         let oom_killed = since(|usage| usage.oom_kills) > 0;
         let cpu_us = exit.cpu_us.unwrap_or_else(|| since(|usage| usage.cpu_us));
-        (Some(resource_usage(&now, cpu_us, exit.wall_us)), oom_killed)
+        let mut usage = resource_usage(&now, cpu_us, exit.wall_us);
+        if let Some(network) = &self.job.network {
+            (usage.network_bytes_in, usage.network_bytes_out) = network.bytes();
+        }
+        (Some(usage), oom_killed)
     }
 }
 
@@ -369,7 +377,6 @@ fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUs
         },
         memory_mb: mebibytes(usage.memory_bytes),
         peak_memory_mb: mebibytes(usage.peak_memory_bytes),
-        // A sandbox has no network interface but loopback.
         network_bytes_in: 0,
         network_bytes_out: 0,
     }

@@ -62,6 +62,6 @@ fn base(job: &Job, program: GuestProgram) -> RunSpec {
         output_limit: Some(job.output_limit),
         // What a setup script leaves running (a service) is for the program.
         sweep: false,
-        network: false,
+        network: job.network.is_some(),
     }
 }

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::network::NetworkFilter;
 use crate::value::{ByteSize, Runtime, SessionId};
 
 /// The whole body.
@@ -168,6 +169,12 @@ pub struct Options {
     /// Network access.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// Which hosts may be reached, beside what the server's own lists say; for [`NetworkMode::Filtered`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_filter: Option<NetworkFilter>,
+    /// Whether the result tells what the programs asked the network for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_network: Option<bool>,
     /// Processor cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_limit: Option<f64>,
