@@ -4,6 +4,7 @@
 //! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
 
 pub mod file;
+mod network;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
-use isol8_api::{ByteSize, Runtime};
+use isol8_api::{ByteSize, NetworkMode, Runtime};
 use isol8_backend::{Kernels, Limits};
+use isol8_egress::Egress;
 
 pub use file::{BackendChoice, ConfigFile};
 
@@ -108,6 +110,10 @@ pub struct Config {
     pub defaults: Defaults,
     /// What a request may ask for at most.
     pub ceilings: Ceilings,
+    /// The kinds of network that requests may ask for.
+    pub networks: Vec<NetworkMode>,
+    /// What carries the connections of programs.
+    pub egress: Egress,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
 }
@@ -117,6 +123,8 @@ pub struct Config {
 pub struct Defaults {
     /// Milliseconds until a run is ended.
     pub timeout_ms: u64,
+    /// How far its programs reach.
+    pub network: NetworkMode,
     /// Limits and sizes.
     pub sandbox: SandboxDefaults,
     /// Bytes kept of each output stream.

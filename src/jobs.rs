@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::job::MAX_COMMAND;
 use isol8_actors::pool::SandboxDefaults;
-use isol8_actors::{ExecuteError, FileExtension, Job, Program};
+use isol8_actors::{ExecuteError, FileExtension, Job, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
     ByteSize, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options, SandboxPath,
@@ -16,6 +17,7 @@ use isol8_api::{
 use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config};
+use crate::network::Filtered;
 
 /// Least memory that an interpreter starts in.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
@@ -87,6 +89,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     refuse_unsupported(&request, &options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
+    job.network = network(&options, config)?;
     job.timeout = timeout(&request, &options, config)?;
     job.output_limit = at_most(
         "options.maxOutputSize",
@@ -128,10 +131,6 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
             !request.install_packages.is_empty(),
         ),
         (
-            "options.network",
-            !matches!(options.network, None | Some(NetworkMode::None)),
-        ),
-        (
             "options.readonlyRootFs",
             options.readonly_root_fs == Some(false),
         ),
@@ -145,6 +144,34 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
             "this server does not offer it, leave it out",
         )),
         None => Ok(()),
+    }
+}
+
+fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>>, JobError> {
+    let path = "options.network";
+    let mode = options.network.unwrap_or(config.defaults.network);
+    if !config.networks.contains(&mode) {
+        let problem = format!(
+            "{mode} is not granted, leave it out, or have the operator add it to policy.network"
+        );
+        return Err(JobError {
+            code: ErrorCode::PolicyDenied,
+            ..JobError::invalid(path, problem)
+        });
+    }
+    match mode {
+        NetworkMode::None => Ok(None),
+        NetworkMode::Host => Err(JobError::unsupported(
+            path,
+            "this server does not offer it, leave it out",
+        )),
+        NetworkMode::Filtered => {
+            let filter = options.network_filter.clone().unwrap_or_default();
+            let is_logged = options.log_network == Some(true);
+            let network = Filtered::new(&config.egress, &filter, is_logged)
+                .map_err(|error| JobError::invalid("options.networkFilter", error))?;
+            Ok(Some(Arc::new(network)))
+        }
     }
 }
 

@@ -9,11 +9,12 @@ use std::time::Duration;
 use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{self, SandboxDefaults};
 use isol8_actors::pruner::PrunerConfig;
-use isol8_api::{ByteSize, Runtime};
+use isol8_api::{ByteSize, NetworkMode, Runtime};
 use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
+use super::network::{NetworkTable, PolicyTable};
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
@@ -36,6 +37,8 @@ pub struct ConfigFile {
     shutdown: Shutdown,
     defaults: DefaultsTable,
     ceilings: CeilingsTable,
+    network: NetworkTable,
+    policy: PolicyTable,
     runtimes: BTreeMap<Runtime, RuntimeTable>,
     docker: DockerTable,
     images: ImagesTable,
@@ -65,6 +68,8 @@ impl Default for ConfigFile {
             shutdown: Shutdown::default(),
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
+            network: NetworkTable::default(),
+            policy: PolicyTable::default(),
             runtimes: BTreeMap::from([
                 (Runtime::Python, RuntimeTable::python(size(2))),
                 (Runtime::Bash, bash),
@@ -262,6 +267,7 @@ impl Default for Shutdown {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct DefaultsTable {
     timeout_ms: u64,
+    network: NetworkMode,
     memory_limit: ByteSize,
     cpu_limit: f64,
     pids_limit: u32,
@@ -274,6 +280,7 @@ impl Default for DefaultsTable {
     fn default() -> Self {
         Self {
             timeout_ms: 30_000,
+            network: NetworkMode::None,
             memory_limit: ByteSize::from_mebibytes(512),
             cpu_limit: 1.0,
             pids_limit: 64,
@@ -521,6 +528,8 @@ impl ConfigFile {
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
+            networks: self.policy.networks(defaults.network)?,
+            egress: self.network.check()?,
             defaults,
             ceilings,
             docker: DockerSettings {
@@ -597,6 +606,7 @@ impl DefaultsTable {
         )?;
         Ok(Defaults {
             timeout_ms: self.timeout_ms,
+            network: self.network,
             sandbox: SandboxDefaults {
                 limits: Limits {
                     cpus: self.cpu_limit,
@@ -625,7 +635,7 @@ where
     })
 }
 
-fn require(
+pub(super) fn require(
     key: &'static str,
     given: impl ToString,
     holds: bool,

@@ -1,6 +1,8 @@
 //! What a client sends to `POST /execute`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -159,6 +161,29 @@ pub enum NetworkMode {
     Filtered,
     /// The host's own network.
     Host,
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Filtered => "filtered",
+            Self::Host => "host",
+        })
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "filtered" => Ok(Self::Filtered),
+            "host" => Ok(Self::Host),
+            _ => Err("expected none, filtered or host".to_owned()),
+        }
+    }
 }
 
 /// Limits and behaviour of a run. Unknown members are accepted: the TypeScript client sends some
