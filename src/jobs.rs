@@ -402,11 +402,6 @@ mod tests {
             ),
             (
                 json!({"code": ""}),
-                json!({"network": "host"}),
-                "options.network",
-            ),
-            (
-                json!({"code": ""}),
                 json!({"readonlyRootFs": false}),
                 "options.readonlyRootFs",
             ),

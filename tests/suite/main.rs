@@ -17,6 +17,7 @@ mod isolation;
 mod lifecycle;
 mod limits;
 mod malformed;
+mod network;
 mod preload;
 mod reload;
 mod reset;
