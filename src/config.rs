@@ -4,9 +4,11 @@
 //! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
 
 pub mod file;
+pub mod network;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::ServiceConfig;
@@ -16,8 +18,10 @@ use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, Runtime};
 use isol8_backend::{Kernels, Limits};
+use isol8_egress::EgressConfig;
 
 pub use file::{BackendChoice, ConfigFile};
+pub use network::RemoteCodeConfig;
 
 /// Names an operator's file; checked before the usual places.
 const PATH_VARIABLE: &str = "ISOL8_CONFIG";
@@ -110,6 +114,10 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
+    /// What is reached through the network, by sandboxes and for clients.
+    pub network: EgressConfig,
+    /// Code that is fetched for requests. A changed configuration has another one.
+    pub remote_code: Arc<RemoteCodeConfig>,
 }
 
 /// What a request gets that asks for nothing.
@@ -208,6 +216,8 @@ impl Config {
         self.cors_origins.clone_from(&before.cors_origins);
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        keep("network", self.network != before.network);
+        self.network.clone_from(&before.network);
         let shutdown = |config: &Self| {
             let Self {
                 shutdown_grace,

@@ -13,4 +13,5 @@ pub mod commands;
 pub mod config;
 pub mod jobs;
 pub mod reload;
+pub mod remote_code;
 pub mod server;

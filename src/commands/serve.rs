@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use isol8_actors::Service;
+use isol8_egress::Egress;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -11,6 +12,7 @@ use super::{Failure, load_config};
 use crate::backends::{self, Purpose};
 use crate::cli::Serve;
 use crate::reload;
+use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
 use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
@@ -23,6 +25,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         .key
         .and_then(MasterKey::new)
         .ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
+    let egress = Egress::new(config.network.clone())?;
     // Before the first sandbox is made: from then on a signal must not just end the process.
     let stop = stop_signal()?;
     let backend = backends::start(&config, Purpose::Serve).await?;
@@ -42,6 +45,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         service.leave().await?;
         return Err(error.into());
     }
+    let remote_code = RemoteCode::new(egress, &config.remote_code);
     let (current, config) = watch::channel(Arc::new(config));
     let state = State {
         service: service.clone(),
@@ -49,6 +53,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         config,
         key,
         results: Results::default(),
+        remote_code,
     };
     let served = tokio::select! {
         served = server::serve(state, stop) => served,

@@ -14,6 +14,7 @@ use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
+use super::network::{NetworkTable, RemoteCodeTable};
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
@@ -39,6 +40,8 @@ pub struct ConfigFile {
     runtimes: BTreeMap<Runtime, RuntimeTable>,
     docker: DockerTable,
     images: ImagesTable,
+    network: NetworkTable,
+    remote_code: RemoteCodeTable,
 }
 
 impl Default for ConfigFile {
@@ -71,6 +74,8 @@ impl Default for ConfigFile {
             ]),
             docker: DockerTable::default(),
             images: ImagesTable::default(),
+            network: NetworkTable::default(),
+            remote_code: RemoteCodeTable::default(),
         }
     }
 }
@@ -530,6 +535,8 @@ impl ConfigFile {
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
             },
+            network: self.network.check()?,
+            remote_code: self.remote_code.check()?.into(),
         })
     }
 }
@@ -625,7 +632,7 @@ where
     })
 }
 
-fn require(
+pub(super) fn require(
     key: &'static str,
     given: impl ToString,
     holds: bool,

@@ -20,8 +20,10 @@ async fn origin(bytes: u64) -> u16 {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let mut request = [0; 1024];
-                stream.read(&mut request).await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
                 let mut body = tokio::io::repeat(b'x').take(bytes);
