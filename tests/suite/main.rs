@@ -19,6 +19,7 @@ mod limits;
 mod malformed;
 mod preload;
 mod reload;
+mod remote_code;
 mod reset;
 mod restart;
 mod service;

@@ -31,14 +31,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// By this filter alone, whatever a server's says.
+    /// By this filter alone, which is the server's own.
     ///
     /// # Errors
     /// [`EgressError`] names the pattern that is no regular expression, or is too complex.
     pub fn new(filter: &Filter) -> Result<Self, EgressError> {
         Ok(Self {
-            server: Arc::default(),
-            request: Arc::new(Rules::new(filter)?),
+            server: Arc::new(Rules::new(filter)?),
+            request: Arc::default(),
         })
     }
 
