@@ -381,6 +381,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_the_network_names_its_key() {
+        for (text, expected) in [
+            (
+                "[network]\nwhitelist = [\"a\", \"(b\"]",
+                "network.whitelist = (b: not a usable",
+            ),
+            (
+                "[network]\nblacklist = [\"*\"]",
+                "network.blacklist = *: not a usable",
+            ),
+            (
+                "[network]\nallowedCidrs = [\"10/8\"]",
+                "network.allowedCidrs = 10/8: expected",
+            ),
+            (
+                "[network]\nmaxConnections = 0",
+                "network.maxConnections = 0: expected 1",
+            ),
+            (
+                "[remoteCode]\nallowedSchemes = [\"ftp\"]",
+                "remoteCode.allowedSchemes = ftp: ",
+            ),
+            (
+                "[remoteCode]\nallowedHosts = [\"[\"]",
+                "remoteCode.allowedHosts = [: not a usable",
+            ),
+            (
+                "[remoteCode]\nblockedHosts = [\"[\"]",
+                "remoteCode.blockedHosts = [: not a usable",
+            ),
+        ] {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn a_pool_may_follow_the_demand() {
         let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
         assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
@@ -400,9 +437,14 @@ mod tests {
     #[test]
     fn what_needs_a_restart_stays_and_is_named() {
         let before = load("maxConcurrent = 1", &[]).unwrap();
-        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]";
+        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]\n\
+                    [network]\nmaxConnections = 1";
         let mut after = load(text, &[]).unwrap();
-        assert_eq!(after.keep_fixed(&before), ["server.port", "runtimes"]);
+        assert_eq!(
+            after.keep_fixed(&before),
+            ["server.port", "runtimes", "network"]
+        );
+        assert_eq!(after.network, before.network);
         assert_eq!(after.port, before.port);
         assert_eq!(after.admission.max_concurrent, 2);
     }

@@ -1,8 +1,10 @@
-//! Which addresses may be connected to: those that are public, and those that the operator adds.
+//! Which addresses may be connected to: those that are public and not this host's, and those that the
+//! operator adds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::ifaddrs::getifaddrs;
 
 use crate::EgressError;
 
@@ -56,7 +58,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Public ones, and those in any of these ranges; an address alone is a range of one.
+    /// Public ones of other hosts, and those in any of these ranges; an address alone is a range of one.
     ///
     /// # Errors
     /// [`EgressError::Cidr`].
@@ -71,7 +73,8 @@ impl Addresses {
     pub fn admit(&self, address: IpAddr) -> bool {
         // An IPv4 address is the same one within IPv6.
         let address = address.to_canonical();
-        is_public(address) || self.allowed.iter().any(|range| range.contains(&address))
+        let is_allowed = self.allowed.iter().any(|range| range.contains(&address));
+        is_allowed || is_public(address) && !is_own(address)
     }
 }
 
@@ -97,6 +100,24 @@ pub fn is_public(address: IpAddr) -> bool {
             within_6(&UNICAST, address) && !REFUSED_6.iter().any(|range| within_6(range, address))
         }
     }
+}
+
+/// Whether an address is one of this host's. From here it leads past every firewall that stands before
+/// the host, to what listens for its neighbours only.
+fn is_own(address: IpAddr) -> bool {
+    let interfaces = match getifaddrs() {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            log::error!(error:%; "addresses of this host cannot be listed");
+            return true;
+        }
+    };
+    let mut own = interfaces.filter_map(|interface| {
+        let own = interface.address?;
+        let v4 = own.as_sockaddr_in().map(|own| IpAddr::V4(own.ip()));
+        v4.or_else(|| own.as_sockaddr_in6().map(|own| IpAddr::V6(own.ip())))
+    });
+    own.any(|own| own == address)
 }
 
 fn within_4((first, prefix): &Range4, address: Ipv4Addr) -> bool {
@@ -211,6 +232,22 @@ mod tests {
             "64:ff9b::10.1.2.3",
         ] {
             assert!(!admitted(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_own_addresses_are_told_from_others() {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let mut own = vec!["127.0.0.1".parse().unwrap()];
+        // Sends nothing: the address that the host would send from, where it has a way out.
+        if socket.connect("8.8.8.8:53").is_ok() {
+            own.push(socket.local_addr().unwrap().ip());
+        }
+        for own in own {
+            assert!(is_own(own), "{own}");
+        }
+        for other in ["127.0.0.2", "192.0.2.1", "8.8.8.8", "2001:db8::1"] {
+            assert!(!is_own(other.parse().unwrap()), "{other}");
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// How long nothing may move on a connection, and how long an answer may take to begin.
     pub idle_timeout: Duration,
-    /// Largest head of a request or of an answer in bytes, 8192 or more.
+    /// Largest head of a request or of an answer in bytes; less than 8192 counts as that.
     pub header_bytes: usize,
     /// How long a client may take to send the head of its next request.
     pub header_timeout: Duration,

@@ -88,6 +88,56 @@ async fn a_tunnel_carries_bytes_both_ways_until_one_side_ends() {
     assert_eq!(run.bytes(), (14, 14));
 }
 
+/// As Python's `http.client` does up to 3.11.
+#[tokio::test]
+async fn a_tunnel_may_be_asked_for_in_http_1_0() {
+    let port = echo().await;
+    let (mut client, _) = connect(&run());
+    let request = format!("CONNECT origin.example:{port} HTTP/1.0\r\n\r\n");
+    client.write_all(request.as_bytes()).await.unwrap();
+    let head = read_until(&mut client, "\r\n\r\n").await;
+    assert_eq!(status_of(&head), 200);
+    client.write_all(b"hello").await.unwrap();
+    assert_eq!(read_until(&mut client, "hello").await, "hello");
+}
+
+#[tokio::test]
+async fn an_old_client_gets_an_answer_of_unknown_length() {
+    let origin = Origin::start(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    )
+    .await;
+    let request = format!("GET {} HTTP/1.0\r\n\r\n", origin.url());
+    let answer = exchange(&run(), request).await;
+    assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
+    assert!(!answer.to_lowercase().contains("chunked"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_without_a_body_keeps_the_length_that_it_tells_of() {
+    let origin = Origin::start("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").await;
+    let request = get(&origin.url()).replace("GET", "HEAD");
+    let answer = exchange(&run(), request).await.to_lowercase();
+    assert!(answer.contains("content-length: 5\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_send_its_body_is_told_to_go_on() {
+    let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
+    let origin = Origin::until("body", answer).await;
+    let (mut client, _) = connect(&run());
+    let head = format!(
+        "PUT {} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\nConnection: close\r\n\r\n",
+        origin.url()
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    let interim = read_until(&mut client, "\r\n\r\n").await;
+    assert_eq!(status_of(&interim), 100);
+    client.write_all(b"body").await.unwrap();
+    assert_eq!(status_of(&read_to_end(&mut client).await), 201);
+}
+
 #[tokio::test]
 async fn ipv6_hosts_stand_in_brackets() {
     let listener = TcpListener::bind("[::1]:0").await.unwrap();
