@@ -4,10 +4,12 @@
 //! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
 
 pub mod file;
-mod network;
+pub mod network;
+mod policy;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::ServiceConfig;
@@ -17,9 +19,10 @@ use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, NetworkMode, Runtime};
 use isol8_backend::{Kernels, Limits};
-use isol8_egress::Egress;
+use isol8_egress::{Egress, EgressConfig};
 
 pub use file::{BackendChoice, ConfigFile};
+pub use network::RemoteCodeConfig;
 
 /// Names an operator's file; checked before the usual places.
 const PATH_VARIABLE: &str = "ISOL8_CONFIG";
@@ -112,10 +115,14 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// The kinds of network that requests may ask for.
     pub networks: Vec<NetworkMode>,
-    /// What carries the connections of programs.
-    pub egress: Egress,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
+    /// What is reached through the network, by sandboxes and for clients.
+    pub network: EgressConfig,
+    /// What reaches it, by these rules.
+    pub egress: Egress,
+    /// Code that is fetched for requests. A changed configuration has another one.
+    pub remote_code: Arc<RemoteCodeConfig>,
 }
 
 /// What a request gets that asks for nothing.
@@ -216,6 +223,9 @@ impl Config {
         self.cors_origins.clone_from(&before.cors_origins);
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        keep("network", self.network != before.network);
+        self.network.clone_from(&before.network);
+        self.egress.clone_from(&before.egress);
         let shutdown = |config: &Self| {
             let Self {
                 shutdown_grace,
@@ -379,6 +389,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_the_network_names_its_key() {
+        for (text, expected) in [
+            (
+                "[network]\nwhitelist = [\"a\", \"(b\"]",
+                "network.whitelist = (b: not a usable",
+            ),
+            (
+                "[network]\nblacklist = [\"*\"]",
+                "network.blacklist = *: not a usable",
+            ),
+            (
+                "[network]\nallowedCidrs = [\"10/8\"]",
+                "network.allowedCidrs = 10/8: expected",
+            ),
+            (
+                "[network]\nmaxConnections = 0",
+                "network.maxConnections = 0: expected 1",
+            ),
+            (
+                "[remoteCode]\nallowedSchemes = [\"ftp\"]",
+                "remoteCode.allowedSchemes = ftp: ",
+            ),
+            (
+                "[remoteCode]\nallowedHosts = [\"[\"]",
+                "remoteCode.allowedHosts = [: not a usable",
+            ),
+            (
+                "[remoteCode]\nblockedHosts = [\"[\"]",
+                "remoteCode.blockedHosts = [: not a usable",
+            ),
+        ] {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn a_pool_may_follow_the_demand() {
         let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
         assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
@@ -398,9 +445,14 @@ mod tests {
     #[test]
     fn what_needs_a_restart_stays_and_is_named() {
         let before = load("maxConcurrent = 1", &[]).unwrap();
-        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]";
+        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]\n\
+                    [network]\nmaxConnections = 1";
         let mut after = load(text, &[]).unwrap();
-        assert_eq!(after.keep_fixed(&before), ["server.port", "runtimes"]);
+        assert_eq!(
+            after.keep_fixed(&before),
+            ["server.port", "runtimes", "network"]
+        );
+        assert_eq!(after.network, before.network);
         assert_eq!(after.port, before.port);
         assert_eq!(after.admission.max_concurrent, 2);
     }

@@ -18,6 +18,7 @@ use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config};
 use crate::network::Filtered;
+use crate::remote_code::RemoteSource;
 
 /// Least memory that an interpreter starts in.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
@@ -56,7 +57,7 @@ pub struct JobError {
 }
 
 impl JobError {
-    fn invalid(path: impl Into<String>, problem: impl Display) -> Self {
+    pub(crate) fn invalid(path: impl Into<String>, problem: impl Display) -> Self {
         Self {
             path: path.into(),
             problem: problem.to_string(),
@@ -64,7 +65,7 @@ impl JobError {
         }
     }
 
-    fn unsupported(path: &str, problem: &str) -> Self {
+    pub(crate) fn unsupported(path: &str, problem: &str) -> Self {
         Self {
             code: ErrorCode::Unsupported,
             ..Self::invalid(path, problem)
@@ -72,16 +73,33 @@ impl JobError {
     }
 }
 
-/// Turns the body of a request into a job, and the session to run it in.
+/// What the body of a request asks for.
+#[derive(Debug)]
+pub struct Order {
+    /// The job; its code is empty where it is fetched first.
+    pub job: Job,
+    /// The session to run in.
+    pub session: Option<SessionId>,
+    /// The code that is to be fetched.
+    pub remote: Option<RemoteSource>,
+}
+
+/// Turns the body of a request into an order.
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn order(body: ExecuteBody, config: &Config) -> Result<(Job, Option<SessionId>), JobError> {
-    let options = body.options.unwrap_or_default();
-    Ok((job(body.request, options, config)?, body.session_id))
+pub fn order(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
+    let mut request = body.request;
+    let remote = RemoteSource::take(&mut request, &config.remote_code)?;
+    Ok(Order {
+        job: job(request, body.options.unwrap_or_default(), config)?,
+        session: body.session_id,
+        remote,
+    })
 }
 
-/// Turns a request and its options into a job, with the configuration's defaults and ceilings.
+/// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
+/// is in it.
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
@@ -125,7 +143,6 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
     } = security;
     let strict = matches!(seccomp, None | Some(SeccompMode::Strict));
     let asked = [
-        ("request.codeUrl", request.code_url.is_some()),
         (
             "request.installPackages",
             !request.install_packages.is_empty(),
@@ -194,7 +211,10 @@ fn program(request: &ExecutionRequest) -> Result<Program, JobError> {
             },
         }),
         (None, Some(cmd)) => Ok(Program::ShellCommand(cmd.clone())),
-        (None, None) => Err(JobError::invalid("request", exactly_one)),
+        (None, None) => Err(JobError::unsupported(
+            "request.codeUrl",
+            "only a server fetches code",
+        )),
     }
 }
 

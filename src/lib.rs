@@ -14,4 +14,5 @@ pub mod config;
 pub mod jobs;
 pub mod network;
 pub mod reload;
+pub mod remote_code;
 pub mod server;

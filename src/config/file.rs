@@ -14,7 +14,8 @@ use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
-use super::network::{NetworkTable, PolicyTable};
+use super::network::{NetworkTable, RemoteCodeTable};
+use super::policy::PolicyTable;
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
@@ -37,11 +38,12 @@ pub struct ConfigFile {
     shutdown: Shutdown,
     defaults: DefaultsTable,
     ceilings: CeilingsTable,
-    network: NetworkTable,
     policy: PolicyTable,
     runtimes: BTreeMap<Runtime, RuntimeTable>,
     docker: DockerTable,
     images: ImagesTable,
+    network: NetworkTable,
+    remote_code: RemoteCodeTable,
 }
 
 impl Default for ConfigFile {
@@ -68,7 +70,6 @@ impl Default for ConfigFile {
             shutdown: Shutdown::default(),
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
-            network: NetworkTable::default(),
             policy: PolicyTable::default(),
             runtimes: BTreeMap::from([
                 (Runtime::Python, RuntimeTable::python(size(2))),
@@ -76,6 +77,8 @@ impl Default for ConfigFile {
             ]),
             docker: DockerTable::default(),
             images: ImagesTable::default(),
+            network: NetworkTable::default(),
+            remote_code: RemoteCodeTable::default(),
         }
     }
 }
@@ -485,6 +488,7 @@ impl ConfigFile {
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
+        let (network, egress) = self.network.check()?;
         let size = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         Ok(Config {
             source: None,
@@ -529,7 +533,6 @@ impl ConfigFile {
             pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
             networks: self.policy.networks(defaults.network)?,
-            egress: self.network.check()?,
             defaults,
             ceilings,
             docker: DockerSettings {
@@ -539,6 +542,9 @@ impl ConfigFile {
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
             },
+            network,
+            egress,
+            remote_code: self.remote_code.check()?.into(),
         })
     }
 }

@@ -20,6 +20,7 @@ mod malformed;
 mod network;
 mod preload;
 mod reload;
+mod remote_code;
 mod reset;
 mod restart;
 mod service;

@@ -16,6 +16,7 @@ on_each_backend!(
     what_the_lists_admit_is_reached_and_nothing_else,
     what_goes_past_the_proxy_reaches_nothing,
     a_session_has_a_network_for_one_request_only,
+    interpreters_take_up_what_each_cell_has,
     fifty_downloads_go_through_at_once,
     much_goes_through_whole_and_costs_the_server_no_memory,
     clients_of_each_runtime_go_through_it,
@@ -186,6 +187,32 @@ print(open('/sandbox/late').read())";
     let result = session.execute(python(wait)).await.unwrap();
     assert_eq!(result.stdout, "unreachable", "{}", result.stderr);
     assert_eq!(internet.requests(), 2);
+    server.stop();
+}
+
+async fn interpreters_take_up_what_each_cell_has(server: Server) {
+    let internet = Internet::start().await;
+    let fetch = format!(
+        "console.log(await fetch('{}').then(answer => answer.text(), () => 'unreachable'))",
+        internet.url("/hello")
+    );
+    let mut runtimes = vec![Runtime::Bun, Runtime::Deno];
+    if server.kind == Kind::Docker {
+        runtimes.push(Runtime::Node);
+    }
+    for runtime in runtimes {
+        let session = server.session(&runtime.to_string());
+        for _ in 0..2 {
+            let without = session.execute(source(runtime, fetch.clone())).await;
+            assert_eq!(without.unwrap().stdout, "unreachable", "{runtime}");
+            let with = run(&session, source(runtime, fetch.clone()), filtered()).await;
+            assert_eq!(
+                with.stdout, "hello from outside",
+                "{runtime}: {}",
+                with.stderr
+            );
+        }
+    }
     server.stop();
 }
 

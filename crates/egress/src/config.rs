@@ -1,5 +1,6 @@
 //! What an operator decides, and what is wrong with it.
 
+use std::fmt;
 use std::time::Duration;
 
 /// The rules of a server.
@@ -27,7 +28,7 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// How long nothing may move on a connection, and how long an answer may take to begin.
     pub idle_timeout: Duration,
-    /// Largest head of a request or of an answer in bytes, 8192 or more.
+    /// Largest head of a request or of an answer in bytes; less than 8192 counts as that.
     pub header_bytes: usize,
     /// How long a client may take to send the head of its next request.
     pub header_timeout: Duration,
@@ -55,8 +56,8 @@ pub enum EgressError {
     /// A pattern is no regular expression, or too complex.
     #[error("{list}[{index}]: {pattern:?} is not a usable regular expression: {reason}")]
     Pattern {
-        /// `whitelist` or `blacklist`.
-        list: &'static str,
+        /// Where it stands.
+        list: List,
         /// Its place there, from 0.
         index: usize,
         /// The pattern; one that is too long is cut.
@@ -67,8 +68,8 @@ pub enum EgressError {
     /// A list is too long, or its patterns too complex together.
     #[error("{list}: {reason}")]
     List {
-        /// `whitelist` or `blacklist`.
-        list: &'static str,
+        /// Which one.
+        list: List,
         /// What is too much.
         reason: String,
     },
@@ -78,4 +79,22 @@ pub enum EgressError {
         /// What was given.
         given: String,
     },
+}
+
+/// The lists of a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// Of what is admitted.
+    White,
+    /// Of what is refused.
+    Black,
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::White => "whitelist",
+            Self::Black => "blacklist",
+        })
+    }
 }

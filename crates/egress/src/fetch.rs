@@ -122,6 +122,7 @@ impl Egress {
             // A program that has chosen a provider already keeps its own.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let client = Client::builder()
+                .user_agent(concat!("isol8/", env!("CARGO_PKG_VERSION")))
                 .dns_resolver(Guarded(self.0.dialer.clone()))
                 .connect_timeout(self.0.limits.connect_timeout)
                 .redirect(redirect::Policy::none())

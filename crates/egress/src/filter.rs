@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
+use crate::config::List;
 use crate::{EgressError, Filter};
 
 /// Most patterns of a list.
@@ -30,6 +31,17 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// By this filter alone, which is the server's own.
+    ///
+    /// # Errors
+    /// [`EgressError`] names the pattern that is no regular expression, or is too complex.
+    pub fn new(filter: &Filter) -> Result<Self, EgressError> {
+        Ok(Self {
+            server: Arc::new(Rules::new(filter)?),
+            request: Arc::default(),
+        })
+    }
+
     /// Whether a host may be reached: a name in lower case without a final dot, or the usual text of an
     /// address.
     ///
@@ -60,30 +72,14 @@ impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, whose, list } = self;
         match list {
-            List::White => write!(f, "{host} is not on the {whose}'s whitelist"),
-            List::Black => write!(f, "{host} is on the {whose}'s blacklist"),
-        }
-    }
-}
-
-/// The list that decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum List {
-    White,
-    Black,
-}
-
-impl List {
-    fn name(self) -> &'static str {
-        match self {
-            Self::White => "whitelist",
-            Self::Black => "blacklist",
+            List::White => write!(f, "{host} is not on the {whose}'s {list}"),
+            List::Black => write!(f, "{host} is on the {whose}'s {list}"),
         }
     }
 }
 
 /// A filter, ready to match.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Rules {
     whitelist: RegexSet,
     blacklist: RegexSet,
@@ -109,10 +105,7 @@ impl Rules {
 }
 
 fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
-    let too_much = |reason| EgressError::List {
-        list: list.name(),
-        reason,
-    };
+    let too_much = |reason| EgressError::List { list, reason };
     if patterns.len() > MOST_PATTERNS {
         let reason = format!(
             "{} patterns, expected at most {MOST_PATTERNS}",
@@ -123,7 +116,7 @@ fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
     // One by one first: what is wrong with a set does not say with which of its patterns.
     for (index, pattern) in patterns.iter().enumerate() {
         check(pattern).map_err(|reason| EgressError::Pattern {
-            list: list.name(),
+            list,
             index,
             pattern: pattern.chars().take(REPEATED).collect(),
             reason,

@@ -32,7 +32,7 @@ use addresses::Addresses;
 use dial::Dialer;
 use filter::Rules;
 
-pub use config::{EgressConfig, EgressError, Limits};
+pub use config::{EgressConfig, EgressError, Limits, List};
 pub use fetch::{FetchError, FetchLimits};
 pub use filter::{Denied, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};

@@ -9,6 +9,9 @@ use crate::{Action, Entry};
 /// How much of a path is kept, in characters.
 const LONGEST_PATH: usize = 1024;
 
+/// The same of a method, which a client may invent.
+const LONGEST_METHOD: usize = 32;
+
 /// The first requests of a run.
 #[derive(Debug)]
 pub(crate) struct Record {
@@ -48,7 +51,7 @@ impl Record {
             entries.push(Recorded {
                 entry: Entry {
                     timestamp: format!("{:.3}", jiff::Timestamp::now()),
-                    method: method.to_owned(),
+                    method: method.chars().take(LONGEST_METHOD).collect(),
                     host,
                     path: path.map(|path| path.chars().take(LONGEST_PATH).collect()),
                     action: Action::Allow,

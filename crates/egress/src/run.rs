@@ -12,6 +12,9 @@ use crate::proxy::Connection;
 use crate::record::Record;
 use crate::{Entry, Limits};
 
+/// Least bound of a head that hyper takes.
+const LEAST_HEAD: usize = 8 << 10;
+
 /// The network of one run: what it may reach, its limits, what it used. Clones are the same run's.
 #[derive(Clone, Debug)]
 pub struct RunEgress(Arc<Run>);
@@ -29,7 +32,8 @@ pub(crate) struct Run {
 }
 
 impl RunEgress {
-    pub(crate) fn new(dialer: Dialer, policy: Policy, limits: Limits, log: bool) -> Self {
+    pub(crate) fn new(dialer: Dialer, policy: Policy, mut limits: Limits, log: bool) -> Self {
+        limits.header_bytes = limits.header_bytes.max(LEAST_HEAD);
         let places = || Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS));
         Self(Arc::new(Run {
             dialer,
