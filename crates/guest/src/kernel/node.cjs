@@ -95,7 +95,7 @@ function setEnvironment(pairs) {
 function useProxy() {
   if (process.env.NODE_USE_ENV_PROXY !== "1") return;
   try {
-    // Node 20 and 22 have no such function.
+    // Older ones have no such function.
     return require("node:http").setGlobalProxyFromEnv?.();
   } catch {
     // It is no address.
