@@ -218,6 +218,10 @@ impl Config {
         keep("docker", self.docker != before.docker);
         keep("network", self.network != before.network);
         self.network.clone_from(&before.network);
+        keep(
+            "remoteCode.cacheMaxBytes",
+            self.remote_code.keep_bytes != before.remote_code.keep_bytes,
+        );
         let shutdown = |config: &Self| {
             let Self {
                 shutdown_grace,
