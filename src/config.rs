@@ -115,6 +115,8 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// The kinds of network that requests may ask for.
     pub networks: Vec<NetworkMode>,
+    /// Hosts that packages of each runtime are installed from.
+    pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
     /// What is reached through the network, by sandboxes and for clients.

@@ -18,6 +18,7 @@ use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config};
 use crate::network::Filtered;
+use crate::packages;
 use crate::remote_code::RemoteSource;
 
 /// Least memory that an interpreter starts in.
@@ -104,7 +105,7 @@ pub fn order(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
 /// # Errors
 /// [`JobError`] for the first member at fault.
 pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Result<Job, JobError> {
-    refuse_unsupported(&request, &options)?;
+    refuse_unsupported(&options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
     job.network = network(&options, config)?;
@@ -126,6 +127,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
         .transpose()
         .map_err(|error| JobError::invalid("request.workdir", error))?;
     job.stdin = request.stdin.map(String::into_bytes);
+    job.install = packages::install(request.runtime, request.install_packages, config)?;
     job.setup_script = request.setup_script;
     check_environment("request.env", &request.env)?;
     check_environment("options.secrets", &options.secrets)?;
@@ -135,7 +137,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     Ok(job)
 }
 
-fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(), JobError> {
+fn refuse_unsupported(options: &Options) -> Result<(), JobError> {
     let security = options.security.clone().unwrap_or_default();
     let SecurityOptions {
         seccomp,
@@ -143,10 +145,6 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
     } = security;
     let strict = matches!(seccomp, None | Some(SeccompMode::Strict));
     let asked = [
-        (
-            "request.installPackages",
-            !request.install_packages.is_empty(),
-        ),
         (
             "options.readonlyRootFs",
             options.readonly_root_fs == Some(false),
@@ -415,11 +413,6 @@ mod tests {
     #[test]
     fn what_is_not_offered_is_said_and_never_ignored() {
         for (request, options, path) in [
-            (
-                json!({"code": "", "installPackages": ["six"]}),
-                json!({}),
-                "request.installPackages",
-            ),
             (
                 json!({"code": ""}),
                 json!({"readonlyRootFs": false}),

@@ -26,6 +26,14 @@ pub enum ExecuteError {
         /// What it wrote to standard error.
         stderr: String,
     },
+    /// Packages could not be installed.
+    #[error("installPackages failed with exit code {exit_code}: {stderr}")]
+    InstallFailed {
+        /// The package manager's exit code.
+        exit_code: i32,
+        /// What it wrote to standard error.
+        stderr: String,
+    },
     /// A session cannot change its runtime.
     #[error(
         "session {session} is bound to {bound} and cannot run {asked}, use another session id or delete it first"
@@ -122,7 +130,7 @@ impl ExecuteError {
         match self {
             Self::Invalid(_) | Self::NoSpace(_) => ErrorCode::InvalidRequest,
             Self::RuntimeUnavailable(_) => ErrorCode::RuntimeUnavailable,
-            Self::SetupFailed { .. } => ErrorCode::SetupFailed,
+            Self::SetupFailed { .. } | Self::InstallFailed { .. } => ErrorCode::SetupFailed,
             Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
             Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
             Self::SessionNotFound => ErrorCode::SessionNotFound,

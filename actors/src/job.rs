@@ -30,11 +30,13 @@ pub struct Job {
     pub files: Vec<(SandboxPath, Vec<u8>)>,
     /// Read after the run; what does not exist is left out.
     pub output_paths: Vec<SandboxPath>,
+    /// Packages that are there before the setup script and the program run.
+    pub install: Option<Install>,
     /// Bash, run before the program.
     pub setup_script: Option<String>,
     /// Working directory.
     pub workdir: Option<SandboxPath>,
-    /// How long the program may run; the setup script may as long again.
+    /// How long the program may run; the setup script may as long again, and so may the installation.
     pub timeout: Duration,
     /// Bytes kept of standard output, and as many of standard error.
     pub output_limit: u64,
@@ -58,6 +60,7 @@ impl Job {
             stdin: None,
             files: Vec::new(),
             output_paths: Vec::new(),
+            install: None,
             setup_script: None,
             workdir: None,
             timeout: Duration::from_secs(30),
@@ -83,6 +86,15 @@ impl fmt::Debug for Job {
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
+}
+
+/// Packages to install with the runtime's package manager, for the user and so under `/sandbox`.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// Words for its command line. Nothing here checks them.
+    pub packages: Vec<String>,
+    /// What reaches the registries. The job's own programs do not use it.
+    pub network: Arc<dyn Network>,
 }
 
 /// The program of a job.

@@ -28,7 +28,7 @@ mod watch;
 
 pub use error::ExecuteError;
 pub use isol8_protocol::Signal;
-pub use job::{FileExtension, Job, Program};
+pub use job::{FileExtension, Install, Job, Program};
 pub use network::Network;
 pub use run::Input;
 pub use service::{Service, ServiceConfig, ServiceState};

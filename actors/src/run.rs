@@ -5,6 +5,7 @@
 
 mod live;
 mod output;
+mod packages;
 mod plan;
 mod secrets;
 mod text;
@@ -24,8 +25,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecuteError;
-use crate::job::Job;
-use crate::network;
+use crate::job::{Install, Job};
+use crate::network::{self, Network};
 pub use live::{Input, Live};
 use output::{Output, Sink, Written};
 use secrets::Secrets;
@@ -145,12 +146,16 @@ impl Execution<'_> {
         if let Some(live) = self.live {
             live.begun.send_replace(true);
         }
+        if let Some(install) = &self.job.install {
+            self.install(install).await?;
+        }
         if let Some(script) = &self.job.setup_script {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
         let program = plan::program(self.job, mode, self.live);
-        let (exit, truncated) = self.supervise(Phase::Code, program).await?;
+        let network = self.job.network.as_deref();
+        let (exit, truncated) = self.supervise(Phase::Code, program, network).await?;
         let ran = start.elapsed() - setup;
         let files = self.read_files().await?;
         let (resource_usage, oom_killed) = self.account(&exit).await;
@@ -194,17 +199,33 @@ impl Execution<'_> {
         self.transfer(writing).await
     }
 
+    async fn install(&mut self, install: &Install) -> Result<(), ExecuteError> {
+        let installation = packages::installation(self.job, install);
+        let failed = self.prepare(installation, Some(&*install.network)).await?;
+        failed.map_or(Ok(()), |(exit_code, stderr)| {
+            Err(ExecuteError::InstallFailed { exit_code, stderr })
+        })
+    }
+
     async fn set_up(&mut self, script: &str) -> Result<(), ExecuteError> {
         let setup = plan::setup(self.job, script);
-        let (exit, _) = self.supervise(Phase::Setup, setup).await?;
-        let Written { stderr, .. } = self.sink.take();
-        if exit.status == ExitStatus::Code(0) && !exit.timed_out {
-            return Ok(());
-        }
-        Err(ExecuteError::SetupFailed {
-            exit_code: exit_code(&exit),
-            stderr,
+        let failed = self.prepare(setup, self.job.network.as_deref()).await?;
+        failed.map_or(Ok(()), |(exit_code, stderr)| {
+            Err(ExecuteError::SetupFailed { exit_code, stderr })
         })
+    }
+
+    /// Runs what comes before the program. Where that fails, its exit code and what it wrote to standard
+    /// error.
+    async fn prepare(
+        &mut self,
+        spec: RunSpec,
+        network: Option<&dyn Network>,
+    ) -> Result<Option<(i32, String)>, ExecuteError> {
+        let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
+        let Written { stderr, .. } = self.sink.take();
+        let is_done = exit.status == ExitStatus::Code(0) && !exit.timed_out;
+        Ok((!is_done).then(|| (exit_code(&exit), stderr)))
     }
 
     async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
@@ -249,6 +270,7 @@ impl Execution<'_> {
         &mut self,
         phase: Phase,
         spec: RunSpec,
+        network: Option<&dyn Network>,
     ) -> Result<(Exit, bool), ExecuteError> {
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
         let mut output = Output::new(
@@ -266,7 +288,7 @@ impl Execution<'_> {
                 None => std::future::pending().await,
             }
         };
-        let serving = network::serve(self.job.network.as_deref(), run.tunnels());
+        let serving = network::serve(network, run.tunnels());
         let ended = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             ended = follow(&mut run, limit, &mut output) => ended,

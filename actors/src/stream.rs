@@ -114,7 +114,7 @@ impl ExecuteError {
             kind: EventKind::Error,
             data: self.to_string(),
             phase: match self {
-                Self::SetupFailed { .. } => Phase::Setup,
+                Self::SetupFailed { .. } | Self::InstallFailed { .. } => Phase::Setup,
                 _ => Phase::Code,
             },
         }

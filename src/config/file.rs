@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::network::{NetworkTable, RemoteCodeTable};
 use super::policy::PolicyTable;
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
+use crate::packages;
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -325,6 +326,8 @@ struct RuntimeTable {
     pool_size: Option<PoolSize>,
     image: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    registries: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     preload: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zygote_max_runs: Option<u32>,
@@ -339,6 +342,7 @@ impl RuntimeTable {
         Self {
             pool_size: Some(pool_size),
             image: String::new(),
+            registries: Some(packages::registries(Runtime::Python)),
             preload: Some(kept.preload),
             zygote_max_runs: Some(kept.max_runs),
             zygote_max_age_ms: Some(kept.max_age_ms),
@@ -374,6 +378,12 @@ impl RuntimeTable {
         require(key, settings.max_runs, settings.max_runs > 0, expected)?;
         Ok(settings)
     }
+}
+
+/// Whether this can be the name or the address of a host, as they are compared.
+fn is_host(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:".contains(c);
+    !name.is_empty() && name.chars().all(fits)
 }
 
 /// Whether `import` takes this name.
@@ -485,6 +495,15 @@ impl ConfigFile {
         let kernels = kernels
             .map(|(runtime, table)| Ok((*runtime, table.kernel(*runtime)?)))
             .collect::<Result<_, ConfigError>>()?;
+        let registries = self
+            .runtimes
+            .iter()
+            .filter_map(|(runtime, table)| Some((*runtime, table.registries.clone()?)));
+        let registries = packages::registries_with(registries);
+        for host in registries.values().flatten() {
+            let expected = || "expected the name of a host, such as pypi.org".to_owned();
+            require("runtimes.*.registries", host, is_host(host), expected)?;
+        }
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
@@ -535,6 +554,7 @@ impl ConfigFile {
             networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,
+            registries,
             docker: DockerSettings {
                 host: given(self.docker.host),
                 images: images.collect(),

@@ -249,8 +249,13 @@ impl Drop for Server {
 
 /// A Python request.
 pub(crate) fn python(code: &str) -> ExecutionRequest {
-    let mut request = ExecutionRequest::new(Runtime::Python);
-    request.code = Some(code.to_owned());
+    source(Runtime::Python, code)
+}
+
+/// Code of any runtime.
+pub(crate) fn source(runtime: Runtime, code: impl Into<String>) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(runtime);
+    request.code = Some(code.into());
     request
 }
 

@@ -18,6 +18,7 @@ mod lifecycle;
 mod limits;
 mod malformed;
 mod network;
+mod packages;
 mod preload;
 mod reload;
 mod remote_code;

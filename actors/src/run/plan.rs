@@ -52,7 +52,7 @@ pub(super) fn setup(job: &Job, script: &str) -> RunSpec {
     run
 }
 
-fn base(job: &Job, program: GuestProgram) -> RunSpec {
+pub(super) fn base(job: &Job, program: GuestProgram) -> RunSpec {
     RunSpec {
         program,
         env: job.env.clone(),
