@@ -41,8 +41,7 @@ fn start(sandbox: &Sandbox, source: &str) -> (Run, Tunnels) {
 
 async fn next(tunnels: &mut Tunnels) -> Tunnel {
     let next = tokio::time::timeout(PATIENCE, tunnels.next()).await;
-    next.expect("no connection came")
-        .expect("the run has ended")
+    next.unwrap().unwrap()
 }
 
 /// Sends back what comes.
