@@ -162,9 +162,13 @@ fn refuse_unsupported(options: &Options) -> Result<(), JobError> {
     }
 }
 
+fn network_mode(options: &Options, config: &Config) -> NetworkMode {
+    options.network.unwrap_or(config.defaults.network)
+}
+
 fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>>, JobError> {
     let path = "options.network";
-    let mode = options.network.unwrap_or(config.defaults.network);
+    let mode = network_mode(options, config);
     if !config.networks.contains(&mode) {
         let problem = format!(
             "{mode} is not granted, leave it out, or have the operator add it to policy.network"
@@ -175,11 +179,8 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
         });
     }
     match mode {
-        NetworkMode::None => Ok(None),
-        NetworkMode::Host => Err(JobError::unsupported(
-            path,
-            "this server does not offer it, leave it out",
-        )),
+        // In the host's network there is nothing to carry.
+        NetworkMode::None | NetworkMode::Host => Ok(None),
         NetworkMode::Filtered => {
             let filter = options.network_filter.clone().unwrap_or_default();
             let is_logged = options.log_network == Some(true);
@@ -248,6 +249,7 @@ fn sandbox(
             *tmpfs_size,
         )?,
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
+        host_network: network_mode(options, config) == NetworkMode::Host,
     })
 }
 

@@ -6,9 +6,9 @@ mod common;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{House, config, job};
+use common::{House, config, job, with_pool};
 use futures::future::BoxFuture;
-use isol8_actors::{ExecuteError, Network};
+use isol8_actors::{ExecuteError, Job, Network};
 use isol8_api::{NetworkAction, NetworkLogEntry};
 use isol8_backend::Tunnel;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -110,5 +110,55 @@ async fn a_network_that_is_busy_does_not_hold_up_a_cancelled_run() {
     let next: Result<_, ExecuteError> = house.run(job("print next")).await;
     assert_eq!(next.unwrap().stdout, "next");
     assert_eq!(network.under_way.load(Ordering::SeqCst), 0);
+    house.finish().await;
+}
+
+/// A job in the host's network.
+fn outside(code: &str) -> Job {
+    let mut job = job(code);
+    job.sandbox.host_network = true;
+    job
+}
+
+#[actix::test]
+async fn a_sandbox_in_the_host_s_network_serves_one_request_and_comes_from_no_shelf() {
+    let house = House::new(with_pool(1, 4));
+    house.until_waiting(1, 0).await;
+    for made in 2..4 {
+        house.run(outside("print 1")).await.unwrap();
+        assert_eq!(house.backend.counters().created, made);
+    }
+    house.until_waiting(1, 0).await;
+    house.run(job("print 1")).await.unwrap();
+    house.finish().await;
+}
+
+#[actix::test]
+async fn one_that_is_made_for_nobody_any_more_does_not_serve_another() {
+    let house = House::new(config());
+    house.backend.slow_create(std::time::Duration::from_secs(5));
+    let second = std::time::Duration::from_secs(1);
+    let given_up = tokio::time::timeout(second, house.run(outside("print 1")));
+    assert!(given_up.await.is_err());
+    house.run(job("print 2")).await.unwrap();
+    assert_eq!(house.backend.counters().created, 2);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_session_stays_in_the_network_that_it_began_in() {
+    let house = House::new(config());
+    for (session, first, other, text) in [
+        ("inside", job("set x 1"), outside("get x"), "is not in"),
+        ("outside", outside("set x 1"), job("get x"), "is in"),
+    ] {
+        house.run_as("t", Some(session), first).await.unwrap();
+        let error = house.run_as("t", Some(session), other).await.unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+        let mut same = job("get x");
+        same.sandbox.host_network = session == "outside";
+        let result = house.run_as("t", Some(session), same).await.unwrap();
+        assert_eq!(result.stdout, "1");
+    }
     house.finish().await;
 }

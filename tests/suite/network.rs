@@ -23,6 +23,7 @@ on_each_backend!(
     packages_come_over_tls,
     connections_end_with_their_run,
     a_taken_port_is_no_obstacle,
+    the_host_s_network_is_for_those_who_ask_where_it_is_granted,
     what_no_policy_grants_is_refused,
 );
 
@@ -375,6 +376,69 @@ async fn a_taken_port_is_no_obstacle(server: Server) {
     let cell = format!("{FETCH}fetch('{}')", internet.url("/hello"));
     let result = run(&session, python(&cell), filtered()).await;
     assert_eq!(result.stdout, "hello from outside", "{}", result.stderr);
+    server.stop();
+}
+
+async fn the_host_s_network_is_for_those_who_ask_where_it_is_granted(server: Server) {
+    let kind = server.kind;
+    server.stop();
+    let server = Server::configured(kind, "[policy]\nnetwork = [\"none\", \"host\"]\n");
+    let internet = Internet::start().await;
+    let code = format!(
+        "import os, socket, urllib.request
+try: print(urllib.request.urlopen('http://127.0.0.1:{}/hello', timeout=20).read().decode())
+except OSError: print('unreachable')
+try: print(len(socket.getaddrinfo('pypi.org', 443)) > 0)
+except OSError: print('no names')
+print(os.getuid())",
+        internet.port
+    );
+    let host = || Options {
+        network: Some(NetworkMode::Host),
+        ..Options::default()
+    };
+    let client = server.client();
+    for _ in 0..2 {
+        let result = run(&client, python(&code), host()).await;
+        assert_eq!(
+            result.stdout, "hello from outside\nTrue\n64800",
+            "{}",
+            result.stderr
+        );
+        let result = server.python(&code).await;
+        assert_eq!(
+            result.stdout, "unreachable\nno names\n64800",
+            "{}",
+            result.stderr
+        );
+    }
+    let session = server.session("inside");
+    session.execute(python("x = 1")).await.unwrap();
+    let error = session
+        .execute_with(python(&code), host())
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("is not in the host's network"),
+        "{error}"
+    );
+    let session = server.session("outside");
+    let result = run(&session, python(&code), host()).await;
+    assert_eq!(
+        result.stdout, "hello from outside\nTrue\n64800",
+        "{}",
+        result.stderr
+    );
+    let error = session.execute(python("x = 1")).await.unwrap_err();
+    assert!(
+        error.to_string().contains("is in the host's network"),
+        "{error}"
+    );
+    let error = client
+        .execute_with(python("1"), filtered())
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::PolicyDenied));
     server.stop();
 }
 

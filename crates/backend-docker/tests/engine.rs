@@ -138,6 +138,7 @@ fn spec() -> SandboxSpec {
         },
         sandbox_size: ByteSize::from_mebibytes(64),
         tmp_size: ByteSize::from_mebibytes(32),
+        host_network: false,
     }
 }
 

@@ -68,6 +68,10 @@ pub struct SandboxSpec {
     pub sandbox_size: ByteSize,
     /// Size of `/tmp`; fixed for life.
     pub tmp_size: ByteSize,
+    /// Whether it is in the host's network, rather than in one of its own that leads nowhere; fixed for
+    /// life.
+    #[serde(default)]
+    pub host_network: bool,
 }
 
 /// The interpreter of a runtime.

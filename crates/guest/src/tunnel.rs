@@ -197,10 +197,8 @@ impl Tunnel {
         }
         self.window = window;
         if self.is_open() {
-            if !self.has_pending() {
-                self.pending.clear();
-                self.written = 0;
-            }
+            // What was taken goes, also where the program never catches up.
+            self.pending.drain(..std::mem::take(&mut self.written));
             self.pending.extend_from_slice(bytes);
         }
         true
@@ -281,13 +279,35 @@ mod tests {
         assert_ne!(first.number, second.number);
     }
 
-    #[test]
-    fn what_does_not_fit_waits_and_the_host_is_granted_what_was_taken() {
+    /// A tunnel, and the program at its end.
+    fn connected() -> (Tunnel, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, _) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        let mut tunnel = Tunnel::new(TunnelId(1), StreamId(1), socket);
+        (Tunnel::new(TunnelId(1), StreamId(1), socket), program)
+    }
+
+    #[test]
+    fn a_program_that_never_catches_up_costs_a_window_at_most() {
+        let (mut tunnel, mut program) = connected();
+        let mut space = vec![0; WINDOW as usize];
+        let mut credit = WINDOW as usize;
+        for _ in 0..200 {
+            assert!(tunnel.push(&space[..credit]));
+            assert!(tunnel.pending.len() <= WINDOW as usize);
+            credit = tunnel.feed().unwrap() as usize;
+            while credit == 0 {
+                let size = program.read(&mut space).unwrap();
+                assert!(size > 0);
+                credit = tunnel.feed().unwrap() as usize;
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_waits_and_the_host_is_granted_what_was_taken() {
+        let (mut tunnel, mut program) = connected();
         assert!(tunnel.push(&vec![7; WINDOW as usize]));
         assert!(!tunnel.push(b"x"), "beyond the window");
         let mut granted = tunnel.feed().unwrap();

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use isol8_backend::{Run, Tunnel, Tunnels};
-use isol8_protocol::{MAX_TUNNELS, Program, RunSpec, WINDOW};
+use isol8_protocol::{KernelKind, MAX_TUNNELS, Program, RunSpec, WINDOW};
 use support::{PATIENCE, Sandbox, cell, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -41,8 +41,7 @@ fn start(sandbox: &Sandbox, source: &str) -> (Run, Tunnels) {
 
 async fn next(tunnels: &mut Tunnels) -> Tunnel {
     let next = tokio::time::timeout(PATIENCE, tunnels.next()).await;
-    next.expect("no connection came")
-        .expect("the run has ended")
+    next.unwrap().unwrap()
 }
 
 /// Sends back what comes.
@@ -86,6 +85,20 @@ async fn the_environment_tells_of_it_and_the_run_s_own_goes_first() {
          http_proxy=http://127.0.0.1:8118\nhttps_proxy=http://mine\nno_proxy=localhost,127.0.0.1,::1"
     );
     assert_eq!(sandbox.sh("env | grep -ic proxy || true").await.ok(), "0");
+}
+
+#[tokio::test]
+async fn a_script_with_network_is_run_by_the_interpreter_that_waits() {
+    let sandbox = Sandbox::start().await;
+    sandbox.prepare(KernelKind::Python).await;
+    // What was forked from another one keeps that one's objects apart.
+    let source = "import gc; print(gc.get_freeze_count() > 0, 'HTTP_PROXY' in os.environ)";
+    let forked = sandbox.run(script(source)).await;
+    assert_eq!(forked.ok(), "True True");
+    sandbox.prepare(KernelKind::Python).await;
+    let mut own = script(source);
+    own.env = vec![("PYTHONHASHSEED".to_owned(), "1".to_owned())];
+    assert_eq!(sandbox.run(own).await.ok(), "False True");
 }
 
 #[tokio::test]
