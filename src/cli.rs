@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use isol8_api::{ByteSize, Runtime};
+use isol8_api::{ByteSize, NetworkMode, Runtime};
 
 use crate::config::BackendChoice;
 
@@ -88,6 +88,18 @@ pub struct Run {
     /// Working directory, in /sandbox
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
+    /// What the program may reach: none, filtered or host [default: the configuration's]
+    #[arg(long, value_name = "MODE")]
+    pub net: Option<NetworkMode>,
+    /// With --net filtered, reach only hosts that match this regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub allow: Vec<String>,
+    /// With --net filtered, reach no host that matches this regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub deny: Vec<String>,
+    /// Tell on standard error what the program asked the network for
+    #[arg(long)]
+    pub log_network: bool,
     /// Milliseconds until the program is ended
     #[arg(long, value_name = "MS")]
     pub timeout: Option<u64>,
@@ -109,6 +121,9 @@ pub struct Run {
     /// Size of /tmp
     #[arg(long, value_name = "SIZE")]
     pub tmp_size: Option<ByteSize>,
+    /// Package to install first, with the runtime's package manager; may be repeated
+    #[arg(long, value_name = "PACKAGE")]
+    pub install: Vec<String>,
     /// Bash to run first: a command, or the path of a script file; may be repeated
     #[arg(long, value_name = "SCRIPT")]
     pub setup: Vec<String>,

@@ -4,9 +4,12 @@
 //! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
 
 pub mod file;
+pub mod network;
+mod policy;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::ServiceConfig;
@@ -14,10 +17,12 @@ use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
-use isol8_api::{ByteSize, Runtime};
+use isol8_api::{ByteSize, NetworkMode, Runtime};
 use isol8_backend::{Kernels, Limits};
+use isol8_egress::{Egress, EgressConfig};
 
 pub use file::{BackendChoice, ConfigFile};
+pub use network::RemoteCodeConfig;
 
 /// Names an operator's file; checked before the usual places.
 const PATH_VARIABLE: &str = "ISOL8_CONFIG";
@@ -118,8 +123,18 @@ pub struct Config {
     pub ceilings: Ceilings,
     /// How much a request may bring.
     pub limits: RequestLimits,
+    /// The kinds of network that requests may ask for.
+    pub networks: Vec<NetworkMode>,
+    /// Hosts that packages of each runtime are installed from.
+    pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
+    /// What is reached through the network, by sandboxes and for clients.
+    pub network: EgressConfig,
+    /// What reaches it, by these rules.
+    pub egress: Egress,
+    /// Code that is fetched for requests. A changed configuration has another one.
+    pub remote_code: Arc<RemoteCodeConfig>,
 }
 
 /// What a request gets that asks for nothing.
@@ -127,6 +142,8 @@ pub struct Config {
 pub struct Defaults {
     /// Milliseconds until a run is ended.
     pub timeout_ms: u64,
+    /// How far its programs reach.
+    pub network: NetworkMode,
     /// Limits and sizes.
     pub sandbox: SandboxDefaults,
     /// Bytes kept of each output stream.
@@ -238,6 +255,13 @@ impl Config {
         self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        keep("network", self.network != before.network);
+        self.network.clone_from(&before.network);
+        self.egress.clone_from(&before.egress);
+        keep(
+            "remoteCode.cacheMaxBytes",
+            self.remote_code.keep_bytes != before.remote_code.keep_bytes,
+        );
         let shutdown = |config: &Self| {
             let Self {
                 shutdown_grace,
@@ -401,6 +425,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_the_network_names_its_key() {
+        for (text, expected) in [
+            (
+                "[network]\nwhitelist = [\"a\", \"(b\"]",
+                "network.whitelist = (b: not a usable",
+            ),
+            (
+                "[network]\nblacklist = [\"*\"]",
+                "network.blacklist = *: not a usable",
+            ),
+            (
+                "[network]\nallowedCidrs = [\"10/8\"]",
+                "network.allowedCidrs = 10/8: expected",
+            ),
+            (
+                "[network]\nmaxConnections = 0",
+                "network.maxConnections = 0: expected 1",
+            ),
+            (
+                "[remoteCode]\nallowedSchemes = [\"ftp\"]",
+                "remoteCode.allowedSchemes = ftp: ",
+            ),
+            (
+                "[remoteCode]\nallowedHosts = [\"[\"]",
+                "remoteCode.allowedHosts = [: not a usable",
+            ),
+            (
+                "[remoteCode]\nblockedHosts = [\"[\"]",
+                "remoteCode.blockedHosts = [: not a usable",
+            ),
+        ] {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn a_pool_may_follow_the_demand() {
         let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
         assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
@@ -421,10 +482,18 @@ mod tests {
     fn what_needs_a_restart_stays_and_is_named() {
         let before = load("maxConcurrent = 1", &[]).unwrap();
         let text = "maxConcurrent = 2\n[server]\nport = 9\nheaderTimeoutMs = 5\nbodyTimeoutMs = 6\n\
-                    [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7";
+                    [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7\n\
+                    [network]\nmaxConnections = 1";
         let mut after = load(text, &[]).unwrap();
         let kept = after.keep_fixed(&before);
-        assert_eq!(kept, ["server.port", "server.headerTimeoutMs", "runtimes"]);
+        let fixed = [
+            "server.port",
+            "server.headerTimeoutMs",
+            "runtimes",
+            "network",
+        ];
+        assert_eq!(kept, fixed);
+        assert_eq!(after.network, before.network);
         assert_eq!(after.port, before.port);
         assert_eq!(after.header_timeout, before.header_timeout);
         assert_eq!(after.body_timeout, Duration::from_millis(6));

@@ -6,10 +6,11 @@ mod terminal;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::pool::SandboxDefaults;
-use isol8_actors::{ExecuteError, FileExtension, Job, Program};
+use isol8_actors::{ExecuteError, FileExtension, Job, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
     ByteSize, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options, SandboxPath,
@@ -18,9 +19,11 @@ use isol8_api::{
 use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config, RequestLimits};
+use crate::network::Filtered;
+use crate::packages;
+use crate::remote_code::RemoteSource;
 pub(crate) use limits::LARGEST_VARIABLE;
 use limits::check_secrets;
-
 pub use terminal::terminal_size;
 
 /// Least memory that an interpreter starts in.
@@ -52,7 +55,7 @@ pub struct JobError {
 }
 
 impl JobError {
-    fn invalid(path: impl Into<String>, problem: impl Display) -> Self {
+    pub(crate) fn invalid(path: impl Into<String>, problem: impl Display) -> Self {
         Self {
             path: path.into(),
             problem: problem.to_string(),
@@ -60,7 +63,7 @@ impl JobError {
         }
     }
 
-    fn unsupported(path: &str, problem: &str) -> Self {
+    pub(crate) fn unsupported(path: &str, problem: &str) -> Self {
         Self {
             code: ErrorCode::Unsupported,
             ..Self::invalid(path, problem)
@@ -68,23 +71,36 @@ impl JobError {
     }
 }
 
-/// Turns the body of a request into a job, and the session to run it in.
+/// What the body of a request asks for.
+#[derive(Debug)]
+pub struct Order {
+    /// The job; its code is empty where it is fetched first.
+    pub job: Job,
+    /// The session to run in.
+    pub session: Option<SessionId>,
+    /// The code that is to be fetched.
+    pub remote: Option<RemoteSource>,
+}
+
+/// Turns the body of a request into an order.
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn order(body: ExecuteBody, config: &Config) -> Result<(Job, Option<SessionId>), JobError> {
-    let options = body.options.unwrap_or_default();
-    Ok((job(body.request, options, config)?, body.session_id))
+pub fn order(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
+    let mut request = body.request;
+    let remote = RemoteSource::take(&mut request, &config.remote_code)?;
+    Ok(Order {
+        job: job(request, body.options.unwrap_or_default(), config)?,
+        session: body.session_id,
+        remote,
+    })
 }
 
 /// As [`order`], for a client that cannot type while its program runs.
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn order_without_terminal(
-    body: ExecuteBody,
-    config: &Config,
-) -> Result<(Job, Option<SessionId>), JobError> {
+pub fn order_without_terminal(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
     if body.request.tty {
         let problem = "a terminal needs GET /execute/ws, where its client can type";
         return Err(JobError::invalid("request.tty", problem));
@@ -92,15 +108,17 @@ pub fn order_without_terminal(
     order(body, config)
 }
 
-/// Turns a request and its options into a job, with the configuration's defaults and ceilings.
+/// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
+/// is in it.
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
 pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Result<Job, JobError> {
-    refuse_unsupported(&request, &options)?;
+    refuse_unsupported(&options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
     job.terminal = terminal::terminal(&request)?;
+    job.network = network(&options, config)?;
     job.timeout = timeout(&request, &options, config)?;
     job.output_limit = at_most(
         "options.maxOutputSize",
@@ -119,6 +137,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
         None => None,
     };
     job.stdin = request.stdin.map(String::into_bytes);
+    job.install = packages::install(request.runtime, request.install_packages, config)?;
     job.setup_script = request.setup_script;
     limits.check_environment("request.env", &request.env)?;
     limits.check_environment("options.secrets", &options.secrets)?;
@@ -128,7 +147,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     Ok(job)
 }
 
-fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(), JobError> {
+fn refuse_unsupported(options: &Options) -> Result<(), JobError> {
     let security = options.security.clone().unwrap_or_default();
     let SecurityOptions {
         seccomp,
@@ -136,15 +155,6 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
     } = security;
     let strict = matches!(seccomp, None | Some(SeccompMode::Strict));
     let asked = [
-        ("request.codeUrl", request.code_url.is_some()),
-        (
-            "request.installPackages",
-            !request.install_packages.is_empty(),
-        ),
-        (
-            "options.network",
-            !matches!(options.network, None | Some(NetworkMode::None)),
-        ),
         (
             "options.readonlyRootFs",
             options.readonly_root_fs == Some(false),
@@ -159,6 +169,35 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
             "this server does not offer it, leave it out",
         )),
         None => Ok(()),
+    }
+}
+
+fn network_mode(options: &Options, config: &Config) -> NetworkMode {
+    options.network.unwrap_or(config.defaults.network)
+}
+
+fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>>, JobError> {
+    let path = "options.network";
+    let mode = network_mode(options, config);
+    if !config.networks.contains(&mode) {
+        let problem = format!(
+            "{mode} is not granted, leave it out, or have the operator add it to policy.network"
+        );
+        return Err(JobError {
+            code: ErrorCode::PolicyDenied,
+            ..JobError::invalid(path, problem)
+        });
+    }
+    match mode {
+        // In the host's network there is nothing to carry.
+        NetworkMode::None | NetworkMode::Host => Ok(None),
+        NetworkMode::Filtered => {
+            let filter = options.network_filter.clone().unwrap_or_default();
+            let is_logged = options.log_network == Some(true);
+            let network = Filtered::new(&config.egress, &filter, is_logged)
+                .map_err(|error| JobError::invalid("options.networkFilter", error))?;
+            Ok(Some(Arc::new(network)))
+        }
     }
 }
 
@@ -181,7 +220,10 @@ fn program(request: &ExecutionRequest) -> Result<Program, JobError> {
             },
         }),
         (None, Some(cmd)) => Ok(Program::ShellCommand(cmd.clone())),
-        (None, None) => Err(JobError::invalid("request", exactly_one)),
+        (None, None) => Err(JobError::unsupported(
+            "request.codeUrl",
+            "only a server fetches code",
+        )),
     }
 }
 
@@ -218,6 +260,7 @@ fn sandbox(
         )?,
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
         single_use: false,
+        host_network: network_mode(options, config) == NetworkMode::Host,
     })
 }
 
@@ -356,16 +399,6 @@ mod tests {
     #[test]
     fn what_is_not_offered_is_said_and_never_ignored() {
         for (request, options, path) in [
-            (
-                json!({"code": "", "installPackages": ["six"]}),
-                json!({}),
-                "request.installPackages",
-            ),
-            (
-                json!({"code": ""}),
-                json!({"network": "host"}),
-                "options.network",
-            ),
             (
                 json!({"code": ""}),
                 json!({"readonlyRootFs": false}),

@@ -25,6 +25,7 @@ use isol8_backend::BackendError;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::remote_code::RemoteCode;
 use auth::MasterKey;
 use idempotency::Results;
 
@@ -55,6 +56,8 @@ pub struct State {
     pub backend: &'static str,
     /// Of requests with an idempotency key.
     pub results: Results,
+    /// Fetches code for requests.
+    pub remote_code: RemoteCode,
 }
 
 impl State {

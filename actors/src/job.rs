@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_api::{Runtime, SandboxPath};
@@ -9,6 +10,7 @@ use isol8_backend::SandboxSpec;
 use isol8_protocol::TerminalSize;
 
 use crate::error::ExecuteError;
+use crate::network::Network;
 
 /// Longest command line, in bytes. The kernel takes no argument of 128 KiB or more
 /// (`MAX_ARG_STRLEN`, execve(2)); what is below leaves room for the shell's own.
@@ -32,16 +34,20 @@ pub struct Job {
     pub files: Vec<(SandboxPath, Vec<u8>)>,
     /// Read after the run; what does not exist is left out.
     pub output_paths: Vec<SandboxPath>,
+    /// Packages that are there before the setup script and the program run.
+    pub install: Option<Install>,
     /// Bash, run before the program.
     pub setup_script: Option<String>,
     /// Working directory.
     pub workdir: Option<SandboxPath>,
-    /// How long the program may run; the setup script may as long again.
+    /// How long the program may run; the setup script may as long again, and so may the installation.
     pub timeout: Duration,
     /// Bytes kept of standard output, and as many of standard error.
     pub output_limit: u64,
     /// Values that become `***` in the output.
     pub secrets: Vec<String>,
+    /// What its programs reach beyond the sandbox, if anything. It belongs to this job alone.
+    pub network: Option<Arc<dyn Network>>,
 }
 
 impl Job {
@@ -59,11 +65,13 @@ impl Job {
             terminal: None,
             files: Vec::new(),
             output_paths: Vec::new(),
+            install: None,
             setup_script: None,
             workdir: None,
             timeout: Duration::from_secs(30),
             output_limit: 1 << 20,
             secrets: Vec::new(),
+            network: None,
         })
     }
 
@@ -83,6 +91,15 @@ impl fmt::Debug for Job {
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
+}
+
+/// Packages to install with the runtime's package manager, for the user and so under `/sandbox`.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// Words for its command line. Nothing here checks them.
+    pub packages: Vec<String>,
+    /// What reaches the registries. The job's own programs do not use it.
+    pub network: Arc<dyn Network>,
 }
 
 /// The program of a job.

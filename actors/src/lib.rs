@@ -7,13 +7,14 @@
 //! end and no more.
 //!
 //! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (what is
-//! asked for), [`run`] (one job in one sandbox), [`stream`] (following it), [`pool`] (sandboxes that wait for work),
+//! asked for), [`network`], [`run`] (one job in one sandbox), [`stream`] (following it), [`pool`] (sandboxes that wait for work),
 //! [`session`] and [`registry`] (sandboxes that keep state), [`pruner`], [`admission`], [`service`].
 
 pub mod admission;
 pub mod error;
 pub mod files;
 pub mod job;
+pub mod network;
 pub mod pool;
 pub mod pruner;
 pub mod registry;
@@ -25,9 +26,10 @@ pub mod stream;
 mod supervisor;
 mod watch;
 
-pub use error::ExecuteError;
+pub use error::{ExecuteError, Unprepared};
 pub use isol8_protocol::{Signal, TerminalSize};
-pub use job::{FileExtension, Job, Program};
+pub use job::{FileExtension, Install, Job, Program};
+pub use network::Network;
 pub use run::Input;
 pub use service::{Service, ServiceConfig, ServiceState};
 pub use stream::JobStream;

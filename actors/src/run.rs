@@ -5,6 +5,7 @@
 
 mod live;
 mod output;
+mod packages;
 mod plan;
 mod secrets;
 mod text;
@@ -23,8 +24,9 @@ use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::ExecuteError;
-use crate::job::Job;
+use crate::error::{ExecuteError, Unprepared};
+use crate::job::{Install, Job};
+use crate::network::{self, Network};
 pub use live::{Input, Live};
 use output::{Output, Sink, Written};
 use secrets::Secrets;
@@ -144,12 +146,16 @@ impl Execution<'_> {
         if let Some(live) = self.live {
             live.begun.send_replace(true);
         }
+        if let Some(install) = &self.job.install {
+            self.install(install).await?;
+        }
         if let Some(script) = &self.job.setup_script {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
         let program = plan::program(self.job, mode, self.live);
-        let (exit, truncated) = self.supervise(Phase::Code, program).await?;
+        let network = self.job.network.as_deref();
+        let (exit, truncated) = self.supervise(Phase::Code, program, network).await?;
         let ran = start.elapsed() - setup;
         let files = match self.read_files().await {
             // The program has ended, and whoever followed it is to know how.
@@ -172,6 +178,7 @@ impl Execution<'_> {
             timestamp,
             container_id: self.sandbox.id().to_string(),
             files,
+            network_logs: self.job.network.as_ref().and_then(|network| network.log()),
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
@@ -206,18 +213,34 @@ impl Execution<'_> {
         self.transfer(writing).await
     }
 
+    async fn install(&mut self, install: &Install) -> Result<(), ExecuteError> {
+        let installation = packages::installation(self.job, install);
+        let failed = self.prepare(installation, Some(&*install.network));
+        failed.await?.map_err(ExecuteError::InstallFailed)
+    }
+
     async fn set_up(&mut self, script: &str) -> Result<(), ExecuteError> {
         let setup = plan::setup(self.job, script);
-        let (exit, _) = self.supervise(Phase::Setup, setup).await?;
+        let failed = self.prepare(setup, self.job.network.as_deref());
+        failed.await?.map_err(ExecuteError::SetupFailed)
+    }
+
+    /// Runs what comes before the program, and says how that failed, where it did.
+    async fn prepare(
+        &mut self,
+        spec: RunSpec,
+        network: Option<&dyn Network>,
+    ) -> Result<Result<(), Unprepared>, ExecuteError> {
+        let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
         let Written { stderr, .. } = self.sink.take();
         if exit.status == ExitStatus::Code(0) && !exit.timed_out {
-            return Ok(());
+            return Ok(Ok(()));
         }
-        Err(ExecuteError::SetupFailed {
+        Ok(Err(Unprepared {
             exit_code: exit_code(&exit),
             stderr,
             timed_out: exit.timed_out,
-        })
+        }))
     }
 
     async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
@@ -261,6 +284,7 @@ impl Execution<'_> {
         &mut self,
         phase: Phase,
         spec: RunSpec,
+        network: Option<&dyn Network>,
     ) -> Result<(Exit, bool), ExecuteError> {
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
         let mut output = Output::new(
@@ -278,10 +302,12 @@ impl Execution<'_> {
                 None => std::future::pending().await,
             }
         };
+        let serving = network::serve(network, run.tunnels());
         let ended = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             ended = follow(&mut run, limit, &mut output) => ended,
             never = feeding => match never {},
+            never = serving => match never {},
         };
         let exit = match ended {
             Err(ExecuteError::Cancelled) => {
@@ -316,7 +342,11 @@ impl Execution<'_> {
         };
         let oom_killed = since(|usage| usage.oom_kills) > 0;
         let cpu_us = exit.cpu_us.unwrap_or_else(|| since(|usage| usage.cpu_us));
-        (Some(resource_usage(&now, cpu_us, exit.wall_us)), oom_killed)
+        let mut usage = resource_usage(&now, cpu_us, exit.wall_us);
+        if let Some(network) = &self.job.network {
+            (usage.network_bytes_in, usage.network_bytes_out) = network.bytes();
+        }
+        (Some(usage), oom_killed)
     }
 }
 
@@ -383,7 +413,6 @@ fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUs
         },
         memory_mb: mebibytes(usage.memory_bytes),
         peak_memory_mb: mebibytes(usage.peak_memory_bytes),
-        // A sandbox has no network interface but loopback.
         network_bytes_in: 0,
         network_bytes_out: 0,
     }

@@ -382,6 +382,14 @@ impl Session {
                 asked,
             });
         }
+        let host_network = self.setting.spec.host_network;
+        if host_network != run.job.sandbox.host_network {
+            let which = if host_network { "is" } else { "is not" };
+            return Some(ExecuteError::Invalid(format!(
+                "options.network: session {session} {which} in the host's network since its first request, \
+                 and stays so, delete it first"
+            )));
+        }
         self.own.queue.retain(|run| !run.cancel.is_cancelled());
         let limit = self.setting.queue_limit;
         (self.own.queue.len() >= limit).then_some(ExecuteError::QueueFull { session, limit })

@@ -124,18 +124,14 @@ fn exit(result: ExecutionResult) -> StreamEvent {
     }
 }
 
-/// The exit of a job whose setup script failed.
+/// The exit of a job that failed before its program ran.
 fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
-    let ExecuteError::SetupFailed {
-        exit_code,
-        timed_out,
-        ..
-    } = error
-    else {
+    let (ExecuteError::SetupFailed(failed) | ExecuteError::InstallFailed(failed)) = error else {
         return None;
     };
-    let mut exit = StreamEvent::new(EventKind::Exit, exit_code.to_string(), Phase::Setup);
-    exit.ending.timed_out = *timed_out;
+    let code = failed.exit_code.to_string();
+    let mut exit = StreamEvent::new(EventKind::Exit, code, Phase::Setup);
+    exit.ending.timed_out = failed.timed_out;
     Some(exit)
 }
 
@@ -144,7 +140,7 @@ impl ExecuteError {
     #[must_use]
     pub fn event(&self) -> StreamEvent {
         let phase = match self {
-            Self::SetupFailed { .. } => Phase::Setup,
+            Self::SetupFailed(_) | Self::InstallFailed(_) => Phase::Setup,
             _ => Phase::Code,
         };
         StreamEvent::new(EventKind::Error, self.to_string(), phase)

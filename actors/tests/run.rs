@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{House, config, job, job_in};
-use isol8_actors::{ExecuteError, Job, Program};
+use isol8_actors::{ExecuteError, Job, Program, Unprepared};
 use isol8_api::{ErrorCode, Runtime, SandboxPath};
 
 #[actix::test]
@@ -156,11 +156,11 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
     let (exit_code, stderr) = (4, "no such package".to_owned());
     assert_eq!(
         error,
-        ExecuteError::SetupFailed {
+        ExecuteError::SetupFailed(Unprepared {
             exit_code,
             stderr,
             timed_out: false
-        }
+        })
     );
 
     prepared.setup_script = Some("hang".to_owned());
@@ -168,11 +168,11 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
     assert!(
         matches!(
             error,
-            ExecuteError::SetupFailed {
+            ExecuteError::SetupFailed(Unprepared {
                 exit_code: 137,
                 timed_out: true,
                 ..
-            }
+            })
         ),
         "{error}"
     );

@@ -8,7 +8,10 @@ use std::process::ExitCode;
 
 use isol8_actors::pool::{PoolSize, Strategy};
 use isol8_actors::{ExecuteError, Service, ServiceConfig};
-use isol8_api::{ExecutionRequest, ExecutionResult, Options, Runtime, TenantId};
+use isol8_api::{
+    ExecutionRequest, ExecutionResult, NetworkAction, NetworkFilter, NetworkLogEntry, Options,
+    Runtime, TenantId,
+};
 
 use super::{Failure, load_config};
 use crate::backends::{self, Purpose};
@@ -44,8 +47,15 @@ fn request(arguments: Run) -> Result<(ExecutionRequest, Options), Failure> {
     request.stdin = arguments.stdin;
     request.workdir = arguments.workdir;
     request.timeout_ms = arguments.timeout;
+    request.install_packages = arguments.install;
     request.setup_script = setup_script(&arguments.setup)?;
     let options = Options {
+        network: arguments.net,
+        network_filter: Some(NetworkFilter {
+            whitelist: arguments.allow,
+            blacklist: arguments.deny,
+        }),
+        log_network: Some(arguments.log_network),
         cpu_limit: arguments.cpu,
         memory_limit: arguments.memory,
         pids_limit: arguments.pids_limit,
@@ -129,12 +139,31 @@ fn print(result: &ExecutionResult) -> Result<ExitCode, Failure> {
     // A reader that has gone away, as in `isol8 run … | head -1`, is no fault.
     let _ = write_text(&mut io::stdout(), &result.stdout);
     let _ = write_text(&mut io::stderr(), &result.stderr);
+    for entry in result.network_logs.iter().flatten() {
+        let _ = write_text(&mut io::stderr(), &line(entry));
+    }
     if result.truncated {
         log::warn!("output was truncated: raise it with --max-output");
     }
     // What a process reports is one byte; of a larger code Linux keeps the lowest.
     let code = u8::try_from(result.exit_code & 0xff)?;
     Ok(ExitCode::from(code))
+}
+
+fn line(entry: &NetworkLogEntry) -> String {
+    let NetworkLogEntry {
+        timestamp,
+        method,
+        host,
+        duration_ms,
+        ..
+    } = entry;
+    let path = entry.path.as_deref().unwrap_or_default();
+    let action = match entry.action {
+        NetworkAction::Allow => "allowed",
+        NetworkAction::Block => "blocked",
+    };
+    format!("{timestamp} {action} {method} {host}{path} {duration_ms:.1} ms")
 }
 
 fn write_text(to: &mut impl Write, text: &str) -> io::Result<()> {

@@ -11,6 +11,7 @@ use super::{Failure, load_config};
 use crate::backends::{self, Purpose};
 use crate::cli::Serve;
 use crate::reload;
+use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
 use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
@@ -42,6 +43,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         service.leave().await?;
         return Err(error.into());
     }
+    let remote_code = RemoteCode::new(config.egress.clone(), &config.remote_code);
     let (current, config) = watch::channel(Arc::new(config));
     let state = State {
         service: service.clone(),
@@ -49,6 +51,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         config,
         key,
         results: Results::default(),
+        remote_code,
     };
     let served = tokio::select! {
         served = server::serve(state, stop) => served,

@@ -9,13 +9,16 @@ use std::time::Duration;
 use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{self, SandboxDefaults};
 use isol8_actors::pruner::PrunerConfig;
-use isol8_api::{ByteSize, Runtime, SandboxPath};
+use isol8_api::{ByteSize, NetworkMode, Runtime, SandboxPath};
 use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
+use super::network::{NetworkTable, RemoteCodeTable};
+use super::policy::PolicyTable;
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings, RequestLimits};
 use crate::jobs::LARGEST_VARIABLE;
+use crate::packages;
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,9 +41,12 @@ pub struct ConfigFile {
     defaults: DefaultsTable,
     ceilings: CeilingsTable,
     limits: LimitsTable,
+    policy: PolicyTable,
     runtimes: BTreeMap<Runtime, RuntimeTable>,
     docker: DockerTable,
     images: ImagesTable,
+    network: NetworkTable,
+    remote_code: RemoteCodeTable,
 }
 
 impl Default for ConfigFile {
@@ -68,12 +74,15 @@ impl Default for ConfigFile {
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
             limits: LimitsTable::default(),
+            policy: PolicyTable::default(),
             runtimes: BTreeMap::from([
                 (Runtime::Python, RuntimeTable::python(size(2))),
                 (Runtime::Bash, bash),
             ]),
             docker: DockerTable::default(),
             images: ImagesTable::default(),
+            network: NetworkTable::default(),
+            remote_code: RemoteCodeTable::default(),
         }
     }
 }
@@ -273,6 +282,7 @@ impl Default for Shutdown {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct DefaultsTable {
     timeout_ms: u64,
+    network: NetworkMode,
     memory_limit: ByteSize,
     cpu_limit: f64,
     pids_limit: u32,
@@ -285,6 +295,7 @@ impl Default for DefaultsTable {
     fn default() -> Self {
         Self {
             timeout_ms: 30_000,
+            network: NetworkMode::None,
             memory_limit: ByteSize::from_mebibytes(512),
             cpu_limit: 1.0,
             pids_limit: 64,
@@ -348,6 +359,8 @@ struct RuntimeTable {
     pool_size: Option<PoolSize>,
     image: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    registries: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     preload: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     zygote_max_runs: Option<u32>,
@@ -362,6 +375,7 @@ impl RuntimeTable {
         Self {
             pool_size: Some(pool_size),
             image: String::new(),
+            registries: Some(packages::registries(Runtime::Python)),
             preload: Some(kept.preload),
             zygote_max_runs: Some(kept.max_runs),
             zygote_max_age_ms: Some(kept.max_age_ms),
@@ -397,6 +411,12 @@ impl RuntimeTable {
         require(key, settings.max_runs, settings.max_runs > 0, expected)?;
         Ok(settings)
     }
+}
+
+/// Whether this can be the name or the address of a host, as they are compared.
+fn is_host(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:".contains(c);
+    !name.is_empty() && name.chars().all(fits)
 }
 
 /// Whether `import` takes this name.
@@ -513,9 +533,19 @@ impl ConfigFile {
         let kernels = kernels
             .map(|(runtime, table)| Ok((*runtime, table.kernel(*runtime)?)))
             .collect::<Result<_, ConfigError>>()?;
+        let registries = self
+            .runtimes
+            .iter()
+            .filter_map(|(runtime, table)| Some((*runtime, table.registries.clone()?)));
+        let registries = packages::registries_with(registries);
+        for host in registries.values().flatten() {
+            let expected = || "expected the name of a host, such as pypi.org".to_owned();
+            require("runtimes.*.registries", host, is_host(host), expected)?;
+        }
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
+        let (network, egress) = self.network.check()?;
         Ok(Config {
             source: None,
             backend: self.backend,
@@ -562,9 +592,11 @@ impl ConfigFile {
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
+            networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,
             limits,
+            registries,
             docker: DockerSettings {
                 host: given(self.docker.host),
                 images: images.collect(),
@@ -572,6 +604,9 @@ impl ConfigFile {
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
             },
+            network,
+            egress,
+            remote_code: self.remote_code.check()?.into(),
         })
     }
 }
@@ -658,6 +693,7 @@ impl DefaultsTable {
         )?;
         Ok(Defaults {
             timeout_ms: self.timeout_ms,
+            network: self.network,
             sandbox: SandboxDefaults {
                 limits: Limits {
                     cpus: self.cpu_limit,
@@ -700,7 +736,7 @@ where
     })
 }
 
-fn require(
+pub(super) fn require(
     key: &'static str,
     given: impl ToString,
     holds: bool,

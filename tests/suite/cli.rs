@@ -50,6 +50,33 @@ fn the_runtime_follows_from_the_extension_and_is_python_without_one() {
 }
 
 #[test]
+fn the_network_is_filtered_and_told_of_on_standard_error() {
+    let code = "import urllib.request, urllib.error
+try: urllib.request.urlopen('http://denied.example/path', timeout=20)
+except urllib.error.HTTPError as error: print(error.code)";
+    let arguments = [
+        "run",
+        "--backend",
+        "native",
+        "--net",
+        "filtered",
+        "--deny",
+        "^denied",
+    ];
+    let output = isol8(&[&arguments[..], &["--log-network", "-e", code]].concat());
+    assert_eq!(stdout(&output), "403\n", "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(told.contains(" blocked GET denied.example/path "), "{told}");
+    let output = isol8(&["run", "--backend", "native", "--net", "host", "-e", "1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("host is not granted"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
 fn no_arguments_print_the_help_and_version_the_bare_number() {
     let help = isol8(&[]);
     assert!(stdout(&help).contains("Commands:"));

@@ -33,21 +33,27 @@ shift
 exec "$0" "$@"
 "#;
 
-/// Runs each test against a server of its own on each backend.
+/// Runs each test against a server of its own on each backend; with the configuration, where one is
+/// named first.
 macro_rules! on_each_backend {
-    ($($test:ident),* $(,)?) => {
+    (with $config:expr; $($test:ident),* $(,)?) => {
         mod native {
             $(#[tokio::test]
             async fn $test() {
-                super::$test($crate::harness::Server::start($crate::harness::Kind::Native)).await;
+                let kind = $crate::harness::Kind::Native;
+                super::$test($crate::harness::Server::configured(kind, $config)).await;
             })*
         }
         mod docker {
             $(#[tokio::test]
             async fn $test() {
-                super::$test($crate::harness::Server::start($crate::harness::Kind::Docker)).await;
+                let kind = $crate::harness::Kind::Docker;
+                super::$test($crate::harness::Server::configured(kind, $config)).await;
             })*
         }
+    };
+    ($($test:ident),* $(,)?) => {
+        $crate::harness::on_each_backend!(with ""; $($test),*);
     };
 }
 pub(crate) use on_each_backend;
@@ -258,8 +264,13 @@ impl Drop for Server {
 
 /// A Python request.
 pub(crate) fn python(code: &str) -> ExecutionRequest {
-    let mut request = ExecutionRequest::new(Runtime::Python);
-    request.code = Some(code.to_owned());
+    source(Runtime::Python, code)
+}
+
+/// Code of any runtime.
+pub(crate) fn source(runtime: Runtime, code: impl Into<String>) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(runtime);
+    request.code = Some(code.into());
     request
 }
 

@@ -76,13 +76,15 @@ impl SandboxDefaults {
             sandbox_size: self.sandbox_size,
             tmp_size: self.tmp_size,
             single_use: false,
+            host_network: false,
         }
     }
 
     /// Whether a sandbox of these sizes can stand in for `spec`: limits can be changed while it
-    /// lives, sizes cannot.
+    /// lives, sizes and networks cannot.
     pub(super) fn sizes_fit(&self, spec: &SandboxSpec) -> bool {
-        (self.sandbox_size, self.tmp_size) == (spec.sandbox_size, spec.tmp_size)
+        !spec.host_network
+            && (self.sandbox_size, self.tmp_size) == (spec.sandbox_size, spec.tmp_size)
     }
 }
 

@@ -42,11 +42,11 @@ pub(super) struct Order {
     sizes: Sizes,
 }
 
-/// What cannot be changed while a sandbox lives: of `/sandbox` and of `/tmp`.
-type Sizes = (ByteSize, ByteSize);
+/// What cannot be changed while a sandbox lives: of `/sandbox` and of `/tmp`, and whose network it has.
+type Sizes = (ByteSize, ByteSize, bool);
 
 fn sizes(spec: &SandboxSpec) -> Sizes {
-    (spec.sandbox_size, spec.tmp_size)
+    (spec.sandbox_size, spec.tmp_size, spec.host_network)
 }
 
 /// One runtime's part of the pool.

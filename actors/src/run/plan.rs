@@ -59,7 +59,7 @@ pub(super) fn setup(job: &Job, script: &str) -> RunSpec {
     run
 }
 
-fn base(job: &Job, program: GuestProgram) -> RunSpec {
+pub(super) fn base(job: &Job, program: GuestProgram) -> RunSpec {
     RunSpec {
         program,
         env: job.env.clone(),
@@ -70,5 +70,6 @@ fn base(job: &Job, program: GuestProgram) -> RunSpec {
         // What a setup script leaves running (a service) is for the program.
         sweep: false,
         terminal: None,
+        network: job.network.is_some(),
     }
 }

@@ -1,14 +1,16 @@
 //! The HTTP contract as types: what clients send, what the server answers.
 //!
 //! Two kinds of types live here. The *wire* types mirror the JSON, field for field, and accept
-//! what older clients send ([`request`], [`result`], [`stream`], [`mod@file`], [`service`], [`error`]). The *value* types
-//! ([`value`]) hold a checked string or number; what takes one never checks it again.
+//! what older clients send ([`request`], [`result`], [`stream`], [`mod@file`], [`network`],
+//! [`service`], [`error`]). The *value* types ([`value`]) hold a checked string or number; what takes
+//! one never checks it again.
 //!
 //! This crate does no I/O, and knows neither the server nor any backend: client programs depend
 //! on it alone.
 
 pub mod error;
 pub mod file;
+pub mod network;
 mod object;
 #[cfg(feature = "openapi")]
 mod openapi;
@@ -20,6 +22,7 @@ pub mod value;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use file::{DirectoryEntry, DirectoryListing, EntryType};
+pub use network::{NetworkAction, NetworkFilter, NetworkLogEntry};
 pub use request::{ExecuteBody, ExecutionRequest, FileContent, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{Deleted, Health, SessionInfo, SessionList};

@@ -1,11 +1,14 @@
 //! What a client sends to `POST /execute`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::network::NetworkFilter;
 use crate::object::{self, Object};
 use crate::value::{ByteSize, Runtime, SessionId};
 
@@ -191,6 +194,29 @@ pub enum NetworkMode {
     Host,
 }
 
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Filtered => "filtered",
+            Self::Host => "host",
+        })
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "filtered" => Ok(Self::Filtered),
+            "host" => Ok(Self::Host),
+            _ => Err("expected none, filtered or host".to_owned()),
+        }
+    }
+}
+
 /// Limits and behaviour of a run. Unknown members are accepted: the TypeScript client sends some
 /// that only its own engine reads.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -200,6 +226,15 @@ pub struct Options {
     /// Network access.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// Which hosts may be reached, beside what the server's own lists say; for [`NetworkMode::Filtered`].
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
+    pub network_filter: Option<NetworkFilter>,
+    /// Whether the result tells what the programs asked the network for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_network: Option<bool>,
     /// Processor cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0.01))]

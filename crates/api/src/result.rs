@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::NetworkLogEntry;
 use crate::value::Runtime;
 
 /// How a run went. A program that fails or runs out of time is a result, not an error.
@@ -35,6 +36,9 @@ pub struct ExecutionResult {
     /// What the run used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_usage: Option<ResourceUsage>,
+    /// What the programs asked the network for, where the request wanted to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_logs: Option<Vec<NetworkLogEntry>>,
     /// The run was ended because its time was over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,

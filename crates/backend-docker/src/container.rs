@@ -85,6 +85,13 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
     }
 }
 
+/// Of the container's own network: one in the host's must leave the host's as they are.
+fn network_settings() -> HashMap<String, String> {
+    // A closed connection's port is free again at once: the next run may want it.
+    let setting = ("net.ipv4.tcp_max_tw_buckets", "0");
+    HashMap::from([setting].map(|(name, value)| (name.to_owned(), value.to_owned())))
+}
+
 fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
     let memory = Some(signed(spec.limits.memory));
     HostConfig {
@@ -98,7 +105,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         tmpfs: Some(tmpfs(spec)),
         shm_size: Some(SHM_BYTES),
         readonly_rootfs: Some(true),
-        network_mode: Some("none".to_owned()),
+        network_mode: Some(if spec.host_network { "host" } else { "none" }.to_owned()),
         ipc_mode: Some("private".to_owned()),
         // The host's cgroup paths are nobody's business inside.
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
@@ -112,11 +119,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
             typ: Some("none".to_owned()),
             config: None,
         }),
-        // A closed connection's port is free again at once: the next run may want it.
-        sysctls: Some(HashMap::from([(
-            "net.ipv4.tcp_max_tw_buckets".to_owned(),
-            "0".to_owned(),
-        )])),
+        sysctls: (!spec.host_network).then(network_settings),
         // The guest is an init itself.
         init: Some(false),
         ..Default::default()
@@ -202,10 +205,15 @@ mod tests {
             sandbox_size: ByteSize::from_mebibytes(512),
             tmp_size: ByteSize::from_mebibytes(128),
             single_use: false,
+            host_network: false,
         }
     }
 
     fn body() -> ContainerCreateBody {
+        body_of(&spec())
+    }
+
+    fn body_of(spec: &SandboxSpec) -> ContainerCreateBody {
         let placement = Placement {
             image: "isol8:python",
             guest: Path::new("/state/i/guest"),
@@ -213,7 +221,7 @@ mod tests {
             state: Path::new("/state"),
             instance: &SandboxId::random(),
         };
-        create_body(&spec(), &placement)
+        create_body(spec, &placement)
     }
 
     #[test]
@@ -226,6 +234,18 @@ mod tests {
         assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
         assert_eq!(host.privileged, None);
         assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn in_the_hosts_network_none_of_its_settings_is_changed() {
+        let spec = SandboxSpec {
+            host_network: true,
+            ..spec()
+        };
+        let host = body_of(&spec).host_config.unwrap();
+        assert_eq!(host.network_mode.as_deref(), Some("host"));
+        assert_eq!(host.sysctls, None);
+        assert_eq!(host.cap_add.unwrap(), CAPABILITIES);
     }
 
     #[test]

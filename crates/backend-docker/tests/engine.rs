@@ -139,6 +139,7 @@ fn spec() -> SandboxSpec {
         sandbox_size: ByteSize::from_mebibytes(64),
         tmp_size: ByteSize::from_mebibytes(32),
         single_use: false,
+        host_network: false,
     }
 }
 
@@ -155,6 +156,7 @@ async fn run(control: &Control, argv: &[&str]) -> (String, i32) {
         output_limit: Some(1 << 20),
         sweep: true,
         terminal: None,
+        network: false,
     };
     let mut run = control.run(spec).unwrap();
     let mut output = Vec::new();

@@ -161,6 +161,7 @@ impl Backend for NativeBackend {
             limits: (&spec.limits).into(),
             sandbox_bytes: spec.sandbox_size.bytes(),
             tmp_bytes: spec.tmp_size.bytes(),
+            host_network: spec.host_network,
         });
         self.spawner
             .request(action)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cgroup;
 use crate::identity::Identity;
-use crate::rootfs::{GUEST, Share};
+use crate::rootfs::{GUEST, NAMES_FROM_NETWORK, Share};
 use crate::spawner::message::NewSandbox;
 
 /// What the guest keeps for starting and ending others' processes.
@@ -71,8 +71,21 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     let (first, count) = surroundings.identity.id_range(&sandbox.id);
     let mapping = json!([{"containerID": 0, "hostID": first, "size": count}]);
     let mut capabilities = GUEST_CAPABILITIES.to_vec();
-    capabilities.push(BOOT_CAPABILITY);
-    let mut arguments = vec![GUEST, "--fd", "3", "--loopback"];
+    let mut arguments = vec![GUEST, "--fd", "3"];
+    // Counted for whoever made the namespace, which is the host's root.
+    let mut settings = json!({"user.max_inotify_instances": MAX_INOTIFY_INSTANCES});
+    let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
+    if !sandbox.host_network {
+        namespaces.push("network");
+        arguments.push("--loopback");
+        capabilities.push(BOOT_CAPABILITY);
+        // A closed connection's port is free again at once: the next run may want it.
+        settings["net.ipv4.tcp_max_tw_buckets"] = json!("0");
+    }
+    let namespaces: Vec<Value> = namespaces
+        .iter()
+        .map(|kind| json!({"type": kind}))
+        .collect();
     if surroundings.identity == Identity::User {
         arguments.push("--shared-uid");
     }
@@ -97,20 +110,12 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
         },
         "mounts": mounts(sandbox, surroundings),
         "linux": {
-            "namespaces": [
-                {"type": "user"}, {"type": "pid"}, {"type": "mount"}, {"type": "network"},
-                {"type": "ipc"}, {"type": "uts"}, {"type": "cgroup"},
-            ],
+            "namespaces": namespaces,
             // Limits are the spawner's to set. Without a path libcontainer would look for systemd.
             "cgroupsPath": cgroup::path_of(surroundings.instance, &sandbox.id),
             "uidMappings": mapping,
             "gidMappings": mapping,
-            "sysctl": {
-                // A closed connection's port is free again at once: the next run may want it.
-                "net.ipv4.tcp_max_tw_buckets": "0",
-                // Counted for whoever made the namespace, which is the host's root.
-                "user.max_inotify_instances": MAX_INOTIFY_INSTANCES,
-            },
+            "sysctl": settings,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
         },
@@ -151,6 +156,21 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
         json!({"destination": share.destination, "type": "bind", "source": share.source,
                "options": ["rbind", "ro", "nosuid", "nodev"]})
     }));
+    if sandbox.host_network {
+        let own = surroundings.root.join(NAMES_FROM_NETWORK);
+        let sources = [Path::new("/etc/resolv.conf"), Path::new("/etc/hosts"), &own];
+        let names = ["resolv.conf", "hosts", "nsswitch.conf"]
+            .into_iter()
+            .zip(sources);
+        mounts.extend(
+            names
+                .filter(|(_, source)| source.exists())
+                .map(|(name, source)| {
+                    json!({"destination": format!("/etc/{name}"), "type": "bind", "source": source,
+                   "options": ["bind", "ro", "nosuid", "nodev", "noexec"]})
+                }),
+        );
+    }
     mounts
 }
 
@@ -159,7 +179,7 @@ mod tests {
     use super::*;
     use crate::spawner::message::SandboxLimits;
 
-    fn specification_for(identity: Identity) -> Value {
+    fn specification_for(identity: Identity, host_network: bool) -> Value {
         let sandbox = NewSandbox {
             id: "0010000000000000".to_owned(),
             limits: SandboxLimits {
@@ -169,6 +189,7 @@ mod tests {
             },
             sandbox_bytes: 1 << 20,
             tmp_bytes: 1 << 20,
+            host_network,
         };
         let surroundings = Surroundings {
             instance: "instance",
@@ -182,7 +203,7 @@ mod tests {
 
     #[test]
     fn every_namespace_is_new_and_the_root_is_read_only() {
-        let spec = specification_for(Identity::Root);
+        let spec = specification_for(Identity::Root, false);
         let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
         assert_eq!(namespaces.len(), 7);
         assert!(namespaces.iter().all(|n| n.get("path").is_none()));
@@ -195,8 +216,20 @@ mod tests {
     }
 
     #[test]
+    fn in_the_host_s_network_only_that_is_shared_and_none_of_its_settings_changed() {
+        let spec = specification_for(Identity::Root, true);
+        let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+        assert_eq!(namespaces.len(), 6);
+        assert!(!namespaces.contains(&json!({"type": "network"})));
+        let settings = spec["linux"]["sysctl"].as_object().unwrap();
+        assert!(settings.keys().all(|name| !name.starts_with("net.")));
+        let arguments = spec["process"]["args"].as_array().unwrap();
+        assert!(!arguments.contains(&json!("--loopback")));
+    }
+
+    #[test]
     fn without_root_there_is_one_user_id() {
-        let spec = specification_for(Identity::User);
+        let spec = specification_for(Identity::User, false);
         assert_eq!(spec["linux"]["uidMappings"][0]["size"], json!(1));
         let arguments = spec["process"]["args"].as_array().unwrap();
         assert!(arguments.contains(&json!("--shared-uid")));

@@ -27,6 +27,9 @@ const SHARED: [&str; 8] = [
     "etc/ssl/certs",
 ];
 
+/// How names are looked up where there is somebody to ask; mounted over the usual file there.
+pub const NAMES_FROM_NETWORK: &str = "etc/nsswitch.network";
+
 /// Mount points and directories of the sandbox's own.
 const OWN: [&str; 7] = ["proc", "dev", "sandbox", "tmp", "etc", ".isol8", "var"];
 
@@ -144,6 +147,10 @@ fn write_etc(host: &Path, etc: &Path) -> io::Result<()> {
         ),
         ("hostname", "sandbox\n".to_owned()),
         ("resolv.conf", String::new()),
+        (
+            NAMES_FROM_NETWORK.trim_start_matches("etc/"),
+            "passwd: files\ngroup: files\nhosts: files dns\n".to_owned(),
+        ),
         (
             "nsswitch.conf",
             "passwd: files\ngroup: files\nhosts: files\n".to_owned(),

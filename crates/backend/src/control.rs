@@ -1,4 +1,5 @@
-//! The control connection: runs, files and resets, multiplexed over one stream of bytes.
+//! The control connection: runs, files, resets and the connections of programs, multiplexed over one
+//! stream of bytes.
 //!
 //! Two tasks serve a connection: one writes frames, one reads and hands each to the run or
 //! transfer that it belongs to. What is under way on one stream is bounded by credit
@@ -10,6 +11,8 @@ mod connection;
 mod file;
 mod run;
 mod transfer;
+mod tunnel;
+mod tunnels;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use connection::Connection;
 pub use file::{FileReader, FileWriter};
 pub use run::{Run, RunEvent, RunInput};
+pub use tunnel::{Tunnel, Tunnels};
 
 /// How long a guest may take for its half of the handshake. It does nothing else at that time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

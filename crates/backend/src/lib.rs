@@ -22,7 +22,9 @@ pub mod spec;
 
 pub use adoption::Adopted;
 pub use claim::{Claim, Claims};
-pub use control::{Control, ControlError, FileReader, FileWriter, Run, RunEvent, RunInput};
+pub use control::{
+    Control, ControlError, FileReader, FileWriter, Run, RunEvent, RunInput, Tunnel, Tunnels,
+};
 pub use error::BackendError;
 pub use instance::Instance;
 pub use isol8_protocol::{Entry, EntryKind, KernelSettings};

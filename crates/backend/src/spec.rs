@@ -71,6 +71,10 @@ pub struct SandboxSpec {
     /// It goes after one run, or with its session: nothing need be kept there for the next.
     #[serde(default)]
     pub single_use: bool,
+    /// Whether it is in the host's network, rather than in one of its own that leads nowhere; fixed for
+    /// life.
+    #[serde(default)]
+    pub host_network: bool,
 }
 
 /// The interpreter of a runtime.

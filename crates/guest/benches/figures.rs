@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use isol8_protocol::KernelKind;
 use nix::sched::CloneFlags;
 use support::{Sandbox, cell, command, finish, python};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn report(what: &str, mut times: Vec<Duration>) {
     times.sort();
@@ -45,6 +46,35 @@ fn start_once() -> Duration {
     took
 }
 
+/// Bytes that go through one connection of a program, in a second: with `source` as what the program does
+/// with its socket `s`.
+async fn through_tunnel(sandbox: &Sandbox, what: &str, source: &str) {
+    const SIZE: usize = 1 << 30;
+    let begin =
+        format!("import socket\ns = socket.create_connection(('127.0.0.1', 8118))\n{source}");
+    let mut spec = python(&begin);
+    spec.network = true;
+    let mut run = sandbox.control.run(spec).unwrap();
+    let mut tunnels = run.tunnels().unwrap();
+    let carrying = async {
+        let mut tunnel = tunnels.next().await.unwrap();
+        let begin = Instant::now();
+        let mut piece = vec![0; 1 << 16];
+        if what.contains("down") {
+            for _ in 0..SIZE / piece.len() {
+                tunnel.write_all(&piece).await.unwrap();
+            }
+        } else {
+            while tunnel.read(&mut piece).await.unwrap() > 0 {}
+        }
+        begin.elapsed()
+    };
+    let (outcome, took) = tokio::join!(finish(run), carrying);
+    outcome.unwrap().ok();
+    let rate = SIZE as f64 / took.as_secs_f64() / 1e6;
+    println!("{what:<44} {rate:.0} MB/s");
+}
+
 fn private_kib(pid: i32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let lines = rollup.lines().filter(|line| line.starts_with("Private_"));
@@ -70,6 +100,12 @@ async fn main() {
         "private memory, idle",
         private_kib(sandbox.guest())
     );
+
+    let down = "space = bytearray(1 << 20)\nwhile s.recv_into(space): pass";
+    through_tunnel(&sandbox, "down through one tunnel", down).await;
+    let up =
+        "for _ in range(1 << 10): s.sendall(bytes(1 << 20))\ns.shutdown(socket.SHUT_WR)\ns.recv(1)";
+    through_tunnel(&sandbox, "up through one tunnel", up).await;
 
     let mut times = Vec::new();
     for _ in 0..200 {

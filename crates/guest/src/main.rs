@@ -13,6 +13,7 @@
 //! - [`reaper`]: ending and reaping every process
 //! - [`kernel`]: interpreters that wait for code, and their Python side
 //! - [`files`], [`reset`]: content of the writable places
+//! - [`mod@tunnel`]: the network of a run
 //!
 //! # Threats
 //!
@@ -21,7 +22,7 @@
 //! and PID 1 ignores what it could send. The guest is not dumpable: its memory and descriptors are
 //! closed to others. Nothing that user code can delay is waited for: not an exec (a child can be
 //! stopped), not a pipe, not an answer of a kernel. What it can make grow is bounded: output by
-//! credit, runs and kept pipes by number, messages by size. Paths are resolved by the kernel
+//! credit, runs, tunnels and kept pipes by number, messages by size. Paths are resolved by the kernel
 //! beneath the writable places with the rights of user code. No input of any kind ends the guest;
 //! an input that breaks the protocol ends its connection.
 //!
@@ -39,6 +40,7 @@ mod reaper;
 mod reset;
 mod run;
 mod seccomp;
+mod tunnel;
 
 use std::ffi::OsString;
 use std::io;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::tunnel::{TunnelFrame, TunnelId};
+
 /// Version of this protocol. A guest of another version is not spoken to.
 pub const VERSION: u16 = 4;
 
@@ -137,6 +139,13 @@ pub enum HostFrame {
         /// The size from now on.
         size: TerminalSize,
     },
+    /// Something about a tunnel that the guest opened. One that has ended there takes no notice.
+    Tunnel {
+        /// Which one.
+        id: TunnelId,
+        /// What; never [`TunnelFrame::Open`].
+        frame: TunnelFrame,
+    },
 }
 
 /// What a directory holds under one name.
@@ -224,6 +233,13 @@ pub enum GuestFrame {
         /// Bytes granted beside those granted before.
         bytes: u32,
     },
+    /// Something about a tunnel.
+    Tunnel {
+        /// Which one.
+        id: TunnelId,
+        /// What.
+        frame: TunnelFrame,
+    },
 }
 
 /// What to run, and within which bounds.
@@ -253,6 +269,9 @@ pub struct RunSpec {
     /// Everything that is written to it comes as [`OutputStream::Stdout`], its echo of the input
     /// too; the end of the input is typed as Ctrl-D is. Not for a cell.
     pub terminal: Option<TerminalSize>,
+    /// Whether the guest takes connections for the run, as a proxy for HTTP, on a port of loopback
+    /// that the usual variables (`HTTP_PROXY`, …) tell. Those in [`Self::env`] go first.
+    pub network: bool,
 }
 
 /// Size of a terminal, in characters.

@@ -9,10 +9,11 @@
 //! a limit, and refuses a longer frame before a byte of it is stored. The host reads with
 //! [`MAX_GUEST_FRAME`], because all that comes from a guest is hostile.
 //!
-//! Read [`frame`] first, then [`codec`].
+//! Read [`frame`] first, then [`tunnel`] and [`codec`].
 
 pub mod codec;
 pub mod frame;
+pub mod tunnel;
 
 pub use codec::{DecodeError, Decoder, EncodeError, encode};
 pub use frame::{
@@ -21,3 +22,4 @@ pub use frame::{
     RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin, StreamId, TerminalSize, VERSION, WINDOW,
     ZYGOTE_UID,
 };
+pub use tunnel::{MAX_TUNNELS, TunnelFrame, TunnelId};

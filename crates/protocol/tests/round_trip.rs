@@ -3,7 +3,8 @@
 
 use isol8_protocol::{
     Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize, encode,
+    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize,
+    TunnelFrame, TunnelId, encode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -66,21 +67,35 @@ fn run_spec() -> impl Strategy<Value = RunSpec> {
         stdin,
         any::<Option<u64>>(),
         any::<Option<u64>>(),
-        any::<bool>(),
+        any::<(bool, bool)>(),
         option::of(size()),
     )
         .prop_map(
-            |(program, env, cwd, stdin, timeout_ms, output_limit, sweep, terminal)| RunSpec {
-                program,
-                env,
-                cwd,
-                stdin,
-                timeout_ms,
-                output_limit,
-                sweep,
-                terminal,
+            |(program, env, cwd, stdin, timeout_ms, output_limit, (sweep, network), terminal)| {
+                RunSpec {
+                    program,
+                    env,
+                    cwd,
+                    stdin,
+                    timeout_ms,
+                    output_limit,
+                    sweep,
+                    terminal,
+                    network,
+                }
             },
         )
+}
+
+fn tunnel() -> impl Strategy<Value = (TunnelId, TunnelFrame)> {
+    let frame = prop_oneof![
+        id().prop_map(|run| TunnelFrame::Open { run }),
+        bytes().prop_map(|bytes| TunnelFrame::Data { bytes }),
+        Just(TunnelFrame::End),
+        any::<u32>().prop_map(|bytes| TunnelFrame::Credit { bytes }),
+        Just(TunnelFrame::Close),
+    ];
+    (any::<u64>().prop_map(TunnelId), frame)
 }
 
 fn host_frame() -> impl Strategy<Value = HostFrame> {
@@ -111,6 +126,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         (id(), any::<String>(), any::<u32>())
             .prop_map(|(id, path, limit)| HostFrame::ListDirectory { id, path, limit }),
         (id(), size()).prop_map(|(id, size)| HostFrame::Resize { id, size }),
+        tunnel().prop_map(|(id, frame)| HostFrame::Tunnel { id, frame }),
     ]
 }
 
@@ -157,6 +173,7 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
         id().prop_map(|id| GuestFrame::Done { id }),
         (id(), failure).prop_map(|(id, failure)| GuestFrame::Failed { id, failure }),
         (id(), any::<u32>()).prop_map(|(id, bytes)| GuestFrame::Credit { id, bytes }),
+        tunnel().prop_map(|(id, frame)| GuestFrame::Tunnel { id, frame }),
     ]
 }
 

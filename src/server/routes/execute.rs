@@ -71,11 +71,14 @@ async fn post(
     let body = body::read(payload, &config).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let (job, session) = jobs::order_without_terminal(value, &config)?;
+    let order = jobs::order_without_terminal(value, &config)?;
     let tenant = caller.tenant;
     let execution = {
-        let (service, tenant) = (state.service.clone(), tenant.clone());
-        async move { Ok(service.execute(tenant, session, job).await?) }
+        let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());
+        async move {
+            let (job, session) = state.remote_code.complete(order, &config).await?;
+            Ok(state.service.execute(tenant, session, job).await?)
+        }
     };
     let result = match key {
         None => while_connected(&request, execution).await?,

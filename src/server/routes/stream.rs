@@ -56,7 +56,9 @@ async fn post(
     let config = state.config();
     let body = body::read(payload, &config).await?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let (job, session) = jobs::order_without_terminal(value, &config)?;
+    let order = jobs::order_without_terminal(value, &config)?;
+    let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
+    let (job, session) = while_connected(&request, completed).await?;
     let service = &state.service;
     let mut events = service.execute_stream(caller.tenant, session, job, None);
     // An error before the run is one over HTTP. A run that waits for its turn is not an error: its

@@ -62,6 +62,8 @@ pub struct NewSandbox {
     pub sandbox_bytes: u64,
     /// Size of `/tmp`.
     pub tmp_bytes: u64,
+    /// Whether it is in the host's network.
+    pub host_network: bool,
 }
 
 /// Limits in the kernel's units.

@@ -5,16 +5,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isol8_protocol::{
-    CHUNK_SIZE, Decoder, GuestFrame, HostFrame, MAX_GUEST_FRAME, MAX_HOST_FRAME, StreamId, VERSION,
-    WINDOW, encode,
+    CHUNK_SIZE, Decoder, GuestFrame, HostFrame, MAX_GUEST_FRAME, MAX_HOST_FRAME, StreamId,
+    TunnelFrame, TunnelId, VERSION, WINDOW, encode,
 };
 use tokio::io::{
     AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf,
 };
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::ControlError;
+use super::tunnel::{Tunnel, Tunnels};
+use super::tunnels::Table;
 
 /// What one stream needs on this side.
 #[derive(Debug)]
@@ -34,11 +36,13 @@ struct Entry {
     granted: u32,
     /// Bytes that were taken and not yet granted anew.
     taken: u32,
+    /// Where the connections go that the run's programs make, if it has a network.
+    tunnels: Option<mpsc::UnboundedSender<Tunnel>>,
 }
 
 /// Bytes that are taken before they are granted anew. A frame of credit for every piece of output
 /// would let a guest that writes single bytes, and reads nothing, fill the queue to it.
-const GRANT_STEP: u32 = WINDOW / 4;
+pub(super) const GRANT_STEP: u32 = WINDOW / 4;
 
 impl Entry {
     /// Counts what was taken; says how much to grant, where it is time.
@@ -52,10 +56,33 @@ impl Entry {
     }
 }
 
+/// The queue of frames to the guest.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing(mpsc::UnboundedSender<Queued>);
+
+/// An encoded frame, and what may be used again once it was sent.
+#[derive(Debug)]
+struct Queued {
+    bytes: Vec<u8>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Outgoing {
+    pub(super) fn send(
+        &self,
+        frame: &HostFrame,
+        held: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), ControlError> {
+        let bytes = encoded(frame)?;
+        let sent = self.0.send(Queued { bytes, held });
+        sent.map_err(|_| ControlError::Closed("connection lost".to_owned()))
+    }
+}
+
 /// A served connection; its tasks end with it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    outgoing: mpsc::UnboundedSender<Vec<u8>>,
+    outgoing: Outgoing,
     streams: Arc<Streams>,
     next_id: AtomicU32,
     /// What the guest said of a connection before this one.
@@ -67,6 +94,8 @@ pub(super) struct Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
+        // Tunnels may outlive it.
+        self.streams.close_all();
     }
 }
 
@@ -95,8 +124,9 @@ impl Connection {
         };
 
         let (outgoing, frames) = mpsc::unbounded_channel();
+        let outgoing = Outgoing(outgoing);
         let (close, closed) = watch::channel(None);
-        let streams = Arc::new(Streams::default());
+        let streams = Arc::new(Streams::new(outgoing.clone()));
         let writing = tokio::spawn(write_frames(writer, frames));
         let abort_writing = writing.abort_handle();
         let reading = tokio::spawn(serve(reader, decoder, Arc::clone(&streams), writing, close));
@@ -112,12 +142,28 @@ impl Connection {
 
     /// Queues a frame.
     pub(super) fn send(&self, frame: &HostFrame) -> Result<(), ControlError> {
-        let bytes = encoded(frame)?;
-        self.outgoing.send(bytes).map_err(|_| self.closed_error())
+        match self.outgoing.send(frame, None) {
+            Err(ControlError::Closed(_)) => Err(self.closed_error()),
+            sent => sent,
+        }
     }
 
     /// A new stream, to be closed with [`Self::forget`].
     pub(super) fn stream(&self) -> Result<Stream, ControlError> {
+        self.open_stream(None)
+    }
+
+    /// The same for a run, and the connections of its programs.
+    pub(super) fn run_stream(&self, network: bool) -> Result<(Stream, Tunnels), ControlError> {
+        let (sender, tunnels) = mpsc::unbounded_channel();
+        let stream = self.open_stream(network.then_some(sender))?;
+        Ok((stream, Tunnels(tunnels)))
+    }
+
+    fn open_stream(
+        &self,
+        tunnels: Option<mpsc::UnboundedSender<Tunnel>>,
+    ) -> Result<Stream, ControlError> {
         let id = StreamId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, frames) = mpsc::unbounded_channel();
         let credit = Arc::new(Semaphore::new(WINDOW as usize));
@@ -126,6 +172,7 @@ impl Connection {
             credit: Arc::clone(&credit),
             granted: WINDOW,
             taken: 0,
+            tunnels,
         };
         self.streams.lock().insert(id, entry);
         if self.closed().is_some() {
@@ -192,21 +239,62 @@ impl Connection {
     }
 }
 
-/// The open streams. Nothing is awaited under the lock, so a blocking one is right.
-#[derive(Debug, Default)]
-struct Streams(Mutex<HashMap<StreamId, Entry>>);
+/// The open streams and tunnels. Nothing is awaited under the lock, so a blocking one is right.
+#[derive(Debug)]
+struct Streams {
+    entries: Mutex<HashMap<StreamId, Entry>>,
+    tunnels: Arc<Table>,
+    outgoing: Outgoing,
+}
 
 impl Streams {
+    fn new(outgoing: Outgoing) -> Self {
+        Self {
+            entries: Mutex::default(),
+            tunnels: Arc::default(),
+            outgoing,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<StreamId, Entry>> {
         // Every change under the lock is a single map operation: a panic cannot leave it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a new tunnel to its run. Where that was dropped by its user, so is the tunnel.
+    fn open_tunnel(&self, id: TunnelId, run: StreamId) -> Result<(), String> {
+        let slot = self.tunnels.admit(id)?;
+        let receiver = match self.lock().get(&run) {
+            Some(Entry { tunnels: None, .. }) => {
+                return Err("guest opened a tunnel for a stream without network".to_owned());
+            }
+            Some(entry) => entry.tunnels.clone(),
+            None => None,
+        };
+        let tunnel = Tunnel::new(id, &self.tunnels, &self.outgoing, slot);
+        if let Some(receiver) = receiver {
+            let _ = receiver.send(tunnel);
+        }
+        Ok(())
     }
 
     /// Hands a frame to its stream; an error ends the connection.
     fn dispatch(&self, frame: GuestFrame) -> Result<(), String> {
+        match frame {
+            GuestFrame::Hello { .. } => Err("guest greeted twice".to_owned()),
+            GuestFrame::Tunnel {
+                id,
+                frame: TunnelFrame::Open { run },
+            } => self.open_tunnel(id, run),
+            GuestFrame::Tunnel { id, frame } => self.tunnels.dispatch(id, frame),
+            frame => self.dispatch_to_stream(frame),
+        }
+    }
+
+    fn dispatch_to_stream(&self, frame: GuestFrame) -> Result<(), String> {
         let mut streams = self.lock();
         let id = match &frame {
-            GuestFrame::Hello { .. } => return Err("guest greeted twice".to_owned()),
+            GuestFrame::Hello { .. } | GuestFrame::Tunnel { .. } => return Ok(()),
             GuestFrame::Output { id, .. }
             | GuestFrame::Exited { id, .. }
             | GuestFrame::Data { id, .. }
@@ -242,7 +330,7 @@ impl Streams {
                 }
                 return Ok(());
             }
-            GuestFrame::Hello { .. } => {}
+            GuestFrame::Hello { .. } | GuestFrame::Tunnel { .. } => {}
         }
         let _ = entry.frames.send(frame);
         Ok(())
@@ -252,6 +340,7 @@ impl Streams {
         for (_, entry) in self.lock().drain() {
             entry.credit.close();
         }
+        self.tunnels.close_all();
     }
 }
 
@@ -313,19 +402,26 @@ async fn read_frame<S: AsyncRead>(
 
 async fn write_frames<S: AsyncWrite>(
     mut writer: WriteHalf<S>,
-    mut frames: mpsc::UnboundedReceiver<Vec<u8>>,
+    mut frames: mpsc::UnboundedReceiver<Queued>,
 ) {
-    while let Some(mut batch) = frames.recv().await {
+    while let Some(Queued {
+        bytes: mut batch,
+        held,
+    }) = frames.recv().await
+    {
+        let mut held: Vec<_> = held.into_iter().collect();
         // One system call for what is queued: a run's first frames leave together.
         while batch.len() < CHUNK_SIZE
             && let Ok(frame) = frames.try_recv()
         {
-            batch.extend_from_slice(&frame);
+            batch.extend_from_slice(&frame.bytes);
+            held.extend(frame.held);
         }
         // The reading task sees that this one has ended.
         if writer.write_all(&batch).await.is_err() {
             return;
         }
+        drop(held);
     }
 }
 

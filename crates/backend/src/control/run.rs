@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::ControlError;
 use super::connection::{Connection, Stream};
+use super::tunnel::Tunnels;
 
 /// What happens in a run.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,12 +25,13 @@ pub enum RunEvent {
 pub struct Run {
     connection: Arc<Connection>,
     stream: Stream,
+    tunnels: Option<Tunnels>,
     ended: bool,
 }
 
 impl Run {
     pub(super) fn start(connection: &Arc<Connection>, spec: RunSpec) -> Result<Self, ControlError> {
-        let stream = connection.stream()?;
+        let (stream, tunnels) = connection.run_stream(spec.network)?;
         let id = stream.id;
         if let Err(error) = connection.send(&HostFrame::Exec { id, spec }) {
             connection.forget(id);
@@ -38,8 +40,15 @@ impl Run {
         Ok(Self {
             connection: Arc::clone(connection),
             stream,
+            tunnels: Some(tunnels),
             ended: false,
         })
+    }
+
+    /// The connections that the run's programs make, once. Where nobody takes them, their programs
+    /// wait.
+    pub fn tunnels(&mut self) -> Option<Tunnels> {
+        self.tunnels.take()
     }
 
     /// The next event. Taking one lets the run write as much again; not taking any makes it wait.

@@ -8,6 +8,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::*;
 
+mod tunnels;
+
 /// The far end of a connection.
 struct Guest {
     stream: DuplexStream,
@@ -91,6 +93,7 @@ fn spec() -> RunSpec {
         output_limit: None,
         sweep: true,
         terminal: None,
+        network: false,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use isol8_protocol::{
     CHUNK_SIZE, Decoder, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame,
     HostFrame, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal,
-    Stdin, StreamId, TerminalSize, VERSION, WINDOW, encode,
+    Stdin, StreamId, TerminalSize, TunnelFrame, TunnelId, VERSION, WINDOW, encode,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -29,6 +29,7 @@ pub(super) async fn serve(stream: DuplexStream, world: Arc<World>, oom_kills: Ar
         memory: Arc::default(),
         tasks: HashMap::new(),
         writes: HashMap::new(),
+        tunnels: Arc::default(),
     };
     guest.send(GuestFrame::Hello {
         version: VERSION,
@@ -85,6 +86,30 @@ struct Guest {
     memory: Arc<Mutex<Memory>>,
     tasks: HashMap<StreamId, Task>,
     writes: HashMap<StreamId, (String, Vec<u8>)>,
+    tunnels: Arc<Mutex<Tunnels>>,
+}
+
+/// Connections of programs, and who waits for what the host says.
+#[derive(Default)]
+struct Tunnels {
+    last: u64,
+    waiting: HashMap<TunnelId, mpsc::UnboundedSender<TunnelFrame>>,
+}
+
+impl Tunnels {
+    fn open(&mut self) -> (TunnelId, mpsc::UnboundedReceiver<TunnelFrame>) {
+        self.last += 1;
+        let id = TunnelId(self.last);
+        let (sender, frames) = mpsc::unbounded_channel();
+        self.waiting.insert(id, sender);
+        (id, frames)
+    }
+
+    fn take(&mut self, id: TunnelId, frame: TunnelFrame) {
+        if let Some(waiting) = self.waiting.get(&id) {
+            let _ = waiting.send(frame);
+        }
+    }
 }
 
 impl Guest {
@@ -126,6 +151,7 @@ impl Guest {
             HostFrame::ReadFile { id, path } => self.read(id, &path),
             HostFrame::ListDirectory { id, path, limit } => self.list(id, &path, limit),
             HostFrame::Reset { id } => self.reset(id),
+            HostFrame::Tunnel { id, frame } => lock(&self.tunnels).take(id, frame),
         }
     }
 
@@ -263,6 +289,7 @@ impl Guest {
                     Stdin::Empty | Stdin::Piped => Vec::new(),
                 },
                 terminal: terminal.clone(),
+                network: spec.network,
             },
             // Only a cell's variables are the sandbox's.
             memory: Arc::clone(&self.memory),
@@ -272,6 +299,7 @@ impl Guest {
             limit: spec.output_limit.unwrap_or(u64::MAX),
             written: [0; 2],
             oom_kills: Arc::clone(&self.oom_kills),
+            tunnels: Arc::clone(&self.tunnels),
         };
         let ignored = lock(&self.world.script).ignore_timeouts;
         let timeout = spec.timeout_ms.filter(|_| !ignored);
@@ -317,6 +345,7 @@ struct Running {
     limit: u64,
     written: [u64; 2],
     oom_kills: Arc<AtomicU64>,
+    tunnels: Arc<Mutex<Tunnels>>,
 }
 
 impl Running {
@@ -346,6 +375,10 @@ impl Running {
             let done = self.step(statement);
             match done {
                 Step::Write(stream, bytes) => self.write(stream, bytes).await,
+                Step::Connect(text) => {
+                    let answer = self.connect(text).await;
+                    self.write(OutputStream::Stdout, answer).await;
+                }
                 Step::Wait(Some(time)) => tokio::time::sleep(time).await,
                 Step::Wait(None) => std::future::pending().await,
                 Step::End(status) => return status,
@@ -360,6 +393,27 @@ impl Running {
             }
         }
         ExitStatus::Code(0)
+    }
+
+    /// Sends a text, and gives back what comes until the host has closed the connection.
+    async fn connect(&self, bytes: Vec<u8>) -> Vec<u8> {
+        let (id, mut frames) = lock(&self.tunnels).open();
+        for frame in [
+            TunnelFrame::Open { run: self.id },
+            TunnelFrame::Data { bytes },
+            TunnelFrame::End,
+        ] {
+            let _ = self.out.send(Some(GuestFrame::Tunnel { id, frame }));
+        }
+        let mut answer = Vec::new();
+        while let Some(frame) = frames.recv().await
+            && frame != TunnelFrame::Close
+        {
+            if let TunnelFrame::Data { bytes } = frame {
+                answer.extend(bytes);
+            }
+        }
+        answer
     }
 
     /// Files are the sandbox's; variables are, for a cell.

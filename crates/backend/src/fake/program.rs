@@ -7,6 +7,7 @@
 //! | `env NAME`, `stdin`, `cwd`, `size` | prints it; the last is the terminal's |
 //! | `set NAME TEXT`, `get NAME` | a variable, which only cells keep |
 //! | `write PATH TEXT`, `cat PATH` | a file |
+//! | `connect TEXT` | sends a text through the network and prints the answer, if the run has a network |
 //! | `sleep MS`, `hang` | waits |
 //! | `exit N` | ends with that code |
 //! | `oom` | is ended by the kernel for want of memory |
@@ -25,6 +26,8 @@ use isol8_protocol::{ExitStatus, OutputStream, TerminalSize};
 pub(super) enum Step {
     /// Write this.
     Write(OutputStream, Vec<u8>),
+    /// Send this through the network, and write the answer.
+    Connect(Vec<u8>),
     /// Wait; `None` for ever.
     Wait(Option<Duration>),
     /// The program ends.
@@ -42,6 +45,7 @@ pub(super) struct Surroundings {
     pub(super) cwd: String,
     pub(super) stdin: Vec<u8>,
     pub(super) terminal: Option<Arc<Mutex<TerminalSize>>>,
+    pub(super) network: bool,
 }
 
 /// Everything that a sandbox keeps.
@@ -99,6 +103,8 @@ pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) 
         "sleep" => Step::Wait(Some(Duration::from_millis(
             rest.parse().unwrap_or_default(),
         ))),
+        "connect" if around.network => Step::Connect(rest.as_bytes().to_vec()),
+        "connect" => line(OutputStream::Stderr, "there is no network"),
         "hang" => Step::Wait(None),
         "exit" => Step::End(ExitStatus::Code(rest.parse().unwrap_or_default())),
         "oom" => Step::OutOfMemory,

@@ -298,6 +298,9 @@ impl Guest {
     fn drain_ended(&mut self) {
         let mut position = 0;
         while position < self.runs.len() {
+            if self.runs[position].ended.is_some() {
+                self.end_network(position);
+            }
             if self.runs[position].ended.is_some() && self.drain(position) {
                 self.report(position);
             } else {
@@ -366,9 +369,11 @@ impl Guest {
         // A transfer that is not complete has changed no file.
         self.interrupted |= self.runs.iter().any(|run| !run.detached);
         self.transfers.clear();
+        self.tunnels.clear();
         let mut interrupted = None;
         for (position, run) in self.runs.iter_mut().enumerate() {
             run.detached = true;
+            run.port = None;
             run.killed = true;
             run.discard_output();
             if run.is_waiting() {

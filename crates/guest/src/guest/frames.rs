@@ -46,6 +46,7 @@ impl Guest {
                 self.check_new(id)?;
                 self.reset(id);
             }
+            HostFrame::Tunnel { id, frame } => return self.take_tunnel_frame(id, frame),
         }
         Ok(())
     }

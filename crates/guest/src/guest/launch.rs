@@ -23,6 +23,7 @@ use crate::run::input::Input;
 use crate::run::named::NamedInput;
 use crate::run::terminal::{TERM, Terminal};
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
+use crate::tunnel::Port;
 
 /// Where programs start that are not told otherwise.
 const HOME: &str = "/sandbox";
@@ -36,6 +37,17 @@ struct Common {
     output_limit: Option<u64>,
     sweep: bool,
     terminal: Option<TerminalSize>,
+    port: Option<Port>,
+}
+
+impl Common {
+    /// The variables of the run, those included that tell of its network.
+    fn environment(&mut self) -> Vec<(String, String)> {
+        let port = self.port.as_ref();
+        let mut all = port.map_or_else(Vec::new, |port| port.variables(&self.env));
+        all.append(&mut self.env);
+        all
+    }
 }
 
 /// A program that runs, with the near ends of its pipes.
@@ -66,6 +78,7 @@ impl Guest {
             output_limit: spec.output_limit,
             sweep: spec.sweep,
             terminal: spec.terminal,
+            port: spec.network.then(Port::open).transpose()?,
         };
         let run = match spec.program {
             Program::Command { argv } => {
@@ -99,7 +112,8 @@ impl Guest {
         file.write(source)?;
         file.finish()?;
         let recipe = Recipe::of(kernel);
-        // One that was booted before has found no terminal, and its session cannot get one.
+        // One that was booted before has found no terminal, and its session cannot get one. Variables that
+        // tell of the network are set in the booted one, whatever reads them at its start.
         let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
         let kept = fits.then_some(kernel);
         let argv = recipe.command_line(&path);
@@ -115,7 +129,7 @@ impl Guest {
         &self,
         id: StreamId,
         argv: Vec<Vec<u8>>,
-        common: Common,
+        mut common: Common,
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
         let mut base = self.launcher.base.clone();
@@ -130,7 +144,7 @@ impl Guest {
             kernel: None,
             path: String::new(),
             argv,
-            environment: base.with(&common.env),
+            environment: base.with(&common.environment()),
             cwd: common.cwd.unwrap_or_else(|| HOME.to_owned()),
         };
         let mut output = idle_pumps(common.output_limit);
@@ -144,6 +158,7 @@ impl Guest {
         let mut run = Run::new(id, Work::Pending(start), output, input);
         run.terminal = terminal;
         run.sweep = common.sweep;
+        run.port = common.port;
         run.start_clock(common.timeout);
         Ok(run)
     }
@@ -153,13 +168,14 @@ impl Guest {
         id: StreamId,
         kind: KernelKind,
         source: Vec<u8>,
-        common: Common,
+        mut common: Common,
     ) -> Result<Run, Failure> {
+        let env = common.environment();
         let (stdin, input) = cell_input(self.launcher.privileges, common.stdin)?;
         let request = CellRequest {
             kind: Some(kind),
             source,
-            env: common.env,
+            env,
             cwd: common.cwd,
             stdin,
             timeout: common.timeout,
@@ -168,6 +184,7 @@ impl Guest {
         let output = idle_pumps(common.output_limit);
         let mut run = Run::new(id, Work::Waiting(request), output, input);
         run.sweep = common.sweep;
+        run.port = common.port;
         Ok(run)
     }
 

@@ -3,12 +3,13 @@
 //! One thread, one `poll`. What is waited for is derived from the state before each wait, so there
 //! is no registration that could go stale. Reading order: this file (what happens), [`frames`]
 //! (what the host asks), [`launch`] (how runs begin), [`ends`] (how they end),
-//! [`keep`] (how interpreters are kept ready), [`transfers`].
+//! [`keep`] (how interpreters are kept ready), [`transfers`], [`network`].
 
 mod ends;
 mod frames;
 mod keep;
 mod launch;
+mod network;
 mod transfers;
 mod wait;
 
@@ -17,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
-use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId};
+use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId, TunnelId};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
@@ -28,6 +29,7 @@ use crate::reaper;
 use crate::reset::Places;
 use crate::run::Run;
 use crate::run::output::drop_output;
+use crate::tunnel::Tunnel;
 use keep::Keep;
 use transfers::Transfer;
 use wait::{Source, Waits};
@@ -54,6 +56,9 @@ pub(crate) struct Guest {
     peer: Option<Peer>,
     runs: Vec<Run>,
     transfers: Vec<Transfer>,
+    /// Those that the host has not closed; and the last one.
+    tunnels: Vec<Tunnel>,
+    last_tunnel: TunnelId,
     /// The interpreter that waits for its first code, and where it comes from.
     keep: Keep,
     /// The interpreter that cells run in.
@@ -86,6 +91,8 @@ impl Guest {
             peer: None,
             runs: Vec::new(),
             transfers: Vec::new(),
+            tunnels: Vec::new(),
+            last_tunnel: TunnelId(0),
             keep: Keep::default(),
             resident: None,
             unreported_loss: false,
@@ -140,6 +147,7 @@ impl Guest {
             }
         }
         self.keep.add_waits(&mut waits);
+        self.add_network_waits(&mut waits);
         for run in self.runs.iter().filter(|run| run.is_active()) {
             if let Some(kernel) = run.released().filter(|kernel| !kernel.is_silent) {
                 waits.readable(Source::Released(run.id, run.detached), &kernel.line());
@@ -175,6 +183,8 @@ impl Guest {
             Source::Spare => self.attend_spare(),
             Source::Zygote => self.attend_zygote(false),
             Source::Successor => self.attend_zygote(true),
+            Source::Port(id) => self.attend_port(id),
+            Source::Tunnel(id) => self.attend_tunnel(id),
             Source::Orphan(index) => self.drop_orphan_output(index),
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Instant;
 
-use isol8_protocol::StreamId;
+use isol8_protocol::{StreamId, TunnelId};
 
 /// What a descriptor belongs to. A detached run of an earlier connection may have the id of a
 /// living one, so both are named.
@@ -22,6 +22,9 @@ pub(super) enum Source {
     Spare,
     Zygote,
     Successor,
+    /// Where the programs of a run connect to.
+    Port(StreamId),
+    Tunnel(TunnelId),
     Orphan(usize),
 }
 
@@ -44,6 +47,21 @@ impl Waits {
     pub(super) fn both(&mut self, source: Source, file: &impl AsFd, writable: bool) {
         let events = libc::POLLIN | if writable { libc::POLLOUT } else { 0 };
         self.add(source, file, events);
+    }
+
+    /// For reading, for writing, or for both.
+    pub(super) fn either(
+        &mut self,
+        source: Source,
+        file: &impl AsFd,
+        readable: bool,
+        writable: bool,
+    ) {
+        let reading = if readable { libc::POLLIN } else { 0 };
+        let writing = if writable { libc::POLLOUT } else { 0 };
+        if readable || writable {
+            self.add(source, file, reading | writing);
+        }
     }
 
     fn add(&mut self, source: Source, file: &impl AsFd, events: i16) {

@@ -19,6 +19,11 @@ def make(add_user_packages):
 
     DONE, SIGNALLED, NO_DIRECTORY = b"code", b"signal", b"directory"
 
+    USUAL_HANDLERS = (
+        "ProxyHandler UnknownHandler HTTPHandler HTTPDefaultErrorHandler HTTPRedirectHandler"
+        " FTPHandler FileHandler HTTPErrorProcessor DataHandler HTTPSHandler"
+    ).split()
+
     def out_of_the_way(descriptor):
         """Code that closes all low descriptors, as daemons do, should not hit ours."""
         import fcntl
@@ -136,12 +141,27 @@ def make(add_user_packages):
 
         time.tzset()
 
+    def is_proxy(name):
+        return name.lower().endswith(b"_proxy")
+
+    def forget_proxies():
+        # urllib remembers them with what it has opened first, unless the code has put its own there.
+        try:
+            request = sys.modules["urllib.request"]
+            handlers = {type(handler) for handler in request._opener.handlers}
+            if handlers <= {getattr(request, name) for name in USUAL_HANDLERS}:
+                request._opener = None
+        except (AttributeError, KeyError):
+            pass  # nothing was opened
+
     def put_environment(overlay):
         saved = {name: os.environb.get(name) for name in overlay}
         for name, value in overlay.items():
             os.environb[name] = value
         if b"TZ" in overlay:
             set_zone()
+        if any(map(is_proxy, overlay)):
+            forget_proxies()
         return saved
 
     def restore_environment(overlay, saved):
@@ -154,6 +174,8 @@ def make(add_user_packages):
                 os.environb[name] = saved[name]
         if b"TZ" in overlay:
             set_zone()
+        if any(map(is_proxy, overlay)):
+            forget_proxies()
 
     def current_directory():
         try:

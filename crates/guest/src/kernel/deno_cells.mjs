@@ -164,6 +164,47 @@ function overlay(pairs) {
   };
 }
 
+/**
+ * The network of cells: deno remembers from its first `fetch` whether there is a proxy, and each cell
+ * may have another answer.
+ */
+class Network {
+  #url;
+  #client;
+
+  /** Has `fetch` ask the proxy of a cell that has one; what comes back undoes it. */
+  use() {
+    const url = Deno.env.get("HTTP_PROXY");
+    if (Deno.env.get("NODE_USE_ENV_PROXY") !== "1" || !url?.startsWith("http://127.0.0.1:")) return;
+    if (url !== this.#url) this.#client = Deno.createHttpClient({ proxy: { url } });
+    this.#url = url;
+    const client = this.#client;
+    const { fetch: original } = globalThis;
+    const { fetch } = {
+      fetch(...given) {
+        const [input, options] = given;
+        if (isLocal(input) || options?.client) return original(...given);
+        return original(input, { ...options, client });
+      },
+    };
+    Object.defineProperty(fetch, "toString", { value: () => original.toString() });
+    globalThis.fetch = fetch;
+    return () => {
+      if (globalThis.fetch === fetch) globalThis.fetch = original;
+    };
+  }
+}
+
+/** Whether it is in the sandbox itself, or nowhere. */
+function isLocal(input) {
+  try {
+    const { hostname } = new URL(input?.url ?? input);
+    return ["localhost", "127.0.0.1", "[::1]"].includes(hostname);
+  } catch {
+    return true;
+  }
+}
+
 function currentDirectory() {
   try {
     return Deno.cwd();
@@ -225,6 +266,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   addEventListener("unhandledrejection", uncaught);
   Object.defineProperty(globalThis, imports.NAME, { value: makeImporter(), configurable: true });
   const input = new Input(libc);
+  const network = new Network();
   traces.install();
 
   /**
@@ -288,6 +330,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     const there = currentDirectory();
     input.use(stdin);
     const restore = overlay(pairs);
+    const withoutNetwork = network.use();
     Deno.exitCode = 0;
     tell(`begun ${number}`);
     const ended = new Promise((resolve) => (finish = resolve));
@@ -295,6 +338,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     finish = () => {};
     process.exitCode = undefined;
     Deno.exitCode = 0;
+    withoutNetwork?.();
     restore();
     if (directory && before !== undefined && [there, undefined].includes(currentDirectory())) {
       try {

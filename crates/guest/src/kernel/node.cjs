@@ -91,6 +91,17 @@ function setEnvironment(pairs) {
   if (env.HOME !== home) Module._initPaths();
 }
 
+/** Has node's own clients use the proxy that the environment names, where node at its start would. */
+function useProxy() {
+  if (process.env.NODE_USE_ENV_PROXY !== "1") return;
+  try {
+    // Older ones have no such function.
+    return require("node:http").setGlobalProxyFromEnv?.();
+  } catch {
+    // It is no address.
+  }
+}
+
 /**
  * Reports the end of a script whose code is certain, before node takes its engine apart. Listeners
  * and functions of ours would be seen, so they are put in place when `exit` is about to be emitted:
@@ -179,7 +190,7 @@ function boot() {
   const [kind, ...numbers] = request();
   if (kind === "C") {
     replaceMain();
-    cells.serve({ CONTROL, tell, words, fields, imports, first: numbers });
+    cells.serve({ CONTROL, tell, words, fields, useProxy, imports, first: numbers });
     return;
   }
   if (kind !== "S") process.reallyExit(0);
@@ -192,6 +203,7 @@ function boot() {
     process.reallyExit(1);
   }
   setEnvironment(pairs);
+  useProxy();
   process.argv[1] = file;
   replaceMain(file);
   tell("started");

@@ -185,7 +185,7 @@ exports.warm = (imports) => {
   session.disconnect();
 };
 
-exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
+exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => {
   const { listenerCount, listeners, on, stdout, stderr } = process;
   const { then } = Promise.prototype;
   const print = stderr.write.bind(stderr);
@@ -274,6 +274,7 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     input.use(stdin);
     listen();
     const restore = overlay(pairs);
+    const withoutProxy = useProxy();
     process.exitCode = undefined;
     tell(`begun ${number}`);
     running = number;
@@ -285,6 +286,7 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     control.ref();
     finish = () => {};
     process.exitCode = undefined;
+    withoutProxy?.();
     restore();
     if (directory && before !== undefined && currentDirectory() === there) {
       try {

@@ -20,6 +20,8 @@ pub(crate) struct Input {
     parked: bool,
     pending: Vec<u8>,
     written: usize,
+    /// The program may have read some.
+    touched: bool,
     ended: bool,
     /// Bytes that the host may still send.
     window: u32,
@@ -35,6 +37,7 @@ impl Input {
             parked: false,
             pending: Vec::new(),
             written: 0,
+            touched: false,
             ended: true,
             window: 0,
         }
@@ -83,10 +86,8 @@ impl Input {
             return false;
         }
         self.window = window;
-        if self.written == self.pending.len() {
-            self.pending.clear();
-            self.written = 0;
-        }
+        // What was taken goes, also where the program never catches up.
+        self.pending.drain(..std::mem::take(&mut self.written));
         self.pending.extend_from_slice(bytes);
         self.last = bytes.last().copied().or(self.last);
         true
@@ -118,7 +119,7 @@ impl Input {
 
     /// Whether the program cannot have read any of it.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.written == 0 && (self.is_wanted() || self.pending.is_empty())
+        !self.touched && (self.is_wanted() || self.pending.is_empty())
     }
 
     /// Puts what it has into a pipe, from the start.
@@ -136,7 +137,10 @@ impl Input {
         let before = self.written;
         while let Some(pipe) = self.waits_for() {
             match write(pipe, &self.pending[self.written..]) {
-                Ok(count) => self.written += count,
+                Ok(count) => {
+                    self.written += count;
+                    self.touched = true;
+                }
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
                 // Nobody reads any more.
@@ -187,6 +191,21 @@ mod tests {
 
     fn read_some(reader: &OwnedFd, buffer: &mut [u8]) -> usize {
         nix::unistd::read(reader, buffer).unwrap()
+    }
+
+    #[test]
+    fn a_program_that_never_catches_up_costs_a_window_at_most() {
+        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let mut input = directed(Stdin::Piped, writer);
+        let mut buffer = vec![0; WINDOW as usize];
+        for _ in 0..100 {
+            assert!(input.push(&buffer[..input.window as usize]));
+            assert!(input.pending.len() <= WINDOW as usize);
+            input.feed();
+            read_some(&reader, &mut buffer[..4096]);
+            input.feed();
+        }
+        assert!(!input.is_untouched());
     }
 
     #[test]

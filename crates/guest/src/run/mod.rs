@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::kernel::Kernel;
 use crate::kernel::recipe::Recipe;
 use crate::process::{Child, Environment};
+use crate::tunnel::Port;
 use input::Input;
 use named::NamedInput;
 use output::Pump;
@@ -94,6 +95,8 @@ pub(crate) struct Run {
     pub(crate) input: Input,
     /// What both lead to, where it is one.
     pub(crate) terminal: Option<Terminal>,
+    /// Where its programs connect to, if it has a network.
+    pub(crate) port: Option<Port>,
     /// Bytes of output that the host takes now.
     pub(crate) credit: u64,
     pub(crate) sweep: bool,
@@ -121,6 +124,7 @@ impl Run {
             output,
             input,
             terminal: None,
+            port: None,
             credit: u64::from(WINDOW),
             sweep: false,
             boot_cpu_us: 0,

@@ -250,6 +250,7 @@ pub(crate) fn spec(program: Program) -> RunSpec {
         output_limit: None,
         sweep: false,
         terminal: None,
+        network: false,
     }
 }
 

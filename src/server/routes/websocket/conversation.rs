@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
-use crate::jobs;
+use crate::jobs::{self, Order};
 use crate::server::State;
 use crate::server::auth::Caller;
 use crate::server::connection::{STALLED_AFTER, closed};
@@ -97,20 +97,28 @@ impl Conversation {
 
     async fn converse(mut self) -> End {
         let idle = self.config.message_within;
-        let order = match timeout(idle, self.listen_for_order()).await {
-            Ok(Ok(order)) => order,
-            Ok(Err(end)) => return end,
-            Err(_) => {
-                let problem = format!("no execute message within {} ms", idle.as_millis());
-                let _ = self.voice.error(problem).await;
-                return End::Close(CloseCode::Policy, "No execute message");
+        loop {
+            let order = match timeout(idle, self.listen_for_order()).await {
+                Ok(Ok(order)) => order,
+                Ok(Err(end)) => return end,
+                Err(_) => {
+                    let problem = format!("no execute message within {} ms", idle.as_millis());
+                    let _ = self.voice.error(problem).await;
+                    return End::Close(CloseCode::Policy, "No execute message");
+                }
+            };
+            let problem = match self.state.remote_code.complete(order, &self.config).await {
+                Ok(complete) => return self.run(complete).await,
+                Err(problem) => problem.to_string(),
+            };
+            if self.voice.error(problem).await.is_err() {
+                return End::Gone;
             }
-        };
-        self.run(order).await
+        }
     }
 
     /// Waits for a good `execute` message.
-    async fn listen_for_order(&mut self) -> Result<(Job, Option<SessionId>), End> {
+    async fn listen_for_order(&mut self) -> Result<Order, End> {
         loop {
             let problem = match self.message(self.config.max_body).await? {
                 Ok(ClientMessage::Execute(body)) => match jobs::order(*body, &self.config) {

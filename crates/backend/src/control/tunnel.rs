@@ -1,0 +1,303 @@
+//! One connection of a program in a sandbox, as the host sees it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use isol8_protocol::{CHUNK_SIZE, HostFrame, TunnelFrame, TunnelId, WINDOW};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::PollSemaphore;
+
+use super::connection::{GRANT_STEP, Outgoing};
+use super::tunnels::Table;
+
+/// A connection that a program of a run has made. What is read from it the program wrote, and what is
+/// written to it the program reads, each as fast as the slower side. Reading ends where the program has
+/// ended its side, and fails once the program, its run, or the sandbox is gone. Dropping it closes the
+/// connection: what was written before still reaches the program.
+#[derive(Debug)]
+pub struct Tunnel {
+    id: TunnelId,
+    state: Arc<State>,
+    table: Arc<Table>,
+    outgoing: Outgoing,
+    /// Places in the queue of outgoing frames.
+    room: PollSemaphore,
+    /// The guest may have one more once the `Close` that this goes with was sent.
+    slot: Option<OwnedSemaphorePermit>,
+    is_shut: bool,
+}
+
+impl Tunnel {
+    pub(super) fn new(
+        id: TunnelId,
+        table: &Arc<Table>,
+        outgoing: &Outgoing,
+        slot: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            id,
+            state: table.insert(id),
+            table: Arc::clone(table),
+            outgoing: outgoing.clone(),
+            room: table.room(),
+            slot: Some(slot),
+            is_shut: false,
+        }
+    }
+
+    fn send(&self, frame: TunnelFrame, held: Option<OwnedSemaphorePermit>) -> io::Result<()> {
+        let id = self.id;
+        let sent = self.outgoing.send(&HostFrame::Tunnel { id, frame }, held);
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.table.remove(self.id);
+        // Where the connection is gone, so is the tunnel.
+        let slot = self.slot.take();
+        let _ = self.send(TunnelFrame::Close, slot);
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let granted = {
+            let mut state = self.state.lock();
+            match state.take(buffer) {
+                Some(granted) => granted,
+                None if state.is_ended => return Poll::Ready(Ok(())),
+                None if state.is_closed => {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                None => {
+                    state.reader = Some(context.waker().clone());
+                    return Poll::Pending;
+                }
+            }
+        };
+        if granted > 0 {
+            // Where the connection is gone, nobody waits for credit.
+            let _ = self.send(TunnelFrame::Credit { bytes: granted }, None);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let broken = || Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        if self.is_shut {
+            return broken();
+        }
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        // The credit first: who waits for that should not hold a place in the queue.
+        ready!(self.state.lock().poll_credit(context));
+        let Some(held) = ready!(self.room.poll_acquire(context)) else {
+            return broken();
+        };
+        let Some(size) = self.state.lock().spend(bytes.len().min(CHUNK_SIZE)) else {
+            return broken();
+        };
+        let bytes = bytes[..size].to_vec();
+        self.send(TunnelFrame::Data { bytes }, Some(held))?;
+        Poll::Ready(Ok(size))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.is_shut, true) {
+            // Who is gone does not have to be told.
+            let _ = self.send(TunnelFrame::End, None);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the reading task of the connection and the tunnel's user share.
+#[derive(Debug, Default)]
+pub(super) struct State(Mutex<Flow>);
+
+impl State {
+    fn lock(&self) -> MutexGuard<'_, Flow> {
+        // Each change under the lock is complete before anything in it could panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a frame of the guest; an error ends the connection.
+    pub(super) fn put(&self, frame: TunnelFrame) -> Result<(), String> {
+        let mut flow = self.lock();
+        if flow.is_closed {
+            return Err("guest sent on a tunnel that it had closed".to_owned());
+        }
+        match frame {
+            TunnelFrame::Open { .. } => return Err("guest opened a tunnel twice".to_owned()),
+            TunnelFrame::Data { bytes } => flow.push(bytes)?,
+            TunnelFrame::End => flow.is_ended = true,
+            TunnelFrame::Credit { bytes } => {
+                flow.credit = flow.credit.saturating_add(bytes).min(WINDOW)
+            }
+            TunnelFrame::Close => flow.is_closed = true,
+        }
+        flow.wake();
+        Ok(())
+    }
+
+    /// The guest is gone.
+    pub(super) fn close(&self) {
+        let mut flow = self.lock();
+        flow.is_closed = true;
+        flow.wake();
+    }
+}
+
+/// One tunnel's bytes under way, and who waits for them.
+#[derive(Debug)]
+struct Flow {
+    pieces: VecDeque<Vec<u8>>,
+    /// Bytes of the first piece that were taken.
+    taken: usize,
+    /// Bytes that the guest may still send.
+    granted: u32,
+    /// Bytes that were taken and not yet granted anew.
+    owed: u32,
+    /// Bytes that the guest takes now.
+    credit: u32,
+    /// The guest sends nothing more.
+    is_ended: bool,
+    /// It does not take anything more either.
+    is_closed: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            taken: 0,
+            granted: WINDOW,
+            owed: 0,
+            credit: WINDOW,
+            is_ended: false,
+            is_closed: false,
+            reader: None,
+            writer: None,
+        }
+    }
+}
+
+impl Flow {
+    fn push(&mut self, bytes: Vec<u8>) -> Result<(), String> {
+        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let left = self.granted.checked_sub(size);
+        self.granted = left.ok_or_else(|| "guest sent more than its credit".to_owned())?;
+        if self.is_ended || bytes.is_empty() {
+            return Err("guest sent data where there can be none".to_owned());
+        }
+        match self.pieces.back_mut() {
+            // Single bytes must not cost a piece each.
+            Some(last) if last.len() + bytes.len() <= CHUNK_SIZE => last.extend_from_slice(&bytes),
+            _ => self.pieces.push_back(bytes),
+        }
+        Ok(())
+    }
+
+    /// Moves what is there into the buffer. Returns how much to grant, or `None` where nothing is there.
+    fn take(&mut self, buffer: &mut ReadBuf<'_>) -> Option<u32> {
+        self.pieces.front()?;
+        while let Some(piece) = self.pieces.front()
+            && buffer.remaining() > 0
+        {
+            let rest = &piece[self.taken..];
+            let size = rest.len().min(buffer.remaining());
+            buffer.put_slice(&rest[..size]);
+            self.taken += size;
+            // No piece is larger than a window.
+            self.owed = self
+                .owed
+                .saturating_add(u32::try_from(size).unwrap_or(u32::MAX));
+            if self.taken == piece.len() {
+                self.pieces.pop_front();
+                self.taken = 0;
+            }
+        }
+        if self.owed < GRANT_STEP || self.is_closed {
+            return Some(0);
+        }
+        self.granted = self.granted.saturating_add(self.owed);
+        Some(std::mem::take(&mut self.owed))
+    }
+
+    /// Ready where there is credit, or nothing will ever be.
+    fn poll_credit(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.credit > 0 || self.is_closed {
+            return Poll::Ready(());
+        }
+        self.writer = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// Takes credit for so many bytes or fewer; none where nobody takes them.
+    fn spend(&mut self, size: usize) -> Option<usize> {
+        let spent = u32::try_from(size).unwrap_or(u32::MAX).min(self.credit);
+        if self.is_closed || spent == 0 {
+            return None;
+        }
+        self.credit -= spent;
+        Some(spent as usize)
+    }
+
+    fn wake(&mut self) {
+        let waiting = [self.reader.take(), self.writer.take()];
+        waiting.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+/// The connections of one run, as its programs make them.
+#[derive(Debug)]
+pub struct Tunnels(pub(super) mpsc::UnboundedReceiver<Tunnel>);
+
+impl Tunnels {
+    /// The next one. `None` once the run has ended, and at once where it has no network.
+    pub async fn next(&mut self) -> Option<Tunnel> {
+        self.0.recv().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_bytes_do_not_cost_a_piece_each() {
+        let mut flow = Flow::default();
+        for byte in 0..200 {
+            flow.push(vec![byte]).unwrap();
+        }
+        assert_eq!(flow.pieces.len(), 1);
+        let mut space = [0; 300];
+        let mut buffer = ReadBuf::new(&mut space);
+        assert_eq!(flow.take(&mut buffer), Some(0));
+        assert_eq!(buffer.filled(), (0..200).collect::<Vec<u8>>());
+        assert_eq!(flow.take(&mut buffer), None);
+    }
+}

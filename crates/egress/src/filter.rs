@@ -1,0 +1,238 @@
+//! Rules on host names.
+
+use std::fmt;
+use std::sync::Arc;
+
+use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
+
+use crate::config::List;
+use crate::{EgressError, Filter};
+
+/// Most patterns of a list.
+const MOST_PATTERNS: usize = 256;
+
+/// Longest pattern in bytes.
+const LONGEST_PATTERN: usize = 1024;
+
+/// Memory of one compiled pattern. Patterns come with requests, so none may cost much.
+const PATTERN_MEMORY: usize = 128 << 10;
+
+/// Memory of a compiled list, and of what matching in it remembers.
+const LIST_MEMORY: usize = 1 << 20;
+
+/// How much of a pattern an error repeats, in characters.
+const REPEATED: usize = 80;
+
+/// What a run may reach: both filters must admit a host.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    pub(crate) server: Arc<Rules>,
+    pub(crate) request: Arc<Rules>,
+}
+
+impl Policy {
+    /// By this filter alone, which is the server's own.
+    ///
+    /// # Errors
+    /// [`EgressError`] names the pattern that is no regular expression, or is too complex.
+    pub fn new(filter: &Filter) -> Result<Self, EgressError> {
+        Ok(Self {
+            server: Arc::new(Rules::new(filter)?),
+            request: Arc::default(),
+        })
+    }
+
+    /// Whether a host may be reached: a name in lower case without a final dot, or the usual text of an
+    /// address.
+    ///
+    /// # Errors
+    /// [`Denied`] says by which rule not.
+    pub fn admit(&self, host: &str) -> Result<(), Denied> {
+        let denied = |whose| {
+            move |list| Denied {
+                host: host.to_owned(),
+                whose,
+                list,
+            }
+        };
+        self.server.admit(host).map_err(denied("server"))?;
+        self.request.admit(host).map_err(denied("request"))
+    }
+}
+
+/// A host that may not be reached. Patterns are not repeated: what is told of it reaches the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Denied {
+    host: String,
+    whose: &'static str,
+    list: List,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, whose, list } = self;
+        match list {
+            List::White => write!(f, "{host} is not on the {whose}'s {list}"),
+            List::Black => write!(f, "{host} is on the {whose}'s {list}"),
+        }
+    }
+}
+
+/// A filter, ready to match.
+#[derive(Debug, Default)]
+pub(crate) struct Rules {
+    whitelist: RegexSet,
+    blacklist: RegexSet,
+}
+
+impl Rules {
+    pub(crate) fn new(filter: &Filter) -> Result<Self, EgressError> {
+        Ok(Self {
+            whitelist: compile(List::White, &filter.whitelist)?,
+            blacklist: compile(List::Black, &filter.blacklist)?,
+        })
+    }
+
+    fn admit(&self, host: &str) -> Result<(), List> {
+        if self.blacklist.is_match(host.as_bytes()) {
+            return Err(List::Black);
+        }
+        if !self.whitelist.is_empty() && !self.whitelist.is_match(host.as_bytes()) {
+            return Err(List::White);
+        }
+        Ok(())
+    }
+}
+
+fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
+    let too_much = |reason| EgressError::List { list, reason };
+    if patterns.len() > MOST_PATTERNS {
+        let reason = format!(
+            "{} patterns, expected at most {MOST_PATTERNS}",
+            patterns.len()
+        );
+        return Err(too_much(reason));
+    }
+    // One by one first: what is wrong with a set does not say with which of its patterns.
+    for (index, pattern) in patterns.iter().enumerate() {
+        check(pattern).map_err(|reason| EgressError::Pattern {
+            list,
+            index,
+            pattern: pattern.chars().take(REPEATED).collect(),
+            reason,
+        })?;
+    }
+    // Names are ASCII by the time they are matched: Unicode classes would only cost.
+    RegexSetBuilder::new(patterns)
+        .case_insensitive(true)
+        .unicode(false)
+        .size_limit(LIST_MEMORY)
+        .dfa_size_limit(LIST_MEMORY)
+        .build()
+        .map_err(|_| too_much("its patterns are too complex together".to_owned()))
+}
+
+fn check(pattern: &str) -> Result<(), String> {
+    if pattern.len() > LONGEST_PATTERN {
+        return Err(format!("longer than {LONGEST_PATTERN} bytes"));
+    }
+    let compiled = RegexBuilder::new(pattern)
+        .case_insensitive(true)
+        .unicode(false)
+        .size_limit(PATTERN_MEMORY)
+        .build();
+    match compiled {
+        Ok(_) => Ok(()),
+        Err(regex::Error::CompiledTooBig(_)) => Err("too complex".to_owned()),
+        // The last line says what is wrong; those before draw the place.
+        Err(error) => {
+            let text = error.to_string();
+            let reason = text.lines().last().unwrap_or("not understood");
+            Err(reason.trim_start_matches("error: ").to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(whitelist: &[&str], blacklist: &[&str]) -> Result<Rules, EgressError> {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        Rules::new(&Filter {
+            whitelist: owned(whitelist),
+            blacklist: owned(blacklist),
+        })
+    }
+
+    fn admits(whitelist: &[&str], blacklist: &[&str], host: &str) -> bool {
+        rules(whitelist, blacklist).unwrap().admit(host).is_ok()
+    }
+
+    #[test]
+    fn the_blacklist_wins_and_a_whitelist_admits_its_matches_only() {
+        assert!(admits(&[], &[], "example.com"));
+        assert!(admits(&["example"], &[], "www.example.com"));
+        assert!(!admits(&["^example\\.com$"], &[], "www.example.com"));
+        assert!(!admits(&["example"], &["^www\\."], "www.example.com"));
+        assert!(!admits(&["^a$", "^b$"], &[], "c"));
+        assert!(admits(&["^A$", "^b$"], &[], "a"));
+    }
+
+    #[test]
+    fn both_filters_must_admit_and_the_denial_says_whose_did_not() {
+        let policy = |server: Rules, request: Rules| Policy {
+            server: Arc::new(server),
+            request: Arc::new(request),
+        };
+        let server = rules(&["example"], &[]).unwrap();
+        let request = rules(&[], &["^www"]).unwrap();
+        let policy = policy(server, request);
+        assert_eq!(policy.admit("example.com"), Ok(()));
+        let text = |host| policy.admit(host).unwrap_err().to_string();
+        assert_eq!(
+            text("www.example.com"),
+            "www.example.com is on the request's blacklist"
+        );
+        assert_eq!(
+            text("other.org"),
+            "other.org is not on the server's whitelist"
+        );
+    }
+
+    #[test]
+    fn a_pattern_that_is_none_is_named_with_its_place() {
+        let error = rules(&[], &["fine", "(unclosed"]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "blacklist[1]: \"(unclosed\" is not a usable regular expression: unclosed group"
+        );
+    }
+
+    #[test]
+    fn patterns_that_would_exhaust_the_server_are_refused() {
+        let many = vec!["a"; MOST_PATTERNS + 1];
+        let long = "a".repeat(LONGEST_PATTERN + 1);
+        let deep = format!("{}a{}", "(".repeat(400), ")".repeat(400));
+        let heavy = vec!["[a-z]{50}[0-9]{50}x{99}"; 200];
+        for list in [
+            many,
+            vec![&*long],
+            vec!["((a{100}){100}){100}"],
+            vec![&*deep],
+            heavy,
+        ] {
+            let begun = std::time::Instant::now();
+            assert!(rules(&list, &[]).is_err(), "{:.40}", list[0]);
+            assert!(begun.elapsed().as_secs() < 5);
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_other_engines_would_ponder_on_is_matched_at_once() {
+        let host = format!("{}!", "a".repeat(250));
+        let begun = std::time::Instant::now();
+        assert!(!admits(&["^(a+)+$"], &[], &host));
+        assert!(begun.elapsed().as_secs() < 1);
+    }
+}

@@ -1,0 +1,161 @@
+//! HTTP with a sandbox: requests for hosts, and tunnels to them.
+
+mod forward;
+mod refusal;
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
+
+use crate::dial::DialError;
+use crate::meter::{Activity, Watched};
+use crate::record::Open;
+use crate::run::Run;
+use forward::Relayed;
+use refusal::Refusal;
+
+/// What is read at once of each side of a tunnel, in bytes.
+const PIECE: usize = 64 << 10;
+
+/// An answer: a text of ours, or what the host answered.
+pub(crate) type Answer = Response<Either<Full<Bytes>, Relayed>>;
+
+/// The server's end of a connection to a host.
+pub(crate) type Upstream = Watched<TcpStream>;
+
+/// One connection from a sandbox.
+pub(crate) struct Connection<'run> {
+    run: &'run Run,
+    /// Whether it is within the limit of connections.
+    admitted: bool,
+    activity: Arc<Activity>,
+    /// What the connection becomes after a `CONNECT`. Nothing waits while it is locked.
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+struct Tunnel {
+    client: OnUpgrade,
+    upstream: Upstream,
+    /// Ends the log's entry.
+    _entry: Open,
+}
+
+impl<'run> Connection<'run> {
+    pub(crate) fn new(run: &'run Run, admitted: bool) -> Self {
+        Self {
+            run,
+            admitted,
+            activity: Activity::new(),
+            tunnel: Mutex::default(),
+        }
+    }
+
+    pub(crate) async fn serve<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits = &self.run.limits;
+        let stream = TokioIo::new(Watched::new(stream, &self.activity));
+        let service = service_fn(|request| async {
+            let answered = self.answer(request).await;
+            Ok::<_, Infallible>(answered.unwrap_or_else(|refusal| refusal.answer()))
+        });
+        let serving = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(limits.header_bytes)
+            .serve_connection(stream, service)
+            .with_upgrades();
+        // Who waits for an answer is told first that there is none.
+        let still = limits.idle_timeout + limits.connect_timeout;
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                log::debug!(error:%; "connection of a sandbox ended");
+            },
+            () = self.activity.ceased(still) => return,
+        }
+        self.pass_on().await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {
+        if !self.admitted {
+            return Err(Refusal::Connections);
+        }
+        if self.run.usage.is_spent() {
+            return Err(Refusal::Bytes);
+        }
+        let target = forward::target(&request)?;
+        forward::check_framing(&request)?;
+        let is_tunnel = request.method() == Method::CONNECT;
+        let host = target.host.to_string();
+        let path = request.uri().path_and_query().map(|path| path.as_str());
+        let path = path.filter(|_| !is_tunnel);
+        let entry = self
+            .run
+            .record
+            .begin(request.method().as_str(), host.clone(), path);
+        if let Err(denied) = self.run.policy.admit(&host) {
+            entry.block();
+            return Err(Refusal::Denied(denied));
+        }
+        let upstream = self.run.dialer.dial(&target).await.inspect_err(|error| {
+            if matches!(error, DialError::NotPublic(_) | DialError::NonePublic(_)) {
+                entry.block();
+            }
+        })?;
+        let upstream = Watched::new(upstream, &self.activity).counted(&self.run.usage);
+        if is_tunnel {
+            return Ok(self.tunnel(request, upstream, entry));
+        }
+        let forwarding = forward::forward(request, &target, upstream, entry, &self.run.limits);
+        tokio::select! {
+            answered = forwarding => match answered {
+                Err(_) if self.run.usage.is_spent() => Err(Refusal::Bytes),
+                answered => answered,
+            },
+            () = self.activity.ceased(self.run.limits.idle_timeout) => {
+                Err(DialError::TimedOut(target.host).into())
+            }
+        }
+    }
+
+    fn tunnel(&self, request: Request<Incoming>, upstream: Upstream, entry: Open) -> Answer {
+        let tunnel = Tunnel {
+            client: hyper::upgrade::on(request),
+            upstream,
+            _entry: entry,
+        };
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+        Response::new(Either::Left(Full::default()))
+    }
+
+    /// Passes everything on in both directions, once the connection is a tunnel.
+    async fn pass_on(self) {
+        let tunnel = self.tunnel.into_inner();
+        let Some(mut tunnel) = tunnel.unwrap_or_else(PoisonError::into_inner) else {
+            return;
+        };
+        let Ok(client) = tunnel.client.await else {
+            return;
+        };
+        let mut client = TokioIo::new(client);
+        let copying =
+            copy_bidirectional_with_sizes(&mut client, &mut tunnel.upstream, PIECE, PIECE);
+        tokio::select! {
+            copied = copying => if let Err(error) = copied {
+                log::debug!(error:%; "tunnel of a sandbox ended");
+            },
+            () = self.activity.ceased(self.run.limits.idle_timeout) => {}
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The network of one run.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+
+use crate::dial::Dialer;
+use crate::filter::Policy;
+use crate::meter::Usage;
+use crate::proxy::Connection;
+use crate::record::Record;
+use crate::{Entry, Limits};
+
+/// Least bound of a head that hyper takes.
+const LEAST_HEAD: usize = 8 << 10;
+
+/// The network of one run: what it may reach, its limits, what it used. Clones are the same run's.
+#[derive(Clone, Debug)]
+pub struct RunEgress(Arc<Run>);
+
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) dialer: Dialer,
+    pub(crate) policy: Policy,
+    pub(crate) limits: Limits,
+    pub(crate) usage: Arc<Usage>,
+    pub(crate) record: Arc<Record>,
+    connections: Semaphore,
+    /// Connections beyond the limit that are told so; more are closed.
+    refusals: Semaphore,
+}
+
+impl RunEgress {
+    pub(crate) fn new(dialer: Dialer, policy: Policy, mut limits: Limits, log: bool) -> Self {
+        limits.header_bytes = limits.header_bytes.max(LEAST_HEAD);
+        let places = || Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS));
+        Self(Arc::new(Run {
+            dialer,
+            policy,
+            usage: Arc::new(Usage::new(limits.bytes)),
+            record: Record::new(if log { limits.log_entries } else { 0 }),
+            connections: places(),
+            refusals: places(),
+            limits,
+        }))
+    }
+
+    /// Serves a connection that the run opened, until it is closed. Dropping the future ends it, and
+    /// whatever it connected to. Needs tokio's time and network.
+    pub async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let run = &*self.0;
+        if let Ok(_place) = run.connections.try_acquire() {
+            Connection::new(run, true).serve(stream).await;
+        } else if let Ok(_place) = run.refusals.try_acquire() {
+            Connection::new(run, false).serve(stream).await;
+        }
+    }
+
+    /// The requests that the run made, the first ones; empty where none are logged.
+    #[must_use]
+    pub fn log(&self) -> Vec<Entry> {
+        self.0.record.entries()
+    }
+
+    /// Bytes that the run received from hosts, and sent to them.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        self.0.usage.bytes()
+    }
+}

@@ -1,0 +1,186 @@
+//! `[network]` and `[remoteCode]` as they are written, and their checks.
+
+use std::time::Duration;
+
+use isol8_api::ByteSize;
+use isol8_egress::{Egress, EgressConfig, EgressError, Filter, Limits, List, Policy};
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::file::require;
+
+/// Schemes that code can be fetched by.
+const SCHEMES: [&str; 2] = ["https", "http"];
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct NetworkTable {
+    whitelist: Vec<String>,
+    blacklist: Vec<String>,
+    allowed_cidrs: Vec<String>,
+    max_connections: usize,
+    max_bytes: ByteSize,
+    connect_timeout_ms: u64,
+    idle_timeout_ms: u64,
+}
+
+impl Default for NetworkTable {
+    fn default() -> Self {
+        Self {
+            whitelist: Vec::new(),
+            blacklist: Vec::new(),
+            allowed_cidrs: Vec::new(),
+            max_connections: 64,
+            max_bytes: ByteSize::from_mebibytes(16 * 1024),
+            connect_timeout_ms: 10_000,
+            idle_timeout_ms: 300_000,
+        }
+    }
+}
+
+impl NetworkTable {
+    pub(super) fn check(self) -> Result<(EgressConfig, Egress), ConfigError> {
+        for (key, given) in [
+            ("network.maxConnections", self.max_connections as u64),
+            ("network.connectTimeoutMs", self.connect_timeout_ms),
+            ("network.idleTimeoutMs", self.idle_timeout_ms),
+        ] {
+            require(key, given, given > 0, || "expected 1 or more".to_owned())?;
+        }
+        let config = EgressConfig {
+            whitelist: self.whitelist,
+            blacklist: self.blacklist,
+            allowed_cidrs: self.allowed_cidrs,
+            limits: Limits {
+                connections: self.max_connections,
+                bytes: self.max_bytes.bytes(),
+                connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+                idle_timeout: Duration::from_millis(self.idle_timeout_ms),
+                ..Limits::default()
+            },
+        };
+        let egress = Egress::new(config.clone())
+            .map_err(|error| refused(error, "network.whitelist", "network.blacklist"))?;
+        Ok((config, egress))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct RemoteCodeTable {
+    enabled: bool,
+    allowed_schemes: Vec<String>,
+    allowed_hosts: Vec<String>,
+    blocked_hosts: Vec<String>,
+    max_code_size: ByteSize,
+    fetch_timeout_ms: u64,
+    require_hash: bool,
+    enable_cache: bool,
+    cache_ttl: u64,
+    cache_max_bytes: ByteSize,
+}
+
+impl Default for RemoteCodeTable {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            allowed_schemes: vec!["https".to_owned()],
+            allowed_hosts: Vec::new(),
+            blocked_hosts: Vec::new(),
+            max_code_size: ByteSize::from_mebibytes(10),
+            fetch_timeout_ms: 30_000,
+            require_hash: false,
+            enable_cache: true,
+            cache_ttl: 3_600,
+            cache_max_bytes: ByteSize::from_mebibytes(64),
+        }
+    }
+}
+
+/// Code that is fetched for requests.
+#[derive(Clone, Debug)]
+pub struct RemoteCodeConfig {
+    /// Whether any is.
+    pub enabled: bool,
+    /// Whether `https:` is accepted.
+    pub https: bool,
+    /// Whether `http:` is accepted where a request allows it too.
+    pub http: bool,
+    /// From which hosts.
+    pub hosts: Policy,
+    /// Most bytes.
+    pub max_bytes: u64,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Whether a request must say what its code hashes to.
+    pub require_hash: bool,
+    /// How long it is used for the same URL; zero where nothing is kept.
+    pub keep: Duration,
+    /// Most bytes that are kept.
+    pub keep_bytes: u64,
+}
+
+impl RemoteCodeTable {
+    pub(super) fn check(self) -> Result<RemoteCodeConfig, ConfigError> {
+        for scheme in &self.allowed_schemes {
+            let known = SCHEMES.contains(&&**scheme);
+            let expected = || "expected https or http".to_owned();
+            require("remoteCode.allowedSchemes", scheme, known, expected)?;
+        }
+        let timeout = self.fetch_timeout_ms;
+        let expected = || "expected 1 or more".to_owned();
+        require("remoteCode.fetchTimeoutMs", timeout, timeout > 0, expected)?;
+        let filter = Filter {
+            whitelist: self.allowed_hosts,
+            blacklist: self.blocked_hosts,
+        };
+        let hosts = Policy::new(&filter).map_err(|error| {
+            refused(error, "remoteCode.allowedHosts", "remoteCode.blockedHosts")
+        })?;
+        let accepts = |scheme: &str| self.allowed_schemes.iter().any(|given| given == scheme);
+        Ok(RemoteCodeConfig {
+            enabled: self.enabled,
+            https: accepts("https"),
+            http: accepts("http"),
+            hosts,
+            max_bytes: self.max_code_size.bytes(),
+            timeout: Duration::from_millis(timeout),
+            require_hash: self.require_hash,
+            keep: match self.enable_cache {
+                true => Duration::from_secs(self.cache_ttl),
+                false => Duration::ZERO,
+            },
+            keep_bytes: self.cache_max_bytes.bytes(),
+        })
+    }
+}
+
+/// The error under the names that the two lists have here.
+fn refused(error: EgressError, whitelist: &'static str, blacklist: &'static str) -> ConfigError {
+    let key = |list: List| match list {
+        List::White => whitelist,
+        List::Black => blacklist,
+    };
+    let (key, given, expected) = match error {
+        EgressError::Pattern {
+            list,
+            pattern,
+            reason,
+            ..
+        } => (
+            key(list),
+            pattern,
+            format!("not a usable regular expression: {reason}"),
+        ),
+        EgressError::List { list, reason } => (key(list), "[…]".to_owned(), reason),
+        EgressError::Cidr { given } => {
+            let expected = "expected a range of addresses such as 10.1.0.0/16 or fd00::/8";
+            ("network.allowedCidrs", given, expected.to_owned())
+        }
+    };
+    ConfigError::OutOfRange {
+        key,
+        given,
+        expected,
+    }
+}

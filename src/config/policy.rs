@@ -1,0 +1,32 @@
+//! `[policy]`: options that weaken isolation, and may be asked for nevertheless.
+
+use isol8_api::NetworkMode;
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::file::require;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct PolicyTable {
+    network: Vec<NetworkMode>,
+}
+
+impl Default for PolicyTable {
+    fn default() -> Self {
+        Self {
+            network: vec![NetworkMode::None, NetworkMode::Filtered],
+        }
+    }
+}
+
+impl PolicyTable {
+    /// What requests may ask for, `usual` among it.
+    pub(super) fn networks(self, usual: NetworkMode) -> Result<Vec<NetworkMode>, ConfigError> {
+        let granted = self.network.contains(&usual);
+        require("defaults.network", usual, granted, || {
+            "expected one that policy.network grants".to_owned()
+        })?;
+        Ok(self.network)
+    }
+}

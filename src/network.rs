@@ -1,0 +1,43 @@
+//! The network of jobs: what carries their connections is the egress proxy.
+
+use futures::future::BoxFuture;
+use isol8_actors::Network;
+use isol8_api::NetworkLogEntry;
+use isol8_backend::Tunnel;
+use isol8_egress::{Egress, EgressError, Filter, RunEgress};
+
+/// The network of one job.
+#[derive(Debug)]
+pub struct Filtered {
+    egress: RunEgress,
+    is_logged: bool,
+}
+
+impl Filtered {
+    /// What the server's rules and this filter let through. With `is_logged`, the result tells of it.
+    ///
+    /// # Errors
+    /// [`EgressError`] names the pattern that cannot be used.
+    pub fn new(egress: &Egress, filter: &Filter, is_logged: bool) -> Result<Self, EgressError> {
+        let policy = egress.policy(filter)?;
+        Ok(Self {
+            egress: egress.run(policy, is_logged),
+            is_logged,
+        })
+    }
+}
+
+impl Network for Filtered {
+    fn serve(&self, connection: Tunnel) -> BoxFuture<'static, ()> {
+        let egress = self.egress.clone();
+        Box::pin(async move { egress.serve(connection).await })
+    }
+
+    fn bytes(&self) -> (u64, u64) {
+        self.egress.bytes()
+    }
+
+    fn log(&self) -> Option<Vec<NetworkLogEntry>> {
+        self.is_logged.then(|| self.egress.log())
+    }
+}

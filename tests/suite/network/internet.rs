@@ -1,0 +1,113 @@
+//! What stands for the internet: a web server of the test's own, on addresses of loopback that are not
+//! this machine's name for itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A web server. `GET /hello` answers with a text, `/large/N` with N bytes, `/to/URL` redirects there; a
+/// `POST` is answered with the sum of its bytes.
+pub(super) struct Internet {
+    pub(super) port: u16,
+    requests: Arc<AtomicUsize>,
+}
+
+impl Internet {
+    pub(super) async fn start() -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requests = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&requests);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::SeqCst);
+                // Who asks may go away at any time.
+                tokio::spawn(async move { answer(stream).await.ok() });
+            }
+        });
+        Self { port, requests }
+    }
+
+    /// Connections so far.
+    pub(super) fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.2:{}{path}", self.port)
+    }
+}
+
+/// The bytes of `/large/N`, in pieces.
+fn pattern() -> Vec<u8> {
+    (0..=250).cycle().take(251 * 256).collect()
+}
+
+async fn answer(stream: TcpStream) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut head = Vec::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await?;
+        if line.trim().is_empty() {
+            break;
+        }
+        head.push(line.trim().to_owned());
+    }
+    let mut words = head[0].split(' ');
+    let (method, path) = (words.next().unwrap(), words.next().unwrap());
+    if method == "POST" {
+        return take(stream, &head).await;
+    }
+    if let Some(target) = path.strip_prefix("/to/") {
+        let head = format!(
+            "HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        return stream.write_all(head.as_bytes()).await;
+    }
+    let Some(size) = path.strip_prefix("/large/") else {
+        return respond(stream, "hello from outside").await;
+    };
+    let mut left: usize = size.parse().unwrap();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {left}\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await?;
+    let piece = pattern();
+    while left > 0 {
+        let size = left.min(piece.len());
+        stream.write_all(&piece[..size]).await?;
+        left -= size;
+    }
+    stream.flush().await
+}
+
+async fn take(mut stream: BufReader<TcpStream>, head: &[String]) -> std::io::Result<()> {
+    let length = head.iter().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<u64>().unwrap())
+    });
+    let mut body = (&mut stream).take(length.unwrap());
+    let mut sum = 0_u64;
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        let size = body.read(&mut piece).await?;
+        if size == 0 {
+            break;
+        }
+        sum += piece[..size]
+            .iter()
+            .map(|byte| u64::from(*byte))
+            .sum::<u64>();
+    }
+    respond(stream, &sum.to_string()).await
+}
+
+async fn respond(mut stream: BufReader<TcpStream>, text: &str) -> std::io::Result<()> {
+    let length = text.len();
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}");
+    stream.write_all(answer.as_bytes()).await?;
+    stream.flush().await
+}
