@@ -7,7 +7,7 @@
 
 "use strict";
 
-const fs = require("node:fs");
+const EventEmitter = require("node:events");
 const { Session } = require("node:inspector");
 const Module = require("node:module");
 const { Socket } = require("node:net");
@@ -15,19 +15,17 @@ const process = require("node:process");
 const { URL, pathToFileURL } = require("node:url");
 const v8 = require("node:v8");
 const vm = require("node:vm");
+const { Input, Outputs } = require("./node_stdio.cjs");
 const { Traces } = require("./node_traces.cjs");
 
 /** Looked up before cells put others in their places. */
-const { Number, Object, Promise, Set } = globalThis;
+const { Number, Object, Promise, Proxy, Reflect, Set } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
 
 /** What node reports where a top-level `await` can never be settled. */
 const UNSETTLED = 13;
-
-/** Thrown by exit calls, to stop the code that calls them. Never shown. */
-class Exit {}
 
 /** What answers of cells say. */
 const code = (number) => `code ${number & 255}`;
@@ -40,41 +38,18 @@ function currentDirectory() {
   }
 }
 
-/** The kernel's standard input: what the cell was given, then nothing. */
-class Input {
-  #isGiven = true;
-  #stream;
-
-  constructor() {
-    this.use("");
-    const get = () => (this.#stream ??= this.#open());
-    Object.defineProperty(process, "stdin", { configurable: true, enumerable: true, get });
-  }
-
-  #open() {
-    if (fs.fstatSync(0).isFIFO()) return new Socket({ fd: 0, readable: true, writable: false, manualStart: true });
-    return fs.createReadStream(null, { fd: 0, autoClose: false });
-  }
-
-  use(path) {
-    const isGiven = fs.existsSync(path);
-    if (!isGiven && !this.#isGiven && !this.#stream) return;
-    this.#stream?.destroy();
-    this.#stream = undefined;
-    this.#isGiven = isGiven;
-    // An opened file gets the lowest descriptor that is free.
-    fs.closeSync(0);
-    fs.openSync(isGiven ? path : "/dev/null");
-  }
-}
-
 /** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
 class Modules {
   #directory;
   #globals = {};
   #setImport;
+  #helpers;
+  /** Calls a function from a module's code, for what is made there knows from where it imports. */
+  #call;
 
-  constructor(name) {
+  constructor({ NAME: name, helpers }) {
+    this.#helpers = helpers;
+    this.#replaceConstructors();
     // A variable of the script scope is a property of nothing, where it could be seen.
     this.#setImport = vm.runInThisContext(`let ${name}; (value) => { ${name} = value }`);
   }
@@ -89,16 +64,30 @@ class Modules {
     const module = new Module(filename);
     module.filename = filename;
     module.paths = Module._nodeModulePaths(dirname);
-    module._compile("exports.load = (name, options) => import(name, options); exports.require = require", filename);
+    const call = "exports.call = (call, ...words) => call(...words);";
+    module._compile(`exports.load = (name, options) => import(name, options); exports.require = require; ${call}`, filename);
     const { load, require } = module.exports;
+    this.#call = module.exports.call;
     module.exports = {};
     const resolve = (name) => {
       if (/^[./]|^\w+:/.test(name)) return new URL(name, url).href;
       return Module.isBuiltin(name) ? `node:${name}` : pathToFileURL(require.resolve(name)).href;
     };
     const meta = { __proto__: null, dirname, filename, resolve, url };
-    this.#setImport(Object.defineProperty(load, "meta", { value: meta }));
+    this.#setImport(Object.assign(load, { ...this.#helpers, meta }));
     this.#define({ require, module, exports: module.exports, __dirname: dirname, __filename: filename });
+  }
+
+  /** Those of functions, and `eval` where it is not the call that knows the names around it. */
+  #replaceConstructors() {
+    const apply = (target, _self, words) => this.#call(target, ...words);
+    const construct = (target, words, newTarget) => this.#call(Reflect.construct, target, words, newTarget);
+    for (const sample of [function () {}, async function () {}, function* () {}, async function* () {}]) {
+      const prototype = Object.getPrototypeOf(sample);
+      const value = new Proxy(prototype.constructor, { apply, construct });
+      Object.defineProperty(prototype, "constructor", { value });
+      if (prototype === Object.getPrototypeOf(Object)) globalThis.Function = value;
+    }
   }
 
   #define(values) {
@@ -186,13 +175,15 @@ exports.warm = (imports) => {
 };
 
 exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
-  const { listenerCount, listeners, on, stdout, stderr } = process;
+  const { listeners, on, stdout, stderr } = process;
   const { then } = Promise.prototype;
+  const { Exit } = imports;
   const print = stderr.write.bind(stderr);
   const traces = new Traces();
   const evaluator = new Evaluator();
-  const modules = new Modules(imports.NAME);
+  const modules = new Modules(imports);
   const input = new Input();
+  const outputs = new Outputs([stdout, stderr]);
   const control = new Socket({ fd: CONTROL });
 
   /** Ends the running cell with this answer. */
@@ -210,6 +201,8 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
 
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
+    // Where nobody listens, node opens its debugger.
+    SIGUSR1() {},
     beforeExit() {
       // Nothing is left that could settle what the cell waits for.
       print(`Warning: Detected unsettled top-level await at ${Traces.tag(running)}\n`);
@@ -223,34 +216,40 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     }
   }
 
-  /** From where an error comes that nobody caught; node tells it to this one only. */
-  let origin;
+  /** Whether node is about to end because of an error that nobody caught. */
+  let isFatal = false;
   const { _fatalException: fatal } = process;
-  process._fatalException = (error, isFromPromise) => {
-    origin = isFromPromise ? "unhandledRejection" : "uncaughtException";
-    return fatal.call(process, error, isFromPromise);
+  process._fatalException = (...given) => {
+    isFatal = true;
+    return fatal.apply(process, given);
   };
-  process.setUncaughtExceptionCaptureCallback((error) => {
-    if (error instanceof Exit) return;
-    const isHeard = listenerCount.call(process, "uncaughtException") > 0;
+  /** To node, every error of a cell is one that somebody listens for; exits are no errors. */
+  function emit(event, ...values) {
+    const [error] = values;
+    if (error instanceof Exit) return true;
+    const isLast = isFatal && event === "uncaughtException";
+    const send = () => Reflect.apply(EventEmitter.prototype.emit, process, [event, ...values]);
+    if (!isLast) return send();
+    isFatal = false;
     try {
-      if (isHeard) process.emit("uncaughtException", error, origin);
-      else print(traces.describe(error));
+      if (!send()) print(traces.describe(error));
     } catch (another) {
-      // From here it would end node.
       if (!(another instanceof Exit)) print(traces.describe(another));
     }
-  });
+    return true;
+  }
+  Object.defineProperty(process, "emit", { value: emit, writable: true, configurable: true });
 
   function evaluate(number, source, resolve) {
     traces.add(number, source);
-    const expression = `${imports.rewrite(source)}\n//# sourceURL=${Traces.tag(number)}`;
+    const expression = `${imports.rewrite(source, true)}\n//# sourceURL=${Traces.tag(number)}`;
     evaluator.begin(expression, (promise, details) => {
       if (!promise) {
         print(traces.refusal(details, number));
         return resolve(code(1));
       }
-      const fulfilled = () => resolve(code(process.exitCode ?? 0));
+      // What promises still call at this moment may be an exit.
+      const fulfilled = () => nextTick(() => resolve(code(process.exitCode ?? 0)));
       const rejected = (error) => {
         if (error instanceof Exit) return;
         print(traces.describe(error));
@@ -272,6 +271,7 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     const there = currentDirectory();
     modules.refresh();
     input.use(stdin);
+    outputs.mend();
     listen();
     const restore = overlay(pairs);
     process.exitCode = undefined;

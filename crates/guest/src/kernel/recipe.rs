@@ -97,6 +97,7 @@ static NODE: Recipe = Recipe {
         files: &[
             ("node.cjs", include_str!("node.cjs")),
             ("node_cells.cjs", include_str!("node_cells.cjs")),
+            ("node_stdio.cjs", include_str!("node_stdio.cjs")),
             ("node_traces.cjs", include_str!("node_traces.cjs")),
             ("imports.mjs", include_str!("imports.mjs")),
         ],
