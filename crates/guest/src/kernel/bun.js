@@ -9,6 +9,7 @@
 import cells from "./bun_cells.js" with { type: "text" };
 import kernel from "./bun_kernel.js" with { type: "text" };
 import lines from "./bun_lines.js" with { type: "text" };
+import stdio from "./bun_stdio.js" with { type: "text" };
 import imports from "./imports.mjs" with { type: "text" };
 
 function part(text) {
@@ -24,4 +25,4 @@ function moduleOf(text) {
   return part(`${script}\nmodule.exports = { ${names.join(", ")} };`);
 }
 
-await part(kernel).boot(() => ({ ...part(cells), ...part(lines), imports: moduleOf(imports) }));
+await part(kernel).boot(() => ({ ...part(cells), ...part(lines), ...part(stdio), imports: moduleOf(imports) }));

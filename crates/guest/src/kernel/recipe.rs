@@ -123,6 +123,7 @@ static BUN: Recipe = Recipe {
             ("bun_cells.js", include_str!("bun_cells.js")),
             ("bun_kernel.js", include_str!("bun_kernel.js")),
             ("bun_lines.js", include_str!("bun_lines.js")),
+            ("bun_stdio.js", include_str!("bun_stdio.js")),
             ("imports.mjs", include_str!("imports.mjs")),
             ("bunfig.toml", "preload = [\"./bun.js\"]\n"),
         ],
