@@ -3,7 +3,8 @@
 //
 // `import a, { b as c } from "d"` becomes `const { default: a, "b": c } = await $import("d")`,
 // `import(…)` and `import.meta` become `$import(…)` and `$import.meta`. Of an `export`, what it declares
-// or loads is left. All lines stay where they are. Types are understood, not removed.
+// or loads is left. A `const enum` becomes an `enum`, or later cells would not have it. All lines stay
+// where they are. Types are understood, not removed.
 //
 // Where code that is evaluated by code does not know from where it imports either, `eval(…)` becomes
 // `eval($import.text(…))`, and `(0, eval)` becomes `(0, $import.evaluate)`, which do the same to that.
@@ -141,6 +142,7 @@ function exported(source, at) {
     // What has no name is no declaration by itself.
     return replace(match(NAMED, source, end) ? "" : ";0, ", end);
   }
+  if (/^=(?![=>])/.test(source.slice(behind, behind + 2))) return replace(";0, ", behind + 1);
   if (list === undefined) return;
   let end = skipBlank(source, behind + list.length);
   const from = match(/(?:as\b\s*(?:[^\s"']+|"[^"\n]*"|'[^'\n]*')\s*)?from\b/y, source, end);
@@ -237,7 +239,7 @@ function catching(source, at, behind, isProperty) {
 /** The source with its imports replaced, and with `isEvalBlind` those of `eval`; as it is where it has none. */
 export function rewrite(source, isEvalBlind = false) {
   mayExit ||= /exit/i.test(source);
-  const words = [/\b(?:import|export)\b/, isEvalBlind && /\beval\b/, mayExit && /\bcatch\b/];
+  const words = [/\b(?:import|export|enum)\b/, isEvalBlind && /\beval\b/, mayExit && /\bcatch\b/];
   if (!words.some((word) => word && word.test(source))) return source;
   let out = "";
   let copied = 0;
@@ -316,6 +318,10 @@ export function rewrite(source, isEvalBlind = false) {
           isValue = false;
           continue;
         }
+      }
+      if (!isName && found === "const" && match(/enum\s+[\p{ID_Start}$_]/uy, source, behind) !== undefined) {
+        replace(at, at + found.length, " ".repeat(found.length));
+        continue;
       }
       if (!isName && found === "class" && source[behind] !== ":") classAt = open.length;
       at += found.length;

@@ -270,8 +270,8 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     }
     const there = currentDirectory();
     modules.refresh();
-    input.use(stdin);
     outputs.mend();
+    input.use(stdin);
     listen();
     const restore = overlay(pairs);
     process.exitCode = undefined;

@@ -71,6 +71,8 @@ class Source {
 /** The kernel's standard input: what the cell was given, then nothing. */
 class Input {
   #idle;
+  /** A pipe, until there is the stream that reads from it. */
+  #pipe;
   #source;
   #stream;
 
@@ -82,9 +84,10 @@ class Input {
   }
 
   #open() {
-    if (fstatSync(0).isFIFO()) {
-      const fd = openSync("/proc/self/fd/0", O_RDONLY | O_NONBLOCK);
-      return Object.assign(new Socket({ fd, readable: true, writable: false, manualStart: true }), { fd: 0 });
+    if (this.#pipe !== undefined) {
+      const options = { fd: this.#pipe, readable: true, writable: false, manualStart: true };
+      this.#pipe = undefined;
+      return Object.assign(new Socket(options), { fd: 0 });
     }
     this.#source = new Source();
     return createReadStream(null, { fd: 0, autoClose: false, fs: this.#source.files });
@@ -97,7 +100,8 @@ class Input {
       if (this.#source) this.#source.leave();
       else if (this.#stream.readableFlowing === null) this.#stream.destroy();
     }
-    this.#stream = this.#source = undefined;
+    if (this.#pipe !== undefined) closeSync(this.#pipe);
+    this.#stream = this.#source = this.#pipe = undefined;
   }
 
   use(path) {
@@ -105,6 +109,8 @@ class Input {
     if (!path && this.#idle && this.#idle === identity(0)) return;
     try {
       replace(0, path || NOTHING, O_RDONLY);
+      // While somebody may still write: who opens it later is not told of its end.
+      if (path && fstatSync(0).isFIFO()) this.#pipe = openSync(path, O_RDONLY | O_NONBLOCK);
     } catch {
       replace(0, NOTHING, O_RDONLY); // the code has removed it
     }
@@ -127,7 +133,9 @@ class Outputs {
 
   mend() {
     for (const file of this.#files) {
-      if (identity(file.descriptor) !== file.identity) replace(file.descriptor, file.spare, O_WRONLY | O_NONBLOCK);
+      if (identity(file.descriptor) === file.identity) continue;
+      if (identity(0) === undefined) openSync(NOTHING, O_RDONLY);
+      replace(file.descriptor, file.spare, O_WRONLY | O_NONBLOCK);
     }
     for (const stream of this.#streams) stream._undestroy();
   }

@@ -194,6 +194,7 @@ static DENO: Recipe = Recipe {
         files: &[
             ("deno.mjs", include_str!("deno.mjs")),
             ("deno_cells.mjs", include_str!("deno_cells.mjs")),
+            ("deno_stdio.mjs", include_str!("deno_stdio.mjs")),
             ("deno_traces.mjs", include_str!("deno_traces.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
         ],
