@@ -66,7 +66,7 @@ def make(add_user_packages):
                 with lock:
                     if not is_loading:
                         load(self)
-                return super().__getattribute__(name)
+                return type(sys).__getattribute__(self, name)  # whose class it is by now
 
         sys.modules[name] = Unloaded(name)
 
