@@ -21,65 +21,16 @@ const EVENT = "unhandledRejection";
 /** The file that the driver's frames are in. */
 const OWN = /([^\s(]+\/bun\.js):\d+/.exec(new Error().stack)?.[1] ?? "bun.js";
 
-const code = (value) => `code ${Number(value ?? 0) & 255}`;
-
-function currentDirectory() {
-  try {
-    return process.cwd();
-  } catch {
-    return undefined; // removed
-  }
-}
-
-/** Enters the directory, if one is given; what comes back returns, unless the code went elsewhere. */
-function enter(directory) {
-  if (!directory) return () => {};
-  const before = currentDirectory();
-  process.chdir(directory);
-  const there = currentDirectory();
-  return () => {
-    if (before === undefined || currentDirectory() !== there) return;
-    try {
-      process.chdir(before);
-    } catch {
-      // The cell removed it.
-    }
-  };
-}
-
-/** Sets variables of one cell; what comes back restores them, unless the code changed them. */
-function overlay(pairs) {
-  const { env } = process;
-  const saved = [];
-  for (let at = 0; at + 1 < pairs.length; at += 2) {
-    const [name, value] = pairs.slice(at, at + 2);
-    saved.push([name, value, env[name]]);
-    env[name] = value;
-  }
-  return () => {
-    for (const [name, value, before] of saved.reverse()) {
-      if (env[name] !== value) continue;
-      if (before === undefined) delete env[name];
-      else env[name] = before;
-    }
-  };
-}
-
-/** Waits for output that the code has left to the event loop. */
-async function flushed(stream) {
+/** Hands on what bun itself holds back of a stream. */
+async function release(stream) {
   if (!stream || stream.destroyed) return;
   // Bun writes past the stream, and does not count in it what waits.
   const [sink] = Object.getOwnPropertySymbols(stream).flatMap((symbol) => (stream[symbol]?.sinkId ? [stream[symbol]] : []));
   try {
     await sink?.flush();
   } catch {
-    return; // closed
+    // The code has closed it.
   }
-  if (!stream.writableLength) return;
-  await new Promise((resolve) => {
-    stream.once("close", resolve);
-    stream.write("", resolve);
-  });
 }
 
 const write = console.error.bind(console); // the code may put another in its place
@@ -148,7 +99,7 @@ class Modules {
 
   /** Follows the working directory. */
   refresh() {
-    const dirname = currentDirectory();
+    const dirname = this.#imports.currentDirectory();
     if (dirname === this.#directory || dirname === undefined) return;
     this.#directory = dirname;
     const filename = `${dirname}/cell.ts`;
@@ -197,7 +148,7 @@ function rejectionListeners() {
 
 async function serve({ libc, control, end, tell, words, fields, passEnvironment, first, ...parts }) {
   const { imports, restoreLines, Input, Outputs } = parts;
-  const { Exit } = imports;
+  const { Exit, code, enter, overlay, flushed } = imports;
   const names = { __dirname: `${imports.NAME}.meta.dirname`, __filename: `${imports.NAME}.meta.filename` };
   const transpiler = new Bun.Transpiler({ loader: "ts", replMode: true, define: names });
   const sources = new Map();
@@ -302,8 +253,10 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
     restore();
     leave();
     if (stdin) input.use("");
-    await flushed(stdout);
-    await flushed(stderr);
+    for (const stream of [stdout, stderr]) {
+      await release(stream);
+      await flushed(stream);
+    }
     return answer;
   }
 

@@ -30,6 +30,8 @@ function identity(descriptor) {
 class Input {
   #libc;
   #idle;
+  /** How often there was another. */
+  #turn = 0;
   #stream;
   /** Those that earlier cells have left open, the oldest first. */
   #left = [];
@@ -73,10 +75,11 @@ class Input {
   }
 
   #blob() {
+    const turn = ++this.#turn;
     const file = Bun.file(0);
     for (const method of ["arrayBuffer", "bytes", "json", "text"]) {
       file[method] = async () => {
-        const own = this.#duplicate();
+        const own = turn === this.#turn ? this.#duplicate() : openSync(NOTHING);
         try {
           return await Bun.file(own)[method]();
         } finally {
@@ -84,12 +87,11 @@ class Input {
         }
       };
     }
-    file.stream = () => Readable.toWeb(this.#open());
+    file.stream = () => Readable.toWeb(turn === this.#turn ? this.#open() : Readable.from([]));
     return file;
   }
 
   use(path) {
-    if (this.#stream?.readableFlowing === null) this.#stream.destroy();
     this.#stream = undefined;
     if (!path && this.#idle && this.#idle === identity(0)) return;
     let descriptor;

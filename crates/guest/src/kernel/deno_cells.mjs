@@ -14,20 +14,18 @@ import { createRequire, SourceMap, stripTypeScriptTypes } from "node:module";
 import { pathToFileURL } from "node:url";
 import v8 from "node:v8";
 import vm from "node:vm";
+import { code, enter, flushed, overlay } from "./cells.mjs";
 import { Input, Outputs } from "./deno_stdio.mjs";
 import { Traces } from "./deno_traces.mjs";
 import * as imports from "./imports.mjs";
 
 // Cells can declare names of their own over these.
-const { addEventListener, atob, BigInt, console, Deno, JSON, Map } = globalThis;
-const { Number, Object, Promise, queueMicrotask, Reflect, RegExp, Set, String, TextDecoder, Uint8Array, URL } = globalThis;
+const { addEventListener, atob, BigInt, console, Deno, JSON, Map, Number, Object, Promise } = globalThis;
+const { queueMicrotask, Reflect, RegExp, Set, String, TextDecoder, Uint8Array, URL } = globalThis;
 const { nextTick } = globalThis.process;
 const { Exit } = imports;
 
 const SIGINT = 2;
-
-/** What `answer`s of cells say. */
-const code = (number) => `code ${number & 255}`;
 
 /** A text, and the map that it ends with. */
 function withMap(text) {
@@ -128,40 +126,6 @@ function makeImporter() {
     },
   };
   return Object.assign(importer, imports.helpers, { meta });
-}
-
-/** Sets what belongs to one cell only; what comes back restores it, unless the code changed it. */
-function overlay(pairs) {
-  const saved = [];
-  for (let at = 0; at + 1 < pairs.length; at += 2) {
-    const [name, value] = pairs.slice(at, at + 2);
-    saved.push([name, value, Deno.env.get(name)]);
-    Deno.env.set(name, value);
-  }
-  return () => {
-    for (const [name, value, before] of saved.reverse()) {
-      if (Deno.env.get(name) !== value) continue;
-      if (before === undefined) Deno.env.delete(name);
-      else Deno.env.set(name, before);
-    }
-  };
-}
-
-function currentDirectory() {
-  try {
-    return Deno.cwd();
-  } catch {
-    return undefined; // removed
-  }
-}
-
-/** Output that the code has left to the event loop. */
-function flushed(stream) {
-  if (!stream?.writableLength || stream.destroyed) return;
-  return new Promise((resolve) => {
-    stream.once("close", resolve);
-    stream.write("", resolve);
-  });
 }
 
 export async function serve({ libc, control, tell, words, fields, request }) {
@@ -283,15 +247,12 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   }
 
   async function run(number, [directory, stdin, source, ...pairs]) {
-    const before = currentDirectory();
-    if (directory) {
-      try {
-        Deno.chdir(directory);
-      } catch {
-        return "directory";
-      }
+    let leave;
+    try {
+      leave = enter(directory);
+    } catch {
+      return "directory";
     }
-    const there = currentDirectory();
     input.use(stdin);
     outputs.mend();
     const restore = overlay(pairs);
@@ -303,13 +264,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     process.exitCode = undefined;
     Deno.exitCode = 0;
     restore();
-    if (directory && before !== undefined && [there, undefined].includes(currentDirectory())) {
-      try {
-        Deno.chdir(before);
-      } catch {
-        // The cell removed it.
-      }
-    }
+    leave();
     if (stdin) input.use("");
     post("Runtime.releaseObjectGroup", { objectGroup: "cell" });
     await flushed(process.stdout);

@@ -43,6 +43,16 @@ class CellInput extends Deno.stdin.constructor {
     return true;
   }
 
+  /** Makes sure that it can be read from later. */
+  static keep(input) {
+    input.#begin();
+  }
+
+  /** Once descriptor 0 is another's, nobody begins to read here. */
+  static leave(input) {
+    if (input.#descriptor === undefined) input.#end("read");
+  }
+
   #end(how) {
     this.#isDone ||= how;
     if (this.#descriptor === undefined || this.#pending > 0) return;
@@ -99,6 +109,7 @@ class CellInput extends Deno.stdin.constructor {
 /** The kernel's standard input: what the cell was given, then nothing. */
 export class Input {
   #libc;
+  #input;
   #stream;
   /** Descriptors of inputs that nobody can read any more. */
   #unread;
@@ -116,6 +127,7 @@ export class Input {
 
   #open() {
     const from = Deno.stdin;
+    if (from === this.#input) CellInput.keep(from);
     const stream = new Readable({
       highWaterMark: 65536,
       read(size) {
@@ -136,7 +148,8 @@ export class Input {
       this.#libc.dup2(descriptor, 0);
       this.#libc.close(descriptor);
     }
-    Deno.stdin = new CellInput(this.#libc, this.#unread);
+    if (this.#input) CellInput.leave(this.#input);
+    Deno.stdin = this.#input = new CellInput(this.#libc, this.#unread);
     this.#stream = undefined;
   }
 }
@@ -149,8 +162,13 @@ export class Outputs {
   constructor() {
     const { close, closeSync } = fs;
     const isStandard = (descriptor) => descriptor === 0 || descriptor === 1 || descriptor === 2;
-    fs.closeSync = (descriptor) => (isStandard(descriptor) ? undefined : closeSync(descriptor));
-    fs.close = (descriptor, done) => (isStandard(descriptor) ? process.nextTick(done ?? (() => {}), null) : close(descriptor, done));
+    fs.closeSync = (descriptor) => {
+      if (!isStandard(descriptor)) closeSync(descriptor);
+    };
+    fs.close = (descriptor, done = () => {}) => {
+      if (isStandard(descriptor)) process.nextTick(done, null);
+      else close(descriptor, done);
+    };
     for (const output of [Deno.stdout, Deno.stderr]) {
       output.close = () => {};
       Object.defineProperty(output, "writable", { configurable: true, get: () => this.#writableOf(output) });

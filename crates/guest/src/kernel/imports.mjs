@@ -232,8 +232,8 @@ function catching(source, at, behind, isProperty) {
   const clause = match(CLAUSE, source, at);
   if (clause === undefined || !/\}\s*$/.test(before(source, at))) return;
   const [, name] = /\(\s*([^\s:)]+)/.exec(clause) ?? [];
-  const text = name ? `${clause}${NAME}.check(${name});` : `catch (${NAME}_) {${linesOf(clause)}${NAME}.check(${NAME}_);`;
-  return { text, end: at + clause.length, opened: "{" };
+  const begin = name ? clause : `catch (${NAME}_) {${linesOf(clause)}`;
+  return { text: `${begin}${NAME}.check(${name ?? `${NAME}_`});`, end: at + clause.length, opened: "{" };
 }
 
 /** The source with its imports replaced, and with `isEvalBlind` those of `eval`; as it is where it has none. */

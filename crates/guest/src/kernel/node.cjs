@@ -169,8 +169,11 @@ function coverTracks() {
 
 function boot() {
   const cells = require("./node_cells.cjs");
-  const source = fs.readFileSync(path.join(__dirname, "imports.mjs"), "base64");
-  const imports = settle(import(`data:text/javascript;base64,${source}`));
+  const load = (name) => {
+    const source = fs.readFileSync(path.join(__dirname, name), "base64");
+    return settle(import(`data:text/javascript;base64,${source}`));
+  };
+  const imports = { ...load("cells.mjs"), ...load("imports.mjs") };
   reportEnd();
   warm();
   cells.warm(imports);

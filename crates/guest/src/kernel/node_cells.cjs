@@ -27,16 +27,12 @@ const SIGINT = 2;
 /** What node reports where a top-level `await` can never be settled. */
 const UNSETTLED = 13;
 
-/** What answers of cells say. */
-const code = (number) => `code ${number & 255}`;
-
-function currentDirectory() {
-  try {
-    return process.cwd();
-  } catch {
-    return undefined; // removed
-  }
-}
+/** What only the code of a module can do as one. */
+const FROM_MODULE = `
+  exports.call = (call, ...words) => call(...words);
+  exports.load = (name, options) => import(name, options);
+  exports.require = require;
+`;
 
 /** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
 class Modules {
@@ -47,8 +43,11 @@ class Modules {
   /** Calls a function from a module's code, for what is made there knows from where it imports. */
   #call;
 
-  constructor({ NAME: name, helpers }) {
+  #currentDirectory;
+
+  constructor({ NAME: name, helpers, currentDirectory }) {
     this.#helpers = helpers;
+    this.#currentDirectory = currentDirectory;
     this.#replaceConstructors();
     // A variable of the script scope is a property of nothing, where it could be seen.
     this.#setImport = vm.runInThisContext(`let ${name}; (value) => { ${name} = value }`);
@@ -56,7 +55,7 @@ class Modules {
 
   /** Follows the working directory. */
   refresh() {
-    const dirname = currentDirectory();
+    const dirname = this.#currentDirectory();
     if (dirname === this.#directory || dirname === undefined) return;
     this.#directory = dirname;
     const filename = `${dirname}/cell.cjs`;
@@ -64,10 +63,9 @@ class Modules {
     const module = new Module(filename);
     module.filename = filename;
     module.paths = Module._nodeModulePaths(dirname);
-    const call = "exports.call = (call, ...words) => call(...words);";
-    module._compile(`exports.load = (name, options) => import(name, options); exports.require = require; ${call}`, filename);
-    const { load, require } = module.exports;
-    this.#call = module.exports.call;
+    module._compile(FROM_MODULE, filename);
+    const { call, load, require } = module.exports;
+    this.#call = call;
     module.exports = {};
     const resolve = (name) => {
       if (/^[./]|^\w+:/.test(name)) return new URL(name, url).href;
@@ -97,33 +95,6 @@ class Modules {
       Object.defineProperty(globalThis, name, { value, writable: true, configurable: true });
     }
   }
-}
-
-/** Sets what belongs to one cell only; what comes back restores it, unless the code changed it. */
-function overlay(pairs) {
-  const { env } = process;
-  const saved = [];
-  for (let at = 0; at + 1 < pairs.length; at += 2) {
-    const [name, value] = pairs.slice(at, at + 2);
-    saved.push([name, value, env[name]]);
-    env[name] = value;
-  }
-  return () => {
-    for (const [name, value, before] of saved.reverse()) {
-      if (process.env[name] !== value) continue;
-      if (before === undefined) delete process.env[name];
-      else process.env[name] = before;
-    }
-  };
-}
-
-/** Output that the code has left to the event loop. */
-function flushed(stream) {
-  if (!stream?.writableLength || stream.destroyed) return;
-  return new Promise((resolve) => {
-    stream.once("close", resolve);
-    stream.write("", resolve);
-  });
 }
 
 /** Evaluates programs in the engine's console mode. */
@@ -177,7 +148,7 @@ exports.warm = (imports) => {
 exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
   const { listeners, on, stdout, stderr } = process;
   const { then } = Promise.prototype;
-  const { Exit } = imports;
+  const { Exit, code, enter, overlay, flushed } = imports;
   const print = stderr.write.bind(stderr);
   const traces = new Traces();
   const evaluator = new Evaluator();
@@ -260,15 +231,12 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
   }
 
   async function run(number, [directory, stdin, source, ...pairs]) {
-    const before = currentDirectory();
-    if (directory) {
-      try {
-        process.chdir(directory);
-      } catch {
-        return "directory";
-      }
+    let leave;
+    try {
+      leave = enter(directory);
+    } catch {
+      return "directory";
     }
-    const there = currentDirectory();
     modules.refresh();
     outputs.mend();
     input.use(stdin);
@@ -286,13 +254,7 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
     finish = () => {};
     process.exitCode = undefined;
     restore();
-    if (directory && before !== undefined && currentDirectory() === there) {
-      try {
-        process.chdir(before);
-      } catch {
-        // The cell removed it.
-      }
-    }
+    leave();
     if (stdin) input.use("");
     await flushed(stdout);
     await flushed(stderr);

@@ -127,8 +127,10 @@ class Outputs {
 
   constructor(streams) {
     this.#streams = streams;
-    // Node makes these streams usable again after their end, but not what is below them.
-    for (const stream of streams) Object.defineProperty(stream, "_final", { value: (done) => done(), configurable: true });
+    for (const stream of streams) {
+      // Node makes these streams usable again after their end, but not what is below them.
+      Object.defineProperty(stream, "_final", { value: (done) => done(), configurable: true });
+    }
   }
 
   mend() {

@@ -95,6 +95,7 @@ static NODE: Recipe = Recipe {
     bare: &["node"],
     driver: Driver::Files(DriverFiles {
         files: &[
+            ("cells.mjs", include_str!("cells.mjs")),
             ("node.cjs", include_str!("node.cjs")),
             ("node_cells.cjs", include_str!("node_cells.cjs")),
             ("node_stdio.cjs", include_str!("node_stdio.cjs")),
@@ -124,6 +125,7 @@ static BUN: Recipe = Recipe {
             ("bun_kernel.js", include_str!("bun_kernel.js")),
             ("bun_lines.js", include_str!("bun_lines.js")),
             ("bun_stdio.js", include_str!("bun_stdio.js")),
+            ("cells.mjs", include_str!("cells.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
             ("bunfig.toml", "preload = [\"./bun.js\"]\n"),
         ],
@@ -192,6 +194,7 @@ static DENO: Recipe = Recipe {
     bare: &["deno", "run", "--allow-all"],
     driver: Driver::Files(DriverFiles {
         files: &[
+            ("cells.mjs", include_str!("cells.mjs")),
             ("deno.mjs", include_str!("deno.mjs")),
             ("deno_cells.mjs", include_str!("deno_cells.mjs")),
             ("deno_stdio.mjs", include_str!("deno_stdio.mjs")),
