@@ -269,6 +269,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     post("Runtime.releaseObjectGroup", { objectGroup: "cell" });
     await flushed(process.stdout);
     await flushed(process.stderr);
+    if (!outputs.areThere(source)) libc._exit(1); // no cell would be heard again
     return answer;
   }
 

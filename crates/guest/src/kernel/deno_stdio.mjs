@@ -11,6 +11,8 @@ import { Readable } from "node:stream";
 const { BigInt, Buffer, Deno, Error, FinalizationRegistry, Number, Object, ReadableStream } = globalThis;
 const { TextEncoder, Uint8Array, WritableStream } = globalThis;
 
+const { fstatSync } = fs;
+
 const F_DUPFD_CLOEXEC = 1030;
 
 const encode = (path) => new TextEncoder().encode(`${path}\0`);
@@ -158,6 +160,7 @@ export class Input {
 export class Outputs {
   #streams = [process.stdout, process.stderr];
   #writables = new Map();
+  #mayClose = false;
 
   constructor() {
     const { close, closeSync } = fs;
@@ -189,6 +192,16 @@ export class Outputs {
       this.#writables.set(output, writable);
     }
     return writable;
+  }
+
+  /** Whether they are still there after this code: it can close them where it has imported how by name. */
+  areThere(source) {
+    this.#mayClose ||= source.includes("close");
+    try {
+      return !this.#mayClose || Boolean(fstatSync(1) && fstatSync(2));
+    } catch {
+      return false;
+    }
   }
 
   mend() {

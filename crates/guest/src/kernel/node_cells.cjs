@@ -39,10 +39,9 @@ class Modules {
   #directory;
   #globals = {};
   #setImport;
-  #helpers;
   /** Calls a function from a module's code, for what is made there knows from where it imports. */
   #call;
-
+  #helpers;
   #currentDirectory;
 
   constructor({ NAME: name, helpers, currentDirectory }) {
@@ -192,7 +191,11 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
   const { _fatalException: fatal } = process;
   process._fatalException = (...given) => {
     isFatal = true;
-    return fatal.apply(process, given);
+    try {
+      return fatal.apply(process, given);
+    } finally {
+      isFatal = false;
+    }
   };
   /** To node, every error of a cell is one that somebody listens for; exits are no errors. */
   function emit(event, ...values) {
