@@ -170,8 +170,9 @@ function coverTracks() {
 function boot() {
   const cells = require("./node_cells.cjs");
   const load = (name) => {
-    const source = fs.readFileSync(path.join(__dirname, name), "base64");
-    return settle(import(`data:text/javascript;base64,${source}`));
+    // Traces show the source's URL, which would be the whole of it.
+    const source = `${fs.readFileSync(path.join(__dirname, name))}\n//# sourceURL=node:internal/cells`;
+    return settle(import(`data:text/javascript;base64,${Buffer.from(source).toString("base64")}`));
   };
   const imports = { ...load("cells.mjs"), ...load("imports.mjs") };
   reportEnd();

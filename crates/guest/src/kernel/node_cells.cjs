@@ -19,7 +19,7 @@ const { Input, Outputs } = require("./node_stdio.cjs");
 const { Traces } = require("./node_traces.cjs");
 
 /** Looked up before cells put others in their places. */
-const { Number, Object, Promise, Proxy, Reflect, Set } = globalThis;
+const { Number, Object, Promise, Proxy, Reflect, Set, eval: evaluateText } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
@@ -32,6 +32,7 @@ const FROM_MODULE = `
   exports.call = (call, ...words) => call(...words);
   exports.load = (name, options) => import(name, options);
   exports.require = require;
+  //# sourceURL=node:internal/cells
 `;
 
 /** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
@@ -71,7 +72,8 @@ class Modules {
       return Module.isBuiltin(name) ? `node:${name}` : pathToFileURL(require.resolve(name)).href;
     };
     const meta = { __proto__: null, dirname, filename, resolve, url };
-    this.#setImport(Object.assign(load, { ...this.#helpers, meta }));
+    const evaluate = (source) => call(evaluateText, source);
+    this.#setImport(Object.assign(load, { ...this.#helpers, evaluate, meta }));
     this.#define({ require, module, exports: module.exports, __dirname: dirname, __filename: filename });
   }
 
@@ -201,12 +203,11 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
   function emit(event, ...values) {
     const [error] = values;
     if (error instanceof Exit) return true;
-    const isLast = isFatal && event === "uncaughtException";
-    const send = () => Reflect.apply(EventEmitter.prototype.emit, process, [event, ...values]);
-    if (!isLast) return send();
+    const given = [event, ...values];
+    if (!isFatal || event !== "uncaughtException") return Reflect.apply(EventEmitter.prototype.emit, process, given);
     isFatal = false;
     try {
-      if (!send()) print(traces.describe(error));
+      if (!Reflect.apply(EventEmitter.prototype.emit, process, given)) print(traces.describe(error));
     } catch (another) {
       if (!(another instanceof Exit)) print(traces.describe(another));
     }
@@ -275,3 +276,6 @@ exports.serve = ({ CONTROL, tell, words, fields, imports, first }) => {
   control.on("error", () => {});
   answer(first);
 };
+
+// In traces of what it calls.
+//# sourceURL=node:internal/cells
