@@ -17,6 +17,7 @@ def make(add_user_packages):
     import os
     import sys
 
+    EBADF = 9
     DONE, SIGNALLED, NO_DIRECTORY = b"code", b"signal", b"directory"
 
     def out_of_the_way(descriptor):
@@ -341,26 +342,36 @@ def make(add_user_packages):
         if os.getpid() != kernel:
             flush()
             os._exit(status[1])  # a fork that came to the end of its cell
-        restore_environment(overlay, saved)
-        if directory and before is not None and current_directory() in (there, None):
-            try:
-                os.chdir(before)
-            except OSError:
-                pass  # the cell removed it
-        if stdin:
-            use_stdin(b"")
-        flush()
+
+        def restore():
+            restore_environment(overlay, saved)
+            if directory and before is not None and current_directory() in (there, None):
+                try:
+                    os.chdir(before)
+                except OSError:
+                    pass  # the cell removed it
+            if stdin:
+                use_stdin(b"")
+            flush()
+
+        calmly(restore)
         return status
 
-    def next_request():
+    def calmly(step, *given):
+        """Does what has to be done, and may be done twice, whatever handlers of signals raise meanwhile."""
         while True:
             try:
-                return os.read(control, 64).split()
-            except BaseException as error:  # of a signal handler of the code's
+                return step(*given)
+            except BaseException as error:
+                if getattr(error, "errno", None) == EBADF:
+                    raise  # the code has closed what this kernel needs
                 try:
                     show(error)
                 except BaseException:
                     pass
+
+    def next_request():
+        return os.read(control, 64).split()
 
     def begin(control_line, mailbox_file):
         import __main__
@@ -397,8 +408,8 @@ def make(add_user_packages):
             number = int(request[1])
             kind, code = serve_one(number, int(request[2]))
             # A line of its own, whatever the code may have written there.
-            os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))
-            request = next_request()
+            calmly(os.write, control, b"\ncell %d %s %d\n" % (number, kind, code))
+            request = calmly(next_request)
 
     def rehearse():
         code = compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec", flags, True)
