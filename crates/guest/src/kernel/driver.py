@@ -16,6 +16,7 @@ def wait():
     import posix
     import site
     import sys
+    import time
 
     control, mailbox, archive = 3, 4, 5
     place = "/proc/self/fd/5"
@@ -56,17 +57,32 @@ def wait():
         posix.environ.clear()
         posix.environ.update(pairs)
         if os.environ.get("TZ") != zone:
-            import time
-
             time.tzset()
 
+    # What was read of the user's packages: when their directory was changed last, and which files.
+    changed, read = 0, None
+
     def add_user_packages():
-        """What `pip install --user` brought since this interpreter started."""
+        """What `pip install --user` brought since this was called last, or the interpreter started."""
+        nonlocal changed, read
         user = site.ENABLE_USER_SITE and site.USER_SITE
-        if not user or user in sys.path or not os.path.isdir(user):
+        try:
+            now_changed = posix.stat(user).st_mtime_ns if user else 0
+        except OSError:
+            return  # it is not there
+        if now_changed == changed:
             return
+        # Its clock is coarse: what has just been changed may change again at the same time.
+        is_old = time.time_ns() - now_changed > 100_000_000
+        changed = now_changed if is_old else 0
+        files = {name for name in posix.listdir(user) if name.endswith(".pth")}
         before = len(sys.path)
-        site.addsitedir(user)
+        if user not in sys.path:
+            site.addsitedir(user)
+        elif read is not None:
+            for name in sorted(files - read):
+                site.addpackage(user, name, None)
+        read = files
         added = sys.path[before:]
         del sys.path[before:]
         system = site.getsitepackages()
