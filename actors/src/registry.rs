@@ -344,6 +344,30 @@ impl Handler<Execute> for Registry {
     }
 }
 
+/// A job that came to a session after its end, where that never had a sandbox.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Again {
+    pub(crate) key: SessionKey,
+    pub(crate) run: Run,
+}
+
+impl Handler<Again> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Again { key, run }: Again, _: &mut Self::Context) {
+        let session = match self.own.draining {
+            true => Err(ExecuteError::ShuttingDown),
+            false => self.find_or_start(&key, &run.job),
+        };
+        match session {
+            Ok(session) => session.do_send(run),
+            // Whoever is gone by now needs no answer.
+            Err(error) => drop(run.reply.send(Err(error))),
+        }
+    }
+}
+
 type Answer = oneshot::Receiver<Result<ExecutionResult, ExecuteError>>;
 
 fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {

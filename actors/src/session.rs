@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::error::ExecuteError;
 use crate::pool::{self, Held, Lease, PoolError};
-use crate::registry::{Ended, LossReported};
+use crate::registry::{Again, Ended, LossReported};
 use crate::run::{Memory, Waits};
 use crate::supervisor::{Life, Supervised};
 use crate::watch::{DeathWatch, destroy};
@@ -359,7 +359,7 @@ impl Session {
                 reason: pruned(*idle),
             },
             Ending::Failed(error) => error.clone(),
-            Ending::Unused => ExecuteError::Cancelled,
+            Ending::Unused => ExecuteError::SessionNotFound,
             Ending::Left => ExecuteError::ShuttingDown,
         }
     }
@@ -417,6 +417,11 @@ impl Handler<Run> for Session {
 
     fn handle(&mut self, run: Run, _: &mut Self::Context) {
         if let State::Ended(ending) = &self.own.state {
+            if matches!(ending, Ending::Unused) {
+                // Whoever sent it could not know yet.
+                let key = self.setting.key.clone();
+                return self.setting.registry.do_send(Again { key, run });
+            }
             let error = self.error_for(ending);
             if run.reply.send(Err(error)).is_ok() {
                 self.note_told(ending);

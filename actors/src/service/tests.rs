@@ -7,6 +7,9 @@ use actix::prelude::*;
 use isol8_api::{Runtime, SessionId, TenantId};
 use isol8_backend::Claim;
 use isol8_backend::fake::FakeBackend;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Service, ServiceConfig};
 use crate::error::ExecuteError;
@@ -14,7 +17,7 @@ use crate::job::{Job, Program};
 use crate::pool::{Pool, PoolSize, SandboxDefaults};
 use crate::pruner::Pruner;
 use crate::registry::Registry;
-use crate::session::{Session, SessionKey};
+use crate::session::{Run, Session, SessionKey};
 use crate::supervisor::Supervised;
 
 /// Makes whoever gets it panic.
@@ -145,6 +148,33 @@ async fn a_session_that_panics_keeps_its_sandbox_its_run_and_its_queue() {
     assert_eq!(waiting.await.unwrap(), "41");
     assert_eq!(behind.await.unwrap(), "41");
     assert_eq!(service.observe().await.unwrap().restarts.sessions, 1);
+    service.shutdown().await.unwrap();
+    assert_eq!(backend.counters().live(), 0);
+}
+
+#[actix::test]
+async fn a_job_that_meets_a_session_nobody_waited_for_has_another() {
+    let backend = FakeBackend::new();
+    let service = service(&backend);
+    backend.slow_create(Duration::from_millis(500));
+    let gone = tokio::spawn({
+        let service = service.clone();
+        async move { output(&service, Some("s"), "print 1").await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let unused = session_of(&service, "s").await;
+    gone.abort();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // It was on its way when the session ended.
+    let (reply, answer) = oneshot::channel();
+    unused.do_send(Run {
+        job: Arc::new(job("print 2")),
+        live: None,
+        cancel: CancellationToken::new(),
+        received: Instant::now(),
+        reply,
+    });
+    assert_eq!(answer.await.unwrap().unwrap().stdout, "2");
     service.shutdown().await.unwrap();
     assert_eq!(backend.counters().live(), 0);
 }
