@@ -226,6 +226,10 @@ impl Config {
         keep("network", self.network != before.network);
         self.network.clone_from(&before.network);
         self.egress.clone_from(&before.egress);
+        keep(
+            "remoteCode.cacheMaxBytes",
+            self.remote_code.keep_bytes != before.remote_code.keep_bytes,
+        );
         let shutdown = |config: &Self| {
             let Self {
                 shutdown_grace,

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which hosts a run may reach: regular expressions, found anywhere in a host's name.
+/// Which hosts a run may reach: regular expressions, found anywhere in a host's name. Case does not matter;
+/// names are matched in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkFilter {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::Answer;
@@ -46,6 +46,15 @@ impl Refusal {
         *answer.status_mut() = self.status();
         let plain = HeaderValue::from_static("text/plain; charset=utf-8");
         answer.headers_mut().insert(CONTENT_TYPE, plain);
+        if self.ends_connection() {
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(CONNECTION, close);
+        }
         answer
+    }
+
+    /// Where what follows on the connection could not be served either, or begins who knows where.
+    fn ends_connection(&self) -> bool {
+        matches!(self, Self::Malformed(_) | Self::Connections | Self::Bytes)
     }
 }

@@ -1,5 +1,7 @@
 //! Requests that two readers could understand differently.
 
+use tokio::io::AsyncWriteExt as _;
+
 use crate::harness::*;
 
 #[tokio::test]
@@ -7,7 +9,7 @@ async fn what_is_ambiguous_or_no_request_is_refused_and_reaches_nobody() {
     let origin = Origin::hello().await;
     let post = |headers: &str, body: &str| {
         let url = origin.url();
-        format!("POST {url} HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n{body}")
+        format!("POST {url} HTTP/1.1\r\nHost: x\r\n{headers}\r\n{body}")
     };
     let port = origin.port;
     for request in [
@@ -32,19 +34,17 @@ async fn what_is_ambiguous_or_no_request_is_refused_and_reaches_nobody() {
             "POST {} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             origin.url()
         ),
-        format!("GET http://a@origin.example:{port}/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!("GET http://%31%32%37.0.0.1:{port}/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!("GET https://origin.example:{port}/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!("GET ftp://origin.example:{port}/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!("GET http://origin.example:{port}x/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!("GET http://origin.example:6{port}6/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!("GET / HTTP/1.1\r\nHost: origin.example:{port}\r\nConnection: close\r\n\r\n"),
-        "OPTIONS * HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(),
-        "CONNECT origin.example HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(),
-        format!("CONNECT http://origin.example:{port}/ HTTP/1.1\r\nConnection: close\r\n\r\n"),
-        format!(
-            "CONNECT origin.example:{port} HTTP/1.1\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc"
-        ),
+        format!("GET http://a@origin.example:{port}/ HTTP/1.1\r\n\r\n"),
+        format!("GET http://%31%32%37.0.0.1:{port}/ HTTP/1.1\r\n\r\n"),
+        format!("GET https://origin.example:{port}/ HTTP/1.1\r\n\r\n"),
+        format!("GET ftp://origin.example:{port}/ HTTP/1.1\r\n\r\n"),
+        format!("GET http://origin.example:{port}x/ HTTP/1.1\r\n\r\n"),
+        format!("GET http://origin.example:6{port}6/ HTTP/1.1\r\n\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: origin.example:{port}\r\n\r\n"),
+        "OPTIONS * HTTP/1.1\r\n\r\n".to_owned(),
+        "CONNECT origin.example HTTP/1.1\r\n\r\n".to_owned(),
+        format!("CONNECT http://origin.example:{port}/ HTTP/1.1\r\n\r\n"),
+        format!("CONNECT origin.example:{port} HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"),
         "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03".to_owned() + &"\0".repeat(100),
         "hello?\r\n\r\n".to_owned(),
     ] {
@@ -96,5 +96,35 @@ async fn an_answer_that_is_none_is_a_bad_gateway() {
     ] {
         let origin = Origin::start(answer).await;
         assert_eq!(status(&run(), &origin.url()).await, 502, "{answer:?}");
+    }
+}
+
+/// Whatever comes, an answer is HTTP or nothing, and the connection ends.
+#[tokio::test]
+async fn noise_does_no_harm() {
+    let origin = Origin::hello().await;
+    let mut random = fastrand::Rng::with_seed(7);
+    let run = run();
+    for _ in 0..500 {
+        let mut bytes = get(&origin.url()).into_bytes();
+        for _ in 0..random.usize(1..6) {
+            let (place, byte) = (random.usize(..bytes.len()), random.u8(..));
+            match random.u8(..4) {
+                0 => bytes[place] = byte,
+                1 => bytes.insert(place, byte),
+                2 => drop(bytes.remove(place)),
+                _ => bytes.truncate(place.max(8)),
+            }
+        }
+        let (mut client, serving) = connect(&run);
+        client.write_all(&bytes).await.unwrap();
+        client.shutdown().await.unwrap();
+        let answer = read_to_end(&mut client).await;
+        let shown = String::from_utf8_lossy(&bytes);
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1."),
+            "{shown:?}: {answer}"
+        );
+        serving.await.unwrap();
     }
 }
