@@ -1,4 +1,4 @@
-//! How many runs a second: `cargo bench --bench throughput`.
+//! How many runs a second: `cargo bench --bench throughput`, or of some only with `-- native-secure …`.
 //!
 //! Eight clients run `print(n)` without a session, each as soon as its last answer came and for 30
 //! seconds (or `THROUGHPUT_SECONDS`), on each backend with `poolStrategy = "fast"`, and on native with
@@ -28,16 +28,21 @@ fn main() {
         .build()
         .unwrap();
     let length = Duration::from_secs(seconds);
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|name| !name.starts_with('-'))
+        .collect();
     for (kind, strategy) in [
         (Kind::Native, "fast"),
         (Kind::Docker, "fast"),
         (Kind::Native, "secure"),
     ] {
+        let name = format!("{}-{strategy}", kind.name());
+        if !named.is_empty() && !named.contains(&name) {
+            continue;
+        }
         let rate = runtime.block_on(measure(kind, strategy, length));
-        println!(
-            "{:<8} {strategy:<8} {rate:7.1} runs/s with {CLIENTS} clients",
-            kind.name()
-        );
+        println!("{name:<16} {rate:7.1} runs/s with {CLIENTS} clients");
     }
 }
 

@@ -121,6 +121,9 @@ pub struct Run {
     /// Size of /tmp
     #[arg(long, value_name = "SIZE")]
     pub tmp_size: Option<ByteSize>,
+    /// Package to install first, with the runtime's package manager; may be repeated
+    #[arg(long, value_name = "PACKAGE")]
+    pub install: Vec<String>,
     /// Bash to run first: a command, or the path of a script file; may be repeated
     #[arg(long, value_name = "SCRIPT")]
     pub setup: Vec<String>,

@@ -79,6 +79,14 @@ pub struct Config {
     pub max_message: usize,
     /// How long a WebSocket may take to say what to run.
     pub message_within: Duration,
+    /// How long a client may take to send a request's line and headers.
+    pub header_timeout: Duration,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a connection is kept for the next request.
+    pub keep_alive: Duration,
+    /// How often a WebSocket's client is pinged while its run goes on.
+    pub ping_every: Duration,
     /// Runs at once, and requests that wait for their turn.
     pub admission: AdmissionConfig,
     /// When idle sessions end.
@@ -113,8 +121,12 @@ pub struct Config {
     pub defaults: Defaults,
     /// What a request may ask for at most.
     pub ceilings: Ceilings,
+    /// How much a request may bring.
+    pub limits: RequestLimits,
     /// The kinds of network that requests may ask for.
     pub networks: Vec<NetworkMode>,
+    /// Hosts that packages of each runtime are installed from.
+    pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
     /// What is reached through the network, by sandboxes and for clients.
@@ -149,6 +161,21 @@ pub struct Ceilings {
     pub tmpfs_size: ByteSize,
     /// Bytes kept of each output stream.
     pub max_output_size: u64,
+}
+
+/// How much one request may bring. More is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Files in it, and files that it asks for, each.
+    pub files: usize,
+    /// Bytes of a path in a sandbox.
+    pub path_length: usize,
+    /// Variables of the environment.
+    pub variables: usize,
+    /// Bytes of one of them, name and value.
+    pub variable_bytes: usize,
+    /// Bytes of all of them together.
+    pub environment_bytes: usize,
 }
 
 /// The Docker backend's settings.
@@ -221,6 +248,11 @@ impl Config {
             self.cors_origins != before.cors_origins,
         );
         self.cors_origins.clone_from(&before.cors_origins);
+        let key = "server.headerTimeoutMs";
+        keep(key, self.header_timeout != before.header_timeout);
+        self.header_timeout = before.header_timeout;
+        keep("server.keepAliveMs", self.keep_alive != before.keep_alive);
+        self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
         keep("network", self.network != before.network);
@@ -449,16 +481,39 @@ mod tests {
     #[test]
     fn what_needs_a_restart_stays_and_is_named() {
         let before = load("maxConcurrent = 1", &[]).unwrap();
-        let text = "maxConcurrent = 2\n[server]\nport = 9\n[runtimes.python]\npreload = [\"json\"]\n\
+        let text = "maxConcurrent = 2\n[server]\nport = 9\nheaderTimeoutMs = 5\nbodyTimeoutMs = 6\n\
+                    [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7\n\
                     [network]\nmaxConnections = 1";
         let mut after = load(text, &[]).unwrap();
-        assert_eq!(
-            after.keep_fixed(&before),
-            ["server.port", "runtimes", "network"]
-        );
+        let kept = after.keep_fixed(&before);
+        let fixed = [
+            "server.port",
+            "server.headerTimeoutMs",
+            "runtimes",
+            "network",
+        ];
+        assert_eq!(kept, fixed);
         assert_eq!(after.network, before.network);
         assert_eq!(after.port, before.port);
+        assert_eq!(after.header_timeout, before.header_timeout);
+        assert_eq!(after.body_timeout, Duration::from_millis(6));
+        assert_eq!(after.limits.files, 7);
         assert_eq!(after.admission.max_concurrent, 2);
+    }
+
+    #[test]
+    fn a_limit_beyond_the_kernels_is_refused() {
+        for (limit, most) in [
+            ("pathLength = 4096", "4095"),
+            ("variableSize = \"1m\"", "120k"),
+        ] {
+            let error = load(&format!("[limits]\n{limit}"), &[]).unwrap_err();
+            let expected = format!("expected at most {most}, which is the kernel's limit");
+            assert!(error.to_string().ends_with(&expected), "{error}");
+        }
+        let error = load("[server]\nbodyTimeoutMs = 0", &[]).unwrap_err();
+        let expected = "server.bodyTimeoutMs = 0: expected 1 or more";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Requests into jobs: everything that a client sent is checked here, before any sandbox is
 //! touched, and an error names the member that is at fault.
 
+mod limits;
+mod terminal;
+
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isol8_actors::job::MAX_COMMAND;
 use isol8_actors::pool::SandboxDefaults;
 use isol8_actors::{ExecuteError, FileExtension, Job, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
@@ -16,9 +18,13 @@ use isol8_api::{
 };
 use isol8_backend::{Limits, SandboxSpec};
 
-use crate::config::{Ceilings, Config};
+use crate::config::{Ceilings, Config, RequestLimits};
 use crate::network::Filtered;
+use crate::packages;
 use crate::remote_code::RemoteSource;
+pub(crate) use limits::LARGEST_VARIABLE;
+use limits::check_secrets;
+pub use terminal::terminal_size;
 
 /// Least memory that an interpreter starts in.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
@@ -35,14 +41,6 @@ const LEAST_CPUS: f64 = 0.01;
 
 /// Memory beside a request's files that a program needs to start.
 const MEMORY_BESIDE_FILES: u64 = 8 << 20;
-
-/// Most secrets of one request, and most bytes of them together: each costs a multiple of itself
-/// while output is searched for it.
-const MOST_SECRETS: usize = 256;
-const MOST_SECRET_BYTES: usize = 256 * 1024;
-
-/// Most files that one request may bring or ask for.
-const MOST_FILES: usize = 1_000;
 
 /// A request that cannot become a job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -98,15 +96,28 @@ pub fn order(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
     })
 }
 
+/// As [`order`], for a client that cannot type while its program runs.
+///
+/// # Errors
+/// [`JobError`] for the first member at fault.
+pub fn order_without_terminal(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
+    if body.request.tty {
+        let problem = "a terminal needs GET /execute/ws, where its client can type";
+        return Err(JobError::invalid("request.tty", problem));
+    }
+    order(body, config)
+}
+
 /// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
 /// is in it.
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
 pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Result<Job, JobError> {
-    refuse_unsupported(&request, &options)?;
+    refuse_unsupported(&options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
+    job.terminal = terminal::terminal(&request)?;
     job.network = network(&options, config)?;
     job.timeout = timeout(&request, &options, config)?;
     job.output_limit = at_most(
@@ -117,25 +128,26 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
         0,
         config.ceilings.max_output_size,
     )?;
-    job.files = files(request.files)?;
+    let limits = &config.limits;
+    job.files = files(request.files, limits)?;
     check_memory(&job)?;
-    job.output_paths = output_paths(&request.output_paths)?;
-    job.workdir = request
-        .workdir
-        .map(|text| SandboxPath::working_directory(&text))
-        .transpose()
-        .map_err(|error| JobError::invalid("request.workdir", error))?;
+    job.output_paths = output_paths(&request.output_paths, limits)?;
+    job.workdir = match &request.workdir {
+        Some(text) => Some(workdir(text, limits)?),
+        None => None,
+    };
     job.stdin = request.stdin.map(String::into_bytes);
+    job.install = packages::install(request.runtime, request.install_packages, config)?;
     job.setup_script = request.setup_script;
-    check_environment("request.env", &request.env)?;
-    check_environment("options.secrets", &options.secrets)?;
+    limits.check_environment("request.env", &request.env)?;
+    limits.check_environment("options.secrets", &options.secrets)?;
     check_secrets(&options.secrets)?;
     job.secrets = options.secrets.values().cloned().collect();
     job.env = options.secrets.into_iter().chain(request.env).collect();
     Ok(job)
 }
 
-fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(), JobError> {
+fn refuse_unsupported(options: &Options) -> Result<(), JobError> {
     let security = options.security.clone().unwrap_or_default();
     let SecurityOptions {
         seccomp,
@@ -143,10 +155,6 @@ fn refuse_unsupported(request: &ExecutionRequest, options: &Options) -> Result<(
     } = security;
     let strict = matches!(seccomp, None | Some(SeccompMode::Strict));
     let asked = [
-        (
-            "request.installPackages",
-            !request.install_packages.is_empty(),
-        ),
         (
             "options.readonlyRootFs",
             options.readonly_root_fs == Some(false),
@@ -251,6 +259,7 @@ fn sandbox(
             *tmpfs_size,
         )?,
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
+        single_use: false,
         host_network: network_mode(options, config) == NetworkMode::Host,
     })
 }
@@ -270,50 +279,35 @@ fn timeout(
 
 fn files(
     files: BTreeMap<String, isol8_api::FileContent>,
+    limits: &RequestLimits,
 ) -> Result<Vec<(SandboxPath, Vec<u8>)>, JobError> {
-    few_enough("request.files", files.len())?;
-    let checked = files.into_iter().map(|(path, content)| {
-        let path: SandboxPath = path
-            .parse()
-            .map_err(|error| JobError::invalid("request.files", error))?;
+    limits.check_files("request.files", files.len())?;
+    let checked = files.into_iter().map(|(text, content)| {
+        let path = path("request.files", &text, limits)?;
         Ok((path, content.0))
     });
     checked.collect()
 }
 
-fn output_paths(paths: &[String]) -> Result<Vec<SandboxPath>, JobError> {
-    few_enough("request.outputPaths", paths.len())?;
-    let checked = paths.iter().enumerate().map(|(index, path)| {
-        path.parse()
-            .map_err(|error| JobError::invalid(format!("request.outputPaths[{index}]"), error))
-    });
+fn path(member: &str, text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {
+    limits.check_path(member, text)?;
+    text.parse()
+        .map_err(|error| JobError::invalid(member, error))
+}
+
+fn workdir(text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {
+    limits.check_path("request.workdir", text)?;
+    SandboxPath::working_directory(text)
+        .map_err(|error| JobError::invalid("request.workdir", error))
+}
+
+fn output_paths(paths: &[String], limits: &RequestLimits) -> Result<Vec<SandboxPath>, JobError> {
+    limits.check_files("request.outputPaths", paths.len())?;
+    let checked = paths
+        .iter()
+        .enumerate()
+        .map(|(index, text)| path(&format!("request.outputPaths[{index}]"), text, limits));
     checked.collect()
-}
-
-fn few_enough(path: &str, count: usize) -> Result<(), JobError> {
-    if count <= MOST_FILES {
-        return Ok(());
-    }
-    let problem = format!("{count} entries, expected at most {MOST_FILES}");
-    Err(JobError::invalid(path, problem))
-}
-
-/// What the kernel would refuse or cut short: execve(2). A value is bounded like an argument.
-fn check_environment(path: &str, variables: &BTreeMap<String, String>) -> Result<(), JobError> {
-    for (name, value) in variables {
-        // The value may be a secret: only the name is repeated.
-        let problem = if name.is_empty() || name.contains(['=', '\0']) {
-            format!("{name:?} is not the name of a variable")
-        } else if value.contains('\0') {
-            format!("the value of {name:?} contains a NUL character")
-        } else if name.len() + value.len() > MAX_COMMAND {
-            format!("the value of {name:?} is longer than {MAX_COMMAND} bytes")
-        } else {
-            continue;
-        };
-        return Err(JobError::invalid(path, problem));
-    }
-    Ok(())
 }
 
 /// Files live in the sandbox's memory: what does not fit there would take the sandbox with it.
@@ -329,18 +323,6 @@ fn check_memory(job: &Job) -> Result<(), JobError> {
     }
     let problem = format!("{files} bytes do not fit into a memoryLimit of {memory}");
     Err(JobError::invalid("request.files", problem))
-}
-
-fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), JobError> {
-    let bytes: usize = secrets.values().map(String::len).sum();
-    if secrets.len() <= MOST_SECRETS && bytes <= MOST_SECRET_BYTES {
-        return Ok(());
-    }
-    let problem = format!(
-        "{} values of {bytes} bytes, expected at most {MOST_SECRETS} of {MOST_SECRET_BYTES} together",
-        secrets.len()
-    );
-    Err(JobError::invalid("options.secrets", problem))
 }
 
 fn at_most<T>(path: &str, given: T, least: T, most: T) -> Result<T, JobError>
@@ -417,11 +399,6 @@ mod tests {
     #[test]
     fn what_is_not_offered_is_said_and_never_ignored() {
         for (request, options, path) in [
-            (
-                json!({"code": "", "installPackages": ["six"]}),
-                json!({}),
-                "request.installPackages",
-            ),
             (
                 json!({"code": ""}),
                 json!({"readonlyRootFs": false}),

@@ -13,6 +13,7 @@ pub mod commands;
 pub mod config;
 pub mod jobs;
 pub mod network;
+pub mod packages;
 pub mod reload;
 pub mod remote_code;
 pub mod server;

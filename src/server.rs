@@ -5,16 +5,17 @@
 pub mod auth;
 pub mod body;
 pub mod connection;
+pub mod endpoint;
 pub mod error;
 pub mod idempotency;
 pub mod misspelling;
+pub mod openapi;
 pub mod routes;
 pub mod trace;
 pub mod transfer;
 pub mod url;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix_cors::Cors;
 use actix_web::middleware::{self, Condition};
@@ -27,12 +28,6 @@ use crate::config::Config;
 use crate::remote_code::RemoteCode;
 use auth::MasterKey;
 use idempotency::Results;
-
-/// Bound of a client's request line and headers. One that takes longer is not a client of ours.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long an idle connection is kept for the next request.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Seconds for requests to be answered after SIGTERM: longer than the service lets jobs go on.
 const SHUTDOWN_SECONDS: u64 = 30;
@@ -55,7 +50,7 @@ pub struct State {
     pub service: Service,
     /// The checked configuration, as it is now.
     pub config: watch::Receiver<Arc<Config>>,
-    /// The key that every route but `/health` asks for.
+    /// The key that every route but the public ones asks for.
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
@@ -75,18 +70,10 @@ impl State {
 
 /// Adds every route to an application.
 pub fn configure(app: &mut web::ServiceConfig) {
-    app.service(routes::health::health())
-        .service(routes::execute::execute())
-        .service(routes::service::ready())
-        .service(routes::service::cleanup())
-        .service(routes::stream::stream())
-        .service(routes::websocket::websocket())
-        .service(routes::files::file())
-        .service(routes::files::list())
-        .service(routes::files::raw())
-        .service(routes::sessions::list())
-        .service(routes::sessions::delete())
-        .default_service(web::to(error::no_such_route));
+    for endpoint in routes::endpoints() {
+        app.service(endpoint.resource());
+    }
+    app.default_service(web::to(error::no_such_route));
 }
 
 /// Lets pages of these origins call the server from a browser; without any, no page may.
@@ -119,8 +106,10 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), S
             .configure(configure)
     })
     .on_connect(connection::watch)
-    .client_request_timeout(HEADER_TIMEOUT)
-    .keep_alive(KEEP_ALIVE)
+    // An event that follows another would wait until the client has acknowledged that, which it puts off.
+    .tcp_nodelay(true)
+    .client_request_timeout(config.header_timeout)
+    .keep_alive(config.keep_alive)
     .shutdown_timeout(SHUTDOWN_SECONDS)
     .disable_signals()
     .bind(address)?;

@@ -19,13 +19,11 @@ pub enum ExecuteError {
     #[error("{0}")]
     RuntimeUnavailable(String),
     /// The setup script failed.
-    #[error("Setup script failed with exit code {exit_code}: {stderr}")]
-    SetupFailed {
-        /// Its exit code.
-        exit_code: i32,
-        /// What it wrote to standard error.
-        stderr: String,
-    },
+    #[error("Setup script {0}")]
+    SetupFailed(Unprepared),
+    /// Packages could not be installed.
+    #[error("installPackages {0}")]
+    InstallFailed(Unprepared),
     /// A session cannot change its runtime.
     #[error(
         "session {session} is bound to {bound} and cannot run {asked}, use another session id or delete it first"
@@ -115,6 +113,26 @@ pub enum ExecuteError {
     Internal(String),
 }
 
+/// Nothing, or the text behind what introduces it.
+fn after_colon(text: &str) -> String {
+    match text {
+        "" => String::new(),
+        _ => format!(": {text}"),
+    }
+}
+
+/// How what comes before a program failed, so that the program was not run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("failed with exit code {exit_code}{}", after_colon(.stderr))]
+pub struct Unprepared {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// What it wrote to standard error, where nobody followed it.
+    pub stderr: String,
+    /// It was ended because its time was over.
+    pub timed_out: bool,
+}
+
 impl ExecuteError {
     /// The contract's name for this error.
     #[must_use]
@@ -122,7 +140,7 @@ impl ExecuteError {
         match self {
             Self::Invalid(_) | Self::NoSpace(_) => ErrorCode::InvalidRequest,
             Self::RuntimeUnavailable(_) => ErrorCode::RuntimeUnavailable,
-            Self::SetupFailed { .. } => ErrorCode::SetupFailed,
+            Self::SetupFailed(_) | Self::InstallFailed(_) => ErrorCode::SetupFailed,
             Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
             Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
             Self::SessionNotFound => ErrorCode::SessionNotFound,

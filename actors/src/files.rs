@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use isol8_api::file::{DirectoryEntry, DirectoryListing, EntryType};
 use isol8_api::{SandboxPath, SessionId};
-use isol8_backend::{Control, ControlError, Entry, EntryKind, FileReader, FileWriter};
+use isol8_backend::{Control, ControlError, Entry, EntryKind, FileReader, FileWriter, Sandbox};
 use isol8_protocol::FailureKind;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -21,14 +21,30 @@ pub const MAX_TRANSFERS: usize = 16;
 /// Mode of a file that a client writes.
 const FILE_MODE: u32 = 0o644;
 
+/// Bytes that may be written to files between two looks at the memory that is left.
+const PIECE: u64 = 1 << 20;
+
+/// Memory that files leave to programs, the guest among them: what takes the last of it, the kernel ends.
+const MEMORY_BESIDE_FILES: u64 = 4 << 20;
+
 /// One entry more than a list shows, which tells that there is more.
 const LIST_LIMIT: u32 = DirectoryListing::MAX_ENTRIES as u32 + 1;
+
+/// Refuses files that the sandbox's memory, where they lie, has no room for: the kernel would end
+/// processes in it, the interpreter first.
+pub(crate) async fn check_memory(sandbox: &dyn Sandbox, bytes: u64) -> Result<(), ExecuteError> {
+    if sandbox.has_memory_for(bytes + MEMORY_BESIDE_FILES).await {
+        return Ok(());
+    }
+    let text = "no memory is left for the file: files count towards memoryLimit, and one that is replaced stays until the new one is complete";
+    Err(ExecuteError::NoSpace(text.to_owned()))
+}
 
 /// The right to one transfer. The session is in use as long as there is one.
 #[derive(Debug)]
 pub(crate) struct Access {
     pub(crate) id: SessionId,
-    pub(crate) control: Control,
+    pub(crate) sandbox: Arc<dyn Sandbox>,
     pub(crate) status: Arc<Status>,
     pub(crate) session: WeakSupervised<Session>,
     pub(crate) _permit: OwnedSemaphorePermit,
@@ -51,6 +67,10 @@ pub(crate) struct Visit {
 }
 
 impl Visit {
+    fn control(&self) -> &Control {
+        self.access.sandbox.control()
+    }
+
     async fn step<T>(
         &self,
         work: impl Future<Output = Result<T, ControlError>>,
@@ -85,14 +105,20 @@ impl Visit {
 #[derive(Debug)]
 pub struct Upload {
     writer: FileWriter,
+    /// Bytes that there is surely memory for.
+    room: u64,
     visit: Visit,
 }
 
 impl Upload {
     pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
-        let opened = visit.access.control.open_writer(path.as_str(), FILE_MODE);
+        let opened = visit.control().open_writer(path.as_str(), FILE_MODE);
         let writer = opened.map_err(|error| visit.error(error))?;
-        Ok(Self { writer, visit })
+        Ok(Self {
+            writer,
+            room: 0,
+            visit,
+        })
     }
 
     /// Adds content, as fast as the sandbox takes it.
@@ -100,6 +126,13 @@ impl Upload {
     /// # Errors
     /// Any [`ExecuteError`] of file operations: the file is given up.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ExecuteError> {
+        let size = bytes.len() as u64;
+        if self.room < size {
+            let wanted = size.max(PIECE);
+            check_memory(&*self.visit.access.sandbox, wanted).await?;
+            self.room = wanted;
+        }
+        self.room -= size;
         self.visit.step(self.writer.write(bytes)).await
     }
 
@@ -126,7 +159,7 @@ pub struct Download {
 
 impl Download {
     pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
-        let opened = visit.access.control.open_reader(path.as_str());
+        let opened = visit.control().open_reader(path.as_str());
         let reader = opened.map_err(|error| visit.error(error))?;
         Ok(Self { reader, visit })
     }
@@ -149,7 +182,7 @@ pub(crate) async fn list(
     visit: Visit,
     path: &SandboxPath,
 ) -> Result<DirectoryListing, ExecuteError> {
-    let listing = visit.access.control.list(path.as_str(), LIST_LIMIT);
+    let listing = visit.control().list(path.as_str(), LIST_LIMIT);
     let found = visit.step(listing).await?;
     let truncated = found.len() > DirectoryListing::MAX_ENTRIES;
     let mut entries: Vec<DirectoryEntry> = found.into_iter().map(entry).collect();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use isol8_api::{Runtime, SandboxPath};
 use isol8_backend::SandboxSpec;
+use isol8_protocol::TerminalSize;
 
 use crate::error::ExecuteError;
 use crate::network::Network;
@@ -26,15 +27,20 @@ pub struct Job {
     pub env: Vec<(String, String)>,
     /// All of standard input.
     pub stdin: Option<Vec<u8>>,
+    /// Run at a terminal of this size. In a session a source text is then a script beside the
+    /// session's interpreter, because that has been started without one.
+    pub terminal: Option<TerminalSize>,
     /// Written before the run.
     pub files: Vec<(SandboxPath, Vec<u8>)>,
     /// Read after the run; what does not exist is left out.
     pub output_paths: Vec<SandboxPath>,
+    /// Packages that are there before the setup script and the program run.
+    pub install: Option<Install>,
     /// Bash, run before the program.
     pub setup_script: Option<String>,
     /// Working directory.
     pub workdir: Option<SandboxPath>,
-    /// How long the program may run; the setup script may as long again.
+    /// How long the program may run; the setup script may as long again, and so may the installation.
     pub timeout: Duration,
     /// Bytes kept of standard output, and as many of standard error.
     pub output_limit: u64,
@@ -56,8 +62,10 @@ impl Job {
             sandbox,
             env: Vec::new(),
             stdin: None,
+            terminal: None,
             files: Vec::new(),
             output_paths: Vec::new(),
+            install: None,
             setup_script: None,
             workdir: None,
             timeout: Duration::from_secs(30),
@@ -83,6 +91,15 @@ impl fmt::Debug for Job {
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
+}
+
+/// Packages to install with the runtime's package manager, for the user and so under `/sandbox`.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// Words for its command line. Nothing here checks them.
+    pub packages: Vec<String>,
+    /// What reaches the registries. The job's own programs do not use it.
+    pub network: Arc<dyn Network>,
 }
 
 /// The program of a job.

@@ -26,9 +26,9 @@ pub mod stream;
 mod supervisor;
 mod watch;
 
-pub use error::ExecuteError;
-pub use isol8_protocol::Signal;
-pub use job::{FileExtension, Job, Program};
+pub use error::{ExecuteError, Unprepared};
+pub use isol8_protocol::{Signal, TerminalSize};
+pub use job::{FileExtension, Install, Job, Program};
 pub use network::Network;
 pub use run::Input;
 pub use service::{Service, ServiceConfig, ServiceState};

@@ -238,6 +238,7 @@ impl Pool {
             .get(&runtime)
             .map_or(0, |shelf| shelf.cleaning);
         self.own.config.strategy == Strategy::Fast
+            && !held.spec.single_use
             && self.own.draining.is_none()
             && cleaning < room
             && self.own.config.sandbox.sizes_fit(&held.spec)

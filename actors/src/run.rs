@@ -5,6 +5,7 @@
 
 mod live;
 mod output;
+mod packages;
 mod plan;
 mod secrets;
 mod text;
@@ -23,9 +24,9 @@ use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::ExecuteError;
-use crate::job::Job;
-use crate::network;
+use crate::error::{ExecuteError, Unprepared};
+use crate::job::{Install, Job};
+use crate::network::{self, Network};
 pub use live::{Input, Live};
 use output::{Output, Sink, Written};
 use secrets::Secrets;
@@ -145,18 +146,27 @@ impl Execution<'_> {
         if let Some(live) = self.live {
             live.begun.send_replace(true);
         }
+        if let Some(install) = &self.job.install {
+            self.install(install).await?;
+        }
         if let Some(script) = &self.job.setup_script {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
         let program = plan::program(self.job, mode, self.live);
-        let (exit, truncated) = self.supervise(Phase::Code, program).await?;
+        let network = self.job.network.as_deref();
+        let (exit, truncated) = self.supervise(Phase::Code, program, network).await?;
         let ran = start.elapsed() - setup;
-        let files = self.read_files().await?;
+        let files = match self.read_files().await {
+            // The program has ended, and whoever followed it is to know how.
+            Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
+                self.sink.tell(error.event()).await?;
+                None
+            }
+            files => files?,
+        };
         let (resource_usage, oom_killed) = self.account(&exit).await;
         let Written { stdout, stderr } = self.sink.take();
-        // A stream has no place to tell of it.
-        let tells_of_loss = mode == Mode::Session && self.live.is_none();
         Ok(ExecutionResult {
             stdout,
             stderr,
@@ -172,7 +182,7 @@ impl Execution<'_> {
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
-            state_lost: tells_of_loss && std::mem::take(&mut self.memory.unreported_loss),
+            state_lost: mode == Mode::Session && std::mem::take(&mut self.memory.unreported_loss),
             timings: Some(Timings {
                 queue_ms: milliseconds(waits.queue),
                 acquire_ms: milliseconds(waits.acquire),
@@ -183,6 +193,15 @@ impl Execution<'_> {
     }
 
     async fn write_files(&self) -> Result<(), ExecuteError> {
+        if self.job.files.is_empty() {
+            return Ok(());
+        }
+        let sizes = self
+            .job
+            .files
+            .iter()
+            .map(|(_, content)| content.len() as u64);
+        crate::files::check_memory(self.sandbox, sizes.sum()).await?;
         let control = self.sandbox.control();
         let files = self.job.files.iter();
         let writes: Vec<_> = files
@@ -194,22 +213,38 @@ impl Execution<'_> {
         self.transfer(writing).await
     }
 
+    async fn install(&mut self, install: &Install) -> Result<(), ExecuteError> {
+        let installation = packages::installation(self.job, install);
+        let failed = self.prepare(installation, Some(&*install.network));
+        failed.await?.map_err(ExecuteError::InstallFailed)
+    }
+
     async fn set_up(&mut self, script: &str) -> Result<(), ExecuteError> {
         let setup = plan::setup(self.job, script);
-        let (exit, _) = self.supervise(Phase::Setup, setup).await?;
+        let failed = self.prepare(setup, self.job.network.as_deref());
+        failed.await?.map_err(ExecuteError::SetupFailed)
+    }
+
+    /// Runs what comes before the program, and says how that failed, where it did.
+    async fn prepare(
+        &mut self,
+        spec: RunSpec,
+        network: Option<&dyn Network>,
+    ) -> Result<Result<(), Unprepared>, ExecuteError> {
+        let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
         let Written { stderr, .. } = self.sink.take();
         if exit.status == ExitStatus::Code(0) && !exit.timed_out {
-            return Ok(());
+            return Ok(Ok(()));
         }
-        Err(ExecuteError::SetupFailed {
+        Ok(Err(Unprepared {
             exit_code: exit_code(&exit),
             stderr,
-        })
+            timed_out: exit.timed_out,
+        }))
     }
 
     async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
-        // A stream has no place for them.
-        if self.job.output_paths.is_empty() || self.live.is_some() {
+        if self.job.output_paths.is_empty() {
             return Ok(None);
         }
         let control = self.sandbox.control();
@@ -249,6 +284,7 @@ impl Execution<'_> {
         &mut self,
         phase: Phase,
         spec: RunSpec,
+        network: Option<&dyn Network>,
     ) -> Result<(Exit, bool), ExecuteError> {
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
         let mut output = Output::new(
@@ -266,7 +302,7 @@ impl Execution<'_> {
                 None => std::future::pending().await,
             }
         };
-        let serving = network::serve(self.job.network.as_deref(), run.tunnels());
+        let serving = network::serve(network, run.tunnels());
         let ended = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             ended = follow(&mut run, limit, &mut output) => ended,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use isol8_api::{EventKind, ExecutionResult, Phase, StreamEvent};
+use isol8_api::{Ending, EventKind, ExecutionResult, Phase, StreamEvent};
 use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::error::ExecuteError;
@@ -25,14 +25,14 @@ pub struct JobStream {
 
 enum State {
     Running(Pin<Box<dyn Future<Output = Outcome> + Send>>),
-    /// With this exit code, or without one. Events may be left that came before.
-    Ended(Result<i32, ExecuteError>),
+    /// With this exit, or without one. Events may be left that came before.
+    Ended(Result<StreamEvent, ExecuteError>),
     Over,
 }
 
 impl State {
     fn ended(outcome: Outcome) -> Self {
-        Self::Ended(outcome.map(|result| result.exit_code))
+        Self::Ended(outcome.map(exit))
     }
 }
 
@@ -96,28 +96,54 @@ impl JobStream {
             return Some(Ok(event));
         }
         match std::mem::replace(&mut self.state, State::Over) {
-            State::Ended(exit) => Some(exit.map(|code| StreamEvent {
-                kind: EventKind::Exit,
-                data: code.to_string(),
-                phase: Phase::Code,
-            })),
+            State::Ended(Err(error)) => match setup_exit(&error) {
+                // Its setup script has run and ended, as a program does.
+                Some(exit) => {
+                    self.state = State::Ended(Ok(exit));
+                    Some(Ok(error.event()))
+                }
+                None => Some(Err(error)),
+            },
+            State::Ended(exit) => Some(exit),
             State::Running(_) | State::Over => None,
         }
     }
+}
+
+fn exit(result: ExecutionResult) -> StreamEvent {
+    let code = result.exit_code.to_string();
+    StreamEvent {
+        ending: Ending {
+            truncated: result.truncated,
+            timed_out: result.timed_out,
+            oom_killed: result.oom_killed,
+            state_lost: result.state_lost,
+            files: result.files,
+        },
+        ..StreamEvent::new(EventKind::Exit, code, Phase::Code)
+    }
+}
+
+/// The exit of a job that failed before its program ran.
+fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
+    let (ExecuteError::SetupFailed(failed) | ExecuteError::InstallFailed(failed)) = error else {
+        return None;
+    };
+    let code = failed.exit_code.to_string();
+    let mut exit = StreamEvent::new(EventKind::Exit, code, Phase::Setup);
+    exit.ending.timed_out = failed.timed_out;
+    Some(exit)
 }
 
 impl ExecuteError {
     /// The event that tells of it.
     #[must_use]
     pub fn event(&self) -> StreamEvent {
-        StreamEvent {
-            kind: EventKind::Error,
-            data: self.to_string(),
-            phase: match self {
-                Self::SetupFailed { .. } => Phase::Setup,
-                _ => Phase::Code,
-            },
-        }
+        let phase = match self {
+            Self::SetupFailed(_) | Self::InstallFailed(_) => Phase::Setup,
+            _ => Phase::Code,
+        };
+        StreamEvent::new(EventKind::Error, self.to_string(), phase)
     }
 }
 

@@ -70,6 +70,22 @@ async fn secure_destroys_a_sandbox_after_one_run() {
 }
 
 #[actix::test]
+async fn what_was_made_for_one_use_has_no_other_after_the_strategy_has_changed() {
+    let house = House::new(secure(1));
+    house.until_waiting(1, 0).await;
+    house.service.configure(with_pool(0, 4)).await.unwrap();
+    house.output("print 1").await;
+    house
+        .until("destroyed", |h| h.backend.counters().live() == 0)
+        .await;
+    house.output("print 1").await;
+    house.until_waiting(0, 1).await;
+    let counters = house.backend.counters();
+    assert_eq!((counters.created, counters.resets), (2, 1));
+    house.finish().await;
+}
+
+#[actix::test]
 async fn fast_resets_a_sandbox_and_nothing_of_a_run_is_left_for_the_next() {
     let house = House::new(with_pool(0, 4));
     house.output("write /tmp/f secret\nset x 1").await;

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{House, config, job, job_in};
-use isol8_actors::{ExecuteError, Job, Program};
+use isol8_actors::{ExecuteError, Job, Program, Unprepared};
 use isol8_api::{ErrorCode, Runtime, SandboxPath};
 
 #[actix::test]
@@ -154,12 +154,26 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
     prepared.setup_script = Some("eprint no such package\nexit 4".to_owned());
     let error = house.run(prepared.clone()).await.unwrap_err();
     let (exit_code, stderr) = (4, "no such package".to_owned());
-    assert_eq!(error, ExecuteError::SetupFailed { exit_code, stderr });
+    assert_eq!(
+        error,
+        ExecuteError::SetupFailed(Unprepared {
+            exit_code,
+            stderr,
+            timed_out: false
+        })
+    );
 
     prepared.setup_script = Some("hang".to_owned());
     let error = house.run(prepared).await.unwrap_err();
     assert!(
-        matches!(error, ExecuteError::SetupFailed { exit_code: 137, .. }),
+        matches!(
+            error,
+            ExecuteError::SetupFailed(Unprepared {
+                exit_code: 137,
+                timed_out: true,
+                ..
+            })
+        ),
         "{error}"
     );
     assert!(error.to_string().ends_with("--- EXECUTION TIMED OUT ---"));

@@ -6,8 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::{House, config, job, tenant};
-use isol8_actors::{ExecuteError, Job, JobStream};
+use isol8_actors::{ExecuteError, Input, Job, JobStream, TerminalSize};
 use isol8_api::{ErrorCode, EventKind, Phase, StreamEvent};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 fn follow(house: &House, session: Option<&str>, job: Job) -> JobStream {
@@ -26,8 +27,7 @@ async fn rest(mut events: JobStream) -> Vec<Result<StreamEvent, ExecuteError>> {
 }
 
 fn event(kind: EventKind, data: &str, phase: Phase) -> Result<StreamEvent, ExecuteError> {
-    let data = data.to_owned();
-    Ok(StreamEvent { kind, data, phase })
+    Ok(StreamEvent::new(kind, data, phase))
 }
 
 #[actix::test]
@@ -73,8 +73,19 @@ async fn an_error_within_the_run_comes_after_what_was_written() {
     let told = rest(events).await;
     let wrote = event(EventKind::Stderr, "no such package\n", Phase::Setup);
     assert_eq!(told[0], wrote);
-    assert!(matches!(&told[1], Err(error) if error.event().phase == Phase::Setup));
-    assert_eq!(told.len(), 2);
+    let text = "Setup script failed with exit code 4";
+    assert_eq!(told[1], event(EventKind::Error, text, Phase::Setup));
+    // A program has ended, so there is an exit, and it comes last.
+    assert_eq!(told[2], event(EventKind::Exit, "4", Phase::Setup));
+    assert_eq!(told.len(), 3);
+
+    let mut late = job("print never");
+    late.setup_script = Some("hang".to_owned());
+    late.timeout = Duration::from_millis(500);
+    let last = rest(follow(&house, None, late)).await.pop().unwrap();
+    let last = last.unwrap();
+    assert_eq!((last.data.as_str(), last.phase), ("137", Phase::Setup));
+    assert!(last.ending.timed_out);
 
     let told = rest(follow(&house, Some("s"), job("print x\ndie"))).await;
     assert!(
@@ -104,6 +115,45 @@ async fn a_timeout_and_a_cut_are_said_in_the_stream() {
         "warning\n--- EXECUTION TIMED OUT ---"
     );
     assert_eq!(of(EventKind::Exit), "137");
+    let ending = &told.last().unwrap().as_ref().unwrap().ending;
+    assert!(ending.timed_out && ending.truncated);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn the_exit_tells_what_a_result_would() {
+    let house = House::new(config());
+    let mut writing = job("write /sandbox/made content");
+    writing.output_paths = ["/sandbox/made", "/sandbox/none"]
+        .map(|path| path.parse().unwrap())
+        .to_vec();
+    for session in [None, Some("files")] {
+        let told = rest(follow(&house, session, writing.clone())).await;
+        let mut exit = StreamEvent::new(EventKind::Exit, "0", Phase::Code);
+        let files = [("/sandbox/made".to_owned(), "Y29udGVudA==".to_owned())];
+        exit.ending.files = Some(files.into());
+        assert_eq!(told, [Ok(exit)]);
+    }
+
+    writing.output_paths = vec!["/sandbox/refused".parse().unwrap()];
+    let told = rest(follow(&house, None, writing)).await;
+    let refused = event(EventKind::Error, "/sandbox/refused is refused", Phase::Code);
+    assert_eq!(told, [refused, event(EventKind::Exit, "0", Phase::Code)]);
+
+    let told = rest(follow(&house, None, job("oom"))).await;
+    assert!(told[0].as_ref().unwrap().ending.oom_killed);
+
+    let lost = |told: &[Result<StreamEvent, ExecuteError>]| {
+        let exit = told.last().unwrap().as_ref().unwrap();
+        exit.ending.state_lost
+    };
+    let told = rest(follow(&house, Some("s"), job("set x 1\ncrash"))).await;
+    assert!(lost(&told));
+    // Whoever was told is not told again.
+    let next = house.in_session("s", "print 1").await.unwrap();
+    assert!(!next.state_lost);
+    let told = rest(follow(&house, Some("s"), job("print 1"))).await;
+    assert!(!lost(&told));
     house.finish().await;
 }
 
@@ -120,8 +170,8 @@ async fn a_client_that_takes_nothing_slows_its_run_down_and_ends_it_at_last() {
     let told = rest(events).await;
     let shown: usize = told.iter().flatten().map(|event| event.data.len()).sum();
     assert!(shown < 1_000_000, "{shown}");
-    let exit = event(EventKind::Exit, "137", Phase::Code);
-    assert_eq!(told.last(), Some(&exit));
+    let exit = told.last().unwrap().as_ref().unwrap();
+    assert_eq!((exit.kind, exit.data.as_str()), (EventKind::Exit, "137"));
 
     long.timeout = Duration::from_secs(1000);
     let mut events = follow(&house, Some("s"), long);
@@ -166,6 +216,50 @@ async fn streams_keep_their_place_among_a_sessions_jobs() {
     );
     first.await.unwrap().unwrap();
     assert_eq!(third.await.unwrap().unwrap().stdout, "2");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn the_last_size_of_a_terminal_reaches_its_run() {
+    let house = House::new(config());
+    let size = |columns| TerminalSize { columns, rows: 24 };
+    for session in [None, Some("s")] {
+        let mut asked = job("size\nsleep 1000\nsize");
+        asked.terminal = Some(size(80));
+        let (_stdin, stdin) = mpsc::channel(1);
+        let (_signals, signals) = mpsc::channel(1);
+        let (sizes, changes) = watch::channel(size(80));
+        let input = Input {
+            stdin,
+            signals,
+            size: Some(changes),
+        };
+        let session = session.map(|id| id.parse().unwrap());
+        let service = &house.service;
+        let mut events = service.execute_stream(tenant("t"), session, asked, Some(input));
+        assert_eq!(events.next().await.unwrap().unwrap().data, "80 24\n");
+        sizes.send_replace(size(90));
+        sizes.send_replace(size(100));
+        assert_eq!(events.next().await.unwrap().unwrap().data, "100 24\n");
+    }
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_script_at_a_terminal_leaves_its_session_s_interpreter_alone() {
+    let house = House::new(config());
+    house.in_session("s", "set x 1").await.unwrap();
+    let mut beside = job("get x\nset x 2");
+    beside.terminal = Some(TerminalSize {
+        columns: 80,
+        rows: 24,
+    });
+    let told = rest(follow(&house, Some("s"), beside)).await;
+    assert_eq!(
+        told[0],
+        event(EventKind::Stderr, "x is not there\n", Phase::Code)
+    );
+    assert_eq!(house.in_session("s", "get x").await.unwrap().stdout, "1");
     house.finish().await;
 }
 

@@ -47,6 +47,7 @@ fn request(arguments: Run) -> Result<(ExecutionRequest, Options), Failure> {
     request.stdin = arguments.stdin;
     request.workdir = arguments.workdir;
     request.timeout_ms = arguments.timeout;
+    request.install_packages = arguments.install;
     request.setup_script = setup_script(&arguments.setup)?;
     let options = Options {
         network: arguments.net,

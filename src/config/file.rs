@@ -9,14 +9,16 @@ use std::time::Duration;
 use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pool::{self, SandboxDefaults};
 use isol8_actors::pruner::PrunerConfig;
-use isol8_api::{ByteSize, NetworkMode, Runtime};
+use isol8_api::{ByteSize, NetworkMode, Runtime, SandboxPath};
 use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
 use super::network::{NetworkTable, RemoteCodeTable};
 use super::policy::PolicyTable;
-use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings};
+use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings, RequestLimits};
+use crate::jobs::LARGEST_VARIABLE;
+use crate::packages;
 
 /// The whole file. Every key is optional; the shipped file shows each with its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,6 +40,7 @@ pub struct ConfigFile {
     shutdown: Shutdown,
     defaults: DefaultsTable,
     ceilings: CeilingsTable,
+    limits: LimitsTable,
     policy: PolicyTable,
     runtimes: BTreeMap<Runtime, RuntimeTable>,
     docker: DockerTable,
@@ -70,6 +73,7 @@ impl Default for ConfigFile {
             shutdown: Shutdown::default(),
             defaults: DefaultsTable::default(),
             ceilings: CeilingsTable::default(),
+            limits: LimitsTable::default(),
             policy: PolicyTable::default(),
             runtimes: BTreeMap::from([
                 (Runtime::Python, RuntimeTable::python(size(2))),
@@ -196,6 +200,10 @@ struct Server {
     idempotency_ms: u64,
     max_web_socket_message: ByteSize,
     web_socket_idle_ms: u64,
+    header_timeout_ms: u64,
+    body_timeout_ms: u64,
+    keep_alive_ms: u64,
+    web_socket_ping_ms: u64,
 }
 
 impl Default for Server {
@@ -208,6 +216,10 @@ impl Default for Server {
             idempotency_ms: 600_000,
             max_web_socket_message: ByteSize::from_mebibytes(1),
             web_socket_idle_ms: 10_000,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 60_000,
+            keep_alive_ms: 75_000,
+            web_socket_ping_ms: 15_000,
         }
     }
 }
@@ -318,12 +330,36 @@ impl Default for CeilingsTable {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct LimitsTable {
+    files: usize,
+    path_length: usize,
+    variables: usize,
+    variable_size: ByteSize,
+    environment_size: ByteSize,
+}
+
+impl Default for LimitsTable {
+    fn default() -> Self {
+        Self {
+            files: 1_000,
+            path_length: SandboxPath::MAX_LENGTH,
+            variables: 1_000,
+            variable_size: ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+            environment_size: ByteSize::from_mebibytes(1),
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct RuntimeTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pool_size: Option<PoolSize>,
     image: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registries: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     preload: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -339,6 +375,7 @@ impl RuntimeTable {
         Self {
             pool_size: Some(pool_size),
             image: String::new(),
+            registries: Some(packages::registries(Runtime::Python)),
             preload: Some(kept.preload),
             zygote_max_runs: Some(kept.max_runs),
             zygote_max_age_ms: Some(kept.max_age_ms),
@@ -374,6 +411,12 @@ impl RuntimeTable {
         require(key, settings.max_runs, settings.max_runs > 0, expected)?;
         Ok(settings)
     }
+}
+
+/// Whether this can be the name or the address of a host, as they are compared.
+fn is_host(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:".contains(c);
+    !name.is_empty() && name.chars().all(fits)
 }
 
 /// Whether `import` takes this name.
@@ -450,6 +493,7 @@ impl ConfigFile {
     pub fn check(self, default_state: PathBuf) -> Result<Config, ConfigError> {
         let ceilings = self.ceilings.check();
         let defaults = self.defaults.check(&ceilings)?;
+        let limits = self.limits.check()?;
         for (key, given) in [
             ("maxConcurrent", self.max_concurrent),
             ("poolRefillWidth", self.pool_refill_width),
@@ -461,6 +505,10 @@ impl ConfigFile {
         for (key, given) in [
             ("poolMaxAgeMs", self.pool_max_age_ms),
             ("server.webSocketIdleMs", self.server.web_socket_idle_ms),
+            ("server.headerTimeoutMs", self.server.header_timeout_ms),
+            ("server.bodyTimeoutMs", self.server.body_timeout_ms),
+            ("server.keepAliveMs", self.server.keep_alive_ms),
+            ("server.webSocketPingMs", self.server.web_socket_ping_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (
                 "cleanup.maxContainerAgeMs",
@@ -485,20 +533,32 @@ impl ConfigFile {
         let kernels = kernels
             .map(|(runtime, table)| Ok((*runtime, table.kernel(*runtime)?)))
             .collect::<Result<_, ConfigError>>()?;
+        let registries = self
+            .runtimes
+            .iter()
+            .filter_map(|(runtime, table)| Some((*runtime, table.registries.clone()?)));
+        let registries = packages::registries_with(registries);
+        for host in registries.values().flatten() {
+            let expected = || "expected the name of a host, such as pypi.org".to_owned();
+            require("runtimes.*.registries", host, is_host(host), expected)?;
+        }
         let images = self.runtimes.iter();
         let images =
             images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
         let (network, egress) = self.network.check()?;
-        let size = |size: ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
         Ok(Config {
             source: None,
             backend: self.backend,
             state: given(self.state_dir).map_or(default_state, PathBuf::from),
             host: self.server.host,
             port: self.server.port,
-            max_body: size(self.server.max_body_size),
-            max_message: size(self.server.max_web_socket_message),
+            max_body: bytes(self.server.max_body_size),
+            max_message: bytes(self.server.max_web_socket_message),
             message_within: Duration::from_millis(self.server.web_socket_idle_ms),
+            header_timeout: Duration::from_millis(self.server.header_timeout_ms),
+            body_timeout: Duration::from_millis(self.server.body_timeout_ms),
+            keep_alive: Duration::from_millis(self.server.keep_alive_ms),
+            ping_every: Duration::from_millis(self.server.web_socket_ping_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
                 max_concurrent_per_tenant: match self.max_concurrent_per_tenant {
@@ -535,6 +595,8 @@ impl ConfigFile {
             networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,
+            limits,
+            registries,
             docker: DockerSettings {
                 host: given(self.docker.host),
                 images: images.collect(),
@@ -561,6 +623,25 @@ impl CeilingsTable {
             tmpfs_size: self.tmpfs_size,
             max_output_size: self.max_output_size,
         }
+    }
+}
+
+impl LimitsTable {
+    fn check(&self) -> Result<RequestLimits, ConfigError> {
+        let most = SandboxPath::MAX_LENGTH;
+        within_kernels("limits.pathLength", self.path_length, most)?;
+        let (given, most) = (
+            self.variable_size,
+            ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+        );
+        within_kernels("limits.variableSize", given, most)?;
+        Ok(RequestLimits {
+            files: self.files,
+            path_length: self.path_length,
+            variables: self.variables,
+            variable_bytes: bytes(self.variable_size),
+            environment_bytes: bytes(self.environment_size),
+        })
     }
 }
 
@@ -630,6 +711,20 @@ impl DefaultsTable {
 /// An empty text stands for "not set": TOML has no null, and the shipped file shows every key.
 fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
+}
+
+/// For what is in memory.
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.bytes()).unwrap_or(usize::MAX)
+}
+
+fn within_kernels<T>(key: &'static str, given: T, most: T) -> Result<(), ConfigError>
+where
+    T: PartialOrd + std::fmt::Display + Copy,
+{
+    require(key, given, given <= most, || {
+        format!("expected at most {most}, which is the kernel's limit")
+    })
 }
 
 fn within<T>(key: &'static str, given: T, least: T, most: T) -> Result<(), ConfigError>

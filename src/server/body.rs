@@ -1,15 +1,11 @@
 //! Reading a request's JSON body, within bounds.
 
-use std::time::Duration;
-
 use actix_web::web::{self, Bytes};
 use isol8_api::ErrorCode;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::config::Config;
 
 /// Members that are looked at for a misspelling.
 const MOST_UNKNOWN: usize = 16;
@@ -28,8 +24,11 @@ pub struct Parsed<T> {
 ///
 /// # Errors
 /// 400 with the path of the member at fault, 408 where the body is slow, 413 where it is large.
-pub async fn json<T: DeserializeOwned>(payload: web::Payload, limit: usize) -> Result<T, ApiError> {
-    let body = read(payload, limit).await?;
+pub async fn json<T: DeserializeOwned>(
+    payload: web::Payload,
+    config: &Config,
+) -> Result<T, ApiError> {
+    let body = read(payload, config).await?;
     Ok(parse(&body)?.value)
 }
 
@@ -73,8 +72,9 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Parsed<T>, ApiError> {
 ///
 /// # Errors
 /// 408 where it is slow, 413 where it is large.
-pub async fn read(payload: web::Payload, limit: usize) -> Result<Bytes, ApiError> {
-    match tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(limit)).await {
+pub async fn read(payload: web::Payload, config: &Config) -> Result<Bytes, ApiError> {
+    let (limit, within) = (config.max_body, config.body_timeout);
+    match tokio::time::timeout(within, payload.to_bytes_limited(limit)).await {
         Ok(Ok(Ok(body))) => Ok(body),
         Ok(Ok(Err(error))) => Err(ApiError::new(
             ErrorCode::InvalidRequest,
@@ -86,7 +86,7 @@ pub async fn read(payload: web::Payload, limit: usize) -> Result<Bytes, ApiError
         )),
         Err(_) => Err(ApiError::new(
             ErrorCode::RequestTimeout,
-            format!("body did not arrive within {} s", BODY_TIMEOUT.as_secs()),
+            format!("body did not arrive within {} ms", within.as_millis()),
         )),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::RETRY_AFTER;
+use actix_web::http::header::{ALLOW, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use isol8_actors::ExecuteError;
 use isol8_api::{ErrorBody, ErrorCode};
@@ -47,7 +47,7 @@ impl From<ExecuteError> for ApiError {
 }
 
 /// The status of every code, from the contract.
-fn status(code: ErrorCode) -> StatusCode {
+pub(super) fn status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::InvalidRequest
         | ErrorCode::Unsupported
@@ -70,6 +70,11 @@ fn status(code: ErrorCode) -> StatusCode {
     }
 }
 
+/// Whether the answer says when to come back.
+pub(super) fn tells_when_to_retry(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::TooManyRequests | ErrorCode::Unavailable)
+}
+
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         status(self.code)
@@ -77,11 +82,7 @@ impl ResponseError for ApiError {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
-        let retries = matches!(
-            self.code,
-            ErrorCode::TooManyRequests | ErrorCode::Unavailable
-        );
-        if retries {
+        if tells_when_to_retry(self.code) {
             let seconds = self.retry_after.map_or(1, |after| after.as_secs().max(1));
             response.insert_header((RETRY_AFTER, seconds));
         }
@@ -98,10 +99,16 @@ pub async fn no_such_route(request: HttpRequest) -> Result<HttpResponse, ApiErro
     Err(ApiError::new(ErrorCode::NotFound, text))
 }
 
-/// Answers methods that a route does not know.
-pub async fn no_such_method(request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let text = format!("{} does not take {}", request.path(), request.method());
-    Err(ApiError::new(ErrorCode::MethodNotAllowed, text))
+/// Answers methods that a path does not take, with those that it does.
+pub(super) fn no_such_method(request: &HttpRequest, allowed: &str) -> HttpResponse {
+    let (path, method) = (request.path(), request.method());
+    let text = format!("{path} does not take {method}, only {allowed}");
+    let mut response = ApiError::new(ErrorCode::MethodNotAllowed, text).error_response();
+    // Names of methods and commas: always the value of a header.
+    if let Ok(allowed) = HeaderValue::try_from(allowed) {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
 }
 
 #[cfg(test)]

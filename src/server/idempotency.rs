@@ -20,7 +20,7 @@ use super::error::ApiError;
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Longest key.
-const LONGEST_KEY: usize = 255;
+pub const LONGEST_KEY: usize = 255;
 
 /// Bytes of results that are kept, all tenants' together; the oldest go first.
 const MOST_BYTES: usize = 64 << 20;

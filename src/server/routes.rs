@@ -1,5 +1,6 @@
 //! One file per resource.
 
+pub mod docs;
 pub mod execute;
 pub mod files;
 pub mod health;
@@ -7,3 +8,27 @@ pub mod service;
 pub mod sessions;
 pub mod stream;
 pub mod websocket;
+
+use super::endpoint::Endpoint;
+
+/// Everything that the server serves.
+#[must_use]
+pub fn endpoints() -> Vec<Endpoint> {
+    vec![
+        health::health(),
+        service::ready(),
+        docs::openapi(),
+        docs::page(),
+        docs::script(),
+        docs::style(),
+        execute::execute(),
+        stream::stream(),
+        websocket::websocket(),
+        files::file(),
+        files::list(),
+        files::raw(),
+        sessions::list(),
+        sessions::delete(),
+        service::cleanup(),
+    ]
+}

@@ -191,18 +191,36 @@ def service():
     assert call("GET", "/nowhere")[0] == 404
 
 
-def server_sent_events():
-    body = {"request": {"runtime": "bash", "code": "echo out; echo err >&2; exit 3", "setupScript": "echo setting up"}}
+def streamed(body):
+    """All events of a run."""
     request = urllib.request.Request(URL + "/execute/stream", json.dumps(body).encode(), method="POST")
     request.add_header("Authorization", f"Bearer {KEY}")
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         lines = answer.read().decode().split("\n\n")
-    events = [json.loads(line[len("data: "):]) for line in lines if line.startswith("data: ")]
+    return [json.loads(line[len("data: "):]) for line in lines if line.startswith("data: ")]
+
+
+def server_sent_events():
+    body = {"request": {"runtime": "bash", "code": "echo out; echo err >&2; exit 3", "setupScript": "echo setting up"}}
+    events = streamed(body)
     assert events[0] == {"type": "stdout", "data": "setting up\n", "phase": "setup"}, events
     rest = [(event["type"], event["data"], event["phase"]) for event in events[1:]]
     assert sorted(rest[:-1]) == [("stderr", "err\n", "code"), ("stdout", "out\n", "code")], events
-    assert rest[-1][:2] == ("exit", "3"), events
+    assert events[-1] == {"type": "exit", "data": "3", "phase": "code"}, "nothing else to tell"
+    code = "echo kept > /tmp/made; head -c 100 /dev/zero; sleep 30"
+    request = {"runtime": "bash", "code": code, "outputPaths": ["/tmp/made", "/tmp/none"], "timeoutMs": 300}
+    exit = streamed({"request": request, "options": {"maxOutputSize": 10}})[-1]
+    assert (exit["type"], exit["data"]) == ("exit", "137"), exit
+    assert exit["timedOut"] is True and exit["truncated"] is True, exit
+    assert exit["files"] == {"/tmp/made": base64.b64encode(b"kept\n").decode()}, exit
+    name = f"lost-{uuid.uuid4()}"
+    exit = streamed({"request": python("import os; os._exit(1)"), "sessionId": name})[-1]
+    assert exit["stateLost"] is True and "timedOut" not in exit, exit
+    call("DELETE", f"/session/{name}")
+    events = streamed({"request": python("1", setupScript="echo no >&2; exit 4")})
+    assert [event["type"] for event in events] == ["stderr", "error", "exit"], events
+    assert all(event["phase"] == "setup" for event in events) and events[-1]["data"] == "4", events
 
 
 def connect():
@@ -210,9 +228,9 @@ def connect():
     return websockets.connect(address, extra_headers={"Authorization": f"Bearer {KEY}"})
 
 
-async def conversation(socket, code, *messages, session=None, runtime="python"):
+async def conversation(socket, code, *messages, session=None, runtime="python", **members):
     """Starts a program, sends a message at each line that it prints, and gives all events."""
-    execute = {"type": "execute", "request": {"runtime": runtime, "code": code}}
+    execute = {"type": "execute", "request": {"runtime": runtime, "code": code, **members}}
     if session:
         execute["sessionId"] = session
     await socket.send(json.dumps(execute))
@@ -244,6 +262,7 @@ async def web_sockets():
         code = "import time; print('ready', flush=True); time.sleep(30)"
         events = await conversation(socket, code, {"type": "signal", "signal": "SIGINT"})
         assert events[-1]["data"] == "130" and "KeyboardInterrupt" in text_of(events, "stderr"), events
+    await terminals()
     session = f"ws-{uuid.uuid4()}"
     for code, printed in (("y = 1", ""), ("print(y + 1)", "2\n")):
         async with connect() as socket:
@@ -258,6 +277,29 @@ async def web_sockets():
         assert json.loads(await socket.recv())["type"] == "error"
         await socket.wait_closed()
         assert socket.close_code == 1003, socket.close_code
+
+
+async def terminals():
+    size = "import os, sys, time; print(sys.stdin.isatty(), *os.get_terminal_size(), flush=True)\n"
+    async with connect() as socket:
+        code = size + "while os.get_terminal_size().columns == 80: time.sleep(0.01)\nprint(*os.get_terminal_size())"
+        events = await conversation(socket, code, {"type": "resize", "cols": 100, "rows": 30}, tty=True)
+        assert text_of(events) == "True 80 24\r\n100 30\r\n" and events[-1]["data"] == "0", events
+    async with connect() as socket:
+        code = size + "time.sleep(30)"
+        events = await conversation(socket, code, {"type": "stdin", "data": "\x03"}, tty=True, cols=7, rows=9)
+        assert text_of(events).startswith("True 7 9\r\n") and events[-1]["data"] == "130", events
+    async with connect() as socket:
+        code = "print('ready', flush=True); print(input())"
+        told = {"type": "resize", "cols": 7, "rows": 9}, {"type": "stdin", "data": "on\n"}
+        await socket.send(json.dumps({"type": "execute", "request": python(code)}))
+        kinds = []
+        async for text in socket:
+            kinds.append(json.loads(text)["type"])
+            if len(kinds) <= len(told):
+                await socket.send(json.dumps(told[len(kinds) - 1]))
+        assert kinds == ["stdout", "error", "stdout", "exit"], "the connection stays"
+    refused(execute(python("1", tty=True), expected=400), "INVALID_REQUEST")
 
 
 if __name__ == "__main__":

@@ -193,6 +193,10 @@ impl Sandbox for FaultySandbox {
         self.inner.usage().await
     }
 
+    async fn has_memory_for(&self, bytes: u64) -> bool {
+        self.inner.has_memory_for(bytes).await
+    }
+
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
         if self.luck.fails() {
             return Err(BackendError::Unavailable(text()));

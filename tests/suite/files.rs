@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use isol8_client::{ClientError, EntryType, ErrorCode, RemoteIsol8};
+use isol8_client::{ClientError, EntryType, ErrorCode, FileContent, Options, RemoteIsol8};
 use serde_json::{Value, json};
 
 use crate::harness::{KEY, PATIENCE, Server, command, on_each_backend, python, until};
@@ -20,7 +20,9 @@ on_each_backend!(
     files_move_beside_a_running_job,
     a_file_is_replaced_whole_or_not_at_all,
     a_lost_session_is_said_to_be,
+    each_route_says_that_a_sandbox_died,
     a_full_sandbox_says_so_and_the_session_lives_on,
+    a_file_that_memory_has_no_room_for_costs_nothing_else,
     transfers_of_a_session_are_bounded,
 );
 
@@ -316,6 +318,9 @@ async fn what_is_not_there_is_404_and_no_session_is_made(server: Server) {
     }
     assert_eq!(server.client().sessions().await.unwrap(), []);
     let session = session(&server).await;
+    session.put_file("/sandbox/file", "x").await.unwrap();
+    let within = session.put_file("/sandbox/file/x", "x").await;
+    assert_eq!(kind(&within.unwrap_err()), Some(ErrorCode::FileNotFound));
     for path in ["/tmp/none", "/sandbox/no/such/file"] {
         let error = session.get_file(path).await.unwrap_err();
         assert_eq!(kind(&error), Some(ErrorCode::FileNotFound), "{error}");
@@ -387,6 +392,41 @@ async fn a_lost_session_is_said_to_be(server: Server) {
     }
 }
 
+async fn each_route_says_that_a_sandbox_died(server: Server) {
+    let write = json!({"sessionId": "s0", "path": "/tmp/x", "content": ""}).to_string();
+    let routes = [
+        ("POST", "/file", write.as_str()),
+        ("GET", "/file?sessionId=s1&path=/sandbox/f", ""),
+        ("PUT", "/session/s2/files/tmp/x", "x"),
+        ("GET", "/session/s3/files/sandbox/f", ""),
+        ("GET", "/session/s4/files?path=/sandbox", ""),
+    ];
+    for number in 0..routes.len() {
+        let session = server.session(&format!("s{number}"));
+        session.execute(python("1")).await.unwrap();
+        session.put_file("/sandbox/f", "kept").await.unwrap();
+    }
+    server.kill_sandboxes();
+    for (method, target, body) in routes {
+        let (status, code, text) = refused(&server, method, target, body);
+        assert_eq!(
+            (status, code.as_str()),
+            (410, "SESSION_LOST"),
+            "{target}: {text}"
+        );
+        // It is said until the session is gone, and then its name is free.
+        until("the session is gone", || {
+            let (status, code, _) = refused(&server, method, target, body);
+            assert!(matches!(status, 404 | 410), "{target}: {status} {code}");
+            (status, code.as_str()) == (404, "SESSION_NOT_FOUND")
+        });
+    }
+    let session = server.session("s0");
+    session.execute(python("1")).await.unwrap();
+    assert_eq!(session.list_files("/sandbox").await.unwrap().entries, []);
+    server.stop();
+}
+
 async fn a_full_sandbox_says_so_and_the_session_lives_on(server: Server) {
     let session = session(&server).await;
     let error = session
@@ -400,6 +440,37 @@ async fn a_full_sandbox_says_so_and_the_session_lives_on(server: Server) {
         session.execute(python("print(1)")).await.unwrap().stdout,
         "1"
     );
+}
+
+async fn a_file_that_memory_has_no_room_for_costs_nothing_else(server: Server) {
+    let session = server.session("s");
+    let run = |request| {
+        let options = Options {
+            memory_limit: Some("128m".parse().unwrap()),
+            ..Options::default()
+        };
+        session.execute_with(request, options)
+    };
+    run(python("x = 41")).await.unwrap();
+    let old = vec![b'a'; 70 << 20];
+    session.put_file("/sandbox/big", old.clone()).await.unwrap();
+    for path in ["/sandbox/big", "/tmp/other"] {
+        let refused = session.put_file(path, vec![b'b'; 70 << 20]).await;
+        let error = refused.unwrap_err();
+        assert_eq!(kind(&error), Some(ErrorCode::InvalidRequest), "{error}");
+        assert!(error.to_string().contains("memoryLimit"), "{error}");
+    }
+    assert!(session.get_file("/sandbox/big").await.unwrap() == old);
+    // Those that come with a request, too.
+    let fill = "head -c 35m /dev/zero > /tmp/filler";
+    assert_eq!(run(command(fill)).await.unwrap().exit_code, 0);
+    let mut crowded = python("print(x + 1)");
+    crowded.files = [("/tmp/a".to_owned(), FileContent(vec![b'c'; 20 << 20]))].into();
+    let error = run(crowded).await.unwrap_err();
+    assert!(error.to_string().contains("memoryLimit"), "{error}");
+    let result = run(python("print(x + 1)")).await.unwrap();
+    assert_eq!((result.stdout.as_str(), result.state_lost), ("42", false));
+    server.stop();
 }
 
 async fn transfers_of_a_session_are_bounded(server: Server) {

@@ -186,6 +186,21 @@ impl Server {
         traces(self.kind, self.state.path())
     }
 
+    /// Kills everything in this server's sandboxes, as the kernel or an operator might.
+    pub(crate) fn kill_sandboxes(&self) {
+        for process in sandboxed_processes(self.kind, self.state()) {
+            // One that has ended by itself is as good.
+            let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        }
+        if self.kind == Kind::Docker {
+            for id in containers(self.state()) {
+                // One that is just being made or removed cannot be killed.
+                let _ = Command::new("docker").args(["kill", &id]).output();
+                until("the container has ended", || !is_running(&id));
+            }
+        }
+    }
+
     /// Ends the server as an operator would, and expects a clean end and no trace.
     pub(crate) fn stop(mut self) {
         let sandboxed = sandboxed_processes(self.kind, self.state.path());
@@ -249,8 +264,13 @@ impl Drop for Server {
 
 /// A Python request.
 pub(crate) fn python(code: &str) -> ExecutionRequest {
-    let mut request = ExecutionRequest::new(Runtime::Python);
-    request.code = Some(code.to_owned());
+    source(Runtime::Python, code)
+}
+
+/// Code of any runtime.
+pub(crate) fn source(runtime: Runtime, code: impl Into<String>) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(runtime);
+    request.code = Some(code.into());
     request
 }
 
@@ -343,6 +363,12 @@ fn containers(state: &Path) -> Vec<String> {
     assert!(output.status.success(), "docker does not answer");
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().map(str::to_owned).collect()
+}
+
+fn is_running(container: &str) -> bool {
+    let inspect = ["inspect", "--format", "{{.State.Running}}", container];
+    let output = Command::new("docker").args(inspect).output().unwrap();
+    output.stdout.starts_with(b"true")
 }
 
 /// Host process ids of everything in the native sandboxes of a state directory.

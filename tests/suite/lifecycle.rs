@@ -92,23 +92,7 @@ async fn a_run_under_way_at_sigterm_is_answered(server: Server) {
 
 async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {
     server.python("1").await;
-    if server.kind == Kind::Docker {
-        for id in server
-            .traces()
-            .iter()
-            .filter_map(|trace| trace.strip_prefix("container "))
-        {
-            let killed = std::process::Command::new("docker")
-                .args(["kill", id])
-                .output()
-                .unwrap();
-            assert!(killed.status.success());
-        }
-    } else {
-        for process in crate::harness::sandboxed_processes(server.kind, server.state()) {
-            let _ = kill(nix::unistd::Pid::from_raw(process), Signal::SIGKILL);
-        }
-    }
+    server.kill_sandboxes();
     for _ in 0..4 {
         assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
     }

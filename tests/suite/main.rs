@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 
+mod bounds;
 mod cells;
 mod cli;
 mod compare;
@@ -18,6 +19,8 @@ mod lifecycle;
 mod limits;
 mod malformed;
 mod network;
+mod openapi;
+mod packages;
 mod preload;
 mod reload;
 mod remote_code;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use isol8_api::{ErrorCode, NetworkAction, NetworkFilter, NetworkMode, Options};
 use isol8_client::{ExecutionRequest, ExecutionResult, RemoteIsol8, Runtime};
 
-use crate::harness::{Kind, Server, on_each_backend, python};
+use crate::harness::{Kind, Server, on_each_backend, python, source};
 use internet::Internet;
 
 on_each_backend!(
@@ -41,12 +41,6 @@ fn filtered() -> Options {
 
 async fn run(client: &RemoteIsol8, request: ExecutionRequest, options: Options) -> ExecutionResult {
     client.execute_with(request, options).await.unwrap()
-}
-
-fn source(runtime: Runtime, code: String) -> ExecutionRequest {
-    let mut request = ExecutionRequest::new(runtime);
-    request.code = Some(code);
-    request
 }
 
 /// Prints what is at each address, or why nothing is.

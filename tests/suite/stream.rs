@@ -1,9 +1,15 @@
 //! Runs that are followed while they go on: server-sent events and WebSockets.
 
+mod socket;
 mod sse;
+mod terminal;
 mod websocket;
 
+use std::fs;
+
 use isol8_api::{EventKind, Phase, StreamEvent};
+
+use crate::harness::Server;
 
 /// What was written to a stream, and the exit code, which comes last and once.
 pub(super) fn joined(events: &[StreamEvent]) -> (String, String, String) {
@@ -21,4 +27,11 @@ pub(super) fn joined(events: &[StreamEvent]) -> (String, String, String) {
         of(EventKind::Stderr),
         last.data.clone(),
     )
+}
+
+/// What a server has in memory.
+pub(super) fn resident_bytes(server: &Server) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
+    let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * 4096
 }

@@ -75,6 +75,7 @@ impl SandboxDefaults {
             limits: self.limits,
             sandbox_size: self.sandbox_size,
             tmp_size: self.tmp_size,
+            single_use: false,
             host_network: false,
         }
     }

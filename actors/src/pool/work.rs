@@ -9,7 +9,7 @@ use isol8_backend::{BackendError, Limits, SandboxSpec};
 use tokio::time::{Instant, timeout};
 
 use super::message::{Acquire, Cleaned, Create, Created, PoolError, Removed};
-use super::{Held, Lease, Pool};
+use super::{Held, Lease, Pool, Strategy};
 use crate::run::Memory;
 use crate::supervisor::WeakSupervised;
 use crate::watch::destroy;
@@ -21,6 +21,10 @@ const CLEAN_TIMEOUT: Duration = Duration::from_secs(60);
 impl Pool {
     /// Starts to make a sandbox, for the request of a ticket or ahead of time.
     pub(super) fn create(&self, spec: SandboxSpec, ticket: Option<u64>) {
+        let spec = SandboxSpec {
+            single_use: self.own.config.strategy == Strategy::Secure,
+            ..spec
+        };
         let backend = Arc::clone(&self.backend);
         let limit = self.own.config.create_timeout;
         let wanted = spec.clone();

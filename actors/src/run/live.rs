@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use isol8_api::StreamEvent;
 use isol8_backend::RunInput;
-use isol8_protocol::Signal;
+use isol8_protocol::{Signal, TerminalSize};
 use tokio::sync::{Mutex, mpsc, watch};
 
 /// What a client does to its run. Clones are the same client.
@@ -27,6 +27,8 @@ pub struct Input {
     pub stdin: mpsc::Receiver<Vec<u8>>,
     /// Signals. They do not wait for input that the program does not read.
     pub signals: mpsc::Receiver<Signal>,
+    /// The size of the run's terminal, where it has one. Only a change is passed on.
+    pub size: Option<watch::Receiver<TerminalSize>>,
 }
 
 impl Live {
@@ -36,7 +38,8 @@ impl Live {
             let input = &mut *input.lock().await;
             futures::join!(
                 feed_stdin(run, &mut input.stdin),
-                feed_signals(run, &mut input.signals)
+                feed_signals(run, &mut input.signals),
+                feed_size(run, input.size.as_mut())
             );
         }
         pending().await
@@ -56,6 +59,16 @@ async fn feed_stdin(run: &RunInput, stdin: &mut mpsc::Receiver<Vec<u8>>) {
 async fn feed_signals(run: &RunInput, signals: &mut mpsc::Receiver<Signal>) {
     while let Some(signal) = signals.recv().await {
         if run.signal(signal).is_err() {
+            return;
+        }
+    }
+}
+
+async fn feed_size(run: &RunInput, size: Option<&mut watch::Receiver<TerminalSize>>) {
+    let Some(size) = size else { return };
+    while size.changed().await.is_ok() {
+        let size = *size.borrow_and_update();
+        if run.resize(size).is_err() {
             return;
         }
     }

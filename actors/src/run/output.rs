@@ -53,17 +53,19 @@ impl Sink {
                     OutputStream::Stderr => EventKind::Stderr,
                 };
                 for data in pieces(text) {
-                    let data = data.to_owned();
-                    let sending = events.send(StreamEvent { kind, data, phase });
-                    let sent = timeout(STALLED_AFTER, sending).await;
-                    // Nobody takes them any more, or does not move.
-                    sent.ok()
-                        .and_then(Result::ok)
-                        .ok_or(ExecuteError::Cancelled)?;
+                    send(events, StreamEvent::new(kind, data, phase)).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Tells whoever follows the run of something that is no output of it.
+    pub(super) async fn tell(&self, event: StreamEvent) -> Result<(), ExecuteError> {
+        match self {
+            Self::Result(_) => Ok(()),
+            Self::Stream(events) => send(events, event).await,
+        }
     }
 
     /// What the phase that has just ended wrote, where it is kept.
@@ -79,6 +81,14 @@ impl Sink {
             Self::Stream(_) => Written::default(),
         }
     }
+}
+
+async fn send(events: &mpsc::Sender<StreamEvent>, event: StreamEvent) -> Result<(), ExecuteError> {
+    let sent = timeout(STALLED_AFTER, events.send(event)).await;
+    // Nobody takes them any more, or does not move.
+    sent.ok()
+        .and_then(Result::ok)
+        .ok_or(ExecuteError::Cancelled)
 }
 
 /// Cuts a text into events of whole characters.

@@ -10,6 +10,10 @@ use super::{Live, Mode};
 /// Where the setup script is put: not in `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 
+/// Where a script is put that runs at a terminal beside a session's interpreter, without its
+/// extension: among the session's files, so that it finds them as modules, and none of theirs.
+const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
+
 /// The program's run.
 pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
     let program = match &job.program {
@@ -19,13 +23,15 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
         Program::Source { code, extension } => {
             let kernel = kernel_of(job.runtime());
             let source = code.clone().into_bytes();
+            let script = |path: &str| GuestProgram::Script {
+                kernel,
+                path: format!("{path}{}", extension.as_str()),
+                source: source.clone(),
+            };
             match mode {
+                Mode::Ephemeral => script("/sandbox/main"),
+                Mode::Session if job.terminal.is_some() => script(BESIDE_PATH),
                 Mode::Session => GuestProgram::Cell { kernel, source },
-                Mode::Ephemeral => GuestProgram::Script {
-                    kernel,
-                    path: format!("/sandbox/main{}", extension.as_str()),
-                    source,
-                },
             }
         }
     };
@@ -36,6 +42,7 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
         None if live.is_some_and(|live| live.input.is_some()) => Stdin::Piped,
         None => Stdin::Empty,
     };
+    run.terminal = job.terminal;
     run.cwd = job.workdir.as_ref().map(|path| path.as_str().to_owned());
     run
 }
@@ -52,7 +59,7 @@ pub(super) fn setup(job: &Job, script: &str) -> RunSpec {
     run
 }
 
-fn base(job: &Job, program: GuestProgram) -> RunSpec {
+pub(super) fn base(job: &Job, program: GuestProgram) -> RunSpec {
     RunSpec {
         program,
         env: job.env.clone(),
@@ -62,6 +69,7 @@ fn base(job: &Job, program: GuestProgram) -> RunSpec {
         output_limit: Some(job.output_limit),
         // What a setup script leaves running (a service) is for the program.
         sweep: false,
+        terminal: None,
         network: job.network.is_some(),
     }
 }

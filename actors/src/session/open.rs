@@ -35,7 +35,7 @@ impl Session {
         status.note_use();
         Ok(Access {
             id,
-            control: home.held.sandbox.control().clone(),
+            sandbox: Arc::clone(&home.held.sandbox),
             status: Arc::clone(status),
             session: self.own.handle(),
             _permit: permit,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Body of every answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     /// What went wrong and what to do.
     pub error: String,
@@ -13,6 +14,7 @@ pub struct ErrorBody {
 
 /// Kinds of error. Their HTTP statuses stand in one table of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     /// A member or parameter is missing, of the wrong type, or out of range.

@@ -35,32 +35,46 @@ impl<'de> Deserialize<'de> for Base64 {
 /// Body of `POST /file`. Every member is required; they are optional here so that the answer names
 /// the first that is missing.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct WriteFile {
     /// The session whose sandbox it is written to.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub session_id: Option<SessionId>,
     /// Where to; parents are created, a file of that name is replaced.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub path: Option<SandboxPath>,
     /// All of it.
     #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub content: Option<Base64>,
 }
 
 /// Answer where a file was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Written {
     /// Always true.
     pub ok: bool,
 }
 
+/// Answer of `GET /file`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FileBody {
+    /// All of the file.
+    pub content: Base64,
+}
+
 /// `GET /session/{id}/files`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DirectoryListing {
     /// What is in the directory, sorted by name.
     pub entries: Vec<DirectoryEntry>,
-    /// There is more than [`Self::MAX_ENTRIES`], and some of it is left out.
+    /// There are more than 10,000, and some of it is left out.
     pub truncated: bool,
 }
 
@@ -71,6 +85,7 @@ impl DirectoryListing {
 
 /// One name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DirectoryEntry {
     /// The name. What is not UTF-8 in it is replaced by U+FFFD.
     pub name: String,
@@ -87,6 +102,7 @@ pub struct DirectoryEntry {
 
 /// Kinds of directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EntryType {
     /// A regular file.

@@ -11,6 +11,9 @@
 pub mod error;
 pub mod file;
 pub mod network;
+mod object;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod request;
 pub mod result;
 pub mod service;
@@ -23,5 +26,5 @@ pub use network::{NetworkAction, NetworkFilter, NetworkLogEntry};
 pub use request::{ExecuteBody, ExecutionRequest, FileContent, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{Deleted, Health, SessionInfo, SessionList};
-pub use stream::{ClientMessage, EventKind, Phase, SignalName, StreamEvent};
+pub use stream::{ClientMessage, Ending, EventKind, Phase, SignalName, StreamEvent};
 pub use value::{ByteSize, InvalidValue, Runtime, SandboxPath, SessionId, TenantId};

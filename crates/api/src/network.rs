@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Which hosts a run may reach: regular expressions, found anywhere in a host's name. Case does not matter;
 /// names are matched in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkFilter {
     /// Where there is one, only hosts that one of them matches are admitted.
@@ -15,6 +16,7 @@ pub struct NetworkFilter {
 
 /// One request that a run made through the proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkLogEntry {
     /// When it was made, ISO 8601 in UTC.
@@ -33,6 +35,7 @@ pub struct NetworkLogEntry {
 
 /// What the rules said to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum NetworkAction {
     /// It was let through.

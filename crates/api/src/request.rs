@@ -9,16 +9,23 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::network::NetworkFilter;
+use crate::object::{self, Object};
 use crate::value::{ByteSize, Runtime, SessionId};
 
 /// The whole body.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteBody {
     /// What to run.
+    #[serde(deserialize_with = "object::required")]
     pub request: ExecutionRequest,
     /// Merged over the server's defaults.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
     pub options: Option<Options>,
     /// The session to run in; without one the run is ephemeral.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -27,9 +34,10 @@ pub struct ExecuteBody {
 
 /// One program and what it needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionRequest {
-    /// The source text. Exactly one of `code`, `code_url` and `cmd` is given.
+    /// The source text. Exactly one of `code`, `codeUrl` and `cmd` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
     /// Where to fetch the source text from.
@@ -42,6 +50,7 @@ pub struct ExecutionRequest {
     pub runtime: Runtime,
     /// Milliseconds; overrides the options' and the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub timeout_ms: Option<u64>,
     /// Environment of this run only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -52,6 +61,17 @@ pub struct ExecutionRequest {
     /// All of standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// Run at a terminal. Only for `GET /execute/ws`, whose client can type and see its echo.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
+    /// Characters in a line of the terminal at first, 1 to 1000; 80 where nothing is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
+    pub cols: Option<u32>,
+    /// Lines of the terminal at first, 1 to 1000; 24 where nothing is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
+    pub rows: Option<u32>,
     /// Absolute path to content; written before the run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileContent>,
@@ -67,10 +87,10 @@ pub struct ExecutionRequest {
     /// Working directory: absolute under `/sandbox`, or relative to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// SHA-256 of what `code_url` must give, in hex.
+    /// SHA-256 of what `codeUrl` must give, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_hash: Option<String>,
-    /// Accept an `http:` `code_url`.
+    /// Accept an `http:` `codeUrl`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_insecure_code_url: bool,
     /// Passed to the audit log.
@@ -91,6 +111,9 @@ impl ExecutionRequest {
             env: BTreeMap::new(),
             file_extension: None,
             stdin: None,
+            tty: false,
+            cols: None,
+            rows: None,
             files: BTreeMap::new(),
             output_paths: Vec::new(),
             install_packages: Vec::new(),
@@ -129,8 +152,18 @@ impl<'de> Deserialize<'de> for FileContent {
         )]
         enum Given {
             Text(String),
-            Buffer { r#type: BufferTag, data: Vec<u8> },
-            Base64 { base64: String },
+            Buffer(Object<Buffer>),
+            Base64(Object<Base64>),
+        }
+        #[derive(Deserialize)]
+        struct Buffer {
+            #[serde(rename = "type")]
+            _type: BufferTag,
+            data: Vec<u8>,
+        }
+        #[derive(Deserialize)]
+        struct Base64 {
+            base64: String,
         }
         #[derive(Deserialize)]
         enum BufferTag {
@@ -138,11 +171,8 @@ impl<'de> Deserialize<'de> for FileContent {
         }
         match Given::deserialize(deserializer)? {
             Given::Text(text) => Ok(Self(text.into_bytes())),
-            Given::Buffer {
-                r#type: BufferTag::Buffer,
-                data,
-            } => Ok(Self(data)),
-            Given::Base64 { base64 } => BASE64_STANDARD
+            Given::Buffer(Object(Buffer { data, .. })) => Ok(Self(data)),
+            Given::Base64(Object(Base64 { base64 })) => BASE64_STANDARD
                 .decode(base64)
                 .map(Self)
                 .map_err(|error| de::Error::custom(format!("not base64: {error}"))),
@@ -152,6 +182,7 @@ impl<'de> Deserialize<'de> for FileContent {
 
 /// How far a program may reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkMode {
     /// Loopback only.
@@ -189,19 +220,24 @@ impl FromStr for NetworkMode {
 /// Limits and behaviour of a run. Unknown members are accepted: the TypeScript client sends some
 /// that only its own engine reads.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Options {
     /// Network access.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
     /// Which hosts may be reached, beside what the server's own lists say; for [`NetworkMode::Filtered`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
     pub network_filter: Option<NetworkFilter>,
     /// Whether the result tells what the programs asked the network for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_network: Option<bool>,
     /// Processor cores.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 0.01))]
     pub cpu_limit: Option<f64>,
     /// Memory of the whole sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -223,6 +259,7 @@ pub struct Options {
     pub max_output_size: Option<u64>,
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub timeout_ms: Option<u64>,
     /// Set in the environment, and masked in the output.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -234,24 +271,29 @@ pub struct Options {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persist: Option<bool>,
     /// Kernel-level confinement.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
     pub security: Option<SecurityOptions>,
 }
 
 /// Kernel-level confinement of a sandbox.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecurityOptions {
     /// Which system calls are allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompMode>,
-    /// Profile for [`SeccompMode::Custom`].
+    /// Profile for `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub custom_profile_path: Option<String>,
 }
 
 /// Which system calls a program may make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
     /// isol8's own list.
@@ -281,9 +323,27 @@ mod tests {
             r#"{"base64":"%"}"#,
             "7",
             r#"{"type":"Buffer","data":[256]}"#,
+            r#"["Buffer",[1]]"#,
+            r#"["aGk="]"#,
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        let read = |body: &str| serde_json::from_str::<ExecuteBody>(body).map(drop);
+        let request = r#"{"code": "1", "runtime": "bash"}"#;
+        assert!(read(&format!(r#"{{"request": {request}}}"#)).is_ok());
+        for rest in [
+            r#""options": []"#,
+            r#""options": {"security": [null, null]}"#,
+        ] {
+            let error = read(&format!(r#"{{"request": {request}, {rest}}}"#)).unwrap_err();
+            assert!(error.to_string().contains("expected an object"), "{error}");
+        }
+        let list = r#"{"request": ["1", null, null, "bash"]}"#;
+        assert!(read(list).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::value::Runtime;
 
 /// How a run went. A program that fails or runs out of time is a result, not an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionResult {
     /// Standard output, trailing white space trimmed.
@@ -54,6 +55,7 @@ pub struct ExecutionResult {
 
 /// What a run used.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceUsage {
     /// Processor time as a share of wall time; 100 is one core.
@@ -72,6 +74,7 @@ pub struct ResourceUsage {
 
 /// Where the time of a request went, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Timings {
     /// Waiting for its turn.

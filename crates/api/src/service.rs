@@ -6,6 +6,7 @@ use crate::value::{Runtime, SessionId, TenantId};
 
 /// `GET /health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Health {
     /// `"ok"`.
     pub status: String,
@@ -17,6 +18,7 @@ pub struct Health {
 
 /// `GET /sessions`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionList {
     /// Every session that the caller may see.
     pub sessions: Vec<SessionInfo>,
@@ -24,6 +26,7 @@ pub struct SessionList {
 
 /// One session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SessionInfo {
     /// The client's name for it.
@@ -49,6 +52,7 @@ pub struct SessionInfo {
 
 /// `DELETE /session/{id}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Deleted {
     /// Always true: a session that is not there is as good as deleted.
     pub ok: bool,
@@ -56,6 +60,7 @@ pub struct Deleted {
 
 /// `GET /ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ready {
     /// Whether requests are best sent here.
     pub ready: bool,
@@ -66,6 +71,7 @@ pub struct Ready {
 
 /// Body of `POST /cleanup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Cleanup {
     /// Whether outdated images go as well.
@@ -80,6 +86,7 @@ impl Default for Cleanup {
 
 /// Answer of `POST /cleanup`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CleanedUp {
     /// Whether nothing is left.
     pub ok: bool,
@@ -94,6 +101,7 @@ pub struct CleanedUp {
 
 /// What was removed of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Removed {
     /// How many are gone.
     pub removed: usize,

@@ -1,11 +1,14 @@
 //! What streams carry: events to the client, and a WebSocket client's messages.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::request::ExecuteBody;
 
 /// One event of `POST /execute/stream` or `GET /execute/ws`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamEvent {
     /// What happened.
     #[serde(rename = "type")]
@@ -14,24 +17,66 @@ pub struct StreamEvent {
     pub data: String,
     /// When it happened.
     pub phase: Phase,
+    /// What an exit tells beside the code.
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+impl StreamEvent {
+    /// An event with nothing to tell beside its text.
+    #[must_use]
+    pub fn new(kind: EventKind, data: impl Into<String>, phase: Phase) -> Self {
+        Self {
+            kind,
+            data: data.into(),
+            phase,
+            ending: Ending::default(),
+        }
+    }
+}
+
+/// How a run ended, as far as its exit code does not say: the members of an
+/// [`ExecutionResult`](crate::ExecutionResult) of the same names. What is not so is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ending {
+    /// Output was cut at `maxOutputSize`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// The run was ended because its time was over.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub timed_out: bool,
+    /// The kernel ended a process of the run because the sandbox was out of memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
+    /// The session's interpreter ended with this run; its variables are gone, its files are not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub state_lost: bool,
+    /// Path to base64 content, for each of `outputPaths` that exists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<BTreeMap<String, String>>,
 }
 
 /// The kinds of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum EventKind {
     /// The program wrote to standard output.
     Stdout,
     /// The program wrote to standard error.
     Stderr,
-    /// The program ended with this code. Comes last.
+    /// The program, or the setup script where that failed, ended with this code. Comes last.
     Exit,
-    /// There will be no exit code, or a message was not understood; the reason.
+    /// The setup script failed, an output path cannot be read, there will be no exit code, or a message was
+    /// not understood. The reason.
     Error,
 }
 
 /// The parts of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// The setup script.
@@ -42,6 +87,7 @@ pub enum Phase {
 
 /// What a WebSocket client sends.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum ClientMessage {
     /// Run this; the first message, and the only one of its kind.
@@ -58,15 +104,23 @@ pub enum ClientMessage {
         /// Which signal.
         signal: SignalName,
     },
+    /// Change the size of the program's terminal.
+    Resize {
+        /// Characters in a line, 1 to 1000.
+        cols: u32,
+        /// Lines, 1 to 1000.
+        rows: u32,
+    },
 }
 
 impl ClientMessage {
     /// The valid values of a message's `type`.
-    pub const TYPES: [&'static str; 4] = ["execute", "stdin", "stdinEnd", "signal"];
+    pub const TYPES: [&'static str; 5] = ["execute", "stdin", "stdinEnd", "signal", "resize"];
 }
 
 /// The signals that a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SignalName {
     /// As Ctrl-C does.
     #[serde(rename = "SIGINT")]
@@ -74,4 +128,26 @@ pub enum SignalName {
     /// Asks the program to end.
     #[serde(rename = "SIGTERM")]
     Terminate,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_has_three_members_and_an_exit_what_there_is_to_tell() {
+        let mut event = StreamEvent::new(EventKind::Exit, "137", Phase::Code);
+        let mut expected = json!({"type": "exit", "data": "137", "phase": "code"});
+        assert_eq!(json!(event), expected);
+        event.ending.timed_out = true;
+        event.ending.files = Some([("/tmp/x".to_owned(), "eA==".to_owned())].into());
+        expected["timedOut"] = json!(true);
+        expected["files"] = json!({"/tmp/x": "eA=="});
+        assert_eq!(json!(event), expected);
+        assert_eq!(
+            serde_json::from_value::<StreamEvent>(expected).unwrap(),
+            event
+        );
+    }
 }

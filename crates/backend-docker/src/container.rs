@@ -204,6 +204,7 @@ mod tests {
             },
             sandbox_size: ByteSize::from_mebibytes(512),
             tmp_size: ByteSize::from_mebibytes(128),
+            single_use: false,
             host_network: false,
         }
     }

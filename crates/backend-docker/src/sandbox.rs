@@ -98,7 +98,7 @@ pub(crate) async fn make(
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
-    owner.kernels.prepare(&control, spec.runtime);
+    owner.kernels.prepare(&control, spec);
     Ok(Arc::new(DockerSandbox {
         container,
         control,
@@ -366,6 +366,11 @@ impl Sandbox for DockerSandbox {
             Ok(cgroup) => cgroup.usage(),
             Err(reason) => Err(BackendError::Unavailable(reason.clone())),
         }
+    }
+
+    async fn has_memory_for(&self, bytes: u64) -> bool {
+        let has = |reader: &CgroupReader| reader.has_memory_for(bytes).unwrap_or(true);
+        self.cgroup.as_ref().ok().is_none_or(has)
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

@@ -138,6 +138,7 @@ fn spec() -> SandboxSpec {
         },
         sandbox_size: ByteSize::from_mebibytes(64),
         tmp_size: ByteSize::from_mebibytes(32),
+        single_use: false,
         host_network: false,
     }
 }
@@ -154,6 +155,7 @@ async fn run(control: &Control, argv: &[&str]) -> (String, i32) {
         timeout_ms: Some(20_000),
         output_limit: Some(1 << 20),
         sweep: true,
+        terminal: None,
         network: false,
     };
     let mut run = control.run(spec).unwrap();

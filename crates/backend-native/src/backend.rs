@@ -169,7 +169,7 @@ impl Backend for NativeBackend {
             .map_err(BackendError::Create)?;
 
         let control = self.connect(&id).await?;
-        self.config.kernels.prepare(&control, spec.runtime);
+        self.config.kernels.prepare(&control, spec);
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
             control,
@@ -320,6 +320,11 @@ impl Sandbox for NativeSandbox {
                 BackendError::Unavailable("usage needs cgroups, which need root".into())
             })?
             .usage()
+    }
+
+    async fn has_memory_for(&self, bytes: u64) -> bool {
+        let has = |reader: &CgroupReader| reader.has_memory_for(bytes).unwrap_or(true);
+        self.reader.as_ref().is_none_or(has)
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

@@ -26,6 +26,9 @@ const BOOT_CAPABILITY: &str = "CAP_NET_ADMIN";
 /// Of one sandbox; all of them together share the 128 that the host's root has by default.
 const MAX_INOTIFY_INSTANCES: &str = "8";
 
+/// Of one sandbox; all of them together share the 3072 that the host leaves to containers by default.
+const MAX_TERMINALS: &str = "max=64";
+
 /// Parts of `/proc` that tell of the host or reach into it. The runtime specification's users mask
 /// the same ones: they are not namespaced.
 const MASKED: [&str; 8] = [
@@ -135,7 +138,8 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                "options": ["nosuid", "noexec", "mode=755", "size=64k"]}),
         json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}),
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620",
+                           MAX_TERMINALS]}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
                "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]}),
         json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",

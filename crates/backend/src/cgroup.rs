@@ -129,6 +129,31 @@ impl CgroupReader {
         })
     }
 
+    /// Whether the cgroup can take so many bytes more before the kernel ends processes for it. Cached
+    /// pages of files on disk do not count: the kernel lets go of them.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where a file is missing.
+    pub fn has_memory_for(&self, bytes: u64) -> Result<bool, BackendError> {
+        let (limit, current, path) = match &self.memory {
+            Directory::V1(path) => ("memory.limit_in_bytes", "memory.usage_in_bytes", path),
+            Directory::V2(path) => ("memory.max", "memory.current", path),
+        };
+        let limit_file = path.join(limit);
+        if read(&limit_file)?.trim() == "max" {
+            return Ok(true);
+        }
+        let limit = read_number(&limit_file)?;
+        let wanted = read_number(&path.join(current))?.saturating_add(bytes);
+        if wanted <= limit {
+            return Ok(true);
+        }
+        let statistics = read(&path.join("memory.stat"))?;
+        let cached = ["active_file", "inactive_file"].map(|key| keyed(&statistics, key));
+        let cached: u64 = cached.into_iter().flatten().sum();
+        Ok(wanted.saturating_sub(cached) <= limit)
+    }
+
     fn cpu_us(&self) -> Result<u64, BackendError> {
         match &self.cpu {
             Directory::V1(path) => Ok(read_number(&path.join("cpuacct.usage"))? / 1000),
@@ -320,6 +345,31 @@ mod tests {
         assert_eq!(detect(root.path()), Layout::Hybrid);
         let reader = CgroupReader::new(root.path(), "box");
         assert_eq!(reader.usage().unwrap(), USAGE);
+    }
+
+    #[test]
+    fn what_is_cached_does_not_count_as_taken() {
+        let statistics = "inactive_file 300\nactive_file 100\nshmem 500\n";
+        let v1 = tree(&[
+            ("memory/box/memory.limit_in_bytes", "1000\n"),
+            ("memory/box/memory.usage_in_bytes", "900\n"),
+            ("memory/box/memory.stat", statistics),
+            ("cpuacct/x", ""),
+        ]);
+        let v2 = tree(&[
+            ("cgroup.controllers", "cpu memory pids\n"),
+            ("box/memory.max", "1000\n"),
+            ("box/memory.current", "900\n"),
+            ("box/memory.stat", statistics),
+        ]);
+        for root in [v1, v2] {
+            let reader = CgroupReader::new(root.path(), "box");
+            assert!(reader.has_memory_for(500).unwrap());
+            assert!(!reader.has_memory_for(501).unwrap());
+        }
+        let unbounded = tree(&[("cgroup.controllers", ""), ("box/memory.max", "max\n")]);
+        let reader = CgroupReader::new(unbounded.path(), "box");
+        assert!(reader.has_memory_for(u64::MAX).unwrap());
     }
 
     #[test]

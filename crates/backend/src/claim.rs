@@ -150,6 +150,7 @@ mod tests {
                 },
                 sandbox_size: size,
                 tmp_size: size,
+                single_use: false,
                 host_network: false,
             },
             created_at: 1_700_000_000_000,

@@ -66,6 +66,7 @@ struct Script {
     hang_prepare: bool,
     reset_takes: Duration,
     fail_set_limits: bool,
+    memory_left: Option<u64>,
     fail_destroy: bool,
     ignore_timeouts: bool,
     die_after_create: bool,
@@ -175,6 +176,11 @@ impl FakeBackend {
     /// A reset takes this long from now on.
     pub fn slow_reset(&self, time: Duration) {
         self.script().reset_takes = time;
+    }
+
+    /// Sandboxes have so many bytes of memory left from now on.
+    pub fn leave_memory(&self, bytes: u64) {
+        self.script().memory_left = Some(bytes);
     }
 
     /// Whether limits can be changed.
@@ -378,6 +384,11 @@ impl Sandbox for FakeSandbox {
             cpu_us: 1000,
             oom_kills: self.oom_kills.load(Ordering::SeqCst),
         })
+    }
+
+    async fn has_memory_for(&self, bytes: u64) -> bool {
+        let left = lock(&self.world.script).memory_left;
+        left.is_none_or(|left| bytes <= left)
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

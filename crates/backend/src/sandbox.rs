@@ -98,6 +98,10 @@ pub trait Sandbox: Debug + Send + Sync {
     /// [`BackendError::Unavailable`] where the host cannot tell.
     async fn usage(&self) -> Result<SandboxUsage, BackendError>;
 
+    /// Whether it can take so many bytes more, of files or otherwise, before the kernel ends processes in
+    /// it for want of memory. True where the host cannot tell. Reads files of the kernel, too.
+    async fn has_memory_for(&self, bytes: u64) -> bool;
+
     /// Writes down whose it is. From here on it outlives this process: a later one may adopt it.
     ///
     /// # Errors

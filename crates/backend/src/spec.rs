@@ -68,6 +68,9 @@ pub struct SandboxSpec {
     pub sandbox_size: ByteSize,
     /// Size of `/tmp`; fixed for life.
     pub tmp_size: ByteSize,
+    /// It goes after one run, or with its session: nothing need be kept there for the next.
+    #[serde(default)]
+    pub single_use: bool,
     /// Whether it is in the host's network, rather than in one of its own that leads nowhere; fixed for
     /// life.
     #[serde(default)]
@@ -104,7 +107,11 @@ impl Kernels {
     }
 
     /// Has the guest of a new sandbox boot the interpreter of its runtime.
-    pub fn prepare(&self, control: &Control, runtime: Runtime) {
-        control.prepare_in_background(kernel_of(runtime), self.of(runtime));
+    pub fn prepare(&self, control: &Control, spec: &SandboxSpec) {
+        let mut settings = self.of(spec.runtime);
+        if spec.single_use {
+            settings.max_runs = 1;
+        }
+        control.prepare_in_background(kernel_of(spec.runtime), settings);
     }
 }

@@ -21,8 +21,8 @@ use isol8_api::file::Written;
 use isol8_api::{Deleted, ErrorBody, SessionList};
 pub use isol8_api::{
     DirectoryEntry, DirectoryListing, EntryType, ErrorCode, ExecuteBody, ExecutionRequest,
-    ExecutionResult, Health, NetworkAction, NetworkFilter, NetworkLogEntry, NetworkMode, Options,
-    Runtime, SessionId, SessionInfo,
+    ExecutionResult, FileContent, Health, NetworkAction, NetworkFilter, NetworkLogEntry,
+    NetworkMode, Options, Runtime, SessionId, SessionInfo,
 };
 pub use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Body;

@@ -171,7 +171,7 @@ impl Privileges {
     /// allocates nothing and takes no lock.
     pub(crate) fn confine(self, role: Role) -> io::Result<()> {
         match role {
-            Role::UserCode => self.become_powerless(),
+            Role::UserCode | Role::Interactive => self.become_powerless(),
             Role::Zygote => become_zygote(),
         }?;
         control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
@@ -235,6 +235,8 @@ impl Privileges {
 pub(crate) enum Role {
     /// Running what users send.
     UserCode,
+    /// The same at a terminal, its standard input, that controls the program's session.
+    Interactive,
     /// Being forked into what runs it: it keeps the right to change its user, which every child
     /// gives up.
     Zygote,

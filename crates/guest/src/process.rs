@@ -291,6 +291,10 @@ impl Plan<'_> {
             libc::umask(0o022);
         }
         self.arrange_files()?;
+        if self.role == Role::Interactive {
+            // SAFETY: descriptor 0 is open; this process leads a session that has no terminal yet.
+            check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+        }
         self.launcher.privileges.confine(self.role)
     }
 

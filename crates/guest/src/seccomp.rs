@@ -115,8 +115,13 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
     let netlink = is(0, libc::AF_NETLINK as u64)?;
     let route = is(2, libc::NETLINK_ROUTE as u64)?;
     sockets.push(SeccompRule::new(vec![netlink, route])?);
-    // Both put characters into a terminal as if typed there.
-    let typing = vec![is_not(1, libc::TIOCSTI)?, is_not(1, libc::TIOCLINUX)?];
+    // Two put characters into a terminal as if typed there; the third gives it another protocol, which
+    // may be any that the host's kernel has.
+    let terminals = vec![
+        is_not(1, libc::TIOCSTI)?,
+        is_not(1, libc::TIOCLINUX)?,
+        is_not(1, libc::TIOCSETD)?,
+    ];
 
     // Whoever opens a leased file waits for its holder, or has it killed by the signal that asks for it
     // back: so would the guest, which reads files for the host.
@@ -130,7 +135,7 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
             libc::SYS_socketpair,
             vec![SeccompRule::new(vec![is(0, libc::AF_UNIX as u64)?])?],
         ),
-        (libc::SYS_ioctl, vec![SeccompRule::new(typing)?]),
+        (libc::SYS_ioctl, vec![SeccompRule::new(terminals)?]),
         (libc::SYS_fcntl, vec![SeccompRule::new(leases)?]),
     ])
 }

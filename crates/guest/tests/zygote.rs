@@ -156,6 +156,26 @@ async fn a_zygote_is_replaced_after_its_share_of_runs() {
 }
 
 #[tokio::test]
+async fn none_is_made_for_a_single_run() {
+    let settings = KernelSettings {
+        max_runs: 1,
+        ..KernelSettings::default()
+    };
+    let sandbox = kept(settings.clone()).await;
+    assert_eq!(zygotes(&sandbox), []);
+    // Its own interpreter waited all the same.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let age = "start = int(open('/proc/self/stat').read().split()[21]) / 100\n\
+               print(float(open('/proc/uptime').read().split()[0]) - start > 0.25)";
+    assert_eq!(sandbox.python(age).await.ok(), "True");
+
+    let sandbox = kept(settings).await;
+    assert_eq!(sandbox.cell("x = 41").await.ok(), "");
+    assert_eq!(sandbox.cell("print(x + 1)").await.ok(), "42");
+    assert_eq!(zygotes(&sandbox), []);
+}
+
+#[tokio::test]
 async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
     let sandbox = kept(KernelSettings::default()).await;
     let before = zygote(&sandbox).await;

@@ -67,7 +67,8 @@ pub enum HostFrame {
         /// What to run.
         spec: RunSpec,
     },
-    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`], or
+    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`] (with a
+    /// terminal they are what is typed there), or
     /// content of a file that a `WriteFile` opened.
     Data {
         /// The run's or transfer's stream.
@@ -129,6 +130,14 @@ pub enum HostFrame {
         path: String,
         /// Entries at most, in no particular order.
         limit: u32,
+    },
+    /// Change the size of a run's terminal, which its foreground processes are told of by
+    /// `SIGWINCH`. For a run without one, or that has ended, it does nothing.
+    Resize {
+        /// The run's stream.
+        id: StreamId,
+        /// The size from now on.
+        size: TerminalSize,
     },
     /// Something about a tunnel that the guest opened. One that has ended there takes no notice.
     Tunnel {
@@ -256,9 +265,22 @@ pub struct RunSpec {
     /// that is killed or out of time ends every process of the sandbox in either case: what it
     /// started cannot be told for certain from what others did.
     pub sweep: bool,
+    /// A terminal of this size as the standard streams, and as what controls the program's session.
+    /// Everything that is written to it comes as [`OutputStream::Stdout`], its echo of the input
+    /// too; the end of the input is typed as Ctrl-D is. Not for a cell.
+    pub terminal: Option<TerminalSize>,
     /// Whether the guest takes connections for the run, as a proxy for HTTP, on a port of loopback
     /// that the usual variables (`HTTP_PROXY`, …) tell. Those in [`Self::env`] go first.
     pub network: bool,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
 }
 
 /// The program of a run.
@@ -309,7 +331,8 @@ pub enum KernelKind {
 pub struct KernelSettings {
     /// Modules that the interpreter imports before it waits; Python only.
     pub preload: Vec<String>,
-    /// Runs after which the interpreter that others are forked from is started anew.
+    /// Runs after which the interpreter that others are forked from is started anew. With 1 and nothing
+    /// preloaded none is kept: each run's own is booted.
     pub max_runs: u32,
     /// Milliseconds after which it is.
     pub max_age_ms: u64,

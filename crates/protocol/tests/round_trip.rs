@@ -3,8 +3,8 @@
 
 use isol8_protocol::{
     Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, TunnelFrame, TunnelId,
-    encode,
+    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize,
+    TunnelFrame, TunnelId, encode,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -50,6 +50,10 @@ fn program() -> impl Strategy<Value = Program> {
     ]
 }
 
+fn size() -> impl Strategy<Value = TerminalSize> {
+    any::<(u16, u16)>().prop_map(|(columns, rows)| TerminalSize { columns, rows })
+}
+
 fn run_spec() -> impl Strategy<Value = RunSpec> {
     let stdin = prop_oneof![
         Just(Stdin::Empty),
@@ -64,17 +68,21 @@ fn run_spec() -> impl Strategy<Value = RunSpec> {
         any::<Option<u64>>(),
         any::<Option<u64>>(),
         any::<(bool, bool)>(),
+        option::of(size()),
     )
         .prop_map(
-            |(program, env, cwd, stdin, timeout_ms, output_limit, (sweep, network))| RunSpec {
-                program,
-                env,
-                cwd,
-                stdin,
-                timeout_ms,
-                output_limit,
-                sweep,
-                network,
+            |(program, env, cwd, stdin, timeout_ms, output_limit, (sweep, network), terminal)| {
+                RunSpec {
+                    program,
+                    env,
+                    cwd,
+                    stdin,
+                    timeout_ms,
+                    output_limit,
+                    sweep,
+                    terminal,
+                    network,
+                }
             },
         )
 }
@@ -117,6 +125,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         id().prop_map(|id| HostFrame::Reset { id }),
         (id(), any::<String>(), any::<u32>())
             .prop_map(|(id, path, limit)| HostFrame::ListDirectory { id, path, limit }),
+        (id(), size()).prop_map(|(id, size)| HostFrame::Resize { id, size }),
         tunnel().prop_map(|(id, frame)| HostFrame::Tunnel { id, frame }),
     ]
 }

@@ -1,22 +1,64 @@
 //! `POST /execute`.
 
-use actix_web::{HttpRequest, HttpResponse, Resource, web};
-use isol8_api::ExecuteBody;
+use actix_web::http::{Method, StatusCode};
+use actix_web::{HttpRequest, HttpResponse, web};
+use isol8_api::{ErrorCode, ExecuteBody, ExecutionResult};
+use serde_json::{Value, json};
+use utoipa::openapi::Required;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Parsed};
 use crate::server::connection::while_connected;
-use crate::server::error::{ApiError, no_such_method};
-use crate::server::idempotency::IdempotencyKey;
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, LONGEST_KEY};
+use crate::server::openapi::{Description, Tag};
 use crate::server::{State, misspelling};
 
-/// The resource.
+/// What stops a run from having a result, whichever way it is asked for.
+pub(super) const REFUSALS: &[ErrorCode] = &[
+    ErrorCode::Unsupported,
+    ErrorCode::RuntimeUnavailable,
+    ErrorCode::SetupFailed,
+    ErrorCode::RuntimeMismatch,
+    ErrorCode::SessionLost,
+    ErrorCode::TooManyRequests,
+    ErrorCode::BackendUnavailable,
+    ErrorCode::Unavailable,
+];
+
+/// The endpoint.
 #[must_use]
-pub fn execute() -> Resource {
-    web::resource("/execute")
-        .route(web::post().to(post))
-        .default_service(web::to(no_such_method))
+pub fn execute() -> Endpoint {
+    Endpoint::at("/execute").on(Method::POST, post, description())
+}
+
+fn description() -> Description {
+    let key = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^[!-~]+$"))
+        .min_length(Some(1))
+        .max_length(Some(LONGEST_KEY));
+    Description::keyed(Tag::Execution, "execute", "Runs a program and answers its result")
+        .details(
+            "A program that fails, or whose time is over, is a result too: 137 is the exit code of one \
+             that had to be ended. Members that are not known are ignored; the header `X-Isol8-Warning` \
+             names what looks like a misspelling of one.",
+        )
+        .header(
+            IDEMPOTENCY_KEY.as_str(),
+            key,
+            "A request that is sent again with the same key and body gets the first one's result.",
+        )
+        .takes::<ExecuteBody>(Required::True, example())
+        .answers::<ExecutionResult>(StatusCode::OK, "How the run went")
+        .refuses(REFUSALS)
+}
+
+pub(super) fn example() -> Value {
+    json!({"request": {"runtime": "python", "code": "print(6 * 7)"}})
 }
 
 async fn post(
@@ -26,10 +68,10 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
-    let body = body::read(payload, config.max_body).await?;
+    let body = body::read(payload, &config).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let order = jobs::order(value, &config)?;
+    let order = jobs::order_without_terminal(value, &config)?;
     let tenant = caller.tenant;
     let execution = {
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());

@@ -2,41 +2,95 @@
 
 use std::fmt::Display;
 
-use actix_web::http::header;
-use actix_web::{HttpRequest, HttpResponse, Resource, web};
-use isol8_api::file::{DirectoryListing, WriteFile, Written};
+use actix_web::http::{Method, StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+use isol8_api::file::{DirectoryListing, FileBody, WriteFile, Written};
 use isol8_api::{ErrorCode, SandboxPath, SessionId};
+use serde_json::json;
+use utoipa::openapi::Required;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
+use crate::config::Config;
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 use crate::server::{State, body, transfer, url};
 
 const NO_SESSION: &str = "File operations require a sessionId";
 
+/// What stops a file from being written or read. One that is written is not found where a part of its path
+/// is a file.
+const REFUSALS: &[ErrorCode] = &[
+    ErrorCode::SessionNotFound,
+    ErrorCode::FileNotFound,
+    ErrorCode::SessionLost,
+    ErrorCode::TooManyRequests,
+    ErrorCode::BackendUnavailable,
+    ErrorCode::Unavailable,
+];
+
 /// A whole file as base64 in JSON.
 #[must_use]
-pub fn file() -> Resource {
-    web::resource("/file")
-        .route(web::post().to(post_json))
-        .route(web::get().to(get_json))
-        .default_service(web::to(no_such_method))
+pub fn file() -> Endpoint {
+    let write = described("writeFile", "Writes a file, given as base64")
+        .takes::<WriteFile>(
+            Required::True,
+            json!({"sessionId": "demo", "path": "/sandbox/hello.txt", "content": "aGVsbG8="}),
+        )
+        .answers::<Written>(StatusCode::OK, "It is written");
+    let read = described("readFile", "Reads a file, as base64")
+        .query::<SessionId>("sessionId", "The session")
+        .query::<SandboxPath>("path", "The file")
+        .answers::<FileBody>(StatusCode::OK, "All of the file");
+    Endpoint::at("/file")
+        .on(Method::POST, post_json, write)
+        .on(Method::GET, get_json, read)
 }
 
 /// A file's bytes.
 #[must_use]
-pub fn raw() -> Resource {
-    web::resource("/session/{id}/files/{path:.*}")
-        .route(web::put().to(put))
-        .route(web::get().to(get))
-        .default_service(web::to(no_such_method))
+pub fn raw() -> Endpoint {
+    const PATH: &str = "The file, its first slash left out: `sandbox/data.csv`. Slashes in it may be \
+        sent as they are or as `%2F`.";
+    let write = described("putFile", "Writes a file")
+        .session("The session")
+        .path("path", path(), PATH)
+        .takes_bytes()
+        .answers::<Written>(StatusCode::OK, "It is written");
+    let read = described("getFile", "Reads a file")
+        .session("The session")
+        .path("path", path(), PATH)
+        .answers_bytes("All of the file");
+    Endpoint::at("/session/{id}/files/{path:.*}")
+        .on(Method::PUT, put, write)
+        .on(Method::GET, get, read)
 }
 
 /// A directory.
 #[must_use]
-pub fn list() -> Resource {
-    web::resource("/session/{id}/files")
-        .route(web::get().to(get_list))
-        .default_service(web::to(no_such_method))
+pub fn list() -> Endpoint {
+    let description = described("listFiles", "Lists a directory")
+        .session("The session")
+        .query::<SandboxPath>(
+            "path",
+            "The directory; `/sandbox` and `/tmp` themselves too",
+        )
+        .answers::<DirectoryListing>(StatusCode::OK, "What is in it");
+    Endpoint::at("/session/{id}/files").on(Method::GET, get_list, description)
+}
+
+/// A path in a path.
+fn path() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some("^(sandbox|tmp)/"))
+        .max_length(Some(SandboxPath::MAX_LENGTH - 1))
+        .examples(["sandbox/data.csv"])
+}
+
+fn described(id: &str, summary: &str) -> Description {
+    Description::keyed(Tag::Files, id, summary).refuses(REFUSALS)
 }
 
 async fn post_json(
@@ -44,9 +98,11 @@ async fn post_json(
     state: web::Data<State>,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
-    let body: WriteFile = body::json(payload, state.config().max_body).await?;
+    let config = state.config();
+    let body: WriteFile = body::json(payload, &config).await?;
     let session = body.session_id.ok_or_else(|| refused(NO_SESSION))?;
     let path = body.path.ok_or_else(|| missing("path"))?;
+    config.limits.check_path("path", path.as_str())?;
     let content = body.content.ok_or_else(|| missing("content"))?;
     let tenant = caller.tenant;
     let mut upload = state.service.upload(tenant, session, &path).await?;
@@ -63,6 +119,7 @@ async fn get_json(
     let session = url::parameter(&request, "sessionId")?.ok_or_else(|| refused(NO_SESSION))?;
     let session: SessionId = session.parse().map_err(|error| at("sessionId", error))?;
     let path = url::parameter(&request, "path")?.ok_or_else(|| missing("path"))?;
+    state.config().limits.check_path("path", &path)?;
     let path: SandboxPath = path.parse().map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
@@ -78,7 +135,7 @@ async fn put(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
-    let (session, path) = address(&request)?;
+    let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let upload = state.service.upload(tenant, session, &path).await?;
     transfer::receive(payload, upload).await?;
@@ -90,7 +147,7 @@ async fn get(
     state: web::Data<State>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
-    let (session, path) = address(&request)?;
+    let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
     let body = transfer::send(download, transfer::Form::Raw).await?;
@@ -109,6 +166,7 @@ async fn get_list(
     let session = url::segment(&request, 2)?;
     let session: SessionId = session.parse().map_err(|error| at("id", error))?;
     let path = url::parameter(&request, "path")?.ok_or_else(|| missing("path"))?;
+    state.config().limits.check_path("path", &path)?;
     let path = SandboxPath::directory(&path).map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let listing = state.service.list_files(tenant, session, &path).await?;
@@ -116,10 +174,11 @@ async fn get_list(
 }
 
 /// The session and the path of `/session/{id}/files/{path}`.
-fn address(request: &HttpRequest) -> Result<(SessionId, SandboxPath), ApiError> {
+fn address(request: &HttpRequest, config: &Config) -> Result<(SessionId, SandboxPath), ApiError> {
     let session = url::segment(request, 2)?;
     let session = session.parse().map_err(|error| at("id", error))?;
     let path = format!("/{}", url::segment(request, 4)?);
+    config.limits.check_path("path", &path)?;
     let path = path.parse().map_err(|error| at("path", error))?;
     Ok((session, path))
 }

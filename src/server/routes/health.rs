@@ -1,18 +1,24 @@
-//! `GET /health`, the one public route.
+//! `GET /health`.
 
-use actix_web::{Resource, web};
+use actix_web::http::{Method, StatusCode};
+use actix_web::web;
 use isol8_api::Health;
 
 use crate::server::State;
-use crate::server::error::no_such_method;
+use crate::server::endpoint::Endpoint;
+use crate::server::openapi::{Description, Tag};
 
-/// The resource.
+/// The endpoint.
 #[must_use]
-pub fn health() -> Resource {
-    web::resource("/health")
-        .route(web::get().to(get))
-        .route(web::head().to(get))
-        .default_service(web::to(no_such_method))
+pub fn health() -> Endpoint {
+    let summary = "Whether the server is there";
+    let body = Description::public(Tag::Service, "health", summary)
+        .answers::<Health>(StatusCode::OK, "It is");
+    let head = Description::public(Tag::Service, "healthHead", summary)
+        .answers_nothing(StatusCode::OK, "It is");
+    Endpoint::at("/health")
+        .on(Method::GET, get, body)
+        .on(Method::HEAD, get, head)
 }
 
 async fn get(state: web::Data<State>) -> web::Json<Health> {

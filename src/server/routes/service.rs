@@ -1,28 +1,41 @@
 //! `GET /ready` and `POST /cleanup`.
 
-use actix_web::http::StatusCode;
-use actix_web::{HttpResponse, Resource, web};
+use actix_web::http::{Method, StatusCode};
+use actix_web::{HttpResponse, web};
+use isol8_api::ErrorCode;
 use isol8_api::service::{CleanedUp, Cleanup, Ready, Removed};
 use isol8_backend::BackendError;
+use serde_json::json;
+use utoipa::openapi::Required;
 
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 use crate::server::{State, body};
 
 /// Whether requests are best sent here. Public, for a load balancer.
 #[must_use]
-pub fn ready() -> Resource {
-    web::resource("/ready")
-        .route(web::get().to(get_ready))
-        .default_service(web::to(no_such_method))
+pub fn ready() -> Endpoint {
+    let summary = "Whether requests are best sent here";
+    let description = Description::public(Tag::Service, "ready", summary)
+        .answers::<Ready>(StatusCode::OK, "They are")
+        .answers::<Ready>(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "They are not: sandboxes are being made, or the server is going down",
+        );
+    Endpoint::at("/ready").on(Method::GET, get_ready, description)
 }
 
 /// Removes what is not needed.
 #[must_use]
-pub fn cleanup() -> Resource {
-    web::resource("/cleanup")
-        .route(web::post().to(post_cleanup))
-        .default_service(web::to(no_such_method))
+pub fn cleanup() -> Endpoint {
+    let summary = "Ends every session, and removes what is not needed";
+    let description = Description::keyed(Tag::Service, "cleanup", summary)
+        .takes::<Cleanup>(Required::False, json!({"images": false}))
+        .answers::<CleanedUp>(StatusCode::OK, "What was removed")
+        .refuses(&[ErrorCode::BackendUnavailable, ErrorCode::Unavailable]);
+    Endpoint::at("/cleanup").on(Method::POST, post_cleanup, description)
 }
 
 async fn get_ready(state: web::Data<State>) -> HttpResponse {
@@ -42,7 +55,7 @@ async fn post_cleanup(
     state: web::Data<State>,
     payload: web::Payload,
 ) -> Result<web::Json<CleanedUp>, ApiError> {
-    let body = body::read(payload, state.config().max_body).await?;
+    let body = body::read(payload, &state.config()).await?;
     let asked = if body.is_empty() {
         Cleanup::default()
     } else {

@@ -1,27 +1,34 @@
 //! `GET /sessions` and `DELETE /session/{id}`.
 
-use actix_web::{Resource, web};
+use actix_web::http::{Method, StatusCode};
+use actix_web::web;
 use isol8_actors::pruner::PrunerConfig;
 use isol8_api::{Deleted, ErrorCode, InvalidValue, SessionId, SessionList};
 
 use crate::server::State;
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 
 /// The list.
 #[must_use]
-pub fn list() -> Resource {
-    web::resource("/sessions")
-        .route(web::get().to(get))
-        .default_service(web::to(no_such_method))
+pub fn list() -> Endpoint {
+    let description = Description::keyed(Tag::Sessions, "sessions", "Lists the sessions")
+        .answers::<SessionList>(StatusCode::OK, "Every session that the key may see")
+        .refuses(&[ErrorCode::Unavailable]);
+    Endpoint::at("/sessions").on(Method::GET, get, description)
 }
 
 /// One session.
 #[must_use]
-pub fn delete() -> Resource {
-    web::resource("/session/{id}")
-        .route(web::delete().to(delete_one))
-        .default_service(web::to(no_such_method))
+pub fn delete() -> Endpoint {
+    let summary = "Ends a session, and what runs in it";
+    let description = Description::keyed(Tag::Sessions, "deleteSession", summary)
+        .session("The session; one that is not there is as good as deleted")
+        .answers::<Deleted>(StatusCode::OK, "It is gone")
+        .refuses(&[ErrorCode::BackendUnavailable, ErrorCode::Unavailable]);
+    Endpoint::at("/session/{id}").on(Method::DELETE, delete_one, description)
 }
 
 async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<SessionList>, ApiError> {

@@ -2,20 +2,25 @@
 
 use std::time::Duration;
 
+use actix_web::http::Method;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::web::{self, Bytes};
-use actix_web::{HttpRequest, HttpResponse, Resource, rt};
+use actix_web::{HttpRequest, HttpResponse, rt};
 use futures::stream::poll_fn;
 use isol8_actors::JobStream;
 use isol8_api::{ExecuteBody, StreamEvent};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use utoipa::openapi::Required;
 
+use super::execute;
 use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Parsed};
 use crate::server::connection::{STALLED_AFTER, closed, while_connected};
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 use crate::server::{State, misspelling};
 
 /// How long a client hears nothing at most, so that it and what is between know that this is no hang.
@@ -24,12 +29,22 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A comment, in the format of server-sent events.
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
-/// The resource.
+/// The endpoint.
 #[must_use]
-pub fn stream() -> Resource {
-    web::resource("/execute/stream")
-        .route(web::post().to(post))
-        .default_service(web::to(no_such_method))
+pub fn stream() -> Endpoint {
+    Endpoint::at("/execute/stream").on(Method::POST, post, description())
+}
+
+fn description() -> Description {
+    Description::keyed(Tag::Execution, "stream", "Runs a program and tells what happens")
+        .details(
+            "Server-sent events: the data of each is a `StreamEvent` in JSON, and the last is of the \
+             type `exit` or `error`. A comment line comes where nothing happens for 15 s. A client that \
+             goes away ends the run.",
+        )
+        .takes::<ExecuteBody>(Required::True, execute::example())
+        .answers_events::<StreamEvent>("What happens in the run")
+        .refuses(execute::REFUSALS)
 }
 
 async fn post(
@@ -39,9 +54,9 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
-    let body = body::read(payload, config.max_body).await?;
+    let body = body::read(payload, &config).await?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let order = jobs::order(value, &config)?;
+    let order = jobs::order_without_terminal(value, &config)?;
     let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
     let (job, session) = while_connected(&request, completed).await?;
     let service = &state.service;
@@ -107,16 +122,45 @@ fn encoded(event: &StreamEvent) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use isol8_actors::pool::SandboxDefaults;
+    use isol8_actors::{Job, Program, Service, ServiceConfig};
+    use isol8_api::{EventKind, Phase, Runtime, TenantId};
+    use isol8_backend::fake::FakeBackend;
+    use tokio::time::Instant;
+
     use super::*;
-    use isol8_api::{EventKind, Phase};
+
+    #[actix::test]
+    async fn a_run_that_says_nothing_is_heard_of_every_fifteen_seconds() {
+        tokio::time::pause();
+        let backend = Arc::new(FakeBackend::new());
+        let service = Service::start(backend, ServiceConfig::default());
+        let program = Program::source("sleep 40000\nprint late", Runtime::Python);
+        let sandbox = SandboxDefaults::default().spec(Runtime::Python);
+        let mut job = Job::new(program, sandbox).unwrap();
+        job.timeout = Duration::from_secs(60);
+        let events = service.execute_stream(TenantId::master(), None, job, None);
+
+        let begun = Instant::now();
+        let (sender, mut receiver) = mpsc::channel(1);
+        rt::spawn(async move { send_all(events, &sender).await });
+        let mut heard = Vec::new();
+        while let Some(chunk) = receiver.recv().await {
+            heard.push((begun.elapsed().as_secs(), chunk));
+        }
+        assert_eq!(heard[0], (15, COMMENT));
+        assert_eq!(heard[1], (30, COMMENT));
+        assert!(heard[2].1.starts_with(b"data: {\"type\":\"stdout\""));
+        assert!((40..45).contains(&heard[2].0), "{heard:?}");
+        assert_eq!(heard.len(), 4, "{heard:?}");
+        service.shutdown().await.unwrap();
+    }
 
     #[test]
     fn an_event_is_one_line_whatever_was_written() {
-        let event = StreamEvent {
-            kind: EventKind::Stdout,
-            data: "a\n\r\nb\u{2028}".to_owned(),
-            phase: Phase::Setup,
-        };
+        let event = StreamEvent::new(EventKind::Stdout, "a\n\r\nb\u{2028}", Phase::Setup);
         let expected =
             "data: {\"type\":\"stdout\",\"data\":\"a\\n\\r\\nb\u{2028}\",\"phase\":\"setup\"}\n\n";
         assert_eq!(encoded(&event), expected.as_bytes());

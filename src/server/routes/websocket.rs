@@ -1,22 +1,36 @@
 //! `GET /execute/ws`: a run that its client can write and signal to.
 
 mod conversation;
+mod input;
 mod message;
 
-use actix_web::{HttpRequest, HttpResponse, Resource, rt, web};
-use isol8_api::ErrorCode;
+use actix_web::http::{Method, StatusCode};
+use actix_web::{HttpRequest, HttpResponse, rt, web};
+use isol8_api::{ClientMessage, ErrorCode, StreamEvent};
 
 use crate::server::State;
 use crate::server::auth::Caller;
-use crate::server::error::{ApiError, no_such_method};
+use crate::server::endpoint::Endpoint;
+use crate::server::error::ApiError;
+use crate::server::openapi::{Description, Tag};
 use conversation::Conversation;
 
-/// The resource.
+/// The endpoint.
 #[must_use]
-pub fn websocket() -> Resource {
-    web::resource("/execute/ws")
-        .route(web::get().to(get))
-        .default_service(web::to(no_such_method))
+pub fn websocket() -> Endpoint {
+    Endpoint::at("/execute/ws").on(Method::GET, get, description())
+}
+
+fn description() -> Description {
+    Description::keyed(Tag::Execution, "websocket", "Runs a program that can be written and signalled to")
+        .details(
+            "The upgrade to a WebSocket. The client sends `ClientMessage`s in JSON, the first of the type \
+             `execute`; the server sends `StreamEvent`s. After the `exit` event it closes with 1000.",
+        )
+        .answers_nothing(StatusCode::SWITCHING_PROTOCOLS, "The WebSocket is open")
+        .carries::<ClientMessage>("client-message")
+        .carries::<StreamEvent>("event")
+        .refuses(&[ErrorCode::InvalidRequest])
 }
 
 async fn get(

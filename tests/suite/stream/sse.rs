@@ -1,4 +1,3 @@
-use std::fs;
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
@@ -6,15 +5,17 @@ use isol8_api::{EventKind, Phase, StreamEvent};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::joined;
+use super::{joined, resident_bytes};
 use crate::harness::{KEY, Kind, PATIENCE, Server, on_each_backend, python};
 
 on_each_backend!(
     setup_comes_first_and_the_exit_last,
     output_arrives_while_the_program_runs,
+    the_first_event_does_not_wait_for_its_client,
     a_session_keeps_its_state_between_streams,
     characters_and_secrets_in_pieces_arrive_whole_and_masked,
     a_timeout_and_a_cut_are_said_as_in_results,
+    the_exit_tells_what_a_result_would,
     an_error_before_the_run_is_json_and_one_within_an_event,
     a_client_that_goes_away_ends_its_stream,
     a_slow_client_slows_its_run_and_costs_no_memory,
@@ -104,10 +105,14 @@ async fn setup_comes_first_and_the_exit_last(server: Server) {
     let mut failing = body("python", "print('never')");
     failing["request"]["setupScript"] = json!("echo no such package >&2; exit 4");
     let events = stream(&server, failing).await.all().await;
-    let said = events.last().unwrap();
-    assert_eq!((said.kind, said.phase), (EventKind::Error, Phase::Setup));
-    assert!(said.data.contains("exit code 4"), "{said:?}");
-    assert_eq!(events[0].data, "no such package\n");
+    let told = events.iter().map(|event| (event.kind, event.data.as_str()));
+    let expected = [
+        (EventKind::Stderr, "no such package\n"),
+        (EventKind::Error, "Setup script failed with exit code 4"),
+        (EventKind::Exit, "4"),
+    ];
+    assert_eq!(told.collect::<Vec<_>>(), expected);
+    assert!(events.iter().all(|event| event.phase == Phase::Setup));
     server.stop();
 }
 
@@ -119,6 +124,23 @@ async fn output_arrives_while_the_program_runs(server: Server) {
     assert_eq!(events.next().await.unwrap().data, "first\n");
     assert!(asked.elapsed() < Duration::from_secs(5));
     drop(events);
+    server.stop();
+}
+
+async fn the_first_event_does_not_wait_for_its_client(server: Server) {
+    let http = http(&server);
+    let mut soon = 0;
+    for run in 0..30 {
+        let asked = Instant::now();
+        let mut events = follow(post(&http, &server, in_session("s", "print(1)")).await);
+        events.next().await.unwrap();
+        // A new connection's first segments are acknowledged at once; from then on the system puts
+        // that off for 40 ms, unless it has something to send.
+        soon += u32::from(run >= 10 && asked.elapsed() < Duration::from_millis(35));
+        events.all().await;
+    }
+    // The machine of the suite may be busy.
+    assert!(soon >= 5, "only {soon} of 20 came soon");
     server.stop();
 }
 
@@ -169,6 +191,42 @@ async fn a_timeout_and_a_cut_are_said_as_in_results(server: Server) {
         note,
         "--- OUTPUT TRUNCATED (1000000 bytes, limit: 300000) ---"
     );
+    server.stop();
+}
+
+async fn the_exit_tells_what_a_result_would(server: Server) {
+    let last = async |request| stream(&server, request).await.all().await.pop().unwrap();
+    let mut writing = in_session("s", "open('/tmp/made', 'wb').write(b'\\xff' * 3_000_000)");
+    writing["request"]["outputPaths"] = json!(["/tmp/made", "/tmp/none"]);
+    let exit = last(writing).await;
+    assert_eq!((exit.kind, exit.data.as_str()), (EventKind::Exit, "0"));
+    let files = exit.ending.files.unwrap();
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["/tmp/made"]);
+    assert_eq!(files["/tmp/made"], "/".repeat(4_000_000));
+
+    let mut wrong = in_session("s", "import os; os.mkdir('/tmp/directory'); exit(3)");
+    wrong["request"]["outputPaths"] = json!(["/tmp/directory"]);
+    let events = stream(&server, wrong).await.all().await;
+    let told: Vec<_> = events.iter().map(|event| event.kind).collect();
+    assert_eq!(told, [EventKind::Error, EventKind::Exit]);
+    assert!(events[0].data.starts_with("/tmp/directory "), "{events:?}");
+    assert_eq!(events[1].data, "3");
+
+    let mut late = in_session("s", "print('x' * 100, flush=True)\nwhile True: pass");
+    late["request"]["timeoutMs"] = json!(500);
+    late["options"]["maxOutputSize"] = json!(10);
+    let exit = last(late).await;
+    assert!(exit.ending.timed_out && exit.ending.truncated, "{exit:?}");
+    let ended = last(in_session("s", "import os; os._exit(3)")).await;
+    assert!(ended.ending.state_lost, "{ended:?}");
+    let exit = last(in_session("s", "1")).await;
+    assert_eq!(exit.ending, Default::default());
+
+    let code = "data = bytearray(2 << 30)\nfor i in range(0, len(data), 4096): data[i] = 1";
+    let mut greedy = body("python", code);
+    greedy["options"]["memoryLimit"] = json!("256m");
+    let exit = last(greedy).await;
+    assert!(exit.ending.oom_killed, "{exit:?}");
     server.stop();
 }
 
@@ -234,12 +292,6 @@ async fn a_client_that_goes_away_ends_its_stream(server: Server) {
         is_free_within_a_second(&server, session).await;
     }
     server.stop();
-}
-
-fn resident_bytes(server: &Server) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
-    let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
-    pages * 4096
 }
 
 /// Reads from a stream for a while, at 10 kB/s.

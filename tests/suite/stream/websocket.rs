@@ -1,99 +1,28 @@
 use std::time::{Duration, Instant};
 
 use futures::{SinkExt as _, StreamExt as _};
-use isol8_api::{EventKind, StreamEvent};
-use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use isol8_api::{EventKind, Phase};
+use serde_json::json;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::joined;
+use super::socket::Socket;
 use crate::harness::{KEY, PATIENCE, Server, on_each_backend, python};
 
 on_each_backend!(
     input_is_live,
     a_session_runs_over_a_websocket,
     a_signal_reaches_the_program,
+    a_failed_setup_script_is_told_and_has_an_exit,
     input_that_nobody_reads_stops_at_its_client,
     what_is_not_json_closes_and_what_is_unknown_does_not,
     a_message_that_is_too_large_closes,
     a_websocket_that_asks_for_nothing_is_closed,
+    a_client_that_answers_no_ping_is_taken_for_gone,
+    a_client_that_answers_pings_may_be_silent_otherwise,
     a_websocket_needs_a_key,
     a_websocket_that_goes_away_ends_its_run,
 );
-
-struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
-
-impl Socket {
-    async fn open(server: &Server) -> Self {
-        Self::try_open(server, Some(KEY)).await.unwrap()
-    }
-
-    async fn try_open(server: &Server, key: Option<&str>) -> Result<Self, Error> {
-        let mut request = format!("ws://{}/execute/ws", server.address)
-            .into_client_request()
-            .unwrap();
-        if let Some(key) = key {
-            let value = format!("Bearer {key}").parse().unwrap();
-            request.headers_mut().insert("authorization", value);
-        }
-        connect_async(request).await.map(|(socket, _)| Self(socket))
-    }
-
-    async fn send(&mut self, message: Value) {
-        self.send_text(&message.to_string()).await;
-    }
-
-    async fn send_text(&mut self, text: &str) {
-        self.0.send(Message::text(text)).await.unwrap();
-    }
-
-    async fn execute(&mut self, code: &str) {
-        let request = json!({"runtime": "python", "code": code});
-        self.send(json!({"type": "execute", "request": request}))
-            .await;
-    }
-
-    /// The next event, or the code and the reason of the close.
-    async fn next(&mut self) -> Result<StreamEvent, (u16, String)> {
-        loop {
-            let message = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
-            match message.expect("ended without a close").unwrap() {
-                Message::Text(text) => return Ok(serde_json::from_str(&text).unwrap()),
-                Message::Close(Some(frame)) => {
-                    return Err((frame.code.into(), frame.reason.to_string()));
-                }
-                Message::Ping(_) => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    /// Everything up to a close after an exit.
-    async fn rest(&mut self) -> Vec<StreamEvent> {
-        let mut events = Vec::new();
-        loop {
-            match self.next().await {
-                Ok(event) => events.push(event),
-                Err(closed) => {
-                    assert_eq!(
-                        closed,
-                        (1000, "Execution complete".to_owned()),
-                        "{events:?}"
-                    );
-                    return events;
-                }
-            }
-        }
-    }
-
-    async fn refused(&mut self) -> String {
-        let said = self.next().await.unwrap();
-        assert_eq!(said.kind, EventKind::Error, "{said:?}");
-        said.data
-    }
-}
 
 const ECHO: &str = "import sys
 print('ready', flush=True)
@@ -161,6 +90,23 @@ except KeyboardInterrupt:
         .send(json!({"type": "signal", "signal": "SIGTERM"}))
         .await;
     assert_eq!(joined(&socket.rest().await).2, "143");
+    server.stop();
+}
+
+async fn a_failed_setup_script_is_told_and_has_an_exit(server: Server) {
+    let mut socket = Socket::open(&server).await;
+    let request = json!({"runtime": "python", "code": "1", "setupScript": "exit 4"});
+    socket
+        .send(json!({"type": "execute", "request": request}))
+        .await;
+    let text = socket.refused().await;
+    assert_eq!(text, "Setup script failed with exit code 4");
+    let events = socket.rest().await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (events[0].kind, events[0].data.as_str(), events[0].phase),
+        (EventKind::Exit, "4", Phase::Setup)
+    );
     server.stop();
 }
 
@@ -240,6 +186,57 @@ async fn a_websocket_that_asks_for_nothing_is_closed(started: Server) {
     let text = socket.refused().await;
     assert_eq!(text, "no execute message within 300 ms");
     assert_eq!(socket.next().await.unwrap_err().0, 1008);
+    server.stop();
+}
+
+const PINGING: &str = "[server]\nwebSocketPingMs = 100";
+
+async fn a_client_that_answers_no_ping_is_taken_for_gone(started: Server) {
+    let kind = started.kind;
+    started.stop();
+    let server = Server::configured(kind, PINGING);
+    let mut socket = Socket::open(&server).await;
+    let request = json!({"runtime": "python", "code": "import time; print('on', flush=True); time.sleep(25)"});
+    socket
+        .send(json!({"type": "execute", "request": request, "sessionId": "s"}))
+        .await;
+    assert_eq!(socket.next().await.unwrap().data, "on\n");
+    // Nothing is answered where nothing is read, and the connection is there all the time.
+    let asked = Instant::now();
+    server.session("s").execute(python("1")).await.unwrap();
+    let waited = asked.elapsed();
+    let expected = Duration::from_millis(200)..Duration::from_secs(5);
+    assert!(expected.contains(&waited), "{waited:?}");
+    // And then it is not.
+    let ended = async {
+        while let Some(Ok(message)) = socket.0.next().await {
+            assert!(message.is_ping(), "{message:?}");
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    server.stop();
+}
+
+async fn a_client_that_answers_pings_may_be_silent_otherwise(started: Server) {
+    let kind = started.kind;
+    started.stop();
+    let server = Server::configured(kind, PINGING);
+    let mut socket = Socket::open(&server).await;
+    socket
+        .execute("import time; time.sleep(1.5); print('on')")
+        .await;
+    assert_eq!(joined(&socket.rest().await).0, "on\n");
+
+    // Nor is one taken for gone that is not listened to, because its program does not read.
+    let mut socket = Socket::open(&server).await;
+    socket
+        .execute("import sys, time; time.sleep(1.5); print(len(sys.stdin.read(1_500_000)))")
+        .await;
+    let piece = "x".repeat(500_000);
+    for _ in 0..3 {
+        socket.send(json!({"type": "stdin", "data": piece})).await;
+    }
+    assert_eq!(joined(&socket.rest().await).0, "1500000\n");
     server.stop();
 }
 

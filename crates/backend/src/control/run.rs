@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use isol8_protocol::{Exit, GuestFrame, HostFrame, OutputStream, RunSpec, Signal, StreamId};
+use isol8_protocol::{
+    Exit, GuestFrame, HostFrame, OutputStream, RunSpec, Signal, StreamId, TerminalSize,
+};
 use tokio::sync::Semaphore;
 
 use super::ControlError;
@@ -149,6 +151,15 @@ impl RunInput {
     pub fn signal(&self, signal: Signal) -> Result<(), ControlError> {
         let id = self.id;
         self.connection.send(&HostFrame::Signal { id, signal })
+    }
+
+    /// Changes the size of the run's terminal, where it has one.
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub fn resize(&self, size: TerminalSize) -> Result<(), ControlError> {
+        let id = self.id;
+        self.connection.send(&HostFrame::Resize { id, size })
     }
 }
 

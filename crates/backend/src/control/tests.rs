@@ -92,6 +92,7 @@ fn spec() -> RunSpec {
         timeout_ms: None,
         output_limit: None,
         sweep: true,
+        terminal: None,
         network: false,
     }
 }

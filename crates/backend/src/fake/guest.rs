@@ -8,7 +8,7 @@ use std::time::Duration;
 use isol8_protocol::{
     CHUNK_SIZE, Decoder, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame,
     HostFrame, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal,
-    Stdin, StreamId, TunnelFrame, TunnelId, VERSION, WINDOW, encode,
+    Stdin, StreamId, TerminalSize, TunnelFrame, TunnelId, VERSION, WINDOW, encode,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -69,6 +69,7 @@ struct Task {
     program: JoinHandle<()>,
     credit: Arc<Semaphore>,
     cell: bool,
+    terminal: Option<Arc<Mutex<TerminalSize>>>,
 }
 
 impl Drop for Task {
@@ -138,6 +139,7 @@ impl Guest {
                 }
             }
             HostFrame::Signal { id, signal } => self.signal(id, signal),
+            HostFrame::Resize { id, size } => self.resize(id, size),
             HostFrame::WriteFile { id, path, .. } => self.open(id, path),
             HostFrame::Data { id, bytes } => self.data(id, &bytes),
             HostFrame::End { id } => {
@@ -172,6 +174,9 @@ impl Guest {
     }
 
     fn read(&mut self, id: StreamId, path: &str) {
+        if path.contains("/refused") {
+            return self.fail(id, FailureKind::Refused, &format!("{path} is refused"));
+        }
         let Some(content) = lock(&self.memory).files.get(path).cloned() else {
             return self.fail(id, FailureKind::NotFound, &format!("{path} is not there"));
         };
@@ -217,6 +222,7 @@ impl Guest {
             program: tokio::spawn(sending),
             credit,
             cell: false,
+            terminal: None,
         };
         self.tasks.insert(id, task);
     }
@@ -230,6 +236,13 @@ impl Guest {
             lock(&self.memory).variables.clear();
             let exit = ended(ExitStatus::Signal(9), task.cell);
             self.send(GuestFrame::Exited { id, exit });
+        }
+    }
+
+    fn resize(&self, id: StreamId, size: TerminalSize) {
+        let task = self.tasks.get(&id);
+        if let Some(terminal) = task.and_then(|task| task.terminal.as_ref()) {
+            *lock(terminal) = size;
         }
     }
 
@@ -265,6 +278,7 @@ impl Guest {
             return self.fail(id, FailureKind::NotFound, "no such program");
         };
         let credit = Arc::new(Semaphore::new(WINDOW as usize));
+        let terminal = spec.terminal.map(|size| Arc::new(Mutex::new(size)));
         let running = Running {
             id,
             around: Surroundings {
@@ -274,6 +288,7 @@ impl Guest {
                     Stdin::Bytes(bytes) => bytes,
                     Stdin::Empty | Stdin::Piped => Vec::new(),
                 },
+                terminal: terminal.clone(),
                 network: spec.network,
             },
             // Only a cell's variables are the sandbox's.
@@ -294,6 +309,7 @@ impl Guest {
             program,
             credit,
             cell,
+            terminal,
         };
         self.tasks.insert(id, task);
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `print TEXT`, `eprint TEXT` | writes a line |
 //! | `flood N` | writes N bytes to standard output |
-//! | `env NAME`, `stdin`, `cwd` | prints it |
+//! | `env NAME`, `stdin`, `cwd`, `size` | prints it; the last is the terminal's |
 //! | `set NAME TEXT`, `get NAME` | a variable, which only cells keep |
 //! | `write PATH TEXT`, `cat PATH` | a file |
 //! | `connect TEXT` | sends a text through the network and prints the answer, if the run has a network |
@@ -15,9 +15,11 @@
 //! | `die` | ends the guest |
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use isol8_protocol::{ExitStatus, OutputStream};
+use super::lock;
+use isol8_protocol::{ExitStatus, OutputStream, TerminalSize};
 
 /// One step of a program.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub(super) struct Surroundings {
     pub(super) env: BTreeMap<String, String>,
     pub(super) cwd: String,
     pub(super) stdin: Vec<u8>,
+    pub(super) terminal: Option<Arc<Mutex<TerminalSize>>>,
     pub(super) network: bool,
 }
 
@@ -74,6 +77,13 @@ pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) 
         "env" => found(around.env.get(rest), rest),
         "stdin" => Step::Write(OutputStream::Stdout, around.stdin.clone()),
         "cwd" => line(OutputStream::Stdout, &around.cwd),
+        "size" => match around.terminal.as_deref().map(lock) {
+            Some(size) => line(
+                OutputStream::Stdout,
+                &format!("{} {}", size.columns, size.rows),
+            ),
+            None => line(OutputStream::Stderr, "there is no terminal"),
+        },
         "set" => {
             let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
             memory.variables.insert(name.to_owned(), value.to_owned());

@@ -15,7 +15,8 @@ use crate::reaper::{self, Reaped};
 use crate::run::output::drop_output;
 use crate::run::{Run, Work};
 
-/// How long an interrupted cell may take to end by itself, which saves the kernel's state. Long
+/// How long an interrupted cell, or a program whose terminal is taken away, may take to end by itself,
+/// which saves the kernel's state. Long
 /// enough for `finally` blocks, short enough that a timeout still means what it says.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -87,22 +88,23 @@ impl Guest {
         }
     }
 
-    /// Ends a run whatever it does: a cell with the chance to leave its state, all else at once.
+    /// Ends a run whatever it does: a cell, and what runs at a terminal beside a kernel, with the chance
+    /// to leave that its state, all else at once.
     fn cut_short(&mut self, position: usize) {
         let run = &mut self.runs[position];
         if run.is_waiting() {
             return run.end(Ok(ENDED_BY_FORCE), None);
         }
-        match (&run.work, &self.resident) {
-            (Work::Cell(..), Some(kernel)) => {
-                run.deadline = None;
-                run.grace = Some(Instant::now() + GRACE);
-                kernel.signal(Signal::SIGINT);
-            }
+        match (&run.work, &self.resident, &run.terminal) {
+            (Work::Cell(..), Some(kernel), _) => kernel.signal(Signal::SIGINT),
+            (Work::Process(child), Some(_), Some(terminal)) => terminal.hang_up(child.pid),
             _ => {
                 self.end_everything();
+                return;
             }
         }
+        run.deadline = None;
+        run.grace = Some(Instant::now() + GRACE);
     }
 
     /// Kills all processes, and with them every run that was started. Returns whether all are gone.
@@ -197,7 +199,8 @@ impl Guest {
         };
         let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
         run.end(failed.map_or(Ok(reaped.status), Err), Some(cpu_us));
-        self.sweep_due |= run.sweep;
+        // What was ended from outside leaves nothing behind.
+        self.sweep_due |= run.sweep || run.timed_out || run.killed;
     }
 
     fn note_kernel_died(&mut self, status: ExitStatus, restart: bool) {
@@ -335,6 +338,8 @@ impl Guest {
     /// Sends a run's last frame and lets go of it.
     fn report(&mut self, position: usize) {
         let mut run = self.runs.remove(position);
+        // So that a terminal that nobody has open shows as gone.
+        run.terminal = None;
         if !matches!(run.work, Work::Cell(..)) {
             for pipe in run.output.iter_mut().filter_map(|pump| pump.detach()) {
                 // What it left behind may still write: it should neither block nor break.

@@ -1,6 +1,6 @@
 //! What the host asks for. An error of these ends the connection: its peer breaks the protocol.
 
-use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId, WINDOW};
+use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId, TerminalSize, WINDOW};
 use nix::sys::signal::{Signal as Os, killpg};
 
 use super::Guest;
@@ -28,6 +28,7 @@ impl Guest {
             HostFrame::Data { id, bytes } => return self.take_data(id, &bytes),
             HostFrame::End { id } => self.end_data(id),
             HostFrame::Signal { id, signal } => self.signal(id, signal),
+            HostFrame::Resize { id, size } => self.resize(id, size),
             HostFrame::Credit { id, bytes } => self.grant(id, bytes),
             HostFrame::WriteFile { id, path, mode } => {
                 self.check_new(id)?;
@@ -113,10 +114,19 @@ impl Guest {
             if let Some(kernel) = &self.resident {
                 kernel.signal(os);
             }
+        } else if let (Some(terminal), Some(pid)) = (&run.terminal, run.pid()) {
+            terminal.signal(pid, os);
         } else if let Some(pid) = run.pid() {
             // The program leads a group of its own: what it started in it gets the signal too, as
             // from a terminal.
             let _ = killpg(pid, os);
+        }
+    }
+
+    fn resize(&mut self, id: StreamId, size: TerminalSize) {
+        let run = self.run_of(id, false).filter(|run| run.ended.is_none());
+        if let Some(terminal) = run.and_then(|run| run.terminal.as_ref()) {
+            terminal.resize(size);
         }
     }
 

@@ -163,6 +163,14 @@ impl Keep {
         wanted.map_or_else(KernelSettings::default, |wanted| wanted.settings.clone())
     }
 
+    /// Whether forking saves more than the interpreter costs that is forked.
+    fn is_worth_forking(&self) -> bool {
+        let wanted = self.wanted.as_ref();
+        wanted.is_none_or(|wanted| {
+            wanted.settings.max_runs > 1 || !wanted.settings.preload.is_empty()
+        })
+    }
+
     fn wait_for(&mut self, patience: Duration) {
         self.patience = Instant::now().checked_add(patience);
     }
@@ -194,6 +202,7 @@ impl Guest {
             return true;
         }
         let forks = kind == KernelKind::Python
+            && self.keep.is_worth_forking()
             && !self.launcher.privileges.shared_uid()
             && self.keep.zygote_failures < MAX_FAILURES;
         let made = if forks {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use isol8_protocol::{
-    ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId,
+    ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
 };
 
 use nix::sys::time::TimeValLike as _;
@@ -21,6 +21,7 @@ use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
 use crate::run::input::Input;
 use crate::run::named::NamedInput;
+use crate::run::terminal::{TERM, Terminal};
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 use crate::tunnel::Port;
 
@@ -35,6 +36,7 @@ struct Common {
     timeout: Option<Duration>,
     output_limit: Option<u64>,
     sweep: bool,
+    terminal: Option<TerminalSize>,
     port: Option<Port>,
 }
 
@@ -75,12 +77,13 @@ impl Guest {
             timeout: spec.timeout_ms.map(Duration::from_millis),
             output_limit: spec.output_limit,
             sweep: spec.sweep,
+            terminal: spec.terminal,
             port: spec.network.then(Port::open).transpose()?,
         };
         let run = match spec.program {
             Program::Command { argv } => {
                 let argv = argv.into_iter().map(String::into_bytes).collect();
-                self.queue_program(id, argv, common)
+                self.queue_program(id, argv, common)?
             }
             Program::Script {
                 kernel,
@@ -109,10 +112,12 @@ impl Guest {
         file.write(source)?;
         file.finish()?;
         let recipe = Recipe::of(kernel);
-        // Those that tell of the network are set in the booted one, whatever reads them at its start.
-        let kept = recipe.runs(&path, &common.env).then_some(kernel);
+        // One that was booted before has found no terminal, and its session cannot get one. Variables that
+        // tell of the network are set in the booted one, whatever reads them at its start.
+        let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
+        let kept = fits.then_some(kernel);
         let argv = recipe.command_line(&path);
-        let mut run = self.queue_program(id, argv, common);
+        let mut run = self.queue_program(id, argv, common)?;
         if let Work::Pending(start) = &mut run.work {
             start.kernel = kept;
             start.path = path;
@@ -120,21 +125,42 @@ impl Guest {
         Ok(run)
     }
 
-    fn queue_program(&self, id: StreamId, argv: Vec<Vec<u8>>, mut common: Common) -> Run {
+    fn queue_program(
+        &self,
+        id: StreamId,
+        argv: Vec<Vec<u8>>,
+        mut common: Common,
+    ) -> Result<Run, Failure> {
+        let privileges = self.launcher.privileges;
+        let mut base = self.launcher.base.clone();
+        let terminal = match common.terminal {
+            None => None,
+            Some(size) => {
+                base.set(TERM.0, TERM.1);
+                Some(Terminal::open(privileges, size)?)
+            }
+        };
         let start = Start {
             kernel: None,
             path: String::new(),
             argv,
-            environment: self.launcher.base.with(&common.environment()),
+            environment: base.with(&common.environment()),
             cwd: common.cwd.unwrap_or_else(|| HOME.to_owned()),
         };
-        let output = idle_pumps(common.output_limit);
-        let input = Input::parked(common.stdin);
+        let mut output = idle_pumps(common.output_limit);
+        let input = match &terminal {
+            None => Input::parked(common.stdin),
+            Some(terminal) => {
+                output[0].attach_terminal(terminal.output());
+                Input::typed(common.stdin, terminal.input()?)
+            }
+        };
         let mut run = Run::new(id, Work::Pending(start), output, input);
+        run.terminal = terminal;
         run.sweep = common.sweep;
         run.port = common.port;
         run.start_clock(common.timeout);
-        run
+        Ok(run)
     }
 
     fn queue_cell(
@@ -221,6 +247,10 @@ impl Guest {
         let Work::Pending(start) = &run.work else {
             return Ok(());
         };
+        if let Some(terminal) = &run.terminal {
+            run.work = Work::Process(spawn_interactive(&self.launcher, start, terminal)?);
+            return Ok(());
+        }
         let started = spawn(&self.launcher, start, run.input.is_wanted())?;
         for (pump, pipe) in run.output.iter_mut().zip(started.output) {
             pump.attach(pipe);
@@ -325,6 +355,18 @@ fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Fai
     })
 }
 
+/// Starts a program at a terminal.
+fn spawn_interactive(
+    launcher: &Launcher,
+    start: &Start,
+    terminal: &Terminal,
+) -> Result<Child, Failure> {
+    let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
+    let (environment, cwd) = (&start.environment, &start.cwd);
+    let files = [terminal.far(); 3];
+    launcher.start(&argv, environment, cwd, &files, Role::Interactive)
+}
+
 /// Processor time that a child has taken so far, in microseconds; 0 where it has ended.
 pub(super) fn cpu_us(pid: Pid) -> u64 {
     let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
@@ -372,6 +414,9 @@ fn check_spec(spec: &RunSpec) -> Result<(), Failure> {
         if !is_variable_name(name) || value.contains('\0') {
             return refused(format!("environment variable {name:?} cannot be set"));
         }
+    }
+    if spec.terminal.is_some() && matches!(spec.program, Program::Cell { .. }) {
+        return refused("a cell has no terminal of its own".to_owned());
     }
     if let Some(cwd) = &spec.cwd
         && (!cwd.starts_with('/') || cwd.contains('\0'))

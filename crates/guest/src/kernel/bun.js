@@ -7,8 +7,10 @@
 // This file only loads the rest, as texts: bun keeps copies of larger modules in the user's home.
 
 import cells from "./bun_cells.js" with { type: "text" };
+import common from "./cells.mjs" with { type: "text" };
 import kernel from "./bun_kernel.js" with { type: "text" };
 import lines from "./bun_lines.js" with { type: "text" };
+import stdio from "./bun_stdio.js" with { type: "text" };
 import imports from "./imports.mjs" with { type: "text" };
 
 function part(text) {
@@ -24,4 +26,6 @@ function moduleOf(text) {
   return part(`${script}\nmodule.exports = { ${names.join(", ")} };`);
 }
 
-await part(kernel).boot(() => ({ ...part(cells), ...part(lines), imports: moduleOf(imports) }));
+await part(kernel).boot(() => {
+  return { ...part(cells), ...part(lines), ...part(stdio), imports: { ...moduleOf(common), ...moduleOf(imports) } };
+});

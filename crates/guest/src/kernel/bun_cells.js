@@ -6,104 +6,31 @@
 
 "use strict";
 
-const fs = require("node:fs");
+const EventEmitter = require("node:events");
 const { createRequire } = require("node:module");
 const vm = require("node:vm");
 
 /** Looked up before cells put others in their places: what they declare is global. */
-const { Bun, Error, Number, Object, Promise, Symbol, URL, console, process } = globalThis;
+const { Bun, Error, Number, Object, Promise, Proxy, Reflect, URL, console, process } = globalThis;
+const { nextTick } = process;
 
 const SIGINT = 2;
 
-/** Thrown by exit calls, to leave the code that calls. */
-class Exit {}
+const EVENT = "unhandledRejection";
 
 /** The file that the driver's frames are in. */
 const OWN = /([^\s(]+\/bun\.js):\d+/.exec(new Error().stack)?.[1] ?? "bun.js";
 
-const code = (value) => `code ${Number(value ?? 0) & 255}`;
-
-function currentDirectory() {
-  try {
-    return process.cwd();
-  } catch {
-    return undefined; // removed
-  }
-}
-
-/** Enters the directory, if one is given; what comes back returns, unless the code went elsewhere. */
-function enter(directory) {
-  if (!directory) return () => {};
-  const before = currentDirectory();
-  process.chdir(directory);
-  const there = currentDirectory();
-  return () => {
-    if (before === undefined || currentDirectory() !== there) return;
-    try {
-      process.chdir(before);
-    } catch {
-      // The cell removed it.
-    }
-  };
-}
-
-/** Sets variables of one cell; what comes back restores them, unless the code changed them. */
-function overlay(pairs) {
-  const { env } = process;
-  const saved = [];
-  for (let at = 0; at + 1 < pairs.length; at += 2) {
-    const [name, value] = pairs.slice(at, at + 2);
-    saved.push([name, value, env[name]]);
-    env[name] = value;
-  }
-  return () => {
-    for (const [name, value, before] of saved.reverse()) {
-      if (env[name] !== value) continue;
-      if (before === undefined) delete env[name];
-      else env[name] = before;
-    }
-  };
-}
-
-/** Standard input of the cells: the streams on it remember its end, so each cell gets its own. */
-function useInput(path) {
-  fs.closeSync(0);
-  // An opened file gets the lowest descriptor that is free.
-  try {
-    fs.openSync(path || "/dev/null", fs.constants.O_RDONLY);
-  } catch {
-    fs.openSync("/dev/null", fs.constants.O_RDONLY); // the code has removed it
-  }
-  let stream;
-  process.stdin = undefined; // bun would make its own only to replace it
-  Object.defineProperty(process, "stdin", {
-    configurable: true,
-    enumerable: true,
-    get: () => (stream ??= Object.assign(fs.createReadStream("", { fd: 0, autoClose: false }), { isTTY: false })),
-    set: (value) => (stream = value),
-  });
-  Bun.stdin = Bun.file(0);
-  console[Symbol.asyncIterator] = async function* () {
-    const { createInterface } = await import("node:readline");
-    yield* createInterface({ input: process.stdin, crlfDelay: Infinity });
-  };
-}
-
-/** Waits for output that the code has left to the event loop. */
-async function flushed(stream) {
+/** Hands on what bun itself holds back of a stream. */
+async function release(stream) {
   if (!stream || stream.destroyed) return;
   // Bun writes past the stream, and does not count in it what waits.
   const [sink] = Object.getOwnPropertySymbols(stream).flatMap((symbol) => (stream[symbol]?.sinkId ? [stream[symbol]] : []));
   try {
     await sink?.flush();
   } catch {
-    return; // closed
+    // The code has closed it.
   }
-  if (!stream.writableLength) return;
-  await new Promise((resolve) => {
-    stream.once("close", resolve);
-    stream.write("", resolve);
-  });
 }
 
 const write = console.error.bind(console); // the code may put another in its place
@@ -164,15 +91,15 @@ function refusal(error, number, source) {
 class Modules {
   #directory;
   #globals = {};
-  #name;
+  #imports;
 
-  constructor(name) {
-    this.#name = name;
+  constructor(imports) {
+    this.#imports = imports;
   }
 
   /** Follows the working directory. */
   refresh() {
-    const dirname = currentDirectory();
+    const dirname = this.#imports.currentDirectory();
     if (dirname === this.#directory || dirname === undefined) return;
     this.#directory = dirname;
     const filename = `${dirname}/cell.ts`;
@@ -185,9 +112,9 @@ class Modules {
       return found.startsWith("/") ? Bun.pathToFileURL(found).href : found;
     };
     const meta = { dir: dirname, dirname, env: process.env, file: "cell.ts", filename, main: true, path: filename };
-    load.meta = { ...meta, require, resolve, url: href };
+    Object.assign(load, this.#imports.helpers, { meta: { ...meta, require, resolve, url: href } });
     this.load = load;
-    this.#define({ [this.#name]: load, require });
+    this.#define({ [this.#imports.NAME]: load, require });
   }
 
   #define(values) {
@@ -199,12 +126,37 @@ class Modules {
   }
 }
 
-async function serve({ control, end, tell, words, fields, imports, restoreLines, passEnvironment, first }) {
+/** Methods by which listeners come, go, and are told. */
+const OF_LISTENERS = ["addListener", "emit", "listenerCount", "listeners", "off", "on", "once", "prependListener"]
+  .concat("prependOnceListener", "rawListeners", "removeAllListeners", "removeListener");
+
+/** Keeps the code's listeners for rejections apart, because bun tells all that it knows of exits too. */
+function rejectionListeners() {
+  const apart = new EventEmitter();
+  const prototype = Object.getPrototypeOf(process);
+  for (const method of OF_LISTENERS) {
+    const apply = (target, self, given) => {
+      if (self !== process || (given[0] ?? EVENT) !== EVENT) return Reflect.apply(target, self, given);
+      const answer = apart[method](EVENT, ...given.slice(1));
+      if (given.length === 0) Reflect.apply(target, self, given);
+      return answer === apart ? process : answer;
+    };
+    prototype[method] = new Proxy(prototype[method], { apply });
+  }
+  return apart;
+}
+
+async function serve({ libc, control, end, tell, words, fields, passEnvironment, first, ...parts }) {
+  const { imports, restoreLines, Input, Outputs } = parts;
+  const { Exit, code, enter, overlay, flushed } = imports;
   const names = { __dirname: `${imports.NAME}.meta.dirname`, __filename: `${imports.NAME}.meta.filename` };
   const transpiler = new Bun.Transpiler({ loader: "ts", replMode: true, define: names });
   const sources = new Map();
-  const modules = new Modules(imports.NAME);
+  const modules = new Modules(imports);
   const { listeners, on, rawListeners, stdout, stderr } = process;
+  const rejections = rejectionListeners();
+  const input = new Input(libc);
+  const outputs = new Outputs(libc, [stdout, stderr]);
 
   /** Ends the running cell with this answer. */
   let finish = () => {};
@@ -216,14 +168,13 @@ async function serve({ control, end, tell, words, fields, imports, restoreLines,
   process.exit = exit;
   process.reallyExit = exit;
 
-  const others = (event) => listeners.call(process, event).filter((listener) => listener !== ours[event]);
   const show = (error) => {
     if (!(error instanceof Exit)) print(describe(error, sources));
   };
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
-    unhandledRejection(error) {
-      if (others("unhandledRejection").length === 0) show(error);
+    [EVENT](error, promise) {
+      if (!(error instanceof Exit) && !rejections.emit(EVENT, error, promise)) show(error);
     },
   };
   /** Again for each cell: code may have removed all listeners. */
@@ -270,8 +221,9 @@ async function serve({ control, end, tell, words, fields, imports, restoreLines,
     sources.set(number, source);
     try {
       const result = script.runInThisContext();
-      if (result instanceof Promise) await result;
-      resolve(code(process.exitCode));
+      await (result instanceof Promise ? result : undefined);
+      // What promises still call at this moment may be an exit.
+      nextTick(() => resolve(code(process.exitCode)));
     } catch (error) {
       show(error);
       resolve(code(error instanceof Exit ? process.exitCode : 1));
@@ -285,7 +237,8 @@ async function serve({ control, end, tell, words, fields, imports, restoreLines,
     } catch {
       return "directory";
     }
-    useInput(stdin);
+    input.use(stdin);
+    outputs.mend();
     listen();
     modules.refresh();
     const restore = overlay(pairs);
@@ -299,9 +252,11 @@ async function serve({ control, end, tell, words, fields, imports, restoreLines,
     process.exitCode = 0;
     restore();
     leave();
-    if (stdin) useInput("");
-    await flushed(stdout);
-    await flushed(stderr);
+    if (stdin) input.use("");
+    for (const stream of [stdout, stderr]) {
+      await release(stream);
+      await flushed(stream);
+    }
     return answer;
   }
 

@@ -23,6 +23,7 @@ const STATX_INO = 0x100;
 const libc = dlopen("libc.so.6", {
   _exit: { args: ["i32"], returns: "void" },
   close: { args: ["i32"], returns: "i32" },
+  dup2: { args: ["i32", "i32"], returns: "i32" },
   fcntl: { args: ["i32", "i32", "i32"], returns: "i32" },
   pread: { args: ["i32", "ptr", "usize", "i64_fast"], returns: "i64_fast" },
   read: { args: ["i32", "ptr", "usize"], returns: "i64_fast" },
@@ -215,7 +216,7 @@ async function boot(parts) {
   const [kind, ...numbers] = request();
   if (kind === "S") return run(Number(numbers[0]));
   if (kind !== "C") return libc._exit(0);
-  const given = { control, end: () => libc._exit(0), tell, words, fields, passEnvironment, first: numbers };
+  const given = { libc, control, end: () => libc._exit(0), tell, words, fields, passEnvironment, first: numbers };
   const { serve, ...others } = parts();
   await serve({ ...given, ...others });
 }

@@ -17,6 +17,7 @@ def make(add_user_packages):
     import os
     import sys
 
+    EBADF = 9
     DONE, SIGNALLED, NO_DIRECTORY = b"code", b"signal", b"directory"
 
     USUAL_HANDLERS = (
@@ -43,15 +44,14 @@ def make(add_user_packages):
         finally:
             sys.path = path
 
-    def line_keeper():
-        """Returns how to make the source of a cell known to `linecache`, where everybody looks for it.
-        That takes longer to load than most cells take, so it is a module in name only until it
-        is used."""
-        module = sys.modules.get("linecache")
+    def load_later(name, complete):
+        """Makes a module of the interpreter's one in name only, until it is used: what everybody may
+        ask for takes longer to load than most cells take. `complete` gets what was loaded."""
+        module = sys.modules.get(name)
         if module is not None:
-            return module.cache.__setitem__
-
-        lock, is_loading, sources = _thread.RLock(), False, {}
+            complete(module)
+            return
+        lock, is_loading = _thread.RLock(), False
 
         def load(module):
             nonlocal is_loading
@@ -59,12 +59,12 @@ def make(add_user_packages):
             path = sys.path
             sys.path = own_path
             try:
-                spec = _frozen_importlib._find_spec("linecache", None)
+                spec = _frozen_importlib._find_spec(name, None)
                 _frozen_importlib._init_module_attrs(spec, module)
                 spec.loader.exec_module(module)
             finally:
                 sys.path = path
-            module.cache.update(sources)
+            complete(module)
             module.__class__ = type(sys)
 
         class Unloaded(type(sys)):
@@ -72,16 +72,61 @@ def make(add_user_packages):
                 with lock:
                     if not is_loading:
                         load(self)
-                return super().__getattribute__(name)
+                return type(sys).__getattribute__(self, name)  # whose class it is by now
 
-        module = sys.modules["linecache"] = Unloaded("linecache")
+        sys.modules[name] = Unloaded(name)
+
+    def line_keeper():
+        """Returns how to make the source of a cell known to `linecache`, where everybody looks for it."""
+        sources, cache = {}, None
+
+        def complete(module):
+            nonlocal cache
+            cache = module.cache
+            cache.update(sources)
 
         def keep(name, entry):
-            sources[name] = entry
-            if is_loading:
-                module.cache[name] = entry
+            if cache is None:
+                sources[name] = entry
+            else:
+                cache[name] = entry
 
+        load_later("linecache", complete)
         return keep
+
+    def like(own, replacement):
+        """The replacement, as it shows to who looks at it."""
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(replacement, name, getattr(own, name))
+        return replacement
+
+    def hide_frames():
+        """Lets who walks up the stack stop at the frames of cells: below are those of this file."""
+
+        def complete_traceback(module):
+            own = module.walk_stack
+
+            def shown(frames):
+                for frame, line in frames:
+                    if frame.f_globals is globals():
+                        return
+                    yield frame, line
+
+            # Without a frame, the own one goes by who calls it.
+            module.walk_stack = like(own, lambda f: own(f) if f is None else shown(own(f)))
+
+        def complete_inspect(module):
+            own = module.getouterframes
+
+            def getouterframes(frame, context=1):
+                found = own(frame, context)
+                ends = (at for at, info in enumerate(found) if info.frame.f_globals is globals())
+                return found[: next(ends, None)]
+
+            module.getouterframes = like(own, getouterframes)
+
+        load_later("traceback", complete_traceback)
+        load_later("inspect", complete_inspect)
 
     control = mailbox = null = kernel = keep = interrupt = namespace = None
     top_level_await, coroutine = 0x2000, 0x80
@@ -319,26 +364,36 @@ def make(add_user_packages):
         if os.getpid() != kernel:
             flush()
             os._exit(status[1])  # a fork that came to the end of its cell
-        restore_environment(overlay, saved)
-        if directory and before is not None and current_directory() in (there, None):
-            try:
-                os.chdir(before)
-            except OSError:
-                pass  # the cell removed it
-        if stdin:
-            use_stdin(b"")
-        flush()
+
+        def restore():
+            restore_environment(overlay, saved)
+            if directory and before is not None and current_directory() in (there, None):
+                try:
+                    os.chdir(before)
+                except OSError:
+                    pass  # the cell removed it
+            if stdin:
+                use_stdin(b"")
+            flush()
+
+        calmly(restore)
         return status
 
-    def next_request():
+    def calmly(step, *given):
+        """Does what has to be done, and may be done twice, whatever handlers of signals raise meanwhile."""
         while True:
             try:
-                return os.read(control, 64).split()
-            except BaseException as error:  # of a signal handler of the code's
+                return step(*given)
+            except BaseException as error:
+                if getattr(error, "errno", None) == EBADF:
+                    raise  # the code has closed what this kernel needs
                 try:
                     show(error)
                 except BaseException:
                     pass
+
+    def next_request():
+        return os.read(control, 64).split()
 
     def begin(control_line, mailbox_file):
         import __main__
@@ -349,6 +404,7 @@ def make(add_user_packages):
         null = out_of_the_way(os.open("/dev/null", os.O_RDONLY))
         kernel = os.getpid()
         keep = line_keeper()
+        hide_frames()
         interrupt = _signal.signal(_signal.SIGINT, idle)
         # This module is imported by `site`, whose import therefore never ends. Threads that import it
         # must not wait for that.
@@ -374,8 +430,8 @@ def make(add_user_packages):
             number = int(request[1])
             kind, code = serve_one(number, int(request[2]))
             # A line of its own, whatever the code may have written there.
-            os.write(control, b"\ncell %d %s %d\n" % (number, kind, code))
-            request = next_request()
+            calmly(os.write, control, b"\ncell %d %s %d\n" % (number, kind, code))
+            request = calmly(next_request)
 
     def rehearse():
         code = compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec", flags, True)

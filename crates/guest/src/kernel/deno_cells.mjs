@@ -7,27 +7,32 @@
 //
 // Code of a cell can forge an answer, and so end its own cell early: it deceives nobody else.
 
+import EventEmitter from "node:events";
 import { existsSync } from "node:fs";
 import { Session } from "node:inspector";
 import { createRequire, SourceMap, stripTypeScriptTypes } from "node:module";
-import { Readable } from "node:stream";
 import { pathToFileURL } from "node:url";
 import v8 from "node:v8";
 import vm from "node:vm";
+import { code, enter, flushed, overlay } from "./cells.mjs";
+import { Input, Outputs } from "./deno_stdio.mjs";
 import { Traces } from "./deno_traces.mjs";
 import * as imports from "./imports.mjs";
 
 // Cells can declare names of their own over these.
-const { addEventListener, atob, BigInt, Buffer, console, Deno, Error, JSON, Map } = globalThis;
-const { Number, Object, Promise, queueMicrotask, Set, String, TextEncoder, Uint8Array, URL } = globalThis;
+const { addEventListener, atob, BigInt, console, Deno, JSON, Map, Number, Object, Promise } = globalThis;
+const { queueMicrotask, Reflect, RegExp, Set, String, TextDecoder, Uint8Array, URL } = globalThis;
+const { nextTick } = globalThis.process;
+const { Exit } = imports;
 
 const SIGINT = 2;
 
-/** Thrown by exit calls, to stop the code that calls them. Never shown. */
-class Exit {}
-
-/** What `answer`s of cells say. */
-const code = (number) => `code ${number & 255}`;
+/** A text, and the map that it ends with. */
+function withMap(text) {
+  const at = text.lastIndexOf("\n//# sourceMappingURL=");
+  const [, data] = text.slice(at).split("base64,");
+  return { text: text.slice(0, at), map: new SourceMap(JSON.parse(atob(data))) };
+}
 
 /** JavaScript of TypeScript; with a map where places could not be kept. */
 function translate(source) {
@@ -35,10 +40,31 @@ function translate(source) {
     return { text: stripTypeScriptTypes(source, { mode: "strip" }) };
   } catch {
     // There are types that have a meaning, or it is wrong: then this has the better message.
-    const text = stripTypeScriptTypes(source, { mode: "transform", sourceMap: true });
-    const at = text.lastIndexOf("\n//# sourceMappingURL=");
-    const [, data] = text.slice(at).split("base64,");
-    return { text: text.slice(0, at), map: new SourceMap(JSON.parse(atob(data))) };
+    return withMap(stripTypeScriptTypes(source, { mode: "transform", sourceMap: true }));
+  }
+}
+
+/** Gives the classes that have another name in the translation the name that they have in the source. */
+function outerNames(source, text) {
+  const inner = [...text.matchAll(/^let (_(\w+?)\d*);$/gm)];
+  const classes = inner.filter(([, , name]) => new RegExp(`\\bclass\\s+${name}\\b`).test(source));
+  const isDeclared = (name) => new RegExp(`^class ${name}\\b`, "m").test(text);
+  return classes.map(([, own, name]) => `\n${isDeclared(name) ? "" : "let "}${name} = ${own};`).join("");
+}
+
+/** The same of what has decorators, which only a deno of its own translates; nothing if it does not. */
+async function translateAll(source) {
+  const file = await Deno.makeTempFile({ suffix: ".mts" });
+  try {
+    await Deno.writeTextFile(file, source);
+    const args = ["transpile", "--quiet", "--no-config", "--no-lock", "--source-map=inline", file];
+    const command = new Deno.Command(Deno.execPath(), { args, stdin: "null", stderr: "null" });
+    const { success, stdout } = await command.output();
+    if (!success) return;
+    const { text, map } = withMap(new TextDecoder().decode(stdout).trimEnd());
+    return { text: text + outerNames(source, text), map };
+  } finally {
+    await Deno.remove(file);
   }
 }
 
@@ -99,69 +125,7 @@ function makeImporter() {
       return pathToFileURL(meta.filename).href;
     },
   };
-  Object.defineProperty(importer, "meta", { value: meta });
-  return importer;
-}
-
-/** The kernel's standard input: what the cell was given, then nothing. */
-class Input {
-  #libc;
-  #process;
-  #stream;
-
-  constructor(libc) {
-    this.#libc = libc;
-    this.#process = globalThis.process;
-    Object.defineProperty(this.#process, "stdin", {
-      configurable: true,
-      enumerable: true,
-      get: () => (this.#stream ??= this.#open()),
-      set: (stream) => (this.#stream = stream),
-    });
-  }
-
-  #open() {
-    const from = Deno.stdin;
-    const stream = new Readable({
-      highWaterMark: 65536,
-      read(size) {
-        const buffer = new Uint8Array(size);
-        from.read(buffer).then(
-          (count) => this.push(count === null ? null : Buffer.from(buffer.subarray(0, count))),
-          (error) => this.destroy(error),
-        );
-      },
-    });
-    return Object.assign(stream, { fd: 0, isTTY: false });
-  }
-
-  use(path) {
-    const descriptor = this.#libc.open(new TextEncoder().encode(`${path || "/dev/null"}\0`), 0);
-    // The code may have removed it; what is there then is empty.
-    if (descriptor < 0) return;
-    this.#libc.dup2(descriptor, 0);
-    this.#libc.close(descriptor);
-    // These remember that they came to an end.
-    Deno.stdin = new Deno.stdin.constructor();
-    this.#stream = undefined;
-  }
-}
-
-/** Sets what belongs to one cell only; what comes back restores it, unless the code changed it. */
-function overlay(pairs) {
-  const saved = [];
-  for (let at = 0; at + 1 < pairs.length; at += 2) {
-    const [name, value] = pairs.slice(at, at + 2);
-    saved.push([name, value, Deno.env.get(name)]);
-    Deno.env.set(name, value);
-  }
-  return () => {
-    for (const [name, value, before] of saved.reverse()) {
-      if (Deno.env.get(name) !== value) continue;
-      if (before === undefined) Deno.env.delete(name);
-      else Deno.env.set(name, before);
-    }
-  };
+  return Object.assign(importer, imports.helpers, { meta });
 }
 
 /**
@@ -205,26 +169,16 @@ function isLocal(input) {
   }
 }
 
-function currentDirectory() {
-  try {
-    return Deno.cwd();
-  } catch {
-    return undefined; // removed
-  }
-}
-
-/** Output that the code has left to the event loop. */
-function flushed(stream) {
-  if (!stream?.writableLength || stream.destroyed) return;
-  return new Promise((resolve) => {
-    stream.once("close", resolve);
-    stream.write("", resolve);
-  });
-}
-
 export async function serve({ libc, control, tell, words, fields, request }) {
   const { process } = globalThis;
-  const print = console.error.bind(console); // the code may put others in their places
+  const write = console.error.bind(console); // the code may put others in their places
+  const print = (text) => {
+    try {
+      write(text);
+    } catch {
+      // The code has closed it.
+    }
+  };
   const traces = new Traces();
   const session = new Session();
   session.connect();
@@ -244,6 +198,10 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   Deno.exit = exit;
   process.exit = exit;
   process.reallyExit = exit;
+  // Exits are no errors, whoever listens.
+  const emit = (event, ...values) =>
+    values[0] instanceof Exit || Reflect.apply(EventEmitter.prototype.emit, process, [event, ...values]);
+  Object.defineProperty(process, "emit", { value: emit, writable: true, configurable: true });
   Deno.addSignalListener("SIGINT", () => finish(`signal ${SIGINT}`));
   const uncaught = (event) => {
     // Listeners of the code's come behind this one, and those of node not at all for a rejection.
@@ -252,7 +210,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     Object.defineProperty(event, "preventDefault", { value: () => (isHandled = true) });
     const isRejection = event.type === "unhandledrejection";
     const error = isRejection ? event.reason : event.error;
-    if (error instanceof Exit) return;
+    if (error instanceof Exit) return event.stopImmediatePropagation();
     queueMicrotask(() => {
       if (isHandled) return;
       if (isRejection && process.listenerCount("unhandledRejection") > 0) {
@@ -266,6 +224,7 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   addEventListener("unhandledrejection", uncaught);
   Object.defineProperty(globalThis, imports.NAME, { value: makeImporter(), configurable: true });
   const input = new Input(libc);
+  const outputs = new Outputs();
   const network = new Network();
   traces.install();
 
@@ -293,23 +252,34 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     });
   }
 
+  /** Begins the cell, of which the first translation that is a program is taken. */
+  async function start(number, source, given) {
+    const { text, map } = given;
+    traces.add(number, source, map);
+    const begun = await begin(`${text}\n//# sourceURL=${Traces.tag(number)}`);
+    if (begun.promise || !source.includes("@")) return begun;
+    const other = given.isLast ? undefined : await translateAll(imports.rewrite(source, true)).catch(() => undefined);
+    return other ? start(number, source, { ...other, isLast: true }) : begun;
+  }
+
   async function evaluate(number, source) {
     let translated;
     try {
-      translated = translate(imports.rewrite(source));
+      translated = translate(imports.rewrite(source, true));
     } catch (error) {
       const message = String(error?.message ?? error).replaceAll("file:///stripTypeScriptTypes.ts", `<cell ${number}>`);
       print(`error: The cell's source code could not be parsed: ${message}`);
       return code(1);
     }
-    traces.add(number, source, translated.map);
-    const { promise, details } = await begin(`${translated.text}\n//# sourceURL=${Traces.tag(number)}`);
+    const { promise, details } = await start(number, source, translated);
     if (!promise) {
       print(traces.refusal(details, number));
       return code(1);
     }
     try {
       await promise;
+      // What promises still call at this moment may be an exit.
+      await new Promise((resolve) => nextTick(resolve));
       return code(Deno.exitCode);
     } catch (error) {
       if (error instanceof Exit) return code(Deno.exitCode);
@@ -319,16 +289,14 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   }
 
   async function run(number, [directory, stdin, source, ...pairs]) {
-    const before = currentDirectory();
-    if (directory) {
-      try {
-        Deno.chdir(directory);
-      } catch {
-        return "directory";
-      }
+    let leave;
+    try {
+      leave = enter(directory);
+    } catch {
+      return "directory";
     }
-    const there = currentDirectory();
     input.use(stdin);
+    outputs.mend();
     const restore = overlay(pairs);
     const withoutNetwork = network.use();
     Deno.exitCode = 0;
@@ -340,17 +308,12 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     Deno.exitCode = 0;
     withoutNetwork?.();
     restore();
-    if (directory && before !== undefined && [there, undefined].includes(currentDirectory())) {
-      try {
-        Deno.chdir(before);
-      } catch {
-        // The cell removed it.
-      }
-    }
+    leave();
     if (stdin) input.use("");
     post("Runtime.releaseObjectGroup", { objectGroup: "cell" });
     await flushed(process.stdout);
     await flushed(process.stderr);
+    if (!outputs.areThere(source)) libc._exit(1); // no cell would be heard again
     return answer;
   }
 

@@ -16,6 +16,7 @@ def wait():
     import posix
     import site
     import sys
+    import time
 
     control, mailbox, archive = 3, 4, 5
     place = "/proc/self/fd/5"
@@ -56,17 +57,32 @@ def wait():
         posix.environ.clear()
         posix.environ.update(pairs)
         if os.environ.get("TZ") != zone:
-            import time
-
             time.tzset()
 
+    # What was read of the user's packages: when their directory was changed last, and which files.
+    changed, read = 0, None
+
     def add_user_packages():
-        """What `pip install --user` brought since this interpreter started."""
+        """What `pip install --user` brought since this was called last, or the interpreter started."""
+        nonlocal changed, read
         user = site.ENABLE_USER_SITE and site.USER_SITE
-        if not user or user in sys.path or not os.path.isdir(user):
+        try:
+            now_changed = posix.stat(user).st_mtime_ns if user else 0
+        except OSError:
+            return  # it is not there
+        if now_changed == changed:
             return
+        # Its clock is coarse: what has just been changed may change again at the same time.
+        is_old = time.time_ns() - now_changed > 100_000_000
+        changed = now_changed if is_old else 0
+        files = {name for name in posix.listdir(user) if name.endswith(".pth")}
         before = len(sys.path)
-        site.addsitedir(user)
+        if user not in sys.path:
+            site.addsitedir(user)
+        elif read is not None:
+            for name in sorted(files - read):
+                site.addpackage(user, name, None)
+        read = files
         added = sys.path[before:]
         del sys.path[before:]
         system = site.getsitepackages()
@@ -84,9 +100,8 @@ def wait():
             cell = *make(add_user_packages), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
         return cell
 
-    def rehearse():
-        """Does what a request will bring, without an effect. What that touches is then in memory,
-        and a fork has its own copy."""
+    def rehearse_start():
+        """Does what the start of a script will bring, without an effect."""
         set_environment(list(os.environb.items()))
         for hook in sys.path_hooks:
             try:
@@ -95,6 +110,11 @@ def wait():
             except ImportError:
                 pass
         exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
+
+    def rehearse():
+        """Does what any request will bring. What that touches is then in memory, and a fork has its
+        own copy."""
+        rehearse_start()
         rehearse_end()
         cells()[1]()
 
@@ -111,8 +131,10 @@ def wait():
     if mode == b"zygote":
         soon, leave = part("zygote")["serve"](preload, lambda: part("cell"))
     else:
+        # Its memory is its own already, and whoever boots each anew has no processor to spare: what
+        # only cells need comes with the first.
         soon, leave = (lambda _: True), os._exit
-        rehearse()
+        rehearse_start()
 
     # The user's own packages are under its home, which a zygote does not look at.
     os.environ["HOME"] = "/sandbox"

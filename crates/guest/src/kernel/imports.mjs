@@ -3,7 +3,14 @@
 //
 // `import a, { b as c } from "d"` becomes `const { default: a, "b": c } = await $import("d")`,
 // `import(…)` and `import.meta` become `$import(…)` and `$import.meta`. Of an `export`, what it declares
-// or loads is left. All lines stay where they are. Types are understood, not removed.
+// or loads is left. A `const enum` becomes an `enum`, or later cells would not have it. All lines stay
+// where they are. Types are understood, not removed.
+//
+// Where code that is evaluated by code does not know from where it imports either, `eval(…)` becomes
+// `eval($import.text(…))`, and `(0, eval)` becomes `(0, $import.evaluate)`, which do the same to that.
+//
+// What an exit call throws is not for `catch`: `catch (a) {` becomes `catch (a) {$import.check(a);`, and
+// `.catch(…)` becomes `.catch(...$import.others(…))`, from the first cell on that may have to do with exits.
 
 /** The global function that imports go through; it has `meta` too. */
 export const NAME = "$import";
@@ -16,6 +23,8 @@ const TEXT = /"(?:\\[^]|[^"\\\n])*"|'(?:\\[^]|[^'\\\n])*'/y;
 const DECLARED = /(?:abstract|async|class|const|declare|enum|function|interface|let|namespace|type|var)\b/y;
 
 const NAMED = /(?:abstract\s+)?class\s+(?!extends\b)[\p{ID_Start}$_]|(?:async\s+)?function\b\s*\*?\s*[\p{ID_Start}$_]|interface\b/uy;
+
+const CLAUSE = /catch\s*(?:\(\s*[\p{ID_Start}$_][\p{ID_Continue}$]*\s*(?::\s*(?:any|unknown)\s*)?\)\s*)?\{/uy;
 
 /** After these a slash begins a regular expression. */
 const OPERATORS = new Set(
@@ -30,6 +39,9 @@ function match(pattern, source, at) {
 }
 
 const skipBlank = (source, at) => at + match(BLANK, source, at).length;
+
+/** What is just before a place. */
+const before = (source, at) => source.slice(Math.max(0, at - 80), at);
 
 const linesOf = (text) => text.replace(/[^\n\r\u2028\u2029]/g, "");
 
@@ -130,6 +142,7 @@ function exported(source, at) {
     // What has no name is no declaration by itself.
     return replace(match(NAMED, source, end) ? "" : ";0, ", end);
   }
+  if (/^=(?![=>])/.test(source.slice(behind, behind + 2))) return replace(";0, ", behind + 1);
   if (list === undefined) return;
   let end = skipBlank(source, behind + list.length);
   const from = match(/(?:as\b\s*(?:[^\s"']+|"[^"\n]*"|'[^'\n]*')\s*)?from\b/y, source, end);
@@ -163,12 +176,71 @@ function isMethod(source, at, open, body) {
   const behind = skipBlank(source, end);
   if (source[behind] === "{" && linesOf(source.slice(end, behind)) === "") return true;
   // A block behind a call, or a type behind parameters: the call is within an expression there.
-  return body === "class" && /[{:;]/.test(source[behind] ?? "") && /(?:^|[\w$*{};)\]"'`])\s*$/.test(source.slice(0, at));
+  return body === "class" && /[{:;]/.test(source[behind] ?? "") && /(?:^|[\w$*{};)\]"'`])\s*$/.test(before(source, at));
 }
 
-/** The source with its imports replaced; as it is where it has none. */
-export function rewrite(source) {
-  if (!/\b(?:import|export)\b/.test(source)) return source;
+/** Thrown by exit calls, to stop the code that calls them. Never shown: with a stack node makes no error of it. */
+export class Exit {
+  stack = "";
+}
+
+/** What the global function has beside `meta`. */
+export const helpers = {
+  /** What is given to `eval`, with its imports replaced. */
+  text: (source) => (typeof source === "string" && /\bimport\b/.test(source) ? rewrite(source, true) : source),
+
+  /** What stands for `eval` where it does not know the names around it. */
+  evaluate: ((evaluate) => (source) => evaluate(helpers.text(source)))(eval),
+
+  check(error) {
+    if (error instanceof Exit) throw error;
+  },
+
+  /** Functions that get all errors but exits. */
+  others: (...listeners) =>
+    listeners.map((listener) => {
+      if (typeof listener !== "function") return listener;
+      return function (...given) {
+        helpers.check(given[0]);
+        return apply(listener, this, given);
+      };
+    }),
+};
+
+const { apply } = Reflect;
+
+/** Whether a cell so far may call, or hold, an exit. */
+let mayExit = false;
+
+/** What stands instead of the call of `eval` at `at`; nothing if it stays. */
+function evaluation(source, at, behind, body) {
+  if (source[behind] === ")" && /\(\s*0\s*,\s*$/.test(before(source, at))) {
+    return { text: `${NAME}.evaluate`, end: at + "eval".length };
+  }
+  if (source[behind] !== "(" || isMethod(source, at, behind, body)) return;
+  const literal = match(/\(\s*(?:"[^"\\]*"|'[^'\\]*')\s*\)/y, source, behind);
+  if (literal !== undefined && !/\bimport\b/.test(literal)) return;
+  return { text: `${source.slice(at, behind + 1)}${NAME}.text(`, end: behind + 1, opened: "call" };
+}
+
+/** What stands instead of the `catch` at `at`; nothing if it stays. */
+function catching(source, at, behind, isProperty) {
+  if (isProperty) {
+    if (source[behind] !== "(" || source[at - 1] !== ".") return;
+    return { text: `${source.slice(at, behind + 1)}...${NAME}.others(`, end: behind + 1, opened: "call" };
+  }
+  const clause = match(CLAUSE, source, at);
+  if (clause === undefined || !/\}\s*$/.test(before(source, at))) return;
+  const [, name] = /\(\s*([^\s:)]+)/.exec(clause) ?? [];
+  const begin = name ? clause : `catch (${NAME}_) {${linesOf(clause)}`;
+  return { text: `${begin}${NAME}.check(${name ?? `${NAME}_`});`, end: at + clause.length, opened: "{" };
+}
+
+/** The source with its imports replaced, and with `isEvalBlind` those of `eval`; as it is where it has none. */
+export function rewrite(source, isEvalBlind = false) {
+  mayExit ||= /exit/i.test(source);
+  const words = [/\b(?:import|export|enum)\b/, isEvalBlind && /\beval\b/, mayExit && /\bcatch\b/];
+  if (!words.some((word) => word && word.test(source))) return source;
   let out = "";
   let copied = 0;
   let at = 0;
@@ -178,8 +250,8 @@ export function rewrite(source) {
   let word = "";
   let isProperty = false;
   /**
-   * Open brackets; "head" for a parenthesis that a statement follows, "class" for the brace of a class,
-   * "`" within a template.
+   * Open brackets; "head" for a parenthesis that a statement follows, "call" for one with another behind,
+   * "class" for the brace of a class, "`" within a template.
    */
   const open = [];
   /** How many were open where a class began whose body has not. */
@@ -209,6 +281,7 @@ export function rewrite(source) {
     const found = match(WORD, source, at);
     if (found !== undefined) {
       const isName = isProperty;
+      const last = word;
       isProperty = false;
       word = found;
       isValue = isName || !OPERATORS.has(found);
@@ -227,6 +300,17 @@ export function rewrite(source) {
           continue;
         }
       }
+      const isEval = isEvalBlind && !isName && found === "eval" && last !== "function";
+      const isCatch = mayExit && found === "catch";
+      const call = isEval
+        ? evaluation(source, at, behind, open.at(-1))
+        : isCatch && catching(source, at, behind, isName);
+      if (call) {
+        replace(at, call.end, call.text);
+        if (call.opened) open.push(call.opened);
+        isValue = !call.opened;
+        continue;
+      }
       if (!isName && found === "export" && open.length === 0) {
         const export_ = exported(source, at);
         if (export_ !== undefined) {
@@ -235,11 +319,15 @@ export function rewrite(source) {
           continue;
         }
       }
+      if (!isName && found === "const" && match(/enum\s+[\p{ID_Start}$_]/uy, source, behind) !== undefined) {
+        replace(at, at + found.length, " ".repeat(found.length));
+        continue;
+      }
       if (!isName && found === "class" && source[behind] !== ":") classAt = open.length;
       at += found.length;
       continue;
     }
-    const before = isProperty ? "" : word;
+    const last = isProperty ? "" : word;
     word = "";
     isProperty = false;
     const literal = match(TEXT, source, at) ?? match(NUMBER, source, at);
@@ -256,13 +344,16 @@ export function rewrite(source) {
     } else {
       at++;
       isValue = false;
-      if (char === "(") open.push(HEADS.has(before) ? "head" : char);
+      if (char === "(") open.push(HEADS.has(last) ? "head" : char);
       else if (char === "{" && classAt === open.length) {
         open.push("class");
         classAt = -1;
       } else if (char === "[" || char === "{") open.push(char);
-      else if (char === ")") isValue = open.pop() !== "head";
-      else if (char === "]") isValue = open.pop() !== undefined;
+      else if (char === ")") {
+        const opened = open.pop();
+        isValue = opened !== "head";
+        if (opened === "call") replace(at, at, ")");
+      } else if (char === "]") isValue = open.pop() !== undefined;
       else if (char === "}") {
         if (open.pop() === "`") {
           isValue = true;

@@ -180,8 +180,12 @@ function coverTracks() {
 
 function boot() {
   const cells = require("./node_cells.cjs");
-  const source = fs.readFileSync(path.join(__dirname, "imports.mjs"), "base64");
-  const imports = settle(import(`data:text/javascript;base64,${source}`));
+  const load = (name) => {
+    // Traces show the source's URL, which would be the whole of it.
+    const source = `${fs.readFileSync(path.join(__dirname, name))}\n//# sourceURL=node:internal/cells`;
+    return settle(import(`data:text/javascript;base64,${Buffer.from(source).toString("base64")}`));
+  };
+  const imports = { ...load("cells.mjs"), ...load("imports.mjs") };
   reportEnd();
   warm();
   cells.warm(imports);

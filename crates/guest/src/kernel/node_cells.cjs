@@ -7,7 +7,7 @@
 
 "use strict";
 
-const fs = require("node:fs");
+const EventEmitter = require("node:events");
 const { Session } = require("node:inspector");
 const Module = require("node:module");
 const { Socket } = require("node:net");
@@ -15,10 +15,11 @@ const process = require("node:process");
 const { URL, pathToFileURL } = require("node:url");
 const v8 = require("node:v8");
 const vm = require("node:vm");
+const { Input, Outputs } = require("./node_stdio.cjs");
 const { Traces } = require("./node_traces.cjs");
 
 /** Looked up before cells put others in their places. */
-const { Number, Object, Promise, Set } = globalThis;
+const { Number, Object, Promise, Proxy, Reflect, Set, eval: evaluateText } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
@@ -26,62 +27,35 @@ const SIGINT = 2;
 /** What node reports where a top-level `await` can never be settled. */
 const UNSETTLED = 13;
 
-/** Thrown by exit calls, to stop the code that calls them. Never shown. */
-class Exit {}
-
-/** What answers of cells say. */
-const code = (number) => `code ${number & 255}`;
-
-function currentDirectory() {
-  try {
-    return process.cwd();
-  } catch {
-    return undefined; // removed
-  }
-}
-
-/** The kernel's standard input: what the cell was given, then nothing. */
-class Input {
-  #isGiven = true;
-  #stream;
-
-  constructor() {
-    this.use("");
-    const get = () => (this.#stream ??= this.#open());
-    Object.defineProperty(process, "stdin", { configurable: true, enumerable: true, get });
-  }
-
-  #open() {
-    if (fs.fstatSync(0).isFIFO()) return new Socket({ fd: 0, readable: true, writable: false, manualStart: true });
-    return fs.createReadStream(null, { fd: 0, autoClose: false });
-  }
-
-  use(path) {
-    const isGiven = fs.existsSync(path);
-    if (!isGiven && !this.#isGiven && !this.#stream) return;
-    this.#stream?.destroy();
-    this.#stream = undefined;
-    this.#isGiven = isGiven;
-    // An opened file gets the lowest descriptor that is free.
-    fs.closeSync(0);
-    fs.openSync(isGiven ? path : "/dev/null");
-  }
-}
+/** What only the code of a module can do as one. */
+const FROM_MODULE = `
+  exports.call = (call, ...words) => call(...words);
+  exports.load = (name, options) => import(name, options);
+  exports.require = require;
+  //# sourceURL=node:internal/cells
+`;
 
 /** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
 class Modules {
   #directory;
   #globals = {};
   #setImport;
+  /** Calls a function from a module's code, for what is made there knows from where it imports. */
+  #call;
+  #helpers;
+  #currentDirectory;
 
-  constructor(name) {
+  constructor({ NAME: name, helpers, currentDirectory }) {
+    this.#helpers = helpers;
+    this.#currentDirectory = currentDirectory;
+    this.#replaceConstructors();
     // A variable of the script scope is a property of nothing, where it could be seen.
     this.#setImport = vm.runInThisContext(`let ${name}; (value) => { ${name} = value }`);
   }
 
   /** Follows the working directory. */
   refresh() {
-    const dirname = currentDirectory();
+    const dirname = this.#currentDirectory();
     if (dirname === this.#directory || dirname === undefined) return;
     this.#directory = dirname;
     const filename = `${dirname}/cell.cjs`;
@@ -89,16 +63,30 @@ class Modules {
     const module = new Module(filename);
     module.filename = filename;
     module.paths = Module._nodeModulePaths(dirname);
-    module._compile("exports.load = (name, options) => import(name, options); exports.require = require", filename);
-    const { load, require } = module.exports;
+    module._compile(FROM_MODULE, filename);
+    const { call, load, require } = module.exports;
+    this.#call = call;
     module.exports = {};
     const resolve = (name) => {
       if (/^[./]|^\w+:/.test(name)) return new URL(name, url).href;
       return Module.isBuiltin(name) ? `node:${name}` : pathToFileURL(require.resolve(name)).href;
     };
     const meta = { __proto__: null, dirname, filename, resolve, url };
-    this.#setImport(Object.defineProperty(load, "meta", { value: meta }));
+    const evaluate = (source) => call(evaluateText, source);
+    this.#setImport(Object.assign(load, { ...this.#helpers, evaluate, meta }));
     this.#define({ require, module, exports: module.exports, __dirname: dirname, __filename: filename });
+  }
+
+  /** Those of functions, and `eval` where it is not the call that knows the names around it. */
+  #replaceConstructors() {
+    const apply = (target, _self, words) => this.#call(target, ...words);
+    const construct = (target, words, newTarget) => this.#call(Reflect.construct, target, words, newTarget);
+    for (const sample of [function () {}, async function () {}, function* () {}, async function* () {}]) {
+      const prototype = Object.getPrototypeOf(sample);
+      const value = new Proxy(prototype.constructor, { apply, construct });
+      Object.defineProperty(prototype, "constructor", { value });
+      if (prototype === Object.getPrototypeOf(Object)) globalThis.Function = value;
+    }
   }
 
   #define(values) {
@@ -108,33 +96,6 @@ class Modules {
       Object.defineProperty(globalThis, name, { value, writable: true, configurable: true });
     }
   }
-}
-
-/** Sets what belongs to one cell only; what comes back restores it, unless the code changed it. */
-function overlay(pairs) {
-  const { env } = process;
-  const saved = [];
-  for (let at = 0; at + 1 < pairs.length; at += 2) {
-    const [name, value] = pairs.slice(at, at + 2);
-    saved.push([name, value, env[name]]);
-    env[name] = value;
-  }
-  return () => {
-    for (const [name, value, before] of saved.reverse()) {
-      if (process.env[name] !== value) continue;
-      if (before === undefined) delete process.env[name];
-      else process.env[name] = before;
-    }
-  };
-}
-
-/** Output that the code has left to the event loop. */
-function flushed(stream) {
-  if (!stream?.writableLength || stream.destroyed) return;
-  return new Promise((resolve) => {
-    stream.once("close", resolve);
-    stream.write("", resolve);
-  });
 }
 
 /** Evaluates programs in the engine's console mode. */
@@ -186,13 +147,15 @@ exports.warm = (imports) => {
 };
 
 exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => {
-  const { listenerCount, listeners, on, stdout, stderr } = process;
+  const { listeners, on, stdout, stderr } = process;
   const { then } = Promise.prototype;
+  const { Exit, code, enter, overlay, flushed } = imports;
   const print = stderr.write.bind(stderr);
   const traces = new Traces();
   const evaluator = new Evaluator();
-  const modules = new Modules(imports.NAME);
+  const modules = new Modules(imports);
   const input = new Input();
+  const outputs = new Outputs([stdout, stderr]);
   const control = new Socket({ fd: CONTROL });
 
   /** Ends the running cell with this answer. */
@@ -210,6 +173,8 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
 
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
+    // Where nobody listens, node opens its debugger.
+    SIGUSR1() {},
     beforeExit() {
       // Nothing is left that could settle what the cell waits for.
       print(`Warning: Detected unsettled top-level await at ${Traces.tag(running)}\n`);
@@ -223,34 +188,43 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
     }
   }
 
-  /** From where an error comes that nobody caught; node tells it to this one only. */
-  let origin;
+  /** Whether node is about to end because of an error that nobody caught. */
+  let isFatal = false;
   const { _fatalException: fatal } = process;
-  process._fatalException = (error, isFromPromise) => {
-    origin = isFromPromise ? "unhandledRejection" : "uncaughtException";
-    return fatal.call(process, error, isFromPromise);
-  };
-  process.setUncaughtExceptionCaptureCallback((error) => {
-    if (error instanceof Exit) return;
-    const isHeard = listenerCount.call(process, "uncaughtException") > 0;
+  process._fatalException = (...given) => {
+    isFatal = true;
     try {
-      if (isHeard) process.emit("uncaughtException", error, origin);
-      else print(traces.describe(error));
+      return fatal.apply(process, given);
+    } finally {
+      isFatal = false;
+    }
+  };
+  /** To node, every error of a cell is one that somebody listens for; exits are no errors. */
+  function emit(event, ...values) {
+    const [error] = values;
+    if (error instanceof Exit) return true;
+    const given = [event, ...values];
+    if (!isFatal || event !== "uncaughtException") return Reflect.apply(EventEmitter.prototype.emit, process, given);
+    isFatal = false;
+    try {
+      if (!Reflect.apply(EventEmitter.prototype.emit, process, given)) print(traces.describe(error));
     } catch (another) {
-      // From here it would end node.
       if (!(another instanceof Exit)) print(traces.describe(another));
     }
-  });
+    return true;
+  }
+  Object.defineProperty(process, "emit", { value: emit, writable: true, configurable: true });
 
   function evaluate(number, source, resolve) {
     traces.add(number, source);
-    const expression = `${imports.rewrite(source)}\n//# sourceURL=${Traces.tag(number)}`;
+    const expression = `${imports.rewrite(source, true)}\n//# sourceURL=${Traces.tag(number)}`;
     evaluator.begin(expression, (promise, details) => {
       if (!promise) {
         print(traces.refusal(details, number));
         return resolve(code(1));
       }
-      const fulfilled = () => resolve(code(process.exitCode ?? 0));
+      // What promises still call at this moment may be an exit.
+      const fulfilled = () => nextTick(() => resolve(code(process.exitCode ?? 0)));
       const rejected = (error) => {
         if (error instanceof Exit) return;
         print(traces.describe(error));
@@ -261,16 +235,14 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   }
 
   async function run(number, [directory, stdin, source, ...pairs]) {
-    const before = currentDirectory();
-    if (directory) {
-      try {
-        process.chdir(directory);
-      } catch {
-        return "directory";
-      }
+    let leave;
+    try {
+      leave = enter(directory);
+    } catch {
+      return "directory";
     }
-    const there = currentDirectory();
     modules.refresh();
+    outputs.mend();
     input.use(stdin);
     listen();
     const restore = overlay(pairs);
@@ -288,13 +260,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
     process.exitCode = undefined;
     withoutProxy?.();
     restore();
-    if (directory && before !== undefined && currentDirectory() === there) {
-      try {
-        process.chdir(before);
-      } catch {
-        // The cell removed it.
-      }
-    }
+    leave();
     if (stdin) input.use("");
     await flushed(stdout);
     await flushed(stderr);
@@ -312,3 +278,6 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   control.on("error", () => {});
   answer(first);
 };
+
+// In traces of what it calls.
+//# sourceURL=node:internal/cells

@@ -10,6 +10,9 @@ const { Map, Number } = globalThis;
 /** Cells are called from here; properties of the error may follow. */
 const CALLERS = /(?:\n +at (?:Session\.post|process\.processTicksAndRejections) \(node:.*?\))+((?: \{)?$)/gm;
 
+/** What helps cells to call. */
+const HELPERS = /\n +at (?:.* \()?node:internal\/cells:\d+:\d+\)?$/gm;
+
 exports.Traces = class Traces {
   #cells = new Map();
 
@@ -32,7 +35,7 @@ exports.Traces = class Traces {
     }
     if (!types.isNativeError(error)) return `Uncaught ${text}\n`;
     const [, tag, line, column] = text.match(/^\s+at .*?(<cell-\d+>):(\d+):(\d+)/m) ?? [];
-    return `${this.#excerpt(tag, Number(line), Number(column))}${text.replace(CALLERS, "$1")}\n`;
+    return `${this.#excerpt(tag, Number(line), Number(column))}${text.replace(HELPERS, "").replace(CALLERS, "$1")}\n`;
   }
 
   /** The text for a cell that the engine does not take. */

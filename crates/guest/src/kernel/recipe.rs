@@ -95,8 +95,10 @@ static NODE: Recipe = Recipe {
     bare: &["node"],
     driver: Driver::Files(DriverFiles {
         files: &[
+            ("cells.mjs", include_str!("cells.mjs")),
             ("node.cjs", include_str!("node.cjs")),
             ("node_cells.cjs", include_str!("node_cells.cjs")),
+            ("node_stdio.cjs", include_str!("node_stdio.cjs")),
             ("node_traces.cjs", include_str!("node_traces.cjs")),
             ("imports.mjs", include_str!("imports.mjs")),
         ],
@@ -122,6 +124,8 @@ static BUN: Recipe = Recipe {
             ("bun_cells.js", include_str!("bun_cells.js")),
             ("bun_kernel.js", include_str!("bun_kernel.js")),
             ("bun_lines.js", include_str!("bun_lines.js")),
+            ("bun_stdio.js", include_str!("bun_stdio.js")),
+            ("cells.mjs", include_str!("cells.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
             ("bunfig.toml", "preload = [\"./bun.js\"]\n"),
         ],
@@ -190,8 +194,10 @@ static DENO: Recipe = Recipe {
     bare: &["deno", "run", "--allow-all"],
     driver: Driver::Files(DriverFiles {
         files: &[
+            ("cells.mjs", include_str!("cells.mjs")),
             ("deno.mjs", include_str!("deno.mjs")),
             ("deno_cells.mjs", include_str!("deno_cells.mjs")),
+            ("deno_stdio.mjs", include_str!("deno_stdio.mjs")),
             ("deno_traces.mjs", include_str!("deno_traces.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
         ],

@@ -6,10 +6,16 @@ use isol8_protocol::{Stdin, WINDOW};
 use nix::errno::Errno;
 use nix::unistd::write;
 
+use super::terminal::end_of_input;
+
 /// A run's standard input.
 #[derive(Debug)]
 pub(crate) struct Input {
     pipe: Option<OwnedFd>,
+    /// The pipe is a terminal, whose input has no end but the key for it.
+    is_terminal: bool,
+    /// What was sent last.
+    last: Option<u8>,
     /// It has no pipe yet.
     parked: bool,
     pending: Vec<u8>,
@@ -26,6 +32,8 @@ impl Input {
     pub(crate) fn empty() -> Self {
         Self {
             pipe: None,
+            is_terminal: false,
+            last: None,
             parked: false,
             pending: Vec::new(),
             written: 0,
@@ -51,6 +59,18 @@ impl Input {
         }
     }
 
+    /// What is typed at a terminal.
+    pub(crate) fn typed(stdin: Stdin, terminal: OwnedFd) -> Self {
+        let mut input = Self::parked(stdin);
+        input.last = input.pending.last().copied();
+        input.is_terminal = true;
+        input.direct(terminal);
+        if input.ended {
+            input.type_end();
+        }
+        input
+    }
+
     /// Whether there may ever be something to read.
     pub(crate) fn is_wanted(&self) -> bool {
         self.parked || self.pipe.is_some()
@@ -69,12 +89,23 @@ impl Input {
         // What was taken goes, also where the program never catches up.
         self.pending.drain(..std::mem::take(&mut self.written));
         self.pending.extend_from_slice(bytes);
+        self.last = bytes.last().copied().or(self.last);
         true
     }
 
     /// There will be no more.
     pub(crate) fn end(&mut self) {
+        if !self.ended && self.is_terminal {
+            self.type_end();
+        }
         self.ended = true;
+    }
+
+    fn type_end(&mut self) {
+        if let Some(terminal) = &self.pipe {
+            let keys = end_of_input(terminal.as_fd(), self.last);
+            self.pending.extend(keys);
+        }
     }
 
     /// The pipe, where there is something to write to it.

@@ -3,6 +3,7 @@
 pub(crate) mod input;
 pub(crate) mod named;
 pub(crate) mod output;
+pub(crate) mod terminal;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::tunnel::Port;
 use input::Input;
 use named::NamedInput;
 use output::Pump;
+use terminal::Terminal;
 
 /// What a run executes.
 #[derive(Debug)]
@@ -91,6 +93,8 @@ pub(crate) struct Run {
     pub(crate) work: Work,
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
+    /// What both lead to, where it is one.
+    pub(crate) terminal: Option<Terminal>,
     /// Where its programs connect to, if it has a network.
     pub(crate) port: Option<Port>,
     /// Bytes of output that the host takes now.
@@ -101,7 +105,7 @@ pub(crate) struct Run {
     pub(crate) started: Instant,
     /// When its time is over.
     pub(crate) deadline: Option<Instant>,
-    /// When an interrupted cell is ended by force.
+    /// When what was asked to end is ended by force.
     pub(crate) grace: Option<Instant>,
     pub(crate) timed_out: bool,
     /// The host does not want it any more.
@@ -119,6 +123,7 @@ impl Run {
             work,
             output,
             input,
+            terminal: None,
             port: None,
             credit: u64::from(WINDOW),
             sweep: false,

@@ -9,6 +9,10 @@ use isol8_protocol::OutputStream;
 use nix::errno::Errno;
 use nix::unistd::read;
 
+/// Bytes that a terminal may hold that were not read: more than the 12 KiB or so of the kernel's
+/// buffers, which it does not tell of.
+const TERMINAL_HOLDS: u64 = 64 * 1024;
+
 /// One of a run's two output streams.
 ///
 /// Without credit nothing is read, so the pipe fills and the program waits. Beyond the limit
@@ -17,6 +21,7 @@ use nix::unistd::read;
 pub(crate) struct Pump {
     pub(crate) stream: OutputStream,
     pipe: Option<Rc<OwnedFd>>,
+    is_terminal: bool,
     total: u64,
     /// Bytes that will still be sent; `None` for no bound.
     allowance: Option<u64>,
@@ -30,6 +35,7 @@ impl Pump {
         Self {
             stream,
             pipe: None,
+            is_terminal: false,
             total: 0,
             allowance: limit,
             left: None,
@@ -38,6 +44,11 @@ impl Pump {
 
     pub(crate) fn attach(&mut self, pipe: Rc<OwnedFd>) {
         self.pipe = Some(pipe);
+    }
+
+    pub(crate) fn attach_terminal(&mut self, terminal: Rc<OwnedFd>) {
+        self.is_terminal = true;
+        self.pipe = Some(terminal);
     }
 
     /// Bytes written so far.
@@ -79,10 +90,16 @@ impl Pump {
     }
 
     /// The run has ended: what is in the pipe now is the rest of its output. Somebody else may
-    /// write to the pipe for ever, so waiting until it is empty would not do.
+    /// write to the pipe for ever, so waiting until it is empty would not do. A terminal is empty once
+    /// a read says so, or has given as much as one can hold.
     pub(crate) fn mark_end(&mut self) {
         if self.left.is_none() {
-            self.left = Some(self.unread());
+            let is_terminal = self.is_terminal;
+            self.left = Some(if is_terminal {
+                TERMINAL_HOLDS
+            } else {
+                self.unread()
+            });
         }
     }
 

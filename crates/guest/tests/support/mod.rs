@@ -31,7 +31,7 @@ mkdir "$root"
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs "$root"
 cd "$root"
-mkdir usr proc dev dev/shm dev/mqueue etc run run/isol8 sandbox tmp
+mkdir usr proc dev dev/shm dev/mqueue dev/pts etc run run/isol8 sandbox tmp
 mount --rbind -o ro /usr usr
 # A module that leaves a thread running after its import.
 for place in usr/local/lib/python3.*/dist-packages; do
@@ -41,8 +41,10 @@ for place in usr/local/lib/python3.*/dist-packages; do
         > "$place/lingering.py"
 done
 for link in bin sbin lib lib64; do ln -s "usr/$link" "$link"; done
-for device in null zero urandom; do touch "dev/$device"; mount --bind "/dev/$device" "dev/$device"; done
+for device in null zero urandom tty; do touch "dev/$device"; mount --bind "/dev/$device" "dev/$device"; done
 ln -s /proc/self/fd dev/fd
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,max=8 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
 [ ! -d /etc/python3.11 ] || cp -r /etc/python3.11 etc/
 echo 'sandbox:x:64800:64800::/sandbox:/bin/bash' > etc/passwd
 mount -t proc proc proc
@@ -247,6 +249,7 @@ pub(crate) fn spec(program: Program) -> RunSpec {
         timeout_ms: None,
         output_limit: None,
         sweep: false,
+        terminal: None,
         network: false,
     }
 }

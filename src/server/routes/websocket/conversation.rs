@@ -10,12 +10,11 @@ use actix_ws::{
     AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Closed, MessageStream,
     ProtocolError, Session,
 };
-use isol8_actors::{Input, Job, JobStream, Signal};
-use isol8_api::{ClientMessage, EventKind, Phase, SessionId, SignalName, StreamEvent};
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
+use isol8_actors::{Job, JobStream};
+use isol8_api::{ClientMessage, EventKind, Phase, SessionId, StreamEvent};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
 use crate::jobs::{self, Order};
@@ -23,17 +22,11 @@ use crate::server::State;
 use crate::server::auth::Caller;
 use crate::server::connection::{STALLED_AFTER, closed};
 
-/// How often the client is pinged.
-const PING_EVERY: Duration = Duration::from_secs(15);
-
-/// How long a client may answer no ping.
-const SILENT_FOR: Duration = Duration::from_secs(45);
+/// How many times in a row a client may answer no ping.
+const UNANSWERED: u32 = 3;
 
 /// How long a client may take to see that it is over.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// Signals that wait to be sent to the sandbox. That takes no time unless somebody sends nothing else.
-const SIGNALS: usize = 16;
 
 /// A WebSocket's two directions.
 pub(super) struct Conversation {
@@ -140,34 +133,24 @@ impl Conversation {
     }
 
     async fn run(mut self, (job, session): (Job, Option<SessionId>)) -> End {
-        // One at a time: what waits, waits in the client's socket.
-        let (stdin, read_stdin) = mpsc::channel(1);
-        let (signals, read_signals) = mpsc::channel(SIGNALS);
-        let stdin = match &job.stdin {
-            Some(_) => Stdin::Given,
-            None => Stdin::Open(stdin),
-        };
-        let input = Input {
-            stdin: read_stdin,
-            signals: read_signals,
-        };
+        let (hand, input) = Hand::new(&job);
         let tenant = self.caller.tenant.clone();
         let service = &self.state.service;
         let events = service.execute_stream(tenant, session, job, Some(input));
         let (speaker, pinger) = (self.voice.clone(), self.voice.clone());
-        let heard = Rc::clone(&self.heard);
+        let (heard, ping_every) = (Rc::clone(&self.heard), self.config.ping_every);
         tokio::select! {
             end = speak(events, speaker) => end,
-            end = self.listen(stdin, signals) => end,
-            end = ping(pinger, heard) => end,
+            end = self.listen(hand) => end,
+            end = ping(pinger, ping_every, heard) => end,
         }
     }
 
     /// Carries out what the client sends while its run goes on.
-    async fn listen(&mut self, mut stdin: Stdin, signals: mpsc::Sender<Signal>) -> End {
+    async fn listen(&mut self, mut hand: Hand) -> End {
         loop {
             let carried_out = match self.message(self.config.max_message).await {
-                Ok(Ok(message)) => self.carry_out(message, &mut stdin, &signals).await,
+                Ok(Ok(message)) => self.carry_out(message, &mut hand).await,
                 Ok(Err(problem)) => Err(problem),
                 Err(end) => return end,
             };
@@ -179,39 +162,23 @@ impl Conversation {
         }
     }
 
-    async fn carry_out(
-        &self,
-        message: ClientMessage,
-        stdin: &mut Stdin,
-        signals: &mpsc::Sender<Signal>,
-    ) -> Result<(), String> {
+    async fn carry_out(&self, message: ClientMessage, hand: &mut Hand) -> Result<(), String> {
         match message {
             ClientMessage::Execute(_) => {
-                return Err("a run is under way, open another WebSocket for the next".to_owned());
+                Err("a run is under way, open another WebSocket for the next".to_owned())
             }
-            ClientMessage::Signal { signal } => {
-                let signal = match signal {
-                    SignalName::Interrupt => Signal::Interrupt,
-                    SignalName::Terminate => Signal::Terminate,
-                };
-                // Where the run has ended, its exit is on the way.
-                if let Err(TrySendError::Full(_)) = signals.try_send(signal) {
-                    return Err(format!("{SIGNALS} signals wait already"));
-                }
-            }
+            ClientMessage::Signal { signal } => hand.signal(signal),
+            ClientMessage::Resize { cols, rows } => hand.resize(cols, rows),
             ClientMessage::Stdin { data } => {
-                let open = stdin.open()?;
+                let open = hand.stdin()?;
                 self.heard.set(None);
-                // As above.
+                // Where the run has ended, its exit is on the way.
                 let _ = open.send(data.into_bytes()).await;
                 self.heard.set(Some(Instant::now()));
+                Ok(())
             }
-            ClientMessage::StdinEnd => {
-                stdin.open()?;
-                *stdin = Stdin::Ended;
-            }
+            ClientMessage::StdinEnd => hand.end_stdin(),
         }
-        Ok(())
     }
 
     /// The next message, or what is wrong with it.
@@ -252,24 +219,6 @@ impl Conversation {
     }
 }
 
-/// A run's standard input.
-enum Stdin {
-    Open(mpsc::Sender<Vec<u8>>),
-    /// The request had all of it.
-    Given,
-    Ended,
-}
-
-impl Stdin {
-    fn open(&self) -> Result<&mpsc::Sender<Vec<u8>>, String> {
-        match self {
-            Self::Open(sender) => Ok(sender),
-            Self::Given => Err("request.stdin was all of standard input, leave it out".to_owned()),
-            Self::Ended => Err("standard input has ended".to_owned()),
-        }
-    }
-}
-
 /// Tells the client what happens in its run.
 async fn speak(mut events: JobStream, mut voice: Voice) -> End {
     while let Some(event) = events.next().await {
@@ -286,15 +235,16 @@ async fn speak(mut events: JobStream, mut voice: Voice) -> End {
 }
 
 /// Asks the client whether it is there, until it is not.
-async fn ping(mut voice: Voice, heard: Rc<Cell<Option<Instant>>>) -> End {
+async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>>) -> End {
+    let patience = every.saturating_mul(UNANSWERED);
     loop {
-        sleep(PING_EVERY).await;
+        sleep(every).await;
         let silent = heard.get().map(|heard| heard.elapsed());
-        if silent.is_some_and(|silent| silent > SILENT_FOR) {
+        if silent.is_some_and(|silent| silent > patience) {
             return End::Gone;
         }
         // A client that takes nothing answers nothing.
-        if let Ok(Err(Closed)) = timeout(PING_EVERY, voice.0.ping(b"")).await {
+        if let Ok(Err(Closed)) = timeout(every, voice.0.ping(b"")).await {
             return End::Gone;
         }
     }
@@ -306,11 +256,7 @@ struct Voice(Session);
 
 impl Voice {
     async fn error(&mut self, data: String) -> Result<(), Closed> {
-        let event = StreamEvent {
-            kind: EventKind::Error,
-            data,
-            phase: Phase::Code,
-        };
+        let event = StreamEvent::new(EventKind::Error, data, Phase::Code);
         self.say(&event).await
     }
 

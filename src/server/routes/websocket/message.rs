@@ -67,7 +67,7 @@ mod tests {
                 "{text}"
             );
         }
-        assert!(invalid("[]").contains("execute, stdin, stdinEnd, signal"));
+        assert!(invalid("[]").contains("execute, stdin, stdinEnd, signal, resize"));
         assert!(invalid("{\"type\": 7}").contains("expected a string"));
         assert!(invalid("{\"type\": \"dance\"}").starts_with("type: unknown \"dance\""));
     }
@@ -92,6 +92,7 @@ mod tests {
             "stdin\", \"data\": \"x\"}",
             "stdinEnd\"}",
             "signal\", \"signal\": \"SIGTERM\"}",
+            "resize\", \"cols\": 80, \"rows\": 24}",
         ] {
             let text = format!("{{\"type\": \"{rest}");
             assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text));

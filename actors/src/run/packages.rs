@@ -1,0 +1,89 @@
+//! How packages are installed: by the runtime's own package manager, as user code would call it.
+
+use isol8_api::Runtime;
+use isol8_protocol::{Program, RunSpec};
+
+use super::plan;
+use crate::job::{Install, Job};
+
+/// How a package manager is called.
+struct Manager {
+    /// Its command line; the packages follow.
+    argv: &'static [&'static str],
+    /// Beside the job's own variables, which count for more: an index of the company's own comes with
+    /// them.
+    env: &'static [(&'static str, &'static str)],
+}
+
+/// The certificates of the image or the host.
+const CERTIFICATES: (&str, &str) = ("NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt");
+
+/// For the user, because the system's own place is read-only; where Debian says that pip should not, it
+/// means that place. What was fetched is not kept: it would take up the session's memory.
+const PIP: Manager = Manager {
+    argv: &["python3", "-m", "pip", "install", "--"],
+    env: &[
+        ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+        ("PIP_NO_CACHE_DIR", "1"),
+        ("PIP_NO_INPUT", "1"),
+        ("PIP_NO_WARN_SCRIPT_LOCATION", "1"),
+        ("PIP_PROGRESS_BAR", "off"),
+        ("PIP_USER", "1"),
+    ],
+};
+
+const NPM: Manager = Manager {
+    argv: &["npm", "install", "--prefix=/sandbox", "--"],
+    env: &[
+        CERTIFICATES,
+        ("npm_config_audit", "false"),
+        ("npm_config_cache", "/tmp/.npm"),
+        ("npm_config_fund", "false"),
+        ("npm_config_update_notifier", "false"),
+    ],
+};
+
+const BUN: Manager = Manager {
+    argv: &["bun", "add", "--cwd=/sandbox", "--no-progress"],
+    env: &[CERTIFICATES, ("BUN_INSTALL_CACHE_DIR", "/tmp/.bun")],
+};
+
+const DENO: Manager = Manager {
+    argv: &["deno", "add", "--quiet"],
+    env: &[("DENO_TLS_CA_STORE", "mozilla,system")],
+};
+
+/// Bash has none of its own: whoever checks a request refuses packages for it.
+const NONE: Manager = Manager {
+    argv: &["false"],
+    env: &[],
+};
+
+fn manager(runtime: Runtime) -> &'static Manager {
+    match runtime {
+        Runtime::Python => &PIP,
+        Runtime::Node => &NPM,
+        Runtime::Bun => &BUN,
+        Runtime::Deno => &DENO,
+        Runtime::Bash => &NONE,
+    }
+}
+
+/// The package manager's run.
+pub(super) fn installation(job: &Job, install: &Install) -> RunSpec {
+    let Manager { argv, env } = manager(job.runtime());
+    let words = argv.iter().map(|word| (*word).to_owned());
+    let program = Program::Command {
+        argv: words.chain(install.packages.iter().cloned()).collect(),
+    };
+    let mut run = plan::base(job, program);
+    for (name, value) in *env {
+        if !run.env.iter().any(|(given, _)| given == name) {
+            run.env.push(((*name).to_owned(), (*value).to_owned()));
+        }
+    }
+    run.cwd = Some("/sandbox".to_owned());
+    run.network = true;
+    run
+}

@@ -1,0 +1,151 @@
+//! JSON schemas of the types that write and read themselves; those of the others are derived.
+
+use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Type};
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::file::Base64;
+use crate::request::FileContent;
+use crate::value::{ByteSize, Runtime, SandboxPath, SessionId, TenantId};
+
+macro_rules! schema {
+    ($type:ty, $schema:expr) => {
+        impl PartialSchema for $type {
+            fn schema() -> RefOr<Schema> {
+                RefOr::T(Schema::from($schema))
+            }
+        }
+
+        impl ToSchema for $type {}
+    };
+}
+
+fn text(description: &str) -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(description))
+}
+
+/// What names a session or a tenant.
+fn name(description: &str) -> Object {
+    text(description)
+        .pattern(Some("^[A-Za-z0-9._:-]+$"))
+        .min_length(Some(1))
+        .max_length(Some(SessionId::MAX_LENGTH))
+        .examples(["demo"])
+        .build()
+}
+
+schema!(
+    SessionId,
+    name("A session's name, chosen by the client: 1 to 128 of `A-Z a-z 0-9 . _ : -`.")
+);
+schema!(TenantId, name("Whom a session belongs to."));
+
+schema!(
+    Runtime,
+    text("A language that a request runs in.")
+        .enum_values(Some(Runtime::ALL.map(Runtime::name)))
+        .build()
+);
+
+schema!(
+    ByteSize,
+    OneOfBuilder::new()
+        .description(Some(
+            "A number of bytes, or text such as `\"512m\"` or `\"1.5g\"`: the units `k m g t` are \
+             powers of 1024."
+        ))
+        .item(
+            ObjectBuilder::new()
+                .schema_type(Type::Integer)
+                .minimum(Some(0_u64))
+        )
+        .item(ObjectBuilder::new().schema_type(Type::String).pattern(Some(
+            r"^\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([bBkKmMgGtT]([iI]?[bB])?)?\s*$"
+        )))
+        .build()
+);
+
+schema!(
+    SandboxPath,
+    text(
+        "An absolute path inside `/sandbox` or `/tmp`, of at most 4095 bytes and 255 in each name. \
+         `.` and `..` are resolved, and may not lead out."
+    )
+    .pattern(Some("^/(sandbox|tmp)(/|$)"))
+    .max_length(Some(Self::MAX_LENGTH))
+    .examples(["/sandbox/data.csv"])
+    .build()
+);
+
+schema!(
+    Base64,
+    text("Bytes in base64.")
+        .content_encoding("base64")
+        .pattern(Some(
+            "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+        ))
+        .build()
+);
+
+schema!(
+    FileContent,
+    OneOfBuilder::new()
+        .description(Some(
+            "Content of a file: text, what `JSON.stringify` makes of a Node `Buffer`, or base64."
+        ))
+        .item(ObjectBuilder::new().schema_type(Type::String))
+        .item(
+            ObjectBuilder::new()
+                .schema_type(Type::Object)
+                .property(
+                    "type",
+                    ObjectBuilder::new()
+                        .schema_type(Type::String)
+                        .enum_values(Some(["Buffer"]))
+                )
+                .property("data", bytes())
+                .required("type")
+                .required("data")
+        )
+        .item(
+            ObjectBuilder::new()
+                .schema_type(Type::Object)
+                .property("base64", Base64::schema())
+                .required("base64")
+        )
+        .build()
+);
+
+fn bytes() -> ArrayBuilder {
+    let byte = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(0))
+        .maximum(Some(255));
+    ArrayBuilder::new().items(RefOr::T(Schema::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn schema_of<T: ToSchema>() -> Value {
+        serde_json::to_value(T::schema()).unwrap()
+    }
+
+    #[test]
+    fn what_writes_itself_says_what_it_takes() {
+        assert_eq!(
+            schema_of::<Runtime>()["enum"],
+            json!(["python", "node", "bun", "deno", "bash"])
+        );
+        assert_eq!(schema_of::<SessionId>()["maxLength"], 128);
+        assert_eq!(schema_of::<ByteSize>()["oneOf"][0]["type"], "integer");
+        assert_eq!(
+            schema_of::<FileContent>()["oneOf"][1]["required"],
+            json!(["type", "data"])
+        );
+    }
+}

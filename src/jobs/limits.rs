@@ -1,0 +1,173 @@
+//! How much one request may bring.
+
+use std::collections::BTreeMap;
+
+use isol8_actors::job::MAX_COMMAND;
+
+use super::JobError;
+use crate::config::RequestLimits;
+
+/// Most secrets of one request, and most bytes of them together: each costs a multiple of itself
+/// while output is searched for it.
+const MOST_SECRETS: usize = 256;
+const MOST_SECRET_BYTES: usize = 256 * 1024;
+
+/// Longest part of a path or of a variable's name that is repeated to its sender.
+const SHOWN: usize = 80;
+
+impl RequestLimits {
+    /// Checks a number of files.
+    ///
+    /// # Errors
+    /// [`JobError`] naming the member that lists them.
+    pub(super) fn check_files(&self, member: &str, count: usize) -> Result<(), JobError> {
+        let most = self.files;
+        require(member, count <= most, || {
+            format!("{count} entries, expected at most {most}")
+        })
+    }
+
+    /// Checks the length of a path in a sandbox.
+    ///
+    /// # Errors
+    /// [`JobError`] naming the member that has it.
+    pub fn check_path(&self, member: &str, path: &str) -> Result<(), JobError> {
+        let (length, most) = (path.len(), self.path_length);
+        require(member, length <= most, || {
+            format!(
+                "{:?} has {length} bytes, expected at most {most}",
+                shown(path)
+            )
+        })
+    }
+
+    /// Checks the variables of a run: how many they are, and each of them.
+    ///
+    /// # Errors
+    /// [`JobError`] naming the member that has them.
+    pub(super) fn check_environment(
+        &self,
+        member: &str,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<(), JobError> {
+        let (count, most) = (variables.len(), self.variables);
+        require(member, count <= most, || {
+            format!("{count} variables, expected at most {most}")
+        })?;
+        for (name, value) in variables {
+            self.check_variable(member, name, value)?;
+        }
+        let bytes: usize = variables.iter().map(size).sum();
+        let most = self.environment_bytes;
+        require(member, bytes <= most, || {
+            format!("{bytes} bytes of names and values, expected at most {most}")
+        })
+    }
+
+    /// What the kernel would refuse or cut short, too: execve(2). The value may be a secret: only the name is
+    /// repeated.
+    fn check_variable(&self, member: &str, name: &str, value: &str) -> Result<(), JobError> {
+        let sound = !name.is_empty() && !name.contains(['=', '\0']);
+        require(member, sound, || {
+            format!("{:?} is not the name of a variable", shown(name))
+        })?;
+        require(member, !value.contains('\0'), || {
+            format!("the value of {:?} contains a NUL character", shown(name))
+        })?;
+        let (bytes, most) = (name.len() + value.len(), self.variable_bytes);
+        require(member, bytes <= most, || {
+            let name = shown(name);
+            format!("{name:?} and its value have {bytes} bytes, expected at most {most}")
+        })
+    }
+}
+
+/// Largest variable, name and value together, that a configuration may allow: the kernel bounds one like an
+/// argument.
+pub(crate) const LARGEST_VARIABLE: usize = MAX_COMMAND;
+
+/// Checks what is more expensive for secrets than for other variables.
+pub(super) fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), JobError> {
+    let (count, bytes) = (
+        secrets.len(),
+        secrets.values().map(String::len).sum::<usize>(),
+    );
+    let few = count <= MOST_SECRETS && bytes <= MOST_SECRET_BYTES;
+    require("options.secrets", few, || {
+        format!(
+            "{count} values of {bytes} bytes, expected at most {MOST_SECRETS} of {MOST_SECRET_BYTES} together"
+        )
+    })
+}
+
+fn size((name, value): (&String, &String)) -> usize {
+    name.len() + value.len()
+}
+
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn require(member: &str, holds: bool, problem: impl FnOnce() -> String) -> Result<(), JobError> {
+    if holds {
+        return Ok(());
+    }
+    Err(JobError::invalid(member, problem()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FEW: RequestLimits = RequestLimits {
+        files: 2,
+        path_length: 20,
+        variables: 2,
+        variable_bytes: 10,
+        environment_bytes: 12,
+    };
+
+    fn refused(variables: &[(&str, &str)]) -> String {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let variables = variables.iter().map(own).collect();
+        let checked = FEW.check_environment("request.env", &variables);
+        checked.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_fits_just_so_is_taken() {
+        assert!(FEW.check_files("request.files", 2).is_ok());
+        assert!(FEW.check_path("path", &"x".repeat(20)).is_ok());
+        let variables = [("A", "123456789"), ("B", "x")];
+        let own = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert!(FEW.check_environment("request.env", &own.into()).is_ok());
+    }
+
+    #[test]
+    fn what_is_too_much_is_named_with_its_amount_and_the_limit() {
+        let text = FEW.check_files("request.files", 3).unwrap_err().to_string();
+        assert_eq!(text, "request.files: 3 entries, expected at most 2");
+        let text = FEW
+            .check_path("path", &"x".repeat(21))
+            .unwrap_err()
+            .to_string();
+        let expected = "path: \"xxxxxxxxxxxxxxxxxxxxx\" has 21 bytes, expected at most 20";
+        assert_eq!(text, expected);
+        assert_eq!(
+            refused(&[("A", ""), ("B", ""), ("C", "")]),
+            "request.env: 3 variables, expected at most 2"
+        );
+        assert_eq!(
+            refused(&[("A", "1234567890")]),
+            "request.env: \"A\" and its value have 11 bytes, expected at most 10"
+        );
+        assert_eq!(
+            refused(&[("A", "123456"), ("B", "123456")]),
+            "request.env: 14 bytes of names and values, expected at most 12"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Packages that a request has installed: which names are taken, and what their installation reaches.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use isol8_actors::Install;
+use isol8_api::Runtime;
+use isol8_egress::Filter;
+use regex::Regex;
+
+use crate::config::Config;
+use crate::jobs::JobError;
+use crate::network::Filtered;
+
+/// Where the usual packages of a runtime come from: names of hosts.
+#[must_use]
+pub fn registries(runtime: Runtime) -> Vec<String> {
+    let hosts: &[&str] = match runtime {
+        Runtime::Python => &["pypi.org", "files.pythonhosted.org"],
+        Runtime::Node | Runtime::Bun => &["registry.npmjs.org"],
+        Runtime::Deno => &["registry.npmjs.org", "jsr.io", "npm.jsr.io"],
+        Runtime::Bash => &[],
+    };
+    hosts.iter().map(|host| (*host).to_owned()).collect()
+}
+
+/// Most packages of one request, and the longest in bytes.
+const MOST_PACKAGES: usize = 100;
+const LONGEST: usize = 256;
+
+/// A project, its extras, and the versions that are wanted: PEP 508 without URLs and markers.
+static PYTHON: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(
+        r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(\[[A-Za-z0-9._,-]+\])?((===?|~=|!=|<=?|>=?)[A-Za-z0-9.*+!_-]+,?)*",
+    )
+});
+
+/// A package, perhaps of a scope, and the versions that are wanted: what is a path, a URL or an alias to the
+/// package managers has a character or a place of a character that is not here.
+static NPM: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(r"(@[a-z0-9~-][a-z0-9._~-]*/)?[a-zA-Z0-9][a-zA-Z0-9._~-]*(@[A-Za-z0-9.^~<>=*+|-]+)?")
+});
+
+static DENO: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(
+        r"((npm:)?(@[a-z0-9~-][a-z0-9._~-]*/)?|jsr:@[a-z0-9-]+/)[a-zA-Z0-9][a-zA-Z0-9._~-]*(@[A-Za-z0-9.^~<>=*+|-]+)?",
+    )
+});
+
+#[allow(clippy::expect_used)] // They are constants, and a test compiles each.
+fn pattern(text: &str) -> Regex {
+    Regex::new(&format!("^(?:{text})$")).expect("a constant pattern compiles")
+}
+
+/// What a request asks to be installed.
+///
+/// # Errors
+/// [`JobError`] names the first that cannot be.
+pub fn install(
+    runtime: Runtime,
+    packages: Vec<String>,
+    config: &Config,
+) -> Result<Option<Install>, JobError> {
+    const MEMBER: &str = "request.installPackages";
+    if packages.is_empty() {
+        return Ok(None);
+    }
+    let (names, expected) = match runtime {
+        Runtime::Python => (&PYTHON, "a name such as requests or numpy>=2"),
+        Runtime::Node | Runtime::Bun => (&NPM, "a name such as chalk or @types/node@24"),
+        Runtime::Deno => (&DENO, "a name such as npm:chalk@5 or jsr:@std/path"),
+        Runtime::Bash => {
+            let problem =
+                "bash has no package manager that works without root, use an image that holds them";
+            return Err(JobError::invalid(MEMBER, problem));
+        }
+    };
+    if packages.len() > MOST_PACKAGES {
+        let problem = format!(
+            "{} entries, expected at most {MOST_PACKAGES}",
+            packages.len()
+        );
+        return Err(JobError::invalid(MEMBER, problem));
+    }
+    for (index, package) in packages.iter().enumerate() {
+        if package.len() > LONGEST || !names.is_match(package) {
+            let given: String = package.chars().take(LONGEST).collect();
+            let path = format!("{MEMBER}[{index}]");
+            let problem = format!("{given:?} is not {expected}");
+            return Err(JobError::invalid(path, problem));
+        }
+    }
+    let registries = config.registries.get(&runtime);
+    let filter = Filter {
+        whitelist: registries
+            .into_iter()
+            .flatten()
+            .map(|host| format!("^{}$", regex::escape(host)))
+            .collect(),
+        blacklist: Vec::new(),
+    };
+    let network = Filtered::new(&config.egress, &filter, false)
+        .map_err(|error| JobError::invalid(MEMBER, error))?;
+    Ok(Some(Install {
+        packages: packages
+            .into_iter()
+            .map(|package| complete(runtime, package))
+            .collect(),
+        network: Arc::new(network),
+    }))
+}
+
+/// Deno wants to be told where from.
+fn complete(runtime: Runtime, package: String) -> String {
+    let is_bare =
+        runtime == Runtime::Deno && !package.starts_with("npm:") && !package.starts_with("jsr:");
+    if is_bare {
+        format!("npm:{package}")
+    } else {
+        package
+    }
+}
+
+/// Registries of every runtime, with those that the configuration names instead.
+#[must_use]
+pub fn registries_with(
+    own: impl IntoIterator<Item = (Runtime, Vec<String>)>,
+) -> BTreeMap<Runtime, Vec<String>> {
+    let usual = Runtime::ALL
+        .into_iter()
+        .map(|runtime| (runtime, registries(runtime)));
+    usual.chain(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_versions_are_taken() {
+        for package in [
+            "six",
+            "numpy>=2,<3",
+            "uvicorn[standard]==0.30.*",
+            "a~=1.0",
+            "Zope.interface",
+        ] {
+            assert!(PYTHON.is_match(package), "{package}");
+        }
+        for package in [
+            "chalk",
+            "chalk@5",
+            "@types/node@^24.1.0",
+            "lodash@latest",
+            "a@>=1.2",
+        ] {
+            assert!(NPM.is_match(package), "{package}");
+        }
+        for package in ["chalk", "npm:@scope/x@1", "jsr:@std/path@1"] {
+            assert!(DENO.is_match(package), "{package}");
+        }
+    }
+
+    #[test]
+    fn options_paths_and_urls_are_not() {
+        for package in [
+            "",
+            "-r",
+            "--index-url=http://x",
+            "./x",
+            "/etc/passwd",
+            "../x",
+            "git+https://x/y",
+            "a b",
+            "a\nb",
+            "x @ http://y",
+            "a;b",
+            "https://x/y.whl",
+            "é",
+            "a/b",
+            "six -e .",
+        ] {
+            assert!(!PYTHON.is_match(package), "{package}");
+        }
+        for package in [
+            "",
+            "-g",
+            "--registry=x",
+            "./x",
+            "/tmp/x",
+            "user/repo",
+            "github:user/repo",
+            "x@npm:y",
+            "x@file:y",
+            "x@http://y/z",
+            "a b",
+            "a\n",
+            ".",
+            "..",
+            "@/x",
+            "@a/b/c",
+        ] {
+            assert!(!NPM.is_match(package), "{package}");
+            assert!(!DENO.is_match(package), "{package}");
+        }
+        assert!(!DENO.is_match("jsr:path"));
+        assert!(!DENO.is_match("https://deno.land/x"));
+    }
+}

@@ -1,0 +1,90 @@
+//! The server's description of itself, OpenAPI 3.1.
+//!
+//! Made from the routes as they are registered (`routes::endpoints`), the types of `isol8-api`, and the
+//! table of errors: none of them is written down a second time.
+
+mod description;
+
+use std::collections::BTreeMap;
+
+use actix_web::http::Method;
+use isol8_api::ErrorBody;
+use utoipa::ToSchema;
+use utoipa::openapi::path::{HttpMethod, Paths};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr, Schema,
+};
+
+use super::endpoint::Endpoint;
+pub use description::{Description, Tag};
+
+/// Name of the security scheme.
+const KEY: &str = "key";
+
+/// Schemas by name, as components of the document.
+type Schemas = BTreeMap<String, RefOr<Schema>>;
+
+const ABOUT: &str = "Runs untrusted code in isolated containers. Without a `sessionId` a run has a \
+    sandbox of its own that keeps nothing; in a session, files and the interpreter's variables live on \
+    until it is deleted. Every answer has an `X-Request-Id`, the client's own where it sent one.";
+
+/// Describes what these endpoints serve.
+#[must_use]
+pub fn document(endpoints: Vec<Endpoint>) -> OpenApi {
+    let mut paths = Paths::new();
+    let mut schemas = Schemas::new();
+    collect::<ErrorBody>(&mut schemas);
+    for endpoint in endpoints {
+        let path = endpoint.path();
+        for (method, description) in endpoint.descriptions() {
+            let operation = description.operation(&mut schemas);
+            paths.add_path_operation(&path, documented(&method).into_iter().collect(), operation);
+        }
+    }
+    let key = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("The server's API key: `Authorization: Bearer KEY`."));
+    let license = LicenseBuilder::new()
+        .name("Apache-2.0")
+        .identifier(Some("Apache-2.0"));
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("isol8")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some(ABOUT))
+                .license(Some(license.build())),
+        )
+        .tags(Some(Tag::ALL.map(Tag::documented)))
+        .paths(paths)
+        .components(Some(
+            ComponentsBuilder::new()
+                .schemas_from_iter(schemas)
+                .security_scheme(KEY, SecurityScheme::Http(key.build()))
+                .build(),
+        ))
+        .build()
+}
+
+/// Adds a type's schema, and those of all that is within it.
+fn collect<T: ToSchema>(schemas: &mut Schemas) {
+    let mut within = Vec::new();
+    T::schemas(&mut within);
+    schemas.extend(within);
+    schemas.insert(T::name().into_owned(), T::schema());
+}
+
+/// A method, where OpenAPI knows it.
+fn documented(method: &Method) -> Option<HttpMethod> {
+    match method.as_str() {
+        "GET" => Some(HttpMethod::Get),
+        "HEAD" => Some(HttpMethod::Head),
+        "PUT" => Some(HttpMethod::Put),
+        "POST" => Some(HttpMethod::Post),
+        "DELETE" => Some(HttpMethod::Delete),
+        "PATCH" => Some(HttpMethod::Patch),
+        "OPTIONS" => Some(HttpMethod::Options),
+        _ => None,
+    }
+}

@@ -1,0 +1,138 @@
+//! What a client does to its run, on the way there.
+
+use isol8_actors::{Input, Job, Signal, TerminalSize};
+use isol8_api::SignalName;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+
+use crate::jobs;
+
+/// Signals that wait to be sent to the sandbox. That takes no time unless somebody sends nothing else.
+const SIGNALS: usize = 16;
+
+/// The client's end. Where the run has ended, its exit is on the way, and what comes too late is
+/// dropped.
+pub(super) struct Hand {
+    stdin: Stdin,
+    signals: mpsc::Sender<Signal>,
+    /// Of a run at a terminal. Only the last size counts.
+    size: Option<watch::Sender<TerminalSize>>,
+}
+
+/// A run's standard input.
+enum Stdin {
+    Open(mpsc::Sender<Vec<u8>>),
+    /// The request had all of it.
+    Given,
+    Ended,
+}
+
+impl Hand {
+    /// Both ends, for this job.
+    pub(super) fn new(job: &Job) -> (Self, Input) {
+        // One at a time: what waits, waits in the client's socket.
+        let (stdin, read_stdin) = mpsc::channel(1);
+        let (signals, read_signals) = mpsc::channel(SIGNALS);
+        let (size, read_size) = job.terminal.map(watch::channel).unzip();
+        let stdin = match &job.stdin {
+            Some(_) => Stdin::Given,
+            None => Stdin::Open(stdin),
+        };
+        let hand = Self {
+            stdin,
+            signals,
+            size,
+        };
+        let input = Input {
+            stdin: read_stdin,
+            signals: read_signals,
+            size: read_size,
+        };
+        (hand, input)
+    }
+
+    /// Where standard input goes.
+    pub(super) fn stdin(&self) -> Result<&mpsc::Sender<Vec<u8>>, String> {
+        match &self.stdin {
+            Stdin::Open(sender) => Ok(sender),
+            Stdin::Given => Err("request.stdin was all of standard input, leave it out".to_owned()),
+            Stdin::Ended => Err("standard input has ended".to_owned()),
+        }
+    }
+
+    pub(super) fn end_stdin(&mut self) -> Result<(), String> {
+        self.stdin()?;
+        self.stdin = Stdin::Ended;
+        Ok(())
+    }
+
+    pub(super) fn signal(&self, signal: SignalName) -> Result<(), String> {
+        let signal = match signal {
+            SignalName::Interrupt => Signal::Interrupt,
+            SignalName::Terminate => Signal::Terminate,
+        };
+        match self.signals.try_send(signal) {
+            Err(TrySendError::Full(_)) => Err(format!("{SIGNALS} signals wait already")),
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    pub(super) fn resize(&self, cols: u32, rows: u32) -> Result<(), String> {
+        let size = jobs::terminal_size("resize", Some(cols), Some(rows));
+        let size = size.map_err(|error| error.to_string())?;
+        let Some(sender) = &self.size else {
+            let problem = "resize: this run has no terminal, set request.tty to have one";
+            return Err(problem.to_owned());
+        };
+        sender.send_replace(size);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use isol8_actors::Program;
+    use isol8_actors::pool::SandboxDefaults;
+    use isol8_api::Runtime;
+
+    fn job() -> Job {
+        let sandbox = SandboxDefaults::default().spec(Runtime::Bash);
+        Job::new(Program::source("", Runtime::Bash), sandbox).unwrap()
+    }
+
+    #[test]
+    fn only_the_last_size_counts_and_only_at_a_terminal() {
+        let (hand, _input) = Hand::new(&job());
+        assert!(hand.resize(80, 24).unwrap_err().contains("request.tty"));
+        let mut job = job();
+        job.terminal = Some(TerminalSize {
+            columns: 80,
+            rows: 24,
+        });
+        let (hand, input) = Hand::new(&job);
+        for columns in 1..100 {
+            hand.resize(columns, 30).unwrap();
+        }
+        assert_eq!(
+            hand.resize(1001, 30).unwrap_err(),
+            "resize.cols: 1001 is out of range, expected 1 to 1000"
+        );
+        let mut sizes = input.size.unwrap();
+        assert!(sizes.has_changed().unwrap());
+        let (columns, rows) = (99, 30);
+        assert_eq!(*sizes.borrow_and_update(), TerminalSize { columns, rows });
+    }
+
+    #[test]
+    fn input_that_has_ended_is_not_taken() {
+        let (mut hand, _input) = Hand::new(&job());
+        assert!(hand.stdin().is_ok());
+        hand.end_stdin().unwrap();
+        assert!(hand.stdin().unwrap_err().contains("ended"));
+        assert!(hand.end_stdin().is_err());
+        let mut job = job();
+        job.stdin = Some(Vec::new());
+        assert!(Hand::new(&job).0.end_stdin().is_err());
+    }
+}

@@ -1,0 +1,170 @@
+//! Packages that a request brings with it. They come from the real registries.
+
+use isol8_client::{ErrorCode, ExecutionRequest, Runtime};
+
+use crate::harness::{Server, on_each_backend, python, source};
+
+on_each_backend!(
+    with super::CONFIG;
+    what_a_request_installs_is_there_for_it_alone,
+    a_session_keeps_its_packages_over_a_restart,
+    every_package_manager_does_its_part,
+    user_code_reaches_no_registry,
+    what_cannot_be_installed_says_why_and_harms_nothing,
+    only_names_of_packages_are_taken,
+    the_installation_reaches_the_registries_only,
+);
+
+/// Names lead to addresses of documentation where a mirror stands in for the registries.
+const CONFIG: &str = "[network]\nallowedCidrs = [\"203.0.113.0/24\"]\n";
+
+/// As long as a slow registry takes on a slow machine.
+const TIMEOUT_MS: u64 = 180_000;
+
+fn with(packages: &[&str], mut request: ExecutionRequest) -> ExecutionRequest {
+    request.install_packages = packages.iter().map(|name| (*name).to_owned()).collect();
+    request.timeout_ms = Some(TIMEOUT_MS);
+    request
+}
+
+const SORT: &str =
+    "import toposort, importlib.metadata; print(importlib.metadata.version('toposort'))";
+
+async fn what_a_request_installs_is_there_for_it_alone(server: Server) {
+    let client = server.client();
+    let installed = client.execute(with(&["toposort==1.10"], python(SORT)));
+    let result = installed.await.unwrap();
+    assert_eq!(
+        (result.stdout.as_str(), result.stderr.as_str()),
+        ("1.10", "")
+    );
+    let code = "import os; print(os.listdir('/sandbox'), 'HTTP_PROXY' in os.environ)";
+    let result = client.execute(python(code)).await.unwrap();
+    assert_eq!(result.stdout, "['main.py'] False");
+    server.stop();
+}
+
+async fn a_session_keeps_its_packages_over_a_restart(server: Server) {
+    let kind = server.kind;
+    let session = server.session("s");
+    session.execute(python("x = 41")).await.unwrap();
+    let request = with(&["toposort==1.10"], python("print(x + 1)"));
+    assert_eq!(session.execute(request).await.unwrap().stdout, "42");
+    assert_eq!(session.execute(python(SORT)).await.unwrap().stdout, "1.10");
+    let server = Server::start_in(kind, server.kill(), CONFIG);
+    let session = server.session("s");
+    let code = format!("{SORT}\nprint(x)");
+    assert_eq!(
+        session.execute(python(&code)).await.unwrap().stdout,
+        "1.10\n41"
+    );
+    session.stop().await.unwrap();
+    server.stop();
+}
+
+async fn every_package_manager_does_its_part(server: Server) {
+    let pad = "import pad from 'left-pad'; console.log(pad('x', 3, '-'))";
+    let npm = "import pad from 'npm:left-pad'; console.log(pad('x', 3, '-'))";
+    for (runtime, package, code) in [
+        (Runtime::Node, "left-pad@1.3.0", pad),
+        (Runtime::Bun, "left-pad@1.3.0", pad),
+        (Runtime::Deno, "left-pad@1.3.0", pad),
+        (Runtime::Deno, "npm:left-pad@1.3.0", npm),
+    ] {
+        let request = || with(&[package], source(runtime, code));
+        let result = server.client().execute(request()).await.unwrap();
+        assert_eq!(result.stdout, "--x", "{runtime}: {}", result.stderr);
+        let session = server.session(&format!("{runtime}"));
+        // A deno that runs already does not see what was added to `deno.json`.
+        if runtime == Runtime::Deno && code == pad {
+            continue;
+        }
+        session
+            .execute(source(runtime, "let x = 41"))
+            .await
+            .unwrap();
+        let result = session.execute(request()).await.unwrap();
+        assert_eq!(result.stdout, "--x", "{runtime}: {}", result.stderr);
+        let later = source(runtime, "console.log(x + 1, typeof pad)");
+        let result = session.execute(later).await.unwrap();
+        assert_eq!(result.stdout, "42 function", "{runtime}: {}", result.stderr);
+        session.stop().await.unwrap();
+    }
+    server.stop();
+}
+
+async fn user_code_reaches_no_registry(server: Server) {
+    let code = "import socket, urllib.request, os
+print([name for name in os.environ if 'proxy' in name.lower() or name.startswith('PIP_')])
+for port in range(8110, 8130):
+    try: socket.create_connection(('127.0.0.1', port), timeout=1); print('something listens')
+    except OSError: pass
+try: urllib.request.urlopen('https://pypi.org/simple/toposort/', timeout=5); print('reached')
+except OSError: print('unreachable')";
+    let request = with(&["toposort==1.10"], python(code));
+    let mut request = request;
+    request.setup_script = Some("env | grep -ci proxy >&2 || true".to_owned());
+    let result = server.client().execute(request).await.unwrap();
+    assert_eq!(result.stdout, "[]\nunreachable", "{}", result.stderr);
+    server.stop();
+}
+
+async fn what_cannot_be_installed_says_why_and_harms_nothing(server: Server) {
+    let session = server.session("s");
+    session.execute(python("x = 41")).await.unwrap();
+    let missing = "isol8-no-such-package-as-this";
+    let request = with(&[missing], python("print('not run')"));
+    let error = session.execute(request).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::SetupFailed), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("installPackages failed with exit code 1"),
+        "{text}"
+    );
+    assert!(text.contains("No matching distribution found"), "{text}");
+    let result = session.execute(python("print(x + 1)")).await.unwrap();
+    assert_eq!((result.stdout.as_str(), result.state_lost), ("42", false));
+
+    let mut late = with(&["toposort"], python("print('not run')"));
+    late.timeout_ms = Some(1);
+    let error = session.execute(late).await.unwrap_err();
+    assert!(error.to_string().contains("TIMED OUT"), "{error}");
+    session.stop().await.unwrap();
+    server.stop();
+}
+
+async fn only_names_of_packages_are_taken(server: Server) {
+    for (runtime, package) in [
+        (Runtime::Python, "--index-url=http://127.0.0.1/"),
+        (Runtime::Python, "/tmp/package"),
+        (Runtime::Node, "user/repository"),
+        (Runtime::Bun, "x@file:/tmp"),
+        (Runtime::Deno, "https://example.org/x.ts"),
+    ] {
+        let request = with(&["fine", package], source(runtime, ""));
+        let error = server.client().execute(request).await.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::InvalidRequest), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("request.installPackages[1]"), "{text}");
+        assert!(text.contains(package), "{text}");
+    }
+    let request = with(&["jq"], source(Runtime::Bash, "true"));
+    let error = server.client().execute(request).await.unwrap_err();
+    assert!(
+        error.to_string().contains("bash has no package manager"),
+        "{error}"
+    );
+    server.stop();
+}
+
+async fn the_installation_reaches_the_registries_only(server: Server) {
+    let config = format!("{CONFIG}[runtimes.python]\nregistries = [\"example.org\"]\n");
+    let other = Server::configured(server.kind, &config);
+    let mut request = with(&["toposort"], python(SORT));
+    // Once is enough to be denied.
+    request.env = [("PIP_RETRIES".to_owned(), "0".to_owned())].into();
+    let error = other.client().execute(request).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::SetupFailed), "{error}");
+    other.stop();
+    server.stop();
+}
