@@ -116,14 +116,22 @@ def limits():
     assert result["exitCode"] != 0, result
     secret = execute(python("import os; print('a' + os.environ['K'] + 'b')"), {"secrets": {"K": "hunter2"}})
     assert secret["stdout"] == "a***b"
-    refused(execute(python("1"), {"network": "host"}, expected=403 if POLICIES else 400), POLICY)
+    refused(execute(python("1"), {"network": "host"}, expected=403), "POLICY_DENIED")
     refused(execute(python("1", timeoutMs=10**12), expected=400), "INVALID_REQUEST")
     for ignored in ({"mode": "x"}, {"poolStrategy": "fast"}, {"poolSize": 1}, {"audit": {}}, {"debug": True}):
         execute(python("1"), ignored)
 
 
-# What is not offered yet is refused by name; with policies it will be their matter.
-POLICIES, POLICY = False, "UNSUPPORTED"
+def network():
+    fetch = "import urllib.request as u, urllib.error as e\ntry: u.urlopen('http://10.0.0.1/secret')\nexcept e.HTTPError as r: print(r.code)"
+    filtered = execute(python(fetch), {"network": "filtered", "logNetwork": True})
+    assert filtered["stdout"] == "403", filtered
+    [entry] = filtered["networkLogs"]
+    assert set(entry) == {"timestamp", "method", "host", "path", "action", "durationMs"}, entry
+    assert (entry["method"], entry["host"], entry["path"], entry["action"]) == ("GET", "10.0.0.1", "/secret", "BLOCK")
+    assert "networkLogs" not in execute(python("1"), {"network": "filtered"})
+    both = {"network": "filtered", "networkFilter": {"whitelist": ["["], "blacklist": []}}
+    refused(execute(python("1"), both, expected=400), "INVALID_REQUEST")
 
 
 def sessions():
@@ -295,7 +303,7 @@ async def terminals():
 
 
 if __name__ == "__main__":
-    for part in (service, results, requests, limits, sessions, server_sent_events):
+    for part in (service, results, requests, limits, network, sessions, server_sent_events):
         part()
     asyncio.run(web_sockets())
     print("the contract holds")

@@ -22,6 +22,7 @@ pub(super) const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unsupported,
     ErrorCode::RuntimeUnavailable,
     ErrorCode::SetupFailed,
+    ErrorCode::PolicyDenied,
     ErrorCode::RuntimeMismatch,
     ErrorCode::SessionLost,
     ErrorCode::TooManyRequests,
