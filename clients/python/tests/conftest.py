@@ -1,0 +1,130 @@
+"""A server of the tests' own, of the executable that $ISOL8 names, and a scripted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import uuid
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Empty, SimpleQueue
+from typing import IO, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+
+KEY = "clients-key-5b2e"
+PATIENCE = 60.0
+
+
+def _read_log(log: IO[str], address: SimpleQueue[str]) -> None:
+    """Finds the address, and reads on, so that the server never waits for its log to be read."""
+    for line in log:
+        _, found, rest = line.partition("address=")
+        if found:
+            address.put(rest.strip())
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running server; its end is a clean one."""
+    if "ISOL8" not in os.environ:
+        pytest.exit("ISOL8 is not set: name isol8's executable in it", returncode=2)
+    state = tmp_path_factory.mktemp("state")
+    # Sandboxes' ids, which are nobody's here, must pass through.
+    for directory in (state, *list(state.parents)[:2]):
+        directory.chmod(0o711)
+    config = state / "config.toml"
+    config.touch()
+    environment = {**os.environ, "ISOL8_API_KEY": KEY, "ISOL8_STATE_DIR": str(state)}
+    environment.pop("RUST_LOG", None)
+    server = subprocess.Popen(
+        [os.environ["ISOL8"], "serve", "--port", "0", "--backend", "native", "--config", str(config)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    address: SimpleQueue[str] = SimpleQueue()
+    reader = threading.Thread(target=_read_log, args=(server.stderr, address))
+    reader.start()
+    try:
+        yield f"http://{address.get(timeout=PATIENCE)}"
+    except Empty:
+        pytest.exit("the server did not start", returncode=2)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        status = server.wait(PATIENCE)
+        reader.join()
+        server.stderr.close()
+    assert status == 0
+
+
+@pytest.fixture
+def name() -> str:
+    """A session that no other test uses."""
+    return f"python-{uuid.uuid4()}"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Answer:
+    """What a scripted server says to one request. Status 0: it hangs up."""
+
+    status: int
+    body: object = None
+    headers: Dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Stub:
+    """A scripted server. What it was asked is in ``asked``: method, path, key of idempotency."""
+
+    url: str
+    script: List[Answer]
+    asked: List[Tuple[str, str, Optional[str]]]
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    script: List[Answer] = []
+    asked: List[Tuple[str, str, Optional[str]]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append((self.command, self.path, self.headers.get("Idempotency-Key")))
+            answer = script.pop(0)
+            if answer.status == 0:
+                self.close_connection = True
+                return
+            text = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
+            self.send_response(answer.status)
+            for header, value in answer.headers.items():
+                self.send_header(header, value)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_GET = do_POST = do_PUT = do_DELETE = _answer
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Stub(f"http://127.0.0.1:{server.server_port}", script, asked)
+    server.shutdown()
+    thread.join()
+    server.server_close()
