@@ -25,9 +25,10 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
   ) {
     this.#texts = texts;
     this.#socket = socket;
-    this.#end = end;
+    // One of its own: whoever made the stream may have listened with the other while it connected.
+    this.#end = () => end();
     this.#signal = signal;
-    signal?.addEventListener("abort", end, { once: true });
+    signal?.addEventListener("abort", this.#end, { once: true });
     if (signal?.aborted) {
       end();
     }

@@ -157,9 +157,12 @@ test("answers of others are errors", () =>
 
 test("events are sent by the server where there is no WebSocket", async () => {
   const exit = '{"type":"exit","data":"137","phase":"code","timedOut":true,"files":{"/tmp/x":"eA=="}}';
+  const noUpgrade = { status: 404, body: { error: "no such route", code: "NOT_FOUND" } };
   const answers = [
+    noUpgrade,
     refusal(429, "0"),
     { status: 200, body: `:\n\ndata: ${exit}\n\n` },
+    noUpgrade,
     { status: 200, body: 'data: {"type":"stdout","data":"1","phase":"code"}\n\n' },
   ];
   await withStub(answers, async ({ isol8, asked }) => {
@@ -171,7 +174,7 @@ test("events are sent by the server where there is no WebSocket", async () => {
       return events;
     };
     const [event] = await follow();
-    assert.deepEqual(asked, ["POST /execute/stream", "POST /execute/stream"]);
+    assert.deepEqual(asked, ["GET /execute/ws", "POST /execute/stream", "POST /execute/stream"]);
     const files = { "/tmp/x": new Uint8Array([120]) };
     assert.deepEqual(event, { type: "exit", data: "137", phase: "code", timedOut: true, files });
     const cut = await refused(follow());
