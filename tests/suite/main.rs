@@ -7,6 +7,7 @@
 
 mod cells;
 mod cli;
+mod clients;
 mod compare;
 mod contract;
 mod errors;
