@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List
 import pytest
 from conftest import Answer, Stub
 
-from isol8 import AsyncIsol8, ExecutionRequest, Isol8, Isol8ConnectionError, Isol8Error
+from isol8 import AsyncIsol8, ExecutionRequest, Isol8, Isol8ConnectionError, Isol8Error, NetworkLog
 from isol8._wire import ServerSentEvents
 
 REQUEST = ExecutionRequest("bash", "echo 1")
@@ -26,7 +26,9 @@ RESULT = {
     "runtime": "bash",
     "timestamp": "2026-01-01T00:00:00.000Z",
     "containerId": "box",
-    "networkLogs": [{"timestamp": "t", "method": "GET", "host": "h", "path": "/", "action": "allow"}],
+    "networkLogs": [
+        {"timestamp": "t", "method": "CONNECT", "host": "h", "path": None, "action": "ALLOW", "durationMs": 0.5}
+    ],
     "ofALaterServer": 7,
 }
 HANGS_UP = Answer(0)
@@ -156,7 +158,7 @@ def test_a_server_that_starts_late_is_found(call: Verb) -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         result = call(url, *EXECUTE, retries=20)
         server.join()
-    assert result.stdout == "1" and result.network_logs[0].host == "h"
+    assert result.stdout == "1" and result.network_logs == [NetworkLog("t", "CONNECT", "h", None, "ALLOW", 0.5)]
 
 
 @both

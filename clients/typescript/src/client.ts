@@ -25,7 +25,7 @@ export interface ClientOptions {
   maxRetryWaitMs?: number;
   /** In place of the global one. */
   fetch?: typeof fetch;
-  /** In place of the global WebSocket, which takes headers in Node since 22 and in Bun only. */
+  /** In place of the global WebSocket, which takes headers in Node since 22, in Bun and in Deno only. */
   webSocket?: WebSocketFactory;
 }
 

@@ -23,6 +23,7 @@ export class Isol8Error extends Error {
   /** Milliseconds after which the server wants to be asked again, where it said so. */
   readonly retryAfterMs: number | undefined;
 
+  /** An error with this text. */
   constructor(message: string, details: ErrorDetails = {}) {
     super(message, "cause" in details ? { cause: details.cause } : {});
     this.code = details.code;
@@ -37,6 +38,7 @@ export class Isol8ConnectionError extends Isol8Error {
   /** Whether the request may have reached the server, and have been carried out. */
   readonly maybeSent: boolean;
 
+  /** An error with this text. */
   constructor(message: string, maybeSent: boolean, cause?: unknown) {
     super(message, { cause });
     this.maybeSent = maybeSent;

@@ -34,6 +34,7 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
     }
   }
 
+  /** The events, once. Throws {@link Isol8Error} where the run has no exit code. */
   async *[Symbol.asyncIterator](): AsyncGenerator<StreamEvent, void, undefined> {
     try {
       for (;;) {

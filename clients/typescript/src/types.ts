@@ -12,6 +12,7 @@ export type Signal = "SIGINT" | "SIGTERM";
 
 /** One program and what it needs. Exactly one of `code`, `codeUrl` and `cmd` is given. */
 export interface ExecutionRequest {
+  /** The language of the source text, and so the kind of sandbox. */
   runtime: Runtime;
   /** The source text. */
   code?: string;
@@ -53,6 +54,7 @@ export interface ExecutionRequest {
 
 /** Limits and behaviour of a run, merged over the server's defaults. */
 export interface Options {
+  /** How far the program may reach: nowhere, as the filter says, or as the host may. */
   network?: "none" | "host" | "filtered";
   /** Regular expressions on the names of hosts; the blacklist wins. */
   networkFilter?: { whitelist?: readonly string[]; blacklist?: readonly string[] };
@@ -64,6 +66,7 @@ export interface Options {
   memoryLimit?: number | string;
   /** Processes and threads. */
   pidsLimit?: number;
+  /** Whether `/` refuses writing. */
   readonlyRootFs?: boolean;
   /** Of `/sandbox`; bytes, or text such as `"512m"`. */
   sandboxSize?: number | string;
@@ -83,6 +86,7 @@ export interface Options {
   security?: { seccomp?: "strict" | "unconfined" | "custom"; customProfilePath?: string };
   /** What `codeUrl` may name, as the server's documentation says. */
   remoteCode?: Record<string, unknown>;
+  /** Accepted, and of no effect on this server. */
   debug?: boolean;
 }
 
@@ -94,11 +98,13 @@ export interface ExecutionResult {
   stderr: string;
   /** 128 and the signal's number where a signal ended it. */
   exitCode: number;
+  /** From the arrival of the request at the sandbox to its result. */
   durationMs: number;
   /** Output was cut at `maxOutputSize`. */
   truncated: boolean;
   /** Names this run; a UUID. */
   executionId: string;
+  /** The runtime that was asked for. */
   runtime: string;
   /** Start of the run, ISO 8601 in UTC. */
   timestamp: string;
@@ -106,7 +112,9 @@ export interface ExecutionResult {
   containerId: string;
   /** Content of each of `outputPaths` that exists. */
   files?: Record<string, Uint8Array>;
+  /** What the run used. */
   resourceUsage?: ResourceUsage;
+  /** What the program reached, or tried to, where `logNetwork` asked for it. */
   networkLogs?: NetworkLog[];
   /** The run was ended because its time was over. */
   timedOut?: boolean;
@@ -114,6 +122,7 @@ export interface ExecutionResult {
   oomKilled?: boolean;
   /** The session's interpreter ended with this run; its variables are gone, its files are not. */
   stateLost?: boolean;
+  /** Where the time went. */
   timings?: Timings;
 }
 
@@ -125,19 +134,26 @@ export interface ResourceUsage {
   memoryMB: number;
   /** Most memory that the sandbox held, in MiB. */
   peakMemoryMB: number;
+  /** Received through the network. */
   networkBytesIn: number;
+  /** Sent through the network. */
   networkBytesOut: number;
 }
 
-/** One attempt of a program to reach a host. */
+/** One request that a program made of another host. */
 export interface NetworkLog {
-  /** ISO 8601 in UTC. */
+  /** When it was made, ISO 8601 in UTC. */
   timestamp: string;
+  /** The HTTP method; `CONNECT` for a tunnel. */
   method: string;
+  /** The host that was asked for, without the port. */
   host: string;
-  path?: string;
-  action: string;
-  durationMs?: number;
+  /** The path and the query; `null` for a tunnel. */
+  path: string | null;
+  /** Whether the rules let it through. */
+  action: "ALLOW" | "BLOCK";
+  /** From the request to its end. */
+  durationMs: number;
 }
 
 /** Where the time of a request went. */
@@ -154,7 +170,9 @@ export interface Timings {
 
 /** Something was written. */
 export interface OutputEvent {
+  /** Where to. */
   type: "stdout" | "stderr";
+  /** What was written. */
   data: string;
   /** Whether it is of the setup script or of the program. */
   phase: "setup" | "code";
@@ -162,15 +180,21 @@ export interface OutputEvent {
 
 /** The run has ended. Comes last, and once. */
 export interface ExitEvent {
+  /** Tells it from what was written. */
   type: "exit";
   /** The exit code as text. */
   data: string;
+  /** `"setup"` where the setup script failed. */
   phase: "setup" | "code";
-  /** As in {@link ExecutionResult}, and so are the members below. */
+  /** As {@link ExecutionResult.truncated}. */
   truncated?: boolean;
+  /** As {@link ExecutionResult.timedOut}. */
   timedOut?: boolean;
+  /** As {@link ExecutionResult.oomKilled}. */
   oomKilled?: boolean;
+  /** As {@link ExecutionResult.stateLost}. */
   stateLost?: boolean;
+  /** As {@link ExecutionResult.files}. */
   files?: Record<string, Uint8Array>;
 }
 
@@ -179,6 +203,7 @@ export type StreamEvent = OutputEvent | ExitEvent;
 
 /** One session of the server. */
 export interface Session {
+  /** The client's name for it. */
   id: string;
   /** Whether a request is running in it. */
   isActive: boolean;
@@ -198,6 +223,7 @@ export interface Session {
 
 /** What is in a directory, sorted by name. */
 export interface DirectoryListing {
+  /** Each name in it. */
   entries: DirectoryEntry[];
   /** There is more than one answer holds, and some of it is left out. */
   truncated: boolean;
@@ -205,6 +231,7 @@ export interface DirectoryListing {
 
 /** One name in a directory. */
 export interface DirectoryEntry {
+  /** The name. What is not UTF-8 in it is replaced by U+FFFD. */
   name: string;
   /** What it is; a link is not followed. */
   type: "file" | "directory" | "symlink" | "other";
@@ -220,6 +247,7 @@ export interface DirectoryEntry {
 export interface Health {
   /** `"ok"`. */
   status: string;
+  /** The server's version. */
   version: string;
   /** What runs its sandboxes: `"native"` or `"docker"`. */
   backend: string;

@@ -3,7 +3,7 @@ import { brokenOff } from "./errors.js";
 /** Opens a WebSocket that sends these headers, or throws where it cannot. */
 export type WebSocketFactory = (url: string, headers: Record<string, string>) => WebSocket;
 
-/** Where WebSockets of this platform take headers: in Node since 22, and in Bun. */
+/** Where WebSockets of this platform take headers: in Node since 22, in Bun and in Deno. */
 export function usualFactory(): WebSocketFactory | undefined {
   const { process, WebSocket } = globalThis as {
     process?: { versions?: { node?: string } };

@@ -21,6 +21,7 @@ class ExecutionRequest:
     """One program and what it needs. Exactly one of ``code``, ``code_url`` and ``cmd`` is given."""
 
     runtime: Runtime
+    """The language of the source text, and so the kind of sandbox."""
     code: Optional[str] = None
     """The source text."""
     code_url: Optional[str] = None
@@ -80,6 +81,7 @@ class Options:
     """Limits and behaviour of a run, merged over the server's defaults."""
 
     network: Optional[Literal["none", "host", "filtered"]] = None
+    """How far the program may reach: nowhere, as the filter says, or as the host may."""
     network_filter: Optional[NetworkFilter] = None
     log_network: Optional[bool] = None
     """Tell what the program reached, in the result's ``network_logs``."""
@@ -90,6 +92,7 @@ class Options:
     pids_limit: Optional[int] = None
     """Processes and threads."""
     readonly_root_fs: Optional[bool] = None
+    """Whether ``/`` refuses writing."""
     sandbox_size: Union[int, str, None] = None
     """Of ``/sandbox``; bytes, or text such as ``"512m"``."""
     tmp_size: Union[int, str, None] = None
@@ -105,9 +108,11 @@ class Options:
     persist: Optional[bool] = None
     """Keep the container after the run."""
     security: Optional[Security] = None
+    """Confinement by the kernel."""
     remote_code: Optional[Mapping[str, object]] = None
     """What ``code_url`` may name, as the server's documentation says."""
     debug: Optional[bool] = None
+    """Accepted, and of no effect on this server."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +126,27 @@ class ResourceUsage:
     peak_memory_mb: float = field(metadata={"json": "peakMemoryMB"})
     """Most memory that the sandbox held, in MiB."""
     network_bytes_in: int
+    """Received through the network."""
     network_bytes_out: int
+    """Sent through the network."""
 
 
 @dataclass(frozen=True)
 class NetworkLog:
-    """One attempt of a program to reach a host."""
+    """One request that a program made of another host."""
 
     timestamp: str
-    """ISO 8601 in UTC."""
+    """When it was made, ISO 8601 in UTC."""
     method: str
+    """The HTTP method; ``CONNECT`` for a tunnel."""
     host: str
-    action: str
-    path: Optional[str] = None
-    duration_ms: Optional[float] = None
+    """The host that was asked for, without the port."""
+    path: Optional[str]
+    """The path and the query; ``None`` for a tunnel."""
+    action: Literal["ALLOW", "BLOCK"]
+    """Whether the rules let it through."""
+    duration_ms: float
+    """From the request to its end."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +174,13 @@ class ExecutionResult:
     exit_code: int
     """128 and the signal's number where a signal ended it."""
     duration_ms: float
+    """From the arrival of the request at the sandbox to its result."""
     truncated: bool
     """Output was cut at ``max_output_size``."""
     execution_id: str
     """Names this run; a UUID."""
     runtime: str
+    """The runtime that was asked for."""
     timestamp: str
     """Start of the run, ISO 8601 in UTC."""
     container_id: str
@@ -174,7 +188,9 @@ class ExecutionResult:
     files: Dict[str, bytes] = field(default_factory=dict)
     """Content of each of ``output_paths`` that exists."""
     resource_usage: Optional[ResourceUsage] = None
+    """What the run used."""
     network_logs: List[NetworkLog] = field(default_factory=list)
+    """What the program reached, or tried to, where ``log_network`` asked for it."""
     timed_out: bool = False
     """The run was ended because its time was over."""
     oom_killed: bool = False
@@ -182,6 +198,7 @@ class ExecutionResult:
     state_lost: bool = False
     """The session's interpreter ended with this run; its variables are gone, its files are not."""
     timings: Optional[Timings] = None
+    """Where the time went."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +229,7 @@ class Session:
     """One session of the server."""
 
     id: str
+    """The client's name for it."""
     is_active: bool
     """Whether a request is running in it."""
     last_accessed_at: int
@@ -233,6 +251,7 @@ class DirectoryEntry:
     """One name in a directory."""
 
     name: str
+    """What is not UTF-8 in it is replaced by U+FFFD."""
     type: Literal["file", "directory", "symlink", "other"]
     """What it is; a link is not followed."""
     size: int
@@ -248,6 +267,7 @@ class DirectoryListing:
     """What is in a directory, sorted by name."""
 
     entries: List[DirectoryEntry]
+    """Each name in it."""
     truncated: bool
     """There is more than one answer holds, and some of it is left out."""
 
@@ -259,5 +279,6 @@ class Health:
     status: str
     """``"ok"``."""
     version: str
+    """The server's version."""
     backend: str
     """What runs its sandboxes: ``"native"`` or ``"docker"``."""
