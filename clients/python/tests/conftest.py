@@ -10,7 +10,9 @@ import threading
 import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from queue import Empty, SimpleQueue
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from typing import IO, Dict, Iterator, List, Optional, Tuple
 
 import pytest
@@ -19,23 +21,30 @@ KEY = "clients-key-5b2e"
 PATIENCE = 60.0
 
 
-def _read_log(log: IO[str], address: SimpleQueue[str]) -> None:
-    """Finds the address, and reads on, so that the server never waits for its log to be read."""
+def _read_log(log: IO[str], found: SimpleQueue[Tuple[str, str]]) -> None:
+    """Finds the address, or that there is none; gives it with the log. Reads on, so that the server never
+    waits for its log to be read."""
+    seen = ""
     for line in log:
-        _, found, rest = line.partition("address=")
-        if found:
-            address.put(rest.strip())
+        seen += line
+        _, marked, rest = line.partition("address=")
+        if marked:
+            found.put((rest.strip(), seen))
+    found.put(("", seen))
 
 
 @pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url() -> Iterator[str]:
     """The address of a running server; its end is a clean one."""
     if "ISOL8" not in os.environ:
         pytest.exit("ISOL8 is not set: name isol8's executable in it", returncode=2)
-    state = tmp_path_factory.mktemp("state")
-    # Sandboxes' ids, which are nobody's here, must pass through.
-    for directory in (state, *list(state.parents)[:2]):
-        directory.chmod(0o711)
+    with TemporaryDirectory(prefix="isol8-client-") as state:
+        # Sandboxes' ids, which are nobody's here, must pass through.
+        os.chmod(state, 0o711)
+        yield from _serve(Path(state))
+
+
+def _serve(state: Path) -> Iterator[str]:
     config = state / "config.toml"
     config.touch()
     environment = {**os.environ, "ISOL8_API_KEY": KEY, "ISOL8_STATE_DIR": str(state)}
@@ -48,13 +57,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         text=True,
     )
     assert server.stderr is not None
-    address: SimpleQueue[str] = SimpleQueue()
-    reader = threading.Thread(target=_read_log, args=(server.stderr, address))
+    found: SimpleQueue[Tuple[str, str]] = SimpleQueue()
+    reader = threading.Thread(target=_read_log, args=(server.stderr, found))
     reader.start()
     try:
-        yield f"http://{address.get(timeout=PATIENCE)}"
-    except Empty:
-        pytest.exit("the server did not start", returncode=2)
+        address, log = found.get(timeout=PATIENCE)
+        if not address:
+            pytest.exit(f"the server did not start: {log}", returncode=2)
+        yield f"http://{address}"
     finally:
         server.send_signal(signal.SIGTERM)
         status = server.wait(PATIENCE)

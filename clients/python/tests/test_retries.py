@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import socket
 import threading
 import time
@@ -232,3 +233,10 @@ def test_an_address_that_is_no_server_is_refused_by_name() -> None:
         for client in (Isol8, AsyncIsol8):
             with pytest.raises(ValueError, match="is not the URL of a server"):
                 client(bad, "key")
+
+
+def test_errors_pass_between_processes() -> None:
+    refused = Isol8Error("later", code="UNAVAILABLE", status=503, retry_after=1)
+    for error in (refused, Isol8ConnectionError("gone", maybe_sent=False)):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))

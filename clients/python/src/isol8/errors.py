@@ -30,7 +30,7 @@ class Isol8Error(Exception):
 class Isol8ConnectionError(Isol8Error):
     """The server could not be reached, or its answer did not arrive."""
 
-    def __init__(self, message: str, *, maybe_sent: bool) -> None:
+    def __init__(self, message: str, *, maybe_sent: bool = True) -> None:
         super().__init__(message)
         self.maybe_sent = maybe_sent
         """Whether the request may have reached the server, and have been carried out."""
