@@ -42,8 +42,8 @@ WEB_SOCKET: Mapping[str, Any] = {
     # The server asks whether its client is there. It does not answer the same while a program does not
     # read its standard input.
     "ping_interval": None,
-    # Each side wants the other to let go of the connection first, and by then everything is said.
-    "close_timeout": 0.05,
+    # Each side would wait for the other to let go of the connection, and by then everything is said.
+    "close_timeout": 0,
 }
 
 END_STDIN = json.dumps({"type": "stdinEnd"})
