@@ -378,7 +378,8 @@ pub(crate) fn sandboxed_processes(kind: Kind, state: &Path) -> Vec<i32> {
         let Ok(entries) = fs::read_dir(cgroup) else {
             continue;
         };
-        for entry in entries.flatten() {
+        // The spawner has a cgroup beside those of its sandboxes.
+        for entry in entries.flatten().filter(|it| it.file_name() != "spawner") {
             let members = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
             processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
         }

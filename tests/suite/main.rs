@@ -8,6 +8,7 @@
 mod bounds;
 mod cells;
 mod cli;
+mod clients;
 mod compare;
 mod contract;
 mod errors;

@@ -139,7 +139,10 @@ async fn a_shell_has_job_control(server: Server) {
     type_in(&mut socket, "\u{1a}").await;
     assert!(until(&mut socket, "$ ").await.contains("Stopped"));
     type_in(&mut socket, "fg\n").await;
+    // The shell says so before the terminal is `cat`'s again; a key would be for the shell until then.
     until(&mut socket, "fg\r\ncat\r\n").await;
+    type_in(&mut socket, "again\n").await;
+    until(&mut socket, "again\r\nagain\r\n").await;
     type_in(&mut socket, "\u{3}").await;
     until(&mut socket, "$ ").await;
     type_in(&mut socket, "echo $?; exit 5\n").await;

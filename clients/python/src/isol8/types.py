@@ -1,0 +1,284 @@
+"""What is sent to a server and what it answers, member for member the JSON of its contract.
+
+A member that is ``None`` is left out, and the server's default counts. Durations are milliseconds,
+points in time milliseconds since 1970, unless a member says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict, List, Literal, Mapping, Optional, Sequence, Union
+
+Runtime = Literal["python", "node", "bun", "deno", "bash"]
+"""The language of a program, and so the kind of its sandbox."""
+
+Signal = Literal["SIGINT", "SIGTERM"]
+"""The signals that can be sent to a program."""
+
+
+@dataclass(frozen=True)
+class ExecutionRequest:
+    """One program and what it needs. Exactly one of ``code``, ``code_url`` and ``cmd`` is given."""
+
+    runtime: Runtime
+    """The language of the source text, and so the kind of sandbox."""
+    code: Optional[str] = None
+    """The source text."""
+    code_url: Optional[str] = None
+    """Where the server fetches the source text from."""
+    cmd: Optional[str] = None
+    """A command line for ``bash -c``."""
+    timeout_ms: Optional[int] = None
+    """Until the run is ended."""
+    env: Optional[Mapping[str, str]] = None
+    """Environment of this run only."""
+    file_extension: Optional[str] = None
+    """Extension of the script file, with its dot."""
+    stdin: Optional[str] = None
+    """All of standard input."""
+    files: Optional[Mapping[str, Union[str, bytes]]] = None
+    """Absolute path to content; written before the run."""
+    output_paths: Optional[Sequence[str]] = None
+    """Absolute paths, read after the run into the result's ``files``."""
+    install_packages: Optional[Sequence[str]] = None
+    """Packages installed before the run."""
+    setup_script: Optional[str] = None
+    """Bash, run before the program."""
+    workdir: Optional[str] = None
+    """Working directory: absolute under ``/sandbox``, or relative to it."""
+    code_hash: Optional[str] = None
+    """SHA-256 of what ``code_url`` must give, in hex."""
+    allow_insecure_code_url: Optional[bool] = None
+    """Accept an ``http:`` ``code_url``."""
+    metadata: Optional[Mapping[str, str]] = None
+    """Passed to the server's audit log."""
+    tty: Optional[bool] = None
+    """Run at a terminal; only for a stream over a WebSocket."""
+    cols: Optional[int] = None
+    """Characters in a line of the terminal at first."""
+    rows: Optional[int] = None
+    """Lines of the terminal at first."""
+
+
+@dataclass(frozen=True)
+class NetworkFilter:
+    """Regular expressions on the names of hosts; the blacklist wins."""
+
+    whitelist: Sequence[str] = ()
+    blacklist: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Security:
+    """Confinement by the kernel."""
+
+    seccomp: Optional[Literal["strict", "unconfined", "custom"]] = None
+    custom_profile_path: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Limits and behaviour of a run, merged over the server's defaults."""
+
+    network: Optional[Literal["none", "host", "filtered"]] = None
+    """How far the program may reach: nowhere, as the filter says, or as the host may."""
+    network_filter: Optional[NetworkFilter] = None
+    log_network: Optional[bool] = None
+    """Tell what the program reached, in the result's ``network_logs``."""
+    cpu_limit: Optional[float] = None
+    """Processor cores."""
+    memory_limit: Union[int, str, None] = None
+    """Of the whole sandbox; bytes, or text such as ``"512m"``."""
+    pids_limit: Optional[int] = None
+    """Processes and threads."""
+    readonly_root_fs: Optional[bool] = None
+    """Whether ``/`` refuses writing."""
+    sandbox_size: Union[int, str, None] = None
+    """Of ``/sandbox``; bytes, or text such as ``"512m"``."""
+    tmp_size: Union[int, str, None] = None
+    """Of ``/tmp``; bytes, or text such as ``"256m"``."""
+    max_output_size: Optional[int] = None
+    """Bytes kept of each of stdout and stderr."""
+    timeout_ms: Optional[int] = None
+    """Until the run is ended."""
+    secrets: Optional[Mapping[str, str]] = None
+    """Set in the environment, and masked in the output."""
+    image: Optional[str] = None
+    """A custom image."""
+    persist: Optional[bool] = None
+    """Keep the container after the run."""
+    security: Optional[Security] = None
+    """Confinement by the kernel."""
+    remote_code: Optional[Mapping[str, object]] = None
+    """What ``code_url`` may name, as the server's documentation says."""
+    debug: Optional[bool] = None
+    """Accepted, and of no effect on this server."""
+
+
+@dataclass(frozen=True)
+class ResourceUsage:
+    """What a run used."""
+
+    cpu_percent: float
+    """Processor time as a share of wall time; 100 is one core."""
+    memory_mb: float = field(metadata={"json": "memoryMB"})
+    """Memory of the sandbox at the end, in MiB."""
+    peak_memory_mb: float = field(metadata={"json": "peakMemoryMB"})
+    """Most memory that the sandbox held, in MiB."""
+    network_bytes_in: int
+    """Received through the network."""
+    network_bytes_out: int
+    """Sent through the network."""
+
+
+@dataclass(frozen=True)
+class NetworkLog:
+    """One request that a program made of another host."""
+
+    timestamp: str
+    """When it was made, ISO 8601 in UTC."""
+    method: str
+    """The HTTP method; ``CONNECT`` for a tunnel."""
+    host: str
+    """The host that was asked for, without the port."""
+    path: Optional[str]
+    """The path and the query; ``None`` for a tunnel."""
+    action: Literal["ALLOW", "BLOCK"]
+    """Whether the rules let it through."""
+    duration_ms: float
+    """From the request to its end."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of a request went."""
+
+    queue_ms: float
+    """Waiting for its turn."""
+    acquire_ms: float
+    """Getting a sandbox."""
+    setup_ms: float
+    """Files and the setup script."""
+    run_ms: float
+    """The program itself."""
+
+
+@dataclass(frozen=True)
+class ExecutionResult:
+    """How a run went. A program that fails or runs out of time is a result, not an error."""
+
+    stdout: str
+    """Standard output, trailing white space trimmed."""
+    stderr: str
+    """Standard error, trailing white space trimmed."""
+    exit_code: int
+    """128 and the signal's number where a signal ended it."""
+    duration_ms: float
+    """From the arrival of the request at the sandbox to its result."""
+    truncated: bool
+    """Output was cut at ``max_output_size``."""
+    execution_id: str
+    """Names this run; a UUID."""
+    runtime: str
+    """The runtime that was asked for."""
+    timestamp: str
+    """Start of the run, ISO 8601 in UTC."""
+    container_id: str
+    """The sandbox it ran in."""
+    files: Dict[str, bytes] = field(default_factory=dict)
+    """Content of each of ``output_paths`` that exists."""
+    resource_usage: Optional[ResourceUsage] = None
+    """What the run used."""
+    network_logs: List[NetworkLog] = field(default_factory=list)
+    """What the program reached, or tried to, where ``log_network`` asked for it."""
+    timed_out: bool = False
+    """The run was ended because its time was over."""
+    oom_killed: bool = False
+    """The kernel ended a process of the run because the sandbox was out of memory."""
+    state_lost: bool = False
+    """The session's interpreter ended with this run; its variables are gone, its files are not."""
+    timings: Optional[Timings] = None
+    """Where the time went."""
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One event of a run that is followed while it goes on."""
+
+    type: Literal["stdout", "stderr", "exit"]
+    """``exit`` comes last, and once."""
+    data: str
+    """What was written; for ``exit`` the exit code."""
+    phase: Literal["setup", "code"]
+    """Whether it is of the setup script or of the program."""
+    truncated: bool = False
+    """``exit`` only, as the members below: as in :class:`ExecutionResult`."""
+    timed_out: bool = False
+    oom_killed: bool = False
+    state_lost: bool = False
+    files: Dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> Optional[int]:
+        """The exit code, of an ``exit``."""
+        return int(self.data) if self.type == "exit" else None
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session of the server."""
+
+    id: str
+    """The client's name for it."""
+    is_active: bool
+    """Whether a request is running in it."""
+    last_accessed_at: int
+    """End of the last request."""
+    runtime: str
+    """The runtime it is bound to."""
+    created_at: int
+    """Its first request."""
+    container_id: str
+    """The sandbox it owns."""
+    expires_at: Optional[int] = None
+    """When it ends if nobody uses it until then; ``None`` where sessions do not end by themselves."""
+    tenant_id: Optional[str] = None
+    """Whose it is; only the master key is told."""
+
+
+@dataclass(frozen=True)
+class DirectoryEntry:
+    """One name in a directory."""
+
+    name: str
+    """What is not UTF-8 in it is replaced by U+FFFD."""
+    type: Literal["file", "directory", "symlink", "other"]
+    """What it is; a link is not followed."""
+    size: int
+    """Bytes."""
+    mode: str
+    """Permission bits as four octal digits, for example ``"0644"``."""
+    mtime: int
+    """Last change of its content."""
+
+
+@dataclass(frozen=True)
+class DirectoryListing:
+    """What is in a directory, sorted by name."""
+
+    entries: List[DirectoryEntry]
+    """Each name in it."""
+    truncated: bool
+    """There is more than one answer holds, and some of it is left out."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """A server that is up."""
+
+    status: str
+    """``"ok"``."""
+    version: str
+    """The server's version."""
+    backend: str
+    """What runs its sandboxes: ``"native"`` or ``"docker"``."""

@@ -1,0 +1,254 @@
+/**
+ * What is sent to a server and what it answers, member for member the JSON of its contract, except that
+ * the content of files is bytes. Durations are milliseconds, points in time milliseconds since 1970, unless a
+ * member says otherwise.
+ */
+
+/** The language of a program, and so the kind of its sandbox. */
+export type Runtime = "python" | "node" | "bun" | "deno" | "bash";
+
+/** The signals that can be sent to a program. */
+export type Signal = "SIGINT" | "SIGTERM";
+
+/** One program and what it needs. Exactly one of `code`, `codeUrl` and `cmd` is given. */
+export interface ExecutionRequest {
+  /** The language of the source text, and so the kind of sandbox. */
+  runtime: Runtime;
+  /** The source text. */
+  code?: string;
+  /** Where the server fetches the source text from. */
+  codeUrl?: string;
+  /** A command line for `bash -c`. */
+  cmd?: string;
+  /** Until the run is ended. */
+  timeoutMs?: number;
+  /** Environment of this run only. */
+  env?: Record<string, string>;
+  /** Extension of the script file, with its dot. */
+  fileExtension?: string;
+  /** All of standard input. */
+  stdin?: string;
+  /** Absolute path to content; written before the run. */
+  files?: Record<string, string | Uint8Array>;
+  /** Absolute paths, read after the run into the result's `files`. */
+  outputPaths?: readonly string[];
+  /** Packages installed before the run. */
+  installPackages?: readonly string[];
+  /** Bash, run before the program. */
+  setupScript?: string;
+  /** Working directory: absolute under `/sandbox`, or relative to it. */
+  workdir?: string;
+  /** SHA-256 of what `codeUrl` must give, in hex. */
+  codeHash?: string;
+  /** Accept an `http:` `codeUrl`. */
+  allowInsecureCodeUrl?: boolean;
+  /** Passed to the server's audit log. */
+  metadata?: Record<string, string>;
+  /** Run at a terminal; only for a stream over a WebSocket. */
+  tty?: boolean;
+  /** Characters in a line of the terminal at first. */
+  cols?: number;
+  /** Lines of the terminal at first. */
+  rows?: number;
+}
+
+/** Limits and behaviour of a run, merged over the server's defaults. */
+export interface Options {
+  /** How far the program may reach: nowhere, as the filter says, or as the host may. */
+  network?: "none" | "host" | "filtered";
+  /** Regular expressions on the names of hosts; the blacklist wins. */
+  networkFilter?: { whitelist?: readonly string[]; blacklist?: readonly string[] };
+  /** Tell what the program reached, in the result's `networkLogs`. */
+  logNetwork?: boolean;
+  /** Processor cores. */
+  cpuLimit?: number;
+  /** Of the whole sandbox; bytes, or text such as `"512m"`. */
+  memoryLimit?: number | string;
+  /** Processes and threads. */
+  pidsLimit?: number;
+  /** Whether `/` refuses writing. */
+  readonlyRootFs?: boolean;
+  /** Of `/sandbox`; bytes, or text such as `"512m"`. */
+  sandboxSize?: number | string;
+  /** Of `/tmp`; bytes, or text such as `"256m"`. */
+  tmpSize?: number | string;
+  /** Bytes kept of each of stdout and stderr. */
+  maxOutputSize?: number;
+  /** Until the run is ended. */
+  timeoutMs?: number;
+  /** Set in the environment, and masked in the output. */
+  secrets?: Record<string, string>;
+  /** A custom image. */
+  image?: string;
+  /** Keep the container after the run. */
+  persist?: boolean;
+  /** Confinement by the kernel. */
+  security?: { seccomp?: "strict" | "unconfined" | "custom"; customProfilePath?: string };
+  /** What `codeUrl` may name, as the server's documentation says. */
+  remoteCode?: Record<string, unknown>;
+  /** Accepted, and of no effect on this server. */
+  debug?: boolean;
+}
+
+/** How a run went. A program that fails or runs out of time is a result, not an error. */
+export interface ExecutionResult {
+  /** Standard output, trailing white space trimmed. */
+  stdout: string;
+  /** Standard error, trailing white space trimmed. */
+  stderr: string;
+  /** 128 and the signal's number where a signal ended it. */
+  exitCode: number;
+  /** From the arrival of the request at the sandbox to its result. */
+  durationMs: number;
+  /** Output was cut at `maxOutputSize`. */
+  truncated: boolean;
+  /** Names this run; a UUID. */
+  executionId: string;
+  /** The runtime that was asked for. */
+  runtime: string;
+  /** Start of the run, ISO 8601 in UTC. */
+  timestamp: string;
+  /** The sandbox it ran in. */
+  containerId: string;
+  /** Content of each of `outputPaths` that exists. */
+  files?: Record<string, Uint8Array>;
+  /** What the run used. */
+  resourceUsage?: ResourceUsage;
+  /** What the program reached, or tried to, where `logNetwork` asked for it. */
+  networkLogs?: NetworkLog[];
+  /** The run was ended because its time was over. */
+  timedOut?: boolean;
+  /** The kernel ended a process of the run because the sandbox was out of memory. */
+  oomKilled?: boolean;
+  /** The session's interpreter ended with this run; its variables are gone, its files are not. */
+  stateLost?: boolean;
+  /** Where the time went. */
+  timings?: Timings;
+}
+
+/** What a run used. */
+export interface ResourceUsage {
+  /** Processor time as a share of wall time; 100 is one core. */
+  cpuPercent: number;
+  /** Memory of the sandbox at the end, in MiB. */
+  memoryMB: number;
+  /** Most memory that the sandbox held, in MiB. */
+  peakMemoryMB: number;
+  /** Received through the network. */
+  networkBytesIn: number;
+  /** Sent through the network. */
+  networkBytesOut: number;
+}
+
+/** One request that a program made of another host. */
+export interface NetworkLog {
+  /** When it was made, ISO 8601 in UTC. */
+  timestamp: string;
+  /** The HTTP method; `CONNECT` for a tunnel. */
+  method: string;
+  /** The host that was asked for, without the port. */
+  host: string;
+  /** The path and the query; `null` for a tunnel. */
+  path: string | null;
+  /** Whether the rules let it through. */
+  action: "ALLOW" | "BLOCK";
+  /** From the request to its end. */
+  durationMs: number;
+}
+
+/** Where the time of a request went. */
+export interface Timings {
+  /** Waiting for its turn. */
+  queueMs: number;
+  /** Getting a sandbox. */
+  acquireMs: number;
+  /** Files and the setup script. */
+  setupMs: number;
+  /** The program itself. */
+  runMs: number;
+}
+
+/** Something was written. */
+export interface OutputEvent {
+  /** Where to. */
+  type: "stdout" | "stderr";
+  /** What was written. */
+  data: string;
+  /** Whether it is of the setup script or of the program. */
+  phase: "setup" | "code";
+}
+
+/** The run has ended. Comes last, and once. */
+export interface ExitEvent {
+  /** Tells it from what was written. */
+  type: "exit";
+  /** The exit code as text. */
+  data: string;
+  /** `"setup"` where the setup script failed. */
+  phase: "setup" | "code";
+  /** As {@link ExecutionResult.truncated}. */
+  truncated?: boolean;
+  /** As {@link ExecutionResult.timedOut}. */
+  timedOut?: boolean;
+  /** As {@link ExecutionResult.oomKilled}. */
+  oomKilled?: boolean;
+  /** As {@link ExecutionResult.stateLost}. */
+  stateLost?: boolean;
+  /** As {@link ExecutionResult.files}. */
+  files?: Record<string, Uint8Array>;
+}
+
+/** One event of a run that is followed while it goes on. */
+export type StreamEvent = OutputEvent | ExitEvent;
+
+/** One session of the server. */
+export interface Session {
+  /** The client's name for it. */
+  id: string;
+  /** Whether a request is running in it. */
+  isActive: boolean;
+  /** End of the last request. */
+  lastAccessedAt: number;
+  /** The runtime it is bound to. */
+  runtime: string;
+  /** Its first request. */
+  createdAt: number;
+  /** The sandbox it owns. */
+  containerId: string;
+  /** When it ends if nobody uses it until then; missing where sessions do not end by themselves. */
+  expiresAt?: number;
+  /** Whose it is; only the master key is told. */
+  tenantId?: string;
+}
+
+/** What is in a directory, sorted by name. */
+export interface DirectoryListing {
+  /** Each name in it. */
+  entries: DirectoryEntry[];
+  /** There is more than one answer holds, and some of it is left out. */
+  truncated: boolean;
+}
+
+/** One name in a directory. */
+export interface DirectoryEntry {
+  /** The name. What is not UTF-8 in it is replaced by U+FFFD. */
+  name: string;
+  /** What it is; a link is not followed. */
+  type: "file" | "directory" | "symlink" | "other";
+  /** Bytes. */
+  size: number;
+  /** Permission bits as four octal digits, for example `"0644"`. */
+  mode: string;
+  /** Last change of its content. */
+  mtime: number;
+}
+
+/** A server that is up. */
+export interface Health {
+  /** `"ok"`. */
+  status: string;
+  /** The server's version. */
+  version: string;
+  /** What runs its sandboxes: `"native"` or `"docker"`. */
+  backend: string;
+}

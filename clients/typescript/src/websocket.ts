@@ -1,0 +1,96 @@
+import { brokenOff } from "./errors.js";
+
+/** Opens a WebSocket that sends these headers, or throws where it cannot. */
+export type WebSocketFactory = (url: string, headers: Record<string, string>) => WebSocket;
+
+/** Where WebSockets of this platform take headers: in Node since 22, in Bun and in Deno. */
+export function usualFactory(): WebSocketFactory | undefined {
+  const { process, WebSocket } = globalThis as {
+    process?: { versions?: { node?: string } };
+    WebSocket?: new (url: string, options: object) => WebSocket;
+  };
+  if (process?.versions?.node === undefined || WebSocket === undefined) {
+    return undefined;
+  }
+  return (url, headers) => new WebSocket(url, { headers });
+}
+
+/** An open WebSocket as a sequence of the texts that arrive. */
+export class Socket {
+  readonly #socket: WebSocket;
+  readonly #waiting: string[] = [];
+  #closed = false;
+  #wake: () => void = () => undefined;
+
+  private constructor(socket: WebSocket) {
+    this.#socket = socket;
+    socket.addEventListener("message", ({ data }: MessageEvent) => {
+      this.#waiting.push(String(data));
+      this.#wake();
+    });
+    for (const end of ["close", "error"]) {
+      socket.addEventListener(end, () => {
+        this.#closed = true;
+        this.#wake();
+      });
+    }
+  }
+
+  /** Connects; `undefined` where no WebSocket can be had. */
+  static async connect(
+    factory: WebSocketFactory,
+    url: string,
+    headers: Record<string, string>,
+    signal: AbortSignal | undefined,
+  ): Promise<Socket | undefined> {
+    signal?.throwIfAborted();
+    let socket: WebSocket;
+    try {
+      socket = factory(url, headers);
+    } catch {
+      return undefined;
+    }
+    const connected = new Socket(socket);
+    const abort = () => socket.close();
+    signal?.addEventListener("abort", abort, { once: true });
+    const opened = await new Promise<boolean>((resolve) => {
+      socket.addEventListener("open", () => resolve(true), { once: true });
+      connected.#wake = () => resolve(false);
+    });
+    signal?.removeEventListener("abort", abort);
+    signal?.throwIfAborted();
+    return opened ? connected : undefined;
+  }
+
+  /** Sends a message. */
+  send(message: object): void {
+    if (this.#closed) {
+      throw brokenOff();
+    }
+    this.#socket.send(JSON.stringify(message));
+  }
+
+  /** Closes; what has not been taken is dropped. */
+  close(): void {
+    this.#waiting.length = 0;
+    this.#closed = true;
+    this.#socket.close();
+    this.#wake();
+  }
+
+  /** What arrives until the end. */
+  async *texts(): AsyncGenerator<string> {
+    for (;;) {
+      const text = this.#waiting.shift();
+      if (text !== undefined) {
+        yield text;
+      } else if (this.#closed) {
+        return;
+      } else {
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+        });
+      }
+    }
+  }
+}

@@ -1,0 +1,114 @@
+/** Between the library's types and the JSON and URLs of the contract. No I/O. */
+
+import { Isol8Error } from "./errors.js";
+import type { ExecutionRequest, ExecutionResult, Options, StreamEvent } from "./types.js";
+
+/** Characters of one `stdin` message: escaped, still less than the mebibyte that a server takes. */
+const STDIN_PIECE = 64 * 1024;
+
+/** Bytes that are turned into text at once: as many as a call takes arguments, and of whole base64 digits. */
+const BASE64_PIECE = 0x6000;
+
+/** The address of a server, with the slash that keeps its path when routes are appended. */
+export function baseUrl(url: string): URL {
+  const parsed = URL.canParse(url) ? new URL(url) : undefined;
+  if (parsed?.protocol !== "http:" && parsed?.protocol !== "https:") {
+    throw new TypeError(`${JSON.stringify(url)} is not the URL of a server: expected http or https`);
+  }
+  parsed.pathname = `${parsed.pathname.replace(/\/+$/, "")}/`;
+  return parsed;
+}
+
+/** The route of a session. */
+export function sessionPath(session: string): string {
+  return `session/${segment(session)}`;
+}
+
+/** The route of a session's directories. */
+export function filesPath(session: string | undefined): string {
+  if (session === undefined) {
+    throw new TypeError("files are a session's: give the client a sessionId");
+  }
+  return `${sessionPath(session)}/files`;
+}
+
+/** The route of a file's bytes. */
+export function filePath(session: string | undefined, path: string): string {
+  const segments = path.replace(/^\/+/, "").split("/").map(segment);
+  return `${filesPath(session)}/${segments.join("/")}`;
+}
+
+function segment(text: string): string {
+  // URLs resolve these, and would ask for something else: even for another session.
+  if (text === "." || text === "..") {
+    throw new TypeError(`${JSON.stringify(text)} cannot be in the URL of a session or a file`);
+  }
+  return encodeURIComponent(text);
+}
+
+/** What is posted to `/execute`. */
+export function executeBody(
+  request: ExecutionRequest,
+  options: Options | undefined,
+  sessionId: string | undefined,
+): Record<string, unknown> {
+  const files = Object.entries(request.files ?? {}).map(([path, content]) => [
+    path,
+    typeof content === "string" ? content : { base64: toBase64(content) },
+  ]);
+  const sent = request.files ? { ...request, files: Object.fromEntries(files) } : request;
+  return { request: sent, options, sessionId };
+}
+
+/** What writes this to the program. */
+export function* stdinMessages(text: string): Generator<object> {
+  for (let start = 0; start < text.length; ) {
+    let end = start + STDIN_PIECE;
+    // A character of two units stays whole.
+    if (isHighSurrogate(text.charCodeAt(end - 1))) {
+      end -= 1;
+    }
+    yield { type: "stdin", data: text.slice(start, end) };
+    start = end;
+  }
+}
+
+function isHighSurrogate(unit: number): boolean {
+  return unit >= 0xd800 && unit < 0xdc00;
+}
+
+/** An event of a stream. An `error` is thrown: nothing that matters comes after it. */
+export function event(text: string): StreamEvent {
+  const parsed = JSON.parse(text) as StreamEvent | { type: "error"; data: string };
+  if (parsed.type === "error") {
+    throw new Isol8Error(parsed.data);
+  }
+  return withFiles(parsed);
+}
+
+/** A run's result. */
+export function result(parsed: unknown): ExecutionResult {
+  return withFiles(parsed as ExecutionResult);
+}
+
+/** Content of files arrives as base64. */
+function withFiles<T extends object>(value: T): T {
+  const { files } = value as { files?: Record<string, string> };
+  if (files === undefined) {
+    return value;
+  }
+  const decoded = Object.entries(files).map(([path, content]) => [path, fromBase64(content)]);
+  return { ...value, files: Object.fromEntries(decoded) };
+}
+
+function toBase64(bytes: Uint8Array): string {
+  let text = "";
+  for (let start = 0; start < bytes.length; start += BASE64_PIECE) {
+    text += btoa(String.fromCharCode(...bytes.subarray(start, start + BASE64_PIECE)));
+  }
+  return text;
+}
+
+function fromBase64(text: string): Uint8Array {
+  return Uint8Array.from(atob(text), (unit) => unit.charCodeAt(0));
+}
