@@ -194,9 +194,11 @@ impl Server {
         }
         if self.kind == Kind::Docker {
             for id in containers(self.state()) {
-                // One that is just being made or removed cannot be killed.
-                let _ = Command::new("docker").args(["kill", &id]).output();
-                until("the container has ended", || !is_running(&id));
+                until("the container has ended", || {
+                    // One that is just being made cannot be killed yet, and one that is gone not any more.
+                    let _ = Command::new("docker").args(["kill", &id]).output();
+                    !is_running(&id)
+                });
             }
         }
     }
