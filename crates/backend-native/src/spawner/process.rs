@@ -2,6 +2,7 @@
 
 mod cgroups;
 mod containers;
+mod mounts;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{ForkResult, Pid, fork};
 
 use super::above_the_inherited;
@@ -49,7 +48,7 @@ struct Hierarchy {
 
 impl Cgroups {
     /// Finds the mounted hierarchies, takes hold of them and hides them from the rest of this
-    /// process, which gets a mount namespace of its own.
+    /// process, which must have a mount namespace of its own.
     pub(super) fn take(instance: &str) -> io::Result<Self> {
         cgroup::enter_spawner(instance)?;
         let root = Path::new(CGROUP_ROOT);
@@ -177,12 +176,8 @@ impl Hierarchy {
     }
 }
 
-/// Replaces the mounted cgroups by an empty directory, for this process and its children.
+/// Replaces the mounted cgroups by an empty directory, in the mount namespace of this process.
 fn hide(root: &Path) -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    let none = None::<&Path>;
-    // What the host mounts shows here, but not the other way round.
-    mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none)?;
     umount2(root, MntFlags::MNT_DETACH)?;
     // libcontainer takes a tmpfs for v1, here one without any controller.
     let options = Some("mode=755,size=4k");

@@ -21,6 +21,7 @@ use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
 use super::above_the_inherited;
 use super::cgroups::Cgroups;
+use super::mounts;
 use crate::identity::Identity;
 use crate::oci::{self, Surroundings};
 use crate::rootfs::{self, Share};
@@ -69,6 +70,12 @@ impl Containers {
         rootfs::build(host, &instance.join("root"))
             .map_err(|error| format!("sandbox root could not be made: {error}"))?;
         let identity = Identity::assume()?;
+        let shares = rootfs::shares(host);
+        if identity == Identity::Root {
+            let shared = shares.iter().map(|share| share.source.as_path());
+            mounts::go_apart(shared.chain([instance]))
+                .map_err(|error| format!("mounts cannot be set apart: {error}"))?;
+        }
         let cgroups = (identity == Identity::Root)
             .then(|| Cgroups::take(&name))
             .transpose()
@@ -78,7 +85,7 @@ impl Containers {
         Ok(Self {
             instance: instance.to_owned(),
             name,
-            shares: rootfs::shares(host),
+            shares,
             identity,
             cgroups,
             running: HashMap::new(),

@@ -1,0 +1,75 @@
+//! The spawner's own view of the file systems.
+//!
+//! Every container begins with a copy of its maker's mounts, which it then takes apart, and libcontainer
+//! reads the list of them. On a host with many (an engine has one or more for each of its containers) that
+//! would cost more than all the rest. So the spawner keeps those only that sandboxes are made of.
+
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use procfs::process::Process;
+
+/// What sandboxes are made of beside the shared directories: file systems of the kernel, and files of
+/// `/etc`, which may lead to `/run`.
+const NEEDED: [&str; 5] = ["/dev", "/etc", "/proc", "/run", "/sys"];
+
+/// Places in these that hold mounts of others.
+const OTHERS: [&str; 4] = ["/run/user", "/run/docker", "/run/netns", "/run/credentials"];
+
+/// Gives this process and its children a mount namespace of their own. Of the host's mounts it has those
+/// that lead to one of `needed`, or are within it; those that the host makes later do not show there.
+pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&Path>;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    let mounts = Process::myself().and_then(|own| own.mountinfo());
+    for mounted in mounts.map_err(io::Error::other)? {
+        let point = &mounted.mount_point;
+        if !is_needed(point, needed.clone()) {
+            // Gone already where it was within another.
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+    }
+    Ok(())
+}
+
+fn is_needed<'a>(point: &Path, needed: impl Iterator<Item = &'a Path>) -> bool {
+    let of_others = OTHERS.iter().any(|place| point.starts_with(place));
+    let mut needed = NEEDED.iter().map(Path::new).chain(needed);
+    !of_others && needed.any(|path| path.starts_with(point) || point.starts_with(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leads_to_something_needed_or_is_within_it_stays() {
+        let needed = [Path::new("/usr"), Path::new("/var/lib/isol8/native/1")];
+        let stays = |point: &str| is_needed(Path::new(point), needed.into_iter());
+        for point in [
+            "/",
+            "/usr",
+            "/usr/local",
+            "/var",
+            "/var/lib/isol8",
+            "/proc",
+            "/dev/pts",
+            "/run",
+        ] {
+            assert!(stays(point), "{point}");
+        }
+        for point in [
+            "/home",
+            "/usrlocal",
+            "/var/lib/docker/overlay2/x/merged",
+            "/var/lib/isol8/native/2",
+            "/run/docker/netns/default",
+            "/run/user/1000",
+        ] {
+            assert!(!stays(point), "{point}");
+        }
+    }
+}
