@@ -47,6 +47,23 @@ static DENO: LazyLock<Regex> = LazyLock::new(|| {
     )
 });
 
+/// What pip, npm and bun take for archives.
+const ARCHIVES: [&str; 13] = [
+    ".whl",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".tbz",
+    ".txz",
+    ".tlz",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.lz",
+    ".tar.lzma",
+    ".tar.zst",
+];
+
 #[allow(clippy::expect_used)] // They are constants, and a test compiles each.
 fn pattern(text: &str) -> Regex {
     Regex::new(&format!("^(?:{text})$")).expect("a constant pattern compiles")
@@ -83,7 +100,7 @@ pub fn install(
         return Err(JobError::invalid(MEMBER, problem));
     }
     for (index, package) in packages.iter().enumerate() {
-        if package.len() > LONGEST || !names.is_match(package) {
+        if package.len() > LONGEST || !names.is_match(package) || is_archive(package) {
             let given: String = package.chars().take(LONGEST).collect();
             let path = format!("{MEMBER}[{index}]");
             let problem = format!("{given:?} is not {expected}");
@@ -108,6 +125,12 @@ pub fn install(
             .collect(),
         network: Arc::new(network),
     }))
+}
+
+/// Whether package managers take it for a file of the working directory, where there is one of that name.
+fn is_archive(package: &str) -> bool {
+    let package = package.to_ascii_lowercase();
+    ARCHIVES.iter().any(|ending| package.ends_with(ending))
 }
 
 /// Deno wants to be told where from.
@@ -158,6 +181,34 @@ mod tests {
         }
         for package in ["chalk", "npm:@scope/x@1", "jsr:@std/path@1"] {
             assert!(DENO.is_match(package), "{package}");
+        }
+    }
+
+    #[test]
+    fn names_of_archives_are_files_to_package_managers() {
+        for package in [
+            "a.tgz",
+            "a.TAR",
+            "x@a.tar.gz",
+            "@a/b.tgz",
+            "a-1-py3-none-any.whl",
+            "a.zip",
+            "a==1.zip",
+            "a.tbz",
+            "a.tar.lzma",
+        ] {
+            assert!(is_archive(package), "{package}");
+        }
+        for package in [
+            "socket.io",
+            "zip",
+            "tar",
+            "a.tgz.b",
+            "unzip@1.0",
+            "x.tar-fs",
+            "zope.zipper",
+        ] {
+            assert!(!is_archive(package), "{package}");
         }
     }
 

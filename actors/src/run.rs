@@ -18,7 +18,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use isol8_api::{ExecutionResult, Phase, ResourceUsage, Timings};
+use isol8_api::{ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, Timings};
 use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
 use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
@@ -178,7 +178,7 @@ impl Execution<'_> {
             timestamp,
             container_id: self.sandbox.id().to_string(),
             files,
-            network_logs: self.job.network.as_ref().and_then(|network| network.log()),
+            network_logs: self.network_log(),
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
@@ -323,6 +323,17 @@ impl Execution<'_> {
             finished = output.finish(&exit) => finished,
         };
         Ok((exit, truncated?))
+    }
+
+    /// What the program asked for, where the job keeps that.
+    fn network_log(&self) -> Option<Vec<NetworkLogEntry>> {
+        let mut entries = self.job.network.as_ref()?.log()?;
+        if let Some(secrets) = &self.secrets {
+            entries
+                .iter_mut()
+                .for_each(|entry| secrets.mask_request(entry));
+        }
+        Some(entries)
     }
 
     /// What the run used, and whether the kernel ended a part of it for want of memory.

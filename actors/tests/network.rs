@@ -56,7 +56,7 @@ impl Network for Backwards {
             timestamp: String::new(),
             method: "GET".to_owned(),
             host: text.clone(),
-            path: None,
+            path: Some(format!("/find?text={text}")),
             action: NetworkAction::Allow,
             duration_ms: 0.0,
         };
@@ -82,6 +82,20 @@ async fn connections_of_a_job_s_programs_go_to_its_network() {
     let result = house.run(job("connect olleh")).await.unwrap();
     assert_eq!(result.stderr, "there is no network");
     assert_eq!(result.network_logs, None);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn secrets_are_masked_in_what_was_asked_for() {
+    let house = House::new(config());
+    let mut asks = job("connect hunter2");
+    asks.network = Some(Arc::new(Backwards::default()));
+    asks.secrets = vec!["hunter2".to_owned()];
+    let result = house.run(asks).await.unwrap();
+    let logs = result.network_logs.unwrap();
+    assert_eq!(logs[0].host, "***");
+    assert_eq!(logs[0].path.as_deref(), Some("/find?text=***"));
+    assert_eq!(logs[0].method, "GET");
     house.finish().await;
 }
 

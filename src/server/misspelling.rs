@@ -63,6 +63,8 @@ const OPTIONS: &[&str] = &[
     "mode",
 ];
 
+const FILTER: &[&str] = &["whitelist", "blacklist"];
+
 /// Warns in an answer's header, where a member looks like one of the contract's.
 pub fn warn(response: &mut HttpResponseBuilder, unknown: &[String]) {
     if let Some(warning) = warning(unknown) {
@@ -79,10 +81,13 @@ fn warning(unknown: &[String]) -> Option<HeaderValue> {
 }
 
 fn suspect(path: &str) -> Option<String> {
+    // `serde_ignored` has a segment for each `Option` on the way.
+    let path = &path.replace(".?", "");
     let (known, name) = match path.rsplit_once('.') {
-        None => (BODY, path),
+        None => (BODY, path.as_str()),
         Some(("request", name)) => (REQUEST, name),
-        Some(("options" | "options?", name)) => (OPTIONS, name),
+        Some(("options", name)) => (OPTIONS, name),
+        Some(("options.networkFilter", name)) => (FILTER, name),
         Some(_) => return None,
     };
     let is_plain = name.len() <= LONGEST
@@ -116,9 +121,12 @@ mod tests {
             ("request.timeout_ms", "timeoutMs"),
             ("options.memorylimit", "memoryLimit"),
             ("sessionID", "sessionId"),
+            ("options.networkFilter.whitelst", "whitelist"),
         ] {
             let text = warned(&[given]).unwrap();
             assert_eq!(text, format!("{given} is not known, did you mean {meant}?"));
+            let optional = given.replace("options.", "options.?.");
+            assert_eq!(warned(&[&optional]), Some(text));
         }
     }
 

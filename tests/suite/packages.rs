@@ -12,6 +12,7 @@ on_each_backend!(
     user_code_reaches_no_registry,
     what_cannot_be_installed_says_why_and_harms_nothing,
     only_names_of_packages_are_taken,
+    files_of_the_session_do_not_stand_in_for_pip,
     the_installation_reaches_the_registries_only,
 );
 
@@ -133,11 +134,27 @@ async fn what_cannot_be_installed_says_why_and_harms_nothing(server: Server) {
     server.stop();
 }
 
+async fn files_of_the_session_do_not_stand_in_for_pip(server: Server) {
+    let session = server.session("s");
+    let code = "open('/sandbox/pip.py', 'w').write('raise SystemExit(3)')";
+    session.execute(python(code)).await.unwrap();
+    let missing = with(
+        &["isol8-no-such-package-as-this"],
+        python("print('not run')"),
+    );
+    let error = session.execute(missing).await.unwrap_err().to_string();
+    assert!(error.contains("No matching distribution found"), "{error}");
+    session.stop().await.unwrap();
+    server.stop();
+}
+
 async fn only_names_of_packages_are_taken(server: Server) {
     for (runtime, package) in [
         (Runtime::Python, "--index-url=http://127.0.0.1/"),
         (Runtime::Python, "/tmp/package"),
+        (Runtime::Python, "package-1-py3-none-any.whl"),
         (Runtime::Node, "user/repository"),
+        (Runtime::Node, "package.tgz"),
         (Runtime::Bun, "x@file:/tmp"),
         (Runtime::Deno, "https://example.org/x.ts"),
     ] {

@@ -123,6 +123,14 @@ async fn a_likely_misspelling_is_warned_of_and_nothing_else(server: Server) {
         headers["x-isol8-warning"],
         "request.timeoutMS is not known, did you mean timeoutMs?"
     );
+    let mut request = body("print(1)");
+    request["options"] = json!({"memorylimit": "64m", "networkFilter": {"whiteList": []}});
+    let (_, headers, _) = execute(&server, &request, &[]).await;
+    assert_eq!(
+        headers["x-isol8-warning"],
+        "options.memorylimit is not known, did you mean memoryLimit?; \
+         options.networkFilter.whiteList is not known, did you mean whitelist?"
+    );
     let (_, headers, _) = execute(&server, &body("print(1)"), &[]).await;
     assert!(!headers.contains_key("x-isol8-warning"));
     server.stop();

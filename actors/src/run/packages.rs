@@ -13,11 +13,17 @@ struct Manager {
     /// Beside the job's own variables, which count for more: an index of the company's own comes with
     /// them.
     env: &'static [(&'static str, &'static str)],
+    /// Where it is started.
+    cwd: &'static str,
 }
+
+/// Where packages go, and what describes a project is.
+const PROJECT: &str = "/sandbox";
 
 /// The certificates of the image or the host.
 const CERTIFICATES: (&str, &str) = ("NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt");
 
+/// From where nobody writes: `-m` takes modules of the working directory first, such as a `pip.py` there.
 /// For the user, because the system's own place is read-only; where Debian says that pip should not, it
 /// means that place. What was fetched is not kept: it would take up the session's memory.
 const PIP: Manager = Manager {
@@ -31,6 +37,7 @@ const PIP: Manager = Manager {
         ("PIP_PROGRESS_BAR", "off"),
         ("PIP_USER", "1"),
     ],
+    cwd: "/",
 };
 
 const NPM: Manager = Manager {
@@ -42,22 +49,26 @@ const NPM: Manager = Manager {
         ("npm_config_fund", "false"),
         ("npm_config_update_notifier", "false"),
     ],
+    cwd: PROJECT,
 };
 
 const BUN: Manager = Manager {
     argv: &["bun", "add", "--cwd=/sandbox", "--no-progress"],
     env: &[CERTIFICATES, ("BUN_INSTALL_CACHE_DIR", "/tmp/.bun")],
+    cwd: PROJECT,
 };
 
 const DENO: Manager = Manager {
     argv: &["deno", "add", "--quiet"],
     env: &[("DENO_TLS_CA_STORE", "mozilla,system")],
+    cwd: PROJECT,
 };
 
 /// Bash has none of its own: whoever checks a request refuses packages for it.
 const NONE: Manager = Manager {
     argv: &["false"],
     env: &[],
+    cwd: PROJECT,
 };
 
 fn manager(runtime: Runtime) -> &'static Manager {
@@ -72,7 +83,7 @@ fn manager(runtime: Runtime) -> &'static Manager {
 
 /// The package manager's run.
 pub(super) fn installation(job: &Job, install: &Install) -> RunSpec {
-    let Manager { argv, env } = manager(job.runtime());
+    let Manager { argv, env, cwd } = manager(job.runtime());
     let words = argv.iter().map(|word| (*word).to_owned());
     let program = Program::Command {
         argv: words.chain(install.packages.iter().cloned()).collect(),
@@ -83,7 +94,7 @@ pub(super) fn installation(job: &Job, install: &Install) -> RunSpec {
             run.env.push(((*name).to_owned(), (*value).to_owned()));
         }
     }
-    run.cwd = Some("/sandbox".to_owned());
+    run.cwd = Some((*cwd).to_owned());
     run.network = true;
     run
 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
+use isol8_api::NetworkLogEntry;
 
 use crate::error::ExecuteError;
 
-const MASK: &[u8] = b"***";
+const MASK: &str = "***";
 
 /// The values to be masked.
 #[derive(Debug)]
@@ -39,6 +40,19 @@ impl Secrets {
             .build(values.iter().map(|value| &value.bytes))
             .map_err(|error| ExecuteError::Invalid(format!("secrets cannot be masked: {error}")))?;
         Ok(Some(Arc::new(Self { values, finder })))
+    }
+
+    /// Masks what a program said of itself by what it asked for: it chose all three texts.
+    pub(super) fn mask_request(&self, entry: &mut NetworkLogEntry) {
+        let masks = vec![MASK; self.values.len()];
+        let texts = [
+            Some(&mut entry.method),
+            Some(&mut entry.host),
+            entry.path.as_mut(),
+        ];
+        for text in texts.into_iter().flatten() {
+            *text = self.finder.replace_all(text, &masks);
+        }
     }
 
     /// Length of the longest end of `bytes` that some value begins with, and is longer than.
@@ -117,7 +131,7 @@ impl Masker {
             && at + found.start() < certain
         {
             masked.extend_from_slice(&pending[at..at + found.start()]);
-            masked.extend_from_slice(MASK);
+            masked.extend_from_slice(MASK.as_bytes());
             at += found.end();
             if at > certain {
                 certain = pending.len() - secrets.overlap(&pending[at..]);
@@ -136,7 +150,7 @@ impl Masker {
                 .finder
                 .replace_all_bytes(&held, &vec![MASK; secrets.values.len()]),
             _ if held.is_empty() => held,
-            _ => MASK.to_vec(),
+            _ => MASK.as_bytes().to_vec(),
         }
     }
 }
