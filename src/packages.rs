@@ -107,11 +107,19 @@ pub fn install(
             return Err(JobError::invalid(path, problem));
         }
     }
-    let registries = config.registries.get(&runtime);
+    let registries = config
+        .registries
+        .get(&runtime)
+        .map_or(&[][..], Vec::as_slice);
+    // A filter that lists no host would admit every one.
+    if registries.is_empty() {
+        let problem =
+            format!("this server installs no packages, runtimes.{runtime}.registries is empty");
+        return Err(JobError::unsupported(MEMBER, &problem));
+    }
     let filter = Filter {
         whitelist: registries
-            .into_iter()
-            .flatten()
+            .iter()
             .map(|host| format!("^{}$", regex::escape(host)))
             .collect(),
         blacklist: Vec::new(),

@@ -12,6 +12,7 @@ on_each_backend!(
     user_code_reaches_no_registry,
     what_cannot_be_installed_says_why_and_harms_nothing,
     only_names_of_packages_are_taken,
+    without_registries_nothing_is_installed,
     files_of_the_session_do_not_stand_in_for_pip,
     the_installation_reaches_the_registries_only,
 );
@@ -131,6 +132,18 @@ async fn what_cannot_be_installed_says_why_and_harms_nothing(server: Server) {
     let error = session.execute(late).await.unwrap_err();
     assert!(error.to_string().contains("TIMED OUT"), "{error}");
     session.stop().await.unwrap();
+    server.stop();
+}
+
+async fn without_registries_nothing_is_installed(server: Server) {
+    let kind = server.kind;
+    server.stop();
+    let server = Server::configured(kind, "[runtimes.python]\nregistries = []\n");
+    let request = with(&["toposort"], python("print('not run')"));
+    let error = server.client().execute(request).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Unsupported), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("runtimes.python.registries"), "{text}");
     server.stop();
 }
 
