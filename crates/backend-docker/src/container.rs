@@ -5,8 +5,7 @@ use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
-    ResourcesUlimits,
+    HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
 };
 use isol8_api::ByteSize;
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
@@ -58,9 +57,6 @@ pub(crate) fn name(id: &SandboxId) -> String {
 pub(crate) fn id_of_name(name: &str) -> Option<&str> {
     name.trim_start_matches('/').strip_prefix(NAME_PREFIX)
 }
-
-/// How terminals are mounted; group 5 is `tty`.
-const TERMINALS: &str = "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5,max=64";
 
 /// A filter for, or a setting of, one label.
 pub(crate) fn label(key: &str, value: &str) -> String {
@@ -142,28 +138,7 @@ fn mounts(placement: &Placement<'_>) -> Vec<Mount> {
     vec![
         bind(placement.guest, GUEST, true),
         bind(placement.control, CONTROL, false),
-        terminals(),
     ]
-}
-
-/// A `/dev/pts` like the engine's own, but bounded: all sandboxes together share the 3072 terminals that the
-/// host leaves to containers by default. A volume without a name is this container's alone and goes with it.
-fn terminals() -> Mount {
-    let options = [("type", "devpts"), ("device", "devpts"), ("o", TERMINALS)];
-    let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Mount {
-        typ: Some(MountType::VOLUME),
-        target: Some("/dev/pts".to_owned()),
-        volume_options: Some(MountVolumeOptions {
-            no_copy: Some(true),
-            driver_config: Some(MountVolumeOptionsDriverConfig {
-                name: Some("local".to_owned()),
-                options: Some(HashMap::from(options)),
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
 }
 
 /// The places that user code may write to.
@@ -293,7 +268,6 @@ mod tests {
         let mounts = body().host_config.unwrap().mounts.unwrap();
         let shared: Vec<_> = mounts
             .iter()
-            .filter(|m| m.typ == Some(MountType::BIND))
             .map(|m| {
                 (
                     m.source.as_deref().unwrap(),
