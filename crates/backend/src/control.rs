@@ -7,6 +7,7 @@
 //! although the queues are not. A guest that breaks a rule (a frame that is too long or malformed,
 //! more output than its credit, a wrong version) loses its connection, which ends the sandbox.
 
+mod allowance;
 mod connection;
 mod file;
 mod run;

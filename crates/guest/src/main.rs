@@ -28,6 +28,7 @@
 //!
 //! There is a single thread, so that fork, `setfsuid` and the like are sound without locks.
 
+mod backlog;
 mod failure;
 mod files;
 mod guest;

@@ -4,8 +4,9 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use isol8_protocol::{Failure, StreamId, TunnelId, WINDOW};
+use isol8_protocol::{Failure, GRANT_STEP, StreamId, TunnelId, WINDOW};
 
+use crate::backlog::Backlog;
 use crate::failure::internal;
 
 /// The port where it is free: user code may have taken it.
@@ -20,9 +21,6 @@ const LOOPBACK: &str = "localhost,127.0.0.1,::1";
 
 /// Has node look at the others.
 const NODE: &str = "NODE_USE_ENV_PROXY";
-
-/// Bytes that are taken before the host is granted as many anew.
-const GRANT_STEP: u32 = WINDOW / 4;
 
 /// Where the programs of a run connect to.
 #[derive(Debug)]
@@ -103,8 +101,7 @@ pub(crate) struct Tunnel {
     credit: u64,
     host: Host,
     /// What the program has not taken yet.
-    pending: Vec<u8>,
-    written: usize,
+    pending: Backlog,
     /// Bytes that the host may still send, and those that it was not told of.
     window: u32,
     owed: u32,
@@ -119,8 +116,7 @@ impl Tunnel {
             ended: false,
             credit: WINDOW.into(),
             host: Host::Sends,
-            pending: Vec::new(),
-            written: 0,
+            pending: Backlog::default(),
             window: WINDOW,
             owed: 0,
         }
@@ -128,7 +124,7 @@ impl Tunnel {
 
     /// What there is to wait for: the socket, and whether it is for reading and for writing.
     pub(crate) fn waits_for(&self) -> Option<(BorrowedFd<'_>, bool, bool)> {
-        let (reads, writes) = (self.may_read(), self.has_pending());
+        let (reads, writes) = (self.may_read(), !self.pending.is_empty());
         let socket = self.socket.as_ref().filter(|_| reads || writes)?;
         Some((socket.as_fd(), reads, writes))
     }
@@ -137,13 +133,9 @@ impl Tunnel {
         !self.ended && self.host != Host::Closed && self.credit > 0
     }
 
-    fn has_pending(&self) -> bool {
-        self.written < self.pending.len()
-    }
-
     /// Whether nothing is left of it on either side.
     pub(crate) fn is_over(&self) -> bool {
-        self.host == Host::Closed && (self.socket.is_none() || !self.has_pending())
+        self.host == Host::Closed && (self.socket.is_none() || self.pending.is_empty())
     }
 
     /// Whether this side has not closed it yet.
@@ -154,8 +146,7 @@ impl Tunnel {
     /// Lets go of the program.
     pub(crate) fn close(&mut self) {
         self.socket = None;
-        self.pending = Vec::new();
-        self.written = 0;
+        self.pending.clear();
     }
 
     pub(crate) fn grant(&mut self, bytes: u32) {
@@ -197,9 +188,7 @@ impl Tunnel {
         }
         self.window = window;
         if self.is_open() {
-            // What was taken goes, also where the program never catches up.
-            self.pending.drain(..std::mem::take(&mut self.written));
-            self.pending.extend_from_slice(bytes);
+            self.pending.push(bytes);
         }
         true
     }
@@ -220,10 +209,10 @@ impl Tunnel {
         let Some(socket) = &mut self.socket else {
             return Ok(0);
         };
-        while self.written < self.pending.len() {
-            match socket.write(&self.pending[self.written..]) {
+        while !self.pending.is_empty() {
+            match socket.write(self.pending.rest()) {
                 Ok(size) => {
-                    self.written += size;
+                    self.pending.take(size);
                     // No more than a window is ever pending.
                     self.owed += size as u32;
                 }
@@ -232,13 +221,9 @@ impl Tunnel {
                 Err(error) => return Err(error),
             }
         }
-        if self.written == self.pending.len() {
-            self.pending = Vec::new();
-            self.written = 0;
-            if self.host >= Host::Ended {
-                // A program that is gone says so when it is read from.
-                let _ = socket.shutdown(Shutdown::Write);
-            }
+        if self.pending.is_empty() && self.host >= Host::Ended {
+            // A program that is gone says so when it is read from.
+            let _ = socket.shutdown(Shutdown::Write);
         }
         if self.owed < GRANT_STEP || self.host != Host::Sends {
             return Ok(0);

@@ -22,6 +22,10 @@ pub const CHUNK_SIZE: usize = 64 * 1024;
 /// `Credit` frame. It bounds what one stream can hold in the memory of either side.
 pub const WINDOW: u32 = 256 * 1024;
 
+/// Bytes that are taken before they are granted anew. A frame of credit for every piece would let a sender of
+/// single bytes, which reads nothing, fill the other side's queue to it.
+pub const GRANT_STEP: u32 = WINDOW / 4;
+
 /// Largest encoded [`Entry`], in bytes: a name has at most 255.
 pub const MAX_ENTRY: usize = 512;
 

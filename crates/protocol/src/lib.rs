@@ -17,9 +17,9 @@ pub mod tunnel;
 
 pub use codec::{DecodeError, Decoder, EncodeError, encode};
 pub use frame::{
-    CHUNK_SIZE, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame,
-    KernelKind, KernelSettings, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program,
-    RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin, StreamId, TerminalSize, VERSION, WINDOW,
-    ZYGOTE_UID,
+    CHUNK_SIZE, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GRANT_STEP, GuestFrame,
+    HostFrame, KernelKind, KernelSettings, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME,
+    OutputStream, Program, RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin, StreamId,
+    TerminalSize, VERSION, WINDOW, ZYGOTE_UID,
 };
 pub use tunnel::{MAX_TUNNELS, TunnelFrame, TunnelId};

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::ControlError;
+use super::allowance::Allowance;
 use super::tunnel::{Tunnel, Tunnels};
 use super::tunnels::Table;
 
@@ -32,28 +33,9 @@ pub(super) struct Stream {
 struct Entry {
     frames: mpsc::UnboundedSender<GuestFrame>,
     credit: Arc<Semaphore>,
-    /// Bytes that the guest may still send.
-    granted: u32,
-    /// Bytes that were taken and not yet granted anew.
-    taken: u32,
+    allowance: Allowance,
     /// Where the connections go that the run's programs make, if it has a network.
     tunnels: Option<mpsc::UnboundedSender<Tunnel>>,
-}
-
-/// Bytes that are taken before they are granted anew. A frame of credit for every piece of output
-/// would let a guest that writes single bytes, and reads nothing, fill the queue to it.
-pub(super) const GRANT_STEP: u32 = WINDOW / 4;
-
-impl Entry {
-    /// Counts what was taken; says how much to grant, where it is time.
-    fn take(&mut self, bytes: u32) -> Option<u32> {
-        self.taken = self.taken.saturating_add(bytes);
-        if self.taken < GRANT_STEP {
-            return None;
-        }
-        self.granted = self.granted.saturating_add(self.taken);
-        Some(std::mem::take(&mut self.taken))
-    }
 }
 
 /// The queue of frames to the guest.
@@ -170,8 +152,7 @@ impl Connection {
         let entry = Entry {
             frames: sender,
             credit: Arc::clone(&credit),
-            granted: WINDOW,
-            taken: 0,
+            allowance: Allowance::default(),
             tunnels,
         };
         self.streams.lock().insert(id, entry);
@@ -188,9 +169,8 @@ impl Connection {
 
     /// Allows the guest to send more on a stream, once what it sent was taken.
     pub(super) fn grant(&self, id: StreamId, bytes: usize) {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let granted = match self.streams.lock().get_mut(&id) {
-            Some(entry) => entry.take(bytes),
+            Some(entry) => entry.allowance.take(bytes),
             None => return,
         };
         if let Some(bytes) = granted {
@@ -312,11 +292,7 @@ impl Streams {
                     // It costs no credit, so it must cost no memory either.
                     return Ok(());
                 }
-                let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                entry.granted = entry
-                    .granted
-                    .checked_sub(size)
-                    .ok_or_else(|| "guest sent more than its credit".to_owned())?;
+                entry.allowance.spend(bytes.len())?;
             }
             GuestFrame::Credit { bytes, .. } => {
                 let room = (WINDOW as usize).saturating_sub(entry.credit.available_permits());

@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::PollSemaphore;
 
-use super::connection::{GRANT_STEP, Outgoing};
+use super::allowance::Allowance;
+use super::connection::Outgoing;
 use super::tunnels::Table;
 
 /// A connection that a program of a run has made. What is read from it the program wrote, and what is
@@ -175,10 +176,7 @@ struct Flow {
     pieces: VecDeque<Vec<u8>>,
     /// Bytes of the first piece that were taken.
     taken: usize,
-    /// Bytes that the guest may still send.
-    granted: u32,
-    /// Bytes that were taken and not yet granted anew.
-    owed: u32,
+    allowance: Allowance,
     /// Bytes that the guest takes now.
     credit: u32,
     /// The guest sends nothing more.
@@ -194,8 +192,7 @@ impl Default for Flow {
         Self {
             pieces: VecDeque::new(),
             taken: 0,
-            granted: WINDOW,
-            owed: 0,
+            allowance: Allowance::default(),
             credit: WINDOW,
             is_ended: false,
             is_closed: false,
@@ -207,9 +204,7 @@ impl Default for Flow {
 
 impl Flow {
     fn push(&mut self, bytes: Vec<u8>) -> Result<(), String> {
-        let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let left = self.granted.checked_sub(size);
-        self.granted = left.ok_or_else(|| "guest sent more than its credit".to_owned())?;
+        self.allowance.spend(bytes.len())?;
         if self.is_ended || bytes.is_empty() {
             return Err("guest sent data where there can be none".to_owned());
         }
@@ -224,6 +219,7 @@ impl Flow {
     /// Moves what is there into the buffer. Returns how much to grant, or `None` where nothing is there.
     fn take(&mut self, buffer: &mut ReadBuf<'_>) -> Option<u32> {
         self.pieces.front()?;
+        let before = buffer.remaining();
         while let Some(piece) = self.pieces.front()
             && buffer.remaining() > 0
         {
@@ -231,20 +227,13 @@ impl Flow {
             let size = rest.len().min(buffer.remaining());
             buffer.put_slice(&rest[..size]);
             self.taken += size;
-            // No piece is larger than a window.
-            self.owed = self
-                .owed
-                .saturating_add(u32::try_from(size).unwrap_or(u32::MAX));
             if self.taken == piece.len() {
                 self.pieces.pop_front();
                 self.taken = 0;
             }
         }
-        if self.owed < GRANT_STEP || self.is_closed {
-            return Some(0);
-        }
-        self.granted = self.granted.saturating_add(self.owed);
-        Some(std::mem::take(&mut self.owed))
+        let granted = self.allowance.take(before - buffer.remaining());
+        Some(granted.filter(|_| !self.is_closed).unwrap_or(0))
     }
 
     /// Ready where there is credit, or nothing will ever be.

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::write;
 
 use super::terminal::end_of_input;
+use crate::backlog::Backlog;
 
 /// A run's standard input.
 #[derive(Debug)]
@@ -18,8 +19,7 @@ pub(crate) struct Input {
     last: Option<u8>,
     /// It has no pipe yet.
     parked: bool,
-    pending: Vec<u8>,
-    written: usize,
+    pending: Backlog,
     /// The program may have read some.
     touched: bool,
     ended: bool,
@@ -35,8 +35,7 @@ impl Input {
             is_terminal: false,
             last: None,
             parked: false,
-            pending: Vec::new(),
-            written: 0,
+            pending: Backlog::default(),
             touched: false,
             ended: true,
             window: 0,
@@ -52,7 +51,7 @@ impl Input {
         };
         Self {
             parked: true,
-            pending,
+            pending: Backlog::new(pending),
             ended,
             window,
             ..Self::empty()
@@ -62,7 +61,7 @@ impl Input {
     /// What is typed at a terminal.
     pub(crate) fn typed(stdin: Stdin, terminal: OwnedFd) -> Self {
         let mut input = Self::parked(stdin);
-        input.last = input.pending.last().copied();
+        input.last = input.pending.rest().last().copied();
         input.is_terminal = true;
         input.direct(terminal);
         if input.ended {
@@ -86,9 +85,7 @@ impl Input {
             return false;
         }
         self.window = window;
-        // What was taken goes, also where the program never catches up.
-        self.pending.drain(..std::mem::take(&mut self.written));
-        self.pending.extend_from_slice(bytes);
+        self.pending.push(bytes);
         self.last = bytes.last().copied().or(self.last);
         true
     }
@@ -104,17 +101,14 @@ impl Input {
     fn type_end(&mut self) {
         if let Some(terminal) = &self.pipe {
             let keys = end_of_input(terminal.as_fd(), self.last);
-            self.pending.extend(keys);
+            self.pending.push(&keys);
         }
     }
 
     /// The pipe, where there is something to write to it.
     pub(crate) fn waits_for(&self) -> Option<BorrowedFd<'_>> {
-        let pending = self.written < self.pending.len();
-        self.pipe
-            .as_ref()
-            .filter(|_| pending)
-            .map(|pipe| pipe.as_fd())
+        let pipe = self.pipe.as_ref().filter(|_| !self.pending.is_empty());
+        pipe.map(|pipe| pipe.as_fd())
     }
 
     /// Whether the program cannot have read any of it.
@@ -134,11 +128,12 @@ impl Input {
         if self.parked {
             return 0;
         }
-        let before = self.written;
+        let mut taken = 0;
         while let Some(pipe) = self.waits_for() {
-            match write(pipe, &self.pending[self.written..]) {
+            match write(pipe, self.pending.rest()) {
                 Ok(count) => {
-                    self.written += count;
+                    taken += count;
+                    self.pending.take(count);
                     self.touched = true;
                 }
                 Err(Errno::EAGAIN) => break,
@@ -148,19 +143,16 @@ impl Input {
             }
         }
         if self.pipe.is_none() {
-            self.written = self.pending.len();
-        }
-        let taken = u32::try_from(self.written - before).unwrap_or(u32::MAX);
-        if self.written == self.pending.len() {
-            self.pending = Vec::new();
-            self.written = 0;
-            if self.ended {
-                self.pipe = None;
-            }
+            taken += self.pending.rest().len();
+            self.pending.clear();
         }
         if self.ended {
+            if self.pending.is_empty() {
+                self.pipe = None;
+            }
             return 0;
         }
+        let taken = u32::try_from(taken).unwrap_or(u32::MAX);
         self.window += taken;
         taken
     }
