@@ -240,6 +240,9 @@ impl Registry {
         key: &SessionKey,
         job: &Job,
     ) -> Result<Supervised<Session>, ExecuteError> {
+        if self.own.draining {
+            return Err(ExecuteError::ShuttingDown);
+        }
         if let Some(reason) = self.own.losses.take(key) {
             let session = key.id.clone();
             return Err(ExecuteError::SessionLost { session, reason });
@@ -330,9 +333,6 @@ impl Handler<Execute> for Registry {
     type Result = ResponseFuture<Result<ExecutionResult, ExecuteError>>;
 
     fn handle(&mut self, execute: Execute, _: &mut Self::Context) -> Self::Result {
-        if self.own.draining {
-            return Box::pin(async { Err(ExecuteError::ShuttingDown) });
-        }
         match self.find_or_start(&execute.key, &execute.job) {
             Ok(session) => {
                 // In the order of arrival, so before the future is polled.
@@ -356,11 +356,7 @@ impl Handler<Again> for Registry {
     type Result = ();
 
     fn handle(&mut self, Again { key, run }: Again, _: &mut Self::Context) {
-        let session = match self.own.draining {
-            true => Err(ExecuteError::ShuttingDown),
-            false => self.find_or_start(&key, &run.job),
-        };
-        match session {
+        match self.find_or_start(&key, &run.job) {
             Ok(session) => session.do_send(run),
             // Whoever is gone by now needs no answer.
             Err(error) => drop(run.reply.send(Err(error))),

@@ -283,9 +283,10 @@ impl Execution<'_> {
     async fn supervise(
         &mut self,
         phase: Phase,
-        spec: RunSpec,
+        mut spec: RunSpec,
         network: Option<&dyn Network>,
     ) -> Result<(Exit, bool), ExecuteError> {
+        spec.network = network.is_some();
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
         let mut output = Output::new(
             &mut self.sink,

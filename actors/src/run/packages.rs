@@ -95,6 +95,5 @@ pub(super) fn installation(job: &Job, install: &Install) -> RunSpec {
         }
     }
     run.cwd = Some((*cwd).to_owned());
-    run.network = true;
     run
 }

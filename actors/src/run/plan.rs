@@ -70,6 +70,7 @@ pub(super) fn base(job: &Job, program: GuestProgram) -> RunSpec {
         // What a setup script leaves running (a service) is for the program.
         sweep: false,
         terminal: None,
-        network: job.network.is_some(),
+        // Said where it is run, by whoever serves it there.
+        network: false,
     }
 }
