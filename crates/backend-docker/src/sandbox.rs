@@ -369,8 +369,8 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn has_memory_for(&self, bytes: u64) -> bool {
-        let has = |reader: &CgroupReader| reader.has_memory_for(bytes).unwrap_or(true);
-        self.cgroup.as_ref().ok().is_none_or(has)
+        let reader = self.cgroup.as_ref().ok();
+        reader.is_none_or(|reader| reader.has_memory_for(bytes))
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

@@ -323,8 +323,8 @@ impl Sandbox for NativeSandbox {
     }
 
     async fn has_memory_for(&self, bytes: u64) -> bool {
-        let has = |reader: &CgroupReader| reader.has_memory_for(bytes).unwrap_or(true);
-        self.reader.as_ref().is_none_or(has)
+        let reader = self.reader.as_ref();
+        reader.is_none_or(|reader| reader.has_memory_for(bytes))
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

@@ -130,11 +130,13 @@ impl CgroupReader {
     }
 
     /// Whether the cgroup can take so many bytes more before the kernel ends processes for it. Cached
-    /// pages of files on disk do not count: the kernel lets go of them.
-    ///
-    /// # Errors
-    /// [`BackendError::Unavailable`] where a file is missing.
-    pub fn has_memory_for(&self, bytes: u64) -> Result<bool, BackendError> {
+    /// pages of files on disk do not count: the kernel lets go of them. True where the host cannot tell.
+    #[must_use]
+    pub fn has_memory_for(&self, bytes: u64) -> bool {
+        self.compare_memory(bytes).unwrap_or(true)
+    }
+
+    fn compare_memory(&self, bytes: u64) -> Result<bool, BackendError> {
         let (limit, current, path) = match &self.memory {
             Directory::V1(path) => ("memory.limit_in_bytes", "memory.usage_in_bytes", path),
             Directory::V2(path) => ("memory.max", "memory.current", path),
@@ -364,12 +366,12 @@ mod tests {
         ]);
         for root in [v1, v2] {
             let reader = CgroupReader::new(root.path(), "box");
-            assert!(reader.has_memory_for(500).unwrap());
-            assert!(!reader.has_memory_for(501).unwrap());
+            assert!(reader.has_memory_for(500));
+            assert!(!reader.has_memory_for(501));
         }
         let unbounded = tree(&[("cgroup.controllers", ""), ("box/memory.max", "max\n")]);
         let reader = CgroupReader::new(unbounded.path(), "box");
-        assert!(reader.has_memory_for(u64::MAX).unwrap());
+        assert!(reader.has_memory_for(u64::MAX));
     }
 
     #[test]
