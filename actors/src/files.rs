@@ -36,8 +36,9 @@ pub(crate) async fn check_memory(sandbox: &dyn Sandbox, bytes: u64) -> Result<()
     if sandbox.has_memory_for(bytes + MEMORY_BESIDE_FILES).await {
         return Ok(());
     }
-    let text = "no memory is left for the file: files count towards memoryLimit, and one that is replaced stays until the new one is complete";
-    Err(ExecuteError::NoSpace(text.to_owned()))
+    let text = "no memory is left for the file, raise memoryLimit or delete files: they count towards it, and \
+                one that is replaced stays until the new one is complete";
+    Err(ExecuteError::Invalid(text.to_owned()))
 }
 
 /// The right to one transfer. The session is in use as long as there is one.
