@@ -12,11 +12,11 @@ use nix::sched::{CloneFlags, unshare};
 use procfs::process::Process;
 
 /// What sandboxes are made of beside the shared directories: file systems of the kernel, and files of
-/// `/etc`, which may lead to `/run`.
-const NEEDED: [&str; 5] = ["/dev", "/etc", "/proc", "/run", "/sys"];
+/// `/etc`.
+const NEEDED: [&str; 4] = ["/dev", "/etc", "/proc", "/sys"];
 
-/// Places in these that hold mounts of others.
-const OTHERS: [&str; 4] = ["/run/user", "/run/docker", "/run/netns", "/run/credentials"];
+/// Where some of these files lead. What is mounted within is others': engines, users, services.
+const BEHIND_ETC: &str = "/run";
 
 /// Gives this process and its children a mount namespace of their own. Of the host's mounts it has those
 /// that lead to one of `needed`, or are within it; those that the host makes later do not show there.
@@ -36,9 +36,9 @@ pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io
 }
 
 fn is_needed<'a>(point: &Path, needed: impl Iterator<Item = &'a Path>) -> bool {
-    let of_others = OTHERS.iter().any(|place| point.starts_with(place));
     let mut needed = NEEDED.iter().map(Path::new).chain(needed);
-    !of_others && needed.any(|path| path.starts_with(point) || point.starts_with(path))
+    point == Path::new(BEHIND_ETC)
+        || needed.any(|path| path.starts_with(point) || point.starts_with(path))
 }
 
 #[cfg(test)]
@@ -67,6 +67,7 @@ mod tests {
             "/var/lib/docker/overlay2/x/merged",
             "/var/lib/isol8/native/2",
             "/run/docker/netns/default",
+            "/run/containerd/io.containerd.runtime.v2.task/x/rootfs",
             "/run/user/1000",
         ] {
             assert!(!stays(point), "{point}");
