@@ -105,7 +105,7 @@ try: urllib.request.urlopen('https://pypi.org/simple/toposort/', timeout=5); pri
 except OSError: print('unreachable')";
     let request = with(&["toposort==1.10"], python(code));
     let mut request = request;
-    request.setup_script = Some("env | grep -ci proxy >&2 || true".to_owned());
+    request.setup_script = Some("! env | grep -i proxy >&2".to_owned());
     let result = server.client().execute(request).await.unwrap();
     assert_eq!(result.stdout, "[]\nunreachable", "{}", result.stderr);
     server.stop();
