@@ -13,6 +13,7 @@
 #[allow(dead_code, unused_imports, unused_macros)] // The suite uses all of it.
 #[path = "../tests/suite/harness.rs"]
 mod harness;
+mod times;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,8 +22,12 @@ use std::time::{Duration, Instant};
 
 use harness::{Kind, Server, sandboxed_processes};
 use isol8_client::{ExecutionRequest, RemoteIsol8, Runtime};
+use times::Times;
 
 const RUNS: usize = 100;
+
+/// What is printed of the slow ones.
+const PERCENTILE: usize = 95;
 
 /// Requests before those that are timed.
 const WARM_UP: usize = 5;
@@ -147,7 +152,7 @@ impl Program {
             assert_eq!(output.stdout, b"1\n");
             start.elapsed()
         };
-        Times::of((0..RUNS).map(|_| start()).collect())
+        Times::of((0..RUNS).map(|_| start()).collect(), PERCENTILE)
     }
 
     /// With a pool that keeps this many clean sandboxes, or none at all.
@@ -243,7 +248,7 @@ async fn time(program: &Program, client: &RemoteIsol8, pace: Duration) -> Times 
             times.push(took);
         }
     }
-    Times::of(times)
+    Times::of(times, PERCENTILE)
 }
 
 /// Times the first request of each of many sessions.
@@ -259,32 +264,5 @@ async fn time_first(program: &Program, server: &Server) -> Times {
         times.push(program.run(&session).await);
         session.stop().await.unwrap();
     }
-    Times::of(times)
-}
-
-struct Times {
-    median: Duration,
-    p95: Duration,
-}
-
-impl Times {
-    fn of(mut times: Vec<Duration>) -> Self {
-        times.sort();
-        Self {
-            median: times[times.len() / 2],
-            p95: times[times.len() * 95 / 100],
-        }
-    }
-}
-
-impl std::fmt::Display for Times {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        write!(
-            f,
-            "p50 {:7.2} ms  p95 {:7.2} ms",
-            ms(self.median),
-            ms(self.p95)
-        )
-    }
+    Times::of(times, PERCENTILE)
 }

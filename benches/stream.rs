@@ -15,6 +15,7 @@ mod harness;
 #[allow(dead_code)] // As above.
 #[path = "../tests/suite/stream/socket.rs"]
 mod socket;
+mod times;
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,10 @@ use harness::{KEY, Kind, Server};
 use isol8_api::{EventKind, StreamEvent};
 use serde_json::{Value, json};
 use socket::Socket;
+use times::Times;
+
+/// What is printed of the slow ones.
+const PERCENTILE: usize = 99;
 
 /// Requests before those that are timed.
 const WARM_UP: usize = 10;
@@ -92,7 +97,7 @@ async fn measure(kind: Kind, runtime: &str, code: &str, runs: usize) {
             }
         }
         let name = format!("{} {runtime}, {}", kind.name(), way.name());
-        println!("{name:<42} first byte {}", Times::of(times));
+        println!("{name:<42} first byte {}", Times::of(times, PERCENTILE));
     }
     server.stop();
 }
@@ -131,32 +136,5 @@ async fn web_socket(server: &Server, request: &Value, way: Way) -> Duration {
     match way {
         Way::Handshake => heard - connected,
         _ => heard - asked,
-    }
-}
-
-struct Times {
-    median: Duration,
-    p99: Duration,
-}
-
-impl Times {
-    fn of(mut times: Vec<Duration>) -> Self {
-        times.sort();
-        Self {
-            median: times[times.len() / 2],
-            p99: times[times.len() * 99 / 100],
-        }
-    }
-}
-
-impl std::fmt::Display for Times {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        write!(
-            f,
-            "p50 {:7.2} ms  p99 {:7.2} ms",
-            ms(self.median),
-            ms(self.p99)
-        )
     }
 }

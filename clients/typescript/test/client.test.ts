@@ -4,7 +4,8 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { after, before, describe, test } from "node:test";
 
-import { type ExecutionStream, Isol8, Isol8ConnectionError, Isol8Error, type StreamEvent } from "../src/index.js";
+import { type ExecutionStream, Isol8, Isol8ConnectionError, type StreamEvent } from "../src/index.js";
+import { refused } from "./refused.js";
 import { KEY, type Server, startServer, untilActive } from "./server.js";
 
 const TRANSPORTS = ["websocket", "sse"] as const;
@@ -40,16 +41,6 @@ async function all(run: ExecutionStream): Promise<StreamEvent[]> {
 
 function textOf(events: StreamEvent[], type = "stdout"): string {
   return events.map((event) => (event.type === type ? event.data : "")).join("");
-}
-
-/** What a call is refused with. */
-async function refused(call: Promise<unknown>): Promise<Isol8Error> {
-  const outcome = await call.then(
-    () => undefined,
-    (error: unknown) => error,
-  );
-  assert(outcome instanceof Isol8Error, `expected a refusal, got ${String(outcome)}`);
-  return outcome;
 }
 
 test("a program has a result", async () => {

@@ -6,8 +6,9 @@ import { createServer, type IncomingMessage } from "node:http";
 import type { AddressInfo } from "node:net";
 import { test } from "node:test";
 
-import { Isol8, Isol8ConnectionError, Isol8Error } from "../src/index.js";
+import { Isol8, Isol8ConnectionError } from "../src/index.js";
 import { serverSentEvents } from "../src/sse.js";
+import { refused } from "./refused.js";
 
 const REQUEST = { runtime: "bash", code: "echo 1" } as const;
 const RESULT = { stdout: "1", stderr: "", exitCode: 0, executionId: "id", runtime: "bash" };
@@ -54,15 +55,6 @@ async function withStub(answers: Answer[], body: (stub: Stub) => Promise<void>):
     server.closeAllConnections();
     server.close();
   }
-}
-
-async function refused(call: Promise<unknown>): Promise<Isol8Error> {
-  const outcome = await call.then(
-    () => undefined,
-    (error: unknown) => error,
-  );
-  assert(outcome instanceof Isol8Error, `expected a refusal, got ${String(outcome)}`);
-  return outcome;
 }
 
 const execute = (isol8: Isol8) => isol8.execute(REQUEST);

@@ -123,16 +123,8 @@ async fn every_form_of_input_is_read() {
 #[tokio::test]
 async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
     let sandbox = Sandbox::start().await;
-    let mut run = sandbox
-        .control
-        .run(sh("echo $$ >/tmp/pid; exec yes"))
-        .unwrap();
-    assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));
-    sandbox
-        .wait_until("grep -q '^State:.S' /proc/$(cat /tmp/pid)/status")
-        .await;
-    drop(run);
-    sandbox.wait_until("[ ! -d /proc/$(cat /tmp/pid) ]").await;
+    let loud = sh("echo $$ >/tmp/pid; exec yes");
+    sandbox.waits_and_ends_with_its_run(loud).await;
 }
 
 #[tokio::test]

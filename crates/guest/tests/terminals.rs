@@ -223,13 +223,7 @@ async fn what_is_printed_last_is_whole_and_in_order() {
 async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
     let sandbox = Sandbox::start().await;
     let loud = sh("echo $$ >/tmp/pid; exec yes");
-    let mut run = sandbox.control.run(at_terminal(loud)).unwrap();
-    assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));
-    sandbox
-        .wait_until("grep -q '^State:.S' /proc/$(cat /tmp/pid)/status")
-        .await;
-    drop(run);
-    sandbox.wait_until("[ ! -d /proc/$(cat /tmp/pid) ]").await;
+    sandbox.waits_and_ends_with_its_run(at_terminal(loud)).await;
 }
 
 #[tokio::test]

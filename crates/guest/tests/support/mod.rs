@@ -144,6 +144,17 @@ impl Sandbox {
         }
     }
 
+    /// Runs a program that writes without end, and tells its process in `/tmp/pid`: it must wait once nobody
+    /// takes what it writes, and end with its run.
+    pub(crate) async fn waits_and_ends_with_its_run(&self, endless: RunSpec) {
+        let mut run = self.control.run(endless).unwrap();
+        assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));
+        self.wait_until("grep -q '^State:.S' /proc/$(cat /tmp/pid)/status")
+            .await;
+        drop(run);
+        self.wait_until("[ ! -d /proc/$(cat /tmp/pid) ]").await;
+    }
+
     /// The guest's process, seen from outside.
     pub(crate) fn guest(&self) -> i32 {
         self.guest
