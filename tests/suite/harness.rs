@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use isol8_client::{ExecutionRequest, ExecutionResult, RemoteIsol8, Runtime, SessionId};
@@ -85,6 +85,8 @@ pub(crate) struct Server {
     pub(crate) kind: Kind,
     pub(crate) address: String,
     process: Child,
+    /// What it has logged so far.
+    log: Arc<Mutex<String>>,
     state: TempDir,
 }
 
@@ -132,15 +134,18 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        let address = listening_address(log).unwrap_or_else(|log| {
+        let log = Arc::default();
+        let lines = BufReader::new(process.stderr.take().unwrap());
+        let address = listening_address(lines, &log).unwrap_or_else(|| {
             let _ = process.kill();
+            let log = log.lock().unwrap();
             panic!("{} server did not start: {log}", kind.name());
         });
         Self {
             kind,
             address,
             process,
+            log,
             state,
         }
     }
@@ -206,9 +211,7 @@ impl Server {
     /// Ends the server as an operator would, and expects a clean end and no trace.
     pub(crate) fn stop(mut self) {
         let sandboxed = sandboxed_processes(self.kind, self.state.path());
-        self.signal(Signal::SIGTERM);
-        let status = self.wait();
-        assert!(status.success(), "server ended with {status}");
+        self.end_well();
         assert_eq!(self.traces(), BTreeSet::new());
         for process in sandboxed {
             assert!(!Path::new(&format!("/proc/{process}/ns")).exists() || reused(process));
@@ -218,9 +221,7 @@ impl Server {
     /// Ends the server as an operator would who wants its sessions kept, and gives back its state
     /// directory.
     pub(crate) fn terminate(mut self) -> TempDir {
-        self.signal(Signal::SIGTERM);
-        let status = self.wait();
-        assert!(status.success(), "server ended with {status}");
+        self.end_well();
         let unused = tempfile::tempdir().unwrap();
         std::mem::replace(&mut self.state, unused)
     }
@@ -231,6 +232,13 @@ impl Server {
         self.wait();
         let unused = tempfile::tempdir().unwrap();
         std::mem::replace(&mut self.state, unused)
+    }
+
+    fn end_well(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait();
+        let log = self.log.lock().unwrap();
+        assert!(status.success(), "server ended with {status}: {log}");
     }
 
     fn signal(&self, signal: Signal) {
@@ -395,26 +403,28 @@ fn reused(process: i32) -> bool {
     !membership.contains("/isol8/")
 }
 
-/// The address in the server's log; the whole log where it ended without one. The rest of the log
-/// is read and dropped, so that the server never waits for it.
-fn listening_address(log: impl BufRead + Send + 'static) -> Result<String, String> {
+/// The address in the server's log; none where it ended without one. The whole log is read and kept, so
+/// that the server never waits for it.
+fn listening_address(
+    lines: impl BufRead + Send + 'static,
+    log: &Arc<Mutex<String>>,
+) -> Option<String> {
     let (found, address) = mpsc::channel();
+    let log = Arc::clone(log);
     std::thread::spawn(move || {
-        let mut seen = String::new();
-        for line in log.lines() {
+        for line in lines.lines() {
             let line = line.unwrap_or_default();
             if std::env::var_os("SUITE_LOG").is_some() {
                 eprintln!("{line}");
             }
+            let mut log = log.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
             if let Some((_, address)) = line.split_once("address=") {
-                let _ = found.send(Ok(address.trim().to_owned()));
+                let _ = found.send(address.trim().to_owned());
             }
-            seen.push_str(&line);
-            seen.push('\n');
         }
-        let _ = found.send(Err(seen));
     });
-    address
-        .recv_timeout(PATIENCE)
-        .unwrap_or_else(|_| Err("nothing was logged".to_owned()))
+    // Without an address the reader ends with the log, and the wait with the reader.
+    address.recv_timeout(PATIENCE).ok()
 }

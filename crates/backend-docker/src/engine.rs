@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backon::{ExponentialBuilder, Retryable as _};
 use bollard::errors::Error;
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::{
@@ -29,8 +30,13 @@ pub(crate) const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 /// The client's own bound for an answer to begin, longer than any deadline here: those decide.
 const CLIENT_TIMEOUT_SECONDS: u64 = 2 * 60 * 60;
 
+/// How often a removal is tried again that the engine gave up, after 100 ms at first and twice as long
+/// each time.
+const REMOVAL_RETRIES: usize = 5;
+
 const NOT_FOUND: u16 = 404;
 const CONFLICT: u16 = 409;
+const SERVER_ERROR: u16 = 500;
 
 /// An engine that has answered at least once.
 #[derive(Clone, Debug)]
@@ -53,6 +59,11 @@ pub(crate) enum EngineError {
 impl EngineError {
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == NOT_FOUND)
+    }
+
+    /// Whether the engine tried and failed, rather than being asked for what it must not do.
+    fn is_failure(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if *status >= SERVER_ERROR)
     }
 
     /// For the caller: no answer is the same for all calls, a refusal means what `refused` says.
@@ -106,8 +117,20 @@ impl Engine {
     }
 
     /// Ends and removes a container with its volumes, and waits until it is gone. One that does
-    /// not exist is as good as removed.
+    /// not exist is as good as removed. An engine under load gives up a removal that succeeds a moment
+    /// later, where a mount is busy or a process takes long to die: it is asked again.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), EngineError> {
+        let patience = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_times(REMOVAL_RETRIES);
+        (|| self.try_to_remove(name))
+            .retry(patience)
+            .when(EngineError::is_failure)
+            .notify(|error, _| log::warn!(container = name, error:%; "removing it again"))
+            .await
+    }
+
+    async fn try_to_remove(&self, name: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new()
             .force(true)
             .v(true)
@@ -204,6 +227,9 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::UnixListener;
+
     use super::*;
 
     fn refused(status: u16, message: &str) -> EngineError {
@@ -223,6 +249,61 @@ mod tests {
         assert_eq!(path(Some("/run/d.sock")).unwrap(), Path::new("/run/d.sock"));
         for remote in ["tcp://10.0.0.1:2375", "ssh://me@host", "docker.sock"] {
             assert!(path(Some(remote)).unwrap_err().contains("DOCKER_HOST"));
+        }
+    }
+
+    /// An engine that fails this often, then removes what it is asked to.
+    async fn failing_engine(directory: &Path, status: &'static str, failures: usize) -> Engine {
+        let socket = directory.join("engine.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            for asked in 0.. {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                while stream.read_line(&mut line).await.unwrap() > 2 {
+                    line.clear();
+                }
+                let status = if asked < failures {
+                    status
+                } else {
+                    "204 No Content"
+                };
+                let body = r#"{"message": "device or resource busy"}"#;
+                let answer = match status {
+                    "204 No Content" => format!("HTTP/1.1 {status}\r\nConnection: close\r\n\r\n"),
+                    _ => format!(
+                        "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                        body.len()
+                    ),
+                };
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let docker = Docker::connect_with_unix(
+            &socket.to_string_lossy(),
+            CLIENT_TIMEOUT_SECONDS,
+            API_DEFAULT_VERSION,
+        );
+        Engine {
+            docker: docker.unwrap(),
+            socket,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_removal_that_the_engine_gives_up_is_asked_for_again() {
+        const FAILURE: &str = "500 Internal Server Error";
+        for (status, failures, removed) in [
+            (FAILURE, 2, true),
+            (FAILURE, REMOVAL_RETRIES, true),
+            (FAILURE, REMOVAL_RETRIES + 1, false),
+            ("400 Bad Request", 1, false),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let engine = failing_engine(directory.path(), status, failures).await;
+            let answer = engine.remove("one").await;
+            assert_eq!(answer.is_ok(), removed, "{status} {failures}: {answer:?}");
         }
     }
 
