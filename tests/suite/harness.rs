@@ -191,6 +191,14 @@ impl Server {
         traces(self.kind, self.state.path())
     }
 
+    /// Bytes that the server has in memory: `VmRSS` is what it has now, `VmHWM` the most it had.
+    pub(crate) fn memory(&self, which: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(which)).unwrap();
+        let kib = line.split_whitespace().nth(1).unwrap();
+        kib.parse::<u64>().unwrap() * 1024
+    }
+
     /// Kills everything in this server's sandboxes, as the kernel or an operator might.
     pub(crate) fn kill_sandboxes(&self) {
         for process in sandboxed_processes(self.kind, self.state()) {

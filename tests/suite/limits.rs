@@ -106,7 +106,7 @@ async fn a_full_sandbox_is_an_error_of_the_program(server: Server) {
 }
 
 async fn a_flood_of_output_is_cut_and_costs_no_memory(server: Server) {
-    let before = resident_bytes(server.pid());
+    let before = server.memory("VmRSS");
     // 10 MB/s for 5 s.
     let code = "import sys, time\nend = time.monotonic() + 5\nn = 0\nwhile time.monotonic() < end:\n  \
                 n += sys.stdout.write('x' * 99_999 + '\\n')\n  time.sleep(0.01)\nsys.stderr.write(str(n))";
@@ -121,7 +121,7 @@ async fn a_flood_of_output_is_cut_and_costs_no_memory(server: Server) {
         "{}",
         &result.stdout[result.stdout.len() - 99..]
     );
-    let grown = resident_bytes(server.pid()).saturating_sub(before);
+    let grown = server.memory("VmRSS").saturating_sub(before);
     assert!(grown < 16 << 20, "the server grew by {grown} bytes");
 }
 
@@ -212,10 +212,4 @@ async fn ports_are_free_again_at_once(server: Server) {
         let result = server.python(code).await;
         assert_eq!(result.stdout, "served", "{}", result.stderr);
     }
-}
-
-fn resident_bytes(pid: u32) -> usize {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
 }

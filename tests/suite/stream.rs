@@ -5,11 +5,7 @@ mod sse;
 mod terminal;
 mod websocket;
 
-use std::fs;
-
 use isol8_api::{EventKind, Phase, StreamEvent};
-
-use crate::harness::Server;
 
 /// What was written to a stream, and the exit code, which comes last and once.
 pub(super) fn joined(events: &[StreamEvent]) -> (String, String, String) {
@@ -27,11 +23,4 @@ pub(super) fn joined(events: &[StreamEvent]) -> (String, String, String) {
         of(EventKind::Stderr),
         last.data.clone(),
     )
-}
-
-/// What a server has in memory.
-pub(super) fn resident_bytes(server: &Server) -> u64 {
-    let statm = fs::read_to_string(format!("/proc/{}/statm", server.pid())).unwrap();
-    let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
-    pages * 4096
 }

@@ -5,7 +5,7 @@ use isol8_api::{EventKind, Phase, StreamEvent};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{joined, resident_bytes};
+use super::joined;
 use crate::harness::{KEY, Kind, PATIENCE, Server, on_each_backend, python};
 
 on_each_backend!(
@@ -332,13 +332,13 @@ with open('/sandbox/count', 'w') as count:
     };
     // What any such run leaves behind in the allocator is no matter of slowness.
     stream(&server, request(100)).await.all().await;
-    let before = resident_bytes(&server);
+    let before = server.memory("VmRSS");
     let (address, body) = (server.address.clone(), request(1_000_000).to_string());
     let time = Duration::from_secs(4);
     let reading = tokio::task::spawn_blocking(move || read_slowly(&address, &body, time));
     let mut most = 0;
     while !reading.is_finished() {
-        most = most.max(resident_bytes(&server));
+        most = most.max(server.memory("VmRSS"));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     reading.await.unwrap();

@@ -6,8 +6,8 @@ use isol8_api::{EventKind, StreamEvent};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use super::joined;
 use super::socket::Socket;
-use super::{joined, resident_bytes};
 use crate::harness::{KEY, Server, command, on_each_backend, python};
 
 on_each_backend!(
@@ -250,7 +250,7 @@ with open('/sandbox/count', 'w') as count:
             * 50_000
     };
     let deadline = Instant::now() + Duration::from_secs(20);
-    let (mut before, resident) = (written().await, resident_bytes(&server));
+    let (mut before, resident) = (written().await, server.memory("VmRSS"));
     loop {
         tokio::time::sleep(Duration::from_millis(700)).await;
         let now = written().await;
@@ -261,7 +261,7 @@ with open('/sandbox/count', 'w') as count:
         before = now;
     }
     assert!(before < 20_000_000, "{before} bytes written");
-    let grown = resident_bytes(&server).saturating_sub(resident);
+    let grown = server.memory("VmRSS").saturating_sub(resident);
     assert!(grown < 4 << 20, "{grown} bytes more than {resident}");
     drop(socket);
     server.stop();
