@@ -10,6 +10,7 @@ mod cells;
 mod cli;
 mod clients;
 mod compare;
+mod config;
 mod contract;
 mod errors;
 mod execute;
