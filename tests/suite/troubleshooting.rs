@@ -18,7 +18,7 @@ on_each_backend!(
 );
 
 mod pruned {
-    super::on_each_backend!(with super::SHORT; a_session_that_disappeared_is_explained_by_the_two_keys);
+    super::on_each_backend!(with crate::troubleshooting::SHORT; a_session_that_disappeared_is_explained_by_the_two_keys);
 
     use super::a_session_that_disappeared_is_explained_by_the_two_keys;
 }
