@@ -12,7 +12,7 @@ use super::ConfigError;
 use super::file::ConfigFile;
 
 /// What the TypeScript product's file may hold beside the keys that are known here.
-const UNUSED: [&str; 7] = [
+pub(super) const UNUSED: [&str; 7] = [
     "$schema",
     "audit",
     "auth",

@@ -110,6 +110,16 @@ mod tests {
     }
 
     #[test]
+    fn no_key_of_the_schema_is_ignored_in_the_other_products_file() {
+        let schema = schema();
+        let leaves = leaves();
+        for key in crate::config::document::UNUSED {
+            let known = leaves.contains_key(key) || schema["properties"].get(key).is_some();
+            assert!(!known, "{key} has a meaning: take it from the list");
+        }
+    }
+
+    #[test]
     fn every_key_of_the_shipped_file_stands_in_the_schema() {
         let leaves = leaves();
         for (name, value) in shipped().as_object().unwrap() {

@@ -57,6 +57,8 @@ async fn file_operations_need_a_session(server: Server) {
 async fn a_session_that_disappeared_is_explained_by_the_two_keys(server: Server) {
     let session = server.session("idle");
     session.execute(python("x = 41")).await.unwrap();
+    let files = server.session("files");
+    files.execute(python("1")).await.unwrap();
     let gone = async {
         let client = server.client();
         while !client.sessions().await.unwrap().is_empty() {
@@ -65,11 +67,14 @@ async fn a_session_that_disappeared_is_explained_by_the_two_keys(server: Server)
     };
     let gone = tokio::time::timeout(PATIENCE, gone).await;
     assert!(gone.is_ok(), "the session is still there");
-    let error = session.execute(python("print(x)")).await.unwrap_err();
-    assert_eq!(error.code(), Some(ErrorCode::SessionLost));
-    let text = error.to_string();
-    for key in ["cleanup.autoPrune", "cleanup.maxContainerAgeMs"] {
-        assert!(text.contains(key) && PAGE.contains(key), "{text}");
+    let run = session.execute(python("print(x)")).await.unwrap_err();
+    let read = files.get_file("/sandbox/a").await.unwrap_err();
+    for error in [run, read] {
+        assert_eq!(error.code(), Some(ErrorCode::SessionLost), "{error}");
+        let text = error.to_string();
+        for key in ["cleanup.autoPrune", "cleanup.maxContainerAgeMs"] {
+            assert!(text.contains(key) && PAGE.contains(key), "{text}");
+        }
     }
     server.stop();
 }
