@@ -29,6 +29,8 @@ pub enum Command {
     Setup(Setup),
     /// Say what can run on this host, and how to mend what cannot
     Doctor(Common),
+    /// Show the configuration that is in effect, and where each value comes from
+    Config(ShowConfig),
 }
 
 /// What every command takes.
@@ -141,6 +143,20 @@ pub struct Setup {
     /// Build images that are up to date too
     #[arg(long)]
     pub force: bool,
+    /// Configuration and backend
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `isol8 config`.
+#[derive(Args, Debug)]
+pub struct ShowConfig {
+    /// Print the values as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print the JSON Schema of the file
+    #[arg(long, conflicts_with = "json")]
+    pub schema: bool,
     /// Configuration and backend
     #[command(flatten)]
     pub common: Common,

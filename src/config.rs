@@ -1,14 +1,24 @@
 //! The configuration: what operators write in `config.toml`, checked once.
 //!
-//! [`mod@file`] is the file as it is written; [`Config`] is what the program works with. Flags override
-//! environment variables (`ISOL8_*`), which override the file, which overrides the defaults.
+//! [`mod@file`] is the file as it is written, section by section in the modules beside it; [`Config`] is what
+//! the program works with. [`layers`] reads it: flags override environment variables (`ISOL8_*`), which
+//! override `config.toml`, which overrides the TypeScript product's `isol8.config.json`, which overrides the
+//! defaults. [`effective`] tells where each value came from, and [`mod@schema`] describes the file.
 
+mod check;
+mod document;
+pub mod effective;
 pub mod file;
+pub mod layers;
+mod limits;
 pub mod network;
 mod policy;
+mod pool;
+pub mod schema;
+mod server;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +32,8 @@ use isol8_backend::{Kernels, Limits};
 use isol8_egress::{Egress, EgressConfig};
 
 pub use file::{BackendChoice, ConfigFile};
+pub use layers::{Loaded, Origin};
 pub use network::RemoteCodeConfig;
-
-/// Names an operator's file; checked before the usual places.
-const PATH_VARIABLE: &str = "ISOL8_CONFIG";
 
 /// The configuration could not be used; the text names the place, the key and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +56,7 @@ pub enum ConfigError {
         /// What was expected, and the nearest valid name.
         message: String,
     },
-    /// A value is out of its range, wherever it came from.
+    /// A value is out of its range, and no file says it.
     #[error("{key} = {given}: {expected}")]
     OutOfRange {
         /// The key or variable.
@@ -58,13 +66,20 @@ pub enum ConfigError {
         /// What is valid.
         expected: String,
     },
+    /// Each file is valid, and together they are not.
+    #[error("the files of the configuration do not fit together: {0}")]
+    Contradictory(#[from] serde_json::Error),
 }
 
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The file it came from, if any.
-    pub source: Option<PathBuf>,
+    /// The files it came from; a later one overrides an earlier one.
+    pub sources: Vec<PathBuf>,
+    /// Keys of them that nothing here uses.
+    pub unused: Vec<(PathBuf, Vec<&'static str>)>,
+    /// Whether to log in detail.
+    pub debug: bool,
     /// Which backend to run sandboxes on.
     pub backend: BackendChoice,
     /// Where instances keep their sandboxes' directories.
@@ -202,6 +217,8 @@ pub struct Overrides {
     pub backend: Option<BackendChoice>,
     /// `--port`.
     pub port: Option<u16>,
+    /// `--debug`.
+    pub debug: bool,
 }
 
 impl Config {
@@ -213,21 +230,7 @@ impl Config {
         overrides: &Overrides,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let source = find_file(overrides, environment);
-        let file = match &source {
-            Some(path) => ConfigFile::read(path)?,
-            None => ConfigFile::default(),
-        };
-        let mut config = file.check(default_state(environment))?;
-        config.source = source;
-        config.apply_environment(environment)?;
-        if let Some(backend) = overrides.backend {
-            config.backend = backend;
-        }
-        if let Some(port) = overrides.port {
-            config.port = port;
-        }
-        Ok(config)
+        Ok(Loaded::load(overrides, environment)?.config)
     }
 
     /// Takes over from the configuration before it what a running server cannot change. Returns the
@@ -239,6 +242,8 @@ impl Config {
                 kept.push(key);
             }
         };
+        // More can be logged at any time; less only from the start on.
+        keep("debug", before.debug && !self.debug);
         keep("backend", self.backend != before.backend);
         keep("stateDir", self.state != before.state);
         keep("server.host", self.host != before.host);
@@ -305,251 +310,7 @@ impl Config {
             keep_sessions: self.keep_sessions,
         }
     }
-
-    fn apply_environment(
-        &mut self,
-        environment: &dyn Fn(&str) -> Option<String>,
-    ) -> Result<(), ConfigError> {
-        if let Some(given) = environment("ISOL8_BACKEND") {
-            self.backend = given.parse().map_err(|expected| ConfigError::OutOfRange {
-                key: "ISOL8_BACKEND",
-                given,
-                expected,
-            })?;
-        }
-        if let Some(given) = environment("ISOL8_STATE_DIR") {
-            self.state = given.into();
-        }
-        for key in ["PORT", "ISOL8_PORT"] {
-            if let Some(given) = environment(key) {
-                self.port = given.parse().map_err(|_| ConfigError::OutOfRange {
-                    key,
-                    given,
-                    expected: "expected a port, 0 to 65535".to_owned(),
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn find_file(
-    overrides: &Overrides,
-    environment: &dyn Fn(&str) -> Option<String>,
-) -> Option<PathBuf> {
-    if let Some(path) = &overrides.config {
-        return Some(path.clone());
-    }
-    if let Some(path) = environment(PATH_VARIABLE) {
-        return Some(path.into());
-    }
-    let home = environment("HOME").map(|home| Path::new(&home).join(".isol8/config.toml"));
-    [Some(PathBuf::from("config.toml")), home]
-        .into_iter()
-        .flatten()
-        .find(|path| path.is_file())
-}
-
-/// A place whose files may be executed, which `/run` and `/tmp` often forbid: the guest is there.
-fn default_state(environment: &dyn Fn(&str) -> Option<String>) -> PathBuf {
-    let user = |variable: &str| environment(variable).filter(|value| !value.is_empty());
-    if nix::unistd::geteuid().is_root() {
-        return PathBuf::from("/var/lib/isol8");
-    }
-    if let Some(state) = user("XDG_STATE_HOME") {
-        return Path::new(&state).join("isol8");
-    }
-    match user("HOME") {
-        Some(home) => Path::new(&home).join(".local/state/isol8"),
-        None => PathBuf::from("/var/tmp/isol8"),
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.toml");
-        std::fs::write(&path, text).unwrap();
-        let overrides = Overrides {
-            config: Some(path),
-            ..Overrides::default()
-        };
-        let lookup = |name: &str| {
-            let found = environment.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
-        Config::load(&overrides, &lookup)
-    }
-
-    #[test]
-    fn flags_override_the_environment_which_overrides_the_file() {
-        let text = "[server]\nport = 1";
-        assert_eq!(load(text, &[]).unwrap().port, 1);
-        let both = [("PORT", "2"), ("ISOL8_PORT", "3")];
-        assert_eq!(load(text, &both[..1]).unwrap().port, 2);
-        assert_eq!(load(text, &both).unwrap().port, 3);
-        let overrides = Overrides {
-            port: Some(4),
-            ..Overrides::default()
-        };
-        let lookup = |name: &str| (name == "ISOL8_PORT").then(|| "3".to_owned());
-        assert_eq!(Config::load(&overrides, &lookup).unwrap().port, 4);
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_its_line_and_the_nearest_valid_one() {
-        let error = load("backend = \"native\"\n[defaults]\ntimeoutMS = 5\n", &[]).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("config.toml:3: "), "{text}");
-        assert!(text.contains("timeoutMS"), "{text}");
-        assert!(text.contains("did you mean `timeoutMs`?"), "{text}");
-    }
-
-    #[test]
-    fn a_bad_value_says_what_was_expected() {
-        let error = load("[defaults]\nmemoryLimit = \"lots\"", &[]).unwrap_err();
-        assert!(
-            error.to_string().contains("\"lots\" is not a size"),
-            "{error}"
-        );
-        let error = load("backend = \"podman\"", &[]).unwrap_err();
-        assert!(error.to_string().contains("auto"), "{error}");
-        let error = load("", &[("ISOL8_PORT", "x")]).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "ISOL8_PORT = x: expected a port, 0 to 65535"
-        );
-    }
-
-    #[test]
-    fn what_is_wrong_with_the_network_names_its_key() {
-        for (text, expected) in [
-            (
-                "[network]\nwhitelist = [\"a\", \"(b\"]",
-                "network.whitelist = (b: not a usable",
-            ),
-            (
-                "[network]\nblacklist = [\"*\"]",
-                "network.blacklist = *: not a usable",
-            ),
-            (
-                "[network]\nallowedCidrs = [\"10/8\"]",
-                "network.allowedCidrs = 10/8: expected",
-            ),
-            (
-                "[network]\nmaxConnections = 0",
-                "network.maxConnections = 0: expected 1",
-            ),
-            (
-                "[remoteCode]\nallowedSchemes = [\"ftp\"]",
-                "remoteCode.allowedSchemes = ftp: ",
-            ),
-            (
-                "[remoteCode]\nallowedHosts = [\"[\"]",
-                "remoteCode.allowedHosts = [: not a usable",
-            ),
-            (
-                "[remoteCode]\nblockedHosts = [\"[\"]",
-                "remoteCode.blockedHosts = [: not a usable",
-            ),
-        ] {
-            let error = load(text, &[]).unwrap_err().to_string();
-            assert!(error.starts_with(expected), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_pool_may_follow_the_demand() {
-        let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
-        assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
-        let both = "poolSize = { clean = 1, dirty = 2 }";
-        assert_eq!(size(both), PoolSize::fixed(1, 2));
-        let auto = "[runtimes.node]\npoolSize = { auto = true, min = 1, max = 8 }";
-        let most_clean = Some(8);
-        let expected = PoolSize {
-            most_clean,
-            ..PoolSize::fixed(1, 4)
-        };
-        assert_eq!(size(auto), expected);
-        let wrong = load("poolSize = { auto = true, max = 8 }", &[]).unwrap_err();
-        assert!(wrong.to_string().contains("min = number"), "{wrong}");
-    }
-
-    #[test]
-    fn what_needs_a_restart_stays_and_is_named() {
-        let before = load("maxConcurrent = 1", &[]).unwrap();
-        let text = "maxConcurrent = 2\n[server]\nport = 9\nheaderTimeoutMs = 5\nbodyTimeoutMs = 6\n\
-                    [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7\n\
-                    [network]\nmaxConnections = 1";
-        let mut after = load(text, &[]).unwrap();
-        let kept = after.keep_fixed(&before);
-        let fixed = [
-            "server.port",
-            "server.headerTimeoutMs",
-            "runtimes",
-            "network",
-        ];
-        assert_eq!(kept, fixed);
-        assert_eq!(after.network, before.network);
-        assert_eq!(after.port, before.port);
-        assert_eq!(after.header_timeout, before.header_timeout);
-        assert_eq!(after.body_timeout, Duration::from_millis(6));
-        assert_eq!(after.limits.files, 7);
-        assert_eq!(after.admission.max_concurrent, 2);
-    }
-
-    #[test]
-    fn a_limit_beyond_the_kernels_is_refused() {
-        for (limit, most) in [
-            ("pathLength = 4096", "4095"),
-            ("variableSize = \"1m\"", "120k"),
-        ] {
-            let error = load(&format!("[limits]\n{limit}"), &[]).unwrap_err();
-            let expected = format!("expected at most {most}, which is the kernel's limit");
-            assert!(error.to_string().ends_with(&expected), "{error}");
-        }
-        let error = load("[server]\nbodyTimeoutMs = 0", &[]).unwrap_err();
-        let expected = "server.bodyTimeoutMs = 0: expected 1 or more";
-        assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn a_default_beyond_its_ceiling_is_refused() {
-        let error = load(
-            "[defaults]\ntimeoutMs = 5000\n[ceilings]\ntimeoutMs = 1000",
-            &[],
-        );
-        let text = error.unwrap_err().to_string();
-        assert!(text.starts_with("defaults.timeoutMs = 5000: "), "{text}");
-    }
-
-    #[test]
-    fn the_shipped_file_shows_every_key_with_its_default() {
-        let shipped = ConfigFile::parse(include_str!("../config.toml")).unwrap();
-        assert_eq!(shipped, ConfigFile::default());
-        let keys = |value: &toml::Table| -> Vec<String> { nested_keys("", value) };
-        let shipped: toml::Table = toml::from_str(include_str!("../config.toml")).unwrap();
-        let defaults = toml::Table::try_from(ConfigFile::default()).unwrap();
-        let missing: Vec<_> = keys(&defaults)
-            .into_iter()
-            .filter(|key| !keys(&shipped).contains(key))
-            .collect();
-        assert!(missing.is_empty(), "config.toml does not show {missing:?}");
-    }
-
-    fn nested_keys(prefix: &str, table: &toml::Table) -> Vec<String> {
-        let mut keys = Vec::new();
-        for (name, value) in table {
-            match value {
-                toml::Value::Table(inner) => {
-                    keys.extend(nested_keys(&format!("{prefix}{name}."), inner));
-                }
-                _ => keys.push(format!("{prefix}{name}")),
-            }
-        }
-        keys
-    }
-}
+mod tests;

@@ -4,7 +4,6 @@
 //! was, with a warning that names it; a file that is wrong is refused as a whole.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -47,11 +46,14 @@ pub async fn follow(
     }
 }
 
-/// Tells one content of the file from another; nothing where there is no file.
-async fn version(config: &Config) -> Option<(SystemTime, u64)> {
-    let path: &Path = config.source.as_deref()?;
-    let metadata = tokio::fs::metadata(path).await.ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+/// Tells one content of the files from another; nothing in the place of one that is not there.
+async fn version(config: &Config) -> Vec<Option<(SystemTime, u64)>> {
+    let mut versions = Vec::new();
+    for path in &config.sources {
+        let metadata = tokio::fs::metadata(path).await.ok();
+        versions.push(metadata.and_then(|it| Some((it.modified().ok()?, it.len()))));
+    }
+    versions
 }
 
 async fn apply(mut config: Config, current: &watch::Sender<Arc<Config>>, service: &Service) {

@@ -4,23 +4,31 @@ use std::time::Duration;
 
 use isol8_api::ByteSize;
 use isol8_egress::{Egress, EgressConfig, EgressError, Filter, Limits, List, Policy};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use super::file::require;
+use super::check::require;
 
 /// Schemes that code can be fetched by.
 const SCHEMES: [&str; 2] = ["https", "http"];
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct NetworkTable {
+    /// Regular expressions on host names; with one, only hosts that one matches.
     whitelist: Vec<String>,
+    /// Hosts that one matches are refused, whatever the whitelist says.
     blacklist: Vec<String>,
+    /// Addresses reached although they are not public, such as "10.1.0.0/16" or "::1".
     allowed_cidrs: Vec<String>,
+    /// Of one run at once; no more than 128 leave one sandbox.
     max_connections: usize,
+    /// That one run may receive and send, together.
     max_bytes: ByteSize,
+    /// Milliseconds to resolve a name and to connect.
     connect_timeout_ms: u64,
+    /// Milliseconds after which a connection on which nothing moves is closed.
     idle_timeout_ms: u64,
 }
 
@@ -65,18 +73,28 @@ impl NetworkTable {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct RemoteCodeTable {
+    /// Whether requests may have a codeUrl.
     enabled: bool,
+    /// "https"; "http" beside it for requests with allowInsecureCodeUrl.
     allowed_schemes: Vec<String>,
+    /// Regular expressions on host names; with one, only hosts that one matches.
     allowed_hosts: Vec<String>,
+    /// Hosts that one matches are refused, whatever allowedHosts says.
     blocked_hosts: Vec<String>,
+    /// Of what is fetched.
     max_code_size: ByteSize,
+    /// Milliseconds, redirects included.
     fetch_timeout_ms: u64,
+    /// Accept no codeUrl without codeHash.
     require_hash: bool,
+    /// Use what was fetched again.
     enable_cache: bool,
+    /// Seconds that what was fetched is used for the same URL.
     cache_ttl: u64,
+    /// Of what is kept; a change needs a restart.
     cache_max_bytes: ByteSize,
 }
 

@@ -1,14 +1,16 @@
 //! `[policy]`: options that weaken isolation, and may be asked for nevertheless.
 
 use isol8_api::NetworkMode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use super::file::require;
+use super::check::require;
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct PolicyTable {
+    /// Of "none", "filtered" and "host"; "host" is the network of this machine.
     network: Vec<NetworkMode>,
 }
 

@@ -68,7 +68,7 @@ fn configuration(state: &Path, kind: Kind) -> Config {
     let overrides = Overrides {
         config: Some(file),
         backend: Some(kind.name().parse().unwrap()),
-        port: None,
+        ..Overrides::default()
     };
     let state = state.to_str().unwrap().to_owned();
     let environment = |name: &str| (name == "ISOL8_STATE_DIR").then(|| state.clone());

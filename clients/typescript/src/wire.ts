@@ -27,7 +27,7 @@ export function sessionPath(session: string): string {
 /** The route of a session's directories. */
 export function filesPath(session: string | undefined): string {
   if (session === undefined) {
-    throw new TypeError("files are a session's: give the client a sessionId");
+    throw new TypeError("File operations require a sessionId: give the client one");
   }
   return `${sessionPath(session)}/files`;
 }

@@ -16,6 +16,8 @@ mod object;
 mod openapi;
 pub mod request;
 pub mod result;
+#[cfg(feature = "schemars")]
+mod schema;
 pub mod service;
 pub mod stream;
 pub mod value;

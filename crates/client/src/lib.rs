@@ -44,7 +44,7 @@ pub enum ClientError {
         reason: String,
     },
     /// Only sessions have files that can be reached.
-    #[error("files are a session's, choose one by with_session")]
+    #[error("File operations require a sessionId: choose a session by with_session")]
     NoSession,
     /// The server could not be reached, or its answer did not arrive.
     #[error("server cannot be reached: {0}")]

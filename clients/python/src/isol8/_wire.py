@@ -79,7 +79,7 @@ def file_path(session: Optional[str], path: str) -> str:
 def files_path(session: Optional[str]) -> str:
     """The route of a session's directories."""
     if session is None:
-        raise ValueError("files are a session's: give the client a session_id")
+        raise ValueError("File operations require a sessionId: give the client a session_id")
     return f"{session_path(session)}/files"
 
 

@@ -1,0 +1,88 @@
+//! `isol8 config`: what is in effect, and why.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde_json::Value;
+
+use super::{Failure, load};
+use crate::cli::ShowConfig;
+use crate::config::Loaded;
+use crate::config::schema::schema;
+
+/// Of the keys without a table.
+const GENERAL: &str = "General";
+
+pub(super) fn config(arguments: &ShowConfig) -> Result<ExitCode, Failure> {
+    let text = if arguments.schema {
+        serde_json::to_string_pretty(&schema())?
+    } else {
+        let loaded = load(&arguments.common, None)?;
+        match arguments.json {
+            true => serde_json::to_string_pretty(&loaded.contract()?)?,
+            false => page(&loaded)?,
+        }
+    };
+    // A reader that has gone away, as in `isol8 config | head`, is no fault.
+    let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn page(loaded: &Loaded) -> Result<String, Failure> {
+    let sources: Vec<String> = loaded
+        .config
+        .sources
+        .iter()
+        .map(|it| it.display().to_string())
+        .collect();
+    let source = match sources.is_empty() {
+        true => "defaults".to_owned(),
+        false => sources.join(", "),
+    };
+    let settings = loaded.settings()?;
+    let lines: Vec<(&str, String, String)> = settings
+        .iter()
+        .map(|it| (it.key.as_str(), shown(&it.value), it.origin.to_string()))
+        .collect();
+    let keys = width(lines.iter().map(|(key, ..)| *key));
+    let values = width(lines.iter().map(|(_, value, _)| value.as_str()));
+    let mut page = format!("Isol8 Configuration\n\n  Source: {source}\n");
+    let mut section = None;
+    for (key, value, origin) in &lines {
+        let title = key.split_once('.').map_or(GENERAL, |(table, _)| table);
+        if section != Some(title) {
+            page.push_str(&format!("\n{}\n", capitalized(title)));
+            section = Some(title);
+        }
+        page.push_str(&format!("  {key:<keys$}  {value:<values$}  {origin}\n"));
+    }
+    Ok(page)
+}
+
+/// Widest column that others are lined up with; a longer text pushes its own line only.
+const WIDEST: usize = 40;
+
+fn width<'t>(column: impl Iterator<Item = &'t str>) -> usize {
+    let widths = column.map(|text| text.chars().count());
+    widths.filter(|width| *width <= WIDEST).max().unwrap_or(0)
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) if !text.is_empty() => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// `remoteCode` as `Remote Code`.
+fn capitalized(key: &str) -> String {
+    let mut title = String::new();
+    for letter in key.chars() {
+        match title.is_empty() {
+            true => title.extend(letter.to_uppercase()),
+            false if letter.is_uppercase() => title.extend([' ', letter]),
+            false => title.push(letter),
+        }
+    }
+    title
+}

@@ -1,0 +1,232 @@
+//! How many sandboxes wait, as it is written, and what is kept for each runtime.
+
+use isol8_actors::pool;
+use isol8_api::Runtime;
+use isol8_backend::KernelSettings;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+use super::check::require;
+use crate::packages;
+
+/// What happens to a used sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Strategy {
+    /// It is reset and serves its tenant again.
+    Fast,
+    /// It is destroyed.
+    Secure,
+}
+
+impl From<Strategy> for pool::Strategy {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::Fast => Self::Fast,
+            Strategy::Secure => Self::Secure,
+        }
+    }
+}
+
+/// `{ clean, dirty }`, one number for `clean`, or `{ auto = true, min, max, dirty }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "PoolSizeForm", into = "PoolSizeForm")]
+pub(super) struct PoolSize {
+    pub(super) clean: usize,
+    pub(super) most_clean: Option<usize>,
+    pub(super) dirty: usize,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a number, { clean = number, dirty = number }, or { auto = true, min = number, max = number, dirty = number }"
+)]
+enum PoolSizeForm {
+    Clean(usize),
+    Auto(AutoForm),
+    Both(BothForm),
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct BothForm {
+    /// Never used sandboxes.
+    clean: usize,
+    /// Used ones, which wait for their tenant; twice as many for 5 s.
+    dirty: usize,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AutoForm {
+    /// Whether the number of never used ones follows the demand.
+    auto: bool,
+    /// As many of them at least.
+    min: usize,
+    /// As many of them at most.
+    max: usize,
+    /// Used ones, which wait for their tenant.
+    #[serde(default = "usual_dirty")]
+    dirty: usize,
+}
+
+/// Used sandboxes that wait where nothing else is said.
+fn usual_dirty() -> usize {
+    4
+}
+
+impl PoolSize {
+    pub(super) fn fixed(clean: usize) -> Self {
+        Self {
+            clean,
+            most_clean: None,
+            dirty: usual_dirty(),
+        }
+    }
+}
+
+impl From<PoolSize> for pool::PoolSize {
+    fn from(size: PoolSize) -> Self {
+        Self {
+            clean: size.clean,
+            most_clean: size.most_clean,
+            dirty: size.dirty,
+        }
+    }
+}
+
+impl From<PoolSize> for PoolSizeForm {
+    fn from(size: PoolSize) -> Self {
+        let PoolSize { clean, dirty, .. } = size;
+        match size.most_clean {
+            None => Self::Both(BothForm { clean, dirty }),
+            Some(max) => Self::Auto(AutoForm {
+                auto: true,
+                min: clean,
+                max,
+                dirty,
+            }),
+        }
+    }
+}
+
+impl From<PoolSizeForm> for PoolSize {
+    fn from(form: PoolSizeForm) -> Self {
+        match form {
+            PoolSizeForm::Clean(clean) => Self::fixed(clean),
+            PoolSizeForm::Both(BothForm { clean, dirty }) => Self {
+                dirty,
+                ..Self::fixed(clean)
+            },
+            PoolSizeForm::Auto(form) => Self {
+                clean: form.min,
+                most_clean: form.auto.then_some(form.max),
+                dirty: form.dirty,
+            },
+        }
+    }
+}
+
+/// The tables under `[runtimes]`, for the schema: a map says nothing of its keys.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "a schema is made of it, and no value")]
+pub(super) struct RuntimeTables {
+    /// CPython 3.
+    python: Option<RuntimeTable>,
+    /// Node.js.
+    node: Option<RuntimeTable>,
+    /// Bun.
+    bun: Option<RuntimeTable>,
+    /// Deno.
+    deno: Option<RuntimeTable>,
+    /// GNU bash.
+    bash: Option<RuntimeTable>,
+}
+
+/// What is kept ready for a runtime.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct RuntimeTable {
+    /// Sandboxes that wait; as many as the poolSize of all runtimes where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pool_size: Option<PoolSize>,
+    /// For Docker; "" is the one that `isol8 setup` builds.
+    pub(super) image: String,
+    /// Hosts that installPackages reaches; [] refuses it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) registries: Option<Vec<String>>,
+    /// Modules imported ahead of every run, such as "numpy"; python only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) preload: Option<Vec<String>>,
+    /// Runs forked from one interpreter, which share its hash seed and its memory's layout; python only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) zygote_max_runs: Option<u32>,
+    /// Milliseconds after which that interpreter is replaced; python only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) zygote_max_age_ms: Option<u64>,
+}
+
+impl RuntimeTable {
+    /// What only Python has shows with its defaults there, and nowhere else.
+    pub(super) fn python(pool_size: PoolSize) -> Self {
+        let kept = KernelSettings::default();
+        Self {
+            pool_size: Some(pool_size),
+            image: String::new(),
+            registries: Some(packages::registries(Runtime::Python)),
+            preload: Some(kept.preload),
+            zygote_max_runs: Some(kept.max_runs),
+            zygote_max_age_ms: Some(kept.max_age_ms),
+        }
+    }
+
+    pub(super) fn kernel(&self, runtime: Runtime) -> Result<KernelSettings, ConfigError> {
+        let kept = KernelSettings::default();
+        for (key, given) in [
+            ("runtimes.*.preload", self.preload.is_some()),
+            ("runtimes.*.zygoteMaxRuns", self.zygote_max_runs.is_some()),
+            (
+                "runtimes.*.zygoteMaxAgeMs",
+                self.zygote_max_age_ms.is_some(),
+            ),
+        ] {
+            let fits = runtime == Runtime::Python || !given;
+            let expected = || "expected under runtimes.python only".to_owned();
+            require(key, format!("(under {runtime})"), fits, expected)?;
+        }
+        let settings = KernelSettings {
+            preload: self.preload.clone().unwrap_or(kept.preload),
+            max_runs: self.zygote_max_runs.unwrap_or(kept.max_runs),
+            max_age_ms: self.zygote_max_age_ms.unwrap_or(kept.max_age_ms),
+        };
+        for name in &settings.preload {
+            require("runtimes.python.preload", name, is_module(name), || {
+                "expected names of modules such as numpy or xml.dom".to_owned()
+            })?;
+        }
+        let key = "runtimes.python.zygoteMaxRuns";
+        let expected = || "expected 1 or more".to_owned();
+        require(key, settings.max_runs, settings.max_runs > 0, expected)?;
+        Ok(settings)
+    }
+}
+
+/// Whether this can be the name or the address of a host, as they are compared.
+pub(super) fn is_host(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:".contains(c);
+    !name.is_empty() && name.chars().all(fits)
+}
+
+/// Whether `import` takes this name.
+fn is_module(name: &str) -> bool {
+    name.split('.').all(|part| {
+        let mut letters = part.chars();
+        letters
+            .next()
+            .is_some_and(|c| c.is_alphabetic() || c == '_')
+            && letters.all(|c| c.is_alphanumeric() || c == '_')
+    })
+}

@@ -1,0 +1,153 @@
+//! What `deploy/` holds works as it stands there.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{ISOL8, state_directory, until};
+
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+
+/// This test's own, removed at its end.
+const IMAGE: &str = "isol8-test-deploy:server";
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(Path::new(DEPLOY).join(name)).unwrap()
+}
+
+fn succeeds(output: Output, what: &str) -> String {
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{what}: {told}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn docker(arguments: &[&str]) -> Output {
+    Command::new("docker").args(arguments).output().unwrap()
+}
+
+#[test]
+fn systemd_finds_no_fault_with_the_unit() {
+    let directory = tempfile::tempdir().unwrap();
+    let unit = directory.path().join("isol8.service");
+    let text = file("isol8.service");
+    assert!(
+        text.contains("ExecStart=/usr/local/bin/isol8 serve"),
+        "{text}"
+    );
+    std::fs::write(&unit, text.replace("/usr/local/bin/isol8", ISOL8)).unwrap();
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .arg(&unit)
+        .output()
+        .expect("systemd-analyze is missing: run scripts/install-dependencies");
+    // It tells of keys that it does not know, and succeeds.
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    succeeds(output, "systemd-analyze verify");
+}
+
+/// Removes the container and the image, whatever the test comes to.
+struct Container {
+    name: String,
+    state: PathBuf,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        docker(&["rm", "--force", &self.name]);
+        let label = format!("label=isol8.state={}", self.state.join("docker").display());
+        let left = docker(&["ps", "--all", "--quiet", "--filter", &label]);
+        for id in String::from_utf8_lossy(&left.stdout).split_whitespace() {
+            docker(&["rm", "--force", id]);
+        }
+        docker(&["rmi", IMAGE]);
+    }
+}
+
+impl Container {
+    /// Sends a request from within: the container needs no network of the host for that.
+    fn execute(&self, body: &str) -> Value {
+        let length = body.len();
+        let script = format!(
+            "exec 3<>/dev/tcp/127.0.0.1/3000\n\
+             printf 'POST /execute HTTP/1.0\\r\\nAuthorization: Bearer %s\\r\\nContent-Length: {length}\\r\\n\\r\\n%s' \
+             \"$ISOL8_API_KEY\" \"$1\" >&3\ncat <&3"
+        );
+        let answer = docker(&["exec", &self.name, "bash", "-c", &script, "-", body]);
+        let answer = succeeds(answer, "a request from within");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
+    }
+
+    fn is_healthy(&self) -> bool {
+        let format = "{{.State.Health.Status}}";
+        let output = docker(&["inspect", "--format", format, &self.name]);
+        output.stdout.starts_with(b"healthy")
+    }
+}
+
+#[test]
+fn the_server_in_a_container_runs_code_and_keeps_sessions_over_a_restart() {
+    let build = "tar -c -C \"$1\" Dockerfile config.toml -C \"$(dirname \"$2\")\" isol8 \
+        | docker build --quiet --network host --build-arg BASE=isol8:bash --tag \"$3\" -";
+    let built = Command::new("bash")
+        .args(["-o", "pipefail", "-c", build, "-", DEPLOY, ISOL8, IMAGE])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    succeeds(built, "docker build");
+
+    let state = state_directory();
+    let path = state.path().to_str().unwrap();
+    let container = Container {
+        name: format!("isol8-test-deploy-{}", std::process::id()),
+        state: state.path().to_owned(),
+    };
+    let (volume, directory) = (format!("{path}:{path}"), format!("ISOL8_STATE_DIR={path}"));
+    // As compose.yaml says, but for the places.
+    let mut run = vec![
+        "run",
+        "--detach",
+        "--name",
+        &container.name,
+        "--network",
+        "none",
+    ];
+    run.extend(["--read-only", "--security-opt", "no-new-privileges:true"]);
+    run.extend(["--cap-drop", "ALL"]);
+    let compose = file("compose.yaml");
+    let granted = ["CHOWN", "DAC_OVERRIDE", "FOWNER"];
+    let list = format!("cap_add: [{}]", granted.join(", "));
+    assert!(
+        compose.contains(&list) && compose.contains("cap_drop: [ALL]"),
+        "{compose}"
+    );
+    for capability in granted {
+        run.extend(["--cap-add", capability]);
+    }
+    run.extend(["--volume", "/var/run/docker.sock:/var/run/docker.sock"]);
+    run.extend([
+        "--volume",
+        &volume,
+        "--env",
+        &directory,
+        "--env",
+        "ISOL8_API_KEY=k",
+        IMAGE,
+    ]);
+    succeeds(docker(&run), "docker run");
+
+    until("the container is healthy", || container.is_healthy());
+    let mut request = serde_json::json!({
+        "sessionId": "s",
+        "request": { "runtime": "python", "code": "x = 41" },
+    });
+    assert_eq!(container.execute(&request.to_string())["exitCode"], 0);
+    succeeds(
+        docker(&["restart", "--time", "30", &container.name]),
+        "docker restart",
+    );
+    until("the container is healthy again", || container.is_healthy());
+    request["request"]["code"] = "print(x + 1)".into();
+    assert_eq!(container.execute(&request.to_string())["stdout"], "42");
+}
