@@ -261,6 +261,7 @@ fn sandbox(
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
         single_use: false,
         host_network: network_mode(options, config) == NetworkMode::Host,
+        image: options.image.clone(),
     })
 }
 

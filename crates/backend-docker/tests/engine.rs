@@ -140,6 +140,7 @@ fn spec() -> SandboxSpec {
         tmp_size: ByteSize::from_mebibytes(32),
         single_use: false,
         host_network: false,
+        image: None,
     }
 }
 
