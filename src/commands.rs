@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod build;
 mod doctor;
 mod run;
 mod serve;
@@ -33,6 +34,7 @@ pub fn run(command: Option<Command>) -> ExitCode {
         Command::Serve(serve) => &serve.common,
         Command::Run(run) => &run.common,
         Command::Setup(setup) => &setup.common,
+        Command::Build(build) => &build.common,
         Command::Doctor(common) => common,
     };
     // What an operator wants to know of a server is noise around a program's output.
@@ -46,6 +48,7 @@ pub fn run(command: Option<Command>) -> ExitCode {
             Command::Serve(serve) => serve::serve(serve).await,
             Command::Run(run) => run::run(*run).await,
             Command::Setup(setup) => setup::setup(setup).await,
+            Command::Build(build) => build::build(build).await,
             Command::Doctor(common) => doctor::doctor(common).await,
         }
     });

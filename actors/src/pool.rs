@@ -205,11 +205,7 @@ impl Pool {
         let (kind, id) = (Kind::of(&held.spec), held.sandbox.id().clone());
         let pool = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
-            pool.do_send(Died {
-                kind,
-                id,
-                reason,
-            });
+            pool.do_send(Died { kind, id, reason });
         });
         Warm {
             held,

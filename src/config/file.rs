@@ -14,6 +14,7 @@ use isol8_backend::{KernelSettings, Kernels, Limits};
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
+use super::images::{self, PrebuiltTable};
 use super::network::{NetworkTable, RemoteCodeTable};
 use super::policy::PolicyTable;
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings, RequestLimits};
@@ -47,6 +48,8 @@ pub struct ConfigFile {
     images: ImagesTable,
     network: NetworkTable,
     remote_code: RemoteCodeTable,
+    prebuilt_images: Vec<PrebuiltTable>,
+    dependencies: BTreeMap<Runtime, Vec<String>>,
 }
 
 impl Default for ConfigFile {
@@ -83,6 +86,8 @@ impl Default for ConfigFile {
             images: ImagesTable::default(),
             network: NetworkTable::default(),
             remote_code: RemoteCodeTable::default(),
+            prebuilt_images: Vec::new(),
+            dependencies: BTreeMap::new(),
         }
     }
 }
@@ -123,7 +128,7 @@ enum Strategy {
 /// `{ clean, dirty }`, one number for `clean`, or `{ auto = true, min, max, dirty }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PoolSizeForm")]
-struct PoolSize {
+pub(super) struct PoolSize {
     clean: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     most_clean: Option<usize>,
@@ -164,6 +169,14 @@ fn usual_dirty() -> usize {
 }
 
 impl PoolSize {
+    pub(super) fn of_pool(self) -> pool::PoolSize {
+        pool::PoolSize {
+            clean: self.clean,
+            most_clean: self.most_clean,
+            dirty: self.dirty,
+        }
+    }
+
     fn fixed(clean: usize) -> Self {
         Self {
             clean,
@@ -517,17 +530,12 @@ impl ConfigFile {
         ] {
             require(key, given, given > 0, || "expected 1 or more".to_owned())?;
         }
-        let pool = |size: PoolSize| pool::PoolSize {
-            clean: size.clean,
-            most_clean: size.most_clean,
-            dirty: size.dirty,
-        };
         let pools = Runtime::ALL.into_iter().map(|runtime| {
             let own = self
                 .runtimes
                 .get(&runtime)
                 .and_then(|table| table.pool_size);
-            (runtime, pool(own.unwrap_or(self.pool_size)))
+            (runtime, own.unwrap_or(self.pool_size).of_pool())
         });
         let kernels = self.runtimes.iter();
         let kernels = kernels
@@ -543,8 +551,9 @@ impl ConfigFile {
             require("runtimes.*.registries", host, is_host(host), expected)?;
         }
         let images = self.runtimes.iter();
-        let images =
-            images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
+        let images: BTreeMap<_, _> = images
+            .filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)))
+            .collect();
         let (network, egress) = self.network.check()?;
         Ok(Config {
             source: None,
@@ -592,6 +601,8 @@ impl ConfigFile {
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
+            granted_images: self.policy.images()?,
+            images: images::check(self.prebuilt_images, self.dependencies, &images)?,
             networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,
@@ -599,7 +610,7 @@ impl ConfigFile {
             registries,
             docker: DockerSettings {
                 host: given(self.docker.host),
-                images: images.collect(),
+                images,
                 base: self.images.base,
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),

@@ -5,22 +5,35 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::file::require;
+use crate::images::choice::is_name;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct PolicyTable {
     network: Vec<NetworkMode>,
+    images: Vec<String>,
 }
 
 impl Default for PolicyTable {
     fn default() -> Self {
         Self {
             network: vec![NetworkMode::None, NetworkMode::Filtered],
+            images: Vec::new(),
         }
     }
 }
 
 impl PolicyTable {
+    /// The images that requests may name whose key is not the master's.
+    pub(super) fn images(&self) -> Result<Vec<String>, ConfigError> {
+        for image in &self.images {
+            require("policy.images", image, is_name(image), || {
+                "expected names such as isol8:custom".to_owned()
+            })?;
+        }
+        Ok(self.images.clone())
+    }
+
     /// What requests may ask for, `usual` among it.
     pub(super) fn networks(self, usual: NetworkMode) -> Result<Vec<NetworkMode>, ConfigError> {
         let granted = self.network.contains(&usual);

@@ -158,7 +158,8 @@ impl Backend for NativeBackend {
             return Err(BackendError::ImageUnavailable {
                 image: image.clone(),
                 backend: NAME,
-                reason: "it runs what the host has, custom images need the docker backend".to_owned(),
+                reason: "it runs what the host has, custom images need the docker backend"
+                    .to_owned(),
             });
         }
         let id = SandboxId::random();
