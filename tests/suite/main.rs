@@ -15,6 +15,7 @@ mod errors;
 mod execute;
 mod files;
 mod harness;
+mod images;
 mod isolation;
 mod lifecycle;
 mod limits;
