@@ -170,25 +170,26 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
         return Vec::new();
     }
     if backend != DOCKER {
-        let text = "note      prebuiltImages and dependencies are for the docker backend, and ignored here";
+        let text =
+            "note prebuiltImages and dependencies are for the docker backend, and ignored here";
         return vec![text.to_owned()];
     }
     if let Err(error) = find(config).await {
-        return vec![format!("note      images could not be looked at: {error}")];
+        return vec![format!("note images could not be looked at: {error}")];
     }
     let mut lines = Vec::new();
     for (runtime, missing) in images.lacking() {
         let missing = missing.join(", ");
         lines.push(format!(
-            "{runtime:<9} lacks dependencies: {missing}: run `isol8 setup`"
+            "{runtime} lacks dependencies: {missing}: run `isol8 setup`"
         ));
     }
     for prebuilt in &images.prebuilt {
         let CustomImage { tag, runtime, .. } = &prebuilt.image;
         lines.push(match prebuilt.held() {
-            Some(held) => format!("{runtime:<9} ok: {tag} holds {}", held.join(", ")),
+            Some(held) => format!("{runtime} ok: {tag} holds {}", held.join(", ")),
             None => {
-                format!("{runtime:<9} no: {tag} is missing or not up to date: run `isol8 setup`")
+                format!("{runtime} no: {tag} is missing or not up to date: run `isol8 setup`")
             }
         });
     }

@@ -79,3 +79,81 @@ fn check_packages(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use isol8_actors::pool::PoolSize;
+    use isol8_api::Runtime;
+
+    use crate::config::{Config, ConfigError, ConfigFile};
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        ConfigFile::parse(text).unwrap().check("/state".into())
+    }
+
+    #[test]
+    fn an_image_needs_no_more_than_a_name_and_a_runtime() {
+        let text = "[[prebuiltImages]]\ntag = \"a:1\"\nruntime = \"bash\"\n\
+                    [[prebuiltImages]]\ntag = \"b\"\nruntime = \"python\"\npoolSize = 2\n\
+                    installPackages = [\"six\"]\nsetupScript = \"true\"\n\
+                    [dependencies]\nnode = [\"chalk@5\"]";
+        let images = load(text).unwrap().images;
+        let [bare, full] = &images.prebuilt[..] else {
+            panic!("{images:?}")
+        };
+        assert_eq!((bare.image.runtime, bare.pool), (Runtime::Bash, None));
+        assert_eq!(full.pool, Some(PoolSize::fixed(2, 4)));
+        assert_eq!(full.image.packages, ["six"]);
+        assert_eq!(full.image.setup_script.as_deref(), Some("true"));
+        assert_eq!(images.dependencies[&Runtime::Node], ["chalk@5"]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_image_names_its_key() {
+        let image = |tag: &str, runtime: &str, package: &str| {
+            format!(
+                "[[prebuiltImages]]\ntag = \"{tag}\"\nruntime = \"{runtime}\"\n\
+                 installPackages = [\"{package}\"]\n"
+            )
+        };
+        let packages = "prebuiltImages.installPackages = ";
+        for (text, expected) in [
+            (
+                image("", "python", "six"),
+                "prebuiltImages.tag = : expected a name".to_owned(),
+            ),
+            (
+                image("-x", "python", "six"),
+                "prebuiltImages.tag = -x: expected a name".to_owned(),
+            ),
+            (
+                image("isol8:python", "python", "six"),
+                "prebuiltImages.tag = isol8:python: expected a name that no other".to_owned(),
+            ),
+            (
+                image("a", "python", "six") + &image("a", "node", "six"),
+                "prebuiltImages.tag = a: expected a name that no other".to_owned(),
+            ),
+            (image("a", "python", "./x"), format!("{packages}./x: ")),
+            (
+                image("a", "bash", "jq; true"),
+                format!("{packages}jq; true: "),
+            ),
+            (
+                image("a", "deno", "jsr:@std/path"),
+                format!("{packages}jsr:@std/path: expected a package of npm"),
+            ),
+            (
+                "[dependencies]\npython = [\"-r\"]".to_owned(),
+                "dependencies = -r: ".to_owned(),
+            ),
+            (
+                "[policy]\nimages = [\" \"]".to_owned(),
+                "policy.images =  : expected".to_owned(),
+            ),
+        ] {
+            let error = load(&text).unwrap_err().to_string();
+            assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+}

@@ -383,8 +383,8 @@ async fn the_native_backend_says_that_it_has_no_images() {
     );
     server.stop();
     let (_, doctor) = isol8(&config, &["doctor"]);
-    let line = "note      prebuiltImages and dependencies are for the docker backend";
+    let line = "note prebuiltImages and dependencies are for the docker backend";
     assert!(doctor.contains(line), "{doctor}");
-    let missing = "python    no: isol8-test:prebuilt-never is missing or not up to date";
+    let missing = "python no: isol8-test:prebuilt-never is missing or not up to date";
     assert!(doctor.contains(missing), "{doctor}");
 }
