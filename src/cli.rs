@@ -25,7 +25,7 @@ pub enum Command {
     Serve(Serve),
     /// Run code in a sandbox of its own, without a server
     Run(Box<Run>),
-    /// Build the Docker images of the runtimes
+    /// Build the Docker images of the runtimes, and those of prebuiltImages
     Setup(Setup),
     /// Build a Docker image with packages in it
     Build(Build),
