@@ -25,8 +25,10 @@ pub enum Command {
     Serve(Serve),
     /// Run code in a sandbox of its own, without a server
     Run(Box<Run>),
-    /// Build the Docker images of the runtimes
+    /// Build the Docker images of the runtimes, and those of prebuiltImages
     Setup(Setup),
+    /// Build a Docker image with packages in it
+    Build(Build),
     /// Say what can run on this host, and how to mend what cannot
     Doctor(Common),
     /// Show the configuration that is in effect, and where each value comes from
@@ -129,6 +131,9 @@ pub struct Run {
     /// Bash to run first: a command, or the path of a script file; may be repeated
     #[arg(long, value_name = "SCRIPT")]
     pub setup: Vec<String>,
+    /// Image to run in, of `isol8 build` or of prebuiltImages; for Docker
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
     /// Set in the environment and masked in the output; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub secret: Vec<String>,
@@ -157,6 +162,37 @@ pub struct ShowConfig {
     /// Print the JSON Schema of the file
     #[arg(long, conflicts_with = "json")]
     pub schema: bool,
+    /// Configuration and backend
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `isol8 build`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Packages are for every program of the image, and need no network at run time; what a setup \
+    script leaves in /sandbox or /tmp is not kept. It runs as root, once, with the network. For bash, packages \
+    are Debian's.\n\n\
+    Examples:\n  isol8 build --base python --install numpy --install 'pandas>=2' --tag isol8:data\n  \
+    isol8 build --base bash --install jq --setup 'useradd --uid 70000 x' --tag isol8:tools\n  \
+    isol8 run --image isol8:data -e 'import numpy; print(numpy.ones(3).sum())'"
+)]
+pub struct Build {
+    /// Runtime that it is for: python, node, bun, deno or bash
+    #[arg(long, value_name = "RUNTIME")]
+    pub base: Runtime,
+    /// Package to install, with the runtime's package manager; may be repeated
+    #[arg(long, value_name = "PACKAGE")]
+    pub install: Vec<String>,
+    /// Bash to run then: a command, or the path of a script file; may be repeated
+    #[arg(long, value_name = "SCRIPT")]
+    pub setup: Vec<String>,
+    /// Name of the image, such as isol8:data
+    #[arg(long)]
+    pub tag: String,
+    /// Build it anew where it is up to date too
+    #[arg(long)]
+    pub force: bool,
     /// Configuration and backend
     #[command(flatten)]
     pub common: Common,

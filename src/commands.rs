@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod build;
 mod config;
 mod doctor;
 mod run;
@@ -34,6 +35,7 @@ pub fn run(command: Option<Command>) -> ExitCode {
         Command::Serve(serve) => &serve.common,
         Command::Run(run) => &run.common,
         Command::Setup(setup) => &setup.common,
+        Command::Build(build) => &build.common,
         Command::Doctor(common) => common,
         Command::Config(config) => &config.common,
     };
@@ -48,6 +50,7 @@ pub fn run(command: Option<Command>) -> ExitCode {
             Command::Serve(serve) => serve::serve(serve).await,
             Command::Run(run) => run::run(*run).await,
             Command::Setup(setup) => setup::setup(setup).await,
+            Command::Build(build) => build::build(build).await,
             Command::Doctor(common) => doctor::doctor(common).await,
             Command::Config(config) => config::config(&config),
         }

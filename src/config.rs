@@ -9,6 +9,7 @@ mod check;
 mod document;
 pub mod effective;
 pub mod file;
+mod images;
 pub mod layers;
 mod limits;
 pub mod network;
@@ -34,6 +35,8 @@ use isol8_egress::{Egress, EgressConfig};
 pub use file::{BackendChoice, ConfigFile};
 pub use layers::{Loaded, Origin};
 pub use network::RemoteCodeConfig;
+
+use crate::images::Images;
 
 /// The configuration could not be used; the text names the place, the key and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +143,10 @@ pub struct Config {
     pub limits: RequestLimits,
     /// The kinds of network that requests may ask for.
     pub networks: Vec<NetworkMode>,
+    /// The images that requests may name whose key is not the master's.
+    pub granted_images: Vec<String>,
+    /// Images beside the runtimes' own, and what is known of all.
+    pub images: Images,
     /// Hosts that packages of each runtime are installed from.
     pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
@@ -260,6 +267,9 @@ impl Config {
         self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        let key = "prebuiltImages and dependencies";
+        keep(key, self.images != before.images);
+        self.images.clone_from(&before.images);
         keep("network", self.network != before.network);
         self.network.clone_from(&before.network);
         self.egress.clone_from(&before.egress);
@@ -294,6 +304,7 @@ impl Config {
             pool: PoolConfig {
                 strategy: self.strategy,
                 sizes: self.pools.clone(),
+                images: self.images.pools(&self.pools),
                 max_age: self.pool_max_age,
                 refill_width: self.pool_refill_width,
                 sandbox: self.defaults.sandbox,

@@ -14,11 +14,12 @@ use isol8_actors::{ExecuteError, FileExtension, Job, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
     ByteSize, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options, SandboxPath,
-    SessionId,
+    SessionId, TenantId,
 };
 use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config, RequestLimits};
+use crate::images::choice;
 use crate::network::Filtered;
 use crate::packages;
 use crate::remote_code::RemoteSource;
@@ -86,11 +87,15 @@ pub struct Order {
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn order(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
+pub fn order(body: ExecuteBody, tenant: &TenantId, config: &Config) -> Result<Order, JobError> {
     let mut request = body.request;
+    let options = body.options.unwrap_or_default();
+    choice::check_named(&options, request.runtime, tenant, config)?;
     let remote = RemoteSource::take(&mut request, &config.remote_code)?;
+    let mut job = job(request, options, config)?;
+    choice::choose(&mut job, config)?;
     Ok(Order {
-        job: job(request, body.options.unwrap_or_default(), config)?,
+        job,
         session: body.session_id,
         remote,
     })
@@ -100,16 +105,20 @@ pub fn order(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn order_without_terminal(body: ExecuteBody, config: &Config) -> Result<Order, JobError> {
+pub fn order_without_terminal(
+    body: ExecuteBody,
+    tenant: &TenantId,
+    config: &Config,
+) -> Result<Order, JobError> {
     if body.request.tty {
         let problem = "a terminal needs GET /execute/ws, where its client can type";
         return Err(JobError::invalid("request.tty", problem));
     }
-    order(body, config)
+    order(body, tenant, config)
 }
 
 /// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
-/// is in it.
+/// is in it. Which image its packages come with is chosen afterwards, by [`choice::choose`].
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
@@ -117,6 +126,7 @@ pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Resu
     refuse_unsupported(&options)?;
     let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
+    job.image_is_named = options.image.is_some();
     job.terminal = terminal::terminal(&request)?;
     job.network = network(&options, config)?;
     job.timeout = timeout(&request, &options, config)?;
@@ -159,7 +169,6 @@ fn refuse_unsupported(options: &Options) -> Result<(), JobError> {
             "options.readonlyRootFs",
             options.readonly_root_fs == Some(false),
         ),
-        ("options.image", options.image.is_some()),
         ("options.persist", options.persist == Some(true)),
         ("options.security", !strict || custom_profile_path.is_some()),
     ];
@@ -261,6 +270,7 @@ fn sandbox(
         tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
         single_use: false,
         host_network: network_mode(options, config) == NetworkMode::Host,
+        image: options.image.clone(),
     })
 }
 

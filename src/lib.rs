@@ -2,7 +2,7 @@
 //!
 //! This package puts the parts together and holds no logic of its own about sandboxes: the
 //! command line ([`cli`], [`commands`]), the configuration ([`config`]), the HTTP server
-//! ([`server`]), the network of jobs ([`network`]), and the only place that knows which backends there are ([`backends`]). What a
+//! ([`server`]), the network of jobs ([`network`]), the images that hold packages ([`images`]), and the only place that knows which backends there are ([`backends`]). What a
 //! request means is in `isol8-actors`; how a sandbox is made, in the backends.
 //!
 //! Read [`cli`], then [`commands`], then [`server`]. `ARCHITECTURE.md` follows one request.
@@ -11,6 +11,7 @@ pub mod backends;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod images;
 pub mod jobs;
 pub mod network;
 pub mod packages;

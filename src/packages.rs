@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use isol8_actors::Install;
+use isol8_actors::{Install, Network};
 use isol8_api::Runtime;
 use isol8_egress::Filter;
 use regex::Regex;
@@ -23,6 +23,8 @@ pub fn registries(runtime: Runtime) -> Vec<String> {
     };
     hosts.iter().map(|host| (*host).to_owned()).collect()
 }
+
+const MEMBER: &str = "request.installPackages";
 
 /// Most packages of one request, and the longest in bytes.
 const MOST_PACKAGES: usize = 100;
@@ -69,6 +71,46 @@ fn pattern(text: &str) -> Regex {
     Regex::new(&format!("^(?:{text})$")).expect("a constant pattern compiles")
 }
 
+/// A package of Debian, and perhaps its version.
+static DEBIAN: LazyLock<Regex> =
+    LazyLock::new(|| pattern(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?"));
+
+/// Whether all of these are names of packages.
+///
+/// # Errors
+/// The place of the first that is not, and what it is.
+pub fn check(runtime: Runtime, packages: &[String]) -> Result<(), (usize, String)> {
+    let (names, expected) = match runtime {
+        Runtime::Python => (&PYTHON, "a name such as requests or numpy>=2"),
+        Runtime::Node | Runtime::Bun => (&NPM, "a name such as chalk or @types/node@24"),
+        Runtime::Deno => (&DENO, "a name such as npm:chalk@5 or jsr:@std/path"),
+        Runtime::Bash => (&DEBIAN, "a name of Debian's such as jq"),
+    };
+    for (index, package) in packages.iter().enumerate() {
+        if package.len() > LONGEST || !names.is_match(package) || is_archive(package) {
+            let given: String = package.chars().take(LONGEST).collect();
+            return Err((index, format!("{given:?} is not {expected}")));
+        }
+    }
+    Ok(())
+}
+
+/// As [`check`], for packages that an image holds. Deno finds those of npm there, and no others.
+///
+/// # Errors
+/// The place of the first that cannot be, and why.
+pub fn check_for_image(runtime: Runtime, packages: &[String]) -> Result<(), (usize, String)> {
+    check(runtime, packages)?;
+    let of_jsr = |package: &String| package.starts_with("jsr:");
+    match packages.iter().position(of_jsr) {
+        Some(index) => Err((
+            index,
+            "expected a package of npm, images hold none of jsr".to_owned(),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// What a request asks to be installed.
 ///
 /// # Errors
@@ -78,20 +120,9 @@ pub fn install(
     packages: Vec<String>,
     config: &Config,
 ) -> Result<Option<Install>, JobError> {
-    const MEMBER: &str = "request.installPackages";
     if packages.is_empty() {
         return Ok(None);
     }
-    let (names, expected) = match runtime {
-        Runtime::Python => (&PYTHON, "a name such as requests or numpy>=2"),
-        Runtime::Node | Runtime::Bun => (&NPM, "a name such as chalk or @types/node@24"),
-        Runtime::Deno => (&DENO, "a name such as npm:chalk@5 or jsr:@std/path"),
-        Runtime::Bash => {
-            let problem =
-                "bash has no package manager that works without root, use an image that holds them";
-            return Err(JobError::invalid(MEMBER, problem));
-        }
-    };
     if packages.len() > MOST_PACKAGES {
         let problem = format!(
             "{} entries, expected at most {MOST_PACKAGES}",
@@ -99,23 +130,28 @@ pub fn install(
         );
         return Err(JobError::invalid(MEMBER, problem));
     }
-    for (index, package) in packages.iter().enumerate() {
-        if package.len() > LONGEST || !names.is_match(package) || is_archive(package) {
-            let given: String = package.chars().take(LONGEST).collect();
-            let path = format!("{MEMBER}[{index}]");
-            let problem = format!("{given:?} is not {expected}");
-            return Err(JobError::invalid(path, problem));
-        }
-    }
+    check(runtime, &packages)
+        .map_err(|(index, problem)| JobError::invalid(format!("{MEMBER}[{index}]"), problem))?;
+    let network = network(runtime, config)?;
+    Ok(Some(Install {
+        packages: packages
+            .into_iter()
+            .map(|package| complete(runtime, package))
+            .collect(),
+        missing: BTreeMap::new(),
+        network,
+    }))
+}
+
+/// What reaches the registries of a runtime; `None` where nothing is installed for it.
+fn network(runtime: Runtime, config: &Config) -> Result<Option<Arc<dyn Network>>, JobError> {
     let registries = config
         .registries
         .get(&runtime)
         .map_or(&[][..], Vec::as_slice);
     // A filter that lists no host would admit every one.
-    if registries.is_empty() {
-        let problem =
-            format!("this server installs no packages, runtimes.{runtime}.registries is empty");
-        return Err(JobError::unsupported(MEMBER, &problem));
+    if registries.is_empty() || runtime == Runtime::Bash {
+        return Ok(None);
     }
     let filter = Filter {
         whitelist: registries
@@ -126,13 +162,19 @@ pub fn install(
     };
     let network = Filtered::new(&config.egress, &filter, false)
         .map_err(|error| JobError::invalid(MEMBER, error))?;
-    Ok(Some(Install {
-        packages: packages
-            .into_iter()
-            .map(|package| complete(runtime, package))
-            .collect(),
-        network: Arc::new(network),
-    }))
+    Ok(Some(Arc::new(network)))
+}
+
+/// Why what no image holds cannot be had.
+pub(crate) fn not_installed(runtime: Runtime) -> JobError {
+    if runtime == Runtime::Bash {
+        let problem =
+            "bash has no package manager that works without root, use an image that holds them";
+        return JobError::invalid(MEMBER, problem);
+    }
+    let problem =
+        format!("this server installs no packages, runtimes.{runtime}.registries is empty");
+    JobError::unsupported(MEMBER, &problem)
 }
 
 /// Whether package managers take it for a file of the working directory, where there is one of that name.
@@ -142,7 +184,7 @@ fn is_archive(package: &str) -> bool {
 }
 
 /// Deno wants to be told where from.
-fn complete(runtime: Runtime, package: String) -> String {
+pub(crate) fn complete(runtime: Runtime, package: String) -> String {
     let is_bare =
         runtime == Runtime::Deno && !package.starts_with("npm:") && !package.starts_with("jsr:");
     if is_bare {

@@ -174,7 +174,9 @@ impl ExecuteError {
 impl From<&BackendError> for ExecuteError {
     fn from(error: &BackendError) -> Self {
         match error {
-            BackendError::RuntimeUnavailable { .. } => Self::RuntimeUnavailable(error.to_string()),
+            BackendError::RuntimeUnavailable { .. } | BackendError::ImageUnavailable { .. } => {
+                Self::RuntimeUnavailable(error.to_string())
+            }
             BackendError::Unavailable(_)
             | BackendError::Create(_)
             | BackendError::Limits(_)

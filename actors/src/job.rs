@@ -1,5 +1,6 @@
 //! What is asked for, checked before any sandbox is touched.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub struct Job {
     pub files: Vec<(SandboxPath, Vec<u8>)>,
     /// Read after the run; what does not exist is left out.
     pub output_paths: Vec<SandboxPath>,
+    /// Its image is the one that was asked for by name, rather than one that was found to hold its packages.
+    pub image_is_named: bool,
     /// Packages that are there before the setup script and the program run.
     pub install: Option<Install>,
     /// Bash, run before the program.
@@ -65,6 +68,7 @@ impl Job {
             terminal: None,
             files: Vec::new(),
             output_paths: Vec::new(),
+            image_is_named: false,
             install: None,
             setup_script: None,
             workdir: None,
@@ -93,13 +97,24 @@ impl fmt::Debug for Job {
     }
 }
 
-/// Packages to install with the runtime's package manager, for the user and so under `/sandbox`.
+/// Packages to install with the runtime's package manager, for the user and so under `/sandbox`, where the
+/// sandbox's image does not hold them.
 #[derive(Clone, Debug)]
 pub struct Install {
     /// Words for its command line. Nothing here checks them.
     pub packages: Vec<String>,
-    /// What reaches the registries. The job's own programs do not use it.
-    pub network: Arc<dyn Network>,
+    /// Those that an image lacks, of images that are known to hold some of them. `None` is the runtime's own.
+    pub missing: BTreeMap<Option<String>, Vec<String>>,
+    /// What reaches the registries, where anything is installed. The job's own programs do not use it.
+    pub network: Option<Arc<dyn Network>>,
+}
+
+impl Install {
+    /// What is to be installed in a sandbox of this image.
+    #[must_use]
+    pub fn missing_in(&self, image: &Option<String>) -> &[String] {
+        self.missing.get(image).unwrap_or(&self.packages)
+    }
 }
 
 /// The program of a job.

@@ -27,7 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::run::Memory;
 use crate::supervisor::{Life, Supervised};
 use crate::watch::DeathWatch;
-pub use config::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
+pub use config::{Kind, PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use lease::Fate;
 pub use lease::{Held, Lease};
 use message::{Acquire, Cleaned, Create, Created, Died, Evict, LookAfter, Release, Removed, Retry};
@@ -47,7 +47,7 @@ pub struct Pool {
 #[derive(Debug, Default)]
 struct Estate {
     config: PoolConfig,
-    shelves: BTreeMap<Runtime, Shelf>,
+    shelves: BTreeMap<Kind, Shelf>,
     next_ticket: u64,
     /// Leases count themselves.
     leased: Arc<AtomicUsize>,
@@ -98,8 +98,8 @@ impl Pool {
         }
     }
 
-    fn shelf(&mut self, runtime: Runtime) -> &mut Shelf {
-        self.own.shelves.entry(runtime).or_default()
+    fn shelf(&mut self, kind: &Kind) -> &mut Shelf {
+        self.own.shelves.entry(kind.clone()).or_default()
     }
 
     /// Has a sandbox made for one request, which takes another if one becomes free before. Under a
@@ -109,7 +109,7 @@ impl Pool {
         self.own.next_ticket += 1;
         let spec = wanted.spec.clone();
         let spare = self.own.config.refill_width;
-        let shelf = self.shelf(spec.runtime);
+        let shelf = self.shelf(&Kind::of(&spec));
         shelf.waiters.push_back((ticket, wanted));
         if shelf.wants_order(&spec, spare) {
             shelf.order(ticket, &spec);
@@ -136,8 +136,8 @@ impl Pool {
             ticket,
             took,
         } = created;
-        let runtime = spec.runtime;
-        let shelf = self.shelf(runtime);
+        let kind = Kind::of(&spec);
+        let shelf = self.shelf(&kind);
         match ticket {
             Some(ticket) => shelf.close_order(ticket),
             None => shelf.refilling -= 1,
@@ -162,7 +162,7 @@ impl Pool {
                         waiter.refuse(error);
                     }
                 }
-                None => self.back_off(runtime, &error),
+                None => self.back_off(&kind, &error),
             },
         }
         self.settle();
@@ -173,9 +173,8 @@ impl Pool {
         if self.own.draining.is_some() || held.sandbox.control().is_closed() {
             return self.destroy(held);
         }
-        let runtime = held.spec.runtime;
         let waiter = self
-            .shelf(runtime)
+            .shelf(&Kind::of(&held.spec))
             .waiter_for(&held, ticket, owner.as_ref());
         match (waiter, owner) {
             (Some(waiter), _) => self.hand_out(held, waiter),
@@ -188,29 +187,25 @@ impl Pool {
         if !self.own.config.sandbox.sizes_fit(&held.spec) {
             return self.destroy(held);
         }
-        let runtime = held.spec.runtime;
+        let kind = Kind::of(&held.spec);
         let warm = self.watched(held);
-        self.shelf(runtime).fresh.push_back(warm);
-        self.evict(runtime);
+        self.shelf(&kind).fresh.push_back(warm);
+        self.evict(&kind);
     }
 
     fn shelve_used(&mut self, held: Held, owner: TenantId) {
-        let runtime = held.spec.runtime;
+        let kind = Kind::of(&held.spec);
         let warm = self.watched(held);
-        self.shelf(runtime).used.push_back((owner, warm));
-        self.evict(runtime);
+        self.shelf(&kind).used.push_back((owner, warm));
+        self.evict(&kind);
     }
 
     /// Puts the pool's eye on a sandbox that nobody uses.
     fn watched(&self, held: Held) -> Warm {
-        let (runtime, id) = (held.spec.runtime, held.sandbox.id().clone());
+        let (kind, id) = (Kind::of(&held.spec), held.sandbox.id().clone());
         let pool = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
-            pool.do_send(Died {
-                runtime,
-                id,
-                reason,
-            });
+            pool.do_send(Died { kind, id, reason });
         });
         Warm {
             held,
@@ -222,20 +217,20 @@ impl Pool {
 
     /// Makes a used sandbox as new, in the background.
     fn clean(&mut self, held: Held, owner: TenantId) {
-        let runtime = held.spec.runtime;
-        self.shelf(runtime).cleaning += 1;
-        self.evict(runtime);
+        let kind = Kind::of(&held.spec);
+        self.shelf(&kind).cleaning += 1;
+        self.evict(&kind);
         self.reset(held, owner);
     }
 
     /// Whether a sandbox may serve its tenant again.
     fn is_reusable(&self, held: &Held) -> bool {
-        let runtime = held.spec.runtime;
-        let room = 2 * self.own.config.size_of(runtime).dirty;
+        let kind = Kind::of(&held.spec);
+        let room = 2 * self.own.config.size_of(&kind).dirty;
         let cleaning = self
             .own
             .shelves
-            .get(&runtime)
+            .get(&kind)
             .map_or(0, |shelf| shelf.cleaning);
         self.own.config.strategy == Strategy::Fast
             && !held.spec.single_use
@@ -248,6 +243,11 @@ impl Pool {
     /// What follows from any change: the shelves are filled, or the shutdown is over.
     fn settle(&mut self) {
         let own = &mut *self.own;
+        // Whoever may name images names many.
+        let images = &own.config.images;
+        own.shelves.retain(|kind, shelf| {
+            kind.image.is_none() || images.contains_key(kind) || !shelf.is_idle()
+        });
         let Some(waiting) = &mut own.draining else {
             self.refill();
             self.own.was_full = self.own.was_full || self.is_full();
@@ -284,7 +284,7 @@ impl Handler<Acquire> for Pool {
         let runtime = wanted.spec.runtime;
         // Python's are forked, and bash needs none.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
-        let shelf = self.shelf(runtime);
+        let shelf = self.shelf(&Kind::of(&wanted.spec));
         let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly));
         match picked.flatten() {
             Some(held) => self.hand_out(held, wanted),
@@ -311,7 +311,7 @@ impl Handler<Cleaned> for Pool {
             held,
             owner,
         } = cleaned;
-        self.shelf(held.spec.runtime).cleaning -= 1;
+        self.shelf(&Kind::of(&held.spec)).cleaning -= 1;
         match cleaned {
             Ok(clean) => self.offer(clean, None, Some(owner)),
             Err(reason) => {
@@ -335,9 +335,9 @@ impl Handler<Removed> for Pool {
 impl Handler<Evict> for Pool {
     type Result = ();
 
-    fn handle(&mut self, Evict(runtime): Evict, _: &mut Self::Context) {
-        self.shelf(runtime).evicting = false;
-        self.evict(runtime);
+    fn handle(&mut self, Evict(kind): Evict, _: &mut Self::Context) {
+        self.shelf(&kind).evicting = false;
+        self.evict(&kind);
     }
 }
 
@@ -352,8 +352,8 @@ impl Handler<LookAfter> for Pool {
 impl Handler<Retry> for Pool {
     type Result = ();
 
-    fn handle(&mut self, Retry(runtime): Retry, _: &mut Self::Context) {
-        self.shelf(runtime).backing_off = false;
+    fn handle(&mut self, Retry(kind): Retry, _: &mut Self::Context) {
+        self.shelf(&kind).backing_off = false;
         self.settle();
     }
 }
@@ -388,7 +388,7 @@ impl Handler<Died> for Pool {
 
     fn handle(&mut self, died: Died, _: &mut Self::Context) {
         // It may have been handed out in the meantime: then its user finds out.
-        if let Some(held) = self.shelf(died.runtime).remove(&died.id) {
+        if let Some(held) = self.shelf(&died.kind).remove(&died.id) {
             log::warn!(sandbox:% = died.id, reason:% = died.reason; "waiting sandbox died");
             self.destroy(held);
         }
@@ -424,17 +424,17 @@ impl Handler<Configure> for Pool {
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
         self.own.config = config;
-        let runtimes: Vec<_> = self.own.shelves.keys().copied().collect();
-        for runtime in runtimes {
+        let kinds: Vec<_> = self.own.shelves.keys().cloned().collect();
+        for kind in &kinds {
             let sandbox = self.own.config.sandbox;
             let misfits = self
-                .shelf(runtime)
+                .shelf(kind)
                 .take_out(|held| !sandbox.sizes_fit(&held.spec));
             for held in misfits {
                 self.destroy(held);
             }
-            self.shelf(runtime).backing_off = false;
-            self.evict(runtime);
+            self.shelf(kind).backing_off = false;
+            self.evict(kind);
         }
         self.settle();
     }
@@ -453,13 +453,17 @@ impl Handler<Observe> for Pool {
             failures: shelf.failures,
             unavailable: shelf.unavailable,
         };
+        let mut runtimes = BTreeMap::new();
+        let mut images = BTreeMap::new();
+        for (kind, shelf) in &self.own.shelves {
+            match &kind.image {
+                None => drop(runtimes.insert(kind.runtime, state(shelf))),
+                Some(image) => drop(images.insert(image.clone(), state(shelf))),
+            }
+        }
         PoolState {
-            runtimes: self
-                .own
-                .shelves
-                .iter()
-                .map(|(k, v)| (*k, state(v)))
-                .collect(),
+            runtimes,
+            images,
             leased: self.own.leased.load(Ordering::Acquire),
             destroying: self.own.destroying,
             was_full: self.own.was_full,

@@ -214,8 +214,19 @@ impl Execution<'_> {
     }
 
     async fn install(&mut self, install: &Install) -> Result<(), ExecuteError> {
-        let installation = packages::installation(self.job, install);
-        let failed = self.prepare(installation, Some(&*install.network));
+        let missing = install.missing_in(&self.job.sandbox.image);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let Some(network) = install.network.as_deref() else {
+            return Err(ExecuteError::Invalid(format!(
+                "request.installPackages: the image of this session lacks {}, and nothing is installed for {}",
+                missing.join(", "),
+                self.job.runtime()
+            )));
+        };
+        let installation = packages::installation(self.job, missing);
+        let failed = self.prepare(installation, Some(network));
         failed.await?.map_err(ExecuteError::InstallFailed)
     }
 

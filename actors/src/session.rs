@@ -390,6 +390,14 @@ impl Session {
                  and stays so, delete it first"
             )));
         }
+        let image = &self.setting.spec.image;
+        if run.job.image_is_named && run.job.sandbox.image != *image {
+            let image = image.as_deref().unwrap_or("the runtime's own image");
+            return Some(ExecuteError::Invalid(format!(
+                "options.image: session {session} is of {image} since its first request, and stays so, \
+                 delete it first"
+            )));
+        }
         self.own.queue.retain(|run| !run.cancel.is_cancelled());
         let limit = self.setting.queue_limit;
         (self.own.queue.len() >= limit).then_some(ExecuteError::QueueFull { session, limit })

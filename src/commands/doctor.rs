@@ -12,6 +12,7 @@ use super::{Failure, load_config};
 use crate::backends::{self, Kind, Purpose};
 use crate::cli::Common;
 use crate::config::Config;
+use crate::images;
 
 /// Longest wait for one program that prints one line.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,8 +27,12 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
                 for shortcoming in backend.shortcomings() {
                     println!("  note      {shortcoming}");
                 }
+                let images = images::report(&config, backend.name()).await;
                 let service = Service::start(backend, service_without_pool(&config));
                 usable |= probe_all(&service, &config).await;
+                for line in images {
+                    println!("  {line}");
+                }
                 service.shutdown().await?;
             }
             Err(error) => println!("{kind}: not usable: {error}"),

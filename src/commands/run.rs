@@ -17,13 +17,23 @@ use super::{Failure, load_config};
 use crate::backends::{self, Purpose};
 use crate::cli::Run;
 use crate::config::Config;
+use crate::images::{self, choice};
 use crate::jobs;
 
 pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
     let config = load_config(&arguments.common, None)?;
     let (request, options) = request(arguments)?;
-    let job = jobs::job(request, options, &config)?;
+    let runtime = request.runtime;
+    choice::check_named(&options, runtime, &TenantId::master(), &config)?;
+    let mut job = jobs::job(request, options, &config)?;
     let backend = backends::start(&config, Purpose::Command).await?;
+    if job.install.is_some() {
+        images::look(&config, backend.name()).await;
+    }
+    if let Err(error) = choice::choose(&mut job, &config) {
+        backend.shutdown().await?;
+        return Err(error.into());
+    }
     backends::sweep(backend.as_ref()).await;
     let service = Service::start(backend, service_without_pool(&config));
     let executed = tokio::select! {
@@ -63,6 +73,7 @@ fn request(arguments: Run) -> Result<(ExecutionRequest, Options), Failure> {
         tmp_size: arguments.tmp_size,
         max_output_size: arguments.max_output,
         secrets: secrets(&arguments.secret)?,
+        image: arguments.image,
         ..Options::default()
     };
     Ok((request, options))
@@ -110,7 +121,7 @@ fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
 }
 
 /// Each is a command, or the path of a script file.
-fn setup_script(scripts: &[String]) -> Result<Option<String>, Failure> {
+pub(super) fn setup_script(scripts: &[String]) -> Result<Option<String>, Failure> {
     let mut joined = String::new();
     for script in scripts {
         if Path::new(script).is_file() {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::{Failure, load_config};
 use crate::backends::{self, Purpose};
 use crate::cli::Serve;
+use crate::images;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
@@ -36,6 +37,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     if !adopted.is_empty() {
         log::info!(sessions = adopted.len(); "taking over from the last server");
     }
+    images::look(&config, backend.name()).await;
     let service = Service::start(backend.clone(), config.service());
     service.adopt(adopted).await?;
     backends::sweep(backend.as_ref()).await;
@@ -45,6 +47,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     }
     let remote_code = RemoteCode::new(config.egress.clone(), &config.remote_code);
     let (current, config) = watch::channel(Arc::new(config));
+    let building = images::build_missing(config.clone(), service.clone());
     let state = State {
         service: service.clone(),
         backend: backend.name(),
@@ -55,6 +58,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     };
     let served = tokio::select! {
         served = server::serve(state, stop) => served,
+        never = building => match never {},
         followed = reload::follow(load, current, service.clone()) => {
             followed.map_err(ServeError::Listen)
         }

@@ -12,12 +12,10 @@ use super::ConfigError;
 use super::file::ConfigFile;
 
 /// What the TypeScript product's file may hold beside the keys that are known here.
-pub(super) const UNUSED: [&str; 7] = [
+pub(super) const UNUSED: [&str; 5] = [
     "$schema",
     "audit",
     "auth",
-    "dependencies",
-    "prebuiltImages",
     "security",
     "defaults.readonlyRootFs",
 ];

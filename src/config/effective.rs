@@ -28,7 +28,7 @@ impl Loaded {
     }
 
     /// Every value under the names of the contract, those of the TypeScript product among them that have
-    /// no key here: nothing is audited, keys come from no database, and images are built without packages.
+    /// no key here: nothing is audited, and keys come from no database.
     ///
     /// # Errors
     /// Where the configuration cannot be written as JSON.
@@ -37,8 +37,6 @@ impl Loaded {
         for (key, absent) in [
             ("audit", json!({ "enabled": false })),
             ("auth", json!({ "enabled": false })),
-            ("dependencies", json!({})),
-            ("prebuiltImages", json!([])),
         ] {
             if let Some(table) = contract.as_object_mut() {
                 table.entry(key).or_insert(absent);

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::check::{bytes, given, require};
+use super::images::{self, PrebuiltTable};
 use super::limits::{CeilingsTable, DefaultsTable, LimitsTable};
 use super::network::{NetworkTable, RemoteCodeTable};
 use super::policy::PolicyTable;
@@ -75,6 +76,11 @@ pub struct ConfigFile {
     network: NetworkTable,
     /// Code that the server fetches for requests with `codeUrl`.
     remote_code: RemoteCodeTable,
+    /// Docker images beside the runtimes' own, with packages in them.
+    prebuilt_images: Vec<PrebuiltTable>,
+    /// Packages in the runtimes' own Docker images.
+    #[schemars(with = "BTreeMap<String, Vec<String>>")]
+    dependencies: BTreeMap<Runtime, Vec<String>>,
 }
 
 impl Default for ConfigFile {
@@ -112,6 +118,8 @@ impl Default for ConfigFile {
             images: ImagesTable::default(),
             network: NetworkTable::default(),
             remote_code: RemoteCodeTable::default(),
+            prebuilt_images: Vec::new(),
+            dependencies: BTreeMap::new(),
         }
     }
 }
@@ -201,8 +209,9 @@ impl ConfigFile {
             require("runtimes.*.registries", host, is_host(host), expected)?;
         }
         let images = self.runtimes.iter();
-        let images =
-            images.filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)));
+        let images: BTreeMap<_, _> = images
+            .filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)))
+            .collect();
         let (network, egress) = self.network.check()?;
         Ok(Config {
             sources: Vec::new(),
@@ -249,6 +258,8 @@ impl ConfigFile {
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
+            granted_images: self.policy.images()?,
+            images: images::check(self.prebuilt_images, self.dependencies, &images)?,
             networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,
@@ -256,7 +267,7 @@ impl ConfigFile {
             registries,
             docker: DockerSettings {
                 host: given(self.docker.host),
-                images: images.collect(),
+                images,
                 base: self.images.base,
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),

@@ -163,6 +163,11 @@ impl Server {
         self.client().execute(python(code)).await.unwrap()
     }
 
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
     pub(crate) fn state(&self) -> &Path {
         self.state.path()
     }

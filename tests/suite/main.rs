@@ -18,6 +18,7 @@ mod errors;
 mod execute;
 mod files;
 mod harness;
+mod images;
 mod isolation;
 mod lifecycle;
 mod limits;

@@ -1,10 +1,49 @@
 //! How many sandboxes wait, and of which kind.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use isol8_api::{ByteSize, Runtime};
 use isol8_backend::{Limits, SandboxSpec};
+
+/// What the sandboxes of one shelf have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kind {
+    /// Their runtime.
+    pub runtime: Runtime,
+    /// Their image, where it is not the runtime's own.
+    pub image: Option<String>,
+}
+
+impl Kind {
+    /// Of sandboxes that are made like this.
+    #[must_use]
+    pub fn of(spec: &SandboxSpec) -> Self {
+        Self {
+            runtime: spec.runtime,
+            image: spec.image.clone(),
+        }
+    }
+}
+
+impl From<Runtime> for Kind {
+    fn from(runtime: Runtime) -> Self {
+        Self {
+            runtime,
+            image: None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.image {
+            None => self.runtime.fmt(f),
+            Some(image) => write!(f, "{} ({image})", self.runtime),
+        }
+    }
+}
 
 /// What becomes of a sandbox after an ephemeral run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +116,7 @@ impl SandboxDefaults {
             tmp_size: self.tmp_size,
             single_use: false,
             host_network: false,
+            image: None,
         }
     }
 
@@ -97,6 +137,9 @@ pub struct PoolConfig {
     pub size: PoolSize,
     /// Of single runtimes.
     pub sizes: BTreeMap<Runtime, PoolSize>,
+    /// Of images beside the runtimes' own. A sandbox of any other image waits for nobody: it goes after its
+    /// run.
+    pub images: BTreeMap<Kind, PoolSize>,
     /// Sandboxes of one runtime that are made ahead of time at once.
     pub refill_width: usize,
     /// How long a used sandbox may wait that is one too many. Load comes and goes in bursts: without
@@ -118,6 +161,7 @@ impl Default for PoolConfig {
             strategy: Strategy::default(),
             size: PoolSize::fixed(1, 4),
             sizes: BTreeMap::new(),
+            images: BTreeMap::new(),
             refill_width: 2,
             linger: Duration::from_secs(5),
             max_age: Duration::from_secs(3600),
@@ -129,9 +173,19 @@ impl Default for PoolConfig {
 }
 
 impl PoolConfig {
-    /// How many sandboxes of `runtime` wait.
+    /// How many sandboxes of one kind wait.
     #[must_use]
-    pub fn size_of(&self, runtime: Runtime) -> PoolSize {
-        self.sizes.get(&runtime).copied().unwrap_or(self.size)
+    pub fn size_of(&self, kind: &Kind) -> PoolSize {
+        if kind.image.is_some() {
+            let known = self.images.get(kind).copied();
+            return known.unwrap_or(PoolSize::fixed(0, 0));
+        }
+        self.sizes.get(&kind.runtime).copied().unwrap_or(self.size)
+    }
+
+    /// Everything that sandboxes are kept ready of, or kept after their runs.
+    pub(super) fn kinds(&self) -> Vec<Kind> {
+        let runtimes = Runtime::ALL.into_iter().map(Kind::from);
+        runtimes.chain(self.images.keys().cloned()).collect()
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::lease::Fate;
-use super::{Held, Lease, Pool, PoolConfig};
+use super::{Held, Kind, Lease, Pool, PoolConfig};
 use crate::error::ExecuteError;
 use crate::supervisor::{ATTEMPTS, Supervised};
 
@@ -120,7 +120,7 @@ pub(super) struct Removed;
 /// It is time for another look at what waits too long.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct Evict(pub(super) Runtime);
+pub(super) struct Evict(pub(super) Kind);
 
 /// It is time to look at the age and the health of what waits.
 #[derive(Debug, Message)]
@@ -130,7 +130,7 @@ pub(super) struct LookAfter;
 /// It is time to try again to make sandboxes ahead.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct Retry(pub(super) Runtime);
+pub(super) struct Retry(pub(super) Kind);
 
 /// A lease has ended.
 #[derive(Debug, Message)]
@@ -145,7 +145,7 @@ pub(super) struct Release {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Died {
-    pub(super) runtime: Runtime,
+    pub(super) kind: Kind,
     pub(super) id: SandboxId,
     pub(super) reason: String,
 }
@@ -172,6 +172,8 @@ pub struct Observe;
 pub struct PoolState {
     /// By runtime; those that nothing happened to are left out.
     pub runtimes: BTreeMap<Runtime, ShelfState>,
+    /// By image, of those that are no runtime's own; those that nothing happened to are left out.
+    pub images: BTreeMap<String, ShelfState>,
     /// Sandboxes handed out.
     pub leased: usize,
     /// Sandboxes being destroyed.

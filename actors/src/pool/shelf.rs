@@ -1,4 +1,4 @@
-//! What waits for one runtime: sandboxes, and requests for one.
+//! What waits of one kind, a runtime's or an image's: sandboxes, and requests for one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -49,7 +49,7 @@ fn sizes(spec: &SandboxSpec) -> Sizes {
     (spec.sandbox_size, spec.tmp_size, spec.host_network)
 }
 
-/// One runtime's part of the pool.
+/// The part of the pool that is of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
     /// Never used, or used by nobody but the pool.
@@ -148,6 +148,12 @@ impl Shelf {
             .map(|held| held.sandbox.id().clone())
             .collect();
         ids.iter().filter_map(|id| self.remove(id)).collect()
+    }
+
+    /// Whether nothing waits here, nor is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        let waits = self.fresh.len() + self.used.len() + self.waiters.len();
+        waits + self.orders.len() + self.refilling + self.cleaning == 0
     }
 
     /// Takes out all sandboxes.

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use actix::prelude::*;
-use isol8_api::Runtime;
-use isol8_backend::BackendError;
+use isol8_backend::{BackendError, SandboxSpec};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::message::{Died, Evict, LookAfter, PoolError, Retry};
-use super::{Pool, PoolConfig, PoolSize, Strategy};
+use super::{Kind, Pool, PoolConfig, PoolSize, Strategy};
 use crate::supervisor::WeakSupervised;
 
 /// First pause after a sandbox could not be made ahead of time; doubled with each failure.
@@ -31,20 +30,20 @@ pub(super) fn clock(pool: WeakSupervised<Pool>) -> AbortOnDropHandle<()> {
 }
 
 impl Pool {
-    /// Keeps the sandboxes of a runtime within their bound; of the used ones that which waits
+    /// Keeps the sandboxes of a kind within their bound; of the used ones that which waits
     /// longest goes first. A fresh one that was made for a request which then took another may
     /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
     /// the time under a steady load.
-    pub(super) fn evict(&mut self, runtime: Runtime) {
-        let clean = self.clean_of(runtime);
-        let dirty = self.own.config.size_of(runtime).dirty;
+    pub(super) fn evict(&mut self, kind: &Kind) {
+        let clean = self.clean_of(kind);
+        let dirty = self.own.config.size_of(kind).dirty;
         let dirty = match self.own.config.strategy {
             Strategy::Fast => dirty,
             Strategy::Secure => 0,
         };
         let linger = self.own.config.linger;
         loop {
-            let shelf = self.shelf(runtime);
+            let shelf = self.shelf(kind);
             let count = shelf.beside(clean);
             if count <= dirty {
                 return;
@@ -54,7 +53,7 @@ impl Pool {
             };
             let left = linger.saturating_sub(since.elapsed());
             if count <= 2 * dirty && !left.is_zero() {
-                return self.evict_later(runtime, left);
+                return self.evict_later(kind, left);
             }
             if let Some(held) = shelf.remove_oldest(clean) {
                 self.destroy(held);
@@ -62,21 +61,21 @@ impl Pool {
         }
     }
 
-    fn evict_later(&mut self, runtime: Runtime, delay: Duration) {
-        let shelf = self.shelf(runtime);
+    fn evict_later(&mut self, kind: &Kind, delay: Duration) {
+        let shelf = self.shelf(kind);
         if std::mem::replace(&mut shelf.evicting, true) {
             return;
         }
-        self.later(delay, Evict(runtime));
+        self.later(delay, Evict(kind.clone()));
     }
 
     /// How many clean sandboxes should wait now.
-    fn clean_of(&mut self, runtime: Runtime) -> usize {
+    fn clean_of(&mut self, kind: &Kind) -> usize {
         let PoolSize {
             clean, most_clean, ..
-        } = self.own.config.size_of(runtime);
+        } = self.own.config.size_of(kind);
         match most_clean {
-            Some(most) => self.shelf(runtime).demand.clean(clean, most),
+            Some(most) => self.shelf(kind).demand.clean(clean, most),
             None => clean,
         }
     }
@@ -88,19 +87,19 @@ impl Pool {
             check_after,
             ..
         } = self.own.config;
-        let runtimes: Vec<_> = self.own.shelves.keys().copied().collect();
-        for runtime in runtimes {
-            let shelf = self.shelf(runtime);
+        let kinds: Vec<_> = self.own.shelves.keys().cloned().collect();
+        for kind in &kinds {
+            let shelf = self.shelf(kind);
             for held in shelf.take_out(|held| held.made.elapsed() >= max_age) {
                 self.destroy(held);
             }
-            self.evict(runtime);
-            for held in self.shelf(runtime).due_for_check(check_after) {
-                let pool = self.own.handle();
+            self.evict(kind);
+            for held in self.shelf(kind).due_for_check(check_after) {
+                let (pool, kind) = (self.own.handle(), kind.clone());
                 tokio::spawn(async move {
                     if let Err(error) = held.sandbox.control().check().await {
                         pool.do_send(Died {
-                            runtime,
+                            kind,
                             id: held.sandbox.id().clone(),
                             reason: error.to_string(),
                         });
@@ -113,13 +112,13 @@ impl Pool {
 
     /// Makes sandboxes ahead of time, up to what should wait.
     pub(super) fn refill(&mut self) {
-        for runtime in Runtime::ALL {
-            let target = self.clean_of(runtime);
+        for kind in self.own.config.kinds() {
+            let target = self.clean_of(&kind);
             if target == 0 {
                 continue;
             }
             let width = self.own.config.refill_width.max(1);
-            let shelf = self.shelf(runtime);
+            let shelf = self.shelf(&kind);
             if shelf.backing_off || shelf.unavailable {
                 continue;
             }
@@ -127,35 +126,42 @@ impl Pool {
             let count = missing.min(width.saturating_sub(shelf.refilling));
             shelf.refilling += count;
             for _ in 0..count {
-                self.create(self.own.config.sandbox.spec(runtime), None);
+                let spec = SandboxSpec {
+                    image: kind.image.clone(),
+                    ..self.own.config.sandbox.spec(kind.runtime)
+                };
+                self.create(spec, None);
             }
         }
     }
 
     /// Whether as many wait as should, where they can be made.
     pub(super) fn is_full(&mut self) -> bool {
-        Runtime::ALL.into_iter().all(|runtime| {
-            let target = self.clean_of(runtime);
-            let shelf = self.shelf(runtime);
+        self.own.config.kinds().iter().all(|kind| {
+            let target = self.clean_of(kind);
+            let shelf = self.shelf(kind);
             shelf.fresh.len() >= target || shelf.unavailable || shelf.failures > 0
         })
     }
 
-    pub(super) fn back_off(&mut self, runtime: Runtime, error: &PoolError) {
-        let shelf = self.shelf(runtime);
+    pub(super) fn back_off(&mut self, kind: &Kind, error: &PoolError) {
+        let shelf = self.shelf(kind);
         if let PoolError::Backend(cause) = error
-            && matches!(**cause, BackendError::RuntimeUnavailable { .. })
+            && matches!(
+                **cause,
+                BackendError::RuntimeUnavailable { .. } | BackendError::ImageUnavailable { .. }
+            )
         {
             shelf.unavailable = true;
-            log::warn!(runtime:%, error:%; "no sandboxes are kept ready");
+            log::warn!(kind:%, error:%; "no sandboxes are kept ready");
             return;
         }
         let pause = BACK_OFF.saturating_mul(1 << shelf.failures.min(16));
         shelf.failures += 1;
         shelf.backing_off = true;
         let failures = shelf.failures;
-        log::warn!(runtime:%, failures, error:%; "sandbox could not be kept ready");
-        self.later(pause.min(MAX_BACK_OFF), Retry(runtime));
+        log::warn!(kind:%, failures, error:%; "sandbox could not be kept ready");
+        self.later(pause.min(MAX_BACK_OFF), Retry(kind.clone()));
     }
 
     /// Has the pool told something after a while.

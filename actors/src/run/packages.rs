@@ -4,7 +4,7 @@ use isol8_api::Runtime;
 use isol8_protocol::{Program, RunSpec};
 
 use super::plan;
-use crate::job::{Install, Job};
+use crate::job::Job;
 
 /// How a package manager is called.
 struct Manager {
@@ -58,8 +58,15 @@ const BUN: Manager = Manager {
     cwd: PROJECT,
 };
 
+/// It looks for what describes the project in the directories above, too, where that of an image is, which
+/// cannot be written to.
+const DENO_ADD: &str =
+    "for name in deno.json deno.jsonc package.json; do [ -e $name ] && found=1; done
+[ \"$found\" ] || echo '{}' >deno.json
+exec deno add --quiet \"$@\"";
+
 const DENO: Manager = Manager {
-    argv: &["deno", "add", "--quiet"],
+    argv: &["bash", "-c", DENO_ADD, "deno"],
     env: &[("DENO_TLS_CA_STORE", "mozilla,system")],
     cwd: PROJECT,
 };
@@ -82,11 +89,11 @@ fn manager(runtime: Runtime) -> &'static Manager {
 }
 
 /// The package manager's run.
-pub(super) fn installation(job: &Job, install: &Install) -> RunSpec {
+pub(super) fn installation(job: &Job, packages: &[String]) -> RunSpec {
     let Manager { argv, env, cwd } = manager(job.runtime());
     let words = argv.iter().map(|word| (*word).to_owned());
     let program = Program::Command {
-        argv: words.chain(install.packages.iter().cloned()).collect(),
+        argv: words.chain(packages.iter().cloned()).collect(),
     };
     let mut run = plan::base(job, program);
     for (name, value) in *env {

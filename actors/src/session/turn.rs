@@ -1,5 +1,6 @@
 //! One job's turn in a session's sandbox.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use isol8_api::ExecutionResult;
@@ -94,6 +95,7 @@ async fn execute(
     waits.queue += asked.elapsed();
     // A session's sizes are those of its first request; its limits are each request's own.
     apply_limits(held, job).await?;
+    let job = &in_image(job, &held.spec.image);
     let sandbox = Arc::clone(&held.sandbox);
     run::run(
         sandbox.as_ref(),
@@ -105,6 +107,15 @@ async fn execute(
         cancel,
     )
     .await
+}
+
+/// The job as it is in a session of this image, whichever it would have chosen for itself.
+fn in_image<'a>(job: &'a Job, image: &Option<String>) -> Cow<'a, Job> {
+    let mut job = Cow::Borrowed(job);
+    if job.install.is_some() && job.sandbox.image != *image {
+        job.to_mut().sandbox.image.clone_from(image);
+    }
+    job
 }
 
 /// Applies the job's limits. What the sandbox holds already cannot be taken from it, so a limit

@@ -265,7 +265,8 @@ pub struct Options {
     /// Set in the environment, and masked in the output.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
-    /// A custom image.
+    /// The image to run in, where that is not to be the runtime's own. Needs the master key, or a policy that
+    /// lists it. A session stays in the image of its first request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Keep the container after the run.

@@ -177,7 +177,8 @@ impl Backend for DockerBackend {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError> {
-        let Some(image) = self.images.get(&spec.runtime).cloned() else {
+        let image = spec.image.as_ref();
+        let Some(image) = image.or_else(|| self.images.get(&spec.runtime)).cloned() else {
             return Err(BackendError::RuntimeUnavailable {
                 runtime: spec.runtime,
                 backend: NAME,

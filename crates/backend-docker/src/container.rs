@@ -206,6 +206,7 @@ mod tests {
             tmp_size: ByteSize::from_mebibytes(128),
             single_use: false,
             host_network: false,
+            image: None,
         }
     }
 

@@ -210,6 +210,13 @@ impl Container {
                 log::debug!(sandbox:% = self.id, container:% = answer.id; "container created");
                 Ok(())
             }
+            Err(error) if error.is_not_found() && spec.image.is_some() => {
+                Err(BackendError::ImageUnavailable {
+                    image: image.to_owned(),
+                    backend: crate::backend::NAME,
+                    reason: "the engine has none of that name".to_owned(),
+                })
+            }
             Err(error) if error.is_not_found() => Err(BackendError::RuntimeUnavailable {
                 runtime: spec.runtime,
                 backend: crate::backend::NAME,

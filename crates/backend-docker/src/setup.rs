@@ -11,12 +11,16 @@
 //! `build::FORWARDED`).
 //!
 //! An image carries a hash of all that it was made from; while that is the same it is left alone.
+//!
+//! Packages that every run of a runtime is to find, and images beside those of the runtimes, are made on top,
+//! by [`custom`].
 
 mod base;
 mod build;
 mod context;
+pub mod custom;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -29,6 +33,7 @@ use crate::DockerConfig;
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 use build::Recipe;
 use context::Inputs;
+use custom::{CustomImage, UNFINISHED, UNFINISHED_LABEL};
 
 /// The runtimes that an image can be built for: all, in the order of their stages in the Dockerfile.
 pub const RUNTIMES: [Runtime; 5] = [
@@ -52,6 +57,9 @@ pub(crate) const VERSION_LABEL: &str = "isol8.version";
 /// Removing thousands of files takes seconds, on a busy disk more.
 const PRUNE_DEADLINE: Duration = Duration::from_secs(5 * 60);
 
+/// The age at which what a build left is of no use as a cache, and no build is under way any more.
+const FAILED_LONG_AGO: &str = "24h";
+
 /// What to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetupOptions {
@@ -66,6 +74,8 @@ pub struct SetupOptions {
     pub ca_bundle: Option<PathBuf>,
     /// Build anew what is up to date.
     pub force: bool,
+    /// Packages that the images of runtimes hold, as [`CustomImage::packages`].
+    pub dependencies: BTreeMap<Runtime, Vec<String>>,
 }
 
 impl Default for SetupOptions {
@@ -76,6 +86,7 @@ impl Default for SetupOptions {
             bootstrap: false,
             ca_bundle: None,
             force: false,
+            dependencies: BTreeMap::new(),
         }
     }
 }
@@ -104,6 +115,8 @@ pub enum SetupEvent {
     Building {
         /// Its runtime.
         runtime: Runtime,
+        /// Its tag.
+        tag: String,
     },
     /// A line that a tool or the engine printed.
     Log(String),
@@ -138,14 +151,24 @@ pub enum SetupError {
         /// What is wrong with it.
         reason: String,
     },
+    /// An image cannot be built on one that there is not.
+    #[error("image {tag} cannot be built: image {base} is missing, run `isol8 setup`")]
+    NoBase {
+        /// The image.
+        tag: String,
+        /// What it builds on.
+        base: String,
+    },
     /// There is no base image.
     #[error("base image cannot be made: {0}")]
     Base(String),
     /// A build failed.
-    #[error("image for {runtime} cannot be built: {reason}\n{log}")]
+    #[error("image {tag} for {runtime} cannot be built: {reason}\n{log}")]
     Build {
         /// The image's runtime.
         runtime: Runtime,
+        /// The image's tag.
+        tag: String,
         /// What the engine says.
         reason: String,
         /// The end of the build's output.
@@ -182,8 +205,7 @@ pub async fn setup(
 
     let mut outdated = Vec::new();
     for &runtime in &options.runtimes {
-        let tag = config.images.get(&runtime);
-        let tag = tag.ok_or(SetupError::Unnamed(runtime))?.clone();
+        let tag = plain_tag(config, options, runtime)?;
         let old = inspect(&engine, &tag).await?;
         if !options.force && old.as_ref().and_then(hash_of) == Some(&hash) {
             report(SetupEvent::Skipped { runtime, tag });
@@ -192,7 +214,7 @@ pub async fn setup(
         }
     }
     if outdated.is_empty() {
-        return Ok(());
+        return add_dependencies(&engine, config, options, report).await;
     }
 
     outdated.sort_by_key(|(runtime, ..)| stage_of(*runtime));
@@ -208,7 +230,10 @@ pub async fn setup(
     let forwarded = build::forwarded(|name| std::env::var(name).ok());
     for (position, (runtime, tag, old)) in outdated.into_iter().enumerate() {
         let start = Instant::now();
-        report(SetupEvent::Building { runtime });
+        report(SetupEvent::Building {
+            runtime,
+            tag: tag.clone(),
+        });
         let recipe = Recipe {
             runtime,
             tag: &tag,
@@ -230,6 +255,61 @@ pub async fn setup(
         });
     }
     discard_stages(&engine).await?;
+    add_dependencies(&engine, config, options, report).await
+}
+
+/// The packages of a runtime.
+fn dependencies_of(options: &SetupOptions, runtime: Runtime) -> &[String] {
+    options
+        .dependencies
+        .get(&runtime)
+        .map_or(&[], Vec::as_slice)
+}
+
+/// What the image of a runtime is called before it has packages; where it is to have none, as it is called in
+/// the end.
+fn plain_tag(
+    config: &DockerConfig,
+    options: &SetupOptions,
+    runtime: Runtime,
+) -> Result<String, SetupError> {
+    let tag = config.images.get(&runtime);
+    let tag = tag.ok_or(SetupError::Unnamed(runtime))?;
+    if dependencies_of(options, runtime).is_empty() {
+        return Ok(tag.clone());
+    }
+    // One without a tag of its own has the usual one.
+    let name = tag.rsplit('/').next().unwrap_or_default();
+    let tag = if name.contains(':') {
+        format!("{tag}-plain")
+    } else {
+        format!("{tag}:plain")
+    };
+    Ok(tag)
+}
+
+/// Makes the images of the runtimes that are to hold packages.
+async fn add_dependencies(
+    engine: &Engine,
+    config: &DockerConfig,
+    options: &SetupOptions,
+    report: Report<'_>,
+) -> Result<(), SetupError> {
+    for &runtime in &options.runtimes {
+        let packages = dependencies_of(options, runtime);
+        if packages.is_empty() {
+            continue;
+        }
+        let tag = config.images.get(&runtime);
+        let image = CustomImage {
+            tag: tag.ok_or(SetupError::Unnamed(runtime))?.clone(),
+            runtime,
+            packages: packages.into(),
+            setup_script: None,
+        };
+        let plain = plain_tag(config, options, runtime)?;
+        custom::build_on(engine, &plain, &image, options.force, report).await?;
+    }
     Ok(())
 }
 
@@ -261,8 +341,15 @@ async fn inspect(engine: &Engine, image: &str) -> Result<Option<ImageInspect>, E
 
 /// What an image was made from, where it was made here.
 fn hash_of(image: &ImageInspect) -> Option<&String> {
-    let labels = image.config.as_ref()?.labels.as_ref()?;
-    labels.get(HASH_LABEL)
+    label_of(image, HASH_LABEL)
+}
+
+fn label_of<'a>(image: &'a ImageInspect, name: &str) -> Option<&'a String> {
+    image.config.as_ref()?.labels.as_ref()?.get(name)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes an image that lost its last tag to a newer one.
@@ -284,12 +371,23 @@ async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
     }
 }
 
-/// Removes images that `setup` made and that a newer one has replaced. Returns how many.
+/// Removes images that were made here and that a newer one has replaced, and what is left of builds that failed
+/// long ago. What has a name stays, and what is being built. Returns how many.
 pub(crate) async fn discard_outdated(engine: &Engine) -> Result<usize, EngineError> {
-    let filters = HashMap::from([
-        ("dangling".to_owned(), vec!["true".to_owned()]),
-        ("label".to_owned(), vec![HASH_LABEL.to_owned()]),
-    ]);
+    let unfinished = format!("{UNFINISHED_LABEL}={UNFINISHED}");
+    let replaced = [
+        ("label", HASH_LABEL.to_owned()),
+        ("label!", unfinished.clone()),
+    ];
+    let failed = [("label", unfinished), ("until", FAILED_LONG_AGO.to_owned())];
+    Ok(prune(engine, replaced).await? + prune(engine, failed).await?)
+}
+
+/// Removes what has no name and passes the filters.
+async fn prune(engine: &Engine, filters: [(&str, String); 2]) -> Result<usize, EngineError> {
+    let filters = filters.map(|(key, value)| (key.to_owned(), vec![value]));
+    let mut filters = HashMap::from(filters);
+    filters.insert("dangling".to_owned(), vec!["true".to_owned()]);
     let options = PruneImagesOptionsBuilder::new().filters(&filters).build();
     let pruned = engine.docker.prune_images(Some(options));
     let pruned = engine.call(PRUNE_DEADLINE, pruned).await?;

@@ -140,6 +140,7 @@ fn spec() -> SandboxSpec {
         tmp_size: ByteSize::from_mebibytes(32),
         single_use: false,
         host_network: false,
+        image: None,
     }
 }
 
@@ -413,11 +414,15 @@ async fn a_build_that_fails_shows_what_the_engine_said() {
     let error = setup(&config, &options, &mut |event| events.push(event)).await;
     docker(&["rmi", "-f", base]);
     let error = error.unwrap_err().to_string();
-    assert!(error.contains("image for bash cannot be built"), "{error}");
+    assert!(
+        error.contains("image isol8-test-failing:latest for bash cannot be built"),
+        "{error}"
+    );
     assert!(error.contains("/bin/sh"), "{error}");
     assert!(error.contains("COPY ca/"), "the log's end: {error}");
     let building = SetupEvent::Building {
         runtime: Runtime::Bash,
+        tag: "isol8-test-failing:latest".to_owned(),
     };
     assert_eq!(events[0], building);
 }

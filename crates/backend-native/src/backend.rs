@@ -154,6 +154,14 @@ impl Backend for NativeBackend {
                 backend: NAME,
                 reason,
             })?;
+        if let Some(image) = &spec.image {
+            return Err(BackendError::ImageUnavailable {
+                image: image.clone(),
+                backend: NAME,
+                reason: "it runs what the host has, custom images need the docker backend"
+                    .to_owned(),
+            });
+        }
         let id = SandboxId::random();
         let place = self.place(&id, false);
         let action = Action::Create(NewSandbox {

@@ -152,6 +152,7 @@ mod tests {
                 tmp_size: size,
                 single_use: false,
                 host_network: false,
+                image: Some("custom:1".to_owned()),
             },
             created_at: 1_700_000_000_000,
         }

@@ -20,6 +20,16 @@ pub enum BackendError {
         /// Why, and the fix.
         reason: String,
     },
+    /// This image cannot be used here; the text names the fix.
+    #[error("image {image} is not available on the {backend} backend: {reason}")]
+    ImageUnavailable {
+        /// The image that was asked for.
+        image: String,
+        /// The backend's name.
+        backend: &'static str,
+        /// Why, and the fix.
+        reason: String,
+    },
     /// The sandbox could not be made.
     #[error("sandbox could not be created: {0}")]
     Create(String),

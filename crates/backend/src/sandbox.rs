@@ -41,6 +41,7 @@ pub trait Backend: Debug + Send + Sync {
     ///
     /// # Errors
     /// [`BackendError::RuntimeUnavailable`] where the host or image lacks the runtime,
+    /// [`BackendError::ImageUnavailable`] where there is no such image,
     /// [`BackendError::Unavailable`] where the engine does not answer,
     /// [`BackendError::Create`] for the rest.
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError>;

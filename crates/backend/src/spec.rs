@@ -75,6 +75,10 @@ pub struct SandboxSpec {
     /// life.
     #[serde(default)]
     pub host_network: bool,
+    /// The image that it is made from, where that is not the runtime's own; fixed for life. Only where the
+    /// backend has images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 /// The interpreter of a runtime.

@@ -72,7 +72,7 @@ async fn post(
     let body = body::read(payload, &config).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let order = jobs::order_without_terminal(value, &config)?;
+    let order = jobs::order_without_terminal(value, &caller.tenant, &config)?;
     let tenant = caller.tenant;
     let execution = {
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());

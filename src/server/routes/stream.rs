@@ -56,7 +56,7 @@ async fn post(
     let config = state.config();
     let body = body::read(payload, &config).await?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let order = jobs::order_without_terminal(value, &config)?;
+    let order = jobs::order_without_terminal(value, &caller.tenant, &config)?;
     let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
     let (job, session) = while_connected(&request, completed).await?;
     let service = &state.service;

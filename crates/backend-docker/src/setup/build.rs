@@ -18,7 +18,7 @@ use super::{HASH_LABEL, Report, SetupError, SetupEvent, VERSION_LABEL, within};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 
 /// Some 200 MB of packages at most: a minute here, many on a slow line.
-const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
+pub(super) const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// Variables of the setup's environment that builds see too: which proxy leads out, and which index
 /// pip and npm ask. None of them stays in an image, nor changes what is in it.
@@ -80,7 +80,7 @@ pub(super) async fn build(
     let mut work = async || -> Result<(), String> {
         run(
             engine,
-            recipe,
+            recipe.context,
             options(recipe, &[], recipe.fresh),
             &mut log,
             report,
@@ -92,7 +92,7 @@ pub(super) async fn build(
         let labels = [(HASH_LABEL, recipe.hash), (VERSION_LABEL, &version)];
         run(
             engine,
-            recipe,
+            recipe.context,
             options(recipe, &labels, false),
             &mut log,
             report,
@@ -102,6 +102,7 @@ pub(super) async fn build(
     let built = within(BUILD_DEADLINE, work()).await;
     built.map_err(|reason| SetupError::Build {
         runtime: recipe.runtime,
+        tag: recipe.tag.to_owned(),
         reason,
         log: log.tail(),
     })
@@ -132,14 +133,15 @@ fn options(recipe: &Recipe<'_>, labels: &[(&str, &str)], fresh: bool) -> BuildIm
         .build()
 }
 
-async fn run(
+/// Has the engine build, and tells of what it prints.
+pub(super) async fn run(
     engine: &Engine,
-    recipe: &Recipe<'_>,
+    context: &[u8],
     options: BuildImageOptions,
     log: &mut Log,
     report: Report<'_>,
 ) -> Result<(), String> {
-    let context = body_full(recipe.context.to_vec().into());
+    let context = body_full(context.to_vec().into());
     let mut steps = engine.docker.build_image(options, None, Some(context));
     // Each step within the deadline of the whole: the caller counts that.
     while let Some(step) = engine
@@ -199,7 +201,7 @@ fn first_line(archive: &[u8]) -> Option<String> {
 
 /// The output of a build: whole lines as they come, and the last ones for an error.
 #[derive(Debug, Default)]
-struct Log {
+pub(super) struct Log {
     unfinished: String,
     last: VecDeque<String>,
 }
@@ -225,7 +227,8 @@ impl Log {
         lines
     }
 
-    fn tail(&self) -> String {
+    /// What an error repeats.
+    pub(super) fn tail(&self) -> String {
         let mut lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
         lines.push(self.unfinished.trim_end());
         lines.join("\n")

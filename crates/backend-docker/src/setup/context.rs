@@ -36,8 +36,7 @@ impl Inputs<'_> {
         add(&self.bootstrap.to_string());
         base::BOOTSTRAP.iter().for_each(|argument| add(argument));
         self.certificates.iter().for_each(|text| add(text));
-        let digest = hash.finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        super::hex(&hash.finalize())
     }
 
     /// The build context: the Dockerfile, and `ca/` with one file for each certificate.
@@ -56,7 +55,11 @@ impl Inputs<'_> {
     }
 }
 
-fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, content: &str) -> io::Result<()> {
+pub(super) fn append(
+    archive: &mut tar::Builder<Vec<u8>>,
+    path: &str,
+    content: &str,
+) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_mode(0o644);
     header.set_size(content.len() as u64);

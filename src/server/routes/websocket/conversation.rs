@@ -121,10 +121,12 @@ impl Conversation {
     async fn listen_for_order(&mut self) -> Result<Order, End> {
         loop {
             let problem = match self.message(self.config.max_body).await? {
-                Ok(ClientMessage::Execute(body)) => match jobs::order(*body, &self.config) {
-                    Ok(order) => return Ok(order),
-                    Err(problem) => problem.to_string(),
-                },
+                Ok(ClientMessage::Execute(body)) => {
+                    match jobs::order(*body, &self.caller.tenant, &self.config) {
+                        Ok(order) => return Ok(order),
+                        Err(problem) => problem.to_string(),
+                    }
+                }
                 Ok(_) => "nothing runs yet, send an execute message first".to_owned(),
                 Err(problem) => problem,
             };

@@ -1,0 +1,46 @@
+//! `isol8 build`: a custom image.
+
+use std::process::ExitCode;
+
+use isol8_backend_docker::setup::custom::{self, CustomImage};
+
+use super::run::setup_script;
+use super::setup::Progress;
+use super::{Failure, load_config};
+use crate::backends;
+use crate::cli::Build;
+use crate::images::choice::is_name;
+use crate::packages;
+
+pub(super) async fn build(arguments: Build) -> Result<ExitCode, Failure> {
+    let config = load_config(&arguments.common, None)?;
+    let docker = backends::docker_config(&config);
+    let Build {
+        base,
+        install: packages,
+        setup,
+        tag,
+        force,
+        ..
+    } = arguments;
+    packages::check_for_image(base, &packages)
+        .map_err(|(_, problem)| format!("--install: {problem}"))?;
+    if !is_name(&tag) {
+        return Err(format!("--tag: {tag:?} is not a name such as isol8:data").into());
+    }
+    if docker.images.values().any(|image| *image == tag) {
+        let text = format!(
+            "--tag: {tag} is the image of a runtime, which others build on: choose another"
+        );
+        return Err(text.into());
+    }
+    let image = CustomImage {
+        tag,
+        runtime: base,
+        packages,
+        setup_script: setup_script(&setup)?,
+    };
+    let progress = Progress::new();
+    custom::build(&docker, &image, force, &mut |event| progress.show(event)).await?;
+    Ok(ExitCode::SUCCESS)
+}

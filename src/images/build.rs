@@ -1,0 +1,51 @@
+//! Builds what is missing, while the server serves.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use isol8_actors::Service;
+use isol8_backend_docker::setup::SetupEvent;
+use isol8_backend_docker::setup::custom;
+use tokio::sync::watch;
+
+use super::DOCKER;
+use crate::backends;
+use crate::config::Config;
+
+/// Builds the prebuilt images that are missing or not up to date, one after the other, and has the pool know of
+/// each that is done. One that fails is logged and left: its packages are installed by the requests that ask
+/// for them. Then it waits for ever.
+pub async fn build_missing(current: watch::Receiver<Arc<Config>>, service: Service) -> Infallible {
+    let config = Arc::clone(&current.borrow());
+    let missing = config.images.prebuilt.iter();
+    let mut missing = missing.filter(|one| one.held().is_none());
+    if service.backend().name() == DOCKER {
+        let docker = backends::docker_config(&config);
+        for prebuilt in missing.by_ref() {
+            let image = &prebuilt.image.tag;
+            log::info!(image; "building a missing image");
+            let begun = Instant::now();
+            let mut show = |event| {
+                if let SetupEvent::Log(line) = event {
+                    log::debug!(image; "{line}");
+                }
+            };
+            let built = custom::build(&docker, &prebuilt.image, false, &mut show).await;
+            let found = match built {
+                Ok(()) => super::find(&config).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = found {
+                log::error!(image, error:%; "image cannot be used, its packages are installed instead");
+                continue;
+            }
+            log::info!(image, seconds = begun.elapsed().as_secs(); "image is built");
+            let configured = service.configure(current.borrow().service());
+            if let Err(error) = configured.await {
+                log::warn!(error:%; "no sandboxes of new images are kept ready");
+            }
+        }
+    }
+    std::future::pending().await
+}
