@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod network;
+pub mod packages;
 mod policy;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,11 @@ use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, NetworkMode, Runtime};
 use isol8_backend::{Kernels, Limits};
 use isol8_egress::{Egress, EgressConfig};
+use isol8_registry_cache::RegistryCache;
 
 pub use file::{BackendChoice, ConfigFile};
 pub use network::RemoteCodeConfig;
+pub use packages::PackagesConfig;
 
 /// Names an operator's file; checked before the usual places.
 const PATH_VARIABLE: &str = "ISOL8_CONFIG";
@@ -135,6 +138,10 @@ pub struct Config {
     pub egress: Egress,
     /// Code that is fetched for requests. A changed configuration has another one.
     pub remote_code: Arc<RemoteCodeConfig>,
+    /// How packages are cached.
+    pub packages: PackagesConfig,
+    /// The cache of packages; there is none before the file's place is known.
+    pub package_cache: Option<RegistryCache>,
 }
 
 /// What a request gets that asks for nothing.
@@ -221,6 +228,7 @@ impl Config {
         let mut config = file.check(default_state(environment))?;
         config.source = source;
         config.apply_environment(environment)?;
+        config.package_cache = config.packages.cache(&config.state);
         if let Some(backend) = overrides.backend {
             config.backend = backend;
         }
@@ -255,9 +263,9 @@ impl Config {
         self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
-        keep("network", self.network != before.network);
-        self.network.clone_from(&before.network);
-        self.egress.clone_from(&before.egress);
+        if self.network == before.network {
+            self.egress.clone_from(&before.egress);
+        }
         keep(
             "remoteCode.cacheMaxBytes",
             self.remote_code.keep_bytes != before.remote_code.keep_bytes,
@@ -279,6 +287,10 @@ impl Config {
         self.port = before.port;
         self.kernels.clone_from(&before.kernels);
         self.docker.clone_from(&before.docker);
+        self.package_cache = match self.packages == before.packages {
+            true => before.package_cache.clone(),
+            false => self.packages.cache(&self.state),
+        };
         kept
     }
 

@@ -5,7 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use isol8_actors::Install;
 use isol8_api::Runtime;
-use isol8_egress::Filter;
+use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy};
+use isol8_registry_cache::{Client, HOST};
 use regex::Regex;
 
 use crate::config::Config;
@@ -117,22 +118,80 @@ pub fn install(
             format!("this server installs no packages, runtimes.{runtime}.registries is empty");
         return Err(JobError::unsupported(MEMBER, &problem));
     }
-    let filter = Filter {
-        whitelist: registries
-            .iter()
-            .map(|host| format!("^{}$", regex::escape(host)))
-            .collect(),
-        blacklist: Vec::new(),
-    };
-    let network = Filtered::new(&config.egress, &filter, false)
-        .map_err(|error| JobError::invalid(MEMBER, error))?;
+    let policy = policy(registries, &config.egress);
+    let policy = policy.map_err(|error| JobError::invalid(MEMBER, error))?;
+    let (source, site) = cached(runtime, registries, config, &policy);
     Ok(Some(Install {
         packages: packages
             .into_iter()
             .map(|package| complete(runtime, package))
             .collect(),
-        network: Arc::new(network),
+        source,
+        network: Arc::new(Filtered::inner(&config.egress, policy, site)),
     }))
+}
+
+/// The registries alone, each on the port that it names, or the Web's.
+fn policy(registries: &[String], egress: &Egress) -> Result<Policy, EgressError> {
+    let named = registries.iter().map(|registry| host_and_port(registry));
+    let ports = named.clone();
+    let filter = Filter {
+        whitelist: named
+            .map(|(host, _)| format!("^{}$", regex::escape(host)))
+            .collect(),
+        blacklist: Vec::new(),
+    };
+    let ports = ports.filter_map(|(host, port)| Some((host.to_owned(), port?)));
+    Ok(egress.policy(&filter)?.on_web_ports(ports))
+}
+
+/// An entry of `registries`: an IPv6 address has no port there.
+fn host_and_port(registry: &str) -> (&str, Option<u16>) {
+    match registry.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') => (host, port.parse().ok()),
+        _ => (registry, None),
+    }
+}
+
+/// The variables that lead a package manager to the cache, and the cache as it sees it; nothing where it may
+/// be meant to ask another registry than the one that is cached.
+fn cached(
+    runtime: Runtime,
+    registries: &[String],
+    config: &Config,
+    policy: &Policy,
+) -> (Vec<(String, String)>, Option<Arc<dyn LocalHost>>) {
+    let address = format!("http://{HOST}/");
+    let (client, variables) = match runtime {
+        Runtime::Python => {
+            let index = ("PIP_INDEX_URL", format!("{address}simple/"));
+            let trusted = ("PIP_TRUSTED_HOST", HOST.to_owned());
+            (Client::Pip, vec![index, trusted])
+        }
+        Runtime::Bun => (Client::Bun, vec![("npm_config_registry", address)]),
+        Runtime::Deno => (Client::Npm, vec![("NPM_CONFIG_REGISTRY", address)]),
+        Runtime::Node => (Client::Npm, vec![("npm_config_registry", address)]),
+        Runtime::Bash => return (Vec::new(), None),
+    };
+    let index = match client {
+        Client::Pip => &config.packages.python,
+        Client::Npm | Client::Bun => &config.packages.npm,
+    };
+    let usual = self::registries(runtime);
+    let is_index = |registry: &str| index.host_str() == Some(host_and_port(registry).0);
+    let is_alone = registries
+        .iter()
+        .all(|registry| is_index(registry) || usual.contains(registry));
+    let is_there = registries.iter().any(|registry| is_index(registry));
+    match &config.package_cache {
+        Some(cache) if is_alone && is_there => {
+            let site = cache.site(client, &config.egress, policy.clone());
+            let variables = variables.into_iter();
+            let variables = variables.map(|(name, value)| (name.to_owned(), value));
+            (variables.collect(), Some(site))
+        }
+        _ => (Vec::new(), None),
+    }
 }
 
 /// Whether package managers take it for a file of the working directory, where there is one of that name.

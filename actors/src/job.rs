@@ -98,6 +98,8 @@ impl fmt::Debug for Job {
 pub struct Install {
     /// Words for its command line. Nothing here checks them.
     pub packages: Vec<String>,
+    /// Variables that say where packages come from. They count only where the job's own say nothing of it.
+    pub source: Vec<(String, String)>,
     /// What reaches the registries. The job's own programs do not use it.
     pub network: Arc<dyn Network>,
 }

@@ -43,7 +43,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         service.leave().await?;
         return Err(error.into());
     }
-    let remote_code = RemoteCode::new(config.egress.clone(), &config.remote_code);
+    let remote_code = RemoteCode::new(&config.remote_code);
     let (current, config) = watch::channel(Arc::new(config));
     let state = State {
         service: service.clone(),

@@ -15,6 +15,7 @@ use isol8_backend_docker::setup::DEFAULT_BASE;
 use serde::{Deserialize, Serialize};
 
 use super::network::{NetworkTable, RemoteCodeTable};
+use super::packages::PackagesTable;
 use super::policy::PolicyTable;
 use super::{Ceilings, Config, ConfigError, Defaults, DockerSettings, RequestLimits};
 use crate::jobs::LARGEST_VARIABLE;
@@ -47,6 +48,7 @@ pub struct ConfigFile {
     images: ImagesTable,
     network: NetworkTable,
     remote_code: RemoteCodeTable,
+    packages: PackagesTable,
 }
 
 impl Default for ConfigFile {
@@ -83,6 +85,7 @@ impl Default for ConfigFile {
             images: ImagesTable::default(),
             network: NetworkTable::default(),
             remote_code: RemoteCodeTable::default(),
+            packages: PackagesTable::default(),
         }
     }
 }
@@ -607,6 +610,8 @@ impl ConfigFile {
             network,
             egress,
             remote_code: self.remote_code.check()?.into(),
+            packages: self.packages.check()?,
+            package_cache: None,
         })
     }
 }
@@ -709,7 +714,7 @@ impl DefaultsTable {
 }
 
 /// An empty text stands for "not set": TOML has no null, and the shipped file shows every key.
-fn given(text: String) -> Option<String> {
+pub(super) fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 

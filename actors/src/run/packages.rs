@@ -89,8 +89,16 @@ pub(super) fn installation(job: &Job, install: &Install) -> RunSpec {
         argv: words.chain(install.packages.iter().cloned()).collect(),
     };
     let mut run = plan::base(job, program);
+    // npm takes its variables in any case.
+    let is_given = |name: &str, run: &RunSpec| {
+        let mut given = run.env.iter();
+        given.any(|(given, _)| given.eq_ignore_ascii_case(name))
+    };
+    if !install.source.iter().any(|(name, _)| is_given(name, &run)) {
+        run.env.extend(install.source.iter().cloned());
+    }
     for (name, value) in *env {
-        if !run.env.iter().any(|(given, _)| given == name) {
+        if !is_given(name, &run) {
             run.env.push(((*name).to_owned(), (*value).to_owned()));
         }
     }
