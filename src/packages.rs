@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use isol8_actors::Install;
 use isol8_api::Runtime;
 use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy};
-use isol8_registry_cache::{Client, HOST};
+use isol8_registry_cache::Client;
 use regex::Regex;
 
 use crate::config::Config;
@@ -161,21 +161,26 @@ fn cached(
     config: &Config,
     policy: &Policy,
 ) -> (Vec<(String, String)>, Option<Arc<dyn LocalHost>>) {
-    let address = format!("http://{HOST}/");
-    let (client, variables) = match runtime {
-        Runtime::Python => {
-            let index = ("PIP_INDEX_URL", format!("{address}simple/"));
-            let trusted = ("PIP_TRUSTED_HOST", HOST.to_owned());
-            (Client::Pip, vec![index, trusted])
-        }
-        Runtime::Bun => (Client::Bun, vec![("npm_config_registry", address)]),
-        Runtime::Deno => (Client::Npm, vec![("NPM_CONFIG_REGISTRY", address)]),
-        Runtime::Node => (Client::Npm, vec![("npm_config_registry", address)]),
+    let client = match runtime {
+        Runtime::Python => Client::Pip,
+        Runtime::Node => Client::Npm,
+        Runtime::Bun => Client::Bun,
+        Runtime::Deno => Client::Deno,
         Runtime::Bash => return (Vec::new(), None),
+    };
+    let host = client.host().to_owned();
+    let address = format!("http://{host}/");
+    let variables = match client {
+        Client::Pip => vec![
+            ("PIP_INDEX_URL", format!("{address}simple/")),
+            ("PIP_TRUSTED_HOST", host),
+        ],
+        Client::Npm | Client::Bun => vec![("npm_config_registry", address)],
+        Client::Deno => vec![("NPM_CONFIG_REGISTRY", address)],
     };
     let index = match client {
         Client::Pip => &config.packages.python,
-        Client::Npm | Client::Bun => &config.packages.npm,
+        Client::Npm | Client::Deno | Client::Bun => &config.packages.npm,
     };
     let usual = self::registries(runtime);
     let is_index = |registry: &str| index.host_str() == Some(host_and_port(registry).0);

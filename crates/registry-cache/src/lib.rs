@@ -1,9 +1,9 @@
 //! A cache of package registries that every tenant shares and none can write to.
 //!
-//! Package managers in sandboxes ask a host that exists inside the server only, [`HOST`], over their run's own
-//! connections. What they ask for is fetched from the real registry by the server itself, over TLS and by the
-//! rules of `isol8-egress`. Nothing that a sandbox sends gets in but the name of a package and of one of its
-//! files; a request with credentials is passed on and leaves nothing behind.
+//! Package managers in sandboxes ask a host that exists inside the server only, [`Client::host`], over their
+//! run's own connections. What they ask for is fetched from the real registry by the server itself, over TLS
+//! and by the rules of `isol8-egress`. Nothing that a sandbox sends gets in but the name of a package and of
+//! one of its files; a request with credentials is passed on and leaves nothing behind.
 //!
 //! *Pages*, which list a package's files with their hashes, are kept in memory for a short while. *Files* are
 //! kept on disk, and each time one is served its hash is compared with what a page of the registry says. So
@@ -37,7 +37,7 @@ use site::Site;
 use store::Store;
 
 /// The host that package managers are pointed at. It is not in the DNS: `.internal` is for private use.
-pub const HOST: &str = "registry.isol8.internal";
+const HOST: &str = "registry.isol8.internal";
 
 /// What the cache is made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +59,24 @@ pub struct Settings {
 pub enum Client {
     /// Follows the URLs of its index.
     Pip,
-    /// Replaces the usual registry's host in URLs by that of the one it was told of; deno does too.
+    /// Replaces the usual registry's host in URLs by that of the one it was told of.
     Npm,
+    /// The same; but it finds again only what it has of a registry of the same name.
+    Deno,
     /// Follows the URLs of its registry.
     Bun,
+}
+
+impl Client {
+    /// The host that it is pointed at, over `http:`. Most have [`HOST`].
+    #[must_use]
+    pub fn host(self) -> &'static str {
+        match self {
+            Self::Pip | Self::Npm | Self::Bun => HOST,
+            // Where the host stands in a URL with `https:`, it is the real one, reached by a tunnel.
+            Self::Deno => "registry.npmjs.org",
+        }
+    }
 }
 
 /// The cache. Cheap to clone; clones share all of it.

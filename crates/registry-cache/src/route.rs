@@ -29,7 +29,7 @@ impl Route {
         let path = path.decode_utf8().ok()?;
         match client {
             Client::Pip => Self::python(&path),
-            Client::Npm | Client::Bun => Self::npm(&path),
+            Client::Npm | Client::Deno | Client::Bun => Self::npm(&path),
         }
     }
 
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(pip("/simple/Zope._-Interface"), page("zope-interface"));
         let found = pip("/simple/torch/h.org/p/torch-1%2Bcpu.whl.metadata");
         assert_eq!(found, file("torch", "h.org/p/torch-1+cpu.whl.metadata"));
-        for client in [Client::Npm, Client::Bun] {
+        for client in [Client::Npm, Client::Deno, Client::Bun] {
             let npm = |path| Route::parse(client, path);
             assert_eq!(npm("/left-pad"), page("left-pad"));
             assert_eq!(npm("/@types%2fnode"), page("@types/node"));

@@ -17,7 +17,7 @@ use crate::flight::Found;
 use crate::page::{Detail, Key, Page};
 use crate::route::Route;
 use crate::upstream::{self, Failure};
-use crate::{Client, HOST, RegistryCache, npm};
+use crate::{Client, RegistryCache, npm};
 
 /// What files are sent as.
 const BINARY: &str = "application/octet-stream";
@@ -33,7 +33,7 @@ pub(crate) struct Site {
 
 impl LocalHost for Site {
     fn is_named(&self, host: &str) -> bool {
-        host == HOST
+        host == self.client.host()
     }
 
     fn answer(&self, request: Parts) -> BoxFuture<'static, LocalAnswer> {
@@ -89,14 +89,14 @@ impl Site {
         let settings = self.cache.settings();
         match self.client {
             Client::Pip => &settings.python,
-            Client::Npm | Client::Bun => &settings.npm,
+            Client::Npm | Client::Deno | Client::Bun => &settings.npm,
         }
     }
 
     fn key(&self, package: String, request: &Parts) -> Key {
         match self.client {
             Client::Pip => Key::Python(package),
-            Client::Npm | Client::Bun => {
+            Client::Npm | Client::Deno | Client::Bun => {
                 let accept = request.headers.get(ACCEPT);
                 let accept = accept.and_then(|accept| accept.to_str().ok());
                 Key::Npm(package, Detail::wanted(accept.unwrap_or_default()))
@@ -115,11 +115,13 @@ impl Site {
 
     fn show(&self, page: Page) -> LocalAnswer {
         let body = match self.client {
-            Client::Pip | Client::Npm if self.registry().as_str() == npm::USUAL => page.body,
             Client::Pip => page.body,
-            Client::Npm => npm::lead_to(npm::USUAL, self.registry(), &page.body).into(),
+            Client::Npm | Client::Deno if self.registry().as_str() == npm::USUAL => page.body,
+            Client::Npm | Client::Deno => {
+                npm::lead_to(npm::USUAL, self.registry(), &page.body).into()
+            }
             Client::Bun => {
-                let here = format!("http://{HOST}/");
+                let here = format!("http://{}/", self.client.host());
                 npm::lead_to(&here, self.registry(), &page.body).into()
             }
         };
@@ -130,7 +132,7 @@ impl Site {
     async fn file(&self, package: String, file: &str) -> Result<LocalAnswer, Failure> {
         let keys = match self.client {
             Client::Pip => vec![Key::Python(package)],
-            Client::Npm | Client::Bun => vec![
+            Client::Npm | Client::Deno | Client::Bun => vec![
                 Key::Npm(package.clone(), Detail::Abbreviated),
                 Key::Npm(package, Detail::Full),
             ],
@@ -169,7 +171,9 @@ impl Site {
         let url = match (route, self.client) {
             (Route::Page(package), Client::Pip) => registry.join(&format!("{package}/")),
             (Route::Page(package), _) => registry.join(&package.replace('/', "%2f")),
-            (Route::File { file, .. }, Client::Npm | Client::Bun) => registry.join(file),
+            (Route::File { file, .. }, Client::Npm | Client::Deno | Client::Bun) => {
+                registry.join(file)
+            }
             // Where it is says a page that was fetched without these credentials.
             (Route::File { .. }, Client::Pip) => return Err(Failure::NotFound),
         };
