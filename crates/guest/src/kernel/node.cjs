@@ -25,6 +25,11 @@ const UNSETTLED = 13;
 /** The same for an error that nobody catches. */
 const UNCAUGHT = 1;
 
+/** What names a proxy, and who is reached without it. */
+const PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"];
+/** Under which undici has its dispatcher for everyone. */
+const DISPATCHER = Symbol.for("undici.globalDispatcher.1");
+
 const { fstatSync, writeSync } = fs;
 const control = fstatSync(CONTROL);
 
@@ -93,13 +98,61 @@ function setEnvironment(pairs) {
 
 /** Has node's own clients use the proxy that the environment names, where node at its start would. */
 function useProxy() {
-  if (process.env.NODE_USE_ENV_PROXY !== "1") return;
+  const { env } = process;
+  if (env.NODE_USE_ENV_PROXY !== "1") return;
+  // What they have for everyone remembers the environment that they were loaded in: not this one, which is
+  // that of a cell.
+  const hidden = PROXIES.filter((name) => name in env).map((name) => [name, env[name]]);
+  for (const [name] of hidden) delete env[name];
+  const http = require("node:http");
+  require("node:https");
+  for (const [name, value] of hidden) env[name] = value;
   try {
     // Older ones have no such function.
-    return require("node:http").setGlobalProxyFromEnv?.();
+    return http.setGlobalProxyFromEnv?.();
   } catch {
     // It is no address.
   }
+}
+
+/**
+ * The same for a script, which may never connect: what `fetch` has takes 60 ms to load. `http` and `https`
+ * look at the environment when they are loaded, because this node was started with `NODE_USE_ENV_PROXY`. For
+ * `fetch`, something stands where its dispatcher for everyone will be, until it is used.
+ */
+function useProxyLater() {
+  const { env } = process;
+  if (env.NODE_USE_ENV_PROXY !== "1") return;
+  const [major, minor] = process.versions.node.split(".").map(Number);
+  const isKnown = major === 24 && minor >= 19 && process.versions.undici.startsWith("7.");
+  const isOurs = env.HTTP_PROXY?.startsWith("http://127.0.0.1:");
+  const isLoaded = process.moduleLoadList.includes("NativeModule http") || DISPATCHER in globalThis;
+  if (!isKnown || !isOurs || isLoaded) {
+    useProxy();
+    return;
+  }
+  let used;
+  const use = () => {
+    if (used) return used;
+    const http = require("node:http");
+    const https = require("node:https");
+    const before = [http.globalAgent, https.globalAgent];
+    http.setGlobalProxyFromEnv();
+    [http.globalAgent, https.globalAgent] = before;
+    used = globalThis[DISPATCHER];
+    return used;
+  };
+  const value = new Proxy(Object.create(null), {
+    get(_, name) {
+      const found = Reflect.get(use(), name);
+      return typeof found === "function" ? found.bind(used) : found;
+    },
+    set: (_, name, given) => Reflect.set(use(), name, given),
+    has: (_, name) => Reflect.has(use(), name),
+    getPrototypeOf: () => Reflect.getPrototypeOf(use()),
+  });
+  // As undici defines it.
+  Object.defineProperty(globalThis, DISPATCHER, { value, writable: true, enumerable: false, configurable: false });
 }
 
 /**
@@ -174,6 +227,7 @@ function coverTracks() {
   for (const name of Object.keys(Module._pathCache)) delete Module._pathCache[name];
   Object.defineProperty(process, "_preload_modules", { value: [] });
   delete process.env.NODE_OPTIONS;
+  delete process.env.NODE_USE_ENV_PROXY;
   fs.closeSync(DRIVER);
   fs.openSync("/dev/null");
 }
@@ -207,7 +261,7 @@ function boot() {
     process.reallyExit(1);
   }
   setEnvironment(pairs);
-  useProxy();
+  useProxyLater();
   process.argv[1] = file;
   replaceMain(file);
   tell("started");
