@@ -115,22 +115,24 @@ function useProxy() {
   }
 }
 
+/** Whether that can wait: for the guest's proxy, and a node whose way of doing it was looked at. */
+function canWait(pairs) {
+  const [major, minor] = process.versions.node.split(".").map(Number);
+  const isKnown = major === 24 && minor >= 19 && process.versions.undici.startsWith("7.");
+  const isOurs = pairs[pairs.indexOf("HTTP_PROXY") + 1].startsWith("http://127.0.0.1:");
+  const isLoaded = process.moduleLoadList.includes("NativeModule http") || DISPATCHER in globalThis;
+  return isKnown && isOurs && !isLoaded;
+}
+
+/** Without the variables that name a proxy. */
+const withoutProxies = (pairs) => pairs.filter((_, at) => !PROXIES.includes(pairs[at - (at % 2)]));
+
 /**
  * The same for a script, which may never connect: what `fetch` has takes 60 ms to load. `http` and `https`
  * look at the environment when they are loaded, because this node was started with `NODE_USE_ENV_PROXY`. For
  * `fetch`, something stands where its dispatcher for everyone will be, until it is used.
  */
 function useProxyLater() {
-  const { env } = process;
-  if (env.NODE_USE_ENV_PROXY !== "1") return;
-  const [major, minor] = process.versions.node.split(".").map(Number);
-  const isKnown = major === 24 && minor >= 19 && process.versions.undici.startsWith("7.");
-  const isOurs = env.HTTP_PROXY?.startsWith("http://127.0.0.1:");
-  const isLoaded = process.moduleLoadList.includes("NativeModule http") || DISPATCHER in globalThis;
-  if (!isKnown || !isOurs || isLoaded) {
-    useProxy();
-    return;
-  }
   let used;
   const use = () => {
     if (used) return used;
@@ -208,13 +210,17 @@ function reportEnd() {
   });
 }
 
-/** Makes node run this file, or nothing, instead of the one that it was started on. */
-function replaceMain(file) {
+/**
+ * Makes node run this file, or nothing, instead of the one that it was started on. `before` is called when
+ * node has done everything else that it does before.
+ */
+function replaceMain(file, before) {
   const { runMain } = Module;
   Object.defineProperty(Module, "runMain", {
     configurable: true,
     get() {
       Object.defineProperty(Module, "runMain", { value: runMain, writable: true });
+      before?.();
       // A bound function, because this shows in no trace.
       return file ? runMain.bind(Module, file) : () => {};
     },
@@ -260,10 +266,19 @@ function boot() {
     tell("directory");
     process.reallyExit(1);
   }
-  setEnvironment(pairs);
-  useProxyLater();
   process.argv[1] = file;
-  replaceMain(file);
+  if (pairs.includes("NODE_USE_ENV_PROXY") && canWait(pairs)) {
+    // Where node finds them now, it loads what `fetch` has itself.
+    setEnvironment(withoutProxies(pairs));
+    replaceMain(file, () => {
+      setEnvironment(pairs);
+      useProxyLater();
+    });
+  } else {
+    setEnvironment(pairs);
+    useProxy();
+    replaceMain(file);
+  }
   tell("started");
 }
 
