@@ -1,4 +1,5 @@
-//! What a network costs: `cargo bench --bench network`.
+//! What a network costs: `cargo bench --bench network`, all of it or the requests of the runtimes that are
+//! named: `cargo bench --bench network -- node`.
 //!
 //! Prints, on each backend with a warm pool, what `network: "filtered"` adds to a request whose program does
 //! not use it: the median and the 95th percentile of requests without and with it, in turns, and the
@@ -46,16 +47,24 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
+    // Cargo adds options of its own.
+    let named: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|name| !name.starts_with('-'))
+        .collect();
     for kind in [Kind::Native, Kind::Docker] {
-        runtime.block_on(measure(kind));
+        runtime.block_on(measure(kind, &named));
     }
 }
 
-async fn measure(kind: Kind) {
+async fn measure(kind: Kind, named: &[String]) {
     let config =
         "poolSize = { clean = 2, dirty = 4 }\n[network]\nallowedCidrs = [\"127.0.0.0/8\"]\n";
     let server = Server::configured(kind, config);
     for (runtime, code, pace) in PROGRAMS {
+        if !named.is_empty() && !named.contains(&runtime.to_string()) {
+            continue;
+        }
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for turn in 0..RUNS + WARM_UP {
             // Who is first changes, so that neither always follows the other.
@@ -78,6 +87,10 @@ async fn measure(kind: Kind) {
             format!("{} {runtime}, filtered, unused", kind.name())
         );
         println!("{:<42} {more:+.2} ms", "    more at the median");
+    }
+    if !named.is_empty() {
+        server.stop();
+        return;
     }
     let port = serve().await;
     for (name, code) in [("HTTP", PLAIN), ("a tunnel", TUNNEL)] {
