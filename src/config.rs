@@ -13,6 +13,7 @@ mod images;
 pub mod layers;
 mod limits;
 pub mod network;
+pub mod packages;
 mod policy;
 mod pool;
 pub mod schema;
@@ -31,10 +32,12 @@ use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, NetworkMode, Runtime};
 use isol8_backend::{Kernels, Limits};
 use isol8_egress::{Egress, EgressConfig};
+use isol8_registry_cache::RegistryCache;
 
 pub use file::{BackendChoice, ConfigFile};
 pub use layers::{Loaded, Origin};
 pub use network::RemoteCodeConfig;
+pub use packages::PackagesConfig;
 
 use crate::images::Images;
 
@@ -157,6 +160,10 @@ pub struct Config {
     pub egress: Egress,
     /// Code that is fetched for requests. A changed configuration has another one.
     pub remote_code: Arc<RemoteCodeConfig>,
+    /// How packages are cached.
+    pub packages: PackagesConfig,
+    /// The cache of packages; there is none before the file's place is known.
+    pub package_cache: Option<RegistryCache>,
 }
 
 /// What a request gets that asks for nothing.
@@ -267,12 +274,12 @@ impl Config {
         self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        if self.network == before.network {
+            self.egress.clone_from(&before.egress);
+        }
         let key = "prebuiltImages and dependencies";
         keep(key, self.images != before.images);
         self.images.clone_from(&before.images);
-        keep("network", self.network != before.network);
-        self.network.clone_from(&before.network);
-        self.egress.clone_from(&before.egress);
         keep(
             "remoteCode.cacheMaxBytes",
             self.remote_code.keep_bytes != before.remote_code.keep_bytes,
@@ -294,6 +301,10 @@ impl Config {
         self.port = before.port;
         self.kernels.clone_from(&before.kernels);
         self.docker.clone_from(&before.docker);
+        self.package_cache = match self.packages == before.packages {
+            true => before.package_cache.clone(),
+            false => self.packages.cache(&self.state),
+        };
         kept
     }
 

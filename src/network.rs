@@ -1,10 +1,12 @@
 //! The network of jobs: what carries their connections is the egress proxy.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use isol8_actors::Network;
 use isol8_api::NetworkLogEntry;
 use isol8_backend::Tunnel;
-use isol8_egress::{Egress, EgressError, Filter, RunEgress};
+use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy, RunEgress};
 
 /// The network of one job.
 #[derive(Debug)]
@@ -24,6 +26,15 @@ impl Filtered {
             egress: egress.run(policy, is_logged),
             is_logged,
         })
+    }
+
+    /// What a policy of the server's own lets through, and a host inside the server. Nothing tells of it.
+    #[must_use]
+    pub fn inner(egress: &Egress, policy: Policy, local: Option<Arc<dyn LocalHost>>) -> Self {
+        Self {
+            egress: egress.run_with(policy, false, local),
+            is_logged: false,
+        }
     }
 }
 

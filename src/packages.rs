@@ -5,7 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use isol8_actors::{Install, Network};
 use isol8_api::Runtime;
-use isol8_egress::Filter;
+use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy};
+use isol8_registry_cache::Client;
 use regex::Regex;
 
 use crate::config::Config;
@@ -132,37 +133,37 @@ pub fn install(
     }
     check(runtime, &packages)
         .map_err(|(index, problem)| JobError::invalid(format!("{MEMBER}[{index}]"), problem))?;
-    let network = network(runtime, config)?;
+    let (source, network) = network(runtime, config)?;
     Ok(Some(Install {
         packages: packages
             .into_iter()
             .map(|package| complete(runtime, package))
             .collect(),
         missing: BTreeMap::new(),
+        source,
         network,
     }))
 }
 
-/// What reaches the registries of a runtime; `None` where nothing is installed for it.
-fn network(runtime: Runtime, config: &Config) -> Result<Option<Arc<dyn Network>>, JobError> {
+/// The variables that say where packages of a runtime come from, and what reaches their registries; `None`
+/// where nothing is installed for it.
+fn network(
+    runtime: Runtime,
+    config: &Config,
+) -> Result<(Vec<(String, String)>, Option<Arc<dyn Network>>), JobError> {
     let registries = config
         .registries
         .get(&runtime)
         .map_or(&[][..], Vec::as_slice);
     // A filter that lists no host would admit every one.
     if registries.is_empty() || runtime == Runtime::Bash {
-        return Ok(None);
+        return Ok((Vec::new(), None));
     }
-    let filter = Filter {
-        whitelist: registries
-            .iter()
-            .map(|host| format!("^{}$", regex::escape(host)))
-            .collect(),
-        blacklist: Vec::new(),
-    };
-    let network = Filtered::new(&config.egress, &filter, false)
-        .map_err(|error| JobError::invalid(MEMBER, error))?;
-    Ok(Some(Arc::new(network)))
+    let policy = policy(registries, &config.egress);
+    let policy = policy.map_err(|error| JobError::invalid(MEMBER, error))?;
+    let (source, site) = cached(runtime, registries, config, &policy);
+    let network = Filtered::inner(&config.egress, policy, site);
+    Ok((source, Some(Arc::new(network))))
 }
 
 /// Why what no image holds cannot be had.
@@ -175,6 +176,74 @@ pub(crate) fn not_installed(runtime: Runtime) -> JobError {
     let problem =
         format!("this server installs no packages, runtimes.{runtime}.registries is empty");
     JobError::unsupported(MEMBER, &problem)
+}
+
+/// The registries alone, each on the port that it names, or the Web's.
+fn policy(registries: &[String], egress: &Egress) -> Result<Policy, EgressError> {
+    let named = registries.iter().map(|registry| host_and_port(registry));
+    let ports = named.clone();
+    let filter = Filter {
+        whitelist: named
+            .map(|(host, _)| format!("^{}$", regex::escape(host)))
+            .collect(),
+        blacklist: Vec::new(),
+    };
+    let ports = ports.filter_map(|(host, port)| Some((host.to_owned(), port?)));
+    Ok(egress.policy(&filter)?.on_web_ports(ports))
+}
+
+/// An entry of `registries`: an IPv6 address has no port there.
+fn host_and_port(registry: &str) -> (&str, Option<u16>) {
+    match registry.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') => (host, port.parse().ok()),
+        _ => (registry, None),
+    }
+}
+
+/// The variables that lead a package manager to the cache, and the cache as it sees it; nothing where it may
+/// be meant to ask another registry than the one that is cached.
+fn cached(
+    runtime: Runtime,
+    registries: &[String],
+    config: &Config,
+    policy: &Policy,
+) -> (Vec<(String, String)>, Option<Arc<dyn LocalHost>>) {
+    let client = match runtime {
+        Runtime::Python => Client::Pip,
+        Runtime::Node => Client::Npm,
+        Runtime::Bun => Client::Bun,
+        Runtime::Deno => Client::Deno,
+        Runtime::Bash => return (Vec::new(), None),
+    };
+    let host = client.host().to_owned();
+    let address = format!("http://{host}/");
+    let variables = match client {
+        Client::Pip => vec![
+            ("PIP_INDEX_URL", format!("{address}simple/")),
+            ("PIP_TRUSTED_HOST", host),
+        ],
+        Client::Npm | Client::Bun => vec![("npm_config_registry", address)],
+        Client::Deno => vec![("NPM_CONFIG_REGISTRY", address)],
+    };
+    let index = match client {
+        Client::Pip => &config.packages.python,
+        Client::Npm | Client::Deno | Client::Bun => &config.packages.npm,
+    };
+    let usual = self::registries(runtime);
+    let is_index = |registry: &str| index.host_str() == Some(host_and_port(registry).0);
+    let is_alone = registries
+        .iter()
+        .all(|registry| is_index(registry) || usual.contains(registry));
+    let is_there = registries.iter().any(|registry| is_index(registry));
+    match &config.package_cache {
+        Some(cache) if is_alone && is_there => {
+            let site = cache.site(client, &config.egress, policy.clone());
+            let variables = variables.into_iter();
+            let variables = variables.map(|(name, value)| (name.to_owned(), value));
+            (variables.collect(), Some(site))
+        }
+        _ => (Vec::new(), None),
+    }
 }
 
 /// Whether package managers take it for a file of the working directory, where there is one of that name.

@@ -103,7 +103,6 @@ fn check_form(hash: &str) -> Result<String, JobError> {
 /// Fetches code, and keeps it for a while.
 #[derive(Clone, Debug)]
 pub struct RemoteCode {
-    egress: Egress,
     fetches: Arc<Semaphore>,
     /// By URL, and whether it was allowed to come over `http:`.
     kept: Cache<(String, bool), Kept>,
@@ -119,14 +118,13 @@ struct Kept {
 }
 
 impl RemoteCode {
-    /// Fetches by these rules on addresses.
+    /// Keeps what was fetched within these bounds.
     #[must_use]
-    pub fn new(egress: Egress, config: &RemoteCodeConfig) -> Self {
+    pub fn new(config: &RemoteCodeConfig) -> Self {
         let bytes = |(url, _): &(String, bool), kept: &Kept| {
             u32::try_from(url.len() + kept.code.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         Self {
-            egress,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             kept: Cache::builder()
                 .max_capacity(config.keep_bytes)
@@ -150,7 +148,7 @@ impl RemoteCode {
             remote,
         } = order;
         if let Some(source) = remote {
-            let fetched = self.get(&source, &config.remote_code).await?;
+            let fetched = self.get(&source, config).await?;
             check_hash(&source, &fetched)?;
             if let Program::Source { code, .. } = &mut job.program {
                 *code = fetched.code.to_string();
@@ -159,11 +157,8 @@ impl RemoteCode {
         Ok((job, session))
     }
 
-    async fn get(
-        &self,
-        source: &RemoteSource,
-        config: &Arc<RemoteCodeConfig>,
-    ) -> Result<Kept, JobError> {
+    async fn get(&self, source: &RemoteSource, all: &Config) -> Result<Kept, JobError> {
+        let (config, egress) = (&all.remote_code, &all.egress);
         let key = (source.url.clone(), source.allow_http);
         if let Some(kept) = self.kept.get(&key).await {
             if kept.since.elapsed() < config.keep && Arc::ptr_eq(&kept.config, config) {
@@ -172,10 +167,12 @@ impl RemoteCode {
             self.kept.invalidate(&key).await;
         }
         if config.keep.is_zero() {
-            return self.fetch(source, config).await;
+            return self.fetch(source, config, egress).await;
         }
         // Whoever asks for the same meanwhile waits for this one.
-        let fetched = self.kept.try_get_with(key, self.fetch(source, config));
+        let fetched = self
+            .kept
+            .try_get_with(key, self.fetch(source, config, egress));
         fetched.await.map_err(|error| JobError::clone(&error))
     }
 
@@ -183,6 +180,7 @@ impl RemoteCode {
         &self,
         source: &RemoteSource,
         config: &Arc<RemoteCodeConfig>,
+        egress: &Egress,
     ) -> Result<Kept, JobError> {
         let Ok(Ok(_place)) = timeout(config.timeout, self.fetches.acquire()).await else {
             return Err(JobError {
@@ -198,7 +196,7 @@ impl RemoteCode {
             allow_http: source.allow_http,
             hosts: config.hosts.clone(),
         };
-        let fetched = self.egress.fetch(&source.url, &limits).await;
+        let fetched = egress.fetch(&source.url, &limits).await;
         let bytes = fetched.map_err(|error| JobError::invalid(CODE_URL, error))?;
         let hash = hex(&Sha256::digest(&bytes));
         let code = String::from_utf8(bytes.into())

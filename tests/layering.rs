@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// Every package, where it stands, and which of ours it may depend on.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     (
         ".",
         &[
@@ -18,12 +18,14 @@ const ALLOWED: [(&str, &[&str]); 10] = [
             "backend-native",
             "client",
             "egress",
+            "registry-cache",
         ],
     ),
     ("actors", &["api", "backend", "protocol"]),
     ("crates/api", &[]),
     ("crates/protocol", &[]),
     ("crates/egress", &["api"]),
+    ("crates/registry-cache", &["egress"]),
     ("crates/guest", &["protocol"]),
     ("crates/backend", &["api", "protocol"]),
     ("crates/backend-docker", &["api", "backend", "protocol"]),

@@ -105,6 +105,8 @@ pub struct Install {
     pub packages: Vec<String>,
     /// Those that an image lacks, of images that are known to hold some of them. `None` is the runtime's own.
     pub missing: BTreeMap<Option<String>, Vec<String>>,
+    /// Variables that say where packages come from. They count only where the job's own say nothing of it.
+    pub source: Vec<(String, String)>,
     /// What reaches the registries, where anything is installed. The job's own programs do not use it.
     pub network: Option<Arc<dyn Network>>,
 }

@@ -225,7 +225,7 @@ impl Execution<'_> {
                 self.job.runtime()
             )));
         };
-        let installation = packages::installation(self.job, missing);
+        let installation = packages::installation(self.job, install, missing);
         let failed = self.prepare(installation, Some(network));
         failed.await?.map_err(ExecuteError::InstallFailed)
     }

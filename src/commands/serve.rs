@@ -45,7 +45,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         service.leave().await?;
         return Err(error.into());
     }
-    let remote_code = RemoteCode::new(config.egress.clone(), &config.remote_code);
+    let remote_code = RemoteCode::new(&config.remote_code);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
     let state = State {

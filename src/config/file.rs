@@ -17,6 +17,7 @@ use super::check::{bytes, given, require};
 use super::images::{self, PrebuiltTable};
 use super::limits::{CeilingsTable, DefaultsTable, LimitsTable};
 use super::network::{NetworkTable, RemoteCodeTable};
+use super::packages::PackagesTable;
 use super::policy::PolicyTable;
 use super::pool::{PoolSize, RuntimeTable, RuntimeTables, Strategy, is_host};
 use super::server::{Cleanup, Server, Sessions, Shutdown};
@@ -81,6 +82,8 @@ pub struct ConfigFile {
     /// Packages in the runtimes' own Docker images.
     #[schemars(with = "BTreeMap<String, Vec<String>>")]
     dependencies: BTreeMap<Runtime, Vec<String>>,
+    /// What `installPackages` installs.
+    packages: PackagesTable,
 }
 
 impl Default for ConfigFile {
@@ -120,6 +123,7 @@ impl Default for ConfigFile {
             remote_code: RemoteCodeTable::default(),
             prebuilt_images: Vec::new(),
             dependencies: BTreeMap::new(),
+            packages: PackagesTable::default(),
         }
     }
 }
@@ -275,6 +279,8 @@ impl ConfigFile {
             network,
             egress,
             remote_code: self.remote_code.check()?.into(),
+            packages: self.packages.check()?,
+            package_cache: None,
         })
     }
 

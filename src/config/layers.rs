@@ -76,6 +76,7 @@ impl Loaded {
         let file: ConfigFile = serde_json::from_value(merged)?;
         let checked = file.clone().check(default_state(environment));
         let mut config = checked.map_err(|error| locate(error, &documents))?;
+        config.package_cache = config.packages.cache(&config.state);
         config.sources = documents.iter().map(|it| it.path.clone()).collect();
         config.unused = documents
             .into_iter()

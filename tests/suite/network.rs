@@ -239,7 +239,7 @@ fn resident_kib(pid: u32, which: &str) -> u64 {
 
 async fn much_goes_through_whole_and_costs_the_server_no_memory(server: Server) {
     let internet = Internet::start().await;
-    let size = 256 << 20;
+    let size = 1 << 30;
     let code = format!(
         "import hashlib, urllib.request
 pattern = bytes(range(251)) * 256
@@ -261,7 +261,9 @@ print(urllib.request.urlopen(request, timeout=50).read().decode() == str(3 * {si
     );
     server.python("print(1)").await;
     let before = resident_kib(server.pid(), "VmHWM");
-    let result = run(&server.client(), python(&code), filtered()).await;
+    let mut request = python(&code);
+    request.timeout_ms = Some(240_000);
+    let result = run(&server.client(), request, filtered()).await;
     assert_eq!(result.stdout, "True\nTrue", "{}", result.stderr);
     let more = resident_kib(server.pid(), "VmHWM") - before;
     assert!(more < 16 << 10, "the server took {more} KiB more");

@@ -1,5 +1,8 @@
 //! Packages that a request brings with it. They come from the real registries.
 
+mod cache;
+mod registry;
+
 use isol8_client::{ErrorCode, ExecutionRequest, Runtime};
 
 use crate::harness::{Server, on_each_backend, python, source};

@@ -4,7 +4,7 @@ use isol8_api::Runtime;
 use isol8_protocol::{Program, RunSpec};
 
 use super::plan;
-use crate::job::Job;
+use crate::job::{Install, Job};
 
 /// How a package manager is called.
 struct Manager {
@@ -89,15 +89,23 @@ fn manager(runtime: Runtime) -> &'static Manager {
 }
 
 /// The package manager's run.
-pub(super) fn installation(job: &Job, packages: &[String]) -> RunSpec {
+pub(super) fn installation(job: &Job, install: &Install, packages: &[String]) -> RunSpec {
     let Manager { argv, env, cwd } = manager(job.runtime());
     let words = argv.iter().map(|word| (*word).to_owned());
     let program = Program::Command {
         argv: words.chain(packages.iter().cloned()).collect(),
     };
     let mut run = plan::base(job, program);
+    // npm takes its variables in any case.
+    let is_given = |name: &str, run: &RunSpec| {
+        let mut given = run.env.iter();
+        given.any(|(given, _)| given.eq_ignore_ascii_case(name))
+    };
+    if !install.source.iter().any(|(name, _)| is_given(name, &run)) {
+        run.env.extend(install.source.iter().cloned());
+    }
     for (name, value) in *env {
-        if !run.env.iter().any(|(given, _)| given == name) {
+        if !is_given(name, &run) {
             run.env.push(((*name).to_owned(), (*value).to_owned()));
         }
     }

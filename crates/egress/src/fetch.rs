@@ -83,7 +83,7 @@ impl Egress {
         let client = self.client()?;
         let mut url = Url::parse(url).map_err(|_| FetchError::InvalidUrl(url.to_owned()))?;
         for _ in 0..=limits.redirects {
-            let host = self.check(&url, limits)?;
+            let host = self.check(&url, &limits.hosts, limits.allow_http)?;
             let response = client.get(url.clone()).send().await;
             let response = response.map_err(|error| failure(&host, &error))?;
             let status = response.status();
@@ -101,15 +101,20 @@ impl Egress {
     }
 
     /// The host of a URL that may be asked. A name's addresses are checked when it is resolved.
-    fn check(&self, url: &Url, limits: &FetchLimits) -> Result<String, FetchError> {
-        if !(url.scheme() == "https" || url.scheme() == "http" && limits.allow_http) {
+    pub(crate) fn check(
+        &self,
+        url: &Url,
+        hosts: &Policy,
+        allow_http: bool,
+    ) -> Result<String, FetchError> {
+        if !(url.scheme() == "https" || url.scheme() == "http" && allow_http) {
             return Err(FetchError::Scheme(url.scheme().to_owned()));
         }
         let host = url.host_str().and_then(Host::parse);
         let host = host.ok_or_else(|| FetchError::InvalidUrl(url.to_string()))?;
         let denied = |error: &dyn Error| FetchError::Denied(error.to_string());
         let name = host.to_string();
-        limits.hosts.admit(&name).map_err(|error| denied(&error))?;
+        hosts.admit(&name).map_err(|error| denied(&error))?;
         if let Host::Address(address) = host {
             let checked = self.0.dialer.check(address);
             checked.map_err(|error| denied(&error))?;
@@ -117,7 +122,7 @@ impl Egress {
         Ok(name)
     }
 
-    fn client(&self) -> Result<&Client, FetchError> {
+    pub(crate) fn client(&self) -> Result<&Client, FetchError> {
         let client = self.0.client.get_or_init(|| {
             // A program that has chosen a provider already keeps its own.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -168,7 +173,7 @@ async fn read(host: &str, mut response: Response, limit: u64) -> Result<Bytes, F
 }
 
 /// What reqwest says it with has the URL and the address in it.
-fn failure(host: &str, error: &reqwest::Error) -> FetchError {
+pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     let mut cause: Option<&dyn Error> = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref::<DialError>() {

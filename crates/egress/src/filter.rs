@@ -1,5 +1,6 @@
 //! Rules on host names.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -28,6 +29,16 @@ const REPEATED: usize = 80;
 pub struct Policy {
     pub(crate) server: Arc<Rules>,
     pub(crate) request: Arc<Rules>,
+    pub(crate) ports: Ports,
+}
+
+/// Ports that may be connected to.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Ports {
+    #[default]
+    Any,
+    /// Those of the Web, but where a host has one of its own.
+    Web(Arc<BTreeMap<String, u16>>),
 }
 
 impl Policy {
@@ -39,7 +50,27 @@ impl Policy {
         Ok(Self {
             server: Arc::new(Rules::new(filter)?),
             request: Arc::default(),
+            ports: Ports::Any,
         })
+    }
+
+    /// The same on the ports of the Web only: 443 for tunnels and 80 for requests. Hosts that have a port of
+    /// their own are reached on that alone.
+    #[must_use]
+    pub fn on_web_ports(self, own: impl IntoIterator<Item = (String, u16)>) -> Self {
+        Self {
+            ports: Ports::Web(Arc::new(own.into_iter().collect())),
+            ..self
+        }
+    }
+
+    /// Whether a host may be reached on this port, by a tunnel or by a request.
+    pub(crate) fn admit_port(&self, host: &str, port: u16, is_tunnel: bool) -> bool {
+        let Ports::Web(own) = &self.ports else {
+            return true;
+        };
+        let usual = if is_tunnel { 443 } else { 80 };
+        port == own.get(host).copied().unwrap_or(usual)
     }
 
     /// Whether a host may be reached: a name in lower case without a final dot, or the usual text of an
@@ -184,6 +215,7 @@ mod tests {
         let policy = |server: Rules, request: Rules| Policy {
             server: Arc::new(server),
             request: Arc::new(request),
+            ports: Ports::Any,
         };
         let server = rules(&["example"], &[]).unwrap();
         let request = rules(&[], &["^www"]).unwrap();

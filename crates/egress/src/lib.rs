@@ -18,7 +18,9 @@ pub mod config;
 mod dial;
 pub mod fetch;
 pub mod filter;
+pub mod local;
 mod meter;
+mod open;
 mod proxy;
 mod record;
 pub mod resolve;
@@ -36,6 +38,8 @@ pub use config::{EgressConfig, EgressError, Limits, List};
 pub use fetch::{FetchError, FetchLimits};
 pub use filter::{Denied, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};
+pub use local::{LocalAnswer, LocalHost};
+pub use open::Opened;
 pub use resolve::{Resolve, SystemResolver};
 pub use run::RunEgress;
 
@@ -99,12 +103,25 @@ impl Egress {
         Ok(Policy {
             server: Arc::clone(&self.0.rules),
             request: Arc::new(Rules::new(filter)?),
+            ports: filter::Ports::Any,
         })
     }
 
     /// The network of one run. With `log`, it keeps what the run asked for.
     #[must_use]
     pub fn run(&self, policy: Policy, log: bool) -> RunEgress {
-        RunEgress::new(self.0.dialer.clone(), policy, self.0.limits.clone(), log)
+        self.run_with(policy, log, None)
+    }
+
+    /// The same with a host that exists inside the server, whatever the policy says of its name.
+    #[must_use]
+    pub fn run_with(
+        &self,
+        policy: Policy,
+        log: bool,
+        local: Option<Arc<dyn LocalHost>>,
+    ) -> RunEgress {
+        let (dialer, limits) = (self.0.dialer.clone(), self.0.limits.clone());
+        RunEgress::new(dialer, policy, limits, log, local)
     }
 }

@@ -33,6 +33,10 @@ impl Usage {
         (load(&self.received), load(&self.sent))
     }
 
+    pub(crate) fn receive(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_spent(&self) -> bool {
         let (received, sent) = self.bytes();
         received.saturating_add(sent) >= self.limit
@@ -55,7 +59,7 @@ impl Activity {
         })
     }
 
-    fn touch(&self) {
+    pub(crate) fn touch(&self) {
         // Enough for 584 years.
         let since = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.last.store(since, Ordering::Relaxed);

@@ -4,10 +4,12 @@ mod forward;
 mod refusal;
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http_body_util::{Either, Full};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 
 use crate::dial::DialError;
+use crate::local::LocalAnswer;
 use crate::meter::{Activity, Watched};
 use crate::record::Open;
 use crate::run::Run;
@@ -27,8 +30,11 @@ use refusal::Refusal;
 /// What is read at once of each side of a tunnel, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// An answer: a text of ours, or what the host answered.
-pub(crate) type Answer = Response<Either<Full<Bytes>, Relayed>>;
+/// An answer: a text of ours, or what the host answered, which may be one inside the server.
+pub(crate) type Answer = Response<Either<Full<Bytes>, Either<Relayed, Local>>>;
+
+/// What a host inside the server answered.
+type Local = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The server's end of a connection to a host.
 pub(crate) type Upstream = Watched<TcpStream>;
@@ -104,9 +110,18 @@ impl<'run> Connection<'run> {
             .run
             .record
             .begin(request.method().as_str(), host.clone(), path);
+        let local = self.run.local.as_ref().filter(|it| it.is_named(&host));
+        if let Some(local) = local.filter(|_| !is_tunnel) {
+            let answer = local.answer(request.into_parts().0).await;
+            return Ok(self.count(answer));
+        }
         if let Err(denied) = self.run.policy.admit(&host) {
             entry.block();
             return Err(Refusal::Denied(denied));
+        }
+        if !self.run.policy.admit_port(&host, target.port, is_tunnel) {
+            entry.block();
+            return Err(Refusal::Port(target.host, target.port));
         }
         let upstream = self.run.dialer.dial(&target).await.inspect_err(|error| {
             if matches!(error, DialError::NotPublic(_) | DialError::NonePublic(_)) {
@@ -127,6 +142,19 @@ impl<'run> Connection<'run> {
                 Err(DialError::TimedOut(target.host).into())
             }
         }
+    }
+
+    /// What comes from inside the server counts as what comes from elsewhere.
+    fn count(&self, answer: LocalAnswer) -> Answer {
+        let (usage, activity) = (Arc::clone(&self.run.usage), Arc::clone(&self.activity));
+        answer.map(|body| {
+            let counted = body.map_frame(move |frame| {
+                activity.touch();
+                usage.receive(frame.data_ref().map_or(0, Bytes::len));
+                frame
+            });
+            Either::Right(Either::Right(counted.boxed_unsync()))
+        })
     }
 
     fn tunnel(&self, request: Request<Incoming>, upstream: Upstream, entry: Open) -> Answer {

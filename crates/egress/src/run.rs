@@ -10,7 +10,7 @@ use crate::filter::Policy;
 use crate::meter::Usage;
 use crate::proxy::Connection;
 use crate::record::Record;
-use crate::{Entry, Limits};
+use crate::{Entry, Limits, LocalHost};
 
 /// Least bound of a head that hyper takes.
 const LEAST_HEAD: usize = 8 << 10;
@@ -26,13 +26,21 @@ pub(crate) struct Run {
     pub(crate) limits: Limits,
     pub(crate) usage: Arc<Usage>,
     pub(crate) record: Arc<Record>,
+    /// A host that exists for this run only.
+    pub(crate) local: Option<Arc<dyn LocalHost>>,
     connections: Semaphore,
     /// Connections beyond the limit that are told so; more are closed.
     refusals: Semaphore,
 }
 
 impl RunEgress {
-    pub(crate) fn new(dialer: Dialer, policy: Policy, mut limits: Limits, log: bool) -> Self {
+    pub(crate) fn new(
+        dialer: Dialer,
+        policy: Policy,
+        mut limits: Limits,
+        log: bool,
+        local: Option<Arc<dyn LocalHost>>,
+    ) -> Self {
         limits.header_bytes = limits.header_bytes.max(LEAST_HEAD);
         let places = || Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS));
         Self(Arc::new(Run {
@@ -40,6 +48,7 @@ impl RunEgress {
             policy,
             usage: Arc::new(Usage::new(limits.bytes)),
             record: Record::new(if log { limits.log_entries } else { 0 }),
+            local,
             connections: places(),
             refusals: places(),
             limits,

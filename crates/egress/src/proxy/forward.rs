@@ -116,7 +116,10 @@ pub(super) async fn forward(
         _connection: connection,
         _entry: entry,
     };
-    Ok(Answer::from_parts(parts, Either::Right(relayed)))
+    Ok(Answer::from_parts(
+        parts,
+        Either::Right(Either::Left(relayed)),
+    ))
 }
 
 /// The request as its host gets it.

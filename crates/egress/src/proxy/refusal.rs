@@ -8,6 +8,7 @@ use hyper::{Response, StatusCode};
 use super::Answer;
 use crate::dial::DialError;
 use crate::filter::Denied;
+use crate::target::Host;
 
 /// Why a request has no answer of its host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +17,8 @@ pub(crate) enum Refusal {
     Malformed(&'static str),
     #[error("{0}")]
     Denied(#[from] Denied),
+    #[error("{0} may not be reached on port {1}")]
+    Port(Host, u16),
     #[error("{0}")]
     Dial(#[from] DialError),
     #[error("the host's answer is not valid HTTP")]
@@ -30,7 +33,9 @@ impl Refusal {
     fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::Denied(_) | Self::Dial(DialError::NotPublic(_) | DialError::NonePublic(_)) => {
+            Self::Denied(_)
+            | Self::Port(..)
+            | Self::Dial(DialError::NotPublic(_) | DialError::NonePublic(_)) => {
                 StatusCode::FORBIDDEN
             }
             Self::Dial(DialError::Unresolvable(_) | DialError::Unreachable(..))

@@ -25,6 +25,11 @@ const UNSETTLED = 13;
 /** The same for an error that nobody catches. */
 const UNCAUGHT = 1;
 
+/** What names a proxy, and who is reached without it. */
+const PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"];
+/** Under which undici has its dispatcher for everyone. */
+const DISPATCHER = Symbol.for("undici.globalDispatcher.1");
+
 const { fstatSync, writeSync } = fs;
 const control = fstatSync(CONTROL);
 
@@ -93,13 +98,63 @@ function setEnvironment(pairs) {
 
 /** Has node's own clients use the proxy that the environment names, where node at its start would. */
 function useProxy() {
-  if (process.env.NODE_USE_ENV_PROXY !== "1") return;
+  const { env } = process;
+  if (env.NODE_USE_ENV_PROXY !== "1") return;
+  // What they have for everyone remembers the environment that they were loaded in: not this one, which is
+  // that of a cell.
+  const hidden = PROXIES.filter((name) => name in env).map((name) => [name, env[name]]);
+  for (const [name] of hidden) delete env[name];
+  const http = require("node:http");
+  require("node:https");
+  for (const [name, value] of hidden) env[name] = value;
   try {
     // Older ones have no such function.
-    return require("node:http").setGlobalProxyFromEnv?.();
+    return http.setGlobalProxyFromEnv?.();
   } catch {
     // It is no address.
   }
+}
+
+/** Whether that can wait: for the guest's proxy, and a node whose way of doing it was looked at. */
+function canWait(pairs) {
+  const [major, minor] = process.versions.node.split(".").map(Number);
+  const isKnown = major === 24 && minor >= 19 && process.versions.undici.startsWith("7.");
+  const isOurs = pairs[pairs.indexOf("HTTP_PROXY") + 1].startsWith("http://127.0.0.1:");
+  const isLoaded = process.moduleLoadList.includes("NativeModule http") || DISPATCHER in globalThis;
+  return isKnown && isOurs && !isLoaded;
+}
+
+/** Without the variables that name a proxy. */
+const withoutProxies = (pairs) => pairs.filter((_, at) => !PROXIES.includes(pairs[at - (at % 2)]));
+
+/**
+ * The same for a script, which may never connect: what `fetch` has takes 60 ms to load. `http` and `https`
+ * look at the environment when they are loaded, because this node was started with `NODE_USE_ENV_PROXY`. For
+ * `fetch`, something stands where its dispatcher for everyone will be, until it is used.
+ */
+function useProxyLater() {
+  let used;
+  const use = () => {
+    if (used) return used;
+    const http = require("node:http");
+    const https = require("node:https");
+    const before = [http.globalAgent, https.globalAgent];
+    http.setGlobalProxyFromEnv();
+    [http.globalAgent, https.globalAgent] = before;
+    used = globalThis[DISPATCHER];
+    return used;
+  };
+  const value = new Proxy(Object.create(null), {
+    get(_, name) {
+      const found = Reflect.get(use(), name);
+      return typeof found === "function" ? found.bind(used) : found;
+    },
+    set: (_, name, given) => Reflect.set(use(), name, given),
+    has: (_, name) => Reflect.has(use(), name),
+    getPrototypeOf: () => Reflect.getPrototypeOf(use()),
+  });
+  // As undici defines it.
+  Object.defineProperty(globalThis, DISPATCHER, { value, writable: true, enumerable: false, configurable: false });
 }
 
 /**
@@ -155,13 +210,17 @@ function reportEnd() {
   });
 }
 
-/** Makes node run this file, or nothing, instead of the one that it was started on. */
-function replaceMain(file) {
+/**
+ * Makes node run this file, or nothing, instead of the one that it was started on. `before` is called when
+ * node has done everything else that it does before.
+ */
+function replaceMain(file, before) {
   const { runMain } = Module;
   Object.defineProperty(Module, "runMain", {
     configurable: true,
     get() {
       Object.defineProperty(Module, "runMain", { value: runMain, writable: true });
+      before?.();
       // A bound function, because this shows in no trace.
       return file ? runMain.bind(Module, file) : () => {};
     },
@@ -174,6 +233,7 @@ function coverTracks() {
   for (const name of Object.keys(Module._pathCache)) delete Module._pathCache[name];
   Object.defineProperty(process, "_preload_modules", { value: [] });
   delete process.env.NODE_OPTIONS;
+  delete process.env.NODE_USE_ENV_PROXY;
   fs.closeSync(DRIVER);
   fs.openSync("/dev/null");
 }
@@ -206,10 +266,19 @@ function boot() {
     tell("directory");
     process.reallyExit(1);
   }
-  setEnvironment(pairs);
-  useProxy();
   process.argv[1] = file;
-  replaceMain(file);
+  if (pairs.includes("NODE_USE_ENV_PROXY") && canWait(pairs)) {
+    // Where node finds them now, it loads what `fetch` has itself.
+    setEnvironment(withoutProxies(pairs));
+    replaceMain(file, () => {
+      setEnvironment(pairs);
+      useProxyLater();
+    });
+  } else {
+    setEnvironment(pairs);
+    useProxy();
+    replaceMain(file);
+  }
   tell("started");
 }
 

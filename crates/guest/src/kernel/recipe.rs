@@ -105,12 +105,24 @@ static NODE: Recipe = Recipe {
         argv: &["node", "/sandbox/main.mjs"],
         // It remembers what `package.json` says in the directory that it starts in.
         cwd: "/",
-        env: &[("NODE_OPTIONS", "--require=/proc/self/fd/5")],
+        env: &[
+            ("NODE_OPTIONS", "--require=/proc/self/fd/5"),
+            // There is no proxy yet. It decides that what is loaded later looks for one.
+            ("NODE_USE_ENV_PROXY", "1"),
+        ],
         open: Some("node.cjs"),
         placeholder: None,
     }),
     scripts: &[".mjs", ".cjs", ".js", ".mts", ".cts", ".ts"],
-    names: &["WATCH_REPORT_DEPENDENCIES"],
+    names: &[
+        "WATCH_REPORT_DEPENDENCIES",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "NO_PROXY",
+        "https_proxy",
+        "http_proxy",
+        "no_proxy",
+    ],
     prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     exceptions: &["NODE_ENV"],
     configuration: &[],

@@ -1,0 +1,22 @@
+//! Hosts that exist inside the server only.
+
+use std::fmt;
+use std::io;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::Response;
+use hyper::http::request::Parts;
+
+/// What such a host answers.
+pub type LocalAnswer = Response<UnsyncBoxBody<Bytes, io::Error>>;
+
+/// A host inside the server, for the runs that it is given to. It is asked over `http:`, whatever the port,
+/// and never gets a request's body.
+pub trait LocalHost: fmt::Debug + Send + Sync {
+    /// Whether it has this name: in lower case, without a final dot.
+    fn is_named(&self, host: &str) -> bool;
+
+    /// Answers a request. Dropping the future, or the answer's body, ends it.
+    fn answer(&self, request: Parts) -> futures::future::BoxFuture<'static, LocalAnswer>;
+}

@@ -1,0 +1,88 @@
+//! What the server fetches for itself and takes as it comes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::{Response, Url};
+use tokio::time::timeout;
+
+use crate::fetch::failure;
+use crate::{Egress, FetchError, Policy};
+
+/// Longest silence of a host, whatever the runs' own connections may have.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// The answer of a host, whose body is still to come.
+#[derive(Debug)]
+pub struct Opened {
+    host: String,
+    response: Response,
+    silence: Duration,
+}
+
+impl Egress {
+    /// Asks a host for the server itself, with these headers. Redirects are answers like others.
+    ///
+    /// # Errors
+    /// [`FetchError`], but none of the host's own.
+    pub async fn open(
+        &self,
+        url: &Url,
+        hosts: &Policy,
+        allow_http: bool,
+        headers: &[(&str, &str)],
+    ) -> Result<Opened, FetchError> {
+        let host = self.check(url, hosts, allow_http)?;
+        let mut request = self.client()?.get(url.clone());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let silence = self.0.limits.idle_timeout.min(SILENCE);
+        let answered = timeout(silence, request.send()).await;
+        let answered = answered.map_err(|_| FetchError::TimedOut(silence))?;
+        let response = answered.map_err(|error| failure(&host, &error))?;
+        Ok(Opened {
+            host,
+            response,
+            silence,
+        })
+    }
+
+    /// Whether a host may be fetched from, as far as its name says.
+    ///
+    /// # Errors
+    /// [`FetchError::Denied`] by which rule not.
+    pub fn admit(&self, url: &Url, hosts: &Policy) -> Result<(), FetchError> {
+        self.check(url, hosts, true).map(drop)
+    }
+}
+
+impl Opened {
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    /// A header that is text, by its name in lower case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+
+    /// The body's length in bytes, where the host says it.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// The next piece of the body.
+    ///
+    /// # Errors
+    /// [`FetchError`] where the body does not come to its end.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let next = timeout(self.silence, self.response.chunk()).await;
+        let next = next.map_err(|_| FetchError::TimedOut(self.silence))?;
+        next.map_err(|error| failure(&self.host, &error))
+    }
+}

@@ -1,0 +1,126 @@
+//! Pages of npm's registry: what it knows of all versions of a package.
+
+use std::collections::HashMap;
+
+use regex::bytes::{NoExpand, Regex};
+use serde::Deserialize;
+use url::Url;
+
+use crate::digest::Digest;
+use crate::page::{Listed, Malformed};
+use crate::route::npm_file;
+
+/// What npm asks for where it needs no more than an installation does.
+pub(crate) const ABBREVIATED: &str = "application/vnd.npm.install-v1+json";
+
+/// Everything.
+pub(crate) const FULL: &str = "application/json";
+
+/// The registry's usual address, which npm and deno replace by the one that they were told of.
+pub(crate) const USUAL: &str = "https://registry.npmjs.org/";
+
+#[derive(Deserialize)]
+struct Packument {
+    #[serde(default)]
+    versions: HashMap<String, Version>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    dist: Option<Dist>,
+}
+
+#[derive(Deserialize)]
+struct Dist {
+    tarball: String,
+    integrity: Option<String>,
+}
+
+/// What a page lists: files at the usual place of the registry only, others are not asked for here.
+pub(crate) fn read(
+    registry: &Url,
+    package: &str,
+    body: &[u8],
+) -> Result<HashMap<String, Listed>, Malformed> {
+    let packument: Packument = serde_json::from_slice(body).map_err(|_| Malformed)?;
+    let dists = packument.versions.into_values();
+    let listed = dists.filter_map(|version| {
+        let dist = version.dist?;
+        // A mirror may leave the address in it as it is.
+        let rest = [registry.as_str(), USUAL]
+            .iter()
+            .find_map(|base| dist.tarball.strip_prefix(base))?;
+        let name = rest.rsplit_once("/-/")?.1;
+        let url = registry.join(&format!("{package}/-/{name}")).ok()?;
+        let digest = dist.integrity.as_deref().and_then(Digest::integrity);
+        Some((npm_file(package, name), Listed { url, digest }))
+    });
+    Ok(listed.collect())
+}
+
+/// The page with the registry's files at another address.
+pub(crate) fn lead_to(address: &str, registry: &Url, body: &[u8]) -> Vec<u8> {
+    let mut body = body.to_vec();
+    for base in [registry.as_str(), USUAL] {
+        if base == address {
+            continue;
+        }
+        // In a text within the page, each quotation mark follows a backslash, so that none matches.
+        let pattern = format!(r#"("tarball"\s*:\s*"){}"#, regex::escape(base));
+        let Ok(pattern) = Regex::new(&pattern) else {
+            continue; // It is too long to be the address of a registry.
+        };
+        let replaced = pattern.replace_all(&body, |found: &regex::bytes::Captures<'_>| {
+            [&found[1], NoExpand(address.as_bytes()).0].concat()
+        });
+        body = replaced.into_owned();
+    }
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTEGRITY: &str = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
+
+    fn page() -> String {
+        format!(
+            r#"{{"readme": "\"tarball\":\"https://npm.example/r/", "versions": {{
+            "1.0.0": {{"dist": {{"tarball": "https://npm.example/r/@a/b/-/b-1.0.0.tgz", "integrity": "{INTEGRITY}"}}}},
+            "1.0.1": {{"dist": {{"tarball":"https://registry.npmjs.org/@a/b/-/b-1.0.1.tgz", "shasum": "1"}}}},
+            "2.0.0": {{"dist": {{"tarball": "https://other.example/b.tgz"}}}}, "3.0.0": {{}}}}}}"#
+        )
+    }
+
+    #[test]
+    fn files_of_the_registry_are_listed() {
+        let registry = "https://npm.example/r/".parse().unwrap();
+        let listed = read(&registry, "@a/b", page().as_bytes()).unwrap();
+        assert_eq!(listed.len(), 2);
+        let first = &listed["@a/b/-/b-1.0.0.tgz"];
+        assert_eq!(first.digest, Digest::integrity(INTEGRITY));
+        assert_eq!(
+            first.url.as_str(),
+            "https://npm.example/r/@a/b/-/b-1.0.0.tgz"
+        );
+        let second = &listed["@a/b/-/b-1.0.1.tgz"];
+        assert_eq!(second.digest, None);
+        assert_eq!(
+            second.url.as_str(),
+            "https://npm.example/r/@a/b/-/b-1.0.1.tgz"
+        );
+        assert!(read(&registry, "x", b"<html>").is_err());
+    }
+
+    #[test]
+    fn only_addresses_of_files_are_replaced() {
+        let registry = "https://npm.example/r/".parse().unwrap();
+        let led = lead_to("http://here/", &registry, page().as_bytes());
+        let expected = page()
+            .replace(r#": "https://npm.example/r/"#, r#": "http://here/"#)
+            .replace(r#":"https://registry.npmjs.org/"#, r#":"http://here/"#);
+        assert_eq!(String::from_utf8(led).unwrap(), expected);
+        assert!(expected.contains(r#"\"https://npm.example/r/""#));
+    }
+}

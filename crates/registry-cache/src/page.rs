@@ -1,0 +1,229 @@
+//! Pages: which files a package has, by its registry. Kept in memory, and never on disk, because they say what
+//! the files on disk must be.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flate2::write::MultiGzDecoder;
+use isol8_egress::{Egress, Policy};
+use moka::future::Cache;
+use tokio::sync::Semaphore;
+use url::Url;
+
+use crate::digest::Digest;
+use crate::upstream::{self, Failure};
+use crate::{npm, python};
+
+/// Largest page in bytes. The largest of the usual registries have about 30 MiB.
+const LARGEST: usize = 64 << 20;
+
+/// Of all pages that are kept, in bytes.
+const KEPT: u64 = 96 << 20;
+
+/// What a listed file takes beside its texts, about, in bytes.
+const ENTRY_BYTES: usize = 256;
+
+/// Of pages that are being fetched, all together, in units of [`UNIT`].
+const FETCHED: usize = 4096;
+
+/// One unit, in bytes.
+const UNIT: usize = 64 << 10;
+
+/// A page of a registry.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) body: Bytes,
+    pub(crate) kind: &'static str,
+    /// By the names that the files have here.
+    pub(crate) files: Arc<HashMap<String, Listed>>,
+    since: Instant,
+}
+
+/// A file that a page lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) url: Url,
+    /// None where the registry has none that can be relied on.
+    pub(crate) digest: Option<Digest>,
+}
+
+/// A page that its registry would not have sent.
+#[derive(Debug)]
+pub(crate) struct Malformed;
+
+/// Which page.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Python(String),
+    /// Whether it is what an installation needs, or everything.
+    Npm(String, Detail),
+}
+
+/// How much of a package npm's registry is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Detail {
+    Abbreviated,
+    Full,
+}
+
+/// The pages that were fetched of late.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    kept: Cache<Key, Page>,
+    ttl: Duration,
+    memory: Semaphore,
+}
+
+impl Pages {
+    pub(crate) fn new(ttl: Duration) -> Self {
+        let weigh = |_: &Key, page: &Page| {
+            let names: usize = page
+                .files
+                .keys()
+                .map(|name| 2 * name.len() + ENTRY_BYTES)
+                .sum();
+            u32::try_from(page.body.len() + names).unwrap_or(u32::MAX)
+        };
+        Self {
+            kept: Cache::builder().max_capacity(KEPT).weigher(weigh).build(),
+            ttl,
+            memory: Semaphore::new(FETCHED),
+        }
+    }
+
+    /// A page as the registry has it, or had it a moment ago.
+    pub(crate) async fn get(
+        &self,
+        key: &Key,
+        registry: &Url,
+        egress: &Egress,
+        policy: &Policy,
+    ) -> Result<Page, Failure> {
+        if let Some(page) = self.kept.get(key).await {
+            if page.since.elapsed() < self.ttl {
+                return Ok(page);
+            }
+            self.kept.invalidate(key).await;
+        }
+        // Whoever asks for the same meanwhile waits for this one.
+        let fetched = self
+            .kept
+            .try_get_with(key.clone(), self.fetch(key, registry, egress, policy));
+        fetched.await.map_err(|failure| Failure::clone(&failure))
+    }
+
+    /// What a page lists under a name. It may be an old page: a file never becomes another.
+    pub(crate) async fn listed(&self, keys: &[Key], file: &str) -> Option<Listed> {
+        for key in keys {
+            if let Some(page) = self.kept.get(key).await
+                && let Some(listed) = page.files.get(file)
+            {
+                return Some(listed.clone());
+            }
+        }
+        None
+    }
+
+    async fn fetch(
+        &self,
+        key: &Key,
+        registry: &Url,
+        egress: &Egress,
+        policy: &Policy,
+    ) -> Result<Page, Failure> {
+        let (url, accept) = match key {
+            Key::Python(name) => (registry.join(&format!("{name}/")), python::JSON),
+            Key::Npm(name, detail) => (registry.join(&name.replace('/', "%2f")), detail.accept()),
+        };
+        let url = url.map_err(|_| Failure::NotFound)?;
+        let body = self.read(&url, accept, egress, policy).await?;
+        let (key, registry) = (key.clone(), registry.clone());
+        // A large one takes a while.
+        let parsing = tokio::task::spawn_blocking(move || match &key {
+            Key::Python(_) => {
+                let (body, files) = python::read(&url, &body)?;
+                Ok((Bytes::from(body), python::JSON, files))
+            }
+            Key::Npm(name, detail) => {
+                let files = npm::read(&registry, name, &body)?;
+                Ok((Bytes::from(body), detail.accept(), files))
+            }
+        });
+        let parsed = parsing.await.map_err(|_| Failure::Malformed)?;
+        let (body, kind, files) = parsed.map_err(|Malformed| Failure::Malformed)?;
+        Ok(Page {
+            body,
+            kind,
+            files: Arc::new(files),
+            since: Instant::now(),
+        })
+    }
+
+    /// Reads a page. What all pages take that are being read is bounded.
+    async fn read(
+        &self,
+        url: &Url,
+        accept: &str,
+        egress: &Egress,
+        policy: &Policy,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut answer = upstream::page(url, accept, egress, policy).await?;
+        let is_packed = answer.header("content-encoding") == Some("gzip");
+        let mut reserved = self.memory.try_acquire().map_err(|_| Failure::Busy)?;
+        let mut packed = MultiGzDecoder::new(Vec::new());
+        let mut plain = Vec::new();
+        while let Some(piece) = answer.chunk().await? {
+            if is_packed {
+                // In small steps, because little may become much.
+                for step in piece.chunks(1 << 10) {
+                    packed.write_all(step).map_err(|_| Failure::Malformed)?;
+                    plain.append(packed.get_mut());
+                    self.reserve(&mut reserved, plain.len())?;
+                }
+            } else {
+                plain.extend_from_slice(&piece);
+                self.reserve(&mut reserved, plain.len())?;
+            }
+        }
+        if is_packed {
+            let rest = packed.finish().map_err(|_| Failure::Malformed)?;
+            plain.extend_from_slice(&rest);
+        }
+        Ok(plain)
+    }
+
+    fn reserve<'pages>(
+        &'pages self,
+        reserved: &mut tokio::sync::SemaphorePermit<'pages>,
+        size: usize,
+    ) -> Result<(), Failure> {
+        if size > LARGEST {
+            return Err(Failure::TooLarge);
+        }
+        while reserved.num_permits() * UNIT < size {
+            let more = self.memory.try_acquire().map_err(|_| Failure::Busy)?;
+            reserved.merge(more);
+        }
+        Ok(())
+    }
+}
+
+impl Detail {
+    /// By what a client accepts.
+    pub(crate) fn wanted(accept: &str) -> Self {
+        match accept.contains(npm::ABBREVIATED) {
+            true => Self::Abbreviated,
+            false => Self::Full,
+        }
+    }
+
+    fn accept(self) -> &'static str {
+        match self {
+            Self::Abbreviated => npm::ABBREVIATED,
+            Self::Full => npm::FULL,
+        }
+    }
+}

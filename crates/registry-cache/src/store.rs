@@ -1,0 +1,253 @@
+//! Files on disk. What lies there is trusted by nobody: a file is given out only with the hash that it must have.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, Seek as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
+use url::Url;
+
+use crate::digest::Digest;
+
+/// Where files are until they are whole.
+const PARTIAL: &str = "partial";
+
+/// A file that nobody has locked may just have been made by another server.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// Between two looks at what there is, this part of what may be there comes in.
+const LOOKS: u64 = 16;
+
+/// What a file takes at least, its name in the directory included, in bytes.
+const LEAST: u64 = 4096;
+
+/// The name of a file on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key(String);
+
+impl Key {
+    pub(crate) fn of(url: &Url) -> Self {
+        let hash = Sha256::digest(url.as_str());
+        Self(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
+/// The files of a directory, which other servers may use as well. Everything here waits for the disk.
+#[derive(Debug)]
+pub(crate) struct Store {
+    directory: PathBuf,
+    max_bytes: u64,
+    /// What has come in since the last look; more than there can be before the first.
+    added: AtomicU64,
+}
+
+impl Store {
+    pub(crate) fn new(directory: PathBuf, max_bytes: u64) -> Self {
+        Self {
+            directory,
+            max_bytes,
+            added: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// The largest file that is kept, in bytes.
+    pub(crate) fn largest(&self) -> u64 {
+        self.max_bytes / 4
+    }
+
+    /// A file, at its begin, and its size. One that has another hash is removed.
+    pub(crate) fn open(&self, key: &Key, digest: &Digest) -> io::Result<Option<(File, u64)>> {
+        let path = self.directory.join(&key.0);
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let is_right = file.metadata()?.is_file() && digest.is_of(&file)?;
+        if !is_right {
+            log::warn!(file:% = path.display(); "cached package is damaged, fetching it again");
+            fs::remove_file(&path)?;
+            return Ok(None);
+        }
+        file.rewind()?;
+        // Those used last stay. Where nobody may write, that order is all that is lost.
+        let _ = file.set_modified(SystemTime::now());
+        let size = file.metadata()?.len();
+        Ok(Some((file, size)))
+    }
+
+    /// A file that is not there yet.
+    pub(crate) fn create(&self) -> io::Result<NamedTempFile> {
+        let partial = self.directory.join(PARTIAL);
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&partial)?;
+        if self.added.load(Ordering::Relaxed) == u64::MAX {
+            self.tidy()?;
+        }
+        let file = NamedTempFile::new_in(partial)?;
+        // Held until it is closed: so a server that starts can tell it from what a dead one left.
+        file.as_file().lock()?;
+        Ok(file)
+    }
+
+    /// Makes a file be there, at once and whole.
+    pub(crate) fn keep(&self, file: NamedTempFile, key: &Key) -> io::Result<()> {
+        let size = file.as_file().metadata()?.len().max(LEAST);
+        file.persist(self.directory.join(&key.0))
+            .map_err(|error| error.error)?;
+        let added = self
+            .added
+            .fetch_add(size, Ordering::Relaxed)
+            .saturating_add(size);
+        if added > self.max_bytes / LOOKS {
+            self.tidy()?;
+        }
+        Ok(())
+    }
+
+    /// Removes what dead servers left unfinished, and what was not used for longest where there is too much.
+    fn tidy(&self) -> io::Result<()> {
+        self.added.store(0, Ordering::Relaxed);
+        remove_abandoned(&self.directory.join(PARTIAL))?;
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            // Another server may have removed it.
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.is_file() {
+                let used = (metadata.mtime(), metadata.mtime_nsec());
+                files.push((used, metadata.len().max(LEAST), entry.path()));
+            }
+        }
+        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+        // With room for what comes before the next look, of this server and of another.
+        let aim = self.max_bytes - self.max_bytes / LOOKS * 2;
+        if total <= aim {
+            return Ok(());
+        }
+        files.sort();
+        for (_, size, path) in files {
+            if total <= aim {
+                break;
+            }
+            // Who reads it goes on reading.
+            match fs::remove_file(&path) {
+                Ok(()) => log::debug!(file:% = path.display(); "cached package removed"),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            total -= size;
+        }
+        Ok(())
+    }
+}
+
+/// Removes files that no living server writes.
+fn remove_abandoned(partial: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(partial)? {
+        let path = entry?.path();
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+        match file.try_lock() {
+            Ok(()) if age > FRESH => fs::remove_file(&path)?,
+            Ok(()) | Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+
+    fn key(name: &str) -> Key {
+        Key::of(&format!("https://registry.example/{name}").parse().unwrap())
+    }
+
+    fn digest(content: &[u8]) -> Digest {
+        Digest::Sha256(Sha256::digest(content).to_vec())
+    }
+
+    fn put(store: &Store, name: &str, content: &[u8]) {
+        let mut file = store.create().unwrap();
+        file.write_all(content).unwrap();
+        store.keep(file, &key(name)).unwrap();
+    }
+
+    fn has(store: &Store, name: &str, content: &[u8]) -> bool {
+        let Some((mut file, size)) = store.open(&key(name), &digest(content)).unwrap() else {
+            return false;
+        };
+        let mut found = Vec::new();
+        file.read_to_end(&mut found).unwrap();
+        assert_eq!((found.as_slice(), size), (content, content.len() as u64));
+        true
+    }
+
+    #[test]
+    fn a_file_stays_for_the_next_server_until_it_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = || Store::new(directory.path().join("a/b"), 1 << 20);
+        assert!(!has(&store(), "x", b"one"));
+        put(&store(), "x", b"one");
+        assert!(has(&store(), "x", b"one"));
+        assert!(!has(&store(), "y", b"one"));
+        let path = directory.path().join("a/b").join(key("x").0);
+        fs::write(&path, b"two").unwrap();
+        assert!(!has(&store(), "x", b"one"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path().to_owned(), 16 * LEAST);
+        let content = |n: u8| vec![n; usize::try_from(LEAST).unwrap()];
+        for n in 0..14 {
+            put(&store, &n.to_string(), &content(n));
+        }
+        assert!(has(&store, "0", &content(0)));
+        for n in 14..18 {
+            put(&store, &n.to_string(), &content(n));
+        }
+        let there: Vec<u8> = (0..18)
+            .filter(|n| has(&store, &n.to_string(), &content(*n)))
+            .collect();
+        assert_eq!(there, [0, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]);
+    }
+
+    #[test]
+    fn what_a_dead_server_left_goes_and_what_is_being_written_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = || Store::new(directory.path().to_owned(), 1 << 20);
+        let mut living = store().create().unwrap();
+        living.write_all(b"half").unwrap();
+        let old = SystemTime::now() - 2 * FRESH;
+        living.as_file().set_modified(old).unwrap();
+        let partial = directory.path().join(PARTIAL);
+        for (name, is_old) in [("dead", true), ("fresh", false)] {
+            let file = File::create(partial.join(name)).unwrap();
+            if is_old {
+                file.set_modified(old).unwrap();
+            }
+        }
+        drop(store().create().unwrap());
+        assert!(living.path().exists() && partial.join("fresh").exists());
+        assert!(!partial.join("dead").exists());
+        let path = living.path().to_owned();
+        drop(living);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,70 @@
+//! The real registries, asked by the server itself.
+
+use isol8_egress::{Egress, FetchError, Opened, Policy};
+use url::Url;
+
+/// Redirects that are followed.
+const REDIRECTS: usize = 3;
+
+/// Why there is no answer of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("the registry has no such thing")]
+    NotFound,
+    #[error("{0}")]
+    Fetch(#[from] FetchError),
+    #[error("the registry answered {0}")]
+    Status(u16),
+    #[error("the registry's answer is not what one has")]
+    Malformed,
+    #[error("the registry's answer is too large")]
+    TooLarge,
+    #[error("what the registry sent is not what it has a hash of")]
+    Altered,
+    #[error("too much is being fetched at once, try again later")]
+    Busy,
+    #[error("it cannot be kept on disk")]
+    Disk,
+}
+
+/// Asks for a page.
+pub(crate) async fn page(
+    url: &Url,
+    accept: &str,
+    egress: &Egress,
+    policy: &Policy,
+) -> Result<Opened, Failure> {
+    get(
+        url,
+        &[("accept", accept), ("accept-encoding", "gzip")],
+        egress,
+        policy,
+    )
+    .await
+}
+
+/// Asks for anything, following redirects to hosts that are admitted too. What a client sent with its request
+/// goes to the host only that it was meant for.
+pub(crate) async fn get(
+    url: &Url,
+    headers: &[(&str, &str)],
+    egress: &Egress,
+    policy: &Policy,
+) -> Result<Opened, Failure> {
+    let is_safe = url.scheme() == "https";
+    let mut url = url.clone();
+    let has_credentials = headers.iter().any(|(name, _)| *name == "authorization");
+    for _ in 0..=REDIRECTS {
+        let answer = egress.open(&url, policy, !is_safe, headers).await?;
+        match answer.status() {
+            200 => return Ok(answer),
+            301 | 302 | 303 | 307 | 308 if !has_credentials => {
+                let location = answer.header("location").ok_or(Failure::Malformed)?;
+                url = url.join(location).map_err(|_| Failure::Malformed)?;
+            }
+            404 | 410 => return Err(Failure::NotFound),
+            status => return Err(Failure::Status(status)),
+        }
+    }
+    Err(Failure::Malformed)
+}
