@@ -119,6 +119,7 @@ fn exit(result: ExecutionResult) -> StreamEvent {
             oom_killed: result.oom_killed,
             state_lost: result.state_lost,
             files: result.files,
+            code: None,
         },
         ..StreamEvent::new(EventKind::Exit, code, Phase::Code)
     }
@@ -144,6 +145,14 @@ impl ExecuteError {
             _ => Phase::Code,
         };
         StreamEvent::new(EventKind::Error, self.to_string(), phase)
+    }
+
+    /// The event that tells of it where nothing comes after it.
+    #[must_use]
+    pub fn last_event(&self) -> StreamEvent {
+        let mut event = self.event();
+        event.ending.code = Some(self.code());
+        event
     }
 }
 

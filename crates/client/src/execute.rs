@@ -1,0 +1,124 @@
+//! Runs.
+
+use isol8_api::{ExecuteBody, ExecutionRequest, ExecutionResult, Options};
+use reqwest::{Method, RequestBuilder};
+
+use crate::client::answer;
+use crate::retry::{Deadline, Repeatable};
+use crate::run::RunStream;
+use crate::websocket::{self, Opened};
+use crate::{ClientError, RemoteIsol8, sse};
+
+/// The header that makes a run one that can be asked for again.
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+
+impl RemoteIsol8 {
+    /// Runs a program with the server's default options.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a program that fails is a result.
+    pub async fn execute(&self, request: ExecutionRequest) -> Result<ExecutionResult, ClientError> {
+        self.execute_with(request, Options::default()).await
+    }
+
+    /// Runs a program.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a program that fails is a result.
+    pub async fn execute_with(
+        &self,
+        request: ExecutionRequest,
+        options: Options,
+    ) -> Result<ExecutionResult, ClientError> {
+        let request = self.post("execute", &self.body(request, options))?;
+        let running = self.receive(Repeatable::No, &request);
+        self.deadline().bound(running).await
+    }
+
+    /// Runs a program once, however often this is called with the same key, which is 1 to 255 visible
+    /// ASCII characters: whoever asks again, as this call does where the connection breaks, gets the first
+    /// one's result. The run goes on where nobody waits for it.
+    ///
+    /// ```standalone_crate
+    /// # fn main() -> std::process::ExitCode { isol8_testing::example(async |url, key| {
+    /// # use isol8_client::{ExecutionRequest, Options, RemoteIsol8, Runtime};
+    /// let isol8 = RemoteIsol8::new(&url, &key)?;
+    /// let mut request = ExecutionRequest::new(Runtime::Python);
+    /// request.code = Some("import uuid; print(uuid.uuid4())".to_owned());
+    /// let first = isol8.execute_once("order-7", request.clone(), Options::default()).await?;
+    /// let second = isol8.execute_once("order-7", request, Options::default()).await?;
+    /// assert_eq!(first.stdout, second.stdout);
+    /// # Ok(()) }) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ClientError`]; a program that fails is a result.
+    pub async fn execute_once(
+        &self,
+        idempotency_key: &str,
+        request: ExecutionRequest,
+        options: Options,
+    ) -> Result<ExecutionResult, ClientError> {
+        let request = self.post("execute", &self.body(request, options))?;
+        let request = request.header(IDEMPOTENCY_KEY, idempotency_key);
+        let running = self.receive(Repeatable::Yes, &request);
+        self.deadline().bound(running).await
+    }
+
+    /// Runs a program with the server's default options, and tells what happens while it does.
+    ///
+    /// # Errors
+    /// As [`Self::execute_stream_with`].
+    pub async fn execute_stream(
+        &self,
+        request: ExecutionRequest,
+    ) -> Result<RunStream, ClientError> {
+        self.execute_stream_with(request, Options::default()).await
+    }
+
+    /// Runs a program, and tells what happens while it does.
+    ///
+    /// Over a WebSocket, on which the program can be spoken to as well ([`RunStream::take_input`]); where
+    /// something on the way lets none pass, over server-sent events.
+    ///
+    /// # Errors
+    /// [`ClientError`]. What is found to be wrong only later is an item of the stream.
+    pub async fn execute_stream_with(
+        &self,
+        request: ExecutionRequest,
+        options: Options,
+    ) -> Result<RunStream, ClientError> {
+        let deadline = self.deadline();
+        let body = self.body(request, options);
+        let opening = self.retrying(Repeatable::No, || self.open(&body, deadline));
+        deadline.bound(opening).await
+    }
+
+    async fn open(&self, body: &ExecuteBody, deadline: Deadline) -> Result<RunStream, ClientError> {
+        let upgrade = self.request(Method::GET, self.url(&["execute", "ws"])?);
+        match websocket::open(upgrade).await? {
+            Opened::Socket(socket) => websocket::run(*socket, body, deadline),
+            Opened::Refused if body.request.tty => Err(ClientError::NoWebSocket),
+            Opened::Refused => {
+                let url = self.url(&["execute", "stream"])?;
+                let request = self.request(Method::POST, url).json(body);
+                Ok(RunStream::heard(
+                    sse::events(answer(&request).await?),
+                    deadline,
+                ))
+            }
+        }
+    }
+
+    fn body(&self, request: ExecutionRequest, options: Options) -> ExecuteBody {
+        ExecuteBody {
+            request,
+            options: Some(options),
+            session_id: self.session.clone(),
+        }
+    }
+
+    fn post(&self, route: &str, body: &ExecuteBody) -> Result<RequestBuilder, ClientError> {
+        Ok(self.request(Method::POST, self.url(&[route])?).json(body))
+    }
+}
