@@ -1,11 +1,13 @@
 //! The command line, as far as words and flags go.
 
+mod run;
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use isol8_api::{ByteSize, NetworkMode, Runtime};
 
 use crate::config::BackendChoice;
+pub use run::{Run, Sandbox};
 
 /// Run untrusted code in isolated containers.
 #[derive(Debug, Parser)]
@@ -60,76 +62,6 @@ pub struct Serve {
         value_name = "KEY"
     )]
     pub key: Option<String>,
-    /// Configuration and backend
-    #[command(flatten)]
-    pub common: Common,
-}
-
-/// `isol8 run`.
-#[derive(Args, Debug)]
-#[command(
-    after_help = "The exit code is that of the program: 137 where its time was over.\n\n\
-    Examples:\n  isol8 run -e 'print(6 * 7)' -r python\n  isol8 run script.py --timeout 5000 --memory 256m\n  \
-    echo 'echo $((6 * 7))' | isol8 run -r bash"
-)]
-pub struct Run {
-    /// Script to run; without it and -e, standard input is the script
-    #[arg(conflicts_with = "eval")]
-    pub file: Option<PathBuf>,
-    /// Code to run
-    #[arg(long, short, value_name = "CODE")]
-    pub eval: Option<String>,
-    /// python, node, bun, deno or bash [default: by the file's extension, else python]
-    #[arg(long, short)]
-    pub runtime: Option<Runtime>,
-    /// Standard input of the program
-    #[arg(long)]
-    pub stdin: Option<String>,
-    /// Working directory, in /sandbox
-    #[arg(long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// What the program may reach: none, filtered or host [default: the configuration's]
-    #[arg(long, value_name = "MODE")]
-    pub net: Option<NetworkMode>,
-    /// With --net filtered, reach only hosts that match this regular expression; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    pub allow: Vec<String>,
-    /// With --net filtered, reach no host that matches this regular expression; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    pub deny: Vec<String>,
-    /// Tell on standard error what the program asked the network for
-    #[arg(long)]
-    pub log_network: bool,
-    /// Milliseconds until the program is ended
-    #[arg(long, value_name = "MS")]
-    pub timeout: Option<u64>,
-    /// Memory, such as 256m
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<ByteSize>,
-    /// Cores
-    #[arg(long, value_name = "N")]
-    pub cpu: Option<f64>,
-    /// Processes and threads
-    #[arg(long, value_name = "N")]
-    pub pids_limit: Option<u32>,
-    /// Bytes kept of each of stdout and stderr
-    #[arg(long, value_name = "BYTES")]
-    pub max_output: Option<u64>,
-    /// Size of /sandbox
-    #[arg(long, value_name = "SIZE")]
-    pub sandbox_size: Option<ByteSize>,
-    /// Size of /tmp
-    #[arg(long, value_name = "SIZE")]
-    pub tmp_size: Option<ByteSize>,
-    /// Package to install first, with the runtime's package manager; may be repeated
-    #[arg(long, value_name = "PACKAGE")]
-    pub install: Vec<String>,
-    /// Bash to run first: a command, or the path of a script file; may be repeated
-    #[arg(long, value_name = "SCRIPT")]
-    pub setup: Vec<String>,
-    /// Set in the environment and masked in the output; may be repeated
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub secret: Vec<String>,
     /// Configuration and backend
     #[command(flatten)]
     pub common: Common,

@@ -1,9 +1,12 @@
 //! What each command does.
 
 mod doctor;
+mod follow;
 mod run;
+mod say;
 mod serve;
 mod setup;
+mod terminal;
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -50,7 +53,7 @@ pub fn run(command: Option<Command>) -> ExitCode {
         }
     });
     done.unwrap_or_else(|Failure(text)| {
-        eprintln!("isol8: {text}");
+        say::to_stderr(&format!("{}{text}\n", say::prefix()));
         ExitCode::FAILURE
     })
 }
