@@ -1,13 +1,17 @@
 //! The command line, as far as words and flags go.
 
+mod completions;
 mod run;
+mod shell;
 
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::BackendChoice;
+pub use completions::Completions;
 pub use run::{Run, Sandbox};
+pub use shell::Shell;
 
 /// Run untrusted code in isolated containers.
 #[derive(Debug, Parser)]
@@ -27,10 +31,30 @@ pub enum Command {
     Serve(Serve),
     /// Run code in a sandbox of its own, without a server
     Run(Box<Run>),
+    /// Open a shell in a sandbox
+    Shell(Box<Shell>),
     /// Build the Docker images of the runtimes
     Setup(Setup),
     /// Say what can run on this host, and how to mend what cannot
+    #[command(after_help = "Examples:\n  isol8 doctor\n  isol8 doctor --config config.toml")]
     Doctor(Common),
+    /// Print a script that has a shell complete this command line
+    Completions(Completions),
+}
+
+impl Command {
+    /// What every command takes that reads a configuration.
+    #[must_use]
+    pub fn common(&self) -> Option<&Common> {
+        match self {
+            Self::Serve(serve) => Some(&serve.common),
+            Self::Run(run) => Some(&run.common),
+            Self::Shell(shell) => Some(&shell.common),
+            Self::Setup(setup) => Some(&setup.common),
+            Self::Doctor(common) => Some(common),
+            Self::Completions(_) => None,
+        }
+    }
 }
 
 /// What every command takes.
@@ -49,6 +73,9 @@ pub struct Common {
 
 /// `isol8 serve`.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ISOL8_API_KEY=secret isol8 serve
+  isol8 serve --port 8080 --backend native --config /etc/isol8/config.toml")]
 pub struct Serve {
     /// Port to listen on; 0 for any free one [default: ISOL8_PORT, PORT or 3000]
     #[arg(long, short)]
@@ -69,6 +96,7 @@ pub struct Serve {
 
 /// `isol8 setup`.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  isol8 setup\n  isol8 setup --force")]
 pub struct Setup {
     /// Build images that are up to date too
     #[arg(long)]
@@ -84,6 +112,10 @@ pub fn parse() -> Option<Command> {
     let cli = Cli::parse();
     if cli.version {
         println!("{}", env!("CARGO_PKG_VERSION"));
+        return None;
+    }
+    if let Some(Command::Completions(completions)) = cli.command {
+        completions.print();
         return None;
     }
     if cli.command.is_none() {

@@ -57,8 +57,8 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
     while let Some(event) = events.next().await {
         let event = event?;
         match event.kind {
-            EventKind::Stdout => output.stdout(event.data),
-            EventKind::Stderr => output.stderr(event.data),
+            EventKind::Stdout => output.stdout(event.data).await,
+            EventKind::Stderr => output.stderr(event.data).await,
             // What comes with an exit code is told of beside it.
             EventKind::Error => failure = Some(event.data),
             EventKind::Exit if event.phase == Phase::Setup => break,

@@ -1,10 +1,12 @@
 //! `isol8 run`: one program, in a sandbox of this host.
 
 mod files;
-mod local;
+mod inspect;
+pub(super) mod local;
 pub(super) mod order;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use isol8_api::{Ending, ExecutionResult, NetworkAction, NetworkLogEntry};
 
@@ -13,6 +15,9 @@ use super::follow::output::{Manner, Output};
 use super::follow::signals::{Signals, Stop};
 use crate::cli::Run;
 use order::Order;
+
+/// How long what was printed last may take where the user wants an end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
     // Before anything is made that is to be removed again.
@@ -77,8 +82,12 @@ pub(super) async fn exited_with(
 /// # Errors
 /// Where the output could not be written.
 pub(super) async fn stopped(stop: Stop, output: Output) -> Result<ExitCode, Failure> {
-    if stop == Stop::Interrupted || stop == Stop::Terminated {
-        output.finish().await?;
+    let printing = output.finish();
+    // A terminal that is stuck is to be left all the same.
+    let printed = tokio::time::timeout(LAST_WORDS, printing).await;
+    match (stop, printed) {
+        (Stop::ReaderGone | Stop::HungUp, _) | (_, Err(_)) => {}
+        (_, Ok(printed)) => printed?,
     }
     Ok(ExitCode::from(stop.exit_code()))
 }

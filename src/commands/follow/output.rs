@@ -3,11 +3,16 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::commands::say;
+
+/// Bytes that may wait to be written before a slow reader slows the run down. More than most programs
+/// may write at all: somebody who reads a page of it at a time is not to be taken for gone.
+const WAITING: u32 = 8 << 20;
 
 /// When a run's text is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +33,15 @@ enum Stream {
 }
 
 /// What is written, by a thread of its own: a reader that is slow, or stands still, keeps nobody from
-/// ending the run. What waits there is as bounded as the output of a run is.
+/// ending the run.
 #[derive(Debug)]
 pub(in crate::commands) struct Output {
     manner: Manner,
     writer: Option<mpsc::UnboundedSender<(Stream, String)>>,
     written: oneshot::Receiver<io::Result<()>>,
     gone: watch::Receiver<bool>,
+    /// A permit for each byte that may wait.
+    room: Arc<Semaphore>,
     kept: Vec<(Stream, String)>,
     /// What went to standard error ends within a line.
     within_line: bool,
@@ -50,30 +57,41 @@ impl Output {
         let (writer, pieces) = mpsc::unbounded_channel();
         let (finished, written) = oneshot::channel();
         let (is_gone, gone) = watch::channel(false);
+        let room = Arc::new(Semaphore::new(WAITING as usize));
         let prints = manner != Manner::Collect;
+        let taken = Arc::clone(&room);
         thread::Builder::new()
             .name("output".to_owned())
             .spawn(move || {
+                let mut to = Writer {
+                    prints,
+                    copy,
+                    gone: is_gone,
+                    room: taken,
+                };
                 // Nobody waits for it where the command has failed.
-                let _ = finished.send(write(pieces, prints, copy, &is_gone));
+                let _ = finished.send(to.write_all(pieces));
             })?;
         Ok(Self {
             manner,
             writer: Some(writer),
             written,
             gone,
+            room,
             kept: Vec::new(),
             within_line: false,
         })
     }
 
     /// Text of the program's standard output.
-    pub(super) fn stdout(&mut self, text: String) {
+    pub(super) async fn stdout(&mut self, text: String) {
+        self.wait_for_room(&text).await;
         self.put(Stream::Stdout, text);
     }
 
     /// Text of the program's standard error.
-    pub(super) fn stderr(&mut self, text: String) {
+    pub(super) async fn stderr(&mut self, text: String) {
+        self.wait_for_room(&text).await;
         if !text.is_empty() {
             self.within_line = !text.ends_with('\n');
         }
@@ -96,6 +114,17 @@ impl Output {
         let begin = if self.within_line { "\n" } else { "" };
         self.within_line = false;
         self.put(Stream::Stderr, format!("{begin}{line}"));
+    }
+
+    async fn wait_for_room(&self, text: &str) {
+        if self.manner != Manner::Live {
+            return;
+        }
+        let bytes = u32::try_from(text.len()).unwrap_or(WAITING).min(WAITING);
+        // The semaphore is never closed.
+        if let Ok(room) = self.room.acquire_many(bytes).await {
+            room.forget();
+        }
     }
 
     fn put(&mut self, stream: Stream, text: String) {
@@ -139,33 +168,47 @@ impl Output {
     }
 }
 
-/// Writes until nothing more comes. A reader that has gone away, as in `isol8 run … | head -1`, is no
-/// fault.
-fn write(
-    mut pieces: mpsc::UnboundedReceiver<(Stream, String)>,
+/// The thread's part.
+#[derive(Debug)]
+struct Writer {
     prints: bool,
-    mut copy: Option<File>,
-    gone: &watch::Sender<bool>,
-) -> io::Result<()> {
-    while let Some((stream, text)) = pieces.blocking_recv() {
-        if let (Some(copy), Stream::Stdout) = (&mut copy, stream) {
+    copy: Option<File>,
+    gone: watch::Sender<bool>,
+    room: Arc<Semaphore>,
+}
+
+impl Writer {
+    /// Writes until nothing more comes. A reader that has gone away, as in `isol8 run … | head -1`, is no
+    /// fault.
+    fn write_all(
+        &mut self,
+        mut pieces: mpsc::UnboundedReceiver<(Stream, String)>,
+    ) -> io::Result<()> {
+        while let Some((stream, text)) = pieces.blocking_recv() {
+            match self.write(stream, &text) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    self.gone.send_replace(true);
+                    return Ok(());
+                }
+                written => written?,
+            }
+            // What never waited for room gives some, too: a few lines of ours.
+            self.room.add_permits(text.len());
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, stream: Stream, text: &str) -> io::Result<()> {
+        if let (Some(copy), Stream::Stdout) = (&mut self.copy, stream) {
             copy.write_all(text.as_bytes())?;
         }
-        let printed = match stream {
-            _ if !prints => Ok(()),
-            Stream::Stdout => print(&mut io::stdout(), &text),
+        match stream {
+            _ if !self.prints => Ok(()),
+            Stream::Stdout => print(&mut io::stdout(), text),
             // Whoever closed it wants to know nothing.
-            Stream::Stderr => print(&mut io::stderr(), &text).or(Ok(())),
-        };
-        match printed {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                gone.send_replace(true);
-                return Ok(());
-            }
-            printed => printed?,
+            Stream::Stderr => print(&mut io::stderr(), text).or(Ok(())),
         }
     }
-    Ok(())
 }
 
 fn print(to: &mut impl Write, text: &str) -> io::Result<()> {

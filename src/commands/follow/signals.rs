@@ -15,6 +15,8 @@ pub(in crate::commands) enum Stop {
     Interrupted,
     /// SIGTERM.
     Terminated,
+    /// SIGQUIT.
+    Quit,
     /// The terminal is gone.
     HungUp,
     /// Nobody reads the output any more.
@@ -27,6 +29,7 @@ impl Stop {
         match self {
             Self::HungUp => 129,
             Self::Interrupted => 130,
+            Self::Quit => 131,
             Self::ReaderGone => 141,
             Self::Terminated => 143,
         }
@@ -39,6 +42,7 @@ impl Stop {
 pub(in crate::commands) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    quit: Signal,
     hang_up: Signal,
     resize: Signal,
 }
@@ -49,6 +53,7 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            quit: signal(SignalKind::quit())?,
             hang_up: signal(SignalKind::hangup())?,
             resize: signal(SignalKind::window_change())?,
         })
@@ -59,6 +64,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Interrupted,
             _ = self.terminate.recv() => Stop::Terminated,
+            _ = self.quit.recv() => Stop::Quit,
             _ = self.hang_up.recv() => Stop::HungUp,
         }
     }
@@ -76,6 +82,7 @@ impl Signals {
                     hand.signal(ToProgram::Interrupt);
                 }
                 _ = self.terminate.recv() => return Stop::Terminated,
+                _ = self.quit.recv() => return Stop::Quit,
                 _ = self.hang_up.recv() => return Stop::HungUp,
                 _ = self.resize.recv(), if hand.is_at_terminal() => {
                     if let Some(size) = terminal::size() {

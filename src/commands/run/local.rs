@@ -5,8 +5,10 @@ use std::process::ExitCode;
 use futures::StreamExt as _;
 use futures::stream;
 use isol8_actors::JobStream;
-use isol8_api::ExecutionResult;
+use isol8_api::{ExecutionResult, Runtime, SessionId};
+use isol8_backend::SandboxId;
 
+use super::inspect;
 use super::order::Order;
 use crate::cli::Run;
 use crate::commands::follow::hand::Hand;
@@ -14,8 +16,9 @@ use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;
 use crate::commands::follow::{Events, Followed, follow};
 use crate::commands::{Failure, load_config};
+use crate::config::Config;
 use crate::jobs;
-use crate::local::Local;
+use crate::local::{self, Local, LocalError};
 
 pub(super) async fn run(
     arguments: &Run,
@@ -24,10 +27,11 @@ pub(super) async fn run(
     mut output: Output,
 ) -> Result<ExitCode, Failure> {
     let config = load_config(&arguments.common, None)?;
+    let session = session(arguments, order.request.runtime)?;
     let job = jobs::job(order.request, order.options, &config)?;
     let (mut hand, input) = Hand::new(job.terminal);
     let local = tokio::select! {
-        local = Local::start(&config) => local?,
+        local = open(&config, session.clone()) => local?,
         stop = signals.stop() => return super::stopped(stop, output).await,
     };
     hand.type_stdin(order.types_stdin)?;
@@ -35,12 +39,46 @@ pub(super) async fn run(
     let followed = follow(events(&mut run), &hand, &mut signals, &mut output).await;
     let result = run.result().cloned();
     drop(run);
-    // A second thought about waiting for the removal leaves it to the next sweep.
+    // Who does not want to wait for the removal leaves it to the next sweep.
     tokio::select! {
-        ended = local.end() => ended?,
+        ended = close(&config, local) => ended?,
         stop = signals.stop() => return super::stopped(stop, output).await,
     }
+    if let Some(session) = session.filter(|_| arguments.persist) {
+        inspect::tell(&config, &session, &mut output);
+    }
     end(followed, result, arguments.json, output).await
+}
+
+/// The session that a run goes on in, if any.
+fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failure> {
+    let name = if arguments.persistent {
+        runtime.to_string()
+    } else if arguments.persist {
+        // One that nothing else goes on in.
+        format!("kept-{}", SandboxId::random())
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(name.parse()?))
+}
+
+/// What a command runs its program in.
+pub(in crate::commands) async fn open(
+    config: &Config,
+    session: Option<SessionId>,
+) -> Result<Local, LocalError> {
+    match session {
+        Some(session) => Local::session(config, session).await,
+        None => Local::start(config).await,
+    }
+}
+
+/// Leaves it, and ends sessions that nobody uses any more.
+pub(in crate::commands) async fn close(config: &Config, local: Local) -> Result<(), LocalError> {
+    local.end().await?;
+    local::expire(config).await;
+    Ok(())
 }
 
 /// The events of a run on this host.
