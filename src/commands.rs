@@ -1,14 +1,20 @@
 //! What each command does.
 
 mod doctor;
+mod follow;
 mod run;
+mod say;
 mod serve;
 mod setup;
+mod shell;
+mod terminal;
 
 use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use log::LevelFilter;
+use env_logger::fmt::{Formatter, default_kv_format};
+use log::{LevelFilter, Record};
 
 use crate::cli::{Command, Common};
 use crate::config::{Config, ConfigError, Overrides};
@@ -29,15 +35,10 @@ pub fn run(command: Option<Command>) -> ExitCode {
     let Some(command) = command else {
         return ExitCode::SUCCESS;
     };
-    let common = match &command {
-        Command::Serve(serve) => &serve.common,
-        Command::Run(run) => &run.common,
-        Command::Setup(setup) => &setup.common,
-        Command::Doctor(common) => common,
-    };
+    let is_debugged = command.common().is_some_and(|common| common.debug);
     // What an operator wants to know of a server is noise around a program's output.
     log_from(match &command {
-        _ if common.debug => LevelFilter::Debug,
+        _ if is_debugged => LevelFilter::Debug,
         Command::Serve(_) => LevelFilter::Info,
         _ => LevelFilter::Warn,
     });
@@ -45,12 +46,15 @@ pub fn run(command: Option<Command>) -> ExitCode {
         match command {
             Command::Serve(serve) => serve::serve(serve).await,
             Command::Run(run) => run::run(*run).await,
+            Command::Shell(shell) => shell::shell(*shell).await,
             Command::Setup(setup) => setup::setup(setup).await,
             Command::Doctor(common) => doctor::doctor(common).await,
+            // Printed before there was anything to wait for.
+            Command::Completions(_) => Ok(ExitCode::SUCCESS),
         }
     });
     done.unwrap_or_else(|Failure(text)| {
-        eprintln!("isol8: {text}");
+        say::to_stderr(&format!("{}{text}\n", say::prefix()));
         ExitCode::FAILURE
     })
 }
@@ -67,7 +71,21 @@ pub fn log_from(level: LevelFilter) {
             .filter_module("libcgroups", LevelFilter::Off)
             .filter_module("libcontainer", LevelFilter::Off),
     };
+    logger.format(log_line);
     logger.init();
+}
+
+/// `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
+fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let style = line.default_level_style(record.level());
+    let (time, level, target) = (line.timestamp(), record.level(), record.target());
+    write!(
+        line,
+        "{time} {style}[{level}]{style:#} {target}: {}",
+        record.args()
+    )?;
+    default_kv_format(line, record.key_values())?;
+    writeln!(line)
 }
 
 fn load_config(common: &Common, port: Option<u16>) -> Result<Config, ConfigError> {

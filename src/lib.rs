@@ -14,6 +14,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod jobs;
+pub mod local;
 pub mod network;
 pub mod packages;
 pub mod reload;

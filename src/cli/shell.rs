@@ -1,0 +1,39 @@
+//! `isol8 shell`, as far as words and flags go.
+
+use clap::Args;
+use isol8_api::{Runtime, SessionId};
+
+use super::{Common, Sandbox};
+
+/// `isol8 shell`.
+#[derive(Args, Debug)]
+#[command(after_help = "The exit code is that of the shell.
+
+Examples:
+  isol8 shell                             a sandbox that is gone afterwards
+  isol8 shell -r node --net filtered
+  isol8 shell --persistent                beside what `isol8 run --persistent` keeps
+  isol8 shell --session-id kept-0123456789abcdef")]
+pub struct Shell {
+    /// The session to enter
+    #[arg(long, value_name = "ID", conflicts_with = "persistent")]
+    pub session_id: Option<SessionId>,
+    /// python, node, bun, deno or bash [default: the session's, else python]
+    #[arg(long, short)]
+    pub runtime: Option<Runtime>,
+    /// Enter the runtime's session on this host
+    #[arg(long)]
+    pub persistent: bool,
+    /// Directory to begin in, in /sandbox
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Milliseconds until the shell is ended [default: never]
+    #[arg(long, value_name = "MS")]
+    pub timeout: Option<u64>,
+    /// Limits, sizes and network of the sandbox
+    #[command(flatten)]
+    pub sandbox: Sandbox,
+    /// Configuration and backend
+    #[command(flatten)]
+    pub common: Common,
+}

@@ -1,0 +1,104 @@
+//! `isol8 shell`: a shell at this terminal, in a sandbox.
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use isol8_actors::Job;
+use isol8_api::{ExecutionRequest, Options, Runtime, SessionId};
+
+use super::follow::hand::Hand;
+use super::follow::output::{Manner, Output};
+use super::follow::signals::Signals;
+use super::follow::{Followed, follow};
+use super::run::local::{close, events, open};
+use super::run::order::sandbox_options;
+use super::terminal::Raw;
+use super::{Failure, load_config, run, terminal};
+use crate::cli::Shell;
+use crate::config::Config;
+use crate::jobs;
+use crate::local;
+
+/// What is run.
+const COMMAND: &str = "exec bash -i";
+
+/// Longer than anybody stays.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err("standard input is no terminal: use isol8 run".into());
+    }
+    let mut signals = Signals::new()?;
+    let mut output = Output::new(Manner::Live, None)?;
+    let config = load_config(&arguments.common, None)?;
+    let (session, runtime) = place(&arguments, &config)?;
+    let (request, options) = order(&arguments, runtime);
+    let job = job(request, options, &arguments, &config)?;
+    let (mut hand, input) = Hand::new(job.terminal);
+    let local = tokio::select! {
+        local = open(&config, session) => local?,
+        stop = signals.stop() => return run::stopped(stop, output).await,
+    };
+    let mut shell = local.stream(job, Some(input));
+    let raw = Raw::enter()?;
+    hand.type_stdin(true)?;
+    let followed = follow(events(&mut shell), &hand, &mut signals, &mut output).await;
+    drop(raw);
+    drop(shell);
+    close(&config, local).await?;
+    match followed? {
+        Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
+        Followed::Stopped(stop) => run::stopped(stop, output).await,
+    }
+}
+
+/// The session to enter, if any, and the runtime of the sandbox.
+fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runtime), Failure> {
+    let Some(id) = &arguments.session_id else {
+        let runtime = arguments.runtime.unwrap_or(Runtime::Python);
+        let session = arguments.persistent.then(|| runtime.to_string().parse());
+        return Ok((session.transpose()?, runtime));
+    };
+    let mut sessions = local::list(config).into_iter();
+    let Some(session) = sessions.find(|session| session.info.id == *id) else {
+        return Err(format!("Session not found: {id} is no session of this host").into());
+    };
+    Ok((
+        Some(id.clone()),
+        arguments.runtime.unwrap_or(session.info.runtime),
+    ))
+}
+
+/// A shell at this terminal, as a request of the contract.
+pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, Options) {
+    let mut request = ExecutionRequest::new(runtime);
+    request.cmd = Some(COMMAND.to_owned());
+    request.tty = true;
+    if let Some(size) = terminal::size() {
+        request.cols = Some(size.columns.into());
+        request.rows = Some(size.rows.into());
+    }
+    if let Ok(name) = std::env::var("TERM") {
+        request.env.insert("TERM".to_owned(), name);
+    }
+    request.workdir.clone_from(&arguments.workdir);
+    request.timeout_ms = arguments.timeout;
+    (request, sandbox_options(&arguments.sandbox))
+}
+
+fn job(
+    request: ExecutionRequest,
+    options: Options,
+    arguments: &Shell,
+    config: &Config,
+) -> Result<Job, Failure> {
+    let mut job = jobs::job(request, options, config)?;
+    // The bounds of a program that nobody watches.
+    job.output_limit = u64::MAX;
+    if arguments.timeout.is_none() {
+        job.timeout = FOR_EVER;
+    }
+    Ok(job)
+}
