@@ -1,6 +1,7 @@
 //! The command line, as far as words and flags go.
 
 mod completions;
+mod remote;
 mod run;
 mod shell;
 
@@ -10,6 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::config::BackendChoice;
 pub use completions::Completions;
+pub use remote::{Cleanup, Cp, Host, Login, Ls, Session, SessionDelete, Sessions, Whose};
 pub use run::{Run, Sandbox};
 pub use shell::Shell;
 
@@ -29,10 +31,26 @@ pub struct Cli {
 pub enum Command {
     /// Start the HTTP server
     Serve(Serve),
-    /// Run code in a sandbox of its own, without a server
+    /// Run code in a sandbox, here or on a server
     Run(Box<Run>),
     /// Open a shell in a sandbox
     Shell(Box<Shell>),
+    /// List sessions, of a server or of this host
+    Sessions(Sessions),
+    /// End a session
+    #[command(subcommand)]
+    Session(Session),
+    /// List a directory of a session
+    Ls(Ls),
+    /// Copy files into and out of sessions
+    Cp(Cp),
+    /// End every session, and remove what is not needed
+    Cleanup(Cleanup),
+    /// Keep a server's address and key for later commands
+    Login(Login),
+    /// Forget what login has kept
+    #[command(after_help = "Examples:\n  isol8 logout")]
+    Logout,
     /// Build the Docker images of the runtimes
     Setup(Setup),
     /// Say what can run on this host, and how to mend what cannot
@@ -52,7 +70,12 @@ impl Command {
             Self::Shell(shell) => Some(&shell.common),
             Self::Setup(setup) => Some(&setup.common),
             Self::Doctor(common) => Some(common),
-            Self::Completions(_) => None,
+            Self::Sessions(sessions) => Some(&sessions.whose.common),
+            Self::Session(Session::Delete(delete)) => Some(&delete.whose.common),
+            Self::Ls(ls) => Some(&ls.whose.common),
+            Self::Cp(cp) => Some(&cp.whose.common),
+            Self::Cleanup(cleanup) => Some(&cleanup.whose.common),
+            Self::Login(_) | Self::Logout | Self::Completions(_) => None,
         }
     }
 }

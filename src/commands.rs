@@ -1,10 +1,14 @@
 //! What each command does.
 
+mod cp;
 mod doctor;
 mod follow;
+mod login;
+mod place;
 mod run;
 mod say;
 mod serve;
+mod sessions;
 mod setup;
 mod shell;
 mod terminal;
@@ -16,7 +20,7 @@ use std::process::ExitCode;
 use env_logger::fmt::{Formatter, default_kv_format};
 use log::{LevelFilter, Record};
 
-use crate::cli::{Command, Common};
+use crate::cli::{Command, Common, Session};
 use crate::config::{Config, ConfigError, Overrides};
 
 /// A command that could not do its work; the text is for its user.
@@ -47,6 +51,13 @@ pub fn run(command: Option<Command>) -> ExitCode {
             Command::Serve(serve) => serve::serve(serve).await,
             Command::Run(run) => run::run(*run).await,
             Command::Shell(shell) => shell::shell(*shell).await,
+            Command::Sessions(sessions) => sessions::sessions(sessions).await,
+            Command::Session(Session::Delete(delete)) => sessions::delete(delete).await,
+            Command::Ls(ls) => cp::ls::ls(ls).await,
+            Command::Cp(cp) => cp::cp(cp).await,
+            Command::Cleanup(cleanup) => sessions::cleanup(cleanup).await,
+            Command::Login(login) => login::login(login).await,
+            Command::Logout => login::logout(),
             Command::Setup(setup) => setup::setup(setup).await,
             Command::Doctor(common) => doctor::doctor(common).await,
             // Printed before there was anything to wait for.

@@ -15,6 +15,7 @@ pub mod commands;
 pub mod config;
 pub mod jobs;
 pub mod local;
+pub mod login;
 pub mod network;
 pub mod packages;
 pub mod reload;

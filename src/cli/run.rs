@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use isol8_api::{ByteSize, NetworkMode, Runtime};
+use isol8_api::{ByteSize, NetworkMode, Runtime, SessionId};
 
-use super::Common;
+use super::{Common, Host};
 
 /// `isol8 run`.
 #[derive(Args, Debug)]
@@ -22,7 +22,8 @@ Examples:
   echo 'echo $((6 * 7))' | isol8 run -r bash
   isol8 run --persistent -e 'x = 10' && isol8 run --persistent -e 'print(x + 5)'
   isol8 run main.py --files ./project --install requests --out result.txt
-  isol8 run -e 'print(1)' --json")]
+  isol8 run -e 'print(1)' --json
+  isol8 run script.py --host http://127.0.0.1:3000 --session-id demo")]
 pub struct Run {
     /// Script to run; without it and -e, standard input is the script
     #[arg(conflicts_with = "eval")]
@@ -75,6 +76,12 @@ pub struct Run {
     /// Write standard output to this file too
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Run on a server, rather than here
+    #[command(flatten)]
+    pub remote: Host,
+    /// With --host, run in this session, with its variables, files and packages
+    #[arg(long, value_name = "ID", conflicts_with_all = ["persistent", "persist"])]
+    pub session_id: Option<SessionId>,
     /// Configuration and backend
     #[command(flatten)]
     pub common: Common,

@@ -3,7 +3,7 @@
 use clap::Args;
 use isol8_api::{Runtime, SessionId};
 
-use super::{Common, Sandbox};
+use super::{Common, Host, Sandbox};
 
 /// `isol8 shell`.
 #[derive(Args, Debug)]
@@ -13,7 +13,8 @@ Examples:
   isol8 shell                             a sandbox that is gone afterwards
   isol8 shell -r node --net filtered
   isol8 shell --persistent                beside what `isol8 run --persistent` keeps
-  isol8 shell --session-id kept-0123456789abcdef")]
+  isol8 shell --session-id kept-0123456789abcdef
+  isol8 shell --host http://127.0.0.1:3000 --session-id demo")]
 pub struct Shell {
     /// The session to enter
     #[arg(long, value_name = "ID", conflicts_with = "persistent")]
@@ -33,6 +34,9 @@ pub struct Shell {
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
     pub sandbox: Sandbox,
+    /// Open it on a server, rather than here
+    #[command(flatten)]
+    pub remote: Host,
     /// Configuration and backend
     #[command(flatten)]
     pub common: Common,

@@ -1,18 +1,19 @@
-//! `isol8 run`: one program, in a sandbox of this host.
+//! `isol8 run`: one program, in a sandbox of this host or of a server.
 
 mod files;
 mod inspect;
 pub(super) mod local;
 pub(super) mod order;
+pub(super) mod remote;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use isol8_api::{Ending, ExecutionResult, NetworkAction, NetworkLogEntry};
 
-use super::Failure;
 use super::follow::output::{Manner, Output};
 use super::follow::signals::{Signals, Stop};
+use super::{Failure, place};
 use crate::cli::Run;
 use order::Order;
 
@@ -22,12 +23,27 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
     // Before anything is made that is to be removed again.
     let signals = Signals::new()?;
+    let server = place::server(&arguments.remote)?;
+    if server.is_none() && arguments.session_id.is_some() {
+        return Err(
+            "--session-id needs --host: the sessions of this host are those of --persistent".into(),
+        );
+    }
+    if server.is_some() && (arguments.persistent || arguments.persist) {
+        return Err(
+            "--persistent and --persist keep a sandbox of this host: with --host, use --session-id"
+                .into(),
+        );
+    }
     let order = Order::read(&arguments)?;
     let output = Output::new(manner(&arguments), arguments.out.as_deref()).map_err(|error| {
         let out = arguments.out.as_deref().unwrap_or("the output".as_ref());
         format!("{} cannot be written: {error}", out.display())
     })?;
-    local::run(&arguments, order, signals, output).await
+    match server {
+        Some(server) => remote::run(server, &arguments, order, signals, output).await,
+        None => local::run(&arguments, order, signals, output).await,
+    }
 }
 
 fn manner(arguments: &Run) -> Manner {

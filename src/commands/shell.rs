@@ -4,8 +4,9 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use isol8_actors::Job;
+use isol8_actors::{Job, TerminalSize};
 use isol8_api::{ExecutionRequest, Options, Runtime, SessionId};
+use isol8_client::RemoteIsol8;
 
 use super::follow::hand::Hand;
 use super::follow::output::{Manner, Output};
@@ -13,12 +14,19 @@ use super::follow::signals::Signals;
 use super::follow::{Followed, follow};
 use super::run::local::{close, events, open};
 use super::run::order::sandbox_options;
+use super::run::remote::follow_run;
 use super::terminal::Raw;
-use super::{Failure, load_config, run, terminal};
+use super::{Failure, load_config, place, run, terminal};
 use crate::cli::Shell;
 use crate::config::Config;
 use crate::jobs;
 use crate::local;
+
+/// Of a terminal that does not tell its size.
+const USUAL_SIZE: TerminalSize = TerminalSize {
+    columns: 80,
+    rows: 24,
+};
 
 /// What is run.
 const COMMAND: &str = "exec bash -i";
@@ -32,6 +40,9 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     }
     let mut signals = Signals::new()?;
     let mut output = Output::new(Manner::Live, None)?;
+    if let Some(server) = place::server(&arguments.remote)? {
+        return on_server(server, &arguments, signals, output).await;
+    }
     let config = load_config(&arguments.common, None)?;
     let (session, runtime) = place(&arguments, &config)?;
     let (request, options) = order(&arguments, runtime);
@@ -48,6 +59,44 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     drop(raw);
     drop(shell);
     close(&config, local).await?;
+    match followed? {
+        Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
+        Followed::Stopped(stop) => run::stopped(stop, output).await,
+    }
+}
+
+/// The same on a server.
+async fn on_server(
+    server: RemoteIsol8,
+    arguments: &Shell,
+    mut signals: Signals,
+    mut output: Output,
+) -> Result<ExitCode, Failure> {
+    if arguments.persistent {
+        return Err("--persistent is a session of this host: with --host, use --session-id".into());
+    }
+    let runtime = match (arguments.runtime, &arguments.session_id) {
+        (Some(runtime), _) => runtime,
+        (None, Some(id)) => {
+            let sessions = server.sessions().await?.into_iter();
+            let session = { sessions }.find(|session| session.id == *id);
+            session.map_or(Runtime::Python, |session| session.runtime)
+        }
+        (None, None) => Runtime::Python,
+    };
+    let server = match arguments.session_id.clone() {
+        Some(session) => server.with_session(session),
+        None => server,
+    };
+    let (request, options) = order(arguments, runtime);
+    let size = terminal::size().unwrap_or(USUAL_SIZE);
+    let (mut hand, input) = Hand::new(Some(size));
+    let mut shell = server.execute_stream_with(request, options).await?;
+    let raw = Raw::enter()?;
+    hand.type_stdin(true)?;
+    let followed = follow_run(&mut shell, &hand, input, &mut signals, &mut output).await;
+    drop(raw);
+    drop(shell);
     match followed? {
         Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
         Followed::Stopped(stop) => run::stopped(stop, output).await,

@@ -118,7 +118,7 @@ impl RunInput {
         Ok(())
     }
 
-    /// Ends standard input.
+    /// Ends standard input. Where it has ended, this does nothing.
     ///
     /// # Errors
     /// [`ClientError::RunEnded`].

@@ -111,7 +111,10 @@ async fn speak(
     let broken = |_: Error| ClientError::BrokenOff;
     sink.send(execute).await.map_err(broken)?;
     while let Some(message) = messages.recv().await {
-        is_open &= !matches!(message, ClientMessage::StdinEnd);
+        // What has ended, or was never open, need not be ended.
+        if matches!(message, ClientMessage::StdinEnd) && !std::mem::take(&mut is_open) {
+            continue;
+        }
         sink.send(encoded(&message)?).await.map_err(broken)?;
     }
     if is_open {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use isol8_api::ExecutionResult;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::commands::say;
@@ -96,6 +97,21 @@ impl Output {
             self.within_line = !text.ends_with('\n');
         }
         self.put(Stream::Stderr, text);
+    }
+
+    /// What a program has written that has ended, as it would have come.
+    pub(in crate::commands) async fn result(&mut self, result: &ExecutionResult) {
+        for (text, is_stdout) in [(&result.stdout, true), (&result.stderr, false)] {
+            if text.is_empty() {
+                continue;
+            }
+            // Its end was trimmed.
+            let text = format!("{text}\n");
+            match is_stdout {
+                true => self.stdout(text).await,
+                false => self.stderr(text).await,
+            }
+        }
     }
 
     /// A line of ours, on standard error and in no result.
