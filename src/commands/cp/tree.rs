@@ -45,6 +45,9 @@ impl Copying {
                     .map_err(|error| here(&from, error))?
                     .collect::<Result<_, _>>()?;
                 entries.sort_by_key(fs::DirEntry::file_name);
+                if entries.is_empty() {
+                    self.leave_out(&from.display().to_string(), "an empty directory");
+                }
                 for entry in entries {
                     let path = entry.path();
                     let name = entry.file_name();
