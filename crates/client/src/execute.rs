@@ -122,3 +122,93 @@ impl RemoteIsol8 {
         Ok(self.request(Method::POST, self.url(&[route])?).json(body))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use isol8_api::{ErrorCode, EventKind, Runtime};
+
+    use super::*;
+    use crate::fake::{Fake, answer};
+
+    fn request() -> ExecutionRequest {
+        let mut request = ExecutionRequest::new(Runtime::Bash);
+        request.code = Some("echo".to_owned());
+        request
+    }
+
+    fn refusal(status: &str, code: &str) -> String {
+        let body = format!("{{\"error\": \"later\", \"code\": \"{code}\"}}");
+        answer(status, "Retry-After: 0\r\n", &body)
+    }
+
+    fn events() -> String {
+        let body = "data: {\"type\":\"stdout\",\"data\":\"1\",\"phase\":\"code\"}\n\n:\n\n\
+            data: {\"type\":\"exit\",\"data\":\"0\",\"phase\":\"code\"}\n\n";
+        answer("200 OK", "Content-Type: text/event-stream\r\n", body)
+    }
+
+    #[tokio::test]
+    async fn server_sent_events_come_where_no_websocket_does() {
+        for refused in [
+            answer("200 OK", "", "<html>"),
+            answer("502 Bad Gateway", "", "<html>"),
+            answer("426 Upgrade Required", "", ""),
+            // A proxy that lost the upgrade on the way, and one that hangs up.
+            refusal("400 Bad Request", "INVALID_REQUEST"),
+            String::new(),
+        ] {
+            let fake = Fake::answering(&[&refused, &events()]).await;
+            let mut run = fake.remote.execute_stream(request()).await.unwrap();
+            assert!(run.take_input().is_none());
+            let first = run.next().await.unwrap().unwrap();
+            assert_eq!((first.kind, first.data.as_str()), (EventKind::Stdout, "1"));
+            assert_eq!(run.next().await.unwrap().unwrap().kind, EventKind::Exit);
+            assert!(run.next().await.is_none());
+            assert_eq!(fake.asked(), 2);
+            let mut at_terminal = request();
+            at_terminal.tty = true;
+            let fake = Fake::answering(&[&refused]).await;
+            let error = fake.remote.execute_stream(at_terminal).await.unwrap_err();
+            assert!(matches!(error, ClientError::NoWebSocket), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_server_refuses_is_not_asked_for_in_another_way() {
+        let refused = refusal("403 Forbidden", "FORBIDDEN");
+        let fake = Fake::answering(&[&refused, &events()]).await;
+        let error = fake.remote.execute_stream(request()).await.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::Forbidden));
+        assert_eq!(fake.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_off_says_so() {
+        let cut = answer("200 OK", "", ":\n\n");
+        let fake = Fake::answering(&["", &cut]).await;
+        let mut run = fake.remote.execute_stream(request()).await.unwrap();
+        let error = run.next().await.unwrap().unwrap_err();
+        assert!(matches!(error, ClientError::BrokenOff), "{error}");
+        assert!(run.next().await.is_none());
+        assert_eq!(fake.asked(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_may_have_begun_is_asked_for_again_only_with_a_key() {
+        let unavailable = refusal("503 Service Unavailable", "UNAVAILABLE");
+        let full = refusal("429 Too Many Requests", "TOO_MANY_REQUESTS");
+        // What is answered first, and how often is asked, without and with a key.
+        for (first, without, with) in [("", 1, 2), (&unavailable, 1, 2), (&full, 2, 2)] {
+            let last = refusal("500 Internal Server Error", "INTERNAL");
+            let fake = Fake::answering(&[first, &last]).await;
+            assert!(fake.remote.execute(request()).await.is_err());
+            assert_eq!(fake.asked(), without, "{first}");
+            let fake = Fake::answering(&[first, &last]).await;
+            let once = fake
+                .remote
+                .execute_once("key", request(), Options::default());
+            assert_eq!(once.await.unwrap_err().code(), Some(ErrorCode::Internal));
+            assert_eq!(fake.asked(), with, "{first}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, Table};
 use isol8_api::{DirectoryListing, EntryType};
 
 use super::session::Files;
@@ -38,7 +38,6 @@ pub(in crate::commands) async fn ls(arguments: Ls) -> Result<ExitCode, Failure> 
 
 fn table(listing: &DirectoryListing) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
     for entry in &listing.entries {
         let (kind, mark) = match entry.kind {
             EntryType::File => ("-", ""),
@@ -59,5 +58,5 @@ fn table(listing: &DirectoryListing) -> String {
     if let Some(sizes) = table.column_mut(1) {
         sizes.set_cell_alignment(CellAlignment::Right);
     }
-    table.trim_fmt()
+    sessions::plain(table)
 }
