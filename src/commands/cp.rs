@@ -106,16 +106,12 @@ async fn copy(
         }
         (Side::Here(from), Side::Session(id, to)) => {
             let mut copying = Copying::default();
-            copying
-                .into_session(Path::new(&from), files(&id)?, &to)
-                .await?;
+            copying.copy_in(Path::new(&from), files(&id)?, &to).await?;
             Ok(copying.left_out)
         }
         (Side::Session(id, from), Side::Here(to)) => {
             let mut copying = Copying::default();
-            copying
-                .out_of_session(files(&id)?, &from, Path::new(&to))
-                .await?;
+            copying.copy_out(files(&id)?, &from, Path::new(&to)).await?;
             Ok(copying.left_out)
         }
         (Side::Session(one, from), Side::Session(other, to)) => {
@@ -124,12 +120,12 @@ async fn copy(
             let mut copying = Copying::default();
             let name = tree::name_of(&from);
             let here = between.path().join(name.unwrap_or("all"));
-            copying.out_of_session(files(&one)?, &from, &here).await?;
+            copying.copy_out(files(&one)?, &from, &here).await?;
             let here = match from.ends_with("/.") {
                 true => here.join("."),
                 false => here,
             };
-            copying.into_session(&here, files(&other)?, &to).await?;
+            copying.copy_in(&here, files(&other)?, &to).await?;
             Ok(copying.left_out)
         }
         _ => Err("one side has to be SESSION:PATH, such as demo:/sandbox/data.csv".into()),

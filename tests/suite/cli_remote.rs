@@ -25,6 +25,7 @@ on_each_backend!(
     sessions_are_listed_and_deleted,
     files_and_directories_are_copied_both_ways,
     everything_is_cleaned_up,
+    a_shell_is_at_this_terminal,
 );
 
 /// A user of the command line, with a home of its own.
@@ -432,6 +433,35 @@ async fn everything_is_cleaned_up(server: Server) {
     let printed = user.prints(&["cleanup", "--force"]);
     assert!(printed.starts_with("sessions: 1 removed\n"), "{printed}");
     assert!(server.client().sessions().await.unwrap().is_empty());
+    server.stop();
+}
+
+async fn a_shell_is_at_this_terminal(server: Server) {
+    let user = User::of(&server);
+    let write = "open('/sandbox/made', 'w').write('here')";
+    server.session("s").execute(python(write)).await.unwrap();
+    let shell = format!("{ISOL8} shell --host {} --session-id s", user.url);
+    // Runs it at a terminal of its own, and ends as it does.
+    let mut script = Command::new("script");
+    script
+        .args(["--quiet", "--return", "--command", &shell, "/dev/null"])
+        .env("HOME", user.home.path())
+        .env("ISOL8_API_KEY", KEY)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut script = script.spawn().unwrap();
+    let mut stdin = script.stdin.take().unwrap();
+    stdin
+        .write_all(b"tty; echo $(cat made) $((6 * 7)); exit 5\n")
+        .unwrap();
+    let output = script.wait_with_output().unwrap();
+    drop(stdin);
+    let shown = stdout(&output);
+    assert!(
+        shown.contains("/dev/pts/") && shown.contains("here 42"),
+        "{shown}"
+    );
+    assert_eq!(output.status.code(), Some(5), "{shown}");
     server.stop();
 }
 

@@ -53,8 +53,11 @@ impl RunStream {
         let (sender, receiver) = mpsc::channel(1);
         let carrier = async move {
             let listening = async {
-                let passed = async { Ok(pass_on(events, &sender).await) };
-                if let Err(over) = deadline.bound::<_, ClientError>(passed).await {
+                let passed = async {
+                    pass_on(events, &sender).await;
+                    Ok::<_, ClientError>(())
+                };
+                if let Err(over) = deadline.bound(passed).await {
                     let _ = sender.send(Err(over)).await;
                 }
             };

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use isol8_api::{DirectoryEntry, EntryType};
 use tokio::fs::File;
@@ -23,7 +23,7 @@ pub(super) struct Copying {
 
 impl Copying {
     /// Copies a file or directory of this host.
-    pub(super) async fn into_session(
+    pub(super) async fn copy_in(
         &mut self,
         from: &Path,
         files: &Files,
@@ -41,46 +41,47 @@ impl Copying {
         let mut waiting = vec![(from.to_owned(), target)];
         while let Some((from, to)) = waiting.pop() {
             if from.is_dir() {
-                let mut entries: Vec<_> = fs::read_dir(&from)
-                    .map_err(|error| here(&from, error))?
-                    .collect::<Result<_, _>>()?;
-                entries.sort_by_key(fs::DirEntry::file_name);
-                if entries.is_empty() {
-                    self.leave_out(&from.display().to_string(), "an empty directory");
-                }
-                for entry in entries {
-                    let path = entry.path();
-                    let name = entry.file_name();
-                    match name.to_str() {
-                        // A link to a directory may lead round.
-                        _ if path.is_symlink() && path.is_dir() => {
-                            self.leave_out(&path.display().to_string(), "a link to a directory");
-                        }
-                        Some(name) => {
-                            waiting.push((path, format!("{}/{name}", to.trim_end_matches('/'))))
-                        }
-                        None => {
-                            self.leave_out(&path.display().to_string(), "its name is not UTF-8")
-                        }
-                    }
-                }
+                waiting.extend(self.entries(&from, &to)?);
             } else if from.is_file() {
-                let file = File::open(&from)
-                    .await
-                    .map_err(|error| here(&from, error))?;
+                let file = File::open(&from).await;
+                let file = file.map_err(|error| here(&from, error))?;
                 files.put(&to, Box::pin(file)).await?;
             } else {
-                self.leave_out(
-                    &from.display().to_string(),
-                    "neither a file nor a directory",
-                );
+                self.leave_out(&from.to_string_lossy(), "neither a file nor a directory");
             }
         }
         Ok(())
     }
 
+    /// What is to be copied of a directory of this host, and where to.
+    fn entries(&mut self, from: &Path, to: &str) -> Result<Vec<(PathBuf, String)>, Failure> {
+        let unreadable = |error| here(from, error);
+        let entries = fs::read_dir(from).map_err(unreadable)?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let paths: Vec<_> = paths.collect::<Result<_, _>>().map_err(unreadable)?;
+        if paths.is_empty() {
+            self.leave_out(&from.to_string_lossy(), "an empty directory");
+        }
+        let mut found = Vec::new();
+        for path in paths {
+            let name = path.file_name().and_then(|name| name.to_str());
+            match name {
+                // It may lead round.
+                _ if path.is_symlink() && path.is_dir() => {
+                    self.leave_out(&path.to_string_lossy(), "a link to a directory");
+                }
+                Some(name) => {
+                    let to = format!("{}/{name}", to.trim_end_matches('/'));
+                    found.push((path, to));
+                }
+                None => self.leave_out(&path.to_string_lossy(), "its name is not UTF-8"),
+            }
+        }
+        Ok(found)
+    }
+
     /// Copies a file or directory of a session.
-    pub(super) async fn out_of_session(
+    pub(super) async fn copy_out(
         &mut self,
         files: &Files,
         from: &str,
