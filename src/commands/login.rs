@@ -4,17 +4,17 @@ use std::process::ExitCode;
 
 use isol8_client::{ErrorCode, RemoteIsol8};
 
-use super::{Failure, say};
+use super::{Failure, place, say};
 use crate::cli;
 use crate::login::Login;
 
 pub(super) async fn login(arguments: cli::Login) -> Result<ExitCode, Failure> {
+    let key = place::given(&arguments.remote)
+        .ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
     let host = arguments
         .remote
         .host
         .ok_or("--host is missing: the server's address")?;
-    let key = arguments.remote.key.filter(|key| !key.is_empty());
-    let key = key.ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
     let server = RemoteIsol8::new(&host, &key)?;
     let health = server.start().await?;
     let login = Login {

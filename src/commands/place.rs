@@ -25,8 +25,8 @@ impl Place {
                 return Ok(Self::Server(server));
             }
             if let Some(login) = Login::load()? {
-                let key = whose.remote.key.as_deref().unwrap_or(&login.key);
-                return Ok(Self::Server(RemoteIsol8::new(&login.host, key)?));
+                let key = given(&whose.remote).unwrap_or(login.key);
+                return Ok(Self::Server(RemoteIsol8::new(&login.host, &key)?));
             }
         }
         let config = load_config(&whose.common, None)?;
@@ -43,8 +43,7 @@ pub(super) fn server(remote: &Host) -> Result<Option<RemoteIsol8>, Failure> {
     let Some(host) = &remote.host else {
         return Ok(None);
     };
-    let given = remote.key.clone().filter(|key| !key.is_empty());
-    let key = match given {
+    let key = match given(remote) {
         Some(key) => key,
         None => Login::load()?
             .filter(|login| is_same(&login.host, host))
@@ -52,6 +51,11 @@ pub(super) fn server(remote: &Host) -> Result<Option<RemoteIsol8>, Failure> {
             .ok_or("API key required: set ISOL8_API_KEY, pass --key, or use isol8 login")?,
     };
     Ok(Some(RemoteIsol8::new(host, &key)?))
+}
+
+/// `--key`, else `ISOL8_API_KEY`. An empty one is none.
+pub(super) fn given(remote: &Host) -> Option<String> {
+    remote.key.clone().filter(|key| !key.is_empty())
 }
 
 fn is_same(one: &str, other: &str) -> bool {
