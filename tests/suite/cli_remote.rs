@@ -1,17 +1,18 @@
 //! The command line against a server, as scripts use it.
 
+mod sessions;
+mod user;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tempfile::TempDir;
 
-use crate::harness::{ISOL8, KEY, Kind, Server, on_each_backend, python, state_directory};
+use crate::harness::{ISOL8, KEY, Server, on_each_backend, python};
+use user::{User, stderr, stdout};
 
 on_each_backend!(
     a_run_prints_and_exits_as_one_here_does,
@@ -21,89 +22,8 @@ on_each_backend!(
     ending_the_command_ends_the_run,
     a_result_is_printed_as_json,
     failures_exit_with_one_and_say_why,
-    a_login_is_kept_and_used_and_forgotten,
-    sessions_are_listed_and_deleted,
-    files_and_directories_are_copied_both_ways,
-    everything_is_cleaned_up,
     a_shell_is_at_this_terminal,
 );
-
-/// A user of the command line, with a home of its own.
-struct User {
-    home: TempDir,
-    url: String,
-}
-
-impl User {
-    fn of(server: &Server) -> Self {
-        Self {
-            home: state_directory(),
-            url: format!("http://{}", server.address),
-        }
-    }
-
-    /// A command without any key.
-    fn keyless(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(ISOL8);
-        command
-            .args(arguments)
-            .env("HOME", self.home.path())
-            .env("ISOL8_STATE_DIR", self.home.path().join("state"))
-            .env_remove("ISOL8_API_KEY")
-            .current_dir(self.home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    /// A command with the server and its key.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.keyless(arguments);
-        command
-            .args(["--host", &self.url])
-            .env("ISOL8_API_KEY", KEY);
-        command
-    }
-
-    fn isol8(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// What a command prints that is to succeed.
-    fn prints(&self, arguments: &[&str]) -> String {
-        succeeded(arguments, &self.isol8(arguments))
-    }
-
-    fn fed(&self, arguments: &[&str], input: &str) -> Output {
-        let mut command = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = command.stdin.take().unwrap();
-        stdin.write_all(input.as_bytes()).unwrap();
-        drop(stdin);
-        command.wait_with_output().unwrap()
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.home.path().join(name).to_str().unwrap().to_owned()
-    }
-}
-
-fn succeeded(arguments: &[&str], output: &Output) -> String {
-    assert!(output.status.success(), "{arguments:?}: {}", stderr(output));
-    stdout(output)
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 async fn a_run_prints_and_exits_as_one_here_does(server: Server) {
     let user = User::of(&server);
@@ -298,144 +218,6 @@ async fn failures_exit_with_one_and_say_why(server: Server) {
     server.stop();
 }
 
-async fn a_login_is_kept_and_used_and_forgotten(server: Server) {
-    let user = User::of(&server);
-    let kept = user.path(".isol8/login.json");
-    let bad = user
-        .keyless(&["login", "--host", &user.url, "--key", "wrong"])
-        .output()
-        .unwrap();
-    assert_eq!(bad.status.code(), Some(1));
-    assert!(!Path::new(&kept).exists());
-
-    user.prints(&["login"]);
-    assert_eq!(
-        fs::metadata(&kept).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    let arguments = [
-        "run",
-        "-e",
-        "print(1)",
-        "--session-id",
-        "s",
-        "--host",
-        &user.url,
-    ];
-    let output = user.keyless(&arguments).output().unwrap();
-    assert_eq!(succeeded(&arguments, &output), "1\n");
-    let listed = user.keyless(&["sessions"]).output().unwrap();
-    assert!(stdout(&listed).contains("\ns "), "{}", stdout(&listed));
-    let here = user.keyless(&["sessions", "--local"]).output().unwrap();
-    assert_eq!(stdout(&here), "");
-    // The key is its own server's.
-    let other = ["sessions", "--host", "http://127.0.0.1:1"];
-    let output = user.keyless(&other).output().unwrap();
-    assert!(
-        stderr(&output).contains("API key required"),
-        "{}",
-        stderr(&output)
-    );
-
-    assert!(user.keyless(&["logout"]).status().unwrap().success());
-    assert!(!Path::new(&kept).exists());
-    let output = user.keyless(&arguments).output().unwrap();
-    assert!(
-        stderr(&output).contains("API key required"),
-        "{}",
-        stderr(&output)
-    );
-    server.stop();
-}
-
-async fn sessions_are_listed_and_deleted(server: Server) {
-    let user = User::of(&server);
-    for id in ["one", "two"] {
-        server.session(id).execute(python("x = 1")).await.unwrap();
-    }
-    let table = user.prints(&["sessions"]);
-    assert!(table.starts_with("ID "), "{table}");
-    assert_eq!(table.lines().count(), 3, "{table}");
-    assert_eq!(
-        user.prints(&["session", "delete", "one"]),
-        "one is deleted\n"
-    );
-    let listed: Value = serde_json::from_str(&user.prints(&["sessions", "--json"])).unwrap();
-    assert_eq!(listed["sessions"].as_array().unwrap().len(), 1);
-    assert_eq!(listed["sessions"][0]["id"], "two");
-    server.stop();
-}
-
-async fn files_and_directories_are_copied_both_ways(server: Server) {
-    let user = User::of(&server);
-    server.session("s").execute(python("x = 1")).await.unwrap();
-    fs::create_dir_all(user.path("tree/deep/er")).unwrap();
-    let big: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
-    fs::write(user.path("tree/big"), &big).unwrap();
-    fs::write(user.path("tree/deep/er/ü n.txt"), "text").unwrap();
-    user.prints(&["cp", "tree", "s:/sandbox/all"]);
-    user.prints(&["cp", "tree", "s:/sandbox/all/"]);
-    let listing = user.prints(&["ls", "s:all"]);
-    assert!(
-        listing.contains("deep/") && listing.contains("tree/") && listing.contains("3000000"),
-        "{listing}"
-    );
-    let json: Value =
-        serde_json::from_str(&user.prints(&["ls", "/sandbox", "--session-id", "s", "--json"]))
-            .unwrap();
-    assert_eq!(json["entries"][0]["name"], "all");
-
-    user.prints(&["cp", "s:all/tree", "back"]);
-    assert_eq!(fs::read(user.path("back/big")).unwrap(), big);
-    assert_eq!(
-        fs::read_to_string(user.path("back/deep/er/ü n.txt")).unwrap(),
-        "text"
-    );
-    user.prints(&["cp", "s:all/big", "."]);
-    assert_eq!(fs::read(user.path("big")).unwrap(), big);
-    server.session("t").execute(python("x = 1")).await.unwrap();
-    user.prints(&["cp", "s:all/deep", "t:/tmp/there"]);
-    assert_eq!(user.prints(&["cp", "t:/tmp/there/er/ü n.txt", "-"]), "text");
-    let output = user.fed(&["cp", "-", "t:/sandbox/typed"], "typed");
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(user.prints(&["cp", "t:typed", "-"]), "typed");
-
-    let make =
-        "import os; os.mkdir('/sandbox/odd'); os.symlink('/etc/passwd', '/sandbox/odd/link')";
-    server.session("t").execute(python(make)).await.unwrap();
-    let output = user.isol8(&["cp", "t:odd", "odd"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("left out: /sandbox/odd/link: a link"),
-        "{}",
-        stderr(&output)
-    );
-    assert_eq!(fs::read_dir(user.path("odd")).unwrap().count(), 0);
-    let output = user.isol8(&["cp", "t:/sandbox/none", "none"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(!Path::new(&user.path("none")).exists());
-    let output = user.isol8(&["cp", "one", "other"]);
-    assert!(
-        stderr(&output).contains("SESSION:PATH"),
-        "{}",
-        stderr(&output)
-    );
-    server.stop();
-}
-
-async fn everything_is_cleaned_up(server: Server) {
-    let user = User::of(&server);
-    server.session("s").execute(python("x = 1")).await.unwrap();
-    let output = user.isol8(&["cleanup"]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
-    assert_eq!(server.client().sessions().await.unwrap().len(), 1);
-    let printed = user.prints(&["cleanup", "--force"]);
-    assert!(printed.starts_with("sessions: 1 removed\n"), "{printed}");
-    assert!(server.client().sessions().await.unwrap().is_empty());
-    server.stop();
-}
-
 async fn a_shell_is_at_this_terminal(server: Server) {
     let user = User::of(&server);
     let write = "open('/sandbox/made', 'w').write('here')";
@@ -463,46 +245,4 @@ async fn a_shell_is_at_this_terminal(server: Server) {
     );
     assert_eq!(output.status.code(), Some(5), "{shown}");
     server.stop();
-}
-
-/// The sessions of `--persistent`, without a server.
-fn local_sessions(kind: Kind) {
-    let user = User {
-        home: state_directory(),
-        url: String::new(),
-    };
-    let isol8 = |arguments: &[&str]| {
-        let backend = ["--backend", kind.name()];
-        let arguments = [arguments, &backend].concat();
-        let output = user.keyless(&arguments).output().unwrap();
-        succeeded(&arguments, &output)
-    };
-    isol8(&[
-        "run",
-        "--persistent",
-        "-e",
-        "open('/sandbox/made', 'w').write('here')",
-    ]);
-    assert!(isol8(&["sessions"]).contains("\npython "));
-    assert!(isol8(&["ls", "python:/sandbox"]).contains("made"));
-    assert_eq!(isol8(&["cp", "python:made", "-"]), "here");
-    fs::write(user.path("given"), "given").unwrap();
-    isol8(&["cp", "given", "python:/sandbox/"]);
-    let code = "print(open('/sandbox/given').read())";
-    assert_eq!(isol8(&["run", "--persistent", "-e", code]), "given\n");
-    isol8(&["session", "delete", "python"]);
-    assert_eq!(isol8(&["sessions"]), "");
-    isol8(&["run", "--persistent", "-e", "x = 1"]);
-    assert!(isol8(&["cleanup", "--force"]).starts_with("sessions: 1 removed\n"));
-    assert_eq!(isol8(&["sessions", "--json"]), "{\"sessions\":[]}\n");
-}
-
-#[test]
-fn sessions_of_this_host_are_reached_by_the_same_commands_on_native() {
-    local_sessions(Kind::Native);
-}
-
-#[test]
-fn sessions_of_this_host_are_reached_by_the_same_commands_on_docker() {
-    local_sessions(Kind::Docker);
 }
