@@ -28,9 +28,12 @@ pub struct Shell {
     /// Directory to begin in, in /sandbox
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// Milliseconds until the shell is ended [default: never]
+    /// Milliseconds until the shell is ended [default: never; on a server, an hour]
     #[arg(long, value_name = "MS")]
     pub timeout: Option<u64>,
+    /// Bytes after which nothing more is shown [default: no end; on a server, 67108864]
+    #[arg(long, value_name = "BYTES")]
+    pub max_output: Option<u64>,
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
     pub sandbox: Sandbox,

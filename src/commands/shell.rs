@@ -28,6 +28,11 @@ const USUAL_SIZE: TerminalSize = TerminalSize {
     rows: 24,
 };
 
+/// Milliseconds that a server lets a run take, and bytes that it lets it write, unless its ceilings were
+/// changed; then it names them, and the flags that fit can be given.
+const LONGEST_ON_SERVER: u64 = 3_600_000;
+const MOST_ON_SERVER: u64 = 64 << 20;
+
 /// What is run.
 const COMMAND: &str = "exec bash -i";
 
@@ -88,7 +93,9 @@ async fn on_server(
         Some(session) => server.with_session(session),
         None => server,
     };
-    let (request, options) = order(arguments, runtime);
+    let (mut request, mut options) = order(arguments, runtime);
+    request.timeout_ms.get_or_insert(LONGEST_ON_SERVER);
+    options.max_output_size.get_or_insert(MOST_ON_SERVER);
     let size = terminal::size().unwrap_or(USUAL_SIZE);
     let (mut hand, input) = Hand::new(Some(size));
     let mut shell = server.execute_stream_with(request, options).await?;
@@ -134,7 +141,9 @@ pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, O
     }
     request.workdir.clone_from(&arguments.workdir);
     request.timeout_ms = arguments.timeout;
-    (request, sandbox_options(&arguments.sandbox))
+    let mut options = sandbox_options(&arguments.sandbox);
+    options.max_output_size = arguments.max_output;
+    (request, options)
 }
 
 fn job(
@@ -145,7 +154,7 @@ fn job(
 ) -> Result<Job, Failure> {
     let mut job = jobs::job(request, options, config)?;
     // The bounds of a program that nobody watches.
-    job.output_limit = u64::MAX;
+    job.output_limit = arguments.max_output.unwrap_or(u64::MAX);
     if arguments.timeout.is_none() {
         job.timeout = FOR_EVER;
     }
