@@ -76,11 +76,12 @@ pub fn log_from(level: LevelFilter) {
     match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.is_empty() => logger.parse_filters(&filter),
         // libcontainer tells of every container and warns of controllers that a kernel lacks; its
-        // failures come back as errors.
+        // failures, and those of certificates, come back as errors.
         _ => logger
             .filter_level(level)
             .filter_module("libcgroups", LevelFilter::Off)
-            .filter_module("libcontainer", LevelFilter::Off),
+            .filter_module("libcontainer", LevelFilter::Off)
+            .filter_module("rustls_platform_verifier", LevelFilter::Off),
     };
     logger.format(log_line);
     logger.init();
