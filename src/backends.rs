@@ -15,6 +15,9 @@ use crate::config::{BackendChoice, Config};
 /// First argument of this executable where it is to be the spawner.
 const SPAWNER_ARGUMENT: &str = "__spawner";
 
+/// Where a spawner that outlives its command writes its log.
+const SPAWNER_LOG: &str = "spawner.log";
+
 /// This executable, even where its file was replaced in the meantime.
 const THIS_EXECUTABLE: &str = "/proc/self/exe";
 
@@ -34,7 +37,9 @@ impl Kind {
     /// Every backend there is.
     pub const ALL: [Self; 2] = [Self::Native, Self::Docker];
 
-    fn name(self) -> &'static str {
+    /// As it stands in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
             Self::Docker => "docker",
@@ -61,6 +66,8 @@ pub enum Purpose {
     Serve,
     /// A single command.
     Command,
+    /// A command that goes on with the session of an earlier one, and leaves it to the next.
+    Session,
 }
 
 /// Starts the backend that the configuration asks for.
@@ -127,7 +134,7 @@ pub async fn start_kind(
     match kind {
         Kind::Native => {
             let instance = instance(kind, config, purpose)?;
-            let backend = NativeBackend::start(native_config(config), instance);
+            let backend = NativeBackend::start(native_config(config, purpose), instance);
             Ok(Arc::new(backend.await?))
         }
         Kind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
@@ -170,7 +177,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
     }
 }
 
-fn native_config(config: &Config) -> NativeConfig {
+fn native_config(config: &Config, purpose: Purpose) -> NativeConfig {
     NativeConfig {
         state: state_of(Kind::Native, config),
         spawner: SpawnerCommand {
@@ -178,6 +185,7 @@ fn native_config(config: &Config) -> NativeConfig {
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
             host: "/".into(),
             adoptable_for: config.adoptable_for,
+            log: (purpose == Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
         kernels: config.kernels.clone(),
     }
@@ -190,7 +198,7 @@ fn state_of(kind: Kind, config: &Config) -> PathBuf {
 
 fn instance(kind: Kind, config: &Config, purpose: Purpose) -> Result<Arc<Instance>, BackendError> {
     let state = state_of(kind, config);
-    if purpose == Purpose::Serve
+    if purpose != Purpose::Command
         && let Some(instance) = Instance::adopt(&state, GUEST)?
     {
         return Ok(Arc::new(instance));

@@ -1,11 +1,20 @@
 //! The command line, as far as words and flags go.
 
+mod completions;
+mod remote;
+mod run;
+mod shell;
+
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use isol8_api::{ByteSize, NetworkMode, Runtime};
+use isol8_api::Runtime;
 
 use crate::config::BackendChoice;
+pub use completions::Completions;
+pub use remote::{Cleanup, Cp, Host, Login, Ls, Session, SessionDelete, Sessions, Whose};
+pub use run::{Run, Sandbox};
+pub use shell::Shell;
 
 /// Run untrusted code in isolated containers.
 #[derive(Debug, Parser)]
@@ -23,16 +32,59 @@ pub struct Cli {
 pub enum Command {
     /// Start the HTTP server
     Serve(Serve),
-    /// Run code in a sandbox of its own, without a server
+    /// Run code in a sandbox, here or on a server
     Run(Box<Run>),
+    /// Open a shell in a sandbox
+    Shell(Box<Shell>),
+    /// List sessions, of a server or of this host
+    Sessions(Sessions),
+    /// End a session
+    #[command(subcommand)]
+    Session(Session),
+    /// List a directory of a session
+    Ls(Ls),
+    /// Copy files into and out of sessions
+    Cp(Cp),
+    /// End every session, and remove what is not needed
+    Cleanup(Cleanup),
+    /// Keep a server's address and key for later commands
+    Login(Login),
+    /// Forget what login has kept
+    #[command(after_help = "Examples:\n  isol8 logout")]
+    Logout,
     /// Build the Docker images of the runtimes, and those of prebuiltImages
     Setup(Setup),
     /// Build a Docker image with packages in it
     Build(Build),
     /// Say what can run on this host, and how to mend what cannot
+    #[command(after_help = "Examples:\n  isol8 doctor\n  isol8 doctor --config config.toml")]
     Doctor(Common),
     /// Show the configuration that is in effect, and where each value comes from
     Config(ShowConfig),
+    /// Print a script that has a shell complete this command line
+    Completions(Completions),
+}
+
+impl Command {
+    /// What every command takes that reads a configuration.
+    #[must_use]
+    pub fn common(&self) -> Option<&Common> {
+        match self {
+            Self::Serve(serve) => Some(&serve.common),
+            Self::Run(run) => Some(&run.common),
+            Self::Shell(shell) => Some(&shell.common),
+            Self::Setup(setup) => Some(&setup.common),
+            Self::Build(build) => Some(&build.common),
+            Self::Config(config) => Some(&config.common),
+            Self::Doctor(common) => Some(common),
+            Self::Sessions(sessions) => Some(&sessions.whose.common),
+            Self::Session(Session::Delete(delete)) => Some(&delete.whose.common),
+            Self::Ls(ls) => Some(&ls.whose.common),
+            Self::Cp(cp) => Some(&cp.whose.common),
+            Self::Cleanup(cleanup) => Some(&cleanup.whose.common),
+            Self::Login(_) | Self::Logout | Self::Completions(_) => None,
+        }
+    }
 }
 
 /// What every command takes.
@@ -51,6 +103,9 @@ pub struct Common {
 
 /// `isol8 serve`.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ISOL8_API_KEY=secret isol8 serve
+  isol8 serve --port 8080 --backend native --config /etc/isol8/config.toml")]
 pub struct Serve {
     /// Port to listen on; 0 for any free one [default: ISOL8_PORT, PORT or 3000]
     #[arg(long, short)]
@@ -69,81 +124,9 @@ pub struct Serve {
     pub common: Common,
 }
 
-/// `isol8 run`.
-#[derive(Args, Debug)]
-#[command(
-    after_help = "The exit code is that of the program: 137 where its time was over.\n\n\
-    Examples:\n  isol8 run -e 'print(6 * 7)' -r python\n  isol8 run script.py --timeout 5000 --memory 256m\n  \
-    echo 'echo $((6 * 7))' | isol8 run -r bash"
-)]
-pub struct Run {
-    /// Script to run; without it and -e, standard input is the script
-    #[arg(conflicts_with = "eval")]
-    pub file: Option<PathBuf>,
-    /// Code to run
-    #[arg(long, short, value_name = "CODE")]
-    pub eval: Option<String>,
-    /// python, node, bun, deno or bash [default: by the file's extension, else python]
-    #[arg(long, short)]
-    pub runtime: Option<Runtime>,
-    /// Standard input of the program
-    #[arg(long)]
-    pub stdin: Option<String>,
-    /// Working directory, in /sandbox
-    #[arg(long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// What the program may reach: none, filtered or host [default: the configuration's]
-    #[arg(long, value_name = "MODE")]
-    pub net: Option<NetworkMode>,
-    /// With --net filtered, reach only hosts that match this regular expression; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    pub allow: Vec<String>,
-    /// With --net filtered, reach no host that matches this regular expression; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    pub deny: Vec<String>,
-    /// Tell on standard error what the program asked the network for
-    #[arg(long)]
-    pub log_network: bool,
-    /// Milliseconds until the program is ended
-    #[arg(long, value_name = "MS")]
-    pub timeout: Option<u64>,
-    /// Memory, such as 256m
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<ByteSize>,
-    /// Cores
-    #[arg(long, value_name = "N")]
-    pub cpu: Option<f64>,
-    /// Processes and threads
-    #[arg(long, value_name = "N")]
-    pub pids_limit: Option<u32>,
-    /// Bytes kept of each of stdout and stderr
-    #[arg(long, value_name = "BYTES")]
-    pub max_output: Option<u64>,
-    /// Size of /sandbox
-    #[arg(long, value_name = "SIZE")]
-    pub sandbox_size: Option<ByteSize>,
-    /// Size of /tmp
-    #[arg(long, value_name = "SIZE")]
-    pub tmp_size: Option<ByteSize>,
-    /// Package to install first, with the runtime's package manager; may be repeated
-    #[arg(long, value_name = "PACKAGE")]
-    pub install: Vec<String>,
-    /// Bash to run first: a command, or the path of a script file; may be repeated
-    #[arg(long, value_name = "SCRIPT")]
-    pub setup: Vec<String>,
-    /// Image to run in, of `isol8 build` or of prebuiltImages; for Docker
-    #[arg(long, value_name = "IMAGE")]
-    pub image: Option<String>,
-    /// Set in the environment and masked in the output; may be repeated
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub secret: Vec<String>,
-    /// Configuration and backend
-    #[command(flatten)]
-    pub common: Common,
-}
-
 /// `isol8 setup`.
 #[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  isol8 setup\n  isol8 setup --force")]
 pub struct Setup {
     /// Build images that are up to date too
     #[arg(long)]
@@ -204,6 +187,10 @@ pub fn parse() -> Option<Command> {
     let cli = Cli::parse();
     if cli.version {
         println!("{}", env!("CARGO_PKG_VERSION"));
+        return None;
+    }
+    if let Some(Command::Completions(completions)) = cli.command {
+        completions.print();
         return None;
     }
     if cli.command.is_none() {

@@ -2,17 +2,27 @@
 
 mod build;
 mod config;
+mod cp;
 mod doctor;
+mod follow;
+mod login;
+mod place;
 mod run;
+mod say;
 mod serve;
+mod sessions;
 mod setup;
+mod shell;
+mod terminal;
 
 use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use log::LevelFilter;
+use env_logger::fmt::{Formatter, default_kv_format};
+use log::{LevelFilter, Record};
 
-use crate::cli::{Command, Common};
+use crate::cli::{Command, Common, Session};
 use crate::config::{Config, ConfigError, Loaded, Overrides};
 
 /// A command that could not do its work; the text is for its user.
@@ -31,17 +41,10 @@ pub fn run(command: Option<Command>) -> ExitCode {
     let Some(command) = command else {
         return ExitCode::SUCCESS;
     };
-    let common = match &command {
-        Command::Serve(serve) => &serve.common,
-        Command::Run(run) => &run.common,
-        Command::Setup(setup) => &setup.common,
-        Command::Build(build) => &build.common,
-        Command::Doctor(common) => common,
-        Command::Config(config) => &config.common,
-    };
+    let is_debugged = command.common().is_some_and(|common| common.debug);
     // What an operator wants to know of a server is noise around a program's output.
     log_from(match &command {
-        _ if common.debug => LevelFilter::Debug,
+        _ if is_debugged => LevelFilter::Debug,
         Command::Serve(_) => LevelFilter::Info,
         _ => LevelFilter::Warn,
     });
@@ -49,14 +52,24 @@ pub fn run(command: Option<Command>) -> ExitCode {
         match command {
             Command::Serve(serve) => serve::serve(serve).await,
             Command::Run(run) => run::run(*run).await,
+            Command::Shell(shell) => shell::shell(*shell).await,
+            Command::Sessions(sessions) => sessions::sessions(sessions).await,
+            Command::Session(Session::Delete(delete)) => sessions::delete(delete).await,
+            Command::Ls(ls) => cp::ls::ls(ls).await,
+            Command::Cp(cp) => cp::cp(cp).await,
+            Command::Cleanup(cleanup) => sessions::cleanup(cleanup).await,
+            Command::Login(login) => login::login(login).await,
+            Command::Logout => login::logout(),
             Command::Setup(setup) => setup::setup(setup).await,
             Command::Build(build) => build::build(build).await,
             Command::Doctor(common) => doctor::doctor(common).await,
             Command::Config(config) => config::config(&config),
+            // Printed before there was anything to wait for.
+            Command::Completions(_) => Ok(ExitCode::SUCCESS),
         }
     });
     done.unwrap_or_else(|Failure(text)| {
-        eprintln!("isol8: {text}");
+        say::to_stderr(&format!("{}{text}\n", say::prefix()));
         ExitCode::FAILURE
     })
 }
@@ -74,16 +87,31 @@ pub fn log_from(level: LevelFilter) {
     match std::env::var(FILTER) {
         Ok(filter) if is_filtered() => logger.parse_filters(&filter),
         // libcontainer tells of every container and warns of controllers that a kernel lacks; its
-        // failures come back as errors.
+        // failures, and those of certificates, come back as errors.
         _ => logger
             .filter_level(LevelFilter::Debug)
             .filter_module("libcgroups", LevelFilter::Off)
-            .filter_module("libcontainer", LevelFilter::Off),
+            .filter_module("libcontainer", LevelFilter::Off)
+            .filter_module("rustls_platform_verifier", LevelFilter::Off),
     };
+    logger.format(log_line);
     logger.init();
     if !is_filtered() {
         log::set_max_level(level);
     }
+}
+
+/// `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
+fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let style = line.default_level_style(record.level());
+    let (time, level, target) = (line.timestamp(), record.level(), record.target());
+    write!(
+        line,
+        "{time} {style}[{level}]{style:#} {target}: {}",
+        record.args()
+    )?;
+    default_kv_format(line, record.key_values())?;
+    writeln!(line)
 }
 
 fn load_config(common: &Common, port: Option<u16>) -> Result<Config, ConfigError> {

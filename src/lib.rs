@@ -7,14 +7,29 @@
 //!
 //! Read [`cli`], then [`commands`], then [`server`]. `ARCHITECTURE.md` follows one request.
 
+use std::process::ExitCode;
+
 pub mod backends;
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod images;
 pub mod jobs;
+pub mod local;
+pub mod login;
 pub mod network;
 pub mod packages;
 pub mod reload;
 pub mod remote_code;
 pub mod server;
+
+/// What the executable does, by the arguments of its process. To be called before any thread is started:
+/// the native backend starts this executable again, as its spawner, and that forks.
+#[must_use]
+pub fn start() -> ExitCode {
+    if backends::is_spawner() {
+        commands::log_from(log::LevelFilter::Info);
+        return isol8_backend_native::run_spawner();
+    }
+    commands::run(cli::parse())
+}

@@ -21,6 +21,7 @@ pub struct JobStream {
     events: mpsc::Receiver<StreamEvent>,
     begun: watch::Receiver<bool>,
     state: State,
+    result: Option<ExecutionResult>,
 }
 
 enum State {
@@ -28,12 +29,6 @@ enum State {
     /// With this exit, or without one. Events may be left that came before.
     Ended(Result<StreamEvent, ExecuteError>),
     Over,
-}
-
-impl State {
-    fn ended(outcome: Outcome) -> Self {
-        Self::Ended(outcome.map(exit))
-    }
 }
 
 impl JobStream {
@@ -52,7 +47,24 @@ impl JobStream {
             events,
             begun,
             state: State::Running(Box::pin(run(live))),
+            result: None,
         }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        let exit = outcome.map(|mut result| {
+            let exit = exit(&mut result);
+            self.result = Some(result);
+            exit
+        });
+        self.state = State::Ended(exit);
+    }
+
+    /// What the job would have answered, once its program has ended, but for what the events told: its
+    /// output and files.
+    #[must_use]
+    pub fn result(&self) -> Option<&ExecutionResult> {
+        self.result.as_ref()
     }
 
     /// Waits until the job has its sandbox and is about to run. May be given up and asked again.
@@ -73,7 +85,7 @@ impl JobStream {
                 self.state = State::Over;
                 return Err(error);
             }
-            self.state = State::ended(ended);
+            self.end(ended);
         }
         Ok(())
     }
@@ -89,7 +101,7 @@ impl JobStream {
                 Some(event) = self.events.recv() => return Some(Ok(event)),
                 ended = outcome => ended,
             };
-            self.state = State::ended(ended);
+            self.end(ended);
         }
         // The run has sent all of them before it ended.
         if let Ok(event) = self.events.try_recv() {
@@ -110,7 +122,7 @@ impl JobStream {
     }
 }
 
-fn exit(result: ExecutionResult) -> StreamEvent {
+fn exit(result: &mut ExecutionResult) -> StreamEvent {
     let code = result.exit_code.to_string();
     StreamEvent {
         ending: Ending {
@@ -118,7 +130,8 @@ fn exit(result: ExecutionResult) -> StreamEvent {
             timed_out: result.timed_out,
             oom_killed: result.oom_killed,
             state_lost: result.state_lost,
-            files: result.files,
+            files: result.files.take(),
+            code: None,
         },
         ..StreamEvent::new(EventKind::Exit, code, Phase::Code)
     }
@@ -144,6 +157,14 @@ impl ExecuteError {
             _ => Phase::Code,
         };
         StreamEvent::new(EventKind::Error, self.to_string(), phase)
+    }
+
+    /// The event that tells of it where nothing comes after it.
+    #[must_use]
+    pub fn last_event(&self) -> StreamEvent {
+        let mut event = self.event();
+        event.ending.code = Some(self.code());
+        event
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use isol8_backend_docker::setup::custom::{self, CustomImage};
 
-use super::run::setup_script;
+use super::run::order::setup_script;
 use super::setup::Progress;
 use super::{Failure, load_config};
 use crate::backends;

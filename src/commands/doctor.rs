@@ -7,12 +7,12 @@ use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
 
-use super::run::service_without_pool;
 use super::{Failure, load_config};
 use crate::backends::{self, Kind, Purpose};
 use crate::cli::Common;
 use crate::config::Config;
 use crate::images;
+use crate::local::service_without_pool;
 
 /// Longest wait for one program that prints one line.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);

@@ -112,6 +112,7 @@ async fn refused(server: &Server, request: ExecutionRequest) -> (String, ErrorCo
             status: 400,
             code: Some(code),
             message,
+            ..
         }) => (message, code),
         other => panic!("{other:?}"),
     }

@@ -1,5 +1,6 @@
 //! Runs that are followed while they go on: server-sent events and WebSockets.
 
+mod client;
 mod socket;
 mod sse;
 mod terminal;

@@ -8,6 +8,7 @@
 //! This crate does no I/O, and knows neither the server nor any backend: client programs depend
 //! on it alone.
 
+pub mod auth;
 pub mod error;
 pub mod file;
 pub mod network;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::ErrorCode;
 use crate::request::ExecuteBody;
 
 /// One event of `POST /execute/stream` or `GET /execute/ws`.
@@ -17,7 +18,7 @@ pub struct StreamEvent {
     pub data: String,
     /// When it happened.
     pub phase: Phase,
-    /// What an exit tells beside the code.
+    /// What an exit tells beside the code, and the last `error` beside its text.
     #[serde(flatten)]
     pub ending: Ending,
 }
@@ -56,6 +57,10 @@ pub struct Ending {
     /// Path to base64 content, for each of `outputPaths` that exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, String>>,
+    /// The kind of an `error` after which nothing comes: the request was refused, or there will be no
+    /// exit code. Other errors have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<ErrorCode>,
 }
 
 /// The kinds of events.
@@ -134,6 +139,14 @@ pub enum SignalName {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn only_an_error_that_is_the_last_has_a_code() {
+        let mut event = StreamEvent::new(EventKind::Error, "gone", Phase::Code);
+        assert_eq!(json!(event).get("code"), None);
+        event.ending.code = Some(ErrorCode::SessionLost);
+        assert_eq!(json!(event)["code"], "SESSION_LOST");
+    }
 
     #[test]
     fn an_event_has_three_members_and_an_exit_what_there_is_to_tell() {

@@ -49,7 +49,8 @@ pub(crate) struct Placement<'a> {
 }
 
 /// The container's name for the engine.
-pub(crate) fn name(id: &SandboxId) -> String {
+#[must_use]
+pub fn name(id: &SandboxId) -> String {
     format!("{NAME_PREFIX}{id}")
 }
 

@@ -22,6 +22,7 @@ use isol8_api::Runtime;
 use isol8_backend::Kernels;
 
 pub use backend::DockerBackend;
+pub use container::name as container_name;
 
 /// Which engine, and which images.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -60,6 +60,18 @@ fn hierarchy_of_spawner(root: &Path) -> Option<PathBuf> {
     pids.or(hierarchies.first()).cloned()
 }
 
+/// The process id, on the host, of what a sandbox was started with: the oldest process in its cgroup.
+#[must_use]
+pub fn first_process(instance: &str, sandbox: &str) -> Option<i32> {
+    let path = path_of(instance, sandbox);
+    let path = path.trim_start_matches('/');
+    let hierarchies = hierarchies(Path::new(CGROUP_ROOT));
+    let members = hierarchies
+        .iter()
+        .find_map(|root| fs::read_to_string(root.join(path).join("cgroup.procs")).ok())?;
+    members.lines().filter_map(|line| line.parse().ok()).min()
+}
+
 fn move_here(directory: &Path) -> io::Result<()> {
     // 0 stands for the writer.
     fs::write(directory.join("cgroup.procs"), "0")

@@ -76,10 +76,7 @@ impl Instance {
     /// # Errors
     /// [`BackendError::Io`] naming the path.
     pub fn adopt(state: &Path, guest: &[u8]) -> Result<Option<Self>, BackendError> {
-        let Ok(entries) = fs::read_dir(state) else {
-            return Ok(None);
-        };
-        for directory in entries.flatten().map(|entry| entry.path()) {
+        for directory in Self::all(state) {
             let name = directory.file_name().and_then(|name| name.to_str());
             let Some(id) = name.and_then(SandboxId::parse) else {
                 continue;
@@ -112,6 +109,18 @@ impl Instance {
             }));
         }
         Ok(None)
+    }
+
+    /// The directories of all instances under `state`, whosever they are.
+    #[must_use]
+    pub fn all(state: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(state).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path());
+        let is_one = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.and_then(SandboxId::parse).is_some()
+        };
+        paths.filter(is_one).collect()
     }
 
     /// What is claimed in it.

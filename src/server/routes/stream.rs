@@ -99,7 +99,7 @@ async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>) {
     loop {
         let chunk = match timeout(HEARTBEAT, events.next()).await {
             Ok(Some(Ok(event))) => encoded(&event),
-            Ok(Some(Err(error))) => encoded(&error.event()),
+            Ok(Some(Err(error))) => encoded(&error.last_event()),
             Ok(None) => return,
             Err(_) => COMMENT,
         };

@@ -37,6 +37,9 @@ pub struct SpawnerCommand {
     pub host: PathBuf,
     /// How long claimed sandboxes outlive a server that is gone.
     pub adoptable_for: Duration,
+    /// The file that its log goes to, in the instance's directory; `None` for this process's standard
+    /// error. What outlives a command may not hold that open: whoever reads it would wait for its end.
+    pub log: Option<String>,
 }
 
 /// A spawner, whichever process it is at the moment.
@@ -172,6 +175,7 @@ impl Spawner {
             .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_LOG"))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
+            .stderr(self.log()?)
             .spawn()
             .map_err(BackendError::io("spawner cannot be started"))?;
         // Its end is not seen on the socket where a container that was being made still holds it.
@@ -192,6 +196,18 @@ impl Spawner {
             .map(|stream| serve(stream, Some(end)))?
             .started(&self.instance, &self.command)
             .await
+    }
+}
+
+impl Spawner {
+    fn log(&self) -> Result<Stdio, BackendError> {
+        let Some(name) = &self.command.log else {
+            return Ok(Stdio::inherit());
+        };
+        let path = self.instance.directory().join(name);
+        let log = File::options().create(true).append(true).open(path);
+        let log = log.map_err(BackendError::io("the spawner's log cannot be written"))?;
+        Ok(Stdio::from(log))
     }
 }
 

@@ -11,7 +11,7 @@ use actix_ws::{
     ProtocolError, Session,
 };
 use isol8_actors::{Job, JobStream};
-use isol8_api::{ClientMessage, EventKind, Phase, SessionId, StreamEvent};
+use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, SessionId, StreamEvent};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::input::Hand;
@@ -109,9 +109,10 @@ impl Conversation {
             };
             let problem = match self.state.remote_code.complete(order, &self.config).await {
                 Ok(complete) => return self.run(complete).await,
-                Err(problem) => problem.to_string(),
+                Err(problem) => problem,
             };
-            if self.voice.error(problem).await.is_err() {
+            let refused = self.voice.refuse(problem.code, problem.to_string());
+            if refused.await.is_err() {
                 return End::Gone;
             }
         }
@@ -120,17 +121,20 @@ impl Conversation {
     /// Waits for a good `execute` message.
     async fn listen_for_order(&mut self) -> Result<Order, End> {
         loop {
-            let problem = match self.message(self.config.max_body).await? {
+            let (code, problem) = match self.message(self.config.max_body).await? {
                 Ok(ClientMessage::Execute(body)) => {
                     match jobs::order(*body, &self.caller.tenant, &self.config) {
                         Ok(order) => return Ok(order),
-                        Err(problem) => problem.to_string(),
+                        Err(problem) => (problem.code, problem.to_string()),
                     }
                 }
-                Ok(_) => "nothing runs yet, send an execute message first".to_owned(),
-                Err(problem) => problem,
+                Ok(_) => {
+                    let problem = "nothing runs yet, send an execute message first";
+                    (ErrorCode::InvalidRequest, problem.to_owned())
+                }
+                Err(problem) => (ErrorCode::InvalidRequest, problem),
             };
-            self.voice.error(problem).await?;
+            self.voice.refuse(code, problem).await?;
         }
     }
 
@@ -225,7 +229,7 @@ impl Conversation {
 async fn speak(mut events: JobStream, mut voice: Voice) -> End {
     while let Some(event) = events.next().await {
         let failed = event.is_err();
-        let event = event.unwrap_or_else(|error| error.event());
+        let event = event.unwrap_or_else(|error| error.last_event());
         if voice.say(&event).await.is_err() {
             return End::Gone;
         }
@@ -259,6 +263,13 @@ struct Voice(Session);
 impl Voice {
     async fn error(&mut self, data: String) -> Result<(), Closed> {
         let event = StreamEvent::new(EventKind::Error, data, Phase::Code);
+        self.say(&event).await
+    }
+
+    /// Says that what was asked for is not done, as an answer over HTTP would.
+    async fn refuse(&mut self, code: ErrorCode, data: String) -> Result<(), Closed> {
+        let mut event = StreamEvent::new(EventKind::Error, data, Phase::Code);
+        event.ending.code = Some(code);
         self.say(&event).await
     }
 

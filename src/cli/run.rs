@@ -1,0 +1,123 @@
+//! `isol8 run`, as far as words and flags go.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use isol8_api::{ByteSize, NetworkMode, Runtime, SessionId};
+
+use super::{Common, Host};
+
+/// `isol8 run`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit codes:
+  the program's own; 128 and the signal's number where a signal ended it
+  137  its time or its memory was over
+  130  ended by a second Ctrl-C (the first one is the program's), 143 by SIGTERM
+  1    isol8 itself failed, and said why; 2 for a flag that does not exist
+
+Examples:
+  isol8 run -e 'print(6 * 7)'
+  isol8 run script.py --timeout 5000 --memory 256m
+  isol8 run sum.js < numbers.txt
+  echo 'echo $((6 * 7))' | isol8 run -r bash
+  isol8 run --persistent -e 'x = 10' && isol8 run --persistent -e 'print(x + 5)'
+  isol8 run main.py --files ./project --install requests --out result.txt
+  isol8 run -e 'print(1)' --json
+  isol8 run script.py --host http://127.0.0.1:3000 --session-id demo")]
+pub struct Run {
+    /// Script to run; without it and -e, standard input is the script
+    #[arg(conflicts_with = "eval")]
+    pub file: Option<PathBuf>,
+    /// Code to run
+    #[arg(long, short, value_name = "CODE", allow_hyphen_values = true)]
+    pub eval: Option<String>,
+    /// python, node, bun, deno or bash [default: by the file's extension, else python]
+    #[arg(long, short)]
+    pub runtime: Option<Runtime>,
+    /// All of the program's standard input, rather than that of this command
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stdin: Option<String>,
+    /// Working directory, in /sandbox
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Limits, sizes and network of the sandbox
+    #[command(flatten)]
+    pub sandbox: Sandbox,
+    /// Milliseconds until the program is ended
+    #[arg(long, value_name = "MS")]
+    pub timeout: Option<u64>,
+    /// Bytes kept of each of stdout and stderr
+    #[arg(long, value_name = "BYTES")]
+    pub max_output: Option<u64>,
+    /// Go on in the runtime's session on this host, with its variables, files and packages
+    #[arg(long, conflicts_with = "persist")]
+    pub persistent: bool,
+    /// Leave the sandbox up afterwards, and say how to look into it
+    #[arg(long)]
+    pub persist: bool,
+    /// Print what the program writes when it has ended, rather than at once
+    #[arg(long)]
+    pub no_stream: bool,
+    /// Print the whole result as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Package to install first, with the runtime's package manager; may be repeated
+    #[arg(long, value_name = "PACKAGE")]
+    pub install: Vec<String>,
+    /// Bash to run first: a command, or the path of a script file; may be repeated
+    #[arg(long, value_name = "SCRIPT", allow_hyphen_values = true)]
+    pub setup: Vec<String>,
+    /// Set in the environment and masked in the output; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub secret: Vec<String>,
+    /// Copy this directory's files into /sandbox first, but for .git, node_modules and the like
+    #[arg(long, value_name = "DIR")]
+    pub files: Option<PathBuf>,
+    /// Write standard output to this file too
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Run on a server, rather than here
+    #[command(flatten)]
+    pub remote: Host,
+    /// With --host, run in this session, with its variables, files and packages
+    #[arg(long, value_name = "ID", conflicts_with_all = ["persistent", "persist"])]
+    pub session_id: Option<SessionId>,
+    /// Configuration and backend
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// What a sandbox is to be like. Where nothing is given, the configuration's defaults hold.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Sandbox {
+    /// What the program may reach: none, filtered or host [default: the configuration's]
+    #[arg(long, value_name = "MODE")]
+    pub net: Option<NetworkMode>,
+    /// With --net filtered, reach only hosts that match this regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub allow: Vec<String>,
+    /// With --net filtered, reach no host that matches this regular expression; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub deny: Vec<String>,
+    /// Tell on standard error what the program asked the network for
+    #[arg(long)]
+    pub log_network: bool,
+    /// Memory, such as 256m
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// Cores
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<f64>,
+    /// Processes and threads
+    #[arg(long, value_name = "N")]
+    pub pids_limit: Option<u32>,
+    /// Size of /sandbox
+    #[arg(long, value_name = "SIZE")]
+    pub sandbox_size: Option<ByteSize>,
+    /// Size of /tmp
+    #[arg(long, value_name = "SIZE")]
+    pub tmp_size: Option<ByteSize>,
+    /// Image to run in, of `isol8 build` or of prebuiltImages; for Docker
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+}

@@ -1,0 +1,46 @@
+//! `isol8 shell`, as far as words and flags go.
+
+use clap::Args;
+use isol8_api::{Runtime, SessionId};
+
+use super::{Common, Host, Sandbox};
+
+/// `isol8 shell`.
+#[derive(Args, Debug)]
+#[command(after_help = "The exit code is that of the shell.
+
+Examples:
+  isol8 shell                             a sandbox that is gone afterwards
+  isol8 shell -r node --net filtered
+  isol8 shell --persistent                beside what `isol8 run --persistent` keeps
+  isol8 shell --session-id kept-0123456789abcdef
+  isol8 shell --host http://127.0.0.1:3000 --session-id demo")]
+pub struct Shell {
+    /// The session to enter
+    #[arg(long, value_name = "ID", conflicts_with = "persistent")]
+    pub session_id: Option<SessionId>,
+    /// python, node, bun, deno or bash [default: the session's, else python]
+    #[arg(long, short)]
+    pub runtime: Option<Runtime>,
+    /// Enter the runtime's session on this host
+    #[arg(long)]
+    pub persistent: bool,
+    /// Directory to begin in, in /sandbox
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// Milliseconds until the shell is ended [default: never; on a server, an hour]
+    #[arg(long, value_name = "MS")]
+    pub timeout: Option<u64>,
+    /// Bytes after which nothing more is shown [default: no end; on a server, 67108864]
+    #[arg(long, value_name = "BYTES")]
+    pub max_output: Option<u64>,
+    /// Limits, sizes and network of the sandbox
+    #[command(flatten)]
+    pub sandbox: Sandbox,
+    /// Open it on a server, rather than here
+    #[command(flatten)]
+    pub remote: Host,
+    /// Configuration and backend
+    #[command(flatten)]
+    pub common: Common,
+}

@@ -1,0 +1,62 @@
+//! `isol8 ls`.
+
+use std::process::ExitCode;
+
+use comfy_table::{CellAlignment, Table};
+use isol8_api::{DirectoryListing, EntryType};
+
+use super::session::Files;
+use super::{absolute_path, split};
+use crate::cli::Ls;
+use crate::commands::place::Place;
+use crate::commands::{Failure, say, sessions};
+
+pub(in crate::commands) async fn ls(arguments: Ls) -> Result<ExitCode, Failure> {
+    let (session, path) = match arguments.session_id.clone() {
+        Some(session) => (session, absolute_path(&arguments.path)),
+        None => split(&arguments.path).map_err(|Failure(reason)| {
+            format!("{reason}: name the session, as in demo:/sandbox or by --session-id")
+        })?,
+    };
+    let files = Files::open(&Place::of(&arguments.whose)?, session).await?;
+    let listed = files.list(&path).await;
+    files.close().await?;
+    let listing = listed?;
+    if arguments.json {
+        sessions::print_json(&listing)?;
+    } else if !listing.entries.is_empty() {
+        sessions::print(&format!("{}\n", table(&listing)));
+    }
+    if listing.truncated {
+        say::to_stderr(&format!(
+            "{}there is more in {path} than a listing holds\n",
+            say::prefix()
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(listing: &DirectoryListing) -> String {
+    let mut table = Table::new();
+    for entry in &listing.entries {
+        let (kind, mark) = match entry.kind {
+            EntryType::File => ("-", ""),
+            EntryType::Directory => ("d", "/"),
+            EntryType::Symlink => ("l", "@"),
+            EntryType::Other => ("?", ""),
+        };
+        let time = sessions::time(u64::try_from(entry.mtime).ok());
+        // What a program has named shall not control the terminal.
+        let name = entry.name.escape_debug();
+        table.add_row([
+            format!("{kind}{}", entry.mode),
+            entry.size.to_string(),
+            time,
+            format!("{name}{mark}"),
+        ]);
+    }
+    if let Some(sizes) = table.column_mut(1) {
+        sizes.set_cell_alignment(CellAlignment::Right);
+    }
+    sessions::plain(table)
+}

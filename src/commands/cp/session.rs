@@ -1,0 +1,154 @@
+//! The files of one session.
+
+use std::pin::Pin;
+
+use futures::TryStreamExt as _;
+use isol8_api::{DirectoryListing, ErrorCode, SandboxPath, SessionId, TenantId};
+use isol8_client::{Body, ClientError, RemoteIsol8};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_util::io::ReaderStream;
+
+use crate::commands::Failure;
+use crate::commands::place::Place;
+use crate::local::Local;
+
+/// Bytes that are passed on at once.
+const PIECE: usize = 64 << 10;
+
+/// What a file's content comes from.
+pub(super) type Content = Pin<Box<dyn AsyncRead + Send>>;
+
+/// A session whose files are copied. To be closed.
+#[derive(Debug)]
+pub(super) enum Files {
+    Server(RemoteIsol8),
+    Here(Box<Local>, SessionId),
+}
+
+impl Files {
+    /// # Errors
+    /// Where there is no such session here. A server says so at the first file.
+    pub(super) async fn open(place: &Place, session: SessionId) -> Result<Self, Failure> {
+        match place {
+            Place::Server(server) => Ok(Self::Server(server.clone().with_session(session))),
+            Place::Here(config) => match Local::existing(config, session.clone()).await? {
+                Some(local) => Ok(Self::Here(Box::new(local), session)),
+                None => {
+                    Err(format!("Session not found: {session} is no session of this host").into())
+                }
+            },
+        }
+    }
+
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        if let Self::Here(local, _) = self {
+            local.end().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn list(&self, path: &str) -> Result<DirectoryListing, Failure> {
+        match self {
+            Self::Server(server) => Ok(server.list_files(path).await?),
+            Self::Here(local, id) => {
+                let path = SandboxPath::directory(path).map_err(|error| at(path, error))?;
+                let listing = local
+                    .service()
+                    .list_files(TenantId::master(), id.clone(), &path);
+                Ok(listing.await?)
+            }
+        }
+    }
+
+    /// Whether the path is a directory's; a path of nothing, or of a file, is not.
+    pub(super) async fn is_directory(&self, path: &str) -> Result<bool, Failure> {
+        let code = match self {
+            Self::Server(server) => match server.list_files(path).await {
+                Ok(_) => return Ok(true),
+                Err(error) => (error.code(), Failure::from(error)),
+            },
+            Self::Here(local, id) => {
+                let path = SandboxPath::directory(path).map_err(|error| at(path, error))?;
+                let listing = local
+                    .service()
+                    .list_files(TenantId::master(), id.clone(), &path);
+                match listing.await {
+                    Ok(_) => return Ok(true),
+                    Err(error) => (Some(error.code()), Failure::from(error)),
+                }
+            }
+        };
+        match code {
+            (Some(ErrorCode::FileNotFound | ErrorCode::InvalidRequest), _) => Ok(false),
+            (_, failure) => Err(failure),
+        }
+    }
+
+    pub(super) async fn put(&self, path: &str, content: Content) -> Result<(), Failure> {
+        match self {
+            Self::Server(server) => {
+                let pieces = ReaderStream::with_capacity(content, PIECE);
+                let written = server.put_file(path, Body::wrap_stream(pieces)).await;
+                written.map_err(|error| at(path, error))
+            }
+            Self::Here(local, id) => {
+                let target = path.parse().map_err(|error| at(path, error))?;
+                write(local, id, &target, content).await
+            }
+        }
+    }
+
+    pub(super) async fn get(
+        &self,
+        path: &str,
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Server(server) => {
+                let pieces = server.get_file_stream(path).await;
+                let pieces = pieces.map_err(|error| at(path, error))?;
+                let mut pieces = std::pin::pin!(pieces);
+                while let Some(piece) = pieces
+                    .try_next()
+                    .await
+                    .map_err(|error: ClientError| at(path, error))?
+                {
+                    to.write_all(&piece).await?;
+                }
+            }
+            Self::Here(local, id) => {
+                let source: SandboxPath = path.parse().map_err(|error| at(path, error))?;
+                let service = local.service();
+                let mut download = service
+                    .download(TenantId::master(), id.clone(), &source)
+                    .await?;
+                while let Some(piece) = download.next().await? {
+                    to.write_all(&piece).await?;
+                }
+            }
+        }
+        Ok(to.flush().await?)
+    }
+}
+
+async fn write(
+    local: &Local,
+    id: &SessionId,
+    path: &SandboxPath,
+    mut content: Content,
+) -> Result<(), Failure> {
+    let service = local.service();
+    let mut upload = service.upload(TenantId::master(), id.clone(), path).await?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        let count = content.read(&mut piece).await?;
+        let Some(read) = piece.get(..count).filter(|read| !read.is_empty()) else {
+            return Ok(upload.finish().await?);
+        };
+        upload.write(read).await?;
+    }
+}
+
+fn at(path: &str, error: impl std::fmt::Display) -> Failure {
+    Failure(format!("{path}: {error}"))
+}

@@ -1,0 +1,232 @@
+//! Files and directories, from one side to the other.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use isol8_api::{DirectoryEntry, EntryType};
+use tokio::fs::File;
+
+use super::session::Files;
+use crate::commands::{Failure, say};
+
+/// Directories within each other that are copied. A sandbox's own may be without end for whoever looks
+/// while they change.
+const DEEPEST: usize = 128;
+
+/// A copy under way.
+#[derive(Debug, Default)]
+pub(super) struct Copying {
+    /// Something could not be copied, and was told of.
+    pub(super) left_out: bool,
+}
+
+impl Copying {
+    /// Copies a file or directory of this host.
+    pub(super) async fn copy_in(
+        &mut self,
+        from: &Path,
+        files: &Files,
+        to: &str,
+    ) -> Result<(), Failure> {
+        if !from.exists() {
+            return Err(format!("File not found: {}", from.display()).into());
+        }
+        let target = match target_name(from) {
+            Some(name) if to.ends_with('/') || files.is_directory(to).await? => {
+                format!("{}/{name}", to.trim_end_matches('/'))
+            }
+            _ => to.to_owned(),
+        };
+        let mut waiting = vec![(from.to_owned(), target)];
+        while let Some((from, to)) = waiting.pop() {
+            if from.is_dir() {
+                waiting.extend(self.entries(&from, &to)?);
+            } else if from.is_file() {
+                let file = File::open(&from).await;
+                let file = file.map_err(|error| here(&from, error))?;
+                files.put(&to, Box::pin(file)).await?;
+            } else {
+                self.leave_out(&from.to_string_lossy(), "neither a file nor a directory");
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be copied of a directory of this host, and where to.
+    fn entries(&mut self, from: &Path, to: &str) -> Result<Vec<(PathBuf, String)>, Failure> {
+        let unreadable = |error| here(from, error);
+        let entries = fs::read_dir(from).map_err(unreadable)?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let paths: Vec<_> = paths.collect::<Result<_, _>>().map_err(unreadable)?;
+        if paths.is_empty() {
+            self.leave_out(&from.to_string_lossy(), "an empty directory");
+        }
+        let mut found = Vec::new();
+        for path in paths {
+            let name = path.file_name().and_then(|name| name.to_str());
+            match name {
+                // It may lead round.
+                _ if path.is_symlink() && path.is_dir() => {
+                    self.leave_out(&path.to_string_lossy(), "a link to a directory");
+                }
+                Some(name) => {
+                    let to = format!("{}/{name}", to.trim_end_matches('/'));
+                    found.push((path, to));
+                }
+                None => self.leave_out(&path.to_string_lossy(), "its name is not UTF-8"),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Copies a file or directory of a session.
+    pub(super) async fn copy_out(
+        &mut self,
+        files: &Files,
+        from: &str,
+        to: &Path,
+    ) -> Result<(), Failure> {
+        let target = match name_of(from) {
+            Some(name) if to.is_dir() || ends_with_slash(to) => to.join(name),
+            _ => to.to_owned(),
+        };
+        let from = from.trim_end_matches("/.");
+        if !files.is_directory(from).await? {
+            return download(files, from, &target).await;
+        }
+        let mut waiting = vec![(from.trim_end_matches('/').to_owned(), target, 0)];
+        while let Some((from, to, depth)) = waiting.pop() {
+            if depth > DEEPEST {
+                return Err(
+                    format!("{from}: more than {DEEPEST} directories within each other").into(),
+                );
+            }
+            fs::create_dir_all(&to).map_err(|error| here(&to, error))?;
+            let listing = files.list(&from).await?;
+            if listing.truncated {
+                self.leave_out(&from, "more entries than a listing holds");
+            }
+            for entry in listing.entries {
+                let path = format!("{from}/{}", entry.name);
+                match kind(&entry) {
+                    Ok(EntryType::Directory) => {
+                        waiting.push((path, to.join(&entry.name), depth + 1))
+                    }
+                    Ok(_) => download(files, &path, &to.join(&entry.name)).await?,
+                    Err(reason) => self.leave_out(&path, reason),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_out(&mut self, path: &str, reason: &str) {
+        self.left_out = true;
+        let path = path.escape_debug();
+        say::to_stderr(&format!("{}left out: {path}: {reason}\n", say::prefix()));
+    }
+}
+
+/// What an entry is, if it can be copied. A sandbox is hostile: no name leads out of the directory that it
+/// is written to.
+fn kind(entry: &DirectoryEntry) -> Result<EntryType, &'static str> {
+    let name = entry.name.as_str();
+    if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+        return Err("not a name");
+    }
+    if name.contains(char::REPLACEMENT_CHARACTER) {
+        return Err("its name is not UTF-8");
+    }
+    match entry.kind {
+        EntryType::File | EntryType::Directory => Ok(entry.kind),
+        EntryType::Symlink => Err("a link"),
+        EntryType::Other => Err("neither a file nor a directory"),
+    }
+}
+
+/// Writes a file of this host, all of it or nothing.
+async fn download(files: &Files, from: &str, to: &Path) -> Result<(), Failure> {
+    let directory = match to.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let file = tempfile::Builder::new()
+        // Fewer where the user's mask says so.
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+        .map_err(|error| here(to, error))?;
+    let mut writer = File::from_std(file.as_file().try_clone()?);
+    files.get(from, &mut writer).await?;
+    file.persist(to).map_err(|error| here(to, error.error))?;
+    Ok(())
+}
+
+/// The last name of a path of a session; none of `/sandbox/.`, whose content is meant.
+pub(super) fn name_of(path: &str) -> Option<&str> {
+    let name = path.trim_end_matches('/').rsplit('/').next();
+    name.filter(|name| !matches!(*name, "" | "." | ".."))
+}
+
+/// The same of a path of this host.
+fn target_name(path: &Path) -> Option<String> {
+    // `Path` drops a `.` at the end.
+    if path
+        .as_os_str()
+        .to_str()
+        .is_some_and(|text| text.ends_with("/.") || text == ".")
+    {
+        return None;
+    }
+    let name = path.file_name()?.to_str()?;
+    Some(name.to_owned())
+}
+
+fn ends_with_slash(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
+}
+
+fn here(path: &Path, error: std::io::Error) -> Failure {
+    Failure(format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, kind: EntryType) -> DirectoryEntry {
+        DirectoryEntry {
+            name: name.to_owned(),
+            kind,
+            size: 0,
+            mode: "0644".to_owned(),
+            mtime: 0,
+        }
+    }
+
+    #[test]
+    fn no_name_from_a_sandbox_leads_elsewhere() {
+        for name in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "/etc/passwd",
+            "a/b",
+            "a\0",
+            "\u{fffd}",
+        ] {
+            assert!(kind(&entry(name, EntryType::File)).is_err(), "{name:?}");
+        }
+        assert!(kind(&entry("link", EntryType::Symlink)).is_err());
+        assert!(kind(&entry("..x", EntryType::Directory)).is_ok());
+    }
+
+    #[test]
+    fn the_content_of_a_directory_has_no_name() {
+        assert_eq!(name_of("/sandbox/a/"), Some("a"));
+        assert_eq!(name_of("/sandbox/a/."), None);
+        assert_eq!(target_name(Path::new("a/b/")).as_deref(), Some("b"));
+        assert_eq!(target_name(Path::new("a/b/.")), None);
+    }
+}

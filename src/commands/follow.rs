@@ -1,0 +1,116 @@
+//! Follows one run from this terminal, wherever it goes on: here or on a server.
+//!
+//! A run is two things: a stream of the contract's events, whose exit comes last, and an
+//! [`Input`](isol8_actors::Input) that takes what the user does to it. [`hand`] makes the latter and fills
+//! it from standard input and signals; [`output`] is where the events' text goes.
+
+pub(super) mod hand;
+pub(super) mod output;
+pub(super) mod signals;
+
+use futures::StreamExt as _;
+use futures::stream::LocalBoxStream;
+use isol8_api::{Ending, EventKind, Phase, StreamEvent};
+
+use super::Failure;
+use hand::Hand;
+use output::Output;
+use signals::{Signals, Stop};
+
+/// The events of one run. An error ends it; nothing comes after that, or after the exit.
+pub(super) type Events<'a> = LocalBoxStream<'a, Result<StreamEvent, Failure>>;
+
+/// What became of a run.
+#[derive(Debug)]
+pub(super) enum Followed {
+    /// Its program ended.
+    Exited {
+        /// With this code.
+        code: i32,
+        /// And this beside it.
+        ending: Ending,
+    },
+    /// The user ended it before. Whoever made the run ends it by dropping its events.
+    Stopped(Stop),
+}
+
+/// Follows a run to its end. Ctrl-C is passed on to the program once, and ends the run the next time.
+///
+/// # Errors
+/// Why the run has no exit code of its program.
+pub(super) async fn follow(
+    mut events: Events<'_>,
+    hand: &Hand,
+    signals: &mut Signals,
+    output: &mut Output,
+) -> Result<Followed, Failure> {
+    let gone = output.gone();
+    tokio::select! {
+        exited = print(&mut events, output) => exited,
+        stop = signals.pass_on(hand) => Ok(Followed::Stopped(stop)),
+        () = gone => Ok(Followed::Stopped(Stop::ReaderGone)),
+    }
+}
+
+async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed, Failure> {
+    let mut failure = None;
+    while let Some(event) = events.next().await {
+        let event = event?;
+        match event.kind {
+            EventKind::Stdout => output.stdout(event.data).await,
+            EventKind::Stderr => output.stderr(event.data).await,
+            // What comes with an exit code is told of beside it.
+            EventKind::Error => failure = Some(event.data),
+            EventKind::Exit if event.phase == Phase::Setup => break,
+            EventKind::Exit => {
+                if let Some(failure) = failure {
+                    output.note(&failure);
+                }
+                let code = event.data.parse();
+                let code = code.map_err(|_| format!("{:?} is no exit code", event.data))?;
+                let ending = event.ending;
+                return Ok(Followed::Exited { code, ending });
+            }
+        }
+    }
+    let ended = || "the run ended without an exit code".to_owned();
+    Err(Failure(failure.unwrap_or_else(ended)))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+    use output::Manner;
+
+    async fn printed(events: Vec<StreamEvent>) -> Result<Followed, Failure> {
+        let events = stream::iter(events).map(Ok);
+        let mut output = Output::new(Manner::Collect, None).unwrap();
+        print(&mut events.boxed_local(), &mut output).await
+    }
+
+    fn event(kind: EventKind, data: &str, phase: Phase) -> StreamEvent {
+        StreamEvent::new(kind, data, phase)
+    }
+
+    #[tokio::test]
+    async fn a_failed_setup_script_is_a_failure_and_what_comes_with_an_exit_is_not() {
+        let error = event(EventKind::Error, "Setup script failed", Phase::Setup);
+        let exit = event(EventKind::Exit, "3", Phase::Setup);
+        let failed = printed(vec![error, exit]).await.unwrap_err();
+        assert_eq!(failed.0, "Setup script failed");
+
+        let error = event(EventKind::Error, "path cannot be read", Phase::Code);
+        let exit = event(EventKind::Exit, "3", Phase::Code);
+        let exited = printed(vec![error, exit]).await.unwrap();
+        assert!(matches!(exited, Followed::Exited { code: 3, .. }));
+    }
+
+    #[tokio::test]
+    async fn a_run_without_an_exit_is_a_failure() {
+        assert!(printed(Vec::new()).await.is_err());
+        let error = event(EventKind::Error, "lost", Phase::Code);
+        assert_eq!(printed(vec![error]).await.unwrap_err().0, "lost");
+    }
+}

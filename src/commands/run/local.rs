@@ -1,0 +1,136 @@
+//! A run without a server.
+
+use std::process::ExitCode;
+
+use futures::StreamExt as _;
+use futures::stream;
+use isol8_actors::{Job, JobStream};
+use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
+use isol8_backend::SandboxId;
+
+use super::inspect;
+use super::order::Order;
+use crate::cli::Run;
+use crate::commands::follow::hand::Hand;
+use crate::commands::follow::output::Output;
+use crate::commands::follow::signals::Signals;
+use crate::commands::follow::{Events, Followed, follow};
+use crate::commands::{Failure, load_config};
+use crate::config::Config;
+use crate::images::{self, choice};
+use crate::jobs::{self, JobError};
+use crate::local::{self, Local, LocalError};
+
+pub(super) async fn run(
+    arguments: &Run,
+    order: Order,
+    mut signals: Signals,
+    mut output: Output,
+) -> Result<ExitCode, Failure> {
+    let config = load_config(&arguments.common, None)?;
+    let runtime = order.request.runtime;
+    let session = session(arguments, runtime)?;
+    choice::check_named(&order.options, runtime, &TenantId::master(), &config)?;
+    let mut job = jobs::job(order.request, order.options, &config)?;
+    let (mut hand, input) = Hand::new(job.terminal);
+    let local = tokio::select! {
+        local = open(&config, session.clone()) => local?,
+        stop = signals.stop() => return super::stopped(stop, output).await,
+    };
+    if let Err(error) = choose_image(&mut job, &config, &local).await {
+        close(&config, local).await?;
+        return Err(error.into());
+    }
+    hand.type_stdin(order.types_stdin)?;
+    let mut run = local.stream(job, Some(input));
+    let followed = follow(events(&mut run), &hand, &mut signals, &mut output).await;
+    let result = run.result().cloned();
+    drop(run);
+    // Who does not want to wait for the removal leaves it to the next sweep.
+    tokio::select! {
+        ended = close(&config, local) => ended?,
+        stop = signals.stop() => return super::stopped(stop, output).await,
+    }
+    if let Some(session) = session.filter(|_| arguments.persist) {
+        inspect::tell(&config, &session, &mut output);
+    }
+    end(followed, result, arguments.json, output).await
+}
+
+/// The image that holds the packages which the job asks for, where there is one.
+async fn choose_image(job: &mut Job, config: &Config, local: &Local) -> Result<(), JobError> {
+    if job.install.is_some() {
+        images::look(config, local.backend()).await;
+    }
+    choice::choose(job, config)
+}
+
+/// The session that a run goes on in, if any.
+fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failure> {
+    let name = if arguments.persistent {
+        runtime.to_string()
+    } else if arguments.persist {
+        // One that nothing else goes on in.
+        format!("kept-{}", SandboxId::random())
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(name.parse()?))
+}
+
+/// What a command runs its program in.
+pub(in crate::commands) async fn open(
+    config: &Config,
+    session: Option<SessionId>,
+) -> Result<Local, LocalError> {
+    match session {
+        Some(session) => Local::session(config, session).await,
+        None => Local::start(config).await,
+    }
+}
+
+/// Leaves it, and ends sessions that nobody uses any more.
+pub(in crate::commands) async fn close(config: &Config, local: Local) -> Result<(), LocalError> {
+    local.end().await?;
+    local::expire(config).await;
+    Ok(())
+}
+
+/// The events of a run on this host.
+pub(in crate::commands) fn events(run: &mut JobStream) -> Events<'_> {
+    let events = stream::unfold(run, |run| async {
+        let event = run.next().await?;
+        Some((event.map_err(Failure::from), run))
+    });
+    events.boxed_local()
+}
+
+async fn end(
+    followed: Result<Followed, Failure>,
+    result: Option<ExecutionResult>,
+    as_json: bool,
+    mut output: Output,
+) -> Result<ExitCode, Failure> {
+    let (code, ending) = match followed {
+        Ok(Followed::Exited { code, ending }) => (code, ending),
+        Ok(Followed::Stopped(stop)) => return super::stopped(stop, output).await,
+        Err(failure) => {
+            output.finish().await?;
+            return Err(failure);
+        }
+    };
+    match result {
+        Some(mut result) if as_json => {
+            let (stdout, stderr) = output.collected();
+            stdout.trim_end().clone_into(&mut result.stdout);
+            stderr.trim_end().clone_into(&mut result.stderr);
+            result.files = ending.files;
+            super::exited_with(&result, output).await
+        }
+        result => {
+            let logs = result.and_then(|result| result.network_logs);
+            super::tell_network(&logs.unwrap_or_default(), &mut output);
+            super::exited(code, &ending, output).await
+        }
+    }
+}

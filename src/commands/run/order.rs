@@ -1,0 +1,142 @@
+//! What `isol8 run` was asked for, as a request of the contract.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use isol8_api::{ExecutionRequest, NetworkFilter, Options, Runtime};
+
+use super::files;
+use crate::cli::{Run, Sandbox};
+use crate::commands::Failure;
+use crate::commands::follow::hand::is_stdin_for_the_program;
+
+/// One run, wherever it is to go on.
+#[derive(Debug)]
+pub(in crate::commands) struct Order {
+    pub(in crate::commands) request: ExecutionRequest,
+    pub(in crate::commands) options: Options,
+    /// The program reads this process's standard input.
+    pub(in crate::commands) types_stdin: bool,
+}
+
+impl Order {
+    /// Reads what the arguments name: the script, the files.
+    ///
+    /// # Errors
+    /// What cannot be read, or is not as it is to be.
+    pub(in crate::commands) fn read(arguments: &Run) -> Result<Self, Failure> {
+        let mut request = ExecutionRequest::new(runtime(arguments)?);
+        request.file_extension = extension(arguments).map(|extension| format!(".{extension}"));
+        request.code = Some(code(arguments)?);
+        request.stdin.clone_from(&arguments.stdin);
+        request.workdir.clone_from(&arguments.workdir);
+        request.timeout_ms = arguments.timeout;
+        request.install_packages.clone_from(&arguments.install);
+        request.setup_script = setup_script(&arguments.setup)?;
+        if let Some(directory) = &arguments.files {
+            request.files = files::under(directory)?;
+        }
+        let options = Options {
+            max_output_size: arguments.max_output,
+            secrets: secrets(&arguments.secret)?,
+            ..sandbox_options(&arguments.sandbox)
+        };
+        let has_script = arguments.file.is_some() || arguments.eval.is_some();
+        let types_stdin = has_script && arguments.stdin.is_none() && is_stdin_for_the_program();
+        Ok(Self {
+            request,
+            options,
+            types_stdin,
+        })
+    }
+}
+
+/// What the flags for a sandbox say, as options of the contract.
+pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
+    Options {
+        network: sandbox.net,
+        network_filter: Some(NetworkFilter {
+            whitelist: sandbox.allow.clone(),
+            blacklist: sandbox.deny.clone(),
+        }),
+        log_network: Some(sandbox.log_network),
+        cpu_limit: sandbox.cpu,
+        memory_limit: sandbox.memory,
+        pids_limit: sandbox.pids_limit,
+        sandbox_size: sandbox.sandbox_size,
+        tmp_size: sandbox.tmp_size,
+        image: sandbox.image.clone(),
+        ..Options::default()
+    }
+}
+
+fn code(arguments: &Run) -> Result<String, Failure> {
+    if let Some(code) = &arguments.eval {
+        return Ok(code.clone());
+    }
+    let mut code = String::new();
+    match &arguments.file {
+        Some(path) if !path.exists() => {
+            return Err(format!("File not found: {}", path.display()).into());
+        }
+        Some(path) => {
+            code =
+                fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        None => {
+            io::stdin()
+                .read_to_string(&mut code)
+                .map_err(|error| format!("standard input cannot be read as a script: {error}"))?;
+        }
+    }
+    Ok(code)
+}
+
+fn extension(arguments: &Run) -> Option<&str> {
+    arguments.file.as_deref()?.extension()?.to_str()
+}
+
+fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
+    if let Some(runtime) = arguments.runtime {
+        return Ok(runtime);
+    }
+    match extension(arguments) {
+        None | Some("py") => Ok(Runtime::Python),
+        Some("js" | "mjs" | "cjs") => Ok(Runtime::Node),
+        Some("ts") => Ok(Runtime::Bun),
+        Some("mts") => Ok(Runtime::Deno),
+        Some("sh") => Ok(Runtime::Bash),
+        Some(other) => Err(format!("no runtime is known for .{other}: name one with -r").into()),
+    }
+}
+
+/// Each is a command, or the path of a script file.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<String>, Failure> {
+    let mut joined = String::new();
+    for script in scripts {
+        if Path::new(script).is_file() {
+            joined.push_str(
+                &fs::read_to_string(script).map_err(|error| format!("{script}: {error}"))?,
+            );
+        } else {
+            joined.push_str(script);
+        }
+        joined.push('\n');
+    }
+    // As with commands that are joined by `&&`: the first that fails is the failure.
+    Ok((!joined.is_empty()).then(|| format!("set -e\n{joined}")))
+}
+
+fn secrets(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let split = given.iter().map(|secret| match secret.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        // What was given may be the secret itself, so it is not repeated.
+        _ => Err("--secret: expected NAME=VALUE".into()),
+    });
+    split.collect()
+}

@@ -1,0 +1,181 @@
+//! A run on a server.
+
+use std::io::{self, Read as _};
+use std::process::ExitCode;
+
+use futures::StreamExt as _;
+use isol8_actors::{Input, Signal, TerminalSize};
+use isol8_api::{Ending, SignalName};
+use isol8_client::{RemoteIsol8, RunInput, RunStream};
+
+use super::order::Order;
+use crate::cli::Run;
+use crate::commands::Failure;
+use crate::commands::follow::hand::Hand;
+use crate::commands::follow::output::Output;
+use crate::commands::follow::signals::Signals;
+use crate::commands::follow::{Events, Followed, follow};
+
+pub(super) async fn run(
+    server: RemoteIsol8,
+    arguments: &Run,
+    order: Order,
+    mut signals: Signals,
+    mut output: Output,
+) -> Result<ExitCode, Failure> {
+    let server = match arguments.session_id.clone() {
+        Some(session) => server.with_session(session),
+        None => server,
+    };
+    // What events do not tell.
+    if arguments.json || arguments.sandbox.log_network {
+        return for_the_result(&server, arguments, order, signals, output).await;
+    }
+    let opening = server.execute_stream_with(order.request, order.options);
+    let mut run = tokio::select! {
+        run = opening => run?,
+        stop = signals.stop() => return super::stopped(stop, output).await,
+    };
+    let (mut hand, input) = Hand::new(None);
+    hand.type_stdin(order.types_stdin)?;
+    let followed = follow_run(&mut run, &hand, input, &mut signals, &mut output).await;
+    drop(run);
+    match followed {
+        Ok(Followed::Exited { code, ending }) => super::exited(code, &ending, output).await,
+        Ok(Followed::Stopped(stop)) => super::stopped(stop, output).await,
+        Err(failure) => {
+            output.finish().await?;
+            Err(failure)
+        }
+    }
+}
+
+/// Follows a run on a server, and passes on what the user does to it.
+pub(in crate::commands) async fn follow_run(
+    run: &mut RunStream,
+    hand: &Hand,
+    input: Input,
+    signals: &mut Signals,
+    output: &mut Output,
+) -> Result<Followed, Failure> {
+    let Some(to_program) = run.take_input() else {
+        output.note("no WebSocket reaches the server: the program has no standard input, and no signal reaches it");
+        return follow(events(run), hand, signals, output).await;
+    };
+    tokio::select! {
+        followed = follow(events(run), hand, signals, output) => followed,
+        never = pass_on(input, to_program) => match never {},
+    }
+}
+
+fn events(run: &mut RunStream) -> Events<'_> {
+    let events = run.map(|event| event.map_err(Failure::from));
+    events.boxed_local()
+}
+
+/// Brings to the server what the hand takes. The events tell when it is over, so this never does.
+async fn pass_on(mut input: Input, to: RunInput) -> std::convert::Infallible {
+    let typing = type_stdin(input.stdin, to.clone());
+    let signalling = async {
+        while let Some(signal) = input.signals.recv().await {
+            let name = match signal {
+                Signal::Interrupt => SignalName::Interrupt,
+                _ => SignalName::Terminate,
+            };
+            let _ = to.signal(name).await;
+        }
+    };
+    let sizing = async {
+        let Some(mut size) = input.size else { return };
+        while size.changed().await.is_ok() {
+            let TerminalSize { columns, rows } = *size.borrow_and_update();
+            let _ = to.resize(columns.into(), rows.into()).await;
+        }
+    };
+    tokio::join!(typing, signalling, sizing);
+    std::future::pending().await
+}
+
+/// Standard input, as text: a character that is cut waits for its rest, and what is none is replaced.
+async fn type_stdin(mut stdin: tokio::sync::mpsc::Receiver<Vec<u8>>, to: RunInput) {
+    let mut waiting = Vec::new();
+    while let Some(piece) = stdin.recv().await {
+        waiting.extend(piece);
+        let whole = whole_characters(&waiting);
+        let text: Vec<u8> = waiting.drain(..whole).collect();
+        // Where the run has ended, its exit is on the way.
+        let _ = to.stdin(&String::from_utf8_lossy(&text)).await;
+    }
+    let _ = to.stdin(&String::from_utf8_lossy(&waiting)).await;
+    let _ = to.end_stdin().await;
+}
+
+/// Bytes up to a character that is not complete.
+fn whole_characters(bytes: &[u8]) -> usize {
+    let mut chunks = bytes.utf8_chunks();
+    let Some(last) = chunks.by_ref().last() else {
+        return 0;
+    };
+    let cut = last.invalid();
+    let is_cut = std::str::from_utf8(cut).is_err_and(|error| error.error_len().is_none());
+    bytes.len() - if is_cut { cut.len() } else { 0 }
+}
+
+/// A run whose result is asked for: nothing is printed before it ends, and Ctrl-C ends it.
+async fn for_the_result(
+    server: &RemoteIsol8,
+    arguments: &Run,
+    mut order: Order,
+    mut signals: Signals,
+    mut output: Output,
+) -> Result<ExitCode, Failure> {
+    if order.types_stdin {
+        let reading = tokio::task::spawn_blocking(read_stdin);
+        order.request.stdin = Some(tokio::select! {
+            text = reading => text??,
+            stop = signals.stop() => return super::stopped(stop, output).await,
+        });
+    }
+    let running = server.execute_with(order.request, order.options);
+    let mut result = tokio::select! {
+        result = running => result?,
+        stop = signals.stop() => return super::stopped(stop, output).await,
+    };
+    if arguments.json {
+        return super::exited_with(&result, output).await;
+    }
+    output.result(&result).await;
+    super::tell_network(&result.network_logs.take().unwrap_or_default(), &mut output);
+    let ending = Ending {
+        truncated: result.truncated,
+        oom_killed: result.oom_killed,
+        state_lost: result.state_lost,
+        ..Ending::default()
+    };
+    super::exited(result.exit_code, &ending, output).await
+}
+
+fn read_stdin() -> io::Result<String> {
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_character_waits_for_its_rest_and_what_is_none_does_not() {
+        for (bytes, whole) in [
+            (&b""[..], 0),
+            (b"a\xc3", 1),
+            ("aé".as_bytes(), 3),
+            (b"a\xff", 2),
+            (b"\xf0\x9f\x98", 0),
+            (b"\xffx\xe2\x82", 2),
+        ] {
+            assert_eq!(whole_characters(bytes), whole, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! `isol8 sessions`, `isol8 session delete` and `isol8 cleanup`.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+use isol8_api::service::{CleanedUp, Removed};
+use isol8_api::{SessionInfo, SessionList};
+use isol8_client::RemoteIsol8;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::place::Place;
+use super::{Failure, say};
+use crate::backends::{self, Purpose};
+use crate::cli::{Cleanup, SessionDelete, Sessions};
+use crate::config::Config;
+use crate::local;
+
+pub(super) async fn sessions(arguments: Sessions) -> Result<ExitCode, Failure> {
+    let sessions = match Place::of(&arguments.whose)? {
+        Place::Server(server) => server.sessions().await?,
+        Place::Here(config) => {
+            let sessions = local::list(&config).into_iter();
+            sessions.map(|session| session.info).collect()
+        }
+    };
+    if arguments.json {
+        print_json(&SessionList { sessions })?;
+    } else if sessions.is_empty() {
+        say::to_stderr("no sessions\n");
+    } else {
+        print(&format!("{}\n", table(&sessions)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each, as wide as what stands in it; the tenant where it is told.
+fn table(sessions: &[SessionInfo]) -> String {
+    let has_tenants = sessions.iter().any(|session| session.tenant_id.is_some());
+    let mut table = Table::new();
+    let mut header = vec!["ID", "RUNTIME", "STATE", "CREATED", "LAST USED", "ENDS"];
+    header.extend(has_tenants.then_some("TENANT"));
+    table.set_header(header);
+    for session in sessions {
+        let state = if session.is_active { "active" } else { "idle" };
+        let mut row = vec![
+            session.id.to_string(),
+            session.runtime.to_string(),
+            state.to_owned(),
+            time(Some(session.created_at)),
+            time(Some(session.last_accessed_at)),
+            time(session.expires_at),
+        ];
+        let tenant = session.tenant_id.as_ref().map(ToString::to_string);
+        row.extend(has_tenants.then(|| tenant.unwrap_or_default()));
+        table.add_row(row);
+    }
+    plain(table)
+}
+
+/// A table for people and for `awk`: columns apart by two spaces, and nothing around them.
+pub(super) fn plain(mut table: Table) -> String {
+    table.load_preset(presets::NOTHING);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// To the second, in UTC.
+pub(super) fn time(milliseconds: Option<u64>) -> String {
+    let time = milliseconds.and_then(|time| i64::try_from(time).ok());
+    let time = time.and_then(|time| Timestamp::from_second(time / 1000).ok());
+    time.map_or_else(|| "-".to_owned(), |time| time.to_string())
+}
+
+pub(super) async fn delete(arguments: SessionDelete) -> Result<ExitCode, Failure> {
+    let id = arguments.id;
+    match Place::of(&arguments.whose)? {
+        Place::Server(server) => {
+            let all = server.sessions().await?;
+            server.delete_session(&id).await?;
+            if !all.iter().any(|session| session.id == id) {
+                return Err(format!("Session not found: {id}").into());
+            }
+        }
+        Place::Here(config) => {
+            if !local::delete(&config, &id).await? {
+                return Err(format!("Session not found: {id} is no session of this host").into());
+            }
+        }
+    }
+    print(&format!("{id} is deleted\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn cleanup(arguments: Cleanup) -> Result<ExitCode, Failure> {
+    let place = Place::of(&arguments.whose)?;
+    let of_whom = match &place {
+        Place::Server(_) => "of the server, those of all tenants",
+        Place::Here(_) => "of this host",
+    };
+    if !arguments.force && !confirmed(of_whom)? {
+        return Err("nothing was removed".into());
+    }
+    let cleaned_up = match place {
+        Place::Server(server) => on_server(&server, arguments.images).await?,
+        Place::Here(config) => here(&config, arguments.images).await?,
+    };
+    if arguments.json {
+        print_json(&cleaned_up)?;
+    } else {
+        tell("sessions", &cleaned_up.sessions);
+        tell("sandboxes", &cleaned_up.containers);
+        if let Some(images) = &cleaned_up.images {
+            tell("images", images);
+        }
+    }
+    Ok(if cleaned_up.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn on_server(server: &RemoteIsol8, images: bool) -> Result<CleanedUp, Failure> {
+    Ok(server.cleanup(images).await?)
+}
+
+async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
+    let (removed, left) = local::clean_up(config).await;
+    let sessions = Removed {
+        removed,
+        failed: left.len(),
+        errors: left.iter().map(ToString::to_string).collect(),
+    };
+    let backend = backends::start(config, Purpose::Command).await?;
+    let containers = counted(backend.sweep().await);
+    let images = match images {
+        true => Some(counted(backend.remove_outdated_images().await)),
+        false => None,
+    };
+    backend.shutdown().await?;
+    let all = [Some(&sessions), Some(&containers), images.as_ref()];
+    Ok(CleanedUp {
+        ok: all.iter().flatten().all(|removed| removed.failed == 0),
+        sessions,
+        containers,
+        images,
+    })
+}
+
+fn counted(removed: Result<usize, impl ToString>) -> Removed {
+    match removed {
+        Ok(removed) => Removed {
+            removed,
+            ..Removed::default()
+        },
+        Err(error) => Removed {
+            failed: 1,
+            errors: vec![error.to_string()],
+            ..Removed::default()
+        },
+    }
+}
+
+/// Asks whoever sits at the terminal.
+fn confirmed(of_whom: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err("nothing was removed: nobody can be asked, so pass --force".into());
+    }
+    say::to_stderr(&format!(
+        "This ends every session {of_whom}, with its variables and files. Go on? [y/N] "
+    ));
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn tell(what: &str, removed: &Removed) {
+    print(&format!("{what}: {} removed\n", removed.removed));
+    for error in &removed.errors {
+        say::to_stderr(&format!("{}{what}: {error}\n", say::prefix()));
+    }
+}
+
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    print(&format!("{}\n", serde_json::to_string(value)?));
+    Ok(())
+}
+
+/// Whoever reads no more wants to know no more.
+pub(super) fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_line_for_each_session_and_the_tenant_where_it_is_told() {
+        let session: SessionInfo = serde_json::from_value(serde_json::json!({
+            "id": "demo", "isActive": true, "lastAccessedAt": 1_500, "runtime": "bash",
+            "createdAt": 0, "containerId": "c",
+        }))
+        .unwrap();
+        let shown = table(std::slice::from_ref(&session));
+        let lines: Vec<Vec<&str>> = shown
+            .lines()
+            .map(|it| it.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1],
+            [
+                "demo",
+                "bash",
+                "active",
+                "1970-01-01T00:00:00Z",
+                "1970-01-01T00:00:01Z",
+                "-"
+            ]
+        );
+        let tenant = SessionInfo {
+            tenant_id: Some("acme".parse().unwrap()),
+            ..session
+        };
+        let shown = table(&[tenant]);
+        assert!(
+            shown.contains("TENANT") && shown.contains("acme"),
+            "{shown}"
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! `isol8 shell`: a shell at this terminal, in a sandbox.
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use isol8_actors::{Job, TerminalSize};
+use isol8_api::{ExecutionRequest, Options, Runtime, SessionId, TenantId};
+use isol8_client::RemoteIsol8;
+
+use super::follow::hand::Hand;
+use super::follow::output::{Manner, Output};
+use super::follow::signals::Signals;
+use super::follow::{Followed, follow};
+use super::run::local::{close, events, open};
+use super::run::order::sandbox_options;
+use super::run::remote::follow_run;
+use super::terminal::Raw;
+use super::{Failure, load_config, place, run, terminal};
+use crate::cli::Shell;
+use crate::config::Config;
+use crate::images::choice;
+use crate::jobs;
+use crate::local;
+
+/// Of a terminal that does not tell its size.
+const USUAL_SIZE: TerminalSize = TerminalSize {
+    columns: 80,
+    rows: 24,
+};
+
+/// Milliseconds that a server lets a run take, and bytes that it lets it write, unless its ceilings were
+/// changed; then it names them, and the flags that fit can be given.
+const LONGEST_ON_SERVER: u64 = 3_600_000;
+const MOST_ON_SERVER: u64 = 64 << 20;
+
+/// What is run.
+const COMMAND: &str = "exec bash -i";
+
+/// Longer than anybody stays.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err("standard input is no terminal: use isol8 run".into());
+    }
+    let mut signals = Signals::new()?;
+    let mut output = Output::new(Manner::Live, None)?;
+    if let Some(server) = place::server(&arguments.remote)? {
+        return on_server(server, &arguments, signals, output).await;
+    }
+    let config = load_config(&arguments.common, None)?;
+    let (session, runtime) = place(&arguments, &config)?;
+    let (request, options) = order(&arguments, runtime);
+    let job = job(request, options, &arguments, &config)?;
+    let (mut hand, input) = Hand::new(job.terminal);
+    let local = tokio::select! {
+        local = open(&config, session) => local?,
+        stop = signals.stop() => return run::stopped(stop, output).await,
+    };
+    let mut shell = local.stream(job, Some(input));
+    let raw = Raw::enter()?;
+    hand.type_stdin(true)?;
+    let followed = follow(events(&mut shell), &hand, &mut signals, &mut output).await;
+    drop(raw);
+    drop(shell);
+    close(&config, local).await?;
+    match followed? {
+        Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
+        Followed::Stopped(stop) => run::stopped(stop, output).await,
+    }
+}
+
+/// The same on a server.
+async fn on_server(
+    server: RemoteIsol8,
+    arguments: &Shell,
+    mut signals: Signals,
+    mut output: Output,
+) -> Result<ExitCode, Failure> {
+    if arguments.persistent {
+        return Err("--persistent is a session of this host: with --host, use --session-id".into());
+    }
+    let runtime = match (arguments.runtime, &arguments.session_id) {
+        (Some(runtime), _) => runtime,
+        (None, Some(id)) => {
+            let sessions = server.sessions().await?.into_iter();
+            let session = { sessions }.find(|session| session.id == *id);
+            session.map_or(Runtime::Python, |session| session.runtime)
+        }
+        (None, None) => Runtime::Python,
+    };
+    let server = match arguments.session_id.clone() {
+        Some(session) => server.with_session(session),
+        None => server,
+    };
+    let (mut request, mut options) = order(arguments, runtime);
+    request.timeout_ms.get_or_insert(LONGEST_ON_SERVER);
+    options.max_output_size.get_or_insert(MOST_ON_SERVER);
+    let size = terminal::size().unwrap_or(USUAL_SIZE);
+    let (mut hand, input) = Hand::new(Some(size));
+    let mut shell = server.execute_stream_with(request, options).await?;
+    let raw = Raw::enter()?;
+    hand.type_stdin(true)?;
+    let followed = follow_run(&mut shell, &hand, input, &mut signals, &mut output).await;
+    drop(raw);
+    drop(shell);
+    match followed? {
+        Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
+        Followed::Stopped(stop) => run::stopped(stop, output).await,
+    }
+}
+
+/// The session to enter, if any, and the runtime of the sandbox.
+fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runtime), Failure> {
+    let Some(id) = &arguments.session_id else {
+        let runtime = arguments.runtime.unwrap_or(Runtime::Python);
+        let session = arguments.persistent.then(|| runtime.to_string().parse());
+        return Ok((session.transpose()?, runtime));
+    };
+    let mut sessions = local::list(config).into_iter();
+    let Some(session) = sessions.find(|session| session.info.id == *id) else {
+        return Err(format!("Session not found: {id} is no session of this host").into());
+    };
+    Ok((
+        Some(id.clone()),
+        arguments.runtime.unwrap_or(session.info.runtime),
+    ))
+}
+
+/// A shell at this terminal, as a request of the contract.
+pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, Options) {
+    let mut request = ExecutionRequest::new(runtime);
+    request.cmd = Some(COMMAND.to_owned());
+    request.tty = true;
+    if let Some(size) = terminal::size() {
+        request.cols = Some(size.columns.into());
+        request.rows = Some(size.rows.into());
+    }
+    if let Ok(name) = std::env::var("TERM") {
+        request.env.insert("TERM".to_owned(), name);
+    }
+    request.workdir.clone_from(&arguments.workdir);
+    request.timeout_ms = arguments.timeout;
+    let mut options = sandbox_options(&arguments.sandbox);
+    options.max_output_size = arguments.max_output;
+    (request, options)
+}
+
+fn job(
+    request: ExecutionRequest,
+    options: Options,
+    arguments: &Shell,
+    config: &Config,
+) -> Result<Job, Failure> {
+    choice::check_named(&options, request.runtime, &TenantId::master(), config)?;
+    let mut job = jobs::job(request, options, config)?;
+    // The bounds of a program that nobody watches.
+    job.output_limit = arguments.max_output.unwrap_or(u64::MAX);
+    if arguments.timeout.is_none() {
+        job.timeout = FOR_EVER;
+    }
+    Ok(job)
+}

@@ -1,0 +1,123 @@
+//! Who uses a session's directory at the moment.
+//!
+//! The lock is on a file in the directory, and the directory goes with its session. So a lock that was got
+//! counts only where the file still has its name; otherwise somebody has removed it in the meantime.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use isol8_api::SessionId;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::time::sleep;
+
+use super::{LocalError, directory, sessions};
+use crate::config::Config;
+
+const NAME: &str = "lock";
+
+/// Between two looks whether the other command has ended. A wait in the kernel could not be given up.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The right to use a session.
+#[derive(Debug)]
+pub(super) struct Lock {
+    directory: PathBuf,
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Waits for it.
+    pub(super) async fn wait(config: &Config, id: &SessionId) -> Result<Self, LocalError> {
+        let mut is_told = false;
+        loop {
+            if let Some(lock) = Self::try_now(config, id)? {
+                return Ok(lock);
+            }
+            if !is_told {
+                log::warn!("session {id} is in use by another command, waiting for that");
+                is_told = true;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Takes it, unless somebody has it.
+    pub(super) fn try_now(config: &Config, id: &SessionId) -> Result<Option<Self>, LocalError> {
+        let directory = directory(config, id);
+        let taken = take(&directory).map_err(|source| LocalError::Io {
+            path: directory.clone(),
+            source,
+        })?;
+        Ok(taken.map(|file| Self {
+            directory,
+            _file: file,
+        }))
+    }
+
+    /// Whether somebody has it.
+    pub(super) fn is_held(directory: &Path) -> bool {
+        let Ok(file) = File::open(directory.join(NAME)) else {
+            return false;
+        };
+        Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+    }
+
+    /// Gives it up. The directory goes where nothing in it is left to a later command.
+    pub(super) fn release(self) {
+        if sessions::is_empty(&self.directory) {
+            if let Err(error) = fs::remove_dir_all(&self.directory) {
+                log::warn!(path:% = self.directory.display(), error:%; "session's directory is left");
+            }
+        }
+    }
+}
+
+fn take(directory: &Path) -> io::Result<Option<Flock<File>>> {
+    // Others may pass through, as in every directory above a sandbox's own.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(directory)?;
+    let path = directory.join(NAME);
+    let file = match File::options().create(true).append(true).open(&path) {
+        // Removed since it was made.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error.into()),
+        Ok(file) => Ok(has_its_name(&file, &path).then_some(file)),
+    }
+}
+
+fn has_its_name(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(own), Ok(named)) => (own.dev(), own.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_one_commands_and_one_of_a_removed_directory_is_nobodys() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("x@");
+        let file = take(&directory).unwrap().unwrap();
+        assert!(Lock::is_held(&directory));
+        assert!(take(&directory).unwrap().is_none());
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(!has_its_name(&file, &directory.join(NAME)));
+        let other = take(&directory).unwrap();
+        assert!(other.is_some(), "the old file's lock is of no account");
+        drop(other);
+        assert!(!Lock::is_held(&directory));
+    }
+}

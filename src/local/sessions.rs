@@ -1,0 +1,154 @@
+//! The sessions that commands left on this host, as their directories tell of them.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use isol8_api::{SessionId, SessionInfo};
+use isol8_backend::instance::Instance;
+use isol8_backend::{Claim, Claims, SandboxId};
+
+use super::lock::Lock;
+use super::{Local, LocalError, directory, max_age, root};
+use crate::backends::Kind;
+use crate::config::{BackendChoice, Config};
+
+/// A session that stays between commands.
+#[derive(Clone, Debug)]
+pub struct LocalSession {
+    /// What a server would tell of it.
+    pub info: SessionInfo,
+    /// Where it is.
+    pub backend: Kind,
+    /// The instance that has its sandbox.
+    pub instance: String,
+    idle: Duration,
+}
+
+/// All sessions of this host, by their ids.
+#[must_use]
+pub fn list(config: &Config) -> Vec<LocalSession> {
+    let entries = fs::read_dir(root(config)).into_iter().flatten().flatten();
+    let ids = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_suffix('@')?.parse().ok()
+    });
+    let mut found: Vec<_> = ids.flat_map(|id| found(config, &id)).collect();
+    found.sort_by(|one, other| one.info.id.as_str().cmp(other.info.id.as_str()));
+    found
+}
+
+/// Ends a session. Says whether there was one.
+///
+/// # Errors
+/// [`LocalError::Busy`] while another command uses it, and what could not be removed.
+pub async fn delete(config: &Config, id: &SessionId) -> Result<bool, LocalError> {
+    let mut deleted = false;
+    for session in found(config, id) {
+        let mut config = config.clone();
+        config.backend = match session.backend {
+            Kind::Native => BackendChoice::Native,
+            Kind::Docker => BackendChoice::Docker,
+        };
+        let Some(local) = Local::existing(&config, id.clone()).await? else {
+            continue;
+        };
+        let removed = local.remove_session(id).await;
+        local.end().await?;
+        // One whose sandbox is lost is gone, too.
+        removed?;
+        deleted = true;
+    }
+    Ok(deleted)
+}
+
+/// Ends every session. Says how many there were, and why others are left.
+pub async fn clean_up(config: &Config) -> (usize, Vec<LocalError>) {
+    delete_all(config, list(config)).await
+}
+
+/// Ends the sessions that nobody has used for too long. One that is in use is none of these.
+pub async fn expire(config: &Config) {
+    let Some(max_age) = max_age(config) else {
+        return;
+    };
+    let mut expired = list(config);
+    expired.retain(|session| session.idle >= max_age && !session.info.is_active);
+    for error in delete_all(config, expired).await.1 {
+        log::warn!(error:%; "an old session is left");
+    }
+}
+
+async fn delete_all(config: &Config, sessions: Vec<LocalSession>) -> (usize, Vec<LocalError>) {
+    let (mut removed, mut failed) = (0, Vec::new());
+    for session in sessions {
+        match delete(config, &session.info.id).await {
+            Ok(deleted) => removed += usize::from(deleted),
+            Err(error) => failed.push(error),
+        }
+    }
+    (removed, failed)
+}
+
+pub(super) fn exists(config: &Config, id: &SessionId) -> bool {
+    !found(config, id).is_empty()
+}
+
+/// The backend of a session, where there is one.
+pub(super) fn kind_of(config: &Config, id: &SessionId) -> Option<Kind> {
+    found(config, id).first().map(|session| session.backend)
+}
+
+/// Whether a session has not been used for too long.
+pub(super) fn is_expired(config: &Config, id: &SessionId) -> bool {
+    let idle = found(config, id).first().map(|session| session.idle);
+    matches!((idle, max_age(config)), (Some(idle), Some(max_age)) if idle >= max_age)
+}
+
+/// Whether nothing in a session's directory is left to a later command.
+pub(super) fn is_empty(directory: &Path) -> bool {
+    let mut kinds = Kind::ALL.iter().map(|kind| directory.join(kind.name()));
+    kinds.all(|state| Instance::all(&state).is_empty())
+}
+
+/// At most one on each backend.
+fn found(config: &Config, id: &SessionId) -> Vec<LocalSession> {
+    let directory = directory(config, id);
+    let is_active = Lock::is_held(&directory);
+    let mut found = Vec::new();
+    for backend in Kind::ALL {
+        for instance in Instance::all(&directory.join(backend.name())) {
+            let claims = Claims::of(&instance).all().into_iter();
+            let name = instance.file_name().unwrap_or_default();
+            found.extend(claims.map(|(sandbox, claim, idle)| LocalSession {
+                info: info(claim, &sandbox, idle, is_active, max_age(config)),
+                backend,
+                instance: name.to_string_lossy().into_owned(),
+                idle,
+            }));
+        }
+    }
+    found
+}
+
+fn info(
+    claim: Claim,
+    sandbox: &SandboxId,
+    idle: Duration,
+    is_active: bool,
+    max_age: Option<Duration>,
+) -> SessionInfo {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let used = now.unwrap_or_default().saturating_sub(idle);
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    SessionInfo {
+        id: claim.session,
+        is_active,
+        last_accessed_at: milliseconds(used),
+        runtime: claim.spec.runtime,
+        created_at: claim.created_at,
+        container_id: sandbox.to_string(),
+        expires_at: max_age.map(|max_age| milliseconds(used + max_age)),
+        tenant_id: None,
+    }
+}
