@@ -25,6 +25,9 @@ pub fn registries(runtime: Runtime) -> Vec<String> {
     hosts.iter().map(|host| (*host).to_owned()).collect()
 }
 
+/// Of an environment: names and values.
+type Variables = Vec<(String, String)>;
+
 const MEMBER: &str = "request.installPackages";
 
 /// Most packages of one request, and the longest in bytes.
@@ -150,7 +153,7 @@ pub fn install(
 fn network(
     runtime: Runtime,
     config: &Config,
-) -> Result<(Vec<(String, String)>, Option<Arc<dyn Network>>), JobError> {
+) -> Result<(Variables, Option<Arc<dyn Network>>), JobError> {
     let registries = config
         .registries
         .get(&runtime)
@@ -207,7 +210,7 @@ fn cached(
     registries: &[String],
     config: &Config,
     policy: &Policy,
-) -> (Vec<(String, String)>, Option<Arc<dyn LocalHost>>) {
+) -> (Variables, Option<Arc<dyn LocalHost>>) {
     let client = match runtime {
         Runtime::Python => Client::Pip,
         Runtime::Node => Client::Npm,

@@ -68,10 +68,10 @@ impl Lock {
 
     /// Gives it up. The directory goes where nothing in it is left to a later command.
     pub(super) fn release(self) {
-        if sessions::is_empty(&self.directory) {
-            if let Err(error) = fs::remove_dir_all(&self.directory) {
-                log::warn!(path:% = self.directory.display(), error:%; "session's directory is left");
-            }
+        if sessions::is_empty(&self.directory)
+            && let Err(error) = fs::remove_dir_all(&self.directory)
+        {
+            log::warn!(path:% = self.directory.display(), error:%; "session's directory is left");
         }
     }
 }
