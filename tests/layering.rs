@@ -101,8 +101,9 @@ fn libraries_stay_where_they_belong() {
                 "crates/backend-docker",
                 "crates/backend-native",
                 "crates/egress",
+                "crates/registry-cache",
             ],
         );
-        only("hyper", &["crates/egress"]);
+        only("hyper", &["crates/egress", "crates/registry-cache"]);
     }
 }
