@@ -153,6 +153,9 @@ fn host_and_port(registry: &str) -> (&str, Option<u16>) {
     }
 }
 
+/// Names and values.
+type Variables = Vec<(String, String)>;
+
 /// The variables that lead a package manager to the cache, and the cache as it sees it; nothing where it may
 /// be meant to ask another registry than the one that is cached.
 fn cached(
@@ -160,7 +163,7 @@ fn cached(
     registries: &[String],
     config: &Config,
     policy: &Policy,
-) -> (Vec<(String, String)>, Option<Arc<dyn LocalHost>>) {
+) -> (Variables, Option<Arc<dyn LocalHost>>) {
     let client = match runtime {
         Runtime::Python => Client::Pip,
         Runtime::Node => Client::Npm,
