@@ -282,6 +282,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn registries_may_name_a_port() {
+        for (registry, expected) in [
+            ("pypi.org", ("pypi.org", None)),
+            (
+                "packages.example.com:8443",
+                ("packages.example.com", Some(8443)),
+            ),
+            ("::1", ("::1", None)),
+        ] {
+            assert_eq!(host_and_port(registry), expected);
+        }
+    }
+
+    #[test]
     fn names_and_versions_are_taken() {
         for package in [
             "six",

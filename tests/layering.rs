@@ -105,8 +105,9 @@ fn libraries_stay_where_they_belong() {
                 "crates/client",
                 "crates/egress",
                 "crates/testing",
+                "crates/registry-cache",
             ],
         );
-        only("hyper", &["crates/egress"]);
+        only("hyper", &["crates/egress", "crates/registry-cache"]);
     }
 }

@@ -119,19 +119,43 @@ fn what_needs_a_restart_stays_and_is_named() {
                 [network]\nmaxConnections = 1";
     let mut after = load(text, &[]).unwrap();
     let kept = after.keep_fixed(&before);
-    let fixed = [
-        "server.port",
-        "server.headerTimeoutMs",
-        "runtimes",
-        "network",
-    ];
+    let fixed = ["server.port", "server.headerTimeoutMs", "runtimes"];
     assert_eq!(kept, fixed);
-    assert_eq!(after.network, before.network);
+    assert_eq!(after.network.limits.connections, 1);
     assert_eq!(after.port, before.port);
     assert_eq!(after.header_timeout, before.header_timeout);
     assert_eq!(after.body_timeout, Duration::from_millis(6));
     assert_eq!(after.limits.files, 7);
     assert_eq!(after.admission.max_concurrent, 2);
+}
+
+#[test]
+fn the_cache_of_packages_stays_until_it_is_another() {
+    let directory = |config: &Config| {
+        let cache = config.package_cache.as_ref();
+        cache.map(|cache| cache.settings().directory.clone())
+    };
+    let state = [("ISOL8_STATE_DIR", "/s")];
+    let before = load("", &state).unwrap();
+    assert_eq!(directory(&before), Some("/s/packages".into()));
+    let other = "[packages]\ncacheDir = \"/c\"\nnpmRegistry = \"https://x/npm\"";
+    let mut after = load(other, &[]).unwrap();
+    assert_eq!(after.keep_fixed(&before), ["stateDir"]);
+    assert_eq!(directory(&after), Some("/c".into()));
+    assert_eq!(after.packages.npm.as_str(), "https://x/npm/");
+    let off = load("[packages]\ncache = false", &[]).unwrap();
+    assert_eq!(directory(&off), None);
+    for (text, expected) in [
+        ("cacheMaxBytes = 1", "packages.cacheMaxBytes = 1: expected"),
+        ("pythonIndex = \"x\"", "packages.pythonIndex = x: expected"),
+        (
+            "npmRegistry = \"https://a:b@c/\"",
+            "packages.npmRegistry = ",
+        ),
+    ] {
+        let error = load(&format!("[packages]\n{text}"), &[]).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
 }
 
 #[test]

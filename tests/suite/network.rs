@@ -128,6 +128,10 @@ attempt(tcp('172.17.0.1'))
 attempt(tcp('203.0.113.1'))
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 attempt(lambda: udp.sendto(b'x', ('203.0.113.1', 53)))
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    six = socket.socket(socket.AF_INET6, kind)
+    try: six.connect(('2606:4700::1111', 53)); print('reached by IPv6')
+    except OSError: pass
 attempt(lambda: socket.getaddrinfo('example.com', 80))
 attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({{}}))

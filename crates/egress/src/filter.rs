@@ -211,6 +211,24 @@ mod tests {
     }
 
     #[test]
+    fn ports_of_the_web_are_all_where_they_are_asked_for() {
+        let any = Policy::new(&Filter::default()).unwrap();
+        assert!(any.admit_port("a", 22, true));
+        let web = any.on_web_ports([("own".to_owned(), 8443)]);
+        let admits = |host, port| {
+            (
+                web.admit_port(host, port, true),
+                web.admit_port(host, port, false),
+            )
+        };
+        assert_eq!(admits("a", 443), (true, false));
+        assert_eq!(admits("a", 80), (false, true));
+        assert_eq!(admits("a", 22), (false, false));
+        assert_eq!(admits("own", 8443), (true, true));
+        assert_eq!(admits("own", 443), (false, false));
+    }
+
+    #[test]
     fn both_filters_must_admit_and_the_denial_says_whose_did_not() {
         let policy = |server: Rules, request: Rules| Policy {
             server: Arc::new(server),

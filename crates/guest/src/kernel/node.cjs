@@ -100,6 +100,8 @@ function setEnvironment(pairs) {
 function useProxy() {
   const { env } = process;
   if (env.NODE_USE_ENV_PROXY !== "1") return;
+  // The first with such clients is one of these; loading them takes some milliseconds.
+  if (Number.parseInt(process.versions.node) < 22) return;
   // What they have for everyone remembers the environment that they were loaded in: not this one, which is
   // that of a cell.
   const hidden = PROXIES.filter((name) => name in env).map((name) => [name, env[name]]);
