@@ -68,7 +68,7 @@ pub enum Client {
 }
 
 impl Client {
-    /// The host that it is pointed at, over `http:`. Most have [`HOST`].
+    /// The host that it is pointed at, over `http:`. Most have the same one.
     #[must_use]
     pub fn host(self) -> &'static str {
         match self {
