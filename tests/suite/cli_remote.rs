@@ -112,8 +112,7 @@ async fn standard_input_is_live_and_ctrl_c_is_the_programs(server: Server) {
     let user = User::of(&server);
     let code = "import sys, time
 for line in sys.stdin: print(line.upper(), end='', flush=True)
-print('all', flush=True)
-try: time.sleep(60)
+try: print('all', flush=True); time.sleep(60)
 except KeyboardInterrupt: print('interrupted'); sys.exit(7)";
     let mut command = user
         .command(&["run", "-e", code])
