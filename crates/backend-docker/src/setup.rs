@@ -15,6 +15,7 @@
 mod base;
 mod build;
 mod context;
+pub mod root;
 
 use std::collections::HashMap;
 use std::io;
@@ -141,6 +142,9 @@ pub enum SetupError {
     /// There is no base image.
     #[error("base image cannot be made: {0}")]
     Base(String),
+    /// A root file system cannot be made.
+    #[error("root cannot be made: {0}")]
+    Root(String),
     /// A build failed.
     #[error("image for {runtime} cannot be built: {reason}\n{log}")]
     Build {

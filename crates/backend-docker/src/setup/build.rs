@@ -18,7 +18,7 @@ use super::{HASH_LABEL, Report, SetupError, SetupEvent, VERSION_LABEL, within};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 
 /// Some 200 MB of packages at most: a minute here, many on a slow line.
-const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
+pub(super) const BUILD_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// Variables of the setup's environment that builds see too: which proxy leads out, and which index
 /// pip and npm ask. None of them stays in an image, nor changes what is in it.
