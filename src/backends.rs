@@ -7,6 +7,7 @@ use std::sync::Arc;
 use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus, kernel_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
+use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
 
@@ -177,6 +178,7 @@ fn native_config(config: &Config) -> NativeConfig {
             program: THIS_EXECUTABLE.into(),
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
             host: "/".into(),
+            roots: config.images_root.as_deref().map(Roots::at),
             adoptable_for: config.adoptable_for,
         },
         kernels: config.kernels.clone(),

@@ -25,7 +25,7 @@ pub enum Command {
     Serve(Serve),
     /// Run code in a sandbox of its own, without a server
     Run(Box<Run>),
-    /// Build the Docker images of the runtimes
+    /// Build the Docker images of the runtimes, and unpack those of the native backend
     Setup(Setup),
     /// Say what can run on this host, and how to mend what cannot
     Doctor(Common),
@@ -138,7 +138,7 @@ pub struct Run {
 /// `isol8 setup`.
 #[derive(Args, Debug)]
 pub struct Setup {
-    /// Build images that are up to date too
+    /// Build and unpack what is up to date, too
     #[arg(long)]
     pub force: bool,
     /// Configuration and backend

@@ -129,6 +129,8 @@ pub struct Config {
     pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
+    /// Where the native backend's unpacked roots are; `None` for the host's own programs.
+    pub images_root: Option<PathBuf>,
     /// What is reached through the network, by sandboxes and for clients.
     pub network: EgressConfig,
     /// What reaches it, by these rules.
@@ -255,6 +257,8 @@ impl Config {
         self.keep_alive = before.keep_alive;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        keep("images.root", self.images_root != before.images_root);
+        self.images_root.clone_from(&before.images_root);
         keep("network", self.network != before.network);
         self.network.clone_from(&before.network);
         self.egress.clone_from(&before.egress);

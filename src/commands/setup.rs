@@ -1,14 +1,20 @@
-//! `isol8 setup`: builds the Docker images of the runtimes.
+//! `isol8 setup`: builds the Docker images of the runtimes, and unpacks roots for the native backend.
+
+mod native;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use isol8_backend_docker::setup::{self, SetupEvent, SetupOptions};
+use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions};
 
 use super::{Failure, load_config};
 use crate::backends;
 use crate::cli::Setup;
+use crate::config::BackendChoice;
+
+const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
+                       and the pinned versions are unpacked there";
 
 pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
     let config = load_config(&arguments.common, None)?;
@@ -20,10 +26,25 @@ pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
         ..SetupOptions::default()
     };
     let progress = Progress::new();
-    setup::setup(&backends::docker_config(&config), &options, &mut |event| {
-        progress.show(event);
-    })
-    .await?;
+    let roots = match (config.backend, &config.images_root) {
+        (BackendChoice::Native, None) => return Err(NO_ROOT.into()),
+        (BackendChoice::Docker, _) => None,
+        (_, root) => root.as_deref(),
+    };
+    if config.backend != BackendChoice::Native {
+        let images = backends::docker_config(&config);
+        let mut report = |event| progress.show(event);
+        match setup::setup(&images, &options, &mut report).await {
+            // Where either backend will do, roots need no engine.
+            Err(SetupError::Engine(reason)) if roots.is_some() => {
+                progress.line(&format!("no image is built: {reason}"));
+            }
+            done => done?,
+        }
+    }
+    if let Some(directory) = roots {
+        native::setup(&config, directory, &options, &progress).await?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

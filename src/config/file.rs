@@ -442,6 +442,7 @@ struct ImagesTable {
     base: String,
     bootstrap: bool,
     ca_bundle: String,
+    root: String,
 }
 
 impl Default for ImagesTable {
@@ -450,6 +451,7 @@ impl Default for ImagesTable {
             base: DEFAULT_BASE.to_owned(),
             bootstrap: false,
             ca_bundle: String::new(),
+            root: String::new(),
         }
     }
 }
@@ -604,6 +606,7 @@ impl ConfigFile {
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
             },
+            images_root: given(self.images.root).map(PathBuf::from),
             network,
             egress,
             remote_code: self.remote_code.check()?.into(),

@@ -73,6 +73,8 @@ fn command(context: &NamedTempFile) -> Result<Command, String> {
     let mut command = Command::new(program);
     command
         .args(hooks.map(|hook| format!("--customize-hook={hook}")))
+        // What a crash interrupts is thrown away as a whole: no file needs to be on the disk before the next.
+        .arg("--dpkgopt=force-unsafe-io")
         .args(arguments)
         // Programs are run in the new root that know nothing of this user's settings.
         .env_clear()
