@@ -7,6 +7,7 @@ use std::sync::Arc;
 use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus, kernel_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
+use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
 
@@ -184,6 +185,7 @@ fn native_config(config: &Config, purpose: Purpose) -> NativeConfig {
             program: THIS_EXECUTABLE.into(),
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
             host: "/".into(),
+            roots: config.images_root.as_deref().map(Roots::at),
             adoptable_for: config.adoptable_for,
             log: (purpose == Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },

@@ -52,7 +52,7 @@ pub enum Command {
     /// Forget what login has kept
     #[command(after_help = "Examples:\n  isol8 logout")]
     Logout,
-    /// Build the Docker images of the runtimes, and those of prebuiltImages
+    /// Build the Docker images of the runtimes and of prebuiltImages, and unpack roots for the native backend
     Setup(Setup),
     /// Build a Docker image with packages in it
     Build(Build),

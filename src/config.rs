@@ -154,6 +154,8 @@ pub struct Config {
     pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
+    /// Where the native backend's unpacked roots are; `None` for the host's own programs.
+    pub images_root: Option<PathBuf>,
     /// What is reached through the network, by sandboxes and for clients.
     pub network: EgressConfig,
     /// What reaches it, by these rules.
@@ -280,6 +282,8 @@ impl Config {
         let key = "prebuiltImages and dependencies";
         keep(key, self.images != before.images);
         self.images.clone_from(&before.images);
+        keep("images.root", self.images_root != before.images_root);
+        self.images_root.clone_from(&before.images_root);
         keep(
             "remoteCode.cacheMaxBytes",
             self.remote_code.keep_bytes != before.remote_code.keep_bytes,

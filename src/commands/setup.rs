@@ -1,14 +1,21 @@
-//! `isol8 setup`: builds the Docker images, those of the runtimes and those of `prebuiltImages`.
+//! `isol8 setup`: builds the Docker images, those of the runtimes and those of `prebuiltImages`, and unpacks
+//! roots for the native backend.
+
+mod native;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use isol8_backend_docker::setup::{self, SetupEvent, SetupOptions, custom};
+use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 
 use super::{Failure, load_config};
 use crate::backends;
 use crate::cli::Setup;
+use crate::config::{BackendChoice, Config};
+
+const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
+                       and the pinned versions are unpacked there";
 
 pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
     let config = load_config(&arguments.common, None)?;
@@ -21,12 +28,38 @@ pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
         ..SetupOptions::default()
     };
     let progress = Progress::new();
-    let docker = backends::docker_config(&config);
-    setup::setup(&docker, &options, &mut |event| progress.show(event)).await?;
+    let roots = match (config.backend, &config.images_root) {
+        (BackendChoice::Native, None) => return Err(NO_ROOT.into()),
+        (BackendChoice::Docker, _) => None,
+        (_, root) => root.as_deref(),
+    };
+    if config.backend != BackendChoice::Native {
+        let images = backends::docker_config(&config);
+        let mut report = |event| progress.show(event);
+        match setup::setup(&images, &options, &mut report).await {
+            // Where either backend will do, roots need no engine.
+            Err(SetupError::Engine(reason)) if roots.is_some() => {
+                progress.line(&format!("no image is built: {reason}"));
+            }
+            done => {
+                done?;
+                build_prebuilt(&config, arguments.force, &progress).await?;
+            }
+        }
+    }
+    if let Some(directory) = roots {
+        native::setup(&config, directory, &options, &progress).await?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds every image of `prebuiltImages` that is missing or not up to date.
+async fn build_prebuilt(config: &Config, force: bool, progress: &Progress) -> Result<(), Failure> {
+    let docker = backends::docker_config(config);
     let mut failed = 0;
     for prebuilt in &config.images.prebuilt {
         let mut show = |event| progress.show(event);
-        let building = custom::build(&docker, &prebuilt.image, arguments.force, &mut show);
+        let building = custom::build(&docker, &prebuilt.image, force, &mut show);
         // The others may be fine.
         if let Err(error) = building.await {
             progress.complain(&error.to_string());
@@ -34,7 +67,7 @@ pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
         }
     }
     match failed {
-        0 => Ok(ExitCode::SUCCESS),
+        0 => Ok(()),
         _ => {
             let all = config.images.prebuilt.len();
             Err(format!("{failed} of {all} prebuilt images could not be built").into())

@@ -170,6 +170,8 @@ pub(super) struct ImagesTable {
     pub(super) bootstrap: bool,
     /// PEM file of certificates to trust beside the usual ones; "" for none.
     pub(super) ca_bundle: String,
+    /// Directory where native sandboxes have their programs from; "" is this host's own /usr.
+    pub(super) root: String,
 }
 
 impl Default for ImagesTable {
@@ -178,6 +180,7 @@ impl Default for ImagesTable {
             base: DEFAULT_BASE.to_owned(),
             bootstrap: false,
             ca_bundle: String::new(),
+            root: String::new(),
         }
     }
 }
@@ -276,6 +279,7 @@ impl ConfigFile {
                 bootstrap: self.images.bootstrap,
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
             },
+            images_root: given(self.images.root).map(PathBuf::from),
             network,
             egress,
             remote_code: self.remote_code.check()?.into(),

@@ -19,6 +19,7 @@ mod base;
 mod build;
 mod context;
 pub mod custom;
+pub mod root;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -162,6 +163,9 @@ pub enum SetupError {
     /// There is no base image.
     #[error("base image cannot be made: {0}")]
     Base(String),
+    /// A root file system cannot be made.
+    #[error("root cannot be made: {0}")]
+    Root(String),
     /// A build failed.
     #[error("image {tag} for {runtime} cannot be built: {reason}\n{log}")]
     Build {

@@ -1,5 +1,6 @@
 //! The backend and its sandboxes, as the server sees them.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,8 @@ use tokio::net::UnixStream;
 use crate::cgroup;
 use crate::identity::Identity;
 use crate::rootfs;
+use crate::roots::Held;
+use crate::roots::install::Installer;
 use crate::spawner::client::{Spawner, SpawnerCommand};
 use crate::spawner::message::{Action, NewSandbox};
 use crate::spawner::process::CONTROL_SOCKET;
@@ -66,10 +69,37 @@ impl NativeBackend {
         })
     }
 
-    fn check_runtime(&self, runtime: Runtime) -> Result<PathBuf, String> {
+    /// Which interpreter runs, for a person.
+    fn describe_runtime(&self, runtime: Runtime) -> Result<String, String> {
+        match &self.config.spawner.roots {
+            None => self.host_interpreter(runtime).map(|path| path.display().to_string()),
+            Some(roots) => roots.find(runtime).map(|root| {
+                let link = roots.link(runtime);
+                format!("{} in {}", root.version, link.display())
+            }),
+        }
+    }
+
+    fn host_interpreter(&self, runtime: Runtime) -> Result<PathBuf, String> {
         rootfs::find_interpreter(&self.config.spawner.host, runtime).ok_or_else(|| {
             let program = rootfs::interpreter(runtime);
-            format!("{program} is not in /usr of this host: install it there")
+            format!(
+                "{program} is not in /usr of this host: install it there, or set `images.root` and run \
+                 `isol8 setup --backend native`"
+            )
+        })
+    }
+
+    /// What a sandbox stands on: a root that stays as long as the answer lives, or the host's own programs.
+    fn base(&self, runtime: Runtime) -> Result<Option<Held>, BackendError> {
+        let base = match &self.config.spawner.roots {
+            Some(roots) => roots.hold(runtime).map(Some),
+            None => self.host_interpreter(runtime).map(|_| None),
+        };
+        base.map_err(|reason| BackendError::RuntimeUnavailable {
+            runtime,
+            backend: NAME,
+            reason,
         })
     }
 
@@ -134,8 +164,8 @@ impl Backend for NativeBackend {
     }
 
     async fn runtime_status(&self, runtime: Runtime) -> RuntimeStatus {
-        match self.check_runtime(runtime) {
-            Ok(path) => RuntimeStatus::Available(path.display().to_string()),
+        match self.describe_runtime(runtime) {
+            Ok(text) => RuntimeStatus::Available(text),
             Err(reason) => RuntimeStatus::Unavailable(reason),
         }
     }
@@ -148,24 +178,21 @@ impl Backend for NativeBackend {
         if self.closed.load(Ordering::Acquire) {
             return Err(BackendError::Unavailable("backend is shut down".to_owned()));
         }
-        self.check_runtime(spec.runtime)
-            .map_err(|reason| BackendError::RuntimeUnavailable {
-                runtime: spec.runtime,
-                backend: NAME,
-                reason,
-            })?;
         if let Some(image) = &spec.image {
             return Err(BackendError::ImageUnavailable {
                 image: image.clone(),
                 backend: NAME,
-                reason: "it runs what the host has, custom images need the docker backend"
+                reason: "it has no images, they need the docker backend"
                     .to_owned(),
             });
         }
+        // Until the sandbox has it mounted.
+        let base = self.base(spec.runtime)?;
         let id = SandboxId::random();
         let place = self.place(&id, false);
         let action = Action::Create(NewSandbox {
             id: id.as_str().to_owned(),
+            root: base.as_ref().map(|held| held.path.clone()),
             limits: (&spec.limits).into(),
             sandbox_bytes: spec.sandbox_size.bytes(),
             tmp_bytes: spec.tmp_size.bytes(),
@@ -177,6 +204,7 @@ impl Backend for NativeBackend {
             .map_err(BackendError::Create)?;
 
         let control = self.connect(&id).await?;
+        drop(base);
         self.config.kernels.prepare(&control, spec);
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
@@ -201,6 +229,22 @@ impl Backend for NativeBackend {
         tokio::task::spawn_blocking(move || sweep(&state, adoptable_for, enforced))
             .await
             .map_err(|error| BackendError::Destroy(format!("sweep failed: {error}")))?
+    }
+
+    async fn remove_outdated_images(&self) -> Result<usize, BackendError> {
+        let Some(roots) = self.config.spawner.roots.clone() else {
+            return Ok(0);
+        };
+        let removal = move || {
+            let installer = Installer::if_idle(&roots);
+            installer.map_or(Ok(0), |installer| installer.remove_unused())
+        };
+        // Thousands of files, so not on the runtime's own threads.
+        tokio::task::spawn_blocking(removal)
+            .await
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(BackendError::io("an outdated root cannot be removed"))
     }
 
     async fn shutdown(&self) -> Result<(), BackendError> {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::cgroup;
 use crate::identity::Identity;
 use crate::rootfs::{GUEST, NAMES_FROM_NETWORK, Share};
+use crate::roots;
 use crate::spawner::message::NewSandbox;
 
 /// What the guest keeps for starting and ending others' processes.
@@ -55,14 +56,23 @@ const READ_ONLY: [&str; 5] = [
 pub struct Surroundings<'a> {
     /// The instance's name.
     pub instance: &'a str,
-    /// The root directory that its sandboxes share.
+    /// The root directory.
     pub root: &'a Path,
-    /// What is mounted over it.
-    pub shares: &'a [Share],
+    /// What is in it.
+    pub base: Base<'a>,
     /// The guest agent's file on the host.
     pub guest: &'a Path,
     /// What the spawner may do.
     pub identity: Identity,
+}
+
+/// Where the programs of a sandbox come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Base<'a> {
+    /// From the host: these directories are mounted over a root without any.
+    Host(&'a [Share]),
+    /// They are in the root, which was unpacked.
+    Unpacked,
 }
 
 /// The whole specification. The guest gets its listening socket as descriptor 3.
@@ -89,6 +99,11 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     if surroundings.identity == Identity::User {
         arguments.push("--shared-uid");
     }
+    let mut environment =
+        vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
+    if let Base::Unpacked = surroundings.base {
+        environment.extend(roots::ENVIRONMENT);
+    }
     json!({
         "ociVersion": "1.0.2",
         "hostname": "sandbox",
@@ -98,7 +113,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "user": {"uid": 0, "gid": 0},
             "cwd": "/",
             "args": arguments,
-            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "env": environment,
             "noNewPrivileges": true,
             "capabilities": {
                 "bounding": capabilities,
@@ -152,10 +167,12 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
         json!({"destination": GUEST, "type": "bind", "source": surroundings.guest,
                "options": ["bind", "ro", "nosuid", "nodev"]}),
     ];
-    mounts.extend(surroundings.shares.iter().map(|share| {
-        json!({"destination": share.destination, "type": "bind", "source": share.source,
-               "options": ["rbind", "ro", "nosuid", "nodev"]})
-    }));
+    if let Base::Host(shares) = surroundings.base {
+        mounts.extend(shares.iter().map(|share| {
+            json!({"destination": share.destination, "type": "bind", "source": share.source,
+                   "options": ["rbind", "ro", "nosuid", "nodev"]})
+        }));
+    }
     if sandbox.host_network {
         let own = surroundings.root.join(NAMES_FROM_NETWORK);
         let sources = [Path::new("/etc/resolv.conf"), Path::new("/etc/hosts"), &own];
@@ -182,6 +199,7 @@ mod tests {
     fn specification_for(identity: Identity, host_network: bool) -> Value {
         let sandbox = NewSandbox {
             id: "0010000000000000".to_owned(),
+            root: None,
             limits: SandboxLimits {
                 memory_bytes: 1 << 29,
                 cpu_quota_us: 50_000,
@@ -194,7 +212,7 @@ mod tests {
         let surroundings = Surroundings {
             instance: "instance",
             root: Path::new("/state/instance/root"),
-            shares: &[],
+            base: Base::Host(&[]),
             guest: Path::new("/state/instance/guest"),
             identity,
         };

@@ -107,14 +107,11 @@ pub fn build(host: &Path, root: &Path) -> io::Result<()> {
 }
 
 fn fill(host: &Path, root: &Path) -> io::Result<()> {
-    for directory in OWN {
-        fs::create_dir_all(root.join(directory))?;
+    furnish(root)?;
+    // Where the host's libraries are; a host without a cache has them in the default places.
+    if let Ok(cache) = fs::read(host.join("etc/ld.so.cache")) {
+        fs::write(root.join("etc/ld.so.cache"), cache)?;
     }
-    // Mounting a file needs a file to mount it over.
-    fs::write(root.join(GUEST.trim_start_matches('/')), "")?;
-    // Programs expect it to be writable.
-    symlink("/tmp", root.join("var/tmp"))?;
-    write_etc(host, &root.join("etc"))?;
     for name in SHARED {
         let inside = root.join(name);
         match fs::read_link(host.join(name)) {
@@ -127,7 +124,41 @@ fn fill(host: &Path, root: &Path) -> io::Result<()> {
     open_to_all(root)
 }
 
-fn write_etc(host: &Path, etc: &Path) -> io::Result<()> {
+/// Gives a root what every sandbox has of its own: mount points, and files of `/etc` in the place of those
+/// that are there.
+///
+/// # Errors
+/// The first file that could not be made.
+pub fn furnish(root: &Path) -> io::Result<()> {
+    for directory in OWN {
+        fs::create_dir_all(root.join(directory))?;
+    }
+    // Mounting a file needs a file to mount it over.
+    replace(&root.join(GUEST.trim_start_matches('/')), "")?;
+    // Programs expect it to be writable.
+    let temporary = root.join("var/tmp");
+    if temporary.is_dir() {
+        fs::remove_dir_all(&temporary)?;
+    }
+    symlink("/tmp", temporary)?;
+    write_etc(&root.join("etc"))
+}
+
+/// Writes a file that everybody may read; one that is there, or a link to who knows where, goes first.
+fn replace(path: &Path, content: &str) -> io::Result<()> {
+    remove_file(path)?;
+    fs::write(path, content)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn write_etc(etc: &Path) -> io::Result<()> {
     let files = [
         (
             "passwd",
@@ -157,13 +188,11 @@ fn write_etc(host: &Path, etc: &Path) -> io::Result<()> {
         ),
     ];
     for (name, content) in files {
-        fs::write(etc.join(name), content)?;
+        replace(&etc.join(name), &content)?;
     }
-    // Where the host's libraries are; a host without a cache has them in the default places.
-    if let Ok(cache) = fs::read(host.join("etc/ld.so.cache")) {
-        fs::write(etc.join("ld.so.cache"), cache)?;
-    }
-    symlink("/usr/share/zoneinfo/Etc/UTC", etc.join("localtime"))
+    let time_zone = etc.join("localtime");
+    remove_file(&time_zone)?;
+    symlink("/usr/share/zoneinfo/Etc/UTC", time_zone)
 }
 
 /// The sandbox's ids are nobody's here, so what they are to read must be open to everybody,

@@ -141,7 +141,7 @@ async fn bootstrap(engine: &Engine, report: Report<'_>) -> Result<(), String> {
 
 /// What a process writes. Ends with an error where the process does: the engine then discards what
 /// it got, which else would be a whole archive to it.
-fn archive_of(
+pub(super) fn archive_of(
     process: Process,
     stdout: ChildStdout,
 ) -> impl Stream<Item = io::Result<Vec<u8>>> + Send + 'static {
@@ -166,7 +166,7 @@ fn archive_of(
     .boxed()
 }
 
-async fn forward_lines(stderr: ChildStderr, log: mpsc::UnboundedSender<String>) {
+pub(super) async fn forward_lines(stderr: ChildStderr, log: mpsc::UnboundedSender<String>) {
     let mut lines = BufReader::new(stderr).lines();
     // What cannot be read is no reason to fail: the exit status decides.
     while let Ok(Some(line)) = lines.next_line().await {
@@ -177,7 +177,7 @@ async fn forward_lines(stderr: ChildStderr, log: mpsc::UnboundedSender<String>) 
 
 /// A child process with its descendants, told to end when this value goes before it did.
 #[derive(Debug)]
-struct Process {
+pub(super) struct Process {
     child: Child,
     group: Option<Pid>,
 }
@@ -185,30 +185,33 @@ struct Process {
 impl Process {
     fn start(command: &[&str]) -> Result<Self, String> {
         let (program, arguments) = command.split_first().ok_or("no command")?;
-        let child = Command::new(program)
-            .args(arguments)
+        Self::spawn(Command::new(program).args(arguments)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => format!(
+                "{program} is missing: install it (`apt-get install {program}`), or name a base image that can be pulled"
+            ),
+            _ => format!("{program} cannot be started: {error}"),
+        })
+    }
+
+    /// Starts it without input; what it writes is for who starts it.
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => format!(
-                    "{program} is missing: install it (`apt-get install {program}`), or name a base image that can be pulled"
-                ),
-                _ => format!("{program} cannot be started: {error}"),
-            })?;
+            .spawn()?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         let group = pid.map(Pid::from_raw);
         Ok(Self { child, group })
     }
 
-    fn stdout(&mut self) -> Result<ChildStdout, String> {
+    pub(super) fn stdout(&mut self) -> Result<ChildStdout, String> {
         let stdout = self.child.stdout.take();
         stdout.ok_or_else(|| "standard output is taken".to_owned())
     }
 
-    fn stderr(&mut self) -> Result<ChildStderr, String> {
+    pub(super) fn stderr(&mut self) -> Result<ChildStderr, String> {
         let stderr = self.child.stderr.take();
         stderr.ok_or_else(|| "standard error is taken".to_owned())
     }

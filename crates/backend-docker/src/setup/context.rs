@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::base;
 
-const DOCKERFILE: &str = include_str!("../../../../images/Dockerfile");
+pub(super) const DOCKERFILE: &str = include_str!("../../../../images/Dockerfile");
 
 const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const PEM_END: &str = "-----END CERTIFICATE-----";
@@ -41,13 +41,18 @@ impl Inputs<'_> {
 
     /// The build context: the Dockerfile, and `ca/` with one file for each certificate.
     pub(super) fn archive(&self) -> io::Result<Vec<u8>> {
+        self.archive_with("Dockerfile", DOCKERFILE)
+    }
+
+    /// The same with another file than the Dockerfile.
+    pub(super) fn archive_with(&self, name: &str, content: &str) -> io::Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         let mut directory = tar::Header::new_gnu();
         directory.set_entry_type(tar::EntryType::Directory);
         directory.set_mode(0o755);
         directory.set_size(0);
         archive.append_data(&mut directory, "ca/", io::empty())?;
-        append(&mut archive, "Dockerfile", DOCKERFILE)?;
+        append(&mut archive, name, content)?;
         for (number, certificate) in self.certificates.iter().enumerate() {
             append(&mut archive, &format!("ca/{number:04}.crt"), certificate)?;
         }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::message::{Action, Outcome, Request, Response};
 use super::process::SPAWNER_SOCKET;
 use crate::identity::Identity;
+use crate::roots::Roots;
 
 /// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
 /// gigabytes, or a queue of them, takes longer.
@@ -35,6 +36,8 @@ pub struct SpawnerCommand {
     pub arguments: Vec<String>,
     /// Root of the host's file system, whose programs sandboxes share.
     pub host: PathBuf,
+    /// The roots that sandboxes have instead.
+    pub roots: Option<Roots>,
     /// How long claimed sandboxes outlive a server that is gone.
     pub adoptable_for: Duration,
     /// The file that its log goes to, in the instance's directory; `None` for this process's standard
@@ -224,6 +227,7 @@ impl Unstarted {
         let start = Action::Start {
             instance: instance.directory().to_owned(),
             host: command.host.clone(),
+            roots: command.roots.as_ref().map(|roots| roots.directory().to_owned()),
             adoptable_ms: u64::try_from(command.adoptable_for.as_millis()).unwrap_or(u64::MAX),
         };
         self.0.send((start, answer)).map_err(|_| died())?;

@@ -27,6 +27,8 @@ pub enum Action {
         instance: PathBuf,
         /// Root of the host's file system, whose programs sandboxes share.
         host: PathBuf,
+        /// Directory of the roots that sandboxes may have instead.
+        roots: Option<PathBuf>,
         /// How long claimed sandboxes, and this process, outlive a server that is gone.
         adoptable_ms: u64,
     },
@@ -56,6 +58,8 @@ pub enum Action {
 pub struct NewSandbox {
     /// Its name.
     pub id: String,
+    /// The root that it has instead of one with the host's programs.
+    pub root: Option<PathBuf>,
     /// Its limits.
     pub limits: SandboxLimits,
     /// Size of `/sandbox`.

@@ -211,12 +211,13 @@ impl Spawner {
                 Action::Start {
                     instance,
                     host,
+                    roots,
                     adoptable_ms,
                 },
                 None,
             ) => {
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
-                Containers::prepare(&instance, &host).map(|containers| {
+                Containers::prepare(&instance, &host, roots.as_deref()).map(|containers| {
                     let identity = containers.identity();
                     self.containers = Some(containers);
                     Outcome::Started { identity }

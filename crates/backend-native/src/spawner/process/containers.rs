@@ -23,7 +23,7 @@ use super::above_the_inherited;
 use super::cgroups::Cgroups;
 use super::mounts;
 use crate::identity::Identity;
-use crate::oci::{self, Surroundings};
+use crate::oci::{self, Base, Surroundings};
 use crate::rootfs::{self, Share};
 use crate::spawner::message::{NewSandbox, SandboxLimits};
 
@@ -57,7 +57,11 @@ struct Running {
 }
 
 impl Containers {
-    pub(super) fn prepare(instance: &Path, host: &Path) -> Result<Self, String> {
+    pub(super) fn prepare(
+        instance: &Path,
+        host: &Path,
+        roots: Option<&Path>,
+    ) -> Result<Self, String> {
         let inherited = Inherited::reserve()
             .map_err(|error| format!("descriptor for sockets cannot be reserved: {error}"))?;
         let name = instance
@@ -73,7 +77,7 @@ impl Containers {
         let shares = rootfs::shares(host);
         if identity == Identity::Root {
             let shared = shares.iter().map(|share| share.source.as_path());
-            mounts::go_apart(shared.chain([instance]))
+            mounts::go_apart(shared.chain([instance]).chain(roots))
                 .map_err(|error| format!("mounts cannot be set apart: {error}"))?;
         }
         let cgroups = (identity == Identity::Root)
@@ -164,10 +168,15 @@ impl Containers {
     /// The sandbox's directory: its specification, and the socket that its guest will listen on.
     fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
+        let own = self.instance.join("root");
+        let (root, base) = match &sandbox.root {
+            Some(root) => (root.as_path(), Base::Unpacked),
+            None => (own.as_path(), Base::Host(&self.shares)),
+        };
         let surroundings = Surroundings {
             instance: &self.name,
-            root: &self.instance.join("root"),
-            shares: &self.shares,
+            root,
+            base,
             guest: &Instance::guest_in(&self.instance),
             identity: self.identity,
         };

@@ -1,0 +1,311 @@
+//! How a root comes out of an archive.
+//!
+//! It is unpacked beside the others under a name that nothing leads to, and linked when it is whole. So
+//! neither a crash nor a full disk leaves half a root to anybody.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use isol8_api::Runtime;
+use isol8_backend::SandboxId;
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::syncfs;
+use tar::{Archive, EntryType};
+
+use super::{HASH, Roots, VERSION, lock, version_file};
+use crate::rootfs;
+
+/// Kept by one setup at a time.
+const LOCK: &str = "lock";
+
+/// What others than the owner may not do with a file of a root. Programs in sandboxes are others to it,
+/// and so are users of the host.
+const DENIED: u32 = 0o022;
+
+/// The right to change a directory of roots.
+#[derive(Debug)]
+pub struct Installer {
+    roots: Roots,
+    _lock: Flock<File>,
+}
+
+impl Installer {
+    /// Waits until no other setup is at work there. Makes the directory where it is missing.
+    ///
+    /// # Errors
+    /// The system's; or a directory above that sandboxes cannot pass through.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)?;
+        let roots = Roots::at(directory);
+        check_passable(roots.directory())?;
+        let file = File::create(directory.join(LOCK))?;
+        let lock = lock(file, FlockArg::LockExclusive)?;
+        fs::create_dir_all(roots.all())?;
+        fs::set_permissions(roots.all(), Permissions::from_mode(0o755))?;
+        Ok(Self { roots, _lock: lock })
+    }
+
+    /// The same where there are roots and no setup is at work; else there is nothing to remove, or somebody
+    /// who will.
+    #[must_use]
+    pub fn if_idle(roots: &Roots) -> Option<Self> {
+        let file = File::open(roots.directory().join(LOCK)).ok()?;
+        let lock = lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+        let roots = roots.clone();
+        Some(Self { roots, _lock: lock })
+    }
+
+    /// What it may change.
+    #[must_use]
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    /// Unpacks a root from a tar archive, and gives it to these runtimes. `hash` stands for what it was
+    /// made from.
+    ///
+    /// # Errors
+    /// The archive's or the system's; everything is as before then, but for the disk space of what a
+    /// crash left, which [`Self::remove_unused`] gives back.
+    pub fn install(
+        &self,
+        archive: impl Read,
+        runtimes: &[Runtime],
+        hash: &str,
+    ) -> io::Result<PathBuf> {
+        let name = SandboxId::random();
+        let path = self.roots.all().join(name.as_str());
+        let unfinished = path.with_extension("new");
+        let made = make(&unfinished, archive, runtimes, hash)
+            .and_then(|()| fs::rename(&unfinished, &path))
+            .and_then(|()| self.link(runtimes, name.as_str()));
+        if let Err(error) = made {
+            // The error that matters is the first.
+            let _ = fs::remove_dir_all(&unfinished);
+            return Err(error);
+        }
+        Ok(path)
+    }
+
+    fn link(&self, runtimes: &[Runtime], name: &str) -> io::Result<()> {
+        for &runtime in runtimes {
+            let link = self.roots.link(runtime);
+            let fresh = link.with_extension("new");
+            match fs::remove_file(&fresh) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            symlink(Path::new(super::ROOTS).join(name), &fresh)?;
+            fs::rename(fresh, link)?;
+        }
+        Ok(())
+    }
+}
+
+/// The ids of a sandbox are nobody's on the host.
+fn check_passable(directory: &Path) -> io::Result<()> {
+    for above in directory.ancestors() {
+        if fs::metadata(above)?.permissions().mode() & 0o001 == 0 {
+            return Err(io::Error::other(format!(
+                "sandboxes cannot pass through {}: `chmod o+x` it, or choose another directory",
+                above.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn make(root: &Path, archive: impl Read, runtimes: &[Runtime], hash: &str) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(root)?;
+    unpack(archive, root)?;
+    fs::create_dir_all(root.join(".isol8"))?;
+    name_versions(root, runtimes)?;
+    rootfs::furnish(root)?;
+    fs::write(root.join(HASH), hash)?;
+    // What was reached under the umask of whoever runs this.
+    for own in [root.join(HASH), root.join(".isol8"), root.to_owned()] {
+        let is_directory = own.is_dir();
+        let mode = if is_directory { 0o755 } else { 0o644 };
+        fs::set_permissions(own, Permissions::from_mode(mode))?;
+    }
+    for &runtime in runtimes {
+        if rootfs::find_interpreter(root, runtime).is_none() {
+            return Err(io::Error::other(format!("the archive has no {runtime}")));
+        }
+    }
+    // A link to files that a power failure emptied would not be noticed.
+    syncfs(File::open(root)?)?;
+    Ok(())
+}
+
+/// Directories, files and links, as the owner's of this process, without devices, set-uid bits and
+/// extended attributes.
+fn unpack(archive: impl Read, root: &Path) -> io::Result<()> {
+    let mut archive = Archive::new(archive);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        let known = [EntryType::Directory, EntryType::Regular, EntryType::GNUSparse];
+        if !(known.contains(&kind) || kind.is_symlink() || kind.is_hard_link()) {
+            continue;
+        }
+        entry.set_mask(DENIED);
+        // It follows no link out of the root, to write or to link.
+        if !entry.unpack_in(root)? {
+            let path = entry.path()?.display().to_string();
+            return Err(io::Error::other(format!("{path} leads out of the root")));
+        }
+    }
+    // What follows the end of an archive is padding; whoever writes it must not find nobody reading.
+    io::copy(&mut archive.into_inner(), &mut io::sink())?;
+    Ok(())
+}
+
+/// An image of one runtime says its version without the name.
+fn name_versions(root: &Path, runtimes: &[Runtime]) -> io::Result<()> {
+    let unnamed = root.join(VERSION);
+    if let ([runtime], true) = (runtimes, unnamed.exists()) {
+        fs::rename(unnamed, version_file(root, *runtime))?;
+    }
+    for &runtime in runtimes {
+        if !version_file(root, runtime).is_file() {
+            let text = format!("the archive does not tell the version of {runtime}");
+            return Err(io::Error::other(text));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    fn entry(kind: EntryType, mode: u32, size: usize) -> Header {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size as u64);
+        header
+    }
+
+    fn file(archive: &mut Builder<Vec<u8>>, path: &str, mode: u32, text: &str) {
+        let mut header = entry(EntryType::Regular, mode, text.len());
+        archive
+            .append_data(&mut header, path, text.as_bytes())
+            .unwrap();
+    }
+
+    /// A root with nothing but a bash.
+    fn bash() -> Builder<Vec<u8>> {
+        let mut archive = Builder::new(Vec::new());
+        file(&mut archive, "usr/bin/bash", 0o4777, "bash");
+        file(&mut archive, "etc/passwd", 0o644, "root:x:0:0::/:/bin/sh\n");
+        file(&mut archive, ".isol8/version", 0o644, "bash 5.2\n");
+        archive
+    }
+
+    /// Directories that sandboxes can pass through.
+    fn directory() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+        directory
+    }
+
+    fn install(directory: &Path, archive: Builder<Vec<u8>>) -> io::Result<PathBuf> {
+        let bytes = archive.into_inner().unwrap();
+        let installer = Installer::open(&directory.join("images"))?;
+        installer.install(bytes.as_slice(), &[Runtime::Bash], "abc")
+    }
+
+    #[test]
+    fn an_archive_becomes_a_root_with_all_that_sandboxes_need() {
+        let directory = directory();
+        let mut archive = bash();
+        let mut device = entry(EntryType::Char, 0o666, 0);
+        archive
+            .append_data(&mut device, "dev/null", io::empty())
+            .unwrap();
+        let root = install(directory.path(), archive).unwrap();
+
+        let roots = Roots::at(&directory.path().join("images"));
+        let found = roots.find(Runtime::Bash).unwrap();
+        assert_eq!((found.path, found.version.as_str()), (root.clone(), "bash 5.2"));
+        assert!(roots.is_current(Runtime::Bash, "abc"));
+        // No set-uid bit, and nobody else's to write to.
+        let mode = fs::metadata(root.join("usr/bin/bash")).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o755);
+        assert!(!root.join("dev/null").exists());
+        for needed in ["proc", "dev", "sandbox", "tmp", ".isol8/guest"] {
+            assert!(root.join(needed).exists(), "{needed}");
+        }
+        let passwd = fs::read_to_string(root.join("etc/passwd")).unwrap();
+        assert!(passwd.contains("sandbox:x:64800:64800:"));
+    }
+
+    #[test]
+    fn nothing_gets_out_of_the_root_and_the_old_one_stays() {
+        let directory = directory();
+        let outside = directory.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        let old = install(directory.path(), bash()).unwrap();
+
+        let mut through_a_link = bash();
+        let mut link = entry(EntryType::Symlink, 0o777, 0);
+        through_a_link
+            .append_link(&mut link, "way", &outside)
+            .unwrap();
+        file(&mut through_a_link, "way/file", 0o644, "x");
+
+        let mut hard_link = bash();
+        let mut link = entry(EntryType::Link, 0o644, 0);
+        hard_link
+            .append_link(&mut link, "shadow", "/etc/shadow")
+            .unwrap();
+
+        let mut upwards = bash();
+        let mut header = entry(EntryType::Regular, 0o644, 1);
+        // The builder itself would refuse it.
+        header.as_old_mut().name[..7].copy_from_slice(b"../file");
+        header.set_cksum();
+        upwards.append(&header, "x".as_bytes()).unwrap();
+
+        for archive in [through_a_link, hard_link, upwards] {
+            install(directory.path(), archive).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        let roots = Roots::at(&directory.path().join("images"));
+        assert_eq!(roots.find(Runtime::Bash).unwrap().path, old);
+        // Nothing is left of the failures.
+        assert_eq!(fs::read_dir(roots.all()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_archive_that_breaks_off_or_lacks_its_runtime_is_refused() {
+        let directory = directory();
+        let bytes = bash().into_inner().unwrap();
+        let installer = Installer::open(directory.path()).unwrap();
+        let install = |bytes: &[u8], runtime| installer.install(bytes, &[runtime], "abc");
+        install(&bytes[..700], Runtime::Bash).unwrap_err();
+        let error = install(&bytes, Runtime::Node).unwrap_err().to_string();
+        assert_eq!(error, "the archive has no node");
+        assert!(installer.roots().find(Runtime::Bash).is_err());
+    }
+
+    #[test]
+    fn a_directory_that_sandboxes_cannot_reach_is_refused_by_name() {
+        let directory = directory();
+        let closed = directory.path().join("closed");
+        DirBuilder::new().mode(0o700).create(&closed).unwrap();
+        let error = Installer::open(&closed.join("images")).unwrap_err();
+        assert!(error.to_string().contains("closed: `chmod o+x` it"), "{error}");
+    }
+}
