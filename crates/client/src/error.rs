@@ -26,7 +26,7 @@ pub enum ClientError {
     #[error("{0:?} cannot be in the URL of a session or a file")]
     Unaddressable(String),
     /// Only sessions have files that can be reached.
-    #[error("files are a session's, choose one by with_session")]
+    #[error("File operations require a sessionId: choose a session by with_session")]
     NoSession,
     /// The server could not be reached; nothing was sent.
     #[error("server cannot be reached: {}", innermost(.0))]
