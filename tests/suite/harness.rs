@@ -271,6 +271,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "{} server logged:\n{}",
+                self.kind.name(),
+                self.log.lock().unwrap()
+            );
+        }
         if matches!(self.process.try_wait(), Ok(None)) {
             // The spawner, or the next sweep, removes its sandboxes; give the former the time.
             let pid = i32::try_from(self.process.id()).unwrap();

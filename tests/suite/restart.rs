@@ -71,6 +71,27 @@ async fn fifty_sessions_outlive_a_killed_server(server: Server) {
     server.stop();
 }
 
+#[tokio::test]
+async fn a_server_waits_for_the_spawner_of_the_one_before() {
+    let server = Server::start(Kind::Native);
+    server.session("s").execute(python("x = 41")).await.unwrap();
+    let spawner = server.spawner();
+    // As one that has much to remove: it does not listen yet when the next server looks for it.
+    kill(spawner, Signal::SIGSTOP).unwrap();
+    let state = server.kill();
+    let going_on = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        kill(spawner, Signal::SIGCONT).unwrap();
+    });
+    let server = Server::start_in(Kind::Native, state, "");
+    going_on.join().unwrap();
+    // It was not replaced.
+    kill(spawner, None).unwrap();
+    let result = server.session("s").execute(python("print(x + 1)")).await;
+    assert_eq!(result.unwrap().stdout, "42");
+    server.stop();
+}
+
 async fn a_run_that_was_under_way_is_ended_and_reported_lost_once(server: Server) {
     let kind = server.kind;
     for id in ["idle", "busy", "beside"] {

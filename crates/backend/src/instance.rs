@@ -209,6 +209,16 @@ impl Instance {
         lock_records(&file, libc::F_RDLCK)?;
         Ok(file)
     }
+
+    /// Whether a helper, of this process or of one before it, [holds](Self::hold) the instance.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn is_held(&self) -> io::Result<bool> {
+        let mut found = whole_file(libc::F_WRLCK);
+        fcntl(&*self.lock, FcntlArg::F_GETLK(&mut found))?;
+        Ok(i32::from(found.l_type) != libc::F_UNLCK)
+    }
 }
 
 impl Drop for Instance {
@@ -299,15 +309,18 @@ pub fn socket_in(directory: &File, name: &str) -> PathBuf {
 
 /// Locks a whole file as fcntl(2) does, for this process only, or fails at once.
 fn lock_records(file: &File, kind: i32) -> io::Result<()> {
-    let whole_file = libc::flock {
+    fcntl(file, FcntlArg::F_SETLK(&whole_file(kind)))?;
+    Ok(())
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
         l_type: i16::try_from(kind).unwrap_or(i16::MAX),
         l_whence: 0,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_SETLK(&whole_file))?;
-    Ok(())
+    }
 }
 
 fn remove_directory(directory: &Path) {

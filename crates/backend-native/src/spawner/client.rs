@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isol8_backend::{BackendError, Instance, instance};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::message::{Action, Outcome, Request, Response};
 use super::process::SPAWNER_SOCKET;
@@ -23,6 +23,9 @@ use crate::roots::Roots;
 /// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
 /// gigabytes, or a queue of them, takes longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Between two looks for a process that does not listen yet.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Longest wait for what a process answered before it ended, where its socket does not close.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -156,11 +159,21 @@ impl Spawner {
         Ok(started)
     }
 
-    /// The process of the server before this one, where it waits.
+    /// The process of the server before this one, where it lives. It may still be removing what that server
+    /// did not claim: a second process beside it would end its sandboxes.
     async fn find_process(&self) -> Option<Connection> {
         let directory = File::open(self.instance.directory()).ok()?;
         let socket = instance::socket_in(&directory, SPAWNER_SOCKET);
-        let stream = UnixStream::connect(socket).await.ok()?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let stream = loop {
+            match UnixStream::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(_) if Instant::now() < deadline && self.instance.is_held().unwrap_or(false) => {
+                    sleep(POLL_INTERVAL).await;
+                }
+                Err(_) => return None,
+            }
+        };
         let found = serve(stream, None)
             .started(&self.instance, &self.command)
             .await;
