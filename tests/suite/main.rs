@@ -32,6 +32,7 @@ mod reload;
 mod remote_code;
 mod reset;
 mod restart;
+mod roots;
 mod service;
 mod sessions;
 mod stream;

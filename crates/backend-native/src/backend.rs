@@ -72,7 +72,9 @@ impl NativeBackend {
     /// Which interpreter runs, for a person.
     fn describe_runtime(&self, runtime: Runtime) -> Result<String, String> {
         match &self.config.spawner.roots {
-            None => self.host_interpreter(runtime).map(|path| path.display().to_string()),
+            None => self
+                .host_interpreter(runtime)
+                .map(|path| path.display().to_string()),
             Some(roots) => roots.find(runtime).map(|root| {
                 let link = roots.link(runtime);
                 format!("{} in {}", root.version, link.display())
@@ -182,8 +184,7 @@ impl Backend for NativeBackend {
             return Err(BackendError::ImageUnavailable {
                 image: image.clone(),
                 backend: NAME,
-                reason: "it has no images, they need the docker backend"
-                    .to_owned(),
+                reason: "it has no images, they need the docker backend".to_owned(),
             });
         }
         // Until the sandbox has it mounted.

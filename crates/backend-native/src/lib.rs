@@ -6,7 +6,8 @@
 //! and otherwise only to the guests.
 //!
 //! What a sandbox sees is the host's own `/usr`, read-only, and an `/etc` of its own
-//! ([`rootfs`]), or a root of pinned versions that was unpacked for it ([`roots`]); its namespaces, limits and mounts stand in one place ([`oci`]). Everything in it
+//! ([`rootfs`]), or a root of pinned versions that was unpacked for it ([`roots`]); its namespaces, limits and
+//! mounts stand in one place ([`oci`]). Everything in it
 //! runs in a user namespace whose ids belong to nobody on the host ([`identity`]). What a crash
 //! leaves behind is found by directory and by cgroup, never by process id ([`cgroup`]).
 //!

@@ -99,8 +99,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     if surroundings.identity == Identity::User {
         arguments.push("--shared-uid");
     }
-    let mut environment =
-        vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
+    let mut environment = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
     if let Base::Unpacked = surroundings.base {
         environment.extend(roots::ENVIRONMENT);
     }

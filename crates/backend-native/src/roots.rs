@@ -201,9 +201,7 @@ mod tests {
         assert!(remove().is_err());
         drop(held);
         let removing = remove().unwrap();
-        let error = Roots::at(directory.path())
-            .hold(Runtime::Bash)
-            .unwrap_err();
+        let error = Roots::at(directory.path()).hold(Runtime::Bash).unwrap_err();
         assert!(error.ends_with("try again"), "{error}");
         drop(removing);
     }

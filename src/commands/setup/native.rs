@@ -29,9 +29,8 @@ pub(super) async fn setup(
     let installer = open(directory.to_owned()).await.map_err(failed)?;
     let hash = format!("{FORMAT}-{}", source.hash());
 
-    let is_current = |runtime: &&Runtime| {
-        !options.force && installer.roots().is_current(**runtime, &hash)
-    };
+    let is_current =
+        |runtime: &&Runtime| !options.force && installer.roots().is_current(**runtime, &hash);
     for runtime in options.runtimes.iter().filter(is_current) {
         let link = installer.roots().link(*runtime);
         progress.line(&format!("{} is up to date", link.display()));
@@ -44,7 +43,9 @@ pub(super) async fn setup(
         installer = make(&source, &group, installer, &hash, options, progress).await?;
     }
     let removal = move || installer.remove_unused();
-    tokio::task::spawn_blocking(removal).await?.map_err(failed)?;
+    tokio::task::spawn_blocking(removal)
+        .await?
+        .map_err(failed)?;
     Ok(())
 }
 

@@ -150,7 +150,11 @@ fn unpack(archive: impl Read, root: &Path) -> io::Result<()> {
     for entry in archive.entries()? {
         let mut entry = entry?;
         let kind = entry.header().entry_type();
-        let known = [EntryType::Directory, EntryType::Regular, EntryType::GNUSparse];
+        let known = [
+            EntryType::Directory,
+            EntryType::Regular,
+            EntryType::GNUSparse,
+        ];
         if !(known.contains(&kind) || kind.is_symlink() || kind.is_hard_link()) {
             continue;
         }
@@ -238,7 +242,10 @@ mod tests {
 
         let roots = Roots::at(&directory.path().join("images"));
         let found = roots.find(Runtime::Bash).unwrap();
-        assert_eq!((found.path, found.version.as_str()), (root.clone(), "bash 5.2"));
+        assert_eq!(
+            (found.path, found.version.as_str()),
+            (root.clone(), "bash 5.2")
+        );
         assert!(roots.is_current(Runtime::Bash, "abc"));
         // No set-uid bit, and nobody else's to write to.
         let mode = fs::metadata(root.join("usr/bin/bash")).unwrap().mode();
@@ -306,6 +313,9 @@ mod tests {
         let closed = directory.path().join("closed");
         DirBuilder::new().mode(0o700).create(&closed).unwrap();
         let error = Installer::open(&closed.join("images")).unwrap_err();
-        assert!(error.to_string().contains("closed: `chmod o+x` it"), "{error}");
+        assert!(
+            error.to_string().contains("closed: `chmod o+x` it"),
+            "{error}"
+        );
     }
 }

@@ -61,7 +61,8 @@ fn is_mounted(name: &OsStr) -> bool {
 }
 
 fn leads_through(path: &Path, name: &OsStr) -> bool {
-    path.components().any(|part| part == Component::Normal(name))
+    path.components()
+        .any(|part| part == Component::Normal(name))
 }
 
 #[cfg(test)]
@@ -79,7 +80,12 @@ mod tests {
         let roots = installer.roots();
         assert!(Installer::if_idle(roots).is_none());
         assert_eq!(installer.remove_unused().unwrap(), 0);
-        for name in ["linked-5a1d", "held-5a1d", "old-5a1d", "unfinished-5a1d.new"] {
+        for name in [
+            "linked-5a1d",
+            "held-5a1d",
+            "old-5a1d",
+            "unfinished-5a1d.new",
+        ] {
             fs::create_dir_all(roots.all().join(name).join("usr")).unwrap();
         }
         symlink("roots/linked-5a1d", roots.link(Runtime::Node)).unwrap();

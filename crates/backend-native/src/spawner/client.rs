@@ -240,7 +240,10 @@ impl Unstarted {
         let start = Action::Start {
             instance: instance.directory().to_owned(),
             host: command.host.clone(),
-            roots: command.roots.as_ref().map(|roots| roots.directory().to_owned()),
+            roots: command
+                .roots
+                .as_ref()
+                .map(|roots| roots.directory().to_owned()),
             adoptable_ms: u64::try_from(command.adoptable_for.as_millis()).unwrap_or(u64::MAX),
         };
         self.0.send((start, answer)).map_err(|_| died())?;
