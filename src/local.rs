@@ -3,7 +3,7 @@
 //! What stays is a *session*, as a server's are: its sandbox is claimed, outlives the command that made
 //! it, and is adopted by the next one. Each has a state directory of its own, `<state>/cli/<session>`,
 //! so that neither a server nor a command for another session takes it for its own. Whoever uses a
-//! session holds the lock of that directory ([`mod@lock`]).
+//! session holds the lock of that directory.
 //!
 //! A session ends with [`delete`], or when nobody has used it for `cleanup.maxContainerAgeMs`: on the native
 //! backend by itself, else with the next command that looks after sessions ([`expire`]).
