@@ -1,7 +1,7 @@
 //! What images hold, as an archive: for a backend that runs without an engine.
 //!
 //! Where an engine answers and has up-to-date images, it exports them. Elsewhere, `mmdebstrap` makes one
-//! root for all runtimes out of Debian's packages and runs in it what the Dockerfile runs ([`script`]).
+//! root for all runtimes out of Debian's packages and runs in it what the Dockerfile runs.
 //! Versions stand in the Dockerfile in both cases.
 
 mod bootstrap;
