@@ -1,7 +1,7 @@
 //! The command line against a server, as scripts use it.
 
 mod sessions;
-mod user;
+pub(crate) mod user;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -8,6 +8,7 @@
 mod bounds;
 mod cells;
 mod cli;
+mod cli_local;
 mod cli_remote;
 mod clients;
 mod compare;

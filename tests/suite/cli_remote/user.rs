@@ -8,21 +8,29 @@ use tempfile::TempDir;
 use crate::harness::{ISOL8, KEY, Server, state_directory};
 
 /// A user of the command line, with a home of its own.
-pub(super) struct User {
-    pub(super) home: TempDir,
-    pub(super) url: String,
+pub(crate) struct User {
+    pub(crate) home: TempDir,
+    pub(crate) url: String,
 }
 
 impl User {
-    pub(super) fn of(server: &Server) -> Self {
+    pub(crate) fn of(server: &Server) -> Self {
         Self {
             home: state_directory(),
             url: format!("http://{}", server.address),
         }
     }
 
+    /// One who knows of no server.
+    pub(crate) fn here() -> Self {
+        Self {
+            home: state_directory(),
+            url: String::new(),
+        }
+    }
+
     /// A command without any key.
-    pub(super) fn keyless(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn keyless(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(ISOL8);
         command
             .args(arguments)
@@ -37,7 +45,7 @@ impl User {
     }
 
     /// A command with the server and its key.
-    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.keyless(arguments);
         command
             .args(["--host", &self.url])
@@ -45,16 +53,16 @@ impl User {
         command
     }
 
-    pub(super) fn isol8(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn isol8(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
     /// What a command prints that is to succeed.
-    pub(super) fn prints(&self, arguments: &[&str]) -> String {
+    pub(crate) fn prints(&self, arguments: &[&str]) -> String {
         succeeded(arguments, &self.isol8(arguments))
     }
 
-    pub(super) fn fed(&self, arguments: &[&str], input: &str) -> Output {
+    pub(crate) fn fed(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = self
             .command(arguments)
             .stdin(Stdio::piped())
@@ -66,20 +74,20 @@ impl User {
         command.wait_with_output().unwrap()
     }
 
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.home.path().join(name).to_str().unwrap().to_owned()
     }
 }
 
-pub(super) fn succeeded(arguments: &[&str], output: &Output) -> String {
+pub(crate) fn succeeded(arguments: &[&str], output: &Output) -> String {
     assert!(output.status.success(), "{arguments:?}: {}", stderr(output));
     stdout(output)
 }
 
-pub(super) fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub(super) fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
