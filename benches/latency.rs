@@ -3,7 +3,7 @@
 //!
 //! Prints the median and the 95th percentile of one small program over HTTP with keep-alive, on each
 //! backend: ephemeral, in a session, as a session's first request, and ephemeral without a pool; each
-//! beside a bare start of the same interpreter on the host. Requests that take a sandbox are paced, so
+//! beside a bare start of the same interpreter on the host, and a whole `isol8 run` of the native backend. Requests that take a sandbox are paced, so
 //! that the pool can refill, as it can in service that is not overloaded. Where a native sandbox waits,
 //! its memory is printed too: pages of its own, and pages that others use as well.
 //! Needs what the black-box suite needs: root, the interpreters, and Docker with its images.
@@ -20,7 +20,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use harness::{Kind, Server, sandboxed_processes};
+use harness::{ISOL8, Kind, Server, sandboxed_processes, state_directory};
 use isol8_client::{ExecutionRequest, RemoteIsol8, Runtime};
 use times::Times;
 
@@ -118,6 +118,11 @@ fn main() {
     for program in PROGRAMS.iter().filter(is_named) {
         let bare = program.bare_starts();
         println!("{:<42} {bare}", format!("bare {}", program.name));
+        let command = program.commands();
+        println!(
+            "{:<42} {command}",
+            format!("native {}, isol8 run", program.name)
+        );
         for kind in [Kind::Native, Kind::Docker] {
             runtime.block_on(measure(kind, program, bare.median));
         }
@@ -153,6 +158,23 @@ impl Program {
             start.elapsed()
         };
         Times::of((0..RUNS).map(|_| start()).collect(), PERCENTILE)
+    }
+
+    /// Whole processes of `isol8 run` on the native backend, without a server.
+    fn commands(&self) -> Times {
+        let state = state_directory();
+        let run = || {
+            let start = Instant::now();
+            let output = Command::new(ISOL8)
+                .args(["run", "--backend", "native", "-e", self.code])
+                .args(["-r", self.runtime.name()])
+                .env("ISOL8_STATE_DIR", state.path())
+                .output()
+                .unwrap();
+            assert_eq!(output.stdout, b"1\n");
+            start.elapsed()
+        };
+        Times::of((0..RUNS).map(|_| run()).collect(), PERCENTILE)
     }
 
     /// With a pool that keeps this many clean sandboxes, or none at all.
