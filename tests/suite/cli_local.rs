@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -221,24 +221,9 @@ fn a_shell_is_at_this_terminal_and_in_a_persistent_session() {
                 "open('made', 'w').write('here')",
             ],
         );
-        // Runs it at a terminal of its own, and ends as it does.
-        let mut script = Command::new("script");
         let shell = format!("{ISOL8} shell --persistent");
-        script
-            .args(["--quiet", "--return", "--command", &shell, "/dev/null"])
-            .env("HOME", user.home.path())
-            .env("ISOL8_STATE_DIR", user.home.path().join("state"))
-            .env("ISOL8_BACKEND", kind.name())
-            .env_remove("ISOL8_API_KEY")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
-        let mut script = script.spawn().unwrap();
-        let mut stdin = script.stdin.take().unwrap();
-        stdin
-            .write_all(b"tty; echo $(cat made) $((6 * 7)); exit 5\n")
-            .unwrap();
-        let output = script.wait_with_output().unwrap();
-        drop(stdin);
+        let typed = "tty; echo $(cat made) $((6 * 7)); exit 5\n";
+        let output = user.at_a_terminal(&shell, &[("ISOL8_BACKEND", kind.name())], typed);
         let shown = stdout(&output);
         assert!(
             shown.contains("/dev/pts/") && shown.contains("here 42"),

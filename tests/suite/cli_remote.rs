@@ -222,21 +222,8 @@ async fn a_shell_is_at_this_terminal(server: Server) {
     let write = "open('/sandbox/made', 'w').write('here')";
     server.session("s").execute(python(write)).await.unwrap();
     let shell = format!("{ISOL8} shell --host {} --session-id s", user.url);
-    // Runs it at a terminal of its own, and ends as it does.
-    let mut script = Command::new("script");
-    script
-        .args(["--quiet", "--return", "--command", &shell, "/dev/null"])
-        .env("HOME", user.home.path())
-        .env("ISOL8_API_KEY", KEY)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut script = script.spawn().unwrap();
-    let mut stdin = script.stdin.take().unwrap();
-    stdin
-        .write_all(b"tty; echo $(cat made) $((6 * 7)); exit 5\n")
-        .unwrap();
-    let output = script.wait_with_output().unwrap();
-    drop(stdin);
+    let typed = "tty; echo $(cat made) $((6 * 7)); exit 5\n";
+    let output = user.at_a_terminal(&shell, &[("ISOL8_API_KEY", KEY)], typed);
     let shown = stdout(&output);
     assert!(
         shown.contains("/dev/pts/") && shown.contains("here 42"),

@@ -74,6 +74,31 @@ impl User {
         command.wait_with_output().unwrap()
     }
 
+    /// What a command shows at a terminal of its own while this is typed. It ends as the command does.
+    pub(crate) fn at_a_terminal(
+        &self,
+        command: &str,
+        variables: &[(&str, &str)],
+        typed: &str,
+    ) -> Output {
+        let mut script = Command::new("script");
+        script
+            .args(["--quiet", "--return", "--command", command, "/dev/null"])
+            .env("HOME", self.home.path())
+            .env("ISOL8_STATE_DIR", self.home.path().join("state"))
+            .env_remove("ISOL8_API_KEY")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut script = script.spawn().unwrap();
+        let mut stdin = script.stdin.take().unwrap();
+        stdin.write_all(typed.as_bytes()).unwrap();
+        // Open until the end: a terminal that hangs up ends what runs at it.
+        let output = script.wait_with_output().unwrap();
+        drop(stdin);
+        output
+    }
+
     pub(crate) fn path(&self, name: &str) -> String {
         self.home.path().join(name).to_str().unwrap().to_owned()
     }
