@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use isol8_api::{ErrorCode, NetworkAction, NetworkFilter, NetworkMode, Options};
-use isol8_client::{ExecutionRequest, ExecutionResult, RemoteIsol8, Runtime};
+use isol8_client::{ExecutionRequest, ExecutionResult, FileContent, RemoteIsol8, Runtime};
 
 use crate::harness::{Kind, Server, on_each_backend, python, source};
 use internet::Internet;
@@ -21,6 +21,7 @@ on_each_backend!(
     much_goes_through_whole_and_costs_the_server_no_memory,
     clients_of_each_runtime_go_through_it,
     packages_come_over_tls,
+    tls_goes_through_from_end_to_end,
     connections_end_with_their_run,
     a_taken_port_is_no_obstacle,
     the_host_s_network_is_for_those_who_ask_where_it_is_granted,
@@ -351,6 +352,38 @@ except urllib.error.URLError as error: print(error.reason)";
         (logs[0].method.as_str(), logs[0].path.as_deref()),
         ("CONNECT", None)
     );
+    server.stop();
+}
+
+async fn tls_goes_through_from_end_to_end(server: Server) {
+    let (internet, certificate) = Internet::over_tls().await;
+    let code = format!(
+        "import ssl, urllib.request
+def fetch(context):
+    return urllib.request.urlopen('https://127.0.0.2:{}/hello', context=context, timeout=20).read().decode()
+print(fetch(ssl.create_default_context(cafile='/sandbox/ca.pem')))
+try: fetch(ssl.create_default_context())
+except OSError as error: print('CERTIFICATE_VERIFY_FAILED' in str(error))",
+        internet.port
+    );
+    let mut request = python(&code);
+    let certificate = FileContent(certificate.into_bytes());
+    request
+        .files
+        .insert("/sandbox/ca.pem".to_owned(), certificate);
+    let result = run(&server.client(), request, filtered()).await;
+    assert_eq!(
+        result.stdout, "hello from outside\nTrue",
+        "{}",
+        result.stderr
+    );
+    for entry in result.network_logs.unwrap() {
+        assert_eq!(
+            (entry.method.as_str(), entry.action),
+            ("CONNECT", NetworkAction::Allow)
+        );
+        assert_eq!(entry.path, None);
+    }
     server.stop();
 }
 

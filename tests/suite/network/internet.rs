@@ -4,8 +4,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A web server. `GET /hello` answers with a text, `/large/N` with N bytes, `/to/URL` redirects there; a
 /// `POST` is answered with the sum of its bytes.
@@ -16,6 +22,26 @@ pub(super) struct Internet {
 
 impl Internet {
     pub(super) async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// One that speaks TLS, as 127.0.0.2, and the certificate to trust for it.
+    pub(super) async fn over_tls() -> (Self, String) {
+        let names = vec!["127.0.0.2".to_owned()];
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+        let ring = tokio_rustls::rustls::crypto::ring::default_provider();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        (Self::serve(Some(acceptor)).await, cert.pem())
+    }
+
+    async fn serve(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::<AtomicUsize>::default();
@@ -23,8 +49,14 @@ impl Internet {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::SeqCst);
-                // Who asks may go away at any time.
-                tokio::spawn(async move { answer(stream).await.ok() });
+                let tls = tls.clone();
+                // Who asks may go away at any time, and who trusts nothing here does.
+                tokio::spawn(async move {
+                    match tls {
+                        None => answer(stream).await.ok(),
+                        Some(tls) => answer(tls.accept(stream).await.ok()?).await.ok(),
+                    }
+                });
             }
         });
         Self { port, requests }
@@ -45,7 +77,7 @@ fn pattern() -> Vec<u8> {
     (0..=250).cycle().take(251 * 256).collect()
 }
 
-async fn answer(stream: TcpStream) -> std::io::Result<()> {
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut head = Vec::new();
     loop {
@@ -82,7 +114,10 @@ async fn answer(stream: TcpStream) -> std::io::Result<()> {
     stream.flush().await
 }
 
-async fn take(mut stream: BufReader<TcpStream>, head: &[String]) -> std::io::Result<()> {
+async fn take<S>(mut stream: BufReader<S>, head: &[String]) -> std::io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let length = head.iter().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("content-length")
@@ -104,7 +139,10 @@ async fn take(mut stream: BufReader<TcpStream>, head: &[String]) -> std::io::Res
     respond(stream, &sum.to_string()).await
 }
 
-async fn respond(mut stream: BufReader<TcpStream>, text: &str) -> std::io::Result<()> {
+async fn respond<S>(mut stream: BufReader<S>, text: &str) -> std::io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let length = text.len();
     let answer =
         format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}");
