@@ -28,14 +28,20 @@ pub struct LocalSession {
 /// All sessions of this host, by their ids.
 #[must_use]
 pub fn list(config: &Config) -> Vec<LocalSession> {
+    let ids = ids(config).into_iter();
+    let mut found: Vec<_> = ids.flat_map(|id| found(config, &id)).collect();
+    found.sort_by(|one, other| one.info.id.as_str().cmp(other.info.id.as_str()));
+    found
+}
+
+/// Those that have a directory: sessions, and what ended by itself.
+fn ids(config: &Config) -> Vec<SessionId> {
     let entries = fs::read_dir(root(config)).into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         name.strip_suffix('@')?.parse().ok()
     });
-    let mut found: Vec<_> = ids.flat_map(|id| found(config, &id)).collect();
-    found.sort_by(|one, other| one.info.id.as_str().cmp(other.info.id.as_str()));
-    found
+    ids.collect()
 }
 
 /// Ends a session. Says whether there was one.
@@ -67,8 +73,10 @@ pub async fn clean_up(config: &Config) -> (usize, Vec<LocalError>) {
     delete_all(config, list(config)).await
 }
 
-/// Ends the sessions that nobody has used for too long. One that is in use is none of these.
+/// Ends the sessions that nobody has used for too long, and removes the directories of those that ended by
+/// themselves. One that is in use is none of these.
 pub async fn expire(config: &Config) {
+    remove_ended(config);
     let Some(max_age) = max_age(config) else {
         return;
     };
@@ -76,6 +84,16 @@ pub async fn expire(config: &Config) {
     expired.retain(|session| session.idle >= max_age && !session.info.is_active);
     for error in delete_all(config, expired).await.1 {
         log::warn!(error:%; "an old session is left");
+    }
+}
+
+fn remove_ended(config: &Config) {
+    for id in ids(config) {
+        if is_empty(&directory(config, &id))
+            && let Ok(Some(lock)) = Lock::try_now(config, &id)
+        {
+            lock.release();
+        }
     }
 }
 
@@ -150,5 +168,32 @@ fn info(
         container_id: sandbox.to_string(),
         expires_at: max_age.map(|max_age| milliseconds(used + max_age)),
         tenant_id: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Overrides;
+
+    #[test]
+    fn the_directory_of_a_session_that_has_ended_goes_where_nobody_uses_it() {
+        let state = tempfile::tempdir().unwrap();
+        let lookup = |name: &str| {
+            (name == "ISOL8_STATE_DIR").then(|| state.path().to_string_lossy().into_owned())
+        };
+        let config = Config::load(&Overrides::default(), &lookup).unwrap();
+        let [ended, in_use, alive] =
+            ["ended", "used", "alive"].map(|id| directory(&config, &id.parse().unwrap()));
+        fs::create_dir_all(ended.join("native")).unwrap();
+        fs::create_dir_all(alive.join("native/0123456789abcdef")).unwrap();
+        let lock = Lock::try_now(&config, &"used".parse().unwrap());
+        let lock = lock.unwrap().unwrap();
+        remove_ended(&config);
+        assert!(!ended.exists());
+        assert!(in_use.exists() && alive.exists());
+        drop(lock);
+        remove_ended(&config);
+        assert!(!in_use.exists() && alive.exists());
     }
 }
