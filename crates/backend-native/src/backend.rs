@@ -184,7 +184,7 @@ impl Backend for NativeBackend {
             return Err(BackendError::ImageUnavailable {
                 image: image.clone(),
                 backend: NAME,
-                reason: "it has no images, they need the docker backend".to_owned(),
+                reason: "it has none, custom images need the docker backend".to_owned(),
             });
         }
         // Until the sandbox has it mounted.
