@@ -30,6 +30,10 @@ use crate::supervisor::{Gone, Restarts, Supervised};
 /// left without asking.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long the backend may take to remove what is left: longer than the 30 s after which a sandbox whose
+/// making hangs is given up, because the backend waits for those that are being made.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// Bounds of all parts.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
@@ -420,10 +424,10 @@ impl Service {
         if timeout(STEP_TIMEOUT, steps).await.is_err() {
             log::warn!("shutdown took too long, the backend removes what is left");
         }
-        let removed = timeout(STEP_TIMEOUT, shared.backend.shutdown()).await;
+        let removed = timeout(REMOVAL_TIMEOUT, shared.backend.shutdown()).await;
         log::info!(ms = started.elapsed().as_millis(); "service stopped");
         removed.unwrap_or_else(|_| {
-            let seconds = STEP_TIMEOUT.as_secs();
+            let seconds = REMOVAL_TIMEOUT.as_secs();
             let text = format!("backend did not shut down within {seconds} s");
             Err(BackendError::Destroy(text))
         })

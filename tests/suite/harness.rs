@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use isol8_client::{ExecutionRequest, ExecutionResult, RemoteIsol8, Runtime, SessionId};
@@ -250,7 +250,7 @@ impl Server {
     fn end_well(&mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.wait();
-        let log = self.log.lock().unwrap();
+        let log = self.log.lock().unwrap().clone();
         assert!(status.success(), "server ended with {status}: {log}");
     }
 
@@ -275,7 +275,7 @@ impl Drop for Server {
             eprintln!(
                 "{} server logged:\n{}",
                 self.kind.name(),
-                self.log.lock().unwrap()
+                self.log.lock().unwrap_or_else(PoisonError::into_inner)
             );
         }
         if matches!(self.process.try_wait(), Ok(None)) {
