@@ -136,9 +136,9 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
         errors: left.iter().map(ToString::to_string).collect(),
     };
     let backend = backends::start(config, Purpose::Command).await?;
-    let containers = counted(backend.sweep().await);
+    let containers = Removed::by(backend.sweep().await);
     let images = match images {
-        true => Some(counted(backend.remove_outdated_images().await)),
+        true => Some(Removed::by(backend.remove_outdated_images().await)),
         false => None,
     };
     backend.shutdown().await?;
@@ -149,20 +149,6 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
         containers,
         images,
     })
-}
-
-fn counted(removed: Result<usize, impl ToString>) -> Removed {
-    match removed {
-        Ok(removed) => Removed {
-            removed,
-            ..Removed::default()
-        },
-        Err(error) => Removed {
-            failed: 1,
-            errors: vec![error.to_string()],
-            ..Removed::default()
-        },
-    }
 }
 
 /// Asks whoever sits at the terminal.

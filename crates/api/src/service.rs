@@ -110,3 +110,21 @@ pub struct Removed {
     /// Why.
     pub errors: Vec<String>,
 }
+
+impl Removed {
+    /// What a removal came to that tells its first failure and goes on.
+    #[must_use]
+    pub fn by(removal: Result<usize, impl ToString>) -> Self {
+        match removal {
+            Ok(removed) => Self {
+                removed,
+                ..Self::default()
+            },
+            Err(error) => Self {
+                failed: 1,
+                errors: vec![error.to_string()],
+                ..Self::default()
+            },
+        }
+    }
+}

@@ -4,7 +4,6 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpResponse, web};
 use isol8_api::ErrorCode;
 use isol8_api::service::{CleanedUp, Cleanup, Ready, Removed};
-use isol8_backend::BackendError;
 use serde_json::json;
 use utoipa::openapi::Required;
 
@@ -67,27 +66,15 @@ async fn post_cleanup(
     } else {
         None
     };
-    let (containers, images) = (removed(containers), images.map(removed));
+    let (containers, images) = (Removed::by(containers), images.map(Removed::by));
     let failed = containers.failed + images.as_ref().map_or(0, |images| images.failed);
     Ok(web::Json(CleanedUp {
         ok: failed == 0,
-        sessions: removed(Ok(sessions)),
+        sessions: Removed {
+            removed: sessions,
+            ..Removed::default()
+        },
         containers,
         images,
     }))
-}
-
-fn removed(result: Result<usize, BackendError>) -> Removed {
-    match result {
-        Ok(removed) => Removed {
-            removed,
-            ..Removed::default()
-        },
-        // The backend tells the first failure and goes on.
-        Err(error) => Removed {
-            failed: 1,
-            errors: vec![error.to_string()],
-            ..Removed::default()
-        },
-    }
 }
