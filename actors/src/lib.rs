@@ -30,7 +30,7 @@ pub use error::{ExecuteError, Unprepared};
 pub use isol8_protocol::{Signal, TerminalSize};
 pub use job::{FileExtension, Install, Job, Program};
 pub use network::Network;
-pub use run::Input;
+pub use run::{Input, InputSender};
 pub use service::{Service, ServiceConfig, ServiceState};
 pub use stream::JobStream;
 pub use supervisor::{Gone, Supervised};

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{ExecuteError, Unprepared};
 use crate::job::{Install, Job};
 use crate::network::{self, Network};
-pub use live::{Input, Live};
+pub use live::{Input, InputSender, Live};
 use output::{Output, Sink, Written};
 use secrets::Secrets;
 

@@ -31,6 +31,42 @@ pub struct Input {
     pub size: Option<watch::Receiver<TerminalSize>>,
 }
 
+/// The client's ends of an [`Input`].
+#[derive(Debug)]
+pub struct InputSender {
+    /// Standard input. One piece waits here at most, and more with whoever has it.
+    pub stdin: mpsc::Sender<Vec<u8>>,
+    /// Signals. [`Input::SIGNALS`] of them wait here at most.
+    pub signals: mpsc::Sender<Signal>,
+    /// The size of the run's terminal, where it has one. Only the last counts.
+    pub size: Option<watch::Sender<TerminalSize>>,
+}
+
+impl Input {
+    /// Signals that wait to be sent to the sandbox. That takes no time unless the run has not begun, or
+    /// somebody sends nothing else.
+    pub const SIGNALS: usize = 16;
+
+    /// Both ends, of a run at a terminal of this size or at none.
+    #[must_use]
+    pub fn channel(terminal: Option<TerminalSize>) -> (InputSender, Self) {
+        let (stdin, read_stdin) = mpsc::channel(1);
+        let (signals, read_signals) = mpsc::channel(Self::SIGNALS);
+        let (size, read_size) = terminal.map(watch::channel).unzip();
+        let sender = InputSender {
+            stdin,
+            signals,
+            size,
+        };
+        let input = Self {
+            stdin: read_stdin,
+            signals: read_signals,
+            size: read_size,
+        };
+        (sender, input)
+    }
+}
+
 impl Live {
     /// Carries what the client sends to the run, for as long as that goes on.
     pub(super) async fn feed(&self, run: &RunInput) -> Infallible {

@@ -8,9 +8,6 @@ use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
 use tokio::sync::{mpsc, watch};
 
-/// Signals that wait to be sent. That takes no time unless the run has not begun.
-const SIGNALS: usize = 16;
-
 /// Most bytes of standard input that are read at once.
 const PIECE: usize = 16 * 1024;
 
@@ -26,19 +23,11 @@ pub(in crate::commands) struct Hand {
 impl Hand {
     /// Both ends. Standard input ends at once, unless [`Self::type_stdin`] is called.
     pub(in crate::commands) fn new(terminal: Option<TerminalSize>) -> (Self, Input) {
-        // One at a time: what waits, waits in whatever standard input is.
-        let (stdin, read_stdin) = mpsc::channel(1);
-        let (signals, read_signals) = mpsc::channel(SIGNALS);
-        let (size, read_size) = terminal.map(watch::channel).unzip();
+        let (sender, input) = Input::channel(terminal);
         let hand = Self {
-            stdin: Some(stdin),
-            signals,
-            size,
-        };
-        let input = Input {
-            stdin: read_stdin,
-            signals: read_signals,
-            size: read_size,
+            stdin: Some(sender.stdin),
+            signals: sender.signals,
+            size: sender.size,
         };
         (hand, input)
     }

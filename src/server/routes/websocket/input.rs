@@ -7,9 +7,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::jobs;
 
-/// Signals that wait to be sent to the sandbox. That takes no time unless somebody sends nothing else.
-const SIGNALS: usize = 16;
-
 /// The client's end. Where the run has ended, its exit is on the way, and what comes too late is
 /// dropped.
 pub(super) struct Hand {
@@ -30,23 +27,14 @@ enum Stdin {
 impl Hand {
     /// Both ends, for this job.
     pub(super) fn new(job: &Job) -> (Self, Input) {
-        // One at a time: what waits, waits in the client's socket.
-        let (stdin, read_stdin) = mpsc::channel(1);
-        let (signals, read_signals) = mpsc::channel(SIGNALS);
-        let (size, read_size) = job.terminal.map(watch::channel).unzip();
-        let stdin = match &job.stdin {
-            Some(_) => Stdin::Given,
-            None => Stdin::Open(stdin),
-        };
+        let (sender, input) = Input::channel(job.terminal);
         let hand = Self {
-            stdin,
-            signals,
-            size,
-        };
-        let input = Input {
-            stdin: read_stdin,
-            signals: read_signals,
-            size: read_size,
+            stdin: match &job.stdin {
+                Some(_) => Stdin::Given,
+                None => Stdin::Open(sender.stdin),
+            },
+            signals: sender.signals,
+            size: sender.size,
         };
         (hand, input)
     }
@@ -72,7 +60,7 @@ impl Hand {
             SignalName::Terminate => Signal::Terminate,
         };
         match self.signals.try_send(signal) {
-            Err(TrySendError::Full(_)) => Err(format!("{SIGNALS} signals wait already")),
+            Err(TrySendError::Full(_)) => Err(format!("{} signals wait already", Input::SIGNALS)),
             Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
         }
     }
