@@ -11,14 +11,16 @@
 mod lock;
 mod sessions;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use isol8_actors::pool::{PoolSize, Strategy};
 use isol8_actors::{ExecuteError, Input, Job, JobStream, Service, ServiceConfig};
 use isol8_api::{SessionId, TenantId};
 use isol8_backend::BackendError;
+use isol8_backend::instance::Instance;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use crate::backends::{self, Kind, Purpose};
 use crate::config::{BackendChoice, Config};
@@ -27,6 +29,12 @@ pub use sessions::{LocalSession, clean_up, delete, expire, list};
 
 /// Longer than anybody waits: a session that does not end by itself.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// How long a command may take to end that has given up its session.
+const LETTING_GO: Duration = Duration::from_secs(30);
+
+/// Between two looks whether it has.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Why there is nothing to run in.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +115,9 @@ impl Local {
 
     async fn open(config: &Config, id: SessionId, lock: Lock) -> Result<Self, LocalError> {
         let config = session_config(config, &id);
+        if !is_let_go(&config.state).await {
+            return Err(LocalError::Busy(id));
+        }
         let backend = backends::start(&config, Purpose::Session).await?;
         let adopted = backend.adopt().await?;
         let service = Service::start(backend.clone(), service_without_pool(&config));
@@ -160,6 +171,24 @@ impl Local {
         }
         Ok(())
     }
+}
+
+/// Waits until the command before has let go of the session's sandbox, which it does at its very end, after
+/// it has given up the session's lock. Beside it, another sandbox would be made.
+async fn is_let_go(state: &Path) -> bool {
+    let is_in_use = || {
+        Kind::ALL
+            .iter()
+            .any(|kind| Instance::is_any_in_use(&state.join(kind.name())))
+    };
+    let deadline = Instant::now() + LETTING_GO;
+    while is_in_use() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    true
 }
 
 /// A service that makes one sandbox when it is asked for, and none ahead of time.

@@ -83,8 +83,8 @@ async fn the_pinned_versions_run(server: &Server) {
         );
     }
     // Of the host's own programs, nothing is there.
-    assert!(Path::new("/usr/bin/dockerd").exists());
-    let code = "import os; print(os.path.exists('/usr/bin/dockerd'))";
+    assert!(Path::new("/usr/sbin/dockerd").exists());
+    let code = "import os; print(os.path.exists('/usr/sbin/dockerd'))";
     assert_eq!(server.python(code).await.stdout, "False");
 }
 

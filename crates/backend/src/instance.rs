@@ -123,6 +123,14 @@ impl Instance {
         paths.filter(is_one).collect()
     }
 
+    /// Whether a process that lives has an instance under `state`.
+    #[must_use]
+    pub fn is_any_in_use(state: &Path) -> bool {
+        let directories = Self::all(state).into_iter();
+        let mut locks = directories.filter_map(|directory| open_lock(&directory));
+        locks.any(|lock| lock_whole(lock).is_err())
+    }
+
     /// What is claimed in it.
     #[must_use]
     pub fn claims(&self) -> Claims {
@@ -369,7 +377,9 @@ mod tests {
         let instance = Instance::create(state.path(), b"guest").unwrap();
         assert_eq!(fs::read(instance.guest()).unwrap(), b"guest");
         assert!(DeadInstance::all(state.path(), Duration::ZERO).is_empty());
+        assert!(Instance::is_any_in_use(state.path()));
         drop(instance);
+        assert!(!Instance::is_any_in_use(state.path()));
         assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
     }
 
