@@ -408,8 +408,7 @@ pub(crate) fn sandboxed_processes(kind: Kind, state: &Path) -> Vec<i32> {
         let Ok(entries) = fs::read_dir(cgroup) else {
             continue;
         };
-        // The spawner has a cgroup beside those of its sandboxes.
-        for entry in entries.flatten().filter(|it| it.file_name() != "spawner") {
+        for entry in entries.flatten() {
             let members = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
             processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
         }

@@ -20,6 +20,7 @@ use tokio::sync::RwLock;
 use crate::DockerConfig;
 use crate::container::{self, INSTANCE_LABEL, STATE_LABEL, label};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
+use crate::names;
 use crate::sandbox::{self, Owner};
 use crate::setup::{self, VERSION_LABEL};
 
@@ -59,6 +60,10 @@ impl DockerBackend {
         let state = fs::canonicalize(parent).map_err(BackendError::io(format!(
             "state directory {} cannot be read",
             parent.display()
+        )))?;
+        names::write(directory).map_err(BackendError::io(format!(
+            "state directory {} cannot be written to",
+            directory.display()
         )))?;
         Ok(Self {
             owner: Arc::new(Owner::new(engine, instance, state, config.kernels)),

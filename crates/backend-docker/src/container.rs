@@ -11,6 +11,8 @@ use isol8_api::ByteSize;
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
+use crate::names;
+
 /// The base state directory of the installation that a container belongs to.
 pub(crate) const STATE_LABEL: &str = "isol8.state";
 /// The instance (one process of isol8) that made it.
@@ -44,6 +46,8 @@ pub(crate) struct Placement<'a> {
     pub(crate) guest: &'a Path,
     /// The directory that is shared with this container alone.
     pub(crate) control: &'a Path,
+    /// The directory of what it finds in its `/etc`, see [`names`](crate::names).
+    pub(crate) names: &'a Path,
     pub(crate) state: &'a Path,
     pub(crate) instance: &'a SandboxId,
 }
@@ -81,6 +85,10 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
         entrypoint: Some(vec![GUEST.to_owned(), "--socket".to_owned(), socket]),
         cmd: Some(Vec::new()),
         labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
+        // A network namespace of its own all the same, with a loopback device and nothing else. The
+        // engine's network `none` comes to that too, but every start and every end would go through the
+        // locks of its network controller, where those of 20.10 were seen to wait for each other for ever.
+        network_disabled: Some(!spec.host_network),
         host_config: Some(host_config(spec, placement)),
         ..Default::default()
     }
@@ -88,9 +96,13 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
 
 /// Of the container's own network: one in the host's must leave the host's as they are.
 fn network_settings() -> HashMap<String, String> {
-    // A closed connection's port is free again at once: the next run may want it.
-    let setting = ("net.ipv4.tcp_max_tw_buckets", "0");
-    HashMap::from([setting].map(|(name, value)| (name.to_owned(), value.to_owned())))
+    let settings = [
+        // A closed connection's port is free again at once: the next run may want it.
+        ("net.ipv4.tcp_max_tw_buckets", "0"),
+        // As in any other container of the engine's: servers may listen on their usual ports.
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+    ];
+    HashMap::from(settings.map(|(name, value)| (name.to_owned(), value.to_owned())))
 }
 
 fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
@@ -102,10 +114,11 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         cpu_period: Some(CPU_PERIOD_US),
         cpu_quota: Some(cpu_quota(spec.limits.cpus)),
         pids_limit: Some(i64::from(spec.limits.pids)),
-        mounts: Some(mounts(placement)),
+        mounts: Some(mounts(spec, placement)),
         tmpfs: Some(tmpfs(spec)),
         shm_size: Some(SHM_BYTES),
         readonly_rootfs: Some(true),
+        // Without a network none of them is asked; `none` keeps other tools from showing a bridge.
         network_mode: Some(if spec.host_network { "host" } else { "none" }.to_owned()),
         ipc_mode: Some("private".to_owned()),
         // The host's cgroup paths are nobody's business inside.
@@ -128,7 +141,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
 }
 
 /// The engine's structured form; its short one would read a colon in a path as a separator.
-fn mounts(placement: &Placement<'_>) -> Vec<Mount> {
+fn mounts(spec: &SandboxSpec, placement: &Placement<'_>) -> Vec<Mount> {
     let bind = |source: &Path, target: &str, read_only| Mount {
         typ: Some(MountType::BIND),
         source: Some(source.display().to_string()),
@@ -136,10 +149,17 @@ fn mounts(placement: &Placement<'_>) -> Vec<Mount> {
         read_only: Some(read_only),
         ..Default::default()
     };
-    vec![
+    let mut mounts = vec![
         bind(placement.guest, GUEST, true),
         bind(placement.control, CONTROL, false),
-    ]
+    ];
+    if !spec.host_network {
+        mounts.extend(names::FILES.map(|(name, _)| {
+            let (source, target) = (placement.names.join(name), format!("/etc/{name}"));
+            bind(&source, &target, true)
+        }));
+    }
+    mounts
 }
 
 /// The places that user code may write to.
@@ -220,6 +240,7 @@ mod tests {
             image: "isol8:python",
             guest: Path::new("/state/i/guest"),
             control: Path::new("/state/i/s:1"),
+            names: Path::new("/state/i/etc"),
             state: Path::new("/state"),
             instance: &SandboxId::random(),
         };
@@ -228,6 +249,7 @@ mod tests {
 
     #[test]
     fn a_container_has_no_way_out_and_no_privilege_but_the_guests() {
+        assert_eq!(body().network_disabled, Some(true));
         let host = body().host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!(host.readonly_rootfs, Some(true));
@@ -244,9 +266,12 @@ mod tests {
             host_network: true,
             ..spec()
         };
-        let host = body_of(&spec).host_config.unwrap();
+        let body = body_of(&spec);
+        assert_eq!(body.network_disabled, Some(false));
+        let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("host"));
         assert_eq!(host.sysctls, None);
+        assert_eq!(host.mounts.unwrap().len(), 2, "names are the host's");
         assert_eq!(host.cap_add.unwrap(), CAPABILITIES);
     }
 
@@ -266,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_read_only_and_only_the_control_directory_is_shared() {
+    fn only_the_control_directory_is_shared_for_writing() {
         let mounts = body().host_config.unwrap().mounts.unwrap();
         let shared: Vec<_> = mounts
             .iter()
@@ -281,6 +306,8 @@ mod tests {
         let expected = [
             ("/state/i/guest", GUEST, true),
             ("/state/i/s:1", CONTROL, false),
+            ("/state/i/etc/hosts", "/etc/hosts", true),
+            ("/state/i/etc/resolv.conf", "/etc/resolv.conf", true),
         ];
         assert_eq!(shared, expected);
     }

@@ -12,6 +12,7 @@
 pub mod backend;
 mod container;
 mod engine;
+mod names;
 mod sandbox;
 pub mod setup;
 

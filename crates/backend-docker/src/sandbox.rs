@@ -24,6 +24,7 @@ use tokio::sync::OnceCell;
 
 use crate::container::{self, Placement};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
+use crate::names;
 
 /// From the request to start the container to a guest that can be connected to. The guest itself
 /// needs a millisecond; the engine's queue needs the rest.
@@ -197,6 +198,7 @@ impl Container {
             image,
             guest: &instance.guest(),
             control: &self.control_directory(),
+            names: &names::directory(instance.directory()),
             state,
             instance: instance.id(),
         };

@@ -27,39 +27,6 @@ pub fn path_of(instance: &str, sandbox: &str) -> String {
     format!("/{PARENT}/{instance}/{sandbox}")
 }
 
-/// Name of the cgroup that an instance's spawner runs in, among those of its sandboxes.
-const SPAWNER: &str = "spawner";
-
-/// Moves the calling process, a spawner, into a cgroup of its own, and ends what one before it left
-/// there: processes that were to become a container, and would wait for their dead parent forever.
-///
-/// # Errors
-/// Where the cgroup cannot be made or joined.
-pub fn enter_spawner(instance: &str) -> io::Result<()> {
-    let Some(hierarchy) = hierarchy_of_spawner(Path::new(CGROUP_ROOT)) else {
-        return Ok(());
-    };
-    let own = hierarchy.join(path_of(instance, SPAWNER).trim_start_matches('/'));
-    remove_tree(&own)?;
-    fs::create_dir_all(&own)?;
-    move_here(&own)
-}
-
-/// Moves the calling process out again, so that [`remove_instance_from`] does not end it.
-///
-/// # Errors
-/// Where a root cgroup cannot be joined.
-pub fn leave_spawner(hierarchies: &[PathBuf]) -> io::Result<()> {
-    hierarchies.iter().try_for_each(|root| move_here(root))
-}
-
-/// One is enough to find a process by.
-fn hierarchy_of_spawner(root: &Path) -> Option<PathBuf> {
-    let hierarchies = hierarchies(root);
-    let pids = hierarchies.iter().find(|path| path.ends_with("pids"));
-    pids.or(hierarchies.first()).cloned()
-}
-
 /// The process id, on the host, of what a sandbox was started with: the oldest process in its cgroup.
 #[must_use]
 pub fn first_process(instance: &str, sandbox: &str) -> Option<i32> {
@@ -70,11 +37,6 @@ pub fn first_process(instance: &str, sandbox: &str) -> Option<i32> {
         .iter()
         .find_map(|root| fs::read_to_string(root.join(path).join("cgroup.procs")).ok())?;
     members.lines().filter_map(|line| line.parse().ok()).min()
-}
-
-fn move_here(directory: &Path) -> io::Result<()> {
-    // 0 stands for the writer.
-    fs::write(directory.join("cgroup.procs"), "0")
 }
 
 /// Kills everything in all cgroups of an instance and removes them, and the common parent where

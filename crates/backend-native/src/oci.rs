@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cgroup;
 use crate::identity::Identity;
-use crate::rootfs::{GUEST, NAMES_FROM_NETWORK, Share};
+use crate::rootfs::{GUEST, NAMES_FROM_NETWORK};
 use crate::roots;
 use crate::spawner::message::NewSandbox;
 
@@ -58,21 +58,12 @@ pub struct Surroundings<'a> {
     pub instance: &'a str,
     /// The root directory.
     pub root: &'a Path,
-    /// What is in it.
-    pub base: Base<'a>,
+    /// Whether it was unpacked from an image: else it has the host's programs.
+    pub is_unpacked: bool,
     /// The guest agent's file on the host.
     pub guest: &'a Path,
     /// What the spawner may do.
     pub identity: Identity,
-}
-
-/// Where the programs of a sandbox come from.
-#[derive(Clone, Copy, Debug)]
-pub enum Base<'a> {
-    /// From the host: these directories are mounted over a root without any.
-    Host(&'a [Share]),
-    /// They are in the root, which was unpacked.
-    Unpacked,
 }
 
 /// The whole specification. The guest gets its listening socket as descriptor 3.
@@ -100,7 +91,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
         arguments.push("--shared-uid");
     }
     let mut environment = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
-    if let Base::Unpacked = surroundings.base {
+    if surroundings.is_unpacked {
         environment.extend(roots::ENVIRONMENT);
     }
     json!({
@@ -166,12 +157,6 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
         json!({"destination": GUEST, "type": "bind", "source": surroundings.guest,
                "options": ["bind", "ro", "nosuid", "nodev"]}),
     ];
-    if let Base::Host(shares) = surroundings.base {
-        mounts.extend(shares.iter().map(|share| {
-            json!({"destination": share.destination, "type": "bind", "source": share.source,
-                   "options": ["rbind", "ro", "nosuid", "nodev"]})
-        }));
-    }
     if sandbox.host_network {
         let own = surroundings.root.join(NAMES_FROM_NETWORK);
         let sources = [Path::new("/etc/resolv.conf"), Path::new("/etc/hosts"), &own];

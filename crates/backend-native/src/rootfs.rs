@@ -1,7 +1,7 @@
 //! The root directory that every sandbox of an instance shares, read-only.
 //!
-//! It holds mount points, a synthetic `/etc`, and nothing else; the host's own programs are
-//! mounted over it. Nothing of the host's `/root`, `/home`, `/var` or `/run` appears anywhere.
+//! It holds mount points, a synthetic `/etc`, and nothing else, in memory; the host's own programs are
+//! mounted within it. Nothing of the host's `/root`, `/home`, `/var` or `/run` appears anywhere.
 
 use std::fs;
 use std::io;
@@ -9,6 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use isol8_api::Runtime;
+use isol8_backend::spec::HOSTS;
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
 /// Where the guest agent stands inside.
@@ -41,8 +42,8 @@ const PROGRAM_DIRECTORIES: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
 pub struct Share {
     /// On the host.
     pub source: PathBuf,
-    /// In the sandbox.
-    pub destination: PathBuf,
+    /// In the sandbox, from its root.
+    pub destination: &'static Path,
 }
 
 /// The program that runs scripts of a runtime.
@@ -84,29 +85,16 @@ pub fn shares(host: &Path) -> Vec<Share> {
     directories
         .map(|name| Share {
             source: host.join(name),
-            destination: Path::new("/").join(name),
+            destination: Path::new(name),
         })
         .collect()
 }
 
-/// Makes the root at `root`. Where it is there already, sandboxes may live on it, and removing a
-/// mount point would take the mount from them: it is left as it is.
+/// Fills an empty directory with what is to be a sandbox's root, but for what [`shares`] mounts there.
 ///
 /// # Errors
 /// The first file that could not be made.
 pub fn build(host: &Path, root: &Path) -> io::Result<()> {
-    if root.exists() {
-        return Ok(());
-    }
-    let unfinished = root.with_extension("new");
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)?;
-    }
-    fill(host, &unfinished)?;
-    fs::rename(unfinished, root)
-}
-
-fn fill(host: &Path, root: &Path) -> io::Result<()> {
     furnish(root)?;
     // Where the host's libraries are; a host without a cache has them in the default places.
     if let Ok(cache) = fs::read(host.join("etc/ld.so.cache")) {
@@ -172,10 +160,7 @@ fn write_etc(etc: &Path) -> io::Result<()> {
             "group",
             format!("root:x:0:\nsandbox:x:{SANDBOX_GID}:\nnogroup:x:65534:\n"),
         ),
-        (
-            "hosts",
-            "127.0.0.1 localhost sandbox\n::1 localhost\n".to_owned(),
-        ),
+        ("hosts", HOSTS.to_owned()),
         ("hostname", "sandbox\n".to_owned()),
         ("resolv.conf", String::new()),
         (
@@ -221,14 +206,14 @@ mod tests {
         fs::create_dir_all(host.path().join("home/somebody")).unwrap();
         symlink("usr/bin", host.path().join("bin")).unwrap();
 
-        let root = root.path().join("root");
-        build(host.path(), &root).unwrap();
+        let root = root.path();
+        build(host.path(), root).unwrap();
 
         assert_eq!(
             shares(host.path()),
             [Share {
                 source: host.path().join("usr"),
-                destination: "/usr".into()
+                destination: Path::new("usr")
             }]
         );
         assert_eq!(

@@ -12,6 +12,7 @@ use isol8_backend::{BackendError, Instance, instance};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
@@ -108,16 +109,26 @@ impl Spawner {
         await_answer(answered).await
     }
 
-    /// Asks for the removal of a sandbox without waiting. Where the spawner has died, its
-    /// successor or a sweep removes it.
-    pub fn remove_in_background(&self, id: String) {
-        let Ok(connection) = self.connection.try_lock() else {
-            log::warn!(sandbox = id.as_str(); "spawner is being started; sandbox is left to a sweep");
-            return;
+    /// Asks for the removal of a sandbox without waiting; of one whose spawner has died, its successor.
+    pub fn remove_in_background(self: &Arc<Self>, id: String) {
+        let removal = Action::Remove { id };
+        let is_asked = match self.connection.try_lock().as_deref() {
+            Ok(Some(connection)) => {
+                let (answer, _) = oneshot::channel();
+                connection.requests.send((removal.clone(), answer)).is_ok()
+            }
+            // Stopped, and with it every sandbox.
+            Ok(None) => true,
+            // It is being started.
+            Err(_) => false,
         };
-        if let Some(connection) = connection.as_ref() {
-            let (answer, _) = oneshot::channel();
-            let _ = connection.requests.send((Action::Remove { id }, answer));
+        if !is_asked && let Ok(runtime) = Handle::try_current() {
+            let spawner = Arc::clone(self);
+            runtime.spawn(async move {
+                if let Err(error) = spawner.request(removal).await {
+                    log::warn!(error:%; "a sandbox is left until the shutdown");
+                }
+            });
         }
     }
 

@@ -50,7 +50,6 @@ impl Cgroups {
     /// Finds the mounted hierarchies, takes hold of them and hides them from the rest of this
     /// process, which must have a mount namespace of its own.
     pub(super) fn take(instance: &str) -> io::Result<Self> {
-        cgroup::enter_spawner(instance)?;
         let root = Path::new(CGROUP_ROOT);
         let hierarchies = if root.join("cgroup.controllers").exists() {
             vec![Hierarchy::hold(root, Vec::new(), true)?]
@@ -159,7 +158,6 @@ impl Cgroups {
             .iter()
             .map(|one| one.root.clone())
             .collect();
-        cgroup::leave_spawner(&roots)?;
         cgroup::remove_instance_from(&roots, &self.instance)
     }
 }

@@ -23,8 +23,8 @@ use super::above_the_inherited;
 use super::cgroups::Cgroups;
 use super::mounts;
 use crate::identity::Identity;
-use crate::oci::{self, Base, Surroundings};
-use crate::rootfs::{self, Share};
+use crate::oci::{self, Surroundings};
+use crate::rootfs;
 use crate::spawner::message::{NewSandbox, SandboxLimits};
 
 /// libcontainer passes descriptors from 3 on to the container's first process.
@@ -33,11 +33,16 @@ const LISTENER_DESCRIPTOR: i32 = 3;
 /// Name of the control socket in a sandbox's directory.
 pub(crate) const CONTROL_SOCKET: &str = "control";
 
+/// Name, in the instance's directory, of the root with the host's programs.
+const ROOT: &str = "root";
+
+/// And of what libcontainer writes down of each container.
+const STATES: &str = "containers";
+
 #[derive(Debug)]
 pub(super) struct Containers {
     instance: PathBuf,
     name: String,
-    shares: Vec<Share>,
     identity: Identity,
     /// None where the spawner may not use them.
     cgroups: Option<Cgroups>,
@@ -71,8 +76,6 @@ impl Containers {
             .to_owned();
         let hold = Instance::hold(instance)
             .map_err(|error| format!("instance {name} cannot be held: {error}"))?;
-        rootfs::build(host, &instance.join("root"))
-            .map_err(|error| format!("sandbox root could not be made: {error}"))?;
         let identity = Identity::assume()?;
         let shares = rootfs::shares(host);
         if identity == Identity::Root {
@@ -80,6 +83,12 @@ impl Containers {
             mounts::go_apart(shared.chain([instance]).chain(roots))
                 .map_err(|error| format!("mounts cannot be set apart: {error}"))?;
         }
+        let root = instance.join(ROOT);
+        mounts::in_memory(&root)
+            .and_then(|()| rootfs::build(host, &root))
+            .and_then(|()| mounts::share(&shares, &root))
+            .and_then(|()| mounts::in_memory(&instance.join(STATES)))
+            .map_err(|error| format!("sandbox root could not be made: {error}"))?;
         let cgroups = (identity == Identity::Root)
             .then(|| Cgroups::take(&name))
             .transpose()
@@ -89,7 +98,6 @@ impl Containers {
         Ok(Self {
             instance: instance.to_owned(),
             name,
-            shares,
             identity,
             cgroups,
             running: HashMap::new(),
@@ -126,7 +134,7 @@ impl Containers {
             let created = cgroups.create(&sandbox.id, &sandbox.limits);
             created.map_err(|error| format!("cgroup cannot be made: {error}"))?;
         }
-        let state = self.instance.join("containers");
+        let state = self.instance.join(STATES);
         let work = || start(&sandbox.id, &state, &directory);
         let pid = self
             .inherited
@@ -168,15 +176,11 @@ impl Containers {
     /// The sandbox's directory: its specification, and the socket that its guest will listen on.
     fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
-        let own = self.instance.join("root");
-        let (root, base) = match &sandbox.root {
-            Some(root) => (root.as_path(), Base::Unpacked),
-            None => (own.as_path(), Base::Host(&self.shares)),
-        };
+        let own = self.instance.join(ROOT);
         let surroundings = Surroundings {
             instance: &self.name,
-            root,
-            base,
+            root: sandbox.root.as_deref().unwrap_or(&own),
+            is_unpacked: sandbox.root.is_some(),
             guest: &Instance::guest_in(&self.instance),
             identity: self.identity,
         };
@@ -274,7 +278,7 @@ impl Containers {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
         }
         for directory in [
-            self.instance.join("containers").join(id),
+            self.instance.join(STATES).join(id),
             self.instance.join(id),
         ] {
             match fs::remove_dir_all(&directory) {

@@ -4,12 +4,18 @@
 //! reads the list of them. On a host with many (an engine has one or more for each of its containers) that
 //! would cost more than all the rest. So the spawner keeps those only that sandboxes are made of.
 
+use std::ffi::CString;
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use procfs::process::Process;
+
+use crate::rootfs::Share;
 
 /// What sandboxes are made of beside the shared directories: file systems of the kernel, and files of
 /// `/etc`.
@@ -32,6 +38,53 @@ pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io
             let _ = umount2(point, MntFlags::MNT_DETACH);
         }
     }
+    Ok(())
+}
+
+/// Puts an empty file system in memory on a directory, which is made where it is not there. Nothing of it is
+/// left when the last process with these mounts has ended; containers that have it mounted keep it.
+pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let tmpfs = Some("tmpfs");
+    mount(tmpfs, directory, tmpfs, flags, Some("mode=755,size=16m"))?;
+    Ok(())
+}
+
+/// Mounts directories of the host within a root, read-only. Each container has them with its copy of the
+/// root: mounting them there would take longer than all the rest that is mounted.
+pub(super) fn share(shares: &[Share], root: &Path) -> io::Result<()> {
+    let none = None::<&Path>;
+    for share in shares {
+        let inside = root.join(share.destination);
+        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(share.source.as_path()), &inside, none, bind, none)?;
+        restrict(&inside)?;
+    }
+    Ok(())
+}
+
+/// Makes a mount, and what is mounted within, read-only, without devices and set-user-ID programs.
+fn restrict(point: &Path) -> io::Result<()> {
+    let point = CString::new(point.as_os_str().as_bytes())?;
+    // SAFETY: a structure of integers, for which zero means "leave it".
+    let mut wanted: libc::mount_attr = unsafe { std::mem::zeroed() };
+    wanted.attr_set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    // SAFETY: the path ends with a zero byte, and the structure is as long as it says.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            point.as_ptr(),
+            libc::AT_RECURSIVE,
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(done)?;
     Ok(())
 }
 
