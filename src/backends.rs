@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use isol8_api::Runtime;
-use isol8_backend::{Backend, BackendError, Instance, Kernels, RuntimeStatus, kernel_of};
+use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus, kernel_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::SpawnerCommand;
@@ -162,17 +162,7 @@ async fn choose(config: &Config) -> Kind {
 
 async fn docker(config: &Config, purpose: Purpose) -> Result<DockerBackend, BackendError> {
     let instance = instance(Kind::Docker, config, purpose)?;
-    let mut own = docker_config(config);
-    own.kernels = kernels(config, purpose);
-    DockerBackend::connect(own, instance).await
-}
-
-/// A single command makes a sandbox for its one run, which is there before an interpreter could be.
-fn kernels(config: &Config, purpose: Purpose) -> Kernels {
-    match purpose {
-        Purpose::Serve | Purpose::Session => config.kernels.clone(),
-        Purpose::Command => Kernels::cold(),
-    }
+    DockerBackend::connect(docker_config(config), instance).await
 }
 
 /// What the Docker backend needs to know, for running sandboxes and for building images.
@@ -199,7 +189,7 @@ fn native_config(config: &Config, purpose: Purpose) -> NativeConfig {
             adoptable_for: config.adoptable_for,
             log: (purpose == Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
-        kernels: kernels(config, purpose),
+        kernels: config.kernels.clone(),
     }
 }
 

@@ -98,42 +98,23 @@ pub fn kernel_of(runtime: Runtime) -> KernelKind {
 
 /// How the interpreters of the runtimes are kept booted in every sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kernels {
-    settings: BTreeMap<Runtime, KernelSettings>,
-    /// They are not: each starts when it is asked for.
-    are_cold: bool,
-}
+pub struct Kernels(BTreeMap<Runtime, KernelSettings>);
 
 impl Kernels {
     /// Of each runtime that has settings of its own; the others have the defaults.
     #[must_use]
     pub fn new(settings: BTreeMap<Runtime, KernelSettings>) -> Self {
-        Self {
-            settings,
-            are_cold: false,
-        }
-    }
-
-    /// For sandboxes that are made for a run which waits for them: it would only wait for the boot too.
-    #[must_use]
-    pub fn cold() -> Self {
-        Self {
-            settings: BTreeMap::new(),
-            are_cold: true,
-        }
+        Self(settings)
     }
 
     /// Those of one runtime.
     #[must_use]
     pub fn of(&self, runtime: Runtime) -> KernelSettings {
-        self.settings.get(&runtime).cloned().unwrap_or_default()
+        self.0.get(&runtime).cloned().unwrap_or_default()
     }
 
     /// Has the guest of a new sandbox boot the interpreter of its runtime.
     pub fn prepare(&self, control: &Control, spec: &SandboxSpec) {
-        if self.are_cold {
-            return;
-        }
         let mut settings = self.of(spec.runtime);
         if spec.single_use {
             settings.max_runs = 1;

@@ -5,7 +5,7 @@
 mod support;
 
 use isol8_backend::RunEvent;
-use isol8_protocol::{ExitStatus, FailureKind, KernelKind, Program, Signal, Stdin};
+use isol8_protocol::{ExitStatus, FailureKind, KernelKind, KernelSettings, Program, Signal, Stdin};
 use support::{Outcome, Sandbox, cell, finish, python};
 
 /// A sandbox whose spare interpreter waits.
@@ -381,4 +381,49 @@ async fn a_shell_s_cells_share_its_state_and_survive_an_exit() {
     let late = sandbox.run(spec).await;
     assert!(late.exit.timed_out && !late.exit.state_lost, "{late:?}");
     assert_eq!(sandbox.run(bash("f")).await.ok(), "42");
+}
+
+/// Counts the processes of the sandbox, some time after an interpreter could have begun to boot.
+const COUNT: &str =
+    "import os, time; time.sleep(0.1); print(sum(p.isdigit() for p in os.listdir('/proc')))";
+
+#[tokio::test]
+async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
+    let sandbox = Sandbox::start().await;
+    let keeping = (KernelKind::Python, KernelSettings::default());
+    sandbox.control.prepare_in_background(keeping.0, keeping.1);
+    // The guest, and the script in an interpreter of its own.
+    assert_eq!(sandbox.python(COUNT).await.ok(), "2");
+    // Afterwards it is booted, as nothing else would free whoever waits for it.
+    sandbox.prepare(KernelKind::Python).await;
+    assert!(sandbox.control.is_prepared());
+    assert_ne!(sandbox.python(COUNT).await.ok(), "2");
+}
+
+#[tokio::test]
+async fn none_boots_after_the_only_script_and_still_does_for_a_cell() {
+    let sandbox = Sandbox::start().await;
+    let once = KernelSettings {
+        max_runs: 1,
+        ..KernelSettings::default()
+    };
+    sandbox
+        .control
+        .prepare_in_background(KernelKind::Python, once);
+    assert_eq!(sandbox.python("print(1)").await.ok(), "1");
+    let count = "sleep 0.1; set -- /proc/[0-9]*; echo $#";
+    assert_eq!(sandbox.sh(count).await.ok(), "3", "the guest, sh and sleep");
+    assert_eq!(sandbox.cell("print(2)").await.ok(), "2");
+}
+
+#[tokio::test]
+async fn a_cell_that_comes_with_the_sandbox_is_not_held_back_by_a_program() {
+    let sandbox = Sandbox::start().await;
+    let settings = KernelSettings::default();
+    sandbox
+        .control
+        .prepare_in_background(KernelKind::Python, settings);
+    let waiting = sandbox.control.run(support::sh("read line")).unwrap();
+    assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
+    drop(waiting);
 }

@@ -26,6 +26,10 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a zygote that is booted may take to fork.
 const FORK_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long nothing is booted in a new sandbox. One that was made for a request is given it at once, and an
+/// interpreter that boots beside the program only takes its processor.
+const GRACE: Duration = Duration::from_millis(3);
+
 /// Failures in a row after which zygotes, and then kernels, are given up until the next reset.
 const MAX_FAILURES: u32 = 3;
 
@@ -38,6 +42,17 @@ pub(super) enum Offer {
     Booting,
     /// None.
     Nothing,
+}
+
+/// Whether the first interpreter is held back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    #[default]
+    No,
+    /// A program may come.
+    Until(Instant),
+    /// It has come.
+    WhileBusy,
 }
 
 /// What the host asked to be kept.
@@ -58,6 +73,7 @@ pub(super) struct Keep {
     patience: Option<Instant>,
     /// A spare of this kind should be made.
     due: Option<KernelKind>,
+    hold: Hold,
     zygote: Option<Zygote>,
     /// It takes the zygote's place once it is booted.
     successor: Option<Zygote>,
@@ -77,7 +93,7 @@ impl Keep {
             Some(spare) if spare.kind != kind => Offer::Nothing,
             Some(spare) if spare.is_ready => Offer::Ready,
             Some(_) => Offer::Booting,
-            None if self.due == Some(kind) => Offer::Booting,
+            None if self.due == Some(kind) && self.hold == Hold::No => Offer::Booting,
             None => Offer::Nothing,
         }
     }
@@ -92,6 +108,7 @@ impl Keep {
                 Some(failure) => Err(failure),
                 None => {
                     self.due = Some(kind);
+                    self.hold = Hold::No;
                     Ok(Offer::Booting)
                 }
             },
@@ -105,7 +122,17 @@ impl Keep {
 
     /// Asks for a spare where the host wants one to be kept.
     pub(super) fn renew(&mut self) {
+        self.hold = Hold::No;
         self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
+    }
+
+    /// A script starts without one. Where it is the only one that is to come, none is needed any more.
+    pub(super) fn forgo(&mut self) {
+        let is_only = |wanted: &Wanted| wanted.settings.max_runs == 1;
+        if self.hold != Hold::No && self.wanted.as_ref().is_some_and(is_only) {
+            self.hold = Hold::No;
+            self.due = None;
+        }
     }
 
     /// As after a reset: what failed before is tried again.
@@ -143,7 +170,10 @@ impl Keep {
     }
 
     pub(super) fn alarm(&self) -> Option<Instant> {
-        self.patience
+        match self.hold {
+            Hold::Until(end) => Some(end),
+            Hold::No | Hold::WhileBusy => self.patience,
+        }
     }
 
     pub(super) fn add_waits(&self, waits: &mut Waits) {
@@ -188,7 +218,20 @@ impl Guest {
         self.keep.asked.push(id);
         if self.resident.is_none() {
             self.keep.due = Some(kind);
+            if self.keep.spare.is_none() && self.keep.zygote.is_none() {
+                self.keep.hold = Hold::Until(Instant::now() + GRACE);
+            }
         }
+    }
+
+    /// Whether what is due is not to be booted yet.
+    fn is_held_back(&mut self) -> bool {
+        let hold = match self.keep.hold {
+            Hold::WhileBusy if !self.runs.iter().any(Run::is_active) => Hold::No,
+            hold => hold,
+        };
+        self.keep.hold = hold;
+        hold != Hold::No
     }
 
     /// Makes the spare that is due, where that needs no waiting. Returns whether that, as far as it
@@ -199,6 +242,9 @@ impl Guest {
         };
         if self.keep.spare.is_some() {
             self.keep.due = None;
+            return true;
+        }
+        if self.is_held_back() {
             return true;
         }
         let forks = kind == KernelKind::Python
@@ -389,6 +435,9 @@ impl Guest {
 
     /// Gives up what did not come in time.
     pub(super) fn ring_boot_alarm(&mut self, now: Instant) {
+        if matches!(self.keep.hold, Hold::Until(end) if end <= now) {
+            self.keep.hold = Hold::WhileBusy;
+        }
         if self.keep.patience.is_none_or(|patience| patience > now) {
             return;
         }

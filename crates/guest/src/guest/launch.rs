@@ -212,7 +212,12 @@ impl Guest {
             Offer::Ready => self.release(position),
             // A fork is there sooner than a start would be; all others boot as long as that takes.
             Offer::Booting if start.kernel == Some(KernelKind::Python) => Ok(()),
-            Offer::Booting | Offer::Nothing => self.start_fresh(position),
+            Offer::Booting | Offer::Nothing => {
+                if start.kernel.is_some() {
+                    self.keep.forgo();
+                }
+                self.start_fresh(position)
+            }
         }
     }
 

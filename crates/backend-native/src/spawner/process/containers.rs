@@ -277,10 +277,7 @@ impl Containers {
         if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
         }
-        for directory in [
-            self.instance.join(STATES).join(id),
-            self.instance.join(id),
-        ] {
+        for directory in [self.instance.join(STATES).join(id), self.instance.join(id)] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     log::warn!(sandbox = id, error:%; "directory of the sandbox is left");
