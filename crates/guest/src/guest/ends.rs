@@ -20,6 +20,11 @@ use crate::run::{Run, Work};
 /// enough for `finally` blocks, short enough that a timeout still means what it says.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// How long what a run left behind may stay where nobody asks for anything: the host's next frame comes
+/// first, mostly to reset everything. Ending it would hold up the result that is on its way, because the
+/// kernel takes the memory apart there and then.
+const LEFT_BEHIND: Duration = Duration::from_millis(2);
+
 impl Guest {
     /// Brings everything forward that needs no waiting.
     pub(super) fn settle(&mut self) {
@@ -56,6 +61,7 @@ impl Guest {
     pub(super) fn ring_alarms(&mut self) {
         let now = Instant::now();
         self.ring_boot_alarm(now);
+        self.sweep_due |= self.sweep_at.take_if(|at| *at <= now).is_some();
         let mut position = 0;
         while let Some(run) = self.runs.get_mut(position) {
             position += 1;
@@ -132,6 +138,7 @@ impl Guest {
         self.resident = None;
         self.orphans.clear();
         self.sweep_due = false;
+        self.sweep_at = None;
         if had_resident || had_spare {
             self.keep.renew();
         }
@@ -154,6 +161,17 @@ impl Guest {
         if !gone {
             self.end_everything();
         }
+    }
+
+    /// A run has ended by itself.
+    fn sweep_later(&mut self) {
+        self.sweep_at = Instant::now().checked_add(LEFT_BEHIND);
+    }
+
+    /// Before anything is begun that must not meet what was left behind.
+    pub(super) fn sweep_now(&mut self) {
+        self.sweep_due |= self.sweep_at.take().is_some();
+        self.sweep();
     }
 
     /// Sweeps if it is due. While another run is active, nobody can tell its processes from those
@@ -199,8 +217,12 @@ impl Guest {
         };
         let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
         run.end(failed.map_or(Ok(reaped.status), Err), Some(cpu_us));
-        // What was ended from outside leaves nothing behind.
-        self.sweep_due |= run.sweep || run.timed_out || run.killed;
+        if run.timed_out || run.killed {
+            // What was ended from outside leaves nothing behind.
+            self.sweep_due = true;
+        } else if run.sweep {
+            self.sweep_later();
+        }
     }
 
     fn note_kernel_died(&mut self, status: ExitStatus, restart: bool) {
@@ -290,8 +312,9 @@ impl Guest {
         kernel.end();
         let cpu_us = cpu_us.map(|taken| taken.saturating_sub(run.boot_cpu_us));
         run.end(Ok(ExitStatus::Code(code)), cpu_us);
-        let sweep = run.sweep;
-        self.sweep_due |= sweep;
+        if run.sweep {
+            self.sweep_later();
+        }
     }
 
     /// Moves the rest of ended runs' output, and reports those of which nothing is left.

@@ -11,6 +11,15 @@ type Handled = Result<(), String>;
 
 impl Guest {
     pub(super) fn handle(&mut self, frame: HostFrame) -> Handled {
+        if matches!(
+            frame,
+            HostFrame::Exec { .. }
+                | HostFrame::WriteFile { .. }
+                | HostFrame::ReadFile { .. }
+                | HostFrame::ListDirectory { .. }
+        ) {
+            self.sweep_now();
+        }
         match frame {
             HostFrame::Hello { .. } => return Err("greeted twice".to_owned()),
             HostFrame::Prepare {

@@ -226,6 +226,9 @@ impl Guest {
 
     /// Whether what is due is not to be booted yet.
     fn is_held_back(&mut self) -> bool {
+        if self.sweep_at.is_some() {
+            return true;
+        }
         let hold = match self.keep.hold {
             Hold::WhileBusy if !self.runs.iter().any(Run::is_active) => Hold::No,
             hold => hold,

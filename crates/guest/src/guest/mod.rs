@@ -67,8 +67,10 @@ pub(crate) struct Guest {
     unreported_loss: bool,
     /// A connection was lost in the middle of a run.
     interrupted: bool,
-    /// What the next quiet moment must sweep away.
+    /// What runs left behind is to be ended as soon as none is active.
     sweep_due: bool,
+    /// Or then, where nothing is asked for before.
+    sweep_at: Option<Instant>,
     /// Output of what ended runs left behind.
     orphans: Vec<Rc<OwnedFd>>,
     buffer: Box<[u8; CHUNK_SIZE]>,
@@ -98,6 +100,7 @@ impl Guest {
             unreported_loss: false,
             interrupted: false,
             sweep_due: false,
+            sweep_at: None,
             orphans: Vec::new(),
             buffer: Box::new([0; CHUNK_SIZE]),
         }
@@ -321,7 +324,7 @@ impl Guest {
 
     fn next_alarm(&self) -> Option<Instant> {
         let runs = self.runs.iter().filter_map(Run::alarm);
-        runs.chain(self.keep.alarm()).min()
+        runs.chain(self.keep.alarm()).chain(self.sweep_at).min()
     }
 }
 

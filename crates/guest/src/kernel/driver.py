@@ -115,6 +115,11 @@ def wait():
         """Does what any request will bring. What that touches is then in memory, and a fork has its
         own copy."""
         rehearse_start()
+        try:
+            # `site` looks for one more module, which hardly ever is there.
+            import isol8_no_such_module
+        except ImportError:
+            pass
         rehearse_end()
         cells()[1]()
 
@@ -126,10 +131,10 @@ def wait():
     except Exception as error:
         failure = error
 
-    finish_by, rehearse_end = part("finish")["finisher"]()
+    finish_by, rehearse_end, share = part("finish")["finisher"]()
     mode, *preload = fields()
     if mode == b"zygote":
-        soon, leave = part("zygote")["serve"](preload, lambda: part("cell"))
+        soon, leave = part("zygote")["serve"](preload, share, lambda: part("cell"))
     else:
         # Its memory is its own already, and whoever boots each anew has no processor to spare: what
         # only cells need comes with the first.

@@ -13,8 +13,9 @@ the middle of the script leaves them; and an exception that was shown leaves `sy
 
 
 def finisher():
-    """Returns what makes the end of this process so, by the given function; and what goes through it
-    without an effect, so that it is in memory by then."""
+    """Returns what makes the end of this process so, by the given function; what goes through it
+    without an effect, so that it is in memory by then; and what is told that every module which is there
+    now is not the script's."""
     import sys
 
     modules = sys.modules
@@ -28,10 +29,13 @@ def finisher():
     for name in set(modules) - before:
         modules.pop(name)
     FunctionType, ModuleType = type(finisher), type(sys)
-    shared = {id(module): module for name, module in modules.items() if name != "__main__"}
+    shared = {}
     system = tuple({sys.prefix, sys.exec_prefix, sys.base_prefix})
     # As `finalize_modules` of CPython does.
     emptied = ("path", "argv", "ps1", "ps2", "path_hooks", "path_importer_cache", "meta_path")
+
+    def share():
+        shared.update((id(module), module) for name, module in modules.items() if name != "__main__")
 
     def ended_well(names):
         return (
@@ -115,9 +119,11 @@ def finisher():
 
     def rehearse():
         flush()
-        for module in list(modules.values()):
+        for name, module in list(modules.items()):
             is_users(module)
+            modules[name] = module
         gc.collect()
         flush_files()
 
-    return start, rehearse
+    share()
+    return start, rehearse, share

@@ -9,8 +9,9 @@ child is a grandchild, whose parent has ended: so its parent is the guest, as wi
 MOMENT = 5
 
 
-def serve(preload, grow):
-    """Returns in a child: how to await a request for a moment, and how to end."""
+def serve(preload, share, grow):
+    """Imports modules, and tells `share` of it. Returns in a child: how to await a request for a moment,
+    and how to end."""
     import os
     import sys
 
@@ -53,6 +54,7 @@ def serve(preload, grow):
             channel.send(b"refused " + reason.encode("utf-8", "replace")[:900])
             os._exit(1)
         before = set(sys.modules)
+    share()
 
     def receive():
         message, ancillary, _, _ = channel.recvmsg(16, room)
