@@ -309,7 +309,11 @@ impl Guest {
             }
         };
         let cpu_us = kernel.pid().map(cpu_us);
-        kernel.end();
+        if run.sweep {
+            kernel.stop();
+        } else {
+            kernel.end();
+        }
         let cpu_us = cpu_us.map(|taken| taken.saturating_sub(run.boot_cpu_us));
         run.end(Ok(ExitStatus::Code(code)), cpu_us);
         if run.sweep {

@@ -220,6 +220,10 @@ impl Guest {
             self.keep.due = Some(kind);
             if self.keep.spare.is_none() && self.keep.zygote.is_none() {
                 self.keep.hold = Hold::Until(Instant::now() + GRACE);
+                if self.runs.iter().any(Run::is_active) {
+                    // It came before this frame.
+                    self.keep.forgo();
+                }
             }
         }
     }

@@ -333,6 +333,13 @@ impl Kernel {
         }
     }
 
+    /// Keeps the process from going on, until it is ended with all others.
+    pub(crate) fn stop(&self) {
+        if let Some(pid) = self.pid {
+            let _ = kill(pid, Signal::SIGSTOP);
+        }
+    }
+
     fn put(&self, bytes: &[u8]) -> io::Result<()> {
         self.mailbox.set_len(0)?;
         self.mailbox.write_all_at(bytes, 0)

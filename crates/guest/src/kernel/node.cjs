@@ -15,6 +15,7 @@ const fs = require("node:fs");
 const Module = require("node:module");
 const path = require("node:path");
 const process = require("node:process");
+const { getHeapSpaceStatistics } = require("node:v8");
 
 const CONTROL = 3;
 const MAILBOX = 4;
@@ -30,7 +31,7 @@ const PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_p
 /** Under which undici has its dispatcher for everyone. */
 const DISPATCHER = Symbol.for("undici.globalDispatcher.1");
 
-const { fstatSync, writeSync } = fs;
+const { fstatSync, readSync, writeSync } = fs;
 const control = fstatSync(CONTROL);
 
 const tell = (line) => writeSync(CONTROL, `${line}\n`);
@@ -170,6 +171,7 @@ function reportEnd() {
   const prototype = Object.getPrototypeOf(process);
   const emitter = Object.getPrototypeOf(prototype);
 
+  const nothing = Buffer.alloc(1);
   let isReported = false;
 
   function report(code) {
@@ -178,7 +180,10 @@ function reportEnd() {
     isReported = true;
     try {
       const { dev, ino } = fstatSync(CONTROL);
-      if (dev === control.dev && ino === control.ino) tell(`ended ${code & 255}`);
+      if (dev !== control.dev || ino !== control.ino) return;
+      tell(`ended ${code & 255}`);
+      // The guest ends this process, once there is time to take its memory apart.
+      readSync(CONTROL, nothing);
     } catch {
       // The script has closed it.
     }
@@ -229,6 +234,12 @@ function replaceMain(file, before) {
   });
 }
 
+/** Has the space for young objects collected, so that this does not fall into a script that makes few. */
+function collect() {
+  const used = () => getHeapSpaceStatistics().find((space) => space.space_name === "new_space").space_used_size;
+  for (let last = 0, now = used(); now >= last; last = now, now = used()) new Array(4096).fill(0);
+}
+
 /** Takes back what loading the driver has left. */
 function coverTracks() {
   for (const name of Object.keys(Module._cache)) delete Module._cache[name];
@@ -251,6 +262,7 @@ function boot() {
   reportEnd();
   warm();
   cells.warm(imports);
+  collect();
   coverTracks();
   tell("ready");
   const [kind, ...numbers] = request();
