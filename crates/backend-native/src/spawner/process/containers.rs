@@ -270,6 +270,12 @@ impl Containers {
 
     /// Removes the directory too, where the server cannot any more.
     pub(super) fn remove_instance_directory(&self) {
+        for name in [ROOT, STATES] {
+            // Nothing that is mounted can be removed where it is seen.
+            if let Err(error) = mounts::detach(&self.instance.join(name)) {
+                log::warn!(error:%; "mount of the instance is left");
+            }
+        }
         Instance::remove_directory(&self.instance);
     }
 

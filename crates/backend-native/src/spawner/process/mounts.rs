@@ -54,6 +54,11 @@ pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes away what [`in_memory`] put there, and all that is mounted within it.
+pub(super) fn detach(directory: &Path) -> io::Result<()> {
+    Ok(umount2(directory, MntFlags::MNT_DETACH)?)
+}
+
 /// Mounts directories of the host within a root, read-only. Each container has them with its copy of the
 /// root: mounting them there would take longer than all the rest that is mounted.
 pub(super) fn share(shares: &[Share], root: &Path) -> io::Result<()> {
