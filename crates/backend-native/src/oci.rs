@@ -196,7 +196,7 @@ mod tests {
         let surroundings = Surroundings {
             instance: "instance",
             root: Path::new("/state/instance/root"),
-            base: Base::Host(&[]),
+            is_unpacked: false,
             guest: Path::new("/state/instance/guest"),
             identity,
         };
