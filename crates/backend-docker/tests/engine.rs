@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use isol8_api::{ByteSize, Runtime};
 use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
-    Backend, BackendError, Control, Instance, Limits, RunEvent, RuntimeStatus, SandboxSpec,
+    Backend, BackendError, Control, Instance, Limits, RunEvent, RuntimeStatus, SandboxId,
+    SandboxSpec,
 };
 use isol8_backend_docker::setup::{SetupEvent, SetupOptions, setup};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
@@ -97,8 +98,9 @@ impl Fixture {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return 0,
             entries => entries.unwrap(),
         };
-        entries
-            .filter(|entry| entry.as_ref().unwrap().path().is_dir())
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names
+            .filter(|name| SandboxId::parse(name).is_some())
             .count()
     }
 
