@@ -390,8 +390,10 @@ const COUNT: &str =
 #[tokio::test]
 async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
     let sandbox = Sandbox::start().await;
-    let keeping = (KernelKind::Python, KernelSettings::default());
-    sandbox.control.prepare_in_background(keeping.0, keeping.1);
+    let settings = KernelSettings::default();
+    sandbox
+        .control
+        .prepare_in_background(KernelKind::Python, settings);
     // The guest, and the script in an interpreter of its own.
     assert_eq!(sandbox.python(COUNT).await.ok(), "2");
     // Afterwards it is booted, as nothing else would free whoever waits for it.

@@ -42,7 +42,8 @@ pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io
 }
 
 /// Puts an empty file system in memory on a directory, which is made where it is not there. Nothing of it is
-/// left when the last process with these mounts has ended; containers that have it mounted keep it.
+/// left when the last process with these mounts has ended; containers that have it mounted keep it. It has
+/// no bound of its own: only the spawner writes to it, a few kilobytes for each container.
 pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -50,7 +51,7 @@ pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let tmpfs = Some("tmpfs");
-    mount(tmpfs, directory, tmpfs, flags, Some("mode=755,size=16m"))?;
+    mount(tmpfs, directory, tmpfs, flags, Some("mode=755"))?;
     Ok(())
 }
 
