@@ -30,7 +30,9 @@ use crate::watch::DeathWatch;
 pub use config::{Kind, PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use lease::Fate;
 pub use lease::{Held, Lease};
-use message::{Acquire, Cleaned, Create, Created, Died, Evict, LookAfter, Release, Removed, Retry};
+use message::{
+    Acquire, Cleaned, Create, Created, Died, Evict, LookAfter, Refill, Release, Removed, Retry,
+};
 pub use message::{Configure, Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
 use shelf::{Shelf, Warm};
 
@@ -54,6 +56,8 @@ struct Estate {
     destroying: usize,
     /// As many waited as should, once.
     was_full: bool,
+    /// Nothing is made ahead of time until [`Refill`] comes.
+    refill_is_put_off: bool,
     /// Who waits for the end of the shutdown, once there is one.
     draining: Option<Vec<oneshot::Sender<()>>>,
     /// Ends what is being made or reset, once nobody can use it any more.
@@ -90,6 +94,7 @@ impl Pool {
             shelf.backing_off = false;
             shelf.evicting = false;
         }
+        own.refill_is_put_off = false;
         let clock = upkeep::clock(own.handle());
         Self {
             backend,
@@ -287,10 +292,15 @@ impl Handler<Acquire> for Pool {
         let shelf = self.shelf(&Kind::of(&wanted.spec));
         let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly));
         match picked.flatten() {
-            Some(held) => self.hand_out(held, wanted),
-            None => self.order(wanted),
+            Some(held) => {
+                self.hand_out(held, wanted);
+                self.refill_later();
+            }
+            None => {
+                self.order(wanted);
+                self.refill();
+            }
         }
-        self.refill();
     }
 }
 
@@ -338,6 +348,15 @@ impl Handler<Evict> for Pool {
     fn handle(&mut self, Evict(kind): Evict, _: &mut Self::Context) {
         self.shelf(&kind).evicting = false;
         self.evict(&kind);
+    }
+}
+
+impl Handler<Refill> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: Refill, _: &mut Self::Context) {
+        self.own.refill_is_put_off = false;
+        self.settle();
     }
 }
 

@@ -56,6 +56,23 @@ async fn a_run_takes_a_waiting_sandbox_which_is_replaced() {
 }
 
 #[actix::test]
+async fn a_sandbox_that_was_taken_is_replaced_once_its_work_has_begun() {
+    let house = House::new(secure(2));
+    house.until_waiting(2, 0).await;
+    let attempts = || house.backend.counters().attempts;
+    let first = house.spawn_as("a", None, job("sleep 100"));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(attempts(), 2, "not at once");
+    // Who comes meanwhile does not put it off again.
+    let second = house.spawn_as("a", None, job("sleep 100"));
+    tokio::time::sleep(Duration::from_millis(4)).await;
+    assert_eq!(attempts(), 4);
+    first.abort();
+    second.abort();
+    house.finish().await;
+}
+
+#[actix::test]
 async fn secure_destroys_a_sandbox_after_one_run() {
     let house = House::new(secure(0));
     for _ in 0..3 {

@@ -47,6 +47,8 @@ struct Case {
     env: BTreeMap<String, String>,
     #[serde(default)]
     files: BTreeMap<String, String>,
+    #[serde(default)]
+    workdir: Option<String>,
     /// Both must give this exit code; by default only the same one.
     #[serde(default)]
     exit: Option<i32>,
@@ -60,6 +62,7 @@ impl Case {
         let mut request = ExecutionRequest::new(runtime);
         request.stdin.clone_from(&self.stdin);
         request.env.clone_from(&self.env);
+        request.workdir.clone_from(&self.workdir);
         let files = self.files.iter();
         request.files = files
             .map(|(path, content)| (path.clone(), FileContent(content.clone().into_bytes())))

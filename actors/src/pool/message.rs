@@ -122,6 +122,11 @@ pub(super) struct Removed;
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Kind);
 
+/// What was taken out has begun to work: it is time to make another ahead.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Refill;
+
 /// It is time to look at the age and the health of what waits.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]

@@ -6,7 +6,7 @@ use actix::prelude::*;
 use isol8_backend::{BackendError, SandboxSpec};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::message::{Died, Evict, LookAfter, PoolError, Retry};
+use super::message::{Died, Evict, LookAfter, PoolError, Refill, Retry};
 use super::{Kind, Pool, PoolConfig, PoolSize, Strategy};
 use crate::supervisor::WeakSupervised;
 
@@ -18,6 +18,10 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// Between two looks at the age and the health of what waits.
 const LOOK_AFTER: Duration = Duration::from_secs(10);
+
+/// How long the replacement of a sandbox that was handed out is put off. Making one takes a processor
+/// for longer than most requests last, and who took the sandbox is waiting for its first answer.
+const HEAD_START: Duration = Duration::from_millis(4);
 
 /// Has the pool look after its sandboxes from time to time.
 pub(super) fn clock(pool: WeakSupervised<Pool>) -> AbortOnDropHandle<()> {
@@ -112,6 +116,9 @@ impl Pool {
 
     /// Makes sandboxes ahead of time, up to what should wait.
     pub(super) fn refill(&mut self) {
+        if self.own.refill_is_put_off {
+            return;
+        }
         for kind in self.own.config.kinds() {
             let target = self.clean_of(&kind);
             if target == 0 {
@@ -132,6 +139,13 @@ impl Pool {
                 };
                 self.create(spec, None);
             }
+        }
+    }
+
+    /// The same in a moment. That is not put off again by who comes meanwhile.
+    pub(super) fn refill_later(&mut self) {
+        if !std::mem::replace(&mut self.own.refill_is_put_off, true) {
+            self.later(HEAD_START, Refill);
         }
     }
 

@@ -210,8 +210,13 @@ impl Guest {
         match self.keep.offer(start.kernel) {
             Offer::Ready if start.is_configured() => self.start_fresh(position),
             Offer::Ready => self.release(position),
-            // A fork is there sooner than a start would be; all others boot as long as that takes.
-            Offer::Booting if start.kernel == Some(KernelKind::Python) => Ok(()),
+            // A fork is there sooner than a start would be, and so is a bash that has begun to boot; the others
+            // boot as long as a start takes, or longer.
+            Offer::Booting
+                if matches!(start.kernel, Some(KernelKind::Python | KernelKind::Bash)) =>
+            {
+                Ok(())
+            }
             Offer::Booting | Offer::Nothing => {
                 if start.kernel.is_some() {
                     self.keep.forgo();

@@ -1,9 +1,15 @@
-# Serves cells one after the other in one bash, for the guest.
+# Waits inside bash's own start until the guest says what to run: its script, or cells one after the other.
 #
-# Started as `bash <this file>` with the control socket on descriptor 3 and the mailbox on 4, it
-# becomes a shell whose script is the control socket: bash reads commands from descriptor 0, and the
-# socket having two directions, answers go there too. For each cell the guest puts its fields into
-# the mailbox, a NUL behind each (number, cwd, stdin, source, name, value, ...), and sends these lines:
+# The guest starts `bash /sandbox/main.sh` with the control socket on descriptor 3, the mailbox on 4 and this
+# file on 5, which `BASH_ENV` names: bash reads it before it opens the script. The mailbox holds strings with
+# a NUL behind each.
+#
+# For a script these are its directory, and the names and values of its environment; bash goes on with it by its
+# own means, and nothing of ours is left (but that `BASH_ARGC` counts our having been here: a zero).
+#
+# For cells it executes itself once more, as a shell whose script is the control socket: bash reads commands
+# from descriptor 0, and the socket having two directions, answers go there too. For each cell the guest puts
+# its fields into the mailbox (number, cwd, stdin, source, name, value, ...), and sends these lines:
 #
 #     \isol8_begin; { \isol8_status; } <&"$((LINENO=0))"
 #     \builtin eval "$isol8_source" <"$isol8_stdin" 251>&- 252>&- 253>&-; { \isol8_end; } >/dev/null 2>&1
@@ -22,9 +28,36 @@
 # `trap` is a function, since the traps on EXIT, INT and TERM are ours. The user's trap on EXIT runs at the
 # end of the cell that set it, as it would for a script; all others live on.
 
-if [[ $0 == "${BASH_SOURCE[0]}" ]]; then
-    BASH_ENV=$0 exec -a bash /proc/self/exe -s <&3 251<&4 252>&1 253>&2 3<&- 4<&-
+if [[ $- != *s* ]]; then
+    printf 'ready\n' >&3
+    read -r -u 3 isol8_word || exit
+    if [[ $isol8_word == cells ]]; then
+        exec -a bash /proc/self/exe -s <&3 251<&4 252>&1 253>&2 3<&- 4<&-
+    fi
+    mapfile -d '' -t -u 4 isol8_fields
+    if [[ $PWD != "${isol8_fields[0]}" ]]; then
+        if ! cd -P -- "${isol8_fields[0]}" 2>/dev/null; then
+            printf 'directory\n' >&3
+            exit
+        fi
+        unset -v OLDPWD
+        declare -x OLDPWD
+    fi
+    for ((isol8_i = 1; isol8_i + 1 < ${#isol8_fields[@]}; isol8_i += 2)); do
+        isol8_word=${isol8_fields[isol8_i]}
+        # What every program gets was there from the start.
+        [[ ${!isol8_word-} == "${isol8_fields[isol8_i + 1]}" && ${!isol8_word@a} == *x* ]] ||
+            export "$isol8_word=${isol8_fields[isol8_i + 1]}"
+    done
+    printf 'started\n' >&3
+    exec 3<&- 4<&- 5<&-
+    unset -v BASH_ENV isol8_word isol8_fields isol8_i
+    SECONDS=0
+    # For `$_`, which is this in a shell that has executed nothing.
+    : bash
+    return
 fi
+exec 5<&-
 
 isol8_begin() {
     builtin mapfile -d '' -t isol8_fields </proc/self/fd/251
@@ -280,4 +313,3 @@ declare -A isol8_traps=() isol8_own=([INT]=2 [TERM]=15) isol8_undo=()
 # All other signals.
 isol8_numbers=(1 {3..14} {16..31} {34..64})
 isol8_arm
-printf 'ready\n' >&0

@@ -249,15 +249,16 @@ impl Kernel {
 
     /// Lets a spare run its script.
     pub(crate) fn release(&mut self, start: &Start) -> io::Result<()> {
-        let mut fields = Fields::default();
-        fields.push(start.path.as_bytes());
-        fields.push(start.cwd.as_bytes());
-        for (name, value) in start.environment.iter() {
-            fields.push(name);
-            fields.push(value);
-        }
-        self.put(&fields.0)?;
-        self.line.send(&format!("S {}\n", fields.0.len()))
+        let (request, line) = match self.kind {
+            KernelKind::Bash => (shell::script(start), shell::SCRIPT.to_owned()),
+            _ => {
+                let fields = fields_of_script(start);
+                let line = format!("S {}\n", fields.len());
+                (fields, line)
+            }
+        };
+        self.put(&request)?;
+        self.line.send(&line)
     }
 
     /// The number of the next cell, from 1. Code that is shown where it came from shows it.
@@ -270,7 +271,7 @@ impl Kernel {
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
         let stdin = cell.stdin.as_ref().map_or("", |named| named.path());
         let (request, line) = match self.kind {
-            KernelKind::Bash => (shell::request(number, cell, stdin), shell::LINES.to_owned()),
+            KernelKind::Bash => (shell::cell(number, cell, stdin), shell::lines(number)),
             _ => {
                 let fields = fields_of(cell, stdin);
                 let line = format!("C {number} {}\n", fields.len());
@@ -344,6 +345,17 @@ impl Kernel {
         self.mailbox.set_len(0)?;
         self.mailbox.write_all_at(bytes, 0)
     }
+}
+
+fn fields_of_script(start: &Start) -> Vec<u8> {
+    let mut fields = Fields::default();
+    fields.push(start.path.as_bytes());
+    fields.push(start.cwd.as_bytes());
+    for (name, value) in start.environment.iter() {
+        fields.push(name);
+        fields.push(value);
+    }
+    fields.0
 }
 
 fn fields_of(cell: &CellRequest, stdin: &str) -> Vec<u8> {

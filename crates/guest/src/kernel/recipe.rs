@@ -2,6 +2,8 @@
 
 use isol8_protocol::KernelKind;
 
+use super::shell;
+
 /// Facts of one interpreter.
 #[derive(Debug)]
 pub(crate) struct Recipe {
@@ -14,7 +16,9 @@ pub(crate) struct Recipe {
     /// Variables that it, or a library that it loads, reads while it starts. A run with one of
     /// these needs an interpreter that starts with it; all others are set in the booted one.
     names: &'static [&'static str],
-    /// The same, by their first letters.
+    /// Whether the booted one has a way to set a variable of this name.
+    can_set: fn(&str) -> bool,
+    /// Variables that are read at the start, by their first letters.
     prefixes: &'static [&'static str],
     /// Of those, the ones that are read only where they are used.
     exceptions: &'static [&'static str],
@@ -69,6 +73,7 @@ static PYTHON: Recipe = Recipe {
     // The interpreter is looked up in the first, and `sys.executable` is what was found; the user's
     // own packages are under the second.
     names: &["PATH", "HOME"],
+    can_set: any_name,
     prefixes: &["PYTHON"],
     exceptions: &[],
     configuration: &[],
@@ -78,15 +83,16 @@ static BASH: Recipe = Recipe {
     bare: &["bash"],
     driver: Driver::Files(DriverFiles {
         files: &[("bash.sh", include_str!("bash.sh"))],
-        argv: &["bash", "{}/bash.sh"],
+        argv: &["bash", "/sandbox/main.sh"],
         cwd: "/sandbox",
-        env: &[],
-        open: None,
+        env: &[("BASH_ENV", "/proc/self/fd/5")],
+        open: Some("bash.sh"),
         placeholder: None,
     }),
-    scripts: &[],
-    names: &[],
-    prefixes: &[],
+    scripts: &["/sandbox/main.sh"],
+    names: shell::NAMES,
+    can_set: shell::can_have,
+    prefixes: shell::PREFIXES,
     exceptions: &[],
     configuration: &[],
 };
@@ -123,6 +129,7 @@ static NODE: Recipe = Recipe {
         "http_proxy",
         "no_proxy",
     ],
+    can_set: any_name,
     prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     exceptions: &["NODE_ENV"],
     configuration: &[],
@@ -174,6 +181,7 @@ static BUN: Recipe = Recipe {
         "http_proxy",
         "no_proxy",
     ],
+    can_set: any_name,
     prefixes: &[
         "AWS_",
         "BUN_",
@@ -228,6 +236,7 @@ static DENO: Recipe = Recipe {
     }),
     scripts: &["/sandbox/main.mts"],
     names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
+    can_set: any_name,
     prefixes: &[
         "DENO_",
         "NODE_",
@@ -286,6 +295,9 @@ impl Recipe {
     }
 
     fn is_read_at_start(&self, name: &str) -> bool {
+        if !(self.can_set)(name) {
+            return true;
+        }
         if self.exceptions.contains(&name) {
             return false;
         }
@@ -293,6 +305,10 @@ impl Recipe {
         let mut prefixes = EVERYWHERE.iter().chain(self.prefixes);
         names.any(|known| *known == name) || prefixes.any(|prefix| name.starts_with(prefix))
     }
+}
+
+fn any_name(_: &str) -> bool {
+    true
 }
 
 #[cfg(test)]
@@ -335,6 +351,24 @@ mod tests {
     }
 
     #[test]
+    fn a_waiting_bash_is_given_what_a_shell_can_set() {
+        for (name, waits) in [
+            ("TZ", true),
+            ("_x1", true),
+            ("BASH_FUNC_f%%", false),
+            ("npm.a", false),
+            ("1", false),
+            ("IFS", false),
+        ] {
+            assert_eq!(
+                runs(KernelKind::Bash, "/sandbox/main.sh", name),
+                waits,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn an_environment_that_no_exec_takes_is_left_to_one() {
         let env = [("A".to_owned(), "x".repeat(LONGEST))];
         assert!(!Recipe::of(KernelKind::Python).runs("/sandbox/main.py", &env));
@@ -343,6 +377,6 @@ mod tests {
     #[test]
     fn a_script_of_another_name_is_started_afresh() {
         assert!(!runs(KernelKind::Python, "/sandbox/main.pyw", "A"));
-        assert!(!runs(KernelKind::Bash, "/sandbox/main.sh", "A"));
+        assert!(!runs(KernelKind::Bash, "/sandbox/other.sh", "A"));
     }
 }

@@ -1,30 +1,138 @@
-//! How bash is asked for a cell: its control line is the script that it reads.
+//! How bash is asked for a script, and for cells, where its control line is the script that it reads.
 
-use crate::run::CellRequest;
+use crate::run::{CellRequest, Start};
+
+/// Variables of its own: some it makes of what it finds at its start, some mean something to it.
+pub(super) const NAMES: &[&str] = &[
+    "CDPATH",
+    "CHILD_MAX",
+    "COLUMNS",
+    "DIRSTACK",
+    "EPOCHREALTIME",
+    "EPOCHSECONDS",
+    "EUID",
+    "EXECIGNORE",
+    "FCEDIT",
+    "FIGNORE",
+    "FUNCNAME",
+    "FUNCNEST",
+    "GLOBIGNORE",
+    "GROUPS",
+    "HOME",
+    "HOSTFILE",
+    "HOSTNAME",
+    "HOSTTYPE",
+    "IFS",
+    "IGNOREEOF",
+    "INPUTRC",
+    "INSIDE_EMACS",
+    "LINENO",
+    "LINES",
+    "MACHTYPE",
+    "MAILCHECK",
+    "MAPFILE",
+    "OLDPWD",
+    "OPTARG",
+    "OPTERR",
+    "OPTIND",
+    "OSTYPE",
+    "PATH",
+    "PIPESTATUS",
+    "POSIXLY_CORRECT",
+    "POSIX_PEDANTIC",
+    "PPID",
+    "PWD",
+    "RANDOM",
+    "REPLY",
+    "SECONDS",
+    "SHELL",
+    "SHELLOPTS",
+    "SHLVL",
+    "SRANDOM",
+    "TERM",
+    "TIMEFORMAT",
+    "TMOUT",
+    "UID",
+    "_",
+    "auto_resume",
+    "histchars",
+];
+
+/// The same, by their first letters, and those of `bash.sh`.
+pub(super) const PREFIXES: &[&str] = &[
+    "BASH",
+    "COMP_",
+    "COPROC",
+    "HIST",
+    "PROMPT_",
+    "PS",
+    "READLINE_",
+    "isol8_",
+];
+
+/// Whether it can have a variable of this name. It passes others on to programs, but has no command that
+/// sets them.
+pub(super) fn can_have(name: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    name.bytes().all(is_word) && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// The line that has it run its script.
+pub(super) const SCRIPT: &str = "script\n";
+
+/// The line before the first cell.
+const CELLS: &str = "cells\n";
 
 /// The lines that have a cell read from the mailbox and evaluated. `bash.sh` tells why they are as
 /// they are.
-pub(super) const LINES: &str = r#"\isol8_begin; { \isol8_status; } <&"$((LINENO=0))"
+const CELL: &str = r#"\isol8_begin; { \isol8_status; } <&"$((LINENO=0))"
 \builtin eval "$isol8_source" <"$isol8_stdin" 251>&- 252>&- 253>&-; { \isol8_end; } >/dev/null 2>&1
 \isol8_end
 "#;
 
-/// What the mailbox holds: fields, each closed by a zero byte, which no string of the shell can hold.
-pub(super) fn request(number: u64, cell: &CellRequest, stdin: &str) -> Vec<u8> {
-    let mut text = Vec::new();
-    let mut push = |field: &[u8]| {
-        text.extend(field.iter().filter(|byte| **byte != 0));
-        text.push(0);
-    };
-    push(number.to_string().as_bytes());
-    push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
-    push(stdin.as_bytes());
-    push(&cell.source);
-    for (name, value) in &cell.env {
-        push(name.as_bytes());
-        push(value.as_bytes());
+/// What has the cell of this number, from 1, evaluated.
+pub(super) fn lines(number: u64) -> String {
+    if number == 1 {
+        format!("{CELLS}{CELL}")
+    } else {
+        CELL.to_owned()
     }
-    text
+}
+
+/// What the mailbox holds for a script.
+pub(super) fn script(start: &Start) -> Vec<u8> {
+    let mut fields = Fields::default();
+    fields.push(start.cwd.as_bytes());
+    for (name, value) in start.environment.iter() {
+        fields.push(name);
+        fields.push(value);
+    }
+    fields.0
+}
+
+/// What the mailbox holds for a cell.
+pub(super) fn cell(number: u64, cell: &CellRequest, stdin: &str) -> Vec<u8> {
+    let mut fields = Fields::default();
+    fields.push(number.to_string().as_bytes());
+    fields.push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
+    fields.push(stdin.as_bytes());
+    fields.push(&cell.source);
+    for (name, value) in &cell.env {
+        fields.push(name.as_bytes());
+        fields.push(value.as_bytes());
+    }
+    fields.0
+}
+
+/// Strings, each closed by a zero byte, which no string of the shell can hold.
+#[derive(Default)]
+struct Fields(Vec<u8>);
+
+impl Fields {
+    fn push(&mut self, field: &[u8]) {
+        self.0.extend(field.iter().filter(|byte| **byte != 0));
+        self.0.push(0);
+    }
 }
 
 #[cfg(test)]
@@ -33,13 +141,13 @@ mod tests {
 
     #[test]
     fn a_request_is_a_list_of_strings_without_zero_bytes() {
-        let cell = CellRequest {
+        let request = CellRequest {
             source: b"echo 'a\0b'\n".to_vec(),
             env: vec![("A".into(), "1 2".into())],
             ..CellRequest::default()
         };
         assert_eq!(
-            request(7, &cell, "/tmp/in"),
+            cell(7, &request, "/tmp/in"),
             b"7\0\0/tmp/in\0echo 'ab'\n\0A\x001 2\0"
         );
     }
