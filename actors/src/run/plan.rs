@@ -36,6 +36,7 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
         }
     };
     let mut run = base(job, program);
+    run.eager = live.is_some();
     run.sweep = mode == Mode::Ephemeral;
     run.stdin = match &job.stdin {
         Some(stdin) => Stdin::Bytes(stdin.clone()),
@@ -67,6 +68,7 @@ pub(super) fn base(job: &Job, program: GuestProgram) -> RunSpec {
         stdin: Stdin::Empty,
         timeout_ms: Some(u64::try_from(job.timeout.as_millis()).unwrap_or(u64::MAX)),
         output_limit: Some(job.output_limit),
+        eager: false,
         // What a setup script leaves running (a service) is for the program.
         sweep: false,
         terminal: None,

@@ -157,6 +157,7 @@ async fn run(control: &Control, argv: &[&str]) -> (String, i32) {
         stdin: Stdin::Empty,
         timeout_ms: Some(20_000),
         output_limit: Some(1 << 20),
+        eager: false,
         sweep: true,
         terminal: None,
         network: false,

@@ -92,6 +92,24 @@ async fn output_beyond_the_limit_is_counted_and_dropped() {
 }
 
 #[tokio::test]
+async fn output_that_nobody_is_eager_for_comes_before_the_end_of_a_long_run() {
+    let sandbox = Sandbox::start().await;
+    let mut spec = sh("echo first; head -c 300000 /dev/zero >&2; read -r line; echo $line");
+    spec.stdin = Stdin::Piped;
+    spec.eager = false;
+    let mut run = sandbox.control.run(spec).unwrap();
+    let mut seen = [0, 0];
+    while seen != [6, 300_000] {
+        match run.next().await.unwrap() {
+            RunEvent::Output(stream, bytes) => seen[stream as usize] += bytes.len(),
+            other => panic!("{other:?} before its input came"),
+        }
+    }
+    run.write_stdin(b"last\n").await.unwrap();
+    assert_eq!(finish(run).await.unwrap().ok(), "last");
+}
+
+#[tokio::test]
 async fn every_form_of_input_is_read() {
     let sandbox = Sandbox::start().await;
     assert_eq!(

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::tunnel::{TunnelFrame, TunnelId};
 
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -264,6 +264,9 @@ pub struct RunSpec {
     /// Bytes of standard output, and as many of standard error, that are sent to the host. What is
     /// written beyond is counted and dropped, without slowing the program. `None` for no bound.
     pub output_limit: Option<u64>,
+    /// Whether output is wanted as it comes. Where not, what a run writes in its first 2 ms may come with its
+    /// end, if that comes as soon: one awakening for both.
+    pub eager: bool,
     /// Whether processes that the run left behind end with it. Where not, they live on (a server
     /// that a session started), and what they print after the end of the run is dropped. A run
     /// that is killed or out of time ends every process of the sandbox in either case: what it

@@ -67,11 +67,20 @@ fn run_spec() -> impl Strategy<Value = RunSpec> {
         stdin,
         any::<Option<u64>>(),
         any::<Option<u64>>(),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
         option::of(size()),
     )
         .prop_map(
-            |(program, env, cwd, stdin, timeout_ms, output_limit, (sweep, network), terminal)| {
+            |(
+                program,
+                env,
+                cwd,
+                stdin,
+                timeout_ms,
+                output_limit,
+                (eager, sweep, network),
+                terminal,
+            )| {
                 RunSpec {
                     program,
                     env,
@@ -79,6 +88,7 @@ fn run_spec() -> impl Strategy<Value = RunSpec> {
                     stdin,
                     timeout_ms,
                     output_limit,
+                    eager,
                     sweep,
                     terminal,
                     network,

@@ -91,6 +91,7 @@ fn spec() -> RunSpec {
         stdin: Stdin::Empty,
         timeout_ms: None,
         output_limit: None,
+        eager: false,
         sweep: true,
         terminal: None,
         network: false,

@@ -65,6 +65,7 @@ impl Guest {
         let mut position = 0;
         while let Some(run) = self.runs.get_mut(position) {
             position += 1;
+            run.gathers_until.take_if(|end| *end <= now);
             if run.grace.is_some_and(|grace| grace <= now) {
                 self.end_everything();
             } else if run.deadline.is_some_and(|deadline| deadline <= now) {

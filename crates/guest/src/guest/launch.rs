@@ -35,6 +35,7 @@ struct Common {
     stdin: Stdin,
     timeout: Option<Duration>,
     output_limit: Option<u64>,
+    eager: bool,
     sweep: bool,
     terminal: Option<TerminalSize>,
     port: Option<Port>,
@@ -76,6 +77,7 @@ impl Guest {
             stdin: spec.stdin,
             timeout: spec.timeout_ms.map(Duration::from_millis),
             output_limit: spec.output_limit,
+            eager: spec.eager,
             sweep: spec.sweep,
             terminal: spec.terminal,
             port: spec.network.then(Port::open).transpose()?,
@@ -157,6 +159,7 @@ impl Guest {
         };
         let mut run = Run::new(id, Work::Pending(start), output, input);
         run.terminal = terminal;
+        run.eager = common.eager;
         run.sweep = common.sweep;
         run.port = common.port;
         run.start_clock(common.timeout);
@@ -183,6 +186,7 @@ impl Guest {
         };
         let output = idle_pumps(common.output_limit);
         let mut run = Run::new(id, Work::Waiting(request), output, input);
+        run.eager = common.eager;
         run.sweep = common.sweep;
         run.port = common.port;
         Ok(run)

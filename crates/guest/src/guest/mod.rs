@@ -134,7 +134,8 @@ impl Guest {
             waits.both(Source::Peer, peer, peer.has_outgoing());
         }
         let room = self.has_room();
-        for run in self.runs.iter().filter(|run| run.is_active()) {
+        let is_read = |run: &&Run| run.is_active() && run.gathers_until.is_none();
+        for run in self.runs.iter().filter(is_read) {
             for (index, pump) in run.output.iter().enumerate() {
                 if let Some(pipe) = pump.pipe()
                     && pump.may_read(run.credit)
@@ -152,7 +153,7 @@ impl Guest {
         self.keep.add_waits(&mut waits);
         self.add_network_waits(&mut waits);
         for run in self.runs.iter().filter(|run| run.is_active()) {
-            if let Some(kernel) = run.released().filter(|kernel| !kernel.is_silent) {
+            if let Some(kernel) = run.released().filter(|kernel| kernel.may_tell_end()) {
                 waits.readable(Source::Released(run.id, run.detached), &kernel.line());
             }
         }

@@ -101,7 +101,7 @@ def wait():
         return cell
 
     def rehearse_start():
-        """Does what the start of a script will bring, without an effect."""
+        """Does what the start of a script will bring, without an effect, in steps."""
         set_environment(list(os.environb.items()))
         for hook in sys.path_hooks:
             try:
@@ -109,19 +109,25 @@ def wait():
                 hook("/proc/self/oom_score_adj")
             except ImportError:
                 pass
+        yield
         exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
 
     def rehearse():
-        """Does what any request will bring. What that touches is then in memory, and a fork has its
-        own copy."""
-        rehearse_start()
+        """Does what any request will bring, in steps. What that touches is then in memory, and a fork has
+        its own copy."""
+        yield from rehearse_start()
+        yield
         try:
             # `site` looks for one more module, which hardly ever is there.
             import isol8_no_such_module
         except ImportError:
             pass
-        rehearse_end()
-        cells()[1]()
+        yield
+        yield from rehearse_end()
+        yield
+        rehearse_cell = cells()[1]
+        yield
+        rehearse_cell()
 
     # The image's own module of this name, whose place this one took.
     failure = None
@@ -139,7 +145,8 @@ def wait():
         # Its memory is its own already, and whoever boots each anew has no processor to spare: what
         # only cells need comes with the first.
         soon, leave = (lambda _: True), os._exit
-        rehearse_start()
+        for _ in rehearse_start():
+            pass
 
     # The user's own packages are under its home, which a zygote does not look at.
     os.environ["HOME"] = "/sandbox"
@@ -149,7 +156,10 @@ def wait():
         site.USER_SITE = site.getusersitepackages()
     os.write(control, b"ready %d\n" % os.getpid())
     if not soon(control):
-        rehearse()
+        for _ in rehearse():
+            # Who asks now waits for one step, and not for all.
+            if soon(control, 0):
+                break
     request = os.read(control, 64).split()
     if not request:
         os._exit(0)

@@ -14,7 +14,7 @@ the middle of the script leaves them; and an exception that was shown leaves `sy
 
 def finisher():
     """Returns what makes the end of this process so, by the given function; what goes through it
-    without an effect, so that it is in memory by then; and what is told that every module which is there
+    in steps and without an effect, so that it is in memory by then; and what is told that every module which is there
     now is not the script's."""
     import sys
 
@@ -122,7 +122,9 @@ def finisher():
         for name, module in list(modules.items()):
             is_users(module)
             modules[name] = module
+        yield
         gc.collect()
+        yield
         flush_files()
 
     share()

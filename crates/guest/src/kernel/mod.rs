@@ -267,6 +267,12 @@ impl Kernel {
         self.cells
     }
 
+    /// Whether a released one may say that its script has ended before its process does: some hold that back
+    /// until all is written, and others have nothing more to say.
+    pub(crate) fn may_tell_end(&self) -> bool {
+        !self.is_silent && !matches!(self.kind, KernelKind::Python | KernelKind::Bash)
+    }
+
     /// Starts the cell of this number.
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
         let stdin = cell.stdin.as_ref().map_or("", |named| named.path());

@@ -6,7 +6,7 @@ child is a grandchild, whose parent has ended: so its parent is the guest, as wi
 """
 
 # Milliseconds without a request after which there is time for what is not needed yet.
-MOMENT = 5
+MOMENT = 2
 
 
 def serve(preload, share, grow):
@@ -89,11 +89,11 @@ def serve(preload, share, grow):
         sys.modules["__main__"] = main
         gc.enable()
 
-    def soon(descriptor):
+    def soon(descriptor, moment=MOMENT):
         """Whether something can be read there within a moment."""
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(MOMENT))
+        return bool(poll.poll(moment))
 
     def freeze():
         """Collections in a child will leave alone what is shared now, and so leave it shared."""

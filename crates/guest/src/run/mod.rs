@@ -22,6 +22,10 @@ use named::NamedInput;
 use output::Pump;
 use terminal::Terminal;
 
+/// How long output that nobody is eager for may wait in its pipe for the end of the run. Most runs are over
+/// by then, and the host awakens once for both; a program that fills the pipe waits as long.
+const GATHERING: Duration = Duration::from_millis(2);
+
 /// What a run executes.
 #[derive(Debug)]
 pub(crate) enum Work {
@@ -99,6 +103,10 @@ pub(crate) struct Run {
     pub(crate) port: Option<Port>,
     /// Bytes of output that the host takes now.
     pub(crate) credit: u64,
+    /// Whether its output is wanted as it comes.
+    pub(crate) eager: bool,
+    /// Before this its output is read at its end only.
+    pub(crate) gathers_until: Option<Instant>,
     pub(crate) sweep: bool,
     /// Processor time that its process took before it became this run's.
     pub(crate) boot_cpu_us: u64,
@@ -126,6 +134,8 @@ impl Run {
             terminal: None,
             port: None,
             credit: u64::from(WINDOW),
+            eager: true,
+            gathers_until: None,
             sweep: false,
             boot_cpu_us: 0,
             started: Instant::now(),
@@ -215,14 +225,15 @@ impl Run {
         self.started = Instant::now();
         // A timeout beyond the clock's range never comes.
         self.deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        if !self.eager {
+            self.gathers_until = self.started.checked_add(GATHERING);
+        }
     }
 
     /// The next moment at which something must happen.
     pub(crate) fn alarm(&self) -> Option<Instant> {
-        match (self.deadline, self.grace) {
-            (Some(deadline), Some(grace)) => Some(deadline.min(grace)),
-            (deadline, grace) => deadline.or(grace),
-        }
+        let moments = [self.deadline, self.grace, self.gathers_until];
+        moments.into_iter().flatten().min()
     }
 
     /// Notes how it ended; the first report counts.
@@ -232,6 +243,7 @@ impl Run {
         }
         self.deadline = None;
         self.grace = None;
+        self.gathers_until = None;
         self.ended = Some(Ended {
             outcome,
             cpu_us,

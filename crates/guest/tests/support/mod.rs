@@ -259,6 +259,7 @@ pub(crate) fn spec(program: Program) -> RunSpec {
         stdin: Stdin::Empty,
         timeout_ms: None,
         output_limit: None,
+        eager: true,
         sweep: false,
         terminal: None,
         network: false,
