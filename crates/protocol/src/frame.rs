@@ -264,7 +264,7 @@ pub struct RunSpec {
     /// Bytes of standard output, and as many of standard error, that are sent to the host. What is
     /// written beyond is counted and dropped, without slowing the program. `None` for no bound.
     pub output_limit: Option<u64>,
-    /// Whether output is wanted as it comes. Where not, what a run writes in its first 2 ms may come with its
+    /// Whether output is wanted as it comes. Where not, what a run writes in its first 3 ms may come with its
     /// end, if that comes as soon: one awakening for both.
     pub eager: bool,
     /// Whether processes that the run left behind end with it. Where not, they live on (a server

@@ -16,6 +16,7 @@ const { BigInt, DataView, Number, Uint8Array } = globalThis;
 
 const F_GETFD = 1;
 const F_DUPFD_CLOEXEC = 1030;
+const O_WRONLY = 1;
 
 const libc = Deno.dlopen("libc.so.6", {
   close: { parameters: ["i32"], result: "i32" },
@@ -23,6 +24,7 @@ const libc = Deno.dlopen("libc.so.6", {
   _exit: { parameters: ["i32"], result: "void" },
   fcntl: { parameters: ["i32", "i32", "i32"], result: "i32" },
   ftruncate: { parameters: ["i32", "i64"], result: "i32" },
+  malloc_trim: { parameters: ["usize"], result: "i32" },
   open: { parameters: ["buffer", "i32"], result: "i32" },
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "isize" },
   read: { parameters: ["i32", "buffer", "usize"], result: "isize" },
@@ -156,8 +158,27 @@ function reportEnd() {
   });
 }
 
+/** Does something that writes to the standard streams, and keeps it from being seen. */
+function unseen(action) {
+  const nowhere = libc.open(encoder.encode("/dev/null\0"), O_WRONLY);
+  if (nowhere < 0) return;
+  const streams = [1, 2].map((stream) => [stream, libc.fcntl(stream, F_DUPFD_CLOEXEC, 900)]);
+  for (const [stream] of streams) libc.dup2(nowhere, stream);
+  action();
+  for (const [stream, kept] of streams) {
+    libc.dup2(kept, stream);
+    libc.close(kept);
+  }
+  libc.close(nowhere);
+}
+
 /** Goes through what the start and the end of a script go through, so that it is in memory by then. */
 async function warm() {
+  unseen(() => {
+    console.log("%s", 1);
+    console.error(1);
+  });
+  await new Promise((resolve) => process.nextTick(resolve));
   Deno.inspect({ a: [1, "b"], c: new Map([[1, new Error("d")]]) });
   await import("data:application/typescript,export const a: number = await 1;");
   const listen = () => {};
@@ -177,6 +198,8 @@ async function warm() {
   fields(Number(words(encoder.encode("S 0\n"))[1]));
   split(new Uint8Array([1, 0, 0, 0, 97, 0, 0, 0, 0]));
   libc.fcntl(control, F_GETFD, 0);
+  // Deno does so when it has loaded a script, and needs the longer for it the more was freed until then.
+  libc.malloc_trim(0n);
 }
 
 async function boot() {

@@ -225,6 +225,8 @@ static DENO: Recipe = Recipe {
             "deno",
             "run",
             "--allow-all",
+            // It would be written for a script that nobody runs twice, and removed with it.
+            "--no-code-cache",
             "--preload",
             "{}/deno.mjs",
             "/sandbox/main.mts",

@@ -24,7 +24,7 @@ use terminal::Terminal;
 
 /// How long output that nobody is eager for may wait in its pipe for the end of the run. Most runs are over
 /// by then, and the host awakens once for both; a program that fills the pipe waits as long.
-const GATHERING: Duration = Duration::from_millis(2);
+const GATHERING: Duration = Duration::from_millis(3);
 
 /// What a run executes.
 #[derive(Debug)]
