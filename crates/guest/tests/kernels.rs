@@ -383,6 +383,51 @@ async fn a_shell_s_cells_share_its_state_and_survive_an_exit() {
     assert_eq!(sandbox.run(bash("f")).await.ok(), "42");
 }
 
+#[tokio::test]
+async fn a_waiting_bash_runs_a_script_or_cells() {
+    let sandbox = Sandbox::start().await;
+    let script = |source: &str| {
+        support::spec(Program::Script {
+            kernel: KernelKind::Bash,
+            path: "/sandbox/main.sh".to_owned(),
+            source: source.as_bytes().to_vec(),
+        })
+    };
+    // What it was started with tells it from one that was started for the script.
+    let waited = "tr '\\0' '\\n' </proc/$$/environ | grep -c ^BASH_ENV=";
+    let source = format!(
+        "{waited}\nread -r line; [ . -ef /tmp ]; echo \"$line $A $? $(date +%Z) ${{BASH_ENV-gone}} $SECONDS\""
+    );
+    sandbox.prepare(KernelKind::Bash).await;
+    let mut spec = script(&source);
+    spec.cwd = Some("/tmp".into());
+    spec.env = vec![("A".into(), "here".into()), ("TZ".into(), "XYZ-5".into())];
+    spec.stdin = Stdin::Bytes(b"in\n".to_vec());
+    assert_eq!(sandbox.run(spec).await.ok(), "1\nin here 0 XYZ gone 0");
+
+    sandbox.prepare(KernelKind::Bash).await;
+    let mut spec = script("echo not here");
+    spec.cwd = Some("/nowhere".into());
+    let error = finish(sandbox.control.run(spec).unwrap())
+        .await
+        .unwrap_err();
+    assert_eq!(error.failure_kind(), Some(FailureKind::NotFound), "{error}");
+
+    sandbox.prepare(KernelKind::Bash).await;
+    let mut spec = script(waited);
+    spec.env = vec![("IFS".into(), "x".into())];
+    assert_eq!(sandbox.run(spec).await.stdout, "0\n");
+
+    let cell = |source: &str| {
+        support::spec(Program::Cell {
+            kernel: KernelKind::Bash,
+            source: source.as_bytes().to_vec(),
+        })
+    };
+    assert_eq!(sandbox.run(cell("x=42")).await.ok(), "");
+    assert_eq!(sandbox.run(cell("echo $x")).await.ok(), "42");
+}
+
 /// Counts the processes of the sandbox, some time after an interpreter could have begun to boot.
 const COUNT: &str =
     "import os, time; time.sleep(0.1); print(sum(p.isdigit() for p in os.listdir('/proc')))";

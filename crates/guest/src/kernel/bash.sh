@@ -29,6 +29,8 @@
 # end of the cell that set it, as it would for a script; all others live on.
 
 if [[ $- != *s* ]]; then
+    # An older one, in an image of the user's: scripts are started afresh, and cells refused.
+    ((BASH_VERSINFO[0] >= 5)) || exit
     printf 'ready\n' >&3
     read -r -u 3 isol8_word || exit
     if [[ $isol8_word == cells ]]; then
