@@ -287,7 +287,7 @@ impl Handler<Acquire> for Pool {
         }
         let fits = self.own.config.sandbox.sizes_fit(&wanted.spec);
         let runtime = wanted.spec.runtime;
-        // Python's are forked, and bash needs none.
+        // Python's are forked, and bash is there at once.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
         let shelf = self.shelf(&Kind::of(&wanted.spec));
         let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly));

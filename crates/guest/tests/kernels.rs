@@ -5,7 +5,9 @@
 mod support;
 
 use isol8_backend::RunEvent;
-use isol8_protocol::{ExitStatus, FailureKind, KernelKind, KernelSettings, Program, Signal, Stdin};
+use isol8_protocol::{
+    ExitStatus, FailureKind, KernelKind, KernelSettings, Program, RunSpec, Signal, Stdin,
+};
 use support::{Outcome, Sandbox, cell, finish, python};
 
 /// A sandbox whose spare interpreter waits.
@@ -352,15 +354,17 @@ async fn threads_of_a_cell_live_on_and_what_they_print_meanwhile_is_dropped() {
     assert_eq!(sandbox.cell(more).await.code(), 0);
 }
 
+/// A cell of bash.
+fn bash(source: &str) -> RunSpec {
+    support::spec(Program::Cell {
+        kernel: KernelKind::Bash,
+        source: source.as_bytes().to_vec(),
+    })
+}
+
 #[tokio::test]
 async fn a_shell_s_cells_share_its_state_and_survive_an_exit() {
     let sandbox = Sandbox::start().await;
-    let bash = |source: &str| {
-        support::spec(Program::Cell {
-            kernel: KernelKind::Bash,
-            source: source.as_bytes().to_vec(),
-        })
-    };
     let first = sandbox
         .run(bash("x=41; f() { echo $((x + 1)); }; cd /tmp"))
         .await;
@@ -418,14 +422,8 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
     spec.env = vec![("IFS".into(), "x".into())];
     assert_eq!(sandbox.run(spec).await.stdout, "0\n");
 
-    let cell = |source: &str| {
-        support::spec(Program::Cell {
-            kernel: KernelKind::Bash,
-            source: source.as_bytes().to_vec(),
-        })
-    };
-    assert_eq!(sandbox.run(cell("x=42")).await.ok(), "");
-    assert_eq!(sandbox.run(cell("echo $x")).await.ok(), "42");
+    assert_eq!(sandbox.run(bash("x=42")).await.ok(), "");
+    assert_eq!(sandbox.run(bash("echo $x")).await.ok(), "42");
 }
 
 /// Counts the processes of the sandbox, some time after an interpreter could have begun to boot.

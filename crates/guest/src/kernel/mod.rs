@@ -15,6 +15,7 @@ pub(crate) mod zygote;
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
@@ -252,7 +253,8 @@ impl Kernel {
         let (request, line) = match self.kind {
             KernelKind::Bash => (shell::script(start), shell::SCRIPT.to_owned()),
             _ => {
-                let fields = fields_of_script(start);
+                let path = start.path.as_bytes();
+                let fields = Fields::of(iter::once(path).chain(start.fields()));
                 let line = format!("S {}\n", fields.len());
                 (fields, line)
             }
@@ -279,7 +281,7 @@ impl Kernel {
         let (request, line) = match self.kind {
             KernelKind::Bash => (shell::cell(number, cell, stdin), shell::lines(number)),
             _ => {
-                let fields = fields_of(cell, stdin);
+                let fields = Fields::of(cell.fields(stdin));
                 let line = format!("C {number} {}\n", fields.len());
                 (fields, line)
             }
@@ -353,34 +355,17 @@ impl Kernel {
     }
 }
 
-fn fields_of_script(start: &Start) -> Vec<u8> {
-    let mut fields = Fields::default();
-    fields.push(start.path.as_bytes());
-    fields.push(start.cwd.as_bytes());
-    for (name, value) in start.environment.iter() {
-        fields.push(name);
-        fields.push(value);
-    }
-    fields.0
-}
-
-fn fields_of(cell: &CellRequest, stdin: &str) -> Vec<u8> {
-    let mut fields = Fields::default();
-    fields.push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
-    fields.push(stdin.as_bytes());
-    fields.push(&cell.source);
-    for (name, value) in &cell.env {
-        fields.push(name.as_bytes());
-        fields.push(value.as_bytes());
-    }
-    fields.0
-}
-
 /// Strings of bytes, each behind its length.
 #[derive(Default)]
 struct Fields(Vec<u8>);
 
 impl Fields {
+    fn of<'a>(all: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+        let mut fields = Self::default();
+        all.for_each(|field| fields.push(field));
+        fields.0
+    }
+
     fn push(&mut self, field: &[u8]) {
         // Every field came in one frame, so none is longer than that.
         self.0

@@ -1,5 +1,7 @@
 //! How bash is asked for a script, and for cells, where its control line is the script that it reads.
 
+use std::iter;
+
 use crate::run::{CellRequest, Start};
 
 /// Variables of its own: some it makes of what it finds at its start, some mean something to it.
@@ -101,38 +103,22 @@ pub(super) fn lines(number: u64) -> String {
 
 /// What the mailbox holds for a script.
 pub(super) fn script(start: &Start) -> Vec<u8> {
-    let mut fields = Fields::default();
-    fields.push(start.cwd.as_bytes());
-    for (name, value) in start.environment.iter() {
-        fields.push(name);
-        fields.push(value);
-    }
-    fields.0
+    closed(start.fields())
 }
 
 /// What the mailbox holds for a cell.
 pub(super) fn cell(number: u64, cell: &CellRequest, stdin: &str) -> Vec<u8> {
-    let mut fields = Fields::default();
-    fields.push(number.to_string().as_bytes());
-    fields.push(cell.cwd.as_deref().unwrap_or_default().as_bytes());
-    fields.push(stdin.as_bytes());
-    fields.push(&cell.source);
-    for (name, value) in &cell.env {
-        fields.push(name.as_bytes());
-        fields.push(value.as_bytes());
-    }
-    fields.0
+    closed(iter::once(number.to_string().as_bytes()).chain(cell.fields(stdin)))
 }
 
 /// Strings, each closed by a zero byte, which no string of the shell can hold.
-#[derive(Default)]
-struct Fields(Vec<u8>);
-
-impl Fields {
-    fn push(&mut self, field: &[u8]) {
-        self.0.extend(field.iter().filter(|byte| **byte != 0));
-        self.0.push(0);
+fn closed<'a>(fields: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut text = Vec::new();
+    for field in fields {
+        text.extend(field.iter().filter(|byte| **byte != 0));
+        text.push(0);
     }
+    text
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod terminal;
 
+use std::iter;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,12 @@ pub(crate) struct Start {
 }
 
 impl Start {
+    /// What a waiting interpreter is told of it, beside the path: directory, names and values.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = &[u8]> {
+        let pairs = self.environment.iter();
+        iter::once(self.cwd.as_bytes()).chain(pairs.flat_map(|(name, value)| [name, value]))
+    }
+
     /// Whether there are files that its interpreter reads while it starts.
     pub(crate) fn is_configured(&self) -> bool {
         let names = self
@@ -80,6 +87,17 @@ pub(crate) struct CellRequest {
     pub(crate) timeout: Option<Duration>,
     /// It was given to a kernel that died before it took it.
     pub(crate) again: bool,
+}
+
+impl CellRequest {
+    /// What an interpreter is told of it: directory, standard input, source, names and values.
+    pub(crate) fn fields<'a>(&'a self, stdin: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let cwd = self.cwd.as_deref().unwrap_or_default();
+        let pairs = self.env.iter();
+        [cwd.as_bytes(), stdin.as_bytes(), &self.source]
+            .into_iter()
+            .chain(pairs.flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]))
+    }
 }
 
 /// How a run ended.
