@@ -20,6 +20,7 @@ mod errors;
 mod execute;
 mod files;
 mod harness;
+mod hostile;
 mod images;
 mod isolation;
 mod lifecycle;

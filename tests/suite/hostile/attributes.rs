@@ -1,0 +1,1 @@
+//! File attributes of every writable place: a reset sandbox shows the same as a new one.

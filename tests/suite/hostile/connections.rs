@@ -1,0 +1,1 @@
+//! Every route under pipelined, unread, slow and half-open requests.

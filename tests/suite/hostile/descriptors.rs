@@ -1,0 +1,1 @@
+//! Idle and half-open connections at a low limit on open files.

@@ -1,0 +1,1 @@
+//! WebSocket frames are refused by their declared length.

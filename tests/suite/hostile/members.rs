@@ -1,0 +1,1 @@
+//! Every member of a request filled to its limit with adversarial content.

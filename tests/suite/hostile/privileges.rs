@@ -1,0 +1,1 @@
+//! The server's process after it has dropped root.
