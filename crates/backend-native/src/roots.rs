@@ -6,6 +6,7 @@
 //! setup that finds nothing on it ([`unused`]).
 
 pub mod install;
+mod unpack;
 pub mod unused;
 
 use std::fs::{self, File};

@@ -16,6 +16,8 @@
 
 mod digest;
 mod flight;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod npm;
 mod page;
 mod python;

@@ -12,17 +12,13 @@ use isol8_api::Runtime;
 use isol8_backend::SandboxId;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::syncfs;
-use tar::{Archive, EntryType};
 
+use super::unpack::unpack;
 use super::{HASH, Roots, VERSION, lock, version_file};
 use crate::rootfs;
 
 /// Kept by one setup at a time.
 const LOCK: &str = "lock";
-
-/// What others than the owner may not do with a file of a root. Programs in sandboxes are others to it,
-/// and so are users of the host.
-const DENIED: u32 = 0o022;
 
 /// The right to change a directory of roots.
 #[derive(Debug)]
@@ -140,33 +136,6 @@ fn make(root: &Path, archive: impl Read, runtimes: &[Runtime], hash: &str) -> io
     }
     // A link to files that a power failure emptied would not be noticed.
     syncfs(File::open(root)?)?;
-    Ok(())
-}
-
-/// Directories, files and links, as the owner's of this process, without devices, set-uid bits and
-/// extended attributes.
-fn unpack(archive: impl Read, root: &Path) -> io::Result<()> {
-    let mut archive = Archive::new(archive);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        let known = [
-            EntryType::Directory,
-            EntryType::Regular,
-            EntryType::GNUSparse,
-        ];
-        if !(known.contains(&kind) || kind.is_symlink() || kind.is_hard_link()) {
-            continue;
-        }
-        entry.set_mask(DENIED);
-        // It follows no link out of the root, to write or to link.
-        if !entry.unpack_in(root)? {
-            let path = entry.path()?.display().to_string();
-            return Err(io::Error::other(format!("{path} leads out of the root")));
-        }
-    }
-    // What follows the end of an archive is padding; whoever writes it must not find nobody reading.
-    io::copy(&mut archive.into_inner(), &mut io::sink())?;
     Ok(())
 }
 
