@@ -106,6 +106,7 @@ impl Registry {
     fn site(&self, directory: &Path) -> Arc<dyn LocalHost> {
         let egress = Egress::new(EgressConfig {
             allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+            ports: isol8_egress::Ports::any(),
             ..EgressConfig::default()
         });
         let egress = egress.unwrap();
