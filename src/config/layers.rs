@@ -364,3 +364,205 @@ fn default_state(environment: &dyn Fn(&str) -> Option<String>) -> PathBuf {
         None => PathBuf::from("/var/tmp/isol8"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use isol8_api::NetworkMode;
+
+    use super::*;
+
+    /// A home and a working directory with these files.
+    struct Place {
+        directory: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir(directory.path().join("here")).unwrap();
+            for (name, text) in files {
+                let path = directory.path().join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            Self { directory }
+        }
+
+        fn load(&self, reader: Reader) -> Result<Loaded, ConfigError> {
+            self.load_in(reader, "here")
+        }
+
+        fn load_in(&self, reader: Reader, directory: &str) -> Result<Loaded, ConfigError> {
+            let overrides = Overrides {
+                reader,
+                directory: self.directory.path().join(directory),
+                ..Overrides::default()
+            };
+            let home = self.directory.path().join("home");
+            let home = home.to_str().unwrap();
+            Loaded::load(&overrides, &|name| {
+                (name == "HOME").then(|| home.to_owned())
+            })
+        }
+    }
+
+    const LOOSE: &str = "stateDir = \"/elsewhere\"\nmaxConcurrent = 3\n\
+                         [defaults]\nnetwork = \"host\"\nmemoryLimit = \"64m\"\n\
+                         [policy]\nnetwork = [\"none\", \"host\"]\n[network]\nblacklist = [\"^x$\"]";
+
+    #[test]
+    fn a_command_takes_of_its_working_directory_what_restricts_and_names_the_rest() {
+        for file in ["here/config.toml", "here/isol8.config.json"] {
+            let text = match file.ends_with("json") {
+                true => toml::from_str::<Value>(LOOSE).unwrap().to_string(),
+                false => LOOSE.to_owned(),
+            };
+            let place = Place::with(&[(file, &text)]);
+            let loaded = place.load(Reader::Command).unwrap();
+            assert_eq!(
+                loaded.config.networks,
+                [NetworkMode::None, NetworkMode::Filtered]
+            );
+            assert_eq!(loaded.config.defaults.network, NetworkMode::None);
+            assert_ne!(loaded.config.state, Path::new("/elsewhere"));
+            assert_eq!(
+                loaded.config.defaults.sandbox.limits.memory.to_string(),
+                "64m"
+            );
+            assert_eq!(loaded.config.network.blacklist, ["^x$"]);
+            let [warning] = &loaded.ignored[..] else {
+                panic!("{:?}", loaded.ignored)
+            };
+            let keys = ["stateDir", "defaults.network", "policy.network"];
+            assert!(keys.iter().all(|key| warning.contains(key)), "{warning}");
+            assert!(!warning.contains("maxConcurrent"), "{warning}");
+            assert!(warning.contains("--config "), "{warning}");
+            // A server's own directory counts fully, and so does a file that is named.
+            let server = place.load(Reader::Server).unwrap();
+            assert_eq!(
+                (server.config.admission.max_concurrent, server.ignored.len()),
+                (3, 0)
+            );
+            assert_eq!(server.config.defaults.network, NetworkMode::Host);
+            let named = Overrides {
+                reader: Reader::Command,
+                config: Some(place.directory.path().join(file)),
+                ..Overrides::default()
+            };
+            let named = Loaded::load(&named, &|_| None).unwrap();
+            assert_eq!(named.config.defaults.network, NetworkMode::Host);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_configuration_of_ours_is_named_and_ignored() {
+        for (text, expected) in [
+            (
+                "baseURL = \"https://example.org\"\ntitle = \"A site\"",
+                "config.toml:1: baseURL",
+            ),
+            (
+                "[cleanup]\nautoPrun = true",
+                "config.toml:2: cleanup.autoPrun",
+            ),
+            ("no = [toml", "config.toml:1: "),
+            ("maxConcurrent = \"many\"", "config.toml:1: maxConcurrent"),
+            // It fits the types, and not to the rest.
+            (
+                "[ceilings]\nmemoryLimit = \"1m\"",
+                "defaults.memoryLimit = 512m",
+            ),
+            (&"#".repeat(2 << 20), "larger than"),
+        ] {
+            let place = Place::with(&[("here/config.toml", text)]);
+            let loaded = place.load(Reader::Command).unwrap();
+            let [warning] = &loaded.ignored[..] else {
+                panic!("{text:.40}: {:?}", loaded.ignored)
+            };
+            assert!(warning.contains(expected), "{warning}");
+            assert!(warning.len() < 400, "{warning}");
+            let defaults = Place::with(&[]).load(Reader::Command).unwrap();
+            assert_eq!(loaded.file, defaults.file);
+        }
+    }
+
+    #[test]
+    fn the_users_and_the_systems_directory_count_fully() {
+        let text =
+            "[policy]\nnetwork = [\"host\"]\n[defaults]\nnetwork = \"host\"\nmemoryLimit = \"64m\"";
+        for file in ["home/.config/isol8/config.toml", "home/.isol8/config.toml"] {
+            let place = Place::with(&[
+                (file, text),
+                ("here/config.toml", "defaults.memoryLimit = \"32m\""),
+            ]);
+            let loaded = place.load(Reader::Command).unwrap();
+            assert_eq!(loaded.config.defaults.network, NetworkMode::Host);
+            assert_eq!(
+                loaded.config.defaults.sandbox.limits.memory.to_string(),
+                "32m"
+            );
+            assert_eq!(loaded.ignored, [""; 0]);
+            // In the operator's own directory, its file is the operator's.
+            let own = file.rsplit_once('/').unwrap().0;
+            let loaded = place.load_in(Reader::Command, own).unwrap();
+            assert_eq!(loaded.config.defaults.network, NetworkMode::Host);
+            assert_eq!(loaded.ignored, [""; 0]);
+        }
+        let places = operators_files(&|name| match name {
+            "HOME" => Some("/home/me".to_owned()),
+            "XDG_CONFIG_HOME" => Some("relative".to_owned()),
+            _ => None,
+        });
+        let places: Vec<_> = places.iter().map(|it| it.to_str().unwrap()).collect();
+        assert_eq!(
+            places,
+            [
+                "/home/me/.config/isol8/config.toml",
+                "/home/me/.isol8/config.toml",
+                "/etc/isol8/config.toml"
+            ]
+        );
+    }
+
+    #[test]
+    fn setup_builds_what_its_working_directory_asks_for() {
+        let text = "dependencies = { python = [\"six\"] }\n[[prebuiltImages]]\ntag = \"a:b\"\nruntime = \"bash\"";
+        let place = Place::with(&[("here/config.toml", text)]);
+        let setup = place.load(Reader::Setup).unwrap();
+        assert_eq!(
+            (setup.config.images.prebuilt.len(), setup.ignored.len()),
+            (1, 0)
+        );
+        let command = place.load(Reader::Command).unwrap();
+        assert_eq!(command.config.images.prebuilt.len(), 0);
+        assert!(command.ignored[0].contains("prebuiltImages"));
+        assert_eq!(command.config.images.dependencies.len(), 1);
+    }
+
+    #[test]
+    fn a_pattern_that_admits_hosts_and_is_not_anchored_is_warned_of() {
+        for (key, text) in [
+            (
+                "network.whitelist",
+                "[network]\nwhitelist = [\"^a$\", 'example\\.com']",
+            ),
+            (
+                "remoteCode.allowedHosts",
+                "[remoteCode]\nallowedHosts = ['example\\.com', '^b$']",
+            ),
+        ] {
+            let place = Place::with(&[("here/config.toml", text)]);
+            let warnings = place.load(Reader::Server).unwrap().unanchored();
+            let [warning] = &warnings[..] else {
+                panic!("{warnings:?}")
+            };
+            let begin = format!("{key}: \"example\\\\.com\" matches inside longer names");
+            assert!(warning.starts_with(&begin), "{warning}");
+        }
+        let fine = "[network]\nwhitelist = ['^a$', '\\.b$']\nblacklist = ['c']";
+        let place = Place::with(&[("here/config.toml", fine)]);
+        assert_eq!(place.load(Reader::Server).unwrap().unanchored(), [""; 0]);
+    }
+}

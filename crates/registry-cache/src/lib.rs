@@ -20,6 +20,7 @@ mod npm;
 mod page;
 mod python;
 mod route;
+mod share;
 mod site;
 mod store;
 mod upstream;
