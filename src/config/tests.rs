@@ -74,11 +74,11 @@ fn what_is_wrong_with_the_network_names_its_key() {
         ),
         (
             "[network]\nports = [80, \"0-9\"]",
-            "network.ports[1]: 0-9: expected a port such as 443",
+            "network.ports: 0-9: expected a port such as 443",
         ),
         (
             "[network]\nports = [65536]",
-            "network.ports[0]: 65536: expected a port",
+            "network.ports: 65536: expected a port",
         ),
         (
             "[network]\nmaxConnections = 0",
