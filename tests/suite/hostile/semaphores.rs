@@ -340,7 +340,8 @@ for n in range(64): threading.Thread(target=ask, args=(n,)).start()";
     }
     run.abort();
     fetching.abort();
-    server.stop();
+    // The clients close their connections meanwhile.
+    tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
 }
 
 mod native {
