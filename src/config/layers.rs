@@ -561,6 +561,12 @@ mod tests {
             let begin = format!("{key}: \"example\\\\.com\" matches inside longer names");
             assert!(warning.starts_with(&begin), "{warning}");
         }
+        // Each key whose patterns admit hosts is one of those above.
+        let schema = crate::config::schema::schema().to_string();
+        assert_eq!(
+            schema.matches("Regular expressions on host names").count(),
+            2
+        );
         let fine = "[network]\nwhitelist = ['^a$', '\\.b$']\nblacklist = ['c']";
         let place = Place::with(&[("here/config.toml", fine)]);
         assert_eq!(place.load(Reader::Server).unwrap().unanchored(), [""; 0]);
