@@ -327,7 +327,7 @@ mod tests {
                 }
                 Rule::Image | Rule::AtMost | Rule::NetworkAtMost | Rule::Subset | Rule::Refused => {
                     assert!(!has_value(&narrowed.taken), "{key} loosens");
-                    assert_eq!(narrowed.refused, [name.clone()], "{key}");
+                    assert_eq!(narrowed.refused, [name.as_str()], "{key}");
                 }
             }
             assert_eq!(narrow(Reader::Command, &empty, &without).taken, empty);

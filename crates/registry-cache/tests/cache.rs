@@ -333,24 +333,26 @@ async fn a_download_is_shared_and_ends_with_the_last_who_waits() {
     drop(hold);
 }
 
-/// Asks for each of these and waits for no answer. Ends when nothing more is begun for a while.
+/// Asks for each of these and waits for no answer, but until as many were begun as are to be. Returns how many
+/// there were a while later.
 async fn ask_for_many(
     site: &Arc<dyn LocalHost>,
     registry: &Registry,
+    begun: usize,
     path: impl Fn(usize) -> String,
 ) -> usize {
     for path in (0..MANY).map(path) {
         let site = site.clone();
         tokio::spawn(async move { get(&site, &path).await });
     }
-    let mut seen = 0;
-    loop {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        match registry.slow.load(Ordering::SeqCst) {
-            now if now == seen && now > 0 => return now,
-            now => seen = now,
-        }
+    let mut waited = 0;
+    while registry.slow.load(Ordering::SeqCst) < begun {
+        waited += 1;
+        assert!(waited < 1000, "too few are begun");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    registry.slow.load(Ordering::SeqCst)
 }
 
 #[tokio::test]
@@ -358,10 +360,10 @@ async fn an_installation_at_its_own_limits_keeps_no_other_waiting() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
     let [hostile, other] = registry.sites(directory.path());
     assert_eq!(get(&hostile, "/x").await.0, 200);
-    let files = ask_for_many(&hostile, &registry, |n| format!("/x/-/slow{n}-1.tgz")).await;
+    let files = ask_for_many(&hostile, &registry, 16, |n| format!("/x/-/slow{n}-1.tgz")).await;
     assert_eq!(files, 16);
-    let pages = ask_for_many(&hostile, &registry, |n| format!("/slow{n}")).await;
-    assert_eq!(pages - files, 16);
+    let pages = ask_for_many(&hostile, &registry, 32, |n| format!("/slow{n}")).await;
+    assert_eq!(pages, 32);
     let fetching = async { (get(&other, GOOD).await, get(&other, "/y").await.0) };
     let fetched = tokio::time::timeout(Duration::from_secs(10), fetching).await;
     assert_eq!(fetched.unwrap(), ((200, Some("abc".into())), 404));
