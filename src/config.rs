@@ -227,10 +227,10 @@ pub struct DockerSettings {
     pub ca_bundle: Option<PathBuf>,
 }
 
-/// What overrides the file, and where files are looked for.
+/// Values that override the files, and where files are looked for.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// Who reads the configuration.
+    /// The program that reads the configuration.
     pub reader: Reader,
     /// The working directory; empty for that of the process.
     pub directory: PathBuf,

@@ -57,7 +57,7 @@ pub(super) fn server(remote: &cli::Host) -> Result<Option<RemoteIsol8>, Failure>
 /// The client of a server. A key that would go over the network unencrypted is warned of.
 ///
 /// # Errors
-/// Where the address is none.
+/// [`Failure`] if the text is not an address.
 pub(super) fn client(host: &str, key: &str) -> Result<RemoteIsol8, Failure> {
     let client = RemoteIsol8::new(host, key)?;
     if sends_in_clear(host) {

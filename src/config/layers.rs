@@ -48,7 +48,7 @@ impl std::fmt::Display for Origin {
 pub struct Loaded {
     /// What the program works with.
     pub config: Config,
-    /// One text for each file of the working directory that is ignored, or of which keys are.
+    /// Warnings, one for each file of the working directory that is ignored as a whole or in part.
     pub ignored: Vec<String>,
     /// What the files, the environment and the flags say together.
     pub(super) file: ConfigFile,
@@ -176,7 +176,7 @@ fn ignored_keys(path: &Path, keys: &str) -> String {
 
 fn ignored_whole(error: &ConfigError) -> String {
     let text = error.to_string();
-    // What else would be valid is a long list, and `isol8 config` has it.
+    // The list of valid names is long, and `isol8 config` shows it.
     let text = text.split(", expected one of").next().unwrap_or_default();
     format!("{text}: the file is ignored; `isol8 config` says what is wrong with it")
 }
@@ -242,7 +242,7 @@ impl Files {
     }
 }
 
-/// Where the user's and the system's file may be; the first that is there counts.
+/// Returns the paths of the user's and the system's file; the first that exists counts.
 fn operators_files(environment: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
     // A path that is relative would be one of the working directory.
     let directory = |name| {
@@ -469,7 +469,7 @@ mod tests {
             ),
             ("no = [toml", "config.toml:1: "),
             ("maxConcurrent = \"many\"", "config.toml:1: maxConcurrent"),
-            // It fits the types, and not to the rest.
+            // A value of the right type that contradicts another key.
             (
                 "[ceilings]\nmemoryLimit = \"1m\"",
                 "defaults.memoryLimit = 512m",

@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// One entry: `443`, `"1024-65535"` or `"*"`.
+/// An entry of the list: `443`, `"1024-65535"` or `"*"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortEntry(PortRange);
 

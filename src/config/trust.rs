@@ -1,4 +1,4 @@
-//! What a file of the working directory may say to a command that works on this machine.
+//! The keys that a file of the working directory may set for a command that works on this machine.
 //!
 //! Such a file often belongs to the code that is to be confined: it lies in a repository that was cloned. So a
 //! command takes from it what restricts more than the configuration does without it, and nothing that loosens.
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::layers::is_whole;
 
-/// Who reads the configuration, and so what a file of the working directory counts for.
+/// The program that reads the configuration, which decides what a file of the working directory counts for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reader {
     /// A server, which is started in a directory of its operator's: it counts fully.
@@ -22,7 +22,7 @@ pub enum Reader {
     Command,
 }
 
-/// What a key of a file in the working directory may do.
+/// The effect that a key of a file in the working directory may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
     /// Confines nothing: taken as it is.
@@ -141,7 +141,7 @@ pub(super) fn rule(key: &str) -> Option<Rule> {
     })
 }
 
-/// What is taken of a file.
+/// The part of a file that is taken.
 #[derive(Debug, Default)]
 pub(super) struct Narrowed {
     pub(super) taken: Value,

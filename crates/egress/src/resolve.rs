@@ -32,7 +32,7 @@ pub trait Resolve: fmt::Debug + Send + Sync {
     /// All addresses of a name, the best first. Dropping the future ends the lookup.
     ///
     /// # Errors
-    /// Where the name has no address, or no name server answers.
+    /// An error if the name has no address, or if no name server answers.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
 }
 
@@ -48,7 +48,7 @@ pub struct SystemResolver {
 /// Modification time and size of each of [`FILES`]; `None` for a file that cannot be read.
 type Versions = [Option<(SystemTime, u64)>; FILES.len()];
 
-/// What the host's files say.
+/// The contents of the host's files, ready for lookups.
 #[derive(Debug)]
 struct Names {
     hosts: Hosts,

@@ -87,7 +87,7 @@ impl Flights {
         if let Some(reader) = self.stored(&key, digest).await {
             return Ok(Found::File(reader));
         }
-        // Before others can join: so nobody joins a download that waits for its installation's others.
+        // Before others can join: no request joins a download that waits for other downloads of its installation.
         let place = share.download().await?;
         let mut progress = self.join(&key, listed, digest, egress, policy, place);
         let begun = progress
@@ -174,7 +174,7 @@ struct Download {
     egress: Egress,
     policy: Policy,
     progress: watch::Sender<Progress>,
-    /// One of the installation that began it.
+    /// A place of the installation that began the download.
     _place: OwnedSemaphorePermit,
 }
 

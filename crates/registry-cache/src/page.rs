@@ -117,7 +117,7 @@ impl Pages {
             self.kept.try_get_with(key.clone(), fetching)
         };
         let fetched = match fetch().await {
-            // It may have been another installation's share that was used up.
+            // The share that was used up may have been another installation's.
             Err(failure) if *failure == Failure::Busy => fetch().await,
             fetched => fetched,
         };

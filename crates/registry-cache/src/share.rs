@@ -1,4 +1,4 @@
-//! What one installation may use at once of what all installations share.
+//! The share of one installation in the resources that all installations use.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Share {
         self.pages.acquire().await.map_err(|_| Failure::Busy)
     }
 
-    /// One unit of memory for a page.
+    /// Takes one unit of memory for a page.
     pub(crate) fn memory(&self) -> Result<SemaphorePermit<'_>, Failure> {
         self.memory.try_acquire().map_err(|_| Failure::Busy)
     }

@@ -123,7 +123,7 @@ impl Registry {
         site
     }
 
-    /// What installations see of one cache.
+    /// The sites of several installations that use one cache.
     fn sites<const N: usize>(&self, directory: &Path) -> [Arc<dyn LocalHost>; N] {
         let egress = Egress::new(EgressConfig {
             allowed_cidrs: vec!["127.0.0.0/8".to_owned()],

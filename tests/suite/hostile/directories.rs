@@ -116,7 +116,7 @@ fn a_run_in_a_cloned_directory_is_confined_as_anywhere() {
         let run = native(&user, &["config", "--json", "--config", file]);
         let shown: Value = serde_json::from_slice(&run.stdout).unwrap();
         assert_eq!(shown["defaults"]["network"], "host");
-        // What a server in this directory would take is shown, and that others do not.
+        // The page shows the values of a server in this directory, and warns that other commands ignore them.
         let shown = native(&user, &["config", "--json"]);
         let values: Value = serde_json::from_slice(&shown.stdout).unwrap();
         assert_eq!(values["defaults"]["network"], "host");
@@ -165,7 +165,7 @@ fn the_host_s_network_is_granted_by_a_flag_and_said() {
         told.contains("--net host is not in policy.network"),
         "{told}"
     );
-    // Where the operator has granted it, nothing is left to say.
+    // The operator has granted it, so there is no warning.
     let granted = "[policy]\nnetwork = [\"none\", \"host\"]\n";
     fs::write(user.path("granted.toml"), granted).unwrap();
     let run = native(

@@ -14,17 +14,17 @@ use isol8_client::{ExecutionRequest, Runtime};
 
 use crate::harness::{Kind, PATIENCE, Server, python};
 
-/// Who shares the places of a semaphore, or the threads that a call takes one of.
+/// The users that share the places of a semaphore, or the threads for blocking work.
 #[derive(Clone, Copy, Debug)]
 enum Places {
-    /// All runs do; the test shows that one run at its limits keeps no other waiting.
+    /// All runs; the test shows that one run at its limits keeps no other waiting.
     Shared {
         file: &'static str,
         test: &'static str,
     },
-    /// One run, one sandbox or one command does, and so nobody else waits for them.
+    /// A single run, sandbox or command, so that no other waits for them.
     Own,
-    /// All runs do, for no longer than the disk takes for a small piece of work.
+    /// All runs, each for no longer than the disk takes for a small piece of work.
     Brief,
 }
 
@@ -136,7 +136,7 @@ const TABLE: &[(&str, &str, usize, Places)] = &[
     ("src/remote_code.rs", "Semaphore::new", 1, NAMES),
 ];
 
-/// What makes places that others may wait for.
+/// The calls that make places which others may wait for.
 const KINDS: [&str; 4] = [
     "Semaphore::new",
     "spawn_blocking",
@@ -277,7 +277,7 @@ fn fetched(url: String) -> ExecutionRequest {
 /// How long a run takes that reaches a host by a name of `/etc/hosts`, and one whose code is fetched from there;
 /// the best of a few.
 async fn usual(server: &Server, port: u16) -> [Duration; 2] {
-    // What programs are told keeps them from asking the proxy for this machine's own name.
+    // `NO_PROXY` keeps clients from asking the proxy for this machine's own name.
     let code = format!(
         "import http.client, os
 proxy = http.client.HTTPConnection(os.environ['http_proxy'].split('//')[1].rstrip('/'))

@@ -143,7 +143,7 @@ async fn a_name_of_the_operators_network_is_answered_as_one_that_does_not_exist(
             let text = format!("{name} has no public address, or cannot be resolved");
             assert!(answer.contains(&text), "{answer}");
             assert!(!answer.contains("10.1"), "{answer}");
-            // A refusal waits for the next step of 100 ms, whoever knew the answer.
+            // A refusal waits for the next step of 100 ms, whatever the name is.
             assert!(begun.elapsed() >= Duration::from_millis(100));
             let action = run.log()[0].action;
             seen.push((without_date(&answer).replace(name, "NAME"), action));
