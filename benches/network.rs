@@ -58,8 +58,7 @@ fn main() {
 }
 
 async fn measure(kind: Kind, named: &[String]) {
-    let config =
-        "poolSize = { clean = 2, dirty = 4 }\n[network]\nallowedCidrs = [\"127.0.0.0/8\"]\n";
+    let config = "poolSize = { clean = 2, dirty = 4 }\n[network]\nallowedCidrs = [\"127.0.0.0/8\"]\nports = [\"*\"]\n";
     let server = Server::configured(kind, config);
     for (runtime, code, pace) in PROGRAMS {
         if !named.is_empty() && !named.contains(&runtime.to_string()) {

@@ -23,7 +23,7 @@ use env_logger::fmt::{Formatter, default_kv_format};
 use log::{LevelFilter, Record};
 
 use crate::cli::{Command, Common, Session};
-use crate::config::{Config, ConfigError, Loaded, Overrides};
+use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
 
 /// A command that could not do its work; the text is for its user.
 #[derive(Debug)]
@@ -114,18 +114,15 @@ fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     writeln!(line)
 }
 
-fn load_config(common: &Common, port: Option<u16>) -> Result<Config, ConfigError> {
-    Ok(load(common, port)?.config)
+/// The configuration of a command that works on this machine: a file of the working directory only restricts.
+fn load_config(common: &Common) -> Result<Config, ConfigError> {
+    Ok(load(common, Reader::Command, None)?.config)
 }
 
-fn load(common: &Common, port: Option<u16>) -> Result<Loaded, ConfigError> {
-    let overrides = Overrides {
-        config: common.config.clone(),
-        backend: common.backend,
-        port,
-        debug: common.debug,
-    };
-    let loaded = Loaded::load(&overrides, &|name| std::env::var(name).ok())?;
+/// Reads the configuration, and tells on standard error what is ignored of it or may be a mistake.
+fn load(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
+    let loaded = read(common, reader, port)?;
+    tell_ignored(&loaded);
     for (path, keys) in &loaded.config.unused {
         for key in keys.iter().filter(|key| **key != "$schema") {
             log::warn!(
@@ -134,9 +131,30 @@ fn load(common: &Common, port: Option<u16>) -> Result<Loaded, ConfigError> {
             );
         }
     }
+    for warning in loaded.unanchored() {
+        log::warn!("{warning}");
+    }
     if loaded.config.debug && !is_filtered() {
         log::set_max_level(LevelFilter::Debug);
     }
     log::debug!(files:? = loaded.config.sources; "configuration read");
     Ok(loaded)
+}
+
+fn read(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
+    let overrides = Overrides {
+        reader,
+        config: common.config.clone(),
+        backend: common.backend,
+        port,
+        debug: common.debug,
+        ..Overrides::default()
+    };
+    Loaded::load(&overrides, &|name| std::env::var(name).ok())
+}
+
+fn tell_ignored(loaded: &Loaded) {
+    for warning in &loaded.ignored {
+        say::to_stderr(&format!("{}{warning}\n", say::prefix()));
+    }
 }

@@ -3,7 +3,7 @@
 //! [`mod@file`] is the file as it is written, section by section in the modules beside it; [`Config`] is what
 //! the program works with. [`layers`] reads it: flags override environment variables (`ISOL8_*`), which
 //! override `config.toml`, which overrides the TypeScript product's `isol8.config.json`, which overrides the
-//! defaults. [`effective`] tells where each value came from, and [`mod@schema`] describes the file.
+//! defaults. `trust` says what a file of the working directory may change for a command. [`effective`] tells where each value came from, and [`mod@schema`] describes the file.
 
 mod check;
 mod document;
@@ -16,8 +16,10 @@ pub mod network;
 pub mod packages;
 mod policy;
 mod pool;
+mod ports;
 pub mod schema;
 mod server;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ pub use file::{BackendChoice, ConfigFile};
 pub use layers::{Loaded, Origin};
 pub use network::RemoteCodeConfig;
 pub use packages::PackagesConfig;
+pub use trust::Reader;
 
 use crate::images::Images;
 
@@ -224,9 +227,13 @@ pub struct DockerSettings {
     pub ca_bundle: Option<PathBuf>,
 }
 
-/// What overrides the file.
+/// Values that override the files, and where files are looked for.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
+    /// The program that reads the configuration.
+    pub reader: Reader,
+    /// The working directory; empty for that of the process.
+    pub directory: PathBuf,
     /// `--config`.
     pub config: Option<PathBuf>,
     /// `--backend`.

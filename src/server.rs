@@ -13,6 +13,7 @@ pub mod openapi;
 pub mod routes;
 pub mod trace;
 pub mod transfer;
+pub mod unanchored;
 pub mod url;
 
 use std::sync::Arc;

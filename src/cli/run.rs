@@ -90,10 +90,12 @@ pub struct Run {
 /// What a sandbox is to be like. Where nothing is given, the configuration's defaults hold.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Sandbox {
-    /// What the program may reach: none, filtered or host [default: the configuration's]
+    /// What the program may reach: none, filtered or host [default: the configuration's]; host is this machine's
+    /// own network
     #[arg(long, value_name = "MODE")]
     pub net: Option<NetworkMode>,
-    /// With --net filtered, reach only hosts that match this regular expression; may be repeated
+    /// With --net filtered, reach only hosts that match this regular expression, such as '^pypi\.org$' (without
+    /// ^ and $ it matches inside longer names); may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub allow: Vec<String>,
     /// With --net filtered, reach no host that matches this regular expression; may be repeated

@@ -13,7 +13,7 @@ use crate::images::choice::is_name;
 use crate::packages;
 
 pub(super) async fn build(arguments: Build) -> Result<ExitCode, Failure> {
-    let config = load_config(&arguments.common, None)?;
+    let config = load_config(&arguments.common)?;
     let docker = backends::docker_config(&config);
     let Build {
         base,

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::{Failure, load};
+use super::{Failure, load, read, tell_ignored};
 use crate::cli::ShowConfig;
-use crate::config::Loaded;
 use crate::config::schema::schema;
+use crate::config::{Loaded, Reader};
 
 /// Of the keys without a table.
 const GENERAL: &str = "General";
@@ -17,7 +17,9 @@ pub(super) fn config(arguments: &ShowConfig) -> Result<ExitCode, Failure> {
     let text = if arguments.schema {
         serde_json::to_string_pretty(&schema())?
     } else {
-        let loaded = load(&arguments.common, None)?;
+        // As a server in this directory has it; other commands take less of the directory's own files.
+        let loaded = load(&arguments.common, Reader::Server, None)?;
+        tell_ignored(&read(&arguments.common, Reader::Command, None)?);
         match arguments.json {
             true => serde_json::to_string_pretty(&loaded.contract()?)?,
             false => page(&loaded)?,

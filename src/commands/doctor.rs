@@ -18,7 +18,7 @@ use crate::local::service_without_pool;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
-    let config = load_config(&common, None)?;
+    let config = load_config(&common)?;
     let mut usable = false;
     for kind in Kind::ALL {
         match backends::start_kind(kind, &config, Purpose::Command).await {

@@ -15,7 +15,7 @@ pub(super) async fn login(arguments: cli::Login) -> Result<ExitCode, Failure> {
         .remote
         .host
         .ok_or("--host is missing: the server's address")?;
-    let server = RemoteIsol8::new(&host, &key)?;
+    let server = place::client(&host, &key)?;
     let health = server.start().await?;
     let login = Login {
         key: token(&server).await?.unwrap_or(key),

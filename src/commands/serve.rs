@@ -7,9 +7,10 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Failure, load_config};
+use super::{Failure, load};
 use crate::backends::{self, Purpose};
 use crate::cli::Serve;
+use crate::config::{Config, Reader};
 use crate::images;
 use crate::reload;
 use crate::remote_code::RemoteCode;
@@ -19,8 +20,9 @@ use crate::server::{self, ServeError, State};
 
 pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     let (common, port) = (arguments.common, arguments.port);
-    let load = move || load_config(&common, port);
+    let load = move || Ok(load(&common, Reader::Server, port)?.config);
     let config = load()?;
+    tell_sources(&config);
     let key = arguments
         .key
         .and_then(MasterKey::new)
@@ -69,6 +71,18 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         return Err(error.into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Logs which files the configuration comes from: one may lie in the working directory by chance.
+fn tell_sources(config: &Config) {
+    for path in &config.sources {
+        let whole = path.canonicalize();
+        let path = whole.as_deref().unwrap_or(path);
+        log::info!(file:% = path.display(); "configuration read");
+    }
+    if config.sources.is_empty() {
+        log::info!("no configuration file, the defaults hold");
+    }
 }
 
 /// Done at the first SIGTERM or SIGINT; from this call on they do nothing else.

@@ -9,16 +9,16 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 
-use super::{Failure, load_config};
+use super::{Failure, load};
 use crate::backends;
 use crate::cli::Setup;
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, Reader};
 
 const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
                        and the pinned versions are unpacked there";
 
 pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
-    let config = load_config(&arguments.common, None)?;
+    let config = load(&arguments.common, Reader::Setup, None)?.config;
     let options = SetupOptions {
         base: config.docker.base.clone(),
         bootstrap: config.docker.bootstrap,

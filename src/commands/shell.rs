@@ -12,7 +12,7 @@ use super::follow::hand::Hand;
 use super::follow::output::{Manner, Output};
 use super::follow::signals::Signals;
 use super::follow::{Followed, follow};
-use super::run::local::{close, events, open};
+use super::run::local::{close, events, grant_network, open};
 use super::run::order::sandbox_options;
 use super::run::remote::follow_run;
 use super::terminal::Raw;
@@ -49,7 +49,8 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     if let Some(server) = place::server(&arguments.remote)? {
         return on_server(server, &arguments, signals, output).await;
     }
-    let config = load_config(&arguments.common, None)?;
+    let mut config = load_config(&arguments.common)?;
+    grant_network(&mut config, &arguments.sandbox);
     let (session, runtime) = place(&arguments, &config)?;
     let (request, options) = order(&arguments, runtime);
     let job = job(request, options, &arguments, &config)?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde::Deserializer;
@@ -19,6 +20,9 @@ pub(super) const UNUSED: [&str; 5] = [
     "security",
     "defaults.readonlyRootFs",
 ];
+
+/// Largest file of a working directory that is read, in bytes.
+const LARGEST: u64 = 1 << 20;
 
 /// A file that was read, and holds nothing but known keys with values of their types.
 #[derive(Clone, Debug)]
@@ -50,6 +54,26 @@ impl Document {
     /// [`ConfigError::Unreadable`], or [`ConfigError::Invalid`] with the line.
     pub(super) fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(path, text)
+    }
+
+    /// Reads a file that others may have written: one that is larger than a configuration is refused.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn read_bounded(path: &Path) -> Result<Self, ConfigError> {
+        let mut text = String::new();
+        let read = fs::File::open(path).and_then(|file| {
+            let read = file.take(LARGEST + 1).read_to_string(&mut text)?;
+            match read as u64 > LARGEST {
+                true => Err(io::Error::other(format!("larger than {LARGEST} bytes"))),
+                false => Ok(()),
+            }
+        });
+        read.map_err(|source| ConfigError::Unreadable {
             path: path.to_owned(),
             source,
         })?;

@@ -280,12 +280,25 @@ impl ConfigFile {
                 ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
             },
             images_root: given(self.images.root).map(PathBuf::from),
+            remote_code: self.remote_code.check(network.ports.clone())?.into(),
             network,
             egress,
-            remote_code: self.remote_code.check()?.into(),
             packages: self.packages.check()?,
             package_cache: None,
         })
+    }
+
+    /// Every regular expression that admits hosts, with its key.
+    pub(super) fn admitting_patterns(&self) -> Vec<(&'static str, &str)> {
+        let lists = [
+            ("network.whitelist", self.network.whitelist()),
+            ("remoteCode.allowedHosts", self.remote_code.allowed_hosts()),
+        ];
+        let patterns = lists.into_iter().flat_map(|(key, list)| {
+            let patterns = list.iter();
+            patterns.map(move |pattern| (key, pattern.as_str()))
+        });
+        patterns.collect()
     }
 
     /// What may not be zero.

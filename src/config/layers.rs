@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::document::Document;
 use super::file::ConfigFile;
+use super::trust::{self, Reader};
 use super::{BackendChoice, Config, ConfigError, Overrides};
 
 /// Names an operator's file; checked before the usual places.
@@ -13,6 +14,10 @@ const PATH_VARIABLE: &str = "ISOL8_CONFIG";
 
 /// The file that the TypeScript product reads.
 const JSON_FILE: &str = "isol8.config.json";
+
+const TOML_FILE: &str = "config.toml";
+
+const SYSTEM_DIRECTORY: &str = "/etc/isol8";
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +48,8 @@ impl std::fmt::Display for Origin {
 pub struct Loaded {
     /// What the program works with.
     pub config: Config,
+    /// Warnings, one for each file of the working directory that is ignored as a whole or in part.
+    pub ignored: Vec<String>,
     /// What the files, the environment and the flags say together.
     pub(super) file: ConfigFile,
     /// What each of them says; a later one overrides an earlier one.
@@ -58,50 +65,206 @@ impl Loaded {
         overrides: &Overrides,
         environment: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let documents = find_files(overrides, environment)
-            .iter()
-            .map(|path| Document::read(path))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut layers: Vec<_> = documents
-            .iter()
-            .map(|document| (Origin::File(document.path.clone()), document.value.clone()))
-            .collect();
-        layers.extend(from_environment(environment)?);
-        layers.extend(from_flags(overrides));
-        // One key under a runtime leaves the runtime's other defaults alone.
-        let mut merged = json!({ "runtimes": ConfigFile::default().runtimes });
-        for (_, layer) in &layers {
-            merge(&mut merged, layer);
+        let files = Files::find(overrides, environment);
+        let documents = files.trusted.iter().map(|path| Document::read(path));
+        let documents = documents.collect::<Result<Vec<_>, _>>()?;
+        let mut above = from_environment(environment)?;
+        above.extend(from_flags(overrides));
+        let state = default_state(environment);
+        let mut here = Narrowed::default();
+        for path in &files.untrusted {
+            here.read(path, overrides.reader, &documents);
         }
-        let file: ConfigFile = serde_json::from_value(merged)?;
-        let checked = file.clone().check(default_state(environment));
-        let mut config = checked.map_err(|error| locate(error, &documents))?;
+        let all = [&documents[..], &here.documents].concat();
+        match Self::of(&all, &above, state.clone()) {
+            Err(error) if !here.documents.is_empty() => {
+                // A file of the working directory keeps no command from working.
+                here.ignored = vec![ignored_whole(&error)];
+                let mut loaded = Self::of(&documents, &above, state)?;
+                loaded.ignored = here.ignored;
+                Ok(loaded)
+            }
+            loaded => {
+                let mut loaded = loaded?;
+                loaded.ignored = here.ignored;
+                Ok(loaded)
+            }
+        }
+    }
+
+    /// A warning for each pattern that admits hosts and could match inside longer names.
+    #[must_use]
+    pub fn unanchored(&self) -> Vec<String> {
+        let patterns = self.file.admitting_patterns().into_iter();
+        let unanchored = patterns.filter(|(_, pattern)| !isol8_egress::is_anchored(pattern));
+        unanchored
+            .map(|(key, pattern)| {
+                format!(
+                    "{key}: {pattern:?} matches inside longer names too, such as those of other domains: anchor it, \
+                     as in \"^pypi\\\\.org$\" or \"\\\\.example\\\\.com$\""
+                )
+            })
+            .collect()
+    }
+
+    /// The configuration that these files make, with what stands above them.
+    fn of(
+        documents: &[Document],
+        above: &[(Origin, Value)],
+        state: PathBuf,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = layers(documents);
+        layers.extend_from_slice(above);
+        let file = merged(&layers)?;
+        let checked = file.clone().check(state);
+        let mut config = checked.map_err(|error| locate(error, documents))?;
         config.package_cache = config.packages.cache(&config.state);
         config.sources = documents.iter().map(|it| it.path.clone()).collect();
         config.unused = documents
-            .into_iter()
+            .iter()
             .filter(|document| !document.unused.is_empty())
-            .map(|document| (document.path, document.unused))
+            .map(|document| (document.path.clone(), document.unused.clone()))
             .collect();
         Ok(Self {
             config,
+            ignored: Vec::new(),
             file,
             layers,
         })
     }
 }
 
-/// A file that was named stands alone; else the TypeScript product's, and ours over it.
-fn find_files(overrides: &Overrides, environment: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
-    let named = overrides.config.clone();
-    if let Some(path) = named.or_else(|| environment(PATH_VARIABLE).map(PathBuf::from)) {
-        return vec![path];
+/// The files of the working directory, as far as a command takes them.
+#[derive(Debug, Default)]
+struct Narrowed {
+    documents: Vec<Document>,
+    ignored: Vec<String>,
+}
+
+impl Narrowed {
+    fn read(&mut self, path: &Path, reader: Reader, trusted: &[Document]) {
+        let mut document = match Document::read_bounded(path) {
+            Ok(document) => document,
+            Err(error) => {
+                self.ignored.push(ignored_whole(&error));
+                return;
+            }
+        };
+        let below = layers(&[trusted, &self.documents].concat());
+        // The trusted files were read, and what was taken since is of their form.
+        let without = merged(&below).and_then(|file| Ok(serde_json::to_value(file)?));
+        let narrowed = trust::narrow(reader, &document.value, &without.unwrap_or_default());
+        if !narrowed.refused.is_empty() {
+            self.ignored
+                .push(ignored_keys(path, &narrowed.refused.join(", ")));
+        }
+        let is_empty = narrowed.taken.as_object().is_none_or(Map::is_empty);
+        document.value = narrowed.taken;
+        if !is_empty {
+            self.documents.push(document);
+        }
     }
-    let home = environment("HOME").map(|home| Path::new(&home).join(".isol8/config.toml"));
-    let ours = [Some(PathBuf::from("config.toml")), home];
-    let ours = ours.into_iter().flatten().find(|path| path.is_file());
-    let theirs = Some(PathBuf::from(JSON_FILE)).filter(|path| path.is_file());
-    [theirs, ours].into_iter().flatten().collect()
+}
+
+fn ignored_keys(path: &Path, keys: &str) -> String {
+    let path = path.display();
+    format!(
+        "{path}: {keys}: ignored, because a file of the working directory can only restrict what runs on this \
+         machine; with --config {path} all of it counts"
+    )
+}
+
+fn ignored_whole(error: &ConfigError) -> String {
+    let text = error.to_string();
+    // The list of valid names is long, and `isol8 config` shows it.
+    let text = text.split(", expected one of").next().unwrap_or_default();
+    format!("{text}: the file is ignored; `isol8 config` says what is wrong with it")
+}
+
+fn layers(documents: &[Document]) -> Vec<(Origin, Value)> {
+    let layers = documents
+        .iter()
+        .map(|document| (Origin::File(document.path.clone()), document.value.clone()));
+    layers.collect()
+}
+
+fn merged(layers: &[(Origin, Value)]) -> Result<ConfigFile, ConfigError> {
+    // One key under a runtime leaves the runtime's other defaults alone.
+    let mut merged = json!({ "runtimes": ConfigFile::default().runtimes });
+    for (_, layer) in layers {
+        merge(&mut merged, layer);
+    }
+    Ok(serde_json::from_value(merged)?)
+}
+
+/// The files of a configuration; a later one overrides an earlier one.
+#[derive(Debug, Default)]
+struct Files {
+    /// Those of the operator, which count fully.
+    trusted: Vec<PathBuf>,
+    /// Those of the working directory, where they do not.
+    untrusted: Vec<PathBuf>,
+}
+
+impl Files {
+    /// A file that was named stands alone. Else a server takes `config.toml` of the working directory, or that
+    /// of the user or the system, over the TypeScript product's file of the working directory; and a command
+    /// takes the user's or the system's, and of the working directory's two files what restricts.
+    fn find(overrides: &Overrides, environment: &dyn Fn(&str) -> Option<String>) -> Self {
+        let named = overrides.config.clone();
+        if let Some(path) = named.or_else(|| environment(PATH_VARIABLE).map(PathBuf::from)) {
+            return Self {
+                trusted: vec![path],
+                untrusted: Vec::new(),
+            };
+        }
+        let is_file = |path: &PathBuf| path.is_file();
+        let elsewhere = operators_files(environment);
+        let [theirs, ours] = [JSON_FILE, TOML_FILE].map(|name| {
+            let path = overrides.directory.join(name);
+            Some(path).filter(is_file)
+        });
+        let operators = elsewhere.iter().find(|path| path.is_file()).cloned();
+        if overrides.reader == Reader::Server {
+            let trusted = [theirs, ours.or(operators)].into_iter().flatten();
+            return Self {
+                trusted: trusted.collect(),
+                untrusted: Vec::new(),
+            };
+        }
+        // A command may be started in the operator's own directory.
+        let is_operators = |path: &PathBuf| elsewhere.iter().any(|own| is_same(own, path));
+        let here = [theirs, ours].into_iter().flatten();
+        Self {
+            trusted: operators.into_iter().collect(),
+            untrusted: here.filter(|path| !is_operators(path)).collect(),
+        }
+    }
+}
+
+/// Returns the paths of the user's and the system's file; the first that exists counts.
+fn operators_files(environment: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
+    // A path that is relative would be one of the working directory.
+    let directory = |name| {
+        environment(name)
+            .map(PathBuf::from)
+            .filter(|it| it.is_absolute())
+    };
+    let home = directory("HOME");
+    let usual = || home.as_ref().map(|home| home.join(".config"));
+    let user = directory("XDG_CONFIG_HOME").or_else(usual);
+    let places = [
+        user.map(|it| it.join("isol8")),
+        home.as_ref().map(|home| home.join(".isol8")),
+        Some(PathBuf::from(SYSTEM_DIRECTORY)),
+    ];
+    let places = places.into_iter().flatten();
+    places.map(|place| place.join(TOML_FILE)).collect()
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(one).is_some_and(|one| Some(one) == real(other))
 }
 
 fn from_environment(
@@ -199,5 +362,213 @@ fn default_state(environment: &dyn Fn(&str) -> Option<String>) -> PathBuf {
     match user("HOME") {
         Some(home) => Path::new(&home).join(".local/state/isol8"),
         None => PathBuf::from("/var/tmp/isol8"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use isol8_api::NetworkMode;
+
+    use super::*;
+
+    /// A home and a working directory with these files.
+    struct Place {
+        directory: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn with(files: &[(&str, &str)]) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            fs::create_dir(directory.path().join("here")).unwrap();
+            for (name, text) in files {
+                let path = directory.path().join(name);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            }
+            Self { directory }
+        }
+
+        fn load(&self, reader: Reader) -> Result<Loaded, ConfigError> {
+            self.load_in(reader, "here")
+        }
+
+        fn load_in(&self, reader: Reader, directory: &str) -> Result<Loaded, ConfigError> {
+            let overrides = Overrides {
+                reader,
+                directory: self.directory.path().join(directory),
+                ..Overrides::default()
+            };
+            let home = self.directory.path().join("home");
+            let home = home.to_str().unwrap();
+            Loaded::load(&overrides, &|name| {
+                (name == "HOME").then(|| home.to_owned())
+            })
+        }
+    }
+
+    const LOOSE: &str = "stateDir = \"/elsewhere\"\nmaxConcurrent = 3\n\
+                         [defaults]\nnetwork = \"host\"\nmemoryLimit = \"64m\"\n\
+                         [policy]\nnetwork = [\"none\", \"host\"]\n[network]\nblacklist = [\"^x$\"]";
+
+    #[test]
+    fn a_command_takes_of_its_working_directory_what_restricts_and_names_the_rest() {
+        for file in ["here/config.toml", "here/isol8.config.json"] {
+            let text = match file.ends_with("json") {
+                true => toml::from_str::<Value>(LOOSE).unwrap().to_string(),
+                false => LOOSE.to_owned(),
+            };
+            let place = Place::with(&[(file, &text)]);
+            let loaded = place.load(Reader::Command).unwrap();
+            assert_eq!(
+                loaded.config.networks,
+                [NetworkMode::None, NetworkMode::Filtered]
+            );
+            assert_eq!(loaded.config.defaults.network, NetworkMode::None);
+            assert_ne!(loaded.config.state, Path::new("/elsewhere"));
+            assert_eq!(
+                loaded.config.defaults.sandbox.limits.memory.to_string(),
+                "64m"
+            );
+            assert_eq!(loaded.config.network.blacklist, ["^x$"]);
+            let [warning] = &loaded.ignored[..] else {
+                panic!("{:?}", loaded.ignored)
+            };
+            let keys = ["stateDir", "defaults.network", "policy.network"];
+            assert!(keys.iter().all(|key| warning.contains(key)), "{warning}");
+            assert!(!warning.contains("maxConcurrent"), "{warning}");
+            assert!(warning.contains("--config "), "{warning}");
+            // A server's own directory counts fully, and so does a file that is named.
+            let server = place.load(Reader::Server).unwrap();
+            assert_eq!(
+                (server.config.admission.max_concurrent, server.ignored.len()),
+                (3, 0)
+            );
+            assert_eq!(server.config.defaults.network, NetworkMode::Host);
+            let named = Overrides {
+                reader: Reader::Command,
+                config: Some(place.directory.path().join(file)),
+                ..Overrides::default()
+            };
+            let named = Loaded::load(&named, &|_| None).unwrap();
+            assert_eq!(named.config.defaults.network, NetworkMode::Host);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_configuration_of_ours_is_named_and_ignored() {
+        for (text, expected) in [
+            (
+                "baseURL = \"https://example.org\"\ntitle = \"A site\"",
+                "config.toml:1: baseURL",
+            ),
+            (
+                "[cleanup]\nautoPrun = true",
+                "config.toml:2: cleanup.autoPrun",
+            ),
+            ("no = [toml", "config.toml:1: "),
+            ("maxConcurrent = \"many\"", "config.toml:1: maxConcurrent"),
+            // A value of the right type that contradicts another key.
+            (
+                "[ceilings]\nmemoryLimit = \"1m\"",
+                "defaults.memoryLimit = 512m",
+            ),
+            (&"#".repeat(2 << 20), "larger than"),
+        ] {
+            let place = Place::with(&[("here/config.toml", text)]);
+            let loaded = place.load(Reader::Command).unwrap();
+            let [warning] = &loaded.ignored[..] else {
+                panic!("{text:.40}: {:?}", loaded.ignored)
+            };
+            assert!(warning.contains(expected), "{warning}");
+            assert!(warning.len() < 400, "{warning}");
+            let defaults = Place::with(&[]).load(Reader::Command).unwrap();
+            assert_eq!(loaded.file, defaults.file);
+        }
+    }
+
+    #[test]
+    fn the_users_and_the_systems_directory_count_fully() {
+        let text =
+            "[policy]\nnetwork = [\"host\"]\n[defaults]\nnetwork = \"host\"\nmemoryLimit = \"64m\"";
+        for file in ["home/.config/isol8/config.toml", "home/.isol8/config.toml"] {
+            let place = Place::with(&[
+                (file, text),
+                ("here/config.toml", "defaults.memoryLimit = \"32m\""),
+            ]);
+            let loaded = place.load(Reader::Command).unwrap();
+            assert_eq!(loaded.config.defaults.network, NetworkMode::Host);
+            assert_eq!(
+                loaded.config.defaults.sandbox.limits.memory.to_string(),
+                "32m"
+            );
+            assert_eq!(loaded.ignored, [""; 0]);
+            // In the operator's own directory, its file is the operator's.
+            let own = file.rsplit_once('/').unwrap().0;
+            let loaded = place.load_in(Reader::Command, own).unwrap();
+            assert_eq!(loaded.config.defaults.network, NetworkMode::Host);
+            assert_eq!(loaded.ignored, [""; 0]);
+        }
+        let places = operators_files(&|name| match name {
+            "HOME" => Some("/home/me".to_owned()),
+            "XDG_CONFIG_HOME" => Some("relative".to_owned()),
+            _ => None,
+        });
+        let places: Vec<_> = places.iter().map(|it| it.to_str().unwrap()).collect();
+        assert_eq!(
+            places,
+            [
+                "/home/me/.config/isol8/config.toml",
+                "/home/me/.isol8/config.toml",
+                "/etc/isol8/config.toml"
+            ]
+        );
+    }
+
+    #[test]
+    fn setup_builds_what_its_working_directory_asks_for() {
+        let text = "dependencies = { python = [\"six\"] }\n[[prebuiltImages]]\ntag = \"a:b\"\nruntime = \"bash\"";
+        let place = Place::with(&[("here/config.toml", text)]);
+        let setup = place.load(Reader::Setup).unwrap();
+        assert_eq!(
+            (setup.config.images.prebuilt.len(), setup.ignored.len()),
+            (1, 0)
+        );
+        let command = place.load(Reader::Command).unwrap();
+        assert_eq!(command.config.images.prebuilt.len(), 0);
+        assert!(command.ignored[0].contains("prebuiltImages"));
+        assert_eq!(command.config.images.dependencies.len(), 1);
+    }
+
+    #[test]
+    fn a_pattern_that_admits_hosts_and_is_not_anchored_is_warned_of() {
+        for (key, text) in [
+            (
+                "network.whitelist",
+                "[network]\nwhitelist = [\"^a$\", 'example\\.com']",
+            ),
+            (
+                "remoteCode.allowedHosts",
+                "[remoteCode]\nallowedHosts = ['example\\.com', '^b$']",
+            ),
+        ] {
+            let place = Place::with(&[("here/config.toml", text)]);
+            let warnings = place.load(Reader::Server).unwrap().unanchored();
+            let [warning] = &warnings[..] else {
+                panic!("{warnings:?}")
+            };
+            let begin = format!("{key}: \"example\\\\.com\" matches inside longer names");
+            assert!(warning.starts_with(&begin), "{warning}");
+        }
+        // Each key whose patterns admit hosts is one of those above.
+        let schema = crate::config::schema::schema().to_string();
+        assert_eq!(
+            schema.matches("Regular expressions on host names").count(),
+            2
+        );
+        let fine = "[network]\nwhitelist = ['^a$', '\\.b$']\nblacklist = ['c']";
+        let place = Place::with(&[("here/config.toml", fine)]);
+        assert_eq!(place.load(Reader::Server).unwrap().unanchored(), [""; 0]);
     }
 }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use isol8_api::ByteSize;
-use isol8_egress::{Egress, EgressConfig, EgressError, Filter, Limits, List, Policy};
+use isol8_egress::{Egress, EgressConfig, EgressError, Filter, Limits, List, Policy, Ports};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 use super::check::require;
+use super::ports::{self, PortEntry};
 
 /// Schemes that code can be fetched by.
 const SCHEMES: [&str; 2] = ["https", "http"];
@@ -16,12 +17,14 @@ const SCHEMES: [&str; 2] = ["https", "http"];
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct NetworkTable {
-    /// Regular expressions on host names; with one, only hosts that one matches.
+    /// Regular expressions on host names, matched anywhere in them unless anchored, as in "^pypi\\.org$"; with one, only hosts that one matches.
     whitelist: Vec<String>,
     /// Hosts that one matches are refused, whatever the whitelist says.
     blacklist: Vec<String>,
     /// Addresses reached although they are not public, such as "10.1.0.0/16" or "::1".
     allowed_cidrs: Vec<String>,
+    /// Ports that are connected to, here and for `codeUrl`: numbers, ranges such as "1024-65535", "*" for all.
+    ports: Vec<PortEntry>,
     /// Of one run at once; no more than 128 leave one sandbox.
     max_connections: usize,
     /// That one run may receive and send, together.
@@ -38,6 +41,7 @@ impl Default for NetworkTable {
             whitelist: Vec::new(),
             blacklist: Vec::new(),
             allowed_cidrs: Vec::new(),
+            ports: ports::usual(),
             max_connections: 64,
             max_bytes: ByteSize::from_mebibytes(16 * 1024),
             connect_timeout_ms: 10_000,
@@ -47,6 +51,10 @@ impl Default for NetworkTable {
 }
 
 impl NetworkTable {
+    pub(super) fn whitelist(&self) -> &[String] {
+        &self.whitelist
+    }
+
     pub(super) fn check(self) -> Result<(EgressConfig, Egress), ConfigError> {
         for (key, given) in [
             ("network.maxConnections", self.max_connections as u64),
@@ -59,6 +67,7 @@ impl NetworkTable {
             whitelist: self.whitelist,
             blacklist: self.blacklist,
             allowed_cidrs: self.allowed_cidrs,
+            ports: ports::set(self.ports),
             limits: Limits {
                 connections: self.max_connections,
                 bytes: self.max_bytes.bytes(),
@@ -80,7 +89,7 @@ pub(super) struct RemoteCodeTable {
     enabled: bool,
     /// "https"; "http" beside it for requests with allowInsecureCodeUrl.
     allowed_schemes: Vec<String>,
-    /// Regular expressions on host names; with one, only hosts that one matches.
+    /// Regular expressions on host names, matched anywhere in them unless anchored; with one, only hosts that one matches.
     allowed_hosts: Vec<String>,
     /// Hosts that one matches are refused, whatever allowedHosts says.
     blocked_hosts: Vec<String>,
@@ -139,7 +148,12 @@ pub struct RemoteCodeConfig {
 }
 
 impl RemoteCodeTable {
-    pub(super) fn check(self) -> Result<RemoteCodeConfig, ConfigError> {
+    pub(super) fn allowed_hosts(&self) -> &[String] {
+        &self.allowed_hosts
+    }
+
+    /// Code is fetched on these ports.
+    pub(super) fn check(self, ports: Ports) -> Result<RemoteCodeConfig, ConfigError> {
         for scheme in &self.allowed_schemes {
             let known = SCHEMES.contains(&&**scheme);
             let expected = || "expected https or http".to_owned();
@@ -160,7 +174,7 @@ impl RemoteCodeTable {
             enabled: self.enabled,
             https: accepts("https"),
             http: accepts("http"),
-            hosts,
+            hosts: hosts.on_ports(ports),
             max_bytes: self.max_code_size.bytes(),
             timeout: Duration::from_millis(timeout),
             require_hash: self.require_hash,

@@ -15,13 +15,16 @@ pub fn schema() -> Value {
 }
 
 #[cfg(test)]
+pub(super) use tests::leaves;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
     /// Every key of the schema that has no keys of its own, with its default; those of a runtime as
     /// `runtimes.*.key`.
-    fn leaves() -> BTreeMap<String, Value> {
+    pub(in crate::config) fn leaves() -> BTreeMap<String, Value> {
         let schema = schema();
         let mut leaves = BTreeMap::new();
         walk(&schema, &schema, "", &mut leaves);

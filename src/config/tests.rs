@@ -73,6 +73,14 @@ fn what_is_wrong_with_the_network_names_its_key() {
             "network.allowedCidrs = 10/8: expected",
         ),
         (
+            "[network]\nports = [80, \"0-9\"]",
+            "network.ports: 0-9: expected a port such as 443",
+        ),
+        (
+            "[network]\nports = [65536]",
+            "network.ports: 65536: expected a port",
+        ),
+        (
             "[network]\nmaxConnections = 0",
             "network.maxConnections = 0: expected 1",
         ),

@@ -33,6 +33,10 @@ shift
 exec "$0" "$@"
 "#;
 
+/// Puts the file that is the first argument in the place of the host's list of name servers, in this mount
+/// namespace, and becomes the command.
+const RESOLVE_BY: &str = r#"mount --bind "$1" /etc/resolv.conf || exit 1; shift; exec "$0" "$@""#;
+
 /// Runs each test against a server of its own on each backend; with the configuration, where one is
 /// named first.
 macro_rules! on_each_backend {
@@ -109,6 +113,14 @@ impl Server {
         let mut hidden = Command::new("unshare");
         hidden.args(["--mount", "bash", "-c", HIDE, ISOL8, &runtime.to_string()]);
         Self::launch(hidden, kind, state_directory(), &config)
+    }
+
+    /// A server that asks the name servers of this file, in the form of `/etc/resolv.conf`.
+    pub(crate) fn resolving_by(kind: Kind, resolv_conf: &Path, config: &str) -> Self {
+        let mut apart = Command::new("unshare");
+        apart.args(["--mount", "bash", "-c", RESOLVE_BY, ISOL8]);
+        apart.arg(resolv_conf);
+        Self::launch(apart, kind, state_directory(), config)
     }
 
     /// A server on what an earlier one left.

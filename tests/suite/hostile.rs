@@ -6,6 +6,7 @@ mod attributes;
 mod connections;
 mod counters;
 mod descriptors;
+mod directories;
 mod filesystems;
 mod frames;
 mod image_instructions;

@@ -30,7 +30,7 @@ on_each_backend!(
 
 /// Takes loopback for a part of the internet, and the addresses of documentation, which names lead to
 /// where a mirror stands in for it.
-const CONFIG: &str = "[network]\nallowedCidrs = [\"127.0.0.0/8\", \"203.0.113.0/24\"]\n";
+const CONFIG: &str = "[network]\nallowedCidrs = [\"127.0.0.0/8\", \"203.0.113.0/24\"]\nports = [443, \"1024-65535\"]\n";
 
 fn filtered() -> Options {
     Options {

@@ -17,7 +17,7 @@ use crate::harness::{KEY, Kind, PATIENCE, Server};
 
 /// Accepts what the tests' own servers have.
 const ACCEPTED: &str = "\
-    [network]\nallowedCidrs = [\"127.0.0.1\"]\n\
+    [network]\nallowedCidrs = [\"127.0.0.1\"]\nports = [\"*\"]\n\
     [remoteCode]\nenabled = true\nallowedSchemes = [\"https\", \"http\"]\nmaxCodeSize = \"64k\"\n\
     fetchTimeoutMs = 2000\nblockedHosts = [\"^blocked\"]\n";
 
@@ -190,7 +190,7 @@ async fn what_is_wrong_with_a_url_is_named_before_a_sandbox_is_touched(kind: Kin
         ),
         (
             "http://no-such-host.invalid/",
-            "no-such-host.invalid cannot be resolved",
+            "no-such-host.invalid has no public address, or cannot be resolved",
         ),
         (
             "ftp://127.0.0.1/",

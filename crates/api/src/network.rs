@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Which hosts a run may reach: regular expressions, found anywhere in a host's name. Case does not matter;
+/// Which hosts a run may reach: regular expressions, which match anywhere in a host's name unless they are
+/// anchored: `example\.com` admits `example.com.evil.org` too, `^example\.com$` does not. Case does not matter;
 /// names are matched in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::ports::Ports;
+
 /// The rules of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressConfig {
@@ -13,6 +15,8 @@ pub struct EgressConfig {
     /// Ranges of addresses, such as `10.1.0.0/16` or `::1`, that are connected to although they are not
     /// public.
     pub allowed_cidrs: Vec<String>,
+    /// Ports that are connected to, by `CONNECT` and by requests.
+    pub ports: Ports,
     /// Bounds of what runs may use.
     pub limits: Limits,
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::addresses::Addresses;
 use crate::resolve::Resolve;
@@ -14,17 +15,20 @@ use crate::target::{Host, Target};
 /// Most addresses of a name that are tried.
 const TRIES: usize = 8;
 
+/// A name is refused at a multiple of this time after it was asked for, so that the time does not tell a name
+/// of the operator's network, which a near server or `/etc/hosts` knows, from one that does not exist.
+const REFUSAL_STEP: Duration = Duration::from_millis(100);
+
 /// There is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DialError {
-    /// Of an address that was named by the client itself.
+    /// The client itself named an address that is not public.
     #[error("{0} is not a public address")]
     NotPublic(IpAddr),
-    /// The addresses themselves are not told: they are the operator's.
-    #[error("{0} has no public address")]
-    NonePublic(String),
-    #[error("{0} cannot be resolved")]
-    Unresolvable(String),
+    /// A name that does not exist, or that leads to addresses of the operator's network only. Which of the two
+    /// is not told: the names of that network could be found by trying.
+    #[error("{0} has no public address, or cannot be resolved")]
+    NoAddress(String),
     #[error("{0} does not accept connections on port {1}")]
     Unreachable(Host, u16),
     #[error("{0} did not answer in time")]
@@ -36,7 +40,7 @@ pub(crate) enum DialError {
 pub(crate) struct Dialer {
     addresses: Arc<Addresses>,
     resolver: Arc<dyn Resolve>,
-    /// Of resolving and connecting together.
+    /// Longest time for resolving and connecting together.
     timeout: Duration,
 }
 
@@ -49,11 +53,22 @@ impl Dialer {
         }
     }
 
-    pub(crate) async fn dial(&self, target: &Target) -> Result<TcpStream, DialError> {
+    /// Connects to a target. A name waits for one of the caller's `lookups`.
+    pub(crate) async fn dial(
+        &self,
+        target: &Target,
+        lookups: &Semaphore,
+    ) -> Result<TcpStream, DialError> {
         let deadline = Instant::now() + self.timeout;
         let addresses = match &target.host {
             Host::Address(address) => vec![self.check(*address)?],
-            Host::Name(name) => self.lookup_until(name, deadline).await?,
+            Host::Name(name) => {
+                let looking_up = async {
+                    let _place = lookups.acquire().await;
+                    self.resolver.resolve(name).await
+                };
+                self.admitted(name, looking_up, deadline).await?
+            }
         };
         let tries = addresses.len().min(TRIES);
         for (index, address) in addresses.into_iter().take(tries).enumerate() {
@@ -75,7 +90,9 @@ impl Dialer {
 
     /// The addresses of a name that may be connected to; one or more.
     pub(crate) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, DialError> {
-        self.lookup_until(name, Instant::now() + self.timeout).await
+        let deadline = Instant::now() + self.timeout;
+        self.admitted(name, self.resolver.resolve(name), deadline)
+            .await
     }
 
     /// The same for an address that stands in the place of a name.
@@ -86,8 +103,14 @@ impl Dialer {
         Err(DialError::NotPublic(address))
     }
 
-    async fn lookup_until(&self, name: &str, until: Instant) -> Result<Vec<IpAddr>, DialError> {
-        let found = match timeout_at(until, self.resolver.resolve(name)).await {
+    async fn admitted(
+        &self,
+        name: &str,
+        looking_up: impl Future<Output = std::io::Result<Vec<IpAddr>>>,
+        until: Instant,
+    ) -> Result<Vec<IpAddr>, DialError> {
+        let begun = Instant::now();
+        let found = match timeout_at(until, looking_up).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
                 log::debug!(name, error:%; "name cannot be resolved");
@@ -95,18 +118,25 @@ impl Dialer {
             }
             Err(_) => return Err(DialError::TimedOut(Host::Name(name.to_owned()))),
         };
-        if found.is_empty() {
-            return Err(DialError::Unresolvable(name.to_owned()));
-        }
         let mut admitted = Vec::new();
-        for address in found.into_iter().map(|address| address.to_canonical()) {
+        for address in found.iter().map(IpAddr::to_canonical) {
             if self.addresses.admit(address) && !admitted.contains(&address) {
                 admitted.push(address);
             }
         }
         if admitted.is_empty() {
-            return Err(DialError::NonePublic(name.to_owned()));
+            if !found.is_empty() {
+                log::debug!(name, addresses:? = found; "name has no address that may be connected to");
+            }
+            sleep_until(until.min(begun + in_steps(begun.elapsed()))).await;
+            return Err(DialError::NoAddress(name.to_owned()));
         }
         Ok(admitted)
     }
+}
+
+/// The next multiple of [`REFUSAL_STEP`].
+fn in_steps(elapsed: Duration) -> Duration {
+    let steps = elapsed.as_millis() / REFUSAL_STEP.as_millis() + 1;
+    REFUSAL_STEP * u32::try_from(steps).unwrap_or(u32::MAX)
 }

@@ -38,7 +38,7 @@ pub enum FetchError {
     /// A scheme that is not accepted.
     #[error("{0}: is not accepted")]
     Scheme(String),
-    /// A host that is not accepted, or has no public address.
+    /// A host or a port that is not accepted, or a name without a public address.
     #[error("{0}")]
     Denied(String),
     /// The host cannot be found, reached or understood.
@@ -84,6 +84,7 @@ impl Egress {
         let mut url = Url::parse(url).map_err(|_| FetchError::InvalidUrl(url.to_owned()))?;
         for _ in 0..=limits.redirects {
             let host = self.check(&url, &limits.hosts, limits.allow_http)?;
+            check_port(&url, &host, &limits.hosts)?;
             let response = client.get(url.clone()).send().await;
             let response = response.map_err(|error| failure(&host, &error))?;
             let status = response.status();
@@ -140,6 +141,12 @@ impl Egress {
     }
 }
 
+fn check_port(url: &Url, host: &str, hosts: &Policy) -> Result<(), FetchError> {
+    let port = url.port_or_known_default().unwrap_or_default();
+    let admitted = hosts.admit_port(host, port, url.scheme() == "https");
+    admitted.map_err(|denied| FetchError::Denied(denied.to_string()))
+}
+
 /// Where an answer leads to, if anywhere.
 fn redirect(from: &Url, response: &Response) -> Result<Option<Url>, FetchError> {
     match response.status().as_u16() {
@@ -177,7 +184,7 @@ pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     let mut cause: Option<&dyn Error> = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref::<DialError>() {
-            Some(error @ DialError::NonePublic(_)) => return FetchError::Denied(error.to_string()),
+            Some(error @ DialError::NoAddress(_)) => return FetchError::Denied(error.to_string()),
             Some(error) => return FetchError::Unreachable(error.to_string()),
             None => cause = error.source(),
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 use crate::config::List;
+use crate::ports::Ports;
 use crate::{EgressError, Filter};
 
 /// Most patterns of a list.
@@ -29,20 +30,20 @@ const REPEATED: usize = 80;
 pub struct Policy {
     pub(crate) server: Arc<Rules>,
     pub(crate) request: Arc<Rules>,
-    pub(crate) ports: Ports,
+    pub(crate) ports: PortRule,
 }
 
-/// Ports that may be connected to.
-#[derive(Clone, Debug, Default)]
-pub(crate) enum Ports {
-    #[default]
-    Any,
-    /// Those of the Web, but where a host has one of its own.
-    Web(Arc<BTreeMap<String, u16>>),
+/// The rule on the ports of a policy's hosts.
+#[derive(Clone, Debug)]
+pub(crate) enum PortRule {
+    /// A port is admitted if the set holds it, whatever the host.
+    Listed(Arc<Ports>),
+    /// The usual port of a scheme, or the one port that the map has for a host.
+    PerHost(Arc<BTreeMap<String, u16>>),
 }
 
 impl Policy {
-    /// By this filter alone, which is the server's own.
+    /// By this filter alone, which is the server's own, on every port.
     ///
     /// # Errors
     /// [`EgressError`] names the pattern that is no regular expression, or is too complex.
@@ -50,8 +51,17 @@ impl Policy {
         Ok(Self {
             server: Arc::new(Rules::new(filter)?),
             request: Arc::default(),
-            ports: Ports::Any,
+            ports: PortRule::Listed(Arc::new(Ports::any())),
         })
+    }
+
+    /// The same on these ports only.
+    #[must_use]
+    pub fn on_ports(self, ports: Ports) -> Self {
+        Self {
+            ports: PortRule::Listed(Arc::new(ports)),
+            ..self
+        }
     }
 
     /// The same on the ports of the Web only: 443 for tunnels and 80 for requests. Hosts that have a port of
@@ -59,18 +69,33 @@ impl Policy {
     #[must_use]
     pub fn on_web_ports(self, own: impl IntoIterator<Item = (String, u16)>) -> Self {
         Self {
-            ports: Ports::Web(Arc::new(own.into_iter().collect())),
+            ports: PortRule::PerHost(Arc::new(own.into_iter().collect())),
             ..self
         }
     }
 
-    /// Whether a host may be reached on this port, by a tunnel or by a request.
-    pub(crate) fn admit_port(&self, host: &str, port: u16, is_tunnel: bool) -> bool {
-        let Ports::Web(own) = &self.ports else {
-            return true;
+    /// Whether a host may be reached on this port, over TLS (or by a tunnel) or in clear.
+    ///
+    /// # Errors
+    /// [`PortDenied`] names the port and the configuration key that admits it.
+    pub(crate) fn admit_port(&self, host: &str, port: u16, is_tls: bool) -> Result<(), PortDenied> {
+        let usual = if is_tls { 443 } else { 80 };
+        let (is_admitted, expected, key) = match &self.ports {
+            PortRule::Listed(ports) => (ports.contains(port), ports.to_string(), "network.ports"),
+            PortRule::PerHost(own) => {
+                let own = own.get(host).copied().unwrap_or(usual);
+                (port == own, own.to_string(), "runtimes.*.registries")
+            }
         };
-        let usual = if is_tunnel { 443 } else { 80 };
-        port == own.get(host).copied().unwrap_or(usual)
+        match is_admitted {
+            true => Ok(()),
+            false => Err(PortDenied {
+                host: host.to_owned(),
+                port,
+                expected,
+                key,
+            }),
+        }
     }
 
     /// Whether a host may be reached: a name in lower case without a final dot, or the usual text of an
@@ -107,6 +132,18 @@ impl fmt::Display for Denied {
             List::Black => write!(f, "{host} is on the {whose}'s {list}"),
         }
     }
+}
+
+/// A port that may not be connected to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "port {port} of {host} may not be reached, only {expected}: the operator can add it to {key} in the configuration"
+)]
+pub(crate) struct PortDenied {
+    host: String,
+    port: u16,
+    expected: String,
+    key: &'static str,
 }
 
 /// A filter, ready to match.
@@ -213,12 +250,12 @@ mod tests {
     #[test]
     fn ports_of_the_web_are_all_where_they_are_asked_for() {
         let any = Policy::new(&Filter::default()).unwrap();
-        assert!(any.admit_port("a", 22, true));
+        assert_eq!(any.admit_port("a", 22, true), Ok(()));
         let web = any.on_web_ports([("own".to_owned(), 8443)]);
         let admits = |host, port| {
             (
-                web.admit_port(host, port, true),
-                web.admit_port(host, port, false),
+                web.admit_port(host, port, true).is_ok(),
+                web.admit_port(host, port, false).is_ok(),
             )
         };
         assert_eq!(admits("a", 443), (true, false));
@@ -229,11 +266,23 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_not_listed_is_denied_with_the_key_that_lists_it() {
+        let policy = Policy::new(&Filter::default()).unwrap();
+        let listed = policy.on_ports(Ports::default());
+        assert_eq!(listed.admit_port("a", 443, false), Ok(()));
+        assert_eq!(
+            listed.admit_port("a", 25, true).unwrap_err().to_string(),
+            "port 25 of a may not be reached, only 80, 443: the operator can add it to network.ports \
+             in the configuration"
+        );
+    }
+
+    #[test]
     fn both_filters_must_admit_and_the_denial_says_whose_did_not() {
         let policy = |server: Rules, request: Rules| Policy {
             server: Arc::new(server),
             request: Arc::new(request),
-            ports: Ports::Any,
+            ports: PortRule::Listed(Arc::default()),
         };
         let server = rules(&["example"], &[]).unwrap();
         let request = rules(&[], &["^www"]).unwrap();

@@ -14,6 +14,7 @@
 //! then [`run`] and `proxy`, which speak HTTP with a sandbox, and [`mod@fetch`].
 
 pub mod addresses;
+mod anchors;
 pub mod config;
 mod dial;
 pub mod fetch;
@@ -21,6 +22,7 @@ pub mod filter;
 pub mod local;
 mod meter;
 mod open;
+mod ports;
 mod proxy;
 mod record;
 pub mod resolve;
@@ -32,14 +34,16 @@ use std::sync::{Arc, OnceLock};
 
 use addresses::Addresses;
 use dial::Dialer;
-use filter::Rules;
+use filter::{PortRule, Rules};
 
+pub use anchors::is_anchored;
 pub use config::{EgressConfig, EgressError, Limits, List};
 pub use fetch::{FetchError, FetchLimits};
 pub use filter::{Denied, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};
 pub use local::{LocalAnswer, LocalHost};
 pub use open::Opened;
+pub use ports::{PortError, PortRange, Ports};
 pub use resolve::{Resolve, SystemResolver};
 pub use run::RunEgress;
 
@@ -49,6 +53,7 @@ pub struct Egress(Arc<Shared>);
 
 struct Shared {
     rules: Arc<Rules>,
+    ports: Arc<Ports>,
     dialer: Dialer,
     limits: Limits,
     /// Made when something is fetched for the first time: it reads the host's certificates.
@@ -59,6 +64,7 @@ impl fmt::Debug for Egress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Egress")
             .field("rules", &self.0.rules)
+            .field("ports", &self.0.ports)
             .field("dialer", &self.0.dialer)
             .field("limits", &self.0.limits)
             .finish_non_exhaustive()
@@ -89,6 +95,7 @@ impl Egress {
         let addresses = Addresses::new(&config.allowed_cidrs)?;
         Ok(Self(Arc::new(Shared {
             rules: Arc::new(Rules::new(&filter)?),
+            ports: Arc::new(config.ports),
             dialer: Dialer::new(addresses, resolver, config.limits.connect_timeout),
             limits: config.limits,
             client: OnceLock::new(),
@@ -103,7 +110,7 @@ impl Egress {
         Ok(Policy {
             server: Arc::clone(&self.0.rules),
             request: Arc::new(Rules::new(filter)?),
-            ports: filter::Ports::Any,
+            ports: PortRule::Listed(Arc::clone(&self.0.ports)),
         })
     }
 

@@ -119,12 +119,13 @@ impl<'run> Connection<'run> {
             entry.block();
             return Err(Refusal::Denied(denied));
         }
-        if !self.run.policy.admit_port(&host, target.port, is_tunnel) {
+        if let Err(denied) = self.run.policy.admit_port(&host, target.port, is_tunnel) {
             entry.block();
-            return Err(Refusal::Port(target.host, target.port));
+            return Err(Refusal::Port(denied));
         }
-        let upstream = self.run.dialer.dial(&target).await.inspect_err(|error| {
-            if matches!(error, DialError::NotPublic(_) | DialError::NonePublic(_)) {
+        let dialing = self.run.dialer.dial(&target, &self.run.lookups);
+        let upstream = dialing.await.inspect_err(|error| {
+            if matches!(error, DialError::NotPublic(_) | DialError::NoAddress(_)) {
                 entry.block();
             }
         })?;

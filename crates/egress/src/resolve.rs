@@ -3,51 +3,130 @@
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use tokio::net::lookup_host;
-use tokio::sync::Semaphore;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, ResolverBuilder};
 
-/// Lookups at once. Each occupies a thread until the host's resolver gives up, however few wait for it.
-const LOOKUPS: usize = 64;
+/// The host's files that say how names are resolved.
+const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
+/// Longest time for which an address is used again, whatever its record says.
+const POSITIVE_TTL: Duration = Duration::from_secs(30);
+
+/// Longest time for which a name is taken to have no address.
+const NEGATIVE_TTL: Duration = Duration::from_secs(5);
+
+/// Most answers in the cache.
+const CACHED_ANSWERS: u64 = 1024;
 
 /// Resolves names.
 #[async_trait]
 pub trait Resolve: fmt::Debug + Send + Sync {
-    /// All addresses of a name, the best first.
+    /// All addresses of a name, the best first. Dropping the future ends the lookup.
     ///
     /// # Errors
-    /// Where there is none, or nobody to ask.
+    /// An error if the name has no address, or if no name server answers.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
 }
 
-/// Resolves names as the host's programs do.
-#[derive(Clone, Debug)]
+/// Resolves names by the host's `/etc/hosts` and `/etc/resolv.conf`, which are read again when they change.
+/// Other sources of `/etc/nsswitch.conf` are not asked: they would cost a thread for each lookup, which
+/// nothing can end.
+#[derive(Debug, Default)]
 pub struct SystemResolver {
-    lookups: Arc<Semaphore>,
+    /// Nothing waits while it is locked.
+    current: Mutex<Option<(Versions, Arc<Names>)>>,
 }
 
-impl Default for SystemResolver {
-    fn default() -> Self {
-        Self {
-            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+/// Modification time and size of each of [`FILES`]; `None` for a file that cannot be read.
+type Versions = [Option<(SystemTime, u64)>; FILES.len()];
+
+/// The contents of the host's files, ready for lookups.
+#[derive(Debug)]
+struct Names {
+    hosts: Hosts,
+    servers: TokioResolver,
+}
+
+impl SystemResolver {
+    fn names(&self) -> io::Result<Arc<Names>> {
+        let versions = FILES.map(version);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, names)) = &*current
+            && *known == versions
+        {
+            return Ok(Arc::clone(names));
         }
+        let names = Arc::new(Names::load()?);
+        *current = Some((versions, Arc::clone(&names)));
+        Ok(names)
     }
 }
 
 #[async_trait]
 impl Resolve for SystemResolver {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        let lookups = Arc::clone(&self.lookups);
-        let place = lookups.acquire_owned().await.map_err(io::Error::other)?;
-        let name = name.to_owned();
-        // A task of its own, so that the place is taken for as long as the thread is.
-        let lookup = tokio::spawn(async move {
-            let _place = place;
-            let found = lookup_host((name, 0)).await?;
-            Ok(found.map(|address| address.ip()).collect())
-        });
-        lookup.await.map_err(io::Error::other)?
+        let names = self.names()?;
+        let name = Name::from_ascii(name).map_err(io::Error::other)?;
+        let listed = names.listed(&name);
+        if !listed.is_empty() {
+            return Ok(listed);
+        }
+        let found = names.servers.lookup_ip(name).await;
+        Ok(found.map_err(io::Error::other)?.iter().collect())
     }
+}
+
+impl Names {
+    fn load() -> io::Result<Self> {
+        let builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
+            log::warn!(error:%; "/etc/resolv.conf names no server, only /etc/hosts is used");
+            without_servers()
+        });
+        Ok(Self {
+            hosts: Hosts::from_system().unwrap_or_default(),
+            servers: configured(builder).build().map_err(io::Error::other)?,
+        })
+    }
+
+    /// The addresses that `/etc/hosts` has for a name. As in glibc, name servers are not asked for a name that
+    /// stands there.
+    fn listed(&self, name: &Name) -> Vec<IpAddr> {
+        let kinds = [RecordType::A, RecordType::AAAA];
+        let found = kinds.map(|kind| {
+            let query = Query::query(name.clone(), kind);
+            self.hosts.lookup_static_host(&query)
+        });
+        let answers = found.iter().flatten().flat_map(|found| found.answers());
+        answers.filter_map(|record| record.data.ip_addr()).collect()
+    }
+}
+
+fn without_servers() -> ResolverBuilder<TokioRuntimeProvider> {
+    let config = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+}
+
+fn configured(
+    mut builder: ResolverBuilder<TokioRuntimeProvider>,
+) -> ResolverBuilder<TokioRuntimeProvider> {
+    let options = builder.options_mut();
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.cache_size = CACHED_ANSWERS;
+    options.positive_max_ttl = Some(POSITIVE_TTL);
+    options.negative_max_ttl = Some(NEGATIVE_TTL);
+    builder
+}
+
+fn version(path: &str) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }

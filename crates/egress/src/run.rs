@@ -15,6 +15,10 @@ use crate::{Entry, Limits, LocalHost};
 /// Least bound of a head that hyper takes.
 const LEAST_HEAD: usize = 8 << 10;
 
+/// Names of one run that are looked up at once. A name server that does not answer keeps a run's own names
+/// waiting and no others.
+const LOOKUPS: usize = 8;
+
 /// The network of one run: what it may reach, its limits, what it used. Clones are the same run's.
 #[derive(Clone, Debug)]
 pub struct RunEgress(Arc<Run>);
@@ -28,6 +32,8 @@ pub(crate) struct Run {
     pub(crate) record: Arc<Record>,
     /// A host that exists for this run only.
     pub(crate) local: Option<Arc<dyn LocalHost>>,
+    /// Names that are looked up at once; a connection waits for its place within its time to connect.
+    pub(crate) lookups: Semaphore,
     connections: Semaphore,
     /// Connections beyond the limit that are told so; more are closed.
     refusals: Semaphore,
@@ -49,6 +55,7 @@ impl RunEgress {
             usage: Arc::new(Usage::new(limits.bytes)),
             record: Record::new(if log { limits.log_entries } else { 0 }),
             local,
+            lookups: Semaphore::new(LOOKUPS),
             connections: places(),
             refusals: places(),
             limits,

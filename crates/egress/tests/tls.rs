@@ -62,6 +62,7 @@ async fn origin() -> (u16, String) {
 async fn fetch(url: String) -> Result<Vec<u8>, FetchError> {
     let config = EgressConfig {
         allowed_cidrs: vec!["127.0.0.1".to_owned()],
+        ports: isol8_egress::Ports::any(),
         ..EgressConfig::default()
     };
     let egress = Egress::with_resolver(config, Arc::new(Here)).unwrap();

@@ -43,6 +43,7 @@ async fn origin(bytes: u64) -> u16 {
 fn run() -> RunEgress {
     let egress = Egress::new(EgressConfig {
         allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+        ports: isol8_egress::Ports::any(),
         ..EgressConfig::default()
     })
     .unwrap();

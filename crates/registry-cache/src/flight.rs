@@ -11,15 +11,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 use isol8_egress::{Egress, Opened, Policy};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::digest::Digest;
 use crate::page::Listed;
+use crate::share::Share;
 use crate::store::{Key, Store};
 use crate::upstream::{self, Failure};
 
-/// Downloads at once; others wait.
-const AT_ONCE: usize = 16;
+/// Downloads at once, of all installations; others wait. Each writes to disk on a thread of its own, of which the
+/// runtime has 512.
+const AT_ONCE: usize = 128;
 
 /// What is read from disk at once, in bytes.
 const PIECE: usize = 256 << 10;
@@ -79,12 +81,15 @@ impl Flights {
         digest: &Digest,
         egress: &Egress,
         policy: &Policy,
+        share: &Share,
     ) -> Result<Found, Failure> {
         let key = Key::of(&listed.url);
         if let Some(reader) = self.stored(&key, digest).await {
             return Ok(Found::File(reader));
         }
-        let mut progress = self.join(&key, listed, digest, egress, policy);
+        // Before others can join: no request joins a download that waits for other downloads of its installation.
+        let place = share.download().await?;
+        let mut progress = self.join(&key, listed, digest, egress, policy, place);
         let begun = progress
             .wait_for(|progress| !matches!(progress, Progress::Asked))
             .await;
@@ -137,6 +142,7 @@ impl Flights {
         digest: &Digest,
         egress: &Egress,
         policy: &Policy,
+        place: OwnedSemaphorePermit,
     ) -> watch::Receiver<Progress> {
         let mut running = self.lock();
         if let Some(sender) = running.get(key) {
@@ -152,6 +158,7 @@ impl Flights {
             egress: egress.clone(),
             policy: policy.clone(),
             progress: sender,
+            _place: place,
         };
         tokio::spawn(download.run());
         receiver
@@ -167,6 +174,8 @@ struct Download {
     egress: Egress,
     policy: Policy,
     progress: watch::Sender<Progress>,
+    /// A place of the installation that began the download.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Download {

@@ -22,6 +22,7 @@ mod npm;
 mod page;
 mod python;
 mod route;
+mod share;
 mod site;
 mod store;
 mod upstream;

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use isol8_egress::{Egress, Policy};
 use moka::future::Cache;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use url::Url;
 
 use crate::digest::Digest;
+use crate::share::Share;
 use crate::upstream::{self, Failure};
 use crate::{npm, python};
 
@@ -101,6 +102,7 @@ impl Pages {
         registry: &Url,
         egress: &Egress,
         policy: &Policy,
+        share: &Share,
     ) -> Result<Page, Failure> {
         if let Some(page) = self.kept.get(key).await {
             if page.since.elapsed() < self.ttl {
@@ -108,11 +110,18 @@ impl Pages {
             }
             self.kept.invalidate(key).await;
         }
-        // Whoever asks for the same meanwhile waits for this one.
-        let fetched = self
-            .kept
-            .try_get_with(key.clone(), self.fetch(key, registry, egress, policy));
-        fetched.await.map_err(|failure| Failure::clone(&failure))
+        let _place = share.page().await?;
+        let fetch = || {
+            // Requests for the same page meanwhile wait for this one.
+            let fetching = self.fetch(key, registry, egress, policy, share);
+            self.kept.try_get_with(key.clone(), fetching)
+        };
+        let fetched = match fetch().await {
+            // The share that was used up may have been another installation's.
+            Err(failure) if *failure == Failure::Busy => fetch().await,
+            fetched => fetched,
+        };
+        fetched.map_err(|failure| Failure::clone(&failure))
     }
 
     /// What a page lists under a name. It may be an old page: a file never becomes another.
@@ -133,13 +142,14 @@ impl Pages {
         registry: &Url,
         egress: &Egress,
         policy: &Policy,
+        share: &Share,
     ) -> Result<Page, Failure> {
         let (url, accept) = match key {
             Key::Python(name) => (registry.join(&format!("{name}/")), python::JSON),
             Key::Npm(name, detail) => (registry.join(&name.replace('/', "%2f")), detail.accept()),
         };
         let url = url.map_err(|_| Failure::NotFound)?;
-        let body = self.read(&url, accept, egress, policy).await?;
+        let body = self.read(&url, accept, egress, policy, share).await?;
         let (key, registry) = (key.clone(), registry.clone());
         // A large one takes a while.
         let parsing = tokio::task::spawn_blocking(move || match &key {
@@ -169,10 +179,11 @@ impl Pages {
         accept: &str,
         egress: &Egress,
         policy: &Policy,
+        share: &Share,
     ) -> Result<Vec<u8>, Failure> {
         let mut answer = upstream::page(url, accept, egress, policy).await?;
         let is_packed = answer.header("content-encoding") == Some("gzip");
-        let mut reserved = self.memory.try_acquire().map_err(|_| Failure::Busy)?;
+        let mut reserved = Reserved::new(&self.memory, share)?;
         let mut packed = MultiGzDecoder::new(Vec::new());
         let mut plain = Vec::new();
         while let Some(piece) = answer.chunk().await? {
@@ -181,11 +192,11 @@ impl Pages {
                 for step in piece.chunks(1 << 10) {
                     packed.write_all(step).map_err(|_| Failure::Malformed)?;
                     plain.append(packed.get_mut());
-                    self.reserve(&mut reserved, plain.len())?;
+                    reserved.fit(plain.len())?;
                 }
             } else {
                 plain.extend_from_slice(&piece);
-                self.reserve(&mut reserved, plain.len())?;
+                reserved.fit(plain.len())?;
             }
         }
         if is_packed {
@@ -194,18 +205,35 @@ impl Pages {
         }
         Ok(plain)
     }
+}
 
-    fn reserve<'pages>(
-        &'pages self,
-        reserved: &mut tokio::sync::SemaphorePermit<'pages>,
-        size: usize,
-    ) -> Result<(), Failure> {
+/// Memory for a page that is being read, of all pages' and of the installation's share.
+struct Reserved<'p> {
+    all: &'p Semaphore,
+    share: &'p Share,
+    of_all: SemaphorePermit<'p>,
+    of_share: SemaphorePermit<'p>,
+}
+
+impl<'p> Reserved<'p> {
+    fn new(all: &'p Semaphore, share: &'p Share) -> Result<Self, Failure> {
+        Ok(Self {
+            all,
+            share,
+            of_share: share.memory()?,
+            of_all: all.try_acquire().map_err(|_| Failure::Busy)?,
+        })
+    }
+
+    /// Has room for so many bytes.
+    fn fit(&mut self, size: usize) -> Result<(), Failure> {
         if size > LARGEST {
             return Err(Failure::TooLarge);
         }
-        while reserved.num_permits() * UNIT < size {
-            let more = self.memory.try_acquire().map_err(|_| Failure::Busy)?;
-            reserved.merge(more);
+        while self.of_all.num_permits() * UNIT < size {
+            self.of_share.merge(self.share.memory()?);
+            let more = self.all.try_acquire().map_err(|_| Failure::Busy)?;
+            self.of_all.merge(more);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The answers that package managers get.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -16,6 +17,7 @@ use url::Url;
 use crate::flight::Found;
 use crate::page::{Detail, Key, Page};
 use crate::route::Route;
+use crate::share::Share;
 use crate::upstream::{self, Failure};
 use crate::{Client, RegistryCache, npm};
 
@@ -29,6 +31,7 @@ pub(crate) struct Site {
     client: Client,
     egress: Egress,
     policy: Policy,
+    share: Arc<Share>,
 }
 
 impl LocalHost for Site {
@@ -62,6 +65,7 @@ impl Site {
             client,
             egress,
             policy,
+            share: Arc::new(Share::new()),
         }
     }
 
@@ -109,7 +113,13 @@ impl Site {
         self.egress.admit(self.registry(), &self.policy)?;
         let pages = &self.cache.0.pages;
         pages
-            .get(key, self.registry(), &self.egress, &self.policy)
+            .get(
+                key,
+                self.registry(),
+                &self.egress,
+                &self.policy,
+                &self.share,
+            )
             .await
     }
 
@@ -151,7 +161,7 @@ impl Site {
         };
         let flights = &self.cache.0.flights;
         match flights
-            .get(&listed, digest, &self.egress, &self.policy)
+            .get(&listed, digest, &self.egress, &self.policy, &self.share)
             .await?
         {
             Found::File(reader) => {

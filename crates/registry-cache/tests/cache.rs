@@ -20,6 +20,9 @@ use tokio::sync::Semaphore;
 const ABC: &str = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
 const NOTHING: &str = "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
 
+/// More requests than an installation's connections allow at once.
+const MANY: usize = 130;
+
 #[derive(Clone)]
 struct Registry {
     port: u16,
@@ -27,6 +30,8 @@ struct Registry {
     heads: Arc<Mutex<String>>,
     /// Files that may come to their end.
     open: Arc<Semaphore>,
+    /// Files and pages that were begun and never come to their end.
+    slow: Arc<AtomicUsize>,
 }
 
 impl Registry {
@@ -37,6 +42,7 @@ impl Registry {
             requests: Arc::default(),
             heads: Arc::default(),
             open: Arc::new(Semaphore::new(1000)),
+            slow: Arc::default(),
         };
         let serving = registry.clone();
         tokio::spawn(async move {
@@ -62,6 +68,12 @@ impl Registry {
             "good-1.tgz" | "weak-1.tgz" | "wrong-1.tgz" => "abc".to_owned(),
             "nothing-1.tgz" => String::new(),
             "large-1.tgz" => "l".repeat(5 << 20),
+            slow if slow.starts_with("slow") => {
+                let head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na";
+                stream.write_all(head).await?;
+                self.slow.fetch_add(1, Ordering::SeqCst);
+                return std::future::pending().await;
+            }
             _ => {
                 let answer =
                     b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -92,6 +104,9 @@ impl Registry {
             ("nothing", NOTHING),
             ("large", ABC),
         ];
+        let files = files.map(|(name, integrity)| (name.to_owned(), integrity));
+        let slow = (0..MANY).map(|n| (format!("slow{n}"), ABC));
+        let files: Vec<_> = files.into_iter().chain(slow).collect();
         let versions = files.iter().enumerate().map(|(n, (name, integrity))| {
             let url = format!("http://127.0.0.1:{}/x/-/{name}-1.tgz", self.port);
             format!(r#""{n}.0.0": {{"dist": {{"tarball": "{url}", "integrity": "{integrity}"}}}}"#)
@@ -104,8 +119,15 @@ impl Registry {
     }
 
     fn site(&self, directory: &Path) -> Arc<dyn LocalHost> {
+        let [site] = self.sites(directory);
+        site
+    }
+
+    /// The sites of several installations that use one cache.
+    fn sites<const N: usize>(&self, directory: &Path) -> [Arc<dyn LocalHost>; N] {
         let egress = Egress::new(EgressConfig {
             allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
+            ports: isol8_egress::Ports::any(),
             ..EgressConfig::default()
         });
         let egress = egress.unwrap();
@@ -120,7 +142,8 @@ impl Registry {
             whitelist: vec![r"^127\.0\.0\.1$".to_owned()],
             blacklist: Vec::new(),
         };
-        cache.site(Client::Npm, &egress, egress.policy(&filter).unwrap())
+        let policy = egress.policy(&filter).unwrap();
+        std::array::from_fn(|_| cache.site(Client::Npm, &egress, policy.clone()))
     }
 
     fn requests(&self) -> usize {
@@ -308,4 +331,40 @@ async fn a_download_is_shared_and_ends_with_the_last_who_waits() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     drop(hold);
+}
+
+/// Asks for each of these and waits for no answer, but until as many were begun as are to be. Returns how many
+/// there were a while later.
+async fn ask_for_many(
+    site: &Arc<dyn LocalHost>,
+    registry: &Registry,
+    begun: usize,
+    path: impl Fn(usize) -> String,
+) -> usize {
+    for path in (0..MANY).map(path) {
+        let site = site.clone();
+        tokio::spawn(async move { get(&site, &path).await });
+    }
+    let mut waited = 0;
+    while registry.slow.load(Ordering::SeqCst) < begun {
+        waited += 1;
+        assert!(waited < 1000, "too few are begun");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    registry.slow.load(Ordering::SeqCst)
+}
+
+#[tokio::test]
+async fn an_installation_at_its_own_limits_keeps_no_other_waiting() {
+    let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
+    let [hostile, other] = registry.sites(directory.path());
+    assert_eq!(get(&hostile, "/x").await.0, 200);
+    let files = ask_for_many(&hostile, &registry, 16, |n| format!("/x/-/slow{n}-1.tgz")).await;
+    assert_eq!(files, 16);
+    let pages = ask_for_many(&hostile, &registry, 32, |n| format!("/slow{n}")).await;
+    assert_eq!(pages, 32);
+    let fetching = async { (get(&other, GOOD).await, get(&other, "/y").await.0) };
+    let fetched = tokio::time::timeout(Duration::from_secs(10), fetching).await;
+    assert_eq!(fetched.unwrap(), ((200, Some("abc".into())), 404));
 }

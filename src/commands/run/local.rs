@@ -5,17 +5,17 @@ use std::process::ExitCode;
 use futures::StreamExt as _;
 use futures::stream;
 use isol8_actors::{Job, JobStream};
-use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
+use isol8_api::{ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
 use isol8_backend::SandboxId;
 
 use super::inspect;
 use super::order::Order;
-use crate::cli::Run;
+use crate::cli::{Run, Sandbox};
 use crate::commands::follow::hand::Hand;
 use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;
 use crate::commands::follow::{Events, Followed, follow};
-use crate::commands::{Failure, load_config};
+use crate::commands::{Failure, load_config, say};
 use crate::config::Config;
 use crate::images::{self, choice};
 use crate::jobs::{self, JobError};
@@ -27,7 +27,8 @@ pub(super) async fn run(
     mut signals: Signals,
     mut output: Output,
 ) -> Result<ExitCode, Failure> {
-    let config = load_config(&arguments.common, None)?;
+    let mut config = load_config(&arguments.common)?;
+    grant_network(&mut config, &arguments.sandbox);
     let runtime = order.request.runtime;
     let session = session(arguments, runtime)?;
     choice::check_named(&order.options, runtime, &TenantId::master(), &config)?;
@@ -55,6 +56,24 @@ pub(super) async fn run(
         inspect::tell(&config, &session, &mut output);
     }
     end(followed, result, arguments.json, output).await
+}
+
+/// Grants the network that a flag names. On this machine such a flag is its operator's decision, also where the
+/// configuration, which is for requests of others, does not grant it.
+pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &Sandbox) {
+    let Some(mode) = sandbox.net.filter(|mode| !config.networks.contains(mode)) else {
+        return;
+    };
+    config.networks.push(mode);
+    let reach = match mode {
+        NetworkMode::None => "nothing",
+        NetworkMode::Filtered => "what [network] lets through",
+        NetworkMode::Host => "all that this machine reaches, and what listens on its loopback",
+    };
+    say::to_stderr(&format!(
+        "{}--net {mode} is not in policy.network and granted for this command: the program reaches {reach}\n",
+        say::prefix()
+    ));
 }
 
 /// The image that holds the packages which the job asks for, where there is one.

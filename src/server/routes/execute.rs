@@ -15,7 +15,7 @@ use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, LONGEST_KEY};
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, misspelling};
+use crate::server::{State, misspelling, unanchored};
 
 /// What stops a run from having a result, whichever way it is asked for.
 pub(super) const REFUSALS: &[ErrorCode] = &[
@@ -46,7 +46,7 @@ fn description() -> Description {
         .details(
             "A program that fails, or whose time is over, is a result too: 137 is the exit code of one \
              that had to be ended. Members that are not known are ignored; the header `X-Isol8-Warning` \
-             names what looks like a misspelling of one.",
+             names what looks like a misspelling of one, and a whitelist's pattern that is not anchored.",
         )
         .header(
             IDEMPOTENCY_KEY.as_str(),
@@ -72,6 +72,7 @@ async fn post(
     let body = body::read(payload, &config).await?;
     let key = IdempotencyKey::read(request.headers(), &body)?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
+    let warning = unanchored::warning(&value);
     let order = jobs::order_without_terminal(value, &caller.tenant, &config)?;
     let tenant = caller.tenant;
     let execution = {
@@ -92,5 +93,6 @@ async fn post(
     };
     let mut response = HttpResponse::Ok();
     misspelling::warn(&mut response, &unknown);
+    unanchored::warn(&mut response, warning);
     Ok(response.json(result))
 }

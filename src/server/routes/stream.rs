@@ -21,7 +21,7 @@ use crate::server::connection::{STALLED_AFTER, closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, misspelling};
+use crate::server::{State, misspelling, unanchored};
 
 /// How long a client hears nothing at most, so that it and what is between know that this is no hang.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -56,6 +56,7 @@ async fn post(
     let config = state.config();
     let body = body::read(payload, &config).await?;
     let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
+    let warning = unanchored::warning(&value);
     let order = jobs::order_without_terminal(value, &caller.tenant, &config)?;
     let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
     let (job, session) = while_connected(&request, completed).await?;
@@ -75,6 +76,7 @@ async fn post(
     rt::spawn(pass_on(request, events, sender));
     let mut response = HttpResponse::Ok();
     misspelling::warn(&mut response, &unknown);
+    unanchored::warn(&mut response, warning);
     Ok(response
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-cache"))

@@ -113,7 +113,7 @@ for method in ('GET', 'PUT'):
     let client = server.client();
     let result = client.execute_with(python(code), options).await.unwrap();
     assert_eq!(
-        result.stdout, "HTTP Error 502: Bad Gateway\nHTTP Error 502: Bad Gateway",
+        result.stdout, "HTTP Error 403: Forbidden\nHTTP Error 403: Forbidden",
         "{}",
         result.stderr
     );

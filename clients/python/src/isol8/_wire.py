@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, Callable, Iterator, List, Mapping, Optional, Type, TypeVar
@@ -56,7 +58,19 @@ def base_url(url: str) -> httpx.URL:
     parsed = httpx.URL(url)
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is not the URL of a server: expected http or https")
+    if parsed.scheme == "http" and not is_loopback(parsed.host):
+        text = f"the key and all that is sent to {parsed.host} can be read on the way: use https"
+        # The caller of the client that is being made.
+        warnings.warn(text, stacklevel=3)
     return parsed.copy_with(path=parsed.path.rstrip("/") + "/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to a host stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def web_socket_url(base: httpx.URL) -> str:

@@ -7,8 +7,7 @@ use hyper::{Response, StatusCode};
 
 use super::Answer;
 use crate::dial::DialError;
-use crate::filter::Denied;
-use crate::target::Host;
+use crate::filter::{Denied, PortDenied};
 
 /// Why a request has no answer of its host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,8 +16,8 @@ pub(crate) enum Refusal {
     Malformed(&'static str),
     #[error("{0}")]
     Denied(#[from] Denied),
-    #[error("{0} may not be reached on port {1}")]
-    Port(Host, u16),
+    #[error("{0}")]
+    Port(#[from] PortDenied),
     #[error("{0}")]
     Dial(#[from] DialError),
     #[error("the host's answer is not valid HTTP")]
@@ -34,12 +33,11 @@ impl Refusal {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::Denied(_)
-            | Self::Port(..)
-            | Self::Dial(DialError::NotPublic(_) | DialError::NonePublic(_)) => {
+            | Self::Port(_)
+            | Self::Dial(DialError::NotPublic(_) | DialError::NoAddress(_)) => {
                 StatusCode::FORBIDDEN
             }
-            Self::Dial(DialError::Unresolvable(_) | DialError::Unreachable(..))
-            | Self::Upstream => StatusCode::BAD_GATEWAY,
+            Self::Dial(DialError::Unreachable(..)) | Self::Upstream => StatusCode::BAD_GATEWAY,
             Self::Dial(DialError::TimedOut(_)) => StatusCode::GATEWAY_TIMEOUT,
             Self::Connections | Self::Bytes => StatusCode::TOO_MANY_REQUESTS,
         }

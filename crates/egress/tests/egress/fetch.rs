@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::*;
 
-fn limits(egress: &Egress) -> FetchLimits {
+pub(crate) fn limits(egress: &Egress) -> FetchLimits {
     FetchLimits {
         max_bytes: 1000,
         timeout: PATIENCE,
@@ -47,7 +47,7 @@ async fn what_may_not_be_reached_is_not_reached_by_a_redirect_either() {
         ("http://2130706434/", "127.0.0.2 is not a public address"),
         (
             "http://inner.example/",
-            "inner.example has no public address",
+            "inner.example has no public address, or cannot be resolved",
         ),
         ("file:///etc/passwd", "file: is not accepted"),
     ] {
@@ -117,7 +117,7 @@ async fn everything_but_the_text_is_an_error_that_says_what_was_there() {
         ),
         (
             "http://unknown.example/",
-            "unknown.example cannot be resolved",
+            "unknown.example has no public address, or cannot be resolved",
         ),
         ("no url", "\"no url\" is not an absolute URL"),
     ] {

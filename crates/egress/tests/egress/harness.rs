@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use isol8_egress::{Egress, EgressConfig, Filter, Limits, Resolve, RunEgress};
+use isol8_egress::{Egress, EgressConfig, Filter, Limits, Ports, Resolve, RunEgress};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -58,6 +58,7 @@ impl Resolve for Scripted {
 pub(crate) fn config() -> EgressConfig {
     EgressConfig {
         allowed_cidrs: vec!["127.0.0.1".to_owned()],
+        ports: Ports::any(),
         limits: Limits {
             connect_timeout: Duration::from_secs(5),
             ..Limits::default()

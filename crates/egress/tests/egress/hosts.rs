@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use isol8_egress::{Action, Egress, EgressConfig, Filter};
+use isol8_egress::{Action, Egress, EgressConfig, FetchError, Filter};
 
 use crate::harness::*;
 
@@ -126,19 +126,47 @@ async fn of_several_addresses_those_that_are_allowed_are_tried() {
 }
 
 #[tokio::test]
-async fn an_address_that_the_client_did_not_name_is_not_told() {
-    let run = run_of(&egress(
-        config(),
-        resolver().name("inner.example", &[&["10.1.2.3"]]),
-    ));
-    let answer = exchange(&run, get("http://inner.example/")).await;
-    assert_eq!(status_of(&answer), 403);
-    assert!(
-        answer.contains("inner.example has no public address"),
-        "{answer}"
-    );
-    assert!(!answer.contains("10.1"), "{answer}");
-    assert_eq!(run.log()[0].action, Action::Block);
+async fn a_name_of_the_operators_network_is_answered_as_one_that_does_not_exist() {
+    let inner = resolver().name("inner.example", &[&["10.1.2.3"], &["10.1.2.3"]]);
+    let egress = egress(config(), inner);
+    let requests = [
+        |name: &str| get(&format!("http://{name}/")),
+        |name: &str| format!("CONNECT {name}:443 HTTP/1.1\r\nConnection: close\r\n\r\n"),
+    ];
+    for request in requests {
+        let mut seen = Vec::new();
+        for name in ["inner.example", "never.example"] {
+            let run = run_of(&egress);
+            let begun = Instant::now();
+            let answer = exchange(&run, request(name)).await;
+            assert_eq!(status_of(&answer), 403);
+            let text = format!("{name} has no public address, or cannot be resolved");
+            assert!(answer.contains(&text), "{answer}");
+            assert!(!answer.contains("10.1"), "{answer}");
+            // A refusal waits for the next step of 100 ms, whatever the name is.
+            assert!(begun.elapsed() >= Duration::from_millis(100));
+            let action = run.log()[0].action;
+            seen.push((without_date(&answer).replace(name, "NAME"), action));
+        }
+        assert_eq!(seen[0], seen[1]);
+        assert_eq!(seen[0].1, Action::Block);
+    }
+    // The same for what the server fetches itself.
+    let limits = crate::fetch::limits(&egress);
+    let mut told = Vec::new();
+    for name in ["inner.example", "never.example"] {
+        let error = egress.fetch(&format!("http://{name}/"), &limits).await;
+        let error = error.unwrap_err();
+        assert!(matches!(error, FetchError::Denied(_)), "{error:?}");
+        told.push(error.to_string().replace(name, "NAME"));
+    }
+    assert_eq!(told[0], told[1]);
+}
+
+fn without_date(answer: &str) -> String {
+    let lines = answer.lines();
+    let kept: Vec<_> = lines.filter(|line| !line.starts_with("date:")).collect();
+    kept.join("\n")
 }
 
 #[tokio::test]
@@ -150,11 +178,6 @@ async fn a_host_that_cannot_be_reached_is_told_from_one_that_may_not() {
     config.limits.connect_timeout = Duration::from_millis(200);
     let run = run_of(&egress(config, resolver().silent("silent.example")));
     for (url, expected, text) in [
-        (
-            "http://unknown.example/",
-            502,
-            "unknown.example cannot be resolved",
-        ),
         (
             &*format!("http://origin.example:{port}/"),
             502,
@@ -180,4 +203,54 @@ async fn names_are_resolved_as_the_hosts_programs_do() {
     let found = resolver.resolve("localhost").await.unwrap();
     assert!(found.iter().all(IpAddr::is_loopback) && !found.is_empty());
     assert!(resolver.resolve("no-such-host.invalid").await.is_err());
+}
+
+#[tokio::test]
+async fn only_the_listed_ports_are_reached_by_requests_tunnels_and_fetches() {
+    let origin = Origin::hello().await;
+    let other = Origin::hello().await;
+    let mut config = config();
+    config.ports = [origin.port.to_string().parse().unwrap()]
+        .into_iter()
+        .collect();
+    let egress = egress(config, resolver());
+    let run = run_of(&egress);
+    assert_eq!(status(&run, &origin.url()).await, 200);
+    let why = format!(
+        "port {} of origin.example may not be reached, only {}: the operator can add it to network.ports",
+        other.port, origin.port
+    );
+    let tunnel = format!(
+        "CONNECT origin.example:{} HTTP/1.1\r\nConnection: close\r\n\r\n",
+        other.port
+    );
+    for request in [get(&other.url()), tunnel] {
+        let answer = exchange(&run, request).await;
+        assert_eq!(status_of(&answer), 403);
+        assert!(answer.contains(&why), "{answer}");
+    }
+    let refused = run.log().into_iter().skip(1);
+    assert_eq!(
+        refused.map(|entry| entry.action).collect::<Vec<_>>(),
+        [Action::Block; 2]
+    );
+    let limits = crate::fetch::limits(&egress);
+    assert!(egress.fetch(&origin.url(), &limits).await.is_ok());
+    let error = egress.fetch(&other.url(), &limits).await.unwrap_err();
+    assert!(error.to_string().contains(&why), "{error}");
+    assert_eq!(other.seen(), "");
+}
+
+#[tokio::test]
+async fn without_a_list_the_ports_of_the_web_are_reached_and_no_others() {
+    let config = EgressConfig {
+        ports: isol8_egress::Ports::default(),
+        ..config()
+    };
+    let run = run_of(&egress(config, resolver()));
+    for port in [22, 25, 6379, 8080] {
+        let answer = exchange(&run, get(&format!("http://origin.example:{port}/"))).await;
+        let why = format!("port {port} of origin.example may not be reached, only 80, 443");
+        assert!(answer.contains(&why), "{answer}");
+    }
 }

@@ -1,8 +1,10 @@
 //! What a run may use, and what a hostile one gets.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use isol8_egress::Egress;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
@@ -190,4 +192,29 @@ async fn whoever_drops_a_connection_ends_it_to_the_host_too() {
         let ended = tokio::time::timeout(PATIENCE, ended.notified());
         ended.await.expect("host is still connected");
     }
+}
+
+#[tokio::test]
+async fn names_that_no_server_answers_for_keep_no_other_run_waiting() {
+    let origin = Origin::hello().await;
+    let resolver = Arc::new(resolver().silent("silent.example"));
+    let mut config = config();
+    config.limits.connect_timeout = 3 * PATIENCE;
+    let egress = Egress::with_resolver(config, resolver.clone()).unwrap();
+    let (hostile, other) = (run_of(&egress), run_of(&egress));
+    let mut waiting = Vec::new();
+    for _ in 0..64 {
+        let (mut client, serving) = connect(&hostile);
+        let request = get("http://silent.example/");
+        client.write_all(request.as_bytes()).await.unwrap();
+        waiting.push((client, serving));
+    }
+    // A run's own names wait for one another: a few are looked up at once.
+    let begun = tokio::time::Instant::now();
+    while resolver.asked.load(Ordering::SeqCst) < 8 {
+        assert!(begun.elapsed() < PATIENCE, "nothing is looked up");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(status(&other, &origin.url()).await, 200);
+    assert_eq!(resolver.asked.load(Ordering::SeqCst), 9);
 }

@@ -168,7 +168,7 @@ async fn every_request_of_a_connection_is_checked() {
         (origin.url(), "200"),
         ("http://10.0.0.1/".to_owned(), "403"),
         (format!("http://other.example:{}/", origin.port), "200"),
-        ("http://unknown.example/".to_owned(), "502"),
+        ("http://unknown.example/".to_owned(), "403"),
     ] {
         let request = format!("GET {url} HTTP/1.1\r\nHost: origin.example\r\n\r\n");
         client.write_all(request.as_bytes()).await.unwrap();

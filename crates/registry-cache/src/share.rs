@@ -1,0 +1,51 @@
+//! The share of one installation in the resources that all installations use.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+
+use crate::upstream::Failure;
+
+/// Downloads of one installation that go on at once; further ones wait. npm asks for 15 files at once.
+const DOWNLOADS: usize = 16;
+
+/// Pages of one installation that are fetched at once; further ones wait.
+const PAGES: usize = 16;
+
+/// Memory of the pages that are being fetched for one installation, in units of `page::UNIT`: 96 MiB, of the
+/// 256 MiB that all have.
+const MEMORY: usize = 1536;
+
+/// The share of one installation, which all of its requests take from.
+#[derive(Debug)]
+pub(crate) struct Share {
+    downloads: Arc<Semaphore>,
+    pages: Semaphore,
+    memory: Semaphore,
+}
+
+impl Share {
+    pub(crate) fn new() -> Self {
+        Self {
+            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
+            pages: Semaphore::new(PAGES),
+            memory: Semaphore::new(MEMORY),
+        }
+    }
+
+    /// Waits until one more file may be downloaded.
+    pub(crate) async fn download(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let downloads = Arc::clone(&self.downloads);
+        downloads.acquire_owned().await.map_err(|_| Failure::Busy)
+    }
+
+    /// Waits until one more page may be fetched.
+    pub(crate) async fn page(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        self.pages.acquire().await.map_err(|_| Failure::Busy)
+    }
+
+    /// Takes one unit of memory for a page.
+    pub(crate) fn memory(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        self.memory.try_acquire().map_err(|_| Failure::Busy)
+    }
+}

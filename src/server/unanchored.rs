@@ -1,0 +1,55 @@
+//! Patterns of a request's `networkFilter` that admit more names than they seem to.
+//!
+//! The contract has them match anywhere in a name, so they are not refused; a client is told of it in a header.
+
+use actix_web::HttpResponseBuilder;
+use actix_web::http::header::HeaderValue;
+use isol8_api::ExecuteBody;
+use isol8_egress::is_anchored;
+
+use super::misspelling::WARNING;
+
+/// A warning for the first pattern of a request's whitelist that matches inside longer names.
+#[must_use]
+pub fn warning(body: &ExecuteBody) -> Option<HeaderValue> {
+    let filter = body.options.as_ref()?.network_filter.as_ref()?;
+    let mut patterns = filter.whitelist.iter();
+    let index = patterns.position(|pattern| !is_anchored(pattern))?;
+    let text = format!(
+        "options.networkFilter.whitelist[{index}] matches inside longer names too, anchor it with ^ and $"
+    );
+    HeaderValue::try_from(text).ok()
+}
+
+/// Puts a warning beside others in an answer's header.
+pub fn warn(response: &mut HttpResponseBuilder, warning: Option<HeaderValue>) {
+    if let Some(warning) = warning {
+        response.append_header((WARNING, warning));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_pattern_without_anchors_is_named() {
+        let warned = |whitelist: &[&str]| {
+            let body = json!({
+                "request": { "runtime": "python", "code": "" },
+                "options": { "networkFilter": { "whitelist": whitelist, "blacklist": ["x"] } },
+            });
+            warning(&serde_json::from_value(body).unwrap())
+        };
+        assert_eq!(warned(&[]), None);
+        assert_eq!(warned(&["^a$"]), None);
+        let text = warned(&["^a$", "b"]).unwrap();
+        let text = text.to_str().unwrap();
+        assert!(
+            text.starts_with("options.networkFilter.whitelist[1] matches"),
+            "{text}"
+        );
+    }
+}
