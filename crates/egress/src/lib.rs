@@ -36,7 +36,7 @@ use filter::Rules;
 
 pub use config::{EgressConfig, EgressError, Limits, List};
 pub use fetch::{FetchError, FetchLimits};
-pub use filter::{Denied, Policy};
+pub use filter::{Denied, MOST_PATTERNS, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};
 pub use local::{LocalAnswer, LocalHost};
 pub use open::Opened;
