@@ -99,6 +99,8 @@ pub struct Config {
     pub port: u16,
     /// Largest request body in bytes.
     pub max_body: usize,
+    /// Most bytes of all request bodies under way that are not small.
+    pub max_bodies: usize,
     /// Largest WebSocket message in bytes, but for the one that says what to run.
     pub max_message: usize,
     /// How long a WebSocket may take to say what to run.
@@ -276,6 +278,8 @@ impl Config {
             self.cors_origins != before.cors_origins,
         );
         self.cors_origins.clone_from(&before.cors_origins);
+        keep("server.maxBodiesSize", self.max_bodies != before.max_bodies);
+        self.max_bodies = before.max_bodies;
         let key = "server.headerTimeoutMs";
         keep(key, self.header_timeout != before.header_timeout);
         self.header_timeout = before.header_timeout;

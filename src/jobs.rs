@@ -25,6 +25,7 @@ use crate::packages;
 use crate::remote_code::RemoteSource;
 pub(crate) use limits::LARGEST_VARIABLE;
 use limits::check_secrets;
+pub(crate) use limits::shown;
 pub use terminal::terminal_size;
 
 /// Least memory that an interpreter starts in.
@@ -101,20 +102,16 @@ pub fn order(body: ExecuteBody, tenant: &TenantId, config: &Config) -> Result<Or
     })
 }
 
-/// As [`order`], for a client that cannot type while its program runs.
+/// Refuses a terminal to a client that cannot type while its program runs.
 ///
 /// # Errors
-/// [`JobError`] for the first member at fault.
-pub fn order_without_terminal(
-    body: ExecuteBody,
-    tenant: &TenantId,
-    config: &Config,
-) -> Result<Order, JobError> {
+/// [`JobError`] where the body asks for one.
+pub fn refuse_terminal(body: &ExecuteBody) -> Result<(), JobError> {
     if body.request.tty {
         let problem = "a terminal needs GET /execute/ws, where its client can type";
         return Err(JobError::invalid("request.tty", problem));
     }
-    order(body, tenant, config)
+    Ok(())
 }
 
 /// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
@@ -122,9 +119,13 @@ pub fn order_without_terminal(
 ///
 /// # Errors
 /// [`JobError`] for the first member at fault.
-pub fn job(request: ExecutionRequest, options: Options, config: &Config) -> Result<Job, JobError> {
+pub fn job(
+    mut request: ExecutionRequest,
+    options: Options,
+    config: &Config,
+) -> Result<Job, JobError> {
     refuse_unsupported(&options)?;
-    let mut job = Job::new(program(&request)?, sandbox(&request, &options, config)?)
+    let mut job = Job::new(program(&mut request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
     job.image_is_named = options.image.is_some();
     job.terminal = terminal::terminal(&request)?;
@@ -210,17 +211,18 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
     }
 }
 
-fn program(request: &ExecutionRequest) -> Result<Program, JobError> {
+/// Takes the program out of a request: it may be most of it.
+fn program(request: &mut ExecutionRequest) -> Result<Program, JobError> {
     let sources = [&request.code, &request.code_url, &request.cmd];
     let given = sources.iter().filter(|source| source.is_some()).count();
     let exactly_one = "expected exactly one of code, codeUrl and cmd";
-    match (&request.code, &request.cmd) {
+    match (request.code.take(), request.cmd.take()) {
         _ if given != 1 => Err(JobError::invalid(
             "request",
             format!("{exactly_one}, found {given}"),
         )),
         (Some(code), _) => Ok(Program::Source {
-            code: code.clone(),
+            code,
             extension: match &request.file_extension {
                 Some(text) => text.parse().map_err(|error: ExecuteError| {
                     JobError::invalid("request.fileExtension", error)
@@ -228,7 +230,7 @@ fn program(request: &ExecutionRequest) -> Result<Program, JobError> {
                 None => FileExtension::default_of(request.runtime),
             },
         }),
-        (None, Some(cmd)) => Ok(Program::ShellCommand(cmd.clone())),
+        (None, Some(cmd)) => Ok(Program::ShellCommand(cmd)),
         (None, None) => Err(JobError::unsupported(
             "request.codeUrl",
             "only a server fetches code",

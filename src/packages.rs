@@ -31,7 +31,7 @@ type Variables = Vec<(String, String)>;
 const MEMBER: &str = "request.installPackages";
 
 /// Most packages of one request, and the longest in bytes.
-const MOST_PACKAGES: usize = 100;
+pub(crate) const MOST_PACKAGES: usize = 100;
 const LONGEST: usize = 256;
 
 /// A project, its extras, and the versions that are wanted: PEP 508 without URLs and markers.

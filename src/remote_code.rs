@@ -12,10 +12,13 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{Config, RemoteCodeConfig};
-use crate::jobs::{JobError, Order};
+use crate::jobs::{JobError, Order, shown};
 
 /// The member that asks for it.
 const CODE_URL: &str = "request.codeUrl";
+
+/// Longest URL that is fetched, in bytes: what servers on the Web take at least (RFC 9110, 4.1).
+const LONGEST_URL: usize = 8_000;
 
 /// The member that says what it must be.
 const CODE_HASH: &str = "request.codeHash";
@@ -81,6 +84,10 @@ fn check_scheme(
     allow_insecure: bool,
     config: &RemoteCodeConfig,
 ) -> Result<(), JobError> {
+    if url.len() > LONGEST_URL {
+        let problem = format!("{} bytes, expected at most {LONGEST_URL}", url.len());
+        return Err(JobError::invalid(CODE_URL, problem));
+    }
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
     let problem = match scheme.to_ascii_lowercase().as_str() {
         "https" if config.https => return Ok(()),
@@ -96,6 +103,7 @@ fn check_form(hash: &str) -> Result<String, JobError> {
     if hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(hash.to_ascii_lowercase());
     }
+    let hash = shown(hash);
     let problem = format!("{hash:?} is not a SHA-256, expected 64 hexadecimal digits");
     Err(JobError::invalid(CODE_HASH, problem))
 }

@@ -2,12 +2,15 @@
 //!
 //! [`configure`] puts the application together, for production and for tests alike.
 
+pub mod accept;
 pub mod auth;
+pub mod bodies;
 pub mod body;
 pub mod connection;
 pub mod endpoint;
 pub mod error;
 pub mod idempotency;
+pub mod json;
 pub mod misspelling;
 pub mod openapi;
 pub mod routes;
@@ -28,6 +31,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::remote_code::RemoteCode;
 use auth::MasterKey;
+use bodies::Bodies;
 use idempotency::Results;
 
 /// Seconds for requests to be answered after SIGTERM: longer than the service lets jobs go on.
@@ -55,6 +59,8 @@ pub struct State {
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
+    /// Memory and processors for the bodies of requests.
+    pub bodies: Bodies,
     /// Of requests with an idempotency key.
     pub results: Results,
     /// Fetches code for requests.

@@ -17,6 +17,13 @@ use crate::network::Network;
 /// (`MAX_ARG_STRLEN`, execve(2)); what is below leaves room for the shell's own.
 pub const MAX_COMMAND: usize = 120 * 1024;
 
+/// Most secrets of one job.
+pub const MAX_SECRETS: usize = 256;
+
+/// Most bytes of all values of its secrets together. Searching output for them takes 21 times as much memory
+/// while the job runs.
+pub const MAX_SECRET_BYTES: usize = 256 * 1024;
+
 /// One program and everything that it needs.
 #[derive(Clone)]
 pub struct Job {
@@ -47,7 +54,7 @@ pub struct Job {
     pub timeout: Duration,
     /// Bytes kept of standard output, and as many of standard error.
     pub output_limit: u64,
-    /// Values that become `***` in the output.
+    /// Values that become `***` in the output: at most [`MAX_SECRETS`] of [`MAX_SECRET_BYTES`].
     pub secrets: Vec<String>,
     /// What its programs reach beyond the sandbox, if anything. It belongs to this job alone.
     pub network: Option<Arc<dyn Network>>,

@@ -122,7 +122,7 @@ pub async fn run(
             None => Sink::Result(Written::default()),
         },
         cancel,
-        secrets: Secrets::new(&job.secrets)?,
+        secrets: Secrets::prepare(&job.secrets).await?,
     }
     .all(mode, waits)
     .await

@@ -15,6 +15,7 @@ use crate::images;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
+use crate::server::bodies::Bodies;
 use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
 
@@ -48,6 +49,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         return Err(error.into());
     }
     let remote_code = RemoteCode::new(&config.remote_code);
+    let bodies = Bodies::new(config.max_bodies);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
     let state = State {
@@ -55,6 +57,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         backend: backend.name(),
         config,
         key,
+        bodies,
         results: Results::default(),
         remote_code,
     };

@@ -229,6 +229,7 @@ impl ConfigFile {
             host: self.server.host,
             port: self.server.port,
             max_body: bytes(self.server.max_body_size),
+            max_bodies: bytes(self.server.max_bodies_size),
             max_message: bytes(self.server.max_web_socket_message),
             message_within: Duration::from_millis(self.server.web_socket_idle_ms),
             header_timeout: Duration::from_millis(self.server.header_timeout_ms),
@@ -301,8 +302,19 @@ impl ConfigFile {
         patterns.collect()
     }
 
-    /// What may not be zero.
+    /// What may not be zero, or less than another.
     fn check_counts(&self) -> Result<(), ConfigError> {
+        let Server {
+            max_body_size,
+            max_bodies_size,
+            ..
+        } = self.server;
+        require(
+            "server.maxBodiesSize",
+            max_bodies_size,
+            max_bodies_size >= max_body_size,
+            || format!("expected server.maxBodySize, which is {max_body_size}, or more"),
+        )?;
         for (key, given) in [
             ("maxConcurrent", self.max_concurrent),
             ("poolRefillWidth", self.pool_refill_width),

@@ -83,7 +83,7 @@ pub(super) struct LimitsTable {
     pub(super) files: usize,
     /// Bytes of a path in a sandbox.
     pub(super) path_length: usize,
-    /// In request.env, and in options.secrets.
+    /// In request.env, in options.secrets (256 at most) and in request.metadata.
     pub(super) variables: usize,
     /// Of one of them, name and value.
     pub(super) variable_size: ByteSize,

@@ -13,6 +13,8 @@ pub(super) struct Server {
     pub(super) port: u16,
     /// Of one request.
     pub(super) max_body_size: ByteSize,
+    /// Of all requests under way together, but for those of 64k and less; further ones wait, and are refused with 503 after bodyTimeoutMs.
+    pub(super) max_bodies_size: ByteSize,
     /// Origins whose pages may call it from a browser, such as "https://app.example.com".
     pub(super) cors_origins: Vec<String>,
     /// Milliseconds that the result of a request with an Idempotency-Key is kept for its retries.
@@ -37,6 +39,7 @@ impl Default for Server {
             host: "127.0.0.1".to_owned(),
             port: 3000,
             max_body_size: ByteSize::from_mebibytes(32),
+            max_bodies_size: ByteSize::from_mebibytes(512),
             cors_origins: Vec::new(),
             idempotency_ms: 600_000,
             max_web_socket_message: ByteSize::from_mebibytes(1),

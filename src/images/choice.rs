@@ -5,7 +5,7 @@ use isol8_api::{ErrorCode, Options, Runtime, TenantId};
 
 use super::package;
 use crate::config::Config;
-use crate::jobs::JobError;
+use crate::jobs::{JobError, shown};
 use crate::packages;
 
 const IMAGE: &str = "options.image";
@@ -28,6 +28,7 @@ pub fn check_named(
     };
     let granted = *tenant == TenantId::master() || config.granted_images.contains(image);
     if !granted {
+        let image = shown(image);
         let problem = format!(
             "{image} is not granted, leave it out, or have the operator add it to policy.images"
         );

@@ -2,15 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use isol8_actors::job::MAX_COMMAND;
+use isol8_actors::job::{MAX_COMMAND, MAX_SECRET_BYTES, MAX_SECRETS};
 
 use super::JobError;
 use crate::config::RequestLimits;
-
-/// Most secrets of one request, and most bytes of them together: each costs a multiple of itself
-/// while output is searched for it.
-const MOST_SECRETS: usize = 256;
-const MOST_SECRET_BYTES: usize = 256 * 1024;
 
 /// Longest part of a path or of a variable's name that is repeated to its sender.
 const SHOWN: usize = 80;
@@ -92,10 +87,10 @@ pub(super) fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), Jo
         secrets.len(),
         secrets.values().map(String::len).sum::<usize>(),
     );
-    let few = count <= MOST_SECRETS && bytes <= MOST_SECRET_BYTES;
+    let few = count <= MAX_SECRETS && bytes <= MAX_SECRET_BYTES;
     require("options.secrets", few, || {
         format!(
-            "{count} values of {bytes} bytes, expected at most {MOST_SECRETS} of {MOST_SECRET_BYTES} together"
+            "{count} values of {bytes} bytes, expected at most {MAX_SECRETS} of {MAX_SECRET_BYTES} together"
         )
     })
 }
@@ -104,7 +99,8 @@ fn size((name, value): (&String, &String)) -> usize {
     name.len() + value.len()
 }
 
-fn shown(text: &str) -> String {
+/// The begin of a text that a client sent, for an error.
+pub(crate) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN).collect();
     if shown.len() < text.len() {
         shown.push('…');

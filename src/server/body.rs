@@ -1,92 +1,139 @@
 //! Reading a request's JSON body, within bounds.
 
-use actix_web::web::{self, Bytes};
+use actix_web::HttpRequest;
+use actix_web::http::header::CONTENT_LENGTH;
+use actix_web::web::{self, Bytes, BytesMut};
+use futures::StreamExt as _;
 use isol8_api::ErrorCode;
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 
+use super::State;
+use super::bodies::{SMALL, Share};
 use super::error::ApiError;
+use super::json::{self, Bound, Parsed};
 use crate::config::Config;
 
-/// Members that are looked at for a misspelling.
-const MOST_UNKNOWN: usize = 16;
-
-/// A body, and the members in it that this server does not know.
+/// A body that was read, and its share of the memory for bodies, which is to be held for as long as what was
+/// made of it.
 #[derive(Debug)]
-pub struct Parsed<T> {
-    /// What it says.
-    pub value: T,
-    /// Paths such as `request.timeoutMS`.
-    pub unknown: Vec<String>,
+pub struct Body {
+    /// All of it.
+    pub bytes: Bytes,
+    /// Its share.
+    pub share: Share,
 }
 
 /// Reads a whole body as JSON. Its content type is not looked at: the TypeScript client's is JSON,
 /// and what is not JSON says so by itself.
 ///
 /// # Errors
-/// 400 with the path of the member at fault, 408 where the body is slow, 413 where it is large.
-pub async fn json<T: DeserializeOwned>(
+/// 400 with the path of the member at fault, and those of [`read`].
+pub async fn json<T: DeserializeOwned + Send + 'static>(
+    request: &HttpRequest,
     payload: web::Payload,
-    config: &Config,
-) -> Result<T, ApiError> {
-    let body = read(payload, config).await?;
-    Ok(parse(&body)?.value)
+    state: &State,
+) -> Result<(T, Share), ApiError> {
+    let Body { bytes, share } = read(request, payload, state).await?;
+    let parsed = state.bodies.work(bytes.len(), move || parse(&bytes, &[]));
+    Ok((parsed.await??.value, share))
 }
 
-/// Parses a body that was read.
+/// Parses a body that was read. Large ones take long: [`Bodies::work`](super::bodies::Bodies::work).
 ///
 /// # Errors
 /// 400 with the path of the member at fault.
-pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<Parsed<T>, ApiError> {
+pub fn parse<T: DeserializeOwned>(body: &[u8], bounds: &[Bound]) -> Result<Parsed<T>, ApiError> {
+    let invalid = |text| ApiError::new(ErrorCode::InvalidRequest, text);
     // serde takes an array for a struct as well, and its errors about other values name only types
     // of ours.
     if let Some(first) = body.trim_ascii_start().first()
         && *first != b'{'
     {
         let text = "body: expected value of type object, starting with {";
-        return Err(ApiError::new(ErrorCode::InvalidRequest, text));
+        return Err(invalid(text.to_owned()));
     }
-    let mut unknown = Vec::new();
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
-    let mut note = |path: serde_ignored::Path<'_>| {
-        if unknown.len() < MOST_UNKNOWN {
-            unknown.push(path.to_string());
-        }
-    };
-    let value = serde_ignored::deserialize(tracked, &mut note).map_err(|error| {
-        let path = track.path().to_string();
-        let text = match path.as_str() {
-            "." | "?" => format!("body: {error}"),
-            path => format!("{path}: {error}"),
-        };
-        ApiError::new(ErrorCode::InvalidRequest, text)
-    })?;
-    deserializer
-        .end()
-        .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("body: {error}")))?;
-    Ok(Parsed { value, unknown })
+    json::read(body, bounds).map_err(invalid)
 }
 
-/// Reads a whole body.
+/// Reads a whole body. One that is not small waits until there is memory for it.
 ///
 /// # Errors
-/// 408 where it is slow, 413 where it is large.
-pub async fn read(payload: web::Payload, config: &Config) -> Result<Bytes, ApiError> {
-    let (limit, within) = (config.max_body, config.body_timeout);
-    match tokio::time::timeout(within, payload.to_bytes_limited(limit)).await {
-        Ok(Ok(Ok(body))) => Ok(body),
-        Ok(Ok(Err(error))) => Err(ApiError::new(
-            ErrorCode::InvalidRequest,
-            format!("body: {error}"),
-        )),
-        Ok(Err(_)) => Err(ApiError::new(
-            ErrorCode::PayloadTooLarge,
-            format!("body is larger than {limit} bytes"),
-        )),
-        Err(_) => Err(ApiError::new(
-            ErrorCode::RequestTimeout,
-            format!("body did not arrive within {} ms", within.as_millis()),
-        )),
+/// 408 where it is slow, 413 where it is large, 503 where there was no memory for it in the time that it has.
+pub async fn read(
+    request: &HttpRequest,
+    payload: web::Payload,
+    state: &State,
+) -> Result<Body, ApiError> {
+    let config = state.config();
+    let reading = Reading {
+        state,
+        config: &config,
+        deadline: Instant::now() + config.body_timeout,
+        declared: declared(request),
+    };
+    reading.all(payload).await
+}
+
+/// The length that the client says its body has.
+fn declared(request: &HttpRequest) -> Option<usize> {
+    let length = request.headers().get(CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+struct Reading<'a> {
+    state: &'a State,
+    config: &'a Config,
+    deadline: Instant,
+    declared: Option<usize>,
+}
+
+impl Reading<'_> {
+    async fn all(&self, mut payload: web::Payload) -> Result<Body, ApiError> {
+        let most = self.config.max_body;
+        let expected = self.declared.unwrap_or(0).min(most);
+        let mut share = self.share(expected).await?;
+        let mut body = BytesMut::with_capacity(expected);
+        while let Some(piece) = self.next(&mut payload).await? {
+            let length = body.len() + piece.len();
+            if length > most {
+                let text = format!("body is larger than {most} bytes");
+                return Err(ApiError::new(ErrorCode::PayloadTooLarge, text));
+            }
+            if length > SMALL && !share.is_held() {
+                // Of unknown length: once, because who holds some and waits for more stops all others.
+                share = self.share(most).await?;
+            }
+            body.extend_from_slice(&piece);
+        }
+        share.shrink(body.len());
+        Ok(Body {
+            bytes: body.freeze(),
+            share,
+        })
+    }
+
+    async fn next(&self, payload: &mut web::Payload) -> Result<Option<Bytes>, ApiError> {
+        match timeout_at(self.deadline, payload.next()).await {
+            Ok(Some(Ok(piece))) => Ok(Some(piece)),
+            Ok(Some(Err(error))) => Err(ApiError::new(
+                ErrorCode::InvalidRequest,
+                format!("body: {error}"),
+            )),
+            Ok(None) => Ok(None),
+            Err(_) => Err(ApiError::new(
+                ErrorCode::RequestTimeout,
+                format!(
+                    "body did not arrive within {} ms",
+                    self.config.body_timeout.as_millis()
+                ),
+            )),
+        }
+    }
+
+    async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
+        let taking = self.state.bodies.share(bytes);
+        let taken = timeout_at(self.deadline, taking).await;
+        taken.map_err(|_| ApiError::no_memory())
     }
 }

@@ -28,6 +28,18 @@ impl ApiError {
             retry_after: None,
         }
     }
+
+    /// The refusal of a body for which there is no memory left.
+    pub(super) fn no_memory() -> Self {
+        let text =
+            "body: the bodies of other requests take up server.maxBodiesSize, try again later";
+        Self::new(ErrorCode::Unavailable, text)
+    }
+
+    /// Its kind.
+    pub(super) fn code(&self) -> ErrorCode {
+        self.code
+    }
 }
 
 impl From<JobError> for ApiError {

@@ -4,11 +4,14 @@
 //! it runs, gets the same result. The run goes on where its client goes away, because the next try will
 //! ask for it. Errors are not kept: what failed may be tried again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix_web::http::header::{HeaderMap, HeaderName};
+use futures::FutureExt as _;
 use isol8_api::{ErrorCode, ExecutionResult, TenantId};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
@@ -38,11 +41,11 @@ pub struct IdempotencyKey {
 }
 
 impl IdempotencyKey {
-    /// The key that a request was sent with, where there is one.
+    /// Returns the text of the key that a request was sent with, where there is one.
     ///
     /// # Errors
     /// 400 where it is none.
-    pub fn read(headers: &HeaderMap, body: &[u8]) -> Result<Option<Self>, ApiError> {
+    pub fn given(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         let Some(header) = headers.get(IDEMPOTENCY_KEY) else {
             return Ok(None);
         };
@@ -52,24 +55,43 @@ impl IdempotencyKey {
                 format!("Idempotency-Key: expected 1 to {LONGEST_KEY} visible ASCII characters");
             return Err(ApiError::new(ErrorCode::InvalidRequest, text));
         }
-        Ok(Some(Self {
-            text: String::from_utf8_lossy(bytes).into_owned(),
+        Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
+    }
+
+    /// The key of this text, sent with this body. The body is hashed, which takes time where it is large.
+    #[must_use]
+    pub fn new(text: String, body: &[u8]) -> Self {
+        Self {
+            text,
             body: Sha256::digest(body).into(),
-        }))
+        }
     }
 }
 
 /// The results that are kept. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Results {
-    kept: Arc<Mutex<HashMap<(TenantId, String), Entry>>>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+type Id = (TenantId, String);
+
+/// The entries by their keys, in the order in which they ended as well, so that what goes next is found at
+/// once however many there are.
+#[derive(Debug, Default)]
+struct Kept {
+    entries: HashMap<Id, Entry>,
+    /// Those that have ended, the oldest first.
+    ended: VecDeque<(Instant, Id)>,
+    /// Bytes of those that have ended.
+    bytes: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     body: [u8; 32],
-    since: Instant,
-    bytes: usize,
+    /// Of its result; none while it runs.
+    bytes: Option<usize>,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
@@ -98,14 +120,14 @@ impl Results {
 
     fn find_or_begin(
         &self,
-        id: (TenantId, String),
+        id: Id,
         key: &IdempotencyKey,
         keep: Duration,
         run: impl Future<Output = Result<ExecutionResult, ApiError>> + 'static,
     ) -> Result<watch::Receiver<Option<Outcome>>, ApiError> {
         let mut kept = self.lock();
-        kept.retain(|_, entry| entry.is_running() || entry.since.elapsed() < keep);
-        if let Some(entry) = kept.get(&id) {
+        kept.forget(|ended, _| ended.elapsed() >= keep);
+        if let Some(entry) = kept.entries.get(&id) {
             if entry.body != key.body {
                 let text = format!("Idempotency-Key: {:?} was used with another body", key.text);
                 return Err(ApiError::new(ErrorCode::InvalidRequest, text));
@@ -115,58 +137,81 @@ impl Results {
         let (sender, outcome) = watch::channel(None);
         let entry = Entry {
             body: key.body,
-            since: Instant::now(),
-            bytes: ENTRY_BYTES,
+            bytes: None,
             outcome: outcome.clone(),
         };
-        kept.insert(id.clone(), entry);
+        kept.entries.insert(id.clone(), entry);
         let results = self.clone();
         // Not the request's own future, which ends with its client.
         actix_web::rt::spawn(async move {
-            let done = run.await.map(Arc::new);
-            results.note_end(&id, &done);
+            let done = AssertUnwindSafe(run).catch_unwind().await;
+            let lost = |_| Err(ApiError::new(ErrorCode::Internal, "the run was lost"));
+            let done = done.unwrap_or_else(lost).map(Arc::new);
+            results.note_end(id, &done);
             sender.send_replace(Some(done));
         });
         Ok(outcome)
     }
 
-    fn note_end(&self, id: &(TenantId, String), done: &Outcome) {
+    fn note_end(&self, id: Id, done: &Outcome) {
+        let bytes = done.as_ref().map(|result| ENTRY_BYTES + bytes_of(result));
         let mut kept = self.lock();
-        match (done, kept.get_mut(id)) {
-            (Ok(result), Some(entry)) => {
-                entry.since = Instant::now();
-                entry.bytes += bytes_of(result);
+        let kept = &mut *kept;
+        match (bytes, kept.entries.get_mut(&id)) {
+            (Ok(bytes), Some(entry)) => {
+                entry.bytes = Some(bytes);
+                kept.bytes += bytes;
+                kept.ended.push_back((Instant::now(), id));
             }
-            _ => drop(kept.remove(id)),
+            _ => drop(kept.entries.remove(&id)),
         }
-        let mut bytes: usize = kept.values().map(|entry| entry.bytes).sum();
-        while bytes > MOST_BYTES {
-            let ended = kept.iter().filter(|(_, entry)| !entry.is_running());
-            let oldest = ended.min_by_key(|(_, entry)| entry.since);
-            let Some(oldest) = oldest.map(|(id, _)| id.clone()) else {
-                return;
-            };
-            bytes -= kept.remove(&oldest).map_or(0, |entry| entry.bytes);
-        }
+        kept.forget(|_, bytes| bytes > MOST_BYTES);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(TenantId, String), Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         // Only whole operations of the map happen under the lock: a panic leaves none half done.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Entry {
-    fn is_running(&self) -> bool {
-        // One that panicked has let go of it.
-        self.outcome.has_changed().is_ok() && self.outcome.borrow().is_none()
+impl Kept {
+    /// Forgets the oldest that have ended for as long as this says so of the time of its end, and of the bytes
+    /// of all.
+    fn forget(&mut self, is_too_much: impl Fn(&Instant, usize) -> bool) {
+        while let Some((ended, id)) = self.ended.front()
+            && is_too_much(ended, self.bytes)
+        {
+            let entry = self.entries.remove(id);
+            self.bytes -= entry.and_then(|entry| entry.bytes).unwrap_or_default();
+            self.ended.pop_front();
+        }
     }
 }
 
+/// The bytes of a result as it is sent: what it takes in memory is about the same, whichever members it has.
 fn bytes_of(result: &ExecutionResult) -> usize {
-    let files = result.files.iter().flatten();
-    let files: usize = files
-        .map(|(path, content)| path.len() + content.len())
-        .sum();
-    result.stdout.len() + result.stderr.len() + files
+    let mut counter = Counter(0);
+    // Numbers, texts and names: nothing that JSON does not know, and counting takes everything.
+    let counted = serde_json::to_writer(&mut counter, result);
+    if let Err(error) = counted {
+        log::error!(error:%; "result cannot be written as JSON");
+    }
+    counter.0
 }
+
+/// Counts the bytes that are written to it.
+struct Counter(usize);
+
+impl io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

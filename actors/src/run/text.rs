@@ -121,7 +121,7 @@ mod tests {
 
     fn finished(limit: u64, pieces: &[&[u8]], secrets: &[&str]) -> (String, bool) {
         let secrets: Vec<String> = secrets.iter().map(|&s| s.to_owned()).collect();
-        let mut text = Text::new(limit, Secrets::new(&secrets).unwrap());
+        let mut text = Text::new(limit, Secrets::new(&secrets));
         let mut all: String = pieces
             .iter()
             .map(|piece| text.push(piece.to_vec()))

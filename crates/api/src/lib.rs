@@ -9,6 +9,7 @@
 //! on it alone.
 
 pub mod auth;
+mod content;
 pub mod error;
 pub mod file;
 pub mod network;
@@ -23,10 +24,11 @@ pub mod service;
 pub mod stream;
 pub mod value;
 
+pub use content::FileContent;
 pub use error::{ErrorBody, ErrorCode};
 pub use file::{DirectoryEntry, DirectoryListing, EntryType};
 pub use network::{NetworkAction, NetworkFilter, NetworkLogEntry};
-pub use request::{ExecuteBody, ExecutionRequest, FileContent, NetworkMode, Options};
+pub use request::{ExecuteBody, ExecutionRequest, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{Deleted, Health, SessionInfo, SessionList};
 pub use stream::{ClientMessage, Ending, EventKind, Phase, SignalName, StreamEvent};

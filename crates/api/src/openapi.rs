@@ -4,8 +4,8 @@ use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder,
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::content::FileContent;
 use crate::file::Base64;
-use crate::request::FileContent;
 use crate::value::{ByteSize, Runtime, SandboxPath, SessionId, TenantId};
 
 macro_rules! schema {

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
+use crate::content::FileContent;
 use crate::network::NetworkFilter;
-use crate::object::{self, Object};
+use crate::object;
 use crate::value::{ByteSize, Runtime, SessionId};
 
 /// The whole body.
@@ -122,60 +121,6 @@ impl ExecutionRequest {
             code_hash: None,
             allow_insecure_code_url: false,
             metadata: BTreeMap::new(),
-        }
-    }
-}
-
-/// Content of an injected file: text, what `JSON.stringify` makes of a Node `Buffer`, or base64.
-#[derive(Clone, PartialEq, Eq)]
-pub struct FileContent(pub Vec<u8>);
-
-impl std::fmt::Debug for FileContent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FileContent({} bytes)", self.0.len())
-    }
-}
-
-impl Serialize for FileContent {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let base64 = BASE64_STANDARD.encode(&self.0);
-        BTreeMap::from([("base64", base64)]).serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for FileContent {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "expected text, {\"type\": \"Buffer\", \"data\": [bytes]} or {\"base64\": text}"
-        )]
-        enum Given {
-            Text(String),
-            Buffer(Object<Buffer>),
-            Base64(Object<Base64>),
-        }
-        #[derive(Deserialize)]
-        struct Buffer {
-            #[serde(rename = "type")]
-            _type: BufferTag,
-            data: Vec<u8>,
-        }
-        #[derive(Deserialize)]
-        struct Base64 {
-            base64: String,
-        }
-        #[derive(Deserialize)]
-        enum BufferTag {
-            Buffer,
-        }
-        match Given::deserialize(deserializer)? {
-            Given::Text(text) => Ok(Self(text.into_bytes())),
-            Given::Buffer(Object(Buffer { data, .. })) => Ok(Self(data)),
-            Given::Base64(Object(Base64 { base64 })) => BASE64_STANDARD
-                .decode(base64)
-                .map(Self)
-                .map_err(|error| de::Error::custom(format!("not base64: {error}"))),
         }
     }
 }
@@ -310,27 +255,6 @@ pub enum SeccompMode {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn file_content_is_read_in_all_three_forms() {
-        let read = |json: &str| serde_json::from_str::<FileContent>(json).map(|c| c.0);
-        assert_eq!(read(r#""hi""#).unwrap(), b"hi");
-        assert_eq!(
-            read(r#"{"type":"Buffer","data":[104,105]}"#).unwrap(),
-            b"hi"
-        );
-        assert_eq!(read(r#"{"base64":"aGk="}"#).unwrap(), b"hi");
-        for bad in [
-            r#"{"type":"Array","data":[1]}"#,
-            r#"{"base64":"%"}"#,
-            "7",
-            r#"{"type":"Buffer","data":[256]}"#,
-            r#"["Buffer",[1]]"#,
-            r#"["aGk="]"#,
-        ] {
-            assert!(read(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_list_is_no_object() {

@@ -286,19 +286,31 @@ impl Serialize for ByteSize {
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(
-            untagged,
-            expecting = "expected a size: bytes, or text such as \"512m\""
-        )]
-        enum Given {
-            Bytes(u64),
-            Text(String),
-        }
-        match Given::deserialize(deserializer)? {
-            Given::Bytes(bytes) => Ok(Self(bytes)),
-            Given::Text(text) => text.parse().map_err(de::Error::custom),
-        }
+        deserializer.deserialize_any(BytesOrText)
+    }
+}
+
+struct BytesOrText;
+
+impl de::Visitor<'_> for BytesOrText {
+    type Value = ByteSize;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a size: bytes, or text such as \"512m\"")
+    }
+
+    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+        Ok(ByteSize(bytes))
+    }
+
+    fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
+        u64::try_from(bytes)
+            .map(ByteSize)
+            .map_err(|_| E::invalid_value(de::Unexpected::Signed(bytes), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
@@ -455,6 +467,17 @@ mod tests {
             "99999999999t",
         ] {
             assert!(bad.parse::<ByteSize>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_a_number_or_a_text_in_json() {
+        let read = |json: &str| serde_json::from_str::<ByteSize>(json);
+        assert_eq!(read("1024").unwrap().bytes(), 1024);
+        assert_eq!(read("\"1k\"").unwrap().bytes(), 1024);
+        for bad in ["-1", "1.5", "true", "null", "[1024]", "{}", "\"x\""] {
+            let error = read(bad).unwrap_err().to_string();
+            assert!(error.contains(" a size: bytes, or "), "{bad}: {error}");
         }
     }
 

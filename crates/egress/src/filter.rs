@@ -11,15 +11,16 @@ use crate::ports::Ports;
 use crate::{EgressError, Filter};
 
 /// Most patterns of a list.
-const MOST_PATTERNS: usize = 256;
+pub const MOST_PATTERNS: usize = 256;
+
+/// Most bytes of all patterns of a list together.
+const MOST_BYTES: usize = 32 << 10;
 
 /// Longest pattern in bytes.
 const LONGEST_PATTERN: usize = 1024;
 
-/// Memory of one compiled pattern. Patterns come with requests, so none may cost much.
-const PATTERN_MEMORY: usize = 128 << 10;
-
-/// Memory of a compiled list, and of what matching in it remembers.
+/// Memory of a compiled list, and of what matching in it remembers. Patterns come with requests, so they may
+/// not cost much.
 const LIST_MEMORY: usize = 1 << 20;
 
 /// How much of a pattern an error repeats, in characters.
@@ -173,52 +174,80 @@ impl Rules {
 }
 
 fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
-    let too_much = |reason| EgressError::List { list, reason };
-    if patterns.len() > MOST_PATTERNS {
-        let reason = format!(
-            "{} patterns, expected at most {MOST_PATTERNS}",
-            patterns.len()
-        );
-        return Err(too_much(reason));
-    }
-    // One by one first: what is wrong with a set does not say with which of its patterns.
-    for (index, pattern) in patterns.iter().enumerate() {
-        check(pattern).map_err(|reason| EgressError::Pattern {
-            list,
-            index,
-            pattern: pattern.chars().take(REPEATED).collect(),
-            reason,
-        })?;
-    }
+    check_amount(list, patterns)?;
     // Names are ASCII by the time they are matched: Unicode classes would only cost.
-    RegexSetBuilder::new(patterns)
+    let compiled = RegexSetBuilder::new(patterns)
         .case_insensitive(true)
         .unicode(false)
         .size_limit(LIST_MEMORY)
         .dfa_size_limit(LIST_MEMORY)
-        .build()
-        .map_err(|_| too_much("its patterns are too complex together".to_owned()))
+        .build();
+    // An error of a set does not say with which of its patterns something is wrong.
+    compiled.map_err(|error| match syntax_error(patterns) {
+        Some((index, reason)) => EgressError::Pattern {
+            list,
+            index,
+            pattern: patterns[index].chars().take(REPEATED).collect(),
+            reason,
+        },
+        None => EgressError::List {
+            list,
+            reason: match error {
+                regex::Error::CompiledTooBig(_) => "too complex".to_owned(),
+                error => error.to_string(),
+            },
+        },
+    })
 }
 
-fn check(pattern: &str) -> Result<(), String> {
-    if pattern.len() > LONGEST_PATTERN {
-        return Err(format!("longer than {LONGEST_PATTERN} bytes"));
+/// Bounds what is parsed: that takes about a microsecond per byte.
+fn check_amount(list: List, patterns: &[String]) -> Result<(), EgressError> {
+    let too_much = |reason| Err(EgressError::List { list, reason });
+    let (count, bytes) = (
+        patterns.len(),
+        patterns.iter().map(String::len).sum::<usize>(),
+    );
+    if count > MOST_PATTERNS {
+        return too_much(format!(
+            "{count} patterns, expected at most {MOST_PATTERNS}"
+        ));
     }
-    let compiled = RegexBuilder::new(pattern)
-        .case_insensitive(true)
-        .unicode(false)
-        .size_limit(PATTERN_MEMORY)
-        .build();
-    match compiled {
-        Ok(_) => Ok(()),
-        Err(regex::Error::CompiledTooBig(_)) => Err("too complex".to_owned()),
-        // The last line says what is wrong; those before draw the place.
-        Err(error) => {
-            let text = error.to_string();
-            let reason = text.lines().last().unwrap_or("not understood");
-            Err(reason.trim_start_matches("error: ").to_owned())
+    let too_long = |pattern: &String| pattern.len() > LONGEST_PATTERN;
+    if let Some(index) = patterns.iter().position(too_long) {
+        return Err(EgressError::Pattern {
+            list,
+            index,
+            pattern: patterns[index].chars().take(REPEATED).collect(),
+            reason: format!("longer than {LONGEST_PATTERN} bytes"),
+        });
+    }
+    if bytes > MOST_BYTES {
+        return too_much(format!(
+            "patterns of {bytes} bytes together, expected at most {MOST_BYTES}"
+        ));
+    }
+    Ok(())
+}
+
+/// The first pattern that is no regular expression, and why.
+fn syntax_error(patterns: &[String]) -> Option<(usize, String)> {
+    let errors = patterns.iter().map(|pattern| {
+        // Nothing but the syntax is checked: compiling ends at once where it may take no memory.
+        let compiled = RegexBuilder::new(pattern)
+            .unicode(false)
+            .size_limit(0)
+            .build();
+        match compiled {
+            Err(error @ regex::Error::Syntax(_)) => Some(error.to_string()),
+            _ => None,
         }
-    }
+    });
+    let (index, text) = errors
+        .enumerate()
+        .find_map(|(index, error)| Some((index, error?)))?;
+    // The last line says what is wrong; those before draw the place.
+    let reason = text.lines().last().unwrap_or("not understood");
+    Some((index, reason.trim_start_matches("error: ").to_owned()))
 }
 
 #[cfg(test)]
@@ -314,17 +343,27 @@ mod tests {
         let long = "a".repeat(LONGEST_PATTERN + 1);
         let deep = format!("{}a{}", "(".repeat(400), ")".repeat(400));
         let heavy = vec!["[a-z]{50}[0-9]{50}x{99}"; 200];
+        let alternatives = "a|b".repeat(LONGEST_PATTERN / 3);
+        let broken = [
+            vec![&*alternatives; MOST_BYTES / LONGEST_PATTERN - 1],
+            vec!["("],
+        ]
+        .concat();
         for list in [
             many,
             vec![&*long],
             vec!["((a{100}){100}){100}"],
             vec![&*deep],
             heavy,
+            vec![&*alternatives; MOST_PATTERNS],
+            broken,
         ] {
             let begun = std::time::Instant::now();
             assert!(rules(&list, &[]).is_err(), "{:.40}", list[0]);
             assert!(begun.elapsed().as_secs() < 5);
         }
+        let most = vec![&*alternatives; 4];
+        assert!(rules(&most, &[]).is_ok());
     }
 
     #[test]

@@ -39,7 +39,7 @@ use filter::{PortRule, Rules};
 pub use anchors::is_anchored;
 pub use config::{EgressConfig, EgressError, Limits, List};
 pub use fetch::{FetchError, FetchLimits};
-pub use filter::{Denied, Policy};
+pub use filter::{Denied, MOST_PATTERNS, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};
 pub use local::{LocalAnswer, LocalHost};
 pub use open::Opened;

@@ -152,7 +152,11 @@ impl Description {
             .example(Some(example));
         let mut route = self.body(required, JSON, content);
         collect::<T>(&mut route.schemas);
-        route.refuses(&[ErrorCode::InvalidRequest, ErrorCode::PayloadTooLarge])
+        route.refuses(&[
+            ErrorCode::InvalidRequest,
+            ErrorCode::PayloadTooLarge,
+            ErrorCode::Unavailable,
+        ])
     }
 
     /// A body of any bytes.

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use crate::jobs;
+use crate::server::accept::{Accepted, accept};
 use crate::server::auth::Caller;
-use crate::server::body::{self, Parsed};
+use crate::server::body::{self, Body};
 use crate::server::connection::while_connected;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
@@ -69,15 +69,27 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
-    let body = body::read(payload, &config).await?;
-    let key = IdempotencyKey::read(request.headers(), &body)?;
-    let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let warning = unanchored::warning(&value);
-    let order = jobs::order_without_terminal(value, &caller.tenant, &config)?;
+    let Body { bytes, share } = body::read(&request, payload, &state).await?;
+    let key = match IdempotencyKey::given(request.headers())? {
+        None => None,
+        Some(text) => {
+            let (size, body) = (bytes.len(), bytes.clone());
+            let key = move || IdempotencyKey::new(text, &body);
+            Some(state.bodies.work(size, key).await?)
+        }
+    };
+    let accepting = accept(bytes, &caller.tenant, &state, &config);
+    let Accepted {
+        order,
+        unknown,
+        unanchored: warning,
+    } = accepting.await?;
     let tenant = caller.tenant;
     let execution = {
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());
         async move {
+            // What the body brought is there until the run has ended.
+            let _share = share;
             let (job, session) = state.remote_code.complete(order, &config).await?;
             Ok(state.service.execute(tenant, session, job).await?)
         }

@@ -96,10 +96,11 @@ fn described(id: &str, summary: &str) -> Description {
 async fn post_json(
     caller: Caller,
     state: web::Data<State>,
+    request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
     let config = state.config();
-    let body: WriteFile = body::json(payload, &config).await?;
+    let (body, _share) = body::json::<WriteFile>(&request, payload, &state).await?;
     let session = body.session_id.ok_or_else(|| refused(NO_SESSION))?;
     let path = body.path.ok_or_else(|| missing("path"))?;
     config.limits.check_path("path", path.as_str())?;

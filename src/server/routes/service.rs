@@ -1,17 +1,18 @@
 //! `GET /ready` and `POST /cleanup`.
 
 use actix_web::http::{Method, StatusCode};
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use isol8_api::ErrorCode;
 use isol8_api::service::{CleanedUp, Cleanup, Ready, Removed};
 use serde_json::json;
 use utoipa::openapi::Required;
 
+use crate::server::State;
 use crate::server::auth::Caller;
+use crate::server::body::{self, Body};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, body};
 
 /// Whether requests are best sent here. Public, for a load balancer.
 #[must_use]
@@ -52,13 +53,16 @@ async fn get_ready(state: web::Data<State>) -> HttpResponse {
 async fn post_cleanup(
     _caller: Caller,
     state: web::Data<State>,
+    request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<CleanedUp>, ApiError> {
-    let body = body::read(payload, &state.config()).await?;
-    let asked = if body.is_empty() {
+    let Body { bytes, .. } = body::read(&request, payload, &state).await?;
+    let asked = if bytes.is_empty() {
         Cleanup::default()
     } else {
-        body::parse(&body)?.value
+        let size = bytes.len();
+        let parsing = move || body::parse::<Cleanup>(&bytes, &[]);
+        state.bodies.work(size, parsing).await??.value
     };
     let (sessions, containers) = state.service.clean_up().await?;
     let images = if asked.images {

@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use utoipa::openapi::Required;
 
 use super::execute;
-use crate::jobs;
+use crate::server::accept::{Accepted, accept};
 use crate::server::auth::Caller;
-use crate::server::body::{self, Parsed};
+use crate::server::body::{self, Body};
 use crate::server::connection::{STALLED_AFTER, closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
@@ -54,10 +54,13 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
-    let body = body::read(payload, &config).await?;
-    let Parsed { value, unknown } = body::parse::<ExecuteBody>(&body)?;
-    let warning = unanchored::warning(&value);
-    let order = jobs::order_without_terminal(value, &caller.tenant, &config)?;
+    let Body { bytes, share } = body::read(&request, payload, &state).await?;
+    let accepting = accept(bytes, &caller.tenant, &state, &config);
+    let Accepted {
+        order,
+        unknown,
+        unanchored: warning,
+    } = accepting.await?;
     let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
     let (job, session) = while_connected(&request, completed).await?;
     let service = &state.service;
@@ -73,7 +76,11 @@ async fn post(
     begun.await?;
     // One at a time: what waits, waits where the run is slowed down.
     let (sender, mut receiver) = mpsc::channel(1);
-    rt::spawn(pass_on(request, events, sender));
+    rt::spawn(async move {
+        // What the body brought is there until the run has ended.
+        let _share = share;
+        pass_on(request, events, sender).await;
+    });
     let mut response = HttpResponse::Ok();
     misspelling::warn(&mut response, &unknown);
     unanchored::warn(&mut response, warning);

@@ -17,10 +17,13 @@ use tokio::time::{Instant, sleep, timeout};
 use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
-use crate::jobs::{self, Order};
+use crate::jobs::Order;
 use crate::server::State;
+use crate::server::accept;
 use crate::server::auth::Caller;
+use crate::server::bodies::Share;
 use crate::server::connection::{STALLED_AFTER, closed};
+use crate::server::error::ApiError;
 
 /// How many times in a row a client may answer no ping.
 const UNANSWERED: u32 = 3;
@@ -37,6 +40,15 @@ pub(super) struct Conversation {
     messages: AggregatedMessageStream,
     /// When the client was heard last; `None` while nobody listens, because the program does not read.
     heard: Rc<Cell<Option<Instant>>>,
+}
+
+/// A message that was understood.
+struct Received {
+    message: ClientMessage,
+    /// Bytes of its text.
+    bytes: usize,
+    /// Its share of the memory for bodies.
+    share: Share,
 }
 
 /// Why a conversation ends.
@@ -98,8 +110,8 @@ impl Conversation {
     async fn converse(mut self) -> End {
         let idle = self.config.message_within;
         loop {
-            let order = match timeout(idle, self.listen_for_order()).await {
-                Ok(Ok(order)) => order,
+            let (order, share) = match timeout(idle, self.listen_for_order()).await {
+                Ok(Ok(ordered)) => ordered,
                 Ok(Err(end)) => return end,
                 Err(_) => {
                     let problem = format!("no execute message within {} ms", idle.as_millis());
@@ -108,7 +120,12 @@ impl Conversation {
                 }
             };
             let problem = match self.state.remote_code.complete(order, &self.config).await {
-                Ok(complete) => return self.run(complete).await,
+                Ok(complete) => {
+                    let end = self.run(complete).await;
+                    // What the message brought was there until now.
+                    drop(share);
+                    return end;
+                }
                 Err(problem) => problem,
             };
             let refused = self.voice.refuse(problem.code, problem.to_string());
@@ -119,23 +136,36 @@ impl Conversation {
     }
 
     /// Waits for a good `execute` message.
-    async fn listen_for_order(&mut self) -> Result<Order, End> {
+    async fn listen_for_order(&mut self) -> Result<(Order, Share), End> {
         loop {
-            let (code, problem) = match self.message(self.config.max_body).await? {
-                Ok(ClientMessage::Execute(body)) => {
-                    match jobs::order(*body, &self.caller.tenant, &self.config) {
-                        Ok(order) => return Ok(order),
-                        Err(problem) => (problem.code, problem.to_string()),
-                    }
-                }
-                Ok(_) => {
-                    let problem = "nothing runs yet, send an execute message first";
-                    (ErrorCode::InvalidRequest, problem.to_owned())
-                }
-                Err(problem) => (ErrorCode::InvalidRequest, problem),
+            let message = self.message(self.config.max_body).await?;
+            let ordered = match message {
+                Ok(message) => self.order(message).await,
+                Err(problem) => Err(problem),
             };
-            self.voice.refuse(code, problem).await?;
+            match ordered {
+                Ok(ordered) => return Ok(ordered),
+                Err(problem) => {
+                    let refusal = self.voice.refuse(problem.code(), problem.to_string());
+                    refusal.await?;
+                }
+            }
         }
+    }
+
+    async fn order(&self, received: Received) -> Result<(Order, Share), ApiError> {
+        let Received {
+            message,
+            bytes,
+            share,
+        } = received;
+        let ClientMessage::Execute(body) = message else {
+            let problem = "nothing runs yet, send an execute message first";
+            return Err(ApiError::new(ErrorCode::InvalidRequest, problem));
+        };
+        let tenant = &self.caller.tenant;
+        let order = accept::order(*body, bytes, tenant, &self.state, &self.config).await?;
+        Ok((order, share))
     }
 
     async fn run(mut self, (job, session): (Job, Option<SessionId>)) -> End {
@@ -156,8 +186,8 @@ impl Conversation {
     async fn listen(&mut self, mut hand: Hand) -> End {
         loop {
             let carried_out = match self.message(self.config.max_message).await {
-                Ok(Ok(message)) => self.carry_out(message, &mut hand).await,
-                Ok(Err(problem)) => Err(problem),
+                Ok(Ok(received)) => self.carry_out(received.message, &mut hand).await,
+                Ok(Err(problem)) => Err(problem.to_string()),
                 Err(end) => return end,
             };
             if let Err(problem) = carried_out
@@ -187,20 +217,40 @@ impl Conversation {
         }
     }
 
+    async fn parse(
+        &self,
+        text: impl AsRef<str> + Send + 'static,
+    ) -> Result<Result<Received, MessageError>, ApiError> {
+        let (bytes, bodies) = (text.as_ref().len(), &self.state.bodies);
+        // It is here already: it does not wait for memory, but is refused without.
+        let share = bodies.try_share(bytes).ok_or_else(ApiError::no_memory)?;
+        let bounds = accept::bounds(&self.config);
+        let parsing = bodies.work(bytes, move || parse(text.as_ref(), &bounds));
+        let parsed = parsing.await?;
+        Ok(parsed.map(|message| Received {
+            message,
+            bytes,
+            share,
+        }))
+    }
+
     /// The next message, or what is wrong with it.
-    async fn message(&mut self, limit: usize) -> Result<Result<ClientMessage, String>, End> {
+    async fn message(&mut self, limit: usize) -> Result<Result<Received, ApiError>, End> {
         loop {
             let received = self.messages.recv().await;
             self.heard.set(Some(Instant::now()));
             match received {
                 Some(Ok(AggregatedMessage::Text(text))) if text.len() <= limit => {
-                    match parse(&text) {
-                        Ok(message) => return Ok(Ok(message)),
-                        Err(MessageError::Invalid(problem)) => return Ok(Err(problem)),
-                        Err(MessageError::NotJson(problem)) => {
+                    match self.parse(text).await {
+                        Ok(Err(MessageError::NotJson(problem))) => {
                             self.voice.error(problem).await?;
                             return Err(End::Close(CloseCode::Unsupported, "Invalid JSON"));
                         }
+                        Ok(Err(MessageError::Invalid(problem))) => {
+                            return Ok(Err(ApiError::new(ErrorCode::InvalidRequest, problem)));
+                        }
+                        Ok(Ok(received)) => return Ok(Ok(received)),
+                        Err(problem) => return Ok(Err(problem)),
                     }
                 }
                 Some(Ok(AggregatedMessage::Text(_)) | Err(ProtocolError::Overflow)) => {

@@ -1,9 +1,11 @@
 //! From the text of a WebSocket message to what it asks for.
 
-use isol8_api::{ClientMessage, ExecuteBody};
+use isol8_api::{ClientMessage, ExecuteBody, SignalName};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::server::body;
+use crate::server::json::{self, Bound};
 
 /// A message that asks for nothing.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,11 +16,25 @@ pub(super) enum MessageError {
     Invalid(String),
 }
 
-/// Parses a message.
-pub(super) fn parse(text: &str) -> Result<ClientMessage, MessageError> {
+/// Parses a message. Each type by itself: what parses any of them keeps all of a message until it knows its
+/// type, at a multiple of its size.
+pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<ClientMessage, MessageError> {
     #[derive(Deserialize)]
     struct Tagged {
         r#type: String,
+    }
+    #[derive(Deserialize)]
+    struct Stdin {
+        data: String,
+    }
+    #[derive(Deserialize)]
+    struct Signal {
+        signal: SignalName,
+    }
+    #[derive(Deserialize)]
+    struct Resize {
+        cols: u32,
+        rows: u32,
     }
     let tagged: Tagged = serde_json::from_str(text).map_err(|error| {
         if error.is_data() {
@@ -30,22 +46,38 @@ pub(super) fn parse(text: &str) -> Result<ClientMessage, MessageError> {
             MessageError::NotJson(format!("message is not JSON: {error}"))
         }
     })?;
-    let kind = tagged.r#type;
-    if kind == "execute" {
-        // By itself, because an error within names the path to the member at fault.
-        let body = body::parse::<ExecuteBody>(text.as_bytes());
-        return match body {
-            Ok(body) => Ok(ClientMessage::Execute(Box::new(body.value))),
-            Err(error) => Err(MessageError::Invalid(error.to_string())),
-        };
+    match tagged.r#type.as_str() {
+        // An error within names the path to the member at fault.
+        "execute" => body::parse::<ExecuteBody>(text.as_bytes(), bounds)
+            .map(|body| ClientMessage::Execute(Box::new(body.value)))
+            .map_err(|error| MessageError::Invalid(error.to_string())),
+        kind @ "stdin" => {
+            let Stdin { data } = content(kind, text)?;
+            Ok(ClientMessage::Stdin { data })
+        }
+        "stdinEnd" => Ok(ClientMessage::StdinEnd),
+        kind @ "signal" => {
+            let Signal { signal } = content(kind, text)?;
+            Ok(ClientMessage::Signal { signal })
+        }
+        kind @ "resize" => {
+            let Resize { cols, rows } = content(kind, text)?;
+            Ok(ClientMessage::Resize { cols, rows })
+        }
+        kind => {
+            let shown: String = kind.chars().take(40).collect();
+            let known = ClientMessage::TYPES.join(", ");
+            let problem = format!("type: unknown {shown:?}, expected one of {known}");
+            Err(MessageError::Invalid(problem))
+        }
     }
-    if !ClientMessage::TYPES.contains(&kind.as_str()) {
-        let shown: String = kind.chars().take(40).collect();
-        let known = ClientMessage::TYPES.join(", ");
-        let problem = format!("type: unknown {shown:?}, expected one of {known}");
-        return Err(MessageError::Invalid(problem));
-    }
-    serde_json::from_str(text).map_err(|error| MessageError::Invalid(format!("{kind}: {error}")))
+}
+
+fn content<T: DeserializeOwned>(kind: &str, text: &str) -> Result<T, MessageError> {
+    let parsed = json::read(text.as_bytes(), &[]);
+    parsed
+        .map(|parsed| parsed.value)
+        .map_err(|error| MessageError::Invalid(format!("{kind}: {error}")))
 }
 
 #[cfg(test)]
@@ -53,7 +85,7 @@ mod tests {
     use super::*;
 
     fn invalid(text: &str) -> String {
-        match parse(text) {
+        match parse(text, &[]) {
             Err(MessageError::Invalid(problem)) => problem,
             other => panic!("{text}: {other:?}"),
         }
@@ -63,7 +95,7 @@ mod tests {
     fn what_is_not_json_is_told_from_what_is_not_understood() {
         for text in ["", "{", "execute", "{\"type\": \"stdin\"", "{} x"] {
             assert!(
-                matches!(parse(text), Err(MessageError::NotJson(_))) || text == "{} x",
+                matches!(parse(text, &[]), Err(MessageError::NotJson(_))) || text == "{} x",
                 "{text}"
             );
         }
@@ -95,7 +127,7 @@ mod tests {
             "resize\", \"cols\": 80, \"rows\": 24}",
         ] {
             let text = format!("{{\"type\": \"{rest}");
-            assert!(parse(&text).is_ok(), "{text}: {:?}", parse(&text));
+            assert!(parse(&text, &[]).is_ok(), "{text}: {:?}", parse(&text, &[]));
         }
     }
 }
