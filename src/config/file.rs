@@ -234,6 +234,8 @@ impl ConfigFile {
             header_timeout: Duration::from_millis(self.server.header_timeout_ms),
             body_timeout: Duration::from_millis(self.server.body_timeout_ms),
             keep_alive: Duration::from_millis(self.server.keep_alive_ms),
+            stall_timeout: Duration::from_millis(self.server.stall_timeout_ms),
+            max_connections: self.server.max_connections,
             ping_every: Duration::from_millis(self.server.web_socket_ping_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
@@ -294,6 +296,7 @@ impl ConfigFile {
             ("maxConcurrent", self.max_concurrent),
             ("poolRefillWidth", self.pool_refill_width),
             ("sessions.max", self.sessions.max),
+            ("server.maxConnections", self.server.max_connections),
             ("sessions.maxQueued", self.sessions.max_queued),
         ] {
             require(key, given, given > 0, || "expected 1 or more".to_owned())?;
@@ -304,6 +307,7 @@ impl ConfigFile {
             ("server.headerTimeoutMs", self.server.header_timeout_ms),
             ("server.bodyTimeoutMs", self.server.body_timeout_ms),
             ("server.keepAliveMs", self.server.keep_alive_ms),
+            ("server.stallTimeoutMs", self.server.stall_timeout_ms),
             ("server.webSocketPingMs", self.server.web_socket_ping_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (

@@ -27,6 +27,10 @@ pub(super) struct Server {
     pub(super) body_timeout_ms: u64,
     /// Milliseconds that an idle connection is kept for the next request.
     pub(super) keep_alive_ms: u64,
+    /// Milliseconds that a client may take nothing of what is sent to it, or send nothing of a file, before it is taken for gone.
+    pub(super) stall_timeout_ms: u64,
+    /// Connections that may be open at once, at most half of the files that the process may open; a new one takes the place of one that does nothing.
+    pub(super) max_connections: usize,
     /// Milliseconds between two pings of a WebSocket's client; one that is silent for three times as long is taken for gone.
     pub(super) web_socket_ping_ms: u64,
 }
@@ -44,6 +48,8 @@ impl Default for Server {
             header_timeout_ms: 10_000,
             body_timeout_ms: 60_000,
             keep_alive_ms: 75_000,
+            stall_timeout_ms: 60_000,
+            max_connections: 4096,
             web_socket_ping_ms: 15_000,
         }
     }

@@ -17,7 +17,7 @@ use super::execute;
 use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Parsed};
-use crate::server::connection::{STALLED_AFTER, closed, while_connected};
+use crate::server::connection::{closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
@@ -72,7 +72,7 @@ async fn post(
     begun.await?;
     // One at a time: what waits, waits where the run is slowed down.
     let (sender, mut receiver) = mpsc::channel(1);
-    rt::spawn(pass_on(request, events, sender));
+    rt::spawn(pass_on(request, events, sender, config.stall_timeout));
     let mut response = HttpResponse::Ok();
     misspelling::warn(&mut response, &unknown);
     Ok(response
@@ -87,15 +87,20 @@ async fn post(
 
 /// Passes events on for as long as somebody takes them. A task of its own: the server does not ask for
 /// the next piece of an answer while it cannot write, and would not see a client go.
-async fn pass_on(request: HttpRequest, events: JobStream, sender: mpsc::Sender<Bytes>) {
+async fn pass_on(
+    request: HttpRequest,
+    events: JobStream,
+    sender: mpsc::Sender<Bytes>,
+    stall: Duration,
+) {
     tokio::select! {
-        () = send_all(events, &sender) => {}
+        () = send_all(events, &sender, stall) => {}
         () = sender.closed() => {}
         () = closed(&request) => {}
     }
 }
 
-async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>) {
+async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>, stall: Duration) {
     loop {
         let chunk = match timeout(HEARTBEAT, events.next()).await {
             Ok(Some(Ok(event))) => encoded(&event),
@@ -103,7 +108,7 @@ async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>) {
             Ok(None) => return,
             Err(_) => COMMENT,
         };
-        if !matches!(timeout(STALLED_AFTER, sender.send(chunk)).await, Ok(Ok(()))) {
+        if !matches!(timeout(stall, sender.send(chunk)).await, Ok(Ok(()))) {
             return;
         }
     }
@@ -145,7 +150,7 @@ mod tests {
 
         let begun = Instant::now();
         let (sender, mut receiver) = mpsc::channel(1);
-        rt::spawn(async move { send_all(events, &sender).await });
+        rt::spawn(async move { send_all(events, &sender, HEARTBEAT).await });
         let mut heard = Vec::new();
         while let Some(chunk) = receiver.recv().await {
             heard.push((begun.elapsed().as_secs(), chunk));
