@@ -20,7 +20,7 @@ use super::network::{NetworkTable, RemoteCodeTable};
 use super::packages::PackagesTable;
 use super::policy::PolicyTable;
 use super::pool::{PoolSize, RuntimeTable, RuntimeTables, Strategy, is_host};
-use super::server::{Cleanup, Server, Sessions, Shutdown};
+use super::server::{self, Cleanup, Server, Sessions, Shutdown};
 use super::{Config, ConfigError, DockerSettings};
 use crate::packages;
 
@@ -254,7 +254,7 @@ impl ConfigFile {
             shutdown_grace: Duration::from_millis(self.shutdown.grace_ms),
             keep_sessions: self.shutdown.keep_sessions,
             adoptable_for: Duration::from_millis(self.shutdown.adoptable_ms),
-            cors_origins: self.server.cors_origins,
+            cors_origins: server::origins(self.server.cors_origins)?,
             idempotency: Duration::from_millis(self.server.idempotency_ms),
             max_sessions: self.sessions.max,
             max_sessions_per_tenant: match self.sessions.max_per_tenant {

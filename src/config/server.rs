@@ -3,6 +3,10 @@
 use isol8_api::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::ConfigError;
+use super::check::require;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -116,4 +120,28 @@ impl Default for Shutdown {
             adoptable_ms: 600_000,
         }
     }
+}
+
+/// Checks that each text is an origin as browsers send it: they are compared byte by byte.
+pub(super) fn origins(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    for origin in &given {
+        let sent = Url::parse(origin).ok().and_then(|url| {
+            // Each origin stands for itself.
+            let is_web = matches!(url.scheme(), "http" | "https") && !origin.contains('*');
+            is_web.then(|| url.origin().ascii_serialization())
+        });
+        require(
+            "server.corsOrigins",
+            format!("{origin:?}"),
+            sent.as_ref() == Some(origin),
+            || match sent {
+                Some(sent) => format!("expected an origin as browsers send it, such as {sent:?}"),
+                None => {
+                    let example = "\"https://app.example.com\"";
+                    format!("expected an origin, http or https with a host, such as {example}")
+                }
+            },
+        )?;
+    }
+    Ok(given)
 }

@@ -192,5 +192,145 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use actix_web::rt::net::TcpListener;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::{sleep, timeout};
+
     use super::*;
+    use crate::server::connection::flow::RequestBody;
+
+    const TIMEOUT: Duration = Duration::from_millis(200);
+
+    fn table(most: usize) -> Rc<Table> {
+        let bounds = Bounds {
+            most,
+            header_timeout: TIMEOUT,
+            stall_timeout: TIMEOUT,
+        };
+        Table::new(bounds, Count::default())
+    }
+
+    /// A connection: the server's end, where it was taken in, and the client's.
+    async fn connect(table: &Rc<Table>) -> (Option<ClientStream>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, server) = futures::join!(TcpStream::connect(address), listener.accept());
+        let admitted = table.admit(server.unwrap().0).unwrap();
+        (admitted, client.unwrap())
+    }
+
+    async fn admitted(table: &Rc<Table>) -> (ClientStream, TcpStream) {
+        let (stream, client) = connect(table).await;
+        (stream.unwrap(), client)
+    }
+
+    fn is_ended(stream: &ClientStream) -> bool {
+        stream.connection().is_ended.get()
+    }
+
+    /// A request has come over the connection, and is answered.
+    fn answer(stream: &ClientStream) -> u64 {
+        let connection = stream.connection();
+        connection.note_request();
+        connection.flow.begin(RequestBody::Empty)
+    }
+
+    #[actix_web::test]
+    async fn the_oldest_connection_that_does_nothing_gives_way() {
+        let table = table(3);
+        let (idle, _idle) = admitted(&table).await;
+        let (first, _first) = admitted(&table).await;
+        let (second, _second) = admitted(&table).await;
+        let request = answer(&idle);
+        idle.connection().flow.finish(request);
+
+        let (third, _third) = admitted(&table).await;
+        assert!(is_ended(&first) && !is_ended(&idle) && !is_ended(&second));
+        let (busy, _busy) = admitted(&table).await;
+        assert!(is_ended(&second) && !is_ended(&idle) && !is_ended(&third));
+        answer(&busy);
+        answer(&third);
+        let (last, _last) = admitted(&table).await;
+        assert!(is_ended(&idle) && !is_ended(&busy) && !is_ended(&third));
+        answer(&last);
+
+        let (refused, _refused) = connect(&table).await;
+        assert!(refused.is_none());
+        drop(last);
+        assert!(connect(&table).await.0.is_some());
+    }
+
+    #[actix_web::test]
+    async fn a_client_that_takes_nothing_gives_way_where_all_others_are_at_work() {
+        let table = table(2);
+        let (busy, _busy) = admitted(&table).await;
+        let (blocked, _blocked) = admitted(&table).await;
+        answer(&busy);
+        answer(&blocked);
+        blocked.connection().note_blocked();
+        let (new, _new) = admitted(&table).await;
+        assert!(is_ended(&blocked) && !is_ended(&busy) && !is_ended(&new));
+    }
+
+    #[actix_web::test]
+    async fn a_client_that_takes_nothing_is_given_up_in_time_and_one_that_takes_little_is_not() {
+        let table = table(9);
+        let (mut stalled, _client) = admitted(&table).await;
+        let (mut slow, mut reader) = admitted(&table).await;
+        let started = Instant::now();
+        let slowly = async {
+            let mut piece = vec![0; 1 << 20];
+            loop {
+                sleep(TIMEOUT / 4).await;
+                reader.read_exact(&mut piece).await.unwrap();
+            }
+        };
+        let bytes = vec![0; 64 << 20];
+        let connection = Rc::clone(stalled.connection());
+        tokio::select! {
+            () = connection.ended() => {}
+            written = stalled.write_all(&bytes) => panic!("{written:?}"),
+            written = slow.write_all(&bytes) => panic!("{written:?}"),
+            () = slowly => {}
+        }
+        assert!(started.elapsed() >= TIMEOUT, "{:?}", started.elapsed());
+        assert!(!is_ended(&slow));
+    }
+
+    #[actix_web::test]
+    async fn a_head_that_does_not_end_is_answered_for() {
+        let table = table(9);
+        let (mut stream, mut client) = admitted(&table).await;
+        // Not the first on its connection, which actix-http looks after.
+        let request = answer(&stream);
+        stream.connection().flow.finish(request);
+        let connection = Rc::clone(stream.connection());
+        client.write_all(b"GET /heal").await.unwrap();
+        let mut buffer = [0; 100];
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), 9);
+        timeout(Duration::from_secs(10), connection.ended())
+            .await
+            .unwrap();
+        drop((stream, connection));
+        let mut answered = String::new();
+        client.read_to_string(&mut answered).await.unwrap();
+        assert!(answered.starts_with("HTTP/1.1 408 "), "{answered}");
+    }
+
+    #[actix_web::test]
+    async fn a_client_that_is_gone_is_noticed_with_input_unread_and_with_none() {
+        for sent in [&b"more"[..], b""] {
+            let table = table(9);
+            let (stream, mut client) = admitted(&table).await;
+            let connection = Rc::clone(stream.connection());
+            client.write_all(sent).await.unwrap();
+            let gone = connection.closed_by_client();
+            assert!(timeout(Duration::from_millis(50), gone).await.is_err());
+            drop(client);
+            let gone = connection.closed_by_client();
+            timeout(Duration::from_secs(10), gone).await.unwrap();
+        }
+    }
 }
