@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use actix_web::rt;
 use actix_web::rt::net::TcpStream;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Connection;
@@ -95,6 +97,10 @@ impl Table {
     ) -> io::Result<Option<ClientStream>> {
         // An event that follows another would wait until the client has acknowledged that, which it puts off.
         socket.set_nodelay(true)?;
+        // For what the kernel still has to send when the connection is closed here.
+        let stall = self.bounds.stall_timeout.as_millis();
+        let stall = u32::try_from(stall).unwrap_or(u32::MAX);
+        setsockopt(&socket, TcpUserTimeout, &stall)?;
         let others = self.count.0.fetch_add(1, Ordering::Relaxed);
         if others >= self.bounds.most && !self.close_one() && others >= self.hard_limit() {
             self.count.0.fetch_sub(1, Ordering::Relaxed);
