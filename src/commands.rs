@@ -87,9 +87,11 @@ pub fn log_from(level: LevelFilter) {
     match std::env::var(FILTER) {
         Ok(filter) if is_filtered() => logger.parse_filters(&filter),
         // libcontainer tells of every container and warns of controllers that a kernel lacks; its
-        // failures, and those of certificates, come back as errors.
+        // failures, and those of certificates, come back as errors. So do actix-http's, which logs an error for
+        // every client that sends no HTTP; the server logs them for who wants to see them.
         _ => logger
             .filter_level(LevelFilter::Debug)
+            .filter_module("actix_http", LevelFilter::Off)
             .filter_module("libcgroups", LevelFilter::Off)
             .filter_module("libcontainer", LevelFilter::Off)
             .filter_module("rustls_platform_verifier", LevelFilter::Off),

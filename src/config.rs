@@ -111,6 +111,10 @@ pub struct Config {
     pub body_timeout: Duration,
     /// How long a connection is kept for the next request.
     pub keep_alive: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub stall_timeout: Duration,
+    /// Connections that may be open at once.
+    pub max_connections: usize,
     /// How often a WebSocket's client is pinged while its run goes on.
     pub ping_every: Duration,
     /// Runs at once, and requests that wait for their turn.
@@ -285,6 +289,12 @@ impl Config {
         self.header_timeout = before.header_timeout;
         keep("server.keepAliveMs", self.keep_alive != before.keep_alive);
         self.keep_alive = before.keep_alive;
+        let key = "server.stallTimeoutMs";
+        keep(key, self.stall_timeout != before.stall_timeout);
+        self.stall_timeout = before.stall_timeout;
+        let key = "server.maxConnections";
+        keep(key, self.max_connections != before.max_connections);
+        self.max_connections = before.max_connections;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
         if self.network == before.network {

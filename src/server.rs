@@ -7,10 +7,12 @@ pub mod auth;
 pub mod bodies;
 pub mod body;
 pub mod connection;
+mod descriptors;
 pub mod endpoint;
 pub mod error;
 pub mod idempotency;
 pub mod json;
+mod listener;
 pub mod misspelling;
 pub mod openapi;
 pub mod routes;
@@ -19,11 +21,15 @@ pub mod transfer;
 pub mod unanchored;
 pub mod url;
 
+use std::io;
+use std::net::TcpListener;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use actix_cors::Cors;
-use actix_web::middleware::{self, Condition};
-use actix_web::{App, HttpServer, web};
+use actix_web::middleware::Condition;
+use actix_web::web;
 use isol8_actors::Service;
 use isol8_backend::BackendError;
 use tokio::sync::watch;
@@ -32,10 +38,8 @@ use crate::config::Config;
 use crate::remote_code::RemoteCode;
 use auth::MasterKey;
 use bodies::Bodies;
+pub(crate) use descriptors::raise_limit as raise_file_limit;
 use idempotency::Results;
-
-/// Seconds for requests to be answered after SIGTERM: longer than the service lets jobs go on.
-const SHUTDOWN_SECONDS: u64 = 30;
 
 /// The server ended with something undone.
 #[derive(Debug, thiserror::Error)]
@@ -102,38 +106,36 @@ fn cors(origins: &[String]) -> Condition<Cors> {
 pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     let service = state.service.clone();
     let config = state.config();
-    let address = (config.host.clone(), config.port);
+    let listeners = listener::bind(&config.host, config.port)?;
+    let addresses: Vec<_> = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<Result<_, _>>()?;
+    let most = descriptors::connections(config.max_connections)?;
     let state = web::Data::from(Arc::new(state));
-    let origins = config.cors_origins.clone();
-    let server = HttpServer::new(move || {
-        App::new()
-            .app_data(state.clone())
-            .wrap(cors(&origins))
-            .wrap(middleware::from_fn(trace::trace))
-            .configure(configure)
-    })
-    .on_connect(connection::watch)
-    // An event that follows another would wait until the client has acknowledged that, which it puts off.
-    .tcp_nodelay(true)
-    .client_request_timeout(config.header_timeout)
-    .keep_alive(config.keep_alive)
-    .shutdown_timeout(SHUTDOWN_SECONDS)
-    .disable_signals()
-    .bind(address)?;
-    for address in server.addrs() {
+    let mut server = pin!(listener::start(listeners, &state, most)?);
+    let handle = server.handle();
+    // The first look at the server starts its workers; one that has ended by then has none.
+    if let Poll::Ready(ended) = futures::poll!(server.as_mut()) {
+        return Err(stopped(ended));
+    }
+    for address in addresses {
         log::info!(address:%; "listening");
     }
-    let server = server.run();
-    let handle = server.handle();
-    let stopping = async {
-        stop.await;
-        log::info!("shutting down");
-        // Together: runs that end, or are ended, are still answered.
-        futures::future::join(service.shutdown(), handle.stop(true))
-            .await
-            .0
-    };
-    let (served, removed) = futures::future::join(server, stopping).await;
+    tokio::select! {
+        ended = server.as_mut() => return Err(stopped(ended)),
+        () = stop => {}
+    }
+    log::info!("shutting down");
+    // Together: runs that end, or are ended, are still answered.
+    let (removed, (), served) =
+        futures::future::join3(service.shutdown(), handle.stop(true), server).await;
     served?;
     Ok(removed?)
+}
+
+/// The error of a server that has ended although nothing told it to.
+fn stopped(ended: io::Result<()>) -> ServeError {
+    let unasked = || io::Error::other("its workers have ended");
+    ServeError::Listen(ended.err().unwrap_or_else(unasked))
 }

@@ -3,6 +3,7 @@
 //! Everything that the guest does is bounded twice: the guest ends a run at its timeout, and
 //! where it does not, the host takes the sandbox for lost a little later.
 
+pub(crate) mod events;
 mod live;
 mod output;
 mod packages;
@@ -33,6 +34,9 @@ use secrets::Secrets;
 
 /// How much later than the guest the host ends a run: the guest has to kill, drain and report.
 const RUN_GRACE: Duration = Duration::from_secs(10);
+
+/// How long after a run's timeout its client is still waited for. The program has ended by then.
+const END_GRACE: Duration = Duration::from_secs(1);
 
 /// How long a guest may take to end a run that was cancelled.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,7 +122,7 @@ pub async fn run(
         memory,
         live,
         sink: match live {
-            Some(live) => Sink::Stream(live.events.clone()),
+            Some(live) => Sink::stream(live.events.clone()),
             None => Sink::Result(Written::default()),
         },
         cancel,
@@ -299,6 +303,8 @@ impl Execution<'_> {
     ) -> Result<(Exit, bool), ExecuteError> {
         spec.network = network.is_some();
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
+        self.sink
+            .wait_until(Instant::now() + self.job.timeout + END_GRACE);
         let mut output = Output::new(
             &mut self.sink,
             phase,

@@ -5,20 +5,17 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use isol8_api::{Ending, EventKind, ExecutionResult, Phase, StreamEvent};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, watch};
 
 use crate::error::ExecuteError;
+use crate::run::events::{self, EventReceiver};
 use crate::run::{Input, Live};
-
-/// Events between a run and its client. Together with an event's size it bounds what a slow client
-/// costs; a fast one finds more than one at a time.
-const EVENTS_UNDER_WAY: usize = 16;
 
 type Outcome = Result<ExecutionResult, ExecuteError>;
 
 /// The events of one job. Nothing happens unless they are asked for, and dropping it ends the job.
 pub struct JobStream {
-    events: mpsc::Receiver<StreamEvent>,
+    events: EventReceiver,
     begun: watch::Receiver<bool>,
     state: State,
     result: Option<ExecutionResult>,
@@ -36,7 +33,7 @@ impl JobStream {
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let (sender, events) = mpsc::channel(EVENTS_UNDER_WAY);
+        let (sender, events) = events::channel();
         let (begin, begun) = watch::channel(false);
         let live = Live {
             events: sender,
@@ -104,7 +101,7 @@ impl JobStream {
             self.end(ended);
         }
         // The run has sent all of them before it ended.
-        if let Ok(event) = self.events.try_recv() {
+        if let Some(event) = self.events.try_recv() {
             return Some(Ok(event));
         }
         match std::mem::replace(&mut self.state, State::Over) {

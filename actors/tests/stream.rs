@@ -183,6 +183,30 @@ async fn a_client_that_takes_nothing_slows_its_run_down_and_ends_it_at_last() {
 }
 
 #[actix::test]
+async fn a_run_whose_time_is_over_does_not_wait_for_its_client() {
+    let mut config = config();
+    config.admission.max_concurrent = 1;
+    let house = House::new(config);
+    let mut long = job("flood 10000000");
+    long.output_limit = 64 << 20;
+    long.timeout = Duration::from_secs(2);
+    for session in [None, Some("s")] {
+        let mut events = follow(&house, session, long.clone());
+        events.begun().await.unwrap();
+        let next = house.run_as("t", session, job("print 1"));
+        let answered = timeout(Duration::from_secs(15), next).await;
+        assert_eq!(answered.unwrap().unwrap().stdout, "1");
+        // What the program left is there, and its end.
+        let told = rest(events).await;
+        let shown: usize = told.iter().flatten().map(|event| event.data.len()).sum();
+        assert!((1..2_000_000).contains(&shown), "{shown}");
+        let exit = told.last().unwrap().as_ref().unwrap();
+        assert_eq!((exit.kind, exit.data.as_str()), (EventKind::Exit, "137"));
+    }
+    house.finish().await;
+}
+
+#[actix::test]
 async fn a_stream_that_is_dropped_ends_its_run() {
     let house = House::new(config());
     for session in [None, Some("s")] {

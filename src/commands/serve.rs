@@ -28,6 +28,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         .key
         .and_then(MasterKey::new)
         .ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
+    server::raise_file_limit();
     // Before the first sandbox is made: from then on a signal must not just end the process.
     let stop = stop_signal()?;
     let backend = backends::start(&config, Purpose::Serve).await?;

@@ -20,7 +20,7 @@ use super::network::{NetworkTable, RemoteCodeTable};
 use super::packages::PackagesTable;
 use super::policy::PolicyTable;
 use super::pool::{PoolSize, RuntimeTable, RuntimeTables, Strategy, is_host};
-use super::server::{Cleanup, Server, Sessions, Shutdown};
+use super::server::{self, Cleanup, Server, Sessions, Shutdown};
 use super::{Config, ConfigError, DockerSettings};
 use crate::packages;
 
@@ -235,6 +235,8 @@ impl ConfigFile {
             header_timeout: Duration::from_millis(self.server.header_timeout_ms),
             body_timeout: Duration::from_millis(self.server.body_timeout_ms),
             keep_alive: Duration::from_millis(self.server.keep_alive_ms),
+            stall_timeout: Duration::from_millis(self.server.stall_timeout_ms),
+            max_connections: self.server.max_connections,
             ping_every: Duration::from_millis(self.server.web_socket_ping_ms),
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
@@ -253,7 +255,7 @@ impl ConfigFile {
             shutdown_grace: Duration::from_millis(self.shutdown.grace_ms),
             keep_sessions: self.shutdown.keep_sessions,
             adoptable_for: Duration::from_millis(self.shutdown.adoptable_ms),
-            cors_origins: self.server.cors_origins,
+            cors_origins: server::origins(self.server.cors_origins)?,
             idempotency: Duration::from_millis(self.server.idempotency_ms),
             max_sessions: self.sessions.max,
             max_sessions_per_tenant: match self.sessions.max_per_tenant {
@@ -319,6 +321,7 @@ impl ConfigFile {
             ("maxConcurrent", self.max_concurrent),
             ("poolRefillWidth", self.pool_refill_width),
             ("sessions.max", self.sessions.max),
+            ("server.maxConnections", self.server.max_connections),
             ("sessions.maxQueued", self.sessions.max_queued),
         ] {
             require(key, given, given > 0, || "expected 1 or more".to_owned())?;
@@ -329,6 +332,7 @@ impl ConfigFile {
             ("server.headerTimeoutMs", self.server.header_timeout_ms),
             ("server.bodyTimeoutMs", self.server.body_timeout_ms),
             ("server.keepAliveMs", self.server.keep_alive_ms),
+            ("server.stallTimeoutMs", self.server.stall_timeout_ms),
             ("server.webSocketPingMs", self.server.web_socket_ping_ms),
             ("cleanup.pruneIntervalMs", self.cleanup.prune_interval_ms),
             (

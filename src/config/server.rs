@@ -3,6 +3,10 @@
 use isol8_api::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::ConfigError;
+use super::check::require;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -29,6 +33,10 @@ pub(super) struct Server {
     pub(super) body_timeout_ms: u64,
     /// Milliseconds that an idle connection is kept for the next request.
     pub(super) keep_alive_ms: u64,
+    /// Milliseconds that a client may take nothing of what is sent to it, or send nothing of a file, before it is taken for gone.
+    pub(super) stall_timeout_ms: u64,
+    /// Connections that may be open at once, at most half of the files that the process may open; a new one takes the place of one that does nothing.
+    pub(super) max_connections: usize,
     /// Milliseconds between two pings of a WebSocket's client; one that is silent for three times as long is taken for gone.
     pub(super) web_socket_ping_ms: u64,
 }
@@ -47,6 +55,8 @@ impl Default for Server {
             header_timeout_ms: 10_000,
             body_timeout_ms: 60_000,
             keep_alive_ms: 75_000,
+            stall_timeout_ms: 60_000,
+            max_connections: 4096,
             web_socket_ping_ms: 15_000,
         }
     }
@@ -113,4 +123,28 @@ impl Default for Shutdown {
             adoptable_ms: 600_000,
         }
     }
+}
+
+/// Checks that each text is an origin as browsers send it: they are compared byte by byte.
+pub(super) fn origins(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    for origin in &given {
+        let sent = Url::parse(origin).ok().and_then(|url| {
+            // Each origin stands for itself.
+            let is_web = matches!(url.scheme(), "http" | "https") && !origin.contains('*');
+            is_web.then(|| url.origin().ascii_serialization())
+        });
+        require(
+            "server.corsOrigins",
+            format!("{origin:?}"),
+            sent.as_ref() == Some(origin),
+            || match sent {
+                Some(sent) => format!("expected an origin as browsers send it, such as {sent:?}"),
+                None => {
+                    let example = "\"https://app.example.com\"";
+                    format!("expected an origin, http or https with a host, such as {example}")
+                }
+            },
+        )?;
+    }
+    Ok(given)
 }

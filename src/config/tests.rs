@@ -103,6 +103,53 @@ fn what_is_wrong_with_the_network_names_its_key() {
 }
 
 #[test]
+fn an_origin_is_one_that_a_browser_could_send() {
+    for good in [
+        "https://app.example.com",
+        "http://localhost:8080",
+        "http://[::1]:3000",
+        "https://xn--bcher-kva.example",
+    ] {
+        let config = load(&format!("[server]\ncorsOrigins = [\"{good}\"]"), &[]);
+        assert_eq!(config.unwrap().cors_origins, [good]);
+    }
+    for wrong in [
+        "*",
+        "",
+        "null",
+        "not a url",
+        "https://a b",
+        "http://\\u0000",
+        "app.example.com",
+        "//app.example.com",
+        "https://",
+        "ftp://app.example.com",
+        "file:///etc",
+        "https://app.example.com/",
+        "https://app.example.com/path",
+        "https://app.example.com?q",
+        "https://app.example.com#f",
+        "https://user@app.example.com",
+        "https://*.example.com",
+        "https://APP.example.com",
+        "https://app.example.com:443",
+        "https://b\u{fc}cher.example",
+        " https://app.example.com",
+    ] {
+        let text =
+            format!("\n[server]\nport = 1\ncorsOrigins = [\"https://a.example\", \"{wrong}\"]");
+        let error = load(&text, &[]).unwrap_err().to_string();
+        assert!(
+            error.contains("config.toml:4: server.corsOrigins = "),
+            "{wrong}: {error}"
+        );
+    }
+    let error = load("server.corsOrigins = [\"https://A.example/\"]", &[]).unwrap_err();
+    let expected = "such as \"https://a.example\"";
+    assert!(error.to_string().ends_with(expected), "{error}");
+}
+
+#[test]
 fn a_pool_may_follow_the_demand() {
     let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
     assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
@@ -123,11 +170,18 @@ fn a_pool_may_follow_the_demand() {
 fn what_needs_a_restart_stays_and_is_named() {
     let before = load("maxConcurrent = 1", &[]).unwrap();
     let text = "maxConcurrent = 2\n[server]\nport = 9\nheaderTimeoutMs = 5\nbodyTimeoutMs = 6\n\
+                stallTimeoutMs = 7\nmaxConnections = 8\n\
                 [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7\n\
                 [network]\nmaxConnections = 1";
     let mut after = load(text, &[]).unwrap();
     let kept = after.keep_fixed(&before);
-    let fixed = ["server.port", "server.headerTimeoutMs", "runtimes"];
+    let fixed = [
+        "server.port",
+        "server.headerTimeoutMs",
+        "server.stallTimeoutMs",
+        "server.maxConnections",
+        "runtimes",
+    ];
     assert_eq!(kept, fixed);
     assert_eq!(after.network.limits.connections, 1);
     assert_eq!(after.port, before.port);

@@ -1,38 +1,154 @@
-//! The connection that a request came over, and whether its client is still there.
+//! The connections of clients: how many there may be, how long each may stand still, how much of its input is read
+//! ahead, and whether its client is still there.
+//!
+//! [`stream`] is the socket as actix-http sees it, [`flow`] decides how much may be read, [`table`] keeps count and
+//! closes what stands still, and [`request`] tells the connection of the requests that come over it.
 
-use std::any::Any;
-use std::io;
-use std::os::fd::AsFd as _;
-use std::time::Duration;
+mod flow;
+mod request;
+mod stream;
+mod table;
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::os::fd::AsRawFd as _;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
 
 use actix_web::HttpRequest;
-use actix_web::dev::Extensions;
-use actix_web::rt::net::TcpStream;
 use isol8_actors::ExecuteError;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::Interest;
+use tokio::net::tcp::OwnedWriteHalf;
 
-/// How long a client may leave a stream without progress; what runs for it has ended by then.
-pub const STALLED_AFTER: Duration = Duration::from_secs(60);
+use flow::Flow;
+pub(super) use request::{ActiveBody, begin};
+pub(super) use stream::ClientStream;
+pub(super) use table::{Bounds, Count, Table};
 
-/// A second descriptor of a client's socket. actix-web looks at a connection again only when it
-/// has an answer to send, so a client that goes away while its program runs would not be noticed.
+/// Answer to a client that does not finish the head of a request, where nothing else is being sent.
+const REQUEST_TIMEOUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// One client's connection. Everything about it happens on the thread of its worker.
 #[derive(Debug)]
-struct Watched(TcpStream);
+pub(super) struct Connection {
+    id: u64,
+    /// Also what tells of the client's end: actix-http looks at a connection again only when it has an answer to
+    /// send, so a client that goes away while its program runs would not be noticed.
+    writer: OwnedWriteHalf,
+    flow: Flow,
+    table: Weak<Table>,
+    /// When the head that is arriving began to; `None` where none is.
+    head_since: Cell<Option<u64>>,
+    /// When the client began to take nothing of what is to be sent; `None` where it takes all.
+    blocked_since: Cell<Option<u64>>,
+    /// When something was last read or written.
+    active_at: Cell<u64>,
+    /// Whether a request has ever come over it whole.
+    is_fresh: Cell<bool>,
+    is_ended: Cell<bool>,
+    /// What waits for [`Self::end`].
+    waiting: RefCell<Option<Waker>>,
+}
 
-/// Called for every new connection.
-pub fn watch(stream: &dyn Any, extensions: &mut Extensions) {
-    let Some(stream) = stream.downcast_ref::<TcpStream>() else {
-        return;
-    };
-    let watched = stream
-        .as_fd()
-        .try_clone_to_owned()
-        .and_then(|fd| TcpStream::from_std(fd.into()));
-    match watched {
-        Ok(watched) => {
-            extensions.insert(Watched(watched));
+impl Connection {
+    /// Bytes arrived.
+    fn note_read(&self, bytes: usize) {
+        let now = self.now();
+        self.active_at.set(now);
+        if bytes > 0 && self.flow.is_in_head() && self.head_since.get().is_none() {
+            self.head_since.set(Some(now));
         }
-        Err(error) => log::warn!(error:%; "connection is served without a watch on its client"),
+        self.flow.read(bytes);
+    }
+
+    /// The client took something of what is to be sent.
+    fn note_written(&self) {
+        self.active_at.set(self.now());
+        self.blocked_since.set(None);
+        self.flow.set_blocked(false);
+    }
+
+    /// The client takes nothing of what is to be sent.
+    fn note_blocked(&self) {
+        if self.blocked_since.get().is_none() {
+            self.blocked_since.set(Some(self.now()));
+        }
+        self.flow.set_blocked(true);
+    }
+
+    /// A request has arrived, but for its body.
+    fn note_request(&self) {
+        self.head_since.set(None);
+        if self.is_fresh.replace(false)
+            && let Some(table) = self.table.upgrade()
+        {
+            table.forget_fresh(self.id);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.table.upgrade().map_or(0, |table| table.now())
+    }
+
+    /// Ends the connection: whatever is done for its client is dropped.
+    fn end(&self) {
+        if self.is_ended.replace(true) {
+            return;
+        }
+        // What the kernel still holds for a client that does not take it is dropped as well.
+        let _ = self.writer.as_ref().set_zero_linger();
+        self.wake();
+    }
+
+    /// Ends a connection whose client does not finish a request's head, and tells it so.
+    fn end_slow_head(&self) {
+        if self.flow.is_blocked() || self.writer.try_write(REQUEST_TIMEOUT).is_err() {
+            return self.end();
+        }
+        self.is_ended.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+
+    /// Waits until the server has ended the connection.
+    pub(super) async fn ended(&self) {
+        poll_fn(|context| {
+            if self.is_ended.get() {
+                return Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            match &mut *waiting {
+                Some(waker) => waker.clone_from(context.waker()),
+                None => *waiting = Some(context.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The stream of the connection is gone. Requests that are still at work keep the descriptor open; the client
+    /// is not to wait for them.
+    fn close(self: &Rc<Self>) {
+        if let Some(table) = self.table.upgrade() {
+            table.remove(self);
+        }
+        if Rc::strong_count(self) > 1 {
+            let _ = shutdown(self.writer.as_ref().as_raw_fd(), Shutdown::Both);
+        }
+    }
+
+    /// Waits until the client has closed its half.
+    async fn closed_by_client(&self) {
+        // Priority is never asked of the kernel, so this waits for the end of the input and for nothing else, and
+        // takes no readiness from the reader. An error is no less of an end.
+        let _ = self.writer.ready(Interest::PRIORITY).await;
     }
 }
 
@@ -54,23 +170,9 @@ pub async fn while_connected<T, E: From<ExecuteError>>(
 
 /// Waits until the client is gone.
 pub async fn closed(request: &HttpRequest) {
-    match request.conn_data::<Watched>() {
-        // An error is no less of an end.
-        Some(watched) => drop(watched.closed().await),
+    match request.conn_data::<Rc<Connection>>() {
+        Some(connection) => connection.closed_by_client().await,
+        // A test's request has no connection.
         None => std::future::pending().await,
-    }
-}
-
-impl Watched {
-    async fn closed(&self) -> io::Result<()> {
-        loop {
-            if self.0.ready(Interest::READABLE).await?.is_read_closed() {
-                return Ok(());
-            }
-            // The client has sent its next request already, which is not read here: wait for
-            // what comes after it.
-            let nothing_read = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-            let _ = self.0.try_io(Interest::READABLE, nothing_read);
-        }
     }
 }

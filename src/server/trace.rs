@@ -8,6 +8,8 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 
+use super::connection::{self, ActiveBody};
+
 /// The header that names a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -19,10 +21,11 @@ const LONGEST_ID: usize = 128;
 /// # Errors
 /// What comes from further inside.
 pub async fn trace(
-    request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    mut request: ServiceRequest,
+    next: Next<impl MessageBody + Unpin>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let begun = Instant::now();
+    let active = connection::begin(&mut request);
     let id = request_id(&request);
     let method = request.method().clone();
     let path = request.path().to_owned();
@@ -37,7 +40,7 @@ pub async fn trace(
         log::warn!(request = id, status, error:%; "request failed");
     }
     log::info!(target: "isol8::access", request = id, method:%, path, status, ms; "answered");
-    Ok(response)
+    Ok(response.map_body(|_, body| ActiveBody::new(body, active)))
 }
 
 fn request_id(request: &ServiceRequest) -> HeaderValue {

@@ -14,7 +14,6 @@ use isol8_api::ErrorCode;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::connection::STALLED_AFTER;
 use super::error::ApiError;
 
 /// Pieces that wait for the client.
@@ -34,14 +33,18 @@ pub enum Form {
     Json,
 }
 
-/// Writes a body to a file.
+/// Writes a body to a file. A client that sends nothing for as long as `stall` is taken for gone.
 ///
 /// # Errors
 /// What the sandbox says; 400 and 408 where the body does not arrive. The file is as it was then.
-pub async fn receive(mut payload: web::Payload, mut upload: Upload) -> Result<(), ApiError> {
+pub async fn receive(
+    mut payload: web::Payload,
+    mut upload: Upload,
+    stall: Duration,
+) -> Result<(), ApiError> {
     loop {
         let piece = tokio::select! {
-            piece = timeout(STALLED_AFTER, payload.next()) => piece,
+            piece = timeout(stall, payload.next()) => piece,
             () = upload.stopped() => return Err(ExecuteError::ShuttingDown.into()),
         };
         match piece {
@@ -58,8 +61,7 @@ pub async fn receive(mut payload: web::Payload, mut upload: Upload) -> Result<()
             }
             Ok(None) => return Ok(upload.finish().await?),
             Err(_) => {
-                let seconds = STALLED_AFTER.as_secs();
-                let text = format!("body did not go on within {seconds} s");
+                let text = format!("body did not go on within {} ms", stall.as_millis());
                 return Err(ApiError::new(ErrorCode::RequestTimeout, text));
             }
         }
@@ -86,19 +88,20 @@ enum Sent {
 }
 
 /// The body of an answer. Its first piece is there when this returns, so that what cannot be read is
-/// an error of its own.
+/// an error of its own. A client that takes nothing for as long as `stall` is taken for gone.
 ///
 /// # Errors
 /// What the sandbox says.
 pub async fn send(
     mut download: Download,
     form: Form,
+    stall: Duration,
 ) -> Result<impl Stream<Item = io::Result<Bytes>>, ApiError> {
     let first = download.next().await?;
     let (pieces, body) = mpsc::channel(QUEUE);
     rt::spawn(async move {
         // Where it fails the body breaks off, which is all that can be said by then.
-        if let Err(reason) = pump(download, first, form, &pieces).await {
+        if let Err(reason) = pump(download, first, form, &Taker { pieces, stall }).await {
             log::info!(reason:%; "download broke off");
         }
     });
@@ -116,7 +119,7 @@ async fn pump(
     mut download: Download,
     first: Option<Vec<u8>>,
     form: Form,
-    pieces: &mpsc::Sender<Sent>,
+    taker: &Taker,
 ) -> Result<(), String> {
     let mut encoder = Encoder::new(form);
     let mut next = first;
@@ -125,26 +128,34 @@ async fn pump(
         let piece = encoder.encode(next);
         // An empty chunk would be the end of the body.
         if !piece.is_empty() {
-            give(&download, pieces, Sent::Piece(piece.into())).await?;
+            taker.give(&download, Sent::Piece(piece.into())).await?;
         }
         if is_over {
-            return give(&download, pieces, Sent::End).await;
+            return taker.give(&download, Sent::End).await;
         }
         next = tokio::select! {
             next = download.next() => next.map_err(|error| error.to_string())?,
-            () = pieces.closed() => return Err("client is gone".to_owned()),
+            () = taker.pieces.closed() => return Err("client is gone".to_owned()),
         };
     }
 }
 
-async fn give(download: &Download, pieces: &mpsc::Sender<Sent>, sent: Sent) -> Result<(), String> {
-    tokio::select! {
-        given = timeout(STALLED_AFTER, pieces.send(sent)) => match given {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err("client is gone".to_owned()),
-            Err(_) => Err("client takes nothing".to_owned()),
-        },
-        () = download.stopped() => Err("server is shutting down".to_owned()),
+/// The client, as the pump knows it.
+struct Taker {
+    pieces: mpsc::Sender<Sent>,
+    stall: Duration,
+}
+
+impl Taker {
+    async fn give(&self, download: &Download, sent: Sent) -> Result<(), String> {
+        tokio::select! {
+            given = timeout(self.stall, self.pieces.send(sent)) => match given {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) => Err("client is gone".to_owned()),
+                Err(_) => Err("client takes nothing".to_owned()),
+            },
+            () = download.stopped() => Err("server is shutting down".to_owned()),
+        }
     }
 }
 

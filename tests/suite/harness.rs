@@ -123,6 +123,14 @@ impl Server {
         Self::launch(apart, kind, state_directory(), config)
     }
 
+    /// A server that may open so many files, sockets included.
+    pub(crate) fn with_files(kind: Kind, files: u64, config: &str) -> Self {
+        let mut limited = Command::new("bash");
+        let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        limited.args(["-c", &script, ISOL8]);
+        Self::launch(limited, kind, state_directory(), config)
+    }
+
     /// A server on what an earlier one left.
     pub(crate) fn start_in(kind: Kind, state: TempDir, config: &str) -> Self {
         Self::launch(Command::new(ISOL8), kind, state, config)
@@ -214,6 +222,23 @@ impl Server {
         let line = status.lines().find(|line| line.starts_with(which)).unwrap();
         let kib = line.split_whitespace().nth(1).unwrap();
         kib.parse::<u64>().unwrap() * 1024
+    }
+
+    /// Files that the server has open, sockets included.
+    pub(crate) fn open_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
+    }
+
+    /// Processor time that the server has used.
+    pub(crate) fn processor_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        let ticks = after_name.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        // USER_HZ, which is 100 wherever Linux runs.
+        Duration::from_millis(ticks * 10)
     }
 
     /// Kills everything in this server's sandboxes, as the kernel or an operator might.

@@ -1,7 +1,7 @@
 //! Runs that are followed while they go on: server-sent events and WebSockets.
 
 mod client;
-mod socket;
+pub(crate) mod socket;
 mod sse;
 mod terminal;
 mod websocket;

@@ -4,16 +4,17 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
 
-use isol8_api::StreamEvent;
 use isol8_backend::RunInput;
 use isol8_protocol::{Signal, TerminalSize};
 use tokio::sync::{Mutex, mpsc, watch};
+
+use super::events::EventSender;
 
 /// What a client does to its run. Clones are the same client.
 #[derive(Clone, Debug)]
 pub struct Live {
     /// Where events go. Each waits until there is room, and the run with it.
-    pub(crate) events: mpsc::Sender<StreamEvent>,
+    pub(crate) events: EventSender,
     /// Set once the job's program, or its setup script, is about to start.
     pub(crate) begun: watch::Sender<bool>,
     /// Held by the run for as long as it goes on.

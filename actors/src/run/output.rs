@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use isol8_api::{EventKind, Phase, StreamEvent};
 use isol8_protocol::{Exit, OutputStream};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
+use super::events::{self, EventSender};
 use super::secrets::Secrets;
 use super::text::Text;
 use crate::error::ExecuteError;
@@ -26,8 +26,20 @@ const EVENT_SIZE: usize = 16 * 1024;
 pub(super) enum Sink {
     /// Into a result.
     Result(Written),
-    /// To a client, as fast as it takes it.
-    Stream(mpsc::Sender<StreamEvent>),
+    /// To a client.
+    Stream(Follower),
+}
+
+/// A client that follows the run.
+#[derive(Debug)]
+pub(super) struct Follower {
+    events: EventSender,
+    /// Until then the run goes on as fast as the client takes its events. What runs has ended by then, and what it
+    /// left is kept for the client.
+    waits_until: Instant,
+    /// What it left, until its end is known. Small pieces are put together: each event has a cost of its own.
+    left: Vec<StreamEvent>,
+    left_cost: usize,
 }
 
 /// Both streams of a result.
@@ -38,6 +50,24 @@ pub(super) struct Written {
 }
 
 impl Sink {
+    /// A client that follows the run. It is waited for from [`Self::wait_until`] on.
+    pub(super) fn stream(events: EventSender) -> Self {
+        let waits_until = Instant::now();
+        Self::Stream(Follower {
+            events,
+            waits_until,
+            left: Vec::new(),
+            left_cost: 0,
+        })
+    }
+
+    /// Sets until when a slow client slows the run down.
+    pub(super) fn wait_until(&mut self, deadline: Instant) {
+        if let Self::Stream(follower) = self {
+            follower.waits_until = deadline;
+        }
+    }
+
     async fn put(
         &mut self,
         phase: Phase,
@@ -47,13 +77,13 @@ impl Sink {
         match (self, stream) {
             (Self::Result(written), OutputStream::Stdout) => written.stdout.push_str(text),
             (Self::Result(written), OutputStream::Stderr) => written.stderr.push_str(text),
-            (Self::Stream(events), _) => {
+            (Self::Stream(follower), _) => {
                 let kind = match stream {
                     OutputStream::Stdout => EventKind::Stdout,
                     OutputStream::Stderr => EventKind::Stderr,
                 };
                 for data in pieces(text) {
-                    send(events, StreamEvent::new(kind, data, phase)).await?;
+                    follower.send(StreamEvent::new(kind, data, phase)).await?;
                 }
             }
         }
@@ -61,10 +91,13 @@ impl Sink {
     }
 
     /// Tells whoever follows the run of something that is no output of it.
-    pub(super) async fn tell(&self, event: StreamEvent) -> Result<(), ExecuteError> {
+    pub(super) async fn tell(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
         match self {
             Self::Result(_) => Ok(()),
-            Self::Stream(events) => send(events, event).await,
+            Self::Stream(follower) => {
+                follower.send(event).await?;
+                follower.flush()
+            }
         }
     }
 
@@ -83,12 +116,47 @@ impl Sink {
     }
 }
 
-async fn send(events: &mpsc::Sender<StreamEvent>, event: StreamEvent) -> Result<(), ExecuteError> {
-    let sent = timeout(STALLED_AFTER, events.send(event)).await;
-    // Nobody takes them any more, or does not move.
-    sent.ok()
-        .and_then(Result::ok)
-        .ok_or(ExecuteError::Cancelled)
+impl Follower {
+    async fn send(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
+        if !self.left.is_empty() {
+            return self.keep(event);
+        }
+        let stalled = Instant::now() + STALLED_AFTER;
+        let deadline = self.waits_until.min(stalled);
+        match self.events.send(event, deadline).await? {
+            Ok(()) => Ok(()),
+            Err(_) if deadline == stalled => Err(ExecuteError::Cancelled),
+            Err(event) => self.keep(event),
+        }
+    }
+
+    fn keep(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
+        let last = self.left.last_mut().filter(|last| {
+            (last.kind, last.phase) == (event.kind, event.phase)
+                && last.data.len() + event.data.len() <= EVENT_SIZE
+        });
+        self.left_cost += match last {
+            Some(last) => {
+                last.data.push_str(&event.data);
+                event.data.len()
+            }
+            None => {
+                let cost = events::cost(&event);
+                self.left.push(event);
+                cost
+            }
+        };
+        match self.left_cost <= events::MOST_LEFT {
+            true => Ok(()),
+            false => Err(ExecuteError::Cancelled),
+        }
+    }
+
+    /// Leaves to the client what is kept for it.
+    fn flush(&mut self) -> Result<(), ExecuteError> {
+        let mut left = self.left.drain(..);
+        left.try_for_each(|event| self.events.send_after_end(event))
+    }
 }
 
 /// Cuts a text into events of whole characters.
@@ -151,6 +219,9 @@ impl<'a> Output<'a> {
         self.sink
             .put(self.phase, OutputStream::Stderr, &rest)
             .await?;
+        if let Sink::Stream(follower) = self.sink {
+            follower.flush()?;
+        }
         Ok(stdout_cut || stderr_cut)
     }
 }

@@ -124,7 +124,8 @@ async fn get_json(
     let path: SandboxPath = path.parse().map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
-    let body = transfer::send(download, transfer::Form::Json).await?;
+    let stall = state.config().stall_timeout;
+    let body = transfer::send(download, transfer::Form::Json, stall).await?;
     Ok(HttpResponse::Ok()
         .content_type("application/json")
         .streaming(body))
@@ -139,7 +140,7 @@ async fn put(
     let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let upload = state.service.upload(tenant, session, &path).await?;
-    transfer::receive(payload, upload).await?;
+    transfer::receive(payload, upload, state.config().stall_timeout).await?;
     Ok(web::Json(Written { ok: true }))
 }
 
@@ -151,7 +152,8 @@ async fn get(
     let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
-    let body = transfer::send(download, transfer::Form::Raw).await?;
+    let stall = state.config().stall_timeout;
+    let body = transfer::send(download, transfer::Form::Raw, stall).await?;
     // Whatever user code wrote, no browser shall take it for a page of ours.
     Ok(HttpResponse::Ok()
         .content_type("application/octet-stream")

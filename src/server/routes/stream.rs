@@ -17,7 +17,7 @@ use super::execute;
 use crate::server::accept::{Accepted, accept};
 use crate::server::auth::Caller;
 use crate::server::body::{self, Body};
-use crate::server::connection::{STALLED_AFTER, closed, while_connected};
+use crate::server::connection::{closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
@@ -76,10 +76,11 @@ async fn post(
     begun.await?;
     // One at a time: what waits, waits where the run is slowed down.
     let (sender, mut receiver) = mpsc::channel(1);
+    let stall_timeout = config.stall_timeout;
     rt::spawn(async move {
         // What the body brought is there until the run has ended.
         let _share = share;
-        pass_on(request, events, sender).await;
+        pass_on(request, events, sender, stall_timeout).await;
     });
     let mut response = HttpResponse::Ok();
     misspelling::warn(&mut response, &unknown);
@@ -96,15 +97,20 @@ async fn post(
 
 /// Passes events on for as long as somebody takes them. A task of its own: the server does not ask for
 /// the next piece of an answer while it cannot write, and would not see a client go.
-async fn pass_on(request: HttpRequest, events: JobStream, sender: mpsc::Sender<Bytes>) {
+async fn pass_on(
+    request: HttpRequest,
+    events: JobStream,
+    sender: mpsc::Sender<Bytes>,
+    stall: Duration,
+) {
     tokio::select! {
-        () = send_all(events, &sender) => {}
+        () = send_all(events, &sender, stall) => {}
         () = sender.closed() => {}
         () = closed(&request) => {}
     }
 }
 
-async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>) {
+async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>, stall: Duration) {
     loop {
         let chunk = match timeout(HEARTBEAT, events.next()).await {
             Ok(Some(Ok(event))) => encoded(&event),
@@ -112,7 +118,7 @@ async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>) {
             Ok(None) => return,
             Err(_) => COMMENT,
         };
-        if !matches!(timeout(STALLED_AFTER, sender.send(chunk)).await, Ok(Ok(()))) {
+        if !matches!(timeout(stall, sender.send(chunk)).await, Ok(Ok(()))) {
             return;
         }
     }
@@ -154,7 +160,7 @@ mod tests {
 
         let begun = Instant::now();
         let (sender, mut receiver) = mpsc::channel(1);
-        rt::spawn(async move { send_all(events, &sender).await });
+        rt::spawn(async move { send_all(events, &sender, HEARTBEAT).await });
         let mut heard = Vec::new();
         while let Some(chunk) = receiver.recv().await {
             heard.push((begun.elapsed().as_secs(), chunk));

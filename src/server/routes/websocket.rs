@@ -1,11 +1,15 @@
 //! `GET /execute/ws`: a run that its client can write and signal to.
 
 mod conversation;
+mod frames;
 mod input;
 mod message;
 
+use std::rc::Rc;
+
+use actix_web::dev::Payload;
 use actix_web::http::{Method, StatusCode};
-use actix_web::{HttpRequest, HttpResponse, rt, web};
+use actix_web::{FromRequest as _, HttpRequest, HttpResponse, rt, web};
 use isol8_api::{ClientMessage, ErrorCode, StreamEvent};
 
 use crate::server::State;
@@ -14,6 +18,7 @@ use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
 use conversation::Conversation;
+use frames::{FrameGuard, FrameLimit};
 
 /// The endpoint.
 #[must_use]
@@ -39,12 +44,20 @@ async fn get(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let (response, session, messages) = actix_ws::handle(&request, payload).map_err(|error| {
+    let refused = |error: actix_web::Error| {
         let text = format!("not the upgrade to a WebSocket: {error}");
         ApiError::new(ErrorCode::InvalidRequest, text)
-    })?;
+    };
     let config = state.config();
-    let conversation = Conversation::new(caller, state, config, session, messages);
+    let frames = FrameLimit::new(config.max_body);
+    let guard = FrameGuard::new(payload.into_inner(), Rc::clone(&frames));
+    let mut guarded: Payload = Payload::Stream {
+        payload: Box::pin(guard),
+    };
+    let payload = web::Payload::from_request(&request, &mut guarded).await;
+    let payload = payload.map_err(refused)?;
+    let (response, session, messages) = actix_ws::handle(&request, payload).map_err(refused)?;
+    let conversation = Conversation::new(caller, state, config, session, messages, frames);
     rt::spawn(conversation.hold(request));
     Ok(response)
 }

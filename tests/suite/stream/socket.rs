@@ -10,14 +10,14 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::harness::{KEY, PATIENCE, Server};
 
-pub(super) struct Socket(pub(super) WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub(crate) struct Socket(pub(crate) WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Socket {
-    pub(super) async fn open(server: &Server) -> Self {
+    pub(crate) async fn open(server: &Server) -> Self {
         Self::try_open(server, Some(KEY)).await.unwrap()
     }
 
-    pub(super) async fn try_open(server: &Server, key: Option<&str>) -> Result<Self, Error> {
+    pub(crate) async fn try_open(server: &Server, key: Option<&str>) -> Result<Self, Error> {
         let mut request = format!("ws://{}/execute/ws", server.address)
             .into_client_request()
             .unwrap();
@@ -28,22 +28,22 @@ impl Socket {
         connect_async(request).await.map(|(socket, _)| Self(socket))
     }
 
-    pub(super) async fn send(&mut self, message: Value) {
+    pub(crate) async fn send(&mut self, message: Value) {
         self.send_text(&message.to_string()).await;
     }
 
-    pub(super) async fn send_text(&mut self, text: &str) {
+    pub(crate) async fn send_text(&mut self, text: &str) {
         self.0.send(Message::text(text)).await.unwrap();
     }
 
-    pub(super) async fn execute(&mut self, code: &str) {
+    pub(crate) async fn execute(&mut self, code: &str) {
         let request = json!({"runtime": "python", "code": code});
         self.send(json!({"type": "execute", "request": request}))
             .await;
     }
 
     /// The next event, or the code and the reason of the close.
-    pub(super) async fn next(&mut self) -> Result<StreamEvent, (u16, String)> {
+    pub(crate) async fn next(&mut self) -> Result<StreamEvent, (u16, String)> {
         loop {
             let message = tokio::time::timeout(PATIENCE, self.0.next()).await.unwrap();
             match message.expect("ended without a close").unwrap() {
@@ -58,7 +58,7 @@ impl Socket {
     }
 
     /// Everything up to a close after an exit.
-    pub(super) async fn rest(&mut self) -> Vec<StreamEvent> {
+    pub(crate) async fn rest(&mut self) -> Vec<StreamEvent> {
         let mut events = Vec::new();
         loop {
             match self.next().await {
@@ -75,7 +75,7 @@ impl Socket {
         }
     }
 
-    pub(super) async fn refused(&mut self) -> String {
+    pub(crate) async fn refused(&mut self) -> String {
         let said = self.next().await.unwrap();
         assert_eq!(said.kind, EventKind::Error, "{said:?}");
         said.data

@@ -14,6 +14,7 @@ use isol8_actors::{Job, JobStream};
 use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, SessionId, StreamEvent};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::frames::{FrameLimit, Refusal};
 use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
@@ -22,7 +23,7 @@ use crate::server::State;
 use crate::server::accept;
 use crate::server::auth::Caller;
 use crate::server::bodies::Share;
-use crate::server::connection::{STALLED_AFTER, closed};
+use crate::server::connection::closed;
 use crate::server::error::ApiError;
 
 /// How many times in a row a client may answer no ping.
@@ -38,6 +39,7 @@ pub(super) struct Conversation {
     config: Arc<Config>,
     voice: Voice,
     messages: AggregatedMessageStream,
+    frames: Rc<FrameLimit>,
     /// When the client was heard last; `None` while nobody listens, because the program does not read.
     heard: Rc<Cell<Option<Instant>>>,
 }
@@ -73,17 +75,23 @@ impl Conversation {
         config: Arc<Config>,
         session: Session,
         messages: MessageStream,
+        frames: Rc<FrameLimit>,
     ) -> Self {
         let messages = messages
             .max_frame_size(config.max_body)
             .aggregate_continuations()
             .max_continuation_size(config.max_body);
+        let voice = Voice {
+            session,
+            stall: config.stall_timeout,
+        };
         Self {
             caller,
             state,
             config,
-            voice: Voice(session),
+            voice,
             messages,
+            frames,
             heard: Rc::new(Cell::new(Some(Instant::now()))),
         }
     }
@@ -100,7 +108,7 @@ impl Conversation {
             // The socket stays open until the client has closed its half: a socket that is closed with
             // something unread takes back what was written.
             let farewell = async {
-                let _ = voice.0.close(Some(reason)).await;
+                let _ = voice.session.close(Some(reason)).await;
                 closed(&request).await;
             };
             let _ = timeout(FAREWELL, farewell).await;
@@ -169,6 +177,7 @@ impl Conversation {
     }
 
     async fn run(mut self, (job, session): (Job, Option<SessionId>)) -> End {
+        self.frames.set(self.config.max_message);
         let (hand, input) = Hand::new(&job);
         let tenant = self.caller.tenant.clone();
         let service = &self.state.service;
@@ -234,11 +243,26 @@ impl Conversation {
         }))
     }
 
+    /// Tells the client why nothing more is read from it.
+    async fn refuse_frame(&mut self, refusal: Refusal, limit: usize) -> End {
+        if refusal == Refusal::LongControl {
+            return End::Close(CloseCode::Protocol, "Protocol error");
+        }
+        let problem = format!("message is larger than {limit} bytes");
+        match self.voice.error(problem).await {
+            Ok(()) => End::Close(CloseCode::Size, "Message too large"),
+            Err(Closed) => End::Gone,
+        }
+    }
+
     /// The next message, or what is wrong with it.
     async fn message(&mut self, limit: usize) -> Result<Result<Received, ApiError>, End> {
         loop {
             let received = self.messages.recv().await;
             self.heard.set(Some(Instant::now()));
+            if let Some(refusal) = self.frames.refused() {
+                return Err(self.refuse_frame(refusal, limit).await);
+            }
             match received {
                 Some(Ok(AggregatedMessage::Text(text))) if text.len() <= limit => {
                     match self.parse(text).await {
@@ -254,16 +278,14 @@ impl Conversation {
                     }
                 }
                 Some(Ok(AggregatedMessage::Text(_)) | Err(ProtocolError::Overflow)) => {
-                    let problem = format!("message is larger than {limit} bytes");
-                    self.voice.error(problem).await?;
-                    return Err(End::Close(CloseCode::Size, "Message too large"));
+                    return Err(self.refuse_frame(Refusal::TooLarge, limit).await);
                 }
                 Some(Ok(AggregatedMessage::Binary(_))) => {
                     let problem = "message is binary, expected text".to_owned();
                     self.voice.error(problem).await?;
                     return Err(End::Close(CloseCode::Unsupported, "Binary message"));
                 }
-                Some(Ok(AggregatedMessage::Ping(bytes))) => self.voice.0.pong(&bytes).await?,
+                Some(Ok(AggregatedMessage::Ping(bytes))) => self.voice.session.pong(&bytes).await?,
                 Some(Ok(AggregatedMessage::Pong(_))) => {}
                 Some(Ok(AggregatedMessage::Close(_))) => {
                     return Err(End::Close(CloseCode::Normal, ""));
@@ -300,7 +322,7 @@ async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>
             return End::Gone;
         }
         // A client that takes nothing answers nothing.
-        if let Ok(Err(Closed)) = timeout(every, voice.0.ping(b"")).await {
+        if let Ok(Err(Closed)) = timeout(every, voice.session.ping(b"")).await {
             return End::Gone;
         }
     }
@@ -308,7 +330,11 @@ async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>
 
 /// What is said to the client.
 #[derive(Clone)]
-struct Voice(Session);
+struct Voice {
+    session: Session,
+    /// How long the client may take nothing.
+    stall: Duration,
+}
 
 impl Voice {
     async fn error(&mut self, data: String) -> Result<(), Closed> {
@@ -326,7 +352,7 @@ impl Voice {
     async fn say(&mut self, event: &StreamEvent) -> Result<(), Closed> {
         // Strings and fixed names: nothing that JSON does not know.
         let text = serde_json::to_string(event).map_err(|_| Closed)?;
-        let saying = self.0.text(text);
-        timeout(STALLED_AFTER, saying).await.unwrap_or(Err(Closed))
+        let saying = self.session.text(text);
+        timeout(self.stall, saying).await.unwrap_or(Err(Closed))
     }
 }
