@@ -127,7 +127,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         cap_add: Some(CAPABILITIES.map(str::to_owned).into()),
         // The engine's default seccomp profile applies too, being the default.
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
-        ulimits: Some(vec![no_core_dumps()]),
+        ulimits: Some(vec![core_limit()]),
         // Nothing of a sandbox may fill the host's disk.
         log_config: Some(HostConfigLogConfig {
             typ: Some("none".to_owned()),
@@ -175,11 +175,13 @@ fn tmpfs(spec: &SandboxSpec) -> HashMap<String, String> {
     ])
 }
 
-fn no_core_dumps() -> ResourcesUlimits {
+/// Keeps core files from being written, and crashes from starting the program that a pipe in the host's
+/// `core_pattern` names: the kernel starts that for a limit of 0 too, and for 1 byte only not, see core(5).
+fn core_limit() -> ResourcesUlimits {
     ResourcesUlimits {
         name: Some("core".to_owned()),
-        soft: Some(0),
-        hard: Some(0),
+        soft: Some(1),
+        hard: Some(1),
     }
 }
 
