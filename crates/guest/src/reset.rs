@@ -1,11 +1,15 @@
 //! Making the sandbox as new: nothing that a run left may be there for the next.
 //!
+//! The directory at the top of each writable place stays, and with it whatever its owner can set: mode,
+//! extended attributes, inode flags and times. So these are set back too.
+//!
 //! All of this happens while no process but the guest lives, so nothing changes underneath. Trees
 //! are emptied without recursion: a directory that still holds something is moved up to the top
 //! and its turn comes later. So two descriptors do for any depth, and no path grows long.
 
 use std::ffi::{CStr, CString};
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,7 +18,8 @@ use isol8_protocol::Failure;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, futimens};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::failure::internal;
@@ -32,11 +37,19 @@ const MAX_ATTRIBUTE_NAMES: usize = 65_536;
 /// `MQUEUE_MAGIC` of `linux/magic.h`.
 const QUEUES_MAGIC: i64 = 0x1980_0202;
 
-/// A writable place, and the mode that it began with.
+/// How a directory of a writable place is opened.
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+/// A writable place, and what its directory began with.
 #[derive(Debug)]
 struct Place {
     path: &'static str,
     mode: u32,
+    /// Inode flags (`FS_IOC_GETFLAGS`), where its file system has them.
+    flags: Option<libc::c_int>,
 }
 
 /// The writable places as they were before any user code ran.
@@ -50,6 +63,9 @@ impl Places {
             metadata.is_dir().then(|| Place {
                 path,
                 mode: metadata.mode() & 0o7777,
+                flags: Dir::open(path, DIRECTORY, Mode::empty())
+                    .ok()
+                    .and_then(|directory| flags_of(&directory)),
             })
         });
         Self(found.collect())
@@ -99,9 +115,37 @@ impl Place {
                 FchmodatFlags::NoFollowSymlink,
             )?;
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        empty(&mut Dir::open(path, flags, Mode::empty())?)
+        let mut directory = Dir::open(path, DIRECTORY, Mode::empty())?;
+        self.restore_flags(&directory)?;
+        empty(&mut directory)?;
+        // At last, because emptying it changes its times as well.
+        futimens(&directory, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)
     }
+
+    fn restore_flags(&self, directory: &Dir) -> nix::Result<()> {
+        match self.flags {
+            Some(flags) if flags_of(directory) != Some(flags) => {
+                // SAFETY: the call reads one `int`, whatever type its number names.
+                let set = unsafe {
+                    libc::ioctl(
+                        directory.as_raw_fd(),
+                        libc::FS_IOC_SETFLAGS,
+                        &raw const flags,
+                    )
+                };
+                Errno::result(set).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Inode flags of a directory. Not every file system has them, nor `tmpfs` before Linux 6.0.
+fn flags_of(directory: &Dir) -> Option<libc::c_int> {
+    let mut flags = 0;
+    // SAFETY: the call writes one `int`, whatever type its number names.
+    let got = unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) };
+    (got == 0).then_some(flags)
 }
 
 /// Removes a place's extended attributes and access lists, which its owner can have set.
@@ -145,8 +189,7 @@ fn empty(top: &mut Dir) -> nix::Result<()> {
 /// Leaves the directory `name` of `top` without content: what is not a directory is removed, what
 /// cannot be removed at once is moved up to `top`.
 fn hollow(top: &Dir, name: &CStr, serial: &mut u64) -> nix::Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut inner = Dir::openat(top, name, flags, Mode::empty())?;
+    let mut inner = Dir::openat(top, name, DIRECTORY, Mode::empty())?;
     loop {
         let names = names(&mut inner)?;
         if names.is_empty() {
