@@ -8,6 +8,7 @@ use bollard::models::{
     HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
 };
 use isol8_api::ByteSize;
+use isol8_backend::spec::TCP_BUFFERS;
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
@@ -97,6 +98,8 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
 /// Of the container's own network: one in the host's must leave the host's as they are.
 fn network_settings() -> HashMap<String, String> {
     let settings = [
+        TCP_BUFFERS[0],
+        TCP_BUFFERS[1],
         // A closed connection's port is free again at once: the next run may want it.
         ("net.ipv4.tcp_max_tw_buckets", "0"),
         // As in any other container of the engine's: servers may listen on their usual ports.
@@ -260,6 +263,10 @@ mod tests {
         assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
         assert_eq!(host.privileged, None);
         assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
+        let settings = host.sysctls.unwrap();
+        for (name, value) in TCP_BUFFERS {
+            assert_eq!(settings[name], value);
+        }
     }
 
     #[test]

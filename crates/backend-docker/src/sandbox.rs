@@ -96,6 +96,7 @@ pub(crate) async fn make(
     let ((), stream) = tokio::try_join!(started, connected)?;
 
     let cgroup = guest_cgroup(&stream);
+    bound_sockets(&container.id, &cgroup, &spec.limits);
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
@@ -127,6 +128,17 @@ fn guest_cgroup(stream: &UnixStream) -> Result<CgroupReader, String> {
     let credentials = stream.peer_cred().map_err(|error| error.to_string())?;
     let pid = credentials.pid().unwrap_or_default();
     CgroupReader::of_pid(pid).map_err(|error| error.to_string())
+}
+
+/// Bounds what the sandbox's sockets hold, where that does not count towards its memory limit. Engines pass
+/// their own setting for it to runtimes that ignore it, so it is written where the container's cgroup is.
+fn bound_sockets(id: &SandboxId, cgroup: &Result<CgroupReader, String>, limits: &Limits) {
+    // Why it is not known is said where it is read.
+    if let Ok(cgroup) = cgroup
+        && let Err(error) = cgroup.bound_sockets(limits.memory.bytes())
+    {
+        log::debug!(sandbox:% = id, error:%; "socket buffers cannot be bounded");
+    }
 }
 
 /// A container that is removed when this value goes, at whatever point of its making.
@@ -367,7 +379,9 @@ impl Sandbox for DockerSandbox {
 
     async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError> {
         let changed = self.container.set_limits(limits).await;
-        changed.map_err(|error| BackendError::Limits(error.to_string()))
+        changed.map_err(|error| BackendError::Limits(error.to_string()))?;
+        bound_sockets(&self.container.id, &self.cgroup, limits);
+        Ok(())
     }
 
     async fn usage(&self) -> Result<SandboxUsage, BackendError> {

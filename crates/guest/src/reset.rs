@@ -18,7 +18,7 @@ use isol8_protocol::Failure;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, futimens};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -27,6 +27,10 @@ use crate::lockdown::Privileges;
 
 /// What user code may write to, where it is there.
 const WRITABLE: [&str; 4] = ["/sandbox", "/tmp", "/dev/shm", QUEUES];
+
+/// What user code owns, and so may change the attributes of, where it has the guest's user id. The first
+/// one is a directory whose content is the kernel's.
+const OWNED: [&str; 2] = ["/dev/pts", "/dev/pts/ptmx"];
 
 /// Where the kernel shows POSIX message queues, once mounted.
 const QUEUES: &str = "/dev/mqueue";
@@ -54,21 +58,19 @@ struct Place {
 
 /// The writable places as they were before any user code ran.
 #[derive(Debug)]
-pub(crate) struct Places(Vec<Place>);
+pub(crate) struct Places {
+    writable: Vec<Place>,
+    /// What user code cannot write to and has the id of the owner of.
+    owned: Vec<Place>,
+}
 
 impl Places {
-    pub(crate) fn record() -> Self {
-        let found = WRITABLE.into_iter().filter_map(|path| {
-            let metadata = fs::symlink_metadata(path).ok()?;
-            metadata.is_dir().then(|| Place {
-                path,
-                mode: metadata.mode() & 0o7777,
-                flags: Dir::open(path, DIRECTORY, Mode::empty())
-                    .ok()
-                    .and_then(|directory| flags_of(&directory)),
-            })
-        });
-        Self(found.collect())
+    pub(crate) fn record(privileges: Privileges) -> Self {
+        let owned: &[&str] = if privileges.shared_uid() { &OWNED } else { &[] };
+        Self {
+            writable: WRITABLE.into_iter().filter_map(Place::directory).collect(),
+            owned: owned.iter().copied().filter_map(Place::of).collect(),
+        }
     }
 
     /// Whether message queues can be listed, and so removed.
@@ -86,11 +88,16 @@ impl Places {
     /// Empties all of them, and removes System V IPC objects. No other process may live.
     pub(crate) fn clear(&self, privileges: Privileges) -> Result<(), Failure> {
         let acting = |error| internal("acting as the sandbox user failed", error);
-        for place in &self.0 {
+        for place in &self.writable {
             privileges
                 .as_owner(|| place.clear())
                 .map_err(acting)?
                 .map_err(|error| internal(&format!("{} cannot be emptied", place.path), error))?;
+        }
+        for place in &self.owned {
+            let restored = place.restore_mode().and_then(|()| place.restore_times());
+            restored
+                .map_err(|error| internal(&format!("{} cannot be set back", place.path), error))?;
         }
         privileges
             .as_effective_user(remove_ipc)
@@ -100,26 +107,51 @@ impl Places {
 }
 
 impl Place {
+    fn of(path: &'static str) -> Option<Self> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            path,
+            mode: metadata.mode() & 0o7777,
+            flags: None,
+        })
+    }
+
+    fn directory(path: &'static str) -> Option<Self> {
+        let directory = Dir::open(path, DIRECTORY, Mode::empty()).ok()?;
+        let flags = flags_of(&directory);
+        Self::of(path).map(|place| Self { flags, ..place })
+    }
+
     fn clear(&self) -> nix::Result<()> {
-        let path = Path::new(self.path);
         // Before the mode: an access list is a part of it.
         if self.path != QUEUES {
-            remove_attributes(path)?;
+            remove_attributes(Path::new(self.path))?;
         }
-        if fs::symlink_metadata(path).is_ok_and(|now| now.mode() & 0o7777 != self.mode) {
-            let mode = Mode::from_bits_truncate(self.mode);
-            fchmodat(
-                nix::fcntl::AT_FDCWD,
-                path,
-                mode,
-                FchmodatFlags::NoFollowSymlink,
-            )?;
-        }
-        let mut directory = Dir::open(path, DIRECTORY, Mode::empty())?;
+        self.restore_mode()?;
+        let mut directory = Dir::open(self.path, DIRECTORY, Mode::empty())?;
         self.restore_flags(&directory)?;
         empty(&mut directory)?;
         // At last, because emptying it changes its times as well.
-        futimens(&directory, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)
+        self.restore_times()
+    }
+
+    fn restore_mode(&self) -> nix::Result<()> {
+        if fs::symlink_metadata(self.path).is_ok_and(|now| now.mode() & 0o7777 == self.mode) {
+            return Ok(());
+        }
+        let mode = Mode::from_bits_truncate(self.mode);
+        fchmodat(
+            nix::fcntl::AT_FDCWD,
+            self.path,
+            mode,
+            FchmodatFlags::NoFollowSymlink,
+        )
+    }
+
+    fn restore_times(&self) -> nix::Result<()> {
+        let now = &TimeSpec::UTIME_NOW;
+        let link = UtimensatFlags::NoFollowSymlink;
+        utimensat(nix::fcntl::AT_FDCWD, self.path, now, now, link)
     }
 
     fn restore_flags(&self, directory: &Dir) -> nix::Result<()> {

@@ -185,13 +185,14 @@ async fn a_reset_leaves_nothing() {
 /// of the last reset.
 const ATTRIBUTES: &str = r#"
 import fcntl, os, struct
-for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue'):
+for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue', '/dev/pts', '/dev/pts/ptmx'):
     found = os.stat(place)
     directory = os.open(place, os.O_RDONLY)
     flags = []
     for number, size in ((0x80086601, 8), (0x801c581f, 28)):
         try: flags.append(fcntl.ioctl(directory, number, bytes(size)).hex())
         except OSError as error: flags.append(error.errno)
+    if place.endswith('ptmx'): os.close(directory)
     odd = [t for t in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) if not EARLIEST <= t]
     print(place, oct(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, os.listxattr(place), flags, odd)
 "#;
@@ -203,7 +204,7 @@ changed = []
 def attempt(name, change):
     try: change(); changed.append(name)
     except OSError: pass
-for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue'):
+for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue', '/dev/pts', '/dev/pts/ptmx'):
     directory = os.open(place, os.O_RDONLY)
     attempt('flags', lambda: fcntl.ioctl(directory, 0x40086602, struct.pack('q', 0xc0)))
     attempt('project', lambda: fcntl.ioctl(directory, 0x401c5820, struct.pack('IIIII8x', 0xc0, 0, 0, 77, 0)))
