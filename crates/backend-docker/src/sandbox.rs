@@ -280,6 +280,15 @@ impl Container {
         }
     }
 
+    /// Whether the engine was told that the kernel ended a process of the container for want of memory.
+    async fn was_oom_killed(&self) -> Option<bool> {
+        let engine = &self.owner.engine;
+        let name = container::name(&self.id);
+        let inspected = engine.docker.inspect_container(&name, None);
+        let container = engine.call(CALL_DEADLINE, inspected).await.ok()?;
+        container.state?.oom_killed
+    }
+
     async fn set_limits(&self, limits: &Limits) -> Result<(), EngineError> {
         let engine = &self.owner.engine;
         let name = container::name(&self.id);
@@ -394,6 +403,18 @@ impl Sandbox for DockerSandbox {
     async fn has_memory_for(&self, bytes: u64) -> bool {
         let reader = self.cgroup.as_ref().ok();
         reader.is_none_or(|reader| reader.has_memory_for(bytes))
+    }
+
+    async fn final_oom_kills(&self) -> Option<u64> {
+        // The engine removes the cgroup a moment after the last process has ended.
+        if let Ok(cgroup) = &self.cgroup
+            && let Ok(kills) = cgroup.oom_kills()
+        {
+            return Some(kills);
+        }
+        let killed = self.container.was_oom_killed().await?;
+        // It keeps no count. Whatever was counted before, this is more.
+        Some(if killed { u64::MAX } else { 0 })
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

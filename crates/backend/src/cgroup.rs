@@ -135,17 +135,12 @@ impl CgroupReader {
     /// [`BackendError::Unavailable`] where a file is missing: the cgroup is gone, or its controller
     /// is off.
     pub fn usage(&self) -> Result<SandboxUsage, BackendError> {
-        let (current, peak, events) = match &self.memory {
+        let (current, peak) = match &self.memory {
             Directory::V1(path) => (
                 path.join("memory.usage_in_bytes"),
                 path.join("memory.max_usage_in_bytes"),
-                path.join("memory.oom_control"),
             ),
-            Directory::V2(path) => (
-                path.join("memory.current"),
-                path.join("memory.peak"),
-                path.join("memory.events"),
-            ),
+            Directory::V2(path) => (path.join("memory.current"), path.join("memory.peak")),
         };
         let memory_bytes = read_number(&current)?;
         let peak_memory_bytes = if peak.exists() {
@@ -157,8 +152,20 @@ impl CgroupReader {
             memory_bytes,
             peak_memory_bytes,
             cpu_us: self.cpu_us()?,
-            oom_kills: keyed(&read(&events)?, "oom_kill").unwrap_or(0),
+            oom_kills: self.oom_kills()?,
         })
+    }
+
+    /// Processes that the kernel has ended in the cgroup for want of memory; 0 where it does not count them.
+    ///
+    /// # Errors
+    /// As [`Self::usage`].
+    pub fn oom_kills(&self) -> Result<u64, BackendError> {
+        let events = match &self.memory {
+            Directory::V1(path) => path.join("memory.oom_control"),
+            Directory::V2(path) => path.join("memory.events"),
+        };
+        Ok(keyed(&read(&events)?, "oom_kill").unwrap_or(0))
     }
 
     /// Bounds the socket buffers of a cgroup that has this memory limit, where they do not count towards it.
