@@ -61,7 +61,54 @@ const fn done_when(number: c_long, when: &'static [Check]) -> Answer {
     }
 }
 
-const ANSWERS: [Answer; 17] = [
+/// A socket option that this kernel has not.
+const fn option_missing(when: &'static [Check]) -> Answer {
+    Answer {
+        number: libc::SYS_setsockopt,
+        when,
+        errno: libc::ENOPROTOOPT,
+    }
+}
+
+/// Calls that ask for huge pages, of which the host has a fixed number, get what a host without any says.
+const fn huge(number: c_long, when: &'static [Check], errno: c_int) -> Answer {
+    Answer {
+        number,
+        when,
+        errno,
+    }
+}
+
+const ANSWERS: [Answer; 23] = [
+    huge(
+        libc::SYS_mmap,
+        &[Check::HasAny(3, libc::MAP_HUGETLB as u32)],
+        libc::ENOMEM,
+    ),
+    huge(
+        libc::SYS_memfd_create,
+        &[Check::HasAny(1, libc::MFD_HUGETLB)],
+        libc::EINVAL,
+    ),
+    huge(
+        libc::SYS_shmget,
+        &[Check::HasAny(2, libc::SHM_HUGETLB as u32)],
+        libc::EPERM,
+    ),
+    // Compiled filters are counted for the whole machine (`net.core.bpf_jit_limit`).
+    option_missing(&[
+        Check::Is(1, libc::SOL_SOCKET as u32),
+        Check::Is(2, libc::SO_ATTACH_FILTER as u32),
+    ]),
+    option_missing(&[
+        Check::Is(1, libc::SOL_SOCKET as u32),
+        Check::Is(2, libc::SO_ATTACH_REUSEPORT_CBPF as u32),
+    ]),
+    // Pages that are sent without a copy count for the user of the host.
+    option_missing(&[
+        Check::Is(1, libc::SOL_SOCKET as u32),
+        Check::Is(2, libc::SO_ZEROCOPY as u32),
+    ]),
     // Its flags lie in memory that a filter cannot read; glibc falls back to `clone`.
     always(libc::SYS_clone3, libc::ENOSYS),
     // Events of asynchronous I/O are counted for the whole machine (`fs.aio-max-nr`).
@@ -218,6 +265,31 @@ mod tests {
             (SETRLIMIT, [core, pointer, 0, 0, 0, 0], error(DONE)),
             (SETRLIMIT, [files, pointer, 0, 0, 0, 0], None),
             (libc::SYS_read, [core; 6], None),
+            (
+                libc::SYS_mmap,
+                [0, 4096, 3, 0x40022, 0, 0],
+                error(libc::ENOMEM),
+            ),
+            (libc::SYS_mmap, [0, 4096, 3, 0x22, 0, 0], None),
+            (
+                libc::SYS_memfd_create,
+                [9, 5, 0, 0, 0, 0],
+                error(libc::EINVAL),
+            ),
+            (libc::SYS_memfd_create, [9, 1, 0, 0, 0, 0], None),
+            (
+                libc::SYS_shmget,
+                [1, 1, 0o4600, 0, 0, 0],
+                error(libc::EPERM),
+            ),
+            (libc::SYS_shmget, [1, 1, 0o1600, 0, 0, 0], None),
+            (
+                libc::SYS_setsockopt,
+                [3, 1, 26, 9, 8, 0],
+                error(libc::ENOPROTOOPT),
+            ),
+            (libc::SYS_setsockopt, [3, 6, 26, 9, 8, 0], None),
+            (libc::SYS_setsockopt, [3, 1, 2, 9, 8, 0], None),
         ] {
             assert_eq!(run(number, arguments), answer, "{number} {arguments:?}");
         }
