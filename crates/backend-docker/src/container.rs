@@ -8,7 +8,7 @@ use bollard::models::{
     HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
 };
 use isol8_api::ByteSize;
-use isol8_backend::spec::TCP_BUFFERS;
+use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
@@ -117,6 +117,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         cpu_period: Some(CPU_PERIOD_US),
         cpu_quota: Some(cpu_quota(spec.limits.cpus)),
         pids_limit: Some(i64::from(spec.limits.pids)),
+        oom_score_adj: Some(i64::from(OOM_SCORE)),
         mounts: Some(mounts(spec, placement)),
         tmpfs: Some(tmpfs(spec)),
         shm_size: Some(SHM_BYTES),

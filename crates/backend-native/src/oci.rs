@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use isol8_backend::spec::TCP_BUFFERS;
+use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 use serde_json::{Value, json};
 
@@ -22,8 +22,9 @@ const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_DAC_OVERRIDE",
 ];
 
-/// What the guest needs once, to bring its loopback interface up, and then drops.
-const BOOT_CAPABILITY: &str = "CAP_NET_ADMIN";
+/// What the guest needs once, to bring its loopback interface up and to take that right, and this one, out of
+/// its bounding set; then it has neither.
+const BOOT_CAPABILITIES: [&str; 2] = ["CAP_NET_ADMIN", "CAP_SETPCAP"];
 
 /// Of one sandbox; all of them together share the 128 that the host's root has by default.
 const MAX_INOTIFY_INSTANCES: &str = "8";
@@ -80,7 +81,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     if !sandbox.host_network {
         namespaces.push("network");
         arguments.push("--loopback");
-        capabilities.push(BOOT_CAPABILITY);
+        capabilities.extend(BOOT_CAPABILITIES);
         // A closed connection's port is free again at once: the next run may want it.
         settings["net.ipv4.tcp_max_tw_buckets"] = json!("0");
         for (name, value) in TCP_BUFFERS {
@@ -112,6 +113,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "args": arguments,
             "env": environment,
             "noNewPrivileges": true,
+            "oomScoreAdj": OOM_SCORE,
             "capabilities": {
                 "bounding": capabilities,
                 "permitted": capabilities,

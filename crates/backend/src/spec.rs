@@ -21,6 +21,11 @@ pub const TCP_BUFFERS: [(&str, &str); 2] = [
     ("net.ipv4.tcp_wmem", "4096 16384 262144"),
 ];
 
+/// How much sooner than a process of the host's the kernel ends one of a sandbox for want of memory, as
+/// `oom_score_adj` counts: user code takes more, and where the backend has `CAP_SYS_RESOURCE` cannot go below
+/// this.
+pub const OOM_SCORE: i16 = 500;
+
 /// Names one sandbox: 16 hexadecimal digits, never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SandboxId(String);

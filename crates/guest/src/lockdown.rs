@@ -250,7 +250,7 @@ pub(crate) enum Role {
 fn become_zygote() -> io::Result<()> {
     const KEPT: u64 = 1 << SETGID | 1 << SETUID;
     // Before a run's, if memory is short: what it forked goes on without it.
-    set_oom_score(b"500")?;
+    set_oom_score(b"750")?;
     control(libc::PR_SET_KEEPCAPS, 1)?;
     // SAFETY: plain system calls without pointers; this process has a single thread.
     unsafe {

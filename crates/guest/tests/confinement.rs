@@ -7,7 +7,7 @@ mod support;
 use isol8_protocol::KernelKind;
 use support::Sandbox;
 
-const STATUS: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapAmb|NoNewPrivs|Seccomp|SigBlk|SigIgn):' /proc/self/status | tr -s '\\t ' ' '";
+const STATUS: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|SigBlk|SigIgn):' /proc/self/status | tr -s '\\t ' ' '";
 
 #[tokio::test]
 async fn programs_have_no_privilege() {
@@ -15,8 +15,8 @@ async fn programs_have_no_privilege() {
     let none = "0000000000000000";
     let expected = format!(
         "Uid: 64800 64800 64800 64800\nGid: 64800 64800 64800 64800\nGroups: \nSigBlk: {none}\n\
-         SigIgn: {none}\nCapInh: {none}\nCapPrm: {none}\nCapEff: {none}\nCapAmb: {none}\n\
-         NoNewPrivs: 1\nSeccomp: 2"
+         SigIgn: {none}\nCapInh: {none}\nCapPrm: {none}\nCapEff: {none}\nCapBnd: 00000000000000e3\n\
+         CapAmb: {none}\nNoNewPrivs: 1\nSeccomp: 2"
     );
     assert_eq!(sandbox.sh(STATUS).await.ok(), expected);
     let rest = "cat /proc/self/oom_score_adj; ulimit -c; ulimit -n; umask; ls /proc/self/fd | tr '\\n' ' '; \

@@ -13,6 +13,7 @@ on_each_backend!(
     what_one_sandbox_holds_nobody_else_lacks,
     kernel_memory_is_bounded_like_any_other,
     a_sandbox_whose_first_process_is_ended_for_memory_has_a_result,
+    no_sandbox_is_spared_before_the_host_s_own_processes,
     a_session_that_is_full_is_told_so,
 );
 
@@ -447,7 +448,11 @@ async fn kernel_memory_is_bounded_like_any_other(server: Server) {
 /// Makes itself as hard to end as the guest is, becomes small, and fills memory with files.
 const STARVE: &str = r#"
 import os
-open('/proc/self/oom_score_adj', 'w').write('0')
+for score in range(0, 1001, 100):
+    try:
+        with open('/proc/self/oom_score_adj', 'w') as file: file.write(str(score))
+        break
+    except PermissionError: pass
 os.chdir('/tmp')
 os.execvp('dd', ['dd', 'if=/dev/zero', 'of=/sandbox/fill', 'bs=64k'])
 "#;
@@ -464,6 +469,22 @@ async fn a_sandbox_whose_first_process_is_ended_for_memory_has_a_result(server: 
         assert!(result.oom_killed && result.exit_code == 137, "{result:?}");
         assert_eq!(server.python("print(1)").await.stdout, "1");
     }
+    server.stop();
+}
+
+async fn no_sandbox_is_spared_before_the_host_s_own_processes(server: Server) {
+    const SYS_RESOURCE: u64 = 1 << 24;
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = own.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+    let effective = u64::from_str_radix(effective.unwrap(), 16).unwrap();
+    let code = "lowest = None\nfor score in range(1000, -1001, -50):\n    \
+                try:\n        with open('/proc/self/oom_score_adj', 'w') as file: file.write(str(score))\n        \
+                lowest = score\n    except OSError: break\nprint(lowest)";
+    let lowest: i32 = server.python(code).await.stdout.parse().unwrap();
+    // Only a privileged writer of a score makes it the lowest one, too. Where the suite is not privileged, the
+    // engine and the spawner are not either.
+    let least = if effective & SYS_RESOURCE == 0 { 0 } else { 500 };
+    assert!(lowest >= least, "{lowest}");
     server.stop();
 }
 
