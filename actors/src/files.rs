@@ -25,7 +25,7 @@ const FILE_MODE: u32 = 0o644;
 const PIECE: u64 = 1 << 20;
 
 /// Memory that files leave to programs, the guest among them: what takes the last of it, the kernel ends.
-const MEMORY_BESIDE_FILES: u64 = 4 << 20;
+pub(crate) const MEMORY_BESIDE_FILES: u64 = 4 << 20;
 
 /// One entry more than a list shows, which tells that there is more.
 const LIST_LIMIT: u32 = DirectoryListing::MAX_ENTRIES as u32 + 1;

@@ -23,6 +23,7 @@ pub mod service;
 pub mod session;
 pub mod stream;
 
+mod loss;
 mod supervisor;
 mod watch;
 

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{ExecuteError, Unprepared};
 use crate::job::{Install, Job};
+use crate::loss;
 use crate::network::{self, Network};
 pub use live::{Input, InputSender, Live};
 use output::{Output, Sink, Written};
@@ -52,6 +53,9 @@ const CONCURRENT_WRITES: usize = 8;
 
 /// Bytes of all files of a result together: they travel in one JSON document.
 const OUTPUT_FILES_LIMIT: usize = 64 << 20;
+
+/// How a program ends that is killed.
+const KILLED: ExitStatus = ExitStatus::Signal(9);
 
 /// What becomes of what a run leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +131,11 @@ pub async fn run(
         },
         cancel,
         secrets: Secrets::prepare(&job.secrets).await?,
+        mode,
+        lost_to_memory: false,
+        is_full: false,
     }
-    .all(mode, waits)
+    .all(waits)
     .await
 }
 
@@ -140,10 +147,15 @@ struct Execution<'a> {
     sink: Sink,
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
+    mode: Mode,
+    /// The kernel ended the guest, and with it the run, because memory was out.
+    lost_to_memory: bool,
+    /// Memory was out before the run, and is after it: not the program holds it, files do.
+    is_full: bool,
 }
 
 impl Execution<'_> {
-    async fn all(mut self, mode: Mode, waits: Waits) -> Result<ExecutionResult, ExecuteError> {
+    async fn all(mut self, waits: Waits) -> Result<ExecutionResult, ExecuteError> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
         self.write_files().await?;
@@ -157,7 +169,7 @@ impl Execution<'_> {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
-        let program = plan::program(self.job, mode, self.live);
+        let program = plan::program(self.job, self.mode, self.live);
         let network = self.job.network.as_deref();
         let (exit, truncated) = self.supervise(Phase::Code, program, network).await?;
         let ran = start.elapsed() - setup;
@@ -170,6 +182,9 @@ impl Execution<'_> {
             files => files?,
         };
         let (resource_usage, oom_killed) = self.account(&exit).await;
+        if self.is_full && self.mode == Mode::Session {
+            return Err(loss::full(self.job.sandbox.limits.memory));
+        }
         let Written { stdout, stderr } = self.sink.take();
         Ok(ExecutionResult {
             stdout,
@@ -186,7 +201,8 @@ impl Execution<'_> {
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
-            state_lost: mode == Mode::Session && std::mem::take(&mut self.memory.unreported_loss),
+            state_lost: self.mode == Mode::Session
+                && std::mem::take(&mut self.memory.unreported_loss),
             timings: Some(Timings {
                 queue_ms: milliseconds(waits.queue),
                 acquire_ms: milliseconds(waits.acquire),
@@ -259,7 +275,7 @@ impl Execution<'_> {
     }
 
     async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
-        if self.job.output_paths.is_empty() {
+        if self.job.output_paths.is_empty() || self.lost_to_memory {
             return Ok(None);
         }
         let control = self.sandbox.control();
@@ -311,6 +327,7 @@ impl Execution<'_> {
             self.job.output_limit,
             self.secrets.as_ref(),
         );
+        let started = Instant::now();
         let mut run = self.sandbox.control().run(spec)?;
         let input = run.input();
         let live = self.live.filter(|_| phase == Phase::Code);
@@ -333,6 +350,20 @@ impl Execution<'_> {
                 self.memory.unreported_loss |= exit.state_lost;
                 return Err(ExecuteError::Cancelled);
             }
+            Err(ExecuteError::SandboxLost(reason)) => {
+                let known = self.memory.usage;
+                self.lost_to_memory = loss::is_for_memory(self.sandbox, known).await;
+                if !self.lost_to_memory {
+                    return Err(ExecuteError::SandboxLost(reason));
+                }
+                if self.mode == Mode::Session && !self.sandbox.control().is_closed() {
+                    return Err(loss::full(self.job.sandbox.limits.memory));
+                }
+                if self.mode == Mode::Session {
+                    return Err(ExecuteError::SandboxLost(loss::OUT_OF_MEMORY.to_owned()));
+                }
+                killed_with_its_sandbox(started.elapsed())
+            }
             ended => ended?,
         };
         self.memory.unreported_loss |= exit.state_lost;
@@ -354,8 +385,17 @@ impl Execution<'_> {
         Some(entries)
     }
 
+    /// Whether so much is held that an interpreter could not even boot.
+    fn fills(&self, usage: &SandboxUsage) -> bool {
+        let limit = self.job.sandbox.limits.memory.bytes();
+        usage.memory_bytes + crate::files::MEMORY_BESIDE_FILES > limit
+    }
+
     /// What the run used, and whether the kernel ended a part of it for want of memory.
     async fn account(&mut self, exit: &Exit) -> (Option<ResourceUsage>, bool) {
+        if self.lost_to_memory {
+            return (None, true);
+        }
         let before = self.memory.usage;
         let now = match timeout(USAGE_TIMEOUT, self.sandbox.usage()).await {
             Ok(Ok(now)) => now,
@@ -370,6 +410,8 @@ impl Execution<'_> {
             before.map_or(0, |before| value(&now).saturating_sub(value(&before)))
         };
         let oom_killed = since(|usage| usage.oom_kills) > 0;
+        self.is_full =
+            oom_killed && before.is_some_and(|before| self.fills(&before)) && self.fills(&now);
         let cpu_us = exit.cpu_us.unwrap_or_else(|| since(|usage| usage.cpu_us));
         let mut usage = resource_usage(&now, cpu_us, exit.wall_us);
         if let Some(network) = &self.job.network {
@@ -415,6 +457,19 @@ async fn kill(run: &mut Run) -> Result<Exit, ExecuteError> {
     }
 }
 
+/// The end of a run whose guest was ended with it, and could not tell.
+fn killed_with_its_sandbox(after: Duration) -> Exit {
+    Exit {
+        status: KILLED,
+        timed_out: false,
+        state_lost: true,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        wall_us: u64::try_from(after.as_micros()).unwrap_or(u64::MAX),
+        cpu_us: None,
+    }
+}
+
 fn lost(what: &str, after: Duration) -> ExecuteError {
     let seconds = after.as_secs_f64();
     ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
@@ -422,7 +477,6 @@ fn lost(what: &str, after: Duration) -> ExecuteError {
 
 /// A run whose time was over has the code of one that was killed, however it ended then.
 fn exit_code(exit: &Exit) -> i32 {
-    const KILLED: ExitStatus = ExitStatus::Signal(9);
     if exit.timed_out {
         KILLED.code()
     } else {

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::ExecuteError;
+use crate::loss;
 use crate::pool::{self, Held, Lease, PoolError};
 use crate::registry::{Again, Ended, LossReported};
 use crate::run::{Memory, Waits};
@@ -496,7 +497,15 @@ impl Handler<Died> for Session {
     type Result = ();
 
     fn handle(&mut self, Died(reason): Died, ctx: &mut Self::Context) {
-        self.end(Ending::Lost(reason), ctx);
+        let (State::Idle(home) | State::Running(home, _)) = &self.own.state else {
+            return self.end(Ending::Lost(reason), ctx);
+        };
+        let sandbox = Arc::clone(&home.held.sandbox);
+        let known = home.held.memory.usage;
+        let explaining = async move { loss::explain(&*sandbox, known, reason).await };
+        let ending = wrap_future(explaining)
+            .map(|reason, session: &mut Self, ctx| session.end(Ending::Lost(reason), ctx));
+        ctx.spawn(ending);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{House, config, job, job_in};
 use isol8_actors::{ExecuteError, Job, Program, Unprepared};
-use isol8_api::{ErrorCode, Runtime, SandboxPath};
+use isol8_api::{ByteSize, ErrorCode, Runtime, SandboxPath};
 
 #[actix::test]
 async fn a_result_tells_everything_that_the_contract_names() {
@@ -211,6 +211,50 @@ async fn a_run_that_the_kernel_ended_for_memory_says_so_and_the_next_does_not() 
     assert!(result.oom_killed && result.exit_code == 137 && !result.timed_out);
     let result = house.in_session("s", "print 1").await.unwrap();
     assert!(!result.oom_killed);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_run_whose_guest_the_kernel_ended_for_memory_has_a_result_and_the_next_run_works() {
+    let house = House::new(config());
+    let result = house.run(job("print x\nstarve")).await.unwrap();
+    assert!(result.oom_killed && !result.timed_out);
+    assert_eq!((result.stdout.as_str(), result.exit_code), ("x", 137));
+    assert_eq!(house.output("print 1").await, "1");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_session_whose_guest_the_kernel_ended_for_memory_is_told_so() {
+    let house = House::new(config());
+    for code in ["starve", "print 1\nstarve"] {
+        let error = house.in_session("s", code).await.unwrap_err();
+        assert_eq!(error.code(), ErrorCode::SessionLost);
+        assert!(error.to_string().contains("memory was out"), "{error}");
+    }
+    assert_eq!(house.in_session("s", "print 1").await.unwrap().stdout, "1");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_session_whose_files_fill_its_memory_is_told_so_and_stays() {
+    let house = House::new(config());
+    // The fake's sandboxes hold 8 MiB, whatever is done.
+    let tight = |code: &str| {
+        let mut job = job(code);
+        job.sandbox.limits.memory = ByteSize::from_mebibytes(10);
+        job
+    };
+    let first = house.run_as("t", Some("s"), tight("oom")).await.unwrap();
+    assert!(first.oom_killed && first.exit_code == 137);
+    let error = house
+        .run_as("t", Some("s"), tight("oom"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), ErrorCode::InvalidRequest);
+    assert!(error.to_string().contains("options.memoryLimit"), "{error}");
+    let raised = house.in_session("s", "print 1").await.unwrap();
+    assert_eq!(raised.stdout, "1");
     house.finish().await;
 }
 

@@ -204,6 +204,10 @@ impl Sandbox for FaultySandbox {
         self.inner.claim(claim).await
     }
 
+    async fn final_oom_kills(&self) -> Option<u64> {
+        self.inner.final_oom_kills().await
+    }
+
     async fn touch(&self) {
         self.inner.touch().await;
     }

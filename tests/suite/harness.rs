@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -22,6 +23,9 @@ pub(crate) const KEY: &str = "suite-key-8d1f";
 
 /// Nothing in the suite takes longer, unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `nobody`, also as a group.
+const ORDINARY_USER: u32 = 65_534;
 
 /// Puts something that is no program over each program of the name that is the first argument, in
 /// this mount namespace, and becomes the command.
@@ -134,6 +138,21 @@ impl Server {
     /// A server on what an earlier one left.
     pub(crate) fn start_in(kind: Kind, state: TempDir, config: &str) -> Self {
         Self::launch(Command::new(ISOL8), kind, state, config)
+    }
+
+    /// A native server of a user who is not root.
+    pub(crate) fn of_an_ordinary_user(config: &str) -> Self {
+        let state = state_directory();
+        // The built executable may be in a directory that the user cannot enter.
+        let executable = state.path().join("isol8");
+        fs::copy(ISOL8, &executable).unwrap();
+        std::os::unix::fs::chown(state.path(), Some(ORDINARY_USER), Some(ORDINARY_USER)).unwrap();
+        let mut command = Command::new(executable);
+        command
+            .uid(ORDINARY_USER)
+            .gid(ORDINARY_USER)
+            .current_dir("/");
+        Self::launch(command, Kind::Native, state, config)
     }
 
     fn launch(mut command: Command, kind: Kind, state: TempDir, config: &str) -> Self {

@@ -8,6 +8,7 @@ use bollard::models::{
     HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
 };
 use isol8_api::ByteSize;
+use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
@@ -97,6 +98,8 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
 /// Of the container's own network: one in the host's must leave the host's as they are.
 fn network_settings() -> HashMap<String, String> {
     let settings = [
+        TCP_BUFFERS[0],
+        TCP_BUFFERS[1],
         // A closed connection's port is free again at once: the next run may want it.
         ("net.ipv4.tcp_max_tw_buckets", "0"),
         // As in any other container of the engine's: servers may listen on their usual ports.
@@ -114,6 +117,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         cpu_period: Some(CPU_PERIOD_US),
         cpu_quota: Some(cpu_quota(spec.limits.cpus)),
         pids_limit: Some(i64::from(spec.limits.pids)),
+        oom_score_adj: Some(i64::from(OOM_SCORE)),
         mounts: Some(mounts(spec, placement)),
         tmpfs: Some(tmpfs(spec)),
         shm_size: Some(SHM_BYTES),
@@ -127,7 +131,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         cap_add: Some(CAPABILITIES.map(str::to_owned).into()),
         // The engine's default seccomp profile applies too, being the default.
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
-        ulimits: Some(vec![no_core_dumps()]),
+        ulimits: Some(vec![core_limit()]),
         // Nothing of a sandbox may fill the host's disk.
         log_config: Some(HostConfigLogConfig {
             typ: Some("none".to_owned()),
@@ -175,11 +179,13 @@ fn tmpfs(spec: &SandboxSpec) -> HashMap<String, String> {
     ])
 }
 
-fn no_core_dumps() -> ResourcesUlimits {
+/// Keeps core files from being written, and crashes from starting the program that a pipe in the host's
+/// `core_pattern` names: the kernel starts that for a limit of 0 too, and for 1 byte only not, see core(5).
+fn core_limit() -> ResourcesUlimits {
     ResourcesUlimits {
         name: Some("core".to_owned()),
-        soft: Some(0),
-        hard: Some(0),
+        soft: Some(1),
+        hard: Some(1),
     }
 }
 
@@ -258,6 +264,10 @@ mod tests {
         assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
         assert_eq!(host.privileged, None);
         assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
+        let settings = host.sysctls.unwrap();
+        for (name, value) in TCP_BUFFERS {
+            assert_eq!(settings[name], value);
+        }
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub(crate) async fn make(
     let ((), stream) = tokio::try_join!(started, connected)?;
 
     let cgroup = guest_cgroup(&stream);
+    bound_sockets(&container.id, &cgroup, &spec.limits);
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
@@ -127,6 +128,17 @@ fn guest_cgroup(stream: &UnixStream) -> Result<CgroupReader, String> {
     let credentials = stream.peer_cred().map_err(|error| error.to_string())?;
     let pid = credentials.pid().unwrap_or_default();
     CgroupReader::of_pid(pid).map_err(|error| error.to_string())
+}
+
+/// Bounds what the sandbox's sockets hold, where that does not count towards its memory limit. Engines pass
+/// their own setting for it to runtimes that ignore it, so it is written where the container's cgroup is.
+fn bound_sockets(id: &SandboxId, cgroup: &Result<CgroupReader, String>, limits: &Limits) {
+    // Why it is not known is said where it is read.
+    if let Ok(cgroup) = cgroup
+        && let Err(error) = cgroup.bound_sockets(limits.memory.bytes())
+    {
+        log::debug!(sandbox:% = id, error:%; "socket buffers cannot be bounded");
+    }
 }
 
 /// A container that is removed when this value goes, at whatever point of its making.
@@ -268,6 +280,15 @@ impl Container {
         }
     }
 
+    /// Whether the engine was told that the kernel ended a process of the container for want of memory.
+    async fn was_oom_killed(&self) -> Option<bool> {
+        let engine = &self.owner.engine;
+        let name = container::name(&self.id);
+        let inspected = engine.docker.inspect_container(&name, None);
+        let container = engine.call(CALL_DEADLINE, inspected).await.ok()?;
+        container.state?.oom_killed
+    }
+
     async fn set_limits(&self, limits: &Limits) -> Result<(), EngineError> {
         let engine = &self.owner.engine;
         let name = container::name(&self.id);
@@ -367,7 +388,9 @@ impl Sandbox for DockerSandbox {
 
     async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError> {
         let changed = self.container.set_limits(limits).await;
-        changed.map_err(|error| BackendError::Limits(error.to_string()))
+        changed.map_err(|error| BackendError::Limits(error.to_string()))?;
+        bound_sockets(&self.container.id, &self.cgroup, limits);
+        Ok(())
     }
 
     async fn usage(&self) -> Result<SandboxUsage, BackendError> {
@@ -380,6 +403,18 @@ impl Sandbox for DockerSandbox {
     async fn has_memory_for(&self, bytes: u64) -> bool {
         let reader = self.cgroup.as_ref().ok();
         reader.is_none_or(|reader| reader.has_memory_for(bytes))
+    }
+
+    async fn final_oom_kills(&self) -> Option<u64> {
+        // The engine removes the cgroup a moment after the last process has ended.
+        if let Ok(cgroup) = &self.cgroup
+            && let Ok(kills) = cgroup.oom_kills()
+        {
+            return Some(kills);
+        }
+        let killed = self.container.was_oom_killed().await?;
+        // It keeps no count. Whatever was counted before, this is more.
+        Some(if killed { u64::MAX } else { 0 })
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {

@@ -380,6 +380,11 @@ impl Sandbox for NativeSandbox {
         reader.is_none_or(|reader| reader.has_memory_for(bytes))
     }
 
+    async fn final_oom_kills(&self) -> Option<u64> {
+        // The spawner leaves the cgroup of a sandbox that ended by itself until it is told to remove it.
+        self.reader.as_ref()?.oom_kills().ok()
+    }
+
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
         // First, so that whatever becomes of the rest is undone.
         self.place.is_claimed.store(true, Ordering::Release);

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 use serde_json::{Value, json};
 
@@ -21,8 +22,9 @@ const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_DAC_OVERRIDE",
 ];
 
-/// What the guest needs once, to bring its loopback interface up, and then drops.
-const BOOT_CAPABILITY: &str = "CAP_NET_ADMIN";
+/// What the guest needs once, to bring its loopback interface up and to take that right, and this one, out of
+/// its bounding set; then it has neither.
+const BOOT_CAPABILITIES: [&str; 2] = ["CAP_NET_ADMIN", "CAP_SETPCAP"];
 
 /// Of one sandbox; all of them together share the 128 that the host's root has by default.
 const MAX_INOTIFY_INSTANCES: &str = "8";
@@ -79,16 +81,22 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     if !sandbox.host_network {
         namespaces.push("network");
         arguments.push("--loopback");
-        capabilities.push(BOOT_CAPABILITY);
+        capabilities.extend(BOOT_CAPABILITIES);
         // A closed connection's port is free again at once: the next run may want it.
         settings["net.ipv4.tcp_max_tw_buckets"] = json!("0");
+        for (name, value) in TCP_BUFFERS {
+            settings[name] = json!(value);
+        }
     }
     let namespaces: Vec<Value> = namespaces
         .iter()
         .map(|kind| json!({"type": kind}))
         .collect();
+    let mut read_only = READ_ONLY.to_vec();
     if surroundings.identity == Identity::User {
         arguments.push("--shared-uid");
+        // User code has the id that owns it, and would leave files there for the next run.
+        read_only.push("/dev");
     }
     let mut environment = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
     if surroundings.is_unpacked {
@@ -105,6 +113,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "args": arguments,
             "env": environment,
             "noNewPrivileges": true,
+            "oomScoreAdj": OOM_SCORE,
             "capabilities": {
                 "bounding": capabilities,
                 "permitted": capabilities,
@@ -122,7 +131,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
             "gidMappings": mapping,
             "sysctl": settings,
             "maskedPaths": MASKED,
-            "readonlyPaths": READ_ONLY,
+            "readonlyPaths": read_only,
         },
     })
 }
@@ -215,6 +224,9 @@ mod tests {
             spec["linux"]["uidMappings"][0]["hostID"],
             json!(0x7001_0000)
         );
+        for (name, value) in TCP_BUFFERS {
+            assert_eq!(spec["linux"]["sysctl"][name], json!(value));
+        }
     }
 
     #[test]
@@ -235,5 +247,7 @@ mod tests {
         assert_eq!(spec["linux"]["uidMappings"][0]["size"], json!(1));
         let arguments = spec["process"]["args"].as_array().unwrap();
         assert!(arguments.contains(&json!("--shared-uid")));
+        let read_only = spec["linux"]["readonlyPaths"].as_array().unwrap();
+        assert!(read_only.contains(&json!("/dev")));
     }
 }

@@ -3,7 +3,7 @@
 //! The files read here live in the kernel: reading one copies a few bytes of memory and waits for
 //! no device. So [`CgroupReader::usage`] may be called from an async task as it is.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::BackendError;
@@ -29,6 +29,38 @@ pub fn detect(root: &Path) -> Layout {
         Layout::Hybrid
     } else {
         Layout::V1
+    }
+}
+
+/// The share of a sandbox's memory limit that its sockets may have beside it on cgroup v1, and the least
+/// that they get.
+const SOCKET_SHARE: u64 = 4;
+const LEAST_SOCKET_BYTES: u64 = 8 << 20;
+
+/// Bounds the buffers of all TCP and UDP sockets of a cgroup v1, in its directory of the `memory`
+/// controller. That version counts them apart from memory, and without a bound not at all. Version 2
+/// counts them as memory.
+///
+/// # Errors
+/// The kernel's refusal. A kernel that does not count them is not asked; one that holds more already keeps
+/// the bound that there is.
+pub fn bound_sockets(directory: &Path, memory_bytes: u64) -> io::Result<()> {
+    let bytes = (memory_bytes / SOCKET_SHARE).max(LEAST_SOCKET_BYTES);
+    let limit = directory.join("memory.kmem.tcp.limit_in_bytes");
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .open(limit)
+        .and_then(|mut limit| limit.write_all(bytes.to_string().as_bytes()));
+    match written {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy
+            ) =>
+        {
+            Ok(())
+        }
+        done => done,
     }
 }
 
@@ -103,17 +135,12 @@ impl CgroupReader {
     /// [`BackendError::Unavailable`] where a file is missing: the cgroup is gone, or its controller
     /// is off.
     pub fn usage(&self) -> Result<SandboxUsage, BackendError> {
-        let (current, peak, events) = match &self.memory {
+        let (current, peak) = match &self.memory {
             Directory::V1(path) => (
                 path.join("memory.usage_in_bytes"),
                 path.join("memory.max_usage_in_bytes"),
-                path.join("memory.oom_control"),
             ),
-            Directory::V2(path) => (
-                path.join("memory.current"),
-                path.join("memory.peak"),
-                path.join("memory.events"),
-            ),
+            Directory::V2(path) => (path.join("memory.current"), path.join("memory.peak")),
         };
         let memory_bytes = read_number(&current)?;
         let peak_memory_bytes = if peak.exists() {
@@ -125,8 +152,31 @@ impl CgroupReader {
             memory_bytes,
             peak_memory_bytes,
             cpu_us: self.cpu_us()?,
-            oom_kills: keyed(&read(&events)?, "oom_kill").unwrap_or(0),
+            oom_kills: self.oom_kills()?,
         })
+    }
+
+    /// Processes that the kernel has ended in the cgroup for want of memory; 0 where it does not count them.
+    ///
+    /// # Errors
+    /// As [`Self::usage`].
+    pub fn oom_kills(&self) -> Result<u64, BackendError> {
+        let events = match &self.memory {
+            Directory::V1(path) => path.join("memory.oom_control"),
+            Directory::V2(path) => path.join("memory.events"),
+        };
+        Ok(keyed(&read(&events)?, "oom_kill").unwrap_or(0))
+    }
+
+    /// Bounds the socket buffers of a cgroup that has this memory limit, where they do not count towards it.
+    ///
+    /// # Errors
+    /// The kernel's refusal, for want of privilege above all.
+    pub fn bound_sockets(&self, memory_bytes: u64) -> io::Result<()> {
+        match &self.memory {
+            Directory::V1(path) => bound_sockets(path, memory_bytes),
+            Directory::V2(_) => Ok(()),
+        }
     }
 
     /// Whether the cgroup can take so many bytes more before the kernel ends processes for it. Cached
@@ -372,6 +422,29 @@ mod tests {
         let unbounded = tree(&[("cgroup.controllers", ""), ("box/memory.max", "max\n")]);
         let reader = CgroupReader::new(unbounded.path(), "box");
         assert!(reader.has_memory_for(u64::MAX));
+    }
+
+    #[test]
+    fn sockets_are_bounded_where_they_are_counted_apart() {
+        const LIMIT: &str = "box/memory.kmem.tcp.limit_in_bytes";
+        let v1 = tree(&[(&format!("memory/{LIMIT}"), ""), ("cpuacct/x", "")]);
+        let limit = || fs::read_to_string(v1.path().join("memory").join(LIMIT)).unwrap();
+        let reader = CgroupReader::new(v1.path(), "box");
+        reader.bound_sockets(64 << 20).unwrap();
+        assert_eq!(limit(), "16777216");
+        // Never less than what a few connections need.
+        fs::write(v1.path().join("memory").join(LIMIT), "").unwrap();
+        reader.bound_sockets(1 << 20).unwrap();
+        assert_eq!(limit(), "8388608");
+
+        let uncounted = tree(&[("memory/box/x", ""), ("cpuacct/x", "")]);
+        let reader = CgroupReader::new(uncounted.path(), "box");
+        reader.bound_sockets(64 << 20).unwrap();
+        assert!(!uncounted.path().join("memory").join(LIMIT).exists());
+        let v2 = tree(&[("cgroup.controllers", "memory\n"), (LIMIT, "")]);
+        let reader = CgroupReader::new(v2.path(), "box");
+        reader.bound_sockets(64 << 20).unwrap();
+        assert_eq!(fs::read_to_string(v2.path().join(LIMIT)).unwrap(), "");
     }
 
     #[test]

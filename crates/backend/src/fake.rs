@@ -391,6 +391,10 @@ impl Sandbox for FakeSandbox {
         left.is_none_or(|left| bytes <= left)
     }
 
+    async fn final_oom_kills(&self) -> Option<u64> {
+        Some(self.oom_kills.load(Ordering::SeqCst))
+    }
+
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
         lock(&self.world.claims).insert(self.id.clone(), claim.clone());
         Ok(())

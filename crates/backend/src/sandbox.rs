@@ -112,6 +112,11 @@ pub trait Sandbox: Debug + Send + Sync {
     /// Notes that what it is claimed for was used now.
     async fn touch(&self);
 
+    /// How many processes the kernel has ended for want of memory, as [`SandboxUsage::oom_kills`] counts
+    /// them, in a sandbox whose guest is gone: one that has not been destroyed yet. `None` where that
+    /// cannot be told.
+    async fn final_oom_kills(&self) -> Option<u64>;
+
     /// Leaves a claimed sandbox to a later process: dropping it does not remove it any more.
     fn leave(&self);
 

@@ -13,6 +13,19 @@ use crate::control::Control;
 /// What `/etc/hosts` says in a sandbox with a network of its own.
 pub const HOSTS: &str = "127.0.0.1 localhost sandbox\n::1 localhost\n";
 
+/// Settings of a sandbox's own network that bound the buffers of its TCP connections: their least, first
+/// and largest sizes in bytes. The kernel's usual largest sizes are many megabytes, for paths of long
+/// delay, and a loopback has none.
+pub const TCP_BUFFERS: [(&str, &str); 2] = [
+    ("net.ipv4.tcp_rmem", "4096 131072 262144"),
+    ("net.ipv4.tcp_wmem", "4096 16384 262144"),
+];
+
+/// How much sooner than a process of the host's the kernel ends one of a sandbox for want of memory, as
+/// `oom_score_adj` counts: user code takes more, and where the backend has `CAP_SYS_RESOURCE` cannot go below
+/// this.
+pub const OOM_SCORE: i16 = 500;
+
 /// Names one sandbox: 16 hexadecimal digits, never used twice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SandboxId(String);

@@ -164,6 +164,10 @@ impl Privileges {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
         // SAFETY: has no preconditions. Modes that the guest creates with are explicit.
         unsafe { libc::umask(0) };
+        // No core files, and no program of the host's that takes them: core(5) says that a pipe in
+        // `core_pattern` is started for a limit of 0 too, and only 1 keeps it from that. Programs
+        // inherit this, and the filter keeps them from changing it.
+        limit(libc::RLIMIT_CORE, 1)?;
         raise_file_limit()
     }
 
@@ -246,7 +250,7 @@ pub(crate) enum Role {
 fn become_zygote() -> io::Result<()> {
     const KEPT: u64 = 1 << SETGID | 1 << SETUID;
     // Before a run's, if memory is short: what it forked goes on without it.
-    set_oom_score(b"500")?;
+    set_oom_score(b"750")?;
     control(libc::PR_SET_KEEPCAPS, 1)?;
     // SAFETY: plain system calls without pointers; this process has a single thread.
     unsafe {
@@ -265,9 +269,8 @@ fn become_zygote() -> io::Result<()> {
 
 /// What holds for everything that the guest starts.
 fn bound_resources() -> io::Result<()> {
-    // No core files; a bounded table of files. Memory, processes and processor time are the
-    // cgroup's, which counts all of a sandbox together; the rest stays as inherited.
-    limit(libc::RLIMIT_CORE, 0)?;
+    // A bounded table of files. Memory, processes and processor time are the cgroup's, which counts
+    // all of a sandbox together; the rest stays as inherited.
     // The kernel counts these per user of the host, not per sandbox: without a bound one
     // sandbox could take what all others have. A POSIX message queue of the default size
     // would need more than a fair share, so there is none.

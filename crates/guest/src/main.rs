@@ -143,7 +143,7 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
     privileges
         .harden()
         .map_err(naming("privileges cannot be dropped"))?;
-    let places = Places::record();
+    let places = Places::record(privileges);
     let launcher = Launcher {
         privileges,
         base: Environment::base(),

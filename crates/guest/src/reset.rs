@@ -1,11 +1,15 @@
 //! Making the sandbox as new: nothing that a run left may be there for the next.
 //!
+//! The directory at the top of each writable place stays, and with it whatever its owner can set: mode,
+//! extended attributes, inode flags and times. So these are set back too.
+//!
 //! All of this happens while no process but the guest lives, so nothing changes underneath. Trees
 //! are emptied without recursion: a directory that still holds something is moved up to the top
 //! and its turn comes later. So two descriptors do for any depth, and no path grows long.
 
 use std::ffi::{CStr, CString};
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -14,7 +18,8 @@ use isol8_protocol::Failure;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, RenameFlags, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, utimensat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::failure::internal;
@@ -22,6 +27,10 @@ use crate::lockdown::Privileges;
 
 /// What user code may write to, where it is there.
 const WRITABLE: [&str; 4] = ["/sandbox", "/tmp", "/dev/shm", QUEUES];
+
+/// What user code owns, and so may change the attributes of, where it has the guest's user id. The first
+/// one is a directory whose content is the kernel's.
+const OWNED: [&str; 2] = ["/dev/pts", "/dev/pts/ptmx"];
 
 /// Where the kernel shows POSIX message queues, once mounted.
 const QUEUES: &str = "/dev/mqueue";
@@ -32,27 +41,36 @@ const MAX_ATTRIBUTE_NAMES: usize = 65_536;
 /// `MQUEUE_MAGIC` of `linux/magic.h`.
 const QUEUES_MAGIC: i64 = 0x1980_0202;
 
-/// A writable place, and the mode that it began with.
+/// How a directory of a writable place is opened.
+const DIRECTORY: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+/// A writable place, and what its directory began with.
 #[derive(Debug)]
 struct Place {
     path: &'static str,
     mode: u32,
+    /// Inode flags (`FS_IOC_GETFLAGS`), where its file system has them.
+    flags: Option<libc::c_int>,
 }
 
 /// The writable places as they were before any user code ran.
 #[derive(Debug)]
-pub(crate) struct Places(Vec<Place>);
+pub(crate) struct Places {
+    writable: Vec<Place>,
+    /// What user code cannot write to and has the id of the owner of.
+    owned: Vec<Place>,
+}
 
 impl Places {
-    pub(crate) fn record() -> Self {
-        let found = WRITABLE.into_iter().filter_map(|path| {
-            let metadata = fs::symlink_metadata(path).ok()?;
-            metadata.is_dir().then(|| Place {
-                path,
-                mode: metadata.mode() & 0o7777,
-            })
-        });
-        Self(found.collect())
+    pub(crate) fn record(privileges: Privileges) -> Self {
+        let owned: &[&str] = if privileges.shared_uid() { &OWNED } else { &[] };
+        Self {
+            writable: WRITABLE.into_iter().filter_map(Place::directory).collect(),
+            owned: owned.iter().copied().filter_map(Place::of).collect(),
+        }
     }
 
     /// Whether message queues can be listed, and so removed.
@@ -70,11 +88,16 @@ impl Places {
     /// Empties all of them, and removes System V IPC objects. No other process may live.
     pub(crate) fn clear(&self, privileges: Privileges) -> Result<(), Failure> {
         let acting = |error| internal("acting as the sandbox user failed", error);
-        for place in &self.0 {
+        for place in &self.writable {
             privileges
                 .as_owner(|| place.clear())
                 .map_err(acting)?
                 .map_err(|error| internal(&format!("{} cannot be emptied", place.path), error))?;
+        }
+        for place in &self.owned {
+            let restored = place.restore_mode().and_then(|()| place.restore_times());
+            restored
+                .map_err(|error| internal(&format!("{} cannot be set back", place.path), error))?;
         }
         privileges
             .as_effective_user(remove_ipc)
@@ -84,24 +107,77 @@ impl Places {
 }
 
 impl Place {
+    fn of(path: &'static str) -> Option<Self> {
+        let metadata = fs::symlink_metadata(path).ok()?;
+        Some(Self {
+            path,
+            mode: metadata.mode() & 0o7777,
+            flags: None,
+        })
+    }
+
+    fn directory(path: &'static str) -> Option<Self> {
+        let directory = Dir::open(path, DIRECTORY, Mode::empty()).ok()?;
+        let flags = flags_of(&directory);
+        Self::of(path).map(|place| Self { flags, ..place })
+    }
+
     fn clear(&self) -> nix::Result<()> {
-        let path = Path::new(self.path);
         // Before the mode: an access list is a part of it.
         if self.path != QUEUES {
-            remove_attributes(path)?;
+            remove_attributes(Path::new(self.path))?;
         }
-        if fs::symlink_metadata(path).is_ok_and(|now| now.mode() & 0o7777 != self.mode) {
-            let mode = Mode::from_bits_truncate(self.mode);
-            fchmodat(
-                nix::fcntl::AT_FDCWD,
-                path,
-                mode,
-                FchmodatFlags::NoFollowSymlink,
-            )?;
-        }
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        empty(&mut Dir::open(path, flags, Mode::empty())?)
+        self.restore_mode()?;
+        let mut directory = Dir::open(self.path, DIRECTORY, Mode::empty())?;
+        self.restore_flags(&directory)?;
+        empty(&mut directory)?;
+        // At last, because emptying it changes its times as well.
+        self.restore_times()
     }
+
+    fn restore_mode(&self) -> nix::Result<()> {
+        if fs::symlink_metadata(self.path).is_ok_and(|now| now.mode() & 0o7777 == self.mode) {
+            return Ok(());
+        }
+        let mode = Mode::from_bits_truncate(self.mode);
+        fchmodat(
+            nix::fcntl::AT_FDCWD,
+            self.path,
+            mode,
+            FchmodatFlags::NoFollowSymlink,
+        )
+    }
+
+    fn restore_times(&self) -> nix::Result<()> {
+        let now = &TimeSpec::UTIME_NOW;
+        let link = UtimensatFlags::NoFollowSymlink;
+        utimensat(nix::fcntl::AT_FDCWD, self.path, now, now, link)
+    }
+
+    fn restore_flags(&self, directory: &Dir) -> nix::Result<()> {
+        match self.flags {
+            Some(flags) if flags_of(directory) != Some(flags) => {
+                // SAFETY: the call reads one `int`, whatever type its number names.
+                let set = unsafe {
+                    libc::ioctl(
+                        directory.as_raw_fd(),
+                        libc::FS_IOC_SETFLAGS,
+                        &raw const flags,
+                    )
+                };
+                Errno::result(set).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Inode flags of a directory. Not every file system has them, nor `tmpfs` before Linux 6.0.
+fn flags_of(directory: &Dir) -> Option<libc::c_int> {
+    let mut flags = 0;
+    // SAFETY: the call writes one `int`, whatever type its number names.
+    let got = unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) };
+    (got == 0).then_some(flags)
 }
 
 /// Removes a place's extended attributes and access lists, which its owner can have set.
@@ -145,8 +221,7 @@ fn empty(top: &mut Dir) -> nix::Result<()> {
 /// Leaves the directory `name` of `top` without content: what is not a directory is removed, what
 /// cannot be removed at once is moved up to `top`.
 fn hollow(top: &Dir, name: &CStr, serial: &mut u64) -> nix::Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut inner = Dir::openat(top, name, flags, Mode::empty())?;
+    let mut inner = Dir::openat(top, name, DIRECTORY, Mode::empty())?;
     loop {
         let names = names(&mut inner)?;
         if names.is_empty() {

@@ -7,7 +7,7 @@ mod support;
 use isol8_protocol::KernelKind;
 use support::Sandbox;
 
-const STATUS: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapAmb|NoNewPrivs|Seccomp|SigBlk|SigIgn):' /proc/self/status | tr -s '\\t ' ' '";
+const STATUS: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|SigBlk|SigIgn):' /proc/self/status | tr -s '\\t ' ' '";
 
 #[tokio::test]
 async fn programs_have_no_privilege() {
@@ -15,8 +15,8 @@ async fn programs_have_no_privilege() {
     let none = "0000000000000000";
     let expected = format!(
         "Uid: 64800 64800 64800 64800\nGid: 64800 64800 64800 64800\nGroups: \nSigBlk: {none}\n\
-         SigIgn: {none}\nCapInh: {none}\nCapPrm: {none}\nCapEff: {none}\nCapAmb: {none}\n\
-         NoNewPrivs: 1\nSeccomp: 2"
+         SigIgn: {none}\nCapInh: {none}\nCapPrm: {none}\nCapEff: {none}\nCapBnd: 00000000000000e3\n\
+         CapAmb: {none}\nNoNewPrivs: 1\nSeccomp: 2"
     );
     assert_eq!(sandbox.sh(STATUS).await.ok(), expected);
     let rest = "cat /proc/self/oom_score_adj; ulimit -c; ulimit -n; umask; ls /proc/self/fd | tr '\\n' ' '; \
@@ -103,7 +103,8 @@ for name, number, *args in [
     ('io_uring', 425, 1, 0), ('keyctl', 250, 0), ('userfaultfd', 323, 0), ('perf', 298, 0, 0, 0, 0, 0),
     ('clone3', 435, 0, 0), ('clone newuser', 56, 0x10000011, 0, 0, 0, 0), ('x32 getpid', 0x40000027),
     ('personality', 135, 8), ('personality query', 135, 0xffffffff), ('tiocsti', 16, 0, 0x5412, 0),
-    ('getpid', 39), ('chroot', 161, b'/'),
+    ('getpid', 39), ('chroot', 161, b'/'), ('io_setup', 206, 16, 0), ('io_submit', 209, 0, 0, 0),
+    ('io_pgetevents', 333, 0, 0, 0, 0, 0, 0), ('cachestat', 451, 0, 0, 0, 0),
 ]:
     ctypes.set_errno(0)
     result = call(number, *[ctypes.c_long(a) if isinstance(a, int) else a for a in args])
@@ -111,6 +112,15 @@ for name, number, *args in [
 for family, kind, protocol in [(1, 1, 0), (2, 1, 0), (10, 1, 0), (16, 3, 0), (16, 3, 9), (17, 3, 0), (38, 5, 0)]:
     try: socket.socket(family, kind, protocol); print(family, protocol, 'ok')
     except OSError as e: print(family, protocol, errno.errorcode[e.errno])
+for family in (2, 10):
+    found = []
+    for kind in range(1, 11):
+        for flags in (0, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
+            for protocol in (*range(0, 300), 0x10006):
+                try: socket.socket(family, kind | flags, protocol); found.append((kind, protocol))
+                except OSError as e:
+                    if e.errno != errno.EPERM: print(family, kind, flags, protocol, errno.errorcode[e.errno])
+    print(family, *sorted(set(found)), len(found))
 print(sorted(n for _, n in socket.if_nameindex()))
 socket.create_server(('127.0.0.1', 8080)).close()
 "#;
@@ -118,8 +128,47 @@ socket.create_server(('127.0.0.1', 8080)).close()
     let expected = "unshare EPERM\nsetns EPERM\nmount EPERM\nbpf EPERM\nio_uring EPERM\nkeyctl EPERM\n\
         userfaultfd EPERM\nperf EPERM\nclone3 ENOSYS\nclone newuser EPERM\nx32 getpid EPERM\n\
         personality EPERM\npersonality query ok\ntiocsti EPERM\ngetpid ok\nchroot EPERM\n\
-        1 0 ok\n2 0 ok\n10 0 ok\n16 0 ok\n16 9 EPERM\n17 0 EPERM\n38 0 EPERM\n['lo']";
+        io_setup ENOSYS\nio_submit ENOSYS\nio_pgetevents ENOSYS\ncachestat ENOSYS\n\
+        1 0 ok\n2 0 ok\n10 0 ok\n16 0 ok\n16 9 EPERM\n17 0 EPERM\n38 0 EPERM\n\
+        2 (1, 0) (1, 6) (2, 0) (2, 17) 16\n10 (1, 0) (1, 6) (2, 0) (2, 17) 16\n['lo']";
     assert_eq!(outcome.ok(), expected);
+}
+
+#[tokio::test]
+async fn what_would_reach_the_host_s_disk_succeeds_without_being_done() {
+    let sandbox = Sandbox::start().await;
+    // No descriptor has this number, which none of these calls would accept.
+    let source = r#"
+import ctypes, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+for name, arguments in [('sync', ()), ('syncfs', (999,)), ('fsync', (999,)), ('fdatasync', (999,)),
+                        ('sync_file_range', (999, 0, 0, 7)), ('posix_fadvise', (999, 0, 0, 4))]:
+    if name != 'sync': print(name, getattr(libc, name)(*map(ctypes.c_long, arguments)))
+    else: os.sync()
+file = open('/usr/bin/env', 'rb')
+shared = mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+shared.flush()
+print('posix_fadvise willneed', libc.posix_fadvise(999, 0, 0, 3))
+"#;
+    let expected = "syncfs 0\nfsync 0\nfdatasync 0\nsync_file_range 0\nposix_fadvise 0\n\
+                    posix_fadvise willneed 9";
+    assert_eq!(sandbox.python(source).await.ok(), expected);
+}
+
+#[tokio::test]
+async fn the_limit_of_core_files_stays_at_one() {
+    let sandbox = Sandbox::start().await;
+    let limits = "grep 'Max core' /proc/self/limits | tr -s ' '";
+    let one = "Max core file size 1 1 bytes";
+    assert_eq!(sandbox.sh(limits).await.ok(), one);
+    let lowered = format!("ulimit -c 0; ulimit -S -c 0; prlimit --core=0:0 {limits}");
+    assert_eq!(sandbox.sh(&lowered).await.ok(), one);
+    let source = "import resource as r\nr.setrlimit(r.RLIMIT_CORE, (0, 0))\nr.prlimit(0, r.RLIMIT_CORE, (0, 0))\n\
+                  print(r.getrlimit(r.RLIMIT_CORE))\nr.setrlimit(r.RLIMIT_NOFILE, (64, 64))\n\
+                  print(r.getrlimit(r.RLIMIT_NOFILE))";
+    sandbox.prepare(KernelKind::Python).await;
+    assert_eq!(sandbox.python(source).await.ok(), "(1, 1)\n(64, 64)");
+    assert_eq!(sandbox.cell(source).await.ok(), "(1, 1)\n(64, 64)");
 }
 
 #[tokio::test]

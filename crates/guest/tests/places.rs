@@ -5,11 +5,11 @@
 mod support;
 
 use std::os::fd::AsRawFd as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use isol8_backend::Control;
 use isol8_protocol::{EntryKind, FailureKind, KernelKind};
-use support::{PATIENCE, Sandbox, connect, finish, python, sh};
+use support::{PATIENCE, Sandbox, command, connect, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
@@ -179,6 +179,72 @@ async fn a_reset_leaves_nothing() {
     assert_eq!((outcome.ok(), outcome.exit.state_lost), ("False", false));
     sandbox.control.reset().await.unwrap();
     assert_eq!(sandbox.run(python("print(1)")).await.ok(), "1");
+}
+
+/// Prints all attributes of every writable place's directory but its times, which it compares with the time
+/// of the last reset.
+const ATTRIBUTES: &str = r#"
+import fcntl, os, struct
+for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue', '/dev/pts', '/dev/pts/ptmx'):
+    found = os.stat(place)
+    directory = os.open(place, os.O_RDONLY)
+    flags = []
+    for number, size in ((0x80086601, 8), (0x801c581f, 28)):
+        try: flags.append(fcntl.ioctl(directory, number, bytes(size)).hex())
+        except OSError as error: flags.append(error.errno)
+    if place.endswith('ptmx'): os.close(directory)
+    odd = [t for t in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) if not EARLIEST <= t]
+    print(place, oct(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, os.listxattr(place), flags, odd)
+"#;
+
+/// Changes every attribute that can be changed.
+const CHANGE: &str = r#"
+import fcntl, os, struct
+changed = []
+def attempt(name, change):
+    try: change(); changed.append(name)
+    except OSError: pass
+for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue', '/dev/pts', '/dev/pts/ptmx'):
+    directory = os.open(place, os.O_RDONLY)
+    attempt('flags', lambda: fcntl.ioctl(directory, 0x40086602, struct.pack('q', 0xc0)))
+    attempt('project', lambda: fcntl.ioctl(directory, 0x401c5820, struct.pack('IIIII8x', 0xc0, 0, 0, 77, 0)))
+    attempt('xattr', lambda: os.setxattr(place, 'user.x', b'1'))
+    attempt('xattr', lambda: os.setxattr(place, 'trusted.x', b'1'))
+    attempt('owner', lambda: os.chown(place, -1, os.getgid()))
+    attempt('mode', lambda: os.chmod(place, 0o7711))
+    os.close(directory)
+    # At the end: what is done before changes the second one.
+    attempt('times', lambda: os.utime(place, ns=(1_102_444_800_123_456_789, 1)))
+print(*changed)
+"#;
+
+async fn attributes_are_set_back(arguments: &[&str]) {
+    let sandbox = Sandbox::start_with(arguments).await;
+    // Without a script file, which user code could not have in a place that is not its own.
+    let python = async |code: &str| {
+        let outcome = sandbox.run(command(&["python3", "-c", code])).await;
+        outcome.ok().to_owned()
+    };
+    let look = ATTRIBUTES.replace("EARLIEST", "0");
+    let fresh = python(&look).await;
+    for _ in 0..2 {
+        let changed = python(CHANGE).await;
+        for attribute in ["flags", "mode", "times"] {
+            assert!(changed.contains(attribute), "{changed}");
+        }
+        assert_ne!(python(&look).await, fresh);
+        // Message queues have times of whole seconds.
+        let earliest = std::time::UNIX_EPOCH.elapsed().unwrap() - Duration::from_secs(2);
+        sandbox.control.reset().await.unwrap();
+        let look = ATTRIBUTES.replace("EARLIEST", &earliest.as_nanos().to_string());
+        assert_eq!(python(&look).await, fresh);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_sets_every_attribute_back() {
+    attributes_are_set_back(&[]).await;
+    attributes_are_set_back(&["--shared-uid"]).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, setsid};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::message::{Action, Outcome, Request, Response};
 pub(crate) use containers::CONTROL_SOCKET;
@@ -71,6 +72,7 @@ impl Spawner {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdin(&null)?;
         outlive_the_server()?;
+        allow_a_core_limit();
         Ok(Self {
             server,
             received: Vec::new(),
@@ -305,6 +307,19 @@ fn above_the_inherited(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST_OWN_DESCRIPTOR))?;
     // SAFETY: the descriptor was just made, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Raises a core limit of 0, which sandboxes would inherit, to 1 byte. The guest sets 1 for the programs of
+/// its sandbox, so that a crash does not start the host's `core_pattern` program: core(5) says that only 1
+/// keeps the kernel from that. Without `CAP_SYS_RESOURCE` the limit stays as the operator set it.
+fn allow_a_core_limit() {
+    if getrlimit(Resource::Core).maximum == Some(0) {
+        let one = Rlimit {
+            current: Some(1),
+            maximum: Some(1),
+        };
+        let _ = setrlimit(Resource::Core, one);
+    }
 }
 
 /// What ends the server must not end this process before it has removed the containers. Handlers,

@@ -386,7 +386,10 @@ impl Running {
                     self.oom_kills.fetch_add(1, Ordering::SeqCst);
                     return ExitStatus::Signal(9);
                 }
-                Step::Die => {
+                step @ (Step::Die | Step::Starve) => {
+                    if matches!(step, Step::Starve) {
+                        self.oom_kills.fetch_add(1, Ordering::SeqCst);
+                    }
                     let _ = self.out.send(None);
                     std::future::pending().await
                 }

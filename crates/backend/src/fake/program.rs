@@ -13,6 +13,7 @@
 //! | `oom` | is ended by the kernel for want of memory |
 //! | `crash` | ends the interpreter by signal 11 |
 //! | `die` | ends the guest |
+//! | `starve` | has the kernel end the guest for want of memory |
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,8 @@ pub(super) enum Step {
     OutOfMemory,
     /// The guest ends.
     Die,
+    /// The kernel ends the guest.
+    Starve,
 }
 
 /// What a program sees and changes.
@@ -110,6 +113,7 @@ pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) 
         "oom" => Step::OutOfMemory,
         "crash" => Step::End(ExitStatus::Signal(11)),
         "die" => Step::Die,
+        "starve" => Step::Starve,
         _ => line(OutputStream::Stderr, &format!("unknown statement: {verb}")),
     }
 }

@@ -227,6 +227,7 @@ fn set(path: &Path, controller: &str, limits: &SandboxLimits, swap: SwapControl)
     let put = |name: &str, value: u64| fs::write(path.join(name), value.to_string());
     match controller {
         "memory" => {
+            isol8_backend::cgroup::bound_sockets(path, limits.memory_bytes)?;
             let memory = || put("memory.limit_in_bytes", limits.memory_bytes);
             if swap != SwapControl::Together {
                 return memory();

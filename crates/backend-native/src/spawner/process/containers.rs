@@ -219,17 +219,22 @@ impl Containers {
     pub(super) fn reap(&mut self, ended: &[String]) -> Vec<u64> {
         let mut answered = Vec::new();
         for id in ended {
-            if let Some(running) = self.running.remove(id) {
-                answered.extend(self.reap_one(id, running));
+            match self.running.remove(id) {
+                // It ended by itself. The server reads in its cgroup whether memory was out, and asks for
+                // the removal then.
+                Some(running) if running.removals.is_empty() => {
+                    wait_for(id, &running);
+                    self.remove_directories(id);
+                }
+                Some(running) => answered.extend(self.reap_one(id, running)),
+                None => {}
             }
         }
         answered
     }
 
     fn reap_one(&self, id: &str, running: Running) -> Vec<u64> {
-        if let Err(error) = waitpid(running.pid, None) {
-            log::warn!(sandbox = id, error:%; "container was reaped by somebody else");
-        }
+        wait_for(id, &running);
         self.clean_up(id);
         running.removals
     }
@@ -283,6 +288,10 @@ impl Containers {
         if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
         }
+        self.remove_directories(id);
+    }
+
+    fn remove_directories(&self, id: &str) {
         for directory in [self.instance.join(STATES).join(id), self.instance.join(id)] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -384,6 +393,12 @@ fn hear(report: &mut PipeReader, child: Pid) -> io::Result<Result<i32, String>> 
         }
     }
     Ok(serde_json::from_slice(&line)?)
+}
+
+fn wait_for(id: &str, running: &Running) {
+    if let Err(error) = waitpid(running.pid, None) {
+        log::warn!(sandbox = id, error:%; "container was reaped by somebody else");
+    }
 }
 
 fn open_process(pid: Pid) -> io::Result<OwnedFd> {
