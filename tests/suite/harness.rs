@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -23,12 +24,23 @@ pub(crate) const KEY: &str = "suite-key-8d1f";
 /// Nothing in the suite takes longer, unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// `nobody`, also as a group.
+const ORDINARY_USER: u32 = 65_534;
+
 /// Puts something that is no program over each program of the name that is the first argument, in
 /// this mount namespace, and becomes the command.
 const HIDE: &str = r#"
 for program in {/usr/local/bin,/usr/bin,/bin}/"$1"; do
     if [ -e "$program" ]; then mount --bind /dev/null "$program" || exit 1; fi
 done
+shift
+exec "$0" "$@"
+"#;
+
+/// Mounts two overlays of `/usr`, upon each other, in this mount namespace, and becomes the command. The first
+/// argument is an empty directory.
+const STACK: &str = r#"
+for _ in 1 2; do mount -t overlay -o "lowerdir=/usr:$1" overlay /usr || exit 1; done
 shift
 exec "$0" "$@"
 "#;
@@ -114,6 +126,33 @@ impl Server {
     /// A server on what an earlier one left.
     pub(crate) fn start_in(kind: Kind, state: TempDir, config: &str) -> Self {
         Self::launch(Command::new(ISOL8), kind, state, config)
+    }
+
+    /// A native server for which `/usr` is as deep a stack of overlays as the kernel allows.
+    pub(crate) fn on_two_overlays_of_usr() -> Self {
+        let state = state_directory();
+        let empty = state.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "bash", "-c", STACK, ISOL8])
+            .arg(empty);
+        Self::launch(command, Kind::Native, state, "")
+    }
+
+    /// A native server of a user who is not root.
+    pub(crate) fn of_an_ordinary_user(config: &str) -> Self {
+        let state = state_directory();
+        // The built executable may be in a directory that the user cannot enter.
+        let executable = state.path().join("isol8");
+        fs::copy(ISOL8, &executable).unwrap();
+        std::os::unix::fs::chown(state.path(), Some(ORDINARY_USER), Some(ORDINARY_USER)).unwrap();
+        let mut command = Command::new(executable);
+        command
+            .uid(ORDINARY_USER)
+            .gid(ORDINARY_USER)
+            .current_dir("/");
+        Self::launch(command, Kind::Native, state, config)
     }
 
     fn launch(mut command: Command, kind: Kind, state: TempDir, config: &str) -> Self {
