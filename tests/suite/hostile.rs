@@ -6,7 +6,7 @@ mod attributes;
 mod connections;
 mod counters;
 mod descriptors;
-mod filesystems;
+pub(crate) mod filesystems;
 mod frames;
 mod image_instructions;
 mod members;

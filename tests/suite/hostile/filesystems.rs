@@ -22,11 +22,20 @@ const FUNCTIONS: &str = include_str!("filesystems.py");
 const LEAK: u64 = 40;
 
 /// Types of file systems that native sandboxes may have. Each is one that a sandbox has alone.
-const NATIVE: [&str; 5] = ["devpts", "mqueue", "overlay", "proc", "tmpfs"];
+pub(crate) const NATIVE: [&str; 5] = ["devpts", "mqueue", "overlay", "proc", "tmpfs"];
 
-/// What the engine adds: a view of devices and of the container's own cgroups, and single files of the state.
-const DOCKER: [&str; 9] = [
-    "cgroup", "cgroup2", "devpts", "ext4", "mqueue", "overlay", "proc", "sysfs", "tmpfs",
+/// What the engine adds: a view of devices, and of the container's own cgroups.
+const DOCKER: [&str; 8] = [
+    "cgroup", "cgroup2", "devpts", "mqueue", "overlay", "proc", "sysfs", "tmpfs",
+];
+
+/// Files that Docker sandboxes have from the host's file systems, whatever type these are of.
+const FROM_THE_HOST: [&str; 5] = [
+    "/.isol8/control",
+    "/.isol8/guest",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
 ];
 
 /// Device files that a sandbox of an ordinary user shares with the host: only root can make others.
@@ -120,7 +129,10 @@ struct Watcher {
 /// may be shared in a way that nothing here looks for.
 pub(crate) async fn leaks(server: &Server, types: &[&str]) -> BTreeSet<String> {
     let watcher = Watcher::start(server).await;
-    let is_known = |mount: &&Mount| types.contains(&mount.kind.as_str());
+    let is_known = |mount: &&Mount| {
+        types.contains(&mount.kind.as_str())
+            || server.kind == Kind::Docker && FROM_THE_HOST.contains(&mount.point.as_str())
+    };
     let unknown = watcher.mounts.iter().filter(|mount| !is_known(mount));
     let unknown =
         unknown.map(|mount| format!("nothing is known of {} {}", mount.kind, mount.point));
