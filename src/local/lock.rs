@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use isol8_api::SessionId;
+use isol8_backend::lock_file;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::time::sleep;
@@ -60,7 +61,7 @@ impl Lock {
 
     /// Whether somebody has it.
     pub(super) fn is_held(directory: &Path) -> bool {
-        let Ok(file) = File::open(directory.join(NAME)) else {
+        let Ok(file) = lock_file::open_existing(&directory.join(NAME)) else {
             return false;
         };
         Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
@@ -83,7 +84,7 @@ fn take(directory: &Path) -> io::Result<Option<Flock<File>>> {
         .mode(0o711)
         .create(directory)?;
     let path = directory.join(NAME);
-    let file = match File::options().create(true).append(true).open(&path) {
+    let file = match lock_file::open(&path) {
         // Removed since it was made.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,

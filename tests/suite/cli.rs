@@ -153,6 +153,14 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
         stderr(&output)
     );
     assert!(stderr(&output).contains("memory, CPU and process limits are not enforced"));
+    // The guest has the same user id.
+    let output = run(
+        "import resource\nfor change in (lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (12, 12)),\n\
+         \x20   lambda: open('/proc/1/oom_score_adj', 'w'), lambda: open('/proc/1/task/1/comm', 'w')):\n\
+         \x20 try: change(); print('changed')\n\x20 except OSError as e: print(e.errno)",
+    );
+    // EPERM, and twice EROFS.
+    assert_eq!(stdout(&output), "1\n30\n30\n", "{}", stderr(&output));
     let left = std::fs::read_dir(state.path().join("state/native"))
         .unwrap()
         .count();

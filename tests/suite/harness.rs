@@ -41,6 +41,14 @@ exec "$0" "$@"
 /// namespace, and becomes the command.
 const RESOLVE_BY: &str = r#"mount --bind "$1" /etc/resolv.conf || exit 1; shift; exec "$0" "$@""#;
 
+/// Mounts two overlays of `/usr`, upon each other, in this mount namespace, and becomes the command. The first
+/// argument is an empty directory.
+const STACK: &str = r#"
+for _ in 1 2; do mount -t overlay -o "lowerdir=/usr:$1" overlay /usr || exit 1; done
+shift
+exec "$0" "$@"
+"#;
+
 /// Runs each test against a server of its own on each backend; with the configuration, where one is
 /// named first.
 macro_rules! on_each_backend {
@@ -138,6 +146,18 @@ impl Server {
     /// A server on what an earlier one left.
     pub(crate) fn start_in(kind: Kind, state: TempDir, config: &str) -> Self {
         Self::launch(Command::new(ISOL8), kind, state, config)
+    }
+
+    /// A native server for which `/usr` is as deep a stack of overlays as the kernel allows.
+    pub(crate) fn on_two_overlays_of_usr() -> Self {
+        let state = state_directory();
+        let empty = state.path().join("empty");
+        fs::create_dir(&empty).unwrap();
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "bash", "-c", STACK, ISOL8])
+            .arg(empty);
+        Self::launch(command, Kind::Native, state, "")
     }
 
     /// A native server of a user who is not root.

@@ -7,7 +7,7 @@ mod connections;
 mod counters;
 mod descriptors;
 mod directories;
-mod filesystems;
+pub(crate) mod filesystems;
 mod frames;
 mod image_instructions;
 mod members;

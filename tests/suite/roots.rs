@@ -1,5 +1,6 @@
 //! Roots of the native backend: pinned programs in place of the host's.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -7,6 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::harness::{ISOL8, Kind, Server, python, source, state_directory};
+use crate::hostile::filesystems::{NATIVE, leaks};
 use isol8_client::Runtime;
 
 /// What the Dockerfile pins, with a program that prints what it runs in.
@@ -95,6 +97,7 @@ async fn images_are_unpacked_once_and_sandboxes_keep_the_root_that_they_have() {
     assert!(said.contains("unpacking the image for node"), "{said}");
     let server = Server::configured(Kind::Native, &roots.config());
     the_pinned_versions_run(&server).await;
+    assert_eq!(leaks(&server, &NATIVE).await, BTreeSet::new());
     let session = server.session("s");
     session.execute(python("x = 41")).await.unwrap();
 

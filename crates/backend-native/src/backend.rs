@@ -23,7 +23,7 @@ use crate::rootfs;
 use crate::roots::Held;
 use crate::roots::install::Installer;
 use crate::spawner::client::{Spawner, SpawnerCommand};
-use crate::spawner::message::{Action, NewSandbox};
+use crate::spawner::message::{Action, NewSandbox, Started};
 use crate::spawner::process::CONTROL_SOCKET;
 
 const NAME: &str = "native";
@@ -46,6 +46,8 @@ pub struct NativeBackend {
     instance: Arc<Instance>,
     spawner: Arc<Spawner>,
     identity: Identity,
+    /// Directories whose files sandboxes share with the host and each other as they are.
+    shared: Vec<PathBuf>,
     closed: AtomicBool,
 }
 
@@ -59,12 +61,13 @@ impl NativeBackend {
         instance: Arc<Instance>,
     ) -> Result<Self, BackendError> {
         let spawner = Spawner::start(config.spawner.clone(), Arc::clone(&instance)).await?;
-        let identity = spawner.identity().await?;
+        let Started { identity, shared } = spawner.started().await?;
         Ok(Self {
             config,
             instance,
             spawner: Arc::new(spawner),
             identity,
+            shared,
             closed: AtomicBool::new(false),
         })
     }
@@ -173,7 +176,11 @@ impl Backend for NativeBackend {
     }
 
     fn shortcomings(&self) -> Vec<String> {
-        self.identity.shortcomings()
+        let mut shortcomings = self.identity.shortcomings();
+        if !self.shared.is_empty() {
+            shortcomings.push(describe_sharing(&self.shared));
+        }
+        shortcomings
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError> {
@@ -260,6 +267,18 @@ impl Backend for NativeBackend {
         Instance::remove_directory(self.instance.directory());
         Ok(())
     }
+}
+
+fn describe_sharing(directories: &[PathBuf]) -> String {
+    let names: Vec<_> = directories
+        .iter()
+        .map(|directory| directory.display().to_string())
+        .collect();
+    format!(
+        "this kernel refuses overlay file systems of {}: user code can lock these files for the host and for other \
+         sandboxes, and so that it cannot watch them, inotify is off",
+        names.join(", ")
+    )
 }
 
 /// Removes what dead instances left under `state`.

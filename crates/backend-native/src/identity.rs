@@ -74,6 +74,9 @@ impl Identity {
                 "user code runs as uid 0 of its user namespace, without capabilities: \
                  a uid of its own needs root"
                     .to_owned(),
+                "device files such as /dev/null are the host's: user code can lock them, and see when they are \
+                 opened, not by which program; others need root"
+                    .to_owned(),
             ],
         }
     }

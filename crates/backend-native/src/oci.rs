@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cgroup;
 use crate::identity::Identity;
-use crate::rootfs::{GUEST, NAMES_FROM_NETWORK};
+use crate::rootfs::GUEST;
 use crate::roots;
 use crate::spawner::message::NewSandbox;
 
@@ -45,6 +45,9 @@ const MASKED: [&str; 8] = [
     "/proc/timer_list",
 ];
 
+/// The guest's own files in `/proc`. Where user code has its user id, several of them could be written to.
+const GUEST_STATE: &str = "/proc/1";
+
 const READ_ONLY: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
@@ -62,8 +65,8 @@ pub struct Surroundings<'a> {
     pub root: &'a Path,
     /// Whether it was unpacked from an image: else it has the host's programs.
     pub is_unpacked: bool,
-    /// The guest agent's file on the host.
-    pub guest: &'a Path,
+    /// Whether files of the root have the same inodes in other sandboxes or on the host.
+    pub is_shared: bool,
     /// What the spawner may do.
     pub identity: Identity,
 }
@@ -75,8 +78,14 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     let mapping = json!([{"containerID": 0, "hostID": first, "size": count}]);
     let mut capabilities = GUEST_CAPABILITIES.to_vec();
     let mut arguments = vec![GUEST, "--fd", "3"];
+    // Whoever may watch a shared file sees when others open it.
+    let instances = if surroundings.is_shared {
+        "0"
+    } else {
+        MAX_INOTIFY_INSTANCES
+    };
     // Counted for whoever made the namespace, which is the host's root.
-    let mut settings = json!({"user.max_inotify_instances": MAX_INOTIFY_INSTANCES});
+    let mut settings = json!({"user.max_inotify_instances": instances});
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
     if !sandbox.host_network {
         namespaces.push("network");
@@ -97,6 +106,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
         arguments.push("--shared-uid");
         // User code has the id that owns it, and would leave files there for the next run.
         read_only.push("/dev");
+        read_only.push(GUEST_STATE);
     }
     let mut environment = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
     if surroundings.is_unpacked {
@@ -147,7 +157,7 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
         // group does.
         proc.extend(["hidepid=2", "gid=0"]);
     }
-    let mut mounts = vec![
+    vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc", "options": proc}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                "options": ["nosuid", "noexec", "mode=755", "size=64k"]}),
@@ -163,25 +173,7 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
                            format!("size={}", sandbox.sandbox_bytes)]}),
         json!({"destination": "/tmp", "type": "tmpfs", "source": "tmp",
                "options": ["nosuid", "nodev", "mode=1777", format!("size={}", sandbox.tmp_bytes)]}),
-        json!({"destination": GUEST, "type": "bind", "source": surroundings.guest,
-               "options": ["bind", "ro", "nosuid", "nodev"]}),
-    ];
-    if sandbox.host_network {
-        let own = surroundings.root.join(NAMES_FROM_NETWORK);
-        let sources = [Path::new("/etc/resolv.conf"), Path::new("/etc/hosts"), &own];
-        let names = ["resolv.conf", "hosts", "nsswitch.conf"]
-            .into_iter()
-            .zip(sources);
-        mounts.extend(
-            names
-                .filter(|(_, source)| source.exists())
-                .map(|(name, source)| {
-                    json!({"destination": format!("/etc/{name}"), "type": "bind", "source": source,
-                   "options": ["bind", "ro", "nosuid", "nodev", "noexec"]})
-                }),
-        );
-    }
-    mounts
+    ]
 }
 
 #[cfg(test)]
@@ -190,6 +182,10 @@ mod tests {
     use crate::spawner::message::SandboxLimits;
 
     fn specification_for(identity: Identity, host_network: bool) -> Value {
+        specification_with(identity, host_network, false)
+    }
+
+    fn specification_with(identity: Identity, host_network: bool, is_shared: bool) -> Value {
         let sandbox = NewSandbox {
             id: "0010000000000000".to_owned(),
             root: None,
@@ -206,7 +202,7 @@ mod tests {
             instance: "instance",
             root: Path::new("/state/instance/root"),
             is_unpacked: false,
-            guest: Path::new("/state/instance/guest"),
+            is_shared,
             identity,
         };
         specification(&sandbox, &surroundings)
@@ -242,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn where_files_are_shared_none_can_be_watched() {
+        for (is_shared, instances) in [(false, MAX_INOTIFY_INSTANCES), (true, "0")] {
+            let spec = specification_with(Identity::User, false, is_shared);
+            let settings = &spec["linux"]["sysctl"];
+            assert_eq!(settings["user.max_inotify_instances"], json!(instances));
+        }
+    }
+
+    #[test]
     fn without_root_there_is_one_user_id() {
         let spec = specification_for(Identity::User, false);
         assert_eq!(spec["linux"]["uidMappings"][0]["size"], json!(1));
@@ -249,5 +254,6 @@ mod tests {
         assert!(arguments.contains(&json!("--shared-uid")));
         let read_only = spec["linux"]["readonlyPaths"].as_array().unwrap();
         assert!(read_only.contains(&json!("/dev")));
+        assert!(read_only.contains(&json!("/proc/1")));
     }
 }

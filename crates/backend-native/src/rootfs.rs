@@ -1,6 +1,6 @@
-//! The root directory that every sandbox of an instance shares, read-only.
+//! The root directory that every sandbox of an instance has, read-only, an overlay of it each.
 //!
-//! It holds mount points, a synthetic `/etc`, and nothing else, in memory; the host's own programs are
+//! It holds mount points, a synthetic `/etc`, and nothing else, in memory; overlays of the host's own programs are
 //! mounted within it. Nothing of the host's `/root`, `/home`, `/var` or `/run` appears anywhere.
 
 use std::fs;
@@ -28,8 +28,8 @@ const SHARED: [&str; 8] = [
     "etc/ssl/certs",
 ];
 
-/// How names are looked up where there is somebody to ask; mounted over the usual file there.
-pub const NAMES_FROM_NETWORK: &str = "etc/nsswitch.network";
+/// How names are looked up in the host's network.
+const NAMES_FROM_NETWORK: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
 
 /// Mount points and directories of the sandbox's own.
 const OWN: [&str; 7] = ["proc", "dev", "sandbox", "tmp", "etc", ".isol8", "var"];
@@ -43,7 +43,7 @@ pub struct Share {
     /// On the host.
     pub source: PathBuf,
     /// In the sandbox, from its root.
-    pub destination: &'static Path,
+    pub destination: PathBuf,
 }
 
 /// The program that runs scripts of a runtime.
@@ -85,7 +85,7 @@ pub fn shares(host: &Path) -> Vec<Share> {
     directories
         .map(|name| Share {
             source: host.join(name),
-            destination: Path::new(name),
+            destination: name.into(),
         })
         .collect()
 }
@@ -132,6 +132,25 @@ pub fn furnish(root: &Path) -> io::Result<()> {
     write_etc(&root.join("etc"))
 }
 
+/// Makes a directory whose `etc` has the host's names as they are now, for a sandbox in the host's network. Copies,
+/// because a sandbox could lock and watch the host's own files.
+///
+/// # Errors
+/// The first file that could not be made.
+pub fn name_hosts(host_etc: &Path, root: &Path) -> io::Result<()> {
+    let etc = root.join("etc");
+    fs::create_dir_all(&etc)?;
+    for name in ["hosts", "resolv.conf"] {
+        match fs::read(host_etc.join(name)) {
+            Ok(content) => fs::write(etc.join(name), content)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    fs::write(etc.join("nsswitch.conf"), NAMES_FROM_NETWORK)?;
+    open_to_all(root)
+}
+
 /// Writes a file that everybody may read; one that is there, or a link to who knows where, goes first.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     remove_file(path)?;
@@ -163,10 +182,6 @@ fn write_etc(etc: &Path) -> io::Result<()> {
         ("hosts", HOSTS.to_owned()),
         ("hostname", "sandbox\n".to_owned()),
         ("resolv.conf", String::new()),
-        (
-            NAMES_FROM_NETWORK.trim_start_matches("etc/"),
-            "passwd: files\ngroup: files\nhosts: files dns\n".to_owned(),
-        ),
         (
             "nsswitch.conf",
             "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
@@ -213,7 +228,7 @@ mod tests {
             shares(host.path()),
             [Share {
                 source: host.path().join("usr"),
-                destination: Path::new("usr")
+                destination: "usr".into()
             }]
         );
         assert_eq!(
@@ -223,6 +238,20 @@ mod tests {
         assert!(!root.join("home").exists());
         let passwd = fs::read_to_string(root.join("etc/passwd")).unwrap();
         assert!(passwd.contains("sandbox:x:64800:64800:"));
+    }
+
+    #[test]
+    fn a_sandbox_in_the_host_s_network_has_copies_of_its_names() {
+        let (host, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(host.path().join("hosts"), "127.0.0.1 here\n").unwrap();
+
+        name_hosts(host.path(), root.path()).unwrap();
+
+        let etc = root.path().join("etc");
+        let hosts = fs::read_to_string(etc.join("hosts")).unwrap();
+        assert_eq!(hosts, "127.0.0.1 here\n");
+        assert!(!etc.join("resolv.conf").exists(), "the host has none");
+        assert!(etc.join("nsswitch.conf").exists());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use isol8_api::Runtime;
+use isol8_backend::lock_file;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::rootfs;
@@ -26,6 +27,9 @@ const HASH: &str = ".isol8/hash";
 
 /// In a root: the line that a runtime's interpreter says of its version, followed by the runtime's name.
 const VERSION: &str = ".isol8/version";
+
+/// In a root: the file whose lock keeps it from being removed.
+const LOCK: &str = ".isol8/lock";
 
 /// What programs are told in these roots, as the images tell it: node and deno trust certificates of
 /// their own only, unless they are told to take the system's too.
@@ -54,7 +58,7 @@ pub struct Root {
 pub struct Held {
     /// Its directory.
     pub path: PathBuf,
-    _lock: Flock<File>,
+    _lock: Option<Flock<File>>,
 }
 
 impl Roots {
@@ -113,8 +117,7 @@ impl Roots {
         for _ in 0..ATTEMPTS {
             let path = self.find(runtime)?.path;
             // One that is being removed is locked, or gone; the link leads to another one by then.
-            let held = File::open(&path).and_then(|file| lock(file, FlockArg::LockSharedNonblock));
-            if let Ok(lock) = held
+            if let Ok(lock) = keep(&path)
                 && self.find(runtime)?.path == path
             {
                 return Ok(Held { path, _lock: lock });
@@ -132,6 +135,22 @@ impl Roots {
             .and_then(|root| fs::read_to_string(root.path.join(HASH)).ok())
             .is_some_and(|found| found == hash)
     }
+}
+
+/// Keeps a root from being removed. One of another user's cannot be kept: its files are not this user's to lock.
+fn keep(root: &Path) -> io::Result<Option<Flock<File>>> {
+    match lock_file::open(&root.join(LOCK)) {
+        Ok(file) => lock(file, FlockArg::LockSharedNonblock).map(Some),
+        Err(error) if is_not_ours(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 fn version_file(root: &Path, runtime: Runtime) -> PathBuf {
@@ -198,7 +217,10 @@ mod tests {
     fn what_is_held_cannot_be_locked_for_removal() {
         let (directory, root) = with_bash();
         let held = Roots::at(directory.path()).hold(Runtime::Bash).unwrap();
-        let remove = || lock(File::open(&root).unwrap(), FlockArg::LockExclusiveNonblock);
+        let remove = || {
+            let file = lock_file::open(&root.join(LOCK)).unwrap();
+            lock(file, FlockArg::LockExclusiveNonblock)
+        };
         assert!(remove().is_err());
         drop(held);
         let removing = remove().unwrap();

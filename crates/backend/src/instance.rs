@@ -18,6 +18,7 @@ use nix::libc;
 
 use crate::claim::{Claim, Claims};
 use crate::error::BackendError;
+use crate::lock_file;
 use crate::spec::SandboxId;
 
 const LOCK_FILE: &str = "lock";
@@ -52,8 +53,7 @@ impl Instance {
             fs::DirBuilder::new().mode(0o711).create(&directory)?;
             // The lock is taken before the file has its name, so that no sweep can see it free.
             let unnamed = directory.join(".lock");
-            let file = File::create(&unnamed)?;
-            let lock = lock_whole(file)?;
+            let lock = lock_whole(lock_file::open(&unnamed)?)?;
             fs::rename(&unnamed, directory.join(LOCK_FILE))?;
             write_executable(&directory.join(GUEST_FILE), guest)?;
             Ok(lock)
@@ -213,7 +213,7 @@ impl Instance {
     /// # Errors
     /// Where the directory is gone, or the lock is refused.
     pub fn hold(directory: &Path) -> io::Result<File> {
-        let file = File::open(directory.join(LOCK_FILE))?;
+        let file = lock_file::open_existing(&directory.join(LOCK_FILE))?;
         lock_records(&file, libc::F_RDLCK)?;
         Ok(file)
     }
@@ -297,9 +297,7 @@ impl DeadInstance {
 }
 
 fn open_lock(directory: &Path) -> Option<File> {
-    let mut options = File::options();
-    let options = options.read(true).write(true);
-    options.open(directory.join(LOCK_FILE)).ok()
+    lock_file::open_existing(&directory.join(LOCK_FILE)).ok()
 }
 
 /// Locks a file as flock(2) does, or fails at once.

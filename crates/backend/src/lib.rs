@@ -17,6 +17,7 @@ pub mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod instance;
+pub mod lock_file;
 pub mod sandbox;
 pub mod spec;
 

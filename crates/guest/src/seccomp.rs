@@ -51,6 +51,26 @@ const INTERNET_SOCKETS: [(c_int, c_int); 4] = [
 /// The newer `F_SETLEASE`, of `linux/fcntl.h`.
 const F_SETDELEG: u64 = 1024 + 16;
 
+/// The guest's process id. Where user code has the guest's user id, the kernel would let it change the guest's
+/// limits and scheduling, for good.
+const GUEST: u64 = 1;
+
+/// Calls that change the process that their first argument names.
+const ON_ONE_PROCESS: [c_long; 5] = [
+    libc::SYS_prlimit64,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+];
+
+/// Calls that change the process, the process group or all processes of the user that their second argument names,
+/// with the first argument that stands for the user: `PRIO_USER`, and `IOPRIO_WHO_USER` of `linux/ioprio.h`.
+const ON_SEVERAL_PROCESSES: [(c_long, u64); 2] = [
+    (libc::SYS_setpriority, libc::PRIO_USER as u64),
+    (libc::SYS_ioprio_set, 3),
+];
+
 /// Numbers that the `libc` crate does not name on both architectures; the same on both.
 const RECENT: [c_long; 5] = [
     452, // fchmodat2
@@ -130,10 +150,14 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
     ];
 
     // Whoever opens a leased file waits for its holder, or has it killed by the signal that asks for it
-    // back: so would the guest, which reads files for the host.
-    let leases = vec![is_not(1, libc::F_SETLEASE as u64)?, is_not(1, F_SETDELEG)?];
+    // back: so would the guest, which reads files for the host. The third tells what others open in a directory.
+    let leases = vec![
+        is_not(1, libc::F_SETLEASE as u64)?,
+        is_not(1, F_SETDELEG)?,
+        is_not(1, libc::F_NOTIFY as u64)?,
+    ];
 
-    Ok(vec![
+    let mut rules = vec![
         (libc::SYS_clone, vec![SeccompRule::new(vec![no_namespace])?]),
         (libc::SYS_personality, personalities),
         (libc::SYS_socket, sockets),
@@ -143,7 +167,15 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
         ),
         (libc::SYS_ioctl, vec![SeccompRule::new(terminals)?]),
         (libc::SYS_fcntl, vec![SeccompRule::new(leases)?]),
-    ])
+    ];
+    for number in ON_ONE_PROCESS {
+        rules.push((number, vec![SeccompRule::new(vec![is_not(0, GUEST)?])?]));
+    }
+    for (number, user) in ON_SEVERAL_PROCESSES {
+        let spares_the_guest = vec![is_not(0, user)?, is_not(1, GUEST)?];
+        rules.push((number, vec![SeccompRule::new(spares_the_guest)?]));
+    }
+    Ok(rules)
 }
 
 macro_rules! calls {
@@ -164,7 +196,7 @@ const COMMON: &[c_long] = calls![
     SYS_getpgid SYS_getpid SYS_getppid SYS_getpriority SYS_getrandom SYS_getresgid SYS_getresuid
     SYS_getrusage SYS_getsid SYS_getsockname SYS_getsockopt SYS_gettid SYS_gettimeofday SYS_getuid
     SYS_getxattr SYS_inotify_add_watch SYS_inotify_init1 SYS_inotify_rm_watch
-    SYS_ioprio_get SYS_ioprio_set
+    SYS_ioprio_get
     SYS_kcmp SYS_kill SYS_landlock_add_rule SYS_landlock_create_ruleset
     SYS_landlock_restrict_self SYS_lgetxattr SYS_linkat SYS_listen SYS_listxattr SYS_llistxattr
     SYS_lremovexattr SYS_lseek SYS_lsetxattr SYS_madvise SYS_membarrier SYS_memfd_create
@@ -172,7 +204,7 @@ const COMMON: &[c_long] = calls![
     SYS_mremap SYS_mseal SYS_msgctl SYS_msgget SYS_msgrcv SYS_msgsnd SYS_msync SYS_munlock
     SYS_munlockall SYS_munmap SYS_nanosleep SYS_newfstatat SYS_openat SYS_openat2
     SYS_pidfd_getfd SYS_pidfd_open SYS_pidfd_send_signal SYS_pipe2 SYS_pkey_alloc SYS_pkey_free
-    SYS_pkey_mprotect SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_preadv2 SYS_prlimit64
+    SYS_pkey_mprotect SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_preadv2
     SYS_process_madvise SYS_process_mrelease SYS_process_vm_readv SYS_process_vm_writev
     SYS_pselect6 SYS_ptrace SYS_pwrite64 SYS_pwritev SYS_pwritev2 SYS_read SYS_readahead
     SYS_readlinkat SYS_readv SYS_recvfrom SYS_recvmmsg SYS_recvmsg SYS_remap_file_pages
@@ -180,11 +212,11 @@ const COMMON: &[c_long] = calls![
     SYS_rt_sigprocmask SYS_rt_sigqueueinfo SYS_rt_sigreturn SYS_rt_sigsuspend SYS_rt_sigtimedwait
     SYS_rt_tgsigqueueinfo SYS_sched_get_priority_max SYS_sched_get_priority_min
     SYS_sched_getaffinity SYS_sched_getattr SYS_sched_getparam SYS_sched_getscheduler
-    SYS_sched_rr_get_interval SYS_sched_setaffinity SYS_sched_setattr SYS_sched_setparam
-    SYS_sched_setscheduler SYS_sched_yield SYS_seccomp SYS_semctl SYS_semget SYS_semop
+    SYS_sched_rr_get_interval
+    SYS_sched_yield SYS_seccomp SYS_semctl SYS_semget SYS_semop
     SYS_semtimedop SYS_sendfile SYS_sendmmsg SYS_sendmsg SYS_sendto SYS_set_robust_list
     SYS_set_tid_address SYS_setfsgid SYS_setfsuid SYS_setgid SYS_setgroups SYS_setitimer
-    SYS_setpgid SYS_setpriority SYS_setregid SYS_setresgid SYS_setresuid SYS_setreuid SYS_setsid
+    SYS_setpgid SYS_setregid SYS_setresgid SYS_setresuid SYS_setreuid SYS_setsid
     SYS_setsockopt SYS_setuid SYS_setxattr SYS_shmat SYS_shmctl SYS_shmdt SYS_shmget SYS_shutdown
     SYS_sigaltstack SYS_signalfd4 SYS_splice SYS_statfs SYS_statx SYS_symlinkat
     SYS_sysinfo SYS_tee SYS_tgkill SYS_timer_create SYS_timer_delete
@@ -255,6 +287,8 @@ mod tests {
             libc::SYS_syncfs,
             libc::SYS_fsync,
             libc::SYS_fdatasync,
+            libc::SYS_prlimit64,
+            libc::SYS_setpriority,
         ];
         for number in denied {
             assert!(

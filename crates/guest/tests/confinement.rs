@@ -72,6 +72,109 @@ async fn a_shared_user_id_has_no_capability() {
     assert_eq!(sandbox.sh("ls -A /tmp").await.ok(), "");
 }
 
+/// Every call that takes a process, and every file of a process that can be written to, with the guest as the process.
+/// Prints those that must fail and do not, then whether a program's own limits and priority can be set.
+const CHANGES_TO_THE_GUEST: &str = r#"
+import ctypes, os, resource, signal, stat, struct, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    return libc.syscall(number, *[ctypes.c_long(a) if isinstance(a, int) else a for a in arguments])
+guest = os.pidfd_open(1)
+word, info, param = ctypes.create_string_buffer(8), ctypes.create_string_buffer(128), struct.pack('i', 0)
+attributes = struct.pack('IIQiIQQQ', 48, 5, 0, 19, 0, 0, 0, 0)
+idle = 3 << 13
+def one(base, length): return struct.pack('PN', ctypes.addressof(base), length)
+refused = {
+    **{f'prlimit {r}': (302, 1, r, struct.pack('QQ', 1, 1), 0) for r in range(16)},
+    'setpriority process': (141, 0, 1, 19), 'setpriority group': (141, 1, 1, 19), 'setpriority user': (141, 2, 0, 19),
+    'ioprio_set process': (251, 1, 1, idle), 'ioprio_set group': (251, 2, 1, idle), 'ioprio_set user': (251, 3, 0, idle),
+    'sched_setaffinity': (203, 1, 8, struct.pack('Q', 1)), 'sched_setscheduler': (144, 1, 5, param),
+    'sched_setparam': (142, 1, param), 'sched_setattr': (314, 1, attributes, 0),
+    'ptrace attach': (101, 16, 1, 0, 0), 'ptrace seize': (101, 0x4206, 1, 0, 0), 'kcmp': (312, 1, 1, 0, 0, 0),
+    'process_vm_readv': (310, 1, one(word, 8), 1, one(word, 8), 1, 0),
+    'process_vm_writev': (311, 1, one(word, 8), 1, one(word, 8), 1, 0),
+    'move_pages': (279, 1, 0, 0, 0, 0, 0), 'migrate_pages': (256, 1, 64, word, word), 'setpgid': (109, 1, 0),
+    'pidfd_getfd': (438, guest, 0, 0), 'process_madvise': (440, guest, one(word, 8), 1, 4, 0),
+    'process_mrelease': (448, guest, 0), 'setns': (308, guest, 0x20000000),
+    'capset': (126, struct.pack('Ii', 0x20080522, 1), bytes(24)), 'core scheduling': (157, 62, 1, 1, 0, 0),
+    'get_robust_list': (274, 1, word, word),
+}
+for name, arguments in refused.items():
+    if call(*arguments) >= 0: print(name)
+for number in range(1, 65):
+    info[:12] = struct.pack('iii', number, 0, -1)
+    for arguments in [(62, 1, number), (200, 1, number), (234, 1, 1, number), (129, 1, number, info),
+                      (297, 1, 1, number, info), (424, guest, number, 0, 0)]:
+        call(*arguments)
+for top in ['/proc/1', '/proc/1/task/1']:
+    for directory, inner, files in os.walk(top):
+        inner[:] = [name for name in inner if name not in ('task', 'net', 'fd', 'fdinfo', 'map_files', 'ns')]
+        for path in [os.path.join(directory, name) for name in files]:
+            try: mode = os.stat(path).st_mode
+            except OSError: continue
+            try: os.chmod(path, 0o666); print('chmod', path)
+            except OSError: pass
+            if not stat.S_ISREG(mode): continue
+            try: file = os.open(path, os.O_WRONLY)
+            except OSError: continue
+            print(path)
+            for text in (b'500', b'1', b'0'):
+                try: os.write(file, text)
+                except OSError: pass
+child = subprocess.Popen(['sleep', '60'])
+for pid in (0, os.getpid(), child.pid):
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+    os.setpriority(os.PRIO_PROCESS, pid, 1)
+    os.sched_setaffinity(pid, os.sched_getaffinity(pid))
+child.kill()
+print('own limits can be set')
+"#;
+
+/// What of a process others could change for good.
+fn settings_of(process: i32) -> Vec<String> {
+    const COUNTED: [&str; 6] = ["SigQ", "Vm", "Rss", "HugetlbPages", "FDSize", "State"];
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
+    let whole = [
+        "limits",
+        "comm",
+        "oom_score_adj",
+        "timerslack_ns",
+        "coredump_filter",
+        "autogroup",
+        "loginuid",
+    ];
+    let mut settings: Vec<String> = whole.map(read).into();
+    let status = read("status");
+    let is_kept = |line: &&str| {
+        !COUNTED.iter().any(|name| line.starts_with(name)) && !line.contains("ctxt_switches")
+    };
+    settings.extend(status.lines().filter(is_kept).map(str::to_owned));
+    let sched = read("sched");
+    let is_set = |line: &&str| line.starts_with("policy") || line.starts_with("prio");
+    settings.extend(sched.lines().filter(is_set).map(str::to_owned));
+    let ionice = std::process::Command::new("ionice")
+        .args(["-p", &process.to_string()])
+        .output()
+        .unwrap();
+    settings.push(String::from_utf8(ionice.stdout).unwrap());
+    settings
+}
+
+#[tokio::test]
+async fn nothing_of_the_guest_can_be_changed_with_its_user_id() {
+    let sandbox = Sandbox::start_with(&["--shared-uid"]).await;
+    let before = settings_of(sandbox.guest());
+    assert!(before.len() > 20, "{before:?}");
+    assert_eq!(
+        sandbox.python(CHANGES_TO_THE_GUEST).await.ok(),
+        "own limits can be set"
+    );
+    assert_eq!(settings_of(sandbox.guest()), before);
+    sandbox.control.reset().await.unwrap();
+    assert_eq!(sandbox.sh("echo well").await.ok(), "well");
+}
+
 #[tokio::test]
 async fn the_guest_is_closed_to_user_code() {
     let sandbox = Sandbox::start().await;

@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use isol8_api::Runtime;
-use isol8_backend::SandboxId;
+use isol8_backend::{SandboxId, lock_file};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::syncfs;
 
@@ -39,7 +39,7 @@ impl Installer {
             .create(directory)?;
         let roots = Roots::at(directory);
         check_passable(roots.directory())?;
-        let file = File::create(directory.join(LOCK))?;
+        let file = lock_file::open(&directory.join(LOCK))?;
         let lock = lock(file, FlockArg::LockExclusive)?;
         fs::create_dir_all(roots.all())?;
         fs::set_permissions(roots.all(), Permissions::from_mode(0o755))?;
@@ -50,7 +50,7 @@ impl Installer {
     /// who will.
     #[must_use]
     pub fn if_idle(roots: &Roots) -> Option<Self> {
-        let file = File::open(roots.directory().join(LOCK)).ok()?;
+        let file = lock_file::open_existing(&roots.directory().join(LOCK)).ok()?;
         let lock = lock(file, FlockArg::LockExclusiveNonblock).ok()?;
         let roots = roots.clone();
         Some(Self { roots, _lock: lock })

@@ -7,11 +7,15 @@ use std::io;
 use std::path::{Component, Path};
 
 use isol8_api::Runtime;
-use nix::fcntl::FlockArg;
-use procfs::process;
+use isol8_backend::lock_file;
+use nix::fcntl::{Flock, FlockArg};
+use procfs::process::{self, MountInfo};
 
 use super::install::Installer;
-use super::lock;
+use super::{LOCK, lock};
+
+/// The option of an overlay that names its directories.
+const LAYERS: &str = "lowerdir";
 
 impl Installer {
     /// Removes what no link leads to and no sandbox stands on. Returns how many roots that were.
@@ -36,7 +40,7 @@ impl Installer {
             }
             // Others may not read who has it mounted; so nobody starts to use it from here on.
             let path = entry.path();
-            let Ok(removing) = lock(File::open(&path)?, FlockArg::LockExclusiveNonblock) else {
+            let Ok(removing) = keep_away(&path) else {
                 continue;
             };
             if is_mounted(&entry.file_name()) {
@@ -50,14 +54,30 @@ impl Installer {
     }
 }
 
-/// Whether a directory of this name, which no other has, is mounted for any process.
+/// Keeps sandboxes off a root that is to be removed. No sandbox was ever made on one that is not whole.
+fn keep_away(root: &Path) -> io::Result<Option<Flock<File>>> {
+    match lock_file::open(&root.join(LOCK)) {
+        Ok(file) => lock(file, FlockArg::LockExclusiveNonblock).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a directory of this name, which no other has, is mounted for any process, or is a layer of what is.
 fn is_mounted(name: &OsStr) -> bool {
     let processes = process::all_processes().into_iter().flatten().flatten();
     // What cannot be read has ended, or belongs to somebody whose sandboxes have other roots.
     processes
         .filter_map(|process| process.mountinfo().ok())
         .flatten()
-        .any(|mounted| leads_through(Path::new(&mounted.root), name))
+        .any(|mounted| shows(&mounted, name))
+}
+
+fn shows(mounted: &MountInfo, name: &OsStr) -> bool {
+    let layers = mounted.super_options.get(LAYERS).cloned().flatten();
+    let mut layers = layers.iter().flat_map(|layers| layers.split(':'));
+    leads_through(Path::new(&mounted.root), name)
+        || layers.any(|layer| leads_through(Path::new(layer), name))
 }
 
 fn leads_through(path: &Path, name: &OsStr) -> bool {
@@ -86,13 +106,14 @@ mod tests {
             "old-5a1d",
             "unfinished-5a1d.new",
         ] {
-            fs::create_dir_all(roots.all().join(name).join("usr")).unwrap();
+            fs::create_dir_all(roots.all().join(name).join(".isol8")).unwrap();
         }
+        fs::create_dir_all(roots.all().join("torn-5a1d.new/usr")).unwrap();
         symlink("roots/linked-5a1d", roots.link(Runtime::Node)).unwrap();
-        let held = File::open(roots.all().join("held-5a1d")).unwrap();
+        let held = lock_file::open(&roots.all().join("held-5a1d").join(LOCK)).unwrap();
         let held = lock(held, FlockArg::LockShared).unwrap();
 
-        assert_eq!(installer.remove_unused().unwrap(), 2);
+        assert_eq!(installer.remove_unused().unwrap(), 3);
         let mut left: Vec<_> = fs::read_dir(roots.all())
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
@@ -104,10 +125,19 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_is_known_by_a_part_of_its_path() {
-        let leads = |path: &str| leads_through(Path::new(path), OsStr::new("0011"));
-        assert!(leads("/srv/roots/0011"));
-        assert!(leads("/srv/roots/0011/usr"));
-        assert!(!leads("/srv/roots/00112"));
+    fn a_mount_is_known_by_a_part_of_its_path_or_of_a_layer_s() {
+        let line = |root: &str, options: &str| {
+            let line = format!("40 1 0:31 {root} /view ro - overlay overlay {options}");
+            MountInfo::from_line(&line).unwrap()
+        };
+        let is_shown = |mounted| shows(&mounted, OsStr::new("0011"));
+        assert!(is_shown(line("/srv/roots/0011", "rw")));
+        assert!(is_shown(line("/srv/roots/0011/usr", "rw")));
+        assert!(!is_shown(line("/srv/roots/00112", "rw")));
+        assert!(is_shown(line("/", "ro,lowerdir=agent:/srv/roots/0011")));
+        assert!(!is_shown(line(
+            "/",
+            "ro,lowerdir=agent:/srv/roots/00112,xino=off"
+        )));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +17,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::message::{Action, Outcome, Request, Response};
+use super::message::{Action, Outcome, Request, Response, Started};
 use super::process::SPAWNER_SOCKET;
-use crate::identity::Identity;
 use crate::roots::Roots;
 
 /// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
@@ -64,7 +64,7 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Outcome, String>>>>
 #[derive(Clone, Debug)]
 struct Connection {
     requests: mpsc::UnboundedSender<(Action, oneshot::Sender<Result<Outcome, String>>)>,
-    identity: Identity,
+    started: Started,
 }
 
 impl Spawner {
@@ -85,12 +85,12 @@ impl Spawner {
         Ok(spawner)
     }
 
-    /// What the spawner may do.
+    /// What the spawner found out at its start.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] where it cannot be started.
-    pub async fn identity(&self) -> Result<Identity, BackendError> {
-        Ok(self.connection().await?.identity)
+    pub async fn started(&self) -> Result<Started, BackendError> {
+        Ok(self.connection().await?.started)
     }
 
     /// Asks for something and waits until it is done. Once this was polled, the request is carried
@@ -232,7 +232,11 @@ impl Spawner {
             return Ok(Stdio::inherit());
         };
         let path = self.instance.directory().join(name);
-        let log = File::options().create(true).append(true).open(path);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path);
         let log = log.map_err(BackendError::io("the spawner's log cannot be written"))?;
         Ok(Stdio::from(log))
     }
@@ -259,9 +263,9 @@ impl Unstarted {
         };
         self.0.send((start, answer)).map_err(|_| died())?;
         match await_answer(answered).await? {
-            Ok(Outcome::Started { identity }) => Ok(Connection {
+            Ok(Outcome::Started(started)) => Ok(Connection {
                 requests: self.0,
-                identity,
+                started,
             }),
             Ok(Outcome::Done) => Err(died()),
             Err(reason) => Err(BackendError::Unavailable(reason)),

@@ -122,12 +122,21 @@ pub struct Response {
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// Of `Start`.
-    Started {
-        /// What the spawner may do.
-        identity: Identity,
-    },
+    Started(Started),
     /// Of everything else.
     Done,
+}
+
+/// What a spawner found out at its start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Started {
+    /// What the spawner may do.
+    pub identity: Identity,
+    /// Directories whose files sandboxes share with the host and each other as they are. A spawner of an earlier
+    /// version does not tell.
+    #[serde(default)]
+    pub shared: Vec<PathBuf>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod cgroups;
 mod containers;
 mod mounts;
+mod views;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -20,7 +21,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, setsid};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::message::{Action, Outcome, Request, Response};
+use super::message::{Action, Outcome, Request, Response, Started};
 pub(crate) use containers::CONTROL_SOCKET;
 use containers::Containers;
 
@@ -220,9 +221,9 @@ impl Spawner {
             ) => {
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
                 Containers::prepare(&instance, &host, roots.as_deref()).map(|containers| {
-                    let identity = containers.identity();
+                    let started = started(&containers);
                     self.containers = Some(containers);
-                    Outcome::Started { identity }
+                    started
                 })
             }
             // By the next server.
@@ -235,8 +236,7 @@ impl Spawner {
                 Some(containers),
             ) if instance == containers.instance() => {
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
-                let identity = containers.identity();
-                Ok(Outcome::Started { identity })
+                containers.renew_guest().map(|()| started(containers))
             }
             (Action::Start { .. }, Some(_)) => Err("spawner has another instance".to_owned()),
             (_, None) => Err("spawner was not started".to_owned()),
@@ -277,6 +277,13 @@ impl Spawner {
             log::debug!(error:%; "spawner could not answer");
         }
     }
+}
+
+fn started(containers: &Containers) -> Outcome {
+    Outcome::Started(Started {
+        identity: containers.identity(),
+        shared: containers.shared(),
+    })
 }
 
 /// Where the next server connects to. Only whoever owns the instance may.

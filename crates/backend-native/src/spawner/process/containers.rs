@@ -22,6 +22,7 @@ use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 use super::above_the_inherited;
 use super::cgroups::Cgroups;
 use super::mounts;
+use super::views::Views;
 use crate::identity::Identity;
 use crate::oci::{self, Surroundings};
 use crate::rootfs;
@@ -33,8 +34,8 @@ const LISTENER_DESCRIPTOR: i32 = 3;
 /// Name of the control socket in a sandbox's directory.
 pub(crate) const CONTROL_SOCKET: &str = "control";
 
-/// Name, in the instance's directory, of the root with the host's programs.
-const ROOT: &str = "root";
+/// Name, in the instance's directory, of what roots are made of.
+const VIEWS: &str = "root";
 
 /// And of what libcontainer writes down of each container.
 const STATES: &str = "containers";
@@ -44,6 +45,7 @@ pub(super) struct Containers {
     instance: PathBuf,
     name: String,
     identity: Identity,
+    views: Views,
     /// None where the spawner may not use them.
     cgroups: Option<Cgroups>,
     running: HashMap<String, Running>,
@@ -77,18 +79,20 @@ impl Containers {
         let hold = Instance::hold(instance)
             .map_err(|error| format!("instance {name} cannot be held: {error}"))?;
         let identity = Identity::assume()?;
-        let shares = rootfs::shares(host);
         if identity == Identity::Root {
+            let shares = rootfs::shares(host);
             let shared = shares.iter().map(|share| share.source.as_path());
             mounts::go_apart(shared.chain([instance]).chain(roots))
                 .map_err(|error| format!("mounts cannot be set apart: {error}"))?;
         }
-        let root = instance.join(ROOT);
-        mounts::in_memory(&root)
-            .and_then(|()| rootfs::build(host, &root))
-            .and_then(|()| mounts::share(&shares, &root))
-            .and_then(|()| mounts::in_memory(&instance.join(STATES)))
-            .map_err(|error| format!("sandbox root could not be made: {error}"))?;
+        let prepare = || -> io::Result<Views> {
+            let views = Views::prepare(&instance.join(VIEWS), host, roots, identity)?;
+            views.set_guest(&Instance::guest_in(instance))?;
+            mounts::in_memory(&instance.join(STATES))?;
+            Ok(views)
+        };
+        let views =
+            prepare().map_err(|error| format!("sandbox root could not be made: {error}"))?;
         let cgroups = (identity == Identity::Root)
             .then(|| Cgroups::take(&name))
             .transpose()
@@ -99,6 +103,7 @@ impl Containers {
             instance: instance.to_owned(),
             name,
             identity,
+            views,
             cgroups,
             running: HashMap::new(),
             inherited,
@@ -108,6 +113,18 @@ impl Containers {
 
     pub(super) fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// The directories whose files sandboxes have as they are, and so share with the host and each other.
+    pub(super) fn shared(&self) -> Vec<PathBuf> {
+        self.views.shared()
+    }
+
+    /// Gives sandboxes that are made from now on the guest that is in the instance's directory.
+    pub(super) fn renew_guest(&self) -> Result<(), String> {
+        self.views
+            .set_guest(&Instance::guest_in(&self.instance))
+            .map_err(|error| format!("the guest cannot be replaced: {error}"))
     }
 
     /// The containers that were started and not yet reaped.
@@ -135,7 +152,12 @@ impl Containers {
             created.map_err(|error| format!("cgroup cannot be made: {error}"))?;
         }
         let state = self.instance.join(STATES);
-        let work = || start(&sandbox.id, &state, &directory);
+        let work = || {
+            self.views
+                .enter(sandbox)
+                .map_err(|error| format!("root cannot be mounted: {error}"))?;
+            start(&sandbox.id, &state, &directory)
+        };
         let pid = self
             .inherited
             .while_it_is(&listener, || self.apart(&sandbox.id, work))?;
@@ -176,12 +198,12 @@ impl Containers {
     /// The sandbox's directory: its specification, and the socket that its guest will listen on.
     fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
-        let own = self.instance.join(ROOT);
+        self.views.add(sandbox)?;
         let surroundings = Surroundings {
             instance: &self.name,
-            root: sandbox.root.as_deref().unwrap_or(&own),
+            root: &self.views.root(),
             is_unpacked: sandbox.root.is_some(),
-            guest: &Instance::guest_in(&self.instance),
+            is_shared: self.views.is_shared(sandbox),
             identity: self.identity,
         };
         let specification = oci::specification(sandbox, &surroundings);
@@ -275,7 +297,7 @@ impl Containers {
 
     /// Removes the directory too, where the server cannot any more.
     pub(super) fn remove_instance_directory(&self) {
-        for name in [ROOT, STATES] {
+        for name in [VIEWS, STATES] {
             // Nothing that is mounted can be removed where it is seen.
             if let Err(error) = mounts::detach(&self.instance.join(name)) {
                 log::warn!(error:%; "mount of the instance is left");
@@ -287,6 +309,9 @@ impl Containers {
     fn clean_up(&self, id: &str) {
         if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
+        }
+        if let Err(error) = self.views.remove(id) {
+            log::warn!(sandbox = id, error:%; "names of the sandbox are left");
         }
         self.remove_directories(id);
     }

@@ -15,8 +15,6 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use procfs::process::Process;
 
-use crate::rootfs::Share;
-
 /// What sandboxes are made of beside the shared directories: file systems of the kernel, and files of
 /// `/etc`.
 const NEEDED: [&str; 4] = ["/dev", "/etc", "/proc", "/sys"];
@@ -60,17 +58,12 @@ pub(super) fn detach(directory: &Path) -> io::Result<()> {
     Ok(umount2(directory, MntFlags::MNT_DETACH)?)
 }
 
-/// Mounts directories of the host within a root, read-only. Each container has them with its copy of the
-/// root: mounting them there would take longer than all the rest that is mounted.
-pub(super) fn share(shares: &[Share], root: &Path) -> io::Result<()> {
+/// Mounts a directory or file, with all that is mounted within, as it is, but read-only.
+pub(super) fn bind(source: &Path, target: &Path) -> io::Result<()> {
     let none = None::<&Path>;
-    for share in shares {
-        let inside = root.join(share.destination);
-        let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-        mount(Some(share.source.as_path()), &inside, none, bind, none)?;
-        restrict(&inside)?;
-    }
-    Ok(())
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), target, none, flags, none)?;
+    restrict(target)
 }
 
 /// Makes a mount, and what is mounted within, read-only, without devices and set-user-ID programs.
