@@ -90,6 +90,11 @@ impl Engine {
         Ok(Self { docker, socket })
     }
 
+    /// The path of the socket that it listens on.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Waits for one answer, no longer than `deadline`.
     pub(crate) async fn call<T>(
         &self,
