@@ -258,13 +258,26 @@ async fn an_image_with_every_instruction_is_confined_as_the_runtimes_own() {
     ] {
         assert!(own.contains(expected), "{expected} in {own}");
     }
-
-    // A variable of the image's may lead where user code writes: no interpreter that starts so has a right of
-    // root's.
-    let code = "import os; print(os.environ['FROM_IMAGE'], sorted({os.stat(f'/proc/{p}').st_uid - os.getuid() for p in os.listdir('/proc') if p.isdigit() and p != '1'}))";
-    let result = run_in(&server.client(), &image.0, code).await.unwrap();
-    assert_eq!(result.stdout, "yes [0]", "{}", result.stderr);
     server.stop();
+}
+
+/// The interpreter that others are forked from keeps rights of root's while it boots.
+#[tokio::test]
+async fn no_interpreter_with_rights_loads_what_an_image_says_to_load_from_user_code_s_places() {
+    let env = "FROM isol8:python\nENV PYTHONPATH=/sandbox/lib\n";
+    let image = Image::build("instructions-env", env);
+    let config = format!("[runtimes.python]\nimage = \"{}\"\n", image.0);
+    let users = "import os\nprint(sorted({os.stat(f'/proc/{p}').st_uid - os.getuid() for p in os.listdir('/proc') if p.isdigit() and p != '1'}))";
+    // The first script of a sandbox comes before there is anything to fork it from.
+    for (config, expected) in [("", "[0, 1]"), (config.as_str(), "[0]")] {
+        let server = Server::configured(Kind::Docker, config);
+        server.python("1").await;
+        for _ in 0..2 {
+            let result = server.python(users).await;
+            assert_eq!(result.stdout, expected, "{config} {}", result.stderr);
+        }
+        server.stop();
+    }
 }
 
 #[tokio::test]
