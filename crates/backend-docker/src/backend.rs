@@ -221,6 +221,9 @@ impl Backend for DockerBackend {
         let dead = DeadInstance::all(&self.owner.state, self.adoptable_for);
         found.retain(|found| self.is_orphan(found, &dead));
         let removed = self.remove_all(found).await?;
+        let volumes = vec![self.state_filter()];
+        let swept = self.owner.engine.remove_unused_volumes(volumes).await;
+        swept.map_err(|error| error.into_backend(BackendError::Destroy))?;
         // Only now: what could not be removed is found again by its directory.
         dead.into_iter().for_each(DeadInstance::remove);
         Ok(removed)

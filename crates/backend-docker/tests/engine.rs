@@ -410,6 +410,20 @@ async fn a_sweep_removes_own_containers_that_a_removal_missed() {
 }
 
 #[tokio::test]
+async fn a_sweep_removes_what_a_removal_by_hand_left() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    let removed = fixture.backend.create(&spec()).await.unwrap();
+    docker(&["rm", "--force", &format!("isol8-{}", removed.id())]);
+    assert_eq!(fixture.volumes().len(), 2);
+    fixture.backend.sweep().await.unwrap();
+    assert_eq!(fixture.volumes().len(), 1, "that of the sandbox that lives");
+    removed.destroy().await.unwrap();
+    sandbox.destroy().await.unwrap();
+    fixture.wait_until_empty().await;
+}
+
+#[tokio::test]
 async fn every_image_runs_its_interpreter_on_a_read_only_root() {
     let fixture = Fixture::new().await;
     let script = "console.log(6 * 7)";
