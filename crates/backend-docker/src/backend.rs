@@ -20,7 +20,7 @@ use tokio::sync::RwLock;
 use crate::DockerConfig;
 use crate::container::{self, INSTANCE_LABEL, STATE_LABEL, label};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
-use crate::names;
+use crate::image;
 use crate::sandbox::{self, Owner};
 use crate::setup::{self, VERSION_LABEL};
 
@@ -60,10 +60,6 @@ impl DockerBackend {
         let state = fs::canonicalize(parent).map_err(BackendError::io(format!(
             "state directory {} cannot be read",
             parent.display()
-        )))?;
-        names::write(directory).map_err(BackendError::io(format!(
-            "state directory {} cannot be written to",
-            directory.display()
         )))?;
         Ok(Self {
             owner: Arc::new(Owner::new(engine, instance, state, config.kernels)),
@@ -172,6 +168,9 @@ impl Backend for DockerBackend {
         let inspected = engine.docker.inspect_image(image);
         match engine.call(CALL_DEADLINE, inspected).await {
             Ok(inspected) => {
+                if let Err(reason) = image::check_volumes(&inspected) {
+                    return RuntimeStatus::Unavailable(format!("image {image}: {reason}"));
+                }
                 let labels = inspected.config.and_then(|config| config.labels);
                 RuntimeStatus::Available(available(image, &labels.unwrap_or_default()))
             }
@@ -182,8 +181,7 @@ impl Backend for DockerBackend {
     }
 
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError> {
-        let image = spec.image.as_ref();
-        let Some(image) = image.or_else(|| self.images.get(&spec.runtime)).cloned() else {
+        let Some(image) = self.images.get(&spec.runtime).cloned() else {
             return Err(BackendError::RuntimeUnavailable {
                 runtime: spec.runtime,
                 backend: NAME,
@@ -223,6 +221,9 @@ impl Backend for DockerBackend {
         let dead = DeadInstance::all(&self.owner.state, self.adoptable_for);
         found.retain(|found| self.is_orphan(found, &dead));
         let removed = self.remove_all(found).await?;
+        let volumes = vec![self.state_filter()];
+        let swept = self.owner.engine.remove_unused_volumes(volumes).await;
+        swept.map_err(|error| error.into_backend(BackendError::Destroy))?;
         // Only now: what could not be removed is found again by its directory.
         dead.into_iter().for_each(DeadInstance::remove);
         Ok(removed)

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bollard::models::{
-    ContainerCreateBody, ContainerUpdateBody, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, Mount, MountType, ResourcesUlimits,
+    ContainerCreateBody, ContainerUpdateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum,
+    HostConfigLogConfig, Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
+    ResourcesUlimits,
 };
 use isol8_api::ByteSize;
 use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
-use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
-use crate::names;
+use crate::directory::{Directory, NAMES, USERS};
 
 /// The base state directory of the installation that a container belongs to.
 pub(crate) const STATE_LABEL: &str = "isol8.state";
@@ -25,8 +25,27 @@ pub(crate) const NAME_PREFIX: &str = "isol8-";
 
 const GUEST: &str = "/.isol8/guest";
 const CONTROL: &str = "/.isol8/control";
-/// Name of the guest's socket in the control directory.
+/// Name of the guest's socket in the sandbox's directory, which the container does not mount.
 pub(crate) const SOCKET: &str = "socket";
+/// Name of the socket over which the guest gets that one, in the control directory.
+pub(crate) const HANDOVER: &str = "handover";
+
+/// Where a container's pseudo-terminals are.
+const TERMINALS: &str = "/dev/pts";
+
+/// Their file system, as engines mount it, but for the bound: the kernel counts the terminals of all containers
+/// and of the host together. It is that of the native backend.
+const TERMINAL_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,gid=5,nosuid,noexec,max=64";
+
+/// The engine's filter for system calls: refuses what an engine's default profile refuses without privileges. The
+/// filter that counts is the guest's own, an allow-list that is in force before any code of a user is there. That
+/// makes the engine's usual profile superfluous, and compiling it takes a fifth of the time that a container needs
+/// to start.
+const SECCOMP: &str = include_str!("seccomp.json");
+
+/// Ends the guest. Engines send it before they kill, as when they end themselves; the guest, being PID 1, would
+/// ignore any other.
+const STOP_SIGNAL: &str = "SIGKILL";
 
 /// What the guest needs to start and end others' processes and to hand them their files. User
 /// code gets none of it.
@@ -42,13 +61,12 @@ const SHM_BYTES: i64 = 64 << 20;
 /// Where a container's parts are on the host, and whose it is.
 #[derive(Debug)]
 pub(crate) struct Placement<'a> {
+    /// The image's id.
     pub(crate) image: &'a str,
-    /// The guest agent's executable.
-    pub(crate) guest: &'a Path,
-    /// The directory that is shared with this container alone.
-    pub(crate) control: &'a Path,
-    /// The directory of what it finds in its `/etc`, see [`names`](crate::names).
-    pub(crate) names: &'a Path,
+    /// The sandbox's own directory.
+    pub(crate) directory: &'a Directory,
+    /// User and group id of user code.
+    pub(crate) user: u32,
     pub(crate) state: &'a Path,
     pub(crate) instance: &'a SandboxId,
 }
@@ -76,15 +94,27 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
         (INSTANCE_LABEL, placement.instance.to_string()),
         (RUNTIME_LABEL, spec.runtime.to_string()),
     ];
-    let socket = format!("{CONTROL}/{SOCKET}");
+    let guest = [
+        GUEST,
+        "--handover",
+        &format!("{CONTROL}/{HANDOVER}"),
+        "--uid",
+        &placement.user.to_string(),
+    ];
     ContainerCreateBody {
         image: Some(placement.image.to_owned()),
         hostname: Some("sandbox".to_owned()),
         // The guest's user. User code runs as another.
         user: Some("0:0".to_owned()),
         working_dir: Some("/".to_owned()),
-        entrypoint: Some(vec![GUEST.to_owned(), "--socket".to_owned(), socket]),
+        entrypoint: Some(guest.map(str::to_owned).into()),
         cmd: Some(Vec::new()),
+        // An image's would be run by the engine: as root, and without the guest's filter.
+        healthcheck: Some(HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..Default::default()
+        }),
+        stop_signal: Some(STOP_SIGNAL.to_owned()),
         labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
         // A network namespace of its own all the same, with a loopback device and nothing else. The
         // engine's network `none` comes to that too, but every start and every end would go through the
@@ -119,7 +149,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         pids_limit: Some(i64::from(spec.limits.pids)),
         oom_score_adj: Some(i64::from(OOM_SCORE)),
         mounts: Some(mounts(spec, placement)),
-        tmpfs: Some(tmpfs(spec)),
+        tmpfs: Some(tmpfs(spec, placement.user)),
         shm_size: Some(SHM_BYTES),
         readonly_rootfs: Some(true),
         // Without a network none of them is asked; `none` keeps other tools from showing a bridge.
@@ -129,8 +159,10 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(CAPABILITIES.map(str::to_owned).into()),
-        // The engine's default seccomp profile applies too, being the default.
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        security_opt: Some(vec![
+            "no-new-privileges".to_owned(),
+            format!("seccomp={SECCOMP}"),
+        ]),
         ulimits: Some(vec![core_limit()]),
         // Nothing of a sandbox may fill the host's disk.
         log_config: Some(HostConfigLogConfig {
@@ -146,33 +178,67 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
 
 /// The engine's structured form; its short one would read a colon in a path as a separator.
 fn mounts(spec: &SandboxSpec, placement: &Placement<'_>) -> Vec<Mount> {
-    let bind = |source: &Path, target: &str, read_only| Mount {
+    let bind = |source: &Path, target: &str| Mount {
         typ: Some(MountType::BIND),
         source: Some(source.display().to_string()),
         target: Some(target.to_owned()),
-        read_only: Some(read_only),
+        read_only: Some(true),
         ..Default::default()
     };
+    let directory = placement.directory;
+    let etc = |name: &str| bind(&directory.etc(name), &format!("/etc/{name}"));
     let mut mounts = vec![
-        bind(placement.guest, GUEST, true),
-        bind(placement.control, CONTROL, false),
+        bind(&directory.guest(), GUEST),
+        bind(&directory.control(), CONTROL),
+        terminals(placement),
     ];
+    mounts.extend(USERS.map(etc));
     if !spec.host_network {
-        mounts.extend(names::FILES.map(|(name, _)| {
-            let (source, target) = (placement.names.join(name), format!("/etc/{name}"));
-            bind(&source, &target, true)
-        }));
+        mounts.extend(NAMES.map(etc));
     }
     mounts
 }
 
+/// A file system of the container's own for pseudo-terminals. The engine takes options for it only where it is a
+/// volume; this one has no name, and goes with the container.
+fn terminals(placement: &Placement<'_>) -> Mount {
+    let options = [
+        ("type", "devpts"),
+        ("device", "devpts"),
+        ("o", TERMINAL_OPTIONS),
+    ];
+    let labels = [
+        (STATE_LABEL, placement.state.display().to_string()),
+        (INSTANCE_LABEL, placement.instance.to_string()),
+    ];
+    let driver = MountVolumeOptionsDriverConfig {
+        name: Some("local".to_owned()),
+        options: Some(
+            options
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        ),
+    };
+    Mount {
+        typ: Some(MountType::VOLUME),
+        target: Some(TERMINALS.to_owned()),
+        volume_options: Some(MountVolumeOptions {
+            no_copy: Some(true),
+            labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
+            driver_config: Some(driver),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
 /// The places that user code may write to.
-fn tmpfs(spec: &SandboxSpec) -> HashMap<String, String> {
+fn tmpfs(spec: &SandboxSpec, user: u32) -> HashMap<String, String> {
     let options = |size: ByteSize, owner: &str| {
         let size = size.bytes();
         format!("rw,exec,nosuid,nodev,size={size},{owner}")
     };
-    let sandbox = format!("uid={SANDBOX_UID},gid={SANDBOX_GID},mode=0755");
+    let sandbox = format!("uid={user},gid={user},mode=0755");
     HashMap::from([
         ("/sandbox".to_owned(), options(spec.sandbox_size, &sandbox)),
         ("/tmp".to_owned(), options(spec.tmp_size, "mode=1777")),
@@ -244,9 +310,8 @@ mod tests {
     fn body_of(spec: &SandboxSpec) -> ContainerCreateBody {
         let placement = Placement {
             image: "isol8:python",
-            guest: Path::new("/state/i/guest"),
-            control: Path::new("/state/i/s:1"),
-            names: Path::new("/state/i/etc"),
+            directory: &Directory::of(Path::new("/state/i"), "s:1"),
+            user: 0x7000_0002,
             state: Path::new("/state"),
             instance: &SandboxId::random(),
         };
@@ -261,7 +326,9 @@ mod tests {
         assert_eq!(host.readonly_rootfs, Some(true));
         assert_eq!(host.cap_drop.unwrap(), ["ALL"]);
         assert_eq!(host.cap_add.unwrap(), CAPABILITIES);
-        assert_eq!(host.security_opt.unwrap(), ["no-new-privileges"]);
+        let options = host.security_opt.unwrap();
+        assert_eq!(options[0], "no-new-privileges");
+        assert!(options[1].starts_with("seccomp={") && options.len() == 2);
         assert_eq!(host.privileged, None);
         assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
         let settings = host.sysctls.unwrap();
@@ -281,7 +348,9 @@ mod tests {
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("host"));
         assert_eq!(host.sysctls, None);
-        assert_eq!(host.mounts.unwrap().len(), 2, "names are the host's");
+        let mounts = host.mounts.unwrap();
+        let is_of_names = |mount: &Mount| mount.target.as_deref() == Some("/etc/hosts");
+        assert!(!mounts.iter().any(is_of_names), "names are the host's");
         assert_eq!(host.cap_add.unwrap(), CAPABILITIES);
     }
 
@@ -301,9 +370,12 @@ mod tests {
     }
 
     #[test]
-    fn only_the_control_directory_is_shared_for_writing() {
+    fn nothing_of_the_host_is_shared_for_writing_nor_with_another_sandbox() {
         let mounts = body().host_config.unwrap().mounts.unwrap();
-        let shared: Vec<_> = mounts
+        let (shared, own): (Vec<_>, Vec<_>) = mounts
+            .iter()
+            .partition(|mount| mount.typ == Some(MountType::BIND));
+        let shared: Vec<_> = shared
             .iter()
             .map(|m| {
                 (
@@ -314,12 +386,51 @@ mod tests {
             })
             .collect();
         let expected = [
-            ("/state/i/guest", GUEST, true),
-            ("/state/i/s:1", CONTROL, false),
-            ("/state/i/etc/hosts", "/etc/hosts", true),
-            ("/state/i/etc/resolv.conf", "/etc/resolv.conf", true),
+            ("/state/i/s:1/guest", GUEST, true),
+            ("/state/i/s:1/control", CONTROL, true),
+            ("/state/i/s:1/etc/passwd", "/etc/passwd", true),
+            ("/state/i/s:1/etc/group", "/etc/group", true),
+            ("/state/i/s:1/etc/hosts", "/etc/hosts", true),
+            ("/state/i/s:1/etc/resolv.conf", "/etc/resolv.conf", true),
         ];
         assert_eq!(shared, expected);
+        let [terminals] = own[..] else {
+            panic!("{own:?}")
+        };
+        assert_eq!(terminals.source, None, "a volume with a name would stay");
+        let options = terminals.volume_options.clone().unwrap();
+        let options = options.driver_config.unwrap().options.unwrap();
+        assert_eq!(options["type"], "devpts");
+        assert!(options["o"].contains("newinstance") && options["o"].contains("max=64"));
+    }
+
+    /// What an engine takes from an image where a container does not say otherwise: `merge` in its `runconfig`.
+    /// Volumes are refused, see [`image`](crate::image). Variables are the image's to set; ports are published
+    /// nowhere.
+    #[test]
+    fn nothing_that_an_image_declares_to_be_run_or_to_decide_for_the_engine_is_taken() {
+        let body = body();
+        assert_eq!(body.user.as_deref(), Some("0:0"));
+        assert_eq!(body.working_dir.as_deref(), Some("/"));
+        assert_eq!(body.entrypoint.unwrap()[0], GUEST);
+        assert_eq!(body.cmd.unwrap(), [""; 0]);
+        assert_eq!(body.healthcheck.unwrap().test.unwrap(), ["NONE"]);
+        assert_eq!(body.stop_signal.as_deref(), Some("SIGKILL"));
+        assert_eq!(body.host_config.unwrap().publish_all_ports, None);
+        let labels = body.labels.unwrap();
+        for label in [STATE_LABEL, INSTANCE_LABEL, RUNTIME_LABEL] {
+            assert!(labels.contains_key(label), "{label}");
+        }
+    }
+
+    #[test]
+    fn the_guest_is_told_whose_user_code_is() {
+        let guest = body().entrypoint.unwrap();
+        let handover = "/.isol8/control/handover";
+        assert_eq!(
+            guest,
+            [GUEST, "--handover", handover, "--uid", "1879048194"]
+        );
     }
 
     #[test]
@@ -327,7 +438,7 @@ mod tests {
         let tmpfs = body().host_config.unwrap().tmpfs.unwrap();
         assert_eq!(
             tmpfs["/sandbox"],
-            "rw,exec,nosuid,nodev,size=536870912,uid=64800,gid=64800,mode=0755"
+            "rw,exec,nosuid,nodev,size=536870912,uid=1879048194,gid=1879048194,mode=0755"
         );
         assert_eq!(
             tmpfs["/tmp"],

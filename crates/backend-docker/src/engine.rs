@@ -1,5 +1,6 @@
 //! One connection to an engine: every call has a deadline, every error says what to do.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use backon::{ExponentialBuilder, Retryable as _};
 use bollard::errors::Error;
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, WaitContainerOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt as _;
@@ -90,6 +92,11 @@ impl Engine {
         Ok(Self { docker, socket })
     }
 
+    /// The path of the socket that it listens on.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Waits for one answer, no longer than `deadline`.
     pub(crate) async fn call<T>(
         &self,
@@ -107,13 +114,39 @@ impl Engine {
         &self,
         labels: Vec<String>,
     ) -> Result<Vec<ContainerSummary>, EngineError> {
-        let filters = std::collections::HashMap::from([("label", labels)]);
+        let filters = HashMap::from([("label", labels)]);
         let options = ListContainersOptionsBuilder::new()
             .all(true)
             .filters(&filters)
             .build();
         self.call(CALL_DEADLINE, self.docker.list_containers(Some(options)))
             .await
+    }
+
+    /// Removes the volumes that carry all of `labels` and whose container is gone: a container that is removed by
+    /// hand leaves its own. The engine's own way to do that leaves out volumes with options.
+    pub(crate) async fn remove_unused_volumes(
+        &self,
+        labels: Vec<String>,
+    ) -> Result<(), EngineError> {
+        let filters = HashMap::from([("label", labels), ("dangling", vec!["true".to_owned()])]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let listing = self.docker.list_volumes(Some(options));
+        let found = self.call(CALL_DEADLINE, listing).await?;
+        for volume in found.volumes.unwrap_or_default() {
+            let removal = self
+                .docker
+                .remove_volume(&volume.name, None::<RemoveVolumeOptions>);
+            match self.call(CALL_DEADLINE, removal).await {
+                // It is gone by now, or in use again.
+                Err(EngineError::Refused {
+                    status: NOT_FOUND | CONFLICT,
+                    ..
+                }) => {}
+                answer => answer?,
+            }
+        }
+        Ok(())
     }
 
     /// Ends and removes a container with its volumes, and waits until it is gone. One that does

@@ -1,18 +1,21 @@
 //! Sandboxes as containers of a Docker engine on this host.
 //!
-//! The only crate that speaks to an engine. It makes a container, finds the guest agent's socket in
-//! a directory that it shares with this container alone, and from then on needs the engine only to
-//! change limits and to remove the container. It never runs user code itself, never reads what a
-//! container prints, and never gives one a network interface.
+//! The only crate that speaks to an engine. It makes a container, hands the guest agent in it the socket that the
+//! agent listens on, and from then on needs the engine only to change limits and to remove the container. It never
+//! runs user code itself, never reads what a container prints, and never gives one a network interface.
 //!
 //! Read [`backend`] (what is asked of an engine, and when), then `container` (every setting of a
-//! container, with its reason), `sandbox` (one container's life), `engine` (deadlines and errors of
+//! container, with its reason), `sandbox` (one container's life), `image` (which images are taken), `directory`,
+//! `handover` and `ids` (what a sandbox has of its own on the host), `engine` (deadlines and errors of
 //! single calls), and [`setup`] (how the images are made).
 
 pub mod backend;
 mod container;
+mod directory;
 mod engine;
-mod names;
+mod handover;
+mod ids;
+mod image;
 mod sandbox;
 pub mod setup;
 

@@ -1,9 +1,8 @@
 //! One container's life: made, connected to, used, removed, whatever happens in between.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,16 +22,18 @@ use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 use crate::container::{self, Placement};
+use crate::directory::Directory;
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
-use crate::names;
+use crate::handover::Handover;
+use crate::ids::Ids;
+use crate::image;
 
 /// From the request to start the container to a guest that can be connected to. The guest itself
 /// needs a millisecond; the engine's queue needs the rest.
 const GUEST_DEADLINE: Duration = CALL_DEADLINE;
 
-/// Pause between two attempts to connect. They go on while the engine starts the container, which
-/// takes far longer than the guest needs to bind its socket; so what a pause can cost is half of
-/// it, and inotify would need attempts too, because the socket exists before it listens.
+/// Pause between two attempts to connect. The guest listens as soon as it has its socket, so one is hardly ever
+/// needed.
 const CONNECT_PAUSE: Duration = Duration::from_millis(1);
 
 /// What all containers of one backend share.
@@ -43,6 +44,7 @@ pub(crate) struct Owner {
     /// The base state directory, without links: the same in every process that uses it.
     pub(crate) state: PathBuf,
     kernels: Kernels,
+    ids: Ids,
     live: Mutex<HashSet<SandboxId>>,
 }
 
@@ -54,6 +56,7 @@ impl Owner {
         kernels: Kernels,
     ) -> Self {
         Self {
+            ids: Ids::of_engine(engine.socket()),
             engine,
             instance,
             state,
@@ -69,30 +72,37 @@ impl Owner {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes a container of this instance, and the directory that it shared with the host.
+    /// Removes a container of this instance, and the sandbox's directory on the host.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), EngineError> {
         self.engine
             .remove(&format!("{}{id}", container::NAME_PREFIX))
             .await?;
-        remove_control_directory(&self.control_directory(id));
+        // Small files only, so this is not worth a thread of its own.
+        self.directory(id).remove();
         Ok(())
     }
 
-    fn control_directory(&self, id: &str) -> PathBuf {
-        self.instance.directory().join(id)
+    fn directory(&self, id: &str) -> Directory {
+        Directory::of(self.instance.directory(), id)
     }
 }
 
-/// Makes a container, and waits until its guest answers.
+/// Makes a container, and waits until its guest answers. `own` is the image of the runtime.
 pub(crate) async fn make(
     owner: &Arc<Owner>,
     spec: &SandboxSpec,
-    image: &str,
+    own: &str,
 ) -> Result<Arc<dyn Sandbox>, BackendError> {
-    let container = Container::reserve(owner)?;
-    container.create(spec, image).await?;
+    let (container, user) = Container::reserve(owner)?;
+    // Both to their end: a directory that is still being made could not be removed.
+    let (handover, image) = tokio::join!(
+        container.prepare(user),
+        image::choose(&owner.engine, spec, own)
+    );
+    let (handover, image) = (handover?, image?);
+    container.create(spec, &image, user).await?;
     let started = container.start().map_err(engine_to_create);
-    let connected = container.connect();
+    let connected = container.connect(handover);
     let ((), stream) = tokio::try_join!(started, connected)?;
 
     let cgroup = guest_cgroup(&stream);
@@ -111,7 +121,7 @@ pub(crate) async fn make(
 /// A claimed container of an earlier process; one whose guest cannot be connected to goes with its claim.
 pub(crate) async fn find(owner: &Arc<Owner>, id: SandboxId) -> Result<Arc<dyn Sandbox>, String> {
     let container = Container::found(owner, id);
-    let stream = connect_once(&container.control_directory()).await;
+    let stream = connect_once(container.directory().path()).await;
     let stream = stream.map_err(|error| format!("guest cannot be reached: {error}"))?;
     let cgroup = guest_cgroup(&stream);
     let control = Control::open(stream).await;
@@ -156,19 +166,34 @@ struct Container {
 }
 
 impl Container {
-    /// A name, and a directory that only root can enter. From here on everything is undone when
-    /// the value is dropped.
-    fn reserve(owner: &Arc<Owner>) -> Result<Self, BackendError> {
-        let container = Self::owned(owner, SandboxId::random(), false);
-        let directory = container.control_directory();
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&directory)
-            .map_err(BackendError::io(format!(
-                "control directory {} cannot be made",
-                directory.display()
-            )))?;
-        Ok(container)
+    /// Chooses a name, with an id for user code that no other sandbox has. From here on everything is undone
+    /// when the value is dropped.
+    fn reserve(owner: &Arc<Owner>) -> Result<(Self, u32), BackendError> {
+        let mut live = owner.live();
+        let (id, user) = owner.ids.name(live.iter()).ok_or_else(|| {
+            let count = live.len();
+            BackendError::Create(format!(
+                "no user id is left beside those of {count} sandboxes"
+            ))
+        })?;
+        // Under the same lock: another sandbox that is being made must not get the same.
+        live.insert(id.clone());
+        drop(live);
+        Ok((Self::owned(owner, id, false), user))
+    }
+
+    /// Makes the sandbox's directory, and the socket that its guest will listen on.
+    async fn prepare(&self, user: u32) -> Result<Handover, BackendError> {
+        let directory = self.directory();
+        let error = BackendError::io(format!(
+            "sandbox directory {} cannot be made",
+            directory.path().display()
+        ));
+        let (made, guest) = (directory.clone(), self.owner.instance.guest());
+        let making = tokio::task::spawn_blocking(move || made.make(&guest, user));
+        let made = making.await.unwrap_or_else(|panic| Err(panic.into()));
+        made.and_then(|()| Handover::prepare(&directory))
+            .map_err(error)
     }
 
     /// One that is there already, and claimed.
@@ -195,11 +220,11 @@ impl Container {
         }
     }
 
-    fn control_directory(&self) -> PathBuf {
-        self.owner.control_directory(self.id.as_str())
+    fn directory(&self) -> Directory {
+        self.owner.directory(self.id.as_str())
     }
 
-    async fn create(&self, spec: &SandboxSpec, image: &str) -> Result<(), BackendError> {
+    async fn create(&self, spec: &SandboxSpec, image: &str, user: u32) -> Result<(), BackendError> {
         let Owner {
             engine,
             instance,
@@ -208,9 +233,8 @@ impl Container {
         } = &*self.owner;
         let placement = Placement {
             image,
-            guest: &instance.guest(),
-            control: &self.control_directory(),
-            names: &names::directory(instance.directory()),
+            directory: &self.directory(),
+            user,
             state,
             instance: instance.id(),
         };
@@ -219,25 +243,10 @@ impl Container {
             .build();
         let body = container::create_body(spec, &placement);
         let created = engine.docker.create_container(Some(options), body);
-        match engine.call(CALL_DEADLINE, created).await {
-            Ok(answer) => {
-                log::debug!(sandbox:% = self.id, container:% = answer.id; "container created");
-                Ok(())
-            }
-            Err(error) if error.is_not_found() && spec.image.is_some() => {
-                Err(BackendError::ImageUnavailable {
-                    image: image.to_owned(),
-                    backend: crate::backend::NAME,
-                    reason: "the engine has none of that name".to_owned(),
-                })
-            }
-            Err(error) if error.is_not_found() => Err(BackendError::RuntimeUnavailable {
-                runtime: spec.runtime,
-                backend: crate::backend::NAME,
-                reason: crate::backend::missing_image(image),
-            }),
-            Err(error) => Err(engine_to_create(error)),
-        }
+        let created = engine.call(CALL_DEADLINE, created).await;
+        let answer = created.map_err(engine_to_create)?;
+        log::debug!(sandbox:% = self.id, container:% = answer.id; "container created");
+        Ok(())
     }
 
     async fn start(&self) -> Result<(), EngineError> {
@@ -247,14 +256,18 @@ impl Container {
         engine.call(CALL_DEADLINE, started).await
     }
 
-    /// Connects to the guest as soon as it listens.
-    async fn connect(&self) -> Result<UnixStream, BackendError> {
-        let directory = self.control_directory();
-        let connecting = connect(&directory).map_err(|error| error.to_string());
+    /// Gives the guest its socket, and connects as soon as it listens.
+    async fn connect(&self, handover: Handover) -> Result<UnixStream, BackendError> {
+        let directory = self.directory();
+        let connecting = async {
+            handover.complete().await?;
+            connect(directory.path()).await
+        };
+        let connecting = connecting.map_err(|error: io::Error| error.to_string());
         let reason = match tokio::time::timeout(GUEST_DEADLINE, connecting).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(reason)) => reason,
-            Err(_) => format!("no socket within {} s", GUEST_DEADLINE.as_secs()),
+            Err(_) => format!("not there within {} s", GUEST_DEADLINE.as_secs()),
         };
         let state = self.state().await;
         let text = format!("guest cannot be connected to: {reason}; its container {state}");
@@ -327,9 +340,9 @@ impl Drop for Container {
     }
 }
 
-/// Tries until somebody listens.
-async fn connect(control_directory: &Path) -> io::Result<UnixStream> {
-    let directory = File::open(control_directory)?;
+/// Tries until the guest listens.
+async fn connect(directory: &Path) -> io::Result<UnixStream> {
+    let directory = File::open(directory)?;
     let path = instance::socket_in(&directory, container::SOCKET);
     loop {
         match UnixStream::connect(&path).await {
@@ -340,8 +353,8 @@ async fn connect(control_directory: &Path) -> io::Result<UnixStream> {
 }
 
 /// To a guest that has listened for long.
-async fn connect_once(control_directory: &Path) -> io::Result<UnixStream> {
-    let directory = File::open(control_directory)?;
+async fn connect_once(directory: &Path) -> io::Result<UnixStream> {
+    let directory = File::open(directory)?;
     UnixStream::connect(instance::socket_in(&directory, container::SOCKET)).await
 }
 
@@ -351,16 +364,6 @@ fn is_not_yet(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
     )
-}
-
-/// Holds a socket at most, so this is not worth a thread of its own.
-fn remove_control_directory(directory: &Path) {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            log::warn!(path:% = directory.display(), error:%; "control directory could not be removed");
-        }
-        _ => {}
-    }
 }
 
 fn engine_to_create(error: EngineError) -> BackendError {
@@ -446,6 +449,7 @@ impl Sandbox for DockerSandbox {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::fd::AsRawFd as _;
     use std::os::unix::net::UnixListener;
 

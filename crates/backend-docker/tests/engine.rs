@@ -92,7 +92,14 @@ impl Fixture {
         output.lines().map(str::to_owned).collect()
     }
 
-    fn control_directories(&self) -> usize {
+    /// Volumes of all containers of this state directory.
+    fn volumes(&self) -> Vec<String> {
+        let filter = format!("label=isol8.state={}", self.state.path().display());
+        let output = docker(&["volume", "ls", "--quiet", "--filter", &filter]);
+        output.lines().map(str::to_owned).collect()
+    }
+
+    fn directories(&self) -> usize {
         let entries = match fs::read_dir(self.instance.directory()) {
             // After a shutdown it is gone with all that it held.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return 0,
@@ -106,7 +113,8 @@ impl Fixture {
 
     async fn wait_until_empty(&self) {
         let start = Instant::now();
-        while !self.containers().is_empty() || self.control_directories() > 0 {
+        while !self.containers().is_empty() || self.directories() > 0 || !self.volumes().is_empty()
+        {
             assert!(start.elapsed() < PATIENCE, "{:?}", self.containers());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -191,17 +199,60 @@ async fn a_sandbox_runs_code_as_nobody_and_leaves_nothing() {
     let (output, code) = run(sandbox.control(), &["bash", "-c", script]).await;
     assert_eq!(code, 0);
     let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(lines[0], "64800");
+    let user: u32 = lines[0].parse().unwrap();
+    assert!(user >= 0x7000_0000, "{user} may be an account of the host");
     assert_eq!(lines[1], "1", "only the loopback interface");
     assert_eq!(lines[3..5], ["read-only", "closed"]);
     assert_eq!(lines[5], "CapEff:\t0000000000000000");
 
     sandbox.destroy().await.unwrap();
     assert!(fixture.containers().is_empty());
-    assert_eq!(fixture.control_directories(), 0);
+    assert_eq!(fixture.directories(), 0);
     sandbox.destroy().await.unwrap();
     let reason = tokio::time::timeout(PATIENCE, sandbox.control().closed()).await;
     reason.expect("the connection ends with the container");
+}
+
+#[tokio::test]
+async fn two_sandboxes_share_no_user_no_file_and_no_terminal() {
+    let fixture = Fixture::new().await;
+    let made = [spec(), spec()];
+    let made = made.iter().map(|spec| fixture.backend.create(spec));
+    let sandboxes = futures::future::try_join_all(made).await.unwrap();
+    let [one, two] = &sandboxes[..] else {
+        unreachable!("two were made")
+    };
+    let script =
+        "id -u; id -un; id -gn; stat -c %u:%g /sandbox; touch /sandbox/a; stat -c %U /sandbox/a";
+    let mut users = Vec::new();
+    for sandbox in [one, two] {
+        let (output, _) = run(sandbox.control(), &["bash", "-c", script]).await;
+        let user = output.lines().next().unwrap().to_owned();
+        let expected = format!("{user}\nsandbox\nsandbox\n{user}:{user}\nsandbox");
+        assert_eq!(output, expected);
+        users.push(user);
+    }
+    assert_ne!(users[0], users[1]);
+
+    let stat =
+        "stat -Lc %d:%i /.isol8/guest /etc/hosts /etc/resolv.conf /etc/passwd /etc/group /dev/pts";
+    let (of_one, _) = run(one.control(), &["bash", "-c", stat]).await;
+    let (of_two, _) = run(two.control(), &["bash", "-c", stat]).await;
+    let of_one: Vec<&str> = of_one.lines().collect();
+    assert_eq!(of_one.len(), 6, "{of_one:?}");
+    assert!(of_one.iter().zip(of_two.lines()).all(|(a, b)| *a != b));
+
+    let take_all = "import os\ntaken = 0\ntry:\n  while True: os.openpty(); taken += 1\n\
+        except OSError as error: print(taken, error.strerror)";
+    let (taken, _) = run(one.control(), &["python3", "-c", take_all]).await;
+    assert_eq!(taken, "64 No space left on device");
+    let take_one = "import os; near, far = os.openpty(); print(os.ttyname(far))";
+    let (taken, _) = run(two.control(), &["python3", "-c", take_one]).await;
+    assert_eq!(taken, "/dev/pts/0");
+    for sandbox in sandboxes {
+        sandbox.destroy().await.unwrap();
+    }
+    assert_eq!(fixture.volumes(), [""; 0]);
 }
 
 #[tokio::test]
@@ -315,7 +366,7 @@ async fn shutdown_removes_every_sandbox_and_refuses_new_ones() {
     assert_eq!(fixture.containers().len(), 3);
     fixture.backend.shutdown().await.unwrap();
     assert!(fixture.containers().is_empty());
-    assert_eq!(fixture.control_directories(), 0);
+    assert_eq!(fixture.directories(), 0);
     let error = fixture.backend.create(&spec()).await.unwrap_err();
     assert!(matches!(error, BackendError::Unavailable(_)), "{error}");
     drop(sandboxes);
@@ -356,6 +407,20 @@ async fn a_sweep_removes_own_containers_that_a_removal_missed() {
     leave_behind(&fixture, fixture.instance.id().as_str());
     assert_eq!(fixture.backend.sweep().await.unwrap(), 1);
     assert!(fixture.containers().is_empty());
+}
+
+#[tokio::test]
+async fn a_sweep_removes_what_a_removal_by_hand_left() {
+    let fixture = Fixture::new().await;
+    let sandbox = fixture.backend.create(&spec()).await.unwrap();
+    let removed = fixture.backend.create(&spec()).await.unwrap();
+    docker(&["rm", "--force", &format!("isol8-{}", removed.id())]);
+    assert_eq!(fixture.volumes().len(), 2);
+    fixture.backend.sweep().await.unwrap();
+    assert_eq!(fixture.volumes().len(), 1, "that of the sandbox that lives");
+    removed.destroy().await.unwrap();
+    sandbox.destroy().await.unwrap();
+    fixture.wait_until_empty().await;
 }
 
 #[tokio::test]

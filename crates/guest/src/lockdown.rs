@@ -4,7 +4,6 @@ use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use isol8_protocol::{SANDBOX_GID, SANDBOX_UID, ZYGOTE_UID};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::{Gid, Uid, fchown};
 
@@ -117,16 +116,28 @@ pub(crate) fn raise_loopback() -> io::Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Privileges {
     shared_uid: bool,
+    /// User and group id of user code.
+    user: u32,
 }
 
 impl Privileges {
-    /// With `shared_uid` user code has the guest's own user id, and no capability.
-    pub(crate) fn new(shared_uid: bool) -> Self {
-        Self { shared_uid }
+    /// User code has the id `user`; with `shared_uid` it has the guest's own instead, and no capability.
+    pub(crate) fn new(shared_uid: bool, user: u32) -> Self {
+        Self { shared_uid, user }
     }
 
     pub(crate) fn shared_uid(self) -> bool {
         self.shared_uid
+    }
+
+    /// User and group id of user code, where it does not share the guest's.
+    pub(crate) fn user(self) -> u32 {
+        self.user
+    }
+
+    /// User and group id of the zygote. Not user code's, so that user code can neither signal nor trace it.
+    pub(crate) fn zygote(self) -> u32 {
+        self.user + 1
     }
 
     /// Drops what the guest does not need, for good: capabilities, the gain of new ones, the
@@ -176,7 +187,7 @@ impl Privileges {
     pub(crate) fn confine(self, role: Role) -> io::Result<()> {
         match role {
             Role::UserCode | Role::Interactive => self.become_powerless(),
-            Role::Zygote => become_zygote(),
+            Role::Zygote => become_zygote(self.zygote()),
         }?;
         control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
         bound_resources()
@@ -188,8 +199,8 @@ impl Privileges {
             // SAFETY: plain system calls without pointers; this process has a single thread.
             unsafe {
                 check(libc::setgroups(0, std::ptr::null()))?;
-                check(libc::setresgid(SANDBOX_GID, SANDBOX_GID, SANDBOX_GID))?;
-                check(libc::setresuid(SANDBOX_UID, SANDBOX_UID, SANDBOX_UID))?;
+                check(libc::setresgid(self.user, self.user, self.user))?;
+                check(libc::setresuid(self.user, self.user, self.user))?;
             }
         }
         control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
@@ -207,7 +218,7 @@ impl Privileges {
         if self.shared_uid {
             return Ok(());
         }
-        let (user, group) = (Uid::from_raw(SANDBOX_UID), Gid::from_raw(SANDBOX_GID));
+        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
         fchown(file, Some(user), Some(group))?;
         Ok(())
     }
@@ -224,7 +235,7 @@ impl Privileges {
             return Ok(work());
         }
         // SAFETY: a plain system call; this process has a single thread.
-        check(unsafe { libc::seteuid(SANDBOX_UID) })?;
+        check(unsafe { libc::seteuid(self.user) })?;
         let done = work();
         // SAFETY: as above; the saved id is still 0.
         if unsafe { libc::seteuid(0) } != 0 {
@@ -247,7 +258,7 @@ pub(crate) enum Role {
 }
 
 /// Takes on the zygote's user id, and keeps two capabilities over the coming exec.
-fn become_zygote() -> io::Result<()> {
+fn become_zygote(id: u32) -> io::Result<()> {
     const KEPT: u64 = 1 << SETGID | 1 << SETUID;
     // Before a run's, if memory is short: what it forked goes on without it.
     set_oom_score(b"750")?;
@@ -255,8 +266,8 @@ fn become_zygote() -> io::Result<()> {
     // SAFETY: plain system calls without pointers; this process has a single thread.
     unsafe {
         check(libc::setgroups(0, std::ptr::null()))?;
-        check(libc::setresgid(ZYGOTE_UID, ZYGOTE_UID, ZYGOTE_UID))?;
-        check(libc::setresuid(ZYGOTE_UID, ZYGOTE_UID, ZYGOTE_UID))?;
+        check(libc::setresgid(id, id, id))?;
+        check(libc::setresuid(id, id, id))?;
     }
     set_all_capabilities(KEPT, KEPT, KEPT)?;
     for capability in [SETGID, SETUID] {
@@ -290,7 +301,7 @@ impl Acting {
         let held = permitted()?;
         let guard = Self { privileges, held };
         if !privileges.shared_uid {
-            set_file_ids(SANDBOX_UID, SANDBOX_GID);
+            set_file_ids(privileges.user);
         }
         // Leaving user 0 dropped the effective file capabilities; a shared id drops them here.
         let effective = if overriding {
@@ -306,7 +317,7 @@ impl Acting {
 impl Drop for Acting {
     fn drop(&mut self) {
         if !self.privileges.shared_uid {
-            set_file_ids(0, 0);
+            set_file_ids(0);
         }
         // A guest that cannot act as itself any more could not end a run: better no sandbox.
         if set_capabilities(self.held, self.held).is_err() {
@@ -315,14 +326,14 @@ impl Drop for Acting {
     }
 }
 
-fn set_file_ids(user: u32, group: u32) {
+fn set_file_ids(id: u32) {
     // SAFETY: plain system calls that concern the calling thread only. They report no error: with
     // SETUID and SETGID in the permitted set they cannot fail for ids that this namespace maps,
     // and the second call of each returns what the first one set.
     let set = unsafe {
-        libc::setfsgid(group);
-        libc::setfsuid(user);
-        libc::setfsgid(group) as u32 == group && libc::setfsuid(user) as u32 == user
+        libc::setfsgid(id);
+        libc::setfsuid(id);
+        libc::setfsgid(id) as u32 == id && libc::setfsuid(id) as u32 == id
     };
     if !set {
         std::process::abort();

@@ -44,25 +44,29 @@ mod seccomp;
 mod tunnel;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
+use nix::sys::socket::{
+    Backlog, ControlMessageOwned, MsgFlags, getsockopt, listen, recvmsg, sockopt::AcceptConn,
+};
 
 use guest::Guest;
+use isol8_protocol::SANDBOX_UID;
 use kernel::Drivers;
 use lockdown::Privileges;
 use process::{Environment, Launcher};
 use reset::Places;
 
-const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH) [--loopback] [--shared-uid]";
+const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH | --handover PATH) \
+    [--uid N | --shared-uid] [--loopback]";
 
 /// Where the host connects to.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,6 +75,8 @@ enum Listen {
     Inherited(RawFd),
     /// A path to bind.
     Path(PathBuf),
+    /// The path of a socket of the host's, over which the host sends the socket to listen on.
+    HandedOver(PathBuf),
 }
 
 impl Listen {
@@ -85,12 +91,15 @@ struct Arguments {
     listen: Listen,
     loopback: bool,
     shared_uid: bool,
+    /// User and group id of user code; the one above it is the zygote's.
+    uid: u32,
 }
 
 impl Arguments {
     fn parse(arguments: impl Iterator<Item = OsString>) -> Option<Self> {
         let mut arguments = arguments;
         let (mut listen, mut loopback, mut shared_uid) = (None, false, false);
+        let mut uid = None;
         while let Some(argument) = arguments.next() {
             match argument.to_str()? {
                 "--fd" if listen.is_none() => {
@@ -100,6 +109,10 @@ impl Arguments {
                 "--socket" if listen.is_none() => {
                     listen = Some(Listen::Path(arguments.next()?.into()));
                 }
+                "--handover" if listen.is_none() => {
+                    listen = Some(Listen::HandedOver(arguments.next()?.into()));
+                }
+                "--uid" if uid.is_none() => uid = Some(user_id(arguments.next()?.to_str()?)?),
                 "--loopback" => loopback = true,
                 "--shared-uid" => shared_uid = true,
                 _ => return None,
@@ -109,8 +122,15 @@ impl Arguments {
             listen: listen?,
             loopback,
             shared_uid,
+            uid: uid.unwrap_or(SANDBOX_UID),
         })
     }
+}
+
+/// A user id of user code's own: neither root's, nor so high that the zygote's, one above it, is none.
+fn user_id(text: &str) -> Option<u32> {
+    let uid = text.parse().ok()?;
+    (1..u32::MAX - 1).contains(&uid).then_some(uid)
 }
 
 fn main() -> ExitCode {
@@ -135,11 +155,12 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
     let listener = match &arguments.listen {
         Listen::Inherited(number) => inherit(*number),
         Listen::Path(path) => bind(path),
+        Listen::HandedOver(path) => receive(path),
     }?;
     if arguments.loopback {
         lockdown::raise_loopback().map_err(naming("loopback cannot be brought up"))?;
     }
-    let privileges = Privileges::new(arguments.shared_uid);
+    let privileges = Privileges::new(arguments.shared_uid, arguments.uid);
     privileges
         .harden()
         .map_err(naming("privileges cannot be dropped"))?;
@@ -196,6 +217,32 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
     set_nonblocking(listener.into())
 }
 
+/// Receives the socket to listen on. The host connects to it by a path that does not exist in the sandbox, so
+/// that nothing in the sandbox can be written to that the host shares.
+fn receive(path: &Path) -> io::Result<OwnedFd> {
+    let handover = UnixStream::connect(path).map_err(naming("host cannot be reached"))?;
+    let listener = receive_descriptor(&handover).map_err(naming("socket cannot be received"))?;
+    // Here and not by the host: who connects is told the process that called this.
+    listen(&listener, Backlog::MAXCONN)
+        .map_err(|error| naming("socket cannot listen")(error.into()))?;
+    set_nonblocking(listener)
+}
+
+fn receive_descriptor(handover: &UnixStream) -> io::Result<OwnedFd> {
+    let mut byte = [0];
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let mut room = nix::cmsg_space!([RawFd; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(handover.as_raw_fd(), &mut parts, Some(&mut room), flags)?;
+    let descriptors = message.cmsgs()?.find_map(|part| match part {
+        ControlMessageOwned::ScmRights(descriptors) => descriptors.first().copied(),
+        _ => None,
+    });
+    let number = descriptors.ok_or(io::ErrorKind::UnexpectedEof)?;
+    // SAFETY: the kernel has just made this descriptor for the message, and nothing else uses it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 fn set_nonblocking(listener: OwnedFd) -> io::Result<OwnedFd> {
     fcntl(&listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     debug_assert!(listener.as_raw_fd() > 2);
@@ -226,7 +273,17 @@ mod tests {
             Some(Arguments {
                 listen: Listen::Inherited(3),
                 loopback: true,
-                shared_uid: false
+                shared_uid: false,
+                uid: SANDBOX_UID,
+            })
+        );
+        assert_eq!(
+            parse(&["--handover", "/x", "--uid", "1879048300"]),
+            Some(Arguments {
+                listen: Listen::HandedOver("/x".into()),
+                loopback: false,
+                shared_uid: false,
+                uid: 1_879_048_300,
             })
         );
         assert_eq!(
@@ -244,6 +301,12 @@ mod tests {
             &["--fd", "x"],
             &["--what"],
             &["--fd", "3", "--socket", "/x"],
+            &["--fd", "3", "--handover", "/x"],
+            &["--handover"],
+            &["--fd", "3", "--uid"],
+            &["--fd", "3", "--uid", "0"],
+            &["--fd", "3", "--uid", "4294967294"],
+            &["--fd", "3", "--uid", "1", "--uid", "2"],
         ] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
         }

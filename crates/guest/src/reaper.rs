@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{ExitStatus, ZYGOTE_UID};
+use isol8_protocol::ExitStatus;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
@@ -96,7 +96,7 @@ pub(crate) fn kill_user_code(privileges: Privileges, reaped: &mut Vec<Reaped>) -
             return false;
         }
         reap(reaped);
-        if living().next().is_none() {
+        if living(privileges).next().is_none() {
             return true;
         }
         wait_for_child(Duration::from_millis(2));
@@ -105,10 +105,12 @@ pub(crate) fn kill_user_code(privileges: Privileges, reaped: &mut Vec<Reaped>) -
 }
 
 /// Ends every process but the guest, zygotes and those of `kept`, and returns whether all are gone.
-pub(crate) fn kill_others(kept: &[Pid], reaped: &mut Vec<Reaped>) -> bool {
+pub(crate) fn kill_others(privileges: Privileges, kept: &[Pid], reaped: &mut Vec<Reaped>) -> bool {
     for _ in 0..SWEEP_PASSES {
         reap(reaped);
-        let others: Vec<Pid> = living().filter(|pid| !kept.contains(pid)).collect();
+        let others: Vec<Pid> = living(privileges)
+            .filter(|pid| !kept.contains(pid))
+            .collect();
         if others.is_empty() {
             return true;
         }
@@ -135,17 +137,18 @@ fn wait_for_child(patience: Duration) {
 }
 
 /// Every process that has not ended, but for the guest's and the zygotes'.
-fn living() -> impl Iterator<Item = Pid> {
+fn living(privileges: Privileges) -> impl Iterator<Item = Pid> {
+    let zygote = privileges.zygote();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers
-        .filter(|number| *number != 1 && !is_zygotes(*number) && !is_zombie(*number))
+        .filter(move |number| *number != 1 && !belongs_to(*number, zygote) && !is_zombie(*number))
         .map(Pid::from_raw)
 }
 
-/// Whether it is a zygote, or what that is just about to fork.
-fn is_zygotes(pid: i32) -> bool {
-    fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == ZYGOTE_UID)
+/// Whether a process has this user id; with the zygote's, it is a zygote or what one is about to fork.
+fn belongs_to(pid: i32, uid: u32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid)
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -299,6 +299,18 @@ fn the_guest_refuses_to_be_any_process_but_the_first() {
 }
 
 #[tokio::test]
+async fn user_code_has_the_id_that_the_guest_is_told_and_the_zygote_the_next() {
+    let sandbox = Sandbox::start_with(&["--uid", "1879048194"]).await;
+    sandbox.prepare(KernelKind::Python).await;
+    let ids = "id -u; id -g; stat -c %u /proc/[0-9]* | sort -un; stat -c %u:%g /proc/self/fd/0";
+    let expected = "1879048194\n1879048194\n0\n1879048194\n1879048195\n1879048194:1879048194";
+    assert_eq!(sandbox.sh(ids).await.ok(), expected);
+    let cell = "import os; print(os.getresuid(), os.getresgid(), os.getgroups())";
+    let expected = format!("({0}, {0}, {0}) ({0}, {0}, {0}) []", 1_879_048_194);
+    assert_eq!(sandbox.cell(cell).await.ok(), expected);
+}
+
+#[tokio::test]
 async fn the_zygote_is_out_of_user_code_s_reach() {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;

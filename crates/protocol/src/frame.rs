@@ -29,16 +29,16 @@ pub const GRANT_STEP: u32 = WINDOW / 4;
 /// Largest encoded [`Entry`], in bytes: a name has at most 255.
 pub const MAX_ENTRY: usize = 512;
 
-/// User id that user code runs under inside every sandbox. Above Debian's range for people
-/// (1000 to 59999) and for services, so that no account of the host is likely to have it:
+/// User id that user code runs under inside a sandbox whose guest is told no other one. Above Debian's range for
+/// people (1000 to 59999) and for services, so that no account of the host is likely to have it:
 /// <https://www.debian.org/doc/debian-policy/ch-opersys.html#uid-and-gid-classes>.
 pub const SANDBOX_UID: u32 = 64_800;
 
 /// Group id of [`SANDBOX_UID`].
 pub const SANDBOX_GID: u32 = 64_800;
 
-/// User and group id of the interpreter that others are forked from. Not user code's, so that user
-/// code can neither signal nor trace it.
+/// User and group id of the interpreter that others are forked from: one above user code's. Not user code's, so
+/// that user code can neither signal nor trace it.
 pub const ZYGOTE_UID: u32 = 64_801;
 
 /// Names one run or file transfer on a connection. The host chooses it and never uses one twice

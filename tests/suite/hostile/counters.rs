@@ -483,7 +483,11 @@ async fn no_sandbox_is_spared_before_the_host_s_own_processes(server: Server) {
     let lowest: i32 = server.python(code).await.stdout.parse().unwrap();
     // Only a privileged writer of a score makes it the lowest one, too. Where the suite is not privileged, the
     // engine and the spawner are not either.
-    let least = if effective & SYS_RESOURCE == 0 { 0 } else { 500 };
+    let least = if effective & SYS_RESOURCE == 0 {
+        0
+    } else {
+        500
+    };
     assert!(lowest >= least, "{lowest}");
     server.stop();
 }

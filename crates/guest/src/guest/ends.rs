@@ -156,7 +156,7 @@ impl Guest {
         let gone = if kept.is_empty() && !self.keep.has_zygote() {
             reaper::kill_all(&mut reaped)
         } else {
-            reaper::kill_others(&kept, &mut reaped)
+            reaper::kill_others(self.launcher.privileges, &kept, &mut reaped)
         };
         self.note_reaped(&reaped, false);
         if !gone {

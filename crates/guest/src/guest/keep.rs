@@ -14,7 +14,7 @@ use super::{Guest, log};
 use crate::failure::failure;
 use crate::kernel::Kernel;
 use crate::kernel::line::Message;
-use crate::kernel::recipe::Recipe;
+use crate::kernel::recipe::{Recipe, may_load_user_code};
 use crate::kernel::zygote::{Word, Zygote};
 use crate::run::Run;
 use crate::run::output::drop_output;
@@ -257,6 +257,7 @@ impl Guest {
         let forks = kind == KernelKind::Python
             && self.keep.is_worth_forking()
             && !self.launcher.privileges.shared_uid()
+            && !may_load_user_code(&self.launcher.base)
             && self.keep.zygote_failures < MAX_FAILURES;
         let made = if forks {
             match self.fork_spare() {

@@ -138,9 +138,10 @@ def wait():
         failure = error
 
     finish_by, rehearse_end, share = part("finish")["finisher"]()
-    mode, *preload = fields()
+    mode, *more = fields()
     if mode == b"zygote":
-        soon, leave = part("zygote")["serve"](preload, share, lambda: part("cell"))
+        user, *preload = more
+        soon, leave = part("zygote")["serve"](int(user), preload, share, lambda: part("cell"))
     else:
         # Its memory is its own already, and whoever boots each anew has no processor to spare: what
         # only cells need comes with the first.

@@ -3,6 +3,7 @@
 use isol8_protocol::KernelKind;
 
 use super::shell;
+use crate::process::Environment;
 
 /// Facts of one interpreter.
 #[derive(Debug)]
@@ -309,6 +310,24 @@ impl Recipe {
     }
 }
 
+/// Places from which a variable may have a program load what user code has put there. The last two lead to all
+/// others.
+const REACHED_BY_USER_CODE: [&[u8]; 4] = [b"/sandbox", b"/tmp", b"/dev", b"/proc"];
+
+/// Whether a Python that starts in this environment may load code that user code has written. An image's
+/// variables decide that; a Python that keeps a right of root's must not start so.
+pub(crate) fn may_load_user_code(environment: &Environment) -> bool {
+    environment.iter().any(|(name, value)| {
+        let is_read = PYTHON.is_read_at_start(&String::from_utf8_lossy(name));
+        // The zygote gets another home.
+        is_read && name != b"HOME" && REACHED_BY_USER_CODE.iter().any(|place| holds(value, place))
+    })
+}
+
+fn holds(value: &[u8], place: &[u8]) -> bool {
+    value.windows(place.len()).any(|part| part == place)
+}
+
 fn any_name(_: &str) -> bool {
     true
 }
@@ -367,6 +386,25 @@ mod tests {
                 waits,
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn variables_that_lead_to_what_user_code_writes_are_found() {
+        for (name, value, expected) in [
+            ("PYTHONPATH", "/opt/lib:/sandbox/lib", true),
+            ("PYTHONUSERBASE", "/tmp/base", true),
+            ("LD_PRELOAD", "/dev/shm/hook.so", true),
+            ("LD_LIBRARY_PATH", "/proc/1/root/tmp", true),
+            ("PATH", "/sandbox/bin:/usr/bin", true),
+            ("PATH", "/usr/local/bin:/usr/bin", false),
+            ("PYTHONPATH", "/opt/lib", false),
+            ("HOME", "/sandbox", false),
+            ("TMPDIR", "/tmp", false),
+        ] {
+            let mut environment = Environment::default();
+            environment.set(name.as_bytes(), value.as_bytes());
+            assert_eq!(may_load_user_code(&environment), expected, "{name}={value}");
         }
     }
 

@@ -9,13 +9,13 @@ child is a grandchild, whose parent has ended: so its parent is the guest, as wi
 MOMENT = 2
 
 
-def serve(preload, share, grow):
-    """Imports modules, and tells `share` of it. Returns in a child: how to await a request for a moment,
+def serve(user, preload, share, grow):
+    """Imports modules, and tells `share` of it. Children take on the id `user`. Returns in a child: how to await a request for a moment,
     and how to end."""
     import os
     import sys
 
-    control, mailbox, file, sandbox_id = 3, 4, 6, 64800
+    control, mailbox, file = 3, 4, 6
     before = set(sys.modules)
     import _imp
     import _socket
@@ -71,7 +71,7 @@ def serve(preload, share, grow):
             os.dup2(file, number)
         os.closerange(len(files), max(files) + 1)
         os.setsid()
-        if extension.confine(sandbox_id) != 0:
+        if extension.confine(user) != 0:
             os._exit(1)
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")

@@ -61,6 +61,7 @@ impl Zygote {
             .map_err(|error| failed(error.into()))?;
         let mut fields = Fields::default();
         fields.push(b"zygote");
+        fields.push(launcher.privileges.user().to_string().as_bytes());
         settings
             .preload
             .iter()

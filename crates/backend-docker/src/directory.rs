@@ -1,0 +1,144 @@
+//! One sandbox's directory on the host, and the files in it.
+//!
+//! A container mounts some of them read-only. They are copies of its own, because a lock on a file, and a watch
+//! for its use, reach across all containers that mount the same one.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use isol8_backend::spec::HOSTS;
+
+/// The accounts of a Debian system, as its package `base-passwd` defines them.
+const ACCOUNTS: &str = include_str!("etc/passwd");
+/// Its groups.
+const GROUPS: &str = include_str!("etc/group");
+
+/// Files that say who the users are.
+pub(crate) const USERS: [&str; 2] = ["passwd", "group"];
+/// Files by which programs find addresses for names, in a container without a network. In a network of the
+/// engine's the engine writes them, for each container.
+pub(crate) const NAMES: [&str; 2] = ["hosts", "resolv.conf"];
+
+/// The directory of one sandbox.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn of(instance: &Path, sandbox: &str) -> Self {
+        Self(instance.join(sandbox))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The guest agent's executable.
+    pub(crate) fn guest(&self) -> PathBuf {
+        self.0.join("guest")
+    }
+
+    /// The only directory that a container mounts.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.0.join("control")
+    }
+
+    /// A file of [`USERS`] or [`NAMES`].
+    pub(crate) fn etc(&self, name: &str) -> PathBuf {
+        self.0.join("etc").join(name)
+    }
+
+    /// Makes it, with all its files, for a sandbox whose user code has the id `user`.
+    ///
+    /// # Errors
+    /// The first that could not be made; what was made by then stays.
+    pub(crate) fn make(&self, guest: &Path, user: u32) -> io::Result<()> {
+        let make_private = |path: &Path| fs::DirBuilder::new().mode(0o700).create(path);
+        make_private(&self.0)?;
+        make_private(&self.control())?;
+        make_private(&self.0.join("etc"))?;
+        fs::copy(guest, self.guest())?;
+        for (name, content) in [
+            ("passwd", accounts(user)),
+            ("group", groups(user)),
+            ("hosts", HOSTS.to_owned()),
+            ("resolv.conf", String::new()),
+        ] {
+            let path = self.etc(name);
+            fs::write(&path, content)?;
+            // Whatever the umask was: user code reads them.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+        }
+        Ok(())
+    }
+
+    /// Removes it with all that is in it.
+    pub(crate) fn remove(&self) {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!(path:% = self.0.display(), error:%; "sandbox directory could not be removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn accounts(user: u32) -> String {
+    format!("{ACCOUNTS}sandbox:x:{user}:{user}:sandbox:/sandbox:/bin/bash\n")
+}
+
+fn groups(user: u32) -> String {
+    format!("{GROUPS}sandbox:x:{user}:\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn no_file_is_shared_between_two_sandboxes() {
+        let instance = tempfile::tempdir().unwrap();
+        let guest = instance.path().join("guest");
+        fs::write(&guest, "program").unwrap();
+        fs::set_permissions(&guest, fs::Permissions::from_mode(0o755)).unwrap();
+        let made = ["one", "two"].map(|name| {
+            let directory = Directory::of(instance.path(), name);
+            directory.make(&guest, 0x7000_0002).unwrap();
+            directory
+        });
+        let inodes = made.each_ref().map(|one| {
+            let etc = USERS.iter().chain(&NAMES).map(|name| one.etc(name));
+            let paths: Vec<PathBuf> = etc.chain([one.guest(), one.control()]).collect();
+            let inode = |path: &PathBuf| fs::metadata(path).unwrap().ino();
+            paths.iter().map(inode).collect::<Vec<_>>()
+        });
+        let [one, two] = &inodes;
+        assert!(one.iter().all(|inode| !two.contains(inode)));
+
+        let [one, two] = &made;
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+        assert_eq!(mode(one.path()), 0o700);
+        assert_eq!(mode(&one.control()), 0o700);
+        assert_eq!(mode(&one.guest()), 0o755);
+        assert_eq!(mode(&one.etc("passwd")), 0o644);
+        one.remove();
+        one.remove();
+        assert!(!one.path().exists());
+        assert!(two.path().exists());
+    }
+
+    #[test]
+    fn the_user_of_a_sandbox_has_a_name() {
+        let user = "sandbox:x:1879048194:1879048194:sandbox:/sandbox:/bin/bash\n";
+        assert!(accounts(0x7000_0002).ends_with(user));
+        assert!(groups(0x7000_0002).ends_with("\nsandbox:x:1879048194:\n"));
+        for (file, fields) in [(ACCOUNTS, 7), (GROUPS, 4)] {
+            assert!(file.starts_with("root:x:0:") && file.ends_with('\n'));
+            assert!(file.lines().all(|line| line.split(':').count() == fields));
+            assert!(!file.contains("sandbox"));
+        }
+    }
+}
