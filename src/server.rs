@@ -11,10 +11,12 @@ pub mod idempotency;
 pub mod misspelling;
 pub mod openapi;
 pub mod routes;
+pub mod socket;
 pub mod trace;
 pub mod transfer;
 pub mod url;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use actix_cors::Cors;
@@ -88,17 +90,25 @@ fn cors(origins: &[String]) -> Condition<Cors> {
     Condition::new(!origins.is_empty(), cors)
 }
 
-/// Serves until `stop` is done; requests under way are then given time to end.
+/// Serves until `stop` is done; requests under way are then given time to end. `bound` are sockets that were
+/// bound for this process, which else binds its own.
 ///
 /// # Errors
 /// [`ServeError`].
-pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+pub async fn serve(
+    state: State,
+    bound: Option<Vec<OwnedFd>>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let service = state.service.clone();
     let config = state.config();
-    let address = (config.host.clone(), config.port);
+    let bound = match bound {
+        Some(bound) => bound,
+        None => socket::bind(&config.host, config.port)?,
+    };
     let state = web::Data::from(Arc::new(state));
     let origins = config.cors_origins.clone();
-    let server = HttpServer::new(move || {
+    let mut server = HttpServer::new(move || {
         App::new()
             .app_data(state.clone())
             .wrap(cors(&origins))
@@ -111,8 +121,10 @@ pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), S
     .client_request_timeout(config.header_timeout)
     .keep_alive(config.keep_alive)
     .shutdown_timeout(SHUTDOWN_SECONDS)
-    .disable_signals()
-    .bind(address)?;
+    .disable_signals();
+    for socket in bound {
+        server = server.listen(socket::listen(socket)?)?;
+    }
     for address in server.addrs() {
         log::info!(address:%; "listening");
     }

@@ -74,7 +74,10 @@ impl Loaded {
             merge(&mut merged, layer);
         }
         let file: ConfigFile = serde_json::from_value(merged)?;
-        let checked = file.clone().check(default_state(environment));
+        let checked = file.clone().check(match &overrides.default_state {
+            Some(state) => state.clone(),
+            None => default_state(environment),
+        });
         let mut config = checked.map_err(|error| locate(error, &documents))?;
         config.package_cache = config.packages.cache(&config.state);
         config.sources = documents.iter().map(|it| it.path.clone()).collect();

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{SandboxId, SandboxSpec};
 
-const DIRECTORY: &str = "claims";
+/// Name, in an instance's directory, of the directory of claims.
+pub(crate) const DIRECTORY: &str = "claims";
 
 /// Whose a sandbox is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

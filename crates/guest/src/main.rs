@@ -46,7 +46,7 @@ mod tunnel;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -181,19 +181,37 @@ fn inherit(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 fn bind(path: &Path) -> io::Result<OwnedFd> {
-    let stale = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    if stale {
-        std::fs::remove_file(path)?;
+    let unnamed = path.with_extension("new");
+    for path in [path, &unnamed] {
+        let found = std::fs::symlink_metadata(path);
+        if found.is_ok_and(|found| found.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
+        }
     }
-    // The mode must hold from the start: a connection made before a chmod would stay.
+    // The mode must hold from the start: a connection made before a chmod would stay. And the name comes
+    // last: the host connects as soon as it is there.
     // SAFETY: has no preconditions; there is a single thread.
     let before = unsafe { libc::umask(0o177) };
-    let listener = UnixListener::bind(path);
+    let listener = UnixListener::bind(&unnamed);
     // SAFETY: as above.
     unsafe { libc::umask(before) };
     let listener = listener.map_err(naming("socket cannot be bound"))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600))?;
+    give_to_owner_of_directory(&unnamed);
+    std::fs::rename(&unnamed, path)?;
     set_nonblocking(listener.into())
+}
+
+/// Lets a host connect that does not run as root: the directory is that host's. Root can connect whoever owns
+/// the socket, so nothing depends on it there.
+fn give_to_owner_of_directory(socket: &Path) {
+    let directory = socket.parent().unwrap_or(Path::new("."));
+    if let Ok(found) = std::fs::metadata(directory)
+        && found.uid() != 0
+    {
+        // Where it fails the host cannot connect, and says so.
+        let _ = lchown(socket, Some(found.uid()), Some(found.gid()));
+    }
 }
 
 fn set_nonblocking(listener: OwnedFd) -> io::Result<OwnedFd> {
