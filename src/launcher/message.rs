@@ -75,7 +75,11 @@ impl Channel {
     pub(super) fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        let is_fit = descriptors.len() <= MAX_DESCRIPTORS;
+        if !is_fit
+            || (!descriptors.is_empty()
+                && !control.push(SendAncillaryMessage::ScmRights(descriptors)))
+        {
             return Err(io::Error::other("too many descriptors"));
         }
         sendmsg(

@@ -91,6 +91,11 @@ impl Claims {
         self.path(sandbox).exists()
     }
 
+    /// The sandboxes that are claimed.
+    pub fn ids(&self) -> impl Iterator<Item = SandboxId> {
+        self.files().map(|(id, _)| id)
+    }
+
     /// Whether there is any.
     #[must_use]
     pub fn is_empty(&self) -> bool {
