@@ -1,7 +1,7 @@
 //! The backends there are, and which one to use.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isol8_api::Runtime;
@@ -12,15 +12,19 @@ use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
 
 use crate::config::{BackendChoice, Config};
+use crate::launcher::client::Client;
 
 /// First argument of this executable where it is to be the spawner.
-const SPAWNER_ARGUMENT: &str = "__spawner";
+pub(crate) const SPAWNER_ARGUMENT: &str = "__spawner";
 
 /// Where a spawner that outlives its command writes its log.
 const SPAWNER_LOG: &str = "spawner.log";
 
 /// This executable, even where its file was replaced in the meantime.
-const THIS_EXECUTABLE: &str = "/proc/self/exe";
+pub(crate) const THIS_EXECUTABLE: &str = "/proc/self/exe";
+
+/// Root of the file system whose programs sandboxes share.
+pub(crate) const HOST: &str = "/";
 
 /// The guest agent, built with this executable.
 static GUEST: &[u8] = include_bytes!(env!("ISOL8_GUEST"));
@@ -60,11 +64,18 @@ pub fn is_spawner() -> bool {
     std::env::args_os().nth(1).as_deref() == Some(SPAWNER_ARGUMENT.as_ref())
 }
 
+/// The bounds that a launcher gave the spawner which this process is.
+#[must_use]
+pub fn spawner_grant() -> Option<String> {
+    std::env::args().nth(2)
+}
+
 /// What a backend is started for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Purpose {
-    /// A server, which goes on with the sessions of one that is gone.
-    Serve,
+    /// A server, which goes on with the sessions of one that is gone; with a launcher where it runs without
+    /// privileges.
+    Serve(Option<Arc<Client>>),
     /// A single command.
     Command,
     /// A command that goes on with the session of an earlier one, and leaves it to the next.
@@ -81,7 +92,7 @@ pub async fn start(config: &Config, purpose: Purpose) -> Result<Arc<dyn Backend>
         BackendChoice::Docker => Kind::Docker,
         BackendChoice::Auto => choose(config).await,
     };
-    let backend = start_kind(kind, config, purpose).await?;
+    let backend = start_kind(kind, config, &purpose).await?;
     for shortcoming in backend.shortcomings() {
         log::warn!(backend:% = kind; "{shortcoming}");
     }
@@ -130,11 +141,14 @@ pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(),
 pub async fn start_kind(
     kind: Kind,
     config: &Config,
-    purpose: Purpose,
+    purpose: &Purpose,
 ) -> Result<Arc<dyn Backend>, BackendError> {
     match kind {
         Kind::Native => {
-            let instance = instance(kind, config, purpose)?;
+            let instance = match purpose {
+                Purpose::Serve(Some(launcher)) => given_instance(launcher, config).await?,
+                _ => instance(kind, config, purpose)?,
+            };
             let backend = NativeBackend::start(native_config(config, purpose), instance);
             Ok(Arc::new(backend.await?))
         }
@@ -143,8 +157,8 @@ pub async fn start_kind(
 }
 
 /// Docker where its engine answers and has an image, else native.
-async fn choose(config: &Config) -> Kind {
-    let usable = match docker(config, Purpose::Command).await {
+pub async fn choose(config: &Config) -> Kind {
+    let usable = match docker(config, &Purpose::Command).await {
         Ok(docker) => {
             let statuses = Runtime::ALL.map(|runtime| docker.runtime_status(runtime));
             futures::future::join_all(statuses)
@@ -160,7 +174,7 @@ async fn choose(config: &Config) -> Kind {
     if usable { Kind::Docker } else { Kind::Native }
 }
 
-async fn docker(config: &Config, purpose: Purpose) -> Result<DockerBackend, BackendError> {
+async fn docker(config: &Config, purpose: &Purpose) -> Result<DockerBackend, BackendError> {
     let instance = instance(Kind::Docker, config, purpose)?;
     DockerBackend::connect(docker_config(config), instance).await
 }
@@ -178,32 +192,57 @@ pub fn docker_config(config: &Config) -> DockerConfig {
     }
 }
 
-fn native_config(config: &Config, purpose: Purpose) -> NativeConfig {
+fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
     NativeConfig {
         state: state_of(Kind::Native, config),
         spawner: SpawnerCommand {
             program: THIS_EXECUTABLE.into(),
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
-            host: "/".into(),
+            launcher: match purpose {
+                Purpose::Serve(Some(launcher)) => Some(Arc::clone(launcher) as _),
+                _ => None,
+            },
+            host: HOST.into(),
             roots: config.images_root.as_deref().map(Roots::at),
             adoptable_for: config.adoptable_for,
-            log: (purpose == Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
+            log: matches!(purpose, Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
         kernels: config.kernels.clone(),
     }
 }
 
 /// Each backend sweeps only what it made.
-fn state_of(kind: Kind, config: &Config) -> PathBuf {
+pub(crate) fn state_of(kind: Kind, config: &Config) -> PathBuf {
     config.state.join(kind.name())
 }
 
-fn instance(kind: Kind, config: &Config, purpose: Purpose) -> Result<Arc<Instance>, BackendError> {
+fn instance(kind: Kind, config: &Config, purpose: &Purpose) -> Result<Arc<Instance>, BackendError> {
     let state = state_of(kind, config);
-    if purpose != Purpose::Command
-        && let Some(instance) = Instance::adopt(&state, GUEST)?
-    {
-        return Ok(Arc::new(instance));
+    match purpose {
+        Purpose::Command => Instance::create(&state, GUEST),
+        Purpose::Serve(_) | Purpose::Session => adopt_or_create(&state),
     }
-    Instance::create(&state, GUEST).map(Arc::new)
+    .map(Arc::new)
+}
+
+/// The instance that an earlier process left with something claimed, or a new one.
+///
+/// # Errors
+/// [`BackendError::Io`] naming the path.
+pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
+    match Instance::adopt(state, GUEST)? {
+        Some(instance) => Ok(instance),
+        None => Instance::create(state, GUEST),
+    }
+}
+
+/// The native backend's instance, which root makes for a server without privileges.
+async fn given_instance(
+    launcher: &Arc<Client>,
+    config: &Config,
+) -> Result<Arc<Instance>, BackendError> {
+    let (launcher, state) = (Arc::clone(launcher), state_of(Kind::Native, config));
+    let given = tokio::task::spawn_blocking(move || launcher.instance(&state)).await;
+    let given = given.unwrap_or_else(|panic| Err(BackendError::Unavailable(panic.to_string())));
+    given.map(Arc::new)
 }

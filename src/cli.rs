@@ -5,6 +5,7 @@ mod remote;
 mod run;
 mod shell;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -105,7 +106,8 @@ pub struct Common {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ISOL8_API_KEY=secret isol8 serve
-  isol8 serve --port 8080 --backend native --config /etc/isol8/config.toml")]
+  isol8 serve --port 8080 --backend native --config /etc/isol8/config.toml
+  isol8 serve --user isol8")]
 pub struct Serve {
     /// Port to listen on; 0 for any free one [default: ISOL8_PORT, PORT or 3000]
     #[arg(long, short)]
@@ -119,6 +121,10 @@ pub struct Serve {
         value_name = "KEY"
     )]
     pub key: Option<String>,
+    /// Run the HTTP server as this user, who may do nothing else; started as root, which goes on making the
+    /// sandboxes: NAME, UID or UID:GID [default: server.user of the configuration]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
     /// Configuration and backend
     #[command(flatten)]
     pub common: Common,
@@ -184,7 +190,13 @@ pub struct Build {
 /// Parses the process's arguments. `None` where all that was asked for has been printed.
 #[must_use]
 pub fn parse() -> Option<Command> {
-    let cli = Cli::parse();
+    parse_from(std::env::args_os())
+}
+
+/// The same with other arguments, the program's name among them.
+#[must_use]
+pub fn parse_from(arguments: impl Iterator<Item = OsString>) -> Option<Command> {
+    let cli = Cli::parse_from(arguments);
     if cli.version {
         println!("{}", env!("CARGO_PKG_VERSION"));
         return None;

@@ -24,6 +24,7 @@ use log::{LevelFilter, Record};
 
 use crate::cli::{Command, Common, Session};
 use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
+use crate::launcher::client::Launched;
 
 /// A command that could not do its work; the text is for its user.
 #[derive(Debug)]
@@ -35,9 +36,10 @@ impl<E: Display> From<E> for Failure {
     }
 }
 
-/// Runs a command; its exit code is 1 where isol8 itself failed.
+/// Runs a command; its exit code is 1 where isol8 itself failed. `launched` is what the server of a launcher
+/// was given.
 #[must_use]
-pub fn run(command: Option<Command>) -> ExitCode {
+pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>) -> ExitCode {
     let Some(command) = command else {
         return ExitCode::SUCCESS;
     };
@@ -48,9 +50,35 @@ pub fn run(command: Option<Command>) -> ExitCode {
         Command::Serve(_) => LevelFilter::Info,
         _ => LevelFilter::Warn,
     });
-    let done = actix_web::rt::System::new().block_on(async {
+    let done = match (&command, launched) {
+        (Command::Serve(serve), None) => serve::launch(serve),
+        (_, None) => Ok(Start::Here(None)),
+        (_, Some(launched)) => launched
+            .map(|it| Start::Here(Some(it)))
+            .map_err(Failure::from),
+    };
+    let done = done.and_then(|start| match start {
+        Start::Ended(code) => Ok(code),
+        Start::Here(launched) => run_here(command, launched),
+    });
+    done.unwrap_or_else(|Failure(text)| {
+        say::to_stderr(&format!("{}{text}\n", say::prefix()));
+        ExitCode::FAILURE
+    })
+}
+
+/// Where a command runs.
+enum Start {
+    /// In this process.
+    Here(Option<Launched>),
+    /// In another one, which has ended.
+    Ended(ExitCode),
+}
+
+fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Failure> {
+    actix_web::rt::System::new().block_on(async {
         match command {
-            Command::Serve(serve) => serve::serve(serve).await,
+            Command::Serve(serve) => serve::serve(serve, launched).await,
             Command::Run(run) => run::run(*run).await,
             Command::Shell(shell) => shell::shell(*shell).await,
             Command::Sessions(sessions) => sessions::sessions(sessions).await,
@@ -67,10 +95,6 @@ pub fn run(command: Option<Command>) -> ExitCode {
             // Printed before there was anything to wait for.
             Command::Completions(_) => Ok(ExitCode::SUCCESS),
         }
-    });
-    done.unwrap_or_else(|Failure(text)| {
-        say::to_stderr(&format!("{}{text}\n", say::prefix()));
-        ExitCode::FAILURE
     })
 }
 
@@ -121,9 +145,24 @@ fn load_config(common: &Common) -> Result<Config, ConfigError> {
     Ok(load(common, Reader::Command, None)?.config)
 }
 
-/// Reads the configuration, and tells on standard error what is ignored of it or may be a mistake.
 fn load(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
-    let loaded = read(common, reader, port)?;
+    load_over(&overrides(common, reader, port))
+}
+
+fn overrides(common: &Common, reader: Reader, port: Option<u16>) -> Overrides {
+    Overrides {
+        reader,
+        config: common.config.clone(),
+        backend: common.backend,
+        port,
+        debug: common.debug,
+        ..Overrides::default()
+    }
+}
+
+/// Reads the configuration, and tells on standard error what is ignored of it or may be a mistake.
+fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
+    let loaded = read(overrides)?;
     tell_ignored(&loaded);
     for (path, keys) in &loaded.config.unused {
         for key in keys.iter().filter(|key| **key != "$schema") {
@@ -143,16 +182,9 @@ fn load(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, Co
     Ok(loaded)
 }
 
-fn read(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
-    let overrides = Overrides {
-        reader,
-        config: common.config.clone(),
-        backend: common.backend,
-        port,
-        debug: common.debug,
-        ..Overrides::default()
-    };
-    Loaded::load(&overrides, &|name| std::env::var(name).ok())
+/// Reads it without a word to the log.
+fn read(overrides: &Overrides) -> Result<Loaded, ConfigError> {
+    Loaded::load(overrides, &|name| std::env::var(name).ok())
 }
 
 fn tell_ignored(loaded: &Loaded) {

@@ -97,6 +97,8 @@ pub struct Config {
     pub host: String,
     /// Port to listen on.
     pub port: u16,
+    /// User that the server runs as where root starts it; `None` for root.
+    pub user: Option<String>,
     /// Largest request body in bytes.
     pub max_body: usize,
     /// Most bytes of all request bodies under way that are not small.
@@ -248,6 +250,8 @@ pub struct Overrides {
     pub port: Option<u16>,
     /// `--debug`.
     pub debug: bool,
+    /// The state directory where none is configured; `None` for that of this user.
+    pub default_state: Option<PathBuf>,
 }
 
 impl Config {
@@ -277,6 +281,7 @@ impl Config {
         keep("stateDir", self.state != before.state);
         keep("server.host", self.host != before.host);
         keep("server.port", self.port != before.port);
+        keep("server.user", self.user != before.user);
         keep(
             "server.corsOrigins",
             self.cors_origins != before.cors_origins,
@@ -324,6 +329,7 @@ impl Config {
         self.state.clone_from(&before.state);
         self.host.clone_from(&before.host);
         self.port = before.port;
+        self.user.clone_from(&before.user);
         self.kernels.clone_from(&before.kernels);
         self.docker.clone_from(&before.docker);
         self.package_cache = match self.packages == before.packages {

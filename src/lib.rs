@@ -2,19 +2,24 @@
 //!
 //! This package puts the parts together and holds no logic of its own about sandboxes: the
 //! command line ([`cli`], [`commands`]), the configuration ([`config`]), the HTTP server
-//! ([`server`]), the network of jobs ([`network`]), the images that hold packages ([`images`]), and the only place that knows which backends there are ([`backends`]). What a
+//! ([`server`]), the network of jobs ([`network`]), the images that hold packages ([`images`]), what
+//! weakens sandboxes on a host ([`host`]), the root half of a server that runs without privileges ([`launcher`]), and the only place that knows which backends there are ([`backends`]). What a
 //! request means is in `isol8-actors`; how a sandbox is made, in the backends.
 //!
 //! Read [`cli`], then [`commands`], then [`server`]. `ARCHITECTURE.md` follows one request.
 
 use std::process::ExitCode;
 
+use launcher::client::Launched;
+
 pub mod backends;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod host;
 pub mod images;
 pub mod jobs;
+pub mod launcher;
 pub mod local;
 pub mod login;
 pub mod network;
@@ -29,7 +34,14 @@ pub mod server;
 pub fn start() -> ExitCode {
     if backends::is_spawner() {
         commands::log_from(log::LevelFilter::Info);
-        return isol8_backend_native::run_spawner();
+        return isol8_backend_native::run_spawner(backends::spawner_grant().as_deref());
     }
-    commands::run(cli::parse())
+    if launcher::is_server() {
+        let launched = Launched::enter();
+        return commands::run(
+            cli::parse_from(launcher::server_arguments()),
+            Some(launched),
+        );
+    }
+    commands::run(cli::parse(), None)
 }

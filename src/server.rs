@@ -16,6 +16,7 @@ mod listener;
 pub mod misspelling;
 pub mod openapi;
 pub mod routes;
+pub mod socket;
 pub mod trace;
 pub mod transfer;
 pub mod unanchored;
@@ -23,6 +24,7 @@ pub mod url;
 
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -99,14 +101,26 @@ fn cors(origins: &[String]) -> Condition<Cors> {
     Condition::new(!origins.is_empty(), cors)
 }
 
-/// Serves until `stop` is done; requests under way are then given time to end.
+/// Serves until `stop` is done; requests under way are then given time to end. `bound` are sockets that were
+/// bound for this process, which else binds its own.
 ///
 /// # Errors
 /// [`ServeError`].
-pub async fn serve(state: State, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+pub async fn serve(
+    state: State,
+    bound: Option<Vec<OwnedFd>>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
     let service = state.service.clone();
     let config = state.config();
-    let listeners = listener::bind(&config.host, config.port)?;
+    let bound = match bound {
+        Some(bound) => bound,
+        None => socket::bind(&config.host, config.port)?,
+    };
+    let listeners: Vec<_> = bound
+        .into_iter()
+        .map(socket::listen)
+        .collect::<Result<_, _>>()?;
     let addresses: Vec<_> = listeners
         .iter()
         .map(TcpListener::local_addr)

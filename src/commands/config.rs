@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::{Failure, load, read, tell_ignored};
+use super::{Failure, load, overrides, read, tell_ignored};
 use crate::cli::ShowConfig;
 use crate::config::schema::schema;
 use crate::config::{Loaded, Reader};
@@ -19,7 +19,7 @@ pub(super) fn config(arguments: &ShowConfig) -> Result<ExitCode, Failure> {
     } else {
         // As a server in this directory has it; other commands take less of the directory's own files.
         let loaded = load(&arguments.common, Reader::Server, None)?;
-        tell_ignored(&read(&arguments.common, Reader::Command, None)?);
+        tell_ignored(&read(&overrides(&arguments.common, Reader::Command, None))?);
         match arguments.json {
             true => serde_json::to_string_pretty(&loaded.contract()?)?,
             false => page(&loaded)?,

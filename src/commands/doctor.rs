@@ -1,5 +1,6 @@
 //! `isol8 doctor`: what can run here, shown by running it, and the fix for what cannot.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::{Failure, load_config};
 use crate::backends::{self, Kind, Purpose};
 use crate::cli::Common;
 use crate::config::Config;
+use crate::host;
 use crate::images;
 use crate::local::service_without_pool;
 
@@ -19,9 +21,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     let config = load_config(&common)?;
+    show_host();
     let mut usable = false;
     for kind in Kind::ALL {
-        match backends::start_kind(kind, &config, Purpose::Command).await {
+        match backends::start_kind(kind, &config, &Purpose::Command).await {
             Ok(backend) => {
                 println!("{kind}: ready");
                 for shortcoming in backend.shortcomings() {
@@ -43,6 +46,21 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     }
     println!("nothing can run here: mend one of the above");
     Ok(ExitCode::FAILURE)
+}
+
+/// Shows what of the host's settings weakens sandboxes.
+fn show_host() {
+    let is_root = nix::unistd::geteuid().is_root();
+    let warnings = host::warnings(Path::new(backends::HOST), &Kind::ALL, is_root);
+    if warnings.is_empty() {
+        println!("host: nothing weakens sandboxes");
+        return;
+    }
+    println!("host:");
+    for warning in warnings {
+        println!("  warning   {}", warning.problem);
+        println!("  fix       {}", warning.fix);
+    }
 }
 
 /// Whether any runtime works.

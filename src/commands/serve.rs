@@ -1,5 +1,6 @@
 //! `isol8 serve`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use isol8_actors::Service;
@@ -7,11 +8,14 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Failure, load};
-use crate::backends::{self, Purpose};
+use super::{Failure, Start, load_over, overrides, read};
+use crate::backends::{self, Kind, Purpose};
 use crate::cli::Serve;
-use crate::config::{Config, Reader};
+use crate::config::{BackendChoice, Config, Reader};
+use crate::host;
 use crate::images;
+use crate::launcher;
+use crate::launcher::client::Launched;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
@@ -19,10 +23,37 @@ use crate::server::bodies::Bodies;
 use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
 
-pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
-    let (common, port) = (arguments.common, arguments.port);
-    let load = move || Ok(load(&common, Reader::Server, port)?.config);
-    let config = load()?;
+/// Runs the server as another user where that is asked for, and else leaves it to [`serve`].
+pub(super) fn launch(arguments: &Serve) -> Result<Start, Failure> {
+    let overrides = overrides(&arguments.common, Reader::Server, arguments.port);
+    let config = read(&overrides)?.config;
+    let Some(user) = arguments.user.clone().or_else(|| config.user.clone()) else {
+        return Ok(Start::Here(None));
+    };
+    if !nix::unistd::geteuid().is_root() {
+        log::warn!(user; "only root can start the server as another user; it runs as this one");
+        return Ok(Start::Here(None));
+    }
+    let kind = match config.backend {
+        BackendChoice::Native => Kind::Native,
+        BackendChoice::Docker => Kind::Docker,
+        // Whether the server may use the engine follows from it. No thread of this is left.
+        BackendChoice::Auto => actix_web::rt::Runtime::new()?.block_on(backends::choose(&config)),
+    };
+    Ok(Start::Ended(launcher::run(&config, kind, &user)?))
+}
+
+pub(super) async fn serve(
+    arguments: Serve,
+    launched: Option<Launched>,
+) -> Result<ExitCode, Failure> {
+    let mut overrides = overrides(&arguments.common, Reader::Server, arguments.port);
+    if let Some(launched) = &launched {
+        overrides.backend = Some(launched.backend);
+        overrides.default_state = Some(launched.state.clone());
+    }
+    let load = move || Ok(load_over(&overrides)?.config);
+    let config: Config = load()?;
     tell_sources(&config);
     let key = arguments
         .key
@@ -31,7 +62,19 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     server::raise_file_limit();
     // Before the first sandbox is made: from then on a signal must not just end the process.
     let stop = stop_signal()?;
-    let backend = backends::start(&config, Purpose::Serve).await?;
+    let (bound, launcher) = match launched {
+        Some(launched) => (Some(launched.sockets), Some(launched.launcher)),
+        None => (None, None),
+    };
+    let is_root = nix::unistd::geteuid().is_root();
+    let makes_as_root = is_root || launcher.is_some();
+    if is_root {
+        log::info!(
+            "HTTP, JSON and TLS run as root: --user USER or server.user leaves only sandboxes to it"
+        );
+    }
+    let backend = backends::start(&config, Purpose::Serve(launcher)).await?;
+    warn_of_host(backend.name(), makes_as_root);
     log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
     // Before the pool makes the first sandbox of this server.
     let adopted = backend.adopt().await.unwrap_or_else(|error| {
@@ -63,7 +106,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
         remote_code,
     };
     let served = tokio::select! {
-        served = server::serve(state, stop) => served,
+        served = server::serve(state, bound, stop) => served,
         never = building => match never {},
         followed = reload::follow(load, current, service.clone()) => {
             followed.map_err(ServeError::Listen)
@@ -86,6 +129,17 @@ fn tell_sources(config: &Config) {
     }
     if config.sources.is_empty() {
         log::info!("no configuration file, the defaults hold");
+    }
+}
+
+/// Logs what of the host's settings weakens sandboxes of this backend, which root makes or this user.
+fn warn_of_host(backend: &str, makes_as_root: bool) {
+    let kinds: Vec<_> = Kind::ALL
+        .into_iter()
+        .filter(|kind| kind.name() == backend)
+        .collect();
+    for warning in host::warnings(Path::new(backends::HOST), &kinds, makes_as_root) {
+        log::warn!("{warning}");
     }
 }
 

@@ -228,6 +228,7 @@ impl ConfigFile {
             state: given(self.state_dir).map_or(default_state, PathBuf::from),
             host: self.server.host,
             port: self.server.port,
+            user: given(self.server.user),
             max_body: bytes(self.server.max_body_size),
             max_bodies: bytes(self.server.max_bodies_size),
             max_message: bytes(self.server.max_web_socket_message),

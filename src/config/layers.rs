@@ -70,7 +70,10 @@ impl Loaded {
         let documents = documents.collect::<Result<Vec<_>, _>>()?;
         let mut above = from_environment(environment)?;
         above.extend(from_flags(overrides));
-        let state = default_state(environment);
+        let state = match &overrides.default_state {
+            Some(state) => state.clone(),
+            None => default_state(environment),
+        };
         let mut here = Narrowed::default();
         for path in &files.untrusted {
             here.read(path, overrides.reader, &documents);

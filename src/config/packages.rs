@@ -78,11 +78,17 @@ impl PackagesTable {
 }
 
 impl PackagesConfig {
+    /// Where the cache is.
+    #[must_use]
+    pub fn place(&self, state: &Path) -> PathBuf {
+        let configured = self.directory.clone();
+        configured.unwrap_or_else(|| state.join("packages"))
+    }
+
     /// The cache as it is configured. Two of the same directory do not harm each other.
     pub(super) fn cache(&self, state: &Path) -> Option<RegistryCache> {
-        let directory = self.directory.clone();
         let settings = Settings {
-            directory: directory.unwrap_or_else(|| state.join("packages")),
+            directory: self.place(state),
             max_bytes: self.max_bytes,
             page_ttl: self.ttl,
             python: self.python.clone(),

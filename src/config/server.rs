@@ -15,6 +15,8 @@ pub(super) struct Server {
     pub(super) host: String,
     /// Port to listen on; 0 for any free one.
     pub(super) port: u16,
+    /// User that the server runs as where root starts it, who may do nothing else: a name, "UID" or "UID:GID"; "" stays root.
+    pub(super) user: String,
     /// Of one request.
     pub(super) max_body_size: ByteSize,
     /// Of all requests under way together, but for those of 64k and less; further ones wait, and are refused with 503 after bodyTimeoutMs.
@@ -46,6 +48,7 @@ impl Default for Server {
         Self {
             host: "127.0.0.1".to_owned(),
             port: 3000,
+            user: String::new(),
             max_body_size: ByteSize::from_mebibytes(32),
             max_bodies_size: ByteSize::from_mebibytes(512),
             cors_origins: Vec::new(),

@@ -4,7 +4,7 @@
 //! which bounds what a client may cost.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::thread::available_parallelism;
@@ -20,7 +20,6 @@ use actix_service::{
 use actix_web::dev::{AppConfig, Extensions};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, middleware, web};
-use nix::sys::socket::{Backlog, listen};
 
 use super::connection::{Bounds, ClientStream, Count, Table};
 use super::{State, configure, cors, trace};
@@ -31,41 +30,11 @@ const SHUTDOWN_SECONDS: u64 = 30;
 /// Threads that actix-server can have.
 const MOST_WORKERS: usize = 512;
 
-/// Connections that may wait to be taken in.
-const BACKLOG: i32 = 1024;
-
 /// How long a client may take to read the answer to a request whose body was not read.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// Connections of a worker beyond its share, for those that were taken in and not counted yet.
 const SPARE: usize = 32;
-
-/// Listens on every address of a host.
-///
-/// # Errors
-/// Where none can be listened on.
-pub(super) fn bind(host: &str, port: u16) -> io::Result<Vec<TcpListener>> {
-    let mut bound = Vec::new();
-    let mut failed = None;
-    for address in (host, port).to_socket_addrs()? {
-        match bind_one(address) {
-            Ok(listener) => bound.push(listener),
-            Err(error) => failed = Some(error),
-        }
-    }
-    match failed {
-        Some(error) if bound.is_empty() => Err(error),
-        None if bound.is_empty() => Err(io::Error::other(format!("{host} has no address"))),
-        _ => Ok(bound),
-    }
-}
-
-fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    // The standard library's own backlog is shorter; a second call only replaces it.
-    listen(&listener, Backlog::new(BACKLOG)?)?;
-    Ok(listener)
-}
 
 /// What every worker needs to answer at one address.
 #[derive(Clone)]

@@ -175,7 +175,8 @@ impl Server {
         Self::launch(command, Kind::Native, state, config)
     }
 
-    fn launch(mut command: Command, kind: Kind, state: TempDir, config: &str) -> Self {
+    /// A server that another program starts, whose last argument is the executable.
+    pub(crate) fn launch(mut command: Command, kind: Kind, state: TempDir, config: &str) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "the suite needs root: run scripts/test as root"
@@ -321,6 +322,11 @@ impl Server {
         self.wait();
         let unused = tempfile::tempdir().unwrap();
         std::mem::replace(&mut self.state, unused)
+    }
+
+    /// Waits until the server has ended by itself.
+    pub(crate) fn ended(mut self) -> ExitStatus {
+        self.wait()
     }
 
     fn end_well(&mut self) {

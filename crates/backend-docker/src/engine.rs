@@ -201,6 +201,14 @@ fn is_being_removed(error: &EngineError) -> bool {
         if *status == CONFLICT && message.contains("already in progress"))
 }
 
+/// The socket that a configuration leads to, as a file that [`DockerBackend`](crate::DockerBackend) connects
+/// to; `None` where it names no socket of this host.
+#[must_use]
+pub fn engine_socket(host: Option<&str>) -> Option<PathBuf> {
+    let from_environment = std::env::var("DOCKER_HOST").ok();
+    socket_path(host.or(from_environment.as_deref())).ok()
+}
+
 /// The socket that `host` names. Only an engine on this host will do: it must be able to mount the
 /// guest agent and a control directory, and this process to connect to a socket in the latter.
 fn socket_path(host: Option<&str>) -> Result<PathBuf, EngineError> {

@@ -27,6 +27,7 @@ use isol8_backend::Kernels;
 
 pub use backend::DockerBackend;
 pub use container::name as container_name;
+pub use engine::engine_socket;
 
 /// Which engine, and which images.
 #[derive(Clone, Debug, PartialEq, Eq)]

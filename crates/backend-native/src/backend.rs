@@ -23,7 +23,7 @@ use crate::rootfs;
 use crate::roots::Held;
 use crate::roots::install::Installer;
 use crate::spawner::client::{Spawner, SpawnerCommand};
-use crate::spawner::message::{Action, NewSandbox, Started};
+use crate::spawner::message::{Action, NewSandbox, Outcome, Started};
 use crate::spawner::process::CONTROL_SOCKET;
 
 const NAME: &str = "native";
@@ -230,6 +230,14 @@ impl Backend for NativeBackend {
 
     async fn sweep(&self) -> Result<usize, BackendError> {
         self.instance.touch();
+        if self.config.spawner.launcher.is_some() {
+            // What is to be removed is root's.
+            return match self.spawner.request(Action::Sweep).await? {
+                Ok(Outcome::Swept { count }) => Ok(count),
+                Ok(_) => Ok(0),
+                Err(reason) => Err(BackendError::Destroy(reason)),
+            };
+        }
         let state = self.config.state.clone();
         let adoptable_for = self.config.spawner.adoptable_for;
         let enforced = self.identity == Identity::Root;
@@ -243,6 +251,10 @@ impl Backend for NativeBackend {
         let Some(roots) = self.config.spawner.roots.clone() else {
             return Ok(0);
         };
+        if self.config.spawner.launcher.is_some() {
+            // They are root's, and the next setup removes them.
+            return Ok(0);
+        }
         let removal = move || {
             let installer = Installer::if_idle(&roots);
             installer.map_or(Ok(0), |installer| installer.remove_unused())

@@ -88,6 +88,13 @@ impl Roots {
         self.directory.join(ROOTS)
     }
 
+    /// Whether a path without links is that of a root.
+    #[must_use]
+    pub fn has(&self, root: &Path) -> bool {
+        let is_one = root.parent() == Some(&self.all()) && root.file_name().is_some();
+        is_one && fs::canonicalize(root).is_ok_and(|found| found == root)
+    }
+
     /// The root that a new sandbox of this runtime gets.
     ///
     /// # Errors
@@ -193,6 +200,25 @@ mod tests {
         assert!(roots.is_current(Runtime::Bash, "abc"));
         assert!(!roots.is_current(Runtime::Bash, "abd"));
         assert!(!roots.is_current(Runtime::Node, "abc"));
+    }
+
+    #[test]
+    fn a_path_is_a_root_only_where_roots_are() {
+        let (directory, root) = with_bash();
+        let roots = Roots::at(directory.path());
+        assert!(roots.has(&root));
+        let link = root.with_file_name("link");
+        symlink("/etc", &link).unwrap();
+        let dots = root.join("../0011");
+        for other in [
+            Path::new("/"),
+            Path::new("/etc"),
+            &root.join("usr"),
+            &link,
+            &dots,
+        ] {
+            assert!(!roots.has(other), "{}", other.display());
+        }
     }
 
     #[test]

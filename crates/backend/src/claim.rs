@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{SandboxId, SandboxSpec};
 
-const DIRECTORY: &str = "claims";
+/// Name, in an instance's directory, of the directory of claims.
+pub(crate) const DIRECTORY: &str = "claims";
 
 /// Whose a sandbox is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +89,11 @@ impl Claims {
     #[must_use]
     pub fn has(&self, sandbox: &str) -> bool {
         self.path(sandbox).exists()
+    }
+
+    /// The sandboxes that are claimed.
+    pub fn ids(&self) -> impl Iterator<Item = SandboxId> {
+        self.files().map(|(id, _)| id)
     }
 
     /// Whether there is any.

@@ -7,8 +7,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -16,9 +18,10 @@ use std::time::{Duration, SystemTime};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 
-use crate::claim::{Claim, Claims};
+use crate::claim::{self, Claim, Claims};
 use crate::error::BackendError;
 use crate::lock_file;
+use crate::owner::Owner;
 use crate::spec::SandboxId;
 
 const LOCK_FILE: &str = "lock";
@@ -81,6 +84,10 @@ impl Instance {
             let Some(id) = name.and_then(SandboxId::parse) else {
                 continue;
             };
+            // In a directory of another user's, what this process does could be led elsewhere.
+            if !is_own(&directory) {
+                continue;
+            }
             // Its helper may still live, and is adopted with it: so only this lock counts.
             let Some(lock) = open_lock(&directory).and_then(|file| lock_whole(file).ok()) else {
                 continue;
@@ -109,6 +116,56 @@ impl Instance {
             }));
         }
         Ok(None)
+    }
+
+    /// Lets a server that runs as another user work with this instance: it may touch and lock the lock
+    /// file, write claims and list the directory. Everything else stays this process's own, so that what
+    /// it does in the directory cannot be led elsewhere.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`] naming the path.
+    pub fn give(&self, owner: Owner) -> Result<(), BackendError> {
+        let give = || -> io::Result<()> {
+            let claims = self.directory.join(claim::DIRECTORY);
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&claims)?;
+            owner.take_tree(&claims)?;
+            owner.take(&self.directory.join(LOCK_FILE))?;
+            std::os::unix::fs::lchown(&self.directory, None, Some(owner.gid))?;
+            fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o751))
+        };
+        give().map_err(BackendError::io(format!(
+            "state directory {} cannot be given to uid {}",
+            self.directory.display(),
+            owner.uid
+        )))
+    }
+
+    /// The lock, for a server that is to have the instance.
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// The instance `id` under `state` that another process made and locked for this one. `lock` is a
+    /// duplicate of its descriptor, and so of its lock.
+    ///
+    /// # Errors
+    /// [`BackendError::Io`] where the lock is none.
+    pub fn given(state: &Path, id: SandboxId, lock: OwnedFd) -> Result<Self, BackendError> {
+        let directory = state.join(id.as_str());
+        let lock = lock_whole(File::from(lock)).map_err(BackendError::io(format!(
+            "state directory {} cannot be used",
+            directory.display()
+        )))?;
+        Ok(Self {
+            directory,
+            id,
+            lock,
+            is_left: AtomicBool::new(false),
+        })
     }
 
     /// The directories of all instances under `state`, whosever they are.
@@ -258,6 +315,16 @@ impl DeadInstance {
             .collect()
     }
 
+    /// As [`Self::all`], for a helper that [holds](Instance::hold) `own`: to look at the lock of that
+    /// would be to let go of it, because closing any descriptor of a file drops the process's locks on it.
+    #[must_use]
+    pub fn others(state: &Path, adoptable_for: Duration, own: &Path) -> Vec<Self> {
+        let others = Instance::all(state).into_iter().filter(|path| path != own);
+        others
+            .filter_map(|path| Self::claim(&path, adoptable_for))
+            .collect()
+    }
+
     fn claim(directory: &Path, adoptable_for: Duration) -> Option<Self> {
         let id = directory.file_name()?.to_str()?.to_owned();
         let lock = lock_whole(open_lock(directory)?).ok()?;
@@ -294,6 +361,11 @@ impl DeadInstance {
     pub fn remove(self) {
         remove_directory(&self.directory);
     }
+}
+
+fn is_own(directory: &Path) -> bool {
+    let owner = fs::symlink_metadata(directory).map(|found| found.uid());
+    owner.is_ok_and(|owner| owner == nix::unistd::geteuid().as_raw())
 }
 
 fn open_lock(directory: &Path) -> Option<File> {

@@ -7,7 +7,8 @@
 //!
 //! This crate makes no container and knows no concrete backend. Read [`spec`], [`sandbox`],
 //! [`control`], then [`instance`] (the directory that a process keeps its sandboxes under, and by
-//! which a later one finds what a crash left behind), [`claim`] and [`adoption`] (how it finds the sandboxes of sessions, and goes on with them).
+//! which a later one finds what a crash left behind), [`claim`] and [`adoption`] (how it finds the sandboxes of sessions, and goes on with them),
+//! and [`owner`] (a server without privileges, and the files that are given to it).
 
 pub mod adoption;
 pub mod cgroup;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod fake;
 pub mod instance;
 pub mod lock_file;
+pub mod owner;
 pub mod sandbox;
 pub mod spec;
 
@@ -29,5 +31,6 @@ pub use control::{
 pub use error::BackendError;
 pub use instance::Instance;
 pub use isol8_protocol::{Entry, EntryKind, KernelSettings};
+pub use owner::Owner;
 pub use sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
 pub use spec::{Kernels, Limits, SandboxId, SandboxSpec, kernel_of};

@@ -1,7 +1,9 @@
 //! The server's side: starts the spawner, and starts it again where it died.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -10,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isol8_backend::{BackendError, Instance, instance};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
@@ -31,9 +34,21 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Longest wait for what a process answered before it ended, where its socket does not close.
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Starts spawners for a server that has no right to make sandboxes itself.
+pub trait Launch: fmt::Debug + Send + Sync {
+    /// Starts a spawner whose server's socket is `socket`. Returns a descriptor that becomes readable when
+    /// the process has ended. Called where it may block.
+    ///
+    /// # Errors
+    /// The launcher's reason, as a text.
+    fn start_spawner(&self, socket: OwnedFd) -> io::Result<OwnedFd>;
+}
+
 /// How the spawner is started.
 #[derive(Clone, Debug)]
 pub struct SpawnerCommand {
+    /// What starts it, within a [`Grant`](super::grant::Grant); `None` for this process itself.
+    pub launcher: Option<Arc<dyn Launch>>,
     /// An executable that calls [`super::process::run`] first of all.
     pub program: PathBuf,
     /// Its arguments.
@@ -196,16 +211,30 @@ impl Spawner {
     async fn start_process(&self) -> Result<Connection, BackendError> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()
             .map_err(BackendError::io("spawner socket cannot be made"))?;
+        let end = match self.command.launcher.clone() {
+            None => self.start_child(theirs.into())?,
+            Some(launcher) => start_by(launcher, theirs.into()).await?,
+        };
+        ours.set_nonblocking(true)
+            .and_then(|()| UnixStream::from_std(ours))
+            .map_err(BackendError::io("spawner socket cannot be used"))
+            .map(|stream| serve(stream, Some(end)))?
+            .started(&self.instance, &self.command)
+            .await
+    }
+
+    /// Starts a child process. Returns what tells of its end, which is not seen on the socket where a
+    /// container that was being made still holds it.
+    fn start_child(&self, socket: OwnedFd) -> Result<oneshot::Receiver<()>, BackendError> {
         let mut child = Command::new(&self.command.program)
             .args(&self.command.arguments)
             .env_clear()
             .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_LOG"))
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(socket))
             .stdout(Stdio::null())
             .stderr(self.log()?)
             .spawn()
             .map_err(BackendError::io("spawner cannot be started"))?;
-        // Its end is not seen on the socket where a container that was being made still holds it.
         let (ended, end) = oneshot::channel();
         std::thread::Builder::new()
             .name("spawner-reaper".to_owned())
@@ -216,14 +245,34 @@ impl Spawner {
                 status
             })
             .map_err(BackendError::io("thread for the spawner cannot be started"))?;
-
-        ours.set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(ours))
-            .map_err(BackendError::io("spawner socket cannot be used"))
-            .map(|stream| serve(stream, Some(end)))?
-            .started(&self.instance, &self.command)
-            .await
+        Ok(end)
     }
+}
+
+/// As [`Spawner::start_child`], by a launcher.
+async fn start_by(
+    launcher: Arc<dyn Launch>,
+    socket: OwnedFd,
+) -> Result<oneshot::Receiver<()>, BackendError> {
+    let starting = tokio::task::spawn_blocking(move || launcher.start_spawner(socket)).await;
+    let process = starting
+        .unwrap_or_else(|panic| Err(panic.into()))
+        .and_then(|process| {
+            // SAFETY: the descriptor is open, and belongs to the value that is made of it.
+            let watched = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) };
+            watched.map_err(io::Error::from)
+        })
+        .map_err(BackendError::io("spawner cannot be started"))?;
+    let (ended, end) = oneshot::channel();
+    tokio::spawn(async move {
+        // An error says that it cannot be waited for; the closed socket then tells of the end.
+        if process.readable().await.is_ok() {
+            let _ = ended.send(());
+        } else {
+            std::future::pending::<()>().await;
+        }
+    });
+    Ok(end)
 }
 
 impl Spawner {
@@ -267,7 +316,7 @@ impl Unstarted {
                 requests: self.0,
                 started,
             }),
-            Ok(Outcome::Done) => Err(died()),
+            Ok(Outcome::Done | Outcome::Swept { .. }) => Err(died()),
             Err(reason) => Err(BackendError::Unavailable(reason)),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use isol8_backend::Limits;
+use isol8_backend::{Limits, SandboxId};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
@@ -50,6 +50,22 @@ pub enum Action {
         /// The sandbox's name.
         id: String,
     },
+    /// Remove what other instances left whose processes are dead, for a server that may not do it itself.
+    Sweep,
+}
+
+impl Action {
+    /// Whether the sandbox that this is about, if any, has a name that a sandbox may have. Paths are made
+    /// of it.
+    #[must_use]
+    pub fn has_valid_id(&self) -> bool {
+        match self {
+            Self::Create(NewSandbox { id, .. })
+            | Self::SetLimits { id, .. }
+            | Self::Remove { id } => SandboxId::parse(id).is_some(),
+            Self::Start { .. } | Self::Stop | Self::Leave | Self::Sweep => true,
+        }
+    }
 }
 
 /// A sandbox to be made.
@@ -123,6 +139,11 @@ pub struct Response {
 pub enum Outcome {
     /// Of `Start`.
     Started(Started),
+    /// Of `Sweep`.
+    Swept {
+        /// Instances that were removed.
+        count: usize,
+    },
     /// Of everything else.
     Done,
 }
@@ -143,6 +164,23 @@ pub struct Started {
 mod tests {
     use super::*;
     use isol8_api::ByteSize;
+
+    #[test]
+    fn a_name_that_leads_elsewhere_is_none_of_a_sandbox() {
+        let remove = |id: &str| Action::Remove { id: id.to_owned() };
+        assert!(remove("0123456789abcdef").has_valid_id());
+        for id in [
+            "",
+            ".",
+            "..",
+            "../../etc",
+            "/etc",
+            "0123456789abcde/",
+            "root",
+        ] {
+            assert!(!remove(id).has_valid_id(), "{id}");
+        }
+    }
 
     #[test]
     fn limits_become_the_units_of_the_kernel() {

@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{dup2_stdin, setsid};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::grant::Grant;
 use super::message::{Action, Outcome, Request, Response, Started};
 pub(crate) use containers::CONTROL_SOCKET;
 use containers::Containers;
@@ -37,10 +38,12 @@ const FIRST_OWN_DESCRIPTOR: i32 = 64;
 /// Runs the spawner until the server is gone, and no other one comes for what is claimed. The server's
 /// socket is descriptor 0, as [`super::client`] arranges it.
 ///
+/// `grant` is the argument of a spawner that a launcher started: it bounds what the server may ask for.
+///
 /// Call it before the process has started any thread.
 #[must_use]
-pub fn run() -> ExitCode {
-    match Spawner::start().and_then(Spawner::serve) {
+pub fn run(grant: Option<&str>) -> ExitCode {
+    match Spawner::start(grant).and_then(Spawner::serve) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!(error:%; "spawner failed");
@@ -54,6 +57,8 @@ struct Spawner {
     server: UnixStream,
     received: Vec<u8>,
     containers: Option<Containers>,
+    /// Bounds for what the server may ask for; `None` where it may do everything itself.
+    grant: Option<Grant>,
     /// How long to wait for the next server.
     adoptable_for: Duration,
 }
@@ -68,7 +73,12 @@ enum Next {
 }
 
 impl Spawner {
-    fn start() -> io::Result<Self> {
+    fn start(grant: Option<&str>) -> io::Result<Self> {
+        let grant = grant.map(Grant::parse).transpose()?;
+        // Figures of cgroups are read by servers that run as another user.
+        umask(Mode::from_bits_truncate(0o022));
+        // A launcher blocks some, and programs in sandboxes would inherit that.
+        SigSet::empty().thread_set_mask()?;
         let server = UnixStream::from(above_the_inherited(io::stdin().as_fd())?);
         let null = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdin(&null)?;
@@ -78,6 +88,7 @@ impl Spawner {
             server,
             received: Vec::new(),
             containers: None,
+            grant,
             adoptable_for: Duration::ZERO,
         })
     }
@@ -142,7 +153,7 @@ impl Spawner {
         };
         self.received.clear();
         if containers.remove_unclaimed() {
-            match listen(containers.instance()) {
+            match listen(containers.instance(), self.grant.as_ref()) {
                 Ok(listener) => {
                     if let Some(server) = self.await_server(&listener)? {
                         self.server = server;
@@ -209,6 +220,10 @@ impl Spawner {
 
     fn carry_out(&mut self, request: Request) {
         let number = request.number;
+        if !request.action.has_valid_id() {
+            self.answer(number, Err("the sandbox's name is not valid".to_owned()));
+            return;
+        }
         let outcome = match (request.action, &mut self.containers) {
             (
                 Action::Start {
@@ -220,11 +235,17 @@ impl Spawner {
                 None,
             ) => {
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
-                Containers::prepare(&instance, &host, roots.as_deref()).map(|containers| {
-                    let started = started(&containers);
-                    self.containers = Some(containers);
-                    started
-                })
+                let granted = self.grant.as_ref().map_or(Ok(()), |grant| {
+                    grant.check(&instance, &host, roots.as_deref())
+                });
+                let owner = self.grant.as_ref().map(|grant| grant.owner);
+                granted
+                    .and_then(|()| Containers::prepare(&instance, &host, roots.as_deref(), owner))
+                    .map(|containers| {
+                        let started = started(&containers);
+                        self.containers = Some(containers);
+                        started
+                    })
             }
             // By the next server.
             (
@@ -242,8 +263,15 @@ impl Spawner {
             (_, None) => Err("spawner was not started".to_owned()),
             (Action::Stop, Some(containers)) => {
                 containers.remove_all();
+                if self.grant.is_some() {
+                    // The server may not.
+                    containers.remove_instance_directory();
+                }
                 Ok(Outcome::Done)
             }
+            (Action::Sweep, Some(containers)) => containers
+                .sweep(self.adoptable_for)
+                .map(|count| Outcome::Swept { count }),
             (Action::Leave, Some(containers)) => {
                 containers.remove_unclaimed();
                 Ok(Outcome::Done)
@@ -286,13 +314,15 @@ fn started(containers: &Containers) -> Outcome {
     })
 }
 
-/// Where the next server connects to. Only whoever owns the instance may.
-fn listen(instance: &Path) -> io::Result<UnixListener> {
+/// Where the next server connects to. Only the user that servers run as may.
+fn listen(instance: &Path, grant: Option<&Grant>) -> io::Result<UnixListener> {
     // From within, because an address holds no more than 107 bytes.
     std::env::set_current_dir(instance)?;
     let bound = bind(Path::new(SPAWNER_SOCKET));
+    let given = grant.map_or(Ok(()), |grant| grant.owner.take(Path::new(SPAWNER_SOCKET)));
     std::env::set_current_dir("/")?;
     let listener = bound?;
+    given?;
     let own = above_the_inherited(listener.as_fd())?;
     Ok(UnixListener::from(own))
 }

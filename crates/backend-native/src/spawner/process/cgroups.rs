@@ -153,12 +153,17 @@ impl Cgroups {
     /// Kills everything in all cgroups of the instance and removes them, and the common parent where
     /// nothing else is in it.
     pub(super) fn remove_all(&self) -> io::Result<()> {
+        self.remove_instance(&self.instance)
+    }
+
+    /// The same for another instance, whose processes are dead.
+    pub(super) fn remove_instance(&self, instance: &str) -> io::Result<()> {
         let roots: Vec<_> = self
             .hierarchies
             .iter()
             .map(|one| one.root.clone())
             .collect();
-        cgroup::remove_instance_from(&roots, &self.instance)
+        cgroup::remove_instance_from(&roots, instance)
     }
 }
 

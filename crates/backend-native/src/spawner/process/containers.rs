@@ -5,11 +5,13 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use isol8_backend::{Claims, Instance};
+use isol8_backend::instance::DeadInstance;
+use isol8_backend::{Claims, Instance, Owner};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -26,6 +28,7 @@ use super::views::Views;
 use crate::identity::Identity;
 use crate::oci::{self, Surroundings};
 use crate::rootfs;
+use crate::roots::Roots;
 use crate::spawner::message::{NewSandbox, SandboxLimits};
 
 /// libcontainer passes descriptors from 3 on to the container's first process.
@@ -46,6 +49,10 @@ pub(super) struct Containers {
     name: String,
     identity: Identity,
     views: Views,
+    /// The user of a server that runs without privileges.
+    owner: Option<Owner>,
+    /// The roots that sandboxes may have instead of the host's programs.
+    roots: Option<Roots>,
     /// None where the spawner may not use them.
     cgroups: Option<Cgroups>,
     running: HashMap<String, Running>,
@@ -68,6 +75,7 @@ impl Containers {
         instance: &Path,
         host: &Path,
         roots: Option<&Path>,
+        owner: Option<Owner>,
     ) -> Result<Self, String> {
         let inherited = Inherited::reserve()
             .map_err(|error| format!("descriptor for sockets cannot be reserved: {error}"))?;
@@ -104,6 +112,8 @@ impl Containers {
             name,
             identity,
             views,
+            owner,
+            roots: roots.map(Roots::at),
             cgroups,
             running: HashMap::new(),
             inherited,
@@ -144,6 +154,7 @@ impl Containers {
 
     fn try_create(&mut self, sandbox: &NewSandbox) -> Result<(), String> {
         let directory = self.instance.join(&sandbox.id);
+        self.check_root(sandbox.root.as_deref())?;
         let listener = self
             .make_directory(sandbox, &directory)
             .map_err(|error| format!("{}: {error}", directory.display()))?;
@@ -169,6 +180,15 @@ impl Containers {
         };
         self.running.insert(sandbox.id.clone(), running);
         Ok(())
+    }
+
+    /// A sandbox stands on the host's programs or on a root that was unpacked, and on nothing else.
+    fn check_root(&self, root: Option<&Path>) -> Result<(), String> {
+        let Some(root) = root else { return Ok(()) };
+        match &self.roots {
+            Some(roots) if roots.has(root) => Ok(()),
+            _ => Err(format!("root {} is refused", root.display())),
+        }
     }
 
     /// Has a container made by a child of this process, in the sandbox's cgroups. What is started
@@ -209,7 +229,16 @@ impl Containers {
         let specification = oci::specification(sandbox, &surroundings);
         let text = serde_json::to_vec(&specification)?;
         fs::write(directory.join("config.json"), text)?;
-        let listener = UnixListener::bind(directory.join(CONTROL_SOCKET))?;
+        let socket = directory.join(CONTROL_SOCKET);
+        let listener = UnixListener::bind(&socket)?;
+        if let Some(owner) = self.owner {
+            // The server connects to the socket, and may change nothing else: the container is made from
+            // what stands beside it.
+            lchown(directory, None, Some(owner.gid))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o710))?;
+            fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
+            owner.take(&socket)?;
+        }
         above_the_inherited(listener.as_fd())
     }
 
@@ -269,7 +298,10 @@ impl Containers {
             .partition(|(id, _)| claims.has(id));
         self.running = claimed;
         self.end(others);
-        !self.running.is_empty()
+        // One that a spawner before this one made is not among the running.
+        claims
+            .ids()
+            .any(|id| self.instance.join(id.as_str()).is_dir())
     }
 
     /// Ends and removes every sandbox.
@@ -289,6 +321,25 @@ impl Containers {
             }
             self.reap_one(&id, running);
         }
+    }
+
+    /// Removes what other instances left whose processes are dead. Returns how many there were.
+    pub(super) fn sweep(&self, adoptable_for: Duration) -> Result<usize, String> {
+        let state = self.instance.parent().unwrap_or(&self.instance);
+        let mut swept = 0;
+        let mut left = None;
+        for dead in DeadInstance::others(state, adoptable_for, &self.instance) {
+            let cgroups = self.cgroups.as_ref();
+            match cgroups.map_or(Ok(()), |cgroups| cgroups.remove_instance(dead.id())) {
+                Ok(()) => {
+                    log::info!(instance = dead.id(); "removed what a dead instance left");
+                    dead.remove();
+                    swept += 1;
+                }
+                Err(error) => left = Some(format!("instance {}: {error}", dead.id())),
+            }
+        }
+        left.map_or(Ok(swept), Err)
     }
 
     pub(super) fn instance(&self) -> &Path {

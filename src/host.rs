@@ -1,0 +1,264 @@
+//! Settings of the host that weaken sandboxes or the server, each with its fix. `isol8 doctor` shows them, and
+//! a server logs them when it starts.
+
+mod cgroups;
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use crate::backends::Kind;
+
+/// Descriptors below which a server runs out of them soon: a connection takes two, a sandbox some more.
+const FEW_DESCRIPTORS: u64 = 8192;
+
+/// What is wrong, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The setting and its effect.
+    pub problem: String,
+    /// A command, or a sentence.
+    pub fix: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; fix: {}", self.problem, self.fix)
+    }
+}
+
+/// Looks at the settings that matter to these backends. `root` is the root directory of the host's files,
+/// `is_root` says whether isol8 runs as root.
+#[must_use]
+pub fn warnings(root: &Path, backends: &[Kind], is_root: bool) -> Vec<Warning> {
+    let proc = root.join("proc");
+    let mut found: Vec<_> = [core_pattern(&proc), descriptors(&proc)]
+        .into_iter()
+        .flatten()
+        .collect();
+    if backends.contains(&Kind::Native) {
+        found.extend(user_namespaces(&proc, is_root));
+        if is_root {
+            // Limits of an ordinary user's sandboxes are not enforced, which the backend itself tells.
+            found.extend(cgroups::warnings(&proc, &root.join("sys/fs/cgroup")));
+        }
+    }
+    found
+}
+
+/// A crash anywhere starts the helper as root in the host's own namespaces, whatever limit of core files a
+/// sandbox has: core(5).
+fn core_pattern(proc: &Path) -> Option<Warning> {
+    let pattern = read(&proc.join("sys/kernel/core_pattern"))?;
+    let receiver = match pattern.chars().next()? {
+        '|' => "starts that program, as root and outside of the sandbox",
+        '@' => "is sent to that socket of the host",
+        _ => return None,
+    };
+    Some(Warning {
+        problem: format!(
+            "kernel.core_pattern is \"{pattern}\": a program that crashes in a sandbox {receiver}, and its memory goes there"
+        ),
+        fix: "`sysctl kernel.core_pattern=core`, and the same in /etc/sysctl.d".to_owned(),
+    })
+}
+
+/// The hard limit, to which the server raises the soft one.
+fn descriptors(proc: &Path) -> Option<Warning> {
+    let limits = read(&proc.join("self/limits"))?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let hard: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    (hard < FEW_DESCRIPTORS).then(|| Warning {
+        problem: format!(
+            "no more than {hard} files and connections can be open at once: a few hundred clients are enough to \
+             have the server refuse others"
+        ),
+        fix: "`ulimit -Hn 65536` before the start, or LimitNOFILE=65536 in the unit".to_owned(),
+    })
+}
+
+/// What keeps user namespaces from being made: by root too, or by ordinary users.
+fn user_namespaces(proc: &Path, is_root: bool) -> Option<Warning> {
+    let sysctl = proc.join("sys");
+    let most = read(&sysctl.join("user/max_user_namespaces"));
+    let warning = |problem: &str, fix: &str| {
+        Some(Warning {
+            problem: problem.to_owned(),
+            fix: fix.to_owned(),
+        })
+    };
+    match most.as_deref() {
+        None => {
+            return warning(
+                "this kernel has no user namespaces, which native sandboxes are made of",
+                "a kernel with CONFIG_USER_NS, or the docker backend",
+            );
+        }
+        Some("0") => {
+            return warning(
+                "user.max_user_namespaces is 0: no native sandbox can be made",
+                "`sysctl user.max_user_namespaces=15000`",
+            );
+        }
+        Some(_) => {}
+    }
+    if is_root {
+        return None;
+    }
+    let is = |name: &str, value: &str| read(&sysctl.join(name)).as_deref() == Some(value);
+    if is("kernel/unprivileged_userns_clone", "0") {
+        return warning(
+            "kernel.unprivileged_userns_clone is 0: only root can make native sandboxes",
+            "`sysctl kernel.unprivileged_userns_clone=1`, or run as root",
+        );
+    }
+    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return warning(
+            "kernel.apparmor_restrict_unprivileged_userns is 1: AppArmor lets only root make native sandboxes",
+            "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`, an AppArmor profile with `userns,` for isol8, \
+             or run as root",
+        );
+    }
+    None
+}
+
+/// A file of the kernel's, without the newline at its end.
+fn read(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host on which nothing is wrong.
+    fn host() -> tempfile::TempDir {
+        let host = tempfile::tempdir().unwrap();
+        put(host.path(), "proc/sys/kernel/core_pattern", "core\n");
+        put(host.path(), "proc/sys/user/max_user_namespaces", "96365\n");
+        put(host.path(), "proc/self/limits", &limits("1048576"));
+        put(host.path(), "proc/swaps", "Filename\tType\n");
+        let cgroup = "sys/fs/cgroup/cgroup.controllers";
+        put(host.path(), cgroup, "cpuset cpu io memory pids\n");
+        host
+    }
+
+    fn put(host: &Path, name: &str, text: &str) {
+        let path = host.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn limits(hard: &str) -> String {
+        format!(
+            "Limit                     Soft Limit           Hard Limit           Units     \n\
+             Max processes             100                  100                  processes \n\
+             Max open files            1024                 {hard:<20} files     \n"
+        )
+    }
+
+    fn told(host: &Path, backend: Kind, is_root: bool) -> Vec<String> {
+        let warnings = warnings(host, &[backend], is_root);
+        warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_host_that_is_well() {
+        for backend in Kind::ALL {
+            for is_root in [true, false] {
+                assert_eq!(told(host().path(), backend, is_root), [""; 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn each_setting_is_named_with_its_fix() {
+        let native = [Kind::Native].as_slice();
+        let both = Kind::ALL.as_slice();
+        for (file, text, backends, users, problem, fix) in [
+            (
+                "proc/sys/kernel/core_pattern",
+                "|/usr/share/apport/apport -p%p\n",
+                both,
+                &[true, false][..],
+                "\"|/usr/share/apport/apport -p%p\": a program that crashes in a sandbox starts that program, as root",
+                "sysctl kernel.core_pattern=core",
+            ),
+            (
+                "proc/sys/kernel/core_pattern",
+                "@/run/coredump.socket\n",
+                both,
+                &[true, false],
+                "is sent to that socket",
+                "sysctl kernel.core_pattern=core",
+            ),
+            (
+                "proc/self/limits",
+                &limits("4096"),
+                both,
+                &[true, false],
+                "no more than 4096 files",
+                "LimitNOFILE=65536",
+            ),
+            (
+                "proc/sys/user/max_user_namespaces",
+                "0\n",
+                native,
+                &[true, false],
+                "user.max_user_namespaces is 0",
+                "sysctl user.max_user_namespaces=",
+            ),
+            (
+                "proc/sys/kernel/unprivileged_userns_clone",
+                "0\n",
+                native,
+                &[false],
+                "kernel.unprivileged_userns_clone is 0",
+                "sysctl kernel.unprivileged_userns_clone=1",
+            ),
+            (
+                "proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+                "1\n",
+                native,
+                &[false],
+                "AppArmor lets only root",
+                "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+            ),
+            (
+                "sys/fs/cgroup/cgroup.controllers",
+                "cpuset cpu io\n",
+                native,
+                &[true],
+                "has no controller for memory and pids",
+                "cgroup_enable=memory",
+            ),
+        ] {
+            let host = host();
+            put(host.path(), file, text);
+            for backend in Kind::ALL {
+                for is_root in [true, false] {
+                    let told = told(host.path(), backend, is_root);
+                    if !backends.contains(&backend) || !users.contains(&is_root) {
+                        assert_eq!(told, [""; 0], "{file}");
+                        continue;
+                    }
+                    assert_eq!(told.len(), 1, "{told:?}");
+                    assert!(told[0].contains(problem), "{told:?}");
+                    let (_, told_fix) = told[0].split_once("; fix: ").unwrap();
+                    assert!(told_fix.contains(fix), "{told:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_without_user_namespaces_is_named() {
+        let host = host();
+        fs::remove_file(host.path().join("proc/sys/user/max_user_namespaces")).unwrap();
+        let told = told(host.path(), Kind::Native, true);
+        assert!(told[0].contains("no user namespaces"), "{told:?}");
+    }
+}

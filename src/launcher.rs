@@ -1,0 +1,327 @@
+//! The root half of `isol8 serve --user`: starts the server without privileges, and does for it the little
+//! that needs them.
+//!
+//! The launcher is a process with one thread. It reads the configuration, binds the server's addresses,
+//! prepares the state directory ([`state`]) and starts the server, which is this executable again
+//! ([`client`]): that becomes the user it was told, gives up all capabilities ([`privileges`]) and denies
+//! itself the system calls that it never makes ([`seccomp`]). From then on the launcher forwards signals,
+//! and answers two requests ([`message`]): for an instance of the native backend, and for a spawner. HTTP,
+//! TLS, JSON of clients and the frames of guests are the server's to read. The spawner checks what the
+//! server asks of it against its [`Grant`].
+//!
+//! Where the server ends, so does the launcher, with its exit code; where the launcher ends, so does the
+//! server. Spawners outlive both, as they outlive a server that has its privileges.
+
+pub mod client;
+mod message;
+mod privileges;
+mod seccomp;
+mod state;
+mod user;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+
+use isol8_backend::Instance;
+use isol8_backend_native::cgroup;
+use isol8_backend_native::roots::Roots;
+use isol8_backend_native::spawner::grant::Grant;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+
+use crate::backends::{self, Kind};
+use crate::config::{BackendChoice, Config};
+use crate::server::socket;
+use message::{Answer, Channel, INSTANCE, MAX_DESCRIPTORS, SPAWNER, Welcome};
+use user::Account;
+
+/// First argument of this executable where it is to be the server of a launcher.
+const SERVER_ARGUMENT: &str = "__server";
+
+/// Spawners that may live at once: the server's own, and those that are ending.
+const MAX_SPAWNERS: usize = 8;
+
+/// What the shell adds to the number of the signal that ended a process.
+const SIGNALLED: u8 = 128;
+
+/// Whether this process was started by a launcher, as its server.
+#[must_use]
+pub fn is_server() -> bool {
+    std::env::args_os().nth(1).as_deref() == Some(SERVER_ARGUMENT.as_ref())
+}
+
+/// The arguments of such a server, as its operator wrote them.
+pub fn server_arguments() -> impl Iterator<Item = OsString> {
+    let program = std::env::args_os().take(1);
+    program.chain(std::env::args_os().skip(2))
+}
+
+/// Runs a server as `user`, and returns when it has ended. `kind` is the backend that it is to use.
+///
+/// Call it before the process has started any thread.
+///
+/// # Errors
+/// A text for the operator: what could not be prepared.
+pub fn run(config: &Config, kind: Kind, user: &str) -> Result<ExitCode, String> {
+    let mut account = Account::find(user)?;
+    if kind == Kind::Docker {
+        account.groups.extend(engine_group(config));
+    }
+    state::prepare(config, kind, account.owner)?;
+    let listen = |error| format!("server cannot listen: {error}");
+    let sockets = socket::bind(&config.host, config.port).map_err(listen)?;
+    let failed = |error: io::Error| format!("server cannot be started: {error}");
+    let signals = block_signals().map_err(failed)?;
+    let (channel, far) = Channel::pair().map_err(failed)?;
+    let server = start_server(far).map_err(failed)?;
+    log::debug!(uid = account.owner.uid, process = server.id(); "server started without privileges");
+    let welcome = Welcome {
+        owner: account.owner,
+        groups: account.groups,
+        backend: choice(kind),
+        state: config.state.clone(),
+        sources: config.sources.clone(),
+    };
+    let given: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
+    let given = &given[..given.len().min(MAX_DESCRIPTORS)];
+    channel.send_json(&welcome, given).map_err(failed)?;
+    drop(sockets);
+    let launcher = Launcher {
+        channel: Some(channel),
+        signals,
+        server,
+        spawners: Vec::new(),
+        grant: Grant {
+            owner: account.owner,
+            state: backends::state_of(Kind::Native, config),
+            host: backends::HOST.into(),
+            roots: config
+                .images_root
+                .as_deref()
+                .map(|directory| Roots::at(directory).directory().to_owned()),
+        },
+        instance: None,
+    };
+    launcher.serve().map_err(failed)
+}
+
+fn choice(kind: Kind) -> BackendChoice {
+    match kind {
+        Kind::Native => BackendChoice::Native,
+        Kind::Docker => BackendChoice::Docker,
+    }
+}
+
+/// The group that the engine's socket belongs to.
+fn engine_group(config: &Config) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let socket = isol8_backend_docker::engine_socket(config.docker.host.as_deref())?;
+    Some(std::fs::metadata(socket).ok()?.gid())
+}
+
+/// Signals that operators send, and the end of a child, as a descriptor to wait for.
+fn block_signals() -> io::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+    ] {
+        signals.add(signal);
+    }
+    // Children inherit that, and unblock them as the first they do.
+    signals.thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    Ok(SignalFd::with_flags(&signals, flags)?)
+}
+
+fn start_server(channel: Channel) -> io::Result<Child> {
+    Command::new(backends::THIS_EXECUTABLE)
+        .arg(SERVER_ARGUMENT)
+        .args(std::env::args_os().skip(1))
+        .stdin(Stdio::from(channel.into_descriptor()))
+        .spawn()
+}
+
+#[derive(Debug)]
+struct Launcher {
+    /// `None` once the server has closed its end.
+    channel: Option<Channel>,
+    signals: SignalFd,
+    server: Child,
+    spawners: Vec<Child>,
+    grant: Grant,
+    instance: Option<Instance>,
+}
+
+impl Launcher {
+    fn serve(mut self) -> io::Result<ExitCode> {
+        loop {
+            let (has_signals, has_request) = self.wait()?;
+            if has_signals {
+                self.forward_signals()?;
+                if let Some(status) = self.reap()? {
+                    self.clean_up();
+                    return Ok(exit_code(status));
+                }
+            }
+            if has_request {
+                self.answer();
+            }
+        }
+    }
+
+    /// Waits for signals, or for a request of the server's.
+    fn wait(&self) -> io::Result<(bool, bool)> {
+        let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let channel = self.channel.as_ref();
+        polled.extend(channel.map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let is_ready = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| fd.any().unwrap_or(false));
+        Ok((is_ready(polled.first()), is_ready(polled.get(1))))
+    }
+
+    fn forward_signals(&self) -> io::Result<()> {
+        while let Some(information) = self.signals.read_signal()? {
+            let number = i32::try_from(information.ssi_signo).unwrap_or_default();
+            let Ok(signal) = Signal::try_from(number) else {
+                continue;
+            };
+            if signal != Signal::SIGCHLD {
+                // It has not been reaped, so its id is its own.
+                let _ = kill(pid_of(&self.server), signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reaps what has ended. Returns how the server ended, once it has.
+    fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.spawners
+            .retain_mut(|spawner| matches!(spawner.try_wait(), Ok(None)));
+        self.server.try_wait()
+    }
+
+    fn answer(&mut self) {
+        let Some(channel) = &self.channel else { return };
+        let (message, descriptors) = match channel.receive() {
+            Ok((message, descriptors)) if !message.is_empty() => (message, descriptors),
+            // It has ended, or is about to.
+            _ => {
+                self.channel = None;
+                return;
+            }
+        };
+        let answered = match message.first() {
+            Some(&INSTANCE) => self.give_instance(),
+            Some(&SPAWNER) => self.start_spawner(descriptors),
+            _ => Err("launcher knows no such request".to_owned()),
+        };
+        let sent = match &answered {
+            Ok((text, descriptor)) => self.send(&Answer::Ok(text.clone()), Some(descriptor)),
+            Err(reason) => self.send(&Answer::Err(reason.clone()), None),
+        };
+        if let Err(error) = sent {
+            log::warn!(error:%; "server could not be answered");
+        }
+    }
+
+    fn send(&self, answer: &Answer, descriptor: Option<&OwnedFd>) -> io::Result<()> {
+        let descriptors: Vec<_> = descriptor.iter().map(|one| one.as_fd()).collect();
+        match &self.channel {
+            Some(channel) => channel.send_json(answer, &descriptors),
+            None => Ok(()),
+        }
+    }
+
+    /// The native backend's instance, with its lock: that holds for as long as the server or this process
+    /// lives.
+    fn give_instance(&mut self) -> Result<(String, OwnedFd), String> {
+        if self.instance.is_some() {
+            return Err("the server has an instance".to_owned());
+        }
+        let instance = backends::adopt_or_create(&self.grant.state)
+            .and_then(|instance| instance.give(self.grant.owner).map(|()| instance))
+            .map_err(|error| error.to_string())?;
+        let lock = instance
+            .lock()
+            .try_clone_to_owned()
+            .map_err(|error| format!("lock of the instance cannot be given: {error}"))?;
+        let name = instance.id().to_string();
+        self.instance = Some(instance);
+        Ok((name, lock))
+    }
+
+    fn start_spawner(&mut self, descriptors: Vec<OwnedFd>) -> Result<(String, OwnedFd), String> {
+        let failed = |error: io::Error| format!("spawner cannot be started: {error}");
+        let [socket] = <[OwnedFd; 1]>::try_from(descriptors)
+            .map_err(|_| "a spawner needs one socket".to_owned())?;
+        if self.spawners.len() >= MAX_SPAWNERS {
+            return Err(format!("{MAX_SPAWNERS} spawners are alive already"));
+        }
+        let grant = self.grant.to_argument();
+        let spawner = Command::new(backends::THIS_EXECUTABLE)
+            .arg(backends::SPAWNER_ARGUMENT)
+            .arg(grant.map_err(|error| failed(error.into()))?)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "RUST_LOG"))
+            .stdin(Stdio::from(socket))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        let process = open_process(&spawner).map_err(failed);
+        self.spawners.push(spawner);
+        Ok((String::new(), process?))
+    }
+
+    /// Removes the instance where nothing is in it and no spawner does: one that never came to make
+    /// sandboxes, mostly. What is claimed is left to the next server.
+    fn clean_up(self) {
+        let Some(instance) = self.instance else {
+            return;
+        };
+        let is_needed = !instance.claims().is_empty() || instance.is_held().unwrap_or(true);
+        if is_needed || !instance.directory().exists() {
+            instance.leave();
+        } else if let Err(error) = cgroup::remove_instance(instance.id().as_str()) {
+            log::warn!(error:%; "sandboxes are left until the next start");
+            instance.leave();
+        }
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    // The kernel has no ids beyond 2^22.
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
+}
+
+/// A descriptor of a process that has not been reaped.
+fn open_process(child: &Child) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_child(child);
+    Ok(rustix::process::pidfd_open(
+        pid,
+        rustix::process::PidfdFlags::empty(),
+    )?)
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
+        (None, Some(signal)) => {
+            log::error!(signal; "server was killed");
+            SIGNALLED.saturating_add(u8::try_from(signal).unwrap_or_default())
+        }
+        (None, None) => u8::MAX,
+    };
+    ExitCode::from(code)
+}

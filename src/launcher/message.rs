@@ -1,0 +1,179 @@
+//! What the launcher and the server say to each other, over a socket that keeps messages apart and carries
+//! descriptors.
+//!
+//! The launcher reads nothing from the server but the first byte of a message and the descriptor with it.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use isol8_backend::Owner;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::BackendChoice;
+
+/// Asks for an instance of the native backend. The answer is its name, with the descriptor of its lock.
+pub(super) const INSTANCE: u8 = b'I';
+
+/// Asks for a spawner, and brings its end of a socket. The answer is empty, with a descriptor of the process.
+pub(super) const SPAWNER: u8 = b'S';
+
+/// Longest message; paths make the first one long.
+const MAX_MESSAGE: usize = 64 * 1024;
+
+/// Most descriptors that come with one message: a host name with so many addresses is unheard of.
+pub(super) const MAX_DESCRIPTORS: usize = 16;
+
+/// The first message from the launcher: all that the server needs of what root found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Welcome {
+    /// The user to become.
+    pub(super) owner: Owner,
+    /// Its supplementary groups.
+    pub(super) groups: Vec<u32>,
+    /// The backend, where the configuration leaves the choice to the program.
+    pub(super) backend: BackendChoice,
+    /// The state directory.
+    pub(super) state: PathBuf,
+    /// The files of the configuration, which the server reads again when they change.
+    pub(super) sources: Vec<PathBuf>,
+}
+
+/// An answer; an error is a text for the operator.
+pub(super) type Answer = Result<String, String>;
+
+/// One end of the socket.
+#[derive(Debug)]
+pub(super) struct Channel(OwnedFd);
+
+impl Channel {
+    /// Two ends that are connected.
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok((Self(one), Self(other)))
+    }
+
+    pub(super) fn from_descriptor(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+
+    pub(super) fn into_descriptor(self) -> OwnedFd {
+        self.0
+    }
+
+    /// Sends a message as a whole.
+    pub(super) fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let is_fit = descriptors.len() <= MAX_DESCRIPTORS;
+        if !is_fit
+            || (!descriptors.is_empty()
+                && !control.push(SendAncillaryMessage::ScmRights(descriptors)))
+        {
+            return Err(io::Error::other("too many descriptors"));
+        }
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(message)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    /// Sends a value as JSON.
+    pub(super) fn send_json(
+        &self,
+        value: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        self.send(&serde_json::to_vec(value)?, descriptors)
+    }
+
+    /// Waits for a message. An empty one says that the other end is closed.
+    pub(super) fn receive(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut message = vec![0; MAX_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = loop {
+            let parts = &mut [IoSliceMut::new(&mut message)];
+            match recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => {}
+                received => break received?,
+            }
+        };
+        message.truncate(received.bytes);
+        let rights = control.drain().filter_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        Ok((message, rights.flatten().collect()))
+    }
+
+    /// Waits for a value as JSON.
+    pub(super) fn receive_json<T: for<'a> Deserialize<'a>>(&self) -> io::Result<(T, Vec<OwnedFd>)> {
+        let (message, descriptors) = self.receive()?;
+        if message.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((serde_json::from_slice(&message)?, descriptors))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn messages_stay_apart_and_carry_descriptors() {
+        let (here, there) = Channel::pair().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        std::fs::write(&path, "content").unwrap();
+        let file = File::open(&path).unwrap();
+        here.send(&[SPAWNER], &[file.as_fd(), file.as_fd()])
+            .unwrap();
+        here.send_json(&Answer::Ok("name".to_owned()), &[]).unwrap();
+
+        let (message, mut descriptors) = there.receive().unwrap();
+        assert_eq!((message.as_slice(), descriptors.len()), (&[SPAWNER][..], 2));
+        let mut text = String::new();
+        File::from(descriptors.remove(0))
+            .read_to_string(&mut text)
+            .unwrap();
+        assert_eq!(text, "content");
+        let (answer, descriptors) = there.receive_json::<Answer>().unwrap();
+        assert_eq!(answer.unwrap(), "name");
+        assert!(descriptors.is_empty());
+
+        drop(here);
+        assert!(there.receive().unwrap().0.is_empty());
+        there.receive_json::<Answer>().unwrap_err();
+    }
+
+    #[test]
+    fn more_descriptors_than_fit_are_refused() {
+        let (here, _there) = Channel::pair().unwrap();
+        let many = vec![here.as_fd(); MAX_DESCRIPTORS + 1];
+        here.send(b"x", &many).unwrap_err();
+    }
+}
