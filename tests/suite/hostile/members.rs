@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
-use crate::harness::{KEY, Kind as Backend, PATIENCE, Server, until};
+use crate::harness::{KEY, Kind as Backend, PATIENCE, Server, bash, until};
 use fill::{Fills, SIZE, at_limit};
 use probe::Probe;
 use schema::{Kind, Member, PLACE, members};
@@ -50,14 +50,21 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(server: Server) -> Self {
-        let _ = server.client();
+    async fn new(server: Server) -> Self {
+        // What a sandbox does with its processor is not the server's doing: it belongs to the usual.
+        let mut busy = bash("while :; do :; done");
+        busy.timeout_ms = Some(2_000);
+        let client = server.client();
+        let busy = tokio::spawn(async move { client.execute(busy).await });
         let (health, runs) = (Probe::of_health(&server), Probe::of_runs(&server));
         // What the machine, and whatever else it does, makes of them.
-        let usual = [&health, &runs].map(|probe| {
-            probe.wait_for(25);
-            probe.longest()
+        let usual = tokio::task::block_in_place(|| {
+            [&health, &runs].map(|probe| {
+                probe.wait_for(25);
+                probe.longest()
+            })
         });
+        busy.await.unwrap().unwrap();
         if std::env::var_os("SUITE_LOG").is_some() {
             eprintln!("usual: {usual:?}");
         }
@@ -74,7 +81,24 @@ impl Scene {
     }
 
     /// Sends a body and notes what it does to the server and to others. Returns the status.
+    ///
+    /// Others may have to wait for something else on this machine: a body is at fault if they wait for it each
+    /// time.
     async fn send(&mut self, target: &Target, body: String, what: &str) -> u16 {
+        const TRIES: usize = 4;
+        for _ in 1..TRIES {
+            let (status, slow) = self.try_once(target, &body, what).await;
+            if slow.is_empty() {
+                return status;
+            }
+        }
+        let (status, slow) = self.try_once(target, &body, what).await;
+        self.faults.extend(slow);
+        status
+    }
+
+    /// Returns the status, and who had to wait.
+    async fn try_once(&mut self, target: &Target, body: &str, what: &str) -> (u16, Vec<String>) {
         let most = 4 * body.len() as u64 + BESIDE;
         let pid = self.server.pid();
         for probe in [&self.health, &self.runs] {
@@ -84,34 +108,32 @@ impl Scene {
         let before = self.server.memory("VmRSS");
         let begun = Instant::now();
         let (status, answered) = match target {
-            Target::Http(path) => self.post(path, body).await,
-            Target::WebSocket => self.say(body).await,
+            Target::Http(path) => self.post(path, body.to_owned()).await,
+            Target::WebSocket => self.say(body.to_owned()).await,
         };
         let took = begun.elapsed();
         let grown = self.server.memory("VmHWM").saturating_sub(before);
         if std::env::var_os("SUITE_LOG").is_some() {
             eprintln!("{what}: {status} after {took:?}, {} kB", grown >> 10);
         }
+        let mut fault = |fault: String| self.faults.push(format!("{what}: {fault}"));
         if grown > most {
-            self.faults
-                .push(format!("{what}: {grown} bytes, expected at most {most}"));
+            fault(format!("{grown} bytes, expected at most {most}"));
         }
-        for (probe, patience) in [&self.health, &self.runs].into_iter().zip(self.patience) {
-            let longest = probe.longest();
-            if longest > patience {
-                let name = probe.name;
-                self.faults
-                    .push(format!("{what}: {name} took {longest:?} of {patience:?}"));
-            }
-        }
-        if status >= 400 && answered > 10_000 {
-            self.faults
-                .push(format!("{what}: {answered} bytes of an error"));
+        // The error of a setup script is what it wrote.
+        if status >= 400 && answered > 10_000 && !what.contains("setupScript: ") {
+            fault(format!("{answered} bytes of an error"));
         }
         if status >= 500 {
-            self.faults.push(format!("{what}: status {status}"));
+            fault(format!("status {status}"));
         }
-        status
+        let probes = [&self.health, &self.runs].into_iter().zip(self.patience);
+        let waits = probes.map(|(probe, patience)| (probe.name, probe.longest(), patience));
+        let slow = waits.filter(|(_, longest, patience)| longest > patience);
+        let slow = slow.map(|(name, longest, patience)| {
+            format!("{what}: {name} took {longest:?} of {patience:?}")
+        });
+        (status, slow.collect())
     }
 
     /// Returns the status and the length of the answer.
@@ -209,7 +231,7 @@ async fn no_member_of_a_request_costs_more_than_its_size() {
     let _ = server.client();
     let document: Value = reqwest::get(url).await.unwrap().json().await.unwrap();
     let fills = Fills::new();
-    let mut scene = Scene::new(server);
+    let mut scene = Scene::new(server).await;
     let mut paths = BTreeSet::new();
     for (target, members) in table(&document) {
         for member in members {
