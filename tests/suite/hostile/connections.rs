@@ -186,7 +186,7 @@ async fn a_blocked_connection_costs_no_time() {
     let before = server.processor_time();
     std::thread::sleep(Duration::from_secs(1));
     let used = server.processor_time() - before;
-    assert!(used < Duration::from_millis(300), "{used:?} in a second");
+    assert!(used < Duration::from_millis(150), "{used:?} in a second");
     drop(busy);
     server.stop();
 }
