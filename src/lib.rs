@@ -17,6 +17,7 @@ pub mod images;
 pub mod jobs;
 pub mod local;
 pub mod login;
+mod memory;
 pub mod network;
 pub mod packages;
 pub mod reload;

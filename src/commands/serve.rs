@@ -11,6 +11,7 @@ use super::{Failure, load_config};
 use crate::backends::{self, Purpose};
 use crate::cli::Serve;
 use crate::images;
+use crate::memory;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
@@ -60,6 +61,7 @@ pub(super) async fn serve(arguments: Serve) -> Result<ExitCode, Failure> {
     let served = tokio::select! {
         served = server::serve(state, stop) => served,
         never = building => match never {},
+        never = memory::give_back() => match never {},
         followed = reload::follow(load, current, service.clone()) => {
             followed.map_err(ServeError::Listen)
         }

@@ -357,6 +357,6 @@ fn last_event(stream: &mut TcpStream) -> StreamEvent {
         tail.drain(..kept);
     }
     let text = String::from_utf8_lossy(&tail);
-    let events = text.lines().filter_map(|line| line.strip_prefix("data: "));
-    serde_json::from_str(events.last().unwrap()).unwrap()
+    let mut events = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    serde_json::from_str(events.next_back().unwrap()).unwrap()
 }
