@@ -22,6 +22,7 @@ pub mod jobs;
 pub mod launcher;
 pub mod local;
 pub mod login;
+mod memory;
 pub mod network;
 pub mod packages;
 pub mod reload;

@@ -153,3 +153,42 @@ fn stopped(ended: io::Result<()>) -> ServeError {
     let unasked = || io::Error::other("its workers have ended");
     ServeError::Listen(ended.err().unwrap_or_else(unasked))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::time::Duration;
+
+    use isol8_actors::ServiceConfig;
+    use isol8_backend::fake::FakeBackend;
+
+    use super::*;
+    use crate::config::Overrides;
+
+    #[actix_web::test]
+    async fn a_server_whose_workers_cannot_start_ends() {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        let overrides = Overrides {
+            config: Some(file.path().to_owned()),
+            port: Some(0),
+            ..Overrides::default()
+        };
+        let mut config = Config::load(&overrides, &|_| None).unwrap();
+        // No configuration that was checked has such an origin.
+        config.cors_origins = vec!["*".to_owned()];
+        let remote_code = RemoteCode::new(&config.remote_code);
+        let (_current, config) = watch::channel(Arc::new(config));
+        let backend = Arc::new(FakeBackend::new());
+        let state = State {
+            service: Service::start(backend, ServiceConfig::default()),
+            config,
+            key: MasterKey::new("k".to_owned()).unwrap(),
+            backend: "fake",
+            results: Results::default(),
+            remote_code,
+        };
+        let served = tokio::time::timeout(Duration::from_secs(30), serve(state, pending()));
+        let served = served.await.unwrap();
+        assert!(matches!(served, Err(ServeError::Listen(_))), "{served:?}");
+    }
+}

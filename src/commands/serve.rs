@@ -16,6 +16,7 @@ use crate::host;
 use crate::images;
 use crate::launcher;
 use crate::launcher::client::Launched;
+use crate::memory;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
@@ -108,6 +109,7 @@ pub(super) async fn serve(
     let served = tokio::select! {
         served = server::serve(state, bound, stop) => served,
         never = building => match never {},
+        never = memory::give_back() => match never {},
         followed = reload::follow(load, current, service.clone()) => {
             followed.map_err(ServeError::Listen)
         }

@@ -39,6 +39,8 @@ pub(super) struct Connection {
     writer: OwnedWriteHalf,
     flow: Flow,
     table: Weak<Table>,
+    /// The table's time, in its ticks.
+    clock: Rc<Cell<u64>>,
     /// When the head that is arriving began to; `None` where none is.
     head_since: Cell<Option<u64>>,
     /// When the client began to take nothing of what is to be sent; `None` where it takes all.
@@ -89,7 +91,7 @@ impl Connection {
     }
 
     fn now(&self) -> u64 {
-        self.table.upgrade().map_or(0, |table| table.now())
+        self.clock.get()
     }
 
     /// Ends the connection: whatever is done for its client is dropped.

@@ -135,10 +135,10 @@ impl Server {
         Self::launch(apart, kind, state_directory(), config)
     }
 
-    /// A server that may open so many files, sockets included.
-    pub(crate) fn with_files(kind: Kind, files: u64, config: &str) -> Self {
+    /// A server under a limit, as the shell's `ulimit` sets it.
+    pub(crate) fn limited(kind: Kind, limit: &str, config: &str) -> Self {
         let mut limited = Command::new("bash");
-        let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        let script = format!("ulimit {limit} && exec \"$0\" \"$@\"");
         limited.args(["-c", &script, ISOL8]);
         Self::launch(limited, kind, state_directory(), config)
     }

@@ -47,7 +47,7 @@ pub(in crate::server) struct Table {
     tick: Duration,
     count: Count,
     /// Ticks so far: time, as exact as it has to be and without a look at the clock.
-    now: Cell<u64>,
+    now: Rc<Cell<u64>>,
     last_id: Cell<u64>,
     /// All of them, the oldest first.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
@@ -64,7 +64,7 @@ impl Table {
             bounds,
             tick,
             count,
-            now: Cell::new(0),
+            now: Rc::default(),
             last_id: Cell::new(0),
             open: RefCell::default(),
             fresh: RefCell::default(),
@@ -80,10 +80,6 @@ impl Table {
             }
         });
         table
-    }
-
-    pub(super) fn now(&self) -> u64 {
-        self.now.get()
     }
 
     /// Takes in a new connection. Where there are as many as there may be, one that does nothing is closed for it;
@@ -114,9 +110,10 @@ impl Table {
             writer,
             flow: Flow::default(),
             table: Rc::downgrade(self),
+            clock: Rc::clone(&self.now),
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
-            active_at: Cell::new(self.now()),
+            active_at: Cell::new(self.now.get()),
             is_fresh: Cell::new(true),
             is_ended: Cell::new(false),
             waiting: RefCell::default(),
@@ -171,7 +168,7 @@ impl Table {
 
     /// Ends connections that stand still.
     fn look(&self) {
-        let now = self.now() + 1;
+        let now = self.now.get() + 1;
         self.now.set(now);
         let is_over = |since: u64, timeout: Duration| {
             // The first tick may have followed at once.

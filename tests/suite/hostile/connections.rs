@@ -186,7 +186,7 @@ async fn a_blocked_connection_costs_no_time() {
     let before = server.processor_time();
     std::thread::sleep(Duration::from_secs(1));
     let used = server.processor_time() - before;
-    assert!(used < Duration::from_millis(300), "{used:?} in a second");
+    assert!(used < Duration::from_millis(150), "{used:?} in a second");
     drop(busy);
     server.stop();
 }
@@ -357,6 +357,6 @@ fn last_event(stream: &mut TcpStream) -> StreamEvent {
         tail.drain(..kept);
     }
     let text = String::from_utf8_lossy(&tail);
-    let events = text.lines().filter_map(|line| line.strip_prefix("data: "));
-    serde_json::from_str(events.last().unwrap()).unwrap()
+    let mut events = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    serde_json::from_str(events.next_back().unwrap()).unwrap()
 }

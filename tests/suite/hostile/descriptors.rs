@@ -41,7 +41,7 @@ fn raise_own_limit() {
 #[tokio::test]
 async fn connections_that_do_nothing_stop_no_run() {
     raise_own_limit();
-    let server = Server::with_files(Kind::Native, FILES, "");
+    let server = Server::limited(Kind::Native, &format!("-n {FILES}"), "");
     assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
     let started = Instant::now();
     server.python("print(6 * 7)").await;
@@ -82,7 +82,7 @@ async fn connections_that_do_nothing_stop_no_run() {
 
 #[tokio::test]
 async fn the_limit_on_open_files_is_raised_as_far_as_it_may_be() {
-    let server = Server::configured(Kind::Native, "");
+    let server = Server::limited(Kind::Native, "-S -n 512", "");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
     let line = limits
         .lines()
@@ -93,5 +93,6 @@ async fn the_limit_on_open_files_is_raised_as_far_as_it_may_be() {
         .filter_map(|word| word.parse().ok())
         .collect();
     assert_eq!(numbers[0], numbers[1].min(1 << 20), "{numbers:?}");
+    assert!(numbers[0] > 512, "{numbers:?}");
     server.stop();
 }

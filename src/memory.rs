@@ -1,0 +1,70 @@
+//! Memory that a load has needed goes back to the system when the load has gone.
+//!
+//! glibc keeps what is freed in the middle of its heaps, of which each thread may have one: after a burst of large
+//! requests a server would stay as large as it was at its worst.
+
+use std::convert::Infallible;
+use std::fs;
+use std::time::Duration;
+
+use actix_web::rt::task::spawn_blocking;
+use actix_web::rt::time::sleep;
+
+/// How often the server looks at its size.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Growth, in bytes, from which on giving back is worth the walk through the heaps.
+const WORTHWHILE: u64 = 32 << 20;
+
+/// Gives back what is free, again and again.
+pub(crate) async fn give_back() -> Infallible {
+    // What the program had when it began is no burst's.
+    let mut least = resident();
+    loop {
+        sleep(INTERVAL).await;
+        let now = resident();
+        if now > least.saturating_add(WORTHWHILE) {
+            // A thread of its own: a large heap takes milliseconds.
+            let _ = spawn_blocking(trim).await;
+            let after = resident();
+            log::debug!(before = now, after; "gave free memory back");
+            least = after;
+        }
+        least = least.min(now);
+    }
+}
+
+/// Bytes of the process in memory; 0 where they cannot be told.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(target_env = "gnu")]
+fn trim() {
+    // SAFETY: the function takes no pointer, touches only memory that is free, and locks each heap meanwhile.
+    unsafe { nix::libc::malloc_trim(0) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn trim() {}
+
+#[cfg(all(test, target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_freed_in_the_middle_of_a_heap_is_given_back() {
+        let held: Vec<Vec<u8>> = (0..20_000).map(|_| vec![1; 10_000]).collect();
+        // One at the end of the heap, so that the rest is not given back anyway.
+        let last = vec![1_u8; 100];
+        let full = resident();
+        drop(held);
+        trim();
+        let given_back = full.saturating_sub(resident());
+        assert!(given_back > 100 << 20, "{given_back}");
+        drop(last);
+    }
+}
