@@ -7,11 +7,12 @@ use std::process::{Command, Stdio};
 
 use isol8_client::{ExecutionResult, Options};
 
-use crate::harness::{Kind, Server, on_each_backend, python};
+use crate::harness::{Kind, Server, command, on_each_backend, python};
 
 on_each_backend!(
     what_one_sandbox_holds_nobody_else_lacks,
     kernel_memory_is_bounded_like_any_other,
+    a_crash_starts_no_program_of_the_host_s,
     a_sandbox_whose_first_process_is_ended_for_memory_has_a_result,
     no_sandbox_is_spared_before_the_host_s_own_processes,
     a_session_that_is_full_is_told_so,
@@ -442,6 +443,22 @@ async fn kernel_memory_is_bounded_like_any_other(server: Server) {
     }
     assert!(found["memfd"].2 && found["pipes"].2, "{found:?}");
     assert_eq!(server.python("print(1)").await.stdout, "1");
+    server.stop();
+}
+
+async fn a_crash_starts_no_program_of_the_host_s(server: Server) {
+    // A pipe in the host's `core_pattern` is started for every limit but this one.
+    let limits = "import resource as r\nfor limit in ((0, 0), (0, 1), (1, 1)): r.setrlimit(r.RLIMIT_CORE, limit)\n\
+                  print(r.getrlimit(r.RLIMIT_CORE))";
+    let shell = command("ulimit -c 0; grep core /proc/self/limits | tr -s ' '");
+    assert_eq!(server.python(limits).await.stdout, "(1, 1)");
+    let session = server.session("crash");
+    assert_eq!(
+        session.execute(python(limits)).await.unwrap().stdout,
+        "(1, 1)"
+    );
+    let told = session.execute(shell).await.unwrap().stdout;
+    assert_eq!(told, "Max core file size 1 1 bytes");
     server.stop();
 }
 

@@ -183,6 +183,8 @@ impl Spawner {
             let (connected, ended) = self.wait(listener.as_fd(), timeout)?;
             if let Some(containers) = &mut self.containers {
                 containers.reap(&ended);
+                // No server is there to ask for the rest.
+                ended.iter().for_each(|id| containers.clean_up(id));
             }
             if connected {
                 let (server, _) = listener.accept()?;

@@ -137,9 +137,9 @@ const ANSWERS: [Answer; 23] = [
     // program. A lower one, which any process may choose, would not.
     done_when(
         libc::SYS_prlimit64,
-        &[Check::Is(1, libc::RLIMIT_CORE as u32), Check::IsNotNull(2)],
+        &[Check::Is(1, libc::RLIMIT_CORE), Check::IsNotNull(2)],
     ),
-    done_when(SETRLIMIT, &[Check::Is(0, libc::RLIMIT_CORE as u32)]),
+    done_when(SETRLIMIT, &[Check::Is(0, libc::RLIMIT_CORE)]),
 ];
 
 /// Instructions that answer these calls, and let all others go on to what follows.

@@ -357,7 +357,8 @@ impl Containers {
         Instance::remove_directory(&self.instance);
     }
 
-    fn clean_up(&self, id: &str) {
+    /// Removes all that is left of a container whose processes have ended.
+    pub(super) fn clean_up(&self, id: &str) {
         if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
         }
