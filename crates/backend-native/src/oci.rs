@@ -78,7 +78,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     let mapping = json!([{"containerID": 0, "hostID": first, "size": count}]);
     let mut capabilities = GUEST_CAPABILITIES.to_vec();
     let mut arguments = vec![GUEST, "--fd", "3"];
-    // Whoever may watch a shared file sees when others open it.
+    // A program that watches a shared file sees when others open it.
     let instances = if surroundings.is_shared {
         "0"
     } else {

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lock_file_is_its_owner_s_whoever_made_it() {
+    fn a_lock_file_is_closed_to_others_even_where_it_was_open() {
         let directory = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let (new, old) = (directory.path().join("new"), directory.path().join("old"));

@@ -130,7 +130,7 @@ child.kill()
 print('own limits can be set')
 "#;
 
-/// What of a process others could change for good.
+/// Settings of a process that another process could change for good.
 fn settings_of(process: i32) -> Vec<String> {
     const COUNTED: [&str; 6] = ["SigQ", "Vm", "Rss", "HugetlbPages", "FDSize", "State"];
     let read =

@@ -88,20 +88,6 @@ const COUNTERS: [(&str, &str, &str); 14] = [
     ),
 ];
 
-/// TO BE REMOVED AFTER THE MERGE of "a user id of its own for each Docker sandbox": until then these are one
-/// count for all Docker sandboxes, and terminals one for all of the machine's.
-const SHARED_ON_DOCKER: [&str; 6] = [
-    "terminals",
-    "inotify instances",
-    "timers",
-    "pending signals",
-    "pages of pipes",
-    "descriptors under way",
-];
-
-/// As above, and part of it.
-const LOCKED_MEMORY: &str = "locked memory";
-
 /// What both sides of a counter use.
 const TOOLS: &str = r#"
 import ctypes, errno, fcntl, os, resource, select, signal, socket, struct, sys
@@ -170,10 +156,7 @@ async fn run(server: &Server, session: Option<&str>, code: &str) -> ExecutionRes
 }
 
 async fn what_one_sandbox_holds_nobody_else_lacks(server: Server) {
-    let mut names: Vec<&str> = COUNTERS.iter().map(|(name, ..)| *name).collect();
-    if server.kind == Kind::Docker {
-        names.retain(|name| !SHARED_ON_DOCKER.contains(name) && *name != LOCKED_MEMORY);
-    }
+    let names: Vec<&str> = COUNTERS.iter().map(|(name, ..)| *name).collect();
     let uses = uses(&names);
     let (before, host_before) = (run(&server, None, &uses).await, on_the_host(&uses));
     assert_eq!(before.stdout.lines().count(), names.len());

@@ -100,7 +100,7 @@ impl Spawner {
         Ok(spawner)
     }
 
-    /// What the spawner found out at its start.
+    /// Returns the facts that the spawner found out at its start.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] where it cannot be started.

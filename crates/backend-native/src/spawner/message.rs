@@ -148,7 +148,7 @@ pub enum Outcome {
     Done,
 }
 
-/// What a spawner found out at its start.
+/// Facts that a spawner finds out at its start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Started {

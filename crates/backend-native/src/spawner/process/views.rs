@@ -57,7 +57,14 @@ struct SharedPlace {
     means: Means,
 }
 
-/// What sandboxes are made of, and how each of them gets to see it.
+impl SharedPlace {
+    fn of(share: Share) -> Self {
+        let means = possible_over(&share.source);
+        Self { share, means }
+    }
+}
+
+/// The layers that roots are made of, and how each sandbox gets to see them.
 #[derive(Debug)]
 pub(super) struct Views {
     /// A file system in memory, which holds the directories above.
@@ -70,55 +77,32 @@ pub(super) struct Views {
 }
 
 impl Views {
-    /// Makes the layers, and finds out what the kernel lets be mounted over them.
+    /// Makes the layers, and finds out over which of them the kernel allows an overlay.
     pub(super) fn prepare(
         directory: &Path,
         host: &Path,
         roots: Option<&Path>,
         identity: Identity,
     ) -> io::Result<Self> {
-        mounts::in_memory(directory)?;
-        for name in [PROGRAMS, AGENT, NAMES, EMPTY, VIEW] {
-            let layer = directory.join(name);
-            fs::create_dir(&layer)?;
-            fs::set_permissions(layer, Permissions::from_mode(0o755))?;
-        }
+        make_layers(directory)?;
         rootfs::build(host, &directory.join(PROGRAMS))?;
-        let mut views = Self {
-            directory: directory.to_owned(),
-            places: Vec::new(),
-            skeleton: Means::Overlay,
-            unpacked: Means::Overlay,
-            devices: Means::Bind,
-        };
+        let shares = with_inner_mounts(&rootfs::shares(host), &mount_points()?);
+        // Layers are named from here, as in [`Self::enter`].
         std::env::set_current_dir(directory)?;
-        views.skeleton = possible_over(Path::new(PROGRAMS));
-        if let Some(roots) = roots.filter(|roots| roots.is_dir()) {
-            views.unpacked = possible_over(roots);
-        }
-        // An overlay of a user's namespace has no devices. One over a directory that holds this one would hide it.
-        let is_beneath = [Some(directory), roots]
-            .into_iter()
-            .flatten()
-            .any(|used| used.starts_with(DEVICES));
-        if identity == Identity::Root && !is_beneath {
-            views.devices = possible_over(Path::new(DEVICES));
-        }
-        let mounted = Process::myself().and_then(|own| own.mountinfo());
-        let points = mounted.map_err(io::Error::other)?.into_iter();
-        let shares = with_inner_mounts(
-            &rootfs::shares(host),
-            points.map(|mounted| mounted.mount_point),
-        );
-        views.places = shares
-            .into_iter()
-            // One that another mount hides cannot be reached, on the host either.
-            .filter(|share| share.source.exists())
-            .map(|share| {
-                let means = possible_over(&share.source);
-                SharedPlace { share, means }
-            })
-            .collect();
+        let views = Self {
+            directory: directory.to_owned(),
+            // A mount that another one hides cannot be reached, on the host either.
+            places: shares
+                .into_iter()
+                .filter(|share| share.source.exists())
+                .map(SharedPlace::of)
+                .collect(),
+            skeleton: possible_over(Path::new(PROGRAMS)),
+            unpacked: roots
+                .filter(|roots| roots.is_dir())
+                .map_or(Means::Overlay, possible_over),
+            devices: possible_over_devices([Some(directory), roots], identity),
+        };
         std::env::set_current_dir("/")?;
         Ok(views)
     }
@@ -174,7 +158,7 @@ impl Views {
         self.directory.join(VIEW)
     }
 
-    /// Makes what this sandbox alone has.
+    /// Makes the layer that no other sandbox has, where one is needed.
     pub(super) fn add(&self, sandbox: &NewSandbox) -> io::Result<()> {
         if !sandbox.host_network {
             return Ok(());
@@ -182,7 +166,7 @@ impl Views {
         rootfs::name_hosts(Path::new("/etc"), &self.names(&sandbox.id))
     }
 
-    /// Removes it. None there is fine.
+    /// Removes the layer that no other sandbox has, if there is one.
     pub(super) fn remove(&self, id: &str) -> io::Result<()> {
         match fs::remove_dir_all(self.names(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -223,16 +207,30 @@ impl Views {
     }
 }
 
+fn make_layers(directory: &Path) -> io::Result<()> {
+    mounts::in_memory(directory)?;
+    for name in [PROGRAMS, AGENT, NAMES, EMPTY, VIEW] {
+        let layer = directory.join(name);
+        fs::create_dir(&layer)?;
+        fs::set_permissions(layer, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn mount_points() -> io::Result<Vec<PathBuf>> {
+    let mounted = Process::myself().and_then(|own| own.mountinfo());
+    let mounted = mounted.map_err(io::Error::other)?.into_iter();
+    Ok(mounted.map(|mounted| mounted.mount_point).collect())
+}
+
 /// Adds the mounts within each directory, which an overlay of it leaves out, behind it.
-fn with_inner_mounts(
-    shares: &[Share],
-    mount_points: impl Iterator<Item = PathBuf> + Clone,
-) -> Vec<Share> {
+fn with_inner_mounts(shares: &[Share], mount_points: &[PathBuf]) -> Vec<Share> {
     let mut all = Vec::new();
     for share in shares {
         let mut inner: Vec<PathBuf> = mount_points
-            .clone()
-            .filter(|point| point.starts_with(&share.source) && *point != share.source)
+            .iter()
+            .filter(|point| point.starts_with(&share.source) && **point != share.source)
+            .cloned()
             .collect();
         inner.sort();
         inner.dedup();
@@ -249,7 +247,7 @@ fn with_inner_mounts(
     all
 }
 
-/// What the kernel lets be done with a directory: found out by doing it.
+/// Finds out whether the kernel allows an overlay over a directory, by mounting one.
 fn possible_over(directory: &Path) -> Means {
     let view = Path::new(VIEW);
     let tried = show_one(Means::Overlay, [directory, Path::new(EMPTY)], view);
@@ -260,6 +258,15 @@ fn possible_over(directory: &Path) -> Means {
             Means::Bind
         }
     }
+}
+
+/// An overlay in a user's namespace has no devices. One over a directory that leads to `used` would hide that.
+fn possible_over_devices(used: [Option<&Path>; 2], identity: Identity) -> Means {
+    let mut used = used.into_iter().flatten();
+    if identity == Identity::User || used.any(|path| path.starts_with(DEVICES)) {
+        return Means::Bind;
+    }
+    possible_over(Path::new(DEVICES))
 }
 
 /// Mounts the first of two layers; the other one is empty.
@@ -345,10 +352,8 @@ mod tests {
             "/usrlocal",
             "/usr/local",
         ];
-        let found = with_inner_mounts(
-            &[share("usr"), share("etc/ssl/certs")],
-            points.into_iter().map(PathBuf::from),
-        );
+        let shares = [share("usr"), share("etc/ssl/certs")];
+        let found = with_inner_mounts(&shares, &points.map(PathBuf::from));
         let expected = ["usr", "usr/local", "usr/local/b", "etc/ssl/certs"];
         assert_eq!(found, expected.map(share));
     }
