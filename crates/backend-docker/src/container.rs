@@ -33,18 +33,17 @@ pub(crate) const HANDOVER: &str = "handover";
 /// Where a container's pseudo-terminals are.
 const TERMINALS: &str = "/dev/pts";
 
-/// Their file system, as engines mount it, but for the bound: the kernel counts the terminals of all containers
-/// and of the host together. It is that of the native backend.
+/// Mount options of the pseudo-terminals: those of engines, and a bound, the same as on the native backend. The
+/// kernel counts the terminals of all containers and of the host together.
 const TERMINAL_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,gid=5,nosuid,noexec,max=64";
 
-/// The engine's filter for system calls: refuses what an engine's default profile refuses without privileges. The
-/// filter that counts is the guest's own, an allow-list that is in force before any code of a user is there. That
-/// makes the engine's usual profile superfluous, and compiling it takes a fifth of the time that a container needs
-/// to start.
+/// The engine's filter for system calls. It refuses the calls that need privileges. The filter that confines user
+/// code is the guest's own, an allow-list that is in force before the guest takes any request. So the engine's
+/// default profile would add nothing, and compiling it takes a fifth of a container's start.
 const SECCOMP: &str = include_str!("seccomp.json");
 
-/// Ends the guest. Engines send it before they kill, as when they end themselves; the guest, being PID 1, would
-/// ignore any other.
+/// Signal by which an engine that ends itself ends its containers. The guest, being PID 1, ignores any other until
+/// the engine has waited for 10 s.
 const STOP_SIGNAL: &str = "SIGKILL";
 
 /// What the guest needs to start and end others' processes and to hand them their files. User
@@ -109,7 +108,7 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
         working_dir: Some("/".to_owned()),
         entrypoint: Some(guest.map(str::to_owned).into()),
         cmd: Some(Vec::new()),
-        // An image's would be run by the engine: as root, and without the guest's filter.
+        // The engine would run an image's health check as root, and without the guest's filter.
         healthcheck: Some(HealthConfig {
             test: Some(vec!["NONE".to_owned()]),
             ..Default::default()

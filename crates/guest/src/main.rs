@@ -222,7 +222,7 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
 fn receive(path: &Path) -> io::Result<OwnedFd> {
     let handover = UnixStream::connect(path).map_err(naming("host cannot be reached"))?;
     let listener = receive_descriptor(&handover).map_err(naming("socket cannot be received"))?;
-    // Here and not by the host: who connects is told the process that called this.
+    // The guest calls this, and not the host: the kernel tells a connecting process which one did.
     listen(&listener, Backlog::MAXCONN)
         .map_err(|error| naming("socket cannot listen")(error.into()))?;
     set_nonblocking(listener)
