@@ -289,7 +289,7 @@ impl ConfigFile {
         })
     }
 
-    /// What may not be zero, or less than another.
+    /// Checks numbers that may not be zero, or less than another.
     fn check_counts(&self) -> Result<(), ConfigError> {
         let Server {
             max_body_size,

@@ -73,7 +73,7 @@ async fn post(
     // One at a time: what waits, waits where the run is slowed down.
     let (sender, mut receiver) = mpsc::channel(1);
     rt::spawn(async move {
-        // What the body brought is there until the run has ended.
+        // The content of the body is in memory until the run has ended.
         let _share = share;
         pass_on(request, events, sender).await;
     });
