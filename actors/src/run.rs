@@ -182,9 +182,13 @@ impl Execution<'_> {
             files => files?,
         };
         let (resource_usage, oom_killed) = self.account(&exit).await;
+<<<<<<< HEAD
         if self.is_full && self.mode == Mode::Session {
             return Err(loss::full(self.job.sandbox.limits.memory));
         }
+=======
+        let network_logs = self.network_log().await;
+>>>>>>> bodies
         let Written { stdout, stderr } = self.sink.take();
         Ok(ExecutionResult {
             stdout,
@@ -197,7 +201,7 @@ impl Execution<'_> {
             timestamp,
             container_id: self.sandbox.id().to_string(),
             files,
-            network_logs: self.network_log(),
+            network_logs,
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
@@ -375,14 +379,12 @@ impl Execution<'_> {
     }
 
     /// What the program asked for, where the job keeps that.
-    fn network_log(&self) -> Option<Vec<NetworkLogEntry>> {
-        let mut entries = self.job.network.as_ref()?.log()?;
-        if let Some(secrets) = &self.secrets {
-            entries
-                .iter_mut()
-                .for_each(|entry| secrets.mask_request(entry));
+    async fn network_log(&self) -> Option<Vec<NetworkLogEntry>> {
+        let entries = self.job.network.as_ref()?.log()?;
+        match &self.secrets {
+            Some(secrets) => Some(secrets.mask_requests(entries).await),
+            None => Some(entries),
         }
-        Some(entries)
     }
 
     /// Whether so much is held that an interpreter could not even boot.

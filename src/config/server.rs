@@ -19,7 +19,7 @@ pub(super) struct Server {
     pub(super) user: String,
     /// Of one request.
     pub(super) max_body_size: ByteSize,
-    /// Of all requests under way together, but for those of 64k and less; further ones wait, and are refused with 503 after bodyTimeoutMs.
+    /// Bytes of all bodies under way together that are larger than 64k; further ones wait, and are refused with 503 after bodyTimeoutMs.
     pub(super) max_bodies_size: ByteSize,
     /// Origins whose pages may call it from a browser, such as "https://app.example.com".
     pub(super) cors_origins: Vec<String>,

@@ -1,4 +1,4 @@
-//! What the bodies of all requests under way may take together: memory, and processors to parse them.
+//! Memory and processors that the bodies of all requests under way share.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Bodies {
             return Share(None);
         }
         let taking = Arc::clone(&self.memory).acquire_many_owned(self.units(bytes));
-        // It is never closed.
+        // The semaphore is never closed.
         Share(taking.await.ok())
     }
 
@@ -79,7 +79,7 @@ impl Bodies {
         self.aside(work).await
     }
 
-    /// The same, whatever the size of the body is.
+    /// Does work on a thread of its own, whatever the size of the body is.
     ///
     /// # Errors
     /// [`ErrorCode::Internal`] where the work panicked.

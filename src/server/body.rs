@@ -101,7 +101,8 @@ impl Reading<'_> {
                 return Err(ApiError::new(ErrorCode::PayloadTooLarge, text));
             }
             if length > SMALL && !share.is_held() {
-                // Of unknown length: once, because who holds some and waits for more stops all others.
+                // The length is unknown, so the share is for the longest. There is no second one: a body that
+                // holds a share and waits for more would stop all others.
                 share = self.share(most).await?;
             }
             body.extend_from_slice(&piece);

@@ -81,7 +81,7 @@ type Id = (TenantId, String);
 #[derive(Debug, Default)]
 struct Kept {
     entries: HashMap<Id, Entry>,
-    /// Those that have ended, the oldest first.
+    /// Keys of the entries that have ended, the oldest first.
     ended: VecDeque<(Instant, Id)>,
     /// Bytes of those that have ended.
     bytes: usize,
@@ -90,7 +90,7 @@ struct Kept {
 #[derive(Debug)]
 struct Entry {
     body: [u8; 32],
-    /// Of its result; none while it runs.
+    /// Bytes of the result; `None` while the run goes on.
     bytes: Option<usize>,
     outcome: watch::Receiver<Option<Outcome>>,
 }

@@ -5,7 +5,7 @@
 //! - notes where a fault is, and members that the type does not know;
 //! - repeats no more than a few words of what was sent, in errors and in paths, however much that was.
 //!
-//! It reads every value by its own type rather than by the one that is expected, because serde_json repeats
+//! Every value is read by its own type rather than by the one that is expected, because serde_json repeats
 //! a whole text where it expects a number.
 
 mod fault;
@@ -31,7 +31,7 @@ pub struct Bound {
     pub path: &'static [&'static str],
     /// The entries that it may have.
     pub most: usize,
-    /// What the entries are, for the error.
+    /// Name of its entries in the error.
     pub noun: &'static str,
 }
 
@@ -75,7 +75,7 @@ pub fn read<'de, T: Deserialize<'de>>(
     })
 }
 
-/// Where reading is, and what it found on the way.
+/// Position of a reader, and what it found on the way.
 struct Tracker<'a> {
     bounds: &'a [Bound],
     path: Vec<Step>,

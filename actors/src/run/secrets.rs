@@ -18,6 +18,9 @@ const MASK: &str = "***";
 /// occupied, which is about a millisecond.
 const BUILT_ASIDE: usize = 8 * 1024;
 
+/// Bytes of what a program asked the network for, beyond which masking it takes that long as well.
+const MASKED_ASIDE: usize = 256 * 1024;
+
 /// The values to be masked.
 #[derive(Debug)]
 pub(super) struct Secrets {
@@ -90,7 +93,7 @@ impl Secrets {
         let mut rest = bytes;
         if let Some(Scanner { finder, longest }) = &self.scanner {
             if state.holds_something() {
-                // That is mostly decided after so many bytes.
+                // The bytes held back are mostly decided after as many as the longest value has.
                 let (begun, after) = rest.split_at(rest.len().min(*longest));
                 state = self.transducer.feed(state, begun, &mut masked);
                 rest = after;
@@ -106,17 +109,36 @@ impl Secrets {
         (state, masked)
     }
 
+    /// Masks requests that a program made, on a thread of their own where they are long.
+    pub(super) async fn mask_requests(
+        self: &Arc<Self>,
+        mut entries: Vec<NetworkLogEntry>,
+    ) -> Vec<NetworkLogEntry> {
+        let paths = entries.iter().filter_map(|entry| entry.path.as_ref());
+        let bytes: usize = paths.map(String::len).sum();
+        let secrets = Arc::clone(self);
+        let mask = move || {
+            for entry in &mut entries {
+                secrets.mask_request(entry);
+            }
+            entries
+        };
+        if bytes <= MASKED_ASIDE {
+            return mask();
+        }
+        // Without an answer nothing is shown, rather than a secret.
+        spawn_blocking(mask).await.unwrap_or_default()
+    }
+
     /// Masks a request that a program made: it chose all three texts.
-    pub(super) fn mask_request(&self, entry: &mut NetworkLogEntry) {
+    fn mask_request(&self, entry: &mut NetworkLogEntry) {
         let texts = [
             Some(&mut entry.method),
             Some(&mut entry.host),
             entry.path.as_mut(),
         ];
         for text in texts.into_iter().flatten() {
-            let mut masked = Vec::with_capacity(text.len());
-            let start = State::default();
-            let state = self.transducer.feed(start, text.as_bytes(), &mut masked);
+            let (state, mut masked) = self.mask(State::default(), text.as_bytes());
             self.transducer.finish(state, &mut masked);
             // Values are text as well, so characters stay whole.
             *text = String::from_utf8_lossy(&masked).into_owned();

@@ -80,7 +80,7 @@ struct Object {
     base64: Member,
 }
 
-/// One member, if it was there once.
+/// A member of the object, and whether it was repeated.
 #[derive(Default)]
 struct Member {
     given: Option<Given>,

@@ -8,7 +8,7 @@ use serde::de::{Error, Expected, Unexpected};
 const ERROR_SHOWN: usize = 400;
 const VALUE_SHOWN: usize = 80;
 
-/// What a visitor says of a value that it does not take.
+/// Error of a visitor about a value that it does not take.
 #[derive(Debug)]
 pub(super) struct Fault(String);
 
@@ -73,7 +73,7 @@ impl Shortened {
     }
 
     pub(super) fn add(&mut self, text: fmt::Arguments<'_>) {
-        // What is formatted ends where the text is full, which is no error.
+        // Formatting ends where the text is full, which is no error.
         let _ = self.write_fmt(text);
     }
 

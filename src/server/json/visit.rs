@@ -212,7 +212,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Named<'_, V> {
     }
 }
 
-/// One of several types: which it is, and then its content.
+/// A value of an enum: its variant, and then its content.
 struct Variant<'t, 'a, A> {
     inner: A,
     tracker: &'t mut Tracker<'a>,

@@ -88,7 +88,7 @@ async fn post(
     let execution = {
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());
         async move {
-            // What the body brought is there until the run has ended.
+            // The content of the body is in memory until the run has ended.
             let _share = share;
             let (job, session) = state.remote_code.complete(order, &config).await?;
             Ok(state.service.execute(tenant, session, job).await?)

@@ -78,7 +78,7 @@ async fn post(
     let (sender, mut receiver) = mpsc::channel(1);
     let stall_timeout = config.stall_timeout;
     rt::spawn(async move {
-        // What the body brought is there until the run has ended.
+        // The content of the body is in memory until the run has ended.
         let _share = share;
         pass_on(request, events, sender, stall_timeout).await;
     });

@@ -113,7 +113,8 @@ impl Mount {
     /// directory and of the engine's for its container.
     fn is_the_sandbox_s_own(&self, sandbox: &str) -> bool {
         let mut names = self.root.split('/');
-        self.kind == "overlay" || names.any(|name| name == sandbox || name == "containers")
+        ["overlay", "devpts"].contains(&self.kind.as_str())
+            || names.any(|name| name == sandbox || name == "containers")
     }
 }
 
@@ -207,7 +208,9 @@ impl Watcher {
         let files = files_of(server.state()).into_iter();
         paths.extend(
             files
-                .filter(|file| file.ends_with("guest"))
+                .filter(|file| {
+                    file.ends_with("guest") && !file.iter().any(|name| name == &*self.sandbox)
+                })
                 .map(|file| file.display().to_string()),
         );
         let code = format!(

@@ -51,13 +51,13 @@ struct Scene {
 
 impl Scene {
     async fn new(server: Server) -> Self {
-        // What a sandbox does with its processor is not the server's doing: it belongs to the usual.
+        // A sandbox's own use of its processor is not the server's fault, so the usual waits are measured beside one.
         let mut busy = bash("while :; do :; done");
         busy.timeout_ms = Some(2_000);
         let client = server.client();
         let busy = tokio::spawn(async move { client.execute(busy).await });
         let (health, runs) = (Probe::of_health(&server), Probe::of_runs(&server));
-        // What the machine, and whatever else it does, makes of them.
+        // Usual waits on this machine, with whatever else it does.
         let usual = tokio::task::block_in_place(|| {
             [&health, &runs].map(|probe| {
                 probe.wait_for(25);
@@ -207,7 +207,7 @@ fn table(document: &Value) -> Vec<(Target, Vec<Member>)> {
 
 fn body_with(member: &Member, fill: &str) -> String {
     let mut body = member.body.clone();
-    // What cannot be there together, or does nothing alone.
+    // Some members exclude each other, or do nothing alone.
     match member.path.as_str() {
         "request.cmd" | "request.codeUrl" => {
             body["request"].as_object_mut().unwrap().remove("code");
@@ -291,7 +291,7 @@ fn withhold(address: &str, size: usize) -> String {
     stream.write_all(head.as_bytes()).unwrap();
     let mut sending = stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
-        // It may be refused before it is all there.
+        // The body may be refused before it is all there.
         let _ = sending.write_all(&vec![b' '; size - 1]);
     });
     let mut answer = [0; 12];

@@ -26,7 +26,7 @@ fn through(secrets: &Arc<Secrets>, pieces: &[&str], cut: bool) -> (String, Vec<S
     (shown.concat(), shown)
 }
 
-/// The same result by another implementation, which has the whole text at once.
+/// Masks a whole text by another implementation, to compare with.
 fn expected(values: &[impl AsRef<str>], text: &str) -> String {
     let values = values.iter().map(AsRef::as_ref);
     let values: Vec<&str> = values.filter(|value| !value.is_empty()).collect();
@@ -37,8 +37,8 @@ fn expected(values: &[impl AsRef<str>], text: &str) -> String {
     finder.replace_all(text, &vec![MASK; values.len()])
 }
 
-/// What is certain of a stream that begins with this text, by the definition: from left to right, up to the
-/// first place where a value begins that may go on after the text.
+/// Masks the part of a text that is certain whatever follows it, by the definition: from left to right, up to
+/// the first place where a value begins that may go on after the text.
 fn certain(values: &[impl AsRef<str>], text: &str) -> String {
     let mut rest = text;
     let mut shown = String::new();

@@ -10,7 +10,7 @@
 //! Memory is at most 21 bytes per byte of the values. Building takes linear time but for a binary search
 //! among the children of a node, and so does masking, whatever the values are and however the stream is cut.
 
-/// What stands in the place of a value.
+/// Text that replaces a value.
 const MASK: &[u8] = b"***";
 
 /// The state in which nothing is held back.
@@ -76,7 +76,8 @@ impl Transducer {
         }
     }
 
-    /// What a node that is no value shows: as its parent does, and then what its own byte decides.
+    /// Computes the text and the next state of a node that is no value: those of its parent, and then the
+    /// decision that its own byte brings.
     fn undecided(&mut self, parent: usize, node: usize) -> (u32, u32) {
         let byte = self.labels[node];
         if parent == ROOT as usize {
@@ -178,7 +179,7 @@ impl Transducer {
     }
 }
 
-/// Where a stream is: what it holds back.
+/// State of one stream, which says which bytes are held back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct State(u32);
 

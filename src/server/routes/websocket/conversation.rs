@@ -130,7 +130,7 @@ impl Conversation {
             let problem = match self.state.remote_code.complete(order, &self.config).await {
                 Ok(complete) => {
                     let end = self.run(complete).await;
-                    // What the message brought was there until now.
+                    // The content of the message was in memory until now.
                     drop(share);
                     return end;
                 }
@@ -231,7 +231,7 @@ impl Conversation {
         text: impl AsRef<str> + Send + 'static,
     ) -> Result<Result<Received, MessageError>, ApiError> {
         let (bytes, bodies) = (text.as_ref().len(), &self.state.bodies);
-        // It is here already: it does not wait for memory, but is refused without.
+        // The message is in memory already, so it is refused rather than kept waiting for a share.
         let share = bodies.try_share(bytes).ok_or_else(ApiError::no_memory)?;
         let bounds = accept::bounds(&self.config);
         let parsing = bodies.work(bytes, move || parse(text.as_ref(), &bounds));

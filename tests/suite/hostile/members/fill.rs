@@ -1,4 +1,4 @@
-//! What members are filled with.
+//! The JSON that members are filled with.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ pub(super) const SIZE: usize = 2 << 20;
 pub(super) struct Fill {
     pub(super) name: &'static str,
     pub(super) json: String,
-    /// It has more entries than any list or map of few may have.
+    /// Whether it has more entries than any list or map of a request may have.
     pub(super) is_too_many: bool,
 }
 
@@ -35,7 +35,7 @@ impl Fills {
         let one_name = format!("{{{}:\"\"}}", text("\u{7f}"));
         Self(vec![
             fill("text", text("a")),
-            // Of those, an error would show each in six characters.
+            // An error would show each of these in six characters.
             fill("control characters", text("\u{7f}")),
             fill("list of lists", list("[]")),
             fill("list of numbers", list("0")),

@@ -15,7 +15,7 @@ pub(super) struct Member {
     pub(super) body: Value,
 }
 
-/// What a member is, as far as it matters for filling it.
+/// Kind of a member, as far as it matters for filling it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A number, a switch or one of several words.
@@ -143,7 +143,7 @@ fn place<'a>(body: &'a mut Value, path: &[String]) -> &'a mut Value {
         if !body.is_object() {
             *body = json!({});
         }
-        // Of a map of files and of any other.
+        // A key that suits a map of files, and any other.
         let name = if name == "*" { "/sandbox/x" } else { name };
         &mut body[name]
     })
