@@ -182,13 +182,10 @@ impl Execution<'_> {
             files => files?,
         };
         let (resource_usage, oom_killed) = self.account(&exit).await;
-<<<<<<< HEAD
         if self.is_full && self.mode == Mode::Session {
             return Err(loss::full(self.job.sandbox.limits.memory));
         }
-=======
         let network_logs = self.network_log().await;
->>>>>>> bodies
         let Written { stdout, stderr } = self.sink.take();
         Ok(ExecutionResult {
             stdout,

@@ -292,7 +292,6 @@ impl ConfigFile {
         })
     }
 
-<<<<<<< HEAD
     /// Every regular expression that admits hosts, with its key.
     pub(super) fn admitting_patterns(&self) -> Vec<(&'static str, &str)> {
         let lists = [
@@ -306,10 +305,7 @@ impl ConfigFile {
         patterns.collect()
     }
 
-    /// What may not be zero, or less than another.
-=======
     /// Checks numbers that may not be zero, or less than another.
->>>>>>> bodies
     fn check_counts(&self) -> Result<(), ConfigError> {
         let Server {
             max_body_size,
