@@ -177,6 +177,7 @@ mod tests {
         // No configuration that was checked has such an origin.
         config.cors_origins = vec!["*".to_owned()];
         let remote_code = RemoteCode::new(&config.remote_code);
+        let bodies = Bodies::new(config.max_bodies);
         let (_current, config) = watch::channel(Arc::new(config));
         let backend = Arc::new(FakeBackend::new());
         let state = State {
@@ -185,9 +186,11 @@ mod tests {
             key: MasterKey::new("k".to_owned()).unwrap(),
             backend: "fake",
             results: Results::default(),
+            bodies,
             remote_code,
         };
-        let served = tokio::time::timeout(Duration::from_secs(30), serve(state, pending()));
+        let served = serve(state, None, pending());
+        let served = tokio::time::timeout(Duration::from_secs(30), served);
         let served = served.await.unwrap();
         assert!(matches!(served, Err(ServeError::Listen(_))), "{served:?}");
     }
