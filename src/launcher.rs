@@ -2,10 +2,10 @@
 //! that needs them.
 //!
 //! The launcher is a process with one thread. It reads the configuration, binds the server's addresses,
-//! prepares the state directory ([`state`]) and starts the server, which is this executable again
-//! ([`client`]): that becomes the user it was told, gives up all capabilities ([`privileges`]) and denies
-//! itself the system calls that it never makes ([`seccomp`]). From then on the launcher forwards signals,
-//! and answers two requests ([`message`]): for an instance of the native backend, and for a spawner. HTTP,
+//! prepares the state directory (`state`) and starts the server, which is this executable again
+//! ([`client`]): that becomes the user it was told, gives up all capabilities (`privileges`) and denies
+//! itself the system calls that it never makes (`seccomp`). From then on the launcher forwards signals,
+//! and answers two requests (`message`): for an instance of the native backend, and for a spawner. HTTP,
 //! TLS, JSON of clients and the frames of guests are the server's to read. The spawner checks what the
 //! server asks of it against its [`Grant`].
 //!
