@@ -43,7 +43,7 @@ const KILL_PAUSE: Duration = Duration::from_millis(700);
 fn main() -> ExitCode {
     // Before any thread is started: the spawner forks.
     if backends::is_spawner() {
-        return isol8_backend_native::run_spawner();
+        return isol8_backend_native::run_spawner(None);
     }
     let filter = std::env::args().nth(1);
     if filter.is_some_and(|filter| !filter.starts_with('-') && !"soak".contains(&filter)) {
@@ -79,7 +79,9 @@ async fn soak(kind: Kind, length: Duration) {
     let state = harness::state_directory();
     let descriptors = open_descriptors();
     let config = configuration(state.path(), kind);
-    let backend = backends::start(&config, Purpose::Serve).await.unwrap();
+    let backend = backends::start(&config, Purpose::Serve(None))
+        .await
+        .unwrap();
     let backend = Arc::new(FaultyBackend::new(backend, state.path(), kind));
     let service = Service::start(backend.clone(), config.service());
     let load = Load::new(service.clone());
