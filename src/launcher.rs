@@ -2,10 +2,10 @@
 //! that needs them.
 //!
 //! The launcher is a process with one thread. It reads the configuration, binds the server's addresses,
-//! prepares the state directory ([`state`]) and starts the server, which is this executable again
-//! ([`client`]): that becomes the user it was told, gives up all capabilities ([`privileges`]) and denies
-//! itself the system calls that it never makes ([`seccomp`]). From then on the launcher forwards signals,
-//! and answers two requests ([`message`]): for an instance of the native backend, and for a spawner. HTTP,
+//! prepares the state directory (`state`) and starts the server, which is this executable again
+//! ([`client`]): that becomes the user it was told, gives up all capabilities (`privileges`) and denies
+//! itself the system calls that it never makes (`seccomp`). From then on the launcher forwards signals,
+//! and answers two requests (`message`): for an instance of the native backend, and for a spawner. HTTP,
 //! TLS, JSON of clients and the frames of guests are the server's to read. The spawner checks what the
 //! server asks of it against its [`Grant`].
 //!
@@ -23,9 +23,10 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
-use isol8_backend::Instance;
+use isol8_backend::{Instance, Owner};
 use isol8_backend_native::cgroup;
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::grant::Grant;
@@ -97,15 +98,12 @@ pub fn run(config: &Config, kind: Kind, user: &str) -> Result<ExitCode, String> 
         signals,
         server,
         spawners: Vec::new(),
-        grant: Grant {
-            owner: account.owner,
-            state: backends::state_of(Kind::Native, config),
-            host: backends::HOST.into(),
-            roots: config
-                .images_root
-                .as_deref()
-                .map(|directory| Roots::at(directory).directory().to_owned()),
-        },
+        owner: account.owner,
+        state: backends::state_of(Kind::Native, config),
+        roots: config
+            .images_root
+            .as_deref()
+            .map(|directory| Roots::at(directory).directory().to_owned()),
         instance: None,
     };
     launcher.serve().map_err(failed)
@@ -157,7 +155,12 @@ struct Launcher {
     signals: SignalFd,
     server: Child,
     spawners: Vec<Child>,
-    grant: Grant,
+    /// The user that the server runs as.
+    owner: Owner,
+    /// The directory of the native backend's instances.
+    state: PathBuf,
+    /// The directory of unpacked roots.
+    roots: Option<PathBuf>,
     instance: Option<Instance>,
 }
 
@@ -250,8 +253,8 @@ impl Launcher {
         if self.instance.is_some() {
             return Err("the server has an instance".to_owned());
         }
-        let instance = backends::adopt_or_create(&self.grant.state)
-            .and_then(|instance| instance.give(self.grant.owner).map(|()| instance))
+        let instance = backends::adopt_or_create(&self.state)
+            .and_then(|instance| instance.give(self.owner).map(|()| instance))
             .map_err(|error| error.to_string())?;
         let lock = instance
             .lock()
@@ -269,7 +272,15 @@ impl Launcher {
         if self.spawners.len() >= MAX_SPAWNERS {
             return Err(format!("{MAX_SPAWNERS} spawners are alive already"));
         }
-        let grant = self.grant.to_argument();
+        let instance = self.instance.as_ref();
+        let instance = instance.ok_or_else(|| "a spawner needs an instance".to_owned())?;
+        let grant = Grant {
+            owner: self.owner,
+            instance: instance.directory().to_owned(),
+            host: backends::HOST.into(),
+            roots: self.roots.clone(),
+        }
+        .to_argument();
         let spawner = Command::new(backends::THIS_EXECUTABLE)
             .arg(backends::SPAWNER_ARGUMENT)
             .arg(grant.map_err(|error| failed(error.into()))?)

@@ -118,7 +118,7 @@ pub(super) fn confine() -> io::Result<()> {
 
 fn denials() -> io::Result<BpfProgram> {
     let denied = DENIED.iter().chain(DENIED_HERE);
-    let mut rules: BTreeMap<_, _> = denied.map(|call| (i64::from(*call), Vec::new())).collect();
+    let mut rules: BTreeMap<_, _> = denied.map(|call| (*call, Vec::new())).collect();
     let clone = NAMESPACES.into_iter().map(|flag| {
         let flag = u64::from(flag.cast_unsigned());
         let condition = SeccompCondition::new(

@@ -68,6 +68,14 @@ mod tests {
         gid: 54322,
     };
 
+    fn assert_root() {
+        let is_root = nix::unistd::geteuid().is_root();
+        assert!(
+            is_root,
+            "only root gives files away: run scripts/test as root"
+        );
+    }
+
     fn ids(path: &Path) -> (u32, u32) {
         let found = fs::symlink_metadata(path).unwrap();
         (found.uid(), found.gid())
@@ -75,10 +83,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_given_away_without_following_links() {
-        if !nix::unistd::geteuid().is_root() {
-            // Only root gives files away; the suite runs as root.
-            return;
-        }
+        assert_root();
         let (tree, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(outside.path().join("file"), "").unwrap();
         let tree = tree.path().join("tree");
@@ -97,9 +102,7 @@ mod tests {
 
     #[test]
     fn what_the_user_has_already_is_not_walked_through() {
-        if !nix::unistd::geteuid().is_root() {
-            return;
-        }
+        assert_root();
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("roots"), "").unwrap();
         OWNER.take(tree.path()).unwrap();

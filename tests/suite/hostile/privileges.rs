@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use isol8_client::Runtime;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::harness::{
     ISOL8, KEY, Kind, PATIENCE, Server, on_each_backend, python, source, state_directory, traces,
@@ -295,8 +298,8 @@ fn the_launcher_ends_with_the_status_of_its_server() {
     assert_eq!(server.ended().code(), Some(128 + 9));
 }
 
-#[tokio::test]
-async fn a_port_below_1024_is_bound_for_the_server() {
+#[test]
+fn a_port_below_1024_is_bound_for_the_server() {
     let state = state_directory();
     let config = state.path().join("config.toml");
     // An address of loopback that nothing else uses.
@@ -312,14 +315,114 @@ async fn a_port_below_1024_is_bound_for_the_server() {
         .env_remove("PORT")
         .spawn()
         .unwrap();
-    until("the server listens", || {
-        std::net::TcpStream::connect(address).is_ok()
+    let mut answer = String::new();
+    until("the server answers", || {
+        let Ok(mut connection) = std::net::TcpStream::connect(address) else {
+            return false;
+        };
+        connection
+            .write_all(b"GET /health HTTP/1.0\r\n\r\n")
+            .unwrap();
+        connection.read_to_string(&mut answer).is_ok()
     });
-    let health = reqwest::get(format!("http://{address}/health"))
-        .await
-        .unwrap();
-    assert_eq!(health.status(), 200);
     kill(Pid::from_raw(launcher.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert!(launcher.wait().unwrap().success());
+    assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
     assert_eq!(traces(Kind::Native, state.path()), BTreeSet::new());
+}
+
+/// A spawner with its server's end of the socket, in the hands of a server that was taken over.
+struct HostileServer {
+    socket: BufReader<UnixStream>,
+    spawner: std::process::Child,
+}
+
+impl HostileServer {
+    fn start(grant: &serde_json::Value) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        let spawner = Command::new(ISOL8)
+            .args(["__spawner", &grant.to_string()])
+            .stdin(std::process::Stdio::from(std::os::fd::OwnedFd::from(
+                theirs,
+            )))
+            .spawn()
+            .unwrap();
+        Self {
+            socket: BufReader::new(ours),
+            spawner,
+        }
+    }
+
+    fn ask(&mut self, action: &serde_json::Value) -> serde_json::Value {
+        let line = json!({"number": 1, "action": action}).to_string() + "\n";
+        self.socket.get_mut().write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        self.socket.read_line(&mut answer).unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        answer["outcome"].clone()
+    }
+}
+
+#[test]
+fn a_spawner_refuses_what_it_was_not_started_for() {
+    let state = state_directory();
+    let native = state.path().join("native");
+    let make = |name: &str| {
+        let directory = native.join(name);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("lock"), "").unwrap();
+        fs::write(directory.join("guest"), "").unwrap();
+        directory
+    };
+    let (own, other) = (make("0123456789abcdef"), make("0123456789abcde0"));
+    let mut server = HostileServer::start(&json!({
+        "owner": {"uid": USER, "gid": GROUP}, "instance": own, "host": "/", "roots": null,
+    }));
+    let start = |instance: &Path, host: &str, roots: Option<&str>| json!({"start": {"instance": instance, "host": host, "roots": roots, "adoptable_ms": 0}});
+    for refused in [
+        start(&other, "/", None),
+        start(Path::new("/etc"), "/", None),
+        start(&own, "/srv", None),
+        start(&own, "/", Some("/")),
+    ] {
+        let outcome = server.ask(&refused);
+        let reason = outcome["Err"].as_str().unwrap();
+        assert!(reason.ends_with("is refused"), "{refused}: {outcome}");
+    }
+    let started = server.ask(&start(&own, "/", None));
+    assert_eq!(started["Ok"]["started"]["identity"], "root", "{started}");
+
+    let limits = json!({"memoryBytes": 1 << 26, "cpuQuotaUs": 50_000, "pids": 16});
+    let create = |id: &str, root: Option<&str>| {
+        json!({"create": {
+            "id": id, "root": root, "limits": limits, "sandboxBytes": 4096, "tmpBytes": 4096,
+            "hostNetwork": false,
+        }})
+    };
+    let valid = "00000000000000ff";
+    for (refused, expected) in [
+        (create("../0123456789abcde0/x", None), "name is not valid"),
+        (create("claims", None), "name is not valid"),
+        (create(valid, Some("/")), "root / is refused"),
+        (create(valid, Some("/etc")), "root /etc is refused"),
+        (
+            json!({"remove": {"id": "../0123456789abcde0"}}),
+            "name is not valid",
+        ),
+        (json!({"remove": {"id": "."}}), "name is not valid"),
+        (
+            json!({"setLimits": {"id": "..", "limits": limits}}),
+            "name is not valid",
+        ),
+        (start(&other, "/", None), "another instance"),
+    ] {
+        let outcome = server.ask(&refused);
+        let reason = outcome["Err"].as_str().unwrap_or_default();
+        assert!(reason.contains(expected), "{refused}: {outcome}");
+    }
+    assert!(other.join("lock").exists() && own.join("lock").exists());
+    assert_eq!(server.ask(&json!("stop"))["Ok"], "done");
+    assert!(server.spawner.wait().unwrap().success());
+    assert!(!own.exists() && other.exists());
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use isol8_backend::{Owner, SandboxId};
+use isol8_backend::Owner;
 use serde::{Deserialize, Serialize};
 
 /// What a spawner may be asked for, and by whom.
@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 pub struct Grant {
     /// The user that the server runs as, which gets the sockets.
     pub owner: Owner,
-    /// The directory that holds all instances. It and they are root's.
-    pub state: PathBuf,
+    /// Directory of the one instance, which is root's.
+    pub instance: PathBuf,
     /// Root of the host's file system.
     pub host: PathBuf,
     /// Directory of unpacked roots.
@@ -48,9 +48,7 @@ impl Grant {
     pub fn check(&self, instance: &Path, host: &Path, roots: Option<&Path>) -> Result<(), String> {
         let refused =
             |what: &str, path: &Path| Err(format!("{what} {} is refused", path.display()));
-        let name = instance.file_name().and_then(|name| name.to_str());
-        let is_name = name.and_then(SandboxId::parse).is_some();
-        if !is_name || instance.parent() != Some(&self.state) || !is_roots_own(instance) {
+        if instance != self.instance || !is_roots_own(instance) {
             return refused("instance", instance);
         }
         if host != self.host {
@@ -71,16 +69,16 @@ fn is_roots_own(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{DirBuilderExt as _, symlink};
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
 
     const NAME: &str = "0123456789abcdef";
 
-    fn grant(state: &Path) -> Grant {
+    fn grant(instance: &Path) -> Grant {
         Grant {
             owner: Owner { uid: 999, gid: 999 },
-            state: state.to_owned(),
+            instance: instance.to_owned(),
             host: "/".into(),
             roots: Some("/srv/images".into()),
         }
@@ -88,39 +86,48 @@ mod tests {
 
     #[test]
     fn a_grant_survives_the_command_line() {
-        let grant = grant(Path::new("/var/lib/isol8/native"));
+        let grant = grant(Path::new("/var/lib/isol8/native/0123456789abcdef"));
         assert_eq!(Grant::parse(&grant.to_argument().unwrap()).unwrap(), grant);
         assert!(Grant::parse("{}").is_err());
     }
 
     #[test]
-    fn only_an_instance_of_roots_under_the_state_directory_is_granted() {
+    fn only_the_one_instance_is_granted_and_only_where_it_is_roots() {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
-        let make = |name: &str, mode| {
+        let make = |name: &str| {
             let path = state.join(name);
-            fs::DirBuilder::new().mode(mode).create(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
             path
         };
-        let own = make(NAME, 0o755);
-        let grant = grant(state);
-        let roots = Some(Path::new("/srv/images"));
+        let own = make(NAME);
         let host = Path::new("/");
-        let is_granted = |instance: &Path| grant.check(instance, host, roots).is_ok();
-        assert_eq!(is_granted(&own), nix::unistd::geteuid().is_root());
-
-        let open = make("0123456789abcde0", 0o755);
-        fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let roots = Some(Path::new("/srv/images"));
+        let is_granted =
+            |grant: &Grant, instance: &Path| grant.check(instance, host, roots).is_ok();
+        assert_eq!(
+            is_granted(&grant(&own), &own),
+            nix::unistd::geteuid().is_root()
+        );
+        let other = make("0123456789abcde0");
+        for refused in [&other, &state.join("absent"), Path::new("/etc")] {
+            assert!(!is_granted(&grant(&own), refused), "{}", refused.display());
+        }
+        // What the launcher granted, and the user has replaced or may change.
         let link = state.join("0123456789abcde1");
         symlink(&own, &link).unwrap();
-        let elsewhere = make("etc", 0o755);
-        let absent = state.join("0123456789abcde2");
-        let up = state.join(NAME).join("..").join(NAME);
-        for refused in [&open, &link, &elsewhere, &absent, &up, &state.to_owned()] {
-            assert!(!is_granted(refused), "{}", refused.display());
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o777)).unwrap();
+        for refused in [&link, &other, &state.join("absent")] {
+            assert!(
+                !is_granted(&grant(refused), refused),
+                "{}",
+                refused.display()
+            );
         }
         for (host, roots) in [("/srv", roots), ("/", None), ("/", Some(Path::new("/etc")))] {
-            grant.check(&own, Path::new(host), roots).unwrap_err();
+            let checked = grant(&own).check(&own, Path::new(host), roots);
+            checked.unwrap_err();
         }
     }
 }

@@ -362,13 +362,13 @@ impl Containers {
         if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
             log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
         }
-        if let Err(error) = self.views.remove(id) {
-            log::warn!(sandbox = id, error:%; "names of the sandbox are left");
-        }
         self.remove_directories(id);
     }
 
     fn remove_directories(&self, id: &str) {
+        if let Err(error) = self.views.remove(id) {
+            log::warn!(sandbox = id, error:%; "names of the sandbox are left");
+        }
         for directory in [self.instance.join(STATES).join(id), self.instance.join(id)] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
