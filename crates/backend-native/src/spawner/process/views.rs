@@ -73,7 +73,8 @@ pub(super) struct Views {
     places: Vec<SharedPlace>,
     skeleton: Means,
     unpacked: Means,
-    devices: Means,
+    /// None for an ordinary user, whose overlays have no devices.
+    devices: Option<Means>,
 }
 
 impl Views {
@@ -101,7 +102,8 @@ impl Views {
             unpacked: roots
                 .filter(|roots| roots.is_dir())
                 .map_or(Means::Overlay, possible_over),
-            devices: possible_over_devices([Some(directory), roots], identity),
+            devices: (identity == Identity::Root)
+                .then(|| possible_over_devices([Some(directory), roots])),
         };
         std::env::set_current_dir("/")?;
         Ok(views)
@@ -127,12 +129,13 @@ impl Views {
     /// The directories whose files sandboxes have as they are, and so share with the host and each other.
     pub(super) fn shared(&self) -> Vec<PathBuf> {
         let named = [
-            (self.skeleton, "/"),
-            (self.unpacked, "the roots of `images.root`"),
+            (Some(self.skeleton), "/"),
+            (Some(self.unpacked), "the roots of `images.root`"),
+            (self.devices, DEVICES),
         ];
         let named = named
             .into_iter()
-            .map(|(means, name)| (means, Path::new(name)));
+            .filter_map(|(means, name)| Some((means?, Path::new(name))));
         let places = self
             .places
             .iter()
@@ -144,13 +147,14 @@ impl Views {
             .collect()
     }
 
-    /// Whether a sandbox's programs or its `/etc` are shared as they are.
+    /// Whether files of a sandbox are shared as they are, other than the devices of an ordinary user.
     pub(super) fn is_shared(&self, sandbox: &NewSandbox) -> bool {
-        let places = || self.places.iter().map(|place| place.means);
-        match &sandbox.root {
-            Some(_) => self.unpacked == Means::Bind,
-            None => places().chain([self.skeleton]).any(|m| m == Means::Bind),
-        }
+        let own = match &sandbox.root {
+            Some(_) => vec![self.unpacked],
+            None => self.places.iter().map(|place| place.means).collect(),
+        };
+        let own = own.into_iter().chain([self.skeleton]);
+        own.chain(self.devices).any(|means| means == Means::Bind)
     }
 
     /// Where the process that has [entered](Self::enter) a view finds its root.
@@ -199,7 +203,7 @@ impl Views {
                 show_one(place.means, layers, &view.join(&place.share.destination))?;
             }
         }
-        if self.devices == Means::Overlay {
+        if self.devices == Some(Means::Overlay) {
             let layers = [Path::new(DEVICES), Path::new(EMPTY)];
             overlay(&layers, Path::new(DEVICES), MsFlags::MS_NOEXEC)?;
         }
@@ -260,10 +264,10 @@ fn possible_over(directory: &Path) -> Means {
     }
 }
 
-/// An overlay in a user's namespace has no devices. One over a directory that leads to `used` would hide that.
-fn possible_over_devices(used: [Option<&Path>; 2], identity: Identity) -> Means {
+/// Like [`possible_over`]; but an overlay would hide what is used below.
+fn possible_over_devices(used: [Option<&Path>; 2]) -> Means {
     let mut used = used.into_iter().flatten();
-    if identity == Identity::User || used.any(|path| path.starts_with(DEVICES)) {
+    if used.any(|path| path.starts_with(DEVICES)) {
         return Means::Bind;
     }
     possible_over(Path::new(DEVICES))
