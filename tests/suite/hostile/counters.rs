@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use isol8_client::{ExecutionResult, Options};
 
-use crate::harness::{Kind, Server, command, on_each_backend, python};
+use crate::harness::{Server, command, on_each_backend, python};
 
 on_each_backend!(
     what_one_sandbox_holds_nobody_else_lacks,

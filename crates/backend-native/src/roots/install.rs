@@ -158,7 +158,7 @@ fn name_versions(root: &Path, runtimes: &[Runtime]) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
-    use tar::{Builder, Header};
+    use tar::{Builder, EntryType, Header};
 
     use super::*;
 
