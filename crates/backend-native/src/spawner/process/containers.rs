@@ -1,5 +1,6 @@
 //! The containers of one instance.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error;
 use std::fs::{self, File};
@@ -57,6 +58,9 @@ pub(super) struct Containers {
     cgroups: Option<Cgroups>,
     running: HashMap<String, Running>,
     inherited: Inherited,
+    /// Processes that have made a container, and were not reaped yet. A container is this process's child only when
+    /// its maker has ended.
+    makers: RefCell<Vec<Pid>>,
     /// Keeps other processes' sweeps away while the server is gone and containers are removed.
     _hold: File,
 }
@@ -117,6 +121,7 @@ impl Containers {
             cgroups,
             running: HashMap::new(),
             inherited,
+            makers: RefCell::default(),
             _hold: hold,
         })
     }
@@ -153,6 +158,7 @@ impl Containers {
     }
 
     fn try_create(&mut self, sandbox: &NewSandbox) -> Result<(), String> {
+        self.reap_makers();
         let directory = self.instance.join(&sandbox.id);
         self.check_root(sandbox.root.as_deref())?;
         let listener = self
@@ -210,8 +216,8 @@ impl Containers {
         };
         drop(far);
         let told = hear(&mut report, child).map_err(failed);
-        // It has ended, or is about to.
-        let _ = waitpid(child, None);
+        // It is about to end. That takes the kernel a while, because its mounts are taken apart.
+        self.makers.borrow_mut().push(child);
         told?.map(Pid::from_raw)
     }
 
@@ -284,8 +290,21 @@ impl Containers {
         answered
     }
 
+    fn reap_makers(&self) {
+        for maker in self.makers.borrow_mut().drain(..) {
+            let _ = waitpid(maker, None);
+        }
+    }
+
     fn reap_one(&self, id: &str, running: Running) -> Vec<u64> {
+<<<<<<< HEAD
         wait_for(id, &running);
+=======
+        self.reap_makers();
+        if let Err(error) = waitpid(running.pid, None) {
+            log::warn!(sandbox = id, error:%; "container was reaped by somebody else");
+        }
+>>>>>>> native
         self.clean_up(id);
         running.removals
     }
