@@ -280,6 +280,7 @@ impl Containers {
                 // It ended by itself. The server reads in its cgroup whether memory was out, and asks for
                 // the removal then.
                 Some(running) if running.removals.is_empty() => {
+                    self.reap_makers();
                     wait_for(id, &running);
                     self.remove_directories(id);
                 }
@@ -297,14 +298,8 @@ impl Containers {
     }
 
     fn reap_one(&self, id: &str, running: Running) -> Vec<u64> {
-<<<<<<< HEAD
-        wait_for(id, &running);
-=======
         self.reap_makers();
-        if let Err(error) = waitpid(running.pid, None) {
-            log::warn!(sandbox = id, error:%; "container was reaped by somebody else");
-        }
->>>>>>> native
+        wait_for(id, &running);
         self.clean_up(id);
         running.removals
     }
