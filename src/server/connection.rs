@@ -1,8 +1,8 @@
 //! The connections of clients: how many there may be, how long each may stand still, how much of its input is read
 //! ahead, and whether its client is still there.
 //!
-//! [`stream`] is the socket as actix-http sees it, [`flow`] decides how much may be read, [`table`] keeps count and
-//! closes what stands still, and [`request`] tells the connection of the requests that come over it.
+//! `stream` is the socket as actix-http sees it, `flow` decides how much may be read, `table` keeps count and
+//! closes what stands still, and `request` tells the connection of the requests that come over it.
 
 mod flow;
 mod request;

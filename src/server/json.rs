@@ -1,6 +1,6 @@
 //! A request's JSON, read within bounds.
 //!
-//! A [`Reader`] stands between serde_json and the types of the contract. It
+//! A `Reader` stands between serde_json and the types of the contract. It
 //! - stops at the first entry of a list or map that is one too many, before it takes memory;
 //! - notes where a fault is, and members that the type does not know;
 //! - repeats no more than a few words of what was sent, in errors and in paths, however much that was.

@@ -30,11 +30,13 @@ const DOCKER: [&str; 8] = [
 ];
 
 /// Files that Docker sandboxes have from the host's file systems, whatever type these are of.
-const FROM_THE_HOST: [&str; 5] = [
+const FROM_THE_HOST: [&str; 7] = [
     "/.isol8/control",
     "/.isol8/guest",
     "/etc/hostname",
+    "/etc/group",
     "/etc/hosts",
+    "/etc/passwd",
     "/etc/resolv.conf",
 ];
 
