@@ -24,7 +24,7 @@ enum Places {
     },
     /// A single run, sandbox or command, so that no other waits for them.
     Own,
-    /// All runs, each for no longer than the disk takes for a small piece of work.
+    /// All runs, each for no longer than a small piece of work takes the disk or a processor: milliseconds.
     Brief,
 }
 
@@ -39,8 +39,36 @@ const INSTALLATIONS: Places = Places::Shared {
     test: "an_installation_at_its_own_limits_keeps_no_other_waiting",
 };
 
+const BODIES: Places = Places::Shared {
+    file: "tests/suite/hostile/members.rs",
+    test: "bodies_that_are_withheld_share_a_bounded_memory_for_a_bounded_time",
+};
+
 /// Each source file with what it has of semaphores and of threads for work that blocks, and how often.
 const TABLE: &[(&str, &str, usize, Places)] = &[
+    ("actors/src/run/events.rs", "Semaphore::new", 2, Places::Own),
+    (
+        "actors/src/run/secrets.rs",
+        "spawn_blocking",
+        3,
+        Places::Brief,
+    ),
+    (
+        "crates/backend-docker/src/sandbox.rs",
+        "spawn_blocking",
+        1,
+        Places::Brief,
+    ),
+    (
+        "crates/backend-native/src/spawner/client.rs",
+        "spawn_blocking",
+        1,
+        Places::Brief,
+    ),
+    ("src/backends.rs", "spawn_blocking", 1, Places::Brief),
+    ("src/memory.rs", "spawn_blocking", 2, Places::Brief),
+    ("src/server/bodies.rs", "Semaphore::new", 2, BODIES),
+    ("src/server/bodies.rs", "web::block", 1, BODIES),
     (
         "actors/src/session/message.rs",
         "Semaphore::new",
