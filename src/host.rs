@@ -12,7 +12,7 @@ use crate::backends::Kind;
 /// Descriptors below which a server runs out of them soon: a connection takes two, a sandbox some more.
 const FEW_DESCRIPTORS: u64 = 8192;
 
-/// What is wrong, and what to do.
+/// A weakness of the host's settings, and its fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// The setting and its effect.
@@ -79,7 +79,7 @@ fn descriptors(proc: &Path) -> Option<Warning> {
     })
 }
 
-/// What keeps user namespaces from being made: by root too, or by ordinary users.
+/// Settings that keep root or ordinary users from making user namespaces.
 fn user_namespaces(proc: &Path, is_root: bool) -> Option<Warning> {
     let sysctl = proc.join("sys");
     let most = read(&sysctl.join("user/max_user_namespaces"));

@@ -48,7 +48,7 @@ const SERVER_ARGUMENT: &str = "__server";
 /// Spawners that may live at once: the server's own, and those that are ending.
 const MAX_SPAWNERS: usize = 8;
 
-/// What the shell adds to the number of the signal that ended a process.
+/// Number that a shell adds to the signal that ended a process, to make its exit code.
 const SIGNALLED: u8 = 128;
 
 /// Whether this process was started by a launcher, as its server.
@@ -201,7 +201,7 @@ impl Launcher {
                 continue;
             };
             if signal != Signal::SIGCHLD {
-                // It has not been reaped, so its id is its own.
+                // The server has not been reaped, so its id is its own.
                 let _ = kill(pid_of(&self.server), signal);
             }
         }
@@ -219,7 +219,7 @@ impl Launcher {
         let Some(channel) = &self.channel else { return };
         let (message, descriptors) = match channel.receive() {
             Ok((message, descriptors)) if !message.is_empty() => (message, descriptors),
-            // It has ended, or is about to.
+            // The server has ended, or is about to.
             _ => {
                 self.channel = None;
                 return;

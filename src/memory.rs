@@ -18,7 +18,7 @@ const WORTHWHILE: u64 = 32 << 20;
 
 /// Gives back what is free, again and again.
 pub(crate) async fn give_back() -> Infallible {
-    // What the program had when it began is no burst's.
+    // Memory that the program had at its start belongs to no burst.
     let mut least = resident();
     loop {
         sleep(INTERVAL).await;
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn what_is_freed_in_the_middle_of_a_heap_is_given_back() {
         let held: Vec<Vec<u8>> = (0..20_000).map(|_| vec![1; 10_000]).collect();
-        // One at the end of the heap, so that the rest is not given back anyway.
+        // An allocation at the end of the heap keeps the rest from being given back anyway.
         let last = vec![1_u8; 100];
         let full = resident();
         drop(held);

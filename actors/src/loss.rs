@@ -9,7 +9,7 @@ use isol8_backend::{Sandbox, SandboxUsage};
 
 use crate::error::ExecuteError;
 
-/// What a lost session is told.
+/// Reason that a client is given for a session that was lost to the kernel's out-of-memory killer.
 pub(crate) const OUT_OF_MEMORY: &str = "its memory was out and the kernel ended it: raise options.memoryLimit, or hold \
                              less in files and processes";
 

@@ -196,7 +196,7 @@ async fn a_run_whose_time_is_over_does_not_wait_for_its_client() {
         let next = house.run_as("t", session, job("print 1"));
         let answered = timeout(Duration::from_secs(15), next).await;
         assert_eq!(answered.unwrap().unwrap().stdout, "1");
-        // What the program left is there, and its end.
+        // The rest of the program's output is there, and its end.
         let told = rest(events).await;
         let shown: usize = told.iter().flatten().map(|event| event.data.len()).sum();
         assert!((1..2_000_000).contains(&shown), "{shown}");

@@ -1,4 +1,4 @@
-//! Pages of package registries: whatever a registry, or whoever stands in its place, sends, reading it neither
+//! Pages of package registries: whatever a registry or an attacker in its place sends, reading it neither
 //! panics nor lists a file that a client could not ask for.
 #![no_main]
 

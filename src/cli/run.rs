@@ -90,7 +90,7 @@ pub struct Run {
 /// What a sandbox is to be like. Where nothing is given, the configuration's defaults hold.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Sandbox {
-    /// What the program may reach: none, filtered or host [default: the configuration's]; host is this machine's
+    /// Network of the program: none, filtered or host [default: the configuration's]; host is this machine's
     /// own network
     #[arg(long, value_name = "MODE")]
     pub net: Option<NetworkMode>,

@@ -192,7 +192,7 @@ fn layers(documents: &[Document]) -> Vec<(Origin, Value)> {
 }
 
 fn merged(layers: &[(Origin, Value)]) -> Result<ConfigFile, ConfigError> {
-    // One key under a runtime leaves the runtime's other defaults alone.
+    // A key under a runtime leaves the runtime's other defaults alone.
     let mut merged = json!({ "runtimes": ConfigFile::default().runtimes });
     for (_, layer) in layers {
         merge(&mut merged, layer);
@@ -203,9 +203,9 @@ fn merged(layers: &[(Origin, Value)]) -> Result<ConfigFile, ConfigError> {
 /// The files of a configuration; a later one overrides an earlier one.
 #[derive(Debug, Default)]
 struct Files {
-    /// Those of the operator, which count fully.
+    /// Files of the operator, which count fully.
     trusted: Vec<PathBuf>,
-    /// Those of the working directory, where they do not.
+    /// Files of the working directory, where they may only restrict.
     untrusted: Vec<PathBuf>,
 }
 

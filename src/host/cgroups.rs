@@ -1,4 +1,4 @@
-//! What the limits of native sandboxes need of the host's cgroups.
+//! The host's cgroups, as the limits of native sandboxes need them.
 
 use std::fs;
 use std::path::Path;

@@ -14,7 +14,7 @@ use super::message::{Answer, Channel, INSTANCE, SPAWNER, Welcome};
 use super::{privileges, seccomp, state};
 use crate::config::BackendChoice;
 
-/// What a server has that was started by a launcher.
+/// Resources that a launcher hands to its server.
 #[derive(Debug)]
 pub struct Launched {
     /// The backend, where the configuration leaves the choice to the program.

@@ -1,4 +1,4 @@
-//! What the launcher and the server say to each other, over a socket that keeps messages apart and carries
+//! Messages between the launcher and the server, over a socket that keeps messages apart and carries
 //! descriptors.
 //!
 //! The launcher reads nothing from the server but the first byte of a message and the descriptor with it.
@@ -47,7 +47,7 @@ pub(super) struct Welcome {
 /// An answer; an error is a text for the operator.
 pub(super) type Answer = Result<String, String>;
 
-/// One end of the socket.
+/// An end of the socket.
 #[derive(Debug)]
 pub(super) struct Channel(OwnedFd);
 

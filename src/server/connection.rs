@@ -30,7 +30,7 @@ pub(super) use table::{Bounds, Count, Table};
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
-/// One client's connection. Everything about it happens on the thread of its worker.
+/// The connection of a client. Everything about it happens on the thread of its worker.
 #[derive(Debug)]
 pub(super) struct Connection {
     id: u64,
@@ -50,7 +50,7 @@ pub(super) struct Connection {
     /// Whether a request has ever come over it whole.
     is_fresh: Cell<bool>,
     is_ended: Cell<bool>,
-    /// What waits for [`Self::end`].
+    /// The task that waits for [`Self::end`].
     waiting: RefCell<Option<Waker>>,
 }
 
@@ -99,7 +99,7 @@ impl Connection {
         if self.is_ended.replace(true) {
             return;
         }
-        // What the kernel still holds for a client that does not take it is dropped as well.
+        // Data that the kernel still holds for the client is dropped as well.
         let _ = self.writer.as_ref().set_zero_linger();
         self.wake();
     }

@@ -36,7 +36,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Connections of a worker beyond its share, for those that were taken in and not counted yet.
 const SPARE: usize = 32;
 
-/// What every worker needs to answer at one address.
+/// Everything that a worker needs to answer at an address.
 #[derive(Clone)]
 struct Setup {
     state: web::Data<State>,
@@ -88,7 +88,7 @@ pub(super) fn start(
     Ok(server.run())
 }
 
-/// What a worker does with the connections of one address.
+/// Makes the service by which a worker answers the connections of an address.
 fn answer(
     setup: Setup,
 ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> {

@@ -51,7 +51,7 @@ fn systemd_finds_no_fault_with_the_units_and_little_exposed() {
         std::fs::write(&unit, text.replace("/usr/local/bin/isol8", ISOL8)).unwrap();
         let arguments = ["verify", "--man=no", "--recursive-errors=no"];
         let output = systemd_analyze(&unit, &arguments);
-        // It tells of keys that it does not know, and succeeds.
+        // `systemd-analyze` warns of keys that it does not know, and succeeds.
         assert_eq!(String::from_utf8_lossy(&output.stderr), "");
         succeeds(output, "systemd-analyze verify");
         let threshold = format!("--threshold={exposure}");

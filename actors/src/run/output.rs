@@ -37,7 +37,7 @@ pub(super) struct Follower {
     /// Until then the run goes on as fast as the client takes its events. What runs has ended by then, and what it
     /// left is kept for the client.
     waits_until: Instant,
-    /// What it left, until its end is known. Small pieces are put together: each event has a cost of its own.
+    /// Output that the program left, until its end is known. Small pieces are joined: each event has a cost.
     left: Vec<StreamEvent>,
     left_cost: usize,
 }

@@ -403,7 +403,7 @@ mod tests {
         assert!(options["o"].contains("newinstance") && options["o"].contains("max=64"));
     }
 
-    /// What an engine takes from an image where a container does not say otherwise: `merge` in its `runconfig`.
+    /// Settings that an engine takes from an image unless a container overrides them: `merge` in its `runconfig`.
     /// Volumes are refused, see [`image`](crate::image). Variables are the image's to set; ports are published
     /// nowhere.
     #[test]

@@ -138,7 +138,7 @@ impl Engine {
                 .docker
                 .remove_volume(&volume.name, None::<RemoveVolumeOptions>);
             match self.call(CALL_DEADLINE, removal).await {
-                // It is gone by now, or in use again.
+                // The volume is gone by now, or in use again.
                 Err(EngineError::Refused {
                     status: NOT_FOUND | CONFLICT,
                     ..

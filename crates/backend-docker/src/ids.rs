@@ -34,7 +34,7 @@ const MAPPED_PAIRS: u32 = (SANDBOX_UID - FIRST_MAPPED) / 2;
 pub(crate) enum Ids {
     /// The host's own.
     Host,
-    /// Those of a user namespace with 65,536 ids: the engine belongs to an ordinary user ("rootless").
+    /// Ids of a user namespace with 65,536 ids: the engine belongs to an ordinary user ("rootless").
     Mapped,
 }
 

@@ -416,7 +416,7 @@ impl Sandbox for DockerSandbox {
             return Some(kills);
         }
         let killed = self.container.was_oom_killed().await?;
-        // It keeps no count. Whatever was counted before, this is more.
+        // The engine keeps no count, so the largest number stands for one more than before.
         Some(if killed { u64::MAX } else { 0 })
     }
 

@@ -231,7 +231,7 @@ impl Backend for NativeBackend {
     async fn sweep(&self) -> Result<usize, BackendError> {
         self.instance.touch();
         if self.config.spawner.launcher.is_some() {
-            // What is to be removed is root's.
+            // The leftovers are root's.
             return match self.spawner.request(Action::Sweep).await? {
                 Ok(Outcome::Swept { count }) => Ok(count),
                 Ok(_) => Ok(0),
@@ -252,7 +252,7 @@ impl Backend for NativeBackend {
             return Ok(0);
         };
         if self.config.spawner.launcher.is_some() {
-            // They are root's, and the next setup removes them.
+            // Unused roots are root's, and the next setup removes them.
             return Ok(0);
         }
         let removal = move || {

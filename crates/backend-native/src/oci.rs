@@ -22,7 +22,7 @@ const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_DAC_OVERRIDE",
 ];
 
-/// What the guest needs once, to bring its loopback interface up and to take that right, and this one, out of
+/// Capabilities that the guest needs once, to bring its loopback interface up and to take both of them out of
 /// its bounding set; then it has neither.
 const BOOT_CAPABILITIES: [&str; 2] = ["CAP_NET_ADMIN", "CAP_SETPCAP"];
 

@@ -1,6 +1,6 @@
 //! The root directory that every sandbox of an instance has, read-only, an overlay of it each.
 //!
-//! It holds mount points, a synthetic `/etc`, and nothing else, in memory; overlays of the host's own programs are
+//! The skeleton holds mount points, a synthetic `/etc`, and nothing else, in memory; overlays of the host's own programs are
 //! mounted within it. Nothing of the host's `/root`, `/home`, `/var` or `/run` appears anywhere.
 
 use std::fs;

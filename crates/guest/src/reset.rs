@@ -28,7 +28,7 @@ use crate::lockdown::Privileges;
 /// What user code may write to, where it is there.
 const WRITABLE: [&str; 4] = ["/sandbox", "/tmp", "/dev/shm", QUEUES];
 
-/// What user code owns, and so may change the attributes of, where it has the guest's user id. The first
+/// Paths that user code owns, and whose attributes it may change, where it has the guest's user id. The first
 /// one is a directory whose content is the kernel's.
 const OWNED: [&str; 2] = ["/dev/pts", "/dev/pts/ptmx"];
 
@@ -60,7 +60,7 @@ struct Place {
 #[derive(Debug)]
 pub(crate) struct Places {
     writable: Vec<Place>,
-    /// What user code cannot write to and has the id of the owner of.
+    /// Places that user code cannot write to although it has their owner's id.
     owned: Vec<Place>,
 }
 

@@ -280,7 +280,7 @@ mod tests {
             libc::SYS_socket,
             libc::SYS_personality,
             libc::SYS_fcntl,
-            // These are counted or done for the whole machine.
+            // Calls that are counted or done for the whole machine.
             libc::SYS_io_setup,
             libc::SYS_io_submit,
             libc::SYS_sync,

@@ -82,7 +82,7 @@ impl Flow {
         }
         let ahead = self.ahead.get();
         let (piece, most) = match phase {
-            // What is read now would be answered on top of what is unsent.
+            // A request that is read now would be answered on top of answers that are unsent.
             Phase::Head | Phase::Answer if self.is_blocked.get() => (0, 0),
             Phase::Head => (HEAD_PIECE, HEAD_PIECE),
             Phase::Answer => (HEAD_PIECE, HEAD_PIECE.saturating_sub(ahead)),

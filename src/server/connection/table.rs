@@ -25,7 +25,7 @@ const LONGEST_TICK: Duration = Duration::from_secs(1);
 /// Connections that are looked at for one that may be closed in favour of a new one.
 const CANDIDATES: usize = 256;
 
-/// What holds for the connections of all workers.
+/// Bounds for the connections of all workers.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::server) struct Bounds {
     /// Connections that may be open at once.
@@ -51,7 +51,7 @@ pub(in crate::server) struct Table {
     last_id: Cell<u64>,
     /// All of them, the oldest first.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
-    /// Those that no request has come over, the oldest first.
+    /// Connections that no request has come over, the oldest first.
     fresh: RefCell<BTreeMap<u64, Rc<Connection>>>,
 }
 

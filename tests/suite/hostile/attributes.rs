@@ -7,7 +7,7 @@ use isol8_client::ExecutionResult;
 
 use crate::harness::{Kind, Server, python};
 
-/// One sandbox, which serves every run.
+/// Configuration with a single sandbox, which serves every run.
 const ONE: &str = "maxConcurrent = 1\n[runtimes.python]\npoolSize = { clean = 0, dirty = 1 }\n";
 
 /// Finds every inode that stays: the top of each mount that may be written to, and what the mounts of the

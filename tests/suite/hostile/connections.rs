@@ -152,7 +152,7 @@ async fn answers_that_are_not_read_cost_no_memory_on_any_route() {
         assert!(grown < MOST_OF_ONE, "{grown} bytes for {request}");
     }
     let count = blocked.len() as u64;
-    // What is blocked costs no time either, and nobody else's run.
+    // A blocked connection costs no time either, and no other client's run.
     assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
     // The kernel may still have something for a client that takes nothing; the server has not.
     until("every connection is closed", || {
@@ -191,7 +191,7 @@ async fn a_blocked_connection_costs_no_time() {
     server.stop();
 }
 
-/// What is sent and not gone on with; `true` where it comes after a whole request and its answer.
+/// Beginnings of requests that are not finished; `true` where a whole request and its answer come first.
 const STANDSTILLS: [(&str, bool); 8] = [
     ("", false),
     ("GET /health HTTP/1.1\r\nHost: x\r\n", false),
@@ -254,7 +254,7 @@ async fn a_connection_that_stands_still_is_closed() {
     server.stop();
 }
 
-/// What is no HTTP, or breaks off.
+/// Input that is no HTTP, or breaks off.
 const MALFORMED: [&str; 9] = [
     "GARBAGE\r\n\r\n",
     "\x16\x03\x01\x02\x00\x01\x00\x01\u{7f}",

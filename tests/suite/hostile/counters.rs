@@ -1,4 +1,4 @@
-//! What the kernel counts, or keeps in memory, for more than one sandbox: a sandbox that takes all it can
+//! Resources that the kernel counts, or keeps in memory, for more than one sandbox: a sandbox that takes all it can
 //! changes nothing for another one and for the host.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use isol8_client::{ExecutionResult, Options};
 use crate::harness::{Server, command, on_each_backend, python};
 
 on_each_backend!(
-    what_one_sandbox_holds_nobody_else_lacks,
+    one_sandbox_at_its_limit_takes_nothing_from_others,
     kernel_memory_is_bounded_like_any_other,
     a_crash_starts_no_program_of_the_host_s,
     a_sandbox_whose_first_process_is_ended_for_memory_has_a_result,
@@ -88,7 +88,7 @@ const COUNTERS: [(&str, &str, &str); 14] = [
     ),
 ];
 
-/// What both sides of a counter use.
+/// Python functions that both sides of a counter use.
 const TOOLS: &str = r#"
 import ctypes, errno, fcntl, os, resource, select, signal, socket, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -155,7 +155,7 @@ async fn run(server: &Server, session: Option<&str>, code: &str) -> ExecutionRes
     result
 }
 
-async fn what_one_sandbox_holds_nobody_else_lacks(server: Server) {
+async fn one_sandbox_at_its_limit_takes_nothing_from_others(server: Server) {
     let names: Vec<&str> = COUNTERS.iter().map(|(name, ..)| *name).collect();
     let uses = uses(&names);
     let (before, host_before) = (run(&server, None, &uses).await, on_the_host(&uses));
@@ -302,7 +302,7 @@ fn every_bound_that_this_kernel_has_is_known() {
 /// More than a sandbox of 64 MB may hold in all.
 const TOO_MUCH: u64 = 100 << 20;
 
-/// Kinds of kernel memory that the kernel charges to whoever takes it. It does not charge what waits in a
+/// Kinds of kernel memory that the kernel charges to the sandbox that takes it. It does not charge what waits in a
 /// TCP connection that was not accepted, nor datagrams that were begun and not sent: no sandbox can bound those.
 ///
 /// Each with how as much as possible of it is taken: `held` counts its bytes.

@@ -16,7 +16,7 @@ const FILES: u64 = 1024;
 /// Connections that are opened: more than the server takes.
 const CONNECTIONS: usize = 600;
 
-/// What each of the connections does, and how many bytes of an answer it reads.
+/// Behaviour of each connection, and how many bytes of an answer it reads.
 const KINDS: [(&str, &str, bool); 4] = [
     ("nothing is sent", "", false),
     (
@@ -60,7 +60,7 @@ async fn connections_that_do_nothing_stop_no_run() {
             }
             opened.push(stream);
             if index == 200 {
-                // One descriptor each, and some for the runs before.
+                // A descriptor each, and some for the runs before.
                 let each = server.open_files().saturating_sub(before);
                 assert!(each < 300, "{each} files for 200 connections: {what}");
             }

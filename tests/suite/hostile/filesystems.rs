@@ -1,6 +1,6 @@
 //! Every file system of a sandbox that is not its own: nothing of the host or of other sandboxes is seen or blocked.
 //!
-//! One sandbox watches all that it has mounted with inotify and dnotify, and locks it with flock and with record
+//! A sandbox watches all that it has mounted with inotify and dnotify, and locks it with flock and with record
 //! locks. Another sandbox and the host then open, read and lock the same files.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ const LEAK: u64 = 40;
 /// Types of file systems that native sandboxes may have. Each is one that a sandbox has alone.
 pub(crate) const NATIVE: [&str; 5] = ["devpts", "mqueue", "overlay", "proc", "tmpfs"];
 
-/// What the engine adds: a view of devices, and of the container's own cgroups.
+/// File systems that the engine adds: a view of devices, and of the container's own cgroups.
 const DOCKER: [&str; 8] = [
     "cgroup", "cgroup2", "devpts", "mqueue", "overlay", "proc", "sysfs", "tmpfs",
 ];
@@ -128,7 +128,7 @@ struct Watcher {
     paths: Vec<String>,
 }
 
-/// What a sandbox sees of others, and keeps them from. File systems of other types than these count as well: they
+/// Lists what a sandbox sees of others, and keeps them from. File systems of other types than these count as well: they
 /// may be shared in a way that nothing here looks for.
 pub(crate) async fn leaks(server: &Server, types: &[&str]) -> BTreeSet<String> {
     let watcher = Watcher::start(server).await;
@@ -228,7 +228,7 @@ impl Watcher {
     }
 }
 
-/// What a Python program prints here.
+/// Runs a Python program on the host, and returns its output.
 fn on_the_host(code: &str) -> Vec<u8> {
     let mut script = Command::new("python3")
         .arg("-")
@@ -273,7 +273,7 @@ async fn no_other_user_can_lock_what_a_server_locks(server: Server) {
     isol8(&["session", "delete", "bash"]);
 }
 
-/// Of every file that any process has locked.
+/// Inode numbers of all files that any process has locked.
 fn locked_inodes() -> BTreeSet<u64> {
     let locks = fs::read_to_string("/proc/locks").unwrap();
     let files = locks.lines().filter_map(|line| {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::harness::{Kind, Server, python};
 
-/// What becomes of an instruction when a sandbox is made from its image.
+/// Effect of an instruction on a sandbox that is made from its image.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
     /// Works while an image is built, and leaves nothing in its configuration.
@@ -93,7 +93,7 @@ const NOT_OF_INSTRUCTIONS: [&str; 9] = [
     "Tty",
 ];
 
-/// What a program sees of its confinement, without what differs between any two sandboxes.
+/// A program that prints its confinement, without what differs between any two sandboxes.
 const CONFINEMENT: &str = r"
 import json, os, re
 def status(pid):
@@ -168,7 +168,7 @@ async fn run_in(
     client.execute_with(python(code), options).await
 }
 
-/// What the engine says of a container, without what differs between any two.
+/// Returns the engine's description of a container, without what differs between any two.
 fn inspect(container: &str) -> BTreeMap<&'static str, Value> {
     let all: Value = serde_json::from_str(&docker(&["inspect", container])).unwrap();
     let at = |path: &str| {

@@ -39,7 +39,7 @@ fn least(schema: &str) -> Value {
 
 /// A server that is under attack, and who else uses it.
 struct Scene {
-    // These end before the server does.
+    // The probes end before the server does.
     health: Probe,
     runs: Probe,
     server: Server,

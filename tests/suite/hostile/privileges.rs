@@ -149,7 +149,7 @@ async fn another_spawner_is_started(server: &Server) {
     let deadline = Instant::now() + PATIENCE;
     while !other() {
         assert!(Instant::now() < deadline, "no other spawner is started");
-        // One that was under way may fail with the spawner; a later one may not.
+        // A request that was under way may fail with the spawner; a later one may not.
         let _ = server.client().execute(source(Runtime::Bash, "true")).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -47,7 +47,7 @@ pub trait Launch: fmt::Debug + Send + Sync {
 /// How the spawner is started.
 #[derive(Clone, Debug)]
 pub struct SpawnerCommand {
-    /// What starts it, within a [`Grant`](super::grant::Grant); `None` for this process itself.
+    /// The launcher that starts the spawner, within a [`Grant`](super::grant::Grant); `None` for this process itself.
     pub launcher: Option<Arc<dyn Launch>>,
     /// An executable that calls [`super::process::run`] first of all.
     pub program: PathBuf,

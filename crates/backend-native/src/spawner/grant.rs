@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use isol8_backend::Owner;
 use serde::{Deserialize, Serialize};
 
-/// What a spawner may be asked for, and by whom.
+/// Limits of what a spawner does, and the user who may ask for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The user that the server runs as, which gets the sockets.
@@ -114,7 +114,7 @@ mod tests {
         for refused in [&other, &state.join("absent"), Path::new("/etc")] {
             assert!(!is_granted(&grant(&own), refused), "{}", refused.display());
         }
-        // What the launcher granted, and the user has replaced or may change.
+        // A path that the launcher granted, and that the user has replaced or may change.
         let link = state.join("0123456789abcde1");
         symlink(&own, &link).unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o777)).unwrap();

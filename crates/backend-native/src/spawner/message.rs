@@ -139,7 +139,7 @@ pub struct Response {
 pub enum Outcome {
     /// Of `Start`.
     Started(Started),
-    /// Of `Sweep`.
+    /// Answer to `Sweep`.
     Swept {
         /// Instances that were removed.
         count: usize,
@@ -152,7 +152,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Started {
-    /// What the spawner may do.
+    /// Rights of the spawner.
     pub identity: Identity,
     /// Directories whose files sandboxes share with the host and each other as they are. A spawner of an earlier
     /// version does not tell.

@@ -27,14 +27,14 @@ const IO_PGETEVENTS: c_long = 333;
 const IO_PGETEVENTS: c_long = 292;
 const CACHESTAT: c_long = 451;
 
-/// One call, the arguments that it must have, and the error number that it gets.
+/// A call, the arguments that it must have, and the error number that it gets.
 struct Answer {
     number: c_long,
     when: &'static [Check],
     errno: c_int,
 }
 
-/// What an argument must be. Only the lower half of it is compared, which is all that the kernel
+/// A condition on an argument. Only the lower half is compared, which is all that the kernel
 /// looks at for arguments of the type `int`.
 #[derive(Clone, Copy)]
 enum Check {
@@ -214,7 +214,7 @@ fn step(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// What the program says of a call: its answer, or nothing where it goes on.
+    /// Runs the filter on a call. Returns its answer, or `None` where the filter goes on.
     fn run(number: c_long, arguments: [u64; 6]) -> Option<u32> {
         let mut data = vec![number as u32, 0, 0, 0];
         for argument in arguments {

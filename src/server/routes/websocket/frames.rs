@@ -28,7 +28,7 @@ pub(super) enum Refusal {
     LongControl,
 }
 
-/// What a [`FrameGuard`] and its conversation share.
+/// State that a [`FrameGuard`] and its conversation share.
 #[derive(Debug, Default)]
 pub(super) struct FrameLimit {
     /// Bytes of one message, in however many frames.
@@ -95,7 +95,7 @@ impl Stream for FrameGuard {
 /// Follows a stream of frames from header to header.
 #[derive(Debug, Default)]
 struct Headers {
-    /// What has arrived of a header.
+    /// The bytes of a header that have arrived.
     header: Vec<u8>,
     /// Bytes of the current frame's payload that have not arrived.
     payload: u64,

@@ -216,7 +216,7 @@ impl Containers {
         };
         drop(far);
         let told = hear(&mut report, child).map_err(failed);
-        // It is about to end. That takes the kernel a while, because its mounts are taken apart.
+        // The maker is about to end, which takes the kernel a while, because its mounts are taken apart.
         self.makers.borrow_mut().push(child);
         told?.map(Pid::from_raw)
     }
@@ -249,7 +249,7 @@ impl Containers {
     }
 
     pub(super) fn set_limits(&self, id: &str, limits: &SandboxLimits) -> Result<(), String> {
-        // One that a spawner before this one made is not among the running.
+        // A sandbox that an earlier spawner made is not among the running.
         if !self.instance.join(id).exists() {
             return Err("the sandbox is gone".to_owned());
         }
@@ -277,7 +277,7 @@ impl Containers {
         let mut answered = Vec::new();
         for id in ended {
             match self.running.remove(id) {
-                // It ended by itself. The server reads in its cgroup whether memory was out, and asks for
+                // The container ended by itself. The server reads in its cgroup whether memory was out, and asks for
                 // the removal then.
                 Some(running) if running.removals.is_empty() => {
                     self.reap_makers();
@@ -312,7 +312,7 @@ impl Containers {
             .partition(|(id, _)| claims.has(id));
         self.running = claimed;
         self.end(others);
-        // One that a spawner before this one made is not among the running.
+        // A sandbox that an earlier spawner made is not among the running.
         claims
             .ids()
             .any(|id| self.instance.join(id.as_str()).is_dir())
@@ -488,7 +488,7 @@ fn hear(report: &mut PipeReader, child: Pid) -> io::Result<Result<i32, String>> 
 
 fn wait_for(id: &str, running: &Running) {
     if let Err(error) = waitpid(running.pid, None) {
-        log::warn!(sandbox = id, error:%; "container was reaped by somebody else");
+        log::warn!(sandbox = id, error:%; "container was reaped by another process");
     }
 }
 
