@@ -85,7 +85,8 @@ attributes = struct.pack('IIQiIQQQ', 48, 5, 0, 19, 0, 0, 0, 0)
 idle = 3 << 13
 def one(base, length): return struct.pack('PN', ctypes.addressof(base), length)
 refused = {
-    **{f'prlimit {r}': (302, 1, r, struct.pack('QQ', 1, 1), 0) for r in range(16)},
+    # The filter answers success to any change of the core limit, and makes none.
+    **{f'prlimit {r}': (302, 1, r, struct.pack('QQ', 1, 1), 0) for r in range(16) if r != resource.RLIMIT_CORE},
     'setpriority process': (141, 0, 1, 19), 'setpriority group': (141, 1, 1, 19), 'setpriority user': (141, 2, 0, 19),
     'ioprio_set process': (251, 1, 1, idle), 'ioprio_set group': (251, 2, 1, idle), 'ioprio_set user': (251, 3, 0, idle),
     'sched_setaffinity': (203, 1, 8, struct.pack('Q', 1)), 'sched_setscheduler': (144, 1, 5, param),

@@ -231,10 +231,10 @@ async fn what_lies_where_scripts_do_holds_no_kernel_up() {
 
 #[tokio::test]
 async fn a_cell_whose_input_finds_no_place_fails_alone() {
-    // Here /tmp and /dev/shm are user code's own, and /sandbox is not.
+    // Where user code has the guest's user id, all places are its own. `r-x` still lets it enter /sandbox.
     let sandbox = Sandbox::start_with(&["--shared-uid"]).await;
     let close = "import os, sys\nx = 1\ndef change(mode):\n  \
-                 for place in ('/tmp', '/dev/shm'): os.chmod(place, mode)\nchange(0)";
+                 for place in ('/tmp', '/dev/shm', '/sandbox'): os.chmod(place, mode)\nchange(0o555)";
     sandbox.cell(close).await.ok();
     for stdin in [Stdin::Bytes(b"in".to_vec()), Stdin::Piped] {
         let mut spec = cell("pass");
