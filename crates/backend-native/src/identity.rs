@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use isol8_protocol::SANDBOX_UID;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -61,6 +62,16 @@ impl Identity {
                 (FIRST_UNUSED_ID + slot * IDS_PER_SANDBOX, IDS_PER_SANDBOX)
             }
             Self::User => (0, 1),
+        }
+    }
+
+    /// User and group ids, on the host, of a sandbox's root and of its user code.
+    #[must_use]
+    pub fn owners(self, sandbox: &str) -> (u32, u32) {
+        let (first, _) = self.id_range(sandbox);
+        match self {
+            Self::Root => (first, first + SANDBOX_UID),
+            Self::User => (first, first),
         }
     }
 
@@ -141,5 +152,8 @@ mod tests {
         assert_eq!(Identity::Root.id_range("000a"), (0x7000_0000, 0x1_0000));
         let (first, count) = Identity::Root.id_range("fff0");
         assert_eq!(first + (count - 1), 0x7fff_ffff);
+        let user = 0x7001_0000 + SANDBOX_UID;
+        assert_eq!(Identity::Root.owners("001a"), (0x7001_0000, user));
+        assert_eq!(Identity::User.owners("001a"), (0, 0));
     }
 }

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
-use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 use serde_json::{Value, json};
 
 use crate::cgroup;
@@ -132,7 +131,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
                 "ambient": [],
             },
         },
-        "mounts": mounts(sandbox, surroundings),
+        "mounts": mounts(surroundings.identity),
         "linux": {
             "namespaces": namespaces,
             // Limits are the spawner's to set. Without a path libcontainer would look for systemd.
@@ -146,13 +145,11 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     })
 }
 
-fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
-    let (uid, gid) = match surroundings.identity {
-        Identity::Root => (SANDBOX_UID, SANDBOX_GID),
-        Identity::User => (0, 0),
-    };
+/// Mounts that take the sandbox's own namespaces. The places that user code writes to are mounted before, with the
+/// root: see `Views::enter`.
+fn mounts(identity: Identity) -> Vec<Value> {
     let mut proc = vec!["nosuid", "noexec", "nodev"];
-    if surroundings.identity == Identity::Root {
+    if identity == Identity::Root {
         // User code does not even see that there are the guest and what runs for it; the guest's
         // group does.
         proc.extend(["hidepid=2", "gid=0"]);
@@ -168,11 +165,6 @@ fn mounts(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Vec<Value> {
                "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]}),
         json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
                "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/sandbox", "type": "tmpfs", "source": "sandbox",
-               "options": ["nosuid", "nodev", "mode=755", format!("uid={uid}"), format!("gid={gid}"),
-                           format!("size={}", sandbox.sandbox_bytes)]}),
-        json!({"destination": "/tmp", "type": "tmpfs", "source": "tmp",
-               "options": ["nosuid", "nodev", "mode=1777", format!("size={}", sandbox.tmp_bytes)]}),
     ]
 }
 

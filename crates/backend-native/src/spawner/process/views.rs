@@ -75,6 +75,7 @@ pub(super) struct Views {
     unpacked: Means,
     /// None for an ordinary user, whose overlays have no devices.
     devices: Option<Means>,
+    identity: Identity,
 }
 
 impl Views {
@@ -104,6 +105,7 @@ impl Views {
                 .map_or(Means::Overlay, possible_over),
             devices: (identity == Identity::Root)
                 .then(|| possible_over_devices([Some(directory), roots])),
+            identity,
         };
         std::env::set_current_dir("/")?;
         Ok(views)
@@ -203,11 +205,29 @@ impl Views {
                 show_one(place.means, layers, &view.join(&place.share.destination))?;
             }
         }
+        self.mount_writable(sandbox, view)?;
         if self.devices == Some(Means::Overlay) {
             let layers = [Path::new(DEVICES), Path::new(EMPTY)];
             overlay(&layers, Path::new(DEVICES), MsFlags::MS_NOEXEC)?;
         }
         std::env::set_current_dir("/")
+    }
+
+    /// Mounts the places that user code may write to, each by one system call. libcontainer makes hundreds for a
+    /// mount, to check its path.
+    fn mount_writable(&self, sandbox: &NewSandbox, view: &Path) -> io::Result<()> {
+        let (root, user) = self.identity.owners(&sandbox.id);
+        let places = [
+            ("sandbox", user, "755", sandbox.sandbox_bytes),
+            ("tmp", root, "1777", sandbox.tmp_bytes),
+        ];
+        for (name, owner, mode, size) in places {
+            let options = format!("mode={mode},uid={owner},gid={owner},size={size}");
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            let kind = Some("tmpfs");
+            mount(Some(name), &view.join(name), kind, flags, Some(&*options))?;
+        }
+        Ok(())
     }
 }
 
