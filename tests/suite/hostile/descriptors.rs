@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::harness::{Kind, Server};
+use crate::harness::{Kind, Server, until};
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -15,6 +15,9 @@ const FILES: u64 = 1024;
 
 /// Connections that are opened: more than the server takes.
 const CONNECTIONS: usize = 600;
+
+/// Files that the server may open for its sandboxes meanwhile.
+const SPARE: usize = 60;
 
 /// Behaviour of each connection, and how many bytes of an answer it reads.
 const KINDS: [(&str, &str, bool); 4] = [
@@ -75,6 +78,10 @@ async fn connections_that_do_nothing_stop_no_run() {
         assert!(took < most, "{took:?} instead of {usual:?}: {what}");
         let open = server.open_files();
         assert!(open < 700, "{open} files of {FILES} are open: {what}");
+        drop(opened);
+        until("connections that ended are closed", || {
+            server.open_files() < before + SPARE
+        });
     }
     assert!(!server.log().contains("Too many open files"));
     server.stop();
