@@ -293,7 +293,9 @@ async fn a_client_that_goes_away_takes_its_terminal_with_it(server: Server) {
 async fn a_reset_leaves_nothing_of_a_terminal(started: Server) {
     let kind = started.kind;
     started.stop();
-    let server = Server::configured(kind, "[runtimes.bash]\npoolSize = { clean = 0, dirty = 1 }");
+    // One run at a time, so that a request waits for the sandbox that is being reset.
+    let config = "maxConcurrent = 1\n[runtimes.bash]\npoolSize = { clean = 0, dirty = 1 }";
+    let server = Server::configured(kind, config);
     let code = "echo x >/sandbox/x; (trap '' HUP; sleep 1000 &) ; (setsid yes &) ; echo on";
     let mut containers = Vec::new();
     for _ in 0..2 {
