@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use isol8_actors::ServiceConfig;
 use isol8_actors::admission::AdmissionConfig;
-use isol8_actors::pool::{PoolConfig, PoolSize, SandboxDefaults, Strategy};
+use isol8_actors::pool::{HostProcessors, PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, NetworkMode, Runtime};
@@ -350,6 +350,7 @@ impl Config {
                 max_age: self.pool_max_age,
                 refill_width: self.pool_refill_width,
                 sandbox: self.defaults.sandbox,
+                processors: Arc::new(HostProcessors::default()),
                 ..PoolConfig::default()
             },
             sessions: RegistryConfig {

@@ -1,14 +1,17 @@
 //! Sandboxes that wait for work: for ephemeral runs, and for new sessions.
 //!
-//! Acquiring never waits for a cleaning. It takes what is on the shelf; where nothing is, a
-//! sandbox is made on demand, and one that becomes free in the meantime is taken instead. A used
+//! A request takes what is on the shelf. Where nothing is, it waits for a used sandbox of its tenant, or for one
+//! that is made for it, depending on which is sooner (`supply.rs`), and takes whichever comes first. A used
 //! sandbox never serves another tenant.
 
+mod circulation;
 mod config;
 mod demand;
 mod lease;
 mod message;
+mod processors;
 mod shelf;
+mod supply;
 mod upkeep;
 mod work;
 
@@ -32,9 +35,11 @@ use lease::Fate;
 pub use lease::{Held, Lease};
 use message::{
     Acquire, Cleaned, Create, Created, Died, Evict, LookAfter, Refill, Release, Removed, Retry,
+    Supply,
 };
 pub use message::{Configure, Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
-use shelf::{Shelf, Warm};
+pub use processors::{FixedProcessors, HostProcessors, Processors};
+use shelf::{Shelf, Waiter, Warm};
 
 /// The actor.
 #[derive(Debug)]
@@ -50,7 +55,8 @@ pub struct Pool {
 struct Estate {
     config: PoolConfig,
     shelves: BTreeMap<Kind, Shelf>,
-    next_ticket: u64,
+    /// Number of the next request or order.
+    next_number: u64,
     /// Leases count themselves.
     leased: Arc<AtomicUsize>,
     destroying: usize,
@@ -58,6 +64,8 @@ struct Estate {
     was_full: bool,
     /// Nothing is made ahead of time until [`Refill`] comes.
     refill_is_put_off: bool,
+    /// A look at the requests that wait is due.
+    looks_again: bool,
     /// Who waits for the end of the shutdown, once there is one.
     draining: Option<Vec<oneshot::Sender<()>>>,
     /// Ends what is being made or reset, once nobody can use it any more.
@@ -95,6 +103,7 @@ impl Pool {
             shelf.evicting = false;
         }
         own.refill_is_put_off = false;
+        own.looks_again = false;
         let clock = upkeep::clock(own.handle());
         Self {
             backend,
@@ -107,24 +116,28 @@ impl Pool {
         self.own.shelves.entry(kind.clone()).or_default()
     }
 
-    /// Has a sandbox made for one request, which takes another if one becomes free before. Under a
-    /// steady load most do, so what was ordered for them counts for those that come after.
-    fn order(&mut self, wanted: Acquire) {
-        let ticket = self.own.next_ticket;
-        self.own.next_ticket += 1;
-        let spec = wanted.spec.clone();
-        let spare = self.own.config.refill_width;
-        let shelf = self.shelf(&Kind::of(&spec));
-        shelf.waiters.push_back((ticket, wanted));
-        if shelf.wants_order(&spec, spare) {
-            shelf.order(ticket, &spec);
-            self.create(spec, Some(ticket));
-        }
+    /// Has a request wait for a sandbox.
+    fn wait(&mut self, wanted: Acquire) {
+        let kind = Kind::of(&wanted.spec);
+        let waiter = Waiter {
+            ticket: self.next_number(),
+            wanted,
+            since: Instant::now(),
+        };
+        self.shelf(&kind).waiters.push_back(waiter);
+        self.supply();
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.own.next_number += 1;
+        self.own.next_number
     }
 
     /// Hands a sandbox to whom it will serve, with the limits that were asked for.
     fn hand_out(&mut self, held: Held, wanted: Acquire) {
         let tenant = wanted.tenant.clone();
+        let shelf = self.shelf(&Kind::of(&held.spec));
+        shelf.circulation.lend(&tenant);
         let lease = Lease::new(held, tenant, &self.own.leased, self.own.handle());
         if lease.held.spec.limits == wanted.spec.limits {
             // Where nobody waits any longer, the lease finds its way back.
@@ -138,14 +151,14 @@ impl Pool {
         let Created {
             made,
             spec,
-            ticket,
+            order,
             took,
         } = created;
         let kind = Kind::of(&spec);
         let shelf = self.shelf(&kind);
-        match ticket {
-            Some(ticket) => shelf.close_order(ticket),
-            None => shelf.refilling -= 1,
+        let ticket = order.and_then(|id| shelf.close_order(id));
+        if order.is_none() {
+            shelf.refilling -= 1;
         }
         match made.and_then(alive) {
             Ok(sandbox) => {
@@ -161,14 +174,13 @@ impl Pool {
                 };
                 self.offer(held, ticket, None);
             }
-            Err(error) => match ticket {
-                Some(ticket) => {
-                    if let Some(waiter) = shelf.disappointed(ticket, &spec) {
-                        waiter.refuse(error);
-                    }
+            Err(error) if order.is_none() => self.back_off(&kind, &error),
+            // Requests that counted on this sandbox have another one made.
+            Err(error) => {
+                if let Some(waiter) = ticket.and_then(|ticket| shelf.take_waiter(ticket)) {
+                    waiter.refuse(error);
                 }
-                None => self.back_off(&kind, &error),
-            },
+            }
         }
         self.settle();
     }
@@ -223,26 +235,30 @@ impl Pool {
     /// Makes a used sandbox as new, in the background.
     fn clean(&mut self, held: Held, owner: TenantId) {
         let kind = Kind::of(&held.spec);
-        self.shelf(&kind).cleaning += 1;
+        self.shelf(&kind).circulation.begin_reset(&owner);
         self.evict(&kind);
         self.reset(held, owner);
     }
 
     /// Whether a sandbox may serve its tenant again.
-    fn is_reusable(&self, held: &Held) -> bool {
-        let kind = Kind::of(&held.spec);
-        let room = 2 * self.own.config.size_of(&kind).dirty;
-        let cleaning = self
-            .own
-            .shelves
-            .get(&kind)
-            .map_or(0, |shelf| shelf.cleaning);
-        self.own.config.strategy == Strategy::Fast
+    fn is_reusable(&self, held: &Held, tenant: &TenantId) -> bool {
+        self.may_reuse(&held.spec)
             && !held.spec.single_use
             && self.own.draining.is_none()
-            && cleaning < room
-            && self.own.config.sandbox.sizes_fit(&held.spec)
+            && self.is_wanted(held, tenant)
             && !held.sandbox.control().is_closed()
+    }
+
+    /// Whether there is room for one more used sandbox, or a request of its tenant waits for it.
+    fn is_wanted(&self, held: &Held, tenant: &TenantId) -> bool {
+        let kind = Kind::of(&held.spec);
+        let Some(shelf) = self.own.shelves.get(&kind) else {
+            return true;
+        };
+        let room = 2 * self.own.config.size_of(&kind).dirty;
+        let waiters = shelf.waiters.iter();
+        let waiting = waiters.filter(|waiter| waiter.wanted.tenant == *tenant);
+        shelf.circulation.resets() < room || shelf.circulation.resets_of(tenant) < waiting.count()
     }
 
     /// What follows from any change: the shelves are filled, or the shutdown is over.
@@ -254,11 +270,12 @@ impl Pool {
             kind.image.is_none() || images.contains_key(kind) || !shelf.is_idle()
         });
         let Some(waiting) = &mut own.draining else {
+            self.supply();
             self.refill();
             self.own.was_full = self.own.was_full || self.is_full();
             return;
         };
-        let idle = |shelf: &Shelf| shelf.orders.len() + shelf.refilling + shelf.cleaning == 0;
+        let idle = |shelf: &Shelf| shelf.under_way() == 0;
         let leased = own.leased.load(Ordering::Acquire);
         if leased + own.destroying == 0 && own.shelves.values().all(idle) {
             for reply in waiting.drain(..) {
@@ -297,7 +314,7 @@ impl Handler<Acquire> for Pool {
                 self.refill_later();
             }
             None => {
-                self.order(wanted);
+                self.wait(wanted);
                 self.refill();
             }
         }
@@ -320,8 +337,11 @@ impl Handler<Cleaned> for Pool {
             cleaned,
             held,
             owner,
+            took,
         } = cleaned;
-        self.shelf(&Kind::of(&held.spec)).cleaning -= 1;
+        let shelf = self.shelf(&Kind::of(&held.spec));
+        let took = cleaned.is_ok().then_some(took);
+        shelf.circulation.end_reset(&owner, took);
         match cleaned {
             Ok(clean) => self.offer(clean, None, Some(owner)),
             Err(reason) => {
@@ -360,6 +380,15 @@ impl Handler<Refill> for Pool {
     }
 }
 
+impl Handler<Supply> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, _: Supply, _: &mut Self::Context) {
+        self.own.looks_again = false;
+        self.supply();
+    }
+}
+
 impl Handler<LookAfter> for Pool {
     type Result = ();
 
@@ -384,7 +413,7 @@ impl Handler<Create> for Pool {
         if self.own.draining.is_some() {
             return wanted.refuse(PoolError::Closed);
         }
-        self.order(wanted);
+        self.wait(wanted);
     }
 }
 
@@ -393,9 +422,11 @@ impl Handler<Release> for Pool {
 
     fn handle(&mut self, released: Release, _: &mut Self::Context) {
         let Release { held, tenant, fate } = released;
+        let shelf = self.shelf(&Kind::of(&held.spec));
+        shelf.circulation.give_back(&tenant);
         match fate {
             Fate::Taken => {}
-            Fate::Return if self.is_reusable(&held) => self.clean(held, tenant),
+            Fate::Return if self.is_reusable(&held, &tenant) => self.clean(held, tenant),
             Fate::Return | Fate::Discard => self.destroy(held),
         }
         self.settle();
@@ -424,8 +455,8 @@ impl Handler<Shutdown> for Pool {
         self.own.closing.cancel();
         let mut left = Vec::new();
         for shelf in self.own.shelves.values_mut() {
-            for (_, waiter) in shelf.waiters.drain(..) {
-                waiter.refuse(PoolError::Closed);
+            for waiter in shelf.waiters.drain(..) {
+                waiter.wanted.refuse(PoolError::Closed);
             }
             left.extend(shelf.clear());
         }
@@ -466,7 +497,7 @@ impl Handler<Observe> for Pool {
         let state = |shelf: &Shelf| ShelfState {
             clean: shelf.fresh.len(),
             used: shelf.used.len(),
-            cleaning: shelf.cleaning,
+            cleaning: shelf.circulation.resets(),
             creating: shelf.orders.len() + shelf.refilling,
             waiting: shelf.waiters.len(),
             failures: shelf.failures,

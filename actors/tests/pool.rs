@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{House, config, job, tenant, with_pool};
-use isol8_actors::pool::{self, Pool, PoolConfig, PoolError, PoolSize, SandboxDefaults, Strategy};
+use isol8_actors::pool::{
+    self, FixedProcessors, Pool, PoolConfig, PoolError, PoolSize, SandboxDefaults, Strategy,
+};
 use isol8_actors::{ExecuteError, Supervised};
 use isol8_api::{ByteSize, ErrorCode, Runtime};
 use isol8_backend::SandboxSpec;
@@ -504,6 +506,146 @@ async fn a_steady_load_comes_to_need_no_more_sandboxes() {
     let after = house.backend.counters();
     assert_eq!(after.created, warm.created, "{warm:?} {after:?}");
     house.finish().await;
+}
+
+/// A pool on a machine with two processors, of which some are idle.
+fn with_idle(idle: f64, dirty: usize) -> isol8_actors::ServiceConfig {
+    let mut config = with_pool(0, dirty);
+    config.pool.processors = Arc::new(FixedProcessors { count: 2, idle });
+    config
+}
+
+#[actix::test]
+async fn a_request_waits_for_a_reset_that_is_sooner_than_a_new_sandbox() {
+    let house = House::new(with_idle(2.0, 4));
+    house.backend.slow_create(Duration::from_millis(100));
+    house.backend.slow_reset(Duration::from_millis(50));
+    house.output("print 1").await;
+    house.until_waiting(0, 1).await;
+    for _ in 0..20 {
+        // The second of two requests finds the sandbox of the first in use or being reset.
+        assert_eq!(house.output("print 1").await, "1");
+    }
+    assert_eq!(house.backend.counters().created, 1);
+    // A reset that takes longer than the others is not waited for.
+    house.backend.slow_reset(Duration::from_secs(30));
+    house.output("print 1").await;
+    let start = Instant::now();
+    house.output("print 1").await;
+    assert!(start.elapsed() < Duration::from_secs(1));
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_busy_machine_makes_no_sandboxes_while_used_ones_go_round() {
+    let house = House::new(with_idle(0.0, 4));
+    house.backend.slow_create(Duration::from_millis(50));
+    house.backend.slow_reset(Duration::from_millis(5));
+    house.output("sleep 5").await;
+    house.until_waiting(0, 1).await;
+    let runs: Vec<_> = (0..100)
+        .map(|_| house.spawn_as("t", None, job("sleep 5\nprint 1")))
+        .collect();
+    for run in runs {
+        assert_eq!(run.await.unwrap().unwrap().stdout, "1");
+    }
+    // The first hundred milliseconds have no circulation to count on.
+    let created = house.backend.counters().created;
+    assert!(created <= 4, "{created} sandboxes were made");
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_busy_machine_makes_sandboxes_where_none_comes_back() {
+    let house = House::new(with_idle(0.0, 4));
+    house.backend.slow_create(Duration::from_millis(50));
+    house.output("print 1").await;
+    house.until_waiting(0, 1).await;
+    let hours: Vec<_> = (0..4)
+        .map(|_| house.spawn_as("t", None, job("sleep 3600000")))
+        .collect();
+    let start = Instant::now();
+    house
+        .until("all run", |h| h.backend.counters().runs == 5)
+        .await;
+    assert!(start.elapsed() < Duration::from_secs(1));
+    let state = house.service.observe().await.unwrap().pool;
+    assert_eq!(state.leased, 4);
+    hours.iter().for_each(tokio::task::JoinHandle::abort);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn no_more_sandboxes_are_made_at_once_than_the_machine_has_room_for() {
+    tokio::time::pause();
+    for (idle, most) in [(2.0, 4), (0.0, 2)] {
+        let house = House::next_to_another(FakeBackend::new(), with_idle(idle, 4));
+        house.backend.slow_create(Duration::from_millis(200));
+        let runs: Vec<_> = (0..20)
+            .map(|number| house.spawn_as(&format!("tenant-{number}"), None, job("print 1")))
+            .collect();
+        while !runs.iter().all(tokio::task::JoinHandle::is_finished) {
+            let counters = house.backend.counters();
+            let making = counters.attempts - counters.created;
+            assert!(making <= most, "{making} at once");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for run in runs {
+            assert_eq!(run.await.unwrap().unwrap().stdout, "1");
+        }
+        house.finish().await;
+    }
+}
+
+#[actix::test]
+async fn a_tenant_without_a_sandbox_comes_before_those_that_have_some() {
+    let house = House::new(with_idle(2.0, 8));
+    house.backend.slow_create(Duration::from_millis(200));
+    let mut crowd: Vec<_> = (0..6)
+        .map(|_| house.spawn_as("crowd", None, job("sleep 3600000")))
+        .collect();
+    house
+        .until("some run", |h| h.backend.counters().runs > 0)
+        .await;
+    crowd.extend((0..6).map(|_| house.spawn_as("crowd", None, job("sleep 3600000"))));
+    let start = Instant::now();
+    assert_eq!(
+        house
+            .run_as("other", None, job("print 1"))
+            .await
+            .unwrap()
+            .stdout,
+        "1"
+    );
+    // One making under way at most, and its own.
+    assert!(
+        start.elapsed() <= Duration::from_millis(450),
+        "{:?}",
+        start.elapsed()
+    );
+    crowd.iter().for_each(tokio::task::JoinHandle::abort);
+    house.finish().await;
+}
+
+#[actix::test]
+async fn a_busy_machine_makes_few_sandboxes_ahead_of_time() {
+    tokio::time::pause();
+    // Sandboxes begun after 100 ms, and after a second.
+    for (idle, soon, later) in [(2.0, 4, 4), (0.0, 2, 4)] {
+        let mut config = with_pool(2, 4);
+        config.pool.processors = Arc::new(FixedProcessors { count: 2, idle });
+        let backend = FakeBackend::new();
+        backend.slow_create(Duration::from_millis(10));
+        let house = House::next_to_another(backend, config);
+        house.until_waiting(2, 0).await;
+        let runs = [(); 2].map(|()| house.spawn_as("t", None, job("sleep 3600000")));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(house.backend.counters().attempts, soon);
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        assert_eq!(house.backend.counters().attempts, later);
+        runs.iter().for_each(tokio::task::JoinHandle::abort);
+        house.finish().await;
+    }
 }
 
 #[actix::test]

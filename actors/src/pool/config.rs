@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_api::{ByteSize, Runtime};
 use isol8_backend::{Limits, SandboxSpec};
+
+use super::processors::{FixedProcessors, Processors};
 
 /// What the sandboxes of one shelf have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,6 +156,8 @@ pub struct PoolConfig {
     pub sandbox: SandboxDefaults,
     /// How long making a sandbox may take.
     pub create_timeout: Duration,
+    /// The machine's processors, which decide how many sandboxes are made at once.
+    pub processors: Arc<dyn Processors>,
 }
 
 impl Default for PoolConfig {
@@ -168,6 +173,10 @@ impl Default for PoolConfig {
             check_after: Duration::from_secs(60),
             sandbox: SandboxDefaults::default(),
             create_timeout: Duration::from_secs(60),
+            processors: Arc::new(FixedProcessors {
+                count: 8,
+                idle: 8.0,
+            }),
         }
     }
 }

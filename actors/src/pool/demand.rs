@@ -46,6 +46,11 @@ impl Demand {
         };
     }
 
+    /// Average duration of making one; zero while none is known.
+    pub(super) fn making(&self) -> Duration {
+        self.making
+    }
+
     /// How many should wait, within `least` and `most`.
     pub(super) fn clean(&self, least: usize, most: usize) -> usize {
         let wanted = (self.rate_now() * self.making.as_secs_f64() * BURST).ceil();

@@ -97,8 +97,8 @@ pub(super) struct Create(pub(super) Acquire);
 pub(super) struct Created {
     pub(super) made: Result<Arc<dyn Sandbox>, PoolError>,
     pub(super) spec: SandboxSpec,
-    /// Of the request that it was begun for; none ahead of time.
-    pub(super) ticket: Option<u64>,
+    /// Its order; none ahead of time.
+    pub(super) order: Option<u64>,
     pub(super) took: Duration,
 }
 
@@ -110,6 +110,7 @@ pub(super) struct Cleaned {
     /// The sandbox as it was before.
     pub(super) held: Held,
     pub(super) owner: TenantId,
+    pub(super) took: Duration,
 }
 
 /// A sandbox was removed, or nobody waits for that any longer.
@@ -126,6 +127,11 @@ pub(super) struct Evict(pub(super) Kind);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Refill;
+
+/// It is time to look again at the requests that wait.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Supply;
 
 /// It is time to look at the age and the health of what waits.
 #[derive(Debug, Message)]

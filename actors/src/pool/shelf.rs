@@ -7,6 +7,7 @@ use isol8_api::{ByteSize, TenantId};
 use isol8_backend::{SandboxId, SandboxSpec};
 use tokio::time::Instant;
 
+use super::circulation::Circulation;
 use super::demand::Demand;
 use super::lease::Held;
 use super::message::Acquire;
@@ -34,18 +35,31 @@ impl Warm {
     }
 }
 
-/// A sandbox that is being made for a request. Where that is served by another one in the meantime,
-/// it serves the next request of its sizes.
+/// A request that no waiting sandbox could serve.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// Name of the request among those of the pool.
+    pub(super) ticket: u64,
+    pub(super) wanted: Acquire,
+    /// When it came.
+    pub(super) since: Instant,
+}
+
+/// A sandbox that is being made for a request. If another sandbox serves the request before, this one serves
+/// the next request of its sizes.
 #[derive(Debug)]
 pub(super) struct Order {
+    pub(super) id: u64,
+    /// Of its request.
     pub(super) ticket: u64,
-    sizes: Sizes,
+    pub(super) sizes: Sizes,
+    pub(super) begun: Instant,
 }
 
 /// What cannot be changed while a sandbox lives: of `/sandbox` and of `/tmp`, and whose network it has.
-type Sizes = (ByteSize, ByteSize, bool);
+pub(super) type Sizes = (ByteSize, ByteSize, bool);
 
-fn sizes(spec: &SandboxSpec) -> Sizes {
+pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
     (spec.sandbox_size, spec.tmp_size, spec.host_network)
 }
 
@@ -56,15 +70,16 @@ pub(super) struct Shelf {
     pub(super) fresh: VecDeque<Warm>,
     /// Used before and reset, each for its tenant alone; the one that waits longest is first.
     pub(super) used: VecDeque<(TenantId, Warm)>,
-    /// Requests that no waiting sandbox could serve, in order of arrival, each with the ticket of
-    /// the sandbox that is being made for it.
-    pub(super) waiters: VecDeque<(u64, Acquire)>,
+    /// Requests that no waiting sandbox could serve, in order of arrival.
+    pub(super) waiters: VecDeque<Waiter>,
     /// Sandboxes being made for requests.
     pub(super) orders: Vec<Order>,
     /// Sandboxes being made ahead of time.
     pub(super) refilling: usize,
-    /// Used sandboxes being reset.
-    pub(super) cleaning: usize,
+    /// When the last one ahead of time was begun.
+    pub(super) refilled: Option<Instant>,
+    /// Used sandboxes that come back.
+    pub(super) circulation: Circulation,
     /// Failures in a row of making one ahead of time.
     pub(super) failures: u32,
     /// Nothing is made ahead of time for now.
@@ -124,7 +139,7 @@ impl Shelf {
 
     /// How many there are beside `clean` fresh ones.
     pub(super) fn beside(&self, clean: usize) -> usize {
-        self.used.len() + self.cleaning + self.fresh.len().saturating_sub(clean)
+        self.used.len() + self.circulation.resets() + self.fresh.len().saturating_sub(clean)
     }
 
     /// Those that were not known to be well for this long, which are taken to be from now on.
@@ -153,7 +168,18 @@ impl Shelf {
     /// Whether nothing waits here, nor is on its way.
     pub(super) fn is_idle(&self) -> bool {
         let waits = self.fresh.len() + self.used.len() + self.waiters.len();
-        waits + self.orders.len() + self.refilling + self.cleaning == 0
+        waits + self.under_way() == 0
+    }
+
+    /// Number of sandboxes being made or reset.
+    pub(super) fn under_way(&self) -> usize {
+        self.orders.len() + self.refilling + self.circulation.resets()
+    }
+
+    /// Whether one was made ahead of time within so many times the time that making one takes.
+    pub(super) fn was_refilled_within(&self, makings: u32) -> bool {
+        let pause = self.demand.making() * makings;
+        self.refilled.is_some_and(|begun| begun.elapsed() < pause)
     }
 
     /// Takes out all sandboxes.
@@ -175,61 +201,36 @@ impl Shelf {
         owner: Option<&TenantId>,
     ) -> Option<Acquire> {
         self.forget_gone();
-        let fits = |(_, waiter): &(u64, Acquire)| {
-            sizes(&waiter.spec) == sizes(&held.spec)
-                && owner.is_none_or(|owner| *owner == waiter.tenant)
+        let fits = |waiter: &Waiter| {
+            sizes(&waiter.wanted.spec) == sizes(&held.spec)
+                && owner.is_none_or(|owner| *owner == waiter.wanted.tenant)
         };
-        let own = self.position(ticket);
+        let own = ticket.and_then(|ticket| self.position(ticket));
         let at = own.or_else(|| self.waiters.iter().position(fits))?;
-        self.waiters.remove(at).map(|(_, waiter)| waiter)
+        self.waiters.remove(at).map(|waiter| waiter.wanted)
     }
 
-    /// Whether a further sandbox is to be made for a request that has just begun to wait: not where
-    /// as many are under way as requests wait, and `spare` beside them, for the case that one hangs.
-    pub(super) fn wants_order(&mut self, spec: &SandboxSpec, spare: usize) -> bool {
-        self.ordered(spec) < self.waiting(spec) + spare
+    /// Takes out the request with a ticket.
+    pub(super) fn take_waiter(&mut self, ticket: u64) -> Option<Acquire> {
+        let at = self.position(ticket)?;
+        self.waiters.remove(at).map(|waiter| waiter.wanted)
     }
 
-    pub(super) fn order(&mut self, ticket: u64, spec: &SandboxSpec) {
-        let sizes = sizes(spec);
-        self.orders.push(Order { ticket, sizes });
+    /// Ends an order, with success or not; the answer is the ticket of its request.
+    pub(super) fn close_order(&mut self, id: u64) -> Option<u64> {
+        let at = self.orders.iter().position(|order| order.id == id)?;
+        Some(self.orders.swap_remove(at).ticket)
     }
 
-    /// An order has ended, in whatever way.
-    pub(super) fn close_order(&mut self, ticket: u64) {
-        self.orders.retain(|order| order.ticket != ticket);
+    /// Forgets requests whose callers have gone.
+    pub(super) fn forget_gone(&mut self) {
+        self.waiters
+            .retain(|waiter| !waiter.wanted.reply.is_closed());
     }
 
-    /// The request that an order would have served which has failed: its own, else one that has
-    /// counted on it.
-    pub(super) fn disappointed(&mut self, ticket: u64, spec: &SandboxSpec) -> Option<Acquire> {
-        let own = self.position(Some(ticket));
-        let at = own.or_else(|| {
-            let short = self.waiting(spec) > self.ordered(spec);
-            let like = |(_, waiter): &(u64, Acquire)| sizes(&waiter.spec) == sizes(spec);
-            short.then(|| self.waiters.iter().position(like)).flatten()
-        })?;
-        self.waiters.remove(at).map(|(_, waiter)| waiter)
-    }
-
-    fn ordered(&self, spec: &SandboxSpec) -> usize {
-        let like = |order: &&Order| order.sizes == sizes(spec);
-        self.orders.iter().filter(like).count()
-    }
-
-    /// Requests of these sizes that somebody still waits for.
-    fn waiting(&mut self, spec: &SandboxSpec) -> usize {
-        self.forget_gone();
-        let like = |(_, waiter): &&(u64, Acquire)| sizes(&waiter.spec) == sizes(spec);
-        self.waiters.iter().filter(like).count()
-    }
-
-    fn forget_gone(&mut self) {
-        self.waiters.retain(|(_, waiter)| !waiter.reply.is_closed());
-    }
-
-    fn position(&self, ticket: Option<u64>) -> Option<usize> {
-        let ticket = ticket?;
-        self.waiters.iter().position(|(of, _)| *of == ticket)
+    fn position(&self, ticket: u64) -> Option<usize> {
+        self.waiters
+            .iter()
+            .position(|waiter| waiter.ticket == ticket)
     }
 }

@@ -1,12 +1,15 @@
 //! How many sandboxes wait, how old they become, and whether they are well.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use isol8_backend::{BackendError, SandboxSpec};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::message::{Died, Evict, LookAfter, PoolError, Refill, Retry};
+use super::supply::is_busy;
 use super::{Kind, Pool, PoolConfig, PoolSize, Strategy};
 use crate::supervisor::WeakSupervised;
 
@@ -22,6 +25,13 @@ const LOOK_AFTER: Duration = Duration::from_secs(10);
 /// How long the replacement of a sandbox that was handed out is put off. Making one takes a processor
 /// for longer than most requests last, and who took the sandbox is waiting for its first answer.
 const HEAD_START: Duration = Duration::from_millis(4);
+
+/// On a busy machine, sandboxes are made ahead of time only after this many times the time that making one takes:
+/// it costs the requests that wait no more than a fiftieth of the machine.
+const BUSY_PAUSE: u32 = 50;
+
+/// Pause before the next look at a busy machine.
+const BUSY_LOOK: Duration = Duration::from_millis(100);
 
 /// Has the pool look after its sandboxes from time to time.
 pub(super) fn clock(pool: WeakSupervised<Pool>) -> AbortOnDropHandle<()> {
@@ -125,12 +135,21 @@ impl Pool {
                 continue;
             }
             let width = self.own.config.refill_width.max(1);
+            let processors = Arc::clone(&self.own.config.processors);
             let shelf = self.shelf(&kind);
             if shelf.backing_off || shelf.unavailable {
                 continue;
             }
             let missing = target.saturating_sub(shelf.fresh.len() + shelf.refilling);
             let count = missing.min(width.saturating_sub(shelf.refilling));
+            if count == 0 {
+                continue;
+            }
+            if is_busy(&*processors) && shelf.was_refilled_within(BUSY_PAUSE) {
+                self.refill_after(BUSY_LOOK);
+                return;
+            }
+            shelf.refilled = Some(Instant::now());
             shelf.refilling += count;
             for _ in 0..count {
                 let spec = SandboxSpec {
@@ -142,10 +161,14 @@ impl Pool {
         }
     }
 
-    /// The same in a moment. That is not put off again by who comes meanwhile.
+    /// The same in a moment. Requests that come meanwhile do not put it off again.
     pub(super) fn refill_later(&mut self) {
+        self.refill_after(HEAD_START);
+    }
+
+    fn refill_after(&mut self, delay: Duration) {
         if !std::mem::replace(&mut self.own.refill_is_put_off, true) {
-            self.later(HEAD_START, Refill);
+            self.later(delay, Refill);
         }
     }
 
@@ -179,7 +202,7 @@ impl Pool {
     }
 
     /// Has the pool told something after a while.
-    fn later<M>(&self, delay: Duration, message: M)
+    pub(super) fn later<M>(&self, delay: Duration, message: M)
     where
         M: Message<Result = ()> + Send + 'static,
         Self: Handler<M>,

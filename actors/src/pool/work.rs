@@ -19,8 +19,8 @@ use crate::watch::destroy;
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Pool {
-    /// Starts to make a sandbox, for the request of a ticket or ahead of time.
-    pub(super) fn create(&self, spec: SandboxSpec, ticket: Option<u64>) {
+    /// Starts to make a sandbox, for an order or ahead of time.
+    pub(super) fn create(&self, spec: SandboxSpec, order: Option<u64>) {
         let spec = SandboxSpec {
             single_use: self.own.config.strategy == Strategy::Secure,
             ..spec
@@ -41,7 +41,7 @@ impl Pool {
         self.own.handle().report(making, move |made| Created {
             made: made.unwrap_or(Err(PoolError::Panicked)),
             spec,
-            ticket,
+            order,
             took: begun.elapsed(),
         });
     }
@@ -51,6 +51,7 @@ impl Pool {
         let limits = self.own.config.sandbox.limits;
         let used = held.clone();
         let closing = self.own.closing.clone();
+        let begun = Instant::now();
         let cleaning = async move {
             let cleaning = timeout(CLEAN_TIMEOUT, cleaned(used, limits));
             match closing.run_until_cancelled(cleaning).await {
@@ -59,10 +60,11 @@ impl Pool {
                 None => Err("pool is shutting down".to_owned()),
             }
         };
-        self.own.handle().report(cleaning, |cleaned| Cleaned {
+        self.own.handle().report(cleaning, move |cleaned| Cleaned {
             cleaned: cleaned.unwrap_or_else(|panic| Err(panic.to_string())),
             held,
             owner,
+            took: begun.elapsed(),
         });
     }
 

@@ -1,0 +1,179 @@
+//! Which of the requests that wait have a sandbox made for them.
+//!
+//! Making a sandbox costs several times as much processor time as resetting a used one. So a request waits for a
+//! used sandbox of its tenant if that is sooner: while processors are idle, if the reset of one ends before a
+//! new one would be made; on a busy machine, as long as the tenant's sandboxes go round, because making another
+//! one would only slow down the resets. How many are made at once depends on what the machine has left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use isol8_api::TenantId;
+use isol8_backend::SandboxSpec;
+use tokio::time::Instant;
+
+use super::message::{Acquire, Supply};
+use super::shelf::{Order, Shelf, Sizes, Waiter, sizes};
+use super::{Kind, Pool, Processors, Strategy};
+
+/// Pause between two looks at the requests that wait; other events bring further looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Idle processors below which the machine counts as busy.
+const BUSY_BELOW: f64 = 0.3;
+
+/// Sandboxes that may be made for requests at once, for each processor of a machine that is not busy; on a busy
+/// one it is half as many.
+const MADE_PER_PROCESSOR: usize = 2;
+
+/// A sandbox whose making takes this many times as long as usual is not counted on any longer.
+const OVERDUE_FACTOR: u32 = 4;
+
+/// Shortest time after which the making of a sandbox is overdue.
+const LEAST_OVERDUE: Duration = Duration::from_secs(1);
+
+/// What decides whether a request is served by a used sandbox.
+struct Outlook<'a> {
+    shelf: &'a Shelf,
+    busy: bool,
+    /// Young orders by the ticket of their request.
+    tickets: BTreeSet<u64>,
+    /// Sizes of young orders whose requests were served by other sandboxes.
+    open: Vec<Sizes>,
+    /// Requests of each tenant that count on its used sandboxes.
+    counting: BTreeMap<&'a TenantId, usize>,
+}
+
+impl Pool {
+    /// Has sandboxes made for requests that wait and that nothing else will serve.
+    pub(super) fn supply(&mut self) {
+        if self.own.draining.is_some() {
+            return;
+        }
+        let mut kinds = Vec::new();
+        for (kind, shelf) in &mut self.own.shelves {
+            shelf.forget_gone();
+            if !shelf.waiters.is_empty() {
+                kinds.push(kind.clone());
+            }
+        }
+        if kinds.is_empty() {
+            return;
+        }
+        let busy = is_busy(&*self.own.config.processors);
+        let mut room = self.room(busy);
+        for kind in kinds {
+            for (ticket, spec) in self.unserved(&kind, busy, room) {
+                room = room.saturating_sub(1);
+                self.order(ticket, spec);
+            }
+        }
+        if !std::mem::replace(&mut self.own.looks_again, true) {
+            self.later(LOOK_AGAIN, Supply);
+        }
+    }
+
+    /// How many more sandboxes may be made at once. Those that are overdue do not count: they may hang.
+    fn room(&self, busy: bool) -> usize {
+        let processors = self.own.config.processors.count().max(1);
+        let most = match busy {
+            true => processors,
+            false => processors * MADE_PER_PROCESSOR,
+        };
+        let shelves = self.own.shelves.values();
+        let made = shelves.map(|shelf| shelf.refilling + young_orders(shelf).count());
+        most.saturating_sub(made.sum())
+    }
+
+    /// The requests of one kind, at most `room`, that need a sandbox made for them. Requests of tenants that
+    /// have no sandbox here come first.
+    fn unserved(&self, kind: &Kind, busy: bool, room: usize) -> Vec<(u64, SandboxSpec)> {
+        let Some(shelf) = self.own.shelves.get(kind) else {
+            return Vec::new();
+        };
+        let mut outlook = Outlook::new(shelf, busy);
+        let unserved = shelf.waiters.iter().filter(|waiter| {
+            let may_reuse = self.may_reuse(&waiter.wanted.spec);
+            !outlook.is_served(waiter, may_reuse)
+        });
+        let mut unserved: Vec<_> = unserved.collect();
+        unserved.sort_by_key(|waiter| shelf.circulation.has_any(&waiter.wanted.tenant));
+        // Where everything hangs, a few more are tried, but not one after another for ever.
+        let most = shelf.waiters.len() + self.own.config.refill_width;
+        let room = room.min(most.saturating_sub(shelf.orders.len()));
+        let chosen = unserved.into_iter().take(room);
+        chosen
+            .map(|waiter| (waiter.ticket, waiter.wanted.spec.clone()))
+            .collect()
+    }
+
+    /// Whether a sandbox that was used by the same tenant may serve such a request.
+    pub(super) fn may_reuse(&self, spec: &SandboxSpec) -> bool {
+        let config = &self.own.config;
+        config.strategy == Strategy::Fast
+            && config.size_of(&Kind::of(spec)).dirty > 0
+            && config.sandbox.sizes_fit(spec)
+    }
+
+    /// Begins to make a sandbox for the request of a ticket.
+    fn order(&mut self, ticket: u64, spec: SandboxSpec) {
+        let id = self.next_number();
+        let order = Order {
+            id,
+            ticket,
+            sizes: sizes(&spec),
+            begun: Instant::now(),
+        };
+        self.shelf(&Kind::of(&spec)).orders.push(order);
+        self.create(spec, Some(id));
+    }
+}
+
+impl<'a> Outlook<'a> {
+    fn new(shelf: &'a Shelf, busy: bool) -> Self {
+        let waiting: BTreeSet<u64> = shelf.waiters.iter().map(|waiter| waiter.ticket).collect();
+        let open = young_orders(shelf).filter(|order| !waiting.contains(&order.ticket));
+        Self {
+            shelf,
+            busy,
+            tickets: young_orders(shelf).map(|order| order.ticket).collect(),
+            open: open.map(|order| order.sizes).collect(),
+            counting: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a sandbox that exists, or is being made, will serve the request; the requests before it were
+    /// looked at already.
+    fn is_served(&mut self, waiter: &'a Waiter, may_reuse: bool) -> bool {
+        if self.tickets.contains(&waiter.ticket) {
+            return true;
+        }
+        let Acquire { tenant, spec, .. } = &waiter.wanted;
+        if let Some(at) = self.open.iter().position(|open| *open == sizes(spec)) {
+            self.open.swap_remove(at);
+            return true;
+        }
+        let ahead = self.counting.entry(tenant).or_default();
+        let making = self.shelf.demand.making();
+        let circulation = &self.shelf.circulation;
+        let counts_on_used = may_reuse
+            && match self.busy {
+                true => circulation.goes_round(tenant, waiter.since, making),
+                false => circulation.is_sooner(tenant, *ahead, making),
+            };
+        *ahead += usize::from(counts_on_used);
+        counts_on_used
+    }
+}
+
+/// Whether no processor has time left.
+pub(super) fn is_busy(processors: &dyn Processors) -> bool {
+    processors.idle() < BUSY_BELOW
+}
+
+/// The sandboxes being made for requests that are not overdue.
+fn young_orders(shelf: &Shelf) -> impl Iterator<Item = &Order> {
+    let overdue = LEAST_OVERDUE.max(shelf.demand.making() * OVERDUE_FACTOR);
+    let orders = shelf.orders.iter();
+    orders.filter(move |order| order.begun.elapsed() < overdue)
+}
