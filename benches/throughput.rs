@@ -1,8 +1,10 @@
-//! How many runs a second: `cargo bench --bench throughput`, or of some only with `-- native-secure …`.
+//! How many runs a second, by the number of callers: `cargo bench --bench throughput`, or of some rows only with
+//! `-- native-secure …`.
 //!
-//! Eight clients run `print(n)` without a session, each as soon as its last answer came and for 30
-//! seconds (or `THROUGHPUT_SECONDS`), on each backend with `poolStrategy = "fast"`, and on native with
-//! `"secure"`. Every answer is checked. Needs what the black-box suite needs: root, and Docker with its images.
+//! Callers run `print(n)` without a session, each as soon as its last answer came, for 10 seconds (or
+//! `THROUGHPUT_SECONDS`) after a warm-up, with the default configuration: on each backend with
+//! `poolStrategy = "fast"`, and on native with `"secure"`. Every answer is checked. Needs what the black-box suite
+//! needs: root, and Docker with its images.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
 
@@ -10,19 +12,19 @@
 #[path = "../tests/suite/harness.rs"]
 mod harness;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use harness::{Kind, Server, python};
 use isol8_client::RemoteIsol8;
 
-const CLIENTS: usize = 8;
+const CALLERS: [usize; 4] = [1, 4, 16, 64];
 
-/// A sandbox for each client, and one to take its place while it is made clean.
-const POOL: &str = "[runtimes.python]\npoolSize = { clean = 8, dirty = 8 }\n";
+const WARM_UP: Duration = Duration::from_secs(3);
 
 fn main() {
-    let seconds = std::env::var("THROUGHPUT_SECONDS").map_or(30, |text| text.parse().unwrap());
+    let seconds = std::env::var("THROUGHPUT_SECONDS").map_or(10, |text| text.parse().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -41,41 +43,63 @@ fn main() {
         if !named.is_empty() && !named.contains(&name) {
             continue;
         }
-        let rate = runtime.block_on(measure(kind, strategy, length));
-        println!("{name:<16} {rate:7.1} runs/s with {CLIENTS} clients");
+        let config = format!("poolStrategy = {strategy:?}\n");
+        let server = Server::configured(kind, &config);
+        for callers in CALLERS {
+            let row = runtime.block_on(measure(&server, callers, length));
+            println!("{name:<14} {callers:>3} callers {row}");
+        }
+        server.stop();
     }
 }
 
-async fn measure(kind: Kind, strategy: &str, length: Duration) -> f64 {
-    let config = format!("poolStrategy = {strategy:?}\n{POOL}");
-    let server = Server::configured(kind, &config);
-    let clients: Vec<_> = (0..CLIENTS).map(|_| server.client()).collect();
-    let warm_up = Instant::now() + Duration::from_secs(3);
-    join_all(clients.iter().map(|client| run_until(client, warm_up))).await;
-    let start = Instant::now();
-    let runs = join_all(
-        clients
-            .iter()
-            .map(|client| run_until(client, start + length)),
-    )
-    .await;
-    let rate = f64::from(runs.iter().sum::<u32>()) / start.elapsed().as_secs_f64();
-    server.stop();
-    rate
+/// What the callers saw.
+struct Row {
+    /// Runs a second.
+    rate: f64,
+    /// Of single runs, in order.
+    times: Vec<Duration>,
 }
 
-async fn run_until(client: &RemoteIsol8, end: Instant) -> u32 {
-    let mut runs = 0;
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = |hundredth: usize| self.times[(self.times.len() - 1) * hundredth / 100];
+        let (median, slow) = (at(50).as_secs_f64() * 1e3, at(99).as_secs_f64() * 1e3);
+        let rate = self.rate;
+        write!(
+            f,
+            "{rate:7.1} runs/s  p50 {median:7.1} ms  p99 {slow:7.1} ms"
+        )
+    }
+}
+
+async fn measure(server: &Server, callers: usize, length: Duration) -> Row {
+    let clients: Vec<_> = (0..callers).map(|_| server.client()).collect();
+    let all_run_until = |end| join_all(clients.iter().map(move |client| run_until(client, end)));
+    all_run_until(Instant::now() + WARM_UP).await;
+    let start = Instant::now();
+    let mut times = all_run_until(start + length).await.concat();
+    // As many as the benchmark counts fit a float.
+    #[allow(clippy::cast_precision_loss)]
+    let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    times.sort_unstable();
+    Row { rate, times }
+}
+
+async fn run_until(client: &RemoteIsol8, end: Instant) -> Vec<Duration> {
+    let mut times = Vec::new();
     while Instant::now() < end {
-        let result = client.execute(python(&format!("print({runs})"))).await;
+        let number = times.len();
+        let start = Instant::now();
+        let result = client.execute(python(&format!("print({number})"))).await;
         let result = result.unwrap();
         assert_eq!(
             (result.stdout, result.exit_code),
-            (runs.to_string(), 0),
+            (number.to_string(), 0),
             "{}",
             result.stderr
         );
-        runs += 1;
+        times.push(start.elapsed());
     }
-    runs
+    times
 }
