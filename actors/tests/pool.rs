@@ -549,9 +549,9 @@ async fn a_busy_machine_makes_no_sandboxes_while_used_ones_go_round() {
     for run in runs {
         assert_eq!(run.await.unwrap().unwrap().stdout, "1");
     }
-    // The first hundred milliseconds have no circulation to count on.
+    // Four keep two processors busy; others may have been begun before these went round.
     let created = house.backend.counters().created;
-    assert!(created <= 4, "{created} sandboxes were made");
+    assert!(created <= 8, "{created} sandboxes were made");
     house.finish().await;
 }
 

@@ -72,9 +72,10 @@ impl Circulation {
         self.tenants.get(tenant).map_or(0, |own| own.resets.len())
     }
 
-    /// Whether a tenant has any sandbox here, in use or being reset.
-    pub(super) fn has_any(&self, tenant: &TenantId) -> bool {
-        self.tenants.contains_key(tenant)
+    /// Number of a tenant's sandboxes that are in use or being reset.
+    pub(super) fn count(&self, tenant: &TenantId) -> usize {
+        let own = self.tenants.get(tenant);
+        own.map_or(0, |own| own.lent + own.resets.len())
     }
 
     /// Whether a reset serves a tenant's request sooner than a new sandbox, which takes `making`, with
@@ -88,14 +89,14 @@ impl Circulation {
         self.reset < making && own.resets.iter().filter(usual).count() > ahead
     }
 
-    /// Whether a tenant's sandboxes go round: some are in use or being reset, and one came back, or the request
-    /// began to wait at `since`, within twice the time `making` that a new sandbox takes.
+    /// Whether a tenant's sandboxes go round: one came back, or the request began to wait at `since`, within
+    /// twice the time `making` that a new sandbox takes.
     pub(super) fn goes_round(&self, tenant: &TenantId, since: Instant, making: Duration) -> bool {
         let Some(own) = self.tenants.get(tenant) else {
             return false;
         };
         let last = own.returned.map_or(since, |returned| returned.max(since));
-        own.lent + own.resets.len() > 0 && last.elapsed() < LEAST_PATIENCE.max(making * 2)
+        last.elapsed() < LEAST_PATIENCE.max(making * 2)
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {

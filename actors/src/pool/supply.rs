@@ -1,9 +1,9 @@
 //! Which of the requests that wait have a sandbox made for them.
 //!
 //! Making a sandbox costs several times as much processor time as resetting a used one. So a request waits for a
-//! used sandbox of its tenant if that is sooner: while processors are idle, if the reset of one ends before a
-//! new one would be made; on a busy machine, as long as the tenant's sandboxes go round, because making another
-//! one would only slow down the resets. How many are made at once depends on what the machine has left.
+//! used sandbox of its tenant if that is sooner: if the reset of one ends before a new one would be made, and on a
+//! busy machine as long as enough of the tenant's sandboxes go round, because making another one would only slow
+//! down the resets. How many are made at once depends on what the machine has left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -29,6 +29,9 @@ const MADE_PER_PROCESSOR: usize = 2;
 /// A sandbox whose making takes this many times as long as usual is not counted on any longer.
 const OVERDUE_FACTOR: u32 = 4;
 
+/// Sandboxes of a tenant, for each processor, that can keep a machine busy: while one runs, another is reset.
+const ENOUGH_PER_PROCESSOR: usize = 2;
+
 /// Shortest time after which the making of a sandbox is overdue.
 const LEAST_OVERDUE: Duration = Duration::from_secs(1);
 
@@ -36,6 +39,8 @@ const LEAST_OVERDUE: Duration = Duration::from_secs(1);
 struct Outlook<'a> {
     shelf: &'a Shelf,
     busy: bool,
+    /// Sandboxes of one tenant that can keep the machine busy.
+    enough: usize,
     /// Young orders by the ticket of their request.
     tickets: BTreeSet<u64>,
     /// Sizes of young orders whose requests were served by other sandboxes.
@@ -91,13 +96,13 @@ impl Pool {
         let Some(shelf) = self.own.shelves.get(kind) else {
             return Vec::new();
         };
-        let mut outlook = Outlook::new(shelf, busy);
+        let mut outlook = Outlook::new(shelf, busy, self.own.config.processors.count());
         let unserved = shelf.waiters.iter().filter(|waiter| {
             let may_reuse = self.may_reuse(&waiter.wanted.spec);
             !outlook.is_served(waiter, may_reuse)
         });
         let mut unserved: Vec<_> = unserved.collect();
-        unserved.sort_by_key(|waiter| shelf.circulation.has_any(&waiter.wanted.tenant));
+        unserved.sort_by_key(|waiter| shelf.circulation.count(&waiter.wanted.tenant) > 0);
         // Where everything hangs, a few more are tried, but not one after another for ever.
         let most = shelf.waiters.len() + self.own.config.refill_width;
         let room = room.min(most.saturating_sub(shelf.orders.len()));
@@ -130,12 +135,13 @@ impl Pool {
 }
 
 impl<'a> Outlook<'a> {
-    fn new(shelf: &'a Shelf, busy: bool) -> Self {
+    fn new(shelf: &'a Shelf, busy: bool, processors: usize) -> Self {
         let waiting: BTreeSet<u64> = shelf.waiters.iter().map(|waiter| waiter.ticket).collect();
         let open = young_orders(shelf).filter(|order| !waiting.contains(&order.ticket));
         Self {
             shelf,
             busy,
+            enough: processors * ENOUGH_PER_PROCESSOR,
             tickets: young_orders(shelf).map(|order| order.ticket).collect(),
             open: open.map(|order| order.sizes).collect(),
             counting: BTreeMap::new(),
@@ -153,16 +159,21 @@ impl<'a> Outlook<'a> {
             self.open.swap_remove(at);
             return true;
         }
-        let ahead = self.counting.entry(tenant).or_default();
+        let ahead = self.counting.get(tenant).copied().unwrap_or_default();
         let making = self.shelf.demand.making();
         let circulation = &self.shelf.circulation;
         let counts_on_used = may_reuse
-            && match self.busy {
-                true => circulation.goes_round(tenant, waiter.since, making),
-                false => circulation.is_sooner(tenant, *ahead, making),
-            };
-        *ahead += usize::from(counts_on_used);
+            && (circulation.is_sooner(tenant, ahead, making)
+                || self.is_machine_full(tenant)
+                    && circulation.goes_round(tenant, waiter.since, making));
+        self.counting
+            .insert(tenant, ahead + usize::from(counts_on_used));
         counts_on_used
+    }
+
+    /// Whether more sandboxes of a tenant would only slow down those that it has.
+    fn is_machine_full(&self, tenant: &TenantId) -> bool {
+        self.busy && self.shelf.circulation.count(tenant) >= self.enough
     }
 }
 
