@@ -472,3 +472,24 @@ async fn a_cell_that_comes_with_the_sandbox_is_not_held_back_by_a_program() {
     assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
     drop(waiting);
 }
+
+#[tokio::test]
+async fn a_cell_is_charged_its_own_time_and_not_the_start_of_its_interpreter() {
+    let burn =
+        "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n";
+    let in_child = format!("import subprocess; subprocess.run(['python3', '-c', '''{burn}'''])");
+    let sandbox = Sandbox::start().await;
+    for _ in 0..2 {
+        let cpu_us = sandbox.run(cell("pass")).await.exit.cpu_us.unwrap();
+        assert!(cpu_us < 30_000, "{cpu_us}");
+    }
+    for source in [burn, &in_child] {
+        let cpu_us = sandbox.run(cell(source)).await.exit.cpu_us.unwrap();
+        assert!((290_000..2_000_000).contains(&cpu_us), "{source}: {cpu_us}");
+    }
+    let cpu_us = sandbox.run(cell("pass")).await.exit.cpu_us.unwrap();
+    assert!(cpu_us < 30_000, "{cpu_us}");
+    let end = format!("{burn}\nimport os; os._exit(3)");
+    let cpu_us = sandbox.run(cell(&end)).await.exit.cpu_us.unwrap();
+    assert!((290_000..2_000_000).contains(&cpu_us), "{cpu_us}");
+}

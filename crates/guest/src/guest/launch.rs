@@ -8,10 +8,6 @@ use isol8_protocol::{
     ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
 };
 
-use nix::sys::time::TimeValLike as _;
-use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
-
 use super::keep::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
@@ -19,6 +15,7 @@ use crate::files::{Writer, check_directory};
 use crate::kernel::recipe::Recipe;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
+use crate::reaper::{children_cpu_us, own_cpu_us};
 use crate::run::input::Input;
 use crate::run::named::NamedInput;
 use crate::run::terminal::{TERM, Terminal};
@@ -240,7 +237,7 @@ impl Guest {
         let Some(mut spare) = self.keep.take() else {
             return Ok(());
         };
-        let boot_cpu_us = spare.pid().map_or(0, cpu_us);
+        let boot_cpu_us = spare.pid().map_or(0, own_cpu_us);
         if spare.release(&start).is_err() {
             // It died while it waited; its end has not been seen yet.
             return self.start_fresh(position);
@@ -340,6 +337,7 @@ impl Guest {
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
             pump.attach(Rc::clone(pipe));
         }
+        run.boot_cpu_us = kernel.pid().map_or(0, own_cpu_us);
         let Some(request) = run.begin_cell(number) else {
             return;
         };
@@ -348,6 +346,8 @@ impl Guest {
             log(&format!("kernel takes no cell: {error}"));
             kernel.end();
         }
+        // The kernel begins meanwhile. What ended within microseconds took less than a tick.
+        run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
     }
 }
 
@@ -379,14 +379,6 @@ fn spawn_interactive(
     let (environment, cwd) = (&start.environment, &start.cwd);
     let files = [terminal.far(); 3];
     launcher.start(&argv, environment, cwd, &files, Role::Interactive)
-}
-
-/// Processor time that a child has taken so far, in microseconds; 0 where it has ended.
-pub(super) fn cpu_us(pid: Pid) -> u64 {
-    let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
-    taken.map_or(0, |time| {
-        u64::try_from(time.num_microseconds()).unwrap_or(0)
-    })
 }
 
 /// What a cell reads from: a file, or a pipe and what goes into it.
