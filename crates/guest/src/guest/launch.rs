@@ -12,6 +12,7 @@ use super::keep::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
+use crate::kernel::Drivers;
 use crate::kernel::recipe::Recipe;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
@@ -119,6 +120,7 @@ impl Guest {
         let mut run = self.queue_program(id, argv, common)?;
         if let Work::Pending(start) = &mut run.work {
             start.kernel = kept;
+            start.language = Some(kernel);
             start.path = path;
         }
         Ok(run)
@@ -141,6 +143,7 @@ impl Guest {
         };
         let start = Start {
             kernel: None,
+            language: None,
             path: String::new(),
             argv,
             environment: base.with(&common.environment()),
@@ -262,7 +265,7 @@ impl Guest {
             run.work = Work::Process(spawn_interactive(&self.launcher, start, terminal)?);
             return Ok(());
         }
-        let started = spawn(&self.launcher, start, run.input.is_wanted())?;
+        let started = spawn(&self.launcher, &self.drivers, start, run.input.is_wanted())?;
         for (pump, pipe) in run.output.iter_mut().zip(started.output) {
             pump.attach(pipe);
         }
@@ -352,16 +355,28 @@ impl Guest {
 }
 
 /// Starts a program with pipes of its own.
-fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Failure> {
+fn spawn(
+    launcher: &Launcher,
+    drivers: &Drivers,
+    start: &Start,
+    reads: bool,
+) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
     let privileges = launcher.privileges;
     let (stdout, stdout_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
     let (stderr, stderr_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
     let (stdin, input) = stdin(privileges, reads)?;
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
-    let files = [stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
-    let (environment, cwd) = (&start.environment, &start.cwd);
-    let child = launcher.start(&argv, environment, cwd, &files, Role::UserCode)?;
+    let mut files = vec![stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
+    let fresh = drivers.for_fresh(start);
+    let environment = match &fresh {
+        Some((archive, environment)) => {
+            files.push(*archive);
+            environment
+        }
+        None => &start.environment,
+    };
+    let child = launcher.start(&argv, environment, &start.cwd, &files, Role::UserCode)?;
     Ok(Started {
         child,
         output: [Rc::new(stdout), Rc::new(stderr)],
