@@ -97,7 +97,7 @@ def wait():
         if cell is None:
             before = set(sys.modules)
             make = part("cell")["make"]
-            cell = *make(add_user_packages), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
+            cell = *make(add_user_packages, renew_stdout), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
         return cell
 
     def rehearse_start():
@@ -129,7 +129,7 @@ def wait():
         yield
         rehearse_cell()
 
-    part("stdout")["make"]()
+    renew_stdout = part("stdout")["make"]()
     # The image's own module of this name, whose place this one took.
     failure = None
     this = sys.modules.pop("sitecustomize")

@@ -7,12 +7,13 @@ next `PAUSE`, at whose end a thread writes what is left and goes.
 
 
 def make():
-    """Makes the stream of the interpreter one that is written line by line, unless it is already."""
+    """Makes the stream of the interpreter one that is written line by line, unless it is already. Returns what
+    puts a new one in its place."""
     import sys
 
     own = sys.stdout
-    if own is None or own.line_buffering or own.write_through:
-        return
+    if own is None:
+        return lambda: None
     modules = set(sys.modules)
     import _io
     import _signal
@@ -102,7 +103,20 @@ def make():
     BufferedWriter.__module__ = "_io"
     BufferedWriter.__name__, BufferedWriter.__qualname__ = "_io.BufferedWriter", "BufferedWriter"
     encoding, errors, mode = own.encoding, own.errors, own.mode
-    raw = own.detach().detach()
-    text = _io.TextIOWrapper(BufferedWriter(raw), encoding, errors, "\n", True)
-    text.mode = mode
-    sys.stdout = sys.__stdout__ = text
+    text = None
+
+    def put(raw):
+        nonlocal text
+        text = _io.TextIOWrapper(BufferedWriter(raw), encoding, errors, "\n", True)
+        text.mode = mode
+        sys.stdout = sys.__stdout__ = text
+
+    def renew():
+        stop()
+        raw = _io.FileIO(1, "w", closefd=False)
+        raw.name = "<stdout>"
+        put(raw)
+
+    if not (own.line_buffering or own.write_through):
+        put(own.detach().detach())
+    return renew
