@@ -48,10 +48,10 @@ async fn a_session_s_first_run_is_not_charged_for_its_interpreter(server: Server
 
 async fn a_run_is_charged_what_it_took(server: Server) {
     const PYTHON: &str =
-        "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass";
+        "import time\nend = time.process_time() + 0.1\nwhile time.process_time() < end: pass";
     // In a child.
-    const BASH: &str = "(for ((i = 0; i < 200000; i++)); do :; done)";
-    let burn = "const end = performance.now() + 500; while (performance.now() < end);";
+    const BASH: &str = "(for ((i = 0; i < 100000; i++)); do :; done)";
+    let burn = "let sum = 0; for (let i = 0; i < 3e8; i++) sum += i % 7;";
     for (runtime, code) in [
         (Runtime::Python, PYTHON),
         (Runtime::Bash, BASH),
@@ -60,12 +60,14 @@ async fn a_run_is_charged_what_it_took(server: Server) {
         (Runtime::Deno, burn),
     ] {
         for client in [server.client(), server.session(&runtime.to_string())] {
-            let result = client.execute(source(runtime, code)).await.unwrap();
+            let mut request = source(runtime, code);
+            request.timeout_ms = Some(120_000);
+            let result = client.execute(request).await.unwrap();
             assert_eq!(result.exit_code, 0, "{result:?}");
             let (ms, percent) = usage(&result);
-            assert!(ms > 100.0 && ms < 10_000.0, "{runtime}: {ms}");
+            assert!(ms > 20.0 && ms < 20_000.0, "{runtime}: {ms}");
             assert!(
-                percent > 1.0 && percent <= most_percent(),
+                percent > 0.0 && percent <= most_percent(),
                 "{runtime}: {percent}"
             );
         }
