@@ -1,6 +1,7 @@
 //! What programs print: nothing of it is lost, held back or changed, in every runtime and mode.
 
 mod bytes;
+mod colors;
 mod streamed;
 mod usage;
 

@@ -133,12 +133,12 @@ impl Guest {
         mut common: Common,
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
-        let mut base = self.launcher.base.clone();
-        let terminal = match common.terminal {
-            None => None,
+        let (base, terminal) = match common.terminal {
+            None => (self.launcher.base.clone(), None),
             Some(size) => {
+                let mut base = self.launcher.at_terminal.clone();
                 base.set(TERM.0, TERM.1);
-                Some(Terminal::open(privileges, size)?)
+                (base, Some(Terminal::open(privileges, size)?))
             }
         };
         let start = Start {
