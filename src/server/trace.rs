@@ -33,7 +33,7 @@ pub async fn trace(
     response.headers_mut().insert(REQUEST_ID, id.clone());
     let id = id.to_str().unwrap_or_default();
     let status = response.status().as_u16();
-    let ms = begun.elapsed().as_secs_f64() * 1000.0;
+    let ms = (begun.elapsed().as_secs_f64() * 1e6).round() / 1000.0;
     if let Some(error) = response.response().error()
         && response.status().is_server_error()
     {

@@ -165,9 +165,11 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         .harden()
         .map_err(naming("privileges cannot be dropped"))?;
     let places = Places::record(privileges);
+    let environment = Environment::base();
     let launcher = Launcher {
         privileges,
-        base: Environment::base(),
+        base: environment.without_colors(),
+        at_terminal: environment,
     };
     let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
     let signals = child_signals()?;

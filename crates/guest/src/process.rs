@@ -26,6 +26,12 @@ const DEFAULTS: [(&str, &str); 2] = [
     ("LANG", "C.UTF-8"),
 ];
 
+/// What has programs print no colours, <https://no-color.org>.
+const NO_COLOR: (&[u8], &[u8]) = (b"NO_COLOR", b"1");
+
+/// Variables that ask for colours wherever output goes.
+const COLORS: [&[u8]; 2] = [b"FORCE_COLOR", b"CLICOLOR_FORCE"];
+
 /// Who a program runs as: engines tell the guest of its own user instead.
 const USER: [(&str, &str); 3] = [
     ("HOME", "/sandbox"),
@@ -58,8 +64,25 @@ impl Environment {
         base
     }
 
+    /// The environment of programs whose output no terminal shows: without colours, unless it asks for them.
+    pub(crate) fn without_colors(&self) -> Self {
+        let mut plain = self.clone();
+        let names = COLORS.iter().chain([&NO_COLOR.0]);
+        if names.copied().all(|name| self.get(name).is_none()) {
+            plain.set(NO_COLOR.0, NO_COLOR.1);
+        }
+        plain
+    }
+
+    /// The environment with further variables. Where these ask for colours, nothing else refuses them.
     pub(crate) fn with(&self, overlay: &[(String, String)]) -> Self {
         let mut merged = self.clone();
+        if overlay
+            .iter()
+            .any(|(name, _)| COLORS.contains(&name.as_bytes()))
+        {
+            merged.0.retain(|(name, _)| name != NO_COLOR.0);
+        }
         for (name, value) in overlay {
             merged.set(name.as_bytes(), value.as_bytes());
         }
@@ -104,7 +127,10 @@ pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
 #[derive(Debug)]
 pub(crate) struct Launcher {
     pub(crate) privileges: Privileges,
+    /// The environment of programs that have no terminal.
     pub(crate) base: Environment,
+    /// The environment of programs that have one.
+    pub(crate) at_terminal: Environment,
 }
 
 /// A program that was started, or is about to fail at it.

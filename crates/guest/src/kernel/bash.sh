@@ -81,9 +81,8 @@ isol8_begin() {
         isol8_old[isol8_i]=${!isol8_name+${!isol8_name@a}=${!isol8_name}}
         builtin export "$isol8_name=${isol8_fields[isol8_i + 1]}"
     done
-    # The cell before may have put others in their place.
-    [[ ! -e /proc/self/fd/1 ]] || exec 252>&1
-    [[ ! -e /proc/self/fd/2 ]] || exec 253>&2
+    # Whatever the cell before has put in their place: it would silence this one.
+    exec >&252 2>&253
     # Where bash will put our descriptors aside: it takes the lowest free ones from 10 on.
     isol8_aside=()
     for ((isol8_i = 10; ${#isol8_aside[@]} < 4; isol8_i += 1)); do

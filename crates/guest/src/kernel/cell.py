@@ -6,7 +6,7 @@ forge them, and so end its own cell early: it deceives nobody else.
 """
 
 
-def make(add_user_packages):
+def make(add_user_packages, renew_stdout):
     """Returns how to serve, and how to go through a cell without an effect."""
     import _frozen_importlib
     import _signal
@@ -128,7 +128,7 @@ def make(add_user_packages):
         load_later("traceback", complete_traceback)
         load_later("inspect", complete_inspect)
 
-    control = mailbox = null = kernel = keep = interrupt = namespace = None
+    control = mailbox = null = kernel = keep = interrupt = namespace = outputs = None
     top_level_await, coroutine = 0x2000, 0x80
     # What every code object may have; others come from `from __future__`.
     usual = 0x3FF
@@ -137,7 +137,7 @@ def make(add_user_packages):
     runner = None
     own_stdin = sys.stdin
     encoding, errors = own_stdin.encoding, own_stdin.errors
-    own_output = sys.stdout, sys.stderr
+    own_output = [sys.stdout, sys.stderr]
 
     def future_flags():
         import __future__
@@ -173,13 +173,41 @@ def make(add_user_packages):
             os.dup2(descriptor, 0)
         if descriptor not in (0, null):
             os.close(descriptor)
-        if getattr(sys, "stdin", None) is not own_stdin:
+        current = getattr(sys, "stdin", None)
+        if current is not own_stdin and current is not None and is_usable(current):
             return  # the code has put one of its own there
         raw = io.FileIO(0, "r", closefd=False)
         raw.name = "<stdin>"
         own_stdin = io.TextIOWrapper(io.BufferedReader(raw), encoding, errors)
         own_stdin.mode = "r"
         sys.stdin = sys.__stdin__ = own_stdin
+
+    def renew_stderr():
+        raw = io.FileIO(2, "w", closefd=False)
+        raw.name = "<stderr>"
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", "\n", True)
+        sys.stderr.mode = "w"
+        sys.__stderr__ = sys.stderr
+
+    def is_usable(stream):
+        try:
+            return not getattr(stream, "closed", False)
+        except ValueError:
+            return False  # detached
+
+    def use_outputs():
+        """Puts standard output and error back, whatever the cell before has done to them."""
+        for number, name, renew in (1, "stdout", renew_stdout), (2, "stderr", renew_stderr):
+            os.dup2(outputs[number - 1], number)
+            stream = own_output[number - 1]
+            if stream is None:
+                continue
+            if not is_usable(stream):
+                renew()
+                own_output[number - 1] = getattr(sys, name)
+            elif getattr(sys, name, None) is not stream:
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
 
     def set_zone():
         import time
@@ -330,7 +358,7 @@ def make(add_user_packages):
 
     def flush():
         current = getattr(sys, "stdout", None), getattr(sys, "stderr", None)
-        for stream in current + own_output:
+        for stream in *current, *own_output:
             try:
                 stream.flush()
             except BaseException:
@@ -345,6 +373,7 @@ def make(add_user_packages):
             except OSError:
                 return NO_DIRECTORY, 0
         there = current_directory()
+        use_outputs()
         use_stdin(stdin)
         add_user_packages()
         for path, finder in list(sys.path_importer_cache.items()):
@@ -398,10 +427,11 @@ def make(add_user_packages):
     def begin(control_line, mailbox_file):
         import __main__
 
-        nonlocal control, mailbox, null, kernel, keep, interrupt, namespace
+        nonlocal control, mailbox, null, kernel, keep, interrupt, namespace, outputs
         namespace = __main__.__dict__
         control, mailbox = out_of_the_way(control_line), out_of_the_way(mailbox_file)
         null = out_of_the_way(os.open("/dev/null", os.O_RDONLY))
+        outputs = [out_of_the_way(os.dup(number)) for number in (1, 2)]
         kernel = os.getpid()
         keep = line_keeper()
         hide_frames()
