@@ -1,5 +1,6 @@
 //! `isol8 doctor`: what can run here, shown by running it, and the fix for what cannot.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
 
-use super::{Failure, load_config};
+use super::{Failure, load_config, say};
 use crate::backends::{self, Kind, Purpose};
 use crate::cli::Common;
 use crate::config::Config;
@@ -26,25 +27,27 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     for kind in Kind::ALL {
         match backends::start_kind(kind, &config, &Purpose::Command).await {
             Ok(backend) => {
-                println!("{kind}: ready");
+                line(format_args!("{kind}: ready"));
                 for shortcoming in backend.shortcomings() {
-                    println!("  note      {shortcoming}");
+                    line(format_args!("  note      {shortcoming}"));
                 }
                 let images = images::report(&config, backend.name()).await;
                 let service = Service::start(backend, service_without_pool(&config));
                 usable |= probe_all(&service, &config).await;
-                for line in images {
-                    println!("  {line}");
+                for image in images {
+                    line(format_args!("  {image}"));
                 }
                 service.shutdown().await?;
             }
-            Err(error) => println!("{kind}: not usable: {error}"),
+            Err(error) => line(format_args!("{kind}: not usable: {error}")),
         }
     }
     if usable {
         return Ok(ExitCode::SUCCESS);
     }
-    println!("nothing can run here: mend one of the above");
+    line(format_args!(
+        "no backend can run here: fix one of the problems listed above"
+    ));
     Ok(ExitCode::FAILURE)
 }
 
@@ -53,13 +56,13 @@ fn show_host() {
     let is_root = nix::unistd::geteuid().is_root();
     let warnings = host::warnings(Path::new(backends::HOST), &Kind::ALL, is_root);
     if warnings.is_empty() {
-        println!("host: nothing weakens sandboxes");
+        line(format_args!("host: nothing weakens sandboxes"));
         return;
     }
-    println!("host:");
+    line(format_args!("host:"));
     for warning in warnings {
-        println!("  warning   {}", warning.problem);
-        println!("  fix       {}", warning.fix);
+        line(format_args!("  warning   {}", warning.problem));
+        line(format_args!("  fix       {}", warning.fix));
     }
 }
 
@@ -75,8 +78,8 @@ async fn probe_all(service: &Service, config: &Config) -> bool {
         };
         any |= verdict.is_ok();
         match verdict {
-            Ok(text) => println!("  {runtime:<9} ok: {text}"),
-            Err(reason) => println!("  {runtime:<9} no: {reason}"),
+            Ok(text) => line(format_args!("  {runtime:<9} ok: {text}")),
+            Err(reason) => line(format_args!("  {runtime:<9} no: {reason}")),
         }
     }
     any
@@ -106,4 +109,8 @@ async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<D
         "the probe exited with {}: {}",
         result.exit_code, result.stderr
     ))
+}
+
+fn line(text: impl Display) {
+    say::to_stdout(&format!("{text}\n"));
 }

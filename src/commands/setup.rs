@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 
-use super::{Failure, load};
+use super::{Failure, load, say};
 use crate::backends;
 use crate::cli::Setup;
 use crate::config::{BackendChoice, Config, Reader};
@@ -114,14 +114,14 @@ impl Progress {
     fn complain(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say::to_stderr(&format!("{text}\n")),
         }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => println!("{text}"),
+            None => say::to_stdout(&format!("{text}\n")),
         }
     }
 }

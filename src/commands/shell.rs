@@ -12,7 +12,7 @@ use super::follow::hand::Hand;
 use super::follow::output::{Manner, Output};
 use super::follow::signals::Signals;
 use super::follow::{Followed, follow};
-use super::run::local::{close, events, grant_network, open};
+use super::run::local::{close, events, grant_network, open, refuse_unenforced};
 use super::run::order::sandbox_options;
 use super::run::remote::follow_run;
 use super::terminal::Raw;
@@ -59,6 +59,10 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
         local = open(&config, session) => local?,
         stop = signals.stop() => return run::stopped(stop, output).await,
     };
+    if let Err(refused) = refuse_unenforced(&arguments.sandbox, &local) {
+        close(&config, local).await?;
+        return Err(refused);
+    }
     let mut shell = local.stream(job, Some(input));
     let raw = Raw::enter()?;
     hand.type_stdin(true)?;

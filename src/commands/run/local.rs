@@ -38,9 +38,15 @@ pub(super) async fn run(
         local = open(&config, session.clone()) => local?,
         stop = signals.stop() => return super::stopped(stop, output).await,
     };
-    if let Err(error) = choose_image(&mut job, &config, &local).await {
+    let ready = match refuse_unenforced(&arguments.sandbox, &local) {
+        Ok(()) => choose_image(&mut job, &config, &local)
+            .await
+            .map_err(Failure::from),
+        refused => refused,
+    };
+    if let Err(failure) = ready {
         close(&config, local).await?;
-        return Err(error.into());
+        return Err(failure);
     }
     hand.type_stdin(order.types_stdin)?;
     let mut run = local.stream(job, Some(input));
@@ -74,6 +80,31 @@ pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &Sandbox)
         "{}--net {mode} is not in policy.network and granted for this command: the program reaches {reach}\n",
         say::prefix()
     ));
+}
+
+/// Refuses limits that a flag names and the backend does not enforce: a program that was bounded in the user's eyes
+/// would be free to take all memory. Defaults are taken for what they are, with the backend's warning.
+///
+/// # Errors
+/// [`Failure`] naming the flag and what enforces it.
+pub(in crate::commands) fn refuse_unenforced(
+    sandbox: &Sandbox,
+    local: &Local,
+) -> Result<(), Failure> {
+    let backend = local.service().backend();
+    if backend.enforces_limits() {
+        return Ok(());
+    }
+    let name = backend.name();
+    match sandbox.limits().next() {
+        None => Ok(()),
+        Some((flag, property)) => Err(format!(
+            "{flag}: the {name} backend cannot enforce it for an ordinary user; run isol8 as root, take --backend \
+             docker, or leave it out and bound the whole command by your own cgroup: systemd-run --user --scope -p \
+             {property} isol8 run …"
+        )
+        .into()),
+    }
 }
 
 /// The image that holds the packages which the job asks for, where there is one.
