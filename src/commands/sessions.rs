@@ -164,13 +164,7 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
         failed: left.len(),
         errors: left.iter().map(ToString::to_string).collect(),
     };
-    let backend = backends::start(config, Purpose::Command).await?;
-    let containers = Removed::by(backend.sweep().await);
-    let images = match images {
-        true => Some(Removed::by(backend.remove_outdated_images().await)),
-        false => None,
-    };
-    backend.shutdown().await?;
+    let (containers, images) = clean_backends(config, images).await?;
     let all = [Some(&sessions), Some(&containers), images.as_ref()];
     Ok(CleanedUp {
         ok: all.iter().flatten().all(|removed| removed.failed == 0),
@@ -178,6 +172,36 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
         containers,
         images,
     })
+}
+
+/// Removes what dead processes left on each backend of the configuration. Where the choice is this program's, one that
+/// cannot be used here has left nothing that could be removed.
+async fn clean_backends(
+    config: &Config,
+    with_images: bool,
+) -> Result<(Removed, Option<Removed>), Failure> {
+    let kinds = backends::candidates(config.backend);
+    let mut containers = Removed::default();
+    let mut images = with_images.then(Removed::default);
+    let mut failed = Vec::new();
+    for kind in kinds {
+        let backend = match backends::start_kind(*kind, config, &Purpose::Command).await {
+            Ok(backend) => backend,
+            Err(error) => {
+                failed.push(error);
+                continue;
+            }
+        };
+        containers.add(Removed::by(backend.sweep().await));
+        if let Some(images) = &mut images {
+            images.add(Removed::by(backend.remove_outdated_images().await));
+        }
+        backend.shutdown().await?;
+    }
+    match failed.pop() {
+        Some(error) if failed.len() + 1 == kinds.len() => Err(error.into()),
+        _ => Ok((containers, images)),
+    }
 }
 
 /// Asks whoever sits at the terminal.

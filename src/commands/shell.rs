@@ -12,7 +12,7 @@ use super::follow::hand::Hand;
 use super::follow::output::{Manner, Output};
 use super::follow::signals::Signals;
 use super::follow::{Followed, follow};
-use super::run::local::{close, events, grant_network, open, refuse_unenforced};
+use super::run::local::{close, events, grant_network, needs, open, refuse_unenforced};
 use super::run::order::sandbox_options;
 use super::run::remote::follow_run;
 use super::terminal::Raw;
@@ -55,8 +55,9 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     let (request, options) = order(&arguments, runtime);
     let job = job(request, options, &arguments, &config)?;
     let (mut hand, input) = Hand::new(job.terminal);
+    let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
-        local = open(&config, session) => local?,
+        local = open(&config, session, &needs) => local?,
         stop = signals.stop() => return run::stopped(stop, output).await,
     };
     if let Err(refused) = refuse_unenforced(&arguments.sandbox, &local) {

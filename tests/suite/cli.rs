@@ -1,5 +1,6 @@
 //! The command line, as scripts use it.
 
+mod backend;
 mod completion;
 mod failures;
 mod pipes;
@@ -113,17 +114,6 @@ fn faults_of_the_caller_are_named_on_stderr() {
             stderr(&output)
         );
     }
-}
-
-#[test]
-fn doctor_tells_what_can_run_and_how_to_mend_the_rest() {
-    let output = isol8(&["doctor"]);
-    let text = stdout(&output);
-    for backend in ["native", "docker"] {
-        assert!(text.contains(backend), "{text}");
-    }
-    assert!(text.contains("python") && text.contains("deno"), "{text}");
-    assert!(output.status.success(), "{text}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use isol8_backend::SandboxId;
 
 use super::inspect;
 use super::order::Order;
+use crate::backends::Needs;
 use crate::cli::{Run, Sandbox};
 use crate::commands::follow::hand::Hand;
 use crate::commands::follow::output::Output;
@@ -34,8 +35,9 @@ pub(super) async fn run(
     choice::check_named(&order.options, runtime, &TenantId::master(), &config)?;
     let mut job = jobs::job(order.request, order.options, &config)?;
     let (mut hand, input) = Hand::new(job.terminal);
+    let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
-        local = open(&config, session.clone()) => local?,
+        local = open(&config, session.clone(), &needs) => local?,
         stop = signals.stop() => return super::stopped(stop, output).await,
     };
     let ready = match refuse_unenforced(&arguments.sandbox, &local) {
@@ -132,10 +134,22 @@ fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failu
 pub(in crate::commands) async fn open(
     config: &Config,
     session: Option<SessionId>,
+    needs: &Needs,
 ) -> Result<Local, LocalError> {
     match session {
-        Some(session) => Local::session(config, session).await,
-        None => Local::start(config).await,
+        Some(session) => Local::session(config, session, needs).await,
+        None => Local::start(config, needs).await,
+    }
+}
+
+/// What the backend of one command has to offer.
+pub(in crate::commands) fn needs(sandbox: &Sandbox, runtime: Runtime) -> Needs {
+    Needs {
+        runtime: Some(runtime),
+        images: sandbox
+            .image
+            .as_ref()
+            .map(|image| format!("--image {image} is for docker")),
     }
 }
 

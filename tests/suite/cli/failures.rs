@@ -183,19 +183,29 @@ fn a_server_that_cannot_be_spoken_to_is_explained_with_the_fix() {
         ),
         (format!("https://{untrusted}"), "SSL_CERT_FILE".to_owned()),
     ] {
-        for command in [
+        let all = [
             &["run", "-e", "1"][..],
             &["run", "-e", "1", "--json"],
             &["sessions"],
             &["login"],
             &["cp", "s:/sandbox/x", "-"],
-        ] {
-            let arguments = [command, &["--host", &host, "--key", "k"]].concat();
+        ];
+        // One that was not reached is tried again, which takes a while.
+        let commands = if host.contains(&*http) {
+            &all[..]
+        } else {
+            &all[..1]
+        };
+        for command in commands {
+            let arguments = [*command, &["--host", &host, "--key", "k"]].concat();
             let output = user.keyless(&arguments).output().unwrap();
             let said = stderr(&output);
             assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
             assert!(said.contains(&expected), "{arguments:?}: {said}");
-            assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+            let own = said
+                .lines()
+                .filter(|line| !line.contains("can be read on the way"));
+            assert_eq!(own.count(), 1, "{arguments:?}: {said}");
         }
     }
 }
