@@ -4,6 +4,7 @@
 mod limits;
 mod terminal;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use isol8_actors::pool::SandboxDefaults;
 use isol8_actors::{ExecuteError, FileExtension, Job, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
-    ByteSize, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options, SandboxPath,
-    SessionId, TenantId,
+    ByteSize, Encoding, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options,
+    SandboxPath, SessionId, TenantId,
 };
 use isol8_backend::{Limits, SandboxSpec};
 
@@ -147,7 +148,12 @@ pub fn job(
         Some(text) => Some(workdir(text, limits)?),
         None => None,
     };
-    job.stdin = request.stdin.map(String::into_bytes);
+    job.stdin = match request.stdin {
+        Some(text) => Some(bytes("request.stdin", text, request.stdin_encoding)?),
+        None => None,
+    };
+    job.is_trimmed = request.trim;
+    job.output_encoding = request.output_encoding;
     job.install = packages::install(request.runtime, request.install_packages, config)?;
     job.setup_script = request.setup_script;
     limits.check_environment("request.env", &request.env)?;
@@ -299,6 +305,17 @@ fn files(
         Ok((path, content.0))
     });
     checked.collect()
+}
+
+/// Returns the bytes that a string member carries.
+pub(crate) fn bytes(member: &str, text: String, encoding: Encoding) -> Result<Vec<u8>, JobError> {
+    match encoding {
+        Encoding::Utf8 => Ok(text.into_bytes()),
+        Encoding::Base64 => encoding
+            .decode(&text)
+            .map(Cow::into_owned)
+            .map_err(|error| JobError::invalid(member, error)),
+    }
 }
 
 fn path(member: &str, text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {

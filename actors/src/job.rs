@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isol8_api::{Runtime, SandboxPath};
+use isol8_api::{Encoding, Runtime, SandboxPath};
 use isol8_backend::SandboxSpec;
 use isol8_protocol::TerminalSize;
 
@@ -35,6 +35,10 @@ pub struct Job {
     pub env: Vec<(String, String)>,
     /// All of standard input.
     pub stdin: Option<Vec<u8>>,
+    /// Whether white space at the end of a result's output is removed.
+    pub is_trimmed: bool,
+    /// How output that is not UTF-8 is shown: with replacement characters, or in base64.
+    pub output_encoding: Encoding,
     /// Run at a terminal of this size. In a session a source text is then a script beside the
     /// session's interpreter, because that has been started without one.
     pub terminal: Option<TerminalSize>,
@@ -72,6 +76,8 @@ impl Job {
             sandbox,
             env: Vec::new(),
             stdin: None,
+            is_trimmed: true,
+            output_encoding: Encoding::Utf8,
             terminal: None,
             files: Vec::new(),
             output_paths: Vec::new(),

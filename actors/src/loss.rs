@@ -13,6 +13,11 @@ use crate::error::ExecuteError;
 pub(crate) const OUT_OF_MEMORY: &str = "its memory was out and the kernel ended it: raise options.memoryLimit, or hold \
                              less in files and processes";
 
+/// The line at the end of standard error of a run that lost a process to the kernel's out-of-memory killer.
+pub(crate) fn out_of_memory(limit: ByteSize) -> String {
+    format!("--- OUT OF MEMORY (limit: {limit}, raised by options.memoryLimit or --memory) ---")
+}
+
 /// The answer of a session whose files leave an interpreter no memory to boot in.
 pub(crate) fn full(limit: ByteSize) -> ExecuteError {
     ExecuteError::Invalid(format!(

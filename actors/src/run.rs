@@ -19,7 +19,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use isol8_api::{ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, Timings};
+use isol8_api::{Encoding, ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, Timings};
 use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
 use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
@@ -30,7 +30,7 @@ use crate::job::{Install, Job};
 use crate::loss;
 use crate::network::{self, Network};
 pub use live::{Input, InputSender, Live};
-use output::{Output, Sink, Written};
+use output::{Carried, Finished, Output, Sink, Written};
 use secrets::Secrets;
 
 /// How much later than the guest the host ends a run: the guest has to kill, drain and report.
@@ -171,7 +171,7 @@ impl Execution<'_> {
         let setup = start.elapsed();
         let program = plan::program(self.job, self.mode, self.live);
         let network = self.job.network.as_deref();
-        let (exit, truncated) = self.supervise(Phase::Code, program, network).await?;
+        let (exit, mut finished) = self.supervise(Phase::Code, program, network).await?;
         let ran = start.elapsed() - setup;
         let files = match self.read_files().await {
             // The program has ended, and whoever followed it is to know how.
@@ -185,14 +185,21 @@ impl Execution<'_> {
         if self.is_full && self.mode == Mode::Session {
             return Err(loss::full(self.job.sandbox.limits.memory));
         }
+        if oom_killed {
+            let note = loss::out_of_memory(self.job.sandbox.limits.memory);
+            finished.add_line(&mut self.sink, &note).await?;
+        }
         let network_logs = self.network_log().await;
         let Written { stdout, stderr } = self.sink.take();
+        let [stdout, stderr] = [stdout, stderr].map(|it| Carried::new(it, self.job.is_trimmed));
         Ok(ExecutionResult {
-            stdout,
-            stderr,
+            stdout: stdout.text,
+            stderr: stderr.text,
+            stdout_encoding: stdout.encoding,
+            stderr_encoding: stderr.encoding,
             exit_code: exit_code(&exit),
             duration_ms: milliseconds(start.elapsed()),
-            truncated,
+            truncated: finished.truncated,
             execution_id: uuid::Uuid::new_v4().to_string(),
             runtime: self.job.runtime(),
             timestamp,
@@ -270,7 +277,7 @@ impl Execution<'_> {
         }
         Ok(Err(Unprepared {
             exit_code: exit_code(&exit),
-            stderr,
+            stderr: Carried::new(stderr, true).text,
             timed_out: exit.timed_out,
         }))
     }
@@ -311,13 +318,13 @@ impl Execution<'_> {
         }
     }
 
-    /// Sees one run to its end: its own, its timeout's, or its caller's. Says whether its output was cut.
+    /// Sees one run to its end: its own, its timeout's, or its caller's.
     async fn supervise(
         &mut self,
         phase: Phase,
         mut spec: RunSpec,
         network: Option<&dyn Network>,
-    ) -> Result<(Exit, bool), ExecuteError> {
+    ) -> Result<(Exit, Finished), ExecuteError> {
         spec.network = network.is_some();
         let limit = self.job.timeout.saturating_add(RUN_GRACE);
         self.sink
@@ -327,6 +334,10 @@ impl Execution<'_> {
             phase,
             self.job.output_limit,
             self.secrets.as_ref(),
+            match phase {
+                Phase::Code => self.job.output_encoding,
+                Phase::Setup => Encoding::Utf8,
+            },
         );
         let started = Instant::now();
         let mut run = self.sandbox.control().run(spec)?;
@@ -368,11 +379,11 @@ impl Execution<'_> {
             ended => ended?,
         };
         self.memory.unreported_loss |= exit.state_lost;
-        let truncated = tokio::select! {
+        let finished = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             finished = output.finish(&exit) => finished,
         };
-        Ok((exit, truncated?))
+        Ok((exit, finished?))
     }
 
     /// What the program asked for, where the job keeps that.
@@ -411,8 +422,8 @@ impl Execution<'_> {
         let oom_killed = since(|usage| usage.oom_kills) > 0;
         self.is_full =
             oom_killed && before.is_some_and(|before| self.fills(&before)) && self.fills(&now);
-        let cpu_us = exit.cpu_us.unwrap_or_else(|| since(|usage| usage.cpu_us));
-        let mut usage = resource_usage(&now, cpu_us, exit.wall_us);
+        let most = before.map(|_| since(|usage| usage.cpu_us));
+        let mut usage = resource_usage(&now, cpu_us(exit, most), exit.wall_us);
         if let Some(network) = &self.job.network {
             (usage.network_bytes_in, usage.network_bytes_out) = network.bytes();
         }
@@ -483,16 +494,28 @@ fn exit_code(exit: &Exit) -> i32 {
     }
 }
 
+/// The processor time of a run in microseconds: the guest's figure, which leaves out the start of an interpreter
+/// but counts the time of child processes in ticks of 10 ms, or else `most`, the whole sandbox's since the run
+/// before.
+fn cpu_us(exit: &Exit, most: Option<u64>) -> u64 {
+    match (exit.cpu_us, most) {
+        (Some(taken), Some(most)) => taken.min(most),
+        (Some(taken), None) | (None, Some(taken)) => taken,
+        (None, None) => 0,
+    }
+}
+
 // Figures for people; nobody counts on the last of 53 bits.
 #[allow(clippy::cast_precision_loss)]
 fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUsage {
-    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mebibytes = |bytes: u64| thousandths(bytes as f64 / f64::from(1 << 20));
     ResourceUsage {
         cpu_percent: if wall_us == 0 {
             0.0
         } else {
-            cpu_us as f64 * 100.0 / wall_us as f64
+            thousandths(cpu_us as f64 * 100.0 / wall_us as f64)
         },
+        cpu_ms: cpu_us as f64 / 1000.0,
         memory_mb: mebibytes(usage.memory_bytes),
         peak_memory_mb: mebibytes(usage.peak_memory_bytes),
         network_bytes_in: 0,
@@ -500,6 +523,42 @@ fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUs
     }
 }
 
+/// Milliseconds, rounded to whole microseconds.
 fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
+    thousandths(time.as_secs_f64() * 1000.0)
+}
+
+/// Rounds to three decimal places.
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rounded_to_microseconds() {
+        for (nanoseconds, text) in [(233_578, "0.234"), (1_499, "0.001"), (2_000_000, "2.0")] {
+            let time = milliseconds(Duration::from_nanos(nanoseconds));
+            assert_eq!(format!("{time:?}"), text);
+        }
+    }
+
+    #[test]
+    fn no_run_is_charged_more_than_its_sandbox() {
+        let exit = |cpu_us| Exit {
+            cpu_us,
+            ..killed_with_its_sandbox(Duration::ZERO)
+        };
+        for (guest, sandbox, expected) in [
+            (Some(5), Some(9), 5),
+            (Some(9), Some(5), 5),
+            (None, Some(5), 5),
+            (Some(9), None, 9),
+            (None, None, 0),
+        ] {
+            assert_eq!(cpu_us(&exit(guest), sandbox), expected);
+        }
+    }
 }

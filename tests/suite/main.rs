@@ -28,6 +28,7 @@ mod limits;
 mod malformed;
 mod network;
 mod openapi;
+mod output;
 mod packages;
 mod preload;
 mod reload;

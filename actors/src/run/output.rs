@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use isol8_api::{EventKind, Phase, StreamEvent};
+use isol8_api::{Encoding, EventKind, Phase, StreamEvent};
 use isol8_protocol::{Exit, OutputStream};
 use tokio::time::Instant;
 
@@ -20,6 +20,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// Most text of one event, in bytes. A server has a few of them under way for each client.
 const EVENT_SIZE: usize = 16 * 1024;
+
+/// Most bytes of an event in base64, which are as long as an event may be then.
+const MAX_EVENT_BYTES: usize = EVENT_SIZE / 4 * 3;
 
 /// Where text goes.
 #[derive(Debug)]
@@ -42,11 +45,29 @@ pub(super) struct Follower {
     left_cost: usize,
 }
 
-/// Both streams of a result.
+/// Both streams of a result. Without an encoding asked for, both are UTF-8.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    pub(super) stdout: String,
-    pub(super) stderr: String,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+/// One stream of a result, as the contract carries it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Carried {
+    pub(super) text: String,
+    pub(super) encoding: Encoding,
+}
+
+impl Carried {
+    /// Text, without white space at its end where it is trimmed, or base64 where the bytes are no text.
+    pub(super) fn new(bytes: Vec<u8>, is_trimmed: bool) -> Self {
+        let (mut text, encoding) = Encoding::encode(bytes);
+        if is_trimmed && encoding.is_utf8() {
+            text.truncate(text.trim_end().len());
+        }
+        Self { text, encoding }
+    }
 }
 
 impl Sink {
@@ -72,18 +93,20 @@ impl Sink {
         &mut self,
         phase: Phase,
         stream: OutputStream,
-        text: &str,
+        mut bytes: Vec<u8>,
     ) -> Result<(), ExecuteError> {
         match (self, stream) {
-            (Self::Result(written), OutputStream::Stdout) => written.stdout.push_str(text),
-            (Self::Result(written), OutputStream::Stderr) => written.stderr.push_str(text),
+            (Self::Result(written), OutputStream::Stdout) => written.stdout.append(&mut bytes),
+            (Self::Result(written), OutputStream::Stderr) => written.stderr.append(&mut bytes),
             (Self::Stream(follower), _) => {
                 let kind = match stream {
                     OutputStream::Stdout => EventKind::Stdout,
                     OutputStream::Stderr => EventKind::Stderr,
                 };
-                for data in pieces(text) {
-                    follower.send(StreamEvent::new(kind, data, phase)).await?;
+                for Carried { text, encoding } in pieces(&bytes) {
+                    let mut event = StreamEvent::new(kind, text, phase);
+                    event.encoding = encoding;
+                    follower.send(event).await?;
                 }
             }
         }
@@ -104,13 +127,7 @@ impl Sink {
     /// What the phase that has just ended wrote, where it is kept.
     pub(super) fn take(&mut self) -> Written {
         match self {
-            Self::Result(written) => {
-                let mut written = std::mem::take(written);
-                for text in [&mut written.stdout, &mut written.stderr] {
-                    text.truncate(text.trim_end().len());
-                }
-                written
-            }
+            Self::Result(written) => std::mem::take(written),
             Self::Stream(_) => Written::default(),
         }
     }
@@ -133,6 +150,8 @@ impl Follower {
     fn keep(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
         let last = self.left.last_mut().filter(|last| {
             (last.kind, last.phase) == (event.kind, event.phase)
+                && last.encoding.is_utf8()
+                && event.encoding.is_utf8()
                 && last.data.len() + event.data.len() <= EVENT_SIZE
         });
         self.left_cost += match last {
@@ -159,12 +178,20 @@ impl Follower {
     }
 }
 
-/// Cuts a text into events of whole characters.
-fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+/// Cuts output into events: text into whole characters, and what is no text anywhere.
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = Carried> {
+    let mut rest = bytes;
+    let is_text = std::str::from_utf8(bytes).is_ok();
+    let limit = if is_text { EVENT_SIZE } else { MAX_EVENT_BYTES };
     std::iter::from_fn(move || {
-        let (piece, rest) = text.split_at(text.floor_char_boundary(EVENT_SIZE));
-        text = rest;
-        (!piece.is_empty()).then_some(piece)
+        let mut length = rest.len().min(limit);
+        // A character has at most four bytes.
+        while is_text && length < rest.len() && rest[length] & 0xC0 == 0x80 {
+            length -= 1;
+        }
+        let (piece, after) = rest.split_at(length);
+        rest = after;
+        (!piece.is_empty()).then(|| Carried::new(piece.to_vec(), false))
     })
 }
 
@@ -183,8 +210,9 @@ impl<'a> Output<'a> {
         phase: Phase,
         limit: u64,
         secrets: Option<&Arc<Secrets>>,
+        encoding: Encoding,
     ) -> Self {
-        let text = || Text::new(limit, secrets.cloned());
+        let text = || Text::new(limit, secrets.cloned(), encoding);
         Self {
             sink,
             phase,
@@ -203,26 +231,53 @@ impl<'a> Output<'a> {
             OutputStream::Stdout => self.stdout.push(bytes),
             OutputStream::Stderr => self.stderr.push(bytes),
         };
-        self.sink.put(self.phase, stream, &text).await
+        self.sink.put(self.phase, stream, text).await
     }
 
-    /// Passes on the rest. Says whether something was cut.
-    pub(super) async fn finish(&mut self, exit: &Exit) -> Result<bool, ExecuteError> {
+    /// Passes on the rest.
+    pub(super) async fn finish(mut self, exit: &Exit) -> Result<Finished, ExecuteError> {
         let (rest, stdout_cut) = self.stdout.finish(exit.stdout_bytes);
         self.sink
-            .put(self.phase, OutputStream::Stdout, &rest)
+            .put(self.phase, OutputStream::Stdout, rest)
             .await?;
         let (mut rest, stderr_cut) = self.stderr.finish(exit.stderr_bytes);
         if exit.timed_out {
-            rest.push_str(&self.stderr.line(TIMED_OUT));
+            rest.append(&mut self.stderr.line(TIMED_OUT));
         }
         self.sink
-            .put(self.phase, OutputStream::Stderr, &rest)
+            .put(self.phase, OutputStream::Stderr, rest)
             .await?;
         if let Sink::Stream(follower) = self.sink {
             follower.flush()?;
         }
-        Ok(stdout_cut || stderr_cut)
+        Ok(Finished {
+            truncated: stdout_cut || stderr_cut,
+            stderr: self.stderr,
+        })
+    }
+}
+
+/// All output of a program that has ended.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// Something was cut.
+    pub(super) truncated: bool,
+    stderr: Text,
+}
+
+impl Finished {
+    /// Adds a line at the end of the program's standard error.
+    pub(super) async fn add_line(
+        &mut self,
+        sink: &mut Sink,
+        note: &str,
+    ) -> Result<(), ExecuteError> {
+        let line = self.stderr.line(note);
+        sink.put(Phase::Code, OutputStream::Stderr, line).await?;
+        if let Sink::Stream(follower) = sink {
+            follower.flush()?;
+        }
+        Ok(())
     }
 }
 
@@ -233,17 +288,38 @@ mod tests {
     #[test]
     fn events_are_bounded_and_end_with_whole_characters() {
         let text = "€".repeat(EVENT_SIZE);
-        let cut: Vec<&str> = pieces(&text).collect();
-        assert!(cut.iter().all(|piece| piece.len() <= EVENT_SIZE));
-        assert_eq!(cut.concat(), text);
-        assert_eq!(pieces("").count(), 0);
+        let cut: Vec<Carried> = pieces(text.as_bytes()).collect();
+        assert!(cut.iter().all(|piece| piece.text.len() <= EVENT_SIZE));
+        let joined: String = cut.iter().map(|piece| piece.text.as_str()).collect();
+        assert_eq!(joined, text);
+        assert_eq!(pieces(b"").count(), 0);
+    }
+
+    #[test]
+    fn events_of_what_is_no_text_are_bounded_and_lose_nothing() {
+        let bytes = b"\xffx".repeat(EVENT_SIZE);
+        let mut joined = Vec::new();
+        for Carried { text, encoding } in pieces(&bytes) {
+            assert_eq!(encoding, Encoding::Base64);
+            assert!(text.len() <= EVENT_SIZE);
+            joined.extend_from_slice(&encoding.decode(&text).unwrap());
+        }
+        assert_eq!(joined, bytes);
     }
 
     #[tokio::test]
     async fn trailing_white_space_of_a_result_goes_and_other_stays() {
-        let mut sink = Sink::Result(Written::default());
-        let stream = OutputStream::Stdout;
-        sink.put(Phase::Code, stream, " a\n b \n\n").await.unwrap();
-        assert_eq!(sink.take().stdout, " a\n b");
+        for (bytes, is_trimmed, text, encoding) in [
+            (&b" a\n b \n\n"[..], true, " a\n b", Encoding::Utf8),
+            (b" a\n b \n\n", false, " a\n b \n\n", Encoding::Utf8),
+            (b"\xff\n", true, "/wo=", Encoding::Base64),
+        ] {
+            let mut sink = Sink::Result(Written::default());
+            let put = sink.put(Phase::Code, OutputStream::Stdout, bytes.to_vec());
+            put.await.unwrap();
+            let carried = Carried::new(sink.take().stdout, is_trimmed);
+            let text = text.to_owned();
+            assert_eq!(carried, Carried { text, encoding });
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! From the bytes of one stream to text, piece by piece: bounded, masked, and whole characters only.
+//! From the bytes of one stream to what is shown of them, piece by piece: bounded, masked, and whole characters only.
 
 use std::sync::Arc;
+
+use isol8_api::Encoding;
 
 use super::secrets::{Masker, Secrets};
 
@@ -11,70 +13,84 @@ pub(super) struct Text {
     total: u64,
     masker: Masker,
     characters: Characters,
+    /// Whether bytes that are no text stay as they are, and no note about the output comes among them.
+    is_exact: bool,
     /// The text so far ends in the middle of a line.
     in_line: bool,
 }
 
 impl Text {
-    pub(super) fn new(limit: u64, secrets: Option<Arc<Secrets>>) -> Self {
+    /// Output of at most `limit` bytes. With [`Encoding::Base64`] bytes that are no text stay as they are, and
+    /// otherwise they are replaced.
+    pub(super) fn new(limit: u64, secrets: Option<Arc<Secrets>>, encoding: Encoding) -> Self {
         Self {
             limit,
             total: 0,
             masker: Masker::new(secrets),
             characters: Characters::default(),
+            is_exact: encoding == Encoding::Base64,
             in_line: false,
         }
     }
 
     /// Takes what was written, and gives what may be shown by now. Keeps to the limit whatever the guest
     /// sends.
-    pub(super) fn push(&mut self, mut bytes: Vec<u8>) -> String {
+    pub(super) fn push(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
         let room = self.limit.saturating_sub(self.total);
         self.total = self.total.saturating_add(bytes.len() as u64);
         bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         let masked = self.masker.push(bytes);
-        let text = self.characters.push(&masked);
-        self.seen(text)
+        let whole = self.characters.push(masked);
+        let shown = self.shown(whole);
+        self.seen(shown)
     }
 
     /// The rest, and whether the stream was cut. `reported` is the guest's count of what was written,
     /// dropped bytes included.
-    pub(super) fn finish(&mut self, reported: u64) -> (String, bool) {
+    pub(super) fn finish(&mut self, reported: u64) -> (Vec<u8>, bool) {
         let total = self.total.max(reported);
         let cut = total > self.limit;
         let masked = self.masker.finish(cut);
-        let mut rest = self.characters.push(&masked);
+        let mut rest = self.characters.push(masked);
         if !cut {
-            rest.push_str(&self.characters.finish());
+            rest.append(&mut self.characters.finish());
         }
+        let rest = self.shown(rest);
         let mut rest = self.seen(rest);
-        if cut {
+        if cut && !self.is_exact {
             let limit = self.limit;
             let note = format!("--- OUTPUT TRUNCATED ({total} bytes, limit: {limit}) ---");
-            rest.push_str(&self.line(&note));
+            rest.append(&mut self.line(&note));
         }
         (rest, cut)
     }
 
-    /// A line of ours at the end.
-    pub(super) fn line(&mut self, note: &str) -> String {
-        let line = if self.in_line {
-            format!("\n{note}")
-        } else {
-            note.to_owned()
-        };
-        self.seen(line)
+    /// Returns a line that the server adds at the end.
+    pub(super) fn line(&mut self, note: &str) -> Vec<u8> {
+        let begin = if self.in_line { "\n" } else { "" };
+        self.seen(format!("{begin}{note}\n").into_bytes())
     }
 
-    fn seen(&mut self, text: String) -> String {
-        if let Some(last) = text.as_bytes().last() {
+    /// Replaces bytes that are no text, unless they are to stay.
+    fn shown(&self, bytes: Vec<u8>) -> Vec<u8> {
+        match String::from_utf8(bytes) {
+            Ok(text) => text.into_bytes(),
+            Err(error) if self.is_exact => error.into_bytes(),
+            Err(error) => String::from_utf8_lossy(error.as_bytes())
+                .into_owned()
+                .into_bytes(),
+        }
+    }
+
+    fn seen(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        if let Some(last) = bytes.last() {
             self.in_line = *last != b'\n';
         }
-        text
+        bytes
     }
 }
 
-/// Cuts bytes into whole characters; what can be none is replaced.
+/// Holds back the begin of a character until the rest of it is there.
 #[derive(Debug, Default)]
 struct Characters {
     /// The begin of a character, at most three bytes.
@@ -82,22 +98,19 @@ struct Characters {
 }
 
 impl Characters {
-    fn push(&mut self, bytes: &[u8]) -> String {
-        let mut joined = std::mem::take(&mut self.begun);
-        let bytes = if joined.is_empty() {
-            bytes
-        } else {
-            joined.extend_from_slice(bytes);
-            &joined
-        };
-        let begun = begun_at(bytes);
-        let text = String::from_utf8_lossy(&bytes[..begun]).into_owned();
-        self.begun = bytes[begun..].to_vec();
-        text
+    fn push(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
+        if !self.begun.is_empty() {
+            let mut joined = std::mem::take(&mut self.begun);
+            joined.append(&mut bytes);
+            bytes = joined;
+        }
+        let begun = begun_at(&bytes);
+        self.begun = bytes.split_off(begun);
+        bytes
     }
 
-    fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.begun)).into_owned()
+    fn finish(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.begun)
     }
 }
 
@@ -121,31 +134,56 @@ mod tests {
 
     fn finished(limit: u64, pieces: &[&[u8]], secrets: &[&str]) -> (String, bool) {
         let secrets: Vec<String> = secrets.iter().map(|&s| s.to_owned()).collect();
-        let mut text = Text::new(limit, Secrets::new(&secrets));
-        let mut all: String = pieces
-            .iter()
-            .map(|piece| text.push(piece.to_vec()))
-            .collect();
-        let (rest, cut) = text.finish(0);
-        all.push_str(&rest);
+        let (all, cut) = collected(limit, pieces, &secrets, Encoding::Utf8);
+        (String::from_utf8(all).unwrap(), cut)
+    }
+
+    fn collected(
+        limit: u64,
+        pieces: &[&[u8]],
+        secrets: &[String],
+        encoding: Encoding,
+    ) -> (Vec<u8>, bool) {
+        let mut text = Text::new(limit, Secrets::new(secrets), encoding);
+        let shown = pieces.iter().flat_map(|piece| text.push(piece.to_vec()));
+        let mut all: Vec<u8> = shown.collect();
+        let (mut rest, cut) = text.finish(0);
+        all.append(&mut rest);
         (all, cut)
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_stay_where_that_is_asked_for() {
+        let bytes: &[u8] = b"a\xff\xc3\xe2\x82";
+        for split in 0..=bytes.len() {
+            let (begin, end) = bytes.split_at(split);
+            let (all, cut) = collected(99, &[begin, end], &[], Encoding::Base64);
+            assert_eq!((all.as_slice(), cut), (bytes, false));
+        }
+        // No note comes among bytes that are counted.
+        let (all, cut) = collected(2, &[bytes], &[], Encoding::Base64);
+        assert_eq!((all.as_slice(), cut), (&bytes[..2], true));
+        let secret = ["hunter22".to_owned()];
+        let (all, _) = collected(99, &[b"\xffhunter22\xff"], &secret, Encoding::Base64);
+        assert_eq!(all, b"\xff***\xff");
     }
 
     #[test]
     fn output_is_cut_at_the_limit_and_says_so_on_a_line_of_its_own() {
         let (text, cut) = finished(4, &[b"abc", b"def"], &[]);
-        assert_eq!(text, "abcd\n--- OUTPUT TRUNCATED (6 bytes, limit: 4) ---");
+        assert_eq!(text, "abcd\n--- OUTPUT TRUNCATED (6 bytes, limit: 4) ---\n");
         assert!(cut);
         let (text, _) = finished(4, &[b"abc\ndef"], &[]);
-        assert_eq!(text, "abc\n--- OUTPUT TRUNCATED (7 bytes, limit: 4) ---");
+        assert_eq!(text, "abc\n--- OUTPUT TRUNCATED (7 bytes, limit: 4) ---\n");
         assert_eq!(finished(4, &[b"abcd"], &[]), ("abcd".to_owned(), false));
     }
 
     #[test]
     fn the_count_of_dropped_bytes_is_the_guests() {
-        let mut text = Text::new(3, None);
-        assert_eq!(text.push(b"abc".to_vec()), "abc");
+        let mut text = Text::new(3, None, Encoding::Utf8);
+        assert_eq!(text.push(b"abc".to_vec()), b"abc");
         let (rest, cut) = text.finish(1000);
+        let rest = String::from_utf8(rest).unwrap();
         assert!(cut && rest.contains("(1000 bytes, limit: 3)"), "{rest}");
     }
 

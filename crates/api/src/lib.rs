@@ -10,6 +10,7 @@
 
 pub mod auth;
 mod content;
+mod encoding;
 pub mod error;
 pub mod file;
 pub mod network;
@@ -25,6 +26,7 @@ pub mod stream;
 pub mod value;
 
 pub use content::FileContent;
+pub use encoding::{Encoding, NotBase64};
 pub use error::{ErrorBody, ErrorCode};
 pub use file::{DirectoryEntry, DirectoryListing, EntryType};
 pub use network::{NetworkAction, NetworkFilter, NetworkLogEntry};

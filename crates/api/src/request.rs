@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::content::FileContent;
+use crate::encoding::Encoding;
 use crate::network::NetworkFilter;
 use crate::object;
 use crate::value::{ByteSize, Runtime, SessionId};
@@ -60,6 +61,18 @@ pub struct ExecutionRequest {
     /// All of standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// How `stdin` carries its bytes.
+    #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+    pub stdin_encoding: Encoding,
+    /// Whether white space at the end of the result's `stdout` and `stderr` is removed, as it is unless this is
+    /// `false`. Events of a stream are never trimmed.
+    #[serde(default = "trims", skip_serializing_if = "is_true")]
+    pub trim: bool,
+    /// What becomes of output that is not UTF-8. With `utf8`, other bytes are shown as U+FFFD. With `base64`, a
+    /// `stdout` or `stderr` of the result, or an event of a stream, that is not UTF-8 as a whole comes in base64
+    /// and is marked; others come as text. No note is added to output that is cut then: `truncated` tells of it.
+    #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+    pub output_encoding: Encoding,
     /// Run at a terminal. Only for `GET /execute/ws`, whose client can type and see its echo.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
@@ -110,6 +123,9 @@ impl ExecutionRequest {
             env: BTreeMap::new(),
             file_extension: None,
             stdin: None,
+            stdin_encoding: Encoding::Utf8,
+            trim: true,
+            output_encoding: Encoding::Utf8,
             tty: false,
             cols: None,
             rows: None,
@@ -123,6 +139,16 @@ impl ExecutionRequest {
             metadata: BTreeMap::new(),
         }
     }
+}
+
+fn trims() -> bool {
+    true
+}
+
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// How far a program may reach.

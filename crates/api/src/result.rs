@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoding::Encoding;
 use crate::network::NetworkLogEntry;
 use crate::value::Runtime;
 
@@ -12,10 +13,17 @@ use crate::value::Runtime;
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionResult {
-    /// Standard output, trailing white space trimmed.
+    /// Standard output, trailing white space trimmed unless `request.trim` is `false`.
     pub stdout: String,
-    /// Standard error, trailing white space trimmed.
+    /// Standard error, trailing white space trimmed unless `request.trim` is `false`.
     pub stderr: String,
+    /// How `stdout` carries what was written: `base64` only where the request's `outputEncoding` is that, and the
+    /// output is not UTF-8.
+    #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+    pub stdout_encoding: Encoding,
+    /// How `stderr` carries what was written, as for `stdoutEncoding`.
+    #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+    pub stderr_encoding: Encoding,
     /// The program's exit code; 128 and the signal's number where a signal ended it.
     pub exit_code: i32,
     /// Milliseconds from the arrival of the request at the sandbox to its result.
@@ -58,8 +66,11 @@ pub struct ExecutionResult {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceUsage {
-    /// Processor time as a share of wall time; 100 is one core.
+    /// Processor time of the run as a share of its wall time; 100 is one core.
     pub cpu_percent: f64,
+    /// Processor time of the run, of all its processes, in milliseconds.
+    #[serde(default)]
+    pub cpu_ms: f64,
     /// Memory of the sandbox at the end, in MiB.
     #[serde(rename = "memoryMB")]
     pub memory_mb: f64,

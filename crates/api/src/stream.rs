@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoding::Encoding;
 use crate::error::ErrorCode;
 use crate::request::ExecuteBody;
 
@@ -16,6 +17,10 @@ pub struct StreamEvent {
     pub kind: EventKind,
     /// What was written, the exit code, or what went wrong.
     pub data: String,
+    /// How `data` carries what was written: `base64` only where the request's `outputEncoding` is that, and what
+    /// was written is not UTF-8.
+    #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+    pub encoding: Encoding,
     /// When it happened.
     pub phase: Phase,
     /// What an exit tells beside the code, and the last `error` beside its text.
@@ -30,6 +35,7 @@ impl StreamEvent {
         Self {
             kind,
             data: data.into(),
+            encoding: Encoding::Utf8,
             phase,
             ending: Ending::default(),
         }
@@ -99,8 +105,11 @@ pub enum ClientMessage {
     Execute(Box<ExecuteBody>),
     /// Write this to the program's standard input.
     Stdin {
-        /// The text.
+        /// The text, or the bytes in base64.
         data: String,
+        /// How `data` carries the bytes.
+        #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
+        encoding: Encoding,
     },
     /// End the program's standard input.
     StdinEnd,

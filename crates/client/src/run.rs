@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use futures::{Stream, StreamExt};
-use isol8_api::{ClientMessage, EventKind, SignalName, StreamEvent};
+use isol8_api::{ClientMessage, Encoding, EventKind, SignalName, StreamEvent};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -115,8 +115,22 @@ impl RunInput {
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(rest.floor_char_boundary(STDIN_PIECE));
             let data = piece.to_owned();
-            self.send(ClientMessage::Stdin { data }).await?;
+            let encoding = Encoding::Utf8;
+            self.send(ClientMessage::Stdin { data, encoding }).await?;
             rest = after;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes to standard input: as text where they are UTF-8, and in base64 otherwise. Only for requests
+    /// without `stdin`.
+    ///
+    /// # Errors
+    /// [`ClientError::RunEnded`].
+    pub async fn stdin_bytes(&self, bytes: &[u8]) -> Result<(), ClientError> {
+        for piece in bytes.chunks(STDIN_PIECE) {
+            let (data, encoding) = Encoding::encode(piece.to_vec());
+            self.send(ClientMessage::Stdin { data, encoding }).await?;
         }
         Ok(())
     }

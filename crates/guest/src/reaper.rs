@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use isol8_protocol::ExitStatus;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::time::TimeValLike as _;
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::lockdown::Privileges;
@@ -57,6 +59,30 @@ fn exit_status(status: i32) -> ExitStatus {
     } else {
         ExitStatus::Code(libc::WEXITSTATUS(status))
     }
+}
+
+/// Processor time that a process has taken so far, in microseconds; 0 where it has ended.
+pub(crate) fn own_cpu_us(pid: Pid) -> u64 {
+    let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
+    taken.map_or(0, |time| {
+        u64::try_from(time.num_microseconds()).unwrap_or(0)
+    })
+}
+
+/// Processor time of the children that a process has waited for so far, in microseconds but counted in the
+/// kernel's ticks of 10 ms; 0 where the process has ended.
+pub(crate) fn children_cpu_us(pid: Pid) -> u64 {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    children_ticks(&stat).unwrap_or(0) * 10_000
+}
+
+/// The fields `cutime` and `cstime` of a `stat` file (proc_pid_stat(5)), the 16th and 17th.
+fn children_ticks(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let text = std::str::from_utf8(&stat[end..]).ok()?;
+    let mut fields = text.split(' ').skip(14);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()? + next()?)
 }
 
 fn micros(time: libc::timeval) -> u64 {
@@ -168,6 +194,14 @@ fn state(stat: &[u8]) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_time_of_children_is_found_behind_any_name() {
+        let stat = b"12 (x) 1 (y) R 1 2 3 4 5 6 7 8 9 10 11 12 30 4 20 0";
+        assert_eq!(children_ticks(stat), Some(34));
+        assert_eq!(children_ticks(b"12 (x) R 1"), None);
+        assert_eq!(children_ticks(b""), None);
+    }
 
     #[test]
     fn a_name_that_looks_like_a_state_does_not_hide_a_process() {

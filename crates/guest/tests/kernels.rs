@@ -472,3 +472,110 @@ async fn a_cell_that_comes_with_the_sandbox_is_not_held_back_by_a_program() {
     assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
     drop(waiting);
 }
+
+#[tokio::test]
+async fn a_cell_is_charged_its_own_time_and_not_the_start_of_its_interpreter() {
+    let burn =
+        "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n";
+    let in_child = format!("import subprocess; subprocess.run(['python3', '-c', '''{burn}'''])");
+    let sandbox = Sandbox::start().await;
+    for _ in 0..2 {
+        let cpu_us = sandbox.run(cell("pass")).await.exit.cpu_us.unwrap();
+        assert!(cpu_us < 30_000, "{cpu_us}");
+    }
+    for source in [burn, &in_child] {
+        let cpu_us = sandbox.run(cell(source)).await.exit.cpu_us.unwrap();
+        assert!((290_000..2_000_000).contains(&cpu_us), "{source}: {cpu_us}");
+    }
+    let cpu_us = sandbox.run(cell("pass")).await.exit.cpu_us.unwrap();
+    assert!(cpu_us < 30_000, "{cpu_us}");
+    let end = format!("{burn}\nimport os; os._exit(3)");
+    let cpu_us = sandbox.run(cell(&end)).await.exit.cpu_us.unwrap();
+    assert!((290_000..2_000_000).contains(&cpu_us), "{cpu_us}");
+}
+
+/// Ends of a program at which the interpreter itself writes nothing any more.
+const SUDDEN_ENDS: [&str; 3] = [
+    "os._exit(3)",
+    "os.kill(os.getpid(), 9)",
+    "os.kill(os.getpid(), 11)",
+];
+
+#[tokio::test]
+async fn what_python_printed_is_not_lost_with_its_process() {
+    let sandbox = Sandbox::start().await;
+    for end in SUDDEN_ENDS {
+        let source = format!("import os\nfor i in range(500): print(i)\n{end}");
+        sandbox.prepare(KernelKind::Python).await;
+        let mut fresh = python(&source);
+        fresh.env = vec![("PYTHONHASHSEED".into(), "1".into())];
+        for spec in [python(&source), fresh, cell(&source)] {
+            let what = format!("{spec:?}");
+            let outcome = sandbox.run(spec).await;
+            assert!(
+                outcome.stdout.ends_with("498\n499\n"),
+                "{what}: {outcome:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn lines_that_come_in_thousands_are_complete_and_in_order() {
+    // Also around a fork and from threads.
+    let source = "
+import os, sys, threading, time
+for i in range(100_000): print(i)
+pid = os.fork()
+if pid == 0:
+    print('child'); sys.stdout.flush(); os._exit(0)
+os.waitpid(pid, 0)
+for i in range(20_000): print(i)
+time.sleep(0.1)
+print('late'); time.sleep(0.1)
+print(threading.active_count(), len(os.listdir('/proc/self/task')), type(sys.stdout.buffer), sys.stdout.buffer)
+";
+    let numbers = |end: u32| (0..end).map(|i| format!("{i}\n")).collect::<String>();
+    let last = "late\n1 1 <class '_io.BufferedWriter'> <_io.BufferedWriter name='<stdout>'>\n";
+    let expected = [&numbers(100_000), "child\n", &numbers(20_000), last].concat();
+    let sandbox = Sandbox::start().await;
+    sandbox.prepare(KernelKind::Python).await;
+    let mut fresh = python(source);
+    fresh.env = vec![("PYTHONHASHSEED".into(), "1".into())];
+    for mut spec in [python(source), fresh, cell(source)] {
+        spec.output_limit = None;
+        let what = format!("{spec:?}");
+        let outcome = sandbox.run(spec).await;
+        assert_eq!(outcome.stderr, "", "{what}");
+        assert!(
+            outcome.stdout == expected,
+            "{what}: {:?}",
+            &outcome.stdout[outcome.stdout.len().saturating_sub(300)..]
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_burst_of_lines_is_shown_while_the_program_is_quiet() {
+    let source = "
+import time
+for i in range(50_000): print(i)
+print('end'); time.sleep(60)";
+    let sandbox = Sandbox::start().await;
+    sandbox.prepare(KernelKind::Python).await;
+    for spec in [python(source), cell(source)] {
+        let mut run = sandbox.control.run(spec).unwrap();
+        let mut text = Vec::new();
+        while !text.ends_with(b"\nend\n") {
+            match tokio::time::timeout(support::PATIENCE, run.next())
+                .await
+                .unwrap()
+            {
+                Ok(RunEvent::Output(_, bytes)) => text.extend_from_slice(&bytes),
+                other => panic!("{other:?}"),
+            }
+        }
+        run.signal(Signal::Kill).unwrap();
+        while !matches!(run.next().await, Ok(RunEvent::Exited(_)) | Err(_)) {}
+    }
+}

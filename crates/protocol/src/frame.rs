@@ -404,7 +404,8 @@ pub struct Exit {
     pub stderr_bytes: u64,
     /// Microseconds from the start of the program to its end.
     pub wall_us: u64,
-    /// Microseconds of processor time, where the run was a process of its own.
+    /// Microseconds of processor time that the run's process and the children that it waited for took during the
+    /// run, where that is known. Children count in ticks of 10 ms.
     pub cpu_us: Option<u64>,
 }
 

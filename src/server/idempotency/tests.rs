@@ -1,4 +1,4 @@
-use isol8_api::{NetworkAction, NetworkLogEntry, Runtime};
+use isol8_api::{Encoding, NetworkAction, NetworkLogEntry, Runtime};
 use proptest::prelude::*;
 
 use super::*;
@@ -15,6 +15,8 @@ fn result(stdout: String, logs: usize, path: &str) -> ExecutionResult {
     ExecutionResult {
         stdout,
         stderr: String::new(),
+        stdout_encoding: Encoding::Utf8,
+        stderr_encoding: Encoding::Utf8,
         exit_code: 0,
         duration_ms: 1.0,
         truncated: false,

@@ -6,12 +6,12 @@ use isol8_protocol::{ExitStatus, Failure, FailureKind, StreamId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::launch::{ENDED_BY_FORCE, cpu_us};
+use super::launch::ENDED_BY_FORCE;
 use super::{Guest, MAX_ORPHANS, log};
 use crate::failure::failure;
 use crate::kernel::line::{CellEnd, Message};
 use crate::kernel::{Kernel, Release};
-use crate::reaper::{self, Reaped};
+use crate::reaper::{self, Reaped, children_cpu_us, own_cpu_us};
 use crate::run::output::drop_output;
 use crate::run::{Run, Work};
 
@@ -195,7 +195,7 @@ impl Guest {
             {
                 self.note_run_reaped(position, one, restart);
             } else if self.resident.as_ref().and_then(Kernel::pid) == Some(one.pid) {
-                self.note_kernel_died(one.status, restart);
+                self.note_kernel_died(one, restart);
             } else if self.keep.spare_pid() == Some(one.pid) {
                 self.note_spare_died();
             } else if self.keep.zygote_pids().any(|pid| pid == one.pid) {
@@ -226,7 +226,7 @@ impl Guest {
         }
     }
 
-    fn note_kernel_died(&mut self, status: ExitStatus, restart: bool) {
+    fn note_kernel_died(&mut self, reaped: &Reaped, restart: bool) {
         let Some(mut kernel) = self.resident.take() else {
             return;
         };
@@ -245,7 +245,8 @@ impl Guest {
             run.state_lost |= kernel.has_state();
             return;
         }
-        run.end(Ok(status), None);
+        let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
+        run.end(Ok(reaped.status), Some(cpu_us));
         run.state_lost = true;
         self.sweep_due |= run.sweep;
     }
@@ -286,7 +287,7 @@ impl Guest {
                 CellEnd::Ended(status) => Ok(status),
                 CellEnd::NoDirectory => Err(no_directory("of the cell")),
             },
-            None,
+            kernel.pid().map(|pid| cpu_us(pid, run.boot_cpu_us)),
         );
         self.sweep_due |= run.sweep;
         cut_short
@@ -309,13 +310,13 @@ impl Guest {
                 Ok(None) | Err(_) => return,
             }
         };
-        let cpu_us = kernel.pid().map(cpu_us);
+        let pid = kernel.pid();
+        let cpu_us = pid.map(|pid| cpu_us(pid, run.boot_cpu_us));
         if run.sweep {
             kernel.stop();
         } else {
             kernel.end();
         }
-        let cpu_us = cpu_us.map(|taken| taken.saturating_sub(run.boot_cpu_us));
         run.end(Ok(ExitStatus::Code(code)), cpu_us);
         if run.sweep {
             self.sweep_later();
@@ -450,6 +451,11 @@ impl Guest {
         self.keep.start_over();
         Ok(())
     }
+}
+
+/// Processor time of a process and the children that it waited for, beyond what it had taken `before`.
+fn cpu_us(pid: Pid, before: u64) -> u64 {
+    (own_cpu_us(pid) + children_cpu_us(pid)).saturating_sub(before)
 }
 
 fn no_directory(cwd: &str) -> Failure {

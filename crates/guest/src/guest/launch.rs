@@ -8,17 +8,15 @@ use isol8_protocol::{
     ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
 };
 
-use nix::sys::time::TimeValLike as _;
-use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
-
 use super::keep::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
+use crate::kernel::Drivers;
 use crate::kernel::recipe::Recipe;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
+use crate::reaper::{children_cpu_us, own_cpu_us};
 use crate::run::input::Input;
 use crate::run::named::NamedInput;
 use crate::run::terminal::{TERM, Terminal};
@@ -122,6 +120,7 @@ impl Guest {
         let mut run = self.queue_program(id, argv, common)?;
         if let Work::Pending(start) = &mut run.work {
             start.kernel = kept;
+            start.language = Some(kernel);
             start.path = path;
         }
         Ok(run)
@@ -144,6 +143,7 @@ impl Guest {
         };
         let start = Start {
             kernel: None,
+            language: None,
             path: String::new(),
             argv,
             environment: base.with(&common.environment()),
@@ -240,7 +240,7 @@ impl Guest {
         let Some(mut spare) = self.keep.take() else {
             return Ok(());
         };
-        let boot_cpu_us = spare.pid().map_or(0, cpu_us);
+        let boot_cpu_us = spare.pid().map_or(0, own_cpu_us);
         if spare.release(&start).is_err() {
             // It died while it waited; its end has not been seen yet.
             return self.start_fresh(position);
@@ -265,7 +265,7 @@ impl Guest {
             run.work = Work::Process(spawn_interactive(&self.launcher, start, terminal)?);
             return Ok(());
         }
-        let started = spawn(&self.launcher, start, run.input.is_wanted())?;
+        let started = spawn(&self.launcher, &self.drivers, start, run.input.is_wanted())?;
         for (pump, pipe) in run.output.iter_mut().zip(started.output) {
             pump.attach(pipe);
         }
@@ -340,6 +340,7 @@ impl Guest {
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
             pump.attach(Rc::clone(pipe));
         }
+        run.boot_cpu_us = kernel.pid().map_or(0, own_cpu_us);
         let Some(request) = run.begin_cell(number) else {
             return;
         };
@@ -348,20 +349,34 @@ impl Guest {
             log(&format!("kernel takes no cell: {error}"));
             kernel.end();
         }
+        // The kernel begins meanwhile. What ended within microseconds took less than a tick.
+        run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
     }
 }
 
 /// Starts a program with pipes of its own.
-fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Failure> {
+fn spawn(
+    launcher: &Launcher,
+    drivers: &Drivers,
+    start: &Start,
+    reads: bool,
+) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
     let privileges = launcher.privileges;
     let (stdout, stdout_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
     let (stderr, stderr_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
     let (stdin, input) = stdin(privileges, reads)?;
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
-    let files = [stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
-    let (environment, cwd) = (&start.environment, &start.cwd);
-    let child = launcher.start(&argv, environment, cwd, &files, Role::UserCode)?;
+    let mut files = vec![stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
+    let fresh = drivers.for_fresh(start);
+    let environment = match &fresh {
+        Some((archive, environment)) => {
+            files.push(*archive);
+            environment
+        }
+        None => &start.environment,
+    };
+    let child = launcher.start(&argv, environment, &start.cwd, &files, Role::UserCode)?;
     Ok(Started {
         child,
         output: [Rc::new(stdout), Rc::new(stderr)],
@@ -379,14 +394,6 @@ fn spawn_interactive(
     let (environment, cwd) = (&start.environment, &start.cwd);
     let files = [terminal.far(); 3];
     launcher.start(&argv, environment, cwd, &files, Role::Interactive)
-}
-
-/// Processor time that a child has taken so far, in microseconds; 0 where it has ended.
-pub(super) fn cpu_us(pid: Pid) -> u64 {
-    let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
-    taken.map_or(0, |time| {
-        u64::try_from(time.num_microseconds()).unwrap_or(0)
-    })
 }
 
 /// What a cell reads from: a file, or a pipe and what goes into it.

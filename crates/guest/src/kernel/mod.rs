@@ -41,6 +41,8 @@ const SCRIPT: &str = "/sandbox/main.py";
 #[derive(Debug)]
 pub(crate) struct Drivers {
     archive: OwnedFd,
+    /// For an interpreter that is started on a script.
+    fresh: OwnedFd,
     extension: OwnedFd,
 }
 
@@ -50,12 +52,30 @@ impl Drivers {
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
+            ("stdout.py", include_str!("stdout.py")),
             ("zygote.py", include_str!("zygote.py")),
+        ]);
+        let fresh = archive::archive(&[
+            ("sitecustomize.py", include_str!("fresh.py")),
+            ("stdout.py", include_str!("stdout.py")),
         ]);
         Ok(Self {
             archive: sealed(&archive)?,
+            fresh: sealed(&fresh)?,
             extension: sealed(include_bytes!(env!("ISOL8_CONFINE")))?,
         })
+    }
+}
+
+impl Drivers {
+    /// What an interpreter that is started on a script finds as its descriptor 3, where it needs anything there, and
+    /// the environment that has it look.
+    pub(crate) fn for_fresh(&self, start: &Start) -> Option<(BorrowedFd<'_>, Environment)> {
+        if start.language != Some(KernelKind::Python) {
+            return None;
+        }
+        let environment = with_modules_of(b"/proc/self/fd/3", &start.environment);
+        Some((self.fresh.as_fd(), environment))
     }
 }
 
@@ -79,12 +99,17 @@ fn mailbox(content: &[u8]) -> io::Result<fs::File> {
 
 /// The base environment, with the drivers' archive (descriptor 5) as the first place of modules.
 fn python_environment(launcher: &Launcher) -> Environment {
-    let mut environment = launcher.base.clone();
-    let mut path = b"/proc/self/fd/5".to_vec();
-    if let Some(own) = launcher.base.get(b"PYTHONPATH") {
+    with_modules_of(b"/proc/self/fd/5", &launcher.base)
+}
+
+/// An environment with an archive as the first place of modules.
+fn with_modules_of(archive: &[u8], environment: &Environment) -> Environment {
+    let mut path = archive.to_vec();
+    if let Some(own) = environment.get(b"PYTHONPATH") {
         path.push(b':');
         path.extend_from_slice(own);
     }
+    let mut environment = environment.clone();
     environment.set(b"PYTHONPATH", &path);
     environment
 }

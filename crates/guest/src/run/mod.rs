@@ -48,6 +48,8 @@ pub(crate) enum Work {
 pub(crate) struct Start {
     /// The kernel that can run it in the program's stead.
     pub(crate) kernel: Option<KernelKind>,
+    /// What the script is written in, where it is one.
+    pub(crate) language: Option<KernelKind>,
     /// The script's file, where it is one.
     pub(crate) path: String,
     pub(crate) argv: Vec<Vec<u8>>,

@@ -18,7 +18,7 @@ use super::frames::{FrameLimit, Refusal};
 use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
-use crate::jobs::Order;
+use crate::jobs::{self, Order};
 use crate::server::State;
 use crate::server::accept;
 use crate::server::auth::Caller;
@@ -214,11 +214,13 @@ impl Conversation {
             }
             ClientMessage::Signal { signal } => hand.signal(signal),
             ClientMessage::Resize { cols, rows } => hand.resize(cols, rows),
-            ClientMessage::Stdin { data } => {
+            ClientMessage::Stdin { data, encoding } => {
                 let open = hand.stdin()?;
+                let bytes = jobs::bytes("stdin.data", data, encoding);
+                let bytes = bytes.map_err(|error| error.to_string())?;
                 self.heard.set(None);
                 // Where the run has ended, its exit is on the way.
-                let _ = open.send(data.into_bytes()).await;
+                let _ = open.send(bytes).await;
                 self.heard.set(Some(Instant::now()));
                 Ok(())
             }

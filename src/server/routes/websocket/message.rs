@@ -1,6 +1,6 @@
 //! From the text of a WebSocket message to what it asks for.
 
-use isol8_api::{ClientMessage, ExecuteBody, SignalName};
+use isol8_api::{ClientMessage, Encoding, ExecuteBody, SignalName};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +26,8 @@ pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<ClientMessage, Messa
     #[derive(Deserialize)]
     struct Stdin {
         data: String,
+        #[serde(default)]
+        encoding: Encoding,
     }
     #[derive(Deserialize)]
     struct Signal {
@@ -52,8 +54,8 @@ pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<ClientMessage, Messa
             .map(|body| ClientMessage::Execute(Box::new(body.value)))
             .map_err(|error| MessageError::Invalid(error.to_string())),
         kind @ "stdin" => {
-            let Stdin { data } = content(kind, text)?;
-            Ok(ClientMessage::Stdin { data })
+            let Stdin { data, encoding } = content(kind, text)?;
+            Ok(ClientMessage::Stdin { data, encoding })
         }
         "stdinEnd" => Ok(ClientMessage::StdinEnd),
         kind @ "signal" => {
@@ -122,6 +124,7 @@ mod tests {
         for rest in [
             "execute\", \"request\": {\"runtime\": \"bash\", \"code\": \"1\"}, \"sessionId\": \"s\"}",
             "stdin\", \"data\": \"x\"}",
+            "stdin\", \"data\": \"/w==\", \"encoding\": \"base64\"}",
             "stdinEnd\"}",
             "signal\", \"signal\": \"SIGTERM\"}",
             "resize\", \"cols\": 80, \"rows\": 24}",

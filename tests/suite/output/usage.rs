@@ -1,0 +1,118 @@
+//! Resource usage, and what a run says at its end when a limit ended it.
+
+use isol8_client::{ExecutionResult, Options, Runtime};
+use serde_json::json;
+
+use super::super::stream::joined;
+use crate::harness::{Server, on_each_backend, source};
+
+on_each_backend!(
+    a_session_s_first_run_is_not_charged_for_its_interpreter,
+    a_run_is_charged_what_it_took,
+    times_are_whole_microseconds,
+    a_run_that_is_out_of_memory_says_so_and_what_raises_the_limit,
+);
+
+const RUNTIMES: [Runtime; 5] = [
+    Runtime::Bash,
+    Runtime::Python,
+    Runtime::Node,
+    Runtime::Bun,
+    Runtime::Deno,
+];
+
+fn usage(result: &ExecutionResult) -> (f64, f64) {
+    let usage = result.resource_usage.unwrap();
+    (usage.cpu_ms, usage.cpu_percent)
+}
+
+/// Processors of this machine, in percent of one; and some, because clocks are read at different moments.
+fn most_percent() -> f64 {
+    let processors = std::thread::available_parallelism().unwrap().get();
+    100.0 * f64::from(u32::try_from(processors).unwrap()) + 50.0
+}
+
+async fn a_session_s_first_run_is_not_charged_for_its_interpreter(server: Server) {
+    for runtime in RUNTIMES {
+        let session = server.session(&runtime.to_string());
+        let code = if runtime == Runtime::Bash { ":" } else { "1" };
+        for _ in 0..2 {
+            let result = session.execute(source(runtime, code)).await.unwrap();
+            let (_, percent) = usage(&result);
+            assert!(percent <= most_percent(), "{runtime}: {percent}");
+        }
+        session.stop().await.unwrap();
+    }
+    server.stop();
+}
+
+async fn a_run_is_charged_what_it_took(server: Server) {
+    const PYTHON: &str =
+        "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass";
+    // In a child.
+    const BASH: &str = "(for ((i = 0; i < 200000; i++)); do :; done)";
+    let burn = "const end = performance.now() + 500; while (performance.now() < end);";
+    for (runtime, code) in [
+        (Runtime::Python, PYTHON),
+        (Runtime::Bash, BASH),
+        (Runtime::Node, burn),
+        (Runtime::Bun, burn),
+        (Runtime::Deno, burn),
+    ] {
+        for client in [server.client(), server.session(&runtime.to_string())] {
+            let result = client.execute(source(runtime, code)).await.unwrap();
+            assert_eq!(result.exit_code, 0, "{result:?}");
+            let (ms, percent) = usage(&result);
+            assert!(ms > 100.0 && ms < 10_000.0, "{runtime}: {ms}");
+            assert!(
+                percent > 1.0 && percent <= most_percent(),
+                "{runtime}: {percent}"
+            );
+        }
+    }
+    server.stop();
+}
+
+async fn times_are_whole_microseconds(server: Server) {
+    let session = server.session("s");
+    let result = session.execute(source(Runtime::Python, "1")).await;
+    let result = json!(result.unwrap());
+    let usage = &result["resourceUsage"];
+    let mut figures = vec![&result["durationMs"], &usage["cpuMs"], &usage["cpuPercent"]];
+    figures.extend(result["timings"].as_object().unwrap().values());
+    for figure in figures {
+        let text = figure.to_string();
+        let decimals = text.split_once('.').map_or(0, |(_, after)| after.len());
+        assert!(decimals <= 3, "{text} in {result}");
+    }
+    server.stop();
+}
+
+async fn a_run_that_is_out_of_memory_says_so_and_what_raises_the_limit(server: Server) {
+    let options = Options {
+        memory_limit: Some("128m".parse().unwrap()),
+        ..Options::default()
+    };
+    let code = "print('before')\ndata = bytearray(1 << 30)\nfor i in range(0, len(data), 4096): data[i] = 1";
+    let line = "--- OUT OF MEMORY (limit: 128m, raised by options.memoryLimit or --memory) ---";
+    for client in [server.client(), server.session("s")] {
+        let request = source(Runtime::Python, code);
+        let result = client
+            .execute_with(request.clone(), options.clone())
+            .await
+            .unwrap();
+        assert!(result.oom_killed, "{result:?}");
+        assert_eq!(result.stderr.lines().last(), Some(line), "{result:?}");
+        let mut run = client
+            .execute_stream_with(request, options.clone())
+            .await
+            .unwrap();
+        let mut events = Vec::new();
+        while let Some(event) = run.next().await {
+            events.push(event.unwrap());
+        }
+        let (_, stderr, _) = joined(&events);
+        assert!(stderr.ends_with(&format!("{line}\n")), "{stderr:?}");
+    }
+    server.stop();
+}
