@@ -21,13 +21,14 @@ Examples:
   isol8 run -e 'print(6 * 7)'
   isol8 run script.py --timeout 5s --memory 256m
   isol8 run sum.js < numbers.txt
-  echo 'echo $((6 * 7))' | isol8 run -r bash
+  echo 'echo $((6 * 7))' | isol8 run -r bash -
+  while read -r name; do isol8 run -n hello.py; done < names.txt
   isol8 run --persistent -e 'x = 10' && isol8 run --persistent -e 'print(x + 5)'
   isol8 run main.py --files ./project --install requests --out result.txt
   isol8 run -e 'print(1)' --json
   isol8 run script.py --host http://127.0.0.1:3000 --session-id demo")]
 pub struct Run {
-    /// Script to run; without it and -e, standard input is the script
+    /// Script to run; without it and -e, or with -, standard input is the script
     #[arg(conflicts_with = "eval", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
     /// Code to run
@@ -39,6 +40,9 @@ pub struct Run {
     /// All of the program's standard input, rather than that of this command
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stdin: Option<String>,
+    /// Give the program no standard input: a loop that reads its lines keeps them
+    #[arg(long, short = 'n', conflicts_with = "stdin")]
+    pub no_stdin: bool,
     /// Working directory, in /sandbox
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use isol8_actors::{Job, TerminalSize};
-use isol8_api::{ExecutionRequest, Options, Runtime, SessionId, TenantId};
+use isol8_api::{Encoding, ExecutionRequest, Options, Runtime, SessionId, TenantId};
 use isol8_client::RemoteIsol8;
 
 use super::follow::hand::Hand;
@@ -139,6 +139,7 @@ pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, O
     let mut request = ExecutionRequest::new(runtime);
     request.cmd = Some(COMMAND.to_owned());
     request.tty = true;
+    request.output_encoding = Encoding::Base64;
     if let Some(size) = terminal::size() {
         request.cols = Some(size.columns.into());
         request.rows = Some(size.rows.into());

@@ -1,6 +1,7 @@
 //! The command line, as scripts use it.
 
 mod backend;
+mod bytes;
 mod completion;
 mod failures;
 mod pipes;

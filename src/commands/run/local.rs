@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use futures::StreamExt as _;
 use futures::stream;
 use isol8_actors::{Job, JobStream};
-use isol8_api::{ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
+use isol8_api::{Encoding, ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
 use isol8_backend::SandboxId;
 
 use super::inspect;
@@ -169,6 +169,15 @@ pub(in crate::commands) fn events(run: &mut JobStream) -> Events<'_> {
     events.boxed_local()
 }
 
+/// Output as a result has it: text without white space at its end, or base64.
+fn carried(bytes: Vec<u8>) -> (String, Encoding) {
+    let (mut text, encoding) = Encoding::encode(bytes);
+    if encoding.is_utf8() {
+        text.truncate(text.trim_end().len());
+    }
+    (text, encoding)
+}
+
 async fn end(
     followed: Result<Followed, Failure>,
     result: Option<ExecutionResult>,
@@ -186,8 +195,8 @@ async fn end(
     match result {
         Some(mut result) if as_json => {
             let (stdout, stderr) = output.collected();
-            stdout.trim_end().clone_into(&mut result.stdout);
-            stderr.trim_end().clone_into(&mut result.stderr);
+            (result.stdout, result.stdout_encoding) = carried(stdout);
+            (result.stderr, result.stderr_encoding) = carried(stderr);
             result.files = ending.files;
             super::exited_with(&result, output).await
         }
