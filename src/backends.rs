@@ -1,11 +1,13 @@
 //! The backends there are, and which one to use.
 
+mod choice;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isol8_api::Runtime;
-use isol8_backend::{Backend, BackendError, Instance, RuntimeStatus, kernel_of};
+use isol8_backend::{Backend, BackendError, Instance, kernel_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::SpawnerCommand;
@@ -13,6 +15,7 @@ use isol8_backend_native::{NativeBackend, NativeConfig};
 
 use crate::config::{BackendChoice, Config};
 use crate::launcher::client::Client;
+pub use choice::{Chosen, Needs, pick};
 
 /// First argument of this executable where it is to be the spawner.
 pub(crate) const SPAWNER_ARGUMENT: &str = "__spawner";
@@ -82,21 +85,44 @@ pub enum Purpose {
     Session,
 }
 
-/// Starts the backend that the configuration asks for.
+/// Starts the backend that the configuration asks for; `needs` is what counts beside it where the choice is left to
+/// this program.
 ///
 /// # Errors
 /// [`BackendError`], which names the fix.
-pub async fn start(config: &Config, purpose: Purpose) -> Result<Arc<dyn Backend>, BackendError> {
-    let kind = match config.backend {
-        BackendChoice::Native => Kind::Native,
-        BackendChoice::Docker => Kind::Docker,
-        BackendChoice::Auto => choose(config).await,
+pub async fn start(
+    config: &Config,
+    purpose: Purpose,
+    needs: &Needs,
+) -> Result<Chosen, BackendError> {
+    let chosen = match candidates(config.backend) {
+        [kind] => Chosen {
+            backend: start_kind(*kind, config, &purpose).await?,
+            reason: configured(*kind),
+        },
+        _ => choice::start(config, &purpose, needs).await?,
     };
-    let backend = start_kind(kind, config, &purpose).await?;
-    for shortcoming in backend.shortcomings() {
-        log::warn!(backend:% = kind; "{shortcoming}");
+    for shortcoming in chosen.backend.shortcomings() {
+        log::warn!(backend = chosen.backend.name(); "{shortcoming}");
     }
-    Ok(backend)
+    log::debug!(backend = chosen.backend.name(), reason = chosen.reason.as_str(); "backend taken");
+    Ok(chosen)
+}
+
+/// The reason for a backend that the configuration names.
+#[must_use]
+pub fn configured(kind: Kind) -> String {
+    format!("backend = \"{kind}\" is set")
+}
+
+/// The backends that a configuration leaves to choose from.
+#[must_use]
+pub fn candidates(choice: BackendChoice) -> &'static [Kind] {
+    match choice {
+        BackendChoice::Native => &[Kind::Native],
+        BackendChoice::Docker => &[Kind::Docker],
+        BackendChoice::Auto => &Kind::ALL,
+    }
 }
 
 /// Removes what dead processes left. A server adopts first what it wants to go on with.
@@ -154,24 +180,6 @@ pub async fn start_kind(
         }
         Kind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
     }
-}
-
-/// Docker where its engine answers and has an image, else native.
-pub async fn choose(config: &Config) -> Kind {
-    let usable = match docker(config, &Purpose::Command).await {
-        Ok(docker) => {
-            let statuses = Runtime::ALL.map(|runtime| docker.runtime_status(runtime));
-            futures::future::join_all(statuses)
-                .await
-                .iter()
-                .any(|status| matches!(status, RuntimeStatus::Available(_)))
-        }
-        Err(error) => {
-            log::debug!(error:%; "docker is not used");
-            false
-        }
-    };
-    if usable { Kind::Docker } else { Kind::Native }
 }
 
 async fn docker(config: &Config, purpose: &Purpose) -> Result<DockerBackend, BackendError> {

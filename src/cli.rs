@@ -1,6 +1,8 @@
 //! The command line, as far as words and flags go.
 
 mod completions;
+mod duration;
+mod flags;
 mod remote;
 mod run;
 mod shell;
@@ -8,11 +10,14 @@ mod shell;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
+use clap_complete::ArgValueCandidates;
 use isol8_api::Runtime;
 
+use crate::commands::say;
 use crate::config::BackendChoice;
 pub use completions::Completions;
+pub(crate) use flags::with_flags;
 pub use remote::{Cleanup, Cp, Host, Login, Ls, Session, SessionDelete, Sessions, Whose};
 pub use run::{Run, Sandbox};
 pub use shell::Shell;
@@ -92,10 +97,10 @@ impl Command {
 #[derive(Args, Clone, Debug)]
 pub struct Common {
     /// Read this configuration file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// auto, docker or native [default: from the configuration]
-    #[arg(long)]
+    #[arg(long, add = ArgValueCandidates::new(completions::backends))]
     pub backend: Option<BackendChoice>,
     /// Log what happens in detail
     #[arg(long)]
@@ -168,13 +173,13 @@ pub struct ShowConfig {
 )]
 pub struct Build {
     /// Runtime that it is for: python, node, bun, deno or bash
-    #[arg(long, value_name = "RUNTIME")]
+    #[arg(long, value_name = "RUNTIME", add = ArgValueCandidates::new(completions::runtimes))]
     pub base: Runtime,
     /// Package to install, with the runtime's package manager; may be repeated
     #[arg(long, value_name = "PACKAGE")]
     pub install: Vec<String>,
     /// Bash to run then: a command, or the path of a script file; may be repeated
-    #[arg(long, value_name = "SCRIPT")]
+    #[arg(long, value_name = "SCRIPT", value_hint = ValueHint::FilePath)]
     pub setup: Vec<String>,
     /// Name of the image, such as isol8:data
     #[arg(long)]
@@ -190,6 +195,9 @@ pub struct Build {
 /// Parses the process's arguments. `None` where all that was asked for has been printed.
 #[must_use]
 pub fn parse() -> Option<Command> {
+    if completions::complete() {
+        return None;
+    }
     parse_from(std::env::args_os())
 }
 
@@ -198,15 +206,11 @@ pub fn parse() -> Option<Command> {
 pub fn parse_from(arguments: impl Iterator<Item = OsString>) -> Option<Command> {
     let cli = Cli::parse_from(arguments);
     if cli.version {
-        println!("{}", env!("CARGO_PKG_VERSION"));
-        return None;
-    }
-    if let Some(Command::Completions(completions)) = cli.command {
-        completions.print();
+        say::to_stdout(concat!(env!("CARGO_PKG_VERSION"), "\n"));
         return None;
     }
     if cli.command.is_none() {
-        // Printing to a closed pipe is no fault of ours.
+        // Ignore a closed pipe.
         let _ = Cli::command().print_help();
     }
     cli.command

@@ -8,7 +8,7 @@ mod follow;
 mod login;
 mod place;
 mod run;
-mod say;
+pub(crate) mod say;
 mod serve;
 mod sessions;
 mod setup;
@@ -22,9 +22,10 @@ use std::process::ExitCode;
 use env_logger::fmt::{Formatter, default_kv_format};
 use log::{LevelFilter, Record};
 
-use crate::cli::{Command, Common, Session};
+use crate::cli::{Command, Common, Session, with_flags};
 use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
 use crate::launcher::client::Launched;
+pub(crate) use sessions::known_sessions;
 
 /// A command that could not do its work; the text is for its user.
 #[derive(Debug)]
@@ -33,6 +34,13 @@ struct Failure(String);
 impl<E: Display> From<E> for Failure {
     fn from(error: E) -> Self {
         Self(error.to_string())
+    }
+}
+
+impl Failure {
+    /// Names flags where the text names members of a request, which the command has made from flags.
+    fn with_flags(self) -> Self {
+        Self(with_flags(&self.0).into_owned())
     }
 }
 
@@ -79,8 +87,8 @@ fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Fa
     actix_web::rt::System::new().block_on(async {
         match command {
             Command::Serve(serve) => serve::serve(serve, launched).await,
-            Command::Run(run) => run::run(*run).await,
-            Command::Shell(shell) => shell::shell(*shell).await,
+            Command::Run(run) => run::run(*run).await.map_err(Failure::with_flags),
+            Command::Shell(shell) => shell::shell(*shell).await.map_err(Failure::with_flags),
             Command::Sessions(sessions) => sessions::sessions(sessions).await,
             Command::Session(Session::Delete(delete)) => sessions::delete(delete).await,
             Command::Ls(ls) => cp::ls::ls(ls).await,
@@ -92,8 +100,10 @@ fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Fa
             Command::Build(build) => build::build(build).await,
             Command::Doctor(common) => doctor::doctor(common).await,
             Command::Config(config) => config::config(&config),
-            // Printed before there was anything to wait for.
-            Command::Completions(_) => Ok(ExitCode::SUCCESS),
+            Command::Completions(completions) => {
+                completions.print()?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     })
 }

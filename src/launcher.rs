@@ -63,13 +63,13 @@ pub fn server_arguments() -> impl Iterator<Item = OsString> {
     program.chain(std::env::args_os().skip(2))
 }
 
-/// Runs a server as `user`, and returns when it has ended. `kind` is the backend that it is to use.
+/// Runs a server as `user`, and returns when it has ended. `kind` is the backend that it is to use, `reason` why.
 ///
 /// Call it before the process has started any thread.
 ///
 /// # Errors
 /// A text for the operator: what could not be prepared.
-pub fn run(config: &Config, kind: Kind, user: &str) -> Result<ExitCode, String> {
+pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<ExitCode, String> {
     let mut account = Account::find(user)?;
     if kind == Kind::Docker {
         account.groups.extend(engine_group(config));
@@ -86,6 +86,7 @@ pub fn run(config: &Config, kind: Kind, user: &str) -> Result<ExitCode, String> 
         owner: account.owner,
         groups: account.groups,
         backend: choice(kind),
+        backend_reason: reason,
         state: config.state.clone(),
         sources: config.sources.clone(),
     };

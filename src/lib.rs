@@ -8,6 +8,9 @@
 //!
 //! Read [`cli`], then [`commands`], then [`server`]. `ARCHITECTURE.md` follows one request.
 
+// `println!` and `eprintln!` panic on a closed pipe; `commands::say` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use launcher::client::Launched;

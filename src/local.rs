@@ -22,7 +22,7 @@ use isol8_backend::instance::Instance;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::backends::{self, Kind, Purpose};
+use crate::backends::{self, Kind, Needs, Purpose};
 use crate::config::{BackendChoice, Config};
 use lock::Lock;
 pub use sessions::{LocalSession, clean_up, delete, expire, list};
@@ -73,8 +73,10 @@ impl Local {
     ///
     /// # Errors
     /// [`LocalError::Backend`].
-    pub async fn start(config: &Config) -> Result<Self, LocalError> {
-        let backend = backends::start(config, Purpose::Command).await?;
+    pub async fn start(config: &Config, needs: &Needs) -> Result<Self, LocalError> {
+        let backend = backends::start(config, Purpose::Command, needs)
+            .await?
+            .backend;
         // Beside the run, which does not depend on it.
         let sweeping = tokio::spawn({
             let backend = backend.clone();
@@ -92,9 +94,13 @@ impl Local {
     ///
     /// # Errors
     /// Any [`LocalError`] but [`LocalError::Busy`].
-    pub async fn session(config: &Config, id: SessionId) -> Result<Self, LocalError> {
+    pub async fn session(
+        config: &Config,
+        id: SessionId,
+        needs: &Needs,
+    ) -> Result<Self, LocalError> {
         let lock = Lock::wait(config, &id).await?;
-        let local = Self::open(config, id.clone(), lock).await?;
+        let local = Self::open(config, id.clone(), lock, needs).await?;
         if sessions::is_expired(config, &id) {
             local.remove_session(&id).await?;
         }
@@ -110,15 +116,25 @@ impl Local {
             return Ok(None);
         }
         let lock = Lock::try_now(config, &id)?.ok_or_else(|| LocalError::Busy(id.clone()))?;
-        Self::open(config, id, lock).await.map(Some)
+        // Where a session is, is known.
+        Self::open(config, id, lock, &Needs::default())
+            .await
+            .map(Some)
     }
 
-    async fn open(config: &Config, id: SessionId, lock: Lock) -> Result<Self, LocalError> {
+    async fn open(
+        config: &Config,
+        id: SessionId,
+        lock: Lock,
+        needs: &Needs,
+    ) -> Result<Self, LocalError> {
         let config = session_config(config, &id);
         if !is_let_go(&config.state).await {
             return Err(LocalError::Busy(id));
         }
-        let backend = backends::start(&config, Purpose::Session).await?;
+        let backend = backends::start(&config, Purpose::Session, needs)
+            .await?
+            .backend;
         let adopted = backend.adopt().await?;
         let service = Service::start(backend.clone(), service_without_pool(&config));
         service.adopt(adopted).await?;

@@ -65,6 +65,8 @@ pub struct State {
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
+    /// Why the server uses that backend.
+    pub backend_reason: String,
     /// Memory and processors for the bodies of requests.
     pub bodies: Bodies,
     /// Of requests with an idempotency key.
@@ -185,6 +187,7 @@ mod tests {
             config,
             key: MasterKey::new("k".to_owned()).unwrap(),
             backend: "fake",
+            backend_reason: "a test's".to_owned(),
             results: Results::default(),
             bodies,
             remote_code,

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use clap_complete::{ArgValueCandidates, ArgValueCompleter};
 use isol8_api::SessionId;
 
-use super::Common;
+use super::{Common, completions};
 
 /// A server, and the key that it takes.
 #[derive(Args, Clone, Default)]
@@ -96,7 +97,7 @@ pub enum Session {
 #[derive(Args, Debug)]
 pub struct SessionDelete {
     /// The session
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = ArgValueCandidates::new(completions::sessions))]
     pub id: SessionId,
     /// Which ones
     #[command(flatten)]
@@ -136,10 +137,10 @@ pub struct Cleanup {
   isol8 ls /tmp --session-id demo --json")]
 pub struct Ls {
     /// The directory, in /sandbox or /tmp
-    #[arg(value_name = "[SESSION:]PATH")]
+    #[arg(value_name = "[SESSION:]PATH", add = ArgValueCandidates::new(completions::session_paths))]
     pub path: String,
     /// The session, where the path does not name it
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", add = ArgValueCandidates::new(completions::sessions))]
     pub session_id: Option<SessionId>,
     /// Print the listing as JSON
     #[arg(long)]
@@ -165,10 +166,10 @@ Examples:
 )]
 pub struct Cp {
     /// What to copy
-    #[arg(value_name = "SRC")]
+    #[arg(value_name = "SRC", add = ArgValueCompleter::new(completions::files_and_sessions))]
     pub from: String,
     /// Where to
-    #[arg(value_name = "DST")]
+    #[arg(value_name = "DST", add = ArgValueCompleter::new(completions::files_and_sessions))]
     pub to: String,
     /// Which ones
     #[command(flatten)]

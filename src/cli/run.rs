@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
+use clap_complete::ArgValueCandidates;
 use isol8_api::{ByteSize, NetworkMode, Runtime, SessionId};
 
-use super::{Common, Host};
+use super::duration::milliseconds;
+use super::{Common, Host, completions};
 
 /// `isol8 run`.
 #[derive(Args, Debug)]
@@ -17,34 +19,38 @@ use super::{Common, Host};
 
 Examples:
   isol8 run -e 'print(6 * 7)'
-  isol8 run script.py --timeout 5000 --memory 256m
+  isol8 run script.py --timeout 5s --memory 256m
   isol8 run sum.js < numbers.txt
-  echo 'echo $((6 * 7))' | isol8 run -r bash
+  echo 'echo $((6 * 7))' | isol8 run -r bash -
+  while read -r name; do isol8 run -n hello.py; done < names.txt
   isol8 run --persistent -e 'x = 10' && isol8 run --persistent -e 'print(x + 5)'
   isol8 run main.py --files ./project --install requests --out result.txt
   isol8 run -e 'print(1)' --json
   isol8 run script.py --host http://127.0.0.1:3000 --session-id demo")]
 pub struct Run {
-    /// Script to run; without it and -e, standard input is the script
-    #[arg(conflicts_with = "eval")]
+    /// Script to run; without it and -e, or with -, standard input is the script
+    #[arg(conflicts_with = "eval", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
     /// Code to run
     #[arg(long, short, value_name = "CODE", allow_hyphen_values = true)]
     pub eval: Option<String>,
     /// python, node, bun, deno or bash [default: by the file's extension, else python]
-    #[arg(long, short)]
+    #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
     /// All of the program's standard input, rather than that of this command
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stdin: Option<String>,
+    /// Give the program no standard input: a loop that reads its lines keeps them
+    #[arg(long, short = 'n', conflicts_with = "stdin")]
+    pub no_stdin: bool,
     /// Working directory, in /sandbox
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
     pub sandbox: Sandbox,
-    /// Milliseconds until the program is ended
-    #[arg(long, value_name = "MS")]
+    /// Time after which the program is ended, such as 500ms, 5s or 2m; a bare number counts milliseconds
+    #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub timeout: Option<u64>,
     /// Bytes kept of each of stdout and stderr
     #[arg(long, value_name = "BYTES")]
@@ -65,22 +71,27 @@ pub struct Run {
     #[arg(long, value_name = "PACKAGE")]
     pub install: Vec<String>,
     /// Bash to run first: a command, or the path of a script file; may be repeated
-    #[arg(long, value_name = "SCRIPT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SCRIPT", allow_hyphen_values = true, value_hint = ValueHint::FilePath)]
     pub setup: Vec<String>,
     /// Set in the environment and masked in the output; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub secret: Vec<String>,
     /// Copy this directory's files into /sandbox first, but for .git, node_modules and the like
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub files: Option<PathBuf>,
     /// Write standard output to this file too
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub out: Option<PathBuf>,
     /// Run on a server, rather than here
     #[command(flatten)]
     pub remote: Host,
     /// With --host, run in this session, with its variables, files and packages
-    #[arg(long, value_name = "ID", conflicts_with_all = ["persistent", "persist"])]
+    #[arg(
+        long,
+        value_name = "ID",
+        conflicts_with_all = ["persistent", "persist"],
+        add = ArgValueCandidates::new(completions::sessions)
+    )]
     pub session_id: Option<SessionId>,
     /// Configuration and backend
     #[command(flatten)]
@@ -92,7 +103,7 @@ pub struct Run {
 pub struct Sandbox {
     /// Network of the program: none, filtered or host [default: the configuration's]; host is this machine's
     /// own network
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", add = ArgValueCandidates::new(completions::networks))]
     pub net: Option<NetworkMode>,
     /// With --net filtered, reach only hosts that match this regular expression, such as '^pypi\.org$' (without
     /// ^ and $ it matches inside longer names); may be repeated
@@ -122,4 +133,21 @@ pub struct Sandbox {
     /// Image to run in, of `isol8 build` or of prebuiltImages; for Docker
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
+}
+
+impl Sandbox {
+    /// The flags that were given for limits which need a cgroup, each with the property of a systemd unit that bounds
+    /// the same.
+    pub(crate) fn limits(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let memory = self
+            .memory
+            .map(|size| ("--memory", format!("MemoryMax={}", size.bytes())));
+        let cpu = self
+            .cpu
+            .map(|cores| ("--cpu", format!("CPUQuota={:.0}%", cores * 100.0)));
+        let processes = self
+            .pids_limit
+            .map(|most| ("--pids-limit", format!("TasksMax={most}")));
+        [memory, cpu, processes].into_iter().flatten()
+    }
 }

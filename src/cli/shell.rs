@@ -1,9 +1,11 @@
 //! `isol8 shell`, as far as words and flags go.
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 use isol8_api::{Runtime, SessionId};
 
-use super::{Common, Host, Sandbox};
+use super::duration::milliseconds;
+use super::{Common, Host, Sandbox, completions};
 
 /// `isol8 shell`.
 #[derive(Args, Debug)]
@@ -17,10 +19,15 @@ Examples:
   isol8 shell --host http://127.0.0.1:3000 --session-id demo")]
 pub struct Shell {
     /// The session to enter
-    #[arg(long, value_name = "ID", conflicts_with = "persistent")]
+    #[arg(
+        long,
+        value_name = "ID",
+        conflicts_with = "persistent",
+        add = ArgValueCandidates::new(completions::sessions)
+    )]
     pub session_id: Option<SessionId>,
     /// python, node, bun, deno or bash [default: the session's, else python]
-    #[arg(long, short)]
+    #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
     /// Enter the runtime's session on this host
     #[arg(long)]
@@ -28,8 +35,9 @@ pub struct Shell {
     /// Directory to begin in, in /sandbox
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
-    /// Milliseconds until the shell is ended [default: never; on a server, an hour]
-    #[arg(long, value_name = "MS")]
+    /// Time after which the shell is ended, such as 90s, 30m or 1h; a bare number counts milliseconds [default:
+    /// never; on a server, an hour]
+    #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub timeout: Option<u64>,
     /// Bytes after which nothing more is shown [default: no end; on a server, 67108864]
     #[arg(long, value_name = "BYTES")]

@@ -1,11 +1,10 @@
 //! `isol8 config`: what is in effect, and why.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::{Failure, load, overrides, read, tell_ignored};
+use super::{Failure, load, overrides, read, say, tell_ignored};
 use crate::cli::ShowConfig;
 use crate::config::schema::schema;
 use crate::config::{Loaded, Reader};
@@ -25,8 +24,7 @@ pub(super) fn config(arguments: &ShowConfig) -> Result<ExitCode, Failure> {
             false => page(&loaded)?,
         }
     };
-    // A reader that has gone away, as in `isol8 config | head`, is no fault.
-    let _ = writeln!(io::stdout(), "{}", text.trim_end());
+    say::to_stdout(&format!("{}\n", text.trim_end()));
     Ok(ExitCode::SUCCESS)
 }
 

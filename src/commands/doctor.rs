@@ -1,5 +1,9 @@
 //! `isol8 doctor`: what can run here, shown by running it, and the fix for what cannot.
 
+mod checks;
+mod registries;
+
+use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,9 +11,10 @@ use std::time::{Duration, Instant};
 use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
+use isol8_backend_docker::setup as images_setup;
 
-use super::{Failure, load_config};
-use crate::backends::{self, Kind, Purpose};
+use super::{Failure, load_config, say, setup};
+use crate::backends::{self, Kind, Needs, Purpose};
 use crate::cli::Common;
 use crate::config::Config;
 use crate::host;
@@ -19,33 +24,102 @@ use crate::local::service_without_pool;
 /// Longest wait for one program that prints one line.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// One thing that was looked at.
+#[derive(Clone, Debug)]
+struct Finding {
+    subject: String,
+    text: String,
+    /// What to do; nothing where all is well.
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn good(subject: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            subject: subject.into(),
+            text: text.into(),
+            fix: None,
+        }
+    }
+
+    fn bad(subject: impl Into<String>, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            fix: Some(fix.into()),
+            ..Self::good(subject, text)
+        }
+    }
+
+    fn show(&self) {
+        let Self { subject, text, fix } = self;
+        let verdict = if fix.is_none() { "ok" } else { "no" };
+        line(format_args!("  {subject:<9} {verdict}: {text}"));
+        if let Some(fix) = fix {
+            line(format_args!("  fix       {fix}"));
+        }
+    }
+}
+
 pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     let config = load_config(&common)?;
     show_host();
+    checks::findings(&config).iter().for_each(Finding::show);
+    line("registries:");
+    let registries = registries::findings(&config).await;
+    registries.iter().for_each(Finding::show);
     let mut usable = false;
     for kind in Kind::ALL {
         match backends::start_kind(kind, &config, &Purpose::Command).await {
             Ok(backend) => {
-                println!("{kind}: ready");
+                line(format_args!("{kind}: ready"));
                 for shortcoming in backend.shortcomings() {
-                    println!("  note      {shortcoming}");
+                    line(format_args!("  note      {shortcoming}"));
                 }
                 let images = images::report(&config, backend.name()).await;
                 let service = Service::start(backend, service_without_pool(&config));
                 usable |= probe_all(&service, &config).await;
-                for line in images {
-                    println!("  {line}");
+                for image in images {
+                    line(format_args!("  {image}"));
+                }
+                if kind == Kind::Docker {
+                    show_outdated(&config).await;
                 }
                 service.shutdown().await?;
             }
-            Err(error) => println!("{kind}: not usable: {error}"),
+            Err(error) => line(format_args!("{kind}: not usable: {error}")),
         }
     }
-    if usable {
-        return Ok(ExitCode::SUCCESS);
+    if !usable {
+        line("no backend can run here: fix one of the problems listed above");
+        return Ok(ExitCode::FAILURE);
     }
-    println!("nothing can run here: mend one of the above");
-    Ok(ExitCode::FAILURE)
+    show_choice(&config).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows the images that another version of this program has built.
+async fn show_outdated(config: &Config) {
+    let options = setup::options(config, false);
+    match images_setup::outdated(&backends::docker_config(config), &options).await {
+        Ok(outdated) => {
+            for (runtime, tag) in outdated {
+                let text = format!("{tag} was not built from what this isol8 builds images from");
+                Finding::bad(runtime.to_string(), text, "run `isol8 setup`").show();
+            }
+        }
+        Err(error) => line(format_args!(
+            "  note      images could not be compared: {error}"
+        )),
+    }
+}
+
+/// Shows which backend a server and a command take.
+async fn show_choice(config: &Config) -> Result<(), Failure> {
+    let (kind, reason) = match backends::candidates(config.backend) {
+        [kind] => (*kind, backends::configured(*kind)),
+        _ => backends::pick(config, &Needs::default()).await?,
+    };
+    line(format_args!("isol8 serve takes {kind}: {reason}"));
+    Ok(())
 }
 
 /// Shows what of the host's settings weakens sandboxes.
@@ -53,13 +127,13 @@ fn show_host() {
     let is_root = nix::unistd::geteuid().is_root();
     let warnings = host::warnings(Path::new(backends::HOST), &Kind::ALL, is_root);
     if warnings.is_empty() {
-        println!("host: nothing weakens sandboxes");
+        line("host: nothing weakens sandboxes");
         return;
     }
-    println!("host:");
+    line("host:");
     for warning in warnings {
-        println!("  warning   {}", warning.problem);
-        println!("  fix       {}", warning.fix);
+        line(format_args!("  warning   {}", warning.problem));
+        line(format_args!("  fix       {}", warning.fix));
     }
 }
 
@@ -75,8 +149,8 @@ async fn probe_all(service: &Service, config: &Config) -> bool {
         };
         any |= verdict.is_ok();
         match verdict {
-            Ok(text) => println!("  {runtime:<9} ok: {text}"),
-            Err(reason) => println!("  {runtime:<9} no: {reason}"),
+            Ok(text) => line(format_args!("  {:<9} ok: {text}", runtime.name())),
+            Err(reason) => line(format_args!("  {:<9} no: {reason}", runtime.name())),
         }
     }
     any
@@ -106,4 +180,8 @@ async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<D
         "the probe exited with {}: {}",
         result.exit_code, result.stderr
     ))
+}
+
+fn line(text: impl Display) {
+    say::to_stdout(&format!("{text}\n"));
 }

@@ -10,7 +10,7 @@ pub(super) mod signals;
 
 use futures::StreamExt as _;
 use futures::stream::LocalBoxStream;
-use isol8_api::{Ending, EventKind, Phase, StreamEvent};
+use isol8_api::{Encoding, Ending, EventKind, Phase, StreamEvent};
 
 use super::Failure;
 use hand::Hand;
@@ -57,8 +57,8 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
     while let Some(event) = events.next().await {
         let event = event?;
         match event.kind {
-            EventKind::Stdout => output.stdout(event.data).await,
-            EventKind::Stderr => output.stderr(event.data).await,
+            EventKind::Stdout => output.stdout(written(event)?).await,
+            EventKind::Stderr => output.stderr(written(event)?).await,
             // What comes with an exit code is told of beside it.
             EventKind::Error => failure = Some(event.data),
             EventKind::Exit if event.phase == Phase::Setup => break,
@@ -75,6 +75,14 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
     }
     let ended = || "the run ended without an exit code".to_owned();
     Err(Failure(failure.unwrap_or_else(ended)))
+}
+
+/// The bytes that an event carries.
+fn written(event: StreamEvent) -> Result<Vec<u8>, Failure> {
+    match event.encoding {
+        Encoding::Utf8 => Ok(event.data.into_bytes()),
+        Encoding::Base64 => Ok(event.encoding.decode(&event.data)?.into_owned()),
+    }
 }
 
 #[cfg(test)]

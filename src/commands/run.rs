@@ -13,7 +13,7 @@ use isol8_api::{Ending, ExecutionResult, NetworkAction, NetworkLogEntry};
 
 use super::follow::output::{Manner, Output};
 use super::follow::signals::{Signals, Stop};
-use super::{Failure, place};
+use super::{Failure, place, say};
 use crate::cli::Run;
 use order::Order;
 
@@ -88,8 +88,7 @@ pub(super) async fn exited_with(
 ) -> Result<ExitCode, Failure> {
     let line = serde_json::to_string(result)?;
     output.finish().await?;
-    // A reader that has gone away is no fault.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), format!("{line}\n").as_bytes());
+    say::to_stdout(&format!("{line}\n"));
     exit_code(result.exit_code)
 }
 

@@ -12,7 +12,12 @@ pub(super) fn prefix() -> &'static str {
     }
 }
 
-/// Writes to standard error. Whoever closed it wants to know nothing.
-pub(super) fn to_stderr(text: &str) {
+/// Writes to standard error. Ignores a closed pipe: its reader has nothing left to be told.
+pub(crate) fn to_stderr(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes to standard output. Ignores a closed pipe, as in `isol8 doctor | head -1`, where `println!` panics.
+pub(crate) fn to_stdout(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
 }

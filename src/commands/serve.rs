@@ -9,9 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{Failure, Start, load_over, overrides, read};
-use crate::backends::{self, Kind, Purpose};
+use crate::backends::{self, Chosen, Kind, Needs, Purpose};
 use crate::cli::Serve;
-use crate::config::{BackendChoice, Config, Reader};
+use crate::config::{Config, Reader};
 use crate::host;
 use crate::images;
 use crate::launcher;
@@ -35,13 +35,16 @@ pub(super) fn launch(arguments: &Serve) -> Result<Start, Failure> {
         log::warn!(user; "only root can start the server as another user; it runs as this one");
         return Ok(Start::Here(None));
     }
-    let kind = match config.backend {
-        BackendChoice::Native => Kind::Native,
-        BackendChoice::Docker => Kind::Docker,
+    let (kind, reason) = match backends::candidates(config.backend) {
+        [kind] => (*kind, backends::configured(*kind)),
         // Whether the server may use the engine follows from it. No thread of this is left.
-        BackendChoice::Auto => actix_web::rt::Runtime::new()?.block_on(backends::choose(&config)),
+        _ => {
+            let needs = Needs::default();
+            let picking = backends::pick(&config, &needs);
+            actix_web::rt::Runtime::new()?.block_on(picking)?
+        }
     };
-    Ok(Start::Ended(launcher::run(&config, kind, &user)?))
+    Ok(Start::Ended(launcher::run(&config, kind, reason, &user)?))
 }
 
 pub(super) async fn serve(
@@ -63,9 +66,13 @@ pub(super) async fn serve(
     server::raise_file_limit();
     // Before the first sandbox is made: from then on a signal must not just end the process.
     let stop = stop_signal()?;
-    let (bound, launcher) = match launched {
-        Some(launched) => (Some(launched.sockets), Some(launched.launcher)),
-        None => (None, None),
+    let (bound, launcher, known_reason) = match launched {
+        Some(launched) => (
+            Some(launched.sockets),
+            Some(launched.launcher),
+            Some(launched.backend_reason),
+        ),
+        None => (None, None, None),
     };
     let is_root = nix::unistd::geteuid().is_root();
     let makes_as_root = is_root || launcher.is_some();
@@ -74,9 +81,14 @@ pub(super) async fn serve(
             "HTTP, JSON and TLS run as root: --user USER or server.user leaves only sandboxes to it"
         );
     }
-    let backend = backends::start(&config, Purpose::Serve(launcher)).await?;
+    let Chosen { backend, reason } =
+        backends::start(&config, Purpose::Serve(launcher), &Needs::default()).await?;
+    // The launcher has chosen, and left the server no choice.
+    let reason = known_reason.unwrap_or(reason);
     warn_of_host(backend.name(), makes_as_root);
-    log::info!(backend = backend.name(), state:% = config.state.display(); "starting");
+    log::info!(
+        backend = backend.name(), reason = reason.as_str(), state:% = config.state.display(); "starting"
+    );
     // Before the pool makes the first sandbox of this server.
     let adopted = backend.adopt().await.unwrap_or_else(|error| {
         log::error!(error:%; "sessions of the last server cannot be taken over");
@@ -100,6 +112,7 @@ pub(super) async fn serve(
     let state = State {
         service: service.clone(),
         backend: backend.name(),
+        backend_reason: reason,
         config,
         key,
         bodies,

@@ -1,7 +1,8 @@
 //! `isol8 sessions`, `isol8 session delete` and `isol8 cleanup`.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use isol8_api::service::{CleanedUp, Removed};
@@ -11,11 +12,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::place::Place;
-use super::{Failure, say};
+use super::{Failure, read, say};
 use crate::backends::{self, Purpose};
 use crate::cli::{Cleanup, SessionDelete, Sessions};
-use crate::config::Config;
+use crate::config::{Config, Overrides, Reader};
 use crate::local;
+use crate::login::Login;
 
 pub(super) async fn sessions(arguments: Sessions) -> Result<ExitCode, Failure> {
     let sessions = match Place::of(&arguments.whose)? {
@@ -30,9 +32,36 @@ pub(super) async fn sessions(arguments: Sessions) -> Result<ExitCode, Failure> {
     } else if sessions.is_empty() {
         say::to_stderr("no sessions\n");
     } else {
-        print(&format!("{}\n", table(&sessions)));
+        say::to_stdout(&format!("{}\n", table(&sessions)));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The names of the sessions of this host, and of those of the login's server where it answers within `timeout`;
+/// for a shell that completes one. What cannot be read has none.
+pub(crate) fn known_sessions(timeout: Duration) -> Vec<String> {
+    let overrides = Overrides {
+        reader: Reader::Command,
+        ..Overrides::default()
+    };
+    let mut ids = Vec::new();
+    if let Ok(loaded) = read(&overrides) {
+        let sessions = local::list(&loaded.config).into_iter();
+        ids.extend(sessions.map(|session| session.info.id.to_string()));
+    }
+    if let Ok(Some(login)) = Login::load() {
+        let sessions = actix_web::rt::System::new().block_on(sessions_of(&login, timeout));
+        let sessions = sessions.unwrap_or_default().into_iter();
+        ids.extend(sessions.map(|session| session.id.to_string()));
+    }
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+async fn sessions_of(login: &Login, timeout: Duration) -> Option<Vec<SessionInfo>> {
+    let server = RemoteIsol8::new(&login.host, &login.key).ok()?;
+    server.with_deadline(timeout).sessions().await.ok()
 }
 
 /// One line for each, as wide as what stands in it; the tenant where it is told.
@@ -91,7 +120,7 @@ pub(super) async fn delete(arguments: SessionDelete) -> Result<ExitCode, Failure
             }
         }
     }
-    print(&format!("{id} is deleted\n"));
+    say::to_stdout(&format!("{id} is deleted\n"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -135,13 +164,7 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
         failed: left.len(),
         errors: left.iter().map(ToString::to_string).collect(),
     };
-    let backend = backends::start(config, Purpose::Command).await?;
-    let containers = Removed::by(backend.sweep().await);
-    let images = match images {
-        true => Some(Removed::by(backend.remove_outdated_images().await)),
-        false => None,
-    };
-    backend.shutdown().await?;
+    let (containers, images) = clean_backends(config, images).await?;
     let all = [Some(&sessions), Some(&containers), images.as_ref()];
     Ok(CleanedUp {
         ok: all.iter().flatten().all(|removed| removed.failed == 0),
@@ -149,6 +172,36 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
         containers,
         images,
     })
+}
+
+/// Removes what dead processes left on each backend of the configuration. Where the choice is this program's, one that
+/// cannot be used here has left nothing that could be removed.
+async fn clean_backends(
+    config: &Config,
+    with_images: bool,
+) -> Result<(Removed, Option<Removed>), Failure> {
+    let kinds = backends::candidates(config.backend);
+    let mut containers = Removed::default();
+    let mut images = with_images.then(Removed::default);
+    let mut failed = Vec::new();
+    for kind in kinds {
+        let backend = match backends::start_kind(*kind, config, &Purpose::Command).await {
+            Ok(backend) => backend,
+            Err(error) => {
+                failed.push(error);
+                continue;
+            }
+        };
+        containers.add(Removed::by(backend.sweep().await));
+        if let Some(images) = &mut images {
+            images.add(Removed::by(backend.remove_outdated_images().await));
+        }
+        backend.shutdown().await?;
+    }
+    match failed.pop() {
+        Some(error) if failed.len() + 1 == kinds.len() => Err(error.into()),
+        _ => Ok((containers, images)),
+    }
 }
 
 /// Asks whoever sits at the terminal.
@@ -165,20 +218,15 @@ fn confirmed(of_whom: &str) -> Result<bool, Failure> {
 }
 
 fn tell(what: &str, removed: &Removed) {
-    print(&format!("{what}: {} removed\n", removed.removed));
+    say::to_stdout(&format!("{what}: {} removed\n", removed.removed));
     for error in &removed.errors {
         say::to_stderr(&format!("{}{what}: {error}\n", say::prefix()));
     }
 }
 
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    print(&format!("{}\n", serde_json::to_string(value)?));
+    say::to_stdout(&format!("{}\n", serde_json::to_string(value)?));
     Ok(())
-}
-
-/// Whoever reads no more wants to know no more.
-pub(super) fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 
-use super::{Failure, load};
+use super::{Failure, load, say};
 use crate::backends;
 use crate::cli::Setup;
 use crate::config::{BackendChoice, Config, Reader};
@@ -19,14 +19,7 @@ const NO_ROOT: &str = "the native backend uses this host's own programs: set `im
 
 pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
     let config = load(&arguments.common, Reader::Setup, None)?.config;
-    let options = SetupOptions {
-        base: config.docker.base.clone(),
-        bootstrap: config.docker.bootstrap,
-        ca_bundle: config.docker.ca_bundle.clone(),
-        force: arguments.force,
-        dependencies: config.images.dependencies.clone(),
-        ..SetupOptions::default()
-    };
+    let options = options(&config, arguments.force);
     let progress = Progress::new();
     let roots = match (config.backend, &config.images_root) {
         (BackendChoice::Native, None) => return Err(NO_ROOT.into()),
@@ -53,6 +46,18 @@ pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the images of a configuration are built from.
+pub(super) fn options(config: &Config, force: bool) -> SetupOptions {
+    SetupOptions {
+        base: config.docker.base.clone(),
+        bootstrap: config.docker.bootstrap,
+        ca_bundle: config.docker.ca_bundle.clone(),
+        force,
+        dependencies: config.images.dependencies.clone(),
+        ..SetupOptions::default()
+    }
+}
+
 /// Builds every image of `prebuiltImages` that is missing or not up to date.
 async fn build_prebuilt(config: &Config, force: bool, progress: &Progress) -> Result<(), Failure> {
     let docker = backends::docker_config(config);
@@ -75,6 +80,9 @@ async fn build_prebuilt(config: &Config, force: bool, progress: &Progress) -> Re
     }
 }
 
+/// The image that is being built, since when, and the last line that its build has printed.
+const SPINNER: &str = "{spinner} {prefix}{elapsed:>4} {wide_msg}";
+
 /// A line that changes on a terminal; lines one after the other elsewhere.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
@@ -84,7 +92,8 @@ impl Progress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
-            bar.set_style(ProgressStyle::default_spinner());
+            let style = ProgressStyle::with_template(SPINNER);
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(std::time::Duration::from_millis(100));
             bar
         });
@@ -100,6 +109,11 @@ impl Progress {
             }
             SetupEvent::Building { runtime, tag } => {
                 self.line(&format!("building {tag} for {runtime}"));
+                if let Some(bar) = &self.bar {
+                    bar.set_prefix(format!("{tag} "));
+                    bar.set_message("");
+                    bar.reset_elapsed();
+                }
             }
             SetupEvent::Log(line) => match &self.bar {
                 Some(bar) => bar.set_message(line),
@@ -114,14 +128,14 @@ impl Progress {
     fn complain(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say::to_stderr(&format!("{text}\n")),
         }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => println!("{text}"),
+            None => say::to_stdout(&format!("{text}\n")),
         }
     }
 }

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use isol8_actors::{Job, TerminalSize};
-use isol8_api::{ExecutionRequest, Options, Runtime, SessionId, TenantId};
+use isol8_api::{Encoding, ExecutionRequest, Options, Runtime, SessionId, TenantId};
 use isol8_client::RemoteIsol8;
 
 use super::follow::hand::Hand;
 use super::follow::output::{Manner, Output};
 use super::follow::signals::Signals;
 use super::follow::{Followed, follow};
-use super::run::local::{close, events, grant_network, open};
+use super::run::local::{close, events, grant_network, needs, open, refuse_unenforced};
 use super::run::order::sandbox_options;
 use super::run::remote::follow_run;
 use super::terminal::Raw;
@@ -55,10 +55,15 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     let (request, options) = order(&arguments, runtime);
     let job = job(request, options, &arguments, &config)?;
     let (mut hand, input) = Hand::new(job.terminal);
+    let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
-        local = open(&config, session) => local?,
+        local = open(&config, session, &needs) => local?,
         stop = signals.stop() => return run::stopped(stop, output).await,
     };
+    if let Err(refused) = refuse_unenforced(&arguments.sandbox, &local) {
+        close(&config, local).await?;
+        return Err(refused);
+    }
     let mut shell = local.stream(job, Some(input));
     let raw = Raw::enter()?;
     hand.type_stdin(true)?;
@@ -134,6 +139,7 @@ pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, O
     let mut request = ExecutionRequest::new(runtime);
     request.cmd = Some(COMMAND.to_owned());
     request.tty = true;
+    request.output_encoding = Encoding::Base64;
     if let Some(size) = terminal::size() {
         request.cols = Some(size.columns.into());
         request.rows = Some(size.rows.into());

@@ -28,7 +28,7 @@ use crate::packages;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConfigFile {
-    /// "docker", "native", or "auto": docker where its engine and images are there.
+    /// "native", "docker", or "auto": native, unless images are configured or native lacks something.
     backend: BackendChoice,
     /// Where sandboxes' directories live; "" is /var/lib/isol8, or ~/.local/state/isol8.
     state_dir: String,
@@ -132,7 +132,7 @@ impl Default for ConfigFile {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChoice {
-    /// Docker where its engine answers and has an image, else native.
+    /// Native where it can do all that is asked for, else Docker.
     #[default]
     Auto,
     /// Docker.
@@ -168,7 +168,8 @@ pub(super) struct ImagesTable {
     pub(super) base: String,
     /// Make the base from Debian's packages without trying to pull it.
     pub(super) bootstrap: bool,
-    /// PEM file of certificates to trust beside the usual ones; "" for none.
+    /// PEM file of certificates to trust beside the usual ones; "" for none. Left out, it is the file that
+    /// SSL_CERT_FILE or a variable like it names.
     pub(super) ca_bundle: String,
     /// Directory where native sandboxes have their programs from; "" is this host's own /usr.
     pub(super) root: String,

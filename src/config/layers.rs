@@ -19,6 +19,15 @@ const TOML_FILE: &str = "config.toml";
 
 const SYSTEM_DIRECTORY: &str = "/etc/isol8";
 
+/// Variables that name the host's bundle of certificates for some program, the most general first.
+const BUNDLE_VARIABLES: [&str; 5] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+];
+
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -70,6 +79,10 @@ impl Loaded {
         let documents = documents.collect::<Result<Vec<_>, _>>()?;
         let mut above = from_environment(environment)?;
         above.extend(from_flags(overrides));
+        let around = Around {
+            below: from_host(environment),
+            above,
+        };
         let state = match &overrides.default_state {
             Some(state) => state.clone(),
             None => default_state(environment),
@@ -79,11 +92,11 @@ impl Loaded {
             here.read(path, overrides.reader, &documents);
         }
         let all = [&documents[..], &here.documents].concat();
-        match Self::of(&all, &above, state.clone()) {
+        match Self::of(&all, &around, state.clone()) {
             Err(error) if !here.documents.is_empty() => {
                 // A file of the working directory keeps no command from working.
                 here.ignored = vec![ignored_whole(&error)];
-                let mut loaded = Self::of(&documents, &above, state)?;
+                let mut loaded = Self::of(&documents, &around, state)?;
                 loaded.ignored = here.ignored;
                 Ok(loaded)
             }
@@ -110,14 +123,9 @@ impl Loaded {
             .collect()
     }
 
-    /// The configuration that these files make, with what stands above them.
-    fn of(
-        documents: &[Document],
-        above: &[(Origin, Value)],
-        state: PathBuf,
-    ) -> Result<Self, ConfigError> {
-        let mut layers = layers(documents);
-        layers.extend_from_slice(above);
+    /// The configuration that these files make, with what stands below and above them.
+    fn of(documents: &[Document], around: &Around, state: PathBuf) -> Result<Self, ConfigError> {
+        let layers = [&around.below[..], &layers(documents)[..], &around.above[..]].concat();
         let file = merged(&layers)?;
         let checked = file.clone().check(state);
         let mut config = checked.map_err(|error| locate(error, documents))?;
@@ -135,6 +143,13 @@ impl Loaded {
             layers,
         })
     }
+}
+
+/// The layers below and above those of the files.
+#[derive(Debug, Default)]
+struct Around {
+    below: Vec<(Origin, Value)>,
+    above: Vec<(Origin, Value)>,
 }
 
 /// The files of the working directory, as far as a command takes them.
@@ -268,6 +283,16 @@ fn operators_files(environment: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf>
 fn is_same(one: &Path, other: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
     real(one).is_some_and(|one| Some(one) == real(other))
+}
+
+/// Defaults that the host has instead of this program's.
+fn from_host(environment: &dyn Fn(&str) -> Option<String>) -> Vec<(Origin, Value)> {
+    let named = BUNDLE_VARIABLES.into_iter().find_map(|name| {
+        let path = environment(name).filter(|path| Path::new(path).is_file())?;
+        let value = json!({ "images": { "caBundle": path } });
+        Some((Origin::Environment(name), value))
+    });
+    named.into_iter().collect()
 }
 
 fn from_environment(
@@ -457,6 +482,42 @@ mod tests {
             let named = Loaded::load(&named, &|_| None).unwrap();
             assert_eq!(named.config.defaults.network, NetworkMode::Host);
         }
+    }
+
+    #[test]
+    fn images_trust_the_hosts_bundle_unless_the_configuration_says_otherwise() {
+        let directory = tempfile::tempdir().unwrap();
+        let bundle = directory.path().join("ca.pem");
+        fs::write(&bundle, "").unwrap();
+        let own = directory.path().join("config.toml");
+        let load = |variables: &[(&str, &Path)], text: &str| {
+            fs::write(&own, text).unwrap();
+            let overrides = Overrides {
+                config: Some(own.clone()),
+                ..Overrides::default()
+            };
+            let lookup = |name: &str| {
+                let mut found = variables.iter().filter(|(known, _)| *known == name);
+                found
+                    .next()
+                    .map(|(_, path)| path.to_str().unwrap().to_owned())
+            };
+            Loaded::load(&overrides, &lookup)
+                .unwrap()
+                .config
+                .docker
+                .ca_bundle
+        };
+        let missing = directory.path().join("missing.pem");
+        for name in BUNDLE_VARIABLES {
+            assert_eq!(load(&[(name, &bundle)], ""), Some(bundle.clone()), "{name}");
+            assert_eq!(load(&[(name, &missing)], ""), None, "{name}");
+        }
+        let both = [("CURL_CA_BUNDLE", &*bundle), ("SSL_CERT_FILE", &*own)];
+        assert_eq!(load(&both, ""), Some(own.clone()));
+        assert_eq!(load(&both, "images.caBundle = \"\""), None);
+        let other = load(&both, "images.caBundle = \"/other.pem\"");
+        assert_eq!(other, Some("/other.pem".into()));
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::config::BackendChoice;
 pub struct Launched {
     /// The backend, where the configuration leaves the choice to the program.
     pub backend: BackendChoice,
+    /// Why it is that backend.
+    pub backend_reason: String,
     /// The state directory.
     pub state: PathBuf,
     /// Sockets that are bound to the server's addresses, and do not listen yet.
@@ -51,6 +53,7 @@ impl Launched {
             Some(text) => Err(text),
             None => Ok(Self {
                 backend: welcome.backend,
+                backend_reason: welcome.backend_reason,
                 state: welcome.state,
                 sockets,
                 launcher: Arc::new(Client(Mutex::new(channel))),

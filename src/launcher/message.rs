@@ -38,6 +38,8 @@ pub(super) struct Welcome {
     pub(super) groups: Vec<u32>,
     /// The backend, where the configuration leaves the choice to the program.
     pub(super) backend: BackendChoice,
+    /// Why it is that backend.
+    pub(super) backend_reason: String,
     /// The state directory.
     pub(super) state: PathBuf,
     /// The files of the configuration, which the server reads again when they change.

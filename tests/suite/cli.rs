@@ -1,5 +1,11 @@
 //! The command line, as scripts use it.
 
+mod backend;
+mod bytes;
+mod completion;
+mod failures;
+mod pipes;
+
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
@@ -88,7 +94,7 @@ fn faults_of_the_caller_are_named_on_stderr() {
         ),
         (
             &["run", "-e", "1", "--timeout", "0"],
-            "timeoutMs: 0 is out of range",
+            "--timeout: 0 is out of range",
         ),
         (
             &["run", "-e", "1", "--workdir", "/etc"],
@@ -112,17 +118,6 @@ fn faults_of_the_caller_are_named_on_stderr() {
 }
 
 #[test]
-fn doctor_tells_what_can_run_and_how_to_mend_the_rest() {
-    let output = isol8(&["doctor"]);
-    let text = stdout(&output);
-    for backend in ["native", "docker"] {
-        assert!(text.contains(backend), "{text}");
-    }
-    assert!(text.contains("python") && text.contains("deno"), "{text}");
-    assert!(output.status.success(), "{text}");
-}
-
-#[test]
 fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
     let (uid, gid) = (65_534, 65_534);
     let state = tempfile::tempdir_in("/var/tmp").unwrap();
@@ -130,9 +125,10 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
     // The executable may be in a directory that the user cannot enter.
     let executable = state.path().join("isol8");
     std::fs::copy(ISOL8, &executable).unwrap();
-    let run = |code: &str| {
+    let run = |arguments: &[&str], code: &str| {
         Command::new(&executable)
             .args(["run", "--backend", "native", "-r", "python", "-e", code])
+            .args(arguments)
             .env_clear()
             .env("ISOL8_STATE_DIR", state.path().join("state"))
             .current_dir("/")
@@ -142,6 +138,7 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
             .unwrap()
     };
     let output = run(
+        &[],
         "import os, socket\nprint(6 * 7, [n for _, n in socket.if_nameindex()], os.path.exists('/root'))\n\
          print(open('/proc/self/status').read().split('CapEff:')[1].split()[0])\n\
          try: os.kill(1, 9); print(os.readlink('/proc/1/fd/3'))\nexcept PermissionError: print('refused')",
@@ -155,12 +152,25 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
     assert!(stderr(&output).contains("memory, CPU and process limits are not enforced"));
     // The guest has the same user id.
     let output = run(
+        &[],
         "import resource\nfor change in (lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (12, 12)),\n\
          \x20   lambda: open('/proc/1/oom_score_adj', 'w'), lambda: open('/proc/1/task/1/comm', 'w')):\n\
          \x20 try: change(); print('changed')\n\x20 except OSError as e: print(e.errno)",
     );
     // EPERM, and twice EROFS.
     assert_eq!(stdout(&output), "1\n30\n30\n", "{}", stderr(&output));
+    // A limit that was asked for is enforced or refused.
+    for limit in [["--memory", "64m"], ["--cpu", "1"], ["--pids-limit", "20"]] {
+        let output = run(&limit, "print('ran')");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{limit:?}: {said}");
+        assert_eq!(stdout(&output), "");
+        let refused = format!("{}: the native backend cannot enforce it", limit[0]);
+        assert!(
+            said.contains(&refused) && said.contains("systemd-run"),
+            "{said}"
+        );
+    }
     let left = std::fs::read_dir(state.path().join("state/native"))
         .unwrap()
         .count();

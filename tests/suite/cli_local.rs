@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -233,26 +233,6 @@ fn a_shell_is_at_this_terminal_and_in_a_persistent_session() {
         prints(&user, kind, &["cleanup", "--force"]);
         nothing_is_left(&user);
     }
-}
-
-#[test]
-fn shells_complete_what_there_is() {
-    let user = User::here();
-    for shell in ["bash", "zsh", "fish"] {
-        let script = prints(&user, Kind::Native, &["completions", shell]);
-        for word in ["persistent", "sessions", "completions"] {
-            assert!(script.contains(word), "{shell} knows no {word}");
-        }
-    }
-    let mut bash = Command::new("bash");
-    let script = format!("source <({ISOL8} completions bash) && complete -p isol8");
-    assert!(
-        bash.args(["-c", &script])
-            .stdout(Stdio::null())
-            .status()
-            .unwrap()
-            .success()
-    );
 }
 
 #[test]

@@ -71,7 +71,7 @@ async fn options_files_and_packages_setups_and_secrets_are_passed(server: Server
     let output = user.isol8(&["run", "-e", "1", "--memory", "99g"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("memoryLimit"),
+        stderr(&output).contains("--memory: 99g is out of range"),
         "{}",
         stderr(&output)
     );

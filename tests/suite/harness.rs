@@ -175,8 +175,24 @@ impl Server {
         Self::launch(command, Kind::Native, state, config)
     }
 
+    /// A server that chooses its backend itself, and is expected to choose this one.
+    pub(crate) fn choosing(kind: Kind, config: &str) -> Self {
+        let command = Command::new(ISOL8);
+        Self::launch_with("auto", command, kind, state_directory(), config)
+    }
+
     /// A server that another program starts, whose last argument is the executable.
-    pub(crate) fn launch(mut command: Command, kind: Kind, state: TempDir, config: &str) -> Self {
+    pub(crate) fn launch(command: Command, kind: Kind, state: TempDir, config: &str) -> Self {
+        Self::launch_with(kind.name(), command, kind, state, config)
+    }
+
+    fn launch_with(
+        backend: &str,
+        mut command: Command,
+        kind: Kind,
+        state: TempDir,
+        config: &str,
+    ) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "the suite needs root: run scripts/test as root"
@@ -184,7 +200,7 @@ impl Server {
         let config_file = state.path().join("config.toml");
         fs::write(&config_file, config).unwrap();
         let mut process = command
-            .args(["serve", "--port", "0", "--backend", kind.name(), "--config"])
+            .args(["serve", "--port", "0", "--backend", backend, "--config"])
             .arg(&config_file)
             .env("ISOL8_API_KEY", KEY)
             .env("ISOL8_STATE_DIR", state.path())

@@ -7,6 +7,7 @@ use crate::value::{Runtime, SessionId, TenantId};
 /// `GET /health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
 pub struct Health {
     /// `"ok"`.
     pub status: String,
@@ -14,6 +15,9 @@ pub struct Health {
     pub version: String,
     /// The backend that runs sandboxes: `"native"` or `"docker"`.
     pub backend: String,
+    /// Why it is that backend, for the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_reason: Option<String>,
 }
 
 /// `GET /sessions`.
@@ -112,6 +116,13 @@ pub struct Removed {
 }
 
 impl Removed {
+    /// Adds what another removal came to.
+    pub fn add(&mut self, other: Self) {
+        self.removed += other.removed;
+        self.failed += other.failed;
+        self.errors.extend(other.errors);
+    }
+
     /// What a removal came to that tells its first failure and goes on.
     #[must_use]
     pub fn by(removal: Result<usize, impl ToString>) -> Self {

@@ -161,13 +161,13 @@ pub enum SetupError {
         base: String,
     },
     /// There is no base image.
-    #[error("base image cannot be made: {0}")]
+    #[error("base image cannot be made: {0}{hint}", hint = certificate_hint(.0))]
     Base(String),
     /// A root file system cannot be made.
-    #[error("root cannot be made: {0}")]
+    #[error("root cannot be made: {0}{hint}", hint = certificate_hint(.0))]
     Root(String),
     /// A build failed.
-    #[error("image {tag} for {runtime} cannot be built: {reason}\n{log}")]
+    #[error("image {tag} for {runtime} cannot be built: {reason}\n{log}{hint}", hint = certificate_hint(.log))]
     Build {
         /// The image's runtime.
         runtime: Runtime,
@@ -180,9 +180,70 @@ pub enum SetupError {
     },
 }
 
+/// What is to be done where a tool did not trust a certificate; empty where that was not the fault.
+fn certificate_hint(log: &str) -> &'static str {
+    // In the words of pip, npm, apt, curl, OpenSSL and rustls.
+    const WORDS: [&str; 9] = [
+        "certificate verify failed",
+        "certificate verification failed",
+        "self-signed certificate",
+        "self signed certificate",
+        "self_signed_cert",
+        "unable to get local issuer",
+        "unable_to_get_issuer",
+        "unable_to_verify_leaf",
+        "unknownissuer",
+    ];
+    let log = log.to_lowercase();
+    if WORDS.iter().any(|words| log.contains(words)) {
+        return "\na certificate is not trusted: set images.caBundle to the PEM file of its authority, such as that of a \
+                proxy that inspects TLS";
+    }
+    ""
+}
+
 impl From<EngineError> for SetupError {
     fn from(error: EngineError) -> Self {
         Self::Engine(error.to_string())
+    }
+}
+
+/// The images that were built from something else than [`setup`] would build them from now, as by another version of
+/// this program. Images that are missing, or were not built here, are none of them.
+///
+/// # Errors
+/// [`SetupError::Engine`], [`SetupError::CaBundle`].
+pub async fn outdated(
+    config: &DockerConfig,
+    options: &SetupOptions,
+) -> Result<Vec<(Runtime, String)>, SetupError> {
+    let certificates = certificates_of(options)?;
+    let hash = inputs(options, &certificates).hash();
+    let engine = Engine::connect(config.host.as_deref()).await?;
+    let mut outdated = Vec::new();
+    for &runtime in &options.runtimes {
+        let tag = plain_tag(config, options, runtime)?;
+        let image = inspect(&engine, &tag).await?;
+        let made_from = image.as_ref().and_then(hash_of);
+        if made_from.is_some_and(|made_from| *made_from != hash) {
+            outdated.push((runtime, tag));
+        }
+    }
+    Ok(outdated)
+}
+
+fn certificates_of(options: &SetupOptions) -> Result<Vec<String>, SetupError> {
+    match &options.ca_bundle {
+        Some(path) => read_certificates(path),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn inputs<'a>(options: &'a SetupOptions, certificates: &'a [String]) -> Inputs<'a> {
+    Inputs {
+        base: &options.base,
+        bootstrap: options.bootstrap,
+        certificates,
     }
 }
 
@@ -195,15 +256,8 @@ pub async fn setup(
     options: &SetupOptions,
     report: Report<'_>,
 ) -> Result<(), SetupError> {
-    let certificates = match &options.ca_bundle {
-        Some(path) => read_certificates(path)?,
-        None => Vec::new(),
-    };
-    let inputs = Inputs {
-        base: &options.base,
-        bootstrap: options.bootstrap,
-        certificates: &certificates,
-    };
+    let certificates = certificates_of(options)?;
+    let inputs = inputs(options, &certificates);
     let hash = inputs.hash();
     let engine = Engine::connect(config.host.as_deref()).await?;
 
@@ -436,6 +490,37 @@ mod tests {
         assert!(error.contains("ca.pem: no pem certificate"), "{error}");
         let error = read_certificates(&directory.path().join("x")).unwrap_err();
         assert!(matches!(error, SetupError::CaBundle { .. }));
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_explained_whichever_tool_says_so() {
+        for log in [
+            "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: \
+             unable to get local issuer certificate (_ssl.c:1006)'))",
+            "npm error code SELF_SIGNED_CERT_IN_CHAIN",
+            "npm error code UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+            "npm error UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+            "Certificate verification failed: The certificate is NOT trusted.",
+            "invalid peer certificate: UnknownIssuer",
+            "curl: (60) SSL certificate problem: self-signed certificate in certificate chain",
+        ] {
+            let error = SetupError::Build {
+                runtime: Runtime::Python,
+                tag: "isol8:python".to_owned(),
+                reason: "returned a non-zero code: 1".to_owned(),
+                log: log.to_owned(),
+            };
+            assert!(error.to_string().contains("set images.caBundle"), "{error}");
+            assert!(
+                SetupError::Root(log.to_owned())
+                    .to_string()
+                    .contains("images.caBundle")
+            );
+        }
+        assert_eq!(
+            certificate_hint("ERROR: No matching distribution found"),
+            ""
+        );
     }
 
     #[tokio::test(start_paused = true)]

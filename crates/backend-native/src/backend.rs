@@ -183,6 +183,10 @@ impl Backend for NativeBackend {
         shortcomings
     }
 
+    fn enforces_limits(&self) -> bool {
+        self.identity == Identity::Root
+    }
+
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError> {
         if self.closed.load(Ordering::Acquire) {
             return Err(BackendError::Unavailable("backend is shut down".to_owned()));

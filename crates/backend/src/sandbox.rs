@@ -35,6 +35,11 @@ pub trait Backend: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Whether sandboxes are held to their limits on memory, processors and processes.
+    fn enforces_limits(&self) -> bool {
+        true
+    }
+
     /// Makes a sandbox and waits until its guest answers. When this returns, the sandbox's
     /// interpreter may still be booting. A sandbox that could not be made, or whose future was
     /// dropped, leaves nothing behind.

@@ -181,9 +181,15 @@ fn base(url: &str) -> Result<Url, ClientError> {
         given: given.to_owned(),
         reason,
     };
+    if !url.contains("://") {
+        return Err(invalid(url, without_scheme(url)));
+    }
     let mut base = Url::parse(url).map_err(|error| invalid(url, error.to_string()))?;
     if !matches!(base.scheme(), "http" | "https") {
-        return Err(invalid(url, "expected http or https".to_owned()));
+        return Err(invalid(
+            url,
+            "expected http:// or https:// at its begin".to_owned(),
+        ));
     }
     if !base.username().is_empty() || base.password().is_some() {
         // Shown without them. Neither can fail: the URL has a host.
@@ -194,6 +200,17 @@ fn base(url: &str) -> Result<Url, ClientError> {
     base.set_query(None);
     base.set_fragment(None);
     Ok(base)
+}
+
+/// The fix for an address such as `localhost:3000`.
+fn without_scheme(address: &str) -> String {
+    let address = match address.trim() {
+        "" => "127.0.0.1:3000",
+        address => address,
+    };
+    format!(
+        "the scheme is missing, write http://{address}, or https://{address} where it takes TLS"
+    )
 }
 
 /// Sends a request, whose body is no stream, once. The answer, if it is a success.
@@ -217,9 +234,15 @@ mod tests {
 
     #[test]
     fn an_address_that_is_no_server_is_refused_by_name() {
-        for bad in ["", "localhost:3000", "ftp://host/"] {
+        for (bad, fix) in [
+            ("", "write http://127.0.0.1:3000"),
+            ("localhost:3000", "write http://localhost:3000"),
+            ("isol8.example.com", "https://isol8.example.com"),
+            ("ftp://host/", "expected http:// or https://"),
+        ] {
             let error = RemoteIsol8::new(bad, "key").unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
+            assert!(error.to_string().contains(fix), "{error}");
         }
         let error = RemoteIsol8::new("http://user:hunter2@host/", "key").unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");

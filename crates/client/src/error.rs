@@ -7,6 +7,8 @@ use isol8_api::{ErrorBody, ErrorCode};
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Response, StatusCode};
 
+use crate::reason::{innermost, reason};
+
 /// A call that has no result. The text says what went wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,10 +31,10 @@ pub enum ClientError {
     #[error("File operations require a sessionId: choose a session by with_session")]
     NoSession,
     /// The server could not be reached; nothing was sent.
-    #[error("server cannot be reached: {}", innermost(.0))]
+    #[error("server cannot be reached: {}", reason(.0))]
     Unreachable(#[source] reqwest::Error),
     /// The connection broke, and what was asked for may have been done.
-    #[error("connection to the server broke off: {}", innermost(.0))]
+    #[error("connection to the server broke off: {}", reason(.0))]
     Transport(#[source] reqwest::Error),
     /// The answer is not one of isol8's.
     #[error("answer is not one of isol8's: {0}")]
@@ -112,7 +114,7 @@ pub(crate) async fn refusal(response: Response) -> ClientError {
 fn refused(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> ClientError {
     let (code, message) = match serde_json::from_slice::<ErrorBody>(body) {
         Ok(body) => (Some(body.code), body.error),
-        Err(_) => (None, format!("server answered {status}")),
+        Err(_) => (None, foreign(status, body)),
     };
     ClientError::Api {
         status: status.as_u16(),
@@ -122,18 +124,15 @@ fn refused(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Cl
     }
 }
 
-/// The reason behind the reasons: what lies above it says that a request failed.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut innermost: &dyn Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    match error
-        .url()
-        .map(|url| url.host_str().zip(url.port_or_known_default()))
-    {
-        Some(Some((host, port))) => format!("{host}:{port}: {innermost}"),
-        _ => innermost.to_string(),
+/// Describes an answer that is not isol8's: of a proxy, of another server, or of one that takes TLS only.
+fn foreign(status: StatusCode, body: &[u8]) -> String {
+    let wants_tls =
+        status == StatusCode::BAD_REQUEST && body.windows(5).any(|text| text == b"HTTPS");
+    match wants_tls {
+        true => {
+            format!("server answered {status}, it takes TLS only: write https:// in its address")
+        }
+        false => format!("server answered {status}, but not as isol8 does: is that its address?"),
     }
 }
 
@@ -161,5 +160,8 @@ mod tests {
         let foreign = refused(StatusCode::BAD_GATEWAY, None, b"<html>");
         assert_eq!(foreign.code(), None);
         assert!(foreign.to_string().contains("502"), "{foreign}");
+        let plain = b"Client sent an HTTP request to an HTTPS server.";
+        let plain = refused(StatusCode::BAD_REQUEST, None, plain);
+        assert!(plain.to_string().contains("write https://"), "{plain}");
     }
 }

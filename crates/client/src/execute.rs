@@ -1,10 +1,10 @@
 //! Runs.
 
-use isol8_api::{ExecuteBody, ExecutionRequest, ExecutionResult, Options};
-use reqwest::{Method, RequestBuilder};
+use isol8_api::{Encoding, ExecuteBody, ExecutionRequest, ExecutionResult, Options};
+use reqwest::{Method, RequestBuilder, Response};
 
 use crate::client::answer;
-use crate::retry::{Deadline, Repeatable};
+use crate::retry::Repeatable;
 use crate::run::RunStream;
 use crate::websocket::{self, Opened};
 use crate::{ClientError, RemoteIsol8, sse};
@@ -88,26 +88,51 @@ impl RemoteIsol8 {
         request: ExecutionRequest,
         options: Options,
     ) -> Result<RunStream, ClientError> {
-        let deadline = self.deadline();
-        let body = self.body(request, options);
-        let opening = self.retrying(Repeatable::No, || self.open(&body, deadline));
-        deadline.bound(opening).await
+        self.execute_stream_feeding(request, options, async { None })
+            .await
     }
 
-    async fn open(&self, body: &ExecuteBody, deadline: Deadline) -> Result<RunStream, ClientError> {
-        let upgrade = self.request(Method::GET, self.url(&["execute", "ws"])?);
-        match websocket::open(upgrade).await? {
-            Opened::Socket(socket) => websocket::run(*socket, body, deadline),
+    /// Runs a program that has a standard input, and tells what happens while it does.
+    ///
+    /// Over a WebSocket, `stdin` is not polled, and [`RunStream::take_input`] writes to the program. Server-sent events
+    /// carry no input: where nothing else passes, `stdin` is waited for before the run begins, and what it yields is
+    /// all of the program's standard input.
+    ///
+    /// # Errors
+    /// As [`Self::execute_stream_with`].
+    pub async fn execute_stream_feeding(
+        &self,
+        request: ExecutionRequest,
+        options: Options,
+        stdin: impl Future<Output = Option<Vec<u8>>>,
+    ) -> Result<RunStream, ClientError> {
+        let deadline = self.deadline();
+        let mut body = self.body(request, options);
+        let upgrading = self.retrying(Repeatable::No, || self.upgrade());
+        match deadline.bound(upgrading).await? {
+            Opened::Socket(socket) => websocket::run(*socket, &body, deadline),
             Opened::Refused if body.request.tty => Err(ClientError::NoWebSocket),
             Opened::Refused => {
-                let url = self.url(&["execute", "stream"])?;
-                let request = self.request(Method::POST, url).json(body);
-                Ok(RunStream::heard(
-                    sse::events(answer(&request).await?),
-                    deadline,
-                ))
+                if let Some(bytes) = stdin.await {
+                    let (text, encoding) = Encoding::encode(bytes);
+                    body.request.stdin = Some(text);
+                    body.request.stdin_encoding = encoding;
+                }
+                let listening = self.retrying(Repeatable::No, || self.listen(&body));
+                let events = sse::events(deadline.bound(listening).await?);
+                Ok(RunStream::heard(events, deadline))
             }
         }
+    }
+
+    async fn upgrade(&self) -> Result<Opened, ClientError> {
+        let upgrade = self.request(Method::GET, self.url(&["execute", "ws"])?);
+        websocket::open(upgrade).await
+    }
+
+    async fn listen(&self, body: &ExecuteBody) -> Result<Response, ClientError> {
+        let url = self.url(&["execute", "stream"])?;
+        answer(&self.request(Method::POST, url).json(body)).await
     }
 
     fn body(&self, request: ExecutionRequest, options: Options) -> ExecuteBody {
@@ -171,6 +196,22 @@ mod tests {
             let error = fake.remote.execute_stream(at_terminal).await.unwrap_err();
             assert!(matches!(error, ClientError::NoWebSocket), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn standard_input_is_waited_for_only_where_nothing_else_carries_it() {
+        let refused = answer("502 Bad Gateway", "", "<html>");
+        let fake = Fake::answering(&[&refused, &events()]).await;
+        let asked = std::cell::Cell::new(false);
+        let stdin = async {
+            asked.set(true);
+            Some(b"\xff".to_vec())
+        };
+        let run = fake
+            .remote
+            .execute_stream_feeding(request(), Options::default(), stdin);
+        run.await.unwrap();
+        assert!(asked.get());
     }
 
     #[tokio::test]

@@ -53,6 +53,7 @@ mod client;
 mod error;
 mod execute;
 mod files;
+mod reason;
 mod retry;
 mod run;
 mod service;

@@ -25,7 +25,7 @@ pub(in crate::commands) async fn ls(arguments: Ls) -> Result<ExitCode, Failure> 
     if arguments.json {
         sessions::print_json(&listing)?;
     } else if !listing.entries.is_empty() {
-        sessions::print(&format!("{}\n", table(&listing)));
+        say::to_stdout(&format!("{}\n", table(&listing)));
     }
     if listing.truncated {
         say::to_stderr(&format!(

@@ -1,4 +1,4 @@
-//! Where the text of a run goes.
+//! Where the output of a run goes: bytes, unchanged.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use isol8_api::ExecutionResult;
+use isol8_api::{ExecutionResult, NotBase64};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::commands::say;
@@ -15,7 +15,7 @@ use crate::commands::say;
 /// may write at all: somebody who reads a page of it at a time is not to be taken for gone.
 const WAITING: u32 = 8 << 20;
 
-/// When a run's text is printed.
+/// When a run's output is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::commands) enum Manner {
     /// As it comes.
@@ -38,12 +38,12 @@ enum Stream {
 #[derive(Debug)]
 pub(in crate::commands) struct Output {
     manner: Manner,
-    writer: Option<mpsc::UnboundedSender<(Stream, String)>>,
+    writer: Option<mpsc::UnboundedSender<(Stream, Vec<u8>)>>,
     written: oneshot::Receiver<io::Result<()>>,
     gone: watch::Receiver<bool>,
     /// A permit for each byte that may wait.
     room: Arc<Semaphore>,
-    kept: Vec<(Stream, String)>,
+    kept: Vec<(Stream, Vec<u8>)>,
     /// What went to standard error ends within a line.
     within_line: bool,
 }
@@ -84,34 +84,34 @@ impl Output {
         })
     }
 
-    /// Text of the program's standard output.
-    pub(super) async fn stdout(&mut self, text: String) {
-        self.wait_for_room(&text).await;
-        self.put(Stream::Stdout, text);
+    /// Writes what the program wrote to standard output.
+    pub(super) async fn stdout(&mut self, bytes: Vec<u8>) {
+        self.wait_for_room(&bytes).await;
+        self.put(Stream::Stdout, bytes);
     }
 
-    /// Text of the program's standard error.
-    pub(super) async fn stderr(&mut self, text: String) {
-        self.wait_for_room(&text).await;
-        if !text.is_empty() {
-            self.within_line = !text.ends_with('\n');
+    /// Writes what the program wrote to standard error.
+    pub(super) async fn stderr(&mut self, bytes: Vec<u8>) {
+        self.wait_for_room(&bytes).await;
+        if let Some(last) = bytes.last() {
+            self.within_line = *last != b'\n';
         }
-        self.put(Stream::Stderr, text);
+        self.put(Stream::Stderr, bytes);
     }
 
-    /// What a program has written that has ended, as it would have come.
-    pub(in crate::commands) async fn result(&mut self, result: &ExecutionResult) {
-        for (text, is_stdout) in [(&result.stdout, true), (&result.stderr, false)] {
-            if text.is_empty() {
-                continue;
-            }
-            // Its end was trimmed.
-            let text = format!("{text}\n");
-            match is_stdout {
-                true => self.stdout(text).await,
-                false => self.stderr(text).await,
-            }
-        }
+    /// Writes what a program has written that has ended. The result must not be trimmed.
+    ///
+    /// # Errors
+    /// Where the result says base64 and is none.
+    pub(in crate::commands) async fn result(
+        &mut self,
+        result: &ExecutionResult,
+    ) -> Result<(), NotBase64> {
+        let stdout = result.stdout_encoding.decode(&result.stdout)?;
+        self.stdout(stdout.into_owned()).await;
+        let stderr = result.stderr_encoding.decode(&result.stderr)?;
+        self.stderr(stderr.into_owned()).await;
+        Ok(())
     }
 
     /// A line of ours, on standard error and in no result.
@@ -129,25 +129,25 @@ impl Output {
         }
         let begin = if self.within_line { "\n" } else { "" };
         self.within_line = false;
-        self.put(Stream::Stderr, format!("{begin}{line}"));
+        self.put(Stream::Stderr, format!("{begin}{line}").into_bytes());
     }
 
-    async fn wait_for_room(&self, text: &str) {
+    async fn wait_for_room(&self, written: &[u8]) {
         if self.manner != Manner::Live {
             return;
         }
-        let bytes = u32::try_from(text.len()).unwrap_or(WAITING).min(WAITING);
+        let bytes = u32::try_from(written.len()).unwrap_or(WAITING).min(WAITING);
         // The semaphore is never closed.
         if let Ok(room) = self.room.acquire_many(bytes).await {
             room.forget();
         }
     }
 
-    fn put(&mut self, stream: Stream, text: String) {
+    fn put(&mut self, stream: Stream, bytes: Vec<u8>) {
         match (self.manner, &self.writer) {
             // One that has ended is found by `gone`.
-            (Manner::Live, Some(writer)) => drop(writer.send((stream, text))),
-            _ => self.kept.push((stream, text)),
+            (Manner::Live, Some(writer)) => drop(writer.send((stream, bytes))),
+            _ => self.kept.push((stream, bytes)),
         }
     }
 
@@ -162,10 +162,10 @@ impl Output {
     }
 
     /// What the program wrote, where it is collected.
-    pub(in crate::commands) fn collected(&self) -> (String, String) {
+    pub(in crate::commands) fn collected(&self) -> (Vec<u8>, Vec<u8>) {
         let of = |wanted| {
             let kept = self.kept.iter().filter(|(stream, _)| *stream == wanted);
-            kept.map(|(_, text)| text.as_str()).collect()
+            kept.flat_map(|(_, bytes)| bytes).copied().collect()
         };
         (of(Stream::Stdout), of(Stream::Stderr))
     }
@@ -198,10 +198,10 @@ impl Writer {
     /// fault.
     fn write_all(
         &mut self,
-        mut pieces: mpsc::UnboundedReceiver<(Stream, String)>,
+        mut pieces: mpsc::UnboundedReceiver<(Stream, Vec<u8>)>,
     ) -> io::Result<()> {
-        while let Some((stream, text)) = pieces.blocking_recv() {
-            match self.write(stream, &text) {
+        while let Some((stream, bytes)) = pieces.blocking_recv() {
+            match self.write(stream, &bytes) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     self.gone.send_replace(true);
                     return Ok(());
@@ -209,25 +209,25 @@ impl Writer {
                 written => written?,
             }
             // What never waited for room gives some, too: a few lines of ours.
-            self.room.add_permits(text.len());
+            self.room.add_permits(bytes.len());
         }
         Ok(())
     }
 
-    fn write(&mut self, stream: Stream, text: &str) -> io::Result<()> {
+    fn write(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         if let (Some(copy), Stream::Stdout) = (&mut self.copy, stream) {
-            copy.write_all(text.as_bytes())?;
+            copy.write_all(bytes)?;
         }
         match stream {
             _ if !self.prints => Ok(()),
-            Stream::Stdout => print(&mut io::stdout(), text),
+            Stream::Stdout => print(&mut io::stdout(), bytes),
             // Whoever closed it wants to know nothing.
-            Stream::Stderr => print(&mut io::stderr(), text).or(Ok(())),
+            Stream::Stderr => print(&mut io::stderr(), bytes).or(Ok(())),
         }
     }
 }
 
-fn print(to: &mut impl Write, text: &str) -> io::Result<()> {
-    to.write_all(text.as_bytes())?;
+fn print(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes)?;
     to.flush()
 }

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use futures::StreamExt as _;
 use futures::stream;
 use isol8_actors::{Job, JobStream};
-use isol8_api::{ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
+use isol8_api::{Encoding, ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
 use isol8_backend::SandboxId;
 
 use super::inspect;
 use super::order::Order;
+use crate::backends::Needs;
 use crate::cli::{Run, Sandbox};
 use crate::commands::follow::hand::Hand;
 use crate::commands::follow::output::Output;
@@ -34,13 +35,20 @@ pub(super) async fn run(
     choice::check_named(&order.options, runtime, &TenantId::master(), &config)?;
     let mut job = jobs::job(order.request, order.options, &config)?;
     let (mut hand, input) = Hand::new(job.terminal);
+    let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
-        local = open(&config, session.clone()) => local?,
+        local = open(&config, session.clone(), &needs) => local?,
         stop = signals.stop() => return super::stopped(stop, output).await,
     };
-    if let Err(error) = choose_image(&mut job, &config, &local).await {
+    let ready = match refuse_unenforced(&arguments.sandbox, &local) {
+        Ok(()) => choose_image(&mut job, &config, &local)
+            .await
+            .map_err(Failure::from),
+        refused => refused,
+    };
+    if let Err(failure) = ready {
         close(&config, local).await?;
-        return Err(error.into());
+        return Err(failure);
     }
     hand.type_stdin(order.types_stdin)?;
     let mut run = local.stream(job, Some(input));
@@ -76,6 +84,31 @@ pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &Sandbox)
     ));
 }
 
+/// Refuses limits that a flag names and the backend does not enforce: a program that was bounded in the user's eyes
+/// would be free to take all memory. Defaults are taken for what they are, with the backend's warning.
+///
+/// # Errors
+/// [`Failure`] naming the flag and what enforces it.
+pub(in crate::commands) fn refuse_unenforced(
+    sandbox: &Sandbox,
+    local: &Local,
+) -> Result<(), Failure> {
+    let backend = local.service().backend();
+    if backend.enforces_limits() {
+        return Ok(());
+    }
+    let name = backend.name();
+    match sandbox.limits().next() {
+        None => Ok(()),
+        Some((flag, property)) => Err(format!(
+            "{flag}: the {name} backend cannot enforce it for an ordinary user; run isol8 as root, take --backend \
+             docker, or leave it out and bound the whole command by your own cgroup: systemd-run --user --scope -p \
+             {property} isol8 run …"
+        )
+        .into()),
+    }
+}
+
 /// The image that holds the packages which the job asks for, where there is one.
 async fn choose_image(job: &mut Job, config: &Config, local: &Local) -> Result<(), JobError> {
     if job.install.is_some() {
@@ -101,10 +134,22 @@ fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failu
 pub(in crate::commands) async fn open(
     config: &Config,
     session: Option<SessionId>,
+    needs: &Needs,
 ) -> Result<Local, LocalError> {
     match session {
-        Some(session) => Local::session(config, session).await,
-        None => Local::start(config).await,
+        Some(session) => Local::session(config, session, needs).await,
+        None => Local::start(config, needs).await,
+    }
+}
+
+/// What the backend of one command has to offer.
+pub(in crate::commands) fn needs(sandbox: &Sandbox, runtime: Runtime) -> Needs {
+    Needs {
+        runtime: Some(runtime),
+        images: sandbox
+            .image
+            .as_ref()
+            .map(|image| format!("--image {image} is for docker")),
     }
 }
 
@@ -124,6 +169,15 @@ pub(in crate::commands) fn events(run: &mut JobStream) -> Events<'_> {
     events.boxed_local()
 }
 
+/// Output as a result has it: text without white space at its end, or base64.
+fn carried(bytes: Vec<u8>) -> (String, Encoding) {
+    let (mut text, encoding) = Encoding::encode(bytes);
+    if encoding.is_utf8() {
+        text.truncate(text.trim_end().len());
+    }
+    (text, encoding)
+}
+
 async fn end(
     followed: Result<Followed, Failure>,
     result: Option<ExecutionResult>,
@@ -141,8 +195,8 @@ async fn end(
     match result {
         Some(mut result) if as_json => {
             let (stdout, stderr) = output.collected();
-            stdout.trim_end().clone_into(&mut result.stdout);
-            stderr.trim_end().clone_into(&mut result.stderr);
+            (result.stdout, result.stdout_encoding) = carried(stdout);
+            (result.stderr, result.stderr_encoding) = carried(stderr);
             result.files = ending.files;
             super::exited_with(&result, output).await
         }

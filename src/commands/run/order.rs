@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use isol8_api::{ExecutionRequest, NetworkFilter, Options, Runtime};
+use isol8_api::{Encoding, ExecutionRequest, NetworkFilter, Options, Runtime};
 
 use super::files;
 use crate::cli::{Run, Sandbox};
@@ -30,6 +30,8 @@ impl Order {
         let mut request = ExecutionRequest::new(runtime(arguments)?);
         request.file_extension = extension(arguments).map(|extension| format!(".{extension}"));
         request.code = Some(code(arguments)?);
+        // What a program writes is printed as it is.
+        request.output_encoding = Encoding::Base64;
         request.stdin.clone_from(&arguments.stdin);
         request.workdir.clone_from(&arguments.workdir);
         request.timeout_ms = arguments.timeout;
@@ -43,8 +45,8 @@ impl Order {
             secrets: secrets(&arguments.secret)?,
             ..sandbox_options(&arguments.sandbox)
         };
-        let has_script = arguments.file.is_some() || arguments.eval.is_some();
-        let types_stdin = has_script && arguments.stdin.is_none() && is_stdin_for_the_program();
+        let is_free = !is_script_typed(arguments) && arguments.stdin.is_none();
+        let types_stdin = is_free && !arguments.no_stdin && is_stdin_for_the_program();
         Ok(Self {
             request,
             options,
@@ -72,12 +74,26 @@ pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
     }
 }
 
+/// Whether standard input is the script: where none is named, or `-` is.
+fn is_script_typed(arguments: &Run) -> bool {
+    let named = arguments.file.as_deref();
+    arguments.eval.is_none() && named.is_none_or(|file| file == Path::new("-"))
+}
+
 fn code(arguments: &Run) -> Result<String, Failure> {
     if let Some(code) = &arguments.eval {
         return Ok(code.clone());
     }
+    if is_script_typed(arguments) && arguments.no_stdin {
+        let problem = "--no-stdin: standard input would be the script: name a file, or pass -e";
+        return Err(problem.into());
+    }
     let mut code = String::new();
-    match &arguments.file {
+    match arguments
+        .file
+        .as_ref()
+        .filter(|_| !is_script_typed(arguments))
+    {
         Some(path) if !path.exists() => {
             return Err(format!("File not found: {}", path.display()).into());
         }

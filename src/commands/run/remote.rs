@@ -1,11 +1,11 @@
 //! A run on a server.
 
-use std::io::{self, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::process::ExitCode;
 
 use futures::StreamExt as _;
 use isol8_actors::{Input, Signal, TerminalSize};
-use isol8_api::{Ending, SignalName};
+use isol8_api::{Encoding, Ending, SignalName};
 use isol8_client::{RemoteIsol8, RunInput, RunStream};
 
 use super::order::Order;
@@ -31,7 +31,8 @@ pub(super) async fn run(
     if arguments.json || arguments.sandbox.log_network {
         return for_the_result(&server, arguments, order, signals, output).await;
     }
-    let opening = server.execute_stream_with(order.request, order.options);
+    let stdin = all_of_stdin(order.types_stdin);
+    let opening = server.execute_stream_feeding(order.request, order.options, stdin);
     let mut run = tokio::select! {
         run = opening => run?,
         stop = signals.stop() => return super::stopped(stop, output).await,
@@ -59,7 +60,7 @@ pub(in crate::commands) async fn follow_run(
     output: &mut Output,
 ) -> Result<Followed, Failure> {
     let Some(to_program) = run.take_input() else {
-        output.note("no WebSocket reaches the server: the program has no standard input, and no signal reaches it");
+        output.note("no WebSocket reaches the server: nothing that is typed from now on, and no signal, reaches the program");
         return follow(events(run), hand, signals, output).await;
     };
     tokio::select! {
@@ -96,29 +97,13 @@ async fn pass_on(mut input: Input, to: RunInput) -> std::convert::Infallible {
     std::future::pending().await
 }
 
-/// Standard input, as text: a character that is cut waits for its rest, and what is none is replaced.
+/// Standard input, as bytes.
 async fn type_stdin(mut stdin: tokio::sync::mpsc::Receiver<Vec<u8>>, to: RunInput) {
-    let mut waiting = Vec::new();
     while let Some(piece) = stdin.recv().await {
-        waiting.extend(piece);
-        let whole = whole_characters(&waiting);
-        let text: Vec<u8> = waiting.drain(..whole).collect();
         // Where the run has ended, its exit is on the way.
-        let _ = to.stdin(&String::from_utf8_lossy(&text)).await;
+        let _ = to.stdin_bytes(&piece).await;
     }
-    let _ = to.stdin(&String::from_utf8_lossy(&waiting)).await;
     let _ = to.end_stdin().await;
-}
-
-/// Bytes up to a character that is not complete.
-fn whole_characters(bytes: &[u8]) -> usize {
-    let mut chunks = bytes.utf8_chunks();
-    let Some(last) = chunks.by_ref().last() else {
-        return 0;
-    };
-    let cut = last.invalid();
-    let is_cut = std::str::from_utf8(cut).is_err_and(|error| error.error_len().is_none());
-    bytes.len() - if is_cut { cut.len() } else { 0 }
 }
 
 /// A run whose result is asked for: nothing is printed before it ends, and Ctrl-C ends it.
@@ -129,12 +114,16 @@ async fn for_the_result(
     mut signals: Signals,
     mut output: Output,
 ) -> Result<ExitCode, Failure> {
+    // A person is to see what the program wrote, and a program that reads the result what it always has.
+    order.request.trim = arguments.json;
     if order.types_stdin {
-        let reading = tokio::task::spawn_blocking(read_stdin);
-        order.request.stdin = Some(tokio::select! {
-            text = reading => text??,
+        let bytes = tokio::select! {
+            bytes = read_stdin() => bytes?,
             stop = signals.stop() => return super::stopped(stop, output).await,
-        });
+        };
+        let (text, encoding) = Encoding::encode(bytes);
+        order.request.stdin = Some(text);
+        order.request.stdin_encoding = encoding;
     }
     let running = server.execute_with(order.request, order.options);
     let mut result = tokio::select! {
@@ -144,7 +133,7 @@ async fn for_the_result(
     if arguments.json {
         return super::exited_with(&result, output).await;
     }
-    output.result(&result).await;
+    output.result(&result).await?;
     super::tell_network(&result.network_logs.take().unwrap_or_default(), &mut output);
     let ending = Ending {
         truncated: result.truncated,
@@ -155,27 +144,21 @@ async fn for_the_result(
     super::exited(result.exit_code, &ending, output).await
 }
 
-fn read_stdin() -> io::Result<String> {
-    let mut bytes = Vec::new();
-    io::stdin().read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// All of standard input.
+async fn read_stdin() -> io::Result<Vec<u8>> {
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes)?;
+        Ok(bytes)
+    });
+    reading.await.map_err(io::Error::other)?
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_character_waits_for_its_rest_and_what_is_none_does_not() {
-        for (bytes, whole) in [
-            (&b""[..], 0),
-            (b"a\xc3", 1),
-            ("aé".as_bytes(), 3),
-            (b"a\xff", 2),
-            (b"\xf0\x9f\x98", 0),
-            (b"\xffx\xe2\x82", 2),
-        ] {
-            assert_eq!(whole_characters(bytes), whole, "{bytes:?}");
-        }
+/// All of standard input, for a run that cannot be spoken to later. A person at a terminal is not waited for.
+async fn all_of_stdin(is_the_programs: bool) -> Option<Vec<u8>> {
+    if !is_the_programs || io::stdin().is_terminal() {
+        return None;
     }
+    // What cannot be read has ended.
+    read_stdin().await.ok()
 }

@@ -26,5 +26,6 @@ async fn get(state: web::Data<State>) -> web::Json<Health> {
         status: "ok".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         backend: state.backend.to_owned(),
+        backend_reason: Some(state.backend_reason.clone()),
     })
 }

@@ -63,15 +63,7 @@ impl User {
     }
 
     pub(crate) fn fed(&self, arguments: &[&str], input: &str) -> Output {
-        let mut command = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = command.stdin.take().unwrap();
-        stdin.write_all(input.as_bytes()).unwrap();
-        drop(stdin);
-        command.wait_with_output().unwrap()
+        fed(self.command(arguments), input.as_bytes())
     }
 
     /// What a command shows at a terminal of its own while this is typed. It ends as the command does.
@@ -102,6 +94,21 @@ impl User {
     pub(crate) fn path(&self, name: &str) -> String {
         self.home.path().join(name).to_str().unwrap().to_owned()
     }
+}
+
+/// What a command makes of this standard input.
+pub(crate) fn fed(mut command: Command, input: &[u8]) -> Output {
+    let mut command = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = command.stdin.take().unwrap();
+    let input = input.to_vec();
+    // Beside the reading of what it prints: neither waits for the other.
+    let writing = std::thread::spawn(move || {
+        // A command that has ended reads no more.
+        let _ = stdin.write_all(&input);
+    });
+    let output = command.wait_with_output().unwrap();
+    writing.join().unwrap();
+    output
 }
 
 pub(crate) fn succeeded(arguments: &[&str], output: &Output) -> String {

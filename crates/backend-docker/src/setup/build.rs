@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::Read as _;
 use std::time::Duration;
 
+use anstream::adapter::strip_str;
 use bollard::body_full;
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
@@ -213,9 +214,9 @@ impl Log {
         let mut lines = Vec::new();
         while let Some(end) = self.unfinished.find('\n') {
             let line: String = self.unfinished.drain(..=end).collect();
-            let line = line.trim_end();
-            if !line.is_empty() {
-                lines.push(line.to_owned());
+            let line = plain(&line);
+            if !line.is_empty() && !is_noise(&line) {
+                lines.push(line);
             }
         }
         for line in &lines {
@@ -235,6 +236,24 @@ impl Log {
     }
 }
 
+/// A line without colours, which the engine puts around standard error and tools around their words, and as it
+/// stands in the end where a tool has written it anew.
+fn plain(line: &str) -> String {
+    let text = strip_str(line).to_string();
+    let last = text.trim_end().rsplit('\r').next().unwrap_or_default();
+    last.trim_end().to_owned()
+}
+
+/// Warnings of tools that come with every build, and that nothing can be done about.
+fn is_noise(line: &str) -> bool {
+    const NOISE: [&str; 3] = [
+        "useradd warning:",
+        "debconf: delaying package configuration",
+        "WARNING: Running pip as the 'root' user",
+    ];
+    NOISE.iter().any(|noise| line.starts_with(noise))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +264,16 @@ mod tests {
         assert!(log.take("Step 1").is_empty());
         assert_eq!(log.take("/2\n\n ---> a\nSte"), ["Step 1/2", " ---> a"]);
         assert_eq!(log.tail(), "Step 1/2\n ---> a\nSte");
+    }
+
+    #[test]
+    fn lines_have_no_colours_and_no_warnings_of_every_build() {
+        let mut log = Log::default();
+        let output = "\x1b[91museradd warning: sandbox's uid 64800 is greater than SYS_UID_MAX 999\n\x1b[0m\
+                      \x1b[32mInstalling\x1b[0m x\r\n10%\r20%\r\n\x1b[91mError: no space\n\x1b[0mStep 3\n";
+        let lines = ["Installing x", "20%", "Error: no space", "Step 3"];
+        assert_eq!(log.take(output), lines);
+        assert_eq!(log.tail().trim_end(), lines.join("\n"));
     }
 
     #[test]

@@ -1,0 +1,143 @@
+//! Whether packages can be had: each registry is asked as a run's package manager is served, by the same resolver,
+//! the same rules on addresses, and the same certificates.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use isol8_egress::addresses::is_public;
+use isol8_egress::{FetchError, Filter, Policy, Resolve as _, SystemResolver};
+use tokio::time::timeout;
+use url::Url;
+
+use super::Finding;
+use crate::config::Config;
+
+/// The longest that one registry is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where PyPI keeps the files that its index lists.
+const PYPI_FILES: (&str, &str) = ("pypi.org", "https://files.pythonhosted.org/");
+
+pub(super) async fn findings(config: &Config) -> Vec<Finding> {
+    let policy = match config.egress.policy(&Filter::default()) {
+        Ok(policy) => policy,
+        Err(error) => {
+            let fix = "correct [network]";
+            return vec![Finding::bad("registries", error.to_string(), fix)];
+        }
+    };
+    let asked = addresses(config).into_iter();
+    join_all(asked.map(|url| ask(config, policy.clone(), url))).await
+}
+
+fn addresses(config: &Config) -> Vec<Url> {
+    let (python, npm) = (&config.packages.python, &config.packages.npm);
+    let (index, files) = PYPI_FILES;
+    let files = (python.host_str() == Some(index)).then(|| files.parse().ok());
+    let mut all = vec![python.join("pip/").unwrap_or_else(|_| python.clone())];
+    all.extend(files.flatten());
+    all.push(npm.clone());
+    all
+}
+
+async fn ask(config: &Config, policy: Policy, url: Url) -> Finding {
+    let name = url.host_str().unwrap_or_default().to_owned();
+    let opening = config
+        .egress
+        .open(&url, &policy, url.scheme() == "http", &[]);
+    let refused = match timeout(PATIENCE, opening).await {
+        Ok(Ok(_)) => return Finding::good(name, "answers"),
+        Ok(Err(error)) => error,
+        Err(_) => FetchError::TimedOut(PATIENCE),
+    };
+    match refused {
+        FetchError::Denied(rule) => denied(name, rule).await,
+        refused => {
+            let fix = fix(&refused);
+            Finding::bad(name, refused.to_string(), fix)
+        }
+    }
+}
+
+/// Says which of the rules kept a registry from being asked: its addresses are looked at again, because the rule's own
+/// words tell a sandbox nothing of this network.
+async fn denied(name: String, rule: String) -> Finding {
+    let looking = SystemResolver::default();
+    let found = match name.parse() {
+        Ok(address) => Ok(vec![address]),
+        Err(_) => match timeout(PATIENCE, looking.resolve(&name)).await {
+            Ok(found) => found.map_err(|error| error.to_string()),
+            Err(_) => Err("no name server answers".to_owned()),
+        },
+    };
+    match found {
+        Err(error) => {
+            let text = format!("its name cannot be resolved: {error}");
+            Finding::bad(
+                name,
+                text,
+                "correct /etc/resolv.conf, or name a mirror in [packages]",
+            )
+        }
+        Ok(addresses) if !addresses.iter().copied().any(is_public) => {
+            let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let shown = shown.join(", ");
+            let text = format!("its address {shown} is not public, so that no sandbox reaches it");
+            let fix =
+                format!("add {shown} to network.allowedCidrs, where that is your mirror or proxy");
+            Finding::bad(name, text, fix)
+        }
+        Ok(_) => Finding::bad(
+            name,
+            rule,
+            "correct network.whitelist and network.blacklist",
+        ),
+    }
+}
+
+/// The fix for what is wrong with a registry.
+fn fix(error: &FetchError) -> &'static str {
+    match error {
+        FetchError::Unreachable(text) if text.contains("TLS") => {
+            "open the firewall, or trust the proxy that inspects TLS: SSL_CERT_FILE, and images.caBundle for builds"
+        }
+        _ => "open the firewall, or name a mirror in [packages]",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let file: crate::config::ConfigFile = toml::from_str(text).unwrap();
+        file.check("/state".into()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_cannot_be_used_is_named_with_the_key_to_change() {
+        let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+        let plain = plain.local_addr().unwrap().to_string();
+        for (address, allowed, expected) in [
+            ("https://127.0.0.1:1/", "", "network.allowedCidrs"),
+            ("https://no-such-registry.invalid/", "", "/etc/resolv.conf"),
+            (
+                &format!("https://{plain}/"),
+                "\"127.0.0.1/32\"",
+                "SSL_CERT_FILE",
+            ),
+        ] {
+            let text = format!(
+                "[packages]\npythonIndex = \"{address}\"\nnpmRegistry = \"{address}\"\n[network]\nallowedCidrs = [{allowed}]\n"
+            );
+            let found = findings(&config(&text)).await;
+            assert_eq!(found.len(), 2);
+            for one in found {
+                let fix = one.fix.unwrap_or_default();
+                assert!(fix.contains(expected), "{address}: {} ({fix})", one.text);
+            }
+        }
+    }
+}
