@@ -102,10 +102,9 @@ impl RemoteIsol8 {
             Opened::Refused => {
                 let url = self.url(&["execute", "stream"])?;
                 let request = self.request(Method::POST, url).json(body);
-                Ok(RunStream::heard(
-                    sse::events(answer(&request).await?),
-                    deadline,
-                ))
+                let response = answer(&request).await?;
+                self.warnings.of_answer(&response);
+                Ok(RunStream::heard(sse::events(response), deadline))
             }
         }
     }
