@@ -29,6 +29,10 @@ audit:
 fuzz SECONDS="600" *TARGETS:
     scripts/fuzz {{ SECONDS }} {{ TARGETS }}
 
+# Builds the image isol8:full and tries what it holds; takes minutes.
+full-image *CONFIG:
+    scripts/full-image {{ CONFIG }}
+
 # A benchmark: latency, throughput, stream, files, network.
 bench NAME="latency" *ARGS:
     cargo bench --bench {{ NAME }} -- {{ ARGS }}

@@ -107,7 +107,8 @@ pub struct SessionDelete {
 /// `isol8 cleanup`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Exit codes: 0 where nothing is left, 1 where something is, or nothing was to be removed.
+    after_help = "Exit codes: 0 where all that was found is removed, also where there was nothing; 1 where something could not be
+removed (standard error says what), where the answer to the question is no, and on other errors.
 
 Examples:
   isol8 cleanup

@@ -171,6 +171,8 @@ pub(super) struct ImagesTable {
     /// PEM file of certificates to trust beside the usual ones; "" for none. Left out, it is the file that
     /// SSL_CERT_FILE or a variable like it names.
     pub(super) ca_bundle: String,
+    /// For Docker: build and serve isol8:full as well, with what code interpreters have.
+    pub(super) full: bool,
     /// Directory where native sandboxes have their programs from; "" is this host's own /usr.
     pub(super) root: String,
 }
@@ -181,6 +183,7 @@ impl Default for ImagesTable {
             base: DEFAULT_BASE.to_owned(),
             bootstrap: false,
             ca_bundle: String::new(),
+            full: false,
             root: String::new(),
         }
     }
@@ -221,6 +224,10 @@ impl ConfigFile {
             .filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)))
             .collect();
         let (network, egress) = self.network.check()?;
+        let mut prebuilt_images = self.prebuilt_images;
+        if self.images.full {
+            prebuilt_images.push(PrebuiltTable::full());
+        }
         Ok(Config {
             sources: Vec::new(),
             unused: Vec::new(),
@@ -271,7 +278,7 @@ impl ConfigFile {
             pool_refill_width: self.pool_refill_width,
             kernels: Kernels::new(kernels),
             granted_images: self.policy.images()?,
-            images: images::check(self.prebuilt_images, self.dependencies, &images)?,
+            images: images::check(prebuilt_images, self.dependencies, &images)?,
             networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,

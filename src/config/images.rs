@@ -34,6 +34,20 @@ pub(super) struct PrebuiltTable {
     pool_size: Option<PoolSize>,
 }
 
+impl PrebuiltTable {
+    /// The image of `images.full`: Python with what code interpreters have.
+    pub(super) fn full() -> Self {
+        let packages = include_str!("../../images/full/packages");
+        Self {
+            tag: "isol8:full".to_owned(),
+            runtime: Runtime::Python,
+            install_packages: packages.lines().map(str::to_owned).collect(),
+            setup_script: Some(include_str!("../../images/full/setup").to_owned()),
+            pool_size: None,
+        }
+    }
+}
+
 /// The images of a configuration whose runtimes have these images of their own.
 pub(super) fn check(
     prebuilt: Vec<PrebuiltTable>,
@@ -110,6 +124,20 @@ mod tests {
         assert_eq!(full.image.packages, ["six"]);
         assert_eq!(full.image.setup_script.as_deref(), Some("true"));
         assert_eq!(images.dependencies[&Runtime::Node], ["chalk@5"]);
+    }
+
+    #[test]
+    fn the_full_image_is_one_more_where_it_is_asked_for() {
+        assert!(load("", &[]).unwrap().images.prebuilt.is_empty());
+        let own = "[[prebuiltImages]]\ntag = \"a\"\nruntime = \"bash\"\n";
+        let images = load(&format!("{own}[images]\nfull = true"), &[]);
+        let images = images.unwrap().images;
+        let [first, full] = &images.prebuilt[..] else {
+            panic!("{images:?}")
+        };
+        assert_eq!((&*first.image.tag, &*full.image.tag), ("a", "isol8:full"));
+        assert_eq!(full.image.runtime, Runtime::Python);
+        assert!(full.image.packages.contains(&"pandas".to_owned()));
     }
 
     #[test]

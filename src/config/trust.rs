@@ -129,6 +129,7 @@ pub(super) fn rule(key: &str) -> Option<Rule> {
         | "images.base"
         | "images.bootstrap"
         | "images.caBundle"
+        | "images.full"
         | "images.root"
         | "packages.cache"
         | "packages.cacheDir"

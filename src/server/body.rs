@@ -97,7 +97,10 @@ impl Reading<'_> {
         while let Some(piece) = self.next(&mut payload).await? {
             let length = body.len() + piece.len();
             if length > most {
-                let text = format!("body is larger than {most} bytes");
+                let text = format!(
+                    "body is larger than {most} bytes: send large files by PUT /session/{{id}}/files/{{path}}, or have \
+                     the operator raise server.maxBodySize"
+                );
                 return Err(ApiError::new(ErrorCode::PayloadTooLarge, text));
             }
             if length > SMALL && !share.is_held() {

@@ -1,6 +1,7 @@
 //! A path of the server, and what it does for each method.
 //!
-//! A route comes with its description, so that none is served that `/openapi.json` does not have.
+//! A route comes with its description, so that none is served that `/openapi.json` does not have, but for the page
+//! that shows the document.
 
 use std::fmt;
 
@@ -39,6 +40,19 @@ impl Endpoint {
         let route = web::method(method.clone()).to(handler);
         self.routes.push((method.clone(), route));
         self.descriptions.push((method, description));
+        self
+    }
+
+    /// Adds what answers a method and is no operation for programs: the page that shows the document, and its parts.
+    #[must_use]
+    pub fn for_browsers<F, Args>(mut self, method: Method, handler: F) -> Self
+    where
+        F: Handler<Args>,
+        Args: FromRequest + 'static,
+        F::Output: Responder + 'static,
+    {
+        let route = web::method(method.clone()).to(handler);
+        self.routes.push((method, route));
         self
     }
 

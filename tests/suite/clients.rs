@@ -26,13 +26,66 @@ fn the_typescript_client_is_well_typed_and_passes_its_tests() {
     // Checks the tests' types as well.
     let tests = [compiler, "--project", "tsconfig.test.json"];
     passes(&directory, "node", &tests);
-    // Node 20 has a WebSocket, and hides it. It finds the tests by their names.
-    let node = [
-        "--experimental-websocket",
-        "--test",
-        "--test-timeout=120000",
-    ];
+    // Node finds the tests by their names.
+    let node = ["--test", "--test-timeout=120000"];
     passes(&directory.join("build"), "node", &node);
+}
+
+/// The lines that the clients' pages have for it, in projects that hold nothing else.
+#[test]
+fn the_clients_are_installed_as_their_pages_say() {
+    let project = tempfile::tempdir().unwrap();
+    let target = project.path().join("python");
+    let python = installed(Path::new(CLIENTS).join("python/.venv/bin/python"));
+    let python = python.to_str().unwrap();
+    let client = copy_of("python", project.path());
+    let client = client.to_str().unwrap();
+    let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target"];
+    let arguments = [&install[..], &[target.to_str().unwrap(), client]].concat();
+    passes(project.path(), python, &arguments);
+    let check =
+        format!("import isol8; assert isol8.__file__.startswith({target:?}), isol8.__file__");
+    passes(&target, python, &["-c", &check]);
+
+    let client = copy_of("typescript", project.path());
+    passes(
+        &client,
+        "npm",
+        &["ci", "--ignore-scripts", "--prefer-offline"],
+    );
+    passes(&client, "npm", &["pack"]);
+    let package = client.join("isol8-client-0.1.0.tgz");
+    let install = ["install", "--prefer-offline", package.to_str().unwrap()];
+    let user = project.path().join("user");
+    std::fs::create_dir(&user).unwrap();
+    passes(&user, "npm", &install);
+    let check =
+        "import { Isol8 } from 'isol8-client'; new Isol8('http://127.0.0.1:1', { key: 'k' })";
+    passes(&user, "node", &["--input-type=module", "--eval", check]);
+
+    let user = project.path().join("rust");
+    let name = user.to_str().unwrap();
+    passes(
+        project.path(),
+        "cargo",
+        &["init", "--quiet", "--vcs=none", name],
+    );
+    let client = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/client");
+    passes(
+        &user,
+        "cargo",
+        &["add", "--quiet", "--offline", "--path", client],
+    );
+}
+
+/// A client's sources as a checkout has them: building writes into them.
+fn copy_of(client: &str, into: &Path) -> PathBuf {
+    let copy = into.join(format!("{client}-client"));
+    let (from, to) = (Path::new(CLIENTS).join(client), copy.to_str().unwrap());
+    std::fs::create_dir(&copy).unwrap();
+    let script = "tar -c --exclude=.venv --exclude=node_modules --exclude=build --exclude=dist . | tar -x -C \"$0\"";
+    passes(&from, "bash", &["-o", "pipefail", "-c", script, to]);
+    copy
 }
 
 /// A tool of a client's directory.

@@ -1,12 +1,15 @@
 //! What `deploy/` holds works as it stands there.
 
+use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
+use isol8_client::RemoteIsol8;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::harness::{ISOL8, Kind, Server, python, state_directory, until};
+use crate::harness::{ISOL8, KEY, Kind, Server, bash, python, state_directory, until};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
 
@@ -28,7 +31,7 @@ fn docker(arguments: &[&str]) -> Output {
 }
 
 /// The units, and ten times the exposure that systemd may find in each: 100 is none of its settings.
-const UNITS: [(&str, u32); 2] = [("isol8.service", 65), ("isol8-docker.service", 20)];
+const UNITS: [(&str, u32); 2] = [("isol8.service", 62), ("isol8-docker.service", 19)];
 
 fn systemd_analyze(unit: &Path, arguments: &[&str]) -> Output {
     Command::new("systemd-analyze")
@@ -86,7 +89,9 @@ fn the_native_backend_makes_sandboxes_within_what_the_unit_leaves_to_root() {
     ] {
         assert!(text.contains(&format!("\n{setting}\n")), "{text}");
     }
-    let script = "for place in /usr /etc; do\n\
+    assert!(text.contains("\nUMask=0077\n"), "{text}");
+    let script = "umask 077\n\
+                  for place in /usr /etc; do\n\
                   \x20 mount --rbind $place $place && mount -o remount,bind,ro $place || exit 1\n\
                   done\n\
                   for place in /usr/lib/modules /home; do\n\
@@ -119,7 +124,9 @@ fn the_docker_backend_needs_nothing_but_the_engines_group() {
     // The executable may be in a directory that the user cannot enter.
     let executable = state.path().join("isol8");
     std::fs::copy(ISOL8, &executable).unwrap();
-    let mut confined = Command::new("setpriv");
+    assert!(file("isol8-docker.service").contains("\nUMask=0077\n"));
+    let mut confined = Command::new("bash");
+    confined.args(["-c", "umask 077 && exec \"$0\" \"$@\"", "setpriv"]);
     confined.args(["--reuid=54321", "--regid=54322", &groups, "--no-new-privs"]);
     confined.args(["--bounding-set=-all", "--inh-caps=-all"]);
     confined.arg(&executable);
@@ -133,6 +140,161 @@ fn the_docker_backend_needs_nothing_but_the_engines_group() {
         let file = session.get_file("/sandbox/a").await.unwrap();
         assert_eq!(file, b"x");
     });
+    server.stop();
+}
+
+#[test]
+fn the_configurations_are_small_and_accepted() {
+    for name in ["serve.toml", "config.toml"] {
+        let text = file(name);
+        let keys = text
+            .lines()
+            .filter(|line| line.contains('=') && !line.starts_with('#'));
+        assert!(keys.count() < 6, "{text}");
+        let mut check = Command::new(ISOL8);
+        check.args(["config", "--json", "--config"]);
+        let output = check.arg(Path::new(DEPLOY).join(name)).output().unwrap();
+        let config: Value = serde_json::from_str(&succeeds(output, name)).unwrap();
+        assert_eq!(config["shutdown"]["keepSessions"], true, "{name}");
+    }
+}
+
+/// Where `scripts/install-dependencies` puts it, unpacked: as a package it would start a server.
+const NGINX: &str = "/usr/local/lib/isol8-tests/bin/nginx";
+
+/// nginx in the foreground with what deploy/nginx.conf says, on ports of loopback: one with TLS, one without.
+struct Nginx {
+    process: Child,
+    directory: TempDir,
+    tls: u16,
+    plain: u16,
+}
+
+impl Nginx {
+    fn before(server: &Server) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        let certificate = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+            -subj /CN=isol8.example.com -days 2 -keyout key.pem -out certificate.pem";
+        let made = Command::new("bash")
+            .args(["-c", certificate])
+            .current_dir(at)
+            .output();
+        succeeds(made.unwrap(), "openssl");
+        let [tls, plain] = free_ports();
+        let mut site = file("nginx.conf");
+        for (there, here) in [
+            ("/etc/ssl/isol8", at.to_str().unwrap()),
+            ("127.0.0.1:3000", &server.address),
+            (
+                "listen 443 ssl;",
+                &format!("listen 127.0.0.1:{tls} ssl; listen 127.0.0.1:{plain};"),
+            ),
+        ] {
+            assert!(site.contains(there), "{site}");
+            site = site.replace(there, here);
+        }
+        let places = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let places: Vec<_> = places
+            .iter()
+            .map(|name| format!("{name}_temp_path {}/{name};", at.display()))
+            .collect();
+        let main = format!(
+            "daemon off; master_process off; pid {at}/pid; error_log stderr; events {{}}\n\
+             http {{ access_log off; {places} {site} }}\n",
+            at = at.display(),
+            places = places.join(" "),
+        );
+        std::fs::write(at.join("nginx.conf"), main).unwrap();
+        let checked = Self::command(at).arg("-t").output();
+        succeeds(
+            checked.expect("nginx is missing: run scripts/install-dependencies"),
+            "nginx -t",
+        );
+        let process = Self::command(at).spawn().unwrap();
+        let nginx = Self {
+            process,
+            directory,
+            tls,
+            plain,
+        };
+        until("nginx listens", || {
+            TcpStream::connect(("127.0.0.1", plain)).is_ok()
+        });
+        nginx
+    }
+
+    fn command(directory: &Path) -> Command {
+        let mut command = Command::new(NGINX);
+        command.arg("-p").arg(directory).args(["-c", "nginx.conf"]);
+        command.args(["-e", "stderr"]);
+        command
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = (self.process.kill(), self.process.wait());
+        let _ = &self.directory;
+    }
+}
+
+/// Ports that are free, and will likely be so in a moment.
+fn free_ports() -> [u16; 2] {
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// A program that has begun to print goes on when a large file has arrived: so what passes through the proxy is not
+/// kept back in either direction, and its bodies are as large as the server's.
+#[tokio::test]
+async fn nginx_passes_streams_uploads_and_websockets_on_as_they_come() {
+    let server = Server::start(Kind::Native);
+    let nginx = Nginx::before(&server);
+    let url = format!("http://127.0.0.1:{}", nginx.plain);
+    let client = RemoteIsol8::new(&url, KEY).unwrap();
+    let code =
+        "echo first; while [ ! -s /sandbox/large ]; do sleep 0.02; done; read line; echo $line";
+    let large = vec![b'x'; 8 << 20];
+
+    let session = client.clone().with_session("websocket".parse().unwrap());
+    let mut run = session.execute_stream(bash(code)).await.unwrap();
+    let input = run.take_input().expect("no WebSocket passes");
+    assert_eq!(run.next().await.unwrap().unwrap().data, "first\n");
+    session
+        .put_file("/sandbox/large", large.clone())
+        .await
+        .unwrap();
+    input.stdin("second\n").await.unwrap();
+    assert_eq!(run.next().await.unwrap().unwrap().data, "second\n");
+    drop(run);
+    session.stop().await.unwrap();
+
+    let session = client.with_session("events".parse().unwrap());
+    let mut request = bash(code);
+    request.stdin = Some("second\n".to_owned());
+    let body = serde_json::json!({ "sessionId": "events", "request": request });
+    let http = reqwest::Client::new();
+    let events = http.post(format!("{url}/execute/stream")).bearer_auth(KEY);
+    let mut events = events.json(&body).send().await.unwrap();
+    let mut seen = String::new();
+    while !seen.contains("first") {
+        let piece = events.chunk().await.unwrap().unwrap();
+        seen += std::str::from_utf8(&piece).unwrap();
+    }
+    session.put_file("/sandbox/large", large).await.unwrap();
+    while let Some(piece) = events.chunk().await.unwrap() {
+        seen += std::str::from_utf8(&piece).unwrap();
+    }
+    assert!(seen.contains("second"), "{seen}");
+    session.stop().await.unwrap();
+
+    let health = format!("https://127.0.0.1:{}/health", nginx.tls);
+    let curl = Command::new("curl")
+        .args(["--insecure", "--silent", "--fail", &health])
+        .output();
+    succeeds(curl.unwrap(), "TLS");
+    drop(nginx);
     server.stop();
 }
 

@@ -147,6 +147,121 @@ async fn what_is_described_is_served_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn the_servers_address_leads_to_the_page() {
+    let server = Server::start(Kind::Native);
+    let answer = ask(&server, Method::GET, "/").await;
+    assert_eq!(answer.url().path(), "/docs");
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(!operations(&document(&server).await).contains_key("/"));
+    server.stop();
+}
+
+/// Writes the samples of every operation into files, as the page makes them: `NAME.sh`, `NAME.py` and `NAME.mjs`.
+const WRITE_SAMPLES: &str = r#"
+import { readFileSync, writeFileSync } from "node:fs";
+import { samples } from "./docs-samples.mjs";
+const [base, library] = process.argv.slice(2);
+const { paths } = JSON.parse(readFileSync("openapi.json", "utf8"));
+const run = { json: { request: { runtime: "bash", code: `echo "it's" 42` }, options: { timeoutMs: 9000 } } };
+const examples = { "{id}": "demo", "{path}": "sandbox/data.csv" };
+for (const [path, methods] of Object.entries(paths)) {
+    for (const [method, operation] of Object.entries(methods)) {
+        const { operationId } = operation;
+        const query = { listFiles: "?path=%2Fsandbox", readFile: "?sessionId=demo&path=%2Fsandbox%2Fdata.csv" };
+        const content = operation.requestBody?.content;
+        const body = content && (content["application/json"] ? { json: content["application/json"].example } : { file: "data.csv" });
+        const isRun = path.startsWith("/execute");
+        const made = samples({
+            operation: operationId,
+            method: method.toUpperCase(),
+            url: base + path.replace(/\{\w+\}/g, (name) => examples[name]) + (query[operationId] ?? ""),
+            base,
+            needsKey: Boolean(operation.security),
+            isStream: operationId === "stream",
+            id: "demo",
+            path: operationId === "listFiles" ? "/sandbox" : "/sandbox/data.csv",
+            body: isRun ? run : body,
+        });
+        const endings = { curl: "sh", Python: "py", TypeScript: "mjs" };
+        for (const [name, text] of Object.entries(made)) {
+            writeFileSync(`${operationId}.${endings[name]}`, text.replace("isol8-client", library));
+        }
+    }
+}
+"#;
+
+/// Runs the samples, each by itself, and prints the names of those that fail, with what they printed.
+const RUN_SAMPLES: &str = r#"
+run() {
+    case $1 in
+        *.sh) sed 's/^curl /curl --fail --silent --show-error /' "$1" | bash ;;
+        *.py) "$PYTHON" "$1" ;;
+        *) node "$1" ;;
+    esac
+}
+# What ends sessions comes last.
+for sample in $(ls *.sh *.py *.mjs | grep -v docs-samples | grep -v write.mjs | sort -t. -k1,1 | grep -v -e deleteSession -e cleanup)     deleteSession.{sh,py,mjs} cleanup.{sh,py,mjs}; do
+    if ! output=$(run "$sample" 2>&1); then
+        printf '%s failed: %s\n%s\n' "$sample" "$output" "$(cat "$sample")"
+    fi
+    case $sample in
+        execute.* | stream.* | websocket.*) [[ $output == *"it's 42"* ]] || printf '%s: %s\n' "$sample" "$output" ;;
+    esac
+done
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_samples_of_every_operation_run() {
+    let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/clients");
+    let server = Server::start(Kind::Native);
+    let session = server.session("demo");
+    session.execute(python("1")).await.unwrap();
+    session.put_file("/sandbox/data.csv", "a,b").await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    let samples = ask(&server, Method::GET, "/docs-samples.js").await;
+    write("docs-samples.mjs", &samples.text().await.unwrap());
+    write("openapi.json", &document(&server).await.to_string());
+    write("data.csv", "a,b");
+    write("write.mjs", WRITE_SAMPLES);
+
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&directory);
+        command.env("ISOL8_API_KEY", KEY);
+        command.env("PYTHON", format!("{clients}/python/.venv/bin/python"));
+        command.env("PYTHONPATH", format!("{clients}/python/src"));
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let library = directory.path().join("client");
+    let compiler = format!("{clients}/typescript/node_modules/typescript/bin/tsc");
+    let project = format!("{clients}/typescript");
+    let library = library.to_str().unwrap();
+    let compiled = run(
+        "node",
+        &[&compiler, "--project", &project, "--outDir", library],
+    );
+    assert_eq!(compiled, "");
+    write("client/package.json", r#"{"type": "module"}"#);
+    std::os::unix::fs::symlink(
+        format!("{clients}/typescript/node_modules"),
+        directory.path().join("client/node_modules"),
+    )
+    .unwrap();
+    let base = format!("http://{}", server.address);
+    let written = run(
+        "node",
+        &["write.mjs", &base, &format!("{library}/index.js")],
+    );
+    assert_eq!(written, "");
+    let failed = tokio::task::block_in_place(|| run("bash", &["-c", RUN_SAMPLES]));
+    assert_eq!(failed, "");
+    server.stop();
+}
+
+#[tokio::test]
 async fn the_page_needs_nothing_from_elsewhere() {
     let server = Server::start(Kind::Native);
     let page = ask(&server, Method::GET, "/docs").await;
@@ -164,19 +279,27 @@ async fn the_page_needs_nothing_from_elsewhere() {
         .captures_iter(&html)
         .map(|found| found[1].to_owned())
         .collect();
-    let expected = ["docs.css", "docs.js", "openapi.json"];
-    assert_eq!(parts, expected.map(str::to_owned).into());
+    let kinds = BTreeMap::from([
+        ("docs-samples.js", "text/javascript"),
+        ("docs.css", "text/css"),
+        ("docs.js", "text/javascript"),
+        ("openapi.json", "application/json"),
+    ]);
+    assert_eq!(parts, kinds.keys().map(|part| (*part).to_owned()).collect());
+    let described = operations(&document(&server).await);
     let mut texts = vec![html];
-    for (part, kind) in
-        expected
-            .into_iter()
-            .zip(["text/css", "text/javascript", "application/json"])
-    {
+    for (part, kind) in kinds {
         let answer = ask(&server, Method::GET, &format!("/{part}")).await;
         assert_eq!(answer.status(), StatusCode::OK, "{part}");
         let content_type = answer.headers()[CONTENT_TYPE].to_str().unwrap();
         assert!(content_type.starts_with(kind), "{part}: {content_type}");
         texts.push(answer.text().await.unwrap());
+        let is_asset = part.starts_with("docs");
+        assert_ne!(
+            described.contains_key(&format!("/{part}")),
+            is_asset,
+            "{part}"
+        );
     }
     let host = Regex::new("(?i)[a-z]+://|\\burl\\(|@import|[\"']//").unwrap();
     for text in &texts {

@@ -61,8 +61,9 @@ for number in range(100_000):
     os.close(os.open(f'/tmp/many/{number}', os.O_CREAT))
 for name in ('.bashrc', '.profile', '.bash_profile', '.pythonrc', 'sitecustomize.py', 'usercustomize.py', 'os.py', 'bunfig.toml'):
     open(f'/sandbox/{name}', 'w').write('raise SystemExit("left behind")')
-os.makedirs('/sandbox/.local/lib/python3.11/site-packages')
-open('/sandbox/.local/lib/python3.11/site-packages/left.pth', 'w').write('import sys; sys.left = 1')
+packages = '/sandbox/.local/lib/python%d.%d/site-packages' % sys.version_info[:2]
+os.makedirs(packages)
+open(packages + '/left.pth', 'w').write('import sys; sys.left = 1')
 
 print(libc.shmget(1, 4096, 0o1666) >= 0, libc.msgget(2, 0o1666) >= 0, libc.semget(3, 1, 0o1666) >= 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

@@ -1,5 +1,6 @@
 import { Isol8Error, refusal, unreachable } from "./errors.js";
 import { type Repetition, type RetryPolicy, sleep, waitBeforeNext } from "./retry.js";
+import { settings } from "./settings.js";
 import { bodyOf, serverSentEvents } from "./sse.js";
 import { ExecutionStream } from "./stream.js";
 import type {
@@ -11,12 +12,21 @@ import type {
   Session,
 } from "./types.js";
 import { Socket, usualFactory, type WebSocketFactory } from "./websocket.js";
-import { baseUrl, executeBody, filePath, filesPath, result, sessionPath } from "./wire.js";
+import {
+  baseUrl,
+  clearTextWarning,
+  executeBody,
+  filePath,
+  filesPath,
+  result,
+  sessionPath,
+  warningsOf,
+} from "./wire.js";
 
 /** How a client behaves. */
 export interface ClientOptions {
-  /** The key that the server asks for. */
-  key: string;
+  /** The key that the server asks for; else that of `ISOL8_API_KEY`, else that of `isol8 login` for this server. */
+  key?: string | undefined;
   /** The session that every run goes to; without one every run has a sandbox of its own. */
   sessionId?: string;
   /** How often a call is made again at most; 2 where nothing is given. */
@@ -25,8 +35,13 @@ export interface ClientOptions {
   maxRetryWaitMs?: number;
   /** In place of the global one. */
   fetch?: typeof fetch;
-  /** In place of the global WebSocket, which takes headers in Node since 22, in Bun and in Deno only. */
+  /** In place of the platform's WebSocket, or in Node 20 of that of the package `ws`. */
   webSocket?: WebSocketFactory;
+  /**
+   * Is told what the server finds doubtful about a request, and of a key that is sent unencrypted; `console.warn`
+   * where nothing is given.
+   */
+  onWarning?: (text: string) => void;
 }
 
 /** How one call behaves. */
@@ -80,20 +95,28 @@ export class Isol8 {
   readonly #policy: RetryPolicy;
   readonly #fetch: typeof fetch;
   readonly #webSocket: WebSocketFactory | undefined;
+  readonly #onWarning: (text: string) => void;
 
   /**
-   * A server by its address, for example `http://127.0.0.1:3000`. Nothing is sent yet.
+   * A server by its address, for example `http://127.0.0.1:3000`; else that of `ISOL8_HOST`, else that of
+   * `isol8 login`. Nothing is sent yet.
    *
-   * @throws TypeError where the address is not one of a server.
+   * @throws TypeError where there is no server or no key, or the address is not one of a server.
    */
-  constructor(url: string, options: ClientOptions) {
+  constructor(url?: string, options: ClientOptions = {}) {
+    const found = settings(url, options.key);
     this.sessionId = options.sessionId;
-    this.#base = baseUrl(url);
-    this.#headers = { Authorization: `Bearer ${options.key}` };
+    this.#base = baseUrl(found.url);
+    this.#headers = { Authorization: `Bearer ${found.key}` };
     this.#policy = { retries: options.retries ?? 2, maxWaitMs: options.maxRetryWaitMs ?? 30_000 };
     // Browsers want theirs to be called as a function, not as a method.
     this.#fetch = options.fetch ?? ((...request) => fetch(...request));
-    this.#webSocket = options.webSocket ?? usualFactory();
+    this.#webSocket = options.webSocket;
+    this.#onWarning = options.onWarning ?? ((text) => console.warn(`isol8: ${text}`));
+    const inClear = clearTextWarning(this.#base);
+    if (inClear !== undefined) {
+      this.#onWarning(inClear);
+    }
   }
 
   /**
@@ -109,7 +132,7 @@ export class Isol8 {
       body: JSON.stringify(executeBody(request, call.options, this.sessionId)),
       headers: key === undefined ? {} : { "Idempotency-Key": key },
     });
-    return result(await read(response, (answer) => answer.json()));
+    return result(await read(response, (answer) => answer.json()), this.#warn(response));
   }
 
   /**
@@ -121,7 +144,7 @@ export class Isol8 {
     const socket = call.transport === "sse" ? undefined : await this.#connect(call.signal);
     if (socket !== undefined) {
       socket.send({ type: "execute", ...body });
-      return new ExecutionStream(socket.texts(), socket, () => socket.close(), call.signal);
+      return new ExecutionStream(socket.texts(), socket, () => socket.close(), call.signal, []);
     }
     const ended = new AbortController();
     const end = () => ended.abort();
@@ -132,7 +155,8 @@ export class Isol8 {
         body: JSON.stringify(body),
         signal: ended.signal,
       });
-      return new ExecutionStream(serverSentEvents(bodyOf(response)), undefined, end, call.signal);
+      const texts = serverSentEvents(bodyOf(response));
+      return new ExecutionStream(texts, undefined, end, call.signal, this.#warn(response));
     } catch (error) {
       call.signal?.throwIfAborted();
       throw error;
@@ -242,7 +266,17 @@ export class Isol8 {
   async #connect(signal: AbortSignal | undefined): Promise<Socket | undefined> {
     const url = new URL("execute/ws", this.#base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    return this.#webSocket && Socket.connect(this.#webSocket, url.href, this.#headers, signal);
+    const factory = this.#webSocket ?? (await usualFactory());
+    return factory && Socket.connect(factory, url.href, this.#headers, signal);
+  }
+
+  /** Passes on the warnings of an answer, and returns them. */
+  #warn(response: Response): string[] {
+    const told = warningsOf(response);
+    for (const text of told) {
+      this.#onWarning(text);
+    }
+    return told;
   }
 }
 

@@ -16,13 +16,18 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
   readonly #end: () => void;
   readonly #signal: AbortSignal | undefined;
 
+  /** What the server finds doubtful about the request, as far as it says so over server-sent events. */
+  readonly warnings: readonly string[];
+
   /** @internal */
   constructor(
     texts: AsyncGenerator<string>,
     socket: Socket | undefined,
     end: () => void,
     signal: AbortSignal | undefined,
+    warnings: readonly string[],
   ) {
+    this.warnings = warnings;
     this.#texts = texts;
     this.#socket = socket;
     // One of its own: whoever made the stream may have listened with the other while it connected.

@@ -66,8 +66,6 @@ export interface Options {
   memoryLimit?: number | string;
   /** Processes and threads. */
   pidsLimit?: number;
-  /** Whether `/` refuses writing. */
-  readonlyRootFs?: boolean;
   /** Of `/sandbox`; bytes, or text such as `"512m"`. */
   sandboxSize?: number | string;
   /** Of `/tmp`; bytes, or text such as `"256m"`. */
@@ -80,14 +78,6 @@ export interface Options {
   secrets?: Record<string, string>;
   /** A custom image. */
   image?: string;
-  /** Keep the container after the run. */
-  persist?: boolean;
-  /** Confinement by the kernel. */
-  security?: { seccomp?: "strict" | "unconfined" | "custom"; customProfilePath?: string };
-  /** What `codeUrl` may name, as the server's documentation says. */
-  remoteCode?: Record<string, unknown>;
-  /** Accepted, and of no effect on this server. */
-  debug?: boolean;
 }
 
 /** How a run went. A program that fails or runs out of time is a result, not an error. */
@@ -124,6 +114,8 @@ export interface ExecutionResult {
   stateLost?: boolean;
   /** Where the time went. */
   timings?: Timings;
+  /** What the server finds doubtful about the request; `onWarning` of the client is told too. */
+  warnings: string[];
 }
 
 /** What a run used. */

@@ -3,16 +3,29 @@ import { brokenOff } from "./errors.js";
 /** Opens a WebSocket that sends these headers, or throws where it cannot. */
 export type WebSocketFactory = (url: string, headers: Record<string, string>) => WebSocket;
 
-/** Where WebSockets of this platform take headers: in Node since 22, in Bun and in Deno. */
-export function usualFactory(): WebSocketFactory | undefined {
+/**
+ * Opens WebSockets with headers, which those of Node since 22, of Bun and of Deno take; Node 20 has the package `ws`
+ * for it. `undefined` in browsers, whose WebSockets take none.
+ */
+export async function usualFactory(): Promise<WebSocketFactory | undefined> {
   const { process, WebSocket } = globalThis as {
     process?: { versions?: { node?: string } };
     WebSocket?: new (url: string, options: object) => WebSocket;
   };
-  if (process?.versions?.node === undefined || WebSocket === undefined) {
+  if (process?.versions?.node === undefined) {
     return undefined;
   }
-  return (url, headers) => new WebSocket(url, { headers });
+  if (WebSocket !== undefined) {
+    return (url, headers) => new WebSocket(url, { headers });
+  }
+  try {
+    const ws = await import("ws");
+    // No limit on a message: an exit may carry files of any size.
+    return (url, headers) => new ws.WebSocket(url, { headers, maxPayload: 0, perMessageDeflate: false });
+  } catch {
+    // A bundle without the package has server-sent events.
+    return undefined;
+  }
 }
 
 /** An open WebSocket as a sequence of the texts that arrive. */

@@ -19,6 +19,31 @@ export function baseUrl(url: string): URL {
   return parsed;
 }
 
+/** The header with what the server finds doubtful about a request. */
+const WARNING = "X-Isol8-Warning";
+
+/** The warnings of an answer. Where there are several, `fetch` joins them with commas. */
+export function warningsOf(response: Response): string[] {
+  const told = response.headers.get(WARNING);
+  return told === null ? [] : [told];
+}
+
+/** Says so where what is sent to a server leaves this machine unencrypted. */
+export function clearTextWarning(base: URL): string | undefined {
+  if (base.protocol !== "http:" || isLoopback(base.hostname)) {
+    return undefined;
+  }
+  return `the key and all that is sent to ${base.host} can be read on the way: use https`;
+}
+
+/** Whether what is sent to a host stays on this machine. The host is in the form that `URL` gives it. */
+function isLoopback(host: string): boolean {
+  const name = host.replace(/\.$/, "");
+  const isName = name === "localhost" || name.endsWith(".localhost");
+  // 127.0.0.0/8, also as an IPv6 address, and ::1.
+  return isName || /^127\.\d+\.\d+\.\d+$/.test(name) || /^\[(::1|::ffff:7f[\da-f]{2}:[\da-f]{1,4})\]$/.test(name);
+}
+
 /** The route of a session. */
 export function sessionPath(session: string): string {
   return `session/${segment(session)}`;
@@ -86,9 +111,10 @@ export function event(text: string): StreamEvent {
   return withFiles(parsed);
 }
 
-/** A run's result. */
-export function result(parsed: unknown): ExecutionResult {
-  return withFiles(parsed as ExecutionResult);
+/** A run's result, with the warnings that came in the answer's header. */
+export function result(parsed: unknown, told: string[]): ExecutionResult {
+  const { warnings = [], ...rest } = withFiles(parsed as ExecutionResult);
+  return { ...rest, warnings: [...warnings, ...told] };
 }
 
 /** Content of files arrives as base64. */

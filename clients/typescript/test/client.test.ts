@@ -12,7 +12,6 @@ const TRANSPORTS = ["websocket", "sse"] as const;
 
 let server: Server;
 before(async () => {
-  assert(globalThis.WebSocket, "Node 20 has a WebSocket with --experimental-websocket only: use npm test");
   server = await startServer();
 });
 after(() => server.stop());

@@ -46,7 +46,7 @@ pub const RUNTIMES: [Runtime; 5] = [
 ];
 
 /// The base that is used where nobody names one.
-pub const DEFAULT_BASE: &str = "debian:bookworm-slim";
+pub const DEFAULT_BASE: &str = "debian:trixie-slim";
 
 /// The label that holds what an image was made from.
 const HASH_LABEL: &str = "isol8.hash";

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::refusal;
 use crate::retry::{Deadline, Repeatable};
+use crate::warning::Warnings;
 use crate::{AsciiSet, ClientError, NON_ALPHANUMERIC, Retries, utf8_percent_encode};
 
 /// How long a connection may take to be made.
@@ -37,6 +38,7 @@ pub struct RemoteIsol8 {
     pub(crate) session: Option<SessionId>,
     retries: Retries,
     deadline: Option<Duration>,
+    pub(crate) warnings: Warnings,
 }
 
 /// The key stays out of logs.
@@ -82,6 +84,7 @@ impl RemoteIsol8 {
             session: None,
             retries: Retries::default(),
             deadline: None,
+            warnings: Warnings::default(),
         })
     }
 
@@ -121,6 +124,19 @@ impl RemoteIsol8 {
         self
     }
 
+    /// The same server, with warnings told to this function instead of the log: what the server finds doubtful
+    /// about a request, such as a misspelt option, and, before the first request, a key that would be sent over
+    /// `http:` to another host than this one.
+    #[must_use]
+    pub fn with_warnings(self, handler: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.with_warnings_to(Warnings::to(handler))
+    }
+
+    pub(crate) fn with_warnings_to(mut self, warnings: Warnings) -> Self {
+        self.warnings = warnings;
+        self
+    }
+
     /// The end of a call that begins now.
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::after(self.deadline)
@@ -151,6 +167,7 @@ impl RemoteIsol8 {
     }
 
     pub(crate) fn request(&self, method: Method, url: Url) -> RequestBuilder {
+        self.warnings.before_sending_to(&self.base);
         let request = self.http.request(method, url);
         request.header(AUTHORIZATION, self.authorization.clone())
     }
@@ -161,7 +178,11 @@ impl RemoteIsol8 {
         repeatable: Repeatable,
         request: &RequestBuilder,
     ) -> Result<T, ClientError> {
-        let try_once = || async { Ok(answer(request).await?.json().await?) };
+        let try_once = || async {
+            let response = answer(request).await?;
+            self.warnings.of_answer(&response);
+            Ok(response.json().await?)
+        };
         self.retrying(repeatable, try_once).await
     }
 

@@ -132,7 +132,9 @@ impl RemoteIsol8 {
 
     async fn listen(&self, body: &ExecuteBody) -> Result<Response, ClientError> {
         let url = self.url(&["execute", "stream"])?;
-        answer(&self.request(Method::POST, url).json(body)).await
+        let response = answer(&self.request(Method::POST, url).json(body)).await?;
+        self.warnings.of_answer(&response);
+        Ok(response)
     }
 
     fn body(&self, request: ExecutionRequest, options: Options) -> ExecuteBody {

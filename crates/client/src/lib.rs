@@ -44,7 +44,8 @@
 //! A program that fails is a result, and a call that has none is a [`ClientError`]. Dropping the future of
 //! a call, or a [`RunStream`], ends its run. A call is made again only where nothing can happen twice
 //! ([`Retries`]), and takes as long as it takes unless [`RemoteIsol8::with_deadline`] bounds it. The key is
-//! in no error and no debug output. Everything needs a tokio runtime.
+//! in no error and no debug output. Warnings go to the log, or where [`RemoteIsol8::with_warnings`] says.
+//! Everything needs a tokio runtime.
 //!
 //! This crate does what the contract of `isol8-api` says and checks nothing that the server checks. Read
 //! [`RemoteIsol8`] first, then [`RunStream`].
@@ -58,6 +59,7 @@ mod retry;
 mod run;
 mod service;
 mod sse;
+mod warning;
 mod websocket;
 
 pub use client::RemoteIsol8;

@@ -1,16 +1,15 @@
-//! `GET /openapi.json`, and `GET /docs`, a page to read and try it.
+//! `GET /openapi.json`, and `GET /docs`, a page to read and try it, where `GET /` leads.
 //!
-//! The page is ours because none of the known ones would do: RapiDoc, Redoc and Scalar load their script
-//! from elsewhere; Swagger UI, which a crate carries along, is megabytes, and needs inline styles and
-//! `data:` images, which the policy below forbids. It loads nothing but its script, its style and the
-//! document, so that it works without a network, and no page of another origin may frame it. The key that
-//! is entered there stays in the page's memory.
+//! The page is the project's own: Swagger UI, Redoc and Scalar are one to four megabytes each, and need inline styles,
+//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. It loads nothing but its scripts, its
+//! style and the document, so that it works without a network, and no page of another origin may frame it. The
+//! key that is entered there stays in the page's memory.
 
 use std::sync::LazyLock;
 
 use actix_web::HttpResponse;
 use actix_web::http::header::{
-    CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    CONTENT_SECURITY_POLICY, LOCATION, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use actix_web::http::{Method, StatusCode};
 use actix_web::web::Bytes;
@@ -45,33 +44,44 @@ pub fn openapi() -> Endpoint {
 /// The page.
 #[must_use]
 pub fn page() -> Endpoint {
-    asset("/docs", "docs", HTML, include_str!("docs/page.html"))
+    asset("/docs", HTML, include_str!("docs/page.html"))
 }
 
 /// Its script.
 #[must_use]
 pub fn script() -> Endpoint {
+    asset("/docs.js", JAVASCRIPT, include_str!("docs/page.js"))
+}
+
+/// The part of its script that writes the samples.
+#[must_use]
+pub fn samples() -> Endpoint {
     asset(
-        "/docs.js",
-        "docsScript",
+        "/docs-samples.js",
         JAVASCRIPT,
-        include_str!("docs/page.js"),
+        include_str!("docs/samples.js"),
     )
 }
 
 /// Its style.
 #[must_use]
 pub fn style() -> Endpoint {
-    asset("/docs.css", "docsStyle", CSS, include_str!("docs/page.css"))
+    asset("/docs.css", CSS, include_str!("docs/page.css"))
 }
 
-fn asset(path: &'static str, id: &str, content_type: &'static str, text: &'static str) -> Endpoint {
-    let description = Description::public(
-        Tag::Service,
-        id,
-        "A page to try the server, or a part of it",
-    )
-    .answers_text(content_type, "The file");
+/// Leads from the server's address to the page.
+#[must_use]
+pub fn root() -> Endpoint {
+    // Relative, so that a proxy may serve all of it under another path.
+    let get = || async {
+        HttpResponse::Found()
+            .insert_header((LOCATION, "docs"))
+            .finish()
+    };
+    Endpoint::at("/").for_browsers(Method::GET, get)
+}
+
+fn asset(path: &'static str, content_type: &'static str, text: &'static str) -> Endpoint {
     let get = move || async move {
         HttpResponse::Ok()
             .content_type(content_type)
@@ -81,7 +91,7 @@ fn asset(path: &'static str, id: &str, content_type: &'static str, text: &'stati
             .insert_header((REFERRER_POLICY, "no-referrer"))
             .body(text)
     };
-    Endpoint::at(path).on(Method::GET, get, description)
+    Endpoint::at(path).for_browsers(Method::GET, get)
 }
 
 async fn get_document() -> Result<HttpResponse, ApiError> {
@@ -90,5 +100,55 @@ async fn get_document() -> Result<HttpResponse, ApiError> {
             .content_type("application/json")
             .body(document.clone())),
         Err(error) => Err(ApiError::new(ErrorCode::Internal, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    const STYLE: &str = include_str!("docs/page.css");
+
+    /// The colours of a variable: in light mode, and in dark.
+    fn colours(name: &str) -> [[f64; 3]; 2] {
+        let (_, rest) = STYLE
+            .split_once(&format!("--{name}: light-dark("))
+            .unwrap_or_else(|| panic!("no --{name}"));
+        let (both, _) = rest.split_once(')').unwrap();
+        let both: Vec<_> = both.split(", ").map(channels).collect();
+        both.try_into().unwrap()
+    }
+
+    fn channels(colour: &str) -> [f64; 3] {
+        [1, 3, 5].map(|at| {
+            let value = u8::from_str_radix(&colour[at..at + 2], 16).unwrap();
+            let value = f64::from(value) / 255.0;
+            // <https://www.w3.org/TR/WCAG22/#dfn-relative-luminance>
+            if value <= 0.04045 {
+                value / 12.92
+            } else {
+                ((value + 0.055) / 1.055).powf(2.4)
+            }
+        })
+    }
+
+    fn luminance([red, green, blue]: [f64; 3]) -> f64 {
+        0.2126 * red + 0.7152 * green + 0.0722 * blue
+    }
+
+    #[test]
+    fn every_colour_can_be_read_on_every_background_in_light_and_in_dark_mode() {
+        let texts = [
+            "ink", "quiet", "link", "get", "head", "post", "put", "delete", "problem",
+        ];
+        for text in texts {
+            for background in ["paper", "shade"] {
+                for mode in [0, 1] {
+                    let one = luminance(colours(text)[mode]) + 0.05;
+                    let other = luminance(colours(background)[mode]) + 0.05;
+                    let contrast = one.max(other) / one.min(other);
+                    // What WCAG 2.2 asks of text, level AA.
+                    assert!(contrast >= 4.5, "{text} on {background}: {contrast:.1}");
+                }
+            }
+        }
     }
 }

@@ -14,13 +14,15 @@ use crate::harness::{KEY, Kind, PATIENCE, Server, until};
 use crate::stream::socket::Socket;
 
 /// Method, path, and a body that the route refuses or finds nothing for. Each operation of `/openapi.json` is here.
-const ROUTES: [(&str, &str, &str); 19] = [
+const ROUTES: [(&str, &str, &str); 21] = [
     ("GET", "/health", ""),
     ("HEAD", "/health", ""),
     ("GET", "/ready", ""),
     ("GET", "/openapi.json", ""),
+    ("GET", "/", ""),
     ("GET", "/docs", ""),
     ("GET", "/docs.js", ""),
+    ("GET", "/docs-samples.js", ""),
     ("GET", "/docs.css", ""),
     ("POST", "/execute", "{}"),
     ("POST", "/execute/stream", "{}"),

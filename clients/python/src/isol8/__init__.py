@@ -8,7 +8,7 @@
 
 from ._async import AsyncExecutionStream, AsyncIsol8
 from ._sync import ExecutionStream, Isol8
-from .errors import Isol8ConnectionError, Isol8Error
+from .errors import Isol8ConnectionError, Isol8Error, Isol8Warning
 from .types import (
     DirectoryEntry,
     DirectoryListing,
@@ -20,7 +20,6 @@ from .types import (
     Options,
     ResourceUsage,
     Runtime,
-    Security,
     Session,
     Signal,
     StreamEvent,
@@ -39,12 +38,12 @@ __all__ = [
     "Isol8",
     "Isol8ConnectionError",
     "Isol8Error",
+    "Isol8Warning",
     "NetworkFilter",
     "NetworkLog",
     "Options",
     "ResourceUsage",
     "Runtime",
-    "Security",
     "Session",
     "Signal",
     "StreamEvent",

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, AsyncIterable, AsyncIterator, List, Optional, Type, Union
+from typing import Any, AsyncIterable, AsyncIterator, List, Optional, Sequence, Type, Union
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidHandshake
 
 from . import _wire
 from ._retry import RetryPolicy
+from ._settings import resolve
 from .errors import Isol8Error
 from .types import (
     DirectoryListing,
@@ -56,9 +57,16 @@ class AsyncExecutionStream:
     What is not taken slows the program down. Who leaves it for a minute finds the run ended.
     """
 
-    def __init__(self, texts: AsyncIterator[str], socket: Optional[ClientConnection]) -> None:
+    def __init__(
+        self,
+        texts: AsyncIterator[str],
+        socket: Optional[ClientConnection],
+        told: Sequence[str] = (),
+    ) -> None:
         self._texts = texts
         self._socket = socket
+        self.warnings: List[str] = list(told)
+        """What the server finds doubtful about the request, as far as it says so over server-sent events."""
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         with _wire.noticing_the_end():
@@ -101,8 +109,8 @@ class AsyncIsol8:
 
     def __init__(
         self,
-        url: str,
-        key: str,
+        url: Optional[str] = None,
+        key: Optional[str] = None,
         *,
         session_id: Optional[str] = None,
         retries: int = 2,
@@ -110,6 +118,7 @@ class AsyncIsol8:
         timeout: Optional[float] = None,
         ssl_context: Optional[SSLContext] = None,
     ) -> None:
+        url, key = resolve(url, key)
         self._base = _wire.base_url(url)
         self._headers = {"Authorization": f"Bearer {key}"}
         self._ssl = ssl_context
@@ -164,7 +173,7 @@ class AsyncIsol8:
             json=_wire.execute_body(request, options, self.session_id),
             headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
         )
-        return _wire.answer(response, _wire.result)
+        return _wire.executed(response)
 
     @asynccontextmanager
     async def execute_stream(
@@ -192,7 +201,8 @@ class AsyncIsol8:
             "POST", "execute/stream", repeatable=False, stream=True, json=body
         )
         try:
-            yield AsyncExecutionStream(_server_sent(response), None)
+            told = _wire.warnings_of(response)
+            yield AsyncExecutionStream(_server_sent(response), None, told)
         finally:
             await response.aclose()
 

@@ -6,7 +6,7 @@ import time
 from contextlib import closing, contextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import IO, Any, Iterable, Iterator, List, Optional, Type, Union
+from typing import IO, Any, Iterable, Iterator, List, Optional, Sequence, Type, Union
 
 import httpx
 from websockets.exceptions import InvalidHandshake
@@ -14,6 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from . import _wire
 from ._retry import RetryPolicy
+from ._settings import resolve
 from .errors import Isol8Error
 from .types import (
     DirectoryListing,
@@ -56,9 +57,16 @@ class ExecutionStream:
     What is not taken slows the program down. Who leaves it for a minute finds the run ended.
     """
 
-    def __init__(self, texts: Iterator[str], socket: Optional[ClientConnection]) -> None:
+    def __init__(
+        self,
+        texts: Iterator[str],
+        socket: Optional[ClientConnection],
+        told: Sequence[str] = (),
+    ) -> None:
         self._texts = texts
         self._socket = socket
+        self.warnings: List[str] = list(told)
+        """What the server finds doubtful about the request, as far as it says so over server-sent events."""
 
     def __iter__(self) -> Iterator[StreamEvent]:
         with _wire.noticing_the_end():
@@ -99,6 +107,9 @@ class ExecutionStream:
 class Isol8:
     """A server, and where ``session_id`` is given one session of it.
 
+    Without ``url`` the server is that of ``ISOL8_HOST``, else that of ``isol8 login``; without ``key`` the key is
+    that of ``ISOL8_API_KEY``, else the login's, which is sent to the server of the login only.
+
     With a session every run goes to it: files and variables live on until :meth:`stop`, which the end of a
     ``with`` block calls. Without one every run has a sandbox of its own. Threads may share a client.
 
@@ -113,8 +124,8 @@ class Isol8:
 
     def __init__(
         self,
-        url: str,
-        key: str,
+        url: Optional[str] = None,
+        key: Optional[str] = None,
         *,
         session_id: Optional[str] = None,
         retries: int = 2,
@@ -122,6 +133,7 @@ class Isol8:
         timeout: Optional[float] = None,
         ssl_context: Optional[SSLContext] = None,
     ) -> None:
+        url, key = resolve(url, key)
         self._base = _wire.base_url(url)
         self._headers = {"Authorization": f"Bearer {key}"}
         self._ssl = ssl_context
@@ -176,7 +188,7 @@ class Isol8:
             json=_wire.execute_body(request, options, self.session_id),
             headers={} if idempotency_key is None else {"Idempotency-Key": idempotency_key},
         )
-        return _wire.answer(response, _wire.result)
+        return _wire.executed(response)
 
     @contextmanager
     def execute_stream(
@@ -204,7 +216,8 @@ class Isol8:
             "POST", "execute/stream", repeatable=False, stream=True, json=body
         )
         with closing(response):
-            yield ExecutionStream(_server_sent(response), None)
+            told = _wire.warnings_of(response)
+            yield ExecutionStream(_server_sent(response), None, told)
 
     def put_file(self, path: str, content: Content) -> None:
         """Writes a file of the session, parents created; what had its name is replaced once all of it is

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 from websockets.exceptions import ConnectionClosed
 
-from .errors import Isol8ConnectionError, Isol8Error
+from .errors import Isol8ConnectionError, Isol8Error, Isol8Warning
 from .types import (
     DirectoryEntry,
     DirectoryListing,
@@ -50,6 +50,9 @@ WEB_SOCKET: Mapping[str, Any] = {
 
 END_STDIN = json.dumps({"type": "stdinEnd"})
 
+WARNING = "X-Isol8-Warning"
+"""The header with what the server finds doubtful about a request."""
+
 NOTHING_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -61,7 +64,7 @@ def base_url(url: str) -> httpx.URL:
     if parsed.scheme == "http" and not is_loopback(parsed.host):
         text = f"the key and all that is sent to {parsed.host} can be read on the way: use https"
         # The caller of the client that is being made.
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, Isol8Warning, stacklevel=3)
     return parsed.copy_with(path=parsed.path.rstrip("/") + "/")
 
 
@@ -156,7 +159,22 @@ def _from_json(kind: Type[T], value: Any, **given: Any) -> T:
     return kind(**{**known, **given})
 
 
-def result(value: Any) -> ExecutionResult:
+def executed(response: httpx.Response) -> ExecutionResult:
+    """A run's result, with the warnings that the answer's header carries."""
+    told = warnings_of(response)
+    return answer(response, lambda value: result(value, told))
+
+
+def warnings_of(response: httpx.Response) -> List[str]:
+    """The warnings of an answer, each of which is issued as well."""
+    told = [str(text) for text in response.headers.get_list(WARNING)]
+    for text in told:
+        # The caller of the client's method.
+        warnings.warn(text, Isol8Warning, stacklevel=4)
+    return told
+
+
+def result(value: Any, told: List[str]) -> ExecutionResult:
     """A run's result."""
     usage, timings = value.get("resourceUsage"), value.get("timings")
     return _from_json(
@@ -166,6 +184,7 @@ def result(value: Any) -> ExecutionResult:
         resource_usage=None if usage is None else _from_json(ResourceUsage, usage),
         network_logs=[_from_json(NetworkLog, log) for log in value.get("networkLogs") or ()],
         timings=None if timings is None else _from_json(Timings, timings),
+        warnings=[*map(str, value.get("warnings") or ()), *told],
     )
 
 

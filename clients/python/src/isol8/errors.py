@@ -1,4 +1,4 @@
-"""Calls that have no result."""
+"""Calls that have no result, and those whose result comes with a warning."""
 
 from __future__ import annotations
 
@@ -34,3 +34,7 @@ class Isol8ConnectionError(Isol8Error):
         super().__init__(message)
         self.maybe_sent = maybe_sent
         """Whether the request may have reached the server, and have been carried out."""
+
+
+class Isol8Warning(UserWarning):
+    """What the server finds doubtful about a request, or a key that is sent unencrypted."""

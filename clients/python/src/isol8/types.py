@@ -69,14 +69,6 @@ class NetworkFilter:
 
 
 @dataclass(frozen=True)
-class Security:
-    """Confinement by the kernel."""
-
-    seccomp: Optional[Literal["strict", "unconfined", "custom"]] = None
-    custom_profile_path: Optional[str] = None
-
-
-@dataclass(frozen=True)
 class Options:
     """Limits and behaviour of a run, merged over the server's defaults."""
 
@@ -91,8 +83,6 @@ class Options:
     """Of the whole sandbox; bytes, or text such as ``"512m"``."""
     pids_limit: Optional[int] = None
     """Processes and threads."""
-    readonly_root_fs: Optional[bool] = None
-    """Whether ``/`` refuses writing."""
     sandbox_size: Union[int, str, None] = None
     """Of ``/sandbox``; bytes, or text such as ``"512m"``."""
     tmp_size: Union[int, str, None] = None
@@ -105,14 +95,6 @@ class Options:
     """Set in the environment, and masked in the output."""
     image: Optional[str] = None
     """A custom image."""
-    persist: Optional[bool] = None
-    """Keep the container after the run."""
-    security: Optional[Security] = None
-    """Confinement by the kernel."""
-    remote_code: Optional[Mapping[str, object]] = None
-    """What ``code_url`` may name, as the server's documentation says."""
-    debug: Optional[bool] = None
-    """Accepted, and of no effect on this server."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +181,8 @@ class ExecutionResult:
     """The session's interpreter ended with this run; its variables are gone, its files are not."""
     timings: Optional[Timings] = None
     """Where the time went."""
+    warnings: List[str] = field(default_factory=list)
+    """What the server finds doubtful about the request; each is raised as an :class:`Isol8Warning` too."""
 
 
 @dataclass(frozen=True)

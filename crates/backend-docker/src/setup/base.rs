@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 use super::{Report, SetupError, SetupEvent, SetupOptions, inspect, within};
 use crate::engine::Engine;
 
-/// Repository and tag of a bootstrapped base.
+/// Repository and tag of a bootstrapped base; the tag is the release of Debian.
 const REPOSITORY: &str = "isol8-base";
-const TAG: &str = "bookworm";
+const TAG: &str = "trixie";
 
 /// A base is some 30 MB; a slow line gets its time.
 const PULL_DEADLINE: Duration = Duration::from_secs(15 * 60);
@@ -39,11 +39,11 @@ pub(super) const BOOTSTRAP: [&str; 14] = [
     "--dpkgopt=path-exclude=/usr/share/locale/*",
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-    "bookworm",
+    TAG,
     "-",
-    "deb http://deb.debian.org/debian bookworm main",
-    "deb http://deb.debian.org/debian bookworm-updates main",
-    "deb http://deb.debian.org/debian-security bookworm-security main",
+    "deb http://deb.debian.org/debian trixie main",
+    "deb http://deb.debian.org/debian trixie-updates main",
+    "deb http://deb.debian.org/debian-security trixie-security main",
 ];
 
 /// The reference of a base image that the engine has, after pulling or bootstrapping it.

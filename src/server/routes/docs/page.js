@@ -1,6 +1,6 @@
 // Shows the server's OpenAPI document, and tries its operations. Everything that comes from the
 // document or from an answer is put in as text, never as markup.
-"use strict";
+import { samples } from "./docs-samples.js";
 
 const METHODS = ["get", "post", "put", "delete", "head", "patch", "options"];
 
@@ -14,9 +14,9 @@ function make(tag, properties = {}, ...children) {
     return element;
 }
 
-/** The little Markdown that descriptions have: `code`. */
+/** The little Markdown that descriptions have: `code`, and links of the source's documentation, as their text. */
 function prose(text) {
-    const parts = (text ?? "").split("`");
+    const parts = (text ?? "").replaceAll(/\[(`[^`]+`)\](\([^)]*\))?/g, "$1").split("`");
     return parts.map((part, index) => (index % 2 ? make("code", {}, part) : part));
 }
 
@@ -45,8 +45,8 @@ function kind(schema) {
         const sign = schema.allOf ? " and " : " or ";
         return several.flatMap((one, index) => (index ? [sign, ...kind(one)] : kind(one)));
     }
-    if (schema.enum) return [schema.enum.map((value) => JSON.stringify(value)).join(", ")];
     const type = [schema.type ?? "any"].flat().join(" or ");
+    if (schema.enum) return [`${type}: ${schema.enum.map((value) => JSON.stringify(value)).join(", ")}`];
     if (schema.items) return ["list of ", ...kind(schema.items)];
     if (schema.additionalProperties) return ["map to ", ...kind(schema.additionalProperties)];
     const limits = [];
@@ -55,6 +55,14 @@ function kind(schema) {
     if (schema.maxLength !== undefined) limits.push(`at most ${schema.maxLength} characters`);
     if (schema.pattern !== undefined) limits.push(schema.pattern);
     return [limits.length ? `${type} (${limits.join(", ")})` : type];
+}
+
+/** The type of a whole schema, for its heading: short, and without links. */
+function typeOf(schema) {
+    if (schema.oneOf ?? schema.anyOf) return [...new Set((schema.oneOf ?? schema.anyOf).map(typeOf))].join(" or ");
+    if (schema.allOf) return "object";
+    if (schema.$ref) return nameOf(schema.$ref);
+    return [schema.type ?? "any"].flat().join(" or ");
 }
 
 function membersOf(schema) {
@@ -69,10 +77,11 @@ function membersOf(schema) {
 
 function shownSchema(name, schema) {
     const details = make("details", { id: `schema-${name}` });
-    details.append(make("summary", {}, make("code", {}, name)), make("p", {}, ...prose(schema.description)));
-    const parts = [schema, ...(schema.oneOf ?? []), ...(schema.allOf ?? [])];
-    const objects = parts.filter((part) => part.properties);
-    if (objects.length === 0 || schema.oneOf) details.append(make("p", {}, ...kind(schema)));
+    const type = make("span", { className: "note" }, typeOf(schema));
+    details.append(make("summary", {}, make("code", {}, name), " ", type), make("p", {}, ...prose(schema.description)));
+    const parts = [schema, ...(schema.oneOf ?? []), ...(schema.allOf ?? [])].flatMap((part) => [part, ...(part.allOf ?? [])]);
+    const objects = [...new Set(parts)].filter((part) => part.properties);
+    if (objects.length === 0 || schema.oneOf || schema.allOf) details.append(make("p", {}, ...kind(schema)));
     details.append(...objects.map(membersOf));
     return details;
 }
@@ -155,6 +164,80 @@ async function follow(answer, output) {
     }
 }
 
+/** A schema, or the one that a reference names. */
+function resolved(schema) {
+    return schema?.$ref ? described.components.schemas[nameOf(schema.$ref)] : (schema ?? {});
+}
+
+/** What a sample calls: what was entered, else the document's examples. */
+function sampleCall(method, path, operation, values, body) {
+    const base = location.origin + location.pathname.replace(/\/[^/]*$/, "");
+    const examples = { path: operation.operationId === "listFiles" ? "/sandbox" : undefined };
+    const filled = values.filter(([parameter, value]) => parameter.required || value).map(([parameter, value]) => {
+        const example = examples[parameter.name] ?? resolved(parameter.schema).examples?.[0] ?? parameter.name;
+        return [parameter, value || example];
+    });
+    const valueOf = Object.fromEntries(filled.map(([parameter, value]) => [parameter.name, value]));
+    const isStream = "text/event-stream" in (operation.responses["200"]?.content ?? {});
+    const file = valueOf.path && `/${valueOf.path.replace(/^\//, "")}`;
+    return {
+        operation: operation.operationId,
+        method: method.toUpperCase(),
+        url: `${base}/${addressOf(path, filled)}`,
+        base,
+        needsKey: Boolean(operation.security),
+        isStream,
+        id: valueOf.id,
+        path: file,
+        body: sampleBody(operation, body, file),
+    };
+}
+
+function sampleBody(operation, body, file) {
+    if (operation.operationId === "websocket") return { json: exampleOf(described.paths["/execute"].post) };
+    if (!operation.requestBody) return undefined;
+    if (!operation.requestBody.content["application/json"]) return { file: file.split("/").at(-1) };
+    try {
+        return { json: JSON.parse(body.content) };
+    } catch {
+        // What is being typed is no JSON yet.
+        return { json: exampleOf(operation) };
+    }
+}
+
+function exampleOf(operation) {
+    return operation.requestBody.content["application/json"].example ?? {};
+}
+
+/** The language whose samples are shown, in every operation. */
+let language = "curl";
+
+/** Buttons for the languages, and the sample of the one that is chosen. */
+function sampleView(current) {
+    const code = make("code");
+    const buttons = make("div", { className: "languages" });
+    const copy = make("button", { type: "button" }, "Copy");
+    copy.addEventListener("click", () => navigator.clipboard?.writeText(code.textContent));
+    const view = make("div", { className: "sample" }, buttons, make("pre", {}, code));
+    view.update = () => {
+        const all = samples(current());
+        const chosen = language in all ? language : Object.keys(all)[0];
+        code.textContent = all[chosen];
+        const choices = Object.keys(all).map((name) => {
+            const choice = make("button", { type: "button", ariaPressed: String(name === chosen) }, name);
+            choice.addEventListener("click", () => choose(name));
+            return choice;
+        });
+        buttons.replaceChildren(...choices, copy);
+    };
+    return view;
+}
+
+function choose(name) {
+    language = name;
+    for (const view of document.querySelectorAll("details[open] .sample")) view.update();
+}
+
 /** What sends a request: two buttons, and a place for the answer. */
 function trial(method, path, operation, values, body) {
     const output = make("div", { ariaLive: "polite" });
@@ -193,10 +276,14 @@ function answersOf(operation) {
     return make("details", {}, make("summary", {}, "Answers"), table(["status", "", "body"], rows));
 }
 
+function badge(method) {
+    return make("span", { className: `method ${method}` }, method.toUpperCase());
+}
+
 function shownOperation(method, path, operation) {
     const [parameters, values] = parameterForm(operation.parameters ?? []);
     const [field, body] = bodyForm(operation.requestBody);
-    const name = make("span", { className: "method" }, method.toUpperCase());
+    const name = badge(method);
     const note = make("span", { className: "note" }, operation.summary ?? "");
     const details = make("details", { id: `operation-${operation.operationId}` });
     details.append(make("summary", {}, name, make("code", {}, path), " ", note));
@@ -211,11 +298,57 @@ function shownOperation(method, path, operation) {
     } else {
         details.append(parameters, field, trial(method, path, operation, values, body));
     }
-    details.append(answersOf(operation));
+    const view = sampleView(() => sampleCall(method, path, operation, values(), body()));
+    details.append(view, answersOf(operation));
+    details.addEventListener("input", view.update);
+    // Samples are made when they are seen, in the language that is chosen by then.
+    details.addEventListener("toggle", () => details.open && view.update());
     return details;
 }
 
-function show(described) {
+/** One part of the contents; `entries` are ids, nodes to show, and the text that a search looks at. */
+function contentsOf(name, entries) {
+    const items = entries.map(([id, shown, text]) => {
+        const item = make("li", {}, make("a", { href: `#${id}` }, ...shown));
+        item.dataset.text = text.toLowerCase();
+        return item;
+    });
+    return make("section", {}, make("h2", {}, name), make("ul", {}, ...items));
+}
+
+function operationEntry([method, path, operation]) {
+    const text = [method, path, operation.summary, operation.operationId].join(" ");
+    return [`operation-${operation.operationId}`, [badge(method), make("code", {}, path)], text];
+}
+
+function schemaEntry([name, schema]) {
+    const members = Object.keys(schema.properties ?? {}).join(" ");
+    return [`schema-${name}`, [make("code", {}, name)], `${name} ${members}`];
+}
+
+/** Shows the contents that have all words of the search. */
+function search() {
+    const words = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+    let found = 0;
+    for (const section of document.querySelectorAll("#contents section")) {
+        const items = [...section.querySelectorAll("li")];
+        for (const item of items) item.hidden = !words.every((word) => item.dataset.text.includes(word));
+        const shown = items.filter((item) => !item.hidden).length;
+        section.hidden = shown === 0;
+        found += shown;
+    }
+    document.getElementById("nothing").hidden = found > 0;
+}
+
+function goToFirst(event) {
+    if (event.key !== "Enter") return;
+    document.querySelector("#contents section:not([hidden]) li:not([hidden]) a")?.click();
+}
+
+/** The document, once it is there. */
+let described;
+
+function show() {
     document.title = document.getElementById("title").textContent = `${described.info.title} ${described.info.version}`;
     document.getElementById("about").append(...prose(described.info.description));
     const all = Object.entries(described.paths).flatMap(([path, item]) =>
@@ -225,7 +358,10 @@ function show(described) {
         const tagged = all.filter(([, , operation]) => operation.tags.includes(name));
         const section = make("section", {}, make("h2", {}, name), ...tagged.map((one) => shownOperation(...one)));
         document.getElementById("operations").append(section);
+        document.getElementById("contents").append(contentsOf(name, tagged.map(operationEntry)));
     }
+    const entries = Object.entries(described.components.schemas).map(schemaEntry);
+    document.getElementById("contents").append(contentsOf("Schemas", entries));
     const schemas = Object.entries(described.components.schemas).map((one) => shownSchema(...one));
     document.getElementById("schemas").append(...schemas);
 }
@@ -243,7 +379,10 @@ async function start() {
     try {
         const answer = await fetch("openapi.json");
         if (!answer.ok) throw new Error(`openapi.json: ${answer.status}`);
-        show(await answer.json());
+        described = await answer.json();
+        show();
+        document.getElementById("search").addEventListener("input", search);
+        document.getElementById("search").addEventListener("keydown", goToFirst);
         addEventListener("hashchange", unfold);
         unfold();
     } catch (error) {
