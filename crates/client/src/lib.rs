@@ -64,7 +64,7 @@ pub use error::ClientError;
 pub use isol8_api::auth::LoggedIn;
 pub use isol8_api::service::{CleanedUp, Removed};
 pub use isol8_api::{
-    DirectoryEntry, DirectoryListing, EntryType, ErrorCode, EventKind, ExecuteBody,
+    CreateSession, DirectoryEntry, DirectoryListing, EntryType, ErrorCode, EventKind, ExecuteBody,
     ExecutionRequest, ExecutionResult, FileContent, Health, NetworkAction, NetworkFilter,
     NetworkLogEntry, NetworkMode, Options, Phase, Runtime, SessionId, SessionInfo, SignalName,
     StreamEvent,

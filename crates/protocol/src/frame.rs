@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::tunnel::{TunnelFrame, TunnelId};
 
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -406,6 +406,11 @@ pub struct Exit {
     pub wall_us: u64,
     /// Microseconds of processor time, where the run was a process of its own.
     pub cpu_us: Option<u64>,
+    /// Bit n stands for variable n of the run's: it is read when an interpreter starts, and the resident one was
+    /// started without it. Variables beyond the first 64 are not told.
+    pub late_variables: u64,
+    /// Bytes that code of earlier cells wrote between the cell before and this one, and that were dropped.
+    pub stray_bytes: u64,
 }
 
 /// What a program reported at its end.

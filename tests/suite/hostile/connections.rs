@@ -14,7 +14,7 @@ use crate::harness::{KEY, Kind, PATIENCE, Server, until};
 use crate::stream::socket::Socket;
 
 /// Method, path, and a body that the route refuses or finds nothing for. Each operation of `/openapi.json` is here.
-const ROUTES: [(&str, &str, &str); 19] = [
+const ROUTES: [(&str, &str, &str); 21] = [
     ("GET", "/health", ""),
     ("HEAD", "/health", ""),
     ("GET", "/ready", ""),
@@ -31,6 +31,8 @@ const ROUTES: [(&str, &str, &str); 19] = [
     ("PUT", "/session/{id}/files/{path}", "content"),
     ("GET", "/session/{id}/files/{path}", ""),
     ("GET", "/sessions", ""),
+    ("POST", "/sessions", "{}"),
+    ("POST", "/auth/keys", "{}"),
     ("DELETE", "/session/{id}", ""),
     ("POST", "/cleanup", "{\"images\": 7}"),
     ("GET", "/nowhere", ""),

@@ -65,6 +65,8 @@ pub(crate) struct Guest {
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
     unreported_loss: bool,
+    /// Bytes that the resident kernel, or what it left behind, wrote since the last cell, and that were dropped.
+    stray_bytes: u64,
     /// A connection was lost in the middle of a run.
     interrupted: bool,
     /// What runs left behind is to be ended as soon as none is active.
@@ -98,6 +100,7 @@ impl Guest {
             keep: Keep::default(),
             resident: None,
             unreported_loss: false,
+            stray_bytes: 0,
             interrupted: false,
             sweep_due: false,
             sweep_at: None,
@@ -287,14 +290,12 @@ impl Guest {
     }
 
     fn drop_kernel_output(&mut self, index: usize) {
-        if let Some(kernel) = &self.resident
-            && !drop_output(
-                std::os::fd::AsFd::as_fd(&kernel.output[index]),
-                &mut self.buffer[..],
-            )
-        {
+        let Some(kernel) = &self.resident else { return };
+        let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
+        match drop_output(pipe, &mut self.buffer[..]) {
+            Some(bytes) => self.stray_bytes += bytes as u64,
             // It closed its own streams: without them it can serve no cell.
-            kernel.signal(nix::sys::signal::Signal::SIGKILL);
+            None => kernel.signal(nix::sys::signal::Signal::SIGKILL),
         }
     }
 
@@ -304,7 +305,7 @@ impl Guest {
         let Some(pipe) = self.orphans.get(index) else {
             return;
         };
-        if !drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]) {
+        if drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]).is_none() {
             self.orphans.remove(index);
         }
     }

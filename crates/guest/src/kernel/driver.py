@@ -28,6 +28,9 @@ def wait():
     sys.path_importer_cache.pop(place, None)
     sys.modules["zipimport"]._zip_directory_cache.pop(place, None)
     os.close(archive)
+    modules = os.environ.pop("PYTHONPATH")[len(place) + 1 :]
+    if modules:
+        os.environ["PYTHONPATH"] = modules
 
     parts = {}
 

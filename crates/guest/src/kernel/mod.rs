@@ -34,6 +34,12 @@ use installed::Installed;
 use line::{Line, Message};
 use recipe::{Driver, Recipe};
 
+/// The one of the drivers' variables that lists options.
+const OPTIONS: &str = "NODE_OPTIONS";
+
+/// Names and values of variables.
+pub(crate) type Variables = Vec<(String, String)>;
+
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
 
@@ -77,16 +83,26 @@ fn mailbox(content: &[u8]) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// The base environment, with the drivers' archive (descriptor 5) as the first place of modules.
-fn python_environment(launcher: &Launcher) -> Environment {
-    let mut environment = launcher.base.clone();
+/// An environment with the drivers' archive (descriptor 5) as the first place of modules.
+fn python_environment(base: &Environment) -> Environment {
+    let mut environment = base.clone();
     let mut path = b"/proc/self/fd/5".to_vec();
-    if let Some(own) = launcher.base.get(b"PYTHONPATH") {
+    if let Some(own) = base.get(b"PYTHONPATH") {
         path.push(b':');
         path.extend_from_slice(own);
     }
     environment.set(b"PYTHONPATH", &path);
     environment
+}
+
+/// The driver's value of a variable that lists options, with those that were there.
+fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8> {
+    let mut options = value.as_bytes().to_vec();
+    if let Some(own) = environment.get(name.as_bytes()).filter(|_| name == OPTIONS) {
+        options.push(b' ');
+        options.extend_from_slice(own);
+    }
+    options
 }
 
 /// What a released spare told before it was reaped.
@@ -151,6 +167,8 @@ pub(crate) struct Kernel {
     line: Line,
     mailbox: fs::File,
     files: Option<Installed>,
+    /// Variables that it was started with, beside those that every program gets.
+    pub(crate) started_with: Variables,
     pub(crate) is_ready: bool,
     /// It has let go of its line.
     pub(crate) is_silent: bool,
@@ -171,6 +189,7 @@ impl Kernel {
             line: ends.line,
             mailbox,
             files: None,
+            started_with: Variables::new(),
             is_ready: false,
             is_silent: false,
             release: Release::Never,
@@ -179,11 +198,12 @@ impl Kernel {
         }
     }
 
-    /// Starts an interpreter, which boots while the guest goes on.
+    /// Starts an interpreter with these variables, which boots while the guest goes on.
     pub(crate) fn boot(
         launcher: &Launcher,
         drivers: &Drivers,
         kind: KernelKind,
+        variables: &Variables,
     ) -> Result<Self, Failure> {
         let what = "kernel cannot be booted";
         let failed = |error: io::Error| internal(what, error);
@@ -200,12 +220,12 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.base.clone();
+        let mut environment = launcher.base.with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {
                 files.push(drivers.archive.as_fd());
-                environment = python_environment(launcher);
+                environment = python_environment(&environment);
                 let argv = vec!["python3".to_owned(), SCRIPT.to_owned()];
                 (argv, "/sandbox".to_owned())
             }
@@ -213,7 +233,8 @@ impl Kernel {
                 let made = Installed::make(driver, launcher.privileges);
                 let made = made.map_err(|error| occupied(what, error))?;
                 for (name, value) in driver.env {
-                    environment.set(name.as_bytes(), value.as_bytes());
+                    let value = with_options_of(&environment, name, value);
+                    environment.set(name.as_bytes(), &value);
                 }
                 if let Some(name) = driver.open {
                     opened = Some(made.open(name).map_err(|error| occupied(what, error))?);
@@ -232,6 +253,7 @@ impl Kernel {
         kernel.pid = Some(child.pid);
         kernel.child = Some(child);
         kernel.files = installed;
+        kernel.started_with.clone_from(variables);
         Ok(kernel)
     }
 
