@@ -54,6 +54,9 @@ const CONCURRENT_WRITES: usize = 8;
 /// Bytes of all files of a result together: they travel in one JSON document.
 const OUTPUT_FILES_LIMIT: usize = 64 << 20;
 
+/// Names of hosts from a guest that are told.
+const MOST_NAMES: usize = 8;
+
 /// How a program ends that is killed.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 
@@ -68,6 +71,7 @@ const NOTHING: Exit = Exit {
     cpu_us: Some(0),
     late_variables: 0,
     stray_bytes: 0,
+    asked_names: Vec::new(),
 };
 
 /// What becomes of what a run leaves behind.
@@ -244,6 +248,15 @@ impl Execution<'_> {
                 "request.env: a session's interpreter reads {} at its start, so this request goes on without it: \
                  give it with the session's first request, or to POST /sessions",
                 listed(&late)
+            ));
+        }
+        if !exit.asked_names.is_empty() {
+            let first = exit.asked_names.iter().take(MOST_NAMES);
+            let names: Vec<String> = first.map(|name| shown_name(name)).collect();
+            self.warnings.push(format!(
+                "programs asked a name server for {}: there is none in a sandbox, a client that uses HTTPS_PROXY \
+                 needs none in a run with network \"filtered\"",
+                listed(&names)
             ));
         }
         if exit.stray_bytes > 0 {
@@ -519,12 +532,19 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
         cpu_us: None,
         late_variables: 0,
         stray_bytes: 0,
+        asked_names: Vec::new(),
     }
 }
 
 fn lost(what: &str, after: Duration) -> ExecuteError {
     let seconds = after.as_secs_f64();
     ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
+}
+
+/// A name of a host from a guest, which is not trusted to send one.
+fn shown_name(name: &str) -> String {
+    const LONGEST: usize = 253;
+    name.escape_default().take(LONGEST).collect()
 }
 
 /// The first few of these, and how many more there are.

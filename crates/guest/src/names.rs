@@ -2,7 +2,8 @@
 //!
 //! The host's proxy resolves the names that programs send to it. A program that asks for an address itself would
 //! wait for its resolver's timeout, which is ten seconds with some C libraries. Every question is therefore
-//! answered at once: no such name, with the reason where the program takes one (RFC 8914).
+//! answered at once: no such name, with the reason where the program takes one (RFC 8914). The run's end tells the host
+//! which names were asked for, so that its client learns why a program did not find them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -27,37 +28,87 @@ const NOT_IMPLEMENTED: u8 = 4;
 const EXPLANATION: u16 = 15;
 const BLOCKED: u16 = 15;
 
-const REASON: &str = "isol8: no name server here, programs reach the network through HTTPS_PROXY only";
+const REASON: &str =
+    "isol8: no name server here, programs reach the network through HTTPS_PROXY only";
+
+/// Names that are told at the end of a run.
+const MOST_TOLD: usize = 8;
 
 /// Where programs ask.
 #[derive(Debug)]
-pub(crate) struct Names(UdpSocket);
+pub(crate) struct Names {
+    socket: UdpSocket,
+    /// Names that were asked for and not told yet.
+    asked: Vec<String>,
+}
 
 impl Names {
     /// Takes the port, which needs the right to a low one.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT))?;
         socket.set_nonblocking(true)?;
-        Ok(Self(socket))
+        Ok(Self {
+            socket,
+            asked: Vec::new(),
+        })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
+    }
+
+    /// The first few names that were asked for since this was called last.
+    pub(crate) fn take_asked(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// Forgets what was asked. Nothing that could ask may run any more.
+    pub(crate) fn forget(&mut self) {
+        let mut question = [0; LONGEST];
+        while self.socket.recv_from(&mut question).is_ok() {}
+        self.asked.clear();
     }
 
     /// Answers the next question, if there is one.
-    pub(crate) fn answer(&self) {
-        let mut question = [0; LONGEST];
-        let Ok((size, from)) = self.0.recv_from(&mut question) else {
+    pub(crate) fn answer(&mut self) {
+        let mut message = [0; LONGEST];
+        let Ok((size, from)) = self.socket.recv_from(&mut message) else {
             return;
         };
+        let message = &message[..size];
         // From a port of loopback: nothing else reaches the socket.
         let is_here = matches!(from, SocketAddr::V4(from) if from.ip().is_loopback());
-        if let Some(answer) = answer(&question[..size]).filter(|_| is_here) {
+        if let Some(answer) = answer(message).filter(|_| is_here) {
             // A program that takes no answer has none.
-            let _ = self.0.send_to(&answer, from);
+            let _ = self.socket.send_to(&answer, from);
+            self.note(message);
         }
     }
+
+    fn note(&mut self, message: &[u8]) {
+        let name = message.get(HEADER..).and_then(question).map(readable);
+        if let Some(name) = name
+            && self.asked.len() < MOST_TOLD
+            && !self.asked.contains(&name)
+        {
+            self.asked.push(name);
+        }
+    }
+}
+
+/// The name of a question, with what belongs into no name escaped.
+fn readable(question: &[u8]) -> String {
+    let mut name = String::new();
+    let mut rest = question;
+    while let [length @ 1..=63, labels @ ..] = rest {
+        let (label, more) = labels.split_at(usize::from(*length).min(labels.len()));
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.extend(label.escape_ascii().map(char::from));
+        rest = more;
+    }
+    name
 }
 
 /// The answer to a message; nothing where it is no question.
@@ -81,7 +132,16 @@ fn answer(message: &[u8]) -> Option<Vec<u8>> {
     let mut answer = header[..2].to_vec();
     // An answer, to a query of this kind, as recursive as was asked for.
     answer.extend([0x80 | header[2] & 0x79, 0x80 | code]);
-    answer.extend([0, u8::from(question.is_some()), 0, 0, 0, 0, 0, u8::from(explains)]);
+    answer.extend([
+        0,
+        u8::from(question.is_some()),
+        0,
+        0,
+        0,
+        0,
+        0,
+        u8::from(explains),
+    ]);
     answer.extend_from_slice(question.unwrap_or_default());
     if explains {
         explain(&mut answer);
@@ -133,6 +193,15 @@ mod tests {
         let mut expected = asked(0x81, 0);
         expected[3] = 0x83;
         assert_eq!(answer(&asked(1, 0)), Some(expected));
+    }
+
+    #[test]
+    fn a_name_is_readable_and_of_harmless_characters() {
+        let name = |message: &[u8]| readable(question(&message[HEADER..]).unwrap());
+        assert_eq!(name(&asked(1, 0)), "a.bc");
+        let mut hostile = asked(1, 0);
+        hostile[HEADER + 1] = b'\n';
+        assert_eq!(name(&hostile), "\\n.bc");
     }
 
     #[test]

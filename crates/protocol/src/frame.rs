@@ -390,7 +390,7 @@ pub enum Signal {
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// What the program reported.
     pub status: ExitStatus,
@@ -411,6 +411,8 @@ pub struct Exit {
     pub late_variables: u64,
     /// Bytes that code of earlier cells wrote between the cell before and this one, and that were dropped.
     pub stray_bytes: u64,
+    /// Names whose address programs asked the sandbox's name server for, which knows none: the first few.
+    pub asked_names: Vec<String>,
 }
 
 /// What a program reported at its end.

@@ -145,18 +145,21 @@ fn exit() -> impl Strategy<Value = Exit> {
         any::<i32>().prop_map(ExitStatus::Code),
         any::<i32>().prop_map(ExitStatus::Signal)
     ];
-    let rest = any::<(bool, bool, [u64; 5], Option<u64>)>();
-    (status, rest).prop_map(|(status, (timed_out, state_lost, counts, cpu_us))| Exit {
-        status,
-        timed_out,
-        state_lost,
-        stdout_bytes: counts[0],
-        stderr_bytes: counts[1],
-        wall_us: counts[2],
-        cpu_us,
-        late_variables: counts[3],
-        stray_bytes: counts[4],
-    })
+    let rest = any::<(bool, bool, [u64; 5], Option<u64>, Vec<String>)>();
+    (status, rest).prop_map(
+        |(status, (timed_out, state_lost, counts, cpu_us, asked_names))| Exit {
+            status,
+            timed_out,
+            state_lost,
+            stdout_bytes: counts[0],
+            stderr_bytes: counts[1],
+            wall_us: counts[2],
+            cpu_us,
+            late_variables: counts[3],
+            stray_bytes: counts[4],
+            asked_names,
+        },
+    )
 }
 
 fn guest_frame() -> impl Strategy<Value = GuestFrame> {

@@ -109,6 +109,7 @@ fn exit() -> Exit {
         cpu_us: None,
         late_variables: 0,
         stray_bytes: 0,
+        asked_names: Vec::new(),
     }
 }
 

@@ -468,5 +468,6 @@ fn ended(status: ExitStatus, state_lost: bool) -> Exit {
         cpu_us: None,
         late_variables: 0,
         stray_bytes: 0,
+        asked_names: Vec::new(),
     }
 }

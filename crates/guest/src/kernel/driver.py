@@ -21,7 +21,7 @@ def wait():
     control, mailbox, archive = 3, 4, 5
     place = "/proc/self/fd/5"
     sources = {
-        name: __loader__.get_data(f"{place}/{name}.py") for name in ("cell", "finish", "zygote")
+        name: __loader__.get_data(f"{place}/{name}.py") for name in ("cell", "finish", "names", "zygote")
     }
     # Leave no trace of how this module came in.
     sys.path.remove(place)
@@ -131,6 +131,8 @@ def wait():
         rehearse_cell = cells()[1]
         yield
         rehearse_cell()
+
+    part("names")["explain"]()
 
     # The image's own module of this name, whose place this one took.
     failure = None

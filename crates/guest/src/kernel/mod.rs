@@ -56,6 +56,7 @@ impl Drivers {
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
+            ("names.py", include_str!("names.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
         Ok(Self {

@@ -147,6 +147,7 @@ pub(crate) struct Run {
     /// As [`Exit`] has them.
     late_variables: u64,
     pub(crate) stray_bytes: u64,
+    pub(crate) asked_names: Vec<String>,
     pub(crate) ended: Option<Ended>,
 }
 
@@ -173,6 +174,7 @@ impl Run {
             state_lost: false,
             late_variables: 0,
             stray_bytes: 0,
+            asked_names: Vec::new(),
             ended: None,
         }
     }
@@ -321,6 +323,7 @@ impl Run {
             cpu_us: ended.cpu_us,
             late_variables: self.late_variables,
             stray_bytes: self.stray_bytes,
+            asked_names: self.asked_names.clone(),
         };
         Some(GuestFrame::Exited { id, exit })
     }
