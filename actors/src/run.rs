@@ -70,7 +70,6 @@ const NOTHING: Exit = Exit {
     wall_us: 0,
     cpu_us: Some(0),
     late_variables: 0,
-    stray_bytes: 0,
     asked_names: Vec::new(),
 };
 
@@ -257,12 +256,6 @@ impl Execution<'_> {
                 "programs asked a name server for {}: there is none in a sandbox, a client that uses HTTPS_PROXY \
                  needs none in a run with network \"filtered\"",
                 listed(&names)
-            ));
-        }
-        if exit.stray_bytes > 0 {
-            self.warnings.push(format!(
-                "{} bytes that code of earlier requests wrote when none was running are not shown",
-                exit.stray_bytes
             ));
         }
     }
@@ -531,7 +524,6 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
         wall_us: u64::try_from(after.as_micros()).unwrap_or(u64::MAX),
         cpu_us: None,
         late_variables: 0,
-        stray_bytes: 0,
         asked_names: Vec::new(),
     }
 }

@@ -1,5 +1,7 @@
 //! Sessions that are made before anything runs in them.
 
+use std::collections::BTreeMap;
+
 use isol8_actors::{Job, Program};
 use isol8_api::{
     CreateSession, ErrorCode, ExecutionRequest, NetworkMode, Options, Runtime, SessionId, TenantId,
@@ -9,6 +11,10 @@ use isol8_backend::SessionDefaults;
 use super::{JobError, job};
 use crate::config::Config;
 use crate::images::choice;
+
+/// Most bytes of names and values in a session's environment: those of each request come on top, and the kernel
+/// takes 2 MiB of both together.
+const MAX_ENVIRONMENT: usize = 256 << 10;
 
 /// Turns the body of `POST /sessions` into the session's name and the job that makes it.
 ///
@@ -22,6 +28,7 @@ pub fn session(
     let options = body.options.unwrap_or_default();
     refuse_those_of_a_request(&options)?;
     choice::check_named(&options, body.runtime, tenant, config)?;
+    check_environment(&body.env)?;
     let mut request = empty(body.runtime);
     request.env.clone_from(&body.env);
     request.files = body.files;
@@ -53,6 +60,16 @@ fn empty(runtime: Runtime) -> ExecutionRequest {
     let mut request = ExecutionRequest::new(runtime);
     request.cmd = Some(String::new());
     request
+}
+
+fn check_environment(env: &BTreeMap<String, String>) -> Result<(), JobError> {
+    let sizes = env.iter().map(|(name, value)| name.len() + value.len());
+    let bytes: usize = sizes.sum();
+    if bytes <= MAX_ENVIRONMENT {
+        return Ok(());
+    }
+    let problem = format!("{bytes} bytes of names and values, expected at most {MAX_ENVIRONMENT}");
+    Err(JobError::invalid("env", problem))
 }
 
 fn random_id() -> Result<SessionId, JobError> {
@@ -125,6 +142,10 @@ mod tests {
     fn a_fault_has_its_path_in_this_body() {
         for (body, path) in [
             (json!({"env": {"A=B": "x"}}), "env: "),
+            (
+                json!({"env": {"A": "x".repeat(100_000), "B": "x".repeat(100_000), "C": "x".repeat(100_000)}}),
+                "env: 300003 bytes",
+            ),
             (json!({"files": {"/etc/x": ""}}), "files: "),
             (
                 json!({"options": {"memoryLimit": "1"}}),

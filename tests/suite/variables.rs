@@ -1,14 +1,12 @@
-//! Variables that interpreters read at their start, in sessions, whose interpreter waits before there is a request;
-//! and what such sessions say of output that comes between requests.
+//! Variables that interpreters read at their start, in sessions, whose interpreter waits before there is a request.
 
 use isol8_client::{CreateSession, ExecutionRequest, FileContent, RemoteIsol8, Runtime};
 
-use crate::harness::{PATIENCE, Server, bash, on_each_backend, python, source};
+use crate::harness::{Server, on_each_backend, source};
 
 on_each_backend!(
     variables_of_the_start_count_in_a_session_s_first_request,
     an_interpreter_that_does_not_start_costs_no_session,
-    output_between_requests_is_told,
 );
 
 /// A variable, code that shows whether the interpreter was started with it, and what that prints then.
@@ -163,39 +161,6 @@ async fn an_interpreter_that_does_not_start_costs_no_session(server: Server) {
         let result = session.execute(source(runtime, code)).await.unwrap();
         assert_eq!(result.stdout, "ok");
         assert_eq!(session.get_file("/sandbox/note").await.unwrap(), b"kept");
-        session.stop().await.unwrap();
-    }
-    server.stop();
-}
-
-async fn output_between_requests_is_told(server: Server) {
-    let threaded = "import threading\ngo = threading.Event()\ndef late():\n    go.wait(60)\n    \
-        import time; time.sleep(0.2)\n    print('late', flush=True)\n    open('/sandbox/done', 'w').close()\n\
-        threading.Thread(target=late).start()\ngo.set()";
-    let background = "(sleep 0.2; echo late; touch done) &";
-    for (first, next) in [
-        (python(threaded), python("print('next')")),
-        (bash(background), bash("echo next")),
-    ] {
-        let session = server.session(&format!("{}", first.runtime));
-        let begun = session.execute(first).await.unwrap();
-        assert_eq!(
-            (begun.exit_code, &begun.warnings),
-            (0, &vec![]),
-            "{begun:?}"
-        );
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while session.get_file("/sandbox/done").await.is_err() {
-            assert!(std::time::Instant::now() < deadline, "nothing is written");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        let result = session.execute(next.clone()).await.unwrap();
-        assert_eq!(result.stdout, "next");
-        let expected =
-            "5 bytes that code of earlier requests wrote when none was running are not shown";
-        assert_eq!(result.warnings, [expected]);
-        let result = session.execute(next).await.unwrap();
-        assert_eq!(result.warnings, [] as [String; 0]);
         session.stop().await.unwrap();
     }
     server.stop();

@@ -49,7 +49,7 @@ pub struct ExecutionResult {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub state_lost: bool,
     /// What was ignored, is missing, or went another way than asked: members that are not known, files of
-    /// `outputPaths` that do not exist, output that a session's background code wrote between two requests.
+    /// `outputPaths` that do not exist, variables that came too late, names that no name server was there for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Where the time went.

@@ -409,8 +409,6 @@ pub struct Exit {
     /// Bit n stands for variable n of the run's: it is read when an interpreter starts, and the resident one was
     /// started without it. Variables beyond the first 64 are not told.
     pub late_variables: u64,
-    /// Bytes that code of earlier cells wrote between the cell before and this one, and that were dropped.
-    pub stray_bytes: u64,
     /// Names whose address programs asked the sandbox's name server for, which knows none: the first few.
     pub asked_names: Vec<String>,
 }

@@ -145,7 +145,7 @@ fn exit() -> impl Strategy<Value = Exit> {
         any::<i32>().prop_map(ExitStatus::Code),
         any::<i32>().prop_map(ExitStatus::Signal)
     ];
-    let rest = any::<(bool, bool, [u64; 5], Option<u64>, Vec<String>)>();
+    let rest = any::<(bool, bool, [u64; 4], Option<u64>, Vec<String>)>();
     (status, rest).prop_map(
         |(status, (timed_out, state_lost, counts, cpu_us, asked_names))| Exit {
             status,
@@ -156,7 +156,6 @@ fn exit() -> impl Strategy<Value = Exit> {
             wall_us: counts[2],
             cpu_us,
             late_variables: counts[3],
-            stray_bytes: counts[4],
             asked_names,
         },
     )

@@ -108,7 +108,6 @@ fn exit() -> Exit {
         wall_us: 1,
         cpu_us: None,
         late_variables: 0,
-        stray_bytes: 0,
         asked_names: Vec::new(),
     }
 }

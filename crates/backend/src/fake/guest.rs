@@ -467,7 +467,6 @@ fn ended(status: ExitStatus, state_lost: bool) -> Exit {
         wall_us: 0,
         cpu_us: None,
         late_variables: 0,
-        stray_bytes: 0,
         asked_names: Vec::new(),
     }
 }

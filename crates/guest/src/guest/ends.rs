@@ -372,7 +372,7 @@ impl Guest {
         if !matches!(run.work, Work::Cell(..)) {
             for pipe in run.output.iter_mut().filter_map(|pump| pump.detach()) {
                 // What it left behind may still write: it should neither block nor break.
-                if drop_output(std::os::fd::AsFd::as_fd(&pipe), &mut self.buffer[..]).is_some() {
+                if drop_output(std::os::fd::AsFd::as_fd(&pipe), &mut self.buffer[..]) {
                     self.orphans.push(pipe);
                 }
             }

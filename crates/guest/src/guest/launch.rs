@@ -347,7 +347,6 @@ impl Guest {
         let number = kernel.next_cell();
         let run = &mut self.runs[position];
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
-        run.stray_bytes = std::mem::take(&mut self.stray_bytes);
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
             pump.attach(Rc::clone(pipe));
         }

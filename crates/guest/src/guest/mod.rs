@@ -76,8 +76,6 @@ pub(crate) struct Guest {
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
     unreported_loss: bool,
-    /// Bytes that the resident kernel, or what it left behind, wrote since the last cell, and that were dropped.
-    stray_bytes: u64,
     /// A connection was lost in the middle of a run.
     interrupted: bool,
     /// What runs left behind is to be ended as soon as none is active.
@@ -109,7 +107,6 @@ impl Guest {
             keep: Keep::default(),
             resident: None,
             unreported_loss: false,
-            stray_bytes: 0,
             interrupted: false,
             sweep_due: false,
             sweep_at: None,
@@ -303,12 +300,14 @@ impl Guest {
     }
 
     fn drop_kernel_output(&mut self, index: usize) {
-        let Some(kernel) = &self.resident else { return };
-        let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
-        match drop_output(pipe, &mut self.buffer[..]) {
-            Some(bytes) => self.stray_bytes += bytes as u64,
+        if let Some(kernel) = &self.resident
+            && !drop_output(
+                std::os::fd::AsFd::as_fd(&kernel.output[index]),
+                &mut self.buffer[..],
+            )
+        {
             // It closed its own streams: without them it can serve no cell.
-            None => kernel.signal(nix::sys::signal::Signal::SIGKILL),
+            kernel.signal(nix::sys::signal::Signal::SIGKILL);
         }
     }
 
@@ -318,7 +317,7 @@ impl Guest {
         let Some(pipe) = self.orphans.get(index) else {
             return;
         };
-        if drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]).is_none() {
+        if !drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]) {
             self.orphans.remove(index);
         }
     }

@@ -146,7 +146,6 @@ pub(crate) struct Run {
     pub(crate) state_lost: bool,
     /// As [`Exit`] has them.
     late_variables: u64,
-    pub(crate) stray_bytes: u64,
     pub(crate) asked_names: Vec<String>,
     pub(crate) ended: Option<Ended>,
 }
@@ -173,7 +172,6 @@ impl Run {
             detached: false,
             state_lost: false,
             late_variables: 0,
-            stray_bytes: 0,
             asked_names: Vec::new(),
             ended: None,
         }
@@ -322,7 +320,6 @@ impl Run {
             wall_us: u64::try_from(ended.wall.as_micros()).unwrap_or(u64::MAX),
             cpu_us: ended.cpu_us,
             late_variables: self.late_variables,
-            stray_bytes: self.stray_bytes,
             asked_names: self.asked_names.clone(),
         };
         Some(GuestFrame::Exited { id, exit })

@@ -1,5 +1,6 @@
 //! What a program writes, on its way to the host.
 
+use std::io;
 use std::os::fd::AsFd as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -149,13 +150,12 @@ impl Pump {
     }
 }
 
-/// Reads and forgets. Returns how many bytes that were, `None` where the pipe is closed.
-pub(crate) fn drop_output(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> Option<usize> {
+/// Reads and forgets. Returns whether the pipe is still open.
+pub(crate) fn drop_output(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
     match read(pipe, buffer) {
-        Ok(0) => None,
-        Ok(bytes) => Some(bytes),
-        Err(Errno::EAGAIN | Errno::EINTR) => Some(0),
-        Err(_) => None,
+        Ok(0) => false,
+        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => true,
+        Err(error) => io::Error::from(error).kind() == io::ErrorKind::Interrupted,
     }
 }
 
