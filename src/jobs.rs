@@ -2,6 +2,7 @@
 //! touched, and an error names the member that is at fault.
 
 mod limits;
+mod session;
 mod terminal;
 
 use std::borrow::Cow;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::pool::SandboxDefaults;
-use isol8_actors::{ExecuteError, FileExtension, Job, Network, Program};
+use isol8_actors::{ExecuteError, FileExtension, Job, NamedLimits, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
     ByteSize, Encoding, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options,
@@ -27,6 +28,7 @@ use crate::remote_code::RemoteSource;
 pub(crate) use limits::LARGEST_VARIABLE;
 use limits::check_secrets;
 pub(crate) use limits::shown;
+pub use session::{bare_session, session};
 pub use terminal::terminal_size;
 
 /// Least memory that an interpreter starts in.
@@ -129,6 +131,11 @@ pub fn job(
     let mut job = Job::new(program(&mut request)?, sandbox(&request, &options, config)?)
         .map_err(|error| JobError::invalid("request.cmd", error))?;
     job.image_is_named = options.image.is_some();
+    job.named_limits = NamedLimits {
+        cpus: options.cpu_limit.is_some(),
+        memory: options.memory_limit.is_some(),
+        pids: options.pids_limit.is_some(),
+    };
     job.terminal = terminal::terminal(&request)?;
     job.network = network(&options, config)?;
     job.timeout = timeout(&request, &options, config)?;

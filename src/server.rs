@@ -13,13 +13,13 @@ pub mod error;
 pub mod idempotency;
 pub mod json;
 mod listener;
-pub mod misspelling;
 pub mod openapi;
 pub mod routes;
 pub mod socket;
 pub mod trace;
 pub mod transfer;
 pub mod unanchored;
+pub mod unknown;
 pub mod url;
 
 use std::io;
@@ -88,6 +88,7 @@ pub fn configure(app: &mut web::ServiceConfig) {
     for endpoint in routes::endpoints() {
         app.service(endpoint.resource());
     }
+    app.service(routes::auth::without_database());
     app.default_service(web::to(error::no_such_route));
 }
 
@@ -96,7 +97,7 @@ fn cors(origins: &[String]) -> Condition<Cors> {
     let mut cors = Cors::default()
         .allow_any_method()
         .allow_any_header()
-        .expose_headers([trace::REQUEST_ID, misspelling::WARNING]);
+        .expose_headers([trace::REQUEST_ID, unknown::WARNING]);
     for origin in origins {
         cors = cors.allowed_origin(origin);
     }

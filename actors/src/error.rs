@@ -26,7 +26,7 @@ pub enum ExecuteError {
     InstallFailed(Unprepared),
     /// A session cannot change its runtime.
     #[error(
-        "session {session} is bound to {bound} and cannot run {asked}, use another session id or delete it first"
+        "Cannot switch runtime of session {session} from {bound} to {asked}, use another session id or delete it first"
     )]
     RuntimeMismatch {
         /// The session.
@@ -35,6 +35,14 @@ pub enum ExecuteError {
         bound: Runtime,
         /// The runtime that was asked for.
         asked: Runtime,
+    },
+    /// A session that was to be made is there already.
+    #[error(
+        "session {session} exists already, use it as it is, delete it first, or choose another id"
+    )]
+    SessionExists {
+        /// The session.
+        session: SessionId,
     },
     /// The session's sandbox is gone, and its state with it.
     #[error("session {session} is lost, the next request starts a new one: {reason}")]
@@ -142,6 +150,7 @@ impl ExecuteError {
             Self::RuntimeUnavailable(_) => ErrorCode::RuntimeUnavailable,
             Self::SetupFailed(_) | Self::InstallFailed(_) => ErrorCode::SetupFailed,
             Self::RuntimeMismatch { .. } => ErrorCode::RuntimeMismatch,
+            Self::SessionExists { .. } => ErrorCode::SessionExists,
             Self::SessionLost { .. } | Self::SessionDeleted { .. } => ErrorCode::SessionLost,
             Self::SessionNotFound => ErrorCode::SessionNotFound,
             Self::FileNotFound(_) => ErrorCode::FileNotFound,

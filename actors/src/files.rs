@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use isol8_api::file::{DirectoryEntry, DirectoryListing, EntryType};
-use isol8_api::{SandboxPath, SessionId};
+use isol8_api::{Runtime, SandboxPath, SessionId};
 use isol8_backend::{Control, ControlError, Entry, EntryKind, FileReader, FileWriter, Sandbox};
 use isol8_protocol::FailureKind;
 use tokio::sync::OwnedSemaphorePermit;
@@ -68,6 +68,10 @@ pub(crate) struct Visit {
 }
 
 impl Visit {
+    pub(crate) fn runtime(&self) -> Runtime {
+        self.access.status.runtime
+    }
+
     fn control(&self) -> &Control {
         self.access.sandbox.control()
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_api::{Encoding, Runtime, SandboxPath};
-use isol8_backend::SandboxSpec;
+use isol8_backend::{SandboxSpec, SessionDefaults};
 use isol8_protocol::TerminalSize;
 
 use crate::error::ExecuteError;
@@ -62,6 +62,24 @@ pub struct Job {
     pub secrets: Vec<String>,
     /// What its programs reach beyond the sandbox, if anything. It belongs to this job alone.
     pub network: Option<Arc<dyn Network>>,
+    /// What its client is to be warned of, beside what the run finds. Each is a sentence without its full stop.
+    pub warnings: Vec<String>,
+    /// Makes a session with these settings, which is an error where there is one; without it a session is made
+    /// where there is none.
+    pub creates: Option<SessionDefaults>,
+    /// Which of the sandbox's limits the client named; the others are the session's, where that has any.
+    pub named_limits: NamedLimits,
+}
+
+/// Which limits a client named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamedLimits {
+    /// Processor cores.
+    pub cpus: bool,
+    /// Memory.
+    pub memory: bool,
+    /// Processes.
+    pub pids: bool,
 }
 
 impl Job {
@@ -89,7 +107,30 @@ impl Job {
             output_limit: 1 << 20,
             secrets: Vec::new(),
             network: None,
+            warnings: Vec::new(),
+            creates: None,
+            named_limits: NamedLimits::default(),
         })
+    }
+
+    /// Takes over what a session's settings say and this job does not.
+    pub(crate) fn apply_defaults(&mut self, defaults: &SessionDefaults) {
+        let named = self.named_limits;
+        let own = self.sandbox.limits;
+        let limits = &mut self.sandbox.limits;
+        *limits = defaults.limits;
+        if named.cpus {
+            limits.cpus = own.cpus;
+        }
+        if named.memory {
+            limits.memory = own.memory;
+        }
+        if named.pids {
+            limits.pids = own.pids;
+        }
+        let mut env = defaults.env.clone();
+        env.extend(std::mem::take(&mut self.env));
+        self.env = env.into_iter().collect();
     }
 
     /// The runtime that was asked for.
@@ -144,6 +185,8 @@ pub enum Program {
     },
     /// A command line for `bash -c`.
     ShellCommand(String),
+    /// None: files are written, and the sandbox is there afterwards.
+    Nothing,
 }
 
 impl Program {
@@ -158,7 +201,7 @@ impl Program {
 
     fn check(&self) -> Result<(), ExecuteError> {
         let text = match self {
-            Self::Source { .. } => return Ok(()),
+            Self::Source { .. } | Self::Nothing => return Ok(()),
             Self::ShellCommand(command) if command.contains('\0') => {
                 "cmd contains a NUL character".to_owned()
             }

@@ -29,7 +29,7 @@ mod watch;
 
 pub use error::{ExecuteError, Unprepared};
 pub use isol8_protocol::{Signal, TerminalSize};
-pub use job::{FileExtension, Install, Job, Program};
+pub use job::{FileExtension, Install, Job, NamedLimits, Program};
 pub use network::Network;
 pub use run::{Input, InputSender};
 pub use service::{Service, ServiceConfig, ServiceState};

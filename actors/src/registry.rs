@@ -243,11 +243,17 @@ impl Registry {
         if self.own.draining {
             return Err(ExecuteError::ShuttingDown);
         }
-        if let Some(reason) = self.own.losses.take(key) {
+        let loss = self.own.losses.take(key);
+        // A client that makes a session expects none, and so misses nothing.
+        if let (Some(reason), None) = (loss, &job.creates) {
             let session = key.id.clone();
             return Err(ExecuteError::SessionLost { session, reason });
         }
         if let Some(slot) = self.own.live.get(key) {
+            if job.creates.is_some() {
+                let session = key.id.clone();
+                return Err(ExecuteError::SessionExists { session });
+            }
             return Ok(slot.session.clone());
         }
         let limit = self.own.config.max_sessions;
@@ -262,7 +268,8 @@ impl Registry {
             return Err(ExecuteError::TooManySessionsOfTenant { limit });
         }
         let status = Arc::new(Status::new(job.runtime()));
-        let setting = self.setting(key, job.sandbox.clone(), &status);
+        let mut setting = self.setting(key, job.sandbox.clone(), &status);
+        setting.defaults.clone_from(&job.creates);
         let generation = setting.generation;
         let session = session::start(setting, Arc::clone(&self.restarts.sessions));
         let slot = Slot {
@@ -281,6 +288,7 @@ impl Registry {
             key: key.clone(),
             generation,
             spec,
+            defaults: None,
             queue_limit: self.own.config.queue_limit,
             status: Arc::clone(status),
             pool: self.pool.clone(),
@@ -307,7 +315,8 @@ impl Registry {
             }
         };
         let status = Arc::new(Status::adopted(&claim, idle, sandbox.id()));
-        let setting = self.setting(&key, claim.spec.clone(), &status);
+        let mut setting = self.setting(&key, claim.spec.clone(), &status);
+        setting.defaults = claim.defaults;
         let generation = setting.generation;
         let held = Held {
             sandbox,

@@ -54,8 +54,24 @@ const CONCURRENT_WRITES: usize = 8;
 /// Bytes of all files of a result together: they travel in one JSON document.
 const OUTPUT_FILES_LIMIT: usize = 64 << 20;
 
+/// Names of hosts from a guest that are told.
+const MOST_NAMES: usize = 8;
+
 /// How a program ends that is killed.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
+
+/// How a job without a program ends.
+const NOTHING: Exit = Exit {
+    status: ExitStatus::Code(0),
+    timed_out: false,
+    state_lost: false,
+    stdout_bytes: 0,
+    stderr_bytes: 0,
+    wall_us: 0,
+    cpu_us: Some(0),
+    late_variables: 0,
+    asked_names: Vec::new(),
+};
 
 /// What becomes of what a run leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +149,7 @@ pub async fn run(
         secrets: Secrets::prepare(&job.secrets).await?,
         mode,
         lost_to_memory: false,
+        warnings: job.warnings.clone(),
         is_full: false,
     }
     .all(waits)
@@ -150,6 +167,8 @@ struct Execution<'a> {
     mode: Mode,
     /// The kernel ended the guest, and with it the run, because memory was out.
     lost_to_memory: bool,
+    /// What the client is to be warned of.
+    warnings: Vec<String>,
     /// Memory was out before the run, and is after it: not the program holds it, files do.
     is_full: bool,
 }
@@ -171,8 +190,12 @@ impl Execution<'_> {
         let setup = start.elapsed();
         let program = plan::program(self.job, self.mode, self.live);
         let network = self.job.network.as_deref();
-        let (exit, mut finished) = self.supervise(Phase::Code, program, network).await?;
+        let (exit, mut finished) = match program {
+            Some(program) => self.supervise(Phase::Code, program, network).await?,
+            None => (NOTHING, Finished::empty()),
+        };
         let ran = start.elapsed() - setup;
+        self.warn_of(&exit);
         let files = match self.read_files().await {
             // The program has ended, and whoever followed it is to know how.
             Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
@@ -211,6 +234,7 @@ impl Execution<'_> {
             oom_killed,
             state_lost: self.mode == Mode::Session
                 && std::mem::take(&mut self.memory.unreported_loss),
+            warnings: self.warnings,
             timings: Some(Timings {
                 queue_ms: milliseconds(waits.queue),
                 acquire_ms: milliseconds(waits.acquire),
@@ -218,6 +242,29 @@ impl Execution<'_> {
                 run_ms: milliseconds(ran),
             }),
         })
+    }
+
+    /// Notes what the guest says of a session's run that its client cannot see.
+    fn warn_of(&mut self, exit: &Exit) {
+        let named = self.job.env.iter().take(64).enumerate();
+        let late = named.filter(|(index, _)| exit.late_variables >> index & 1 == 1);
+        let late: Vec<String> = late.map(|(_, (name, _))| name.clone()).collect();
+        if !late.is_empty() {
+            self.warnings.push(format!(
+                "request.env: a session's interpreter reads {} at its start, so this request goes on without it: \
+                 give it with the session's first request, or to POST /sessions",
+                listed(&late)
+            ));
+        }
+        if !exit.asked_names.is_empty() {
+            let first = exit.asked_names.iter().take(MOST_NAMES);
+            let names: Vec<String> = first.map(|name| shown_name(name)).collect();
+            self.warnings.push(format!(
+                "programs asked a name server for {}: there is none in a sandbox, a client that uses HTTPS_PROXY \
+                 needs none in a run with network \"filtered\"",
+                listed(&names)
+            ));
+        }
     }
 
     async fn write_files(&self) -> Result<(), ExecuteError> {
@@ -282,26 +329,36 @@ impl Execution<'_> {
         }))
     }
 
-    async fn read_files(&self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
+    async fn read_files(&mut self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
         if self.job.output_paths.is_empty() || self.lost_to_memory {
             return Ok(None);
         }
         let control = self.sandbox.control();
         let reading = async {
             let mut files = BTreeMap::new();
+            let mut missing = Vec::new();
             let mut room = OUTPUT_FILES_LIMIT;
             for path in &self.job.output_paths {
                 let content = match control.read_file(path.as_str(), room).await {
                     Ok(content) => content,
-                    Err(error) if error.failure_kind() == Some(FailureKind::NotFound) => continue,
+                    Err(error) if error.failure_kind() == Some(FailureKind::NotFound) => {
+                        missing.push(path.to_string());
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 };
                 room -= content.len();
                 files.insert(path.to_string(), BASE64_STANDARD.encode(content));
             }
-            Ok(files)
+            Ok((files, missing))
         };
-        self.transfer(reading).await.map(Some)
+        let (files, missing) = self.transfer(reading).await?;
+        if !missing.is_empty() {
+            let missing = listed(&missing);
+            self.warnings
+                .push(format!("request.outputPaths: nothing is at {missing}"));
+        }
+        Ok(Some(files))
     }
 
     /// Bounds file transfers; dropping one ends it in the guest too.
@@ -477,12 +534,30 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
         stderr_bytes: 0,
         wall_us: u64::try_from(after.as_micros()).unwrap_or(u64::MAX),
         cpu_us: None,
+        late_variables: 0,
+        asked_names: Vec::new(),
     }
 }
 
 fn lost(what: &str, after: Duration) -> ExecuteError {
     let seconds = after.as_secs_f64();
     ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
+}
+
+/// A name of a host from a guest, which is not trusted to send one.
+fn shown_name(name: &str) -> String {
+    const LONGEST: usize = 253;
+    name.escape_default().take(LONGEST).collect()
+}
+
+/// The first few of these, and how many more there are.
+fn listed(all: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = all[..all.len().min(SHOWN)].join(", ");
+    match all.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 /// A run whose time was over has the code of one that was killed, however it ended then.

@@ -322,6 +322,28 @@ impl Service {
         Ok(self.shared.registry.ask(list).await?)
     }
 
+    /// Makes a session by a job that says so ([`Job::creates`]), and tells of it. Where the job's files do not fit
+    /// into it, there is none.
+    ///
+    /// # Errors
+    /// [`ExecuteError::SessionExists`], and any other [`ExecuteError`].
+    pub async fn create_session(
+        &self,
+        tenant: TenantId,
+        id: SessionId,
+        job: Job,
+    ) -> Result<SessionInfo, ExecuteError> {
+        let made = self.execute(tenant.clone(), Some(id.clone()), job).await;
+        if let Err(ExecuteError::Invalid(_) | ExecuteError::NoSpace(_)) = made {
+            self.delete_session(tenant.clone(), id.clone()).await?;
+        }
+        made?;
+        let sessions = self.sessions(None).await?;
+        let mut same = sessions.into_iter().filter(|session| session.id == id);
+        let found = same.find(|session| session.tenant_id.as_ref() == Some(&tenant));
+        found.ok_or(ExecuteError::SessionNotFound)
+    }
+
     /// Deletes a session and ends what runs in it. Says whether there was one.
     ///
     /// # Errors

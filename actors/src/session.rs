@@ -221,6 +221,7 @@ impl Session {
             session: key.id.clone(),
             spec: held.spec.clone(),
             created_at: self.setting.status.created_at,
+            defaults: self.setting.defaults.clone(),
         };
         tokio::spawn(async move {
             if let Err(error) = sandbox.claim(&claim).await {

@@ -128,6 +128,7 @@ fn exit(result: &mut ExecutionResult) -> StreamEvent {
             oom_killed: result.oom_killed,
             state_lost: result.state_lost,
             files: result.files.take(),
+            warnings: result.warnings.clone(),
             code: None,
         },
         ..StreamEvent::new(EventKind::Exit, code, Phase::Code)

@@ -74,6 +74,9 @@ pub(super) async fn exited(
     if ending.state_lost {
         output.note("the session's interpreter ended with this run: its variables are gone");
     }
+    for warning in &ending.warnings {
+        output.note(warning);
+    }
     output.finish().await?;
     exit_code(code)
 }

@@ -54,7 +54,7 @@ impl Default for Server {
             cors_origins: Vec::new(),
             idempotency_ms: 600_000,
             max_web_socket_message: ByteSize::from_mebibytes(1),
-            web_socket_idle_ms: 10_000,
+            web_socket_idle_ms: 5_000,
             header_timeout_ms: 10_000,
             body_timeout_ms: 60_000,
             keep_alive_ms: 75_000,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use actix_web::http::header::HeaderValue;
 use actix_web::web::Bytes;
 use isol8_actors::job::MAX_SECRETS;
 use isol8_api::{ExecuteBody, TenantId};
@@ -13,20 +12,20 @@ use super::bodies::SMALL;
 use super::body;
 use super::error::ApiError;
 use super::json::{Bound, Parsed};
-use super::unanchored;
+use super::{unanchored, unknown};
 use crate::config::Config;
 use crate::jobs::{self, Order};
 use crate::packages::MOST_PACKAGES;
 
-/// An order, and the members of its body that this server does not know.
+/// The body of an execution, as it was sent.
 #[derive(Debug)]
-pub struct Accepted {
-    /// The order.
-    pub order: Order,
-    /// Paths such as `request.timeoutMS`.
+pub struct Sent {
+    /// What it asks for.
+    pub body: ExecuteBody,
+    /// Paths of the members in it that this server does not know, such as `request.timeoutMS`.
     pub unknown: Vec<String>,
-    /// A warning about a whitelist pattern that matches inside longer names.
-    pub unanchored: Option<HeaderValue>,
+    /// Bytes of its text.
+    pub bytes: usize,
 }
 
 /// Most entries of each list and map in the body of an execution.
@@ -58,52 +57,85 @@ pub fn bounds(config: &Config) -> [Bound; 8] {
     ]
 }
 
-/// Makes an order of a body, for a client that cannot type while its program runs.
+/// Most entries of each list and map in the body that makes a session.
+#[must_use]
+pub fn session_bounds(config: &Config) -> Vec<Bound> {
+    let all = bounds(config).into_iter();
+    let moved = all.filter_map(|bound| match bound.path {
+        ["request", "env"] => Some(Bound {
+            path: &["env"],
+            ..bound
+        }),
+        ["request", "metadata"] => Some(Bound {
+            path: &["metadata"],
+            ..bound
+        }),
+        ["request", "files"] => Some(Bound {
+            path: &["files"],
+            ..bound
+        }),
+        ["request", ..] => None,
+        _ => Some(bound),
+    });
+    moved.collect()
+}
+
+/// Makes an order of a body, for a client that cannot type while its program runs. What the client is to be
+/// warned of is in the order's job.
 ///
 /// # Errors
 /// 400 with the path of the member at fault, 403 where it is not granted.
 pub async fn accept(
     body: Bytes,
-    tenant: &TenantId,
-    state: &State,
-    config: &Arc<Config>,
-) -> Result<Accepted, ApiError> {
-    let bytes = body.len();
-    let limits = Arc::clone(config);
-    let parsing = state.bodies.work(bytes, move || {
-        let parsed = body::parse::<ExecuteBody>(&body, &bounds(&limits))?;
-        let unanchored = unanchored::warning(&parsed.value);
-        Ok::<_, ApiError>((parsed, unanchored))
-    });
-    let (Parsed { value, unknown }, unanchored) = parsing.await??;
-    jobs::refuse_terminal(&value)?;
-    let order = order(value, bytes, tenant, state, config).await?;
-    Ok(Accepted {
-        order,
-        unknown,
-        unanchored,
-    })
-}
-
-/// Makes an order of a body that was parsed, and had so many bytes.
-///
-/// # Errors
-/// 400 with the path of the member at fault, 403 where it is not granted.
-pub async fn order(
-    body: ExecuteBody,
-    bytes: usize,
+    is_strict: bool,
     tenant: &TenantId,
     state: &State,
     config: &Arc<Config>,
 ) -> Result<Order, ApiError> {
-    if bytes <= SMALL && !has_patterns(&body) {
-        return Ok(jobs::order(body, tenant, config)?);
-    }
-    let (tenant, config) = (tenant.clone(), Arc::clone(config));
-    let ordering = state
-        .bodies
-        .aside(move || jobs::order(body, &tenant, &config));
-    Ok(ordering.await??)
+    let bytes = body.len();
+    let limits = Arc::clone(config);
+    let parsing = state.bodies.work(bytes, move || {
+        body::parse::<ExecuteBody>(&body, &bounds(&limits))
+    });
+    let Parsed { value, unknown } = parsing.await??;
+    jobs::refuse_terminal(&value)?;
+    let sent = Sent {
+        body: value,
+        unknown,
+        bytes,
+    };
+    order(sent, is_strict, tenant, state, config).await
+}
+
+/// Makes an order of a body that was parsed. A strict client has unknown members refused.
+///
+/// # Errors
+/// 400 with the path of the member at fault, 403 where it is not granted.
+pub async fn order(
+    sent: Sent,
+    is_strict: bool,
+    tenant: &TenantId,
+    state: &State,
+    config: &Arc<Config>,
+) -> Result<Order, ApiError> {
+    let Sent {
+        body,
+        unknown,
+        bytes,
+    } = sent;
+    let mut warnings = unknown::told(&unknown, is_strict)?;
+    warnings.extend(unanchored::warning(&body));
+    let mut order = if bytes <= SMALL && !has_patterns(&body) {
+        jobs::order(body, tenant, config)?
+    } else {
+        let (tenant, config) = (tenant.clone(), Arc::clone(config));
+        let ordering = state
+            .bodies
+            .aside(move || jobs::order(body, &tenant, &config));
+        ordering.await??
+    };
+    order.job.warnings = warnings;
+    Ok(order)
 }
 
 /// Whether there are regular expressions to compile. A short one may take milliseconds.
@@ -117,7 +149,7 @@ fn has_patterns(body: &ExecuteBody) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use isol8_api::{ExecutionRequest, NetworkFilter, Options};
+    use isol8_api::{CreateSession, ExecutionRequest, NetworkFilter, Options};
     use serde_json::Value;
     use utoipa::PartialSchema;
 
@@ -152,5 +184,18 @@ mod tests {
             .unwrap();
         let bounded = bounds(&config).map(|bound| bound.path.join("."));
         assert_eq!(found, bounded.into());
+
+        let found: BTreeSet<String> = [
+            collections::<CreateSession>("").into_iter(),
+            collections::<Options>(".options").into_iter(),
+            collections::<NetworkFilter>(".options.networkFilter").into_iter(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|path| path.trim_start_matches('.').to_owned())
+        .collect();
+        let bounded = session_bounds(&config).into_iter();
+        let bounded = bounded.map(|bound| bound.path.join("."));
+        assert_eq!(found, bounded.collect());
     }
 }

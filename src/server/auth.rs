@@ -69,7 +69,10 @@ fn authenticate(request: &HttpRequest) -> Result<Caller, ApiError> {
         Some(key) if state.key.matches(key) => Ok(Caller {
             tenant: TenantId::master(),
         }),
-        Some(_) => Err(ApiError::new(ErrorCode::Forbidden, "API key is not valid")),
+        Some(_) => Err(ApiError::new(
+            ErrorCode::Forbidden,
+            "Invalid API key, send the key that the server was started with",
+        )),
         None => Err(ApiError::new(
             ErrorCode::Unauthorized,
             "header Authorization is not of the form Bearer KEY",

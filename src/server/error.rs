@@ -72,7 +72,7 @@ pub(super) fn status(code: ErrorCode) -> StatusCode {
         }
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
-        ErrorCode::RuntimeMismatch => StatusCode::CONFLICT,
+        ErrorCode::RuntimeMismatch | ErrorCode::SessionExists => StatusCode::CONFLICT,
         ErrorCode::SessionLost => StatusCode::GONE,
         ErrorCode::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,

@@ -1,5 +1,6 @@
 //! One file per resource.
 
+pub mod auth;
 pub mod docs;
 pub mod execute;
 pub mod files;
@@ -29,7 +30,7 @@ pub fn endpoints() -> Vec<Endpoint> {
         files::file(),
         files::list(),
         files::raw(),
-        sessions::list(),
+        sessions::all(),
         sessions::delete(),
         service::cleanup(),
     ]

@@ -1,31 +1,19 @@
 //! Patterns of a request's `networkFilter` that admit more names than they seem to.
 //!
-//! The contract has them match anywhere in a name, so they are not refused; a client is told of it in a header.
+//! The contract has them match anywhere in a name, so they are not refused; a client is warned of them.
 
-use actix_web::HttpResponseBuilder;
-use actix_web::http::header::HeaderValue;
 use isol8_api::ExecuteBody;
 use isol8_egress::is_anchored;
 
-use super::misspelling::WARNING;
-
 /// A warning for the first pattern of a request's whitelist that matches inside longer names.
 #[must_use]
-pub fn warning(body: &ExecuteBody) -> Option<HeaderValue> {
+pub fn warning(body: &ExecuteBody) -> Option<String> {
     let filter = body.options.as_ref()?.network_filter.as_ref()?;
     let mut patterns = filter.whitelist.iter();
     let index = patterns.position(|pattern| !is_anchored(pattern))?;
-    let text = format!(
+    Some(format!(
         "options.networkFilter.whitelist[{index}] matches inside longer names too, anchor it with ^ and $"
-    );
-    HeaderValue::try_from(text).ok()
-}
-
-/// Puts a warning beside others in an answer's header.
-pub fn warn(response: &mut HttpResponseBuilder, warning: Option<HeaderValue>) {
-    if let Some(warning) = warning {
-        response.append_header((WARNING, warning));
-    }
+    ))
 }
 
 #[cfg(test)]
@@ -46,7 +34,6 @@ mod tests {
         assert_eq!(warned(&[]), None);
         assert_eq!(warned(&["^a$"]), None);
         let text = warned(&["^a$", "b"]).unwrap();
-        let text = text.to_str().unwrap();
         assert!(
             text.starts_with("options.networkFilter.whitelist[1] matches"),
             "{text}"

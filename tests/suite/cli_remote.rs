@@ -186,7 +186,7 @@ async fn failures_exit_with_one_and_say_why(server: Server) {
     fails(user.keyless(&host), "API key required");
     fails(
         user.keyless(&[&host[..], &["--key", "hunter2"]].concat()),
-        "API key is not valid",
+        "Invalid API key",
     );
     let nobody = [
         "run",

@@ -71,13 +71,11 @@ async fn standard_input_environment_and_files_reach_the_program(server: Server) 
 async fn files_come_back(server: Server) {
     let mut request = python("open('/sandbox/out', 'wb').write(bytes(range(256)))");
     request.output_paths = vec!["/sandbox/out".to_owned(), "/tmp/none".to_owned()];
-    let files = server
-        .client()
-        .execute(request)
-        .await
-        .unwrap()
-        .files
-        .unwrap();
+    let result = server.client().execute(request).await.unwrap();
+    // One that is missing is told.
+    let expected = "request.outputPaths: nothing is at /tmp/none";
+    assert_eq!(result.warnings, [expected]);
+    let files = result.files.unwrap();
     assert_eq!(files.len(), 1);
     assert!(files["/sandbox/out"].starts_with("AAECAwQF"));
 }

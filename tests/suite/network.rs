@@ -15,6 +15,8 @@ on_each_backend!(
     with super::CONFIG;
     what_the_lists_admit_is_reached_and_nothing_else,
     what_goes_past_the_proxy_reaches_nothing,
+    a_name_that_is_asked_past_the_proxy_fails_at_once_and_is_told,
+    loopback_is_reached_without_the_proxy,
     a_session_has_a_network_for_one_request_only,
     interpreters_take_up_what_each_cell_has,
     fifty_downloads_go_through_at_once,
@@ -38,6 +40,13 @@ fn filtered() -> Options {
         log_network: Some(true),
         ..Options::default()
     }
+}
+
+/// Has the clients that know ranges of addresses take the part of loopback for the internet, too.
+fn outside(mut request: ExecutionRequest) -> ExecutionRequest {
+    let name = "NO_PROXY".to_owned();
+    request.env.insert(name, "localhost".to_owned());
+    request
 }
 
 async fn run(client: &RemoteIsol8, request: ExecutionRequest, options: Options) -> ExecutionResult {
@@ -153,6 +162,76 @@ print([name for _, name in socket.if_nameindex()])",
     server.stop();
 }
 
+/// A question for `x.example` from a socket that hears of no error, as some C libraries ask.
+const ASK: &str = "import socket
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.settimeout(50)
+udp.sendto(bytes.fromhex('0708010000010000000000000178076578616d706c650000010001'), ('127.0.0.1', 53))
+print(udp.recv(600)[3] & 15)";
+
+async fn a_name_that_is_asked_past_the_proxy_fails_at_once_and_is_told(server: Server) {
+    let resolve = "const { promises } = await import('node:dns');
+for (const ask of [promises.lookup, promises.resolve4])
+    await ask('x.example').catch(error => console.log(error.code))";
+    // A resolver that has waited in vain says something else.
+    let python_names = "import socket
+for ask in (socket.gethostbyname, lambda name: socket.create_connection((name, 80))):
+    try: ask('x.example')
+    except OSError as error: print(error.errno)";
+    let cases = [
+        (Runtime::Python, python_names, "-2\n-2"),
+        (Runtime::Python, ASK, "3"),
+        (Runtime::Bash, "getent hosts x.example; echo $?", "2"),
+        (Runtime::Node, resolve, "ENOTFOUND\nENOTFOUND"),
+        (Runtime::Bun, resolve, "ENOTFOUND\nENOTFOUND"),
+        (Runtime::Deno, resolve, "ENOTFOUND\nENOTFOUND"),
+    ];
+    for (runtime, code, expected) in cases {
+        for options in [Options::default(), filtered()] {
+            let result = run(&server.client(), source(runtime, code), options).await;
+            assert_eq!(result.stdout, expected, "{runtime}: {}", result.stderr);
+            let [warning] = &result.warnings[..] else {
+                panic!("{runtime} {code}: {:?}", result.warnings);
+            };
+            let told = warning.contains("asked a name server for x.example:");
+            assert!(told && warning.contains("HTTPS_PROXY"), "{warning}");
+        }
+    }
+    // Errors of Python say why, where its interpreter has waited for the code.
+    let code = "import socket\ntry: socket.getaddrinfo('x.example', 80)\nexcept OSError as error: print(error)";
+    let cell = server.session("names").execute(python(code)).await.unwrap();
+    assert!(
+        cell.stdout.contains("(isol8: names are resolved for"),
+        "{}",
+        cell.stdout
+    );
+    // A later run in the same sandbox hears of nobody else's names.
+    for _ in 0..4 {
+        assert_eq!(server.python("1").await.warnings, [] as [String; 0]);
+    }
+    server.stop();
+}
+
+async fn loopback_is_reached_without_the_proxy(server: Server) {
+    let code = "import http.server, os, socket, threading, urllib.request
+class Here(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(b'here')
+    def log_message(self, *_): pass
+served = http.server.ThreadingHTTPServer(('0.0.0.0', 0), Here)
+threading.Thread(target=served.serve_forever, daemon=True).start()
+for host in ('localhost', '127.0.0.1', '0.0.0.0', socket.gethostname()):
+    print(urllib.request.urlopen(f'http://{host}:{served.server_port}/', timeout=50).read().decode())
+print('127.0.0.0/8' in os.environ['NO_PROXY'].split(','))";
+    let result = run(&server.client(), python(code), filtered()).await;
+    assert_eq!(
+        result.stdout, "here\nhere\nhere\nhere\nTrue",
+        "{}",
+        result.stderr
+    );
+    assert_eq!(result.network_logs, Some(vec![]));
+    server.stop();
+}
+
 async fn a_session_has_a_network_for_one_request_only(server: Server) {
     let internet = Internet::start().await;
     let session = server.session("net");
@@ -205,7 +284,12 @@ async fn interpreters_take_up_what_each_cell_has(server: Server) {
         for _ in 0..2 {
             let without = session.execute(source(runtime, fetch.clone())).await;
             assert_eq!(without.unwrap().stdout, "unreachable", "{runtime}");
-            let with = run(&session, source(runtime, fetch.clone()), filtered()).await;
+            let with = run(
+                &session,
+                outside(source(runtime, fetch.clone())),
+                filtered(),
+            )
+            .await;
             assert_eq!(
                 with.stdout, "hello from outside",
                 "{runtime}: {}",
@@ -300,14 +384,19 @@ await new Promise(done => http.get('{url}', answer => answer.on('data', data => 
         }
     }
     for (runtime, code) in sources {
-        let alone = run(&server.client(), source(runtime, code.clone()), filtered()).await;
+        let alone = run(
+            &server.client(),
+            outside(source(runtime, code.clone())),
+            filtered(),
+        )
+        .await;
         assert_eq!(
             alone.stdout, "hello from outside",
             "{runtime}: {}",
             alone.stderr
         );
         let session = server.session(&runtime.to_string());
-        let cell = run(&session, source(runtime, code), filtered()).await;
+        let cell = run(&session, outside(source(runtime, code)), filtered()).await;
         assert_eq!(
             cell.stdout, "hello from outside",
             "{runtime}: {}",

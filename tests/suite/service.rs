@@ -13,7 +13,7 @@ on_each_backend!(
     a_key_holds_while_its_run_goes_on_and_its_client_goes_away,
     errors_are_not_kept_for_a_key,
     every_answer_carries_the_requests_name,
-    a_likely_misspelling_is_warned_of_and_nothing_else,
+    members_that_are_not_known_are_warned_of_or_refused,
     a_server_says_when_it_is_ready,
     a_cleanup_ends_every_session,
     sessions_say_when_they_expire,
@@ -112,27 +112,72 @@ async fn every_answer_carries_the_requests_name(server: Server) {
     server.stop();
 }
 
-async fn a_likely_misspelling_is_warned_of_and_nothing_else(server: Server) {
+/// Warnings of an answer's result, and of its header.
+fn warnings(headers: &HeaderMap, result: &Value) -> (Vec<String>, String) {
+    let told = result["warnings"].as_array().map_or_else(Vec::new, |told| {
+        let texts = told.iter().map(|text| text.as_str().unwrap().to_owned());
+        texts.collect()
+    });
+    let header = headers.get("x-isol8-warning");
+    let header = header.map_or("", |text| text.to_str().unwrap());
+    (told, header.to_owned())
+}
+
+async fn members_that_are_not_known_are_warned_of_or_refused(server: Server) {
     let mut request = body("print(1)");
     request["request"]["timeoutMS"] = json!(5);
     request["request"]["agentFlags"] = json!("--fast");
-    request["options"] = json!({"mode": "ephemeral", "audit": {}, "poolSize": 3});
-    let (status, headers, _) = execute(&server, &request, &[]).await;
+    request["request"]["packages"] = json!(["emoji"]);
+    request["language"] = json!("python");
+    request["options"] = json!({"mode": "ephemeral", "audit": {}, "allowNetwork": true});
+    let (status, headers, result) = execute(&server, &request, &[]).await;
     assert_eq!(status, 200);
-    assert_eq!(
-        headers["x-isol8-warning"],
-        "request.timeoutMS is not known, did you mean timeoutMs?"
+    let (mut told, header) = warnings(&headers, &result);
+    assert_eq!(told.join("; "), header);
+    told.sort_unstable();
+    let expected = [
+        "language is not known, did you mean request.runtime?",
+        "options.allowNetwork is not known, did you mean options.network?",
+        "request.packages is not known, did you mean request.installPackages?",
+        "request.timeoutMS is not known, did you mean timeoutMs?",
+    ];
+    assert_eq!(told, expected);
+
+    // A stream tells in its exit, and every way refuses where the client is strict.
+    let stream = |path: &str| {
+        let sending = http(&server).post(url(&server, path)).bearer_auth(KEY);
+        sending.json(&request).send()
+    };
+    let events = stream("/execute/stream")
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let exit = events.trim().lines().last().unwrap();
+    assert!(
+        exit.contains("\"warnings\":[") && exit.contains("allowNetwork"),
+        "{exit}"
     );
-    let mut request = body("print(1)");
-    request["options"] = json!({"memorylimit": "64m", "networkFilter": {"whiteList": []}});
-    let (_, headers, _) = execute(&server, &request, &[]).await;
+    for path in ["/execute?strict=1", "/execute/stream?strict=true"] {
+        let answer = stream(path).await.unwrap();
+        assert_eq!(answer.status(), 400, "{path}");
+        let refused: Value = answer.json().await.unwrap();
+        let text = refused["error"].as_str().unwrap();
+        assert!(
+            text.contains("allowNetwork") && text.contains("language"),
+            "{text}"
+        );
+        assert!(!text.contains("agentFlags"), "{text}");
+    }
     assert_eq!(
-        headers["x-isol8-warning"],
-        "options.memorylimit is not known, did you mean memoryLimit?; \
-         options.networkFilter.whiteList is not known, did you mean whitelist?"
+        stream("/execute?strict=perhaps").await.unwrap().status(),
+        400
     );
-    let (_, headers, _) = execute(&server, &body("print(1)"), &[]).await;
-    assert!(!headers.contains_key("x-isol8-warning"));
+    assert_eq!(stream("/execute?strict=0").await.unwrap().status(), 200);
+
+    let (_, headers, result) = execute(&server, &body("print(1)"), &[]).await;
+    assert_eq!(warnings(&headers, &result), (Vec::new(), String::new()));
     server.stop();
 }
 

@@ -266,6 +266,14 @@ pub(super) struct Finished {
 }
 
 impl Finished {
+    /// The output of a job that has no program.
+    pub(super) fn empty() -> Self {
+        Self {
+            truncated: false,
+            stderr: Text::new(0, None, Encoding::Utf8),
+        }
+    }
+
     /// Adds a line at the end of the program's standard error.
     pub(super) async fn add_line(
         &mut self,

@@ -14,9 +14,10 @@ const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 /// extension: among the session's files, so that it finds them as modules, and none of theirs.
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
-/// The program's run.
-pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
+/// The program's run, where there is a program.
+pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> Option<RunSpec> {
     let program = match &job.program {
+        Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
             argv: ["bash", "-c", command].map(str::to_owned).to_vec(),
         },
@@ -45,7 +46,7 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> RunSpec {
     };
     run.terminal = job.terminal;
     run.cwd = job.workdir.as_ref().map(|path| path.as_str().to_owned());
-    run
+    Some(run)
 }
 
 /// The setup script's run: as the program will, but in `/sandbox` and without its input.

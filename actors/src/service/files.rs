@@ -6,6 +6,7 @@ use isol8_api::{SandboxPath, SessionId, TenantId};
 use super::Service;
 use crate::error::ExecuteError;
 use crate::files::{self, Download, Upload, Visit};
+use crate::job::Job;
 use crate::registry;
 use crate::session::SessionKey;
 
@@ -22,6 +23,35 @@ impl Service {
         path: &SandboxPath,
     ) -> Result<Upload, ExecuteError> {
         Upload::open(self.visit(tenant, session).await?, path)
+    }
+
+    /// As [`Self::upload`], and makes the session where there is none: by a job without a program, which says
+    /// what sandbox it has.
+    ///
+    /// # Errors
+    /// As [`Self::upload`] and [`Self::execute`]; [`ExecuteError::RuntimeMismatch`] where there is a session of
+    /// another runtime.
+    pub async fn upload_or_create(
+        &self,
+        tenant: TenantId,
+        session: SessionId,
+        path: &SandboxPath,
+        job: Job,
+    ) -> Result<Upload, ExecuteError> {
+        let visit = self.visit(tenant.clone(), session.clone()).await;
+        match visit {
+            Err(ExecuteError::SessionNotFound) => {
+                self.execute(tenant.clone(), Some(session.clone()), job)
+                    .await?;
+                self.upload(tenant, session, path).await
+            }
+            Ok(visit) if visit.runtime() != job.runtime() => Err(ExecuteError::RuntimeMismatch {
+                session,
+                bound: visit.runtime(),
+                asked: job.runtime(),
+            }),
+            visit => Upload::open(visit?, path),
+        }
     }
 
     /// Begins to read a file of a session's sandbox.

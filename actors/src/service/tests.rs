@@ -256,6 +256,7 @@ async fn sessions_of_an_earlier_server_go_on_and_losses_are_told_once() {
         session: id(session),
         spec: SandboxDefaults::default().spec(Runtime::Python),
         created_at: 1_700_000_000_000,
+        defaults: None,
     };
     let hour = Duration::from_secs(3600);
     backend.leave_for_adoption(claim("kept"), Duration::from_secs(60), None);

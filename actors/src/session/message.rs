@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actix::prelude::*;
 use isol8_api::{ExecutionResult, Runtime, SessionId, TenantId};
-use isol8_backend::{Claim, SandboxId, SandboxSpec};
+use isol8_backend::{Claim, SandboxId, SandboxSpec, SessionDefaults};
 use serde::Serialize;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -186,6 +186,8 @@ pub(crate) struct Setting {
     /// Tells this session from others of the same key, before and after it.
     pub(crate) generation: u64,
     pub(crate) spec: SandboxSpec,
+    /// Settings of its jobs that do not say otherwise.
+    pub(crate) defaults: Option<SessionDefaults>,
     pub(crate) queue_limit: usize,
     pub(crate) status: Arc<Status>,
     pub(crate) pool: Supervised<Pool>,

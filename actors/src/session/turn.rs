@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use isol8_api::ExecutionResult;
+use isol8_backend::SessionDefaults;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -55,8 +56,10 @@ impl Turn {
         };
         let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
         let (job, live) = (run.job, run.live);
+        let defaults = setting.defaults.clone();
         let running = async move {
             let admitting = admission.admit(&tenant);
+            let job = in_session(&job, defaults.as_ref(), &held.spec.image);
             let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
             if let Some(claiming) = claiming {
                 // It says itself what went wrong.
@@ -95,7 +98,6 @@ async fn execute(
     waits.queue += asked.elapsed();
     // A session's sizes are those of its first request; its limits are each request's own.
     apply_limits(held, job).await?;
-    let job = &in_image(job, &held.spec.image);
     let sandbox = Arc::clone(&held.sandbox);
     run::run(
         sandbox.as_ref(),
@@ -109,11 +111,19 @@ async fn execute(
     .await
 }
 
-/// The job as it is in a session of this image, whichever it would have chosen for itself.
-fn in_image<'a>(job: &'a Job, image: &Option<String>) -> Cow<'a, Job> {
+/// The job as it is in a session of this image, whichever it would have chosen for itself, with the session's
+/// settings.
+fn in_session<'a>(
+    job: &'a Job,
+    defaults: Option<&SessionDefaults>,
+    image: &Option<String>,
+) -> Cow<'a, Job> {
     let mut job = Cow::Borrowed(job);
     if job.install.is_some() && job.sandbox.image != *image {
         job.to_mut().sandbox.image.clone_from(image);
+    }
+    if let Some(defaults) = defaults {
+        job.to_mut().apply_defaults(defaults);
     }
     job
 }

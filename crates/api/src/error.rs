@@ -43,6 +43,8 @@ pub enum ErrorCode {
     RequestTimeout,
     /// The session is bound to another runtime.
     RuntimeMismatch,
+    /// The session that was to be made is there already.
+    SessionExists,
     /// The session's sandbox is gone, and its state with it; the id is free again.
     SessionLost,
     /// The request's body is too large.

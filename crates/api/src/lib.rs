@@ -32,6 +32,6 @@ pub use file::{DirectoryEntry, DirectoryListing, EntryType};
 pub use network::{NetworkAction, NetworkFilter, NetworkLogEntry};
 pub use request::{ExecuteBody, ExecutionRequest, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
-pub use service::{Deleted, Health, SessionInfo, SessionList};
+pub use service::{CreateSession, Deleted, Health, SessionInfo, SessionList};
 pub use stream::{ClientMessage, Ending, EventKind, Phase, SignalName, StreamEvent};
 pub use value::{ByteSize, InvalidValue, Runtime, SandboxPath, SessionId, TenantId};

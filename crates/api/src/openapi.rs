@@ -71,7 +71,7 @@ schema!(
     SandboxPath,
     text(
         "An absolute path inside `/sandbox` or `/tmp`, of at most 4095 bytes and 255 in each name. \
-         `.` and `..` are resolved, and may not lead out."
+         `.` and `..` are resolved, and may not lead out. That of a file does not end with a slash."
     )
     .pattern(Some("^/(sandbox|tmp)(/|$)"))
     .max_length(Some(Self::MAX_LENGTH))

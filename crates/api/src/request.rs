@@ -46,7 +46,9 @@ pub struct ExecutionRequest {
     /// A command line for `bash -c`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<String>,
-    /// The language of the source text, and so the kind of sandbox.
+    /// The language of the source text, and so the kind of sandbox. Aliases are accepted: `javascript` and `js`
+    /// for `node`, `typescript` and `ts` for `bun`, `py` and `python3` for `python`, `sh` and `shell` for `bash`.
+    #[serde(deserialize_with = "Runtime::deserialize_alias")]
     pub runtime: Runtime,
     /// Milliseconds; overrides the options' and the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -56,6 +56,10 @@ pub struct ExecutionResult {
     /// The session's interpreter ended with this run; its variables are gone, its files are not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub state_lost: bool,
+    /// What was ignored, is missing, or went another way than asked: members that are not known, files of
+    /// `outputPaths` that do not exist, variables that came too late, names that no name server was there for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// Where the time went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,

@@ -1,7 +1,12 @@
 //! What the session and service routes answer.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::content::FileContent;
+use crate::object;
+use crate::request::Options;
 use crate::value::{Runtime, SessionId, TenantId};
 
 /// `GET /health`.
@@ -26,6 +31,53 @@ pub struct Health {
 pub struct SessionList {
     /// Every session that the caller may see.
     pub sessions: Vec<SessionInfo>,
+}
+
+/// Body of `POST /sessions`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CreateSession {
+    /// The session's name; without one the server chooses a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<SessionId>,
+    /// The runtime that it is bound to. Aliases are accepted, as in a request.
+    #[serde(deserialize_with = "Runtime::deserialize_alias")]
+    pub runtime: Runtime,
+    /// Sizes, image and network of its sandbox, and limits for those of its requests that name none: `cpuLimit`,
+    /// `memoryLimit`, `pidsLimit`, `sandboxSize`, `tmpSize`, `image`, `network`. What belongs to each request alone
+    /// is refused.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "object::optional"
+    )]
+    pub options: Option<Options>,
+    /// Environment of all its requests; one that sets the same variable goes first. Variables that an interpreter
+    /// reads at its start are there then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Absolute path to content; written before the answer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, FileContent>,
+    /// Passed to the audit log.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl CreateSession {
+    /// A session of this runtime, and nothing more.
+    #[must_use]
+    pub fn new(runtime: Runtime) -> Self {
+        Self {
+            id: None,
+            runtime,
+            options: None,
+            env: BTreeMap::new(),
+            files: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        }
+    }
 }
 
 /// One session.

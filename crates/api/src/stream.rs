@@ -63,6 +63,9 @@ pub struct Ending {
     /// Path to base64 content, for each of `outputPaths` that exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, String>>,
+    /// What was ignored, is missing, or went another way than asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The kind of an `error` after which nothing comes: the request was refused, or there will be no
     /// exit code. Other errors have none.
     #[serde(skip_serializing_if = "Option::is_none")]

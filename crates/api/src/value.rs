@@ -30,13 +30,19 @@ impl InvalidValue {
     }
 }
 
-macro_rules! text_serde {
+macro_rules! text_serialize {
     ($type:ty) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
             }
         }
+    };
+}
+
+macro_rules! text_serde {
+    ($type:ty) => {
+        text_serialize!($type);
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -78,6 +84,34 @@ impl Runtime {
         }
     }
 
+    /// Other names that people and models give a runtime, and the runtime of each. Requests and the command
+    /// line accept them; the configuration does not, because two keys of one runtime would contradict each other.
+    pub const ALIASES: [(&'static str, Self); 8] = [
+        ("javascript", Self::Node),
+        ("js", Self::Node),
+        ("typescript", Self::Bun),
+        ("ts", Self::Bun),
+        ("py", Self::Python),
+        ("python3", Self::Python),
+        ("sh", Self::Bash),
+        ("shell", Self::Bash),
+    ];
+
+    const EXPECTED: &'static str = "a runtime: python, node, bun, deno or bash";
+
+    /// The runtime of this name, aliases left out.
+    fn named(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|runtime| runtime.name() == text)
+    }
+
+    /// Reads a runtime by its name or an alias, for `#[serde(deserialize_with)]`.
+    pub(crate) fn deserialize_alias<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+
     /// Extension of the script file where a request names none, with its dot.
     #[must_use]
     pub fn default_extension(self) -> &'static str {
@@ -100,15 +134,28 @@ impl fmt::Display for Runtime {
 impl FromStr for Runtime {
     type Err = InvalidValue;
 
+    /// Reads a name or an alias.
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        Self::ALL
-            .into_iter()
-            .find(|runtime| runtime.name() == text)
-            .ok_or_else(|| InvalidValue::new(text, "a runtime: python, node, bun, deno or bash"))
+        let alias = || {
+            let mut aliases = Self::ALIASES.into_iter();
+            aliases.find(|(alias, _)| *alias == text)
+        };
+        Self::named(text)
+            .or_else(|| alias().map(|(_, runtime)| runtime))
+            .ok_or_else(|| InvalidValue::new(text, Self::EXPECTED))
     }
 }
 
-text_serde!(Runtime);
+text_serialize!(Runtime);
+
+/// Reads a name and no alias.
+impl<'de> Deserialize<'de> for Runtime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let named = Self::named(&text);
+        named.ok_or_else(|| de::Error::custom(InvalidValue::new(&text, Self::EXPECTED)))
+    }
+}
 
 /// A session's name: 1 to 128 of `A-Z a-z 0-9 . _ : -`, chosen by the client.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -408,18 +455,24 @@ impl fmt::Display for SandboxPath {
 impl FromStr for SandboxPath {
     type Err = InvalidValue;
 
+    /// Reads the path of a file; one that ends like a directory's is none.
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        Some(text)
+        let ends_with_a_name = !matches!(text.rsplit('/').next(), Some("" | "." | ".."));
+        let inside = Some(text)
             .filter(|text| text.starts_with('/'))
             .and_then(Self::normalize)
-            .filter(|path| Self::is_inside(path))
-            .map(Self)
-            .ok_or_else(|| {
-                InvalidValue::new(
-                    text,
-                    "an absolute path inside /sandbox or /tmp, of at most 4095 bytes and 255 in each name",
-                )
-            })
+            .filter(|path| Self::is_inside(path));
+        match inside {
+            Some(path) if ends_with_a_name => Ok(Self(path)),
+            Some(_) => Err(InvalidValue::new(
+                text,
+                "the path of a file: it ends like a directory's, leave out the slash at its end or add a name",
+            )),
+            None => Err(InvalidValue::new(
+                text,
+                "an absolute path inside /sandbox or /tmp, of at most 4095 bytes and 255 in each name",
+            )),
+        }
     }
 }
 
@@ -438,6 +491,19 @@ mod tests {
         for bad in ["", "a b", "../x", "ü", "a\n", &"x".repeat(129)] {
             assert!(bad.parse::<SessionId>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_alias_is_a_runtime_of_a_request_and_no_other_name() {
+        for (alias, runtime) in Runtime::ALIASES {
+            assert_eq!(alias.parse::<Runtime>().unwrap(), runtime, "{alias}");
+            let quoted = format!("\"{alias}\"");
+            assert!(serde_json::from_str::<Runtime>(&quoted).is_err(), "{alias}");
+        }
+        for runtime in Runtime::ALL {
+            assert_eq!(runtime.name().parse::<Runtime>().unwrap(), runtime);
+        }
+        assert!("JS".parse::<Runtime>().is_err());
     }
 
     #[test]
@@ -485,7 +551,7 @@ mod tests {
     fn paths_are_normalized_and_stay_inside() {
         let path = |text: &str| text.parse::<SandboxPath>().map(|p| p.0);
         assert_eq!(path("/sandbox/a/../b").unwrap(), "/sandbox/b");
-        assert_eq!(path("/tmp//x/.").unwrap(), "/tmp/x");
+        assert_eq!(path("/tmp//./x").unwrap(), "/tmp/x");
         for bad in [
             "/sandbox",
             "/sandbox/..",
@@ -497,6 +563,11 @@ mod tests {
             "",
         ] {
             assert!(path(bad).is_err(), "{bad:?}");
+        }
+        for directory in ["/sandbox/d/", "/sandbox/d//", "/tmp/x/.", "/tmp/x/y/.."] {
+            let text = path(directory).unwrap_err().to_string();
+            assert!(text.contains("ends like a directory's"), "{text}");
+            assert!(SandboxPath::directory(directory).is_ok(), "{directory}");
         }
     }
 

@@ -93,20 +93,18 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
         (INSTANCE_LABEL, placement.instance.to_string()),
         (RUNTIME_LABEL, spec.runtime.to_string()),
     ];
-    let guest = [
-        GUEST,
-        "--handover",
-        &format!("{CONTROL}/{HANDOVER}"),
-        "--uid",
-        &placement.user.to_string(),
-    ];
+    let (handover, user) = (format!("{CONTROL}/{HANDOVER}"), placement.user.to_string());
+    let mut guest = vec![GUEST, "--handover", &handover, "--uid", &user];
+    if !spec.host_network {
+        guest.push("--names");
+    }
     ContainerCreateBody {
         image: Some(placement.image.to_owned()),
         hostname: Some("sandbox".to_owned()),
         // The guest's user. User code runs as another.
         user: Some("0:0".to_owned()),
         working_dir: Some("/".to_owned()),
-        entrypoint: Some(guest.map(str::to_owned).into()),
+        entrypoint: Some(guest.into_iter().map(str::to_owned).collect()),
         cmd: Some(Vec::new()),
         // The engine would run an image's health check as root, and without the guest's filter.
         healthcheck: Some(HealthConfig {
@@ -428,7 +426,14 @@ mod tests {
         let handover = "/.isol8/control/handover";
         assert_eq!(
             guest,
-            [GUEST, "--handover", handover, "--uid", "1879048194"]
+            [
+                GUEST,
+                "--handover",
+                handover,
+                "--uid",
+                "1879048194",
+                "--names"
+            ]
         );
     }
 

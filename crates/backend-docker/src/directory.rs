@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use isol8_backend::spec::HOSTS;
+use isol8_backend::spec::{HOSTS, RESOLV_CONF};
 
 /// The accounts of a Debian system, as its package `base-passwd` defines them.
 const ACCOUNTS: &str = include_str!("etc/passwd");
@@ -63,7 +63,7 @@ impl Directory {
             ("passwd", accounts(user)),
             ("group", groups(user)),
             ("hosts", HOSTS.to_owned()),
-            ("resolv.conf", String::new()),
+            ("resolv.conf", RESOLV_CONF.to_owned()),
         ] {
             let path = self.etc(name);
             fs::write(&path, content)?;

@@ -21,9 +21,9 @@ const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_DAC_OVERRIDE",
 ];
 
-/// Capabilities that the guest needs once, to bring its loopback interface up and to take both of them out of
-/// its bounding set; then it has neither.
-const BOOT_CAPABILITIES: [&str; 2] = ["CAP_NET_ADMIN", "CAP_SETPCAP"];
+/// Capabilities that the guest needs once, to bring its loopback interface up, to take the port of a name server,
+/// and to take all of them out of its bounding set; then it has none of them.
+const BOOT_CAPABILITIES: [&str; 3] = ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_SETPCAP"];
 
 /// Of one sandbox; all of them together share the 128 that the host's root has by default.
 const MAX_INOTIFY_INSTANCES: &str = "8";
@@ -88,7 +88,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
     if !sandbox.host_network {
         namespaces.push("network");
-        arguments.push("--loopback");
+        arguments.extend(["--loopback", "--names"]);
         capabilities.extend(BOOT_CAPABILITIES);
         // A closed connection's port is free again at once: the next run may want it.
         settings["net.ipv4.tcp_max_tw_buckets"] = json!("0");
@@ -227,6 +227,7 @@ mod tests {
         assert!(settings.keys().all(|name| !name.starts_with("net.")));
         let arguments = spec["process"]["args"].as_array().unwrap();
         assert!(!arguments.contains(&json!("--loopback")));
+        assert!(!arguments.contains(&json!("--names")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use isol8_api::Runtime;
-use isol8_backend::spec::HOSTS;
+use isol8_backend::spec::{HOSTS, RESOLV_CONF};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
 /// Where the guest agent stands inside.
@@ -28,7 +28,7 @@ const SHARED: [&str; 8] = [
     "etc/ssl/certs",
 ];
 
-/// How names are looked up in the host's network.
+/// How names are looked up: with a network of its own by the guest, which knows none and says so.
 const NAMES_FROM_NETWORK: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
 
 /// Mount points and directories of the sandbox's own.
@@ -181,11 +181,8 @@ fn write_etc(etc: &Path) -> io::Result<()> {
         ),
         ("hosts", HOSTS.to_owned()),
         ("hostname", "sandbox\n".to_owned()),
-        ("resolv.conf", String::new()),
-        (
-            "nsswitch.conf",
-            "passwd: files\ngroup: files\nhosts: files\n".to_owned(),
-        ),
+        ("resolv.conf", RESOLV_CONF.to_owned()),
+        ("nsswitch.conf", NAMES_FROM_NETWORK.to_owned()),
     ];
     for (name, content) in files {
         replace(&etc.join(name), &content)?;

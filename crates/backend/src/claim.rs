@@ -4,6 +4,7 @@
 //! directory is no sandbox's to see. What is claimed when its process dies is left to the next one,
 //! which finds it by this file; everything else is removed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -13,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use isol8_api::{SessionId, TenantId};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{SandboxId, SandboxSpec};
+use crate::spec::{Limits, SandboxId, SandboxSpec};
 
 /// Name, in an instance's directory, of the directory of claims.
 pub(crate) const DIRECTORY: &str = "claims";
@@ -30,6 +31,18 @@ pub struct Claim {
     pub spec: SandboxSpec,
     /// The session's first request, in milliseconds since 1970.
     pub created_at: u64,
+    /// Settings of all requests to it, where it was made with such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defaults: Option<SessionDefaults>,
+}
+
+/// Settings of a session for those of its requests that do not say otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionDefaults {
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// Limits of the sandbox.
+    pub limits: Limits,
 }
 
 /// The claims of one instance, as files.
@@ -140,7 +153,6 @@ mod tests {
     use isol8_api::{ByteSize, Runtime};
 
     use super::*;
-    use crate::spec::Limits;
 
     fn claim(session: &str) -> Claim {
         let size = ByteSize::from_mebibytes(256);
@@ -161,6 +173,7 @@ mod tests {
                 image: Some("custom:1".to_owned()),
             },
             created_at: 1_700_000_000_000,
+            defaults: None,
         }
     }
 
@@ -172,6 +185,20 @@ mod tests {
         let sandbox = SandboxId::random();
         claims.add(&sandbox, &claim("s")).unwrap();
         claims.touch(&sandbox).unwrap();
+        let mut made = claim("made");
+        made.defaults = Some(SessionDefaults {
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            limits: made.spec.limits,
+        });
+        let other = SandboxId::random();
+        claims.add(&other, &made).unwrap();
+        let found = claims.all();
+        assert!(
+            found
+                .iter()
+                .any(|(id, claim, _)| (id, claim) == (&other, &made))
+        );
+        claims.remove(&other);
         assert!(claims.has(sandbox.as_str()) && !claims.is_empty());
         let found = claims.all();
         assert_eq!((&found[0].0, &found[0].1), (&sandbox, &claim("s")));

@@ -24,7 +24,7 @@ pub mod sandbox;
 pub mod spec;
 
 pub use adoption::Adopted;
-pub use claim::{Claim, Claims};
+pub use claim::{Claim, Claims, SessionDefaults};
 pub use control::{
     Control, ControlError, FileReader, FileWriter, Run, RunEvent, RunInput, Tunnel, Tunnels,
 };

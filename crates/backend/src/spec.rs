@@ -13,6 +13,13 @@ use crate::control::Control;
 /// What `/etc/hosts` says in a sandbox with a network of its own.
 pub const HOSTS: &str = "127.0.0.1 localhost sandbox\n::1 localhost\n";
 
+/// What `/etc/resolv.conf` says in a sandbox with a network of its own: the guest is the name server, and knows no
+/// name. The first line is what errors of interpreters repeat.
+pub const RESOLV_CONF: &str = "# isol8: names are resolved for programs that use HTTPS_PROXY in a run with network \"filtered\", and for no others
+nameserver 127.0.0.1
+options timeout:1 attempts:1
+";
+
 /// Settings of a sandbox's own network that bound the buffers of its TCP connections: their least, first
 /// and largest sizes in bytes. The kernel's usual largest sizes are many megabytes, for paths of long
 /// delay, and a loopback has none. With a quarter of this one, a download costs the server 5% more.

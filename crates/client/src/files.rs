@@ -17,10 +17,10 @@ use crate::{ClientError, RemoteIsol8};
 /// # fn main() -> std::process::ExitCode { isol8_testing::example(async |url, key| {
 /// # use isol8_client::{ExecutionRequest, RemoteIsol8, Runtime};
 /// use futures::TryStreamExt as _;
-/// use isol8_client::Body;
+/// use isol8_client::{Body, CreateSession};
 ///
 /// let isol8 = RemoteIsol8::new(&url, &key)?.with_session("files".parse()?);
-/// // A session is made by its first run.
+/// isol8.create_session(CreateSession::new(Runtime::Bash)).await?;
 /// let mut request = ExecutionRequest::new(Runtime::Bash);
 /// request.code = Some("mkdir results".to_owned());
 /// isol8.execute(request).await?;

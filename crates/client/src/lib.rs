@@ -67,10 +67,10 @@ pub use error::ClientError;
 pub use isol8_api::auth::LoggedIn;
 pub use isol8_api::service::{CleanedUp, Removed};
 pub use isol8_api::{
-    DirectoryEntry, DirectoryListing, Encoding, EntryType, ErrorCode, EventKind, ExecuteBody,
-    ExecutionRequest, ExecutionResult, FileContent, Health, NetworkAction, NetworkFilter,
-    NetworkLogEntry, NetworkMode, Options, Phase, Runtime, SessionId, SessionInfo, SignalName,
-    StreamEvent,
+    CreateSession, DirectoryEntry, DirectoryListing, Encoding, EntryType, ErrorCode, EventKind,
+    ExecuteBody, ExecutionRequest, ExecutionResult, FileContent, Health, NetworkAction,
+    NetworkFilter, NetworkLogEntry, NetworkMode, Options, Phase, Runtime, SessionId, SessionInfo,
+    SignalName, StreamEvent,
 };
 pub use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 pub use reqwest::Body;

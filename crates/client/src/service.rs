@@ -2,7 +2,7 @@
 
 use isol8_api::auth::LoggedIn;
 use isol8_api::service::{CleanedUp, Cleanup};
-use isol8_api::{Deleted, ErrorCode, Health, SessionId, SessionInfo, SessionList};
+use isol8_api::{CreateSession, Deleted, ErrorCode, Health, SessionId, SessionInfo, SessionList};
 use reqwest::Method;
 
 use crate::retry::Repeatable;
@@ -39,6 +39,25 @@ impl RemoteIsol8 {
     pub async fn sessions(&self) -> Result<Vec<SessionInfo>, ClientError> {
         let list: SessionList = self.get("sessions").await?;
         Ok(list.sessions)
+    }
+
+    /// Makes a session. Its name is the body's, or else that of [`Self::with_session`], or else one that the
+    /// server chooses and answers. Calls of [`Self::with_session`] with that name then use it.
+    ///
+    /// # Errors
+    /// [`ClientError`]; its code is [`ErrorCode::SessionExists`] where there is one of the name.
+    pub async fn create_session(
+        &self,
+        mut session: CreateSession,
+    ) -> Result<SessionInfo, ClientError> {
+        if session.id.is_none() {
+            session.id.clone_from(&self.session);
+        }
+        let request = self.request(Method::POST, self.url(&["sessions"])?);
+        let request = request.json(&session);
+        // A second one of a name that the server chooses would be one that nobody uses.
+        let making = self.receive(Repeatable::No, &request);
+        self.deadline().bound(making).await
     }
 
     /// Deletes a session, and ends what runs in it; one that is not there is as good as deleted.

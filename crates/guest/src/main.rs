@@ -13,7 +13,7 @@
 //! - [`reaper`]: ending and reaping every process
 //! - [`kernel`]: interpreters that wait for code, and their Python side
 //! - [`files`], [`reset`]: content of the writable places
-//! - [`mod@tunnel`]: the network of a run
+//! - [`mod@tunnel`]: the network of a run; [`names`]: what programs hear that ask for addresses
 //!
 //! # Threats
 //!
@@ -35,6 +35,7 @@ mod guest;
 mod kernel;
 mod listing;
 mod lockdown;
+mod names;
 mod peer;
 mod process;
 mod reaper;
@@ -58,15 +59,16 @@ use nix::sys::socket::{
     Backlog, ControlMessageOwned, MsgFlags, getsockopt, listen, recvmsg, sockopt::AcceptConn,
 };
 
-use guest::Guest;
+use guest::{Guest, Sources};
 use isol8_protocol::SANDBOX_UID;
 use kernel::Drivers;
 use lockdown::Privileges;
+use names::Names;
 use process::{Environment, Launcher};
 use reset::Places;
 
 const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH | --handover PATH) \
-    [--uid N | --shared-uid] [--loopback]";
+    [--uid N | --shared-uid] [--loopback] [--names]";
 
 /// Where the host connects to.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,6 +92,8 @@ impl Listen {
 struct Arguments {
     listen: Listen,
     loopback: bool,
+    /// Answer programs that ask a name server on loopback.
+    names: bool,
     shared_uid: bool,
     /// User and group id of user code; the one above it is the zygote's.
     uid: u32,
@@ -98,7 +102,7 @@ struct Arguments {
 impl Arguments {
     fn parse(arguments: impl Iterator<Item = OsString>) -> Option<Self> {
         let mut arguments = arguments;
-        let (mut listen, mut loopback, mut shared_uid) = (None, false, false);
+        let (mut listen, mut loopback, mut names, mut shared_uid) = (None, false, false, false);
         let mut uid = None;
         while let Some(argument) = arguments.next() {
             match argument.to_str()? {
@@ -114,6 +118,7 @@ impl Arguments {
                 }
                 "--uid" if uid.is_none() => uid = Some(user_id(arguments.next()?.to_str()?)?),
                 "--loopback" => loopback = true,
+                "--names" => names = true,
                 "--shared-uid" => shared_uid = true,
                 _ => return None,
             }
@@ -121,6 +126,7 @@ impl Arguments {
         Some(Self {
             listen: listen?,
             loopback,
+            names,
             shared_uid,
             uid: uid.unwrap_or(SANDBOX_UID),
         })
@@ -160,6 +166,11 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
     if arguments.loopback {
         lockdown::raise_loopback().map_err(naming("loopback cannot be brought up"))?;
     }
+    // While there is the right to a low port. Programs only wait longer for nothing without it.
+    let names = arguments.names.then(Names::open).and_then(|opened| {
+        let failed = |error: &io::Error| eprintln!("isol8-guest: no port for names: {error}");
+        opened.inspect_err(failed).ok()
+    });
     let privileges = Privileges::new(arguments.shared_uid, arguments.uid);
     privileges
         .harden()
@@ -174,7 +185,12 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
     let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
     let signals = child_signals()?;
     confine_calls()?;
-    Ok(Guest::new(launcher, drivers, places, listener, signals))
+    let sources = Sources {
+        listener,
+        signals,
+        names,
+    };
+    Ok(Guest::new(launcher, drivers, places, sources))
 }
 
 /// The guest itself needs no more calls than user code may use; every program inherits the filter,
@@ -275,15 +291,17 @@ mod tests {
             Some(Arguments {
                 listen: Listen::Inherited(3),
                 loopback: true,
+                names: false,
                 shared_uid: false,
                 uid: SANDBOX_UID,
             })
         );
         assert_eq!(
-            parse(&["--handover", "/x", "--uid", "1879048300"]),
+            parse(&["--handover", "/x", "--uid", "1879048300", "--names"]),
             Some(Arguments {
                 listen: Listen::HandedOver("/x".into()),
                 loopback: false,
+                names: true,
                 shared_uid: false,
                 uid: 1_879_048_300,
             })

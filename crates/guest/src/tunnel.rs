@@ -15,9 +15,9 @@ const PORT: u16 = 8118;
 /// What programs ask for the proxy. Both spellings are in use, and curl reads the lower case of one only.
 const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
 
-/// What they reach without it.
+/// What they reach without it: loopback in all its forms, and the sandbox by its own name.
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
-const LOOPBACK: &str = "localhost,127.0.0.1,::1";
+const LOOPBACK: &str = "localhost,127.0.0.1,127.0.0.0/8,::1,0.0.0.0,sandbox";
 
 /// Has node look at the others.
 const NODE: &str = "NODE_USE_ENV_PROXY";

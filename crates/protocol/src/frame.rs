@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::tunnel::{TunnelFrame, TunnelId};
 
 /// Version of this protocol. A guest of another version is not spoken to.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 
 /// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
 /// this bounds the size of `code`.
@@ -390,7 +390,7 @@ pub enum Signal {
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// What the program reported.
     pub status: ExitStatus,
@@ -407,6 +407,11 @@ pub struct Exit {
     /// Microseconds of processor time that the run's process and the children that it waited for took during the
     /// run, where that is known. Children count in ticks of 10 ms.
     pub cpu_us: Option<u64>,
+    /// Bit n stands for variable n of the run's: it is read when an interpreter starts, and the resident one was
+    /// started without it. Variables beyond the first 64 are not told.
+    pub late_variables: u64,
+    /// Names whose address programs asked the sandbox's name server for, which knows none: the first few.
+    pub asked_names: Vec<String>,
 }
 
 /// What a program reported at its end.

@@ -145,15 +145,18 @@ fn exit() -> impl Strategy<Value = Exit> {
         any::<i32>().prop_map(ExitStatus::Code),
         any::<i32>().prop_map(ExitStatus::Signal)
     ];
-    (status, any::<(bool, bool, u64, u64, u64, Option<u64>)>()).prop_map(
-        |(status, (timed_out, state_lost, stdout_bytes, stderr_bytes, wall_us, cpu_us))| Exit {
+    let rest = any::<(bool, bool, [u64; 4], Option<u64>, Vec<String>)>();
+    (status, rest).prop_map(
+        |(status, (timed_out, state_lost, counts, cpu_us, asked_names))| Exit {
             status,
             timed_out,
             state_lost,
-            stdout_bytes,
-            stderr_bytes,
-            wall_us,
+            stdout_bytes: counts[0],
+            stderr_bytes: counts[1],
+            wall_us: counts[2],
             cpu_us,
+            late_variables: counts[3],
+            asked_names,
         },
     )
 }

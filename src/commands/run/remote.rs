@@ -139,6 +139,7 @@ async fn for_the_result(
         truncated: result.truncated,
         oom_killed: result.oom_killed,
         state_lost: result.state_lost,
+        warnings: std::mem::take(&mut result.warnings),
         ..Ending::default()
     };
     super::exited(result.exit_code, &ending, output).await

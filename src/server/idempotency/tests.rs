@@ -30,6 +30,7 @@ fn result(stdout: String, logs: usize, path: &str) -> ExecutionResult {
         timed_out: false,
         oom_killed: false,
         state_lost: false,
+        warnings: Vec::new(),
         timings: None,
     }
 }

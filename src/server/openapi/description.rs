@@ -18,6 +18,7 @@ use utoipa::openapi::{self, HeaderBuilder, RefOr, Required, ResponseBuilder, Sch
 use super::{KEY, Schemas, collect};
 use crate::server::error::{status, tells_when_to_retry};
 use crate::server::trace::REQUEST_ID;
+use crate::server::unknown::STRICT;
 
 const JSON: &str = "application/json";
 
@@ -115,6 +116,29 @@ impl Description {
     pub fn query<T: ToSchema>(mut self, name: &str, text: &str) -> Self {
         collect::<T>(&mut self.schemas);
         self.parameter(ParameterIn::Query, name, reference::<T>(), text)
+    }
+
+    /// A parameter in the query that may be left out.
+    #[must_use]
+    pub fn optional_query(mut self, name: &str, schema: ObjectBuilder, text: &str) -> Self {
+        let parameter = ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Query)
+            .required(Required::False)
+            .description(Some(text))
+            .schema(Some(schema));
+        self.operation = self.operation.parameter(parameter);
+        self.refuses(&[ErrorCode::InvalidRequest])
+    }
+
+    /// The parameter that has unknown members of the body refused.
+    #[must_use]
+    pub fn strict(self) -> Self {
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(["0", "1", "false", "true"]));
+        let text = "Whether members that are not known are refused, rather than warned of.";
+        self.optional_query(STRICT, schema, text)
     }
 
     /// A header that may be sent.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use crate::server::accept::{Accepted, accept};
+use crate::server::accept::accept;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Body};
 use crate::server::connection::while_connected;
@@ -15,7 +15,7 @@ use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, LONGEST_KEY};
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, misspelling, unanchored};
+use crate::server::{State, unknown};
 
 /// What stops a run from having a result, whichever way it is asked for.
 pub(super) const REFUSALS: &[ErrorCode] = &[
@@ -45,14 +45,15 @@ fn description() -> Description {
     Description::keyed(Tag::Execution, "execute", "Runs a program and answers its result")
         .details(
             "A program that fails, or whose time is over, is a result too: 137 is the exit code of one \
-             that had to be ended. Members that are not known are ignored; the header `X-Isol8-Warning` \
-             names what looks like a misspelling of one, and a whitelist's pattern that is not anchored.",
+             that had to be ended. Members that are not known are ignored; the result's `warnings` and the \
+             header `X-Isol8-Warning` name them, and a whitelist's pattern that is not anchored.",
         )
         .header(
             IDEMPOTENCY_KEY.as_str(),
             key,
             "A request that is sent again with the same key and body gets the first one's result.",
         )
+        .strict()
         .takes::<ExecuteBody>(Required::True, example())
         .answers::<ExecutionResult>(StatusCode::OK, "How the run went")
         .refuses(REFUSALS)
@@ -69,6 +70,7 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
+    let is_strict = unknown::is_strict(&request)?;
     let Body { bytes, share } = body::read(&request, payload, &state).await?;
     let key = match IdempotencyKey::given(request.headers())? {
         None => None,
@@ -78,12 +80,8 @@ async fn post(
             Some(state.bodies.work(size, key).await?)
         }
     };
-    let accepting = accept(bytes, &caller.tenant, &state, &config);
-    let Accepted {
-        order,
-        unknown,
-        unanchored: warning,
-    } = accepting.await?;
+    let order = accept(bytes, is_strict, &caller.tenant, &state, &config).await?;
+    let warnings = order.job.warnings.clone();
     let tenant = caller.tenant;
     let execution = {
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());
@@ -104,7 +102,6 @@ async fn post(
         }
     };
     let mut response = HttpResponse::Ok();
-    misspelling::warn(&mut response, &unknown);
-    unanchored::warn(&mut response, warning);
+    unknown::warn(&mut response, &warnings);
     Ok(response.json(result))
 }

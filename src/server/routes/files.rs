@@ -4,18 +4,24 @@ use std::fmt::Display;
 
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
+use isol8_actors::ExecuteError;
+use isol8_actors::files::Upload;
 use isol8_api::file::{DirectoryListing, FileBody, WriteFile, Written};
-use isol8_api::{ErrorCode, SandboxPath, SessionId};
+use isol8_api::{ErrorCode, Runtime, SandboxPath, SessionId};
 use serde_json::json;
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::config::Config;
+use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
 use crate::server::{State, body, transfer, url};
+
+/// The parameter of the query that names the runtime of a session to be made.
+const RUNTIME: &str = "runtime";
 
 const NO_SESSION: &str = "File operations require a sessionId";
 
@@ -33,7 +39,7 @@ const REFUSALS: &[ErrorCode] = &[
 /// A whole file as base64 in JSON.
 #[must_use]
 pub fn file() -> Endpoint {
-    let write = described("writeFile", "Writes a file, given as base64")
+    let write = writes("writeFile", "Writes a file, given as base64")
         .takes::<WriteFile>(
             Required::True,
             json!({"sessionId": "demo", "path": "/sandbox/hello.txt", "content": "aGVsbG8="}),
@@ -53,7 +59,7 @@ pub fn file() -> Endpoint {
 pub fn raw() -> Endpoint {
     const PATH: &str = "The file, its first slash left out: `sandbox/data.csv`. Slashes in it may be \
         sent as they are or as `%2F`.";
-    let write = described("putFile", "Writes a file")
+    let write = writes("putFile", "Writes a file")
         .session("The session")
         .path("path", path(), PATH)
         .takes_bytes()
@@ -89,6 +95,24 @@ fn path() -> ObjectBuilder {
         .examples(["sandbox/data.csv"])
 }
 
+/// A route that writes a file, and makes the session where it is told of what kind.
+fn writes(id: &str, summary: &str) -> Description {
+    let runtime = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(Runtime::ALL.map(Runtime::name)));
+    described(id, summary)
+        .optional_query(
+            RUNTIME,
+            runtime,
+            "Makes the session where there is none, for this runtime.",
+        )
+        .refuses(&[
+            ErrorCode::Unsupported,
+            ErrorCode::RuntimeUnavailable,
+            ErrorCode::RuntimeMismatch,
+        ])
+}
+
 fn described(id: &str, summary: &str) -> Description {
     Description::keyed(Tag::Files, id, summary).refuses(REFUSALS)
 }
@@ -105,8 +129,8 @@ async fn post_json(
     let path = body.path.ok_or_else(|| missing("path"))?;
     config.limits.check_path("path", path.as_str())?;
     let content = body.content.ok_or_else(|| missing("content"))?;
-    let tenant = caller.tenant;
-    let mut upload = state.service.upload(tenant, session, &path).await?;
+    let runtime = runtime(&request)?;
+    let mut upload = open(caller, &state, session, &path, runtime).await?;
     upload.write(&content.0).await?;
     upload.finish().await?;
     Ok(web::Json(Written { ok: true }))
@@ -138,8 +162,8 @@ async fn put(
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
     let (session, path) = address(&request, &state.config())?;
-    let tenant = caller.tenant;
-    let upload = state.service.upload(tenant, session, &path).await?;
+    let runtime = runtime(&request)?;
+    let upload = open(caller, &state, session, &path, runtime).await?;
     transfer::receive(payload, upload, state.config().stall_timeout).await?;
     Ok(web::Json(Written { ok: true }))
 }
@@ -174,6 +198,37 @@ async fn get_list(
     let tenant = caller.tenant;
     let listing = state.service.list_files(tenant, session, &path).await?;
     Ok(web::Json(listing))
+}
+
+/// Begins to write a file. The session is made where there is none and a runtime is named.
+async fn open(
+    caller: Caller,
+    state: &State,
+    session: SessionId,
+    path: &SandboxPath,
+    runtime: Option<Runtime>,
+) -> Result<Upload, ApiError> {
+    let (service, tenant) = (&state.service, caller.tenant);
+    let Some(runtime) = runtime else {
+        let opened = service.upload(tenant, session, path).await;
+        return opened.map_err(|error| match error {
+            ExecuteError::SessionNotFound => ApiError::new(
+                ErrorCode::SessionNotFound,
+                format!("{error}: make it with POST /sessions, or name its runtime here, such as ?runtime=python"),
+            ),
+            error => error.into(),
+        });
+    };
+    let job = jobs::bare_session(runtime, &state.config())?;
+    let opening = service.upload_or_create(tenant, session, path, job);
+    Ok(opening.await?)
+}
+
+/// The runtime of the session to be made, where the query names one.
+fn runtime(request: &HttpRequest) -> Result<Option<Runtime>, ApiError> {
+    let named = url::parameter(request, RUNTIME)?;
+    let parsed = named.map(|name| name.parse().map_err(|error| at(RUNTIME, error)));
+    parsed.transpose()
 }
 
 /// The session and the path of `/session/{id}/files/{path}`.

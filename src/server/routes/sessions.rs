@@ -1,23 +1,60 @@
-//! `GET /sessions` and `DELETE /session/{id}`.
+//! `GET` and `POST /sessions`, and `DELETE /session/{id}`.
 
 use actix_web::http::{Method, StatusCode};
-use actix_web::web;
+use actix_web::{HttpRequest, HttpResponse, web};
 use isol8_actors::pruner::PrunerConfig;
-use isol8_api::{Deleted, ErrorCode, InvalidValue, SessionId, SessionList};
+use isol8_api::{
+    CreateSession, Deleted, ErrorCode, InvalidValue, SessionId, SessionInfo, SessionList,
+};
+use serde_json::json;
+use utoipa::openapi::Required;
 
-use crate::server::State;
+use crate::config::Config;
+use crate::jobs;
+use crate::server::accept;
 use crate::server::auth::Caller;
+use crate::server::body::{self, Body};
+use crate::server::connection::while_connected;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
+use crate::server::json::Parsed;
 use crate::server::openapi::{Description, Tag};
+use crate::server::{State, unknown};
 
-/// The list.
+/// What stops a session from being made.
+const REFUSALS: &[ErrorCode] = &[
+    ErrorCode::Unsupported,
+    ErrorCode::RuntimeUnavailable,
+    ErrorCode::PolicyDenied,
+    ErrorCode::SessionExists,
+    ErrorCode::SessionNotFound,
+    ErrorCode::SessionLost,
+    ErrorCode::TooManyRequests,
+    ErrorCode::BackendUnavailable,
+    ErrorCode::Unavailable,
+];
+
+/// The list, and new ones.
 #[must_use]
-pub fn list() -> Endpoint {
-    let description = Description::keyed(Tag::Sessions, "sessions", "Lists the sessions")
+pub fn all() -> Endpoint {
+    let list = Description::keyed(Tag::Sessions, "sessions", "Lists the sessions")
         .answers::<SessionList>(StatusCode::OK, "Every session that the key may see")
         .refuses(&[ErrorCode::Unavailable]);
-    Endpoint::at("/sessions").on(Method::GET, get, description)
+    let create = Description::keyed(Tag::Sessions, "createSession", "Makes a session")
+        .details(
+            "A session is also made by the first request that names it. Made here, it has files and a sandbox \
+             before anything runs, and settings for all of its requests.",
+        )
+        .strict()
+        .takes::<CreateSession>(
+            Required::True,
+            json!({"id": "demo", "runtime": "python", "env": {"LANG": "C.UTF-8"}}),
+        )
+        .answers::<SessionInfo>(StatusCode::CREATED, "The session, which has its sandbox")
+        .refuses(REFUSALS);
+    Endpoint::at("/sessions")
+        .on(Method::GET, get, list)
+        .on(Method::POST, post, create)
 }
 
 /// One session.
@@ -34,18 +71,51 @@ pub fn delete() -> Endpoint {
 async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<SessionList>, ApiError> {
     // The only key there is sees every tenant.
     let mut sessions = state.service.sessions(None).await?;
+    let config = state.config();
+    for session in &mut sessions {
+        session.expires_at = expiry(session, &config);
+    }
+    Ok(web::Json(SessionList { sessions }))
+}
+
+async fn post(
+    caller: Caller,
+    state: web::Data<State>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, ApiError> {
+    let config = state.config();
+    let is_strict = unknown::is_strict(&request)?;
+    // The content of the body is in memory until the session has its files.
+    let Body {
+        bytes,
+        share: _share,
+    } = body::read(&request, payload, &state).await?;
+    let limits = config.clone();
+    let parsing = state.bodies.work(bytes.len(), move || {
+        body::parse::<CreateSession>(&bytes, &accept::session_bounds(&limits))
+    });
+    let Parsed { value, unknown } = parsing.await??;
+    let warnings = unknown::told(&unknown, is_strict)?;
+    let (id, job) = jobs::session(value, &caller.tenant, &config)?;
+    let making = state.service.create_session(caller.tenant, id, job);
+    let making = async { Ok::<_, ApiError>(making.await?) };
+    let mut session = while_connected(&request, making).await?;
+    session.expires_at = expiry(&session, &config);
+    let mut response = HttpResponse::Created();
+    unknown::warn(&mut response, &warnings);
+    Ok(response.json(session))
+}
+
+/// When a session ends that nobody uses until then.
+fn expiry(session: &SessionInfo, config: &Config) -> Option<u64> {
     let PrunerConfig {
         auto_prune,
         max_age,
         ..
-    } = state.config().cleanup;
-    if auto_prune {
-        let max_age = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
-        for session in &mut sessions {
-            session.expires_at = Some(session.last_accessed_at.saturating_add(max_age));
-        }
-    }
-    Ok(web::Json(SessionList { sessions }))
+    } = config.cleanup;
+    let max_age = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
+    auto_prune.then(|| session.last_accessed_at.saturating_add(max_age))
 }
 
 async fn delete_one(

@@ -14,14 +14,14 @@ use tokio::time::timeout;
 use utoipa::openapi::Required;
 
 use super::execute;
-use crate::server::accept::{Accepted, accept};
+use crate::server::accept::accept;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Body};
 use crate::server::connection::{closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, misspelling, unanchored};
+use crate::server::{State, unknown};
 
 /// How long a client hears nothing at most, so that it and what is between know that this is no hang.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -42,6 +42,7 @@ fn description() -> Description {
              type `exit` or `error`. A comment line comes where nothing happens for 15 s. A client that \
              goes away ends the run.",
         )
+        .strict()
         .takes::<ExecuteBody>(Required::True, execute::example())
         .answers_events::<StreamEvent>("What happens in the run")
         .refuses(execute::REFUSALS)
@@ -54,13 +55,10 @@ async fn post(
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
     let config = state.config();
+    let is_strict = unknown::is_strict(&request)?;
     let Body { bytes, share } = body::read(&request, payload, &state).await?;
-    let accepting = accept(bytes, &caller.tenant, &state, &config);
-    let Accepted {
-        order,
-        unknown,
-        unanchored: warning,
-    } = accepting.await?;
+    let order = accept(bytes, is_strict, &caller.tenant, &state, &config).await?;
+    let warnings = order.job.warnings.clone();
     let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
     let (job, session) = while_connected(&request, completed).await?;
     let service = &state.service;
@@ -83,8 +81,7 @@ async fn post(
         pass_on(request, events, sender, stall_timeout).await;
     });
     let mut response = HttpResponse::Ok();
-    misspelling::warn(&mut response, &unknown);
-    unanchored::warn(&mut response, warning);
+    unknown::warn(&mut response, &warnings);
     Ok(response
         .insert_header((CONTENT_TYPE, "text/event-stream"))
         .insert_header((CACHE_CONTROL, "no-cache"))

@@ -12,11 +12,11 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{FromRequest as _, HttpRequest, HttpResponse, rt, web};
 use isol8_api::{ClientMessage, ErrorCode, StreamEvent};
 
-use crate::server::State;
 use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
+use crate::server::{State, unknown};
 use conversation::Conversation;
 use frames::{FrameGuard, FrameLimit};
 
@@ -32,6 +32,7 @@ fn description() -> Description {
             "The upgrade to a WebSocket. The client sends `ClientMessage`s in JSON, the first of the type \
              `execute`; the server sends `StreamEvent`s. After the `exit` event it closes with 1000.",
         )
+        .strict()
         .answers_nothing(StatusCode::SWITCHING_PROTOCOLS, "The WebSocket is open")
         .carries::<ClientMessage>("client-message")
         .carries::<StreamEvent>("event")
@@ -49,6 +50,7 @@ async fn get(
         ApiError::new(ErrorCode::InvalidRequest, text)
     };
     let config = state.config();
+    let is_strict = unknown::is_strict(&request)?;
     let frames = FrameLimit::new(config.max_body);
     let guard = FrameGuard::new(payload.into_inner(), Rc::clone(&frames));
     let mut guarded: Payload = Payload::Stream {
@@ -57,7 +59,8 @@ async fn get(
     let payload = web::Payload::from_request(&request, &mut guarded).await;
     let payload = payload.map_err(refused)?;
     let (response, session, messages) = actix_ws::handle(&request, payload).map_err(refused)?;
-    let conversation = Conversation::new(caller, state, config, session, messages, frames);
+    let conversation =
+        Conversation::new(caller, is_strict, state, config, session, messages, frames);
     rt::spawn(conversation.hold(request));
     Ok(response)
 }

@@ -33,6 +33,8 @@ const ROUTES: [(&str, &str, &str); 21] = [
     ("PUT", "/session/{id}/files/{path}", "content"),
     ("GET", "/session/{id}/files/{path}", ""),
     ("GET", "/sessions", ""),
+    ("POST", "/sessions", "{}"),
+    ("POST", "/auth/keys", "{}"),
     ("DELETE", "/session/{id}", ""),
     ("POST", "/cleanup", "{\"images\": 7}"),
     ("GET", "/nowhere", ""),

@@ -33,6 +33,8 @@ fn least(schema: &str) -> Value {
     match schema {
         "ExecuteBody" => json!({"request": {"runtime": "bash", "code": ":"}}),
         "WriteFile" => json!({"sessionId": "s", "path": "/sandbox/x", "content": ""}),
+        // The first of these makes it, and the others are refused.
+        "CreateSession" => json!({"id": "s", "runtime": "bash"}),
         _ => json!({}),
     }
 }

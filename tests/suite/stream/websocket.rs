@@ -160,7 +160,7 @@ async fn what_is_not_json_closes_and_what_is_unknown_does_not(server: Server) {
     let mut socket = Socket::open(&server).await;
     socket.execute("input()").await;
     socket.send_text("{\"type\": \"stdin\", ").await;
-    assert!(socket.refused().await.contains("not JSON"));
+    assert!(socket.refused().await.contains("Invalid JSON"));
     assert_eq!(socket.next().await.unwrap_err().0, 1003);
     server.stop();
 }

@@ -107,6 +107,8 @@ fn exit() -> Exit {
         stderr_bytes: 0,
         wall_us: 1,
         cpu_us: None,
+        late_variables: 0,
+        asked_names: Vec::new(),
     }
 }
 

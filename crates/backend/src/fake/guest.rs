@@ -466,5 +466,7 @@ fn ended(status: ExitStatus, state_lost: bool) -> Exit {
         stderr_bytes: 0,
         wall_us: 0,
         cpu_us: None,
+        late_variables: 0,
+        asked_names: Vec::new(),
     }
 }

@@ -11,6 +11,7 @@ use super::{Guest, MAX_ORPHANS, log};
 use crate::failure::failure;
 use crate::kernel::line::{CellEnd, Message};
 use crate::kernel::{Kernel, Release};
+use crate::names::Names;
 use crate::reaper::{self, Reaped, children_cpu_us, own_cpu_us};
 use crate::run::output::drop_output;
 use crate::run::{Run, Work};
@@ -382,6 +383,7 @@ impl Guest {
         if run.detached {
             return;
         }
+        run.asked_names = self.take_asked_names();
         match run.last_frame() {
             Some(isol8_protocol::GuestFrame::Failed { id, failure }) => {
                 self.tell_failed(id, failure);
@@ -389,6 +391,15 @@ impl Guest {
             Some(frame) => self.tell(&frame),
             None => {}
         }
+    }
+
+    /// Names that programs asked for. What a program asked before it ended is still in the socket.
+    fn take_asked_names(&mut self) -> Vec<String> {
+        let Some(names) = &mut self.sources.names else {
+            return Vec::new();
+        };
+        names.answer();
+        names.take_asked()
     }
 
     /// The connection is gone: its runs end, the resident kernel stays if it can.
@@ -448,6 +459,7 @@ impl Guest {
             return Err(failure(FailureKind::Internal, text));
         }
         self.places.clear(self.launcher.privileges)?;
+        self.sources.names.iter_mut().for_each(Names::forget);
         self.keep.start_over();
         Ok(())
     }

@@ -12,10 +12,10 @@ use nix::unistd::Pid;
 use super::wait::{Source, Waits};
 use super::{Guest, log};
 use crate::failure::failure;
-use crate::kernel::Kernel;
 use crate::kernel::line::Message;
 use crate::kernel::recipe::{Recipe, may_load_user_code};
 use crate::kernel::zygote::{Word, Zygote};
+use crate::kernel::{Kernel, Variables};
 use crate::run::Run;
 use crate::run::output::drop_output;
 
@@ -73,6 +73,8 @@ pub(super) struct Keep {
     patience: Option<Instant>,
     /// A spare of this kind should be made.
     due: Option<KernelKind>,
+    /// Variables of a session's first cell that the spare is to start with.
+    due_with: Variables,
     hold: Hold,
     zygote: Option<Zygote>,
     /// It takes the zygote's place once it is booted.
@@ -90,7 +92,13 @@ impl Keep {
             return Offer::Nothing;
         };
         match &self.spare {
-            Some(spare) if spare.kind != kind => Offer::Nothing,
+            Some(spare) if spare.kind != kind || !spare.started_with.is_empty() => Offer::Nothing,
+            _ => self.offer_any(kind),
+        }
+    }
+
+    fn offer_any(&self, kind: KernelKind) -> Offer {
+        match &self.spare {
             Some(spare) if spare.is_ready => Offer::Ready,
             Some(_) => Offer::Booting,
             None if self.due == Some(kind) && self.hold == Hold::No => Offer::Booting,
@@ -98,12 +106,22 @@ impl Keep {
         }
     }
 
-    /// What there is for a cell; one is made where there is none. An error says why none can be.
-    pub(super) fn offer_resident(&mut self, kind: KernelKind) -> Result<Offer, Failure> {
-        if self.spare.as_ref().is_some_and(|spare| spare.kind != kind) {
+    /// What there is for a session's first cell; one is made where there is none that was started with these
+    /// variables. An error says why none can be.
+    pub(super) fn offer_resident(
+        &mut self,
+        kind: KernelKind,
+        variables: &Variables,
+    ) -> Result<Offer, Failure> {
+        let fits = |spare: &Kernel| spare.kind == kind && spare.started_with == *variables;
+        if self.spare.as_ref().is_some_and(|spare| !fits(spare)) {
             self.drop_spare();
         }
-        match self.offer(Some(kind)) {
+        if self.spare.is_none() && self.due_with != *variables {
+            self.due_with.clone_from(variables);
+            self.due = None;
+        }
+        match self.offer_any(kind) {
             Offer::Nothing => match self.last_failure.take() {
                 Some(failure) => Err(failure),
                 None => {
@@ -117,12 +135,14 @@ impl Keep {
     }
 
     pub(super) fn take(&mut self) -> Option<Kernel> {
+        self.due_with.clear();
         self.spare.take_if(|spare| spare.is_ready)
     }
 
     /// Asks for a spare where the host wants one to be kept.
     pub(super) fn renew(&mut self) {
         self.hold = Hold::No;
+        self.due_with.clear();
         self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
     }
 
@@ -255,6 +275,7 @@ impl Guest {
             return true;
         }
         let forks = kind == KernelKind::Python
+            && self.keep.due_with.is_empty()
             && self.keep.is_worth_forking()
             && !self.launcher.privileges.shared_uid()
             && !may_load_user_code(&self.launcher.base)
@@ -269,7 +290,7 @@ impl Guest {
                 }
             }
         } else {
-            Kernel::boot(&self.launcher, &self.drivers, kind)
+            Kernel::boot(&self.launcher, &self.drivers, kind, &self.keep.due_with)
         };
         self.keep.due = None;
         match made {
@@ -388,6 +409,9 @@ impl Guest {
     fn spare_failed(&mut self, kind: KernelKind, failure: Failure) {
         log(&failure.message);
         self.keep.patience = None;
+        if !self.keep.due_with.is_empty() {
+            return self.refuse_variables();
+        }
         self.keep.failures += 1;
         if self.keep.failures < MAX_FAILURES && failure.kind == FailureKind::Internal {
             self.keep.due = Some(kind);
@@ -401,6 +425,24 @@ impl Guest {
         // Where nobody waits, whoever comes next tries again.
         let waits = self.runs.iter().any(Run::is_waiting_cell);
         self.keep.last_failure = waits.then_some(failure);
+    }
+
+    /// An interpreter did not start with the variables of a cell. That is the cell's fault, so that nothing is tried
+    /// again, and it costs no sandbox.
+    fn refuse_variables(&mut self) {
+        let names: Vec<&str> = self
+            .keep
+            .due_with
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let text = format!(
+            "request.env: the session's interpreter does not start with {}, leave out or correct what it does not take",
+            names.join(", ")
+        );
+        self.keep.due = None;
+        let waits = self.runs.iter().any(Run::is_waiting_cell);
+        self.keep.last_failure = waits.then(|| failure(FailureKind::Refused, text));
     }
 
     /// The spare's process has ended.

@@ -173,12 +173,19 @@ impl Guest {
         source: Vec<u8>,
         mut common: Common,
     ) -> Result<Run, Failure> {
+        let recipe = Recipe::of(kind);
+        let at_start = common.env.iter();
+        let at_start = at_start.filter(|(name, _)| recipe.is_for_start_of_cells(name));
+        let at_start = at_start.cloned().collect();
+        let own = common.env.len();
         let env = common.environment();
         let (stdin, input) = cell_input(self.launcher.privileges, common.stdin)?;
         let request = CellRequest {
             kind: Some(kind),
             source,
+            own: env.len() - own..env.len(),
             env,
+            at_start,
             cwd: common.cwd,
             stdin,
             timeout: common.timeout,
@@ -304,11 +311,14 @@ impl Guest {
             return false;
         };
         let Work::Waiting(CellRequest {
-            kind: Some(kind), ..
-        }) = self.runs[position].work
+            kind: Some(kind),
+            at_start,
+            ..
+        }) = &self.runs[position].work
         else {
             return false;
         };
+        let kind = *kind;
         let other = self.resident.as_ref().filter(|it| it.kind != kind);
         if let Some(other) = other {
             let text = format!("cells of this sandbox are {:?}'s", other.kind);
@@ -317,7 +327,7 @@ impl Guest {
             return true;
         }
         if self.resident.is_none() {
-            match self.keep.offer_resident(kind) {
+            match self.keep.offer_resident(kind, at_start) {
                 Ok(Offer::Ready) => self.resident = self.keep.take(),
                 Ok(_) => return false,
                 Err(failure) => {
@@ -341,6 +351,7 @@ impl Guest {
             pump.attach(Rc::clone(pipe));
         }
         run.boot_cpu_us = kernel.pid().map_or(0, own_cpu_us);
+        run.note_late_variables(&kernel.started_with);
         let Some(request) = run.begin_cell(number) else {
             return;
         };

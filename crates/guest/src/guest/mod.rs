@@ -23,6 +23,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
 use crate::kernel::{Drivers, Kernel};
+use crate::names::Names;
 use crate::peer::{self, Peer};
 use crate::process::Launcher;
 use crate::reaper;
@@ -45,14 +46,24 @@ const MAX_ORPHANS: usize = 256;
 /// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
 const MAX_MESSAGE: usize = 4096;
 
+/// What the guest hears of, beside its connection and its runs.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    /// Where the host connects to.
+    pub(crate) listener: OwnedFd,
+    /// Ends of children.
+    pub(crate) signals: SignalFd,
+    /// Programs that ask a name server.
+    pub(crate) names: Option<Names>,
+}
+
 /// The agent's state.
 #[derive(Debug)]
 pub(crate) struct Guest {
     launcher: Launcher,
     drivers: Drivers,
     places: Places,
-    listener: OwnedFd,
-    signals: SignalFd,
+    sources: Sources,
     peer: Option<Peer>,
     runs: Vec<Run>,
     transfers: Vec<Transfer>,
@@ -81,15 +92,13 @@ impl Guest {
         launcher: Launcher,
         drivers: Drivers,
         places: Places,
-        listener: OwnedFd,
-        signals: SignalFd,
+        sources: Sources,
     ) -> Self {
         Self {
             launcher,
             drivers,
             places,
-            listener,
-            signals,
+            sources,
             peer: None,
             runs: Vec::new(),
             transfers: Vec::new(),
@@ -128,8 +137,11 @@ impl Guest {
     /// Everything that could let the guest go on.
     fn waits(&self) -> Waits {
         let mut waits = Waits::default();
-        waits.readable(Source::Signals, &self.signals);
-        waits.readable(Source::Listener, &self.listener);
+        waits.readable(Source::Signals, &self.sources.signals);
+        waits.readable(Source::Listener, &self.sources.listener);
+        if let Some(names) = &self.sources.names {
+            waits.readable(Source::Names, &names.fd());
+        }
         if let Some(peer) = &self.peer {
             waits.both(Source::Peer, peer, peer.has_outgoing());
         }
@@ -178,6 +190,7 @@ impl Guest {
         match source {
             Source::Signals => self.attend_signals(),
             Source::Listener => self.accept(),
+            Source::Names => self.sources.names.iter_mut().for_each(Names::answer),
             Source::Peer => self.attend_peer(),
             Source::Output(id, detached, index) => self.attend_output(id, detached, index),
             Source::Input(id, detached) => self.attend_input(id, detached),
@@ -195,7 +208,7 @@ impl Guest {
 
     fn attend_signals(&mut self) {
         // One signal may stand for many ends; its content says nothing.
-        while let Ok(Some(_)) = self.signals.read_signal() {}
+        while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);
         self.note_reaped(&reaped, true);
@@ -203,7 +216,7 @@ impl Guest {
 
     fn accept(&mut self) {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let listener = std::os::fd::AsRawFd::as_raw_fd(&self.listener);
+        let listener = std::os::fd::AsRawFd::as_raw_fd(&self.sources.listener);
         let Ok(socket) = accept4(listener, flags) else {
             return;
         };

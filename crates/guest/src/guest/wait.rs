@@ -12,6 +12,8 @@ use isol8_protocol::{StreamId, TunnelId};
 pub(super) enum Source {
     Signals,
     Listener,
+    /// Programs that ask a name server.
+    Names,
     Peer,
     Output(StreamId, bool, usize),
     Input(StreamId, bool),

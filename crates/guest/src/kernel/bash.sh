@@ -25,8 +25,13 @@
 # the mailbox and executes bash again, which takes the state up. The process stays, and with it its
 # descriptors, directory, limits and children; but `wait` and `jobs` know nothing of older ones.
 #
-# `trap` is a function, since the traps on EXIT, INT and TERM are ours. The user's trap on EXIT runs at the
-# end of the cell that set it, as it would for a script; all others live on.
+# `trap` is a function, since the traps on EXIT and on most signals that end a script are ours: bash would run
+# the trap on EXIT for such a signal too, and not say which it was. (Of SIGSEGV and its like it must be bash's
+# own: a trap would return to what failed, for ever.) The user's trap on EXIT runs at the end of the cell that
+# set it, as it would for a script; all others live on.
+#
+# `ulimit` is a function, since bash loses its own descriptors, the highest of which is 253, where it may have
+# fewer than that.
 
 if [[ $- != *s* ]]; then
     # An older one, in an image of the user's: scripts are started afresh, and cells refused.
@@ -88,6 +93,8 @@ isol8_begin() {
     for ((isol8_i = 10; ${#isol8_aside[@]} < 4; isol8_i += 1)); do
         [[ -e /proc/self/fd/$isol8_i ]] || isol8_aside+=("$isol8_i")
     done
+    # At the end of a script that has no last line break, a backslash continues nothing, and is gone.
+    [[ $isol8_source != *\\ ]] || isol8_source+=$'\n'
     isol8_number=${isol8_fields[0]}
     BASH_ARGV0="cell $isol8_number"
     # On the cell's first line, so that nothing of ours is traced or ended by what it set.
@@ -195,7 +202,7 @@ isol8_leave() {
         fi
         isol8_dump >|/proc/self/fd/251
         # A signal that is ignored by then could never be trapped again.
-        builtin trap - INT TERM "${isol8_numbers[@]}"
+        builtin trap - "${!isol8_own[@]}" "${isol8_numbers[@]}"
         # Bash would heed these before it reads anything.
         builtin export -n POSIXLY_CORRECT SHELLOPTS BASHOPTS
         BASH_ENV=/proc/self/fd/251 exec -a bash /proc/self/exe -s >&252 2>&253
@@ -231,8 +238,10 @@ isol8_dump() {
 }
 
 isol8_arm() {
+    for isol8_name in "${!isol8_own[@]}"; do
+        builtin trap -- "${isol8_traps[$isol8_name]-isol8_interrupted ${isol8_own[$isol8_name]}}" "$isol8_name"
+    done
     builtin trap '' INT
-    builtin trap -- "${isol8_traps[TERM]-isol8_interrupted 15}" TERM
     builtin trap '{ isol8_leave "$?" "$@"; } 2>/dev/null' EXIT
 }
 
@@ -254,10 +263,6 @@ trap() {
         EXIT)
             isol8_cleanup=${isol8_action#-}
             ;;
-        INT | TERM)
-            isol8_note_trap
-            builtin trap -- "${isol8_traps[$isol8_name]-isol8_interrupted ${isol8_own[$isol8_name]}}" "$isol8_name"
-            ;;
         DEBUG | ERR | RETURN)
             isol8_note_trap
             # Not for commands of ours. Leaving this function would undo its removal.
@@ -265,7 +270,12 @@ trap() {
 ;; esac" "$isol8_name"
             ;;
         *)
-            isol8_signals+=("$isol8_name")
+            if [[ ! ${isol8_own[$isol8_name]-} ]]; then
+                isol8_signals+=("$isol8_name")
+                builtin continue
+            fi
+            isol8_note_trap
+            builtin trap -- "${isol8_traps[$isol8_name]-isol8_interrupted ${isol8_own[$isol8_name]}}" "$isol8_name"
             ;;
         esac
     done
@@ -277,8 +287,8 @@ isol8_signal_name() {
     isol8_name=${isol8_name#SIG}
     case $isol8_name in
     0) isol8_name=EXIT ;;
-    2) isol8_name=INT ;;
-    15) isol8_name=TERM ;;
+    [1-9] | [1-9][0-9]) isol8_name=${isol8_named[isol8_name]-$isol8_name} ;;
+    POLL) isol8_name=IO ;;
     esac
 }
 
@@ -289,28 +299,64 @@ isol8_note_trap() {
 
 # Shows the traps of the user, and not ours.
 isol8_show_traps() {
-    (($#)) || builtin set -- EXIT INT TERM "${isol8_numbers[@]}" DEBUG ERR RETURN
+    (($#)) || builtin set -- EXIT {1..31} {34..64} DEBUG ERR RETURN
     for isol8_name; do
         isol8_signal_name
         case $isol8_name in
         EXIT)
             [[ ! $isol8_cleanup ]] || builtin printf 'trap -- %s EXIT\n' "${isol8_cleanup@Q}"
             ;;
-        INT | TERM | DEBUG | ERR | RETURN)
-            [[ ! -v isol8_traps[$isol8_name] ]] || builtin printf 'trap -- %s %s\n' \
-                "${isol8_traps[$isol8_name]@Q}" "${isol8_own[$isol8_name]+SIG}$isol8_name"
+        DEBUG | ERR | RETURN)
+            isol8_show_trap
             ;;
         *)
-            builtin trap -p "$isol8_name"
+            if [[ ${isol8_own[$isol8_name]-} ]]; then
+                isol8_show_trap
+            else
+                builtin trap -p "$isol8_name"
+            fi
             ;;
         esac
+    done
+}
+
+isol8_show_trap() {
+    [[ ! -v isol8_traps[$isol8_name] ]] || builtin printf 'trap -- %s %s\n' \
+        "${isol8_traps[$isol8_name]@Q}" "${isol8_own[$isol8_name]+SIG}$isol8_name"
+}
+
+ulimit() {
+    [[ $BASHPID != "$$" ]] || isol8_allows_limit "$@" || builtin return 1
+    builtin ulimit "$@"
+}
+
+isol8_allows_limit() {
+    isol8_limit=''
+    for isol8_name; do
+        case $isol8_name in
+        -*n[0-9]*) isol8_limit=${isol8_name#*n} ;;
+        -*n) isol8_limit=next ;;
+        [0-9]*) [[ $isol8_limit != next ]] || isol8_limit=$isol8_name ;;
+        *) isol8_limit='' ;;
+        esac
+        if [[ $isol8_limit == +([0-9]) ]] && ((10#$isol8_limit < 256)); then
+            builtin printf 'ulimit: the shell of a session needs 256 open files; %s\n' \
+                "set fewer for what runs in a subshell: (ulimit -n $isol8_limit; ...)" >&2
+            builtin return 1
+        fi
     done
 }
 
 unset BASH_ENV
 isol8_number='' isol8_code=0 isol8_options='' isol8_cleanup='' isol8_aside=()
 # The user's traps for which bash has one of ours, and what ours are told.
-declare -A isol8_traps=() isol8_own=([INT]=2 [TERM]=15) isol8_undo=()
+declare -A isol8_traps=() isol8_undo=() isol8_own=([HUP]=1 [INT]=2 [QUIT]=3 [TRAP]=5 [ABRT]=6 [USR1]=10
+    [USR2]=12 [PIPE]=13 [ALRM]=14 [TERM]=15 [STKFLT]=16 [XCPU]=24 [XFSZ]=25 [VTALRM]=26 [PROF]=27 [IO]=29
+    [PWR]=30 [SYS]=31)
+isol8_named=()
+for isol8_name in "${!isol8_own[@]}"; do
+    isol8_named[isol8_own[$isol8_name]]=$isol8_name
+done
 # All other signals.
-isol8_numbers=(1 {3..14} {16..31} {34..64})
+isol8_numbers=(4 7 8 9 11 {17..23} 28 {34..64})
 isol8_arm

@@ -21,13 +21,16 @@ def wait():
     control, mailbox, archive = 3, 4, 5
     place = "/proc/self/fd/5"
     sources = {
-        name: __loader__.get_data(f"{place}/{name}.py") for name in ("cell", "finish", "stdout", "zygote")
+        name: __loader__.get_data(f"{place}/{name}.py") for name in ("cell", "finish", "names", "stdout", "zygote")
     }
     # Leave no trace of how this module came in.
     sys.path.remove(place)
     sys.path_importer_cache.pop(place, None)
     sys.modules["zipimport"]._zip_directory_cache.pop(place, None)
     os.close(archive)
+    modules = os.environ.pop("PYTHONPATH")[len(place) + 1 :]
+    if modules:
+        os.environ["PYTHONPATH"] = modules
 
     parts = {}
 
@@ -130,6 +133,8 @@ def wait():
         rehearse_cell()
 
     renew_stdout = part("stdout")["make"]()
+    part("names")["explain"]()
+
     # The image's own module of this name, whose place this one took.
     failure = None
     this = sys.modules.pop("sitecustomize")

@@ -34,6 +34,12 @@ use installed::Installed;
 use line::{Line, Message};
 use recipe::{Driver, Recipe};
 
+/// The one of the drivers' variables that lists options.
+const OPTIONS: &str = "NODE_OPTIONS";
+
+/// Names and values of variables.
+pub(crate) type Variables = Vec<(String, String)>;
+
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
 
@@ -53,6 +59,7 @@ impl Drivers {
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
             ("stdout.py", include_str!("stdout.py")),
+            ("names.py", include_str!("names.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
         let fresh = archive::archive(&[
@@ -97,11 +104,6 @@ fn mailbox(content: &[u8]) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// The base environment, with the drivers' archive (descriptor 5) as the first place of modules.
-fn python_environment(launcher: &Launcher) -> Environment {
-    with_modules_of(b"/proc/self/fd/5", &launcher.base)
-}
-
 /// An environment with an archive as the first place of modules.
 fn with_modules_of(archive: &[u8], environment: &Environment) -> Environment {
     let mut path = archive.to_vec();
@@ -112,6 +114,16 @@ fn with_modules_of(archive: &[u8], environment: &Environment) -> Environment {
     let mut environment = environment.clone();
     environment.set(b"PYTHONPATH", &path);
     environment
+}
+
+/// The driver's value of a variable that lists options, with those that were there.
+fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8> {
+    let mut options = value.as_bytes().to_vec();
+    if let Some(own) = environment.get(name.as_bytes()).filter(|_| name == OPTIONS) {
+        options.push(b' ');
+        options.extend_from_slice(own);
+    }
+    options
 }
 
 /// What a released spare told before it was reaped.
@@ -176,6 +188,8 @@ pub(crate) struct Kernel {
     line: Line,
     mailbox: fs::File,
     files: Option<Installed>,
+    /// Variables that it was started with, beside those that every program gets.
+    pub(crate) started_with: Variables,
     pub(crate) is_ready: bool,
     /// It has let go of its line.
     pub(crate) is_silent: bool,
@@ -196,6 +210,7 @@ impl Kernel {
             line: ends.line,
             mailbox,
             files: None,
+            started_with: Variables::new(),
             is_ready: false,
             is_silent: false,
             release: Release::Never,
@@ -204,11 +219,12 @@ impl Kernel {
         }
     }
 
-    /// Starts an interpreter, which boots while the guest goes on.
+    /// Starts an interpreter with these variables, which boots while the guest goes on.
     pub(crate) fn boot(
         launcher: &Launcher,
         drivers: &Drivers,
         kind: KernelKind,
+        variables: &Variables,
     ) -> Result<Self, Failure> {
         let what = "kernel cannot be booted";
         let failed = |error: io::Error| internal(what, error);
@@ -225,12 +241,12 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.base.clone();
+        let mut environment = launcher.base.with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {
                 files.push(drivers.archive.as_fd());
-                environment = python_environment(launcher);
+                environment = with_modules_of(b"/proc/self/fd/5", &environment);
                 let argv = vec!["python3".to_owned(), SCRIPT.to_owned()];
                 (argv, "/sandbox".to_owned())
             }
@@ -238,7 +254,8 @@ impl Kernel {
                 let made = Installed::make(driver, launcher.privileges);
                 let made = made.map_err(|error| occupied(what, error))?;
                 for (name, value) in driver.env {
-                    environment.set(name.as_bytes(), value.as_bytes());
+                    let value = with_options_of(&environment, name, value);
+                    environment.set(name.as_bytes(), &value);
                 }
                 if let Some(name) = driver.open {
                     opened = Some(made.open(name).map_err(|error| occupied(what, error))?);
@@ -257,6 +274,7 @@ impl Kernel {
         kernel.pid = Some(child.pid);
         kernel.child = Some(child);
         kernel.files = installed;
+        kernel.started_with.clone_from(variables);
         Ok(kernel)
     }
 

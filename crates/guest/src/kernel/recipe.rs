@@ -23,6 +23,9 @@ pub(crate) struct Recipe {
     prefixes: &'static [&'static str],
     /// Of those, the ones that are read only where they are used.
     exceptions: &'static [&'static str],
+    /// Of those, the names and first letters that a session's interpreter cannot be given later: with one of
+    /// these among the first cell's variables, it is started with it.
+    cells: &'static [&'static str],
     /// Files that it reads while it starts, where they are beside the script or in the working
     /// directory. They too need one that starts with them.
     pub(crate) configuration: &'static [&'static str],
@@ -77,6 +80,7 @@ static PYTHON: Recipe = Recipe {
     can_set: any_name,
     prefixes: &["PYTHON"],
     exceptions: &[],
+    cells: &["PYTHON"],
     configuration: &[],
 };
 
@@ -95,6 +99,7 @@ static BASH: Recipe = Recipe {
     can_set: shell::can_have,
     prefixes: shell::PREFIXES,
     exceptions: &[],
+    cells: &[],
     configuration: &[],
 };
 
@@ -133,6 +138,7 @@ static NODE: Recipe = Recipe {
     can_set: any_name,
     prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     exceptions: &["NODE_ENV"],
+    cells: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     configuration: &[],
 };
 
@@ -196,6 +202,18 @@ static BUN: Recipe = Recipe {
         "npm_",
     ],
     exceptions: &[],
+    cells: &[
+        "AWS_",
+        "BUN_",
+        "JSC_",
+        "MIMALLOC_",
+        "MI_",
+        "NODE_",
+        "NPM_CONFIG_",
+        "S3_",
+        "SSL_CERT_",
+        "npm_",
+    ],
     configuration: &[
         ".env",
         ".env.development",
@@ -250,6 +268,15 @@ static DENO: Recipe = Recipe {
         "TOKIO_",
     ],
     exceptions: &["NODE_ENV"],
+    cells: &[
+        "DENO_",
+        "NODE_",
+        "NPM_CONFIG_",
+        "JSR_",
+        "OTEL_",
+        "RUST_",
+        "TOKIO_",
+    ],
     configuration: &[
         ".npmrc",
         "deno.json",
@@ -295,6 +322,16 @@ impl Recipe {
             .map(|(name, value)| name.len() + value.len())
             .sum();
         total > LONGEST || env.iter().any(|(name, _)| self.is_read_at_start(name))
+    }
+
+    /// Whether a session's interpreter has this variable from its start, or not at all.
+    pub(crate) fn is_for_start_of_cells(&self, name: &str) -> bool {
+        // A shell passes on what it was not started with.
+        if self.cells.is_empty() || self.exceptions.contains(&name) {
+            return false;
+        }
+        let mut prefixes = EVERYWHERE.iter().chain(self.cells);
+        LOCALE.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
     }
 
     fn is_read_at_start(&self, name: &str) -> bool {
@@ -369,6 +406,25 @@ mod tests {
         assert!(!runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
         assert!(runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
         assert!(!runs(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
+    }
+
+    #[test]
+    fn a_session_s_interpreter_has_some_variables_from_its_start_only() {
+        for (kind, name, expected) in [
+            (KernelKind::Python, "PYTHONPATH", true),
+            (KernelKind::Python, "LC_ALL", true),
+            (KernelKind::Python, "PATH", false),
+            (KernelKind::Node, "NODE_OPTIONS", true),
+            (KernelKind::Node, "NODE_EXTRA_CA_CERTS", true),
+            (KernelKind::Node, "NODE_ENV", false),
+            (KernelKind::Bun, "NODE_EXTRA_CA_CERTS", true),
+            (KernelKind::Deno, "DENO_CERT", true),
+            (KernelKind::Deno, "A", false),
+            (KernelKind::Bash, "LD_PRELOAD", false),
+        ] {
+            let found = Recipe::of(kind).is_for_start_of_cells(name);
+            assert_eq!(found, expected, "{kind:?} {name}");
+        }
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl Zygote {
             .for_each(|name| fields.push(name.as_bytes()));
         let mailbox = mailbox(&fields.0).map_err(failed)?;
 
-        let mut environment = python_environment(launcher);
+        let mut environment = python_environment(&launcher.base);
         // Nothing of what user code may write to is looked at while it boots.
         environment.set(b"HOME", b"/");
         let child = launcher.start(

@@ -6,6 +6,7 @@ pub(crate) mod output;
 pub(crate) mod terminal;
 
 use std::iter;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,8 @@ use isol8_protocol::{
 };
 use nix::unistd::Pid;
 
-use crate::kernel::Kernel;
 use crate::kernel::recipe::Recipe;
+use crate::kernel::{Kernel, Variables};
 use crate::process::{Child, Environment};
 use crate::tunnel::Port;
 use input::Input;
@@ -81,7 +82,11 @@ impl Start {
 #[derive(Debug, Default)]
 pub(crate) struct CellRequest {
     pub(crate) source: Vec<u8>,
-    pub(crate) env: Vec<(String, String)>,
+    pub(crate) env: Variables,
+    /// Those of them that the host sent, in its order; the others tell of the network.
+    pub(crate) own: Range<usize>,
+    /// Those that an interpreter reads at its start only.
+    pub(crate) at_start: Variables,
     pub(crate) cwd: Option<String>,
     pub(crate) kind: Option<KernelKind>,
     /// Until the kernel has opened it.
@@ -141,6 +146,9 @@ pub(crate) struct Run {
     /// Its connection is gone: nobody is told of its end.
     pub(crate) detached: bool,
     pub(crate) state_lost: bool,
+    /// As [`Exit`] has them.
+    late_variables: u64,
+    pub(crate) asked_names: Vec<String>,
     pub(crate) ended: Option<Ended>,
 }
 
@@ -165,6 +173,8 @@ impl Run {
             killed: false,
             detached: false,
             state_lost: false,
+            late_variables: 0,
+            asked_names: Vec::new(),
             ended: None,
         }
     }
@@ -210,6 +220,19 @@ impl Run {
 
     pub(crate) fn is_active_cell(&self) -> bool {
         self.ended.is_none() && self.is_cell()
+    }
+
+    /// Notes which of a waiting cell's variables come too late for an interpreter that was started with these.
+    pub(crate) fn note_late_variables(&mut self, started_with: &Variables) {
+        let Work::Waiting(request) = &self.work else {
+            return;
+        };
+        let is_late = |variable: &(String, String)| {
+            request.at_start.contains(variable) && !started_with.contains(variable)
+        };
+        let own = request.env[request.own.clone()].iter().take(64);
+        let late = own.enumerate().filter(|(_, variable)| is_late(variable));
+        self.late_variables = late.fold(0, |bits, (index, _)| bits | 1 << index);
     }
 
     /// Turns a waiting cell into one that runs, and starts its clock.
@@ -298,6 +321,8 @@ impl Run {
             stderr_bytes: stderr.total(),
             wall_us: u64::try_from(ended.wall.as_micros()).unwrap_or(u64::MAX),
             cpu_us: ended.cpu_us,
+            late_variables: self.late_variables,
+            asked_names: self.asked_names.clone(),
         };
         Some(GuestFrame::Exited { id, exit })
     }

@@ -20,11 +20,12 @@ use super::message::{MessageError, parse};
 use crate::config::Config;
 use crate::jobs::{self, Order};
 use crate::server::State;
-use crate::server::accept;
+use crate::server::accept::{self, Sent};
 use crate::server::auth::Caller;
 use crate::server::bodies::Share;
 use crate::server::connection::closed;
 use crate::server::error::ApiError;
+use crate::server::json::Parsed;
 
 /// How many times in a row a client may answer no ping.
 const UNANSWERED: u32 = 3;
@@ -35,6 +36,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// A WebSocket's two directions.
 pub(super) struct Conversation {
     caller: Caller,
+    /// Members that are not known are refused.
+    is_strict: bool,
     state: web::Data<State>,
     config: Arc<Config>,
     voice: Voice,
@@ -47,6 +50,8 @@ pub(super) struct Conversation {
 /// A message that was understood.
 struct Received {
     message: ClientMessage,
+    /// Paths of members that are not known, in a message of the type `execute`.
+    unknown: Vec<String>,
     /// Bytes of its text.
     bytes: usize,
     /// Its share of the memory for bodies.
@@ -71,6 +76,7 @@ impl From<Closed> for End {
 impl Conversation {
     pub(super) fn new(
         caller: Caller,
+        is_strict: bool,
         state: web::Data<State>,
         config: Arc<Config>,
         session: Session,
@@ -87,6 +93,7 @@ impl Conversation {
         };
         Self {
             caller,
+            is_strict,
             state,
             config,
             voice,
@@ -164,6 +171,7 @@ impl Conversation {
     async fn order(&self, received: Received) -> Result<(Order, Share), ApiError> {
         let Received {
             message,
+            unknown,
             bytes,
             share,
         } = received;
@@ -172,7 +180,12 @@ impl Conversation {
             return Err(ApiError::new(ErrorCode::InvalidRequest, problem));
         };
         let tenant = &self.caller.tenant;
-        let order = accept::order(*body, bytes, tenant, &self.state, &self.config).await?;
+        let sent = Sent {
+            body: *body,
+            unknown,
+            bytes,
+        };
+        let order = accept::order(sent, self.is_strict, tenant, &self.state, &self.config).await?;
         Ok((order, share))
     }
 
@@ -238,8 +251,9 @@ impl Conversation {
         let bounds = accept::bounds(&self.config);
         let parsing = bodies.work(bytes, move || parse(text.as_ref(), &bounds));
         let parsed = parsing.await?;
-        Ok(parsed.map(|message| Received {
-            message,
+        Ok(parsed.map(|Parsed { value, unknown }| Received {
+            message: value,
+            unknown,
             bytes,
             share,
         }))

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::server::body;
-use crate::server::json::{self, Bound};
+use crate::server::json::{self, Bound, Parsed};
 
 /// A message that asks for nothing.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(super) enum MessageError {
 
 /// Parses a message. Each type by itself: what parses any of them keeps all of a message until it knows its
 /// type, at a multiple of its size.
-pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<ClientMessage, MessageError> {
+pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<Parsed<ClientMessage>, MessageError> {
     #[derive(Deserialize)]
     struct Tagged {
         r#type: String,
@@ -41,38 +41,48 @@ pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<ClientMessage, Messa
     let tagged: Tagged = serde_json::from_str(text).map_err(|error| {
         if error.is_data() {
             let known = ClientMessage::TYPES.join(", ");
-            let problem =
-                format!("message: {error}, expected an object whose type is one of {known}");
+            let problem = format!(
+                "Unknown message type: {error}, expected an object whose type is one of {known}"
+            );
             MessageError::Invalid(problem)
         } else {
-            MessageError::NotJson(format!("message is not JSON: {error}"))
+            MessageError::NotJson(format!("Invalid JSON: {error}"))
         }
     })?;
-    match tagged.r#type.as_str() {
-        // An error within names the path to the member at fault.
-        "execute" => body::parse::<ExecuteBody>(text.as_bytes(), bounds)
-            .map(|body| ClientMessage::Execute(Box::new(body.value)))
-            .map_err(|error| MessageError::Invalid(error.to_string())),
+    let message = match tagged.r#type.as_str() {
+        "execute" => {
+            // An error within names the path to the member at fault.
+            let body = body::parse::<ExecuteBody>(text.as_bytes(), bounds)
+                .map_err(|error| MessageError::Invalid(error.to_string()))?;
+            return Ok(Parsed {
+                value: ClientMessage::Execute(Box::new(body.value)),
+                unknown: body.unknown,
+            });
+        }
         kind @ "stdin" => {
             let Stdin { data, encoding } = content(kind, text)?;
-            Ok(ClientMessage::Stdin { data, encoding })
+            ClientMessage::Stdin { data, encoding }
         }
-        "stdinEnd" => Ok(ClientMessage::StdinEnd),
+        "stdinEnd" => ClientMessage::StdinEnd,
         kind @ "signal" => {
             let Signal { signal } = content(kind, text)?;
-            Ok(ClientMessage::Signal { signal })
+            ClientMessage::Signal { signal }
         }
         kind @ "resize" => {
             let Resize { cols, rows } = content(kind, text)?;
-            Ok(ClientMessage::Resize { cols, rows })
+            ClientMessage::Resize { cols, rows }
         }
         kind => {
             let shown: String = kind.chars().take(40).collect();
             let known = ClientMessage::TYPES.join(", ");
-            let problem = format!("type: unknown {shown:?}, expected one of {known}");
-            Err(MessageError::Invalid(problem))
+            let problem = format!("Unknown message type {shown:?}, expected one of {known}");
+            return Err(MessageError::Invalid(problem));
         }
-    }
+    };
+    Ok(Parsed {
+        value: message,
+        unknown: Vec::new(),
+    })
 }
 
 fn content<T: DeserializeOwned>(kind: &str, text: &str) -> Result<T, MessageError> {
@@ -103,7 +113,7 @@ mod tests {
         }
         assert!(invalid("[]").contains("execute, stdin, stdinEnd, signal, resize"));
         assert!(invalid("{\"type\": 7}").contains("expected a string"));
-        assert!(invalid("{\"type\": \"dance\"}").starts_with("type: unknown \"dance\""));
+        assert!(invalid("{\"type\": \"dance\"}").starts_with("Unknown message type \"dance\""));
     }
 
     #[test]

@@ -116,9 +116,9 @@ pub(super) fn at_limit(path: &str) -> Option<Vec<Value>> {
         ]
     };
     Some(match path {
-        "request.env" => vec![names(1000, &"x".repeat(1000)), alike(1000)],
-        "request.metadata" => vec![names(1000, &"x".repeat(1000)), alike(1000)],
-        "request.files" => {
+        "request.env" | "env" => vec![names(1000, &"x".repeat(1000)), alike(1000)],
+        "request.metadata" | "metadata" => vec![names(1000, &"x".repeat(1000)), alike(1000)],
+        "request.files" | "files" => {
             let entry = |n| (paths(n), json!("x".repeat(1000)));
             let files = (0..1000).map(entry).collect::<serde_json::Map<_, _>>();
             vec![files.into()]
@@ -134,7 +134,7 @@ pub(super) fn at_limit(path: &str) -> Option<Vec<Value>> {
         ],
         "options.networkFilter.whitelist" | "options.networkFilter.blacklist" => lists(),
         // Bounded by the body alone, which is what the other fills are for.
-        "request.files.*.data" => Vec::new(),
+        "request.files.*.data" | "files.*.data" => Vec::new(),
         _ => return None,
     })
 }

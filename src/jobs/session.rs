@@ -1,0 +1,174 @@
+//! Sessions that are made before anything runs in them.
+
+use std::collections::BTreeMap;
+
+use isol8_actors::{Job, Program};
+use isol8_api::{
+    CreateSession, ErrorCode, ExecutionRequest, NetworkMode, Options, Runtime, SessionId, TenantId,
+};
+use isol8_backend::SessionDefaults;
+
+use super::{JobError, job};
+use crate::config::Config;
+use crate::images::choice;
+
+/// Most bytes of names and values in a session's environment: those of each request come on top, and the kernel
+/// takes 2 MiB of both together.
+const MAX_ENVIRONMENT: usize = 256 << 10;
+
+/// Turns the body of `POST /sessions` into the session's name and the job that makes it.
+///
+/// # Errors
+/// [`JobError`] for the first member at fault.
+pub fn session(
+    body: CreateSession,
+    tenant: &TenantId,
+    config: &Config,
+) -> Result<(SessionId, Job), JobError> {
+    let options = body.options.unwrap_or_default();
+    refuse_those_of_a_request(&options)?;
+    choice::check_named(&options, body.runtime, tenant, config)?;
+    check_environment(&body.env)?;
+    let mut request = empty(body.runtime);
+    request.env.clone_from(&body.env);
+    request.files = body.files;
+    let mut job = job(request, options, config).map_err(of_the_body)?;
+    job.program = Program::Nothing;
+    job.creates = Some(SessionDefaults {
+        env: body.env,
+        limits: job.sandbox.limits,
+    });
+    let id = match body.id {
+        Some(id) => id,
+        None => random_id()?,
+    };
+    Ok((id, job))
+}
+
+/// The job that makes a session of this runtime where there is none, for a file that is to be written into it.
+///
+/// # Errors
+/// [`JobError`] where the configuration's defaults do not allow it.
+pub fn bare_session(runtime: Runtime, config: &Config) -> Result<Job, JobError> {
+    let mut job = job(empty(runtime), Options::default(), config)?;
+    job.program = Program::Nothing;
+    Ok(job)
+}
+
+/// A request that asks for nothing to be run.
+fn empty(runtime: Runtime) -> ExecutionRequest {
+    let mut request = ExecutionRequest::new(runtime);
+    request.cmd = Some(String::new());
+    request
+}
+
+fn check_environment(env: &BTreeMap<String, String>) -> Result<(), JobError> {
+    let sizes = env.iter().map(|(name, value)| name.len() + value.len());
+    let bytes: usize = sizes.sum();
+    if bytes <= MAX_ENVIRONMENT {
+        return Ok(());
+    }
+    let problem = format!("{bytes} bytes of names and values, expected at most {MAX_ENVIRONMENT}");
+    Err(JobError::invalid("env", problem))
+}
+
+fn random_id() -> Result<SessionId, JobError> {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    let parsed = id.parse();
+    parsed.map_err(|error| JobError {
+        code: ErrorCode::Internal,
+        ..JobError::invalid("id", error)
+    })
+}
+
+/// The error with the path that its member has in the body of `POST /sessions`.
+fn of_the_body(mut error: JobError) -> JobError {
+    if let Some(path) = error.path.strip_prefix("request.") {
+        error.path = path.to_owned();
+    }
+    error
+}
+
+/// Options that hold for one request are not kept with a session, so they would be ignored.
+fn refuse_those_of_a_request(options: &Options) -> Result<(), JobError> {
+    let given = [
+        ("timeoutMs", options.timeout_ms.is_some()),
+        ("maxOutputSize", options.max_output_size.is_some()),
+        ("secrets", !options.secrets.is_empty()),
+        ("networkFilter", options.network_filter.is_some()),
+        ("logNetwork", options.log_network == Some(true)),
+        ("network", options.network == Some(NetworkMode::Filtered)),
+    ];
+    let refused = given.into_iter().find(|(_, given)| *given);
+    refused.map_or(Ok(()), |(name, _)| {
+        let problem =
+            "belongs to each request alone, leave it out here and send it with those that need it";
+        Err(JobError::invalid(format!("options.{name}"), problem))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn made(body: Value) -> Result<(SessionId, Job), JobError> {
+        let config = crate::config::ConfigFile::default()
+            .check("/state".into())
+            .unwrap();
+        let body = serde_json::from_value(body).unwrap();
+        session(body, &TenantId::master(), &config)
+    }
+
+    #[test]
+    fn a_session_has_a_name_and_keeps_its_settings() {
+        let (id, job) = made(json!({
+            "id": "s", "runtime": "py", "env": {"A": "1"}, "options": {"memoryLimit": "1g"},
+            "files": {"/sandbox/x": "y"},
+        }))
+        .unwrap();
+        assert_eq!((id.as_str(), job.runtime()), ("s", Runtime::Python));
+        assert_eq!((&job.program, job.files.len()), (&Program::Nothing, 1));
+        let defaults = job.creates.unwrap();
+        assert_eq!(defaults.limits.memory.bytes(), 1 << 30);
+        assert_eq!(defaults.env, [("A".to_owned(), "1".to_owned())].into());
+        let (one, _) = made(json!({"runtime": "bash"})).unwrap();
+        let (other, _) = made(json!({"runtime": "bash"})).unwrap();
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn a_fault_has_its_path_in_this_body() {
+        for (body, path) in [
+            (json!({"env": {"A=B": "x"}}), "env: "),
+            (
+                json!({"env": {"A": "x".repeat(100_000), "B": "x".repeat(100_000), "C": "x".repeat(100_000)}}),
+                "env: 300003 bytes",
+            ),
+            (json!({"files": {"/etc/x": ""}}), "files: "),
+            (
+                json!({"options": {"memoryLimit": "1"}}),
+                "options.memoryLimit: ",
+            ),
+            (
+                json!({"options": {"timeoutMs": 5}}),
+                "options.timeoutMs: belongs to each",
+            ),
+            (
+                json!({"options": {"secrets": {"A": "b"}}}),
+                "options.secrets: ",
+            ),
+            (
+                json!({"options": {"network": "filtered"}}),
+                "options.network: ",
+            ),
+            (json!({"options": {"persist": true}}), "options.persist: "),
+        ] {
+            let mut whole = body.clone();
+            whole["runtime"] = json!("python");
+            let text = made(whole).unwrap_err().to_string();
+            assert!(text.starts_with(path), "{body}: {text}");
+        }
+    }
+}

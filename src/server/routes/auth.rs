@@ -1,0 +1,22 @@
+//! `/auth/*` on a server without a database of keys, where all of it is refused.
+
+use actix_web::HttpResponse;
+use actix_web::Scope;
+use actix_web::web;
+use isol8_api::ErrorCode;
+
+use crate::server::auth::Caller;
+use crate::server::error::ApiError;
+
+/// Every path under `/auth`. None of them is described by `/openapi.json`, because none can be used.
+#[must_use]
+pub fn without_database() -> Scope {
+    web::scope("/auth").default_service(web::to(refuse))
+}
+
+async fn refuse(_caller: Caller) -> Result<HttpResponse, ApiError> {
+    Err(ApiError::new(
+        ErrorCode::Unsupported,
+        "DB-backed auth is not enabled: the only key of this server is the one that it was started with",
+    ))
+}
