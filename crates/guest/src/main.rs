@@ -165,10 +165,7 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         .harden()
         .map_err(naming("privileges cannot be dropped"))?;
     let places = Places::record(privileges);
-    let launcher = Launcher {
-        privileges,
-        base: Environment::base(),
-    };
+    let launcher = Launcher::new(privileges, Environment::base());
     let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
     let signals = child_signals()?;
     confine_calls()?;

@@ -134,7 +134,7 @@ impl Guest {
         mut common: Common,
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
-        let mut base = self.launcher.base.clone();
+        let mut base = self.launcher.user.clone();
         let terminal = match common.terminal {
             None => None,
             Some(size) => {

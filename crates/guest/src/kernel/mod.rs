@@ -77,11 +77,11 @@ fn mailbox(content: &[u8]) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// The base environment, with the drivers' archive (descriptor 5) as the first place of modules.
-fn python_environment(launcher: &Launcher) -> Environment {
-    let mut environment = launcher.base.clone();
+/// An environment with the drivers' archive (descriptor 5) as the first place of modules.
+fn python_environment(base: &Environment) -> Environment {
+    let mut environment = base.clone();
     let mut path = b"/proc/self/fd/5".to_vec();
-    if let Some(own) = launcher.base.get(b"PYTHONPATH") {
+    if let Some(own) = base.get(b"PYTHONPATH") {
         path.push(b':');
         path.extend_from_slice(own);
     }
@@ -200,12 +200,12 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.base.clone();
+        let mut environment = launcher.user.clone();
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {
                 files.push(drivers.archive.as_fd());
-                environment = python_environment(launcher);
+                environment = python_environment(&launcher.user);
                 let argv = vec!["python3".to_owned(), SCRIPT.to_owned()];
                 (argv, "/sandbox".to_owned())
             }

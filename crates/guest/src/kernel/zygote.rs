@@ -62,13 +62,18 @@ impl Zygote {
         let mut fields = Fields::default();
         fields.push(b"zygote");
         fields.push(launcher.privileges.user().to_string().as_bytes());
+        // Its children's; the zygote itself finds no program that user code may have written.
+        fields.push(launcher.user.get(b"PATH").unwrap_or_default());
         settings
             .preload
             .iter()
             .for_each(|name| fields.push(name.as_bytes()));
         let mailbox = mailbox(&fields.0).map_err(failed)?;
 
-        let mut environment = python_environment(launcher);
+        let mut environment = python_environment(&launcher.user);
+        if let Some(path) = launcher.base.get(b"PATH") {
+            environment.set(b"PATH", path);
+        }
         // Nothing of what user code may write to is looked at while it boots.
         environment.set(b"HOME", b"/");
         let child = launcher.start(
