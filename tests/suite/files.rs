@@ -24,6 +24,7 @@ on_each_backend!(
     a_full_sandbox_says_so_and_the_session_lives_on,
     a_file_that_memory_has_no_room_for_costs_nothing_else,
     transfers_of_a_session_are_bounded,
+    an_uploaded_module_is_never_the_one_before,
 );
 
 /// Sends a request whose path is not touched, and gives the status and the body.
@@ -502,4 +503,44 @@ async fn transfers_of_a_session_are_bounded(server: Server) {
     until("transfers begin again", || {
         raw(&server, "GET", "/session/s/files?path=/tmp", "").0 == 200
     });
+}
+
+/// Prints what a new process finds in the module, and what reloading it gives. Both versions get the same time, so
+/// that Python could not tell them apart.
+const LOOK: &str = "import importlib, os, subprocess, sys
+for path in ('m.py', 'p/__init__.py'): os.utime(path, (1000000000, 1000000000))
+print(subprocess.check_output([sys.executable, '-c', 'import m, p; print(m.value, p.value)'], text=True).strip())
+import m, p
+for module in (m, p): importlib.reload(module)
+print(m.value, p.value)";
+
+async fn an_uploaded_module_is_never_the_one_before(server: Server) {
+    let session = session(&server).await;
+    let paths = ["/sandbox/m.py", "/sandbox/p/__init__.py"];
+    let with_files = |value: u32| {
+        let mut request = python(LOOK);
+        for path in paths {
+            let content = FileContent(format!("value = {value}").into_bytes());
+            request.files.insert(path.to_owned(), content);
+        }
+        request
+    };
+    let put = async |value: u32| {
+        for path in paths {
+            let content = format!("value = {value}");
+            session.put_file(path, content).await.unwrap();
+        }
+        python(LOOK)
+    };
+    for value in 1..=6 {
+        let request = match value % 2 {
+            0 => with_files(value),
+            _ => put(value).await,
+        };
+        let result = session.execute(request).await.unwrap();
+        let expected = format!("{value} {value}\n{value} {value}");
+        assert_eq!(result.stdout, expected, "{}", result.stderr);
+    }
+    session.stop().await.unwrap();
+    server.stop();
 }

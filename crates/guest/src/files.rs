@@ -4,15 +4,17 @@
 //! that would leave it, links included. A written file gets its name when it is complete; what
 //! had that name before, were it a link, is replaced and not followed.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use isol8_protocol::{CHUNK_SIZE, Failure, FailureKind};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2, renameat};
 use nix::sys::stat::{Mode, SFlag, fchmod, fstatat, mkdirat};
@@ -205,7 +207,10 @@ impl Writer {
         let end = || -> nix::Result<()> {
             fchmod(&self.file, self.mode)?;
             let (temporary, name) = (self.temporary.as_str(), self.name.as_os_str());
-            renameat(&self.directory, temporary, &self.directory, name)
+            renameat(&self.directory, temporary, &self.directory, name)?;
+            // Only now: an import at the same time compiles the new file.
+            remove_compiled(&self.directory, name);
+            Ok(())
         };
         self.privileges
             .as_sandbox_user(end)
@@ -214,6 +219,41 @@ impl Writer {
         self.complete = true;
         Ok(())
     }
+}
+
+/// Where Python keeps what it compiled from the modules of a directory.
+const COMPILED: &str = "__pycache__";
+
+/// Entries of that directory that are looked at: user code may fill it, and the guest has one thread.
+const MAX_COMPILED: usize = 10_000;
+
+/// Removes what Python compiled from the module that had this name before. Python takes it for up to date where the
+/// new file has the same size and the same second.
+fn remove_compiled(directory: &OwnedFd, module: &OsStr) {
+    let Some(stem) = module.as_bytes().strip_suffix(b".py") else {
+        return;
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let Ok(mut compiled) = Dir::openat(directory, COMPILED, flags, Mode::empty()) else {
+        return; // nothing was compiled
+    };
+    let names: Vec<CString> = compiled
+        .iter()
+        .take(MAX_COMPILED)
+        .flatten()
+        .map(|entry| entry.file_name().to_owned())
+        .filter(|name| is_compiled_from(stem, name.to_bytes()))
+        .collect();
+    for name in names {
+        // User code may have removed it meanwhile.
+        let _ = unlinkat(&compiled, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
+    }
+}
+
+/// Whether a name such as `module.cpython-313.opt-1.pyc` is that of something compiled from the module.
+fn is_compiled_from(stem: &[u8], name: &[u8]) -> bool {
+    name.strip_prefix(stem)
+        .is_some_and(|rest| rest.starts_with(b".") && rest.ends_with(b".pyc"))
 }
 
 impl Drop for Writer {
@@ -322,6 +362,20 @@ mod tests {
 
     fn kind(path: &str) -> FailureKind {
         parse(path).unwrap_err().kind
+    }
+
+    #[test]
+    fn what_was_compiled_from_a_module_is_known_by_its_name() {
+        for name in [
+            "a.cpython-313.pyc",
+            "a.pypy310.pyc",
+            "a.cpython-311.opt-1.pyc",
+        ] {
+            assert!(is_compiled_from(b"a", name.as_bytes()), "{name}");
+        }
+        for name in ["ab.cpython-313.pyc", "a.txt", "a", "b.pyc"] {
+            assert!(!is_compiled_from(b"a", name.as_bytes()), "{name}");
+        }
     }
 
     #[test]

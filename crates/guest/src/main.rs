@@ -176,12 +176,7 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         .harden()
         .map_err(naming("privileges cannot be dropped"))?;
     let places = Places::record(privileges);
-    let environment = Environment::base();
-    let launcher = Launcher {
-        privileges,
-        base: environment.without_colors(),
-        at_terminal: environment,
-    };
+    let launcher = Launcher::new(privileges, Environment::base());
     let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
     let signals = child_signals()?;
     confine_calls()?;

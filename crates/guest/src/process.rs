@@ -39,6 +39,18 @@ const USER: [(&str, &str); 3] = [
     ("LOGNAME", "sandbox"),
 ];
 
+/// Where package managers put programs that user code installs. They come last in `PATH`, so that none takes the place
+/// of a program of the system.
+const INSTALLED_PROGRAMS: &str =
+    "/sandbox/.local/bin:/sandbox/node_modules/.bin:/sandbox/.bun/bin:/sandbox/.deno/bin";
+
+/// Settings by which package managers install for the sandbox's user where they would refuse, or try a directory
+/// that is read-only. Debian's pip refuses because it means the system's own place.
+const PACKAGE_MANAGERS: [(&str, &str); 2] = [
+    ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+    ("npm_config_prefix", "/sandbox/.local"),
+];
+
 /// Descriptors below this are given to programs; the child moves its sources above it first.
 const ABOVE_TARGETS: RawFd = 64;
 
@@ -72,6 +84,20 @@ impl Environment {
             plain.set(NO_COLOR.0, NO_COLOR.1);
         }
         plain
+    }
+
+    /// The environment for user code, which finds the programs there that it has installed.
+    pub(crate) fn for_user_code(&self) -> Self {
+        let mut environment = self.clone();
+        let path = environment.get(b"PATH").unwrap_or_default();
+        let path = [path, b":", INSTALLED_PROGRAMS.as_bytes()].concat();
+        environment.set(b"PATH", &path);
+        for (name, value) in PACKAGE_MANAGERS {
+            if environment.get(name.as_bytes()).is_none() {
+                environment.set(name.as_bytes(), value.as_bytes());
+            }
+        }
+        environment
     }
 
     /// The environment with further variables. Where these ask for colours, nothing else refuses them.
@@ -127,10 +153,25 @@ pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
 #[derive(Debug)]
 pub(crate) struct Launcher {
     pub(crate) privileges: Privileges,
-    /// The environment of programs that have no terminal.
+    /// The environment of what the guest itself trusts: nothing in it leads to what user code writes, unless an
+    /// image's variables do.
     pub(crate) base: Environment,
-    /// The environment of programs that have one.
+    /// The environment of user code that has no terminal.
+    pub(crate) user: Environment,
+    /// The environment of user code that has one.
     pub(crate) at_terminal: Environment,
+}
+
+impl Launcher {
+    pub(crate) fn new(privileges: Privileges, base: Environment) -> Self {
+        let at_terminal = base.for_user_code();
+        Self {
+            privileges,
+            base,
+            user: at_terminal.without_colors(),
+            at_terminal,
+        }
+    }
 }
 
 /// A program that was started, or is about to fail at it.
@@ -443,6 +484,16 @@ mod tests {
                 (&b"C"[..], &b"4"[..])
             ]
         );
+    }
+
+    #[test]
+    fn user_code_finds_what_it_installs_behind_the_programs_of_the_system() {
+        let base = environment(&[("PATH", "/usr/bin"), ("PIP_BREAK_SYSTEM_PACKAGES", "0")]);
+        let user = base.for_user_code();
+        let path = String::from_utf8_lossy(user.get(b"PATH").unwrap()).into_owned();
+        assert!(path.starts_with("/usr/bin:/sandbox/.local/bin:"), "{path}");
+        assert_eq!(user.get(b"PIP_BREAK_SYSTEM_PACKAGES"), Some(&b"0"[..]));
+        assert_eq!(base.get(b"PATH"), Some(&b"/usr/bin"[..]));
     }
 
     #[test]

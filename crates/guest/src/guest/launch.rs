@@ -134,7 +134,7 @@ impl Guest {
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
         let (base, terminal) = match common.terminal {
-            None => (self.launcher.base.clone(), None),
+            None => (self.launcher.user.clone(), None),
             Some(size) => {
                 let mut base = self.launcher.at_terminal.clone();
                 base.set(TERM.0, TERM.1);

@@ -8,7 +8,7 @@
 // Code of a cell can forge an answer, and so end its own cell early: it deceives nobody else.
 
 import EventEmitter from "node:events";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { Session } from "node:inspector";
 import { createRequire, SourceMap, stripTypeScriptTypes } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -68,6 +68,23 @@ async function translateAll(source) {
   }
 }
 
+/** Where `deno add` and `deno install` say by now that a name leads to. */
+function mappedLater(specifier) {
+  for (const file of [Deno.cwd(), "/sandbox"].flatMap((place) => [`${place}/deno.json`, `${place}/deno.jsonc`])) {
+    let imports;
+    try {
+      imports = JSON.parse(readFileSync(file, "utf8")).imports;
+    } catch {
+      continue; // it is not there, or has comments
+    }
+    for (const [name, target] of Object.entries(imports ?? {})) {
+      if (!/^(?:npm|jsr):/.test(target)) continue;
+      if (specifier === name) return target;
+      if (specifier.startsWith(`${name}/`)) return target + specifier.slice(name.length);
+    }
+  }
+}
+
 /** `import()` and `import.meta` for cells: as in a module in the working directory. */
 function makeImporter() {
   const importers = new Map();
@@ -94,8 +111,10 @@ function makeImporter() {
     });
   }
 
-  /** From a `node_modules` that deno, started before it was there, does not look at. */
+  /** From what was installed after deno had started: it looks neither at a new `deno.json` nor at `node_modules`. */
   async function installed(place, specifier, load, error) {
+    const mapped = mappedLater(specifier);
+    if (mapped !== undefined) return await load(mapped);
     const require = createRequire(place);
     let path;
     try {

@@ -92,6 +92,32 @@ def wait():
         at = next((i for i, path in enumerate(sys.path) if path in system), before)
         sys.path[at:at] = added
 
+    def find_late_packages():
+        """Has an import that finds nothing look once more where user packages have come since: what a program
+        installs, it can import at once."""
+        PathFinder = sys.modules["_frozen_importlib_external"].PathFinder
+        find_spec = PathFinder.find_spec
+        is_busy = False
+
+        def find(cls, fullname, path=None, target=None):
+            nonlocal is_busy
+            spec = find_spec(fullname, path, target)
+            if spec is not None or path is not None or is_busy or not is_users:
+                return spec
+            is_busy = True
+            try:
+                before = len(sys.path)
+                add_user_packages()
+                return find_spec(fullname, None, target) if len(sys.path) > before else None
+            finally:
+                is_busy = False
+
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(find, name, getattr(find_spec, name))
+        PathFinder.find_spec = classmethod(find)
+
+    # Whether this process is user code's; the zygote looks at nothing that user code writes.
+    is_users = False
     cell = None
 
     def cells():
@@ -143,11 +169,13 @@ def wait():
     except Exception as error:
         failure = error
 
+    find_late_packages()
     finish_by, rehearse_end, share = part("finish")["finisher"]()
     mode, *more = fields()
     if mode == b"zygote":
-        user, *preload = more
+        user, path, *preload = more
         soon, leave = part("zygote")["serve"](int(user), preload, share, lambda: part("cell"))
+        os.environb[b"PATH"] = path
     else:
         # Its memory is its own already, and whoever boots each anew has no processor to spare: what
         # only cells need comes with the first.
@@ -172,6 +200,7 @@ def wait():
         os._exit(0)
 
     add_user_packages()
+    is_users = True
 
     if request[0] == b"C":
         if failure is not None:

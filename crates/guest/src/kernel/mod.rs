@@ -105,7 +105,7 @@ fn mailbox(content: &[u8]) -> io::Result<fs::File> {
 }
 
 /// An environment with an archive as the first place of modules.
-fn with_modules_of(archive: &[u8], environment: &Environment) -> Environment {
+pub(super) fn with_modules_of(archive: &[u8], environment: &Environment) -> Environment {
     let mut path = archive.to_vec();
     if let Some(own) = environment.get(b"PYTHONPATH") {
         path.push(b':');
@@ -241,7 +241,7 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.base.with(variables);
+        let mut environment = launcher.user.with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {

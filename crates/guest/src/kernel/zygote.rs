@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 
-use super::{Drivers, Ends, Fields, Kernel, SCRIPT, mailbox, python_environment};
+use super::{Drivers, Ends, Fields, Kernel, SCRIPT, mailbox, with_modules_of};
 use crate::failure::internal;
 use crate::lockdown::Role;
 use crate::process::{Child, Launcher, Near, pipe};
@@ -62,13 +62,18 @@ impl Zygote {
         let mut fields = Fields::default();
         fields.push(b"zygote");
         fields.push(launcher.privileges.user().to_string().as_bytes());
+        // Its children's; the zygote itself finds no program that user code may have written.
+        fields.push(launcher.user.get(b"PATH").unwrap_or_default());
         settings
             .preload
             .iter()
             .for_each(|name| fields.push(name.as_bytes()));
         let mailbox = mailbox(&fields.0).map_err(failed)?;
 
-        let mut environment = python_environment(&launcher.base);
+        let mut environment = with_modules_of(b"/proc/self/fd/5", &launcher.user);
+        if let Some(path) = launcher.base.get(b"PATH") {
+            environment.set(b"PATH", path);
+        }
         // Nothing of what user code may write to is looked at while it boots.
         environment.set(b"HOME", b"/");
         let child = launcher.start(
