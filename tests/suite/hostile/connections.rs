@@ -14,7 +14,7 @@ use crate::harness::{KEY, Kind, PATIENCE, Server, until};
 use crate::stream::socket::Socket;
 
 /// Method, path, and a body that the route refuses or finds nothing for. Each operation of `/openapi.json` is here.
-const ROUTES: [(&str, &str, &str); 21] = [
+const ROUTES: [(&str, &str, &str); 23] = [
     ("GET", "/health", ""),
     ("HEAD", "/health", ""),
     ("GET", "/ready", ""),
