@@ -23,6 +23,7 @@ mod harness;
 mod hostile;
 mod images;
 mod isolation;
+mod javascript;
 mod lifecycle;
 mod limits;
 mod malformed;

@@ -16,6 +16,7 @@ use super::keep::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
+use crate::kernel::installed::Installed;
 use crate::kernel::recipe::Recipe;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
@@ -123,6 +124,7 @@ impl Guest {
         if let Work::Pending(start) = &mut run.work {
             start.kernel = kept;
             start.path = path;
+            start.prelude = recipe.prelude.filter(|_| run.terminal.is_none());
         }
         Ok(run)
     }
@@ -144,6 +146,7 @@ impl Guest {
         };
         let start = Start {
             kernel: None,
+            prelude: None,
             path: String::new(),
             argv,
             environment: base.with(&common.environment()),
@@ -265,7 +268,17 @@ impl Guest {
             run.work = Work::Process(spawn_interactive(&self.launcher, start, terminal)?);
             return Ok(());
         }
-        let started = spawn(&self.launcher, start, run.input.is_wanted())?;
+        let prelude = start.prelude.and_then(|prelude| {
+            // Without it the script still runs.
+            Installed::prelude(prelude).ok()
+        });
+        let started = spawn(
+            &self.launcher,
+            start,
+            prelude.as_ref(),
+            run.input.is_wanted(),
+        )?;
+        run.prelude = prelude;
         for (pump, pipe) in run.output.iter_mut().zip(started.output) {
             pump.attach(pipe);
         }
@@ -335,6 +348,12 @@ impl Guest {
             return;
         };
         let number = kernel.next_cell();
+        if number > 1 {
+            self.show_late_output(position);
+        }
+        let Some(kernel) = &mut self.resident else {
+            return;
+        };
         let run = &mut self.runs[position];
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
@@ -348,11 +367,18 @@ impl Guest {
             log(&format!("kernel takes no cell: {error}"));
             kernel.end();
         }
+        // Late output comes first, also where the cell writes nothing.
+        while self.runs[position].sends_head() && self.has_room() && self.pump(position, 1) {}
     }
 }
 
 /// Starts a program with pipes of its own.
-fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Failure> {
+fn spawn(
+    launcher: &Launcher,
+    start: &Start,
+    prelude: Option<&Installed>,
+    reads: bool,
+) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
     let privileges = launcher.privileges;
     let (stdout, stdout_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
@@ -360,8 +386,11 @@ fn spawn(launcher: &Launcher, start: &Start, reads: bool) -> Result<Started, Fai
     let (stdin, input) = stdin(privileges, reads)?;
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
     let files = [stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
-    let (environment, cwd) = (&start.environment, &start.cwd);
-    let child = launcher.start(&argv, environment, cwd, &files, Role::UserCode)?;
+    let mut environment = start.environment.clone();
+    if let (Some(prelude), Some(installed)) = (start.prelude, prelude) {
+        prelude.add_to(&mut environment, &installed.fill_in("{}"));
+    }
+    let child = launcher.start(&argv, &environment, &start.cwd, &files, Role::UserCode)?;
     Ok(Started {
         child,
         output: [Rc::new(stdout), Rc::new(stderr)],

@@ -6,12 +6,16 @@
 
 "use strict";
 
+const { AsyncLocalStorage } = require("node:async_hooks");
 const EventEmitter = require("node:events");
-const { createRequire } = require("node:module");
+const http = require("node:http");
+const Module = require("node:module");
+const net = require("node:net");
 const vm = require("node:vm");
 
 /** Looked up before cells put others in their places: what they declare is global. */
-const { Bun, Error, Number, Object, Promise, Proxy, Reflect, URL, console, process } = globalThis;
+const { Bun, Error, Number, Object, Promise, Proxy, Reflect, Set, URL, console, process } = globalThis;
+const { setImmediate } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
@@ -104,7 +108,7 @@ class Modules {
     this.#directory = dirname;
     const filename = `${dirname}/cell.ts`;
     const { href } = Bun.pathToFileURL(filename);
-    const require = createRequire(filename);
+    const require = Module.createRequire(filename);
     const load = async (specifier, options) => import(Bun.resolveSync(`${specifier}`, dirname), options);
     const resolve = (specifier) => {
       if (/^\.{0,2}\//.test(specifier)) return new URL(specifier, href).href;
@@ -114,7 +118,9 @@ class Modules {
     const meta = { dir: dirname, dirname, env: process.env, file: "cell.ts", filename, main: true, path: filename };
     Object.assign(load, this.#imports.helpers, { meta: { ...meta, require, resolve, url: href } });
     this.load = load;
-    this.#define({ [this.#imports.NAME]: load, require });
+    const module = new Module(filename);
+    Object.assign(module, { filename, paths: Module._nodeModulePaths(dirname) });
+    this.#define({ [this.#imports.NAME]: load, require, module, exports: module.exports });
   }
 
   #define(values) {
@@ -146,6 +152,76 @@ function rejectionListeners() {
   return apart;
 }
 
+/** Above so many, handles that are closed are forgotten. */
+const MANY_HANDLES = 64;
+
+const isOver = (handle) => handle.destroyed === true || handle.listening === false;
+
+const define = (owner, name, value) => (owner[name] = value);
+
+/** What bun's event loop waits for, told apart for cells (see work.mjs). */
+class Handles {
+  #waiting = new Set();
+  #open = new Set();
+
+  #add(list, one) {
+    if (!one?.unref) return;
+    if (list.size > MANY_HANDLES) for (const known of list) if (isOver(known)) list.delete(known);
+    list.add(one);
+  }
+
+  /** Has those be known that a function of the runtime's own gives. */
+  #noteResults(name, list) {
+    const original = Bun[name];
+    if (!original) return;
+    const apply = (target, self, given) => {
+      const found = Reflect.apply(target, self, given);
+      if (typeof found?.then === "function") found.then((one) => this.#add(list, one), () => {});
+      else this.#add(list, found);
+      return found;
+    };
+    define(Bun, name, new Proxy(original, { apply }));
+  }
+
+  /** Has those be known that a method is called on. */
+  #noteCalls(prototype, name, note) {
+    const apply = (target, self, given) => {
+      note(self);
+      return Reflect.apply(target, self, given);
+    };
+    define(prototype, name, new Proxy(prototype[name], { apply }));
+  }
+
+  /** A server, and the connections that it accepts, wait for others. */
+  #noteServer(server) {
+    this.#add(this.#waiting, server);
+    if (!(server instanceof net.Server)) return;
+    server.on("connection", (socket) => this.#add(this.#waiting, socket));
+  }
+
+  #noteWorkers() {
+    const construct = (target, given, newTarget) => {
+      const worker = Reflect.construct(target, given, newTarget);
+      this.#add(this.#open, worker);
+      return worker;
+    };
+    globalThis.Worker = new Proxy(globalThis.Worker, { construct });
+    globalThis.Worker.prototype.constructor = globalThis.Worker;
+  }
+
+  observe() {
+    for (const name of ["listen", "serve"]) this.#noteResults(name, this.#waiting);
+    this.#noteResults("connect", this.#open);
+    for (const { Server } of [net, http]) this.#noteCalls(Server.prototype, "listen", (server) => this.#noteServer(server));
+    this.#noteCalls(net.Socket.prototype, "connect", (socket) => this.#add(this.#open, socket));
+    this.#noteWorkers();
+  }
+
+  scan() {
+    return { waiting: [...this.#waiting], open: [...this.#open] };
+  }
+}
+
 async function serve({ libc, control, end, tell, words, fields, passEnvironment, first, ...parts }) {
   const { imports, restoreLines, Input, Outputs } = parts;
   const { Exit, code, enter, overlay, flushed } = imports;
@@ -157,6 +233,10 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
   const rejections = rejectionListeners();
   const input = new Input(libc);
   const outputs = new Outputs(libc, [stdout, stderr]);
+  const handles = new Handles();
+  const background = new imports.Background(() => handles.scan(), AsyncLocalStorage);
+  background.observe(globalThis, require("node:timers"));
+  let socket;
 
   /** Ends the running cell with this answer. */
   let finish = () => {};
@@ -173,6 +253,12 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
   };
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
+    beforeExit() {
+      // Bun tells of the last rejections in the next turn.
+      if (background.isWaiting) setImmediate(() => background.drained());
+      // Only a signal, or a timeout, can end the cell.
+      socket.ref();
+    },
     [EVENT](error, promise) {
       if (!(error instanceof Exit) && !rejections.emit(EVENT, error, promise)) show(error);
     },
@@ -219,18 +305,22 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
       return resolve(code(1));
     }
     sources.set(number, source);
+    const ended = (note) => {
+      if (note) print(note);
+      resolve(code(process.exitCode));
+    };
     try {
       const result = script.runInThisContext();
       await (result instanceof Promise ? result : undefined);
       // What promises still call at this moment may be an exit.
-      nextTick(() => resolve(code(process.exitCode)));
+      nextTick(() => background.wait(ended));
     } catch (error) {
       show(error);
       resolve(code(error instanceof Exit ? process.exitCode : 1));
     }
   }
 
-  async function run(number, [directory, stdin, source, ...pairs]) {
+  async function run(number, limit, [directory, stdin, source, ...pairs]) {
     let leave;
     try {
       leave = enter(directory);
@@ -244,11 +334,15 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
     const restore = overlay(pairs);
     process.exitCode = 0;
     tell(`begun ${number}`);
+    socket.unref();
+    background.begin(limit);
     const answer = await new Promise((resolve) => {
       finish = resolve;
-      evaluate(number, source, resolve);
+      background.run(() => evaluate(number, source, resolve));
     });
+    socket.ref();
     finish = () => {};
+    background.end();
     process.exitCode = 0;
     restore();
     leave();
@@ -260,16 +354,18 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
     return answer;
   }
 
-  const answer = async ([, number, size]) => tell(`cell ${number} ${await run(Number(number), fields(Number(size)))}`);
-  await Bun.connect({
+  const answer = async ([, number, size, limit]) => {
+    tell(`cell ${number} ${await run(Number(number), Number(limit), fields(Number(size)))}`);
+  };
+  handles.observe();
+  socket = await Bun.connect({
     fd: control,
     socket: {
       data: (_socket, line) => void answer(words(line.latin1Slice())),
       close: end,
     },
   });
-  await answer(["C", ...first]);
-  return new Promise(() => {});
+  void answer(["C", ...first]);
 }
 
 module.exports = { serve };
