@@ -8,10 +8,12 @@
 
 const { AsyncLocalStorage } = require("node:async_hooks");
 const EventEmitter = require("node:events");
+const { ChildProcess } = require("node:child_process");
 const http = require("node:http");
 const Module = require("node:module");
 const net = require("node:net");
 const vm = require("node:vm");
+const threads = require("node:worker_threads");
 
 /** Looked up before cells put others in their places: what they declare is global. */
 const { Bun, Error, Number, Object, Promise, Proxy, Reflect, Set, URL, console, process } = globalThis;
@@ -136,15 +138,25 @@ class Modules {
 const OF_LISTENERS = ["addListener", "emit", "listenerCount", "listeners", "off", "on", "once", "prependListener"]
   .concat("prependOnceListener", "rawListeners", "removeAllListeners", "removeListener");
 
-/** Keeps the code's listeners for rejections apart, because bun tells all that it knows of exits too. */
-function rejectionListeners() {
+/** Events that happen to bun at other times than to the code. */
+const APART = new Set([EVENT, "beforeExit"]);
+
+/**
+ * Keeps the code's listeners for some events apart: bun tells those for rejections all that it knows of exits too,
+ * and each cell that waits comes to what bun takes for its own end. `listen` makes up for listeners that the code has
+ * removed.
+ */
+function listenersApart(listen) {
   const apart = new EventEmitter();
   const prototype = Object.getPrototypeOf(process);
   for (const method of OF_LISTENERS) {
     const apply = (target, self, given) => {
-      if (self !== process || (given[0] ?? EVENT) !== EVENT) return Reflect.apply(target, self, given);
-      const answer = apart[method](EVENT, ...given.slice(1));
-      if (given.length === 0) Reflect.apply(target, self, given);
+      if (self !== process || !APART.has(given[0] ?? EVENT)) return Reflect.apply(target, self, given);
+      const answer = apart[method](...given);
+      if (given.length === 0) {
+        Reflect.apply(target, self, given);
+        listen();
+      }
       return answer === apart ? process : answer;
     };
     prototype[method] = new Proxy(prototype[method], { apply });
@@ -155,7 +167,10 @@ function rejectionListeners() {
 /** Above so many, handles that are closed are forgotten. */
 const MANY_HANDLES = 64;
 
-const isOver = (handle) => handle.destroyed === true || handle.listening === false;
+const isOver = (handle) => handle.destroyed === true || handle.listening === false || handle.exitCode != null;
+
+/** Whether there is code that waits for the end of this child. */
+const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
 
 const define = (owner, name, value) => (owner[name] = value);
 
@@ -163,6 +178,7 @@ const define = (owner, name, value) => (owner[name] = value);
 class Handles {
   #waiting = new Set();
   #open = new Set();
+  #children = new Set();
 
   #add(list, one) {
     if (!one?.unref) return;
@@ -192,11 +208,33 @@ class Handles {
     define(prototype, name, new Proxy(prototype[name], { apply }));
   }
 
+  /** A child that no code waits for may wait for input. */
+  #noteChildren() {
+    const apply = (target, self, given) => {
+      const child = Reflect.apply(target, self, given);
+      // It was given a pipe to read from.
+      if (child.stdin) this.#add(this.#open, child);
+      return child;
+    };
+    Bun.spawn = new Proxy(Bun.spawn, { apply });
+    this.#noteCalls(ChildProcess.prototype, "spawn", (child) => this.#add(this.#children, child));
+  }
+
   /** A server, and the connections that it accepts, wait for others. */
   #noteServer(server) {
     this.#add(this.#waiting, server);
     if (!(server instanceof net.Server)) return;
     server.on("connection", (socket) => this.#add(this.#waiting, socket));
+  }
+
+  #noteChannels() {
+    const construct = (target, given, newTarget) => {
+      const channel = Reflect.construct(target, given, newTarget);
+      for (const port of [channel.port1, channel.port2]) this.#add(this.#open, port);
+      return channel;
+    };
+    globalThis.MessageChannel = new Proxy(globalThis.MessageChannel, { construct });
+    globalThis.MessageChannel.prototype.constructor = globalThis.MessageChannel;
   }
 
   #noteWorkers() {
@@ -205,8 +243,10 @@ class Handles {
       this.#add(this.#open, worker);
       return worker;
     };
-    globalThis.Worker = new Proxy(globalThis.Worker, { construct });
-    globalThis.Worker.prototype.constructor = globalThis.Worker;
+    for (const owner of [globalThis, threads]) {
+      owner.Worker = new Proxy(owner.Worker, { construct });
+      owner.Worker.prototype.constructor = owner.Worker;
+    }
   }
 
   observe() {
@@ -214,11 +254,14 @@ class Handles {
     this.#noteResults("connect", this.#open);
     for (const { Server } of [net, http]) this.#noteCalls(Server.prototype, "listen", (server) => this.#noteServer(server));
     this.#noteCalls(net.Socket.prototype, "connect", (socket) => this.#add(this.#open, socket));
+    this.#noteChannels();
     this.#noteWorkers();
+    this.#noteChildren();
   }
 
   scan() {
-    return { waiting: [...this.#waiting], open: [...this.#open] };
+    const children = [...this.#children].filter((child) => !isAwaited(child));
+    return { waiting: [...this.#waiting], open: [...this.#open, ...children] };
   }
 }
 
@@ -230,7 +273,7 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
   const sources = new Map();
   const modules = new Modules(imports);
   const { listeners, on, rawListeners, stdout, stderr } = process;
-  const rejections = rejectionListeners();
+  const rejections = listenersApart(() => listen());
   const input = new Input(libc);
   const outputs = new Outputs(libc, [stdout, stderr]);
   const handles = new Handles();

@@ -8,6 +8,7 @@
 // Code of a cell can forge an answer, and so end its own cell early: it deceives nobody else.
 
 import { AsyncLocalStorage } from "node:async_hooks";
+import { ChildProcess } from "node:child_process";
 import EventEmitter from "node:events";
 import { existsSync } from "node:fs";
 import { Session } from "node:inspector";
@@ -192,10 +193,22 @@ function isLocal(input) {
   }
 }
 
+/** Whether it was given a pipe to read from. */
+function hasInput(child) {
+  try {
+    return Boolean(child.stdin);
+  } catch {
+    return false;
+  }
+}
+
 /** Above so many, handles that are closed are forgotten. */
 const MANY_HANDLES = 64;
 
-const isOver = (handle) => handle.destroyed === true || handle.listening === false;
+const isOver = (handle) => handle.destroyed === true || handle.listening === false || handle.exitCode != null;
+
+/** Whether there is code that waits for the end of this child. */
+const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
 
 const define = (owner, name, value) => Object.defineProperty(owner, name, { value, writable: true, configurable: true });
 
@@ -203,6 +216,7 @@ const define = (owner, name, value) => Object.defineProperty(owner, name, { valu
 class Handles {
   #waiting = new Set();
   #open = new Set();
+  #children = new Set();
 
   #add(list, one) {
     if (!one?.unref) return;
@@ -232,11 +246,34 @@ class Handles {
     define(prototype, name, new Proxy(prototype[name], { apply }));
   }
 
+  /** A child that no code waits for may wait for input. */
+  #noteChildren() {
+    const apply = (target, self, given) => {
+      const child = Reflect.apply(target, self, given);
+      if (hasInput(child)) this.#add(this.#open, child);
+      return child;
+    };
+    const { prototype } = Deno.Command;
+    define(prototype, "spawn", new Proxy(prototype.spawn, { apply }));
+    this.#noteCalls(ChildProcess.prototype, "spawn", (child) => this.#add(this.#children, child));
+  }
+
   /** A server, and the connections that it accepts, wait for others. */
   #noteServer(server) {
     this.#add(this.#waiting, server);
     if (!(server instanceof net.Server)) return;
     server.on("connection", (socket) => this.#add(this.#waiting, socket));
+  }
+
+  #noteChannels() {
+    const construct = (target, given, newTarget) => {
+      const channel = Reflect.construct(target, given, newTarget);
+      for (const port of [channel.port1, channel.port2]) this.#add(this.#open, port);
+      return channel;
+    };
+    const { MessageChannel } = globalThis;
+    globalThis.MessageChannel = new Proxy(MessageChannel, { construct });
+    define(MessageChannel.prototype, "constructor", globalThis.MessageChannel);
   }
 
   #noteWorkers() {
@@ -258,11 +295,14 @@ class Handles {
     for (const name of ["connect", "connectTls"]) this.#noteResults(name, this.#open);
     this.#noteCalls(net.Server.prototype, "listen", (server) => this.#noteServer(server));
     this.#noteCalls(net.Socket.prototype, "connect", (socket) => this.#add(this.#open, socket));
+    this.#noteChannels();
     this.#noteWorkers();
+    this.#noteChildren();
   }
 
   scan() {
-    return { waiting: [...this.#waiting], open: [...this.#open] };
+    const children = [...this.#children].filter((child) => !isAwaited(child));
+    return { waiting: [...this.#waiting], open: [...this.#open, ...children] };
   }
 }
 
@@ -405,8 +445,8 @@ export async function serve({ libc, control, tell, words, fields, request, canDr
   }
 
   /** Deno imports nothing where its working directory is gone, whatever it is to import. */
-  function leaveGoneDirectory() {
-    if (currentDirectory() !== undefined) return;
+  function leaveGoneDirectory(source) {
+    if (!/\bimport\b/.test(source) || currentDirectory() !== undefined) return;
     Deno.chdir(HOME);
     print(`The working directory was removed: this cell runs in ${HOME}.`);
   }
@@ -420,7 +460,7 @@ export async function serve({ libc, control, tell, words, fields, request, canDr
     }
     input.use(stdin);
     outputs.mend();
-    leaveGoneDirectory();
+    leaveGoneDirectory(source);
     const restore = overlay(pairs);
     const withoutNetwork = network.use();
     Deno.exitCode = 0;

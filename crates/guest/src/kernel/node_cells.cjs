@@ -180,6 +180,11 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   process.exit = exit;
   process.reallyExit = exit;
   process.argv.length = 1;
+  // Where code uses domains, node takes its own call of `beforeExit` for deprecated.
+  const { emitWarning } = process;
+  process.emitWarning = function (...given) {
+    if (!given.includes("DEP0097")) Reflect.apply(emitWarning, this, given);
+  };
 
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),

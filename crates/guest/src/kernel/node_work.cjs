@@ -2,6 +2,7 @@
 
 "use strict";
 
+const { ChildProcess } = require("node:child_process");
 const { Server, Socket } = require("node:net");
 const process = require("node:process");
 const threads = require("node:worker_threads");
@@ -21,6 +22,9 @@ function isRequested(socket) {
   return Object.getOwnPropertySymbols(socket).some((symbol) => symbol.description === "parser");
 }
 
+/** Whether there is code that waits for the end of this child. */
+const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
+
 /** A function that gives all handles but `own`: those that wait for others, and those that may stay open. */
 exports.scan = (own) => () => {
   const waiting = [];
@@ -30,8 +34,9 @@ exports.scan = (own) => () => {
     if (handle instanceof Server) {
       if (hasRef(handle)) waiting.push(handle);
     } else if (!(handle instanceof Socket)) {
-      // Datagrams and watchers wait for others; children, which come here too, end by themselves.
-      if (handle.constructor.name !== "ChildProcess" && handle.unref) waiting.push(handle);
+      // Datagrams and watchers wait for others, and a child may wait for input.
+      if (!(handle instanceof ChildProcess)) handle.unref && waiting.push(handle);
+      else if (!isAwaited(handle)) open.push(handle);
     } else if (hasRef(handle) && !isRequested(handle)) {
       // Those that a server has accepted are its.
       (handle.server ?? handle._server ? waiting : open).push(handle);

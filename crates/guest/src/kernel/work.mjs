@@ -6,7 +6,8 @@
 //
 // - intervals, servers, and what else waits for others (watchers, bound datagram sockets);
 // - what earlier cells have left;
-// - after `OPEN_FOR`, connections and workers, which may stay open for as long as the session.
+// - after `OPEN_FOR`, connections, workers, and children whose end no code waits for: they may stay open for as long
+//   as the session.
 
 /** Looked up before cells put others in their places. */
 const { Proxy, Reflect, Set, performance } = globalThis;
