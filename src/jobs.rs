@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_actors::pool::SandboxDefaults;
-use isol8_actors::{ExecuteError, FileExtension, Job, NamedLimits, Network, Program};
+use isol8_actors::{ExecuteError, Job, NamedLimits, Network, Program};
 use isol8_api::request::{SeccompMode, SecurityOptions};
 use isol8_api::{
     ByteSize, Encoding, ErrorCode, ExecuteBody, ExecutionRequest, NetworkMode, Options,
@@ -22,6 +22,7 @@ use isol8_backend::{Limits, SandboxSpec};
 
 use crate::config::{Ceilings, Config, RequestLimits};
 use crate::images::choice;
+use crate::module_kind;
 use crate::network::Filtered;
 use crate::packages;
 use crate::remote_code::RemoteSource;
@@ -235,13 +236,13 @@ fn program(request: &mut ExecutionRequest) -> Result<Program, JobError> {
             format!("{exactly_one}, found {given}"),
         )),
         (Some(code), _) => Ok(Program::Source {
-            code,
             extension: match &request.file_extension {
                 Some(text) => text.parse().map_err(|error: ExecuteError| {
                     JobError::invalid("request.fileExtension", error)
                 })?,
-                None => FileExtension::default_of(request.runtime),
+                None => module_kind::extension_of(request.runtime, &code),
             },
+            code,
         }),
         (None, Some(cmd)) => Ok(Program::ShellCommand(cmd)),
         (None, None) => Err(JobError::unsupported(

@@ -26,6 +26,7 @@ pub mod launcher;
 pub mod local;
 pub mod login;
 mod memory;
+mod module_kind;
 pub mod network;
 pub mod packages;
 pub mod reload;

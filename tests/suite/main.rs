@@ -24,6 +24,7 @@ mod harness;
 mod hostile;
 mod images;
 mod isolation;
+mod javascript;
 mod lifecycle;
 mod limits;
 mod malformed;

@@ -18,12 +18,19 @@ use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::{Privileges, Role};
 
 /// What holds where the guest's own environment does not say.
-const DEFAULTS: [(&str, &str); 2] = [
+const DEFAULTS: [(&str, &str); 7] = [
     (
         "PATH",
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ),
     ("LANG", "C.UTF-8"),
+    // Programs contact nothing that no code asked for: deno and npm look for their updates else, many packages
+    // of npm for their own, pip for its; and bun sends reports of its crashes.
+    ("DENO_NO_UPDATE_CHECK", "1"),
+    ("NPM_CONFIG_UPDATE_NOTIFIER", "false"),
+    ("NO_UPDATE_NOTIFIER", "1"),
+    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+    ("DO_NOT_TRACK", "1"),
 ];
 
 /// What has programs print no colours, <https://no-color.org>.

@@ -453,6 +453,7 @@ impl Guest {
         self.runs.iter_mut().for_each(Run::discard_output);
         self.drain_ended();
         self.orphans.clear();
+        self.late.clear();
         self.unreported_loss = false;
         if !gone {
             let text = "processes of the sandbox cannot be ended";

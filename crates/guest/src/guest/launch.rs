@@ -13,6 +13,7 @@ use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
 use crate::kernel::Drivers;
+use crate::kernel::installed::Installed;
 use crate::kernel::recipe::Recipe;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
@@ -122,6 +123,7 @@ impl Guest {
             start.kernel = kept;
             start.language = Some(kernel);
             start.path = path;
+            start.prelude = recipe.prelude.filter(|_| run.terminal.is_none());
         }
         Ok(run)
     }
@@ -144,6 +146,7 @@ impl Guest {
         let start = Start {
             kernel: None,
             language: None,
+            prelude: None,
             path: String::new(),
             argv,
             environment: base.with(&common.environment()),
@@ -272,7 +275,18 @@ impl Guest {
             run.work = Work::Process(spawn_interactive(&self.launcher, start, terminal)?);
             return Ok(());
         }
-        let started = spawn(&self.launcher, &self.drivers, start, run.input.is_wanted())?;
+        let prelude = start.prelude.and_then(|prelude| {
+            // Without it the script still runs.
+            Installed::prelude(prelude).ok()
+        });
+        let started = spawn(
+            &self.launcher,
+            &self.drivers,
+            start,
+            prelude.as_ref(),
+            run.input.is_wanted(),
+        )?;
+        run.prelude = prelude;
         for (pump, pipe) in run.output.iter_mut().zip(started.output) {
             pump.attach(pipe);
         }
@@ -345,6 +359,12 @@ impl Guest {
             return;
         };
         let number = kernel.next_cell();
+        if number > 1 {
+            self.show_late_output(position);
+        }
+        let Some(kernel) = &mut self.resident else {
+            return;
+        };
         let run = &mut self.runs[position];
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
         for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
@@ -362,6 +382,8 @@ impl Guest {
         }
         // The kernel begins meanwhile. What ended within microseconds took less than a tick.
         run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
+        // Late output comes first, also where the cell writes nothing.
+        while self.runs[position].sends_head() && self.has_room() && self.pump(position, 1) {}
     }
 }
 
@@ -370,6 +392,7 @@ fn spawn(
     launcher: &Launcher,
     drivers: &Drivers,
     start: &Start,
+    prelude: Option<&Installed>,
     reads: bool,
 ) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
@@ -379,15 +402,15 @@ fn spawn(
     let (stdin, input) = stdin(privileges, reads)?;
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
     let mut files = vec![stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
-    let fresh = drivers.for_fresh(start);
-    let environment = match &fresh {
-        Some((archive, environment)) => {
-            files.push(*archive);
-            environment
-        }
-        None => &start.environment,
-    };
-    let child = launcher.start(&argv, environment, &start.cwd, &files, Role::UserCode)?;
+    let mut environment = start.environment.clone();
+    if let Some((archive, with_archive)) = drivers.for_fresh(start) {
+        files.push(archive);
+        environment = with_archive;
+    }
+    if let (Some(prelude), Some(installed)) = (start.prelude, prelude) {
+        prelude.add_to(&mut environment, &installed.fill_in("{}"));
+    }
+    let child = launcher.start(&argv, &environment, &start.cwd, &files, Role::UserCode)?;
     Ok(Started {
         child,
         output: [Rc::new(stdout), Rc::new(stderr)],

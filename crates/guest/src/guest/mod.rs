@@ -29,7 +29,8 @@ use crate::process::Launcher;
 use crate::reaper;
 use crate::reset::Places;
 use crate::run::Run;
-use crate::run::output::drop_output;
+use crate::run::late::LateOutput;
+use crate::run::output::{drop_output, read_piece};
 use crate::tunnel::Tunnel;
 use keep::Keep;
 use transfers::Transfer;
@@ -42,6 +43,9 @@ const MAX_RUNS: usize = 64;
 /// Pipes of ended runs that are kept open for what they left behind. Beyond this the oldest is
 /// closed, and who still writes to it gets SIGPIPE.
 const MAX_ORPHANS: usize = 256;
+
+/// Pieces of late output that are read before a cell begins.
+const MAX_LATE_PIECES: usize = 8;
 
 /// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
 const MAX_MESSAGE: usize = 4096;
@@ -82,6 +86,8 @@ pub(crate) struct Guest {
     sweep_due: bool,
     /// Or then, where nothing is asked for before.
     sweep_at: Option<Instant>,
+    /// What the resident kernel has written since its last cell.
+    late: LateOutput,
     /// Output of what ended runs left behind.
     orphans: Vec<Rc<OwnedFd>>,
     buffer: Box<[u8; CHUNK_SIZE]>,
@@ -110,6 +116,7 @@ impl Guest {
             interrupted: false,
             sweep_due: false,
             sweep_at: None,
+            late: LateOutput::default(),
             orphans: Vec::new(),
             buffer: Box::new([0; CHUNK_SIZE]),
         }
@@ -195,7 +202,9 @@ impl Guest {
             Source::Output(id, detached, index) => self.attend_output(id, detached, index),
             Source::Input(id, detached) => self.attend_input(id, detached),
             Source::Kernel => self.attend_kernel(),
-            Source::KernelOutput(index) => self.drop_kernel_output(index),
+            Source::KernelOutput(index) => {
+                self.keep_kernel_output(index);
+            }
             Source::Released(id, detached) => self.attend_released(id, detached),
             Source::Spare => self.attend_spare(),
             Source::Zygote => self.attend_zygote(false),
@@ -299,15 +308,31 @@ impl Guest {
         }
     }
 
-    fn drop_kernel_output(&mut self, index: usize) {
-        if let Some(kernel) = &self.resident
-            && !drop_output(
-                std::os::fd::AsFd::as_fd(&kernel.output[index]),
-                &mut self.buffer[..],
-            )
-        {
+    /// Keeps a piece of what the resident kernel writes while no cell runs. Returns whether there may be more.
+    fn keep_kernel_output(&mut self, index: usize) -> bool {
+        let Some(kernel) = &self.resident else {
+            return false;
+        };
+        let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
+        let Some(piece) = read_piece(pipe, &mut self.buffer[..]) else {
             // It closed its own streams: without them it can serve no cell.
             kernel.signal(nix::sys::signal::Signal::SIGKILL);
+            return false;
+        };
+        self.late.push(index, piece);
+        !piece.is_empty()
+    }
+
+    /// Has the run that is about to begin in the resident kernel show first what came before it.
+    fn show_late_output(&mut self, position: usize) {
+        for index in 0..2 {
+            // Programs that earlier cells left may write for ever.
+            let mut pieces = 0..MAX_LATE_PIECES;
+            while pieces.next().is_some() && self.keep_kernel_output(index) {}
+        }
+        if let Some(text) = self.late.take() {
+            let [_, stderr] = &mut self.runs[position].output;
+            stderr.begin_with(text);
         }
     }
 

@@ -11,7 +11,9 @@ import common from "./cells.mjs" with { type: "text" };
 import kernel from "./bun_kernel.js" with { type: "text" };
 import lines from "./bun_lines.js" with { type: "text" };
 import stdio from "./bun_stdio.js" with { type: "text" };
+import sync from "./bun_sync.js" with { type: "text" };
 import imports from "./imports.mjs" with { type: "text" };
+import work from "./work.mjs" with { type: "text" };
 
 function part(text) {
   const module = {};
@@ -26,6 +28,9 @@ function moduleOf(text) {
   return part(`${script}\nmodule.exports = { ${names.join(", ")} };`);
 }
 
-await part(kernel).boot(() => {
-  return { ...part(cells), ...part(lines), ...part(stdio), imports: { ...moduleOf(common), ...moduleOf(imports) } };
-});
+const makeParts = () => {
+  const modules = [common, imports, work].map(moduleOf);
+  return { ...part(cells), ...part(lines), ...part(stdio), imports: Object.assign({}, ...modules) };
+};
+
+await part(kernel).boot(makeParts, part(sync).synchronize);

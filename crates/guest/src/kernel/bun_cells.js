@@ -6,12 +6,18 @@
 
 "use strict";
 
+const { AsyncLocalStorage } = require("node:async_hooks");
 const EventEmitter = require("node:events");
-const { createRequire } = require("node:module");
+const { ChildProcess } = require("node:child_process");
+const http = require("node:http");
+const Module = require("node:module");
+const net = require("node:net");
 const vm = require("node:vm");
+const threads = require("node:worker_threads");
 
 /** Looked up before cells put others in their places: what they declare is global. */
-const { Bun, Error, Number, Object, Promise, Proxy, Reflect, URL, console, process } = globalThis;
+const { Bun, Error, Number, Object, Promise, Proxy, Reflect, Set, URL, console, process } = globalThis;
+const { setImmediate } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
@@ -104,7 +110,7 @@ class Modules {
     this.#directory = dirname;
     const filename = `${dirname}/cell.ts`;
     const { href } = Bun.pathToFileURL(filename);
-    const require = createRequire(filename);
+    const require = Module.createRequire(filename);
     const load = async (specifier, options) => import(Bun.resolveSync(`${specifier}`, dirname), options);
     const resolve = (specifier) => {
       if (/^\.{0,2}\//.test(specifier)) return new URL(specifier, href).href;
@@ -114,7 +120,9 @@ class Modules {
     const meta = { dir: dirname, dirname, env: process.env, file: "cell.ts", filename, main: true, path: filename };
     Object.assign(load, this.#imports.helpers, { meta: { ...meta, require, resolve, url: href } });
     this.load = load;
-    this.#define({ [this.#imports.NAME]: load, require });
+    const module = new Module(filename);
+    Object.assign(module, { filename, paths: Module._nodeModulePaths(dirname) });
+    this.#define({ [this.#imports.NAME]: load, require, module, exports: module.exports });
   }
 
   #define(values) {
@@ -130,20 +138,131 @@ class Modules {
 const OF_LISTENERS = ["addListener", "emit", "listenerCount", "listeners", "off", "on", "once", "prependListener"]
   .concat("prependOnceListener", "rawListeners", "removeAllListeners", "removeListener");
 
-/** Keeps the code's listeners for rejections apart, because bun tells all that it knows of exits too. */
-function rejectionListeners() {
+/** Events that happen to bun at other times than to the code. */
+const APART = new Set([EVENT, "beforeExit"]);
+
+/**
+ * Keeps the code's listeners for some events apart: bun tells those for rejections all that it knows of exits too,
+ * and each cell that waits comes to what bun takes for its own end. `listen` makes up for listeners that the code has
+ * removed.
+ */
+function listenersApart(listen) {
   const apart = new EventEmitter();
   const prototype = Object.getPrototypeOf(process);
   for (const method of OF_LISTENERS) {
     const apply = (target, self, given) => {
-      if (self !== process || (given[0] ?? EVENT) !== EVENT) return Reflect.apply(target, self, given);
-      const answer = apart[method](EVENT, ...given.slice(1));
-      if (given.length === 0) Reflect.apply(target, self, given);
+      if (self !== process || !APART.has(given[0] ?? EVENT)) return Reflect.apply(target, self, given);
+      const answer = apart[method](...given);
+      if (given.length === 0) {
+        Reflect.apply(target, self, given);
+        listen();
+      }
       return answer === apart ? process : answer;
     };
     prototype[method] = new Proxy(prototype[method], { apply });
   }
   return apart;
+}
+
+/** Above so many, handles that are closed are forgotten. */
+const MANY_HANDLES = 64;
+
+const isOver = (handle) => handle.destroyed === true || handle.listening === false || handle.exitCode != null;
+
+/** Whether there is code that waits for the end of this child. */
+const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
+
+const define = (owner, name, value) => (owner[name] = value);
+
+/** What bun's event loop waits for, told apart for cells (see work.mjs). */
+class Handles {
+  #waiting = new Set();
+  #open = new Set();
+  #children = new Set();
+
+  #add(list, one) {
+    if (!one?.unref) return;
+    if (list.size > MANY_HANDLES) for (const known of list) if (isOver(known)) list.delete(known);
+    list.add(one);
+  }
+
+  /** Has those be known that a function of the runtime's own gives. */
+  #noteResults(name, list) {
+    const original = Bun[name];
+    if (!original) return;
+    const apply = (target, self, given) => {
+      const found = Reflect.apply(target, self, given);
+      if (typeof found?.then === "function") found.then((one) => this.#add(list, one), () => {});
+      else this.#add(list, found);
+      return found;
+    };
+    define(Bun, name, new Proxy(original, { apply }));
+  }
+
+  /** Has those be known that a method is called on. */
+  #noteCalls(prototype, name, note) {
+    const apply = (target, self, given) => {
+      note(self);
+      return Reflect.apply(target, self, given);
+    };
+    define(prototype, name, new Proxy(prototype[name], { apply }));
+  }
+
+  /** A child that no code waits for may wait for input. */
+  #noteChildren() {
+    const apply = (target, self, given) => {
+      const child = Reflect.apply(target, self, given);
+      // It was given a pipe to read from.
+      if (child.stdin) this.#add(this.#open, child);
+      return child;
+    };
+    Bun.spawn = new Proxy(Bun.spawn, { apply });
+    this.#noteCalls(ChildProcess.prototype, "spawn", (child) => this.#add(this.#children, child));
+  }
+
+  /** A server, and the connections that it accepts, wait for others. */
+  #noteServer(server) {
+    this.#add(this.#waiting, server);
+    if (!(server instanceof net.Server)) return;
+    server.on("connection", (socket) => this.#add(this.#waiting, socket));
+  }
+
+  #noteChannels() {
+    const construct = (target, given, newTarget) => {
+      const channel = Reflect.construct(target, given, newTarget);
+      for (const port of [channel.port1, channel.port2]) this.#add(this.#open, port);
+      return channel;
+    };
+    globalThis.MessageChannel = new Proxy(globalThis.MessageChannel, { construct });
+    globalThis.MessageChannel.prototype.constructor = globalThis.MessageChannel;
+  }
+
+  #noteWorkers() {
+    const construct = (target, given, newTarget) => {
+      const worker = Reflect.construct(target, given, newTarget);
+      this.#add(this.#open, worker);
+      return worker;
+    };
+    for (const owner of [globalThis, threads]) {
+      owner.Worker = new Proxy(owner.Worker, { construct });
+      owner.Worker.prototype.constructor = owner.Worker;
+    }
+  }
+
+  observe() {
+    for (const name of ["listen", "serve"]) this.#noteResults(name, this.#waiting);
+    this.#noteResults("connect", this.#open);
+    for (const { Server } of [net, http]) this.#noteCalls(Server.prototype, "listen", (server) => this.#noteServer(server));
+    this.#noteCalls(net.Socket.prototype, "connect", (socket) => this.#add(this.#open, socket));
+    this.#noteChannels();
+    this.#noteWorkers();
+    this.#noteChildren();
+  }
+
+  scan() {
+    const children = [...this.#children].filter((child) => !isAwaited(child));
+    return { waiting: [...this.#waiting], open: [...this.#open, ...children] };
+  }
 }
 
 async function serve({ libc, control, end, tell, words, fields, passEnvironment, first, ...parts }) {
@@ -154,9 +273,13 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
   const sources = new Map();
   const modules = new Modules(imports);
   const { listeners, on, rawListeners, stdout, stderr } = process;
-  const rejections = rejectionListeners();
+  const rejections = listenersApart(() => listen());
   const input = new Input(libc);
   const outputs = new Outputs(libc, [stdout, stderr]);
+  const handles = new Handles();
+  const background = new imports.Background(() => handles.scan(), AsyncLocalStorage);
+  background.observe(globalThis, require("node:timers"));
+  let socket;
 
   /** Ends the running cell with this answer. */
   let finish = () => {};
@@ -173,6 +296,12 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
   };
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
+    beforeExit() {
+      // Bun tells of the last rejections in the next turn.
+      if (background.isWaiting) setImmediate(() => background.drained());
+      // Only a signal, or a timeout, can end the cell.
+      socket.ref();
+    },
     [EVENT](error, promise) {
       if (!(error instanceof Exit) && !rejections.emit(EVENT, error, promise)) show(error);
     },
@@ -219,18 +348,22 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
       return resolve(code(1));
     }
     sources.set(number, source);
+    const ended = (note) => {
+      if (note) print(note);
+      resolve(code(process.exitCode));
+    };
     try {
       const result = script.runInThisContext();
       await (result instanceof Promise ? result : undefined);
       // What promises still call at this moment may be an exit.
-      nextTick(() => resolve(code(process.exitCode)));
+      nextTick(() => background.wait(ended));
     } catch (error) {
       show(error);
       resolve(code(error instanceof Exit ? process.exitCode : 1));
     }
   }
 
-  async function run(number, [directory, stdin, source, ...pairs]) {
+  async function run(number, limit, [directory, stdin, source, ...pairs]) {
     let leave;
     try {
       leave = enter(directory);
@@ -244,11 +377,15 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
     const restore = overlay(pairs);
     process.exitCode = 0;
     tell(`begun ${number}`);
+    socket.unref();
+    background.begin(limit);
     const answer = await new Promise((resolve) => {
       finish = resolve;
-      evaluate(number, source, resolve);
+      background.run(() => evaluate(number, source, resolve));
     });
+    socket.ref();
     finish = () => {};
+    background.end();
     process.exitCode = 0;
     restore();
     leave();
@@ -260,16 +397,18 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
     return answer;
   }
 
-  const answer = async ([, number, size]) => tell(`cell ${number} ${await run(Number(number), fields(Number(size)))}`);
-  await Bun.connect({
+  const answer = async ([, number, size, limit]) => {
+    tell(`cell ${number} ${await run(Number(number), Number(limit), fields(Number(size)))}`);
+  };
+  handles.observe();
+  socket = await Bun.connect({
     fd: control,
     socket: {
       data: (_socket, line) => void answer(words(line.latin1Slice())),
       close: end,
     },
   });
-  await answer(["C", ...first]);
-  return new Promise(() => {});
+  void answer(["C", ...first]);
 }
 
 module.exports = { serve };

@@ -210,15 +210,35 @@ function run(size) {
   coverTracks();
 }
 
-async function boot(parts) {
+async function boot(parts, synchronize) {
   await warm();
+  const restore = synchronize();
   tell("ready");
   const [kind, ...numbers] = request();
   if (kind === "S") return run(Number(numbers[0]));
   if (kind !== "C") return libc._exit(0);
   const given = { libc, control, end: () => libc._exit(0), tell, words, fields, passEnvironment, first: numbers };
+  // Cells wait for what they write.
+  restore();
   const { serve, ...others } = parts();
+  replaceMain();
   await serve({ ...given, ...others });
+}
+
+/** Has bun run nothing when it comes to the file that it was started on, which may be there or not. */
+function replaceMain() {
+  let isDone = false;
+  const onResolve = () => {
+    if (isDone) return undefined;
+    isDone = true;
+    return { path: "main", namespace: "cells" };
+  };
+  const onLoad = () => ({ contents: "", loader: "js" });
+  const setup = (build) => {
+    build.onResolve({ filter: /^\/sandbox\/main\.ts$/ }, onResolve);
+    build.onLoad({ filter: /^main$/, namespace: "cells" }, onLoad);
+  };
+  Bun.plugin({ name: "cells", setup });
 }
 
 module.exports = { boot };

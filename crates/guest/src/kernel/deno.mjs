@@ -2,12 +2,13 @@
 //
 // The guest starts `deno run --allow-all --preload <this file> /sandbox/main.mts`. Deno evaluates
 // this module before it loads the main one, which need not exist by then: returning from here runs
-// the script by deno's own means, so that its errors, traces and exit code are deno's. Cells never
-// return (see deno_cells.mjs).
+// the script by deno's own means, so that its errors, traces and exit code are deno's. For cells, deno
+// finds nothing to run and its event loop goes on (see deno_cells.mjs).
 //
 // Deno has no access to descriptors that it did not open, therefore the C library is called.
 
 import { EventEmitter, getEventListeners } from "node:events";
+import module from "node:module";
 import process from "node:process";
 import { serve } from "./deno_cells.mjs";
 
@@ -17,6 +18,9 @@ const { BigInt, DataView, Number, Uint8Array } = globalThis;
 const F_GETFD = 1;
 const F_DUPFD_CLOEXEC = 1030;
 const O_WRONLY = 1;
+
+/** What deno was started on. */
+const MAIN = "file:///sandbox/main.mts";
 
 const libc = Deno.dlopen("libc.so.6", {
   close: { parameters: ["i32"], result: "i32" },
@@ -202,6 +206,21 @@ async function warm() {
   libc.malloc_trim(0n);
 }
 
+/** Has deno run nothing instead of the module that it was started on; false where this deno cannot. */
+function replaceMain() {
+  // Looked up on the module, because older ones have none.
+  const { registerHooks } = module;
+  if (!registerHooks) return false;
+  const hooks = registerHooks({
+    load(url, context, next) {
+      if (url !== MAIN) return next(url, context);
+      hooks.deregister();
+      return { source: "", format: "module", shortCircuit: true };
+    },
+  });
+  return true;
+}
+
 async function boot() {
   reportEnd();
   await warm();
@@ -210,7 +229,11 @@ async function boot() {
   const read = Number(libc.read(control, line, BigInt(line.length)));
   if (read <= 0) libc._exit(0);
   const request = words(line.subarray(0, read));
-  if (request[0] === "C") return serve({ libc, control, tell, words, fields, request });
+  if (request[0] === "C") {
+    const canDrain = replaceMain();
+    const served = serve({ libc, control, tell, words, fields, request, canDrain });
+    return canDrain ? undefined : served;
+  }
   const [_path, directory, ...pairs] = fields(Number(request[1]));
   libc.close(mailbox);
   try {

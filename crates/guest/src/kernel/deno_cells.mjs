@@ -7,17 +7,22 @@
 //
 // Code of a cell can forge an answer, and so end its own cell early: it deceives nobody else.
 
+import { AsyncLocalStorage } from "node:async_hooks";
+import { ChildProcess } from "node:child_process";
 import EventEmitter from "node:events";
 import { existsSync, readFileSync } from "node:fs";
 import { Session } from "node:inspector";
-import { createRequire, SourceMap, stripTypeScriptTypes } from "node:module";
+import { createRequire, SourceMap, stripTypeScriptTypes, syncBuiltinESMExports } from "node:module";
+import net from "node:net";
+import timers from "node:timers";
 import { pathToFileURL } from "node:url";
 import v8 from "node:v8";
 import vm from "node:vm";
-import { code, enter, flushed, overlay } from "./cells.mjs";
+import { code, currentDirectory, enter, flushed, overlay } from "./cells.mjs";
 import { Input, Outputs } from "./deno_stdio.mjs";
 import { Traces } from "./deno_traces.mjs";
 import * as imports from "./imports.mjs";
+import { Background } from "./work.mjs";
 
 // Cells can declare names of their own over these.
 const { addEventListener, atob, BigInt, console, Deno, JSON, Map, Number, Object, Promise } = globalThis;
@@ -26,6 +31,12 @@ const { nextTick } = globalThis.process;
 const { Exit } = imports;
 
 const SIGINT = 2;
+
+/** Where cells run that are told no other place. */
+const HOME = "/sandbox";
+
+/** The longest time of a timer, in milliseconds. */
+const FOREVER = 2 ** 31 - 1;
 
 /** A text, and the map that it ends with. */
 function withMap(text) {
@@ -89,9 +100,16 @@ function mappedLater(specifier) {
 function makeImporter() {
   const importers = new Map();
   let again = 0;
+  let last = HOME;
+
+  /** Where modules are looked for: where the code has removed that, where they were before. */
+  function directory() {
+    last = currentDirectory() ?? last;
+    return last;
+  }
 
   function importer(specifier, options) {
-    const place = Deno.cwd() + "/cell.mts";
+    const place = directory() + "/cell.mts";
     let load = importers.get(place);
     if (!load) {
       load = vm.runInThisContext("(name, options) => import(name, options)", {
@@ -99,6 +117,12 @@ function makeImporter() {
         importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
       });
       importers.set(place, load);
+    }
+    // Deno was started on this file, and takes it for empty.
+    if (/^\.{0,2}\/(?:.*\/)?main\.mts$|^file:.*\/main\.mts$/.test(specifier)) {
+      const url = new URL(specifier, pathToFileURL(place));
+      url.search = `again=${++again}`;
+      return load(url.href, options);
     }
     return load(specifier, options).catch((error) => {
       if (/^\w+:/.test(specifier)) throw error;
@@ -133,10 +157,10 @@ function makeImporter() {
 
   const meta = {
     get dirname() {
-      return Deno.cwd();
+      return directory();
     },
     get filename() {
-      return Deno.cwd() + "/cell.mts";
+      return directory() + "/cell.mts";
     },
     main: true,
     resolve: (specifier) => new URL(specifier, meta.url).href,
@@ -188,7 +212,120 @@ function isLocal(input) {
   }
 }
 
-export async function serve({ libc, control, tell, words, fields, request }) {
+/** Whether it was given a pipe to read from. */
+function hasInput(child) {
+  try {
+    return Boolean(child.stdin);
+  } catch {
+    return false;
+  }
+}
+
+/** Above so many, handles that are closed are forgotten. */
+const MANY_HANDLES = 64;
+
+const isOver = (handle) => handle.destroyed === true || handle.listening === false || handle.exitCode != null;
+
+/** Whether there is code that waits for the end of this child. */
+const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
+
+const define = (owner, name, value) => Object.defineProperty(owner, name, { value, writable: true, configurable: true });
+
+/** What deno's event loop waits for, told apart for cells (see work.mjs). */
+class Handles {
+  #waiting = new Set();
+  #open = new Set();
+  #children = new Set();
+
+  #add(list, one) {
+    if (!one?.unref) return;
+    if (list.size > MANY_HANDLES) for (const known of list) if (isOver(known)) list.delete(known);
+    list.add(one);
+  }
+
+  /** Has those be known that a function of the runtime's own gives. */
+  #noteResults(name, list) {
+    const original = Deno[name];
+    if (!original) return;
+    const apply = (target, self, given) => {
+      const found = Reflect.apply(target, self, given);
+      if (typeof found?.then === "function") found.then((one) => this.#add(list, one), () => {});
+      else this.#add(list, found);
+      return found;
+    };
+    define(Deno, name, new Proxy(original, { apply }));
+  }
+
+  /** Has those be known that a method is called on. */
+  #noteCalls(prototype, name, note) {
+    const apply = (target, self, given) => {
+      note(self);
+      return Reflect.apply(target, self, given);
+    };
+    define(prototype, name, new Proxy(prototype[name], { apply }));
+  }
+
+  /** A child that no code waits for may wait for input. */
+  #noteChildren() {
+    const apply = (target, self, given) => {
+      const child = Reflect.apply(target, self, given);
+      if (hasInput(child)) this.#add(this.#open, child);
+      return child;
+    };
+    const { prototype } = Deno.Command;
+    define(prototype, "spawn", new Proxy(prototype.spawn, { apply }));
+    this.#noteCalls(ChildProcess.prototype, "spawn", (child) => this.#add(this.#children, child));
+  }
+
+  /** A server, and the connections that it accepts, wait for others. */
+  #noteServer(server) {
+    this.#add(this.#waiting, server);
+    if (!(server instanceof net.Server)) return;
+    server.on("connection", (socket) => this.#add(this.#waiting, socket));
+  }
+
+  #noteChannels() {
+    const construct = (target, given, newTarget) => {
+      const channel = Reflect.construct(target, given, newTarget);
+      for (const port of [channel.port1, channel.port2]) this.#add(this.#open, port);
+      return channel;
+    };
+    const { MessageChannel } = globalThis;
+    globalThis.MessageChannel = new Proxy(MessageChannel, { construct });
+    define(MessageChannel.prototype, "constructor", globalThis.MessageChannel);
+  }
+
+  #noteWorkers() {
+    const { Worker } = globalThis;
+    // What node's workers use.
+    const method = Object.getOwnPropertySymbols(Worker.prototype).find((symbol) => !symbol.description);
+    if (!method) return;
+    const construct = (target, given, newTarget) => {
+      const worker = Reflect.construct(target, given, newTarget);
+      this.#add(this.#open, { ref: () => worker[method](true), unref: () => worker[method](false) });
+      return worker;
+    };
+    globalThis.Worker = new Proxy(Worker, { construct });
+    define(Worker.prototype, "constructor", globalThis.Worker);
+  }
+
+  observe() {
+    for (const name of ["listen", "listenDatagram", "listenTls", "serve"]) this.#noteResults(name, this.#waiting);
+    for (const name of ["connect", "connectTls"]) this.#noteResults(name, this.#open);
+    this.#noteCalls(net.Server.prototype, "listen", (server) => this.#noteServer(server));
+    this.#noteCalls(net.Socket.prototype, "connect", (socket) => this.#add(this.#open, socket));
+    this.#noteChannels();
+    this.#noteWorkers();
+    this.#noteChildren();
+  }
+
+  scan() {
+    const children = [...this.#children].filter((child) => !isAwaited(child));
+    return { waiting: [...this.#waiting], open: [...this.#open, ...children] };
+  }
+}
+
+export async function serve({ libc, control, tell, words, fields, request, canDrain }) {
   const { process } = globalThis;
   const write = console.error.bind(console); // the code may put others in their places
   const print = (text) => {
@@ -245,6 +382,23 @@ export async function serve({ libc, control, tell, words, fields, request }) {
   const input = new Input(libc);
   const outputs = new Outputs();
   const network = new Network();
+  const handles = new Handles();
+  const background = new Background(() => handles.scan(), AsyncLocalStorage);
+  const { setTimeout, clearTimeout } = globalThis;
+  const hasMore = Deno[Deno.internal]?.core?.eventLoopHasMoreWork;
+  /** Keeps deno from ending while nothing but a signal or a timeout can end the cell. */
+  let alive;
+  if (canDrain) {
+    handles.observe();
+    background.observe(globalThis, timers);
+    syncBuiltinESMExports();
+    addEventListener("beforeunload", (event) => {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      if (background.isWaiting) background.drained();
+      else alive = setTimeout(() => {}, FOREVER);
+    });
+  }
   traces.install();
 
   /**
@@ -299,6 +453,8 @@ export async function serve({ libc, control, tell, words, fields, request }) {
       await promise;
       // What promises still call at this moment may be an exit.
       await new Promise((resolve) => nextTick(resolve));
+      const note = canDrain && (await new Promise((resolve) => background.wait(resolve, hasMore)));
+      if (note) print(note);
       return code(Deno.exitCode);
     } catch (error) {
       if (error instanceof Exit) return code(Deno.exitCode);
@@ -307,7 +463,14 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     }
   }
 
-  async function run(number, [directory, stdin, source, ...pairs]) {
+  /** Deno imports nothing where its working directory is gone, whatever it is to import. */
+  function leaveGoneDirectory(source) {
+    if (!/\bimport\b/.test(source) || currentDirectory() !== undefined) return;
+    Deno.chdir(HOME);
+    print(`The working directory was removed: this cell runs in ${HOME}.`);
+  }
+
+  async function run(number, limit, [directory, stdin, source, ...pairs]) {
     let leave;
     try {
       leave = enter(directory);
@@ -316,13 +479,17 @@ export async function serve({ libc, control, tell, words, fields, request }) {
     }
     input.use(stdin);
     outputs.mend();
+    leaveGoneDirectory(source);
     const restore = overlay(pairs);
     const withoutNetwork = network.use();
     Deno.exitCode = 0;
     tell(`begun ${number}`);
     const ended = new Promise((resolve) => (finish = resolve));
-    const answer = await Promise.race([evaluate(number, source), ended]);
+    background.begin(limit);
+    const answer = await Promise.race([background.run(() => evaluate(number, source)), ended]);
     finish = () => {};
+    background.end();
+    clearTimeout(alive);
     process.exitCode = undefined;
     Deno.exitCode = 0;
     withoutNetwork?.();
@@ -338,8 +505,8 @@ export async function serve({ libc, control, tell, words, fields, request }) {
 
   const line = new Uint8Array(64);
   for (;;) {
-    const [, number, size] = request;
-    tell(`cell ${number} ${await run(number, fields(Number(size)))}`);
+    const [, number, size, limit] = request;
+    tell(`cell ${number} ${await run(number, Number(limit), fields(Number(size)))}`);
     // The event loop turns meanwhile: what earlier cells have begun goes on.
     const read = Number(await libc.wait(control, line, BigInt(line.length)));
     if (read <= 0) libc._exit(0);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::unlink;
 
-use super::recipe::DriverFiles;
+use super::recipe::{DriverFiles, Files, Prelude};
 use crate::files::{in_any_place, unguessable_name};
 use crate::lockdown::Privileges;
 
@@ -20,19 +20,28 @@ const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 /// The files, and what else must be there meanwhile.
 #[derive(Debug)]
-pub(super) struct Installed {
+pub(crate) struct Installed {
     directory: Directory,
     _placeholder: Option<Placeholder>,
 }
 
 impl Installed {
     pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
-        let directory = in_any_place(PLACES, |place| Directory::make(place, driver))?;
+        let directory = in_any_place(PLACES, |place| Directory::make(place, driver.files))?;
         let placeholder = driver.placeholder;
         let placeholder = placeholder.map(|path| Placeholder::make(path, privileges));
         Ok(Self {
             directory,
             _placeholder: placeholder.transpose()?.flatten(),
+        })
+    }
+
+    /// What an interpreter loads before it runs a script that it is started on.
+    pub(crate) fn prelude(prelude: Prelude) -> io::Result<Self> {
+        let directory = in_any_place(PLACES, |place| Directory::make(place, prelude.files))?;
+        Ok(Self {
+            directory,
+            _placeholder: None,
         })
     }
 
@@ -45,7 +54,7 @@ impl Installed {
     }
 
     /// Puts the directory's path for `{}`.
-    pub(super) fn fill_in(&self, text: &str) -> String {
+    pub(crate) fn fill_in(&self, text: &str) -> String {
         text.replace("{}", &self.directory.path.display().to_string())
     }
 }
@@ -55,15 +64,15 @@ impl Installed {
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
-    driver: &'static DriverFiles,
+    files: Files,
 }
 
 impl Directory {
-    fn make(place: &str, driver: &'static DriverFiles) -> io::Result<Self> {
+    fn make(place: &str, files: Files) -> io::Result<Self> {
         let path = Path::new(place).join(unguessable_name());
         fs::DirBuilder::new().mode(0o755).create(&path)?;
-        let made = Self { path, driver };
-        for (name, content) in driver.files {
+        let made = Self { path, files };
+        for (name, content) in files {
             let mut options = fs::OpenOptions::new();
             options.write(true).create_new(true).mode(0o644);
             let file = options.open(made.path.join(name))?;
@@ -77,7 +86,7 @@ impl Drop for Directory {
     fn drop(&mut self) {
         // Only what was put there: to remove what user code could add might take long. What is left
         // goes with the sandbox.
-        for (name, _) in self.driver.files {
+        for (name, _) in self.files {
             let _ = fs::remove_file(self.path.join(name));
         }
         let _ = fs::remove_dir(&self.path);

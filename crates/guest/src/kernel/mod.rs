@@ -7,7 +7,7 @@
 //! nothing from the mailbox.
 
 mod archive;
-mod installed;
+pub(crate) mod installed;
 pub(crate) mod line;
 pub(crate) mod recipe;
 mod shell;
@@ -325,7 +325,9 @@ impl Kernel {
             KernelKind::Bash => (shell::cell(number, cell, stdin), shell::lines(number)),
             _ => {
                 let fields = Fields::of(cell.fields(stdin));
-                let line = format!("C {number} {}\n", fields.len());
+                // Those that wait for what a cell has started answer before its timeout; 0 for none.
+                let limit = cell.timeout.map_or(0, |timeout| timeout.as_millis());
+                let line = format!("C {number} {} {limit}\n", fields.len());
                 (fields, line)
             }
         };

@@ -71,11 +71,12 @@ function settle(promise) {
 
 /** Touches what the start and the end of a script touch, so that it is in memory by then. */
 function warm() {
-  const { stdout } = process;
+  const { stdout, stderr } = process;
   stdout.write = () => true;
   console.log("%s", { a: [1, "b", new Map([[1, new Error("c")]])] }, 2);
   delete stdout.write;
   stdout.write("");
+  stderr.write("");
   process.emit("isol8", 0);
   process.getActiveResourcesInfo();
   process.chdir(SANDBOX);
@@ -253,12 +254,13 @@ function coverTracks() {
 
 function boot() {
   const cells = require("./node_cells.cjs");
+  const { refuseTypes } = require("./node_types.cjs");
   const load = (name) => {
     // Traces show the source's URL, which would be the whole of it.
     const source = `${fs.readFileSync(path.join(__dirname, name))}\n//# sourceURL=node:internal/cells`;
     return settle(import(`data:text/javascript;base64,${Buffer.from(source).toString("base64")}`));
   };
-  const imports = { ...load("cells.mjs"), ...load("imports.mjs") };
+  const imports = { ...load("cells.mjs"), ...load("imports.mjs"), ...load("work.mjs") };
   reportEnd();
   warm();
   cells.warm(imports);
@@ -281,6 +283,8 @@ function boot() {
     process.reallyExit(1);
   }
   process.argv[1] = file;
+  // An exit loses nothing then.
+  for (const { _handle } of [process.stdout, process.stderr]) _handle?.setBlocking?.(true);
   if (pairs.includes("NODE_USE_ENV_PROXY") && canWait(pairs)) {
     // Where node finds them now, it loads what `fetch` has itself.
     setEnvironment(withoutProxies(pairs));
@@ -294,6 +298,7 @@ function boot() {
     replaceMain(file);
   }
   tell("started");
+  refuseTypes(file);
 }
 
 boot();

@@ -7,6 +7,7 @@
 
 "use strict";
 
+const { AsyncLocalStorage } = require("node:async_hooks");
 const EventEmitter = require("node:events");
 const { Session } = require("node:inspector");
 const Module = require("node:module");
@@ -17,12 +18,15 @@ const v8 = require("node:v8");
 const vm = require("node:vm");
 const { Input, Outputs } = require("./node_stdio.cjs");
 const { Traces } = require("./node_traces.cjs");
+const { observeWorkers, scan } = require("./node_work.cjs");
 
 /** Looked up before cells put others in their places. */
 const { Number, Object, Promise, Proxy, Reflect, Set, eval: evaluateText } = globalThis;
 const { nextTick } = process;
 
 const SIGINT = 2;
+
+const major = Number.parseInt(process.versions.node);
 
 /** What node reports where a top-level `await` can never be settled. */
 const UNSETTLED = 13;
@@ -157,6 +161,12 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   const input = new Input();
   const outputs = new Outputs([stdout, stderr]);
   const control = new Socket({ fd: CONTROL });
+  // Before, the engine had to look at every promise for that.
+  const context = major >= 24 ? AsyncLocalStorage : undefined;
+  const background = new imports.Background(scan([stdout, stderr, control]), context);
+  background.observe(globalThis, require("node:timers"));
+  observeWorkers();
+  Module.syncBuiltinESMExports();
 
   /** Ends the running cell with this answer. */
   let finish = () => {};
@@ -170,12 +180,18 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   process.exit = exit;
   process.reallyExit = exit;
   process.argv.length = 1;
+  // Where code uses domains, node takes its own call of `beforeExit` for deprecated.
+  const { emitWarning } = process;
+  process.emitWarning = function (...given) {
+    if (!given.includes("DEP0097")) Reflect.apply(emitWarning, this, given);
+  };
 
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
     // Where nobody listens, node opens its debugger.
     SIGUSR1() {},
     beforeExit() {
+      if (background.isWaiting) return background.drained();
       // Nothing is left that could settle what the cell waits for.
       print(`Warning: Detected unsettled top-level await at ${Traces.tag(running)}\n`);
       finish(code(UNSETTLED));
@@ -203,6 +219,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   function emit(event, ...values) {
     const [error] = values;
     if (error instanceof Exit) return true;
+    if (event === "beforeExit" && background.isWaiting) return ours.beforeExit();
     const given = [event, ...values];
     if (!isFatal || event !== "uncaughtException") return Reflect.apply(EventEmitter.prototype.emit, process, given);
     isFatal = false;
@@ -224,7 +241,11 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
         return resolve(code(1));
       }
       // What promises still call at this moment may be an exit.
-      const fulfilled = () => nextTick(() => resolve(code(process.exitCode ?? 0)));
+      const fulfilled = () => nextTick(() => background.wait(ended));
+      const ended = (note) => {
+        if (note) print(`${note}\n`);
+        resolve(code(process.exitCode ?? 0));
+      };
       const rejected = (error) => {
         if (error instanceof Exit) return;
         print(traces.describe(error));
@@ -234,7 +255,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
     });
   }
 
-  async function run(number, [directory, stdin, source, ...pairs]) {
+  async function run(number, limit, [directory, stdin, source, ...pairs]) {
     let leave;
     try {
       leave = enter(directory);
@@ -251,12 +272,14 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
     tell(`begun ${number}`);
     running = number;
     control.unref();
+    background.begin(limit);
     const answer = await new Promise((resolve) => {
       finish = resolve;
-      evaluate(number, source, resolve);
+      background.run(() => evaluate(number, source, resolve));
     });
     control.ref();
     finish = () => {};
+    background.end();
     process.exitCode = undefined;
     withoutProxy?.();
     restore();
@@ -267,8 +290,8 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
     return answer;
   }
 
-  async function answer([number, size]) {
-    tell(`cell ${number} ${await run(number, fields(Number(size)))}`);
+  async function answer([number, size, limit]) {
+    tell(`cell ${number} ${await run(number, Number(limit), fields(Number(size)))}`);
     evaluator.release();
   }
 

@@ -10,6 +10,8 @@ use crate::process::Environment;
 pub(crate) struct Recipe {
     /// How it is started on a script, whose path follows.
     pub(crate) bare: &'static [&'static str],
+    /// Loaded first where it is started on a script.
+    pub(crate) prelude: Option<Prelude>,
     /// How it is made a kernel.
     pub(crate) driver: Driver,
     /// Endings of the scripts that its kernel can run; nothing where it runs cells only.
@@ -31,6 +33,32 @@ pub(crate) struct Recipe {
     pub(crate) configuration: &'static [&'static str],
 }
 
+/// Names and contents.
+pub(crate) type Files = &'static [(&'static str, &'static str)];
+
+/// Code that an interpreter loads before the script that it is started on, so that its standard streams
+/// write as those of a waiting one do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prelude {
+    pub(crate) files: Files,
+    /// The variable with options that the interpreter takes, and the option that has it load the first file.
+    variable: &'static str,
+    option: &'static str,
+}
+
+impl Prelude {
+    /// Has an interpreter load the files, which are in this directory. The prelude takes its option away again.
+    pub(crate) fn add_to(&self, environment: &mut Environment, directory: &str) {
+        let [(name, _), ..] = self.files else { return };
+        let mut options = format!("{}={directory}/{name}", self.option).into_bytes();
+        if let Some(own) = environment.get(self.variable.as_bytes()) {
+            options.push(b' ');
+            options.extend_from_slice(own);
+        }
+        environment.set(self.variable.as_bytes(), &options);
+    }
+}
+
 /// How an interpreter is made to wait.
 #[derive(Debug)]
 pub(crate) enum Driver {
@@ -43,7 +71,7 @@ pub(crate) enum Driver {
 /// A driver in files of its own. `{}` stands for their directory.
 #[derive(Debug)]
 pub(crate) struct DriverFiles {
-    pub(crate) files: &'static [(&'static str, &'static str)],
+    pub(crate) files: Files,
     pub(crate) argv: &'static [&'static str],
     pub(crate) cwd: &'static str,
     /// Variables beside those that every program gets.
@@ -71,6 +99,7 @@ const LONGEST: usize = 128 * 1024;
 
 static PYTHON: Recipe = Recipe {
     bare: &["python3"],
+    prelude: None,
     driver: Driver::Python,
     // It was started on this name.
     scripts: &["/sandbox/main.py"],
@@ -86,6 +115,7 @@ static PYTHON: Recipe = Recipe {
 
 static BASH: Recipe = Recipe {
     bare: &["bash"],
+    prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[("bash.sh", include_str!("bash.sh"))],
         argv: &["bash", "/sandbox/main.sh"],
@@ -103,8 +133,18 @@ static BASH: Recipe = Recipe {
     configuration: &[],
 };
 
+const NODE_TYPES: &str = include_str!("node_types.cjs");
+
 static NODE: Recipe = Recipe {
     bare: &["node"],
+    prelude: Some(Prelude {
+        files: &[
+            ("prelude.cjs", include_str!("node_prelude.cjs")),
+            ("node_types.cjs", NODE_TYPES),
+        ],
+        variable: "NODE_OPTIONS",
+        option: "--require",
+    }),
     driver: Driver::Files(DriverFiles {
         files: &[
             ("cells.mjs", include_str!("cells.mjs")),
@@ -112,7 +152,10 @@ static NODE: Recipe = Recipe {
             ("node_cells.cjs", include_str!("node_cells.cjs")),
             ("node_stdio.cjs", include_str!("node_stdio.cjs")),
             ("node_traces.cjs", include_str!("node_traces.cjs")),
+            ("node_types.cjs", NODE_TYPES),
+            ("node_work.cjs", include_str!("node_work.cjs")),
             ("imports.mjs", include_str!("imports.mjs")),
+            ("work.mjs", include_str!("work.mjs")),
         ],
         argv: &["node", "/sandbox/main.mjs"],
         // It remembers what `package.json` says in the directory that it starts in.
@@ -144,6 +187,14 @@ static NODE: Recipe = Recipe {
 
 static BUN: Recipe = Recipe {
     bare: &["bun", "run"],
+    prelude: Some(Prelude {
+        files: &[
+            ("prelude.js", include_str!("bun_prelude.js")),
+            ("bun_sync.js", include_str!("bun_sync.js")),
+        ],
+        variable: "BUN_OPTIONS",
+        option: "--preload",
+    }),
     driver: Driver::Files(DriverFiles {
         files: &[
             ("bun.js", include_str!("bun.js")),
@@ -151,8 +202,10 @@ static BUN: Recipe = Recipe {
             ("bun_kernel.js", include_str!("bun_kernel.js")),
             ("bun_lines.js", include_str!("bun_lines.js")),
             ("bun_stdio.js", include_str!("bun_stdio.js")),
+            ("bun_sync.js", include_str!("bun_sync.js")),
             ("cells.mjs", include_str!("cells.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
+            ("work.mjs", include_str!("work.mjs")),
             ("bunfig.toml", "preload = [\"./bun.js\"]\n"),
         ],
         argv: &["bun", "run", "/sandbox/main.ts"],
@@ -231,6 +284,8 @@ static DENO: Recipe = Recipe {
     // The sandbox is what bounds its programs: without this they could not even read their own
     // environment.
     bare: &["deno", "run", "--allow-all"],
+    // Its streams write at once.
+    prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[
             ("cells.mjs", include_str!("cells.mjs")),
@@ -239,6 +294,7 @@ static DENO: Recipe = Recipe {
             ("deno_stdio.mjs", include_str!("deno_stdio.mjs")),
             ("deno_traces.mjs", include_str!("deno_traces.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
+            ("work.mjs", include_str!("work.mjs")),
         ],
         argv: &[
             "deno",

@@ -1,6 +1,7 @@
 //! One run: its program, its streams, its clock, and how it ended.
 
 pub(crate) mod input;
+pub(crate) mod late;
 pub(crate) mod named;
 pub(crate) mod output;
 pub(crate) mod terminal;
@@ -15,7 +16,8 @@ use isol8_protocol::{
 };
 use nix::unistd::Pid;
 
-use crate::kernel::recipe::Recipe;
+use crate::kernel::installed::Installed;
+use crate::kernel::recipe::{Prelude, Recipe};
 use crate::kernel::{Kernel, Variables};
 use crate::process::{Child, Environment};
 use crate::tunnel::Port;
@@ -51,6 +53,8 @@ pub(crate) struct Start {
     pub(crate) kernel: Option<KernelKind>,
     /// What the script is written in, where it is one.
     pub(crate) language: Option<KernelKind>,
+    /// Loaded first by an interpreter that is started on the script.
+    pub(crate) prelude: Option<Prelude>,
     /// The script's file, where it is one.
     pub(crate) path: String,
     pub(crate) argv: Vec<Vec<u8>>,
@@ -122,6 +126,8 @@ pub(crate) struct Run {
     pub(crate) work: Work,
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
+    /// Files that its interpreter loads before the script.
+    pub(crate) prelude: Option<Installed>,
     /// What both lead to, where it is one.
     pub(crate) terminal: Option<Terminal>,
     /// Where its programs connect to, if it has a network.
@@ -159,6 +165,7 @@ impl Run {
             work,
             output,
             input,
+            prelude: None,
             terminal: None,
             port: None,
             credit: u64::from(WINDOW),
@@ -292,6 +299,11 @@ impl Run {
             cpu_us,
             wall: self.started.elapsed(),
         });
+    }
+
+    /// Whether late output waits to be sent, and the host takes it.
+    pub(crate) fn sends_head(&self) -> bool {
+        self.output[1].has_head() && self.output[1].may_read(self.credit)
     }
 
     /// Sends nothing more of its output.

@@ -22,6 +22,8 @@ pub(crate) struct Pump {
     pub(crate) stream: OutputStream,
     pipe: Option<Rc<OwnedFd>>,
     is_terminal: bool,
+    /// Sent before what the pipe has.
+    head: Vec<u8>,
     total: u64,
     /// Bytes that will still be sent; `None` for no bound.
     allowance: Option<u64>,
@@ -36,6 +38,7 @@ impl Pump {
             stream,
             pipe: None,
             is_terminal: false,
+            head: Vec::new(),
             total: 0,
             allowance: limit,
             left: None,
@@ -49,6 +52,15 @@ impl Pump {
     pub(crate) fn attach_terminal(&mut self, terminal: Rc<OwnedFd>) {
         self.is_terminal = true;
         self.pipe = Some(terminal);
+    }
+
+    /// Sends these bytes before what is read.
+    pub(crate) fn begin_with(&mut self, head: Vec<u8>) {
+        self.head = head;
+    }
+
+    pub(crate) fn has_head(&self) -> bool {
+        !self.head.is_empty()
     }
 
     /// Bytes written so far.
@@ -105,11 +117,14 @@ impl Pump {
 
     /// Whether all that the ended run wrote was taken.
     pub(crate) fn is_drained(&self) -> bool {
-        self.pipe.is_none() || self.left == Some(0)
+        self.head.is_empty() && (self.pipe.is_none() || self.left == Some(0))
     }
 
     /// Reads once. Returns what is to be sent, `None` where there is nothing to read now.
     pub(crate) fn read<'a>(&mut self, credit: &mut u64, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        if !self.head.is_empty() {
+            return self.read_head(credit, buffer);
+        }
         let pipe = self.pipe.as_ref()?;
         let mut room = buffer.len() as u64;
         if !self.is_dropping() {
@@ -136,11 +151,33 @@ impl Pump {
                 return None;
             }
         };
-        self.total += count;
         self.left = self.left.map(|left| left.saturating_sub(count));
+        let sent = self.account(count, credit);
+        Some(&buffer[..sent as usize])
+    }
+
+    /// Counts bytes of the program. Returns how many of them are to be sent.
+    fn account(&mut self, count: u64, credit: &mut u64) -> u64 {
+        self.total += count;
         let sent = count.min(self.allowance.unwrap_or(u64::MAX));
         self.allowance = self.allowance.map(|allowance| allowance - sent);
         *credit -= sent;
+        sent
+    }
+
+    fn read_head<'a>(&mut self, credit: &mut u64, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+        let mut room = buffer.len();
+        if !self.is_dropping() {
+            room = room.min(usize::try_from(*credit).unwrap_or(usize::MAX));
+        }
+        let count = room.min(self.head.len());
+        if count == 0 {
+            return None;
+        }
+        for (place, byte) in buffer.iter_mut().zip(self.head.drain(..count)) {
+            *place = byte;
+        }
+        let sent = self.account(count as u64, credit);
         Some(&buffer[..sent as usize])
     }
 
@@ -152,10 +189,17 @@ impl Pump {
 
 /// Reads and forgets. Returns whether the pipe is still open.
 pub(crate) fn drop_output(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
+    read_piece(pipe, buffer).is_some()
+}
+
+/// Reads what is there now, which may be nothing; `None` where the pipe is closed.
+pub(crate) fn read_piece<'a>(pipe: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     match read(pipe, buffer) {
-        Ok(0) => false,
-        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => true,
-        Err(error) => io::Error::from(error).kind() == io::ErrorKind::Interrupted,
+        Ok(0) => None,
+        Ok(count) => Some(&buffer[..count]),
+        Err(Errno::EAGAIN | Errno::EINTR) => Some(&[]),
+        Err(error) if io::Error::from(error).kind() == io::ErrorKind::Interrupted => Some(&[]),
+        Err(_) => None,
     }
 }
 
@@ -202,6 +246,23 @@ mod tests {
         assert!(!pump.is_silent());
         pump.read(&mut 100, &mut [0; 64]);
         assert!(!pump.is_silent());
+    }
+
+    #[test]
+    fn a_head_is_sent_first_within_credit_and_limit() {
+        let (mut pump, mut writer) = pump(Some(8));
+        pump.begin_with(b"late\n".to_vec());
+        writer.write_all(b"cell").unwrap();
+        let (mut credit, mut buffer) = (3, [0; 64]);
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"lat"[..]));
+        assert_eq!(pump.read(&mut credit, &mut buffer), None);
+        pump.mark_end();
+        credit = 100;
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"e\n"[..]));
+        assert!(!pump.is_drained());
+        assert_eq!(pump.read(&mut credit, &mut buffer), Some(&b"cel"[..]));
+        assert!(pump.is_drained());
+        assert_eq!(pump.total(), 9);
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! Whether a script of JavaScript is a CommonJS or an ES module, where its request does not say.
+//!
+//! The default names of scripts (`main.mjs`, `main.mts`) make ES modules of them, in which `require` is not
+//! defined. A script that uses what only CommonJS has is named so that its runtime decides as it does for files
+//! without a format: node looks at the syntax (from 20.19 on), and deno takes `.cts` for CommonJS. Bun has both in
+//! every file.
+
+use std::sync::LazyLock;
+
+use isol8_actors::FileExtension;
+use isol8_api::Runtime;
+use regex::Regex;
+
+/// What only CommonJS has.
+static COMMON: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"\b(?:require\s*\(|require\.\w|module\.exports\b|exports\.\w|__dirname\b|__filename\b)",
+    )
+    .ok()
+});
+
+/// What only an ES module has, or uses to get a `require` of its own.
+static MODULE: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    let import = r#"import\s*(?:[\w$]+\s*,|[\w$]+\s+from\b|[{*"'])"#;
+    let export = r"export\s*(?:default\b|const\b|let\b|var\b|function\b|class\b|async\b|[{*])";
+    Regex::new(&format!(
+        r"(?m)^\s*(?:{import}|{export})|\bimport\.meta\b|\bcreateRequire\b"
+    ))
+    .ok()
+});
+
+/// `await`, which is no CommonJS at the top, and `async`, which has it in a function.
+static AWAIT: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\bawait\b").ok());
+static ASYNC: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\basync\b").ok());
+
+/// Returns the extension of a script whose request names none.
+pub(crate) fn extension_of(runtime: Runtime, code: &str) -> FileExtension {
+    let has = |pattern: &Option<Regex>| pattern.as_ref().is_some_and(|it| it.is_match(code));
+    let usual = FileExtension::default_of(runtime);
+    let other = match runtime {
+        Runtime::Node => ".js",
+        Runtime::Deno => ".cts",
+        Runtime::Python | Runtime::Bun | Runtime::Bash => return usual,
+    };
+    if !has(&COMMON) || has(&MODULE) {
+        return usual;
+    }
+    // Deno does not look at the syntax.
+    if runtime == Runtime::Deno && has(&AWAIT) && !has(&ASYNC) {
+        return usual;
+    }
+    other.parse().unwrap_or(usual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_scripts_that_use_what_common_js_has_get_another_name() {
+        for (code, node, deno) in [
+            (
+                "const fs = require('fs'); fs.existsSync('/')",
+                ".js",
+                ".cts",
+            ),
+            ("console.log(__dirname)", ".js", ".cts"),
+            ("module.exports = 1", ".js", ".cts"),
+            (
+                "async function main() { await require('x')() } main()",
+                ".js",
+                ".cts",
+            ),
+            ("const x = require('x'); await x()", ".js", ".mts"),
+            (
+                "import fs from 'fs'; const path = require('path')",
+                ".mjs",
+                ".mts",
+            ),
+            ("  import { a } from 'b'\n// require('b')", ".mjs", ".mts"),
+            ("export const a = 1; // module.exports", ".mjs", ".mts"),
+            ("import 'x'; require('y')", ".mjs", ".mts"),
+            (
+                "const require = createRequire(import.meta.url); require('x')",
+                ".mjs",
+                ".mts",
+            ),
+            ("console.log(1)", ".mjs", ".mts"),
+            (
+                "const required = 1, exportsAll = 2; await 1",
+                ".mjs",
+                ".mts",
+            ),
+            ("const fs = await import('fs')", ".mjs", ".mts"),
+        ] {
+            let found = [Runtime::Node, Runtime::Deno].map(|runtime| extension_of(runtime, code));
+            assert_eq!(
+                found.each_ref().map(FileExtension::as_str),
+                [node, deno],
+                "{code}"
+            );
+        }
+        assert_eq!(extension_of(Runtime::Bun, "require('x')").as_str(), ".ts");
+        assert_eq!(
+            extension_of(Runtime::Python, "require('x')").as_str(),
+            ".py"
+        );
+    }
+}

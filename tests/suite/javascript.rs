@@ -1,0 +1,246 @@
+//! What programs of JavaScript rely on, in every runtime: that output arrives, that a cell waits for the work
+//! that it started, and that no error goes unsaid.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use isol8_client::{ExecutionRequest, ExecutionResult, RemoteIsol8, Runtime};
+
+use crate::harness::{PATIENCE, Server, on_each_backend, source};
+
+on_each_backend!(
+    an_exit_loses_no_output,
+    a_cell_waits_for_the_work_that_it_started,
+    a_cell_does_not_wait_for_what_has_no_end,
+    output_between_cells_comes_with_the_next_one,
+    an_error_that_nothing_awaits_is_told,
+);
+
+const RUNTIMES: [Runtime; 3] = [Runtime::Node, Runtime::Bun, Runtime::Deno];
+
+/// More than a pipe holds.
+const MUCH: usize = 300_000;
+
+/// Programs that end abruptly when they have written, the streams that they write to, and their exit codes.
+const ABRUPT: [(&str, [bool; 2], i32); 5] = [
+    ("console.log(much); process.exit(0)", [true, false], 0),
+    ("console.error(much); process.exit(2)", [false, true], 2),
+    (
+        "process.stdout.write(much); throw new Error('thrown')",
+        [true, false],
+        1,
+    ),
+    (
+        "process.stderr.write(much); process.stdout.write(much); process.exit(3)",
+        [true, true],
+        3,
+    ),
+    (
+        "console.log(much); console.error(much); process.exit(4)",
+        [true, true],
+        4,
+    ),
+];
+
+async fn an_exit_loses_no_output(server: Server) {
+    let mut wrong = String::new();
+    for runtime in RUNTIMES {
+        let session = server.session(&format!("exit-{runtime}"));
+        for (code, streams, exit) in ABRUPT {
+            let code = format!("{{ const much = 'y'.repeat({MUCH}) + 'END';\n{code} }}");
+            let waiting = source(runtime, &code);
+            let mut fresh = source(runtime, &code);
+            fresh.env.insert("NODE_NO_WARNINGS".into(), "1".into());
+            let client = server.client();
+            for (manner, client, request) in [
+                ("waiting", &client, waiting.clone()),
+                ("fresh", &client, fresh),
+                ("cell", &session, waiting),
+            ] {
+                let result = client.execute(request).await.unwrap();
+                let found = [&result.stdout, &result.stderr];
+                let is_whole = |(text, wanted): (&&String, bool)| {
+                    !wanted || text.contains(&format!("{}END", "y".repeat(MUCH)))
+                };
+                if !found.iter().zip(streams).all(is_whole) || result.exit_code != exit {
+                    let lengths = found.map(|text| text.len());
+                    let _ = writeln!(
+                        wrong,
+                        "{runtime} {manner} {code}: {lengths:?} {}",
+                        result.exit_code
+                    );
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    server.stop();
+}
+
+/// Cells that print `done` after they have come to their end.
+const WORK: [&str; 9] = [
+    "async function main() { await 1; await new Promise((end) => setTimeout(end, 30)); console.log('done') }; main()",
+    "import fs from 'node:fs'; fs.readFile('/etc/hostname', () => console.log('done'))",
+    "import { readFile } from 'node:fs/promises'; readFile('/etc/hostname').then(() => console.log('done')); 0",
+    "setTimeout(() => setTimeout(() => console.log('done'), 5), 5); 0",
+    "setImmediate(() => process.nextTick(() => queueMicrotask(() => console.log('done')))); 0",
+    "import crypto from 'node:crypto'; crypto.pbkdf2('a', 'b', 1000, 32, 'sha256', () => console.log('done'))",
+    "import cp from 'node:child_process'; cp.exec('sleep 0.1; echo done', (_, text) => console.log(text.trim()))",
+    "import zlib from 'node:zlib'; zlib.gzip('text', () => console.log('done'))",
+    "{ const other = setInterval(() => {}, 1000); setTimeout(() => { clearInterval(other); console.log('done') }, 30); }",
+];
+
+async fn a_cell_waits_for_the_work_that_it_started(server: Server) {
+    let mut wrong = String::new();
+    for runtime in RUNTIMES {
+        let session = server.session(&format!("work-{runtime}"));
+        for code in WORK {
+            let result = session.execute(source(runtime, code)).await.unwrap();
+            if result.stdout != "done" || !result.stderr.is_empty() || result.exit_code != 0 {
+                let _ = writeln!(wrong, "{runtime} {code}: {result:?}");
+            }
+        }
+        let exits = "setTimeout(() => process.exit(7), 10); 0";
+        let result = session.execute(source(runtime, exits)).await.unwrap();
+        assert_eq!(result.exit_code, 7, "{runtime} {result:?}");
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    server.stop();
+}
+
+/// Cells that leave something that ends with the session only.
+const ENDLESS: [&str; 6] = [
+    "setInterval(() => {}, 10); 0",
+    "import http from 'node:http'; http.createServer((_, answer) => answer.end('served')).listen(8123); 0",
+    "console.log(await (await fetch('http://127.0.0.1:8123')).text())",
+    "async function main() { await new Promise((end) => setTimeout(end, 10)); http.createServer(() => {}).listen(8124) }; main()",
+    "import net from 'node:net'; const connection = net.connect(8123); 0",
+    "setTimeout(() => {}, 50_000).unref(); 0",
+];
+
+async fn a_cell_does_not_wait_for_what_has_no_end(server: Server) {
+    for runtime in RUNTIMES {
+        let session = server.session(&format!("endless-{runtime}"));
+        for code in ENDLESS {
+            let result = session.execute(source(runtime, code)).await.unwrap();
+            let is_fine = result.exit_code == 0 && result.stderr.is_empty();
+            assert!(
+                is_fine && result.duration_ms < 10_000.0,
+                "{runtime} {code}: {result:?}"
+            );
+        }
+        // Work without an end takes a cell's time once, and none of the next one's.
+        let mut polling = source(
+            runtime,
+            "(async () => { for (;;) await new Promise((end) => setTimeout(end, 20)) })(); 0",
+        );
+        polling.timeout_ms = Some(1000);
+        let result = session.execute(polling).await.unwrap();
+        assert!(
+            result.stderr.contains("WORK THAT IT STARTED GOES ON"),
+            "{runtime} {result:?}"
+        );
+        assert_eq!(
+            (result.exit_code, result.timed_out),
+            (0, false),
+            "{runtime} {result:?}"
+        );
+        let result = session
+            .execute(source(runtime, "console.log('next')"))
+            .await
+            .unwrap();
+        assert_eq!(result.stdout, "next", "{runtime} {result:?}");
+    }
+    server.stop();
+}
+
+/// Waits until a cell's work has written a file.
+async fn until_written(session: &RemoteIsol8, path: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while session.get_file(path).await.is_err() {
+        assert!(Instant::now() < deadline, "{path} was not written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Standard output and error have another way than files.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
+async fn next_cell(session: &RemoteIsol8, runtime: Runtime) -> ExecutionResult {
+    let request: ExecutionRequest = source(runtime, "console.log('next')");
+    session.execute(request).await.unwrap()
+}
+
+async fn output_between_cells_comes_with_the_next_one(server: Server) {
+    for runtime in RUNTIMES {
+        let session = server.session(&format!("late-{runtime}"));
+        let code = "import fs from 'node:fs';\n\
+                    setTimeout(() => { console.log('late'); console.error('error'); fs.writeFileSync('/sandbox/done', '') }, 500).unref(); 0";
+        // The first cell has the interpreter's start to wait for.
+        next_cell(&session, runtime).await;
+        let result = session.execute(source(runtime, code)).await.unwrap();
+        assert_eq!(
+            (result.stdout.as_str(), result.stderr.as_str()),
+            ("", ""),
+            "{runtime}"
+        );
+        until_written(&session, "/sandbox/done").await;
+        let result = next_cell(&session, runtime).await;
+        let marked = "--- LATE stdout OF EARLIER CELLS ---\nlate\n\
+                      --- LATE stderr OF EARLIER CELLS ---\nerror\n\
+                      --- END OF LATE OUTPUT ---";
+        assert_eq!(
+            (result.stdout.as_str(), result.stderr.as_str()),
+            ("next", marked),
+            "{runtime}"
+        );
+        let result = next_cell(&session, runtime).await;
+        assert_eq!(
+            (result.stdout.as_str(), result.stderr.as_str()),
+            ("next", ""),
+            "{runtime}"
+        );
+    }
+    server.stop();
+}
+
+/// Cells with an error that is thrown where nothing awaits it.
+const UNAWAITED: [&str; 6] = [
+    "Promise.reject(new Error('told'))",
+    "(async () => { throw new Error('told') })()",
+    "async function main() { await 1; throw new Error('told') }; main()",
+    "async function slow() { await new Promise((end) => setTimeout(end, 20)); throw new Error('told') }; slow(); 0",
+    "setTimeout(() => { throw new Error('told') }, 5); 0",
+    "Promise.reject(new Error('told')).finally(() => {}); 0",
+];
+
+async fn an_error_that_nothing_awaits_is_told(server: Server) {
+    let mut wrong = String::new();
+    for runtime in RUNTIMES {
+        let session = server.session(&format!("error-{runtime}"));
+        session
+            .execute(source(runtime, "let kept = 5"))
+            .await
+            .unwrap();
+        for (number, code) in UNAWAITED.iter().enumerate() {
+            let text = format!("told {number}");
+            let code = code.replace("told", &text);
+            let result = session.execute(source(runtime, &code)).await.unwrap();
+            if !result.stderr.contains(&text) || result.exit_code != 0 {
+                let _ = writeln!(wrong, "{runtime} {code}: {result:?}");
+            }
+        }
+        let later = "import fs from 'node:fs';\n\
+                     setTimeout(() => { fs.writeFileSync('/sandbox/done', ''); Promise.reject(new Error('told')) }, 50).unref(); 0";
+        session.execute(source(runtime, later)).await.unwrap();
+        until_written(&session, "/sandbox/done").await;
+        let result = next_cell(&session, runtime).await;
+        assert!(result.stderr.contains("told"), "{runtime} {result:?}");
+        let result = session
+            .execute(source(runtime, "console.log(kept)"))
+            .await
+            .unwrap();
+        assert_eq!(result.stdout, "5", "{runtime} {result:?}");
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    server.stop();
+}
