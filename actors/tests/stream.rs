@@ -108,11 +108,11 @@ async fn a_timeout_and_a_cut_are_said_in_the_stream() {
     };
     assert_eq!(
         of(EventKind::Stdout),
-        "xxxxxxxxxx\n--- OUTPUT TRUNCATED (100 bytes, limit: 10) ---"
+        "xxxxxxxxxx\n--- OUTPUT TRUNCATED (100 bytes, limit: 10) ---\n"
     );
     assert_eq!(
         of(EventKind::Stderr),
-        "warning\n--- EXECUTION TIMED OUT ---"
+        "warning\n--- EXECUTION TIMED OUT ---\n"
     );
     assert_eq!(of(EventKind::Exit), "137");
     let ending = &told.last().unwrap().as_ref().unwrap().ending;
@@ -132,6 +132,7 @@ async fn the_exit_tells_what_a_result_would() {
         let mut exit = StreamEvent::new(EventKind::Exit, "0", Phase::Code);
         let files = [("/sandbox/made".to_owned(), "Y29udGVudA==".to_owned())];
         exit.ending.files = Some(files.into());
+        exit.ending.warnings = vec!["request.outputPaths: nothing is at /sandbox/none".to_owned()];
         assert_eq!(told, [Ok(exit)]);
     }
 
@@ -141,7 +142,8 @@ async fn the_exit_tells_what_a_result_would() {
     assert_eq!(told, [refused, event(EventKind::Exit, "0", Phase::Code)]);
 
     let told = rest(follow(&house, None, job("oom"))).await;
-    assert!(told[0].as_ref().unwrap().ending.oom_killed);
+    let exit = told.last().unwrap().as_ref().unwrap();
+    assert!(exit.ending.oom_killed);
 
     let lost = |told: &[Result<StreamEvent, ExecuteError>]| {
         let exit = told.last().unwrap().as_ref().unwrap();

@@ -81,8 +81,8 @@ async fn the_environment_tells_of_it_and_the_run_s_own_goes_first() {
     spec.env = vec![("https_proxy".to_owned(), "http://mine".to_owned())];
     assert_eq!(
         sandbox.run(spec).await.ok(),
-        "HTTP_PROXY=http://127.0.0.1:8118\nNODE_USE_ENV_PROXY=1\nNO_PROXY=localhost,127.0.0.1,::1\n\
-         http_proxy=http://127.0.0.1:8118\nhttps_proxy=http://mine\nno_proxy=localhost,127.0.0.1,::1"
+        "HTTP_PROXY=http://127.0.0.1:8118\nNODE_USE_ENV_PROXY=1\nNO_PROXY=localhost,127.0.0.1,127.0.0.0/8,::1,0.0.0.0,sandbox\n\
+         http_proxy=http://127.0.0.1:8118\nhttps_proxy=http://mine\nno_proxy=localhost,127.0.0.1,127.0.0.0/8,::1,0.0.0.0,sandbox"
     );
     assert_eq!(sandbox.sh("env | grep -ic proxy || true").await.ok(), "0");
 }
