@@ -52,7 +52,9 @@ impl Drivers {
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
+            ("loop.py", include_str!("loop.py")),
             ("stdout.py", include_str!("stdout.py")),
+            ("workers.py", include_str!("workers.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
         let fresh = archive::archive(&[
