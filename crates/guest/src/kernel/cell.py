@@ -6,7 +6,7 @@ forge them, and so end its own cell early: it deceives nobody else.
 """
 
 
-def make(add_user_packages, renew_stdout):
+def make(add_user_packages, renew_stdout, part):
     """Returns how to serve, and how to go through a cell without an effect."""
     import _frozen_importlib
     import _signal
@@ -77,28 +77,55 @@ def make(add_user_packages, renew_stdout):
         sys.modules[name] = Unloaded(name)
 
     def line_keeper():
-        """Returns how to make the source of a cell known to `linecache`, where everybody looks for it."""
-        sources, cache = {}, None
+        """Returns how to make the source of a cell known to `linecache`, where everybody looks for it, and how
+        to get the names and lines of those that are known there."""
+        kept, cache = {}, None
 
         def complete(module):
             nonlocal cache
             cache = module.cache
-            cache.update(sources)
+            cache.update(kept)
 
         def keep(name, entry):
             if cache is None:
-                sources[name] = entry
+                kept[name] = entry
             else:
                 cache[name] = entry
 
+        def cells():
+            known = kept if cache is None else dict(cache)
+            return [(name, entry[2]) for name, entry in known.items() if name.startswith("<cell ")]
+
         load_later("linecache", complete)
-        return keep
+        return keep, cells
 
     def like(own, replacement):
         """The replacement, as it shows to who looks at it."""
         for name in ("__module__", "__name__", "__qualname__", "__doc__"):
             setattr(replacement, name, getattr(own, name))
         return replacement
+
+    def find_sources(inspect):
+        """Lets `inspect` find the cell that a class was made by, as it finds a function's."""
+        own = inspect.getfile
+
+        def cell_of(found):
+            for member in vars(found).values():
+                code = getattr(getattr(member, "__func__", member), "__code__", None)
+                if code is not None and code.co_filename.startswith("<cell "):
+                    return code.co_filename
+            # Without a function: the last cell that has a class of this name.
+            heads = tuple(f"class {found.__name__}{end}" for end in ":( [")
+            for name, lines in reversed(cells()):
+                if any(line.lstrip().startswith(heads) for line in lines):
+                    return name
+
+        def getfile(object):
+            is_here = isinstance(object, type) and object.__module__ == "__main__"
+            name = cell_of(object) if is_here else None
+            return own(object) if name is None else name
+
+        inspect.getfile = like(own, getfile)
 
     def hide_frames():
         """Lets who walks up the stack stop at the frames of cells: below are those of this file."""
@@ -124,17 +151,18 @@ def make(add_user_packages, renew_stdout):
                 return found[: next(ends, None)]
 
             module.getouterframes = like(own, getouterframes)
+            find_sources(module)
 
         load_later("traceback", complete_traceback)
         load_later("inspect", complete_inspect)
 
-    control = mailbox = null = kernel = keep = interrupt = namespace = outputs = None
+    control = mailbox = null = kernel = keep = cells = interrupt = namespace = outputs = None
     top_level_await, coroutine = 0x2000, 0x80
     # What every code object may have; others come from `from __future__`.
     usual = 0x3FF
     flags = top_level_await
     context = contextvars.copy_context()
-    runner = None
+    loop = None
     own_stdin = sys.stdin
     encoding, errors = own_stdin.encoding, own_stdin.errors
     own_output = [sys.stdout, sys.stderr]
@@ -256,28 +284,32 @@ def make(add_user_packages, renew_stdout):
         except OSError:
             return None
 
-    def prepare_runner():
-        nonlocal runner
-        if runner is not None:
-            return
-        import asyncio
-
-        if hasattr(asyncio, "Runner"):
-            runner = asyncio.Runner().run
+    def use_loop():
+        nonlocal loop
+        if loop is None:
+            loop = part("loop")["make"](own_module("asyncio"), like)
         else:
-            loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(loop)
-
-
-            def runner(main, context):
-                loop.run_until_complete(main)
+            use, _, _ = loop
+            use()
 
     def evaluate(code):
         if not code.co_flags & coroutine:
             context.run(exec, code, namespace)
             return
-        prepare_runner()
-        runner(eval(code, namespace), context=context)
+        if loop is None:
+            use_loop()
+        _, run, _ = loop
+        run(eval(code, namespace), context)
+
+    class Main(type(sys)):
+        """A main module that has a file for workers of `multiprocessing`, and for nothing else."""
+
+        @property
+        def __file__(self):
+            if sys._getframe(1).f_globals.get("__name__") != "multiprocessing.spawn":
+                raise AttributeError("module '__main__' has no attribute '__file__'")
+            sources = ("".join(lines) for _, lines in cells())
+            return part("workers")["main_file"](own_module, sources)
 
     def display(kind, error, trace):
         own_module("traceback").print_exception(kind, error, trace)
@@ -343,6 +375,8 @@ def make(add_user_packages, renew_stdout):
                 code = compile(source, name, "exec", flags, True)
                 if code.co_flags & ~usual:
                     flags |= code.co_flags & future_flags()
+                if loop is not None or "asyncio" in source or "asyncio" in sys.modules:
+                    use_loop()
                 evaluate(code)
             finally:
                 interrupt = _signal.signal(_signal.SIGINT, idle)
@@ -422,18 +456,24 @@ def make(add_user_packages, renew_stdout):
                     pass
 
     def next_request():
+        if loop is not None:
+            _, _, wait = loop
+            wait(control)
+            if os.getpid() != kernel:
+                os._exit(0)  # a fork that a task has left in the loop
         return os.read(control, 64).split()
 
     def begin(control_line, mailbox_file):
         import __main__
 
-        nonlocal control, mailbox, null, kernel, keep, interrupt, namespace, outputs
+        nonlocal control, mailbox, null, kernel, keep, cells, interrupt, namespace, outputs
         namespace = __main__.__dict__
+        __main__.__class__ = Main
         control, mailbox = out_of_the_way(control_line), out_of_the_way(mailbox_file)
         null = out_of_the_way(os.open("/dev/null", os.O_RDONLY))
         outputs = [out_of_the_way(os.dup(number)) for number in (1, 2)]
         kernel = os.getpid()
-        keep = line_keeper()
+        keep, cells = line_keeper()
         hide_frames()
         interrupt = _signal.signal(_signal.SIGINT, idle)
         # This module is imported by `site`, whose import therefore never ends. Threads that import it

@@ -21,7 +21,9 @@ def wait():
     control, mailbox, archive = 3, 4, 5
     place = "/proc/self/fd/5"
     sources = {
-        name: __loader__.get_data(f"{place}/{name}.py") for name in ("cell", "finish", "names", "stdout", "zygote")
+        name: __loader__.get_data(f"{place}/{name}.py") for name in (
+            "cell", "finish", "loop", "names", "stdout", "workers", "zygote"
+        )
     }
     # Leave no trace of how this module came in.
     sys.path.remove(place)
@@ -126,7 +128,7 @@ def wait():
         if cell is None:
             before = set(sys.modules)
             make = part("cell")["make"]
-            cell = *make(add_user_packages, renew_stdout), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
+            cell = *make(add_user_packages, renew_stdout, part), {name: sys.modules.pop(name) for name in set(sys.modules) - before}
         return cell
 
     def rehearse_start():

@@ -58,8 +58,10 @@ impl Drivers {
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
+            ("loop.py", include_str!("loop.py")),
             ("stdout.py", include_str!("stdout.py")),
             ("names.py", include_str!("names.py")),
+            ("workers.py", include_str!("workers.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
         let fresh = archive::archive(&[

@@ -31,7 +31,7 @@ def make():
     PAUSE = 0.02
 
     left, since = BURST, monotonic()
-    is_over = is_watched = False
+    is_over = is_watched = is_releasing = False
     # Held while lines are held back; released by who wants them sooner; held by the thread.
     busy, sooner, running = (_thread.allocate_lock() for _ in range(3))
     sooner.acquire()
@@ -42,7 +42,7 @@ def make():
             nonlocal left
             write_out(self)
             left -= 1
-            if left < 0:
+            if left < 0 and not is_releasing:
                 refill()
 
     def refill():
@@ -53,29 +53,42 @@ def make():
             hold_back()
 
     def hold_back():
+        """Starts to hold lines back. It waits for nothing: a handler of a signal may have come in between."""
         nonlocal left
         if not is_watched:
             watch()
-        with busy:
-            running.acquire()
+        if not busy.acquire(False):
+            return
+        try:
+            if not running.acquire(False):
+                return
             try:
                 _thread.start_new_thread(release, ())
-            except RuntimeError:
+            except BaseException as error:
                 running.release()
-                left = BURST  # the process may have no more threads
-                return
+                left = BURST
+                if isinstance(error, RuntimeError):
+                    return  # the process may have no more threads
+                raise
             left = 2  # this, too, writes out
             text.reconfigure(line_buffering=False)
+        finally:
+            busy.release()
 
     def release():
         """The thread: writes what was held back, and lets lines be written at once again."""
+        nonlocal is_releasing
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
         sooner.acquire(timeout=PAUSE)
         with busy:
+            is_releasing = True
             try:
                 text.reconfigure(line_buffering=True)
+                # What came while the first flush in it let other threads run.
+                text.flush()
             except BaseException:
                 pass  # closed, or nobody reads
+            is_releasing = False
             running.release()
 
     def stop():
@@ -85,8 +98,10 @@ def make():
                 sooner.release()
             except RuntimeError:
                 pass  # two want it
-            with running:
-                sooner.acquire(False)
+            # Whoever reads the output may be slow.
+            if running.acquire(timeout=1):
+                running.release()
+            sooner.acquire(False)
 
     def end():
         nonlocal is_over
