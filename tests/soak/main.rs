@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use faults::FaultyBackend;
 use harness::Kind;
-use isol8::backends::{self, Purpose};
+use isol8::backends::{self, Needs, Purpose};
 use isol8::config::{Config, Overrides};
 use isol8_actors::Service;
 use load::{Load, Tally};
@@ -79,9 +79,8 @@ async fn soak(kind: Kind, length: Duration) {
     let state = harness::state_directory();
     let descriptors = open_descriptors();
     let config = configuration(state.path(), kind);
-    let backend = backends::start(&config, Purpose::Serve(None))
-        .await
-        .unwrap();
+    let started = backends::start(&config, Purpose::Serve(None), &Needs::default()).await;
+    let backend = started.unwrap().backend;
     let backend = Arc::new(FaultyBackend::new(backend, state.path(), kind));
     let service = Service::start(backend.clone(), config.service());
     let load = Load::new(service.clone());
