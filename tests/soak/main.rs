@@ -79,10 +79,8 @@ async fn soak(kind: Kind, length: Duration) {
     let state = harness::state_directory();
     let descriptors = open_descriptors();
     let config = configuration(state.path(), kind);
-    let backend = backends::start(&config, Purpose::Serve(None), &Needs::default())
-        .await
-        .unwrap()
-        .backend;
+    let started = backends::start(&config, Purpose::Serve(None), &Needs::default()).await;
+    let backend = started.unwrap().backend;
     let backend = Arc::new(FaultyBackend::new(backend, state.path(), kind));
     let service = Service::start(backend.clone(), config.service());
     let load = Load::new(service.clone());

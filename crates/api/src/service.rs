@@ -20,7 +20,7 @@ pub struct Health {
     pub version: String,
     /// The backend that runs sandboxes: `"native"` or `"docker"`.
     pub backend: String,
-    /// Why it is that backend, for the operator.
+    /// Why it is that backend, without details of the host, which the log has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_reason: Option<String>,
 }

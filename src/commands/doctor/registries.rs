@@ -107,6 +107,7 @@ fn fix(error: &FetchError) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::TcpListener;
 
     use super::*;
@@ -116,10 +117,22 @@ mod tests {
         file.check("/state".into()).unwrap()
     }
 
+    /// The address of a server that speaks no TLS.
+    fn answering_in_clear() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+                let _ = connection.unwrap().write_all(answer);
+            }
+        });
+        address
+    }
+
     #[tokio::test]
     async fn a_registry_that_cannot_be_used_is_named_with_the_key_to_change() {
-        let plain = TcpListener::bind("127.0.0.1:0").unwrap();
-        let plain = plain.local_addr().unwrap().to_string();
+        let plain = answering_in_clear();
         for (address, allowed, expected) in [
             ("https://127.0.0.1:1/", "", "network.allowedCidrs"),
             ("https://no-such-registry.invalid/", "", "/etc/resolv.conf"),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Read as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anstream::adapter::strip_str;
 use bollard::body_full;
@@ -71,12 +71,12 @@ pub(super) fn forwarded(variable: impl Fn(&str) -> Option<String>) -> Vec<(Strin
 
 /// Builds twice: labels are given beforehand, and the version is known only afterwards. The second
 /// build takes every step from the cache. Its hash comes last too, so that an image whose setup was
-/// broken off is not up to date.
+/// broken off is not up to date. Returns how long each stage took.
 pub(super) async fn build(
     engine: &Engine,
     recipe: &Recipe<'_>,
     report: Report<'_>,
-) -> Result<(), SetupError> {
+) -> Result<Stages, SetupError> {
     let mut log = Log::default();
     let mut work = async || -> Result<(), String> {
         run(
@@ -101,12 +101,18 @@ pub(super) async fn build(
         .await
     };
     let built = within(BUILD_DEADLINE, work()).await;
-    built.map_err(|reason| SetupError::Build {
-        runtime: recipe.runtime,
-        tag: recipe.tag.to_owned(),
-        reason,
-        log: log.tail(),
-    })
+    match built {
+        Ok(()) => {
+            log.stages.end(Instant::now());
+            Ok(log.stages)
+        }
+        Err(reason) => Err(SetupError::Build {
+            runtime: recipe.runtime,
+            tag: recipe.tag.to_owned(),
+            reason,
+            log: log.tail(),
+        }),
+    }
 }
 
 fn options(recipe: &Recipe<'_>, labels: &[(&str, &str)], fresh: bool) -> BuildImageOptions {
@@ -205,6 +211,51 @@ fn first_line(archive: &[u8]) -> Option<String> {
 pub(super) struct Log {
     unfinished: String,
     last: VecDeque<String>,
+    stages: Stages,
+}
+
+/// When the stages of a build ended, counted from its first line. A forced build makes those of all images at once.
+#[derive(Debug, Default)]
+pub(super) struct Stages {
+    started: Option<Instant>,
+    current: Option<String>,
+    ended: Vec<(String, Duration)>,
+}
+
+impl Stages {
+    /// How long the stage of a runtime took, with those before it that belong to no runtime.
+    pub(super) fn took(&self, runtime: Runtime) -> Option<Duration> {
+        let mut begin = Duration::ZERO;
+        for (name, end) in &self.ended {
+            if name == runtime.name() {
+                return Some(end.saturating_sub(begin));
+            }
+            if name.parse::<Runtime>().is_ok() {
+                begin = *end;
+            }
+        }
+        None
+    }
+
+    /// Takes a line such as `Step 3/20 : FROM common AS bash`, with which a stage begins and the one before ends.
+    fn see(&mut self, line: &str, now: Instant) {
+        self.started.get_or_insert(now);
+        let instruction = line.split_once(" : FROM ").map(|(_, rest)| rest);
+        if let Some((_, name)) = instruction.and_then(|rest| rest.rsplit_once(" AS ")) {
+            self.end(now);
+            self.current = Some(name.trim().to_owned());
+        }
+    }
+
+    fn end(&mut self, now: Instant) {
+        let (Some(name), Some(started)) = (self.current.take(), self.started) else {
+            return;
+        };
+        // A second build, with labels, goes through all of them again.
+        if self.ended.iter().all(|(known, _)| *known != name) {
+            self.ended.push((name, now - started));
+        }
+    }
 }
 
 impl Log {
@@ -220,6 +271,7 @@ impl Log {
             }
         }
         for line in &lines {
+            self.stages.see(line, Instant::now());
             if self.last.len() == LOG_TAIL {
                 self.last.pop_front();
             }
@@ -274,6 +326,30 @@ mod tests {
         let lines = ["Installing x", "20%", "Error: no space", "Step 3"];
         assert_eq!(log.take(output), lines);
         assert_eq!(log.tail().trim_end(), lines.join("\n"));
+    }
+
+    #[test]
+    fn the_time_of_one_build_is_divided_among_the_images_that_it_makes() {
+        let (mut stages, start) = (Stages::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for (seconds, line) in [
+            (0, "Step 1/9 : FROM ${BASE} AS common"),
+            (10, "Step 3/9 : FROM common AS bash"),
+            (11, "Step 4/9 : RUN x"),
+            (12, "Step 5/9 : FROM common AS python"),
+            (32, "Step 6/9 : FROM python AS fetch"),
+            (92, "Step 7/9 : FROM common AS node"),
+            (95, "Step 1/9 : FROM ${BASE} AS common"),
+            (96, "Step 3/9 : FROM common AS bash"),
+        ] {
+            stages.see(line, at(seconds));
+        }
+        stages.end(at(97));
+        let took = |runtime| stages.took(runtime).map(|took| took.as_secs());
+        assert_eq!(took(Runtime::Bash), Some(12));
+        assert_eq!(took(Runtime::Python), Some(20));
+        assert_eq!(took(Runtime::Node), Some(63));
+        assert_eq!(took(Runtime::Deno), None);
     }
 
     #[test]
