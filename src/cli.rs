@@ -226,6 +226,17 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_have_their_aliases() {
+        for (alias, runtime) in isol8_api::Runtime::ALIASES {
+            let cli = Cli::try_parse_from(["isol8", "run", "-r", alias, "-e", "1"]).unwrap();
+            let Some(Command::Run(run)) = cli.command else {
+                panic!("{alias}");
+            };
+            assert_eq!(run.runtime, Some(runtime), "{alias}");
+        }
+    }
+
+    #[test]
     fn the_key_is_not_shown_in_the_help() {
         let help = Cli::command().render_long_help().to_string();
         assert!(help.contains("Commands:"));

@@ -258,13 +258,25 @@ impl Execution<'_> {
         }
         if !exit.asked_names.is_empty() {
             let first = exit.asked_names.iter().take(MOST_NAMES);
-            let names: Vec<String> = first.map(|name| shown_name(name)).collect();
+            let names = first.map(|name| self.shown_name(name));
+            let names: Vec<String> = names.collect();
             self.warnings.push(format!(
                 "programs asked a name server for {}: there is none in a sandbox, a client that uses HTTPS_PROXY \
                  needs none in a run with network \"filtered\"",
                 listed(&names)
             ));
         }
+    }
+
+    /// A name that a program asked for: it may have put a secret there, and the guest is not trusted to send a name.
+    fn shown_name(&self, name: &str) -> String {
+        const LONGEST: usize = 253;
+        let begin = &name[..name.floor_char_boundary(4 * LONGEST)];
+        let masked = match &self.secrets {
+            Some(secrets) => secrets.mask_text(begin),
+            None => begin.to_owned(),
+        };
+        masked.escape_default().take(LONGEST).collect()
     }
 
     async fn write_files(&self) -> Result<(), ExecuteError> {
@@ -542,12 +554,6 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
 fn lost(what: &str, after: Duration) -> ExecuteError {
     let seconds = after.as_secs_f64();
     ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
-}
-
-/// A name of a host from a guest, which is not trusted to send one.
-fn shown_name(name: &str) -> String {
-    const LONGEST: usize = 253;
-    name.escape_default().take(LONGEST).collect()
 }
 
 /// The first few of these, and how many more there are.

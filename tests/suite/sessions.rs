@@ -177,7 +177,8 @@ async fn a_session_is_made_before_anything_runs_in_it(server: Server) {
     let made = session.create_session(new.clone()).await.unwrap();
     assert_eq!((made.id.as_str(), made.runtime), ("made", Runtime::Python));
     assert!(made.expires_at.is_some() && !made.container_id.is_empty());
-    assert_eq!(server.client().sessions().await.unwrap(), [made.clone()]);
+    let sessions = server.client().sessions().await.unwrap();
+    assert_eq!(sessions, std::slice::from_ref(&made));
     session.put_file("/sandbox/d/more", "x").await.unwrap();
     let code = "import os; print(open('d/note').read(), sorted(os.listdir('d')))";
     let result = session.execute(python(code)).await.unwrap();

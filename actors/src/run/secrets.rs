@@ -138,11 +138,16 @@ impl Secrets {
             entry.path.as_mut(),
         ];
         for text in texts.into_iter().flatten() {
-            let (state, mut masked) = self.mask(State::default(), text.as_bytes());
-            self.transducer.finish(state, &mut masked);
-            // Values are text as well, so characters stay whole.
-            *text = String::from_utf8_lossy(&masked).into_owned();
+            *text = self.mask_text(text);
         }
+    }
+
+    /// Masks a short text that a program chose.
+    pub(super) fn mask_text(&self, text: &str) -> String {
+        let (state, mut masked) = self.mask(State::default(), text.as_bytes());
+        self.transducer.finish(state, &mut masked);
+        // Values are text as well, so characters stay whole.
+        String::from_utf8_lossy(&masked).into_owned()
     }
 }
 

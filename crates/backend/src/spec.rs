@@ -17,7 +17,6 @@ pub const HOSTS: &str = "127.0.0.1 localhost sandbox\n::1 localhost\n";
 /// name. The first line is what errors of interpreters repeat.
 pub const RESOLV_CONF: &str = "# isol8: names are resolved for programs that use HTTPS_PROXY in a run with network \"filtered\", and for no others
 nameserver 127.0.0.1
-options timeout:1 attempts:1
 ";
 
 /// Settings of a sandbox's own network that bound the buffers of its TCP connections: their least, first
