@@ -37,6 +37,7 @@ mod restart;
 mod roots;
 mod service;
 mod sessions;
+mod shared_memory;
 mod stream;
 mod streams;
 mod troubleshooting;
