@@ -1,5 +1,7 @@
 //! `isol8 doctor`: what can run here, shown by running it, and the fix for what cannot.
 
+mod certificates;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -33,6 +35,8 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
                 let images = images::report(&config, backend.name()).await;
                 let service = Service::start(backend, service_without_pool(&config));
                 usable |= probe_all(&service, &config).await;
+                let authorities = certificates::report(&service, &config).await;
+                println!("  {:<9} {authorities}", "TLS");
                 for line in images {
                     println!("  {line}");
                 }

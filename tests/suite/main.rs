@@ -7,6 +7,7 @@
 
 mod bounds;
 mod cells;
+mod certificates;
 mod cli;
 mod cli_local;
 mod cli_remote;

@@ -88,7 +88,10 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<
         }
         head.push(line.trim().to_owned());
     }
-    let mut words = head[0].split(' ');
+    let Some(first) = head.first() else {
+        return Ok(()); // the client does not trust this server
+    };
+    let mut words = first.split(' ');
     let (method, path) = (words.next().unwrap(), words.next().unwrap());
     if method == "POST" {
         return take(stream, &head).await;
