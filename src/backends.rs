@@ -197,6 +197,8 @@ pub fn docker_config(config: &Config) -> DockerConfig {
         images,
         kernels: config.kernels.clone(),
         adoptable_for: config.adoptable_for,
+        certificates: config.certificates.clone(),
+        shm_bytes: config.ceilings.limits.memory.bytes(),
     }
 }
 
@@ -213,9 +215,11 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
             host: HOST.into(),
             roots: config.images_root.as_deref().map(Roots::at),
             adoptable_for: config.adoptable_for,
+            certificates: config.certificates.clone(),
             log: matches!(purpose, Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
         kernels: config.kernels.clone(),
+        shm_bytes: config.ceilings.limits.memory.bytes(),
     }
 }
 

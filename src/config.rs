@@ -5,6 +5,7 @@
 //! override `config.toml`, which overrides the TypeScript product's `isol8.config.json`, which overrides the
 //! defaults. `trust` says what a file of the working directory may change for a command. [`effective`] tells where each value came from, and [`mod@schema`] describes the file.
 
+pub(crate) mod certificates;
 mod check;
 mod document;
 pub mod effective;
@@ -32,7 +33,7 @@ use isol8_actors::pool::{HostProcessors, PoolConfig, PoolSize, SandboxDefaults, 
 use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, NetworkMode, Runtime};
-use isol8_backend::{Kernels, Limits};
+use isol8_backend::{Certificates, Kernels, Limits};
 use isol8_egress::{Egress, EgressConfig};
 use isol8_registry_cache::RegistryCache;
 
@@ -171,6 +172,8 @@ pub struct Config {
     pub network: EgressConfig,
     /// What reaches it, by these rules.
     pub egress: Egress,
+    /// The certificates that sandboxes trust.
+    pub certificates: Option<Certificates>,
     /// Code that is fetched for requests. A changed configuration has another one.
     pub remote_code: Arc<RemoteCodeConfig>,
     /// How packages are cached.
@@ -302,6 +305,9 @@ impl Config {
         self.max_connections = before.max_connections;
         keep("runtimes", self.kernels != before.kernels);
         keep("docker", self.docker != before.docker);
+        let key = "network.caBundle";
+        keep(key, self.certificates != before.certificates);
+        self.certificates.clone_from(&before.certificates);
         if self.network == before.network {
             self.egress.clone_from(&before.egress);
         }

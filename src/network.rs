@@ -6,7 +6,9 @@ use futures::future::BoxFuture;
 use isol8_actors::Network;
 use isol8_api::NetworkLogEntry;
 use isol8_backend::Tunnel;
-use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy, RunEgress};
+use isol8_egress::{
+    Egress, EgressError, Filter, LocalHost, Policy, Problem, ProblemKind, RunEgress,
+};
 
 /// The network of one job.
 #[derive(Debug)]
@@ -38,6 +40,21 @@ impl Filtered {
     }
 }
 
+/// A sentence for the client, with the key of the configuration that changes it.
+fn describe(problem: &Problem) -> String {
+    let fix = match problem.kind {
+        ProblemKind::NotPublic => {
+            "list its addresses in network.allowedCidrs, if they are not public ones"
+        }
+        ProblemKind::Denied => "list it among runtimes.*.registries",
+        ProblemKind::Untrusted => {
+            "where a proxy inspects TLS, name its authority's certificate in network.caBundle"
+        }
+        ProblemKind::Unreachable => "see that the server itself reaches it",
+    };
+    format!("registry not reached: {}; {fix}", problem.text)
+}
+
 impl Network for Filtered {
     fn serve(&self, connection: Tunnel) -> BoxFuture<'static, ()> {
         let egress = self.egress.clone();
@@ -50,5 +67,10 @@ impl Network for Filtered {
 
     fn log(&self) -> Option<Vec<NetworkLogEntry>> {
         self.is_logged.then(|| self.egress.log())
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let problems = self.egress.problems();
+        problems.iter().map(describe).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isol8_api::{ErrorCode, Runtime, SessionId};
+use isol8_api::{ByteSize, ErrorCode, Runtime, SessionId};
 use isol8_backend::{BackendError, ControlError};
 use isol8_protocol::FailureKind;
 
@@ -129,16 +129,35 @@ fn after_colon(text: &str) -> String {
     }
 }
 
-/// How what comes before a program failed, so that the program was not run.
+/// How a preparation (the setup script or the installation) failed, so that the program was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("failed with exit code {exit_code}{}", after_colon(.stderr))]
+#[error("{cause}{}", after_colon(.stderr))]
 pub struct Unprepared {
-    /// Its exit code.
+    /// Exit code of the preparation.
     pub exit_code: i32,
-    /// What it wrote to standard error, where nobody followed it.
+    /// Why it ended so.
+    pub cause: FailureCause,
+    /// Standard error of the preparation; empty where a client followed it.
     pub stderr: String,
-    /// It was ended because its time was over.
-    pub timed_out: bool,
+}
+
+/// Why a preparation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FailureCause {
+    /// It ended by itself, or by a signal.
+    #[error("failed with exit code {0}")]
+    Exit(i32),
+    /// Its time was over.
+    #[error("timed out after {} ms, raise {key}", .limit.as_millis())]
+    TimedOut {
+        /// The time that it had.
+        limit: Duration,
+        /// The option or key that gives it more.
+        key: &'static str,
+    },
+    /// The kernel ended a part of it for want of memory.
+    #[error("ran out of memory, which is limited to {0}: raise options.memoryLimit")]
+    OutOfMemory(ByteSize),
 }
 
 impl ExecuteError {

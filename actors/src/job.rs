@@ -54,7 +54,7 @@ pub struct Job {
     pub setup_script: Option<String>,
     /// Working directory.
     pub workdir: Option<SandboxPath>,
-    /// How long the program may run; the setup script may as long again, and so may the installation.
+    /// How long the program may run; the setup script may as long again.
     pub timeout: Duration,
     /// Bytes kept of standard output, and as many of standard error.
     pub output_limit: u64,
@@ -161,6 +161,8 @@ pub struct Install {
     pub missing: BTreeMap<Option<String>, Vec<String>>,
     /// Variables that say where packages come from. They count only where the job's own say nothing of it.
     pub source: Vec<(String, String)>,
+    /// How long the installation may take.
+    pub timeout: Duration,
     /// What reaches the registries, where anything is installed. The job's own programs do not use it.
     pub network: Option<Arc<dyn Network>>,
 }

@@ -27,7 +27,7 @@ mod loss;
 mod supervisor;
 mod watch;
 
-pub use error::{ExecuteError, Unprepared};
+pub use error::{ExecuteError, FailureCause, Unprepared};
 pub use isol8_protocol::{Signal, TerminalSize};
 pub use job::{FileExtension, Install, Job, NamedLimits, Program};
 pub use network::Network;

@@ -19,6 +19,11 @@ pub trait Network: Debug + Send + Sync {
 
     /// What was asked for, where that is kept.
     fn log(&self) -> Option<Vec<NetworkLogEntry>>;
+
+    /// Why hosts could not be reached, a sentence each with the configuration key that changes it.
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Serves the connections of a run, for as long as the future is polled. Each is a task of its own, which

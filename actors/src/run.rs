@@ -19,13 +19,16 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use isol8_api::{Encoding, ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, Timings};
+use isol8_api::{
+    Encoding, EventKind, ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, StreamEvent,
+    Timings,
+};
 use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
 use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{ExecuteError, Unprepared};
+use crate::error::{ExecuteError, FailureCause, Unprepared};
 use crate::job::{Install, Job};
 use crate::loss;
 use crate::network::{self, Network};
@@ -56,6 +59,11 @@ const OUTPUT_FILES_LIMIT: usize = 64 << 20;
 
 /// Names of hosts from a guest that are told.
 const MOST_NAMES: usize = 8;
+/// The option that gives a setup script more time.
+const TIMEOUT_KEY: &str = "timeoutMs";
+
+/// The configuration key that gives an installation more time.
+const INSTALL_TIMEOUT_KEY: &str = "packages.installTimeoutMs";
 
 /// How a program ends that is killed.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
@@ -313,14 +321,25 @@ impl Execution<'_> {
             )));
         };
         let installation = packages::installation(self.job, install, missing);
-        let failed = self.prepare(installation, Some(network));
-        failed.await?.map_err(ExecuteError::InstallFailed)
+        let installed = self
+            .prepare(installation, Some(network), INSTALL_TIMEOUT_KEY)
+            .await?;
+        let Err(mut failure) = installed else {
+            return Ok(());
+        };
+        let problems = network.problems().join("\n");
+        if !problems.is_empty() {
+            self.sink.tell(note(&problems)).await?;
+            failure.stderr = format!("{problems}\n{}", failure.stderr);
+        }
+        Err(ExecuteError::InstallFailed(failure))
     }
 
     async fn set_up(&mut self, script: &str) -> Result<(), ExecuteError> {
         let setup = plan::setup(self.job, script);
-        let failed = self.prepare(setup, self.job.network.as_deref());
-        failed.await?.map_err(ExecuteError::SetupFailed)
+        let network = self.job.network.as_deref();
+        let prepared = self.prepare(setup, network, TIMEOUT_KEY).await?;
+        prepared.map_err(ExecuteError::SetupFailed)
     }
 
     /// Runs what comes before the program, and says how that failed, where it did.
@@ -328,17 +347,36 @@ impl Execution<'_> {
         &mut self,
         spec: RunSpec,
         network: Option<&dyn Network>,
+        timeout_key: &'static str,
     ) -> Result<Result<(), Unprepared>, ExecuteError> {
+        let limit = self.timeout_of(&spec);
         let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
         let Written { stderr, .. } = self.sink.take();
         if exit.status == ExitStatus::Code(0) && !exit.timed_out {
             return Ok(Ok(()));
         }
+        let exit_code = exit_code(&exit);
+        let cause = if exit.timed_out {
+            FailureCause::TimedOut {
+                limit,
+                key: timeout_key,
+            }
+        } else if self.account(&exit).await.1 {
+            FailureCause::OutOfMemory(self.job.sandbox.limits.memory)
+        } else {
+            FailureCause::Exit(exit_code)
+        };
         Ok(Err(Unprepared {
-            exit_code: exit_code(&exit),
+            exit_code,
+            cause,
             stderr: Carried::new(stderr, true).text,
-            timed_out: exit.timed_out,
         }))
+    }
+
+    /// How long the guest lets this run go on.
+    fn timeout_of(&self, spec: &RunSpec) -> Duration {
+        spec.timeout_ms
+            .map_or(self.job.timeout, Duration::from_millis)
     }
 
     async fn read_files(&mut self) -> Result<Option<BTreeMap<String, String>>, ExecuteError> {
@@ -395,9 +433,9 @@ impl Execution<'_> {
         network: Option<&dyn Network>,
     ) -> Result<(Exit, Finished), ExecuteError> {
         spec.network = network.is_some();
-        let limit = self.job.timeout.saturating_add(RUN_GRACE);
-        self.sink
-            .wait_until(Instant::now() + self.job.timeout + END_GRACE);
+        let time = self.timeout_of(&spec);
+        let limit = time.saturating_add(RUN_GRACE);
+        self.sink.wait_until(Instant::now() + time + END_GRACE);
         let mut output = Output::new(
             &mut self.sink,
             phase,
@@ -549,6 +587,11 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
         late_variables: 0,
         asked_names: Vec::new(),
     }
+}
+
+/// A line on standard error of the preparation.
+fn note(text: &str) -> StreamEvent {
+    StreamEvent::new(EventKind::Stderr, format!("{text}\n"), Phase::Setup)
 }
 
 fn lost(what: &str, after: Duration) -> ExecuteError {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use isol8_api::{Ending, EventKind, ExecutionResult, Phase, StreamEvent};
 use tokio::sync::{Mutex, watch};
 
-use crate::error::ExecuteError;
+use crate::error::{ExecuteError, FailureCause};
 use crate::run::events::{self, EventReceiver};
 use crate::run::{Input, Live};
 
@@ -142,7 +142,8 @@ fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
     };
     let code = failed.exit_code.to_string();
     let mut exit = StreamEvent::new(EventKind::Exit, code, Phase::Setup);
-    exit.ending.timed_out = failed.timed_out;
+    exit.ending.timed_out = matches!(failed.cause, FailureCause::TimedOut { .. });
+    exit.ending.oom_killed = matches!(failed.cause, FailureCause::OutOfMemory(_));
     Some(exit)
 }
 

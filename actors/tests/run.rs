@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{House, config, job, job_in};
-use isol8_actors::{ExecuteError, Job, Program, Unprepared};
+use isol8_actors::{ExecuteError, FailureCause, Job, Program, Unprepared};
 use isol8_api::{ByteSize, ErrorCode, Runtime, SandboxPath};
 
 #[actix::test]
@@ -158,8 +158,8 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
         error,
         ExecuteError::SetupFailed(Unprepared {
             exit_code,
-            stderr,
-            timed_out: false
+            cause: FailureCause::Exit(exit_code),
+            stderr
         })
     );
 
@@ -170,7 +170,7 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
             error,
             ExecuteError::SetupFailed(Unprepared {
                 exit_code: 137,
-                timed_out: true,
+                cause: FailureCause::TimedOut { .. },
                 ..
             })
         ),

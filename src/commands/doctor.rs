@@ -1,5 +1,6 @@
 //! `isol8 doctor`: what can run here, shown by running it, and the fix for what cannot.
 
+mod certificates;
 mod checks;
 mod registries;
 
@@ -77,6 +78,8 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
                 let images = images::report(&config, backend.name()).await;
                 let service = Service::start(backend, service_without_pool(&config));
                 usable |= probe_all(&service, &config).await;
+                let authorities = certificates::report(&service, &config).await;
+                line(format_args!("  {:<9} {authorities}", "TLS"));
                 for image in images {
                     line(format_args!("  {image}"));
                 }

@@ -13,6 +13,7 @@ use isol8_backend_docker::setup::DEFAULT_BASE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::certificates;
 use super::check::{bytes, given, require};
 use super::images::{self, PrebuiltTable};
 use super::limits::{CeilingsTable, DefaultsTable, LimitsTable};
@@ -223,7 +224,11 @@ impl ConfigFile {
         let images: BTreeMap<_, _> = images
             .filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)))
             .collect();
-        let (network, egress) = self.network.check()?;
+        let ca_bundle = given(self.images.ca_bundle).map(PathBuf::from);
+        let named = self.network.ca_bundle();
+        let named = named.as_deref().map(certificates::read).transpose()?;
+        let certificates = certificates::all(named.as_deref(), ca_bundle.as_deref());
+        let (network, egress) = self.network.check(named)?;
         let mut prebuilt_images = self.prebuilt_images;
         if self.images.full {
             prebuilt_images.push(PrebuiltTable::full());
@@ -289,12 +294,13 @@ impl ConfigFile {
                 images,
                 base: self.images.base,
                 bootstrap: self.images.bootstrap,
-                ca_bundle: given(self.images.ca_bundle).map(PathBuf::from),
+                ca_bundle,
             },
             images_root: given(self.images.root).map(PathBuf::from),
             remote_code: self.remote_code.check(network.ports.clone())?.into(),
             network,
             egress,
+            certificates,
             packages: self.packages.check()?,
             package_cache: None,
         })

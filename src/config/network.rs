@@ -1,5 +1,6 @@
 //! `[network]` and `[remoteCode]` as they are written, and their checks.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use isol8_api::ByteSize;
@@ -8,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
-use super::check::require;
+use super::check::{given, require};
 use super::ports::{self, PortEntry};
 
 /// Schemes that code can be fetched by.
@@ -25,6 +26,8 @@ pub(super) struct NetworkTable {
     allowed_cidrs: Vec<String>,
     /// Ports that are connected to, here and for `codeUrl`: numbers, ranges such as "1024-65535", "*" for all.
     ports: Vec<PortEntry>,
+    /// PEM file of certificates that sandboxes and the server trust beside this host's own; "" for none.
+    ca_bundle: String,
     /// Of one run at once; no more than 128 leave one sandbox.
     max_connections: usize,
     /// That one run may receive and send, together.
@@ -42,6 +45,7 @@ impl Default for NetworkTable {
             blacklist: Vec::new(),
             allowed_cidrs: Vec::new(),
             ports: ports::usual(),
+            ca_bundle: String::new(),
             max_connections: 64,
             max_bytes: ByteSize::from_mebibytes(16 * 1024),
             connect_timeout_ms: 10_000,
@@ -55,19 +59,28 @@ impl NetworkTable {
         &self.whitelist
     }
 
-    pub(super) fn check(self) -> Result<(EgressConfig, Egress), ConfigError> {
-        for (key, given) in [
+    /// The file of certificates, where one is named.
+    pub(super) fn ca_bundle(&self) -> Option<PathBuf> {
+        given(self.ca_bundle.clone()).map(PathBuf::from)
+    }
+
+    pub(super) fn check(
+        self,
+        certificates: Option<String>,
+    ) -> Result<(EgressConfig, Egress), ConfigError> {
+        for (key, value) in [
             ("network.maxConnections", self.max_connections as u64),
             ("network.connectTimeoutMs", self.connect_timeout_ms),
             ("network.idleTimeoutMs", self.idle_timeout_ms),
         ] {
-            require(key, given, given > 0, || "expected 1 or more".to_owned())?;
+            require(key, value, value > 0, || "expected 1 or more".to_owned())?;
         }
         let config = EgressConfig {
             whitelist: self.whitelist,
             blacklist: self.blacklist,
             allowed_cidrs: self.allowed_cidrs,
             ports: ports::set(self.ports),
+            certificates,
             limits: Limits {
                 connections: self.max_connections,
                 bytes: self.max_bytes.bytes(),

@@ -23,6 +23,8 @@ pub(super) struct PackagesTable {
     cache_max_bytes: ByteSize,
     /// Seconds that a registry is not asked again which versions a package has.
     cache_ttl: u64,
+    /// Milliseconds that an installation may take, beside the run's own time.
+    install_timeout_ms: u64,
     /// The index of Python's packages that is cached, where its host is in registries and no further one.
     python_index: String,
     /// The registry of npm's packages that is cached, in the same way.
@@ -36,6 +38,7 @@ impl Default for PackagesTable {
             cache_dir: String::new(),
             cache_max_bytes: ByteSize::from_mebibytes(4 * 1024),
             cache_ttl: 60,
+            install_timeout_ms: 300_000,
             python_index: "https://pypi.org/simple/".to_owned(),
             npm_registry: "https://registry.npmjs.org/".to_owned(),
         }
@@ -53,6 +56,8 @@ pub struct PackagesConfig {
     pub max_bytes: u64,
     /// How long a registry is not asked again which files a package has.
     pub ttl: Duration,
+    /// How long an installation may take.
+    pub install_timeout: Duration,
     /// The index of Python's packages.
     pub python: Url,
     /// The registry of npm's.
@@ -66,11 +71,15 @@ impl PackagesTable {
         require("packages.cacheMaxBytes", size, size >= least, || {
             format!("expected {least} or more; cache = false turns it off")
         })?;
+        let timeout = self.install_timeout_ms;
+        let expected = || "expected 1 or more".to_owned();
+        require("packages.installTimeoutMs", timeout, timeout > 0, expected)?;
         Ok(PackagesConfig {
             is_cached: self.cache,
             directory: given(self.cache_dir).map(PathBuf::from),
             max_bytes: size.bytes(),
             ttl: Duration::from_secs(self.cache_ttl),
+            install_timeout: Duration::from_millis(timeout),
             python: address("packages.pythonIndex", &self.python_index)?,
             npm: address("packages.npmRegistry", &self.npm_registry)?,
         })

@@ -115,7 +115,8 @@ pub(super) fn rule(key: &str) -> Option<Rule> {
         | "network.maxConnections"
         | "network.maxBytes"
         | "network.connectTimeoutMs"
-        | "network.idleTimeoutMs" => Rule::AtMost,
+        | "network.idleTimeoutMs"
+        | "packages.installTimeoutMs" => Rule::AtMost,
         "defaults.network" => Rule::NetworkAtMost,
         "policy.network" => Rule::Subset,
         "network.whitelist" => Rule::Whitelist,
@@ -125,6 +126,7 @@ pub(super) fn rule(key: &str) -> Option<Rule> {
         | "policy.images"
         | "network.allowedCidrs"
         | "network.ports"
+        | "network.caBundle"
         | "docker.host"
         | "images.base"
         | "images.bootstrap"

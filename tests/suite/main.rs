@@ -7,6 +7,7 @@
 
 mod bounds;
 mod cells;
+mod certificates;
 mod cli;
 mod cli_local;
 mod cli_remote;
@@ -40,6 +41,7 @@ mod restart;
 mod roots;
 mod service;
 mod sessions;
+mod shared_memory;
 mod stream;
 mod streams;
 mod troubleshooting;

@@ -1,6 +1,6 @@
 //! What programs reach beyond their sandbox, and what they do not.
 
-mod internet;
+pub(crate) mod internet;
 
 use std::fs;
 use std::time::Duration;

@@ -23,12 +23,38 @@ const PROJECT: &str = "/sandbox";
 /// The certificates of the image or the host.
 const CERTIFICATES: (&str, &str) = ("NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt");
 
-/// From where nobody writes: `-m` takes modules of the working directory first, such as a `pip.py` there.
-/// For the user, because the system's own place is read-only; where Debian says that pip should not, it
-/// means that place. What was fetched is not kept: it would take up the session's memory.
+/// Installs by uv where the system has it, and by pip otherwise. pip too where pip was configured, by a variable of the
+/// request or a file: uv does not read what that says. uv unpacks beside the place that it links into, because the
+/// two must be on one file system.
+///
+/// pip is started from a directory that user code cannot write to: `-m` takes modules of the working directory first,
+/// such as a `pip.py` there. Packages go to the user's place, because the system's own is read-only. What was fetched
+/// is not kept: it would take up the session's memory.
+const PIP_OR_UV: &str = r#"exec >&2
+for uv in /usr/local/bin/uv /usr/bin/uv; do [ -x "$uv" ] && break; uv=; done
+for file in "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf" /etc/pip.conf; do [ -e "$file" ] && uv=; done
+if [ -z "$uv" ] || [ -n "$ISOL8_PIP" ]; then
+    unset ISOL8_PIP
+    exec python3 -m pip install --no-compile -- "$@"
+fi
+TMPDIR=$(mktemp -d /sandbox/.isol8-install-XXXXXX) || exit
+export TMPDIR
+"$uv" pip install --no-cache --python "$(command -v python3)" --prefix /sandbox/.local -- "$@"
+status=$?
+rm -rf "$TMPDIR"
+exit $status"#;
+
+/// The variable that tells the script above to use pip.
+pub(super) const USE_PIP: &str = "ISOL8_PIP";
+
 const PIP: Manager = Manager {
-    argv: &["python3", "-m", "pip", "install", "--"],
+    argv: &["bash", "-c", PIP_OR_UV, "pip"],
     env: &[
+        ("UV_CONCURRENT_DOWNLOADS", "8"),
+        ("UV_CONCURRENT_INSTALLS", "4"),
+        ("UV_LINK_MODE", "hardlink"),
+        ("UV_NO_PROGRESS", "1"),
+        ("UV_PYTHON_DOWNLOADS", "never"),
         ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
         ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
         ("PIP_NO_CACHE_DIR", "1"),
@@ -40,8 +66,19 @@ const PIP: Manager = Manager {
     cwd: "/",
 };
 
+/// Starts a program whose output is none of the run's: it goes to standard error.
+const QUIET: &str = r#"exec "$0" "$@" >&2"#;
+
 const NPM: Manager = Manager {
-    argv: &["npm", "install", "--prefix=/sandbox", "--"],
+    argv: &[
+        "bash",
+        "-c",
+        QUIET,
+        "npm",
+        "install",
+        "--prefix=/sandbox",
+        "--",
+    ],
     env: &[
         CERTIFICATES,
         ("npm_config_audit", "false"),
@@ -53,7 +90,15 @@ const NPM: Manager = Manager {
 };
 
 const BUN: Manager = Manager {
-    argv: &["bun", "add", "--cwd=/sandbox", "--no-progress"],
+    argv: &[
+        "bash",
+        "-c",
+        QUIET,
+        "bun",
+        "add",
+        "--cwd=/sandbox",
+        "--no-progress",
+    ],
     env: &[CERTIFICATES, ("BUN_INSTALL_CACHE_DIR", "/tmp/.bun")],
     cwd: PROJECT,
 };
@@ -63,7 +108,7 @@ const BUN: Manager = Manager {
 const DENO_ADD: &str =
     "for name in deno.json deno.jsonc package.json; do [ -e $name ] && found=1; done
 [ \"$found\" ] || echo '{}' >deno.json
-exec deno add --quiet \"$@\"";
+exec deno add --quiet \"$@\" >&2";
 
 const DENO: Manager = Manager {
     argv: &["bash", "-c", DENO_ADD, "deno"],
@@ -104,11 +149,18 @@ pub(super) fn installation(job: &Job, install: &Install, packages: &[String]) ->
     if !install.source.iter().any(|(name, _)| is_given(name, &run)) {
         run.env.extend(install.source.iter().cloned());
     }
+    let configures_pip = |(name, _): &(String, String)| name.starts_with("PIP_");
+    let is_known = install.missing.contains_key(&job.sandbox.image);
+    if job.runtime() == Runtime::Python && (is_known || job.env.iter().any(configures_pip)) {
+        // uv installs anew what the image holds.
+        run.env.push((USE_PIP.to_owned(), "1".to_owned()));
+    }
     for (name, value) in *env {
         if !is_given(name, &run) {
             run.env.push(((*name).to_owned(), (*value).to_owned()));
         }
     }
     run.cwd = Some((*cwd).to_owned());
+    run.timeout_ms = Some(u64::try_from(install.timeout.as_millis()).unwrap_or(u64::MAX));
     run
 }

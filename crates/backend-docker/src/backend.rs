@@ -62,7 +62,7 @@ impl DockerBackend {
             parent.display()
         )))?;
         Ok(Self {
-            owner: Arc::new(Owner::new(engine, instance, state, config.kernels)),
+            owner: Arc::new(Owner::new(engine, instance, state, &config)),
             images: config.images,
             open: Arc::new(RwLock::new(true)),
             adoptable_for: config.adoptable_for,

@@ -9,10 +9,11 @@ use bollard::models::{
     ResourcesUlimits,
 };
 use isol8_api::ByteSize;
+use isol8_backend::certificates;
 use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
 
-use crate::directory::{Directory, NAMES, USERS};
+use crate::directory::{CERTIFICATES, Directory, NAMES, USERS};
 
 /// The base state directory of the installation that a container belongs to.
 pub(crate) const STATE_LABEL: &str = "isol8.state";
@@ -53,9 +54,8 @@ const CAPABILITIES: [&str; 5] = ["SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERR
 /// The kernel's default length of a scheduling period; a quota is a share of it.
 const CPU_PERIOD_US: i64 = 100_000;
 
-/// Shared memory: the engine's own default, enough for `multiprocessing`, and charged to the
-/// container's memory limit.
-const SHM_BYTES: i64 = 64 << 20;
+/// Where programs of Debian, and so those of every image, find the certificates that they trust.
+const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// Where a container's parts are on the host, and whose it is.
 #[derive(Debug)]
@@ -68,6 +68,10 @@ pub(crate) struct Placement<'a> {
     pub(crate) user: u32,
     pub(crate) state: &'a Path,
     pub(crate) instance: &'a SandboxId,
+    /// Whether the sandbox's directory holds certificates.
+    pub(crate) has_certificates: bool,
+    /// Least size of `/dev/shm`, in bytes.
+    pub(crate) shm_bytes: u64,
 }
 
 /// The container's name for the engine.
@@ -106,6 +110,9 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
         working_dir: Some("/".to_owned()),
         entrypoint: Some(guest.into_iter().map(str::to_owned).collect()),
         cmd: Some(Vec::new()),
+        env: placement
+            .has_certificates
+            .then(|| certificates::environment(TRUSTED).collect()),
         // The engine would run an image's health check as root, and without the guest's filter.
         healthcheck: Some(HealthConfig {
             test: Some(vec!["NONE".to_owned()]),
@@ -147,7 +154,10 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         oom_score_adj: Some(i64::from(OOM_SCORE)),
         mounts: Some(mounts(spec, placement)),
         tmpfs: Some(tmpfs(spec, placement.user)),
-        shm_size: Some(SHM_BYTES),
+        // Charged to the memory limit, which may be raised later; the size may not.
+        shm_size: Some(signed(ByteSize::from_bytes(
+            placement.shm_bytes.max(spec.limits.memory.bytes()),
+        ))),
         readonly_rootfs: Some(true),
         // Without a network none of them is asked; `none` keeps other tools from showing a bridge.
         network_mode: Some(if spec.host_network { "host" } else { "none" }.to_owned()),
@@ -192,6 +202,9 @@ fn mounts(spec: &SandboxSpec, placement: &Placement<'_>) -> Vec<Mount> {
     mounts.extend(USERS.map(etc));
     if !spec.host_network {
         mounts.extend(NAMES.map(etc));
+    }
+    if placement.has_certificates {
+        mounts.push(bind(&directory.etc(CERTIFICATES), TRUSTED));
     }
     mounts
 }
@@ -311,6 +324,8 @@ mod tests {
             user: 0x7000_0002,
             state: Path::new("/state"),
             instance: &SandboxId::random(),
+            has_certificates: true,
+            shm_bytes: 64 << 20,
         };
         create_body(spec, &placement)
     }
@@ -389,6 +404,7 @@ mod tests {
             ("/state/i/s:1/etc/group", "/etc/group", true),
             ("/state/i/s:1/etc/hosts", "/etc/hosts", true),
             ("/state/i/s:1/etc/resolv.conf", "/etc/resolv.conf", true),
+            ("/state/i/s:1/etc/ca-certificates.crt", TRUSTED, true),
         ];
         assert_eq!(shared, expected);
         let [terminals] = own[..] else {

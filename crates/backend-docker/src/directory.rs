@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use isol8_backend::Certificates;
 use isol8_backend::spec::{HOSTS, RESOLV_CONF};
 
 /// The accounts of a Debian system, as its package `base-passwd` defines them.
@@ -20,6 +21,9 @@ pub(crate) const USERS: [&str; 2] = ["passwd", "group"];
 /// Files by which programs find addresses for names, in a container without a network. In a network of the
 /// engine's the engine writes them, for each container.
 pub(crate) const NAMES: [&str; 2] = ["hosts", "resolv.conf"];
+
+/// The certificates that programs trust.
+pub(crate) const CERTIFICATES: &str = "ca-certificates.crt";
 
 /// The directory of one sandbox.
 #[derive(Clone, Debug)]
@@ -53,18 +57,25 @@ impl Directory {
     ///
     /// # Errors
     /// The first that could not be made; what was made by then stays.
-    pub(crate) fn make(&self, guest: &Path, user: u32) -> io::Result<()> {
+    pub(crate) fn make(
+        &self,
+        guest: &Path,
+        user: u32,
+        certificates: Option<&Certificates>,
+    ) -> io::Result<()> {
         let make_private = |path: &Path| fs::DirBuilder::new().mode(0o700).create(path);
         make_private(&self.0)?;
         make_private(&self.control())?;
         make_private(&self.0.join("etc"))?;
         fs::copy(guest, self.guest())?;
-        for (name, content) in [
+        let certificates = certificates.map(|all| (CERTIFICATES, all.pem().to_owned()));
+        let files = [
             ("passwd", accounts(user)),
             ("group", groups(user)),
             ("hosts", HOSTS.to_owned()),
             ("resolv.conf", RESOLV_CONF.to_owned()),
-        ] {
+        ];
+        for (name, content) in files.into_iter().chain(certificates) {
             let path = self.etc(name);
             fs::write(&path, content)?;
             // Whatever the umask was: user code reads them.
@@ -98,6 +109,8 @@ mod tests {
 
     use super::*;
 
+    const PEM: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
     #[test]
     fn no_file_is_shared_between_two_sandboxes() {
         let instance = tempfile::tempdir().unwrap();
@@ -106,11 +119,14 @@ mod tests {
         fs::set_permissions(&guest, fs::Permissions::from_mode(0o755)).unwrap();
         let made = ["one", "two"].map(|name| {
             let directory = Directory::of(instance.path(), name);
-            directory.make(&guest, 0x7000_0002).unwrap();
+            let certificates = Certificates::merge([PEM]).unwrap();
+            let made = directory.make(&guest, 0x7000_0002, Some(&certificates));
+            made.unwrap();
             directory
         });
         let inodes = made.each_ref().map(|one| {
-            let etc = USERS.iter().chain(&NAMES).map(|name| one.etc(name));
+            let names = USERS.iter().chain(&NAMES).chain([&CERTIFICATES]);
+            let etc = names.map(|name| one.etc(name));
             let paths: Vec<PathBuf> = etc.chain([one.guest(), one.control()]).collect();
             let inode = |path: &PathBuf| fs::metadata(path).unwrap().ino();
             paths.iter().map(inode).collect::<Vec<_>>()

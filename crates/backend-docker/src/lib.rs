@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use isol8_api::Runtime;
-use isol8_backend::Kernels;
+use isol8_backend::{Certificates, Kernels};
 
 pub use backend::DockerBackend;
 pub use container::name as container_name;
@@ -40,6 +40,10 @@ pub struct DockerConfig {
     pub kernels: Kernels,
     /// How long claimed containers outlive a process that is gone.
     pub adoptable_for: Duration,
+    /// Certificates that programs in containers trust, in the place of the image's.
+    pub certificates: Option<Certificates>,
+    /// Least size of `/dev/shm`: the most memory that a request may ask for, because what is in it counts towards that.
+    pub shm_bytes: u64,
 }
 
 impl Default for DockerConfig {
@@ -51,6 +55,8 @@ impl Default for DockerConfig {
             images: setup::RUNTIMES.iter().map(image).collect(),
             kernels: Kernels::default(),
             adoptable_for: Duration::from_secs(600),
+            certificates: None,
+            shm_bytes: 64 << 20,
         }
     }
 }

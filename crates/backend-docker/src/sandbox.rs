@@ -14,13 +14,14 @@ use futures::TryFutureExt as _;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::instance;
 use isol8_backend::{
-    BackendError, Claim, Control, Instance, Kernels, Limits, Sandbox, SandboxId, SandboxSpec,
-    SandboxUsage,
+    BackendError, Certificates, Claim, Control, Instance, Kernels, Limits, Sandbox, SandboxId,
+    SandboxSpec, SandboxUsage,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
+use crate::DockerConfig;
 use crate::container::{self, Placement};
 use crate::directory::Directory;
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
@@ -44,6 +45,8 @@ pub(crate) struct Owner {
     /// The base state directory, without links: the same in every process that uses it.
     pub(crate) state: PathBuf,
     kernels: Kernels,
+    pub(crate) certificates: Option<Certificates>,
+    pub(crate) shm_bytes: u64,
     ids: Ids,
     live: Mutex<HashSet<SandboxId>>,
 }
@@ -53,14 +56,16 @@ impl Owner {
         engine: Engine,
         instance: Arc<Instance>,
         state: PathBuf,
-        kernels: Kernels,
+        config: &DockerConfig,
     ) -> Self {
         Self {
             ids: Ids::of_engine(engine.socket()),
             engine,
             instance,
             state,
-            kernels,
+            kernels: config.kernels.clone(),
+            certificates: config.certificates.clone(),
+            shm_bytes: config.shm_bytes,
             live: Mutex::default(),
         }
     }
@@ -190,7 +195,9 @@ impl Container {
             directory.path().display()
         ));
         let (made, guest) = (directory.clone(), self.owner.instance.guest());
-        let making = tokio::task::spawn_blocking(move || made.make(&guest, user));
+        let certificates = self.owner.certificates.clone();
+        let making =
+            tokio::task::spawn_blocking(move || made.make(&guest, user, certificates.as_ref()));
         let made = making.await.unwrap_or_else(|panic| Err(panic.into()));
         made.and_then(|()| Handover::prepare(&directory))
             .map_err(error)
@@ -237,6 +244,8 @@ impl Container {
             user,
             state,
             instance: instance.id(),
+            has_certificates: self.owner.certificates.is_some(),
+            shm_bytes: self.owner.shm_bytes,
         };
         let options = CreateContainerOptionsBuilder::new()
             .name(&container::name(&self.id))

@@ -37,6 +37,8 @@ pub struct NativeConfig {
     pub spawner: SpawnerCommand,
     /// How interpreters are kept booted.
     pub kernels: Kernels,
+    /// Least size of `/dev/shm` where cgroups bound the memory: the most that a request may ask for.
+    pub shm_bytes: u64,
 }
 
 /// Makes sandboxes from namespaces.
@@ -106,6 +108,15 @@ impl NativeBackend {
             backend: NAME,
             reason,
         })
+    }
+
+    /// Size of `/dev/shm`: what the memory limit may be raised to, because what is in it counts towards that. Without
+    /// cgroups there is no limit, so this size is the only bound.
+    fn shm_bytes(&self, spec: &SandboxSpec) -> u64 {
+        match self.identity {
+            Identity::Root => self.config.shm_bytes.max(spec.limits.memory.bytes()),
+            Identity::User => spec.limits.memory.bytes(),
+        }
     }
 
     fn place(&self, id: &SandboxId, is_claimed: bool) -> Place {
@@ -208,6 +219,7 @@ impl Backend for NativeBackend {
             limits: (&spec.limits).into(),
             sandbox_bytes: spec.sandbox_size.bytes(),
             tmp_bytes: spec.tmp_size.bytes(),
+            shm_bytes: self.shm_bytes(spec),
             host_network: spec.host_network,
         });
         self.spawner

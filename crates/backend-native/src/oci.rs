@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
+use isol8_backend::certificates;
 use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use serde_json::{Value, json};
 
 use crate::cgroup;
 use crate::identity::Identity;
-use crate::rootfs::GUEST;
+use crate::rootfs::{CERTIFICATES, GUEST};
 use crate::roots;
 use crate::spawner::message::NewSandbox;
 
@@ -55,6 +56,8 @@ const READ_ONLY: [&str; 5] = [
     "/proc/sysrq-trigger",
 ];
 
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Everything but the sandbox itself that its specification depends on.
 #[derive(Debug)]
 pub struct Surroundings<'a> {
@@ -66,6 +69,8 @@ pub struct Surroundings<'a> {
     pub is_unpacked: bool,
     /// Whether files of the root have the same inodes in other sandboxes or on the host.
     pub is_shared: bool,
+    /// Whether the root holds certificates that programs are told to trust.
+    pub has_certificates: bool,
     /// What the spawner may do.
     pub identity: Identity,
 }
@@ -107,9 +112,12 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
         read_only.push("/dev");
         read_only.push(GUEST_STATE);
     }
-    let mut environment = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
+    let mut environment = vec![PATH.to_owned()];
     if surroundings.is_unpacked {
-        environment.extend(roots::ENVIRONMENT);
+        environment.extend(roots::ENVIRONMENT.map(str::to_owned));
+    }
+    if surroundings.has_certificates {
+        environment.extend(certificates::environment(CERTIFICATES));
     }
     json!({
         "ociVersion": "1.0.2",
@@ -131,7 +139,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
                 "ambient": [],
             },
         },
-        "mounts": mounts(surroundings.identity),
+        "mounts": mounts(surroundings.identity, sandbox.shm_bytes),
         "linux": {
             "namespaces": namespaces,
             // Limits are the spawner's to set. Without a path libcontainer would look for systemd.
@@ -147,7 +155,8 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
 
 /// Mounts that take the sandbox's own namespaces. The places that user code writes to are mounted before, with the
 /// root: see `Views::enter`.
-fn mounts(identity: Identity) -> Vec<Value> {
+fn mounts(identity: Identity, shm_bytes: u64) -> Vec<Value> {
+    let shm_size = format!("size={shm_bytes}");
     let mut proc = vec!["nosuid", "noexec", "nodev"];
     if identity == Identity::Root {
         // User code does not even see that there are the guest and what runs for it; the guest's
@@ -162,7 +171,7 @@ fn mounts(identity: Identity) -> Vec<Value> {
                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620",
                            MAX_TERMINALS]}),
         json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-               "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]}),
+               "options": ["nosuid", "noexec", "nodev", "mode=1777", shm_size]}),
         json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue",
                "options": ["nosuid", "noexec", "nodev"]}),
     ]
@@ -188,6 +197,7 @@ mod tests {
             },
             sandbox_bytes: 1 << 20,
             tmp_bytes: 1 << 20,
+            shm_bytes: 1 << 20,
             host_network,
         };
         let surroundings = Surroundings {
@@ -195,6 +205,7 @@ mod tests {
             root: Path::new("/state/instance/root"),
             is_unpacked: false,
             is_shared,
+            has_certificates: true,
             identity,
         };
         specification(&sandbox, &surroundings)

@@ -15,6 +15,9 @@ use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 /// Where the guest agent stands inside.
 pub const GUEST: &str = "/.isol8/guest";
 
+/// The certificates that programs trust, where sandboxes are given some.
+pub const CERTIFICATES: &str = "/.isol8/ca.pem";
+
 /// Directories that the host shares, where it has them. The last two hold no secret, and many
 /// programs of `/usr` lead through them.
 const SHARED: [&str; 8] = [
@@ -122,7 +125,9 @@ pub fn furnish(root: &Path) -> io::Result<()> {
         fs::create_dir_all(root.join(directory))?;
     }
     // Mounting a file needs a file to mount it over.
-    replace(&root.join(GUEST.trim_start_matches('/')), "")?;
+    for file in [GUEST, CERTIFICATES] {
+        replace(&root.join(file.trim_start_matches('/')), "")?;
+    }
     // Programs expect it to be writable.
     let temporary = root.join("var/tmp");
     if temporary.is_dir() {

@@ -11,6 +11,7 @@
 //! and [`owner`] (a server without privileges, and the files that are given to it).
 
 pub mod adoption;
+pub mod certificates;
 pub mod cgroup;
 pub mod claim;
 pub mod control;
@@ -24,6 +25,7 @@ pub mod sandbox;
 pub mod spec;
 
 pub use adoption::Adopted;
+pub use certificates::Certificates;
 pub use claim::{Claim, Claims, SessionDefaults};
 pub use control::{
     Control, ControlError, FileReader, FileWriter, Run, RunEvent, RunInput, Tunnel, Tunnels,

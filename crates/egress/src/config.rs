@@ -17,6 +17,8 @@ pub struct EgressConfig {
     pub allowed_cidrs: Vec<String>,
     /// Ports that are connected to, by `CONNECT` and by requests.
     pub ports: Ports,
+    /// Certificates in PEM that the server's own fetches trust beside the host's.
+    pub certificates: Option<String>,
     /// Bounds of what runs may use.
     pub limits: Limits,
 }

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolving};
 use reqwest::header::LOCATION;
 use reqwest::redirect;
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
 
 use crate::dial::{DialError, Dialer};
 use crate::target::Host;
@@ -41,6 +41,12 @@ pub enum FetchError {
     /// A host or a port that is not accepted, or a name without a public address.
     #[error("{0}")]
     Denied(String),
+    /// A name that has no public address, or no address at all.
+    #[error("{0}")]
+    NotPublic(String),
+    /// A host whose certificate is not trusted.
+    #[error("{0} has a certificate that is not trusted")]
+    Untrusted(String),
     /// The host cannot be found, reached or understood.
     #[error("{0}")]
     Unreachable(String),
@@ -118,7 +124,7 @@ impl Egress {
         hosts.admit(&name).map_err(|error| denied(&error))?;
         if let Host::Address(address) = host {
             let checked = self.0.dialer.check(address);
-            checked.map_err(|error| denied(&error))?;
+            checked.map_err(|error| FetchError::NotPublic(error.to_string()))?;
         }
         Ok(name)
     }
@@ -133,8 +139,8 @@ impl Egress {
                 .connect_timeout(self.0.limits.connect_timeout)
                 .redirect(redirect::Policy::none())
                 // What it connects to would not be what was checked.
-                .no_proxy()
-                .build();
+                .no_proxy();
+            let client = trusting(client, self.0.certificates.as_deref()).build();
             client.map_err(|error| FetchError::Setup(innermost(&error)))
         });
         client.as_ref().map_err(FetchError::clone)
@@ -184,9 +190,12 @@ pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     let mut cause: Option<&dyn Error> = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref::<DialError>() {
-            Some(error @ DialError::NoAddress(_)) => return FetchError::Denied(error.to_string()),
+            Some(error @ DialError::NoAddress(_)) => {
+                return FetchError::NotPublic(error.to_string());
+            }
             Some(error) => return FetchError::Unreachable(error.to_string()),
-            None => cause = error.source(),
+            None if is_untrusted(error) => return FetchError::Untrusted(host.to_owned()),
+            None => cause = cause_of(error),
         }
     }
     let what = match error {
@@ -198,6 +207,31 @@ pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     };
     log::debug!(host, error:% = innermost(error); "fetch failed");
     FetchError::Unreachable(format!("{host} {what}"))
+}
+
+/// The client with certificates in PEM that it trusts beside its own. Those that it cannot read are left out, as
+/// programs leave them out.
+fn trusting(client: reqwest::ClientBuilder, certificates: Option<&str>) -> reqwest::ClientBuilder {
+    let bundle = Certificate::from_pem_bundle(certificates.unwrap_or_default().as_bytes());
+    bundle
+        .unwrap_or_default()
+        .into_iter()
+        .fold(client, reqwest::ClientBuilder::add_root_certificate)
+}
+
+/// Whether TLS ended because of the host's certificate.
+fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+    let tls = error.downcast_ref::<rustls::Error>();
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// The error that caused another one. An I/O error names the cause of what it wraps, and not what it wraps.
+fn cause_of<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    let wrapped = error.downcast_ref::<std::io::Error>();
+    match wrapped.and_then(std::io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
 }
 
 fn innermost(error: &reqwest::Error) -> String {

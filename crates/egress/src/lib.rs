@@ -23,6 +23,7 @@ pub mod local;
 mod meter;
 mod open;
 mod ports;
+mod problem;
 mod proxy;
 mod record;
 pub mod resolve;
@@ -44,6 +45,7 @@ pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLog
 pub use local::{LocalAnswer, LocalHost};
 pub use open::Opened;
 pub use ports::{PortError, PortRange, Ports};
+pub use problem::{Problem, ProblemKind, Problems};
 pub use resolve::{Resolve, SystemResolver};
 pub use run::RunEgress;
 
@@ -56,6 +58,8 @@ struct Shared {
     ports: Arc<Ports>,
     dialer: Dialer,
     limits: Limits,
+    /// Certificates in PEM that the server's own fetches trust beside the host's.
+    certificates: Option<String>,
     /// Made when something is fetched for the first time: it reads the host's certificates.
     client: OnceLock<Result<reqwest::Client, FetchError>>,
 }
@@ -98,6 +102,7 @@ impl Egress {
             ports: Arc::new(config.ports),
             dialer: Dialer::new(addresses, resolver, config.limits.connect_timeout),
             limits: config.limits,
+            certificates: config.certificates,
             client: OnceLock::new(),
         })))
     }

@@ -8,6 +8,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::Response;
 use hyper::http::request::Parts;
 
+use crate::problem::Problem;
+
 /// What such a host answers.
 pub type LocalAnswer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -16,6 +18,11 @@ pub type LocalAnswer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 pub trait LocalHost: fmt::Debug + Send + Sync {
     /// Whether it has this name: in lower case, without a final dot.
     fn is_named(&self, host: &str) -> bool;
+
+    /// The hosts that it could not reach.
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
 
     /// Answers a request. Dropping the future, or the answer's body, ends it.
     fn answer(&self, request: Parts) -> futures::future::BoxFuture<'static, LocalAnswer>;

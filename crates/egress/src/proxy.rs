@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use crate::dial::DialError;
 use crate::local::LocalAnswer;
 use crate::meter::{Activity, Watched};
+use crate::problem::ProblemKind;
 use crate::record::Open;
 use crate::run::Run;
 use forward::Relayed;
@@ -115,8 +116,10 @@ impl<'run> Connection<'run> {
             let answer = local.answer(request.into_parts().0).await;
             return Ok(self.count(answer));
         }
+        let problems = &self.run.problems;
         if let Err(denied) = self.run.policy.admit(&host) {
             entry.block();
+            problems.add(ProblemKind::Denied, denied.to_string());
             return Err(Refusal::Denied(denied));
         }
         if let Err(denied) = self.run.policy.admit_port(&host, target.port, is_tunnel) {
@@ -125,6 +128,7 @@ impl<'run> Connection<'run> {
         }
         let dialing = self.run.dialer.dial(&target, &self.run.lookups);
         let upstream = dialing.await.inspect_err(|error| {
+            problems.add_dial(error);
             if matches!(error, DialError::NotPublic(_) | DialError::NoAddress(_)) {
                 entry.block();
             }

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use crate::dial::Dialer;
 use crate::filter::Policy;
 use crate::meter::Usage;
+use crate::problem::{Problem, Problems};
 use crate::proxy::Connection;
 use crate::record::Record;
 use crate::{Entry, Limits, LocalHost};
@@ -30,6 +31,7 @@ pub(crate) struct Run {
     pub(crate) limits: Limits,
     pub(crate) usage: Arc<Usage>,
     pub(crate) record: Arc<Record>,
+    pub(crate) problems: Problems,
     /// A host that exists for this run only.
     pub(crate) local: Option<Arc<dyn LocalHost>>,
     /// Names that are looked up at once; a connection waits for its place within its time to connect.
@@ -53,6 +55,7 @@ impl RunEgress {
             dialer,
             policy,
             usage: Arc::new(Usage::new(limits.bytes)),
+            problems: Problems::default(),
             record: Record::new(if log { limits.log_entries } else { 0 }),
             local,
             lookups: Semaphore::new(LOOKUPS),
@@ -80,6 +83,14 @@ impl RunEgress {
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
         self.0.record.entries()
+    }
+
+    /// The hosts that the run could not reach, and those that a host inside the server could not.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let local = self.0.local.as_ref().map(|local| local.problems());
+        let own = self.0.problems.all();
+        own.into_iter().chain(local.unwrap_or_default()).collect()
     }
 
     /// Bytes that the run received from hosts, and sent to them.

@@ -53,9 +53,12 @@ const INSTALLED_PROGRAMS: &str =
 
 /// Settings by which package managers install for the sandbox's user where they would refuse, or try a directory
 /// that is read-only. Debian's pip refuses because it means the system's own place.
-const PACKAGE_MANAGERS: [(&str, &str); 2] = [
+/// None looks for newer versions of itself on its own.
+const PACKAGE_MANAGERS: [(&str, &str); 4] = [
     ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
+    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
     ("npm_config_prefix", "/sandbox/.local"),
+    ("npm_config_update_notifier", "false"),
 ];
 
 /// Descriptors below this are given to programs; the child moves its sources above it first.

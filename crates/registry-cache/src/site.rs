@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
-use isol8_egress::{Egress, LocalAnswer, LocalHost, Opened, Policy};
+use isol8_egress::{Egress, LocalAnswer, LocalHost, Opened, Policy, Problem, Problems};
 use url::Url;
 
 use crate::flight::Found;
@@ -32,6 +32,7 @@ pub(crate) struct Site {
     egress: Egress,
     policy: Policy,
     share: Arc<Share>,
+    problems: Arc<Problems>,
 }
 
 impl LocalHost for Site {
@@ -39,11 +40,18 @@ impl LocalHost for Site {
         host == self.client.host()
     }
 
+    fn problems(&self) -> Vec<Problem> {
+        self.problems.all()
+    }
+
     fn answer(&self, request: Parts) -> BoxFuture<'static, LocalAnswer> {
         let site = self.clone();
         Box::pin(async move {
             let is_head = request.method == Method::HEAD;
             let answered = site.route(&request).await;
+            if let Err(Failure::Fetch(error)) = &answered {
+                site.problems.add_fetch(error);
+            }
             let answer = answered.unwrap_or_else(|failure| refusal(&failure));
             match is_head {
                 true => answer.map(|_| empty().boxed_unsync()),
@@ -66,6 +74,7 @@ impl Site {
             egress,
             policy,
             share: Arc::new(Share::new()),
+            problems: Arc::default(),
         }
     }
 
@@ -257,7 +266,9 @@ fn refusal(failure: &Failure) -> LocalAnswer {
         Failure::Status(status @ (401 | 403 | 405 | 429)) => {
             StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY)
         }
-        Failure::Fetch(FetchError::Denied(_) | FetchError::Scheme(_)) => StatusCode::FORBIDDEN,
+        Failure::Fetch(
+            FetchError::Denied(_) | FetchError::NotPublic(_) | FetchError::Scheme(_),
+        ) => StatusCode::FORBIDDEN,
         Failure::Busy | Failure::Disk => StatusCode::SERVICE_UNAVAILABLE,
         Failure::Fetch(_)
         | Failure::Status(_)

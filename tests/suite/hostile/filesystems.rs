@@ -30,7 +30,7 @@ const DOCKER: [&str; 8] = [
 ];
 
 /// Files that Docker sandboxes have from the host's file systems, whatever type these are of.
-const FROM_THE_HOST: [&str; 7] = [
+const FROM_THE_HOST: [&str; 8] = [
     "/.isol8/control",
     "/.isol8/guest",
     "/etc/hostname",
@@ -38,6 +38,7 @@ const FROM_THE_HOST: [&str; 7] = [
     "/etc/hosts",
     "/etc/passwd",
     "/etc/resolv.conf",
+    "/etc/ssl/certs/ca-certificates.crt",
 ];
 
 /// Device files that a sandbox of an ordinary user shares with the host: only root can make others.

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use isol8_backend::{BackendError, Instance, instance};
+use isol8_backend::{BackendError, Certificates, Instance, instance};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::UnixStream;
@@ -59,6 +59,8 @@ pub struct SpawnerCommand {
     pub roots: Option<Roots>,
     /// How long claimed sandboxes outlive a server that is gone.
     pub adoptable_for: Duration,
+    /// Certificates that programs in sandboxes trust.
+    pub certificates: Option<Certificates>,
     /// The file that its log goes to, in the instance's directory; `None` for this process's standard
     /// error. What outlives a command may not hold that open: whoever reads it would wait for its end.
     pub log: Option<String>,
@@ -309,6 +311,10 @@ impl Unstarted {
                 .as_ref()
                 .map(|roots| roots.directory().to_owned()),
             adoptable_ms: u64::try_from(command.adoptable_for.as_millis()).unwrap_or(u64::MAX),
+            certificates: command
+                .certificates
+                .as_ref()
+                .map(|certificates| certificates.pem().to_owned()),
         };
         self.0.send((start, answer)).map_err(|_| died())?;
         match await_answer(answered).await? {

@@ -31,6 +31,9 @@ pub enum Action {
         roots: Option<PathBuf>,
         /// How long claimed sandboxes, and this process, outlive a server that is gone.
         adoptable_ms: u64,
+        /// Certificates in PEM that programs in sandboxes trust.
+        #[serde(default)]
+        certificates: Option<String>,
     },
     /// Make a sandbox and start its guest.
     Create(NewSandbox),
@@ -82,6 +85,8 @@ pub struct NewSandbox {
     pub sandbox_bytes: u64,
     /// Size of `/tmp`.
     pub tmp_bytes: u64,
+    /// Size of `/dev/shm`.
+    pub shm_bytes: u64,
     /// Whether it is in the host's network.
     pub host_network: bool,
 }

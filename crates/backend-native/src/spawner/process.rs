@@ -13,6 +13,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use isol8_backend::certificates::MAX_BUNDLE;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -29,8 +30,8 @@ use containers::Containers;
 /// Name, in the instance's directory, of the socket that the next server connects to.
 pub(super) const SPAWNER_SOCKET: &str = "spawner";
 
-/// A request is a few hundred bytes; nobody but the server writes to the socket.
-const MAX_REQUEST: usize = 64 * 1024;
+/// A request is a few hundred bytes, but for the certificates in the first one; only the server writes to the socket.
+const MAX_REQUEST: usize = 2 * MAX_BUNDLE;
 
 /// Descriptors below this one are left to what containers inherit.
 const FIRST_OWN_DESCRIPTOR: i32 = 64;
@@ -233,6 +234,7 @@ impl Spawner {
                     host,
                     roots,
                     adoptable_ms,
+                    certificates,
                 },
                 None,
             ) => {
@@ -243,6 +245,10 @@ impl Spawner {
                 let owner = self.grant.as_ref().map(|grant| grant.owner);
                 granted
                     .and_then(|()| Containers::prepare(&instance, &host, roots.as_deref(), owner))
+                    .and_then(|mut containers| {
+                        containers.trust(certificates.as_deref())?;
+                        Ok(containers)
+                    })
                     .map(|containers| {
                         let started = started(&containers);
                         self.containers = Some(containers);
@@ -254,12 +260,16 @@ impl Spawner {
                 Action::Start {
                     instance,
                     adoptable_ms,
+                    certificates,
                     ..
                 },
                 Some(containers),
             ) if instance == containers.instance() => {
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
-                containers.renew_guest().map(|()| started(containers))
+                containers
+                    .renew_guest()
+                    .and_then(|()| containers.trust(certificates.as_deref()))
+                    .map(|()| started(containers))
             }
             (Action::Start { .. }, Some(_)) => Err("spawner has another instance".to_owned()),
             (_, None) => Err("spawner was not started".to_owned()),

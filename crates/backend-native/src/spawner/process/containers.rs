@@ -135,6 +135,13 @@ impl Containers {
         self.views.shared()
     }
 
+    /// Gives sandboxes that are made from now on these certificates.
+    pub(super) fn trust(&mut self, certificates: Option<&str>) -> Result<(), String> {
+        self.views
+            .set_certificates(certificates)
+            .map_err(|error| format!("certificates could not be put into the root: {error}"))
+    }
+
     /// Gives sandboxes that are made from now on the guest that is in the instance's directory.
     pub(super) fn renew_guest(&self) -> Result<(), String> {
         self.views
@@ -230,6 +237,7 @@ impl Containers {
             root: &self.views.root(),
             is_unpacked: sandbox.root.is_some(),
             is_shared: self.views.is_shared(sandbox),
+            has_certificates: self.views.has_certificates(),
             identity: self.identity,
         };
         let specification = oci::specification(sandbox, &surroundings);

@@ -23,7 +23,7 @@ use procfs::process::Process;
 
 use super::mounts;
 use crate::identity::Identity;
-use crate::rootfs::{self, GUEST, Share};
+use crate::rootfs::{self, CERTIFICATES, GUEST, Share};
 use crate::spawner::message::NewSandbox;
 
 /// The skeleton around the host's programs: mount points and `/etc`.
@@ -76,6 +76,8 @@ pub(super) struct Views {
     /// None for an ordinary user, whose overlays have no devices.
     devices: Option<Means>,
     identity: Identity,
+    /// Whether the agent's layer holds certificates.
+    has_certificates: bool,
 }
 
 impl Views {
@@ -106,6 +108,7 @@ impl Views {
             devices: (identity == Identity::Root)
                 .then(|| possible_over_devices([Some(directory), roots])),
             identity,
+            has_certificates: false,
         };
         std::env::set_current_dir("/")?;
         Ok(views)
@@ -126,6 +129,27 @@ impl Views {
         fs::set_permissions(&unfinished, Permissions::from_mode(0o755))?;
         // Sandboxes that are there keep the file that they run.
         fs::rename(unfinished, inside)
+    }
+
+    /// Gives sandboxes that are made from now on these certificates.
+    pub(super) fn set_certificates(&mut self, certificates: Option<&str>) -> io::Result<()> {
+        let layer = self.directory.join(AGENT);
+        let inside = layer.join(CERTIFICATES.trim_start_matches('/'));
+        self.has_certificates = certificates.is_some();
+        let Some(certificates) = certificates else {
+            return match fs::remove_file(inside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        };
+        let unfinished = inside.with_extension("new");
+        fs::write(&unfinished, certificates)?;
+        fs::set_permissions(&unfinished, Permissions::from_mode(0o644))?;
+        fs::rename(unfinished, inside)
+    }
+
+    pub(super) fn has_certificates(&self) -> bool {
+        self.has_certificates
     }
 
     /// The directories whose files sandboxes have as they are, and so share with the host and each other.
@@ -323,7 +347,8 @@ fn bind_files(layer: &Path, target: &Path) -> io::Result<()> {
         let inside = target.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             bind_files(&entry.path(), &inside)?;
-        } else {
+        } else if inside.exists() || !inside.ends_with(CERTIFICATES.trim_start_matches('/')) {
+            // A root that was unpacked by an earlier version has no place for certificates.
             mounts::bind(&entry.path(), &inside)?;
         }
     }

@@ -1,0 +1,37 @@
+//! The authorities that sandboxes trust, tried by a program in one.
+
+use isol8_actors::{Job, Program, Service};
+use isol8_api::{Runtime, TenantId};
+
+use super::PROBE_TIMEOUT;
+use crate::config::Config;
+
+/// Counts the certificates of the file that programs are told of.
+const COUNT: &str = "grep -c 'BEGIN CERTIFICATE' \"$SSL_CERT_FILE\"";
+
+/// Describes the certificates that a sandbox of this backend has, and whether they are those of the configuration.
+pub(super) async fn report(service: &Service, config: &Config) -> String {
+    let Some(certificates) = &config.certificates else {
+        return "none: this host has no bundle; name one in network.caBundle".to_owned();
+    };
+    let expected = certificates.count();
+    match count(service, config).await {
+        Ok(found) if found == expected.to_string() => {
+            format!(
+                "ok: sandboxes trust {expected} authorities, this host's and network.caBundle's"
+            )
+        }
+        Ok(found) => format!("no: sandboxes see {found:?} authorities of {expected}"),
+        Err(reason) => format!("not tried: {reason}"),
+    }
+}
+
+async fn count(service: &Service, config: &Config) -> Result<String, String> {
+    let program = Program::source(COUNT, Runtime::Bash);
+    let mut job = Job::new(program, config.defaults.sandbox.spec(Runtime::Bash))
+        .map_err(|error| error.to_string())?;
+    job.timeout = PROBE_TIMEOUT;
+    let result = service.execute(TenantId::master(), None, job).await;
+    let result = result.map_err(|error| error.to_string())?;
+    Ok(result.stdout.trim_end().to_owned())
+}
