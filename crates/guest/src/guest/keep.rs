@@ -100,7 +100,8 @@ impl Keep {
 
     /// What there is for a cell; one is made where there is none. An error says why none can be.
     pub(super) fn offer_resident(&mut self, kind: KernelKind) -> Result<Offer, Failure> {
-        if self.spare.as_ref().is_some_and(|spare| spare.kind != kind) {
+        let is_unfit = |spare: &Kernel| spare.kind != kind || spare.lacks_configuration();
+        if self.spare.as_ref().is_some_and(is_unfit) {
             self.drop_spare();
         }
         match self.offer(Some(kind)) {

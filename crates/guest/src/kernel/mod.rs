@@ -37,6 +37,9 @@ use recipe::{Driver, Recipe};
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
 
+/// Where programs and cells run that are told no other place.
+const HOME: &str = "/sandbox";
+
 /// What Python kernels boot with, in files that nobody can change.
 #[derive(Debug)]
 pub(crate) struct Drivers {
@@ -151,6 +154,8 @@ pub(crate) struct Kernel {
     line: Line,
     mailbox: fs::File,
     files: Option<Installed>,
+    /// There were files of configuration when it was booted.
+    is_configured: bool,
     pub(crate) is_ready: bool,
     /// It has let go of its line.
     pub(crate) is_silent: bool,
@@ -171,6 +176,7 @@ impl Kernel {
             line: ends.line,
             mailbox,
             files: None,
+            is_configured: false,
             is_ready: false,
             is_silent: false,
             release: Release::Never,
@@ -188,6 +194,7 @@ impl Kernel {
         let what = "kernel cannot be booted";
         let failed = |error: io::Error| internal(what, error);
         let driver = &Recipe::of(kind).driver;
+        let is_configured = Recipe::of(kind).is_configured_in(HOME);
         let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
@@ -232,6 +239,7 @@ impl Kernel {
         kernel.pid = Some(child.pid);
         kernel.child = Some(child);
         kernel.files = installed;
+        kernel.is_configured = is_configured;
         Ok(kernel)
     }
 
@@ -246,6 +254,11 @@ impl Kernel {
     /// Why it was not started, where it was not. To be asked once it was reaped.
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         self.child.as_ref().and_then(Child::start_failure)
+    }
+
+    /// Whether files of configuration came after it was booted, which the first cell expects it to have read.
+    pub(crate) fn lacks_configuration(&self) -> bool {
+        !self.is_configured && Recipe::of(self.kind).is_configured_in(HOME)
     }
 
     /// Lets a spare run its script.

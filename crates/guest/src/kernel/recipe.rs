@@ -1,5 +1,7 @@
 //! How each interpreter is started: on a script file, and as a kernel.
 
+use std::path::Path;
+
 use isol8_protocol::KernelKind;
 
 use super::shell;
@@ -332,6 +334,15 @@ impl Recipe {
     /// Whether one should wait before there is anything to run. Cells boot their own.
     pub(crate) fn is_worth_keeping(&self) -> bool {
         !self.scripts.is_empty()
+    }
+
+    /// Whether there are files that a kernel reads while it boots, where it starts in this directory.
+    pub(crate) fn is_configured_in(&self, directory: &str) -> bool {
+        let Driver::Files(driver) = &self.driver else {
+            return false;
+        };
+        let mut files = self.configuration.iter().map(|name| Path::new(directory).join(name));
+        driver.cwd == directory && files.any(|file| file.symlink_metadata().is_ok())
     }
 
     /// The command line that runs a script in an interpreter of its own.
