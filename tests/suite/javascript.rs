@@ -14,6 +14,12 @@ on_each_backend!(
     a_cell_does_not_wait_for_what_has_no_end,
     output_between_cells_comes_with_the_next_one,
     an_error_that_nothing_awaits_is_told,
+    a_script_is_common_js_where_it_uses_what_only_that_has,
+    typescript_runs_in_node_or_is_refused_with_the_reason,
+    cells_go_on_where_the_working_directory_was_removed,
+    an_import_map_of_the_first_request_is_seen_by_its_cell,
+    cells_have_the_names_that_the_prompt_of_their_runtime_has,
+    programs_are_told_to_contact_nothing_on_their_own,
 );
 
 const RUNTIMES: [Runtime; 3] = [Runtime::Node, Runtime::Bun, Runtime::Deno];
@@ -242,5 +248,225 @@ async fn an_error_that_nothing_awaits_is_told(server: Server) {
         assert_eq!(result.stdout, "5", "{runtime} {result:?}");
     }
     assert!(wrong.is_empty(), "{wrong}");
+    server.stop();
+}
+
+/// Scripts by the runtime, their code, and what they print.
+const COMMON: [(Runtime, &str, &str); 9] = [
+    (
+        Runtime::Node,
+        "const fs = require('fs'); console.log(typeof fs.readFileSync, typeof module, __dirname)",
+        "function object /sandbox",
+    ),
+    (
+        Runtime::Bun,
+        "const fs = require('fs'); console.log(typeof fs.readFileSync, typeof module, __dirname)",
+        "function object /sandbox",
+    ),
+    (
+        Runtime::Deno,
+        "const fs = require('node:fs'); console.log(typeof fs.readFileSync, typeof module, __dirname)",
+        "function object /sandbox",
+    ),
+    (
+        Runtime::Node,
+        "async function main() { console.log(await require('util').promisify(setTimeout)(1, 'x')) } main()",
+        "x",
+    ),
+    (
+        Runtime::Node,
+        "import fs from 'node:fs'; console.log(typeof fs.readFileSync, typeof require)",
+        "function undefined",
+    ),
+    (
+        Runtime::Node,
+        "console.log(typeof require, await 1)",
+        "undefined 1",
+    ),
+    (
+        Runtime::Node,
+        "// as with require('x')\nconsole.log(await 1, typeof require)",
+        "1 undefined",
+    ),
+    (
+        Runtime::Deno,
+        "// as with require('x')\nconsole.log(await 1, typeof require)",
+        "1 undefined",
+    ),
+    (Runtime::Deno, "const x: number = 1; console.log(x)", "1"),
+];
+
+async fn a_script_is_common_js_where_it_uses_what_only_that_has(server: Server) {
+    for (runtime, code, expected) in COMMON {
+        let result = server
+            .client()
+            .execute(source(runtime, code))
+            .await
+            .unwrap();
+        assert_eq!(
+            (result.stdout.as_str(), result.exit_code),
+            (expected, 0),
+            "{runtime} {code}: {result:?}"
+        );
+    }
+    // One that is named is what its name says.
+    let mut named = source(Runtime::Node, "console.log(typeof require('fs'))");
+    named.file_extension = Some(".mjs".into());
+    let result = server.client().execute(named).await.unwrap();
+    assert_eq!(result.exit_code, 1, "{result:?}");
+    assert!(
+        result.stderr.contains("require is not defined"),
+        "{result:?}"
+    );
+    server.stop();
+}
+
+/// Node runs TypeScript where it can take its types away; else it says which one does.
+async fn typescript_runs_in_node_or_is_refused_with_the_reason(server: Server) {
+    let version = "console.log(process.features.typescript || 'none')";
+    let able = server
+        .client()
+        .execute(source(Runtime::Node, version))
+        .await
+        .unwrap();
+    for fresh in [false, true] {
+        let mut request = source(Runtime::Node, "const x: number = 1; console.log(x)");
+        request.file_extension = Some(".ts".into());
+        if fresh {
+            request.env.insert("NODE_NO_WARNINGS".into(), "1".into());
+        }
+        let result = server.client().execute(request).await.unwrap();
+        if able.stdout == "none" {
+            assert_eq!(result.exit_code, 1, "{result:?}");
+            assert!(
+                result
+                    .stderr
+                    .contains("cannot run TypeScript; node runs TypeScript from 22.18 on"),
+                "{result:?}"
+            );
+        } else {
+            assert_eq!(
+                (result.stdout.as_str(), result.exit_code),
+                ("1", 0),
+                "{result:?}"
+            );
+        }
+    }
+    server.stop();
+}
+
+/// Cells by the runtime: one that removes its working directory, and later ones.
+const REMOVED: [(Runtime, &str, &str); 5] = [
+    (
+        Runtime::Python,
+        "import os; os.mkdir('/tmp/gone'); os.chdir('/tmp/gone'); os.rmdir('/tmp/gone')",
+        "import json; print(json.dumps([1]))",
+    ),
+    (
+        Runtime::Bash,
+        "mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone",
+        "echo '[1]'",
+    ),
+    (
+        Runtime::Node,
+        "import fs from 'node:fs'; fs.mkdirSync('/tmp/gone'); process.chdir('/tmp/gone'); fs.rmdirSync('/tmp/gone')",
+        "import os from 'node:os'; console.log(JSON.stringify([typeof os.cpus && 1]))",
+    ),
+    (
+        Runtime::Bun,
+        "import fs from 'node:fs'; fs.mkdirSync('/tmp/gone'); process.chdir('/tmp/gone'); fs.rmdirSync('/tmp/gone')",
+        "import os from 'node:os'; console.log(JSON.stringify([typeof os.cpus && 1]))",
+    ),
+    (
+        Runtime::Deno,
+        "Deno.mkdirSync('/tmp/gone'); Deno.chdir('/tmp/gone'); Deno.removeSync('/tmp/gone')",
+        "import os from 'node:os'; console.log(JSON.stringify([typeof os.cpus && 1]))",
+    ),
+];
+
+async fn cells_go_on_where_the_working_directory_was_removed(server: Server) {
+    for (runtime, removes, later) in REMOVED {
+        let session = server.session(&format!("removed-{runtime}"));
+        session.execute(source(runtime, removes)).await.unwrap();
+        for _ in 0..2 {
+            let result = session.execute(source(runtime, later)).await.unwrap();
+            assert_eq!(
+                (result.stdout.as_str(), result.exit_code),
+                ("[1]", 0),
+                "{runtime} {result:?}"
+            );
+        }
+    }
+    server.stop();
+}
+
+/// Files of a session's first request that its interpreter reads when it starts.
+async fn an_import_map_of_the_first_request_is_seen_by_its_cell(server: Server) {
+    let session = server.session("import-map");
+    let code = "import { value } from 'mapped'; import { other } from '@local/other.mjs'; console.log(value, other)";
+    let mut request = source(Runtime::Deno, code);
+    let map = r#"{"imports": {"mapped": "./lib/value.mjs", "@local/": "./lib/"}}"#;
+    for (path, content) in [
+        ("/sandbox/deno.json", map),
+        ("/sandbox/lib/value.mjs", "export const value = 5"),
+        ("/sandbox/lib/other.mjs", "export const other = 6"),
+    ] {
+        let content = isol8_api::FileContent(content.as_bytes().to_vec());
+        request.files.insert(path.into(), content);
+    }
+    let result = session.execute(request).await.unwrap();
+    assert_eq!(result.stdout, "5 6", "{result:?}");
+    let result = session
+        .execute(source(Runtime::Deno, "console.log(value)"))
+        .await
+        .unwrap();
+    assert_eq!(result.stdout, "5", "{result:?}");
+    server.stop();
+}
+
+/// Names that the runtime's own prompt has.
+async fn cells_have_the_names_that_the_prompt_of_their_runtime_has(server: Server) {
+    let code = "console.log([typeof require, typeof module, typeof exports, typeof __filename, typeof __dirname].join(' '))";
+    for (runtime, expected) in [
+        (Runtime::Node, "function object object string string"),
+        (Runtime::Bun, "function object object string string"),
+        (
+            Runtime::Deno,
+            "undefined undefined undefined undefined undefined",
+        ),
+    ] {
+        let session = server.session(&format!("names-{runtime}"));
+        let result = session.execute(source(runtime, code)).await.unwrap();
+        assert_eq!(result.stdout, expected, "{runtime} {result:?}");
+    }
+    server.stop();
+}
+
+/// Programs find that they are to look for no updates and to report nothing.
+async fn programs_are_told_to_contact_nothing_on_their_own(server: Server) {
+    let told = [
+        "DENO_NO_UPDATE_CHECK=1",
+        "DO_NOT_TRACK=1",
+        "NO_UPDATE_NOTIFIER=1",
+        "NPM_CONFIG_UPDATE_NOTIFIER=false",
+        "PIP_DISABLE_PIP_VERSION_CHECK=1",
+    ];
+    for runtime in [
+        Runtime::Python,
+        Runtime::Node,
+        Runtime::Bun,
+        Runtime::Deno,
+        Runtime::Bash,
+    ] {
+        let mut request = ExecutionRequest::new(runtime);
+        request.cmd = Some("env".into());
+        let result = server.client().execute(request).await.unwrap();
+        for variable in told {
+            assert!(
+                result.stdout.lines().any(|line| line == variable),
+                "{runtime} {variable}: {result:?}"
+            );
+        }
+    }
     server.stop();
 }

@@ -107,13 +107,15 @@ impl Keep {
     }
 
     /// What there is for a session's first cell; one is made where there is none that was started with these
-    /// variables. An error says why none can be.
+    /// variables, and with the files of configuration that there are. An error says why none can be.
     pub(super) fn offer_resident(
         &mut self,
         kind: KernelKind,
         variables: &Variables,
     ) -> Result<Offer, Failure> {
-        let fits = |spare: &Kernel| spare.kind == kind && spare.started_with == *variables;
+        let fits = |spare: &Kernel| {
+            spare.kind == kind && spare.started_with == *variables && !spare.lacks_configuration()
+        };
         if self.spare.as_ref().is_some_and(|spare| !fits(spare)) {
             self.drop_spare();
         }

@@ -6,6 +6,7 @@
 //
 // This file only loads the rest, as texts: bun keeps copies of larger modules in the user's home.
 
+import environment from "./bun_environment.js" with { type: "text" };
 import cells from "./bun_cells.js" with { type: "text" };
 import common from "./cells.mjs" with { type: "text" };
 import kernel from "./bun_kernel.js" with { type: "text" };
@@ -33,4 +34,4 @@ const makeParts = () => {
   return { ...part(cells), ...part(lines), ...part(stdio), imports: Object.assign({}, ...modules) };
 };
 
-await part(kernel).boot(makeParts, part(sync).synchronize);
+await part(kernel).boot(makeParts, { ...part(sync), ...part(environment) });

@@ -95,41 +95,6 @@ function setEnvironment(wanted) {
   return true;
 }
 
-/** Looks like the function that it stands for. */
-function disguise(replacement, { name, length }) {
-  const bound = replacement.bind(undefined);
-  Object.defineProperty(bound, "name", { value: name, configurable: true });
-  Object.defineProperty(bound, "length", { value: length, configurable: true });
-  return bound;
-}
-
-/**
- * Children and workers for which the code names no environment get the one of bun's start: gives
- * them this one.
- */
-function passEnvironment(env) {
-  const complete = (options) => (options?.env == null ? { ...options, env: env() } : options);
-  const call = (original, first, rest) => {
-    if (Array.isArray(first)) return original(first, complete(rest[0]));
-    return original(first && typeof first === "object" ? complete(first) : first, ...rest);
-  };
-  const { spawn, spawnSync } = Bun;
-  // The names of these arrow functions are shown, too.
-  const replacements = {
-    spawn: (first, ...rest) => call(spawn, first, rest),
-    spawnSync: (first, ...rest) => call(spawnSync, first, rest),
-  };
-  Bun.spawn = disguise(replacements.spawn, spawn);
-  Bun.spawnSync = disguise(replacements.spawnSync, spawnSync);
-  const original = Worker;
-  const worker = new Proxy(original, {
-    construct: (target, [url, options, ...rest], newTarget) =>
-      Reflect.construct(target, [url, complete(options), ...rest], newTarget),
-  });
-  original.prototype.constructor = worker;
-  globalThis.Worker = worker;
-}
-
 /** Which file standard error is. */
 function errorsFile() {
   const status = Buffer.alloc(256);
@@ -194,7 +159,7 @@ function coverTracks() {
   remove();
 }
 
-function run(size) {
+function run(size, passEnvironment) {
   const [_file, directory, ...pairs] = fields(size);
   libc.close(mailbox);
   const env = toObject(pairs);
@@ -210,12 +175,12 @@ function run(size) {
   coverTracks();
 }
 
-async function boot(parts, synchronize) {
+async function boot(parts, { synchronize, passEnvironment }) {
   await warm();
   const restore = synchronize();
   tell("ready");
   const [kind, ...numbers] = request();
-  if (kind === "S") return run(Number(numbers[0]));
+  if (kind === "S") return run(Number(numbers[0]), passEnvironment);
   if (kind !== "C") return libc._exit(0);
   const given = { libc, control, end: () => libc._exit(0), tell, words, fields, passEnvironment, first: numbers };
   // Cells wait for what they write.

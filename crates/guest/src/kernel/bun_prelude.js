@@ -2,13 +2,36 @@
 //
 // The guest adds this file to BUN_OPTIONS, where it is not to be seen, nor read by other programs.
 
-import synchronize from "./bun_sync.js" with { type: "text" };
+import environment from "./bun_environment.js" with { type: "text" };
+import sync from "./bun_sync.js" with { type: "text" };
 
-const isOurs = /^--preload=\S*\/prelude\.js ?/;
-const own = (process.env.BUN_OPTIONS ?? "").replace(isOurs, "");
-if (own) process.env.BUN_OPTIONS = own;
-else delete process.env.BUN_OPTIONS;
-process.execArgv = process.execArgv.filter((option) => !isOurs.test(option));
-const module = {};
-new Function("require", "module", synchronize)(require, module);
-module.exports.synchronize();
+function part(text) {
+  const module = {};
+  new Function("require", "module", text)(require, module);
+  return module.exports;
+}
+
+function restoreOptions() {
+  const isOurs = /^--preload=\S*\/prelude\.js ?/;
+  const own = (process.env.BUN_OPTIONS ?? "").replace(isOurs, "");
+  if (own) process.env.BUN_OPTIONS = own;
+  else delete process.env.BUN_OPTIONS;
+  process.execArgv = process.execArgv.filter((option) => !isOurs.test(option));
+}
+
+/** Takes what was loaded out of the list of modules, which this one gets into at its end. */
+function coverTracks() {
+  const { cache } = require;
+  let turns = 0;
+  const remove = () => {
+    for (const name of Object.keys(cache)) if (name.startsWith(`${import.meta.dir}/`)) delete cache[name];
+    if (turns++ < 3) queueMicrotask(remove);
+  };
+  remove();
+}
+
+restoreOptions();
+const execArgv = process.execArgv;
+part(environment).passEnvironment(() => process.env, { execArgv });
+part(sync).synchronize();
+coverTracks();

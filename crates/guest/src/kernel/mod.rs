@@ -43,6 +43,9 @@ pub(crate) type Variables = Vec<(String, String)>;
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
 
+/// Where programs and cells run that are told no other place.
+const HOME: &str = "/sandbox";
+
 /// What Python kernels boot with, in files that nobody can change.
 #[derive(Debug)]
 pub(crate) struct Drivers {
@@ -192,6 +195,8 @@ pub(crate) struct Kernel {
     files: Option<Installed>,
     /// Variables that it was started with, beside those that every program gets.
     pub(crate) started_with: Variables,
+    /// There were files of configuration when it was booted.
+    is_configured: bool,
     pub(crate) is_ready: bool,
     /// It has let go of its line.
     pub(crate) is_silent: bool,
@@ -213,6 +218,7 @@ impl Kernel {
             mailbox,
             files: None,
             started_with: Variables::new(),
+            is_configured: false,
             is_ready: false,
             is_silent: false,
             release: Release::Never,
@@ -231,6 +237,7 @@ impl Kernel {
         let what = "kernel cannot be booted";
         let failed = |error: io::Error| internal(what, error);
         let driver = &Recipe::of(kind).driver;
+        let is_configured = Recipe::of(kind).is_configured_in(HOME);
         let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
@@ -277,6 +284,7 @@ impl Kernel {
         kernel.child = Some(child);
         kernel.files = installed;
         kernel.started_with.clone_from(variables);
+        kernel.is_configured = is_configured;
         Ok(kernel)
     }
 
@@ -291,6 +299,11 @@ impl Kernel {
     /// Why it was not started, where it was not. To be asked once it was reaped.
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         self.child.as_ref().and_then(Child::start_failure)
+    }
+
+    /// Whether files of configuration came after it was booted, which the first cell expects it to have read.
+    pub(crate) fn lacks_configuration(&self) -> bool {
+        !self.is_configured && Recipe::of(self.kind).is_configured_in(HOME)
     }
 
     /// Lets a spare run its script.

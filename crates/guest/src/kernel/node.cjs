@@ -254,6 +254,7 @@ function coverTracks() {
 
 function boot() {
   const cells = require("./node_cells.cjs");
+  const { routeConnections } = require("./node_network.cjs");
   const { refuseTypes } = require("./node_types.cjs");
   const load = (name) => {
     // Traces show the source's URL, which would be the whole of it.
@@ -270,6 +271,7 @@ function boot() {
   const [kind, ...numbers] = request();
   if (kind === "C") {
     replaceMain();
+    routeConnections();
     cells.serve({ CONTROL, tell, words, fields, useProxy, imports, first: numbers });
     return;
   }
@@ -285,6 +287,7 @@ function boot() {
   process.argv[1] = file;
   // An exit loses nothing then.
   for (const { _handle } of [process.stdout, process.stderr]) _handle?.setBlocking?.(true);
+  if (pairs.includes("NODE_USE_ENV_PROXY")) routeConnections();
   if (pairs.includes("NODE_USE_ENV_PROXY") && canWait(pairs)) {
     // Where node finds them now, it loads what `fetch` has itself.
     setEnvironment(withoutProxies(pairs));

@@ -23,8 +23,10 @@ function coverTracks() {
 
 restoreOptions();
 const { refuseTypes } = require("./node_types.cjs");
+const { routeConnections } = require("./node_network.cjs");
 coverTracks();
 if (isMainThread) {
+  if (process.env.NODE_USE_ENV_PROXY === "1") routeConnections();
   refuseTypes(process.argv[1]);
   // An exit loses nothing then.
   for (const { _handle } of [process.stdout, process.stderr]) _handle?.setBlocking?.(true);

@@ -1,5 +1,7 @@
 //! How each interpreter is started: on a script file, and as a kernel.
 
+use std::path::Path;
+
 use isol8_protocol::KernelKind;
 
 use super::shell;
@@ -133,6 +135,7 @@ static BASH: Recipe = Recipe {
     configuration: &[],
 };
 
+const NODE_NETWORK: &str = include_str!("node_network.cjs");
 const NODE_TYPES: &str = include_str!("node_types.cjs");
 
 static NODE: Recipe = Recipe {
@@ -140,6 +143,7 @@ static NODE: Recipe = Recipe {
     prelude: Some(Prelude {
         files: &[
             ("prelude.cjs", include_str!("node_prelude.cjs")),
+            ("node_network.cjs", NODE_NETWORK),
             ("node_types.cjs", NODE_TYPES),
         ],
         variable: "NODE_OPTIONS",
@@ -150,6 +154,7 @@ static NODE: Recipe = Recipe {
             ("cells.mjs", include_str!("cells.mjs")),
             ("node.cjs", include_str!("node.cjs")),
             ("node_cells.cjs", include_str!("node_cells.cjs")),
+            ("node_network.cjs", NODE_NETWORK),
             ("node_stdio.cjs", include_str!("node_stdio.cjs")),
             ("node_traces.cjs", include_str!("node_traces.cjs")),
             ("node_types.cjs", NODE_TYPES),
@@ -185,12 +190,16 @@ static NODE: Recipe = Recipe {
     configuration: &[],
 };
 
+const BUN_ENVIRONMENT: &str = include_str!("bun_environment.js");
+const BUN_SYNC: &str = include_str!("bun_sync.js");
+
 static BUN: Recipe = Recipe {
     bare: &["bun", "run"],
     prelude: Some(Prelude {
         files: &[
             ("prelude.js", include_str!("bun_prelude.js")),
-            ("bun_sync.js", include_str!("bun_sync.js")),
+            ("bun_environment.js", BUN_ENVIRONMENT),
+            ("bun_sync.js", BUN_SYNC),
         ],
         variable: "BUN_OPTIONS",
         option: "--preload",
@@ -202,7 +211,8 @@ static BUN: Recipe = Recipe {
             ("bun_kernel.js", include_str!("bun_kernel.js")),
             ("bun_lines.js", include_str!("bun_lines.js")),
             ("bun_stdio.js", include_str!("bun_stdio.js")),
-            ("bun_sync.js", include_str!("bun_sync.js")),
+            ("bun_environment.js", BUN_ENVIRONMENT),
+            ("bun_sync.js", BUN_SYNC),
             ("cells.mjs", include_str!("cells.mjs")),
             ("imports.mjs", include_str!("imports.mjs")),
             ("work.mjs", include_str!("work.mjs")),
@@ -359,6 +369,18 @@ impl Recipe {
     /// Whether one should wait before there is anything to run. Cells boot their own.
     pub(crate) fn is_worth_keeping(&self) -> bool {
         !self.scripts.is_empty()
+    }
+
+    /// Whether there are files that a kernel reads while it boots, where it starts in this directory.
+    pub(crate) fn is_configured_in(&self, directory: &str) -> bool {
+        let Driver::Files(driver) = &self.driver else {
+            return false;
+        };
+        let mut files = self
+            .configuration
+            .iter()
+            .map(|name| Path::new(directory).join(name));
+        driver.cwd == directory && files.any(|file| file.symlink_metadata().is_ok())
     }
 
     /// The command line that runs a script in an interpreter of its own.
