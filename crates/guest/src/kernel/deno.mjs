@@ -206,8 +206,18 @@ async function warm() {
   libc.malloc_trim(0n);
 }
 
+/** Whether deno can load what is in the place of the module that it was started on: it opens it in any case. */
+function isMainReadable() {
+  try {
+    return Deno.lstatSync(new URL(MAIN)).isFile && Deno.readFileSync(new URL(MAIN)) !== undefined;
+  } catch (error) {
+    return error instanceof Deno.errors.NotFound;
+  }
+}
+
 /** Has deno run nothing instead of the module that it was started on; false where this deno cannot. */
 function replaceMain() {
+  if (!isMainReadable()) return false;
   // Looked up on the module, because older ones have none.
   const { registerHooks } = module;
   if (!registerHooks) return false;
