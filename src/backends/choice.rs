@@ -52,7 +52,7 @@ pub(super) async fn start(
 /// Chooses without leaving a backend started, and says why.
 ///
 /// # Errors
-/// As [`start`].
+/// [`BackendError::Unavailable`] with what is wrong with each backend.
 pub async fn pick(config: &Config, needs: &Needs) -> Result<(Kind, String), BackendError> {
     let Chosen { backend, reason } = choose(config, needs).await?;
     backend.shutdown().await?;
