@@ -52,7 +52,10 @@ fn parse(pattern: &Regex, package: &str) -> Result<(), String> {
     let Some(wanted) = found.name("wanted").map(|wanted| wanted.as_str()) else {
         return Ok(());
     };
-    let is_wanted = TAG.is_match(wanted) || RANGE.is_match(wanted) && Range::parse(wanted).is_ok();
+    // The parser skips what it does not know; a hyphen alone stands between two versions.
+    let is_option = |word: &str| word.starts_with('-') && word != "-";
+    let is_range = RANGE.is_match(wanted) && !wanted.split(' ').any(is_option);
+    let is_wanted = TAG.is_match(wanted) || is_range && Range::parse(wanted).is_ok();
     match is_wanted {
         true => Ok(()),
         false => Err(format!(
