@@ -387,19 +387,25 @@ async fn clients_of_each_runtime_go_through_it(server: Server) {
         (Runtime::Bun, fetch.clone()),
         (Runtime::Deno, fetch.clone()),
     ];
-    match server.kind {
-        // The images have no curl.
-        Kind::Native => sources.push((Runtime::Bash, format!("curl --silent {url}; echo"))),
-        // The host's node may be one that knows of no proxy.
-        Kind::Docker => {
-            let get = format!(
-                "const http = await import('node:http');
-await new Promise(done => http.get('{url}', answer => answer.on('data', data => console.log(`${{data}}`)).on('end', done)));"
-            );
-            sources.push((Runtime::Node, fetch.clone()));
-            sources.push((Runtime::Node, get));
-        }
+    // The images have no curl.
+    if server.kind == Kind::Native {
+        sources.push((Runtime::Bash, format!("curl --silent {url}; echo")));
     }
+    // The host's node may be one that knows of no proxy by itself, and `net` does in none.
+    let get = format!(
+        "const http = await import('node:http');
+await new Promise(done => http.get('{url}', answer => answer.on('data', data => console.log(`${{data}}`)).on('end', done)));"
+    );
+    let connect = format!(
+        "const net = await import('node:net');
+await new Promise(done => {{
+  const socket = net.connect({}, '127.0.0.2', () => socket.write('GET /hello HTTP/1.1\\r\\nHost: a\\r\\nConnection: close\\r\\n\\r\\n'));
+  let text = '';
+  socket.on('data', data => text += data).on('end', () => {{ console.log(text.split('\\r\\n').at(-1)); done() }});
+}});",
+        internet.port
+    );
+    sources.extend([fetch.clone(), get, connect].map(|code| (Runtime::Node, code)));
     for (runtime, code) in sources {
         let alone = run(
             &server.client(),

@@ -20,7 +20,8 @@ const LONGEST = 4096;
 /** How long the proxy is waited for before it is looked at again, in milliseconds. */
 const PAUSE = 1;
 
-const isHere = (host) => /^(?:localhost|127\..*|::1?|0\.0\.0\.0)$/.test(host) || host === os.hostname();
+/** In the sandbox itself; further ones are in `NO_PROXY`. */
+const isHere = (host) => ["localhost", "127.0.0.1", "::1", "::", "0.0.0.0"].includes(host) || host === os.hostname();
 
 /** Whether the environment names this host, or a domain that it is in, as one to be reached without a proxy. */
 function isExempt(host, list = "") {
