@@ -46,6 +46,9 @@ const REQUEST: &[&str] = &[
     "env",
     "fileExtension",
     "stdin",
+    "stdinEncoding",
+    "trim",
+    "outputEncoding",
     "tty",
     "cols",
     "rows",
@@ -234,7 +237,29 @@ fn synonym(flat: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use isol8_api::{ExecuteBody, ExecutionRequest, NetworkFilter, Options};
+    use utoipa::PartialSchema;
+    use utoipa::openapi::{RefOr, Schema};
+
     use super::*;
+
+    fn members<T: PartialSchema>() -> BTreeSet<String> {
+        let RefOr::T(Schema::Object(object)) = T::schema() else {
+            panic!("the schema is an object");
+        };
+        object.properties.keys().cloned().collect()
+    }
+
+    #[test]
+    fn every_member_of_a_body_can_be_meant() {
+        let listed = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(members::<ExecuteBody>(), listed(BODY));
+        assert_eq!(members::<ExecutionRequest>(), listed(REQUEST));
+        assert_eq!(members::<Options>(), listed(OPTIONS));
+        assert_eq!(members::<NetworkFilter>(), listed(FILTER));
+    }
 
     fn warned(paths: &[&str]) -> Vec<String> {
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();

@@ -74,7 +74,7 @@ def results():
     assert UUID.fullmatch(result["executionId"]) and ISO.fullmatch(result["timestamp"])
     assert result["containerId"] and "files" not in result
     usage = result["resourceUsage"]
-    names = {"cpuPercent", "memoryMB", "peakMemoryMB", "networkBytesIn", "networkBytesOut"}
+    names = {"cpuMs", "cpuPercent", "memoryMB", "peakMemoryMB", "networkBytesIn", "networkBytesOut"}
     assert set(usage) == names, usage
     assert set(result["timings"]) == {"queueMs", "acquireMs", "setupMs", "runMs"}
     for runtime, code in RUNTIMES.items():
