@@ -93,7 +93,7 @@ mod tests {
         let guest = instance.path().join("guest");
         fs::write(&guest, "").unwrap();
         let directory = Directory::of(instance.path(), "one");
-        directory.make(&guest, 1).unwrap();
+        directory.make(&guest, 1, None).unwrap();
         let handover = Handover::prepare(&directory).unwrap();
         let mounted = directory.control().join(HANDOVER);
         let client = std::os::unix::net::UnixStream::connect(&mounted).unwrap();
