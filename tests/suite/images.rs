@@ -325,7 +325,7 @@ fn a_build_says_what_it_does_and_why_it_failed() {
         (&["--setup", "true #"], "is built"),
         (
             &["--install", "no package"],
-            "--install: \"no package\" is not",
+            "--install: \"no package\" is no",
         ),
     ] {
         let (_, text) = build(arguments);

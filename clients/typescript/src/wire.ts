@@ -114,7 +114,8 @@ export function event(text: string): StreamEvent {
 /** A run's result, with the warnings that came in the answer's header. */
 export function result(parsed: unknown, told: string[]): ExecutionResult {
   const { warnings = [], ...rest } = withFiles(parsed as ExecutionResult);
-  return { ...rest, warnings: [...warnings, ...told] };
+  // The header repeats those of unknown members.
+  return { ...rest, warnings: [...new Set([...warnings, ...told])] };
 }
 
 /** Content of files arrives as base64. */

@@ -89,7 +89,7 @@ fn a_text_is_fetched_over_tls_from_whom_its_certificate_is_for() {
         let fetched = fetch(format!("https://origin.example:{port}/")).await;
         assert_eq!(fetched.unwrap(), b"hello");
         let error = fetch(format!("https://other.example:{port}/")).await;
-        let text = "other.example does not accept connections, or not over TLS that is trusted";
+        let text = "other.example has a certificate that is not trusted";
         assert_eq!(error.unwrap_err().to_string(), text);
     });
 }

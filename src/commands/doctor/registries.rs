@@ -51,7 +51,7 @@ async fn ask(config: &Config, policy: Policy, url: Url) -> Finding {
         Err(_) => FetchError::TimedOut(PATIENCE),
     };
     match refused {
-        FetchError::Denied(rule) => denied(name, rule).await,
+        FetchError::Denied(rule) | FetchError::NotPublic(rule) => denied(name, rule).await,
         refused => {
             let fix = fix(&refused);
             Finding::bad(name, refused.to_string(), fix)
@@ -98,6 +98,9 @@ async fn denied(name: String, rule: String) -> Finding {
 /// The fix for what is wrong with a registry.
 fn fix(error: &FetchError) -> &'static str {
     match error {
+        FetchError::Untrusted(_) => {
+            "trust the proxy that inspects TLS: network.caBundle, and images.caBundle for builds"
+        }
         FetchError::Unreachable(text) if text.contains("TLS") => {
             "open the firewall, or trust the proxy that inspects TLS: SSL_CERT_FILE, and images.caBundle for builds"
         }

@@ -48,7 +48,7 @@ pub fn all() -> Endpoint {
         .strict()
         .takes::<CreateSession>(
             Required::True,
-            json!({"id": "demo", "runtime": "python", "env": {"LANG": "C.UTF-8"}}),
+            json!({"runtime": "python", "env": {"LANG": "C.UTF-8"}}),
         )
         .answers::<SessionInfo>(StatusCode::CREATED, "The session, which has its sandbox")
         .refuses(REFUSALS);

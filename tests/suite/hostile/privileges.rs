@@ -396,7 +396,7 @@ fn a_spawner_refuses_what_it_was_not_started_for() {
     let limits = json!({"memoryBytes": 1 << 26, "cpuQuotaUs": 50_000, "pids": 16});
     let create = |id: &str, root: Option<&str>| {
         json!({"create": {
-            "id": id, "root": root, "limits": limits, "sandboxBytes": 4096, "tmpBytes": 4096,
+            "id": id, "root": root, "limits": limits, "sandboxBytes": 4096, "tmpBytes": 4096, "shmBytes": 4096,
             "hostNetwork": false,
         }})
     };

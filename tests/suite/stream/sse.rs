@@ -179,7 +179,7 @@ async fn a_timeout_and_a_cut_are_said_as_in_results(server: Server) {
     assert_eq!(stdout, "early\n");
     assert_eq!(
         (stderr.as_str(), exit.as_str()),
-        ("--- EXECUTION TIMED OUT ---", "137")
+        ("--- EXECUTION TIMED OUT ---\n", "137")
     );
 
     let mut long = body("bash", "head -c 1000000 /dev/zero | tr '\\0' x");
@@ -189,7 +189,7 @@ async fn a_timeout_and_a_cut_are_said_as_in_results(server: Server) {
     assert_eq!((kept.len(), exit.as_str()), (300_000, "0"));
     assert_eq!(
         note,
-        "--- OUTPUT TRUNCATED (1000000 bytes, limit: 300000) ---"
+        "--- OUTPUT TRUNCATED (1000000 bytes, limit: 300000) ---\n"
     );
     server.stop();
 }

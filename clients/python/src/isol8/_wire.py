@@ -184,7 +184,8 @@ def result(value: Any, told: List[str]) -> ExecutionResult:
         resource_usage=None if usage is None else _from_json(ResourceUsage, usage),
         network_logs=[_from_json(NetworkLog, log) for log in value.get("networkLogs") or ()],
         timings=None if timings is None else _from_json(Timings, timings),
-        warnings=[*map(str, value.get("warnings") or ()), *told],
+        # The header repeats those of unknown members.
+        warnings=list(dict.fromkeys([*map(str, value.get("warnings") or ()), *told])),
     )
 
 
