@@ -172,7 +172,11 @@ impl Pool {
                     spec,
                     memory,
                 };
-                self.offer(held, ticket, None);
+                if order.is_none() && self.is_spared(&held) {
+                    self.shelve_fresh(held);
+                } else {
+                    self.offer(held, ticket, None);
+                }
             }
             Err(error) if order.is_none() => self.back_off(&kind, &error),
             // Requests that counted on this sandbox have another one made.
@@ -198,6 +202,18 @@ impl Pool {
             (None, None) => self.shelve_fresh(held),
             (None, Some(owner)) => self.shelve_used(held, owner),
         }
+    }
+
+    /// Whether a sandbox that was made ahead of time is left to tenants that have none: all requests that wait
+    /// have other sandboxes to wait for.
+    fn is_spared(&self, held: &Held) -> bool {
+        let Some(shelf) = self.own.shelves.get(&Kind::of(&held.spec)) else {
+            return false;
+        };
+        let mut waiters = shelf.waiters.iter().map(|waiter| &waiter.wanted);
+        self.own.draining.is_none()
+            && !held.sandbox.control().is_closed()
+            && waiters.all(|wanted| self.waits_for_used(&wanted.spec, &wanted.tenant))
     }
 
     fn shelve_fresh(&mut self, held: Held) {
@@ -306,8 +322,9 @@ impl Handler<Acquire> for Pool {
         let runtime = wanted.spec.runtime;
         // Python's are forked, and bash is there at once.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
+        let spares_fresh = self.waits_for_used(&wanted.spec, &wanted.tenant);
         let shelf = self.shelf(&Kind::of(&wanted.spec));
-        let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly));
+        let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly, spares_fresh));
         match picked.flatten() {
             Some(held) => {
                 self.hand_out(held, wanted);

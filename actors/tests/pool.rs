@@ -649,6 +649,41 @@ async fn a_busy_machine_makes_few_sandboxes_ahead_of_time() {
 }
 
 #[actix::test]
+async fn a_busy_machine_keeps_fresh_sandboxes_for_tenants_that_have_none() {
+    let mut config = with_pool(2, 8);
+    config.pool.processors = Arc::new(FixedProcessors {
+        count: 2,
+        idle: 0.0,
+    });
+    let backend = FakeBackend::new();
+    backend.slow_create(Duration::from_millis(50));
+    backend.slow_reset(Duration::from_millis(5));
+    let house = House::over(backend, config);
+    house.until_waiting(2, 0).await;
+    let load = async |count: usize| {
+        let runs: Vec<_> = (0..count)
+            .map(|_| house.spawn_as("t", None, job("sleep 5")))
+            .collect();
+        for run in runs {
+            run.await.unwrap().unwrap();
+        }
+    };
+    load(100).await;
+    // By now the fresh ones that the tenant has taken were made again, a few at a time.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = house.backend.counters().created;
+    load(100).await;
+    load(100).await;
+    assert_eq!(house.backend.counters().created, before);
+    let busy = house.spawn_as("t", None, job("sleep 1000"));
+    let start = Instant::now();
+    house.run_as("new", None, job("print 1")).await.unwrap();
+    assert!(start.elapsed() < Duration::from_millis(50), "a fresh one");
+    busy.await.unwrap().unwrap();
+    house.finish().await;
+}
+
+#[actix::test]
 async fn new_bounds_apply_to_what_waits_and_to_what_comes_back() {
     let house = House::new(with_pool(3, 4));
     house.until_waiting(3, 0).await;

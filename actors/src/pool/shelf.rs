@@ -33,6 +33,10 @@ impl Warm {
     fn is_prepared(&self) -> bool {
         self.held.sandbox.control().is_prepared()
     }
+
+    fn is_ready(&self) -> bool {
+        self.is_alive() && self.is_prepared()
+    }
 }
 
 /// A request that no waiting sandbox could serve.
@@ -96,19 +100,32 @@ impl Shelf {
     /// A living sandbox for `tenant`. Its own used ones first, so that others are left fresh ones;
     /// of them the latest whose interpreter is there, because its pages are most likely in the
     /// caches; else the one that has waited longest. Where interpreters boot slowly, a fresh one whose
-    /// interpreter is there comes before that. Dead ones are left to their watch.
-    pub(super) fn pick(&mut self, tenant: &TenantId, boots_slowly: bool) -> Option<Held> {
+    /// interpreter is there comes before that. With `spares_fresh` no fresh one is taken. Dead ones are left to
+    /// their watch.
+    pub(super) fn pick(
+        &mut self,
+        tenant: &TenantId,
+        boots_slowly: bool,
+        spares_fresh: bool,
+    ) -> Option<Held> {
         let is_own = |(owner, warm): &(TenantId, Warm)| owner == tenant && warm.is_alive();
         let is_ready = |one: &(TenantId, Warm)| is_own(one) && one.1.is_prepared();
-        let is_ready_fresh = |warm: &Warm| warm.is_alive() && warm.is_prepared();
-        let any_used = !boots_slowly || !self.fresh.iter().any(is_ready_fresh);
+        let any_used = !boots_slowly || spares_fresh || !self.fresh.iter().any(Warm::is_ready);
         let ready = self.used.iter().rposition(is_ready);
         let oldest = || self.used.iter().position(is_own).filter(|_| any_used);
         if let Some(at) = ready.or_else(oldest) {
             return self.used.remove(at).map(|(_, warm)| warm.held);
         }
+        if spares_fresh {
+            return None;
+        }
+        self.pick_fresh()
+    }
+
+    /// A living sandbox that no tenant has used; one whose interpreter is there comes first.
+    pub(super) fn pick_fresh(&mut self) -> Option<Held> {
         self.demand.taken();
-        let ready = self.fresh.iter().position(is_ready_fresh);
+        let ready = self.fresh.iter().position(Warm::is_ready);
         let at = ready.or_else(|| self.fresh.iter().position(Warm::is_alive))?;
         self.fresh.remove(at).map(|warm| warm.held)
     }

@@ -68,9 +68,11 @@ impl Pool {
         let busy = is_busy(&*self.own.config.processors);
         let mut room = self.room(busy);
         for kind in kinds {
-            for (ticket, spec) in self.unserved(&kind, busy, room) {
-                room = room.saturating_sub(1);
-                self.order(ticket, spec);
+            for (ticket, spec) in self.unserved(&kind, busy) {
+                if !self.give_fresh(ticket, &spec) && room > 0 {
+                    room -= 1;
+                    self.order(ticket, spec);
+                }
             }
         }
         if !std::mem::replace(&mut self.own.looks_again, true) {
@@ -90,9 +92,40 @@ impl Pool {
         most.saturating_sub(made.sum())
     }
 
-    /// The requests of one kind, at most `room`, that need a sandbox made for them. Requests of tenants that
-    /// have no sandbox here come first.
-    fn unserved(&self, kind: &Kind, busy: bool, room: usize) -> Vec<(u64, SandboxSpec)> {
+    /// Whether a tenant's requests should wait for its used sandboxes: the machine is busy, and enough of them go
+    /// round to keep it so. Fresh ones are left to tenants that have none, because each that is taken has to be
+    /// made again.
+    pub(super) fn waits_for_used(&self, spec: &SandboxSpec, tenant: &TenantId) -> bool {
+        let processors = &*self.own.config.processors;
+        let Some(shelf) = self.own.shelves.get(&Kind::of(spec)) else {
+            return false;
+        };
+        let circulation = &shelf.circulation;
+        circulation.count(tenant) >= enough(processors.count())
+            && is_busy(processors)
+            && self.may_reuse(spec)
+            && circulation.goes_round(tenant, Instant::now(), shelf.demand.making())
+    }
+
+    /// Hands a fresh sandbox that waits to the request of a ticket, if there is one.
+    fn give_fresh(&mut self, ticket: u64, spec: &SandboxSpec) -> bool {
+        if !self.own.config.sandbox.sizes_fit(spec) {
+            return false;
+        }
+        let shelf = self.shelf(&Kind::of(spec));
+        let Some(held) = shelf.pick_fresh() else {
+            return false;
+        };
+        match shelf.take_waiter(ticket) {
+            Some(waiter) => self.hand_out(held, waiter),
+            None => self.shelve_fresh(held),
+        }
+        true
+    }
+
+    /// The requests of one kind that need a sandbox made for them. Requests of tenants that have no sandbox here
+    /// come first.
+    fn unserved(&self, kind: &Kind, busy: bool) -> Vec<(u64, SandboxSpec)> {
         let Some(shelf) = self.own.shelves.get(kind) else {
             return Vec::new();
         };
@@ -105,7 +138,7 @@ impl Pool {
         unserved.sort_by_key(|waiter| shelf.circulation.count(&waiter.wanted.tenant) > 0);
         // Where everything hangs, a few more are tried, but not one after another for ever.
         let most = shelf.waiters.len() + self.own.config.refill_width;
-        let room = room.min(most.saturating_sub(shelf.orders.len()));
+        let room = most.saturating_sub(shelf.orders.len());
         let chosen = unserved.into_iter().take(room);
         chosen
             .map(|waiter| (waiter.ticket, waiter.wanted.spec.clone()))
@@ -141,7 +174,7 @@ impl<'a> Outlook<'a> {
         Self {
             shelf,
             busy,
-            enough: processors * ENOUGH_PER_PROCESSOR,
+            enough: enough(processors),
             tickets: young_orders(shelf).map(|order| order.ticket).collect(),
             open: open.map(|order| order.sizes).collect(),
             counting: BTreeMap::new(),
@@ -175,6 +208,11 @@ impl<'a> Outlook<'a> {
     fn is_machine_full(&self, tenant: &TenantId) -> bool {
         self.busy && self.shelf.circulation.count(tenant) >= self.enough
     }
+}
+
+/// Sandboxes of one tenant that can keep so many processors busy.
+fn enough(processors: usize) -> usize {
+    processors.max(1) * ENOUGH_PER_PROCESSOR
 }
 
 /// Whether no processor has time left.
