@@ -55,7 +55,7 @@ impl Processors for HostProcessors {
         std::thread::available_parallelism().map_or(1, usize::from)
     }
 
-    /// Takes a new sample where the last one is older than [`WINDOW`]. Without a sample before, or without
+    /// Takes a new sample where the last one is older than a tenth of a second. Without a sample before, or without
     /// `/proc`, all processors count as idle.
     fn idle(&self) -> f64 {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
