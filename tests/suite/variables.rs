@@ -34,7 +34,7 @@ const fn case(
 const LIMIT: &str = "console.log(Error.stackTraceLimit)";
 const MODULE: &str = "console.log(require('late_module').x)";
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     case(
         Runtime::Python,
         ("PYTHONPATH", "/sandbox/lib"),
@@ -78,6 +78,12 @@ const CASES: [Case; 9] = [
         ("DENO_V8_FLAGS", "--stack-trace-limit=3"),
         LIMIT,
         "3",
+    ),
+    case(
+        Runtime::Deno,
+        ("DENO_CERT", "/sandbox/none.pem"),
+        "try { await fetch('https://127.0.0.1:8443/') } catch (error) { console.log(error.message) }",
+        "Failed opening CA file: No such file or directory (os error 2)",
     ),
 ];
 
