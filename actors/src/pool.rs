@@ -122,7 +122,6 @@ impl Pool {
         let waiter = Waiter {
             ticket: self.next_number(),
             wanted,
-            since: Instant::now(),
         };
         self.shelf(&kind).waiters.push_back(waiter);
         self.supply();

@@ -89,14 +89,12 @@ impl Circulation {
         self.reset < making && own.resets.iter().filter(usual).count() > ahead
     }
 
-    /// Whether a tenant's sandboxes go round: one came back, or the request began to wait at `since`, within
-    /// twice the time `making` that a new sandbox takes.
-    pub(super) fn goes_round(&self, tenant: &TenantId, since: Instant, making: Duration) -> bool {
-        let Some(own) = self.tenants.get(tenant) else {
-            return false;
-        };
-        let last = own.returned.map_or(since, |returned| returned.max(since));
-        last.elapsed() < LEAST_PATIENCE.max(making * 2)
+    /// Whether a tenant's sandboxes go round: one came back within twice the time `making` that a new sandbox
+    /// takes.
+    pub(super) fn goes_round(&self, tenant: &TenantId, making: Duration) -> bool {
+        let own = self.tenants.get(tenant);
+        own.and_then(|own| own.returned)
+            .is_some_and(|returned| returned.elapsed() < LEAST_PATIENCE.max(making * 2))
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {
@@ -136,19 +134,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn sandboxes_go_round_while_they_come_back() {
         let (mut circulation, tenant) = (Circulation::default(), TenantId::master());
-        let since = Instant::now();
-        assert!(!circulation.goes_round(&tenant, since, MAKING));
+        assert!(!circulation.goes_round(&tenant, MAKING));
         circulation.lend(&tenant);
         circulation.lend(&tenant);
-        assert!(circulation.goes_round(&tenant, since, MAKING));
-        after(201).await;
-        assert!(!circulation.goes_round(&tenant, since, MAKING), "too long");
+        assert!(!circulation.goes_round(&tenant, MAKING), "none came yet");
         circulation.give_back(&tenant);
         circulation.begin_reset(&tenant);
         circulation.end_reset(&tenant, Some(MAKING));
-        assert!(circulation.goes_round(&tenant, since, MAKING), "one came");
+        assert!(circulation.goes_round(&tenant, MAKING));
+        after(201).await;
+        assert!(!circulation.goes_round(&tenant, MAKING), "too long ago");
         circulation.give_back(&tenant);
-        assert!(!circulation.goes_round(&tenant, since, MAKING), "none left");
+        assert!(!circulation.goes_round(&tenant, MAKING), "none left");
         assert_eq!(circulation.tenants.len(), 0);
     }
 }

@@ -45,8 +45,6 @@ pub(super) struct Waiter {
     /// Name of the request among those of the pool.
     pub(super) ticket: u64,
     pub(super) wanted: Acquire,
-    /// When it came.
-    pub(super) since: Instant,
 }
 
 /// A sandbox that is being made for a request. If another sandbox serves the request before, this one serves

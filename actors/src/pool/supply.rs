@@ -104,7 +104,7 @@ impl Pool {
         circulation.count(tenant) >= enough(processors.count())
             && is_busy(processors)
             && self.may_reuse(spec)
-            && circulation.goes_round(tenant, Instant::now(), shelf.demand.making())
+            && circulation.goes_round(tenant, shelf.demand.making())
     }
 
     /// Hands a fresh sandbox that waits to the request of a ticket, if there is one.
@@ -197,8 +197,7 @@ impl<'a> Outlook<'a> {
         let circulation = &self.shelf.circulation;
         let counts_on_used = may_reuse
             && (circulation.is_sooner(tenant, ahead, making)
-                || self.is_machine_full(tenant)
-                    && circulation.goes_round(tenant, waiter.since, making));
+                || self.is_machine_full(tenant) && circulation.goes_round(tenant, making));
         self.counting
             .insert(tenant, ahead + usize::from(counts_on_used));
         counts_on_used
