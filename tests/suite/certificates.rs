@@ -155,8 +155,8 @@ fn config(more: &str) -> String {
 }
 
 async fn every_program_trusts_the_authority_that_the_operator_names(server: Server) {
-    let kind = server.kind;
-    server.stop();
+    // It is stopped at the end: by then its pool is full, and no making of a sandbox has to be cancelled.
+    let (kind, unconfigured) = (server.kind, server);
     let (internet, certificate) = Internet::over_tls().await;
     let bundle = tempfile::NamedTempFile::new().unwrap();
     fs::write(bundle.path(), certificate).unwrap();
@@ -172,11 +172,12 @@ async fn every_program_trusts_the_authority_that_the_operator_names(server: Serv
     let result = server.client().execute(request).await.unwrap();
     assert!(result.stdout.parse::<u32>().unwrap() > 1, "{result:?}");
     server.stop();
+    unconfigured.stop();
 }
 
 async fn without_it_none_does(server: Server) {
-    let kind = server.kind;
-    server.stop();
+    // It is stopped at the end: by then its pool is full, and no making of a sandbox has to be cancelled.
+    let (kind, unconfigured) = (server.kind, server);
     let (internet, _) = Internet::over_tls().await;
     let server = Server::configured(kind, &config(""));
     let url = format!("https://127.0.0.2:{}/hello", internet.port);
@@ -187,4 +188,5 @@ async fn without_it_none_does(server: Server) {
         Vec::<&(String, String)>::new()
     );
     server.stop();
+    unconfigured.stop();
 }
