@@ -53,11 +53,11 @@ fn main() {
     }
 }
 
-/// What the callers saw.
+/// Results of all callers.
 struct Row {
     /// Runs a second.
     rate: f64,
-    /// Of single runs, in order.
+    /// Durations of single runs, in order.
     times: Vec<Duration>,
 }
 

@@ -128,7 +128,7 @@ pub(super) struct Evict(pub(super) Kind);
 #[rtype(result = "()")]
 pub(super) struct Refill;
 
-/// It is time to look again at the requests that wait.
+/// Has the pool look again at the requests that wait.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Supply;

@@ -52,7 +52,7 @@ pub(super) struct Waiter {
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) id: u64,
-    /// Of its request.
+    /// Ticket of its request.
     pub(super) ticket: u64,
     pub(super) sizes: Sizes,
     pub(super) begun: Instant,

@@ -35,7 +35,7 @@ const ENOUGH_PER_PROCESSOR: usize = 2;
 /// Shortest time after which the making of a sandbox is overdue.
 const LEAST_OVERDUE: Duration = Duration::from_secs(1);
 
-/// What decides whether a request is served by a used sandbox.
+/// Facts that decide whether a request is served by a used sandbox.
 struct Outlook<'a> {
     shelf: &'a Shelf,
     busy: bool,
