@@ -39,6 +39,11 @@ const NO_COLOR: (&[u8], &[u8]) = (b"NO_COLOR", b"1");
 /// Variables that ask for colours wherever output goes.
 const COLORS: [&[u8]; 2] = [b"FORCE_COLOR", b"CLICOLOR_FORCE"];
 
+/// Variable by which a Python that another program starts writes its output as it is printed, so that it is seen at
+/// once and not lost at a timeout (<https://docs.python.org/3/using/cmdline.html#envvar-PYTHONUNBUFFERED>). An
+/// interpreter that the guest starts itself does without: its driver writes line by line, which costs less.
+const PYTHON_UNBUFFERED: (&[u8], &[u8]) = (b"PYTHONUNBUFFERED", b"1");
+
 /// Who a program runs as: engines tell the guest of its own user instead.
 const USER: [(&str, &str); 3] = [
     ("HOME", "/sandbox"),
@@ -181,6 +186,16 @@ impl Launcher {
             user: at_terminal.without_colors(),
             at_terminal,
         }
+    }
+
+    /// The environment of user code without a terminal, for an interpreter of Python or for any other program.
+    pub(crate) fn user_of(&self, is_python: bool) -> Environment {
+        let mut user = self.user.clone();
+        let (name, value) = PYTHON_UNBUFFERED;
+        if !is_python && user.get(name).is_none() {
+            user.set(name, value);
+        }
+        user
     }
 }
 

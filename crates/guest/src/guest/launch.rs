@@ -84,7 +84,7 @@ impl Guest {
         let run = match spec.program {
             Program::Command { argv } => {
                 let argv = argv.into_iter().map(String::into_bytes).collect();
-                self.queue_program(id, argv, common)?
+                self.queue_program(id, None, argv, common)?
             }
             Program::Script {
                 kernel,
@@ -118,10 +118,9 @@ impl Guest {
         let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
         let kept = fits.then_some(kernel);
         let argv = recipe.command_line(&path);
-        let mut run = self.queue_program(id, argv, common)?;
+        let mut run = self.queue_program(id, Some(kernel), argv, common)?;
         if let Work::Pending(start) = &mut run.work {
             start.kernel = kept;
-            start.language = Some(kernel);
             start.path = path;
             start.prelude = recipe.prelude.filter(|_| run.terminal.is_none());
         }
@@ -131,12 +130,16 @@ impl Guest {
     fn queue_program(
         &self,
         id: StreamId,
+        language: Option<KernelKind>,
         argv: Vec<Vec<u8>>,
         mut common: Common,
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
         let (base, terminal) = match common.terminal {
-            None => (self.launcher.user.clone(), None),
+            None => (
+                self.launcher.user_of(language == Some(KernelKind::Python)),
+                None,
+            ),
             Some(size) => {
                 let mut base = self.launcher.at_terminal.clone();
                 base.set(TERM.0, TERM.1);
@@ -145,7 +148,7 @@ impl Guest {
         };
         let start = Start {
             kernel: None,
-            language: None,
+            language,
             prelude: None,
             path: String::new(),
             argv,

@@ -54,8 +54,12 @@ def wait():
             yield data[at + 4 : at + 4 + length]
             at += 4 + length
 
+    # For each Python that the code starts; this interpreter writes line by line without it.
+    unbuffered = (b"PYTHONUNBUFFERED", b"1")
+
     def set_environment(pairs):
         zone = os.environ.get("TZ")
+        pairs = [unbuffered, *pairs]
         os.environ.clear()
         for name, value in pairs:
             os.environb[name] = value
@@ -187,6 +191,7 @@ def wait():
 
     # The user's own packages are under its home, which a zygote does not look at.
     os.environ["HOME"] = "/sandbox"
+    os.environb.setdefault(*unbuffered)
     os.chdir("/sandbox")
     if site.ENABLE_USER_SITE:
         site.USER_BASE = site.USER_SITE = None

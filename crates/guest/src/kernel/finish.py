@@ -84,7 +84,8 @@ def finisher():
             if function is not None:
                 clear(function.__globals__)
                 function = None
-                gc.collect()
+        # Once, as CPython does: a collection after each module takes seconds where a package has a thousand of them.
+        gc.collect()
 
     def flush_files():
         for one in gc.get_objects():

@@ -22,6 +22,8 @@ def begin():
         os.environ["PYTHONPATH"] = rest
     else:
         os.environ.pop("PYTHONPATH", None)
+    # For each Python that the script starts; this interpreter writes line by line without it.
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
 
     names = {"__name__": "isol8", "__builtins__": dict(vars(builtins))}
     exec(compile(source, "<isol8>", "exec"), names)

@@ -250,7 +250,7 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.user.with(variables);
+        let mut environment = launcher.user_of(kind == KernelKind::Python).with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {
