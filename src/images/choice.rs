@@ -88,7 +88,9 @@ pub fn choose(job: &mut Job, config: &Config) -> Result<(), JobError> {
         if missing.is_empty() && is_smaller {
             smallest = Some((held.len(), image.clone()));
         }
-        install.missing.insert(image, missing);
+        if !held.is_empty() {
+            install.missing.insert(image, missing);
+        }
     }
     if let (None, Some((_, image))) = (&job.sandbox.image, smallest) {
         job.sandbox.image = image;
