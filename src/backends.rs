@@ -1,4 +1,4 @@
-//! The backends there are, and which one to use.
+//! The available backends, and the choice between them.
 
 mod choice;
 
@@ -17,16 +17,16 @@ use crate::config::{BackendChoice, Config};
 use crate::launcher::client::Client;
 pub use choice::{Chosen, Needs, pick};
 
-/// First argument of this executable where it is to be the spawner.
+/// First argument with which this executable runs as the spawner.
 pub(crate) const SPAWNER_ARGUMENT: &str = "__spawner";
 
-/// Where a spawner that outlives its command writes its log.
+/// Log file of a spawner that outlives its command.
 const SPAWNER_LOG: &str = "spawner.log";
 
-/// This executable, even where its file was replaced in the meantime.
+/// Path of this executable, valid even after its file has been replaced.
 pub(crate) const THIS_EXECUTABLE: &str = "/proc/self/exe";
 
-/// Root of the file system whose programs sandboxes share.
+/// Root of the file system whose programs the native backend's sandboxes share.
 pub(crate) const HOST: &str = "/";
 
 /// The guest agent, built with this executable.
@@ -42,10 +42,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every backend there is.
+    /// All backends.
     pub const ALL: [Self; 2] = [Self::Native, Self::Docker];
 
-    /// As it stands in the configuration.
+    /// Returns the backend's name in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -61,32 +61,31 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Whether this process was started as the spawner of another one.
+/// Returns whether this process was started as the spawner of another process.
 #[must_use]
 pub fn is_spawner() -> bool {
     std::env::args_os().nth(1).as_deref() == Some(SPAWNER_ARGUMENT.as_ref())
 }
 
-/// The bounds that a launcher gave the spawner which this process is.
+/// Returns the bounds that the launcher gave to this process as its spawner.
 #[must_use]
 pub fn spawner_grant() -> Option<String> {
     std::env::args().nth(2)
 }
 
-/// What a backend is started for.
+/// The kind of process that a backend is started for.
 #[derive(Clone, Debug)]
 pub enum Purpose {
-    /// A server, which goes on with the sessions of one that is gone; with a launcher where it runs without
-    /// privileges.
+    /// A server, which takes over the sessions of a server that has ended. Holds the launcher if the server runs
+    /// without privileges.
     Serve(Option<Arc<Client>>),
     /// A single command.
     Command,
-    /// A command that goes on with the session of an earlier one, and leaves it to the next.
+    /// A command that continues the session of an earlier command and leaves it to the next.
     Session,
 }
 
-/// Starts the backend that the configuration asks for; `needs` is what counts beside it where the choice is left to
-/// this program.
+/// Starts the configured backend. With `auto`, `needs` takes part in the choice.
 ///
 /// # Errors
 /// [`BackendError`], which names the fix.
@@ -109,13 +108,13 @@ pub async fn start(
     Ok(chosen)
 }
 
-/// The reason for a backend that the configuration names.
+/// Returns the reason shown for a backend that the configuration names.
 #[must_use]
 pub fn configured(kind: Kind) -> String {
     format!("backend = \"{kind}\" is set")
 }
 
-/// The backends that a configuration leaves to choose from.
+/// Returns the backends that a configuration allows.
 #[must_use]
 pub fn candidates(choice: BackendChoice) -> &'static [Kind] {
     match choice {
@@ -125,20 +124,21 @@ pub fn candidates(choice: BackendChoice) -> &'static [Kind] {
     }
 }
 
-/// Removes what dead processes left. A server adopts first what it wants to go on with.
+/// Removes what dead processes left behind. A server must adopt the sessions that it wants to keep before this
+/// call.
 pub async fn sweep(backend: &dyn Backend) {
     let name = backend.name();
     match backend.sweep().await {
         Ok(0) => {}
-        Ok(count) => log::info!(backend = name, count; "removed what dead processes left"),
-        Err(error) => log::warn!(backend = name, error:%; "something of dead processes is left"),
+        Ok(count) => log::info!(backend = name, count; "removed leftovers of dead processes"),
+        Err(error) => log::warn!(backend = name, error:%; "cannot remove leftovers of dead processes"),
     }
 }
 
-/// Makes sure that the modules which runs are to find imported can be: in a sandbox made for it.
+/// Checks in a new sandbox of each runtime that the configured `preload` modules can be imported.
 ///
 /// # Errors
-/// [`BackendError`]; a module that is refused is named with the reason.
+/// Returns a [`BackendError`] that names the module and the reason.
 pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(), BackendError> {
     for runtime in Runtime::ALL {
         let settings = config.kernels.of(runtime);
@@ -187,7 +187,7 @@ async fn docker(config: &Config, purpose: &Purpose) -> Result<DockerBackend, Bac
     DockerBackend::connect(docker_config(config), instance).await
 }
 
-/// What the Docker backend needs to know, for running sandboxes and for building images.
+/// Returns the Docker backend's configuration, for running sandboxes and for building images.
 #[must_use]
 pub fn docker_config(config: &Config) -> DockerConfig {
     let mut images = DockerConfig::default().images;
@@ -223,7 +223,7 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
     }
 }
 
-/// Each backend sweeps only what it made.
+/// Returns the backend's own state directory. Each backend has one, so that it sweeps only sandboxes that it made.
 pub(crate) fn state_of(kind: Kind, config: &Config) -> PathBuf {
     config.state.join(kind.name())
 }
@@ -237,7 +237,7 @@ fn instance(kind: Kind, config: &Config, purpose: &Purpose) -> Result<Arc<Instan
     .map(Arc::new)
 }
 
-/// The instance that an earlier process left with something claimed, or a new one.
+/// Returns the instance of an earlier process if it holds claimed sandboxes, otherwise a new one.
 ///
 /// # Errors
 /// [`BackendError::Io`] naming the path.
@@ -248,7 +248,7 @@ pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
     }
 }
 
-/// The native backend's instance, which root makes for a server without privileges.
+/// Returns the native backend's instance, made by the launcher as root for a server without privileges.
 async fn given_instance(
     launcher: &Arc<Client>,
     config: &Config,

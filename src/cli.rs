@@ -1,4 +1,4 @@
-//! The command line, as far as words and flags go.
+//! The command line: its commands, flags and help texts.
 
 mod completions;
 mod duration;
@@ -33,7 +33,7 @@ pub struct Cli {
     command: Option<Command>,
 }
 
-/// What to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start the HTTP server
@@ -51,28 +51,28 @@ pub enum Command {
     Ls(Ls),
     /// Copy files into and out of sessions
     Cp(Cp),
-    /// End every session, and remove what is not needed
+    /// End every session, and remove unused sandboxes and images
     Cleanup(Cleanup),
-    /// Keep a server's address and key for later commands
+    /// Store a server's address and key for later commands
     Login(Login),
-    /// Forget what login has kept
+    /// Delete the address and key that login has stored
     #[command(after_help = "Examples:\n  isol8 logout")]
     Logout,
     /// Build the Docker images of the runtimes and of prebuiltImages, and unpack roots for the native backend
     Setup(Setup),
     /// Build a Docker image with packages in it
     Build(Build),
-    /// Say what can run on this host, and how to mend what cannot
+    /// Check what can run on this host, and suggest a fix for each problem
     #[command(after_help = "Examples:\n  isol8 doctor\n  isol8 doctor --config config.toml")]
     Doctor(Common),
     /// Show the configuration that is in effect, and where each value comes from
     Config(ShowConfig),
-    /// Print a script that has a shell complete this command line
+    /// Print the completion script for a shell
     Completions(Completions),
 }
 
 impl Command {
-    /// What every command takes that reads a configuration.
+    /// Returns the arguments shared by all commands that read a configuration.
     #[must_use]
     pub fn common(&self) -> Option<&Common> {
         match self {
@@ -93,7 +93,7 @@ impl Command {
     }
 }
 
-/// What every command takes.
+/// Arguments shared by all commands that read a configuration.
 #[derive(Args, Clone, Debug)]
 pub struct Common {
     /// Read this configuration file
@@ -102,7 +102,7 @@ pub struct Common {
     /// auto, docker or native [default: from the configuration]
     #[arg(long, add = ArgValueCandidates::new(completions::backends))]
     pub backend: Option<BackendChoice>,
-    /// Log what happens in detail
+    /// Log in detail
     #[arg(long)]
     pub debug: bool,
 }
@@ -117,7 +117,7 @@ pub struct Serve {
     /// Port to listen on; 0 for any free one [default: ISOL8_PORT, PORT or 3000]
     #[arg(long, short)]
     pub port: Option<u16>,
-    /// The master key; better set in ISOL8_API_KEY, which no process list shows
+    /// The master key; better set in ISOL8_API_KEY, where no process list shows it
     #[arg(
         long,
         short,
@@ -126,8 +126,8 @@ pub struct Serve {
         value_name = "KEY"
     )]
     pub key: Option<String>,
-    /// Run the HTTP server as this user, who may do nothing else; started as root, which goes on making the
-    /// sandboxes: NAME, UID or UID:GID [default: server.user of the configuration]
+    /// Run the HTTP server as this user, without any privileges; needs root, and a separate process that stays root
+    /// makes the sandboxes: NAME, UID or UID:GID [default: server.user of the configuration]
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
     /// Configuration and backend
@@ -139,7 +139,7 @@ pub struct Serve {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  isol8 setup\n  isol8 setup --force")]
 pub struct Setup {
-    /// Build images that are up to date too
+    /// Also rebuild images that are up to date
     #[arg(long)]
     pub force: bool,
     /// Configuration and backend
@@ -164,27 +164,27 @@ pub struct ShowConfig {
 /// `isol8 build`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Packages are for every program of the image, and need no network at run time; what a setup \
-    script leaves in /sandbox or /tmp is not kept. It runs as root, once, with the network. For bash, packages \
-    are Debian's.\n\n\
+    after_help = "Packages are available to every program in the image, without network at run time. Files that a setup \
+    script leaves in /sandbox or /tmp are not kept. It runs as root, once, with network. For bash, packages \
+    come from Debian.\n\n\
     Examples:\n  isol8 build --base python --install numpy --install 'pandas>=2' --tag isol8:data\n  \
     isol8 build --base bash --install jq --setup 'useradd --uid 70000 x' --tag isol8:tools\n  \
     isol8 run --image isol8:data -e 'import numpy; print(numpy.ones(3).sum())'"
 )]
 pub struct Build {
-    /// Runtime that it is for: python, node, bun, deno or bash
+    /// Runtime of the image: python, node, bun, deno or bash
     #[arg(long, value_name = "RUNTIME", add = ArgValueCandidates::new(completions::runtimes))]
     pub base: Runtime,
     /// Package to install, with the runtime's package manager; may be repeated
     #[arg(long, value_name = "PACKAGE")]
     pub install: Vec<String>,
-    /// Bash to run then: a command, or the path of a script file; may be repeated
+    /// Bash to run after the packages are installed: a command, or the path of a script file; may be repeated
     #[arg(long, value_name = "SCRIPT", value_hint = ValueHint::FilePath)]
     pub setup: Vec<String>,
     /// Name of the image, such as isol8:data
     #[arg(long)]
     pub tag: String,
-    /// Build it anew where it is up to date too
+    /// Also rebuild the image if it is up to date
     #[arg(long)]
     pub force: bool,
     /// Configuration and backend
@@ -192,7 +192,7 @@ pub struct Build {
     pub common: Common,
 }
 
-/// Parses the process's arguments. `None` where all that was asked for has been printed.
+/// Parses the process's arguments. Returns `None` if the output that was asked for has already been printed.
 #[must_use]
 pub fn parse() -> Option<Command> {
     if completions::complete() {
@@ -201,7 +201,7 @@ pub fn parse() -> Option<Command> {
     parse_from(std::env::args_os())
 }
 
-/// The same with other arguments, the program's name among them.
+/// Parses the given arguments, the first of which is the program's name; otherwise the same as [`parse`].
 #[must_use]
 pub fn parse_from(arguments: impl Iterator<Item = OsString>) -> Option<Command> {
     let cli = Cli::parse_from(arguments);

@@ -1,4 +1,4 @@
-//! What each command does.
+//! The implementation of each command.
 
 mod build;
 mod config;
@@ -27,7 +27,7 @@ use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
 use crate::launcher::client::Launched;
 pub(crate) use sessions::known_sessions;
 
-/// A command that could not do its work; the text is for its user.
+/// The error of a command; the text is for its user.
 #[derive(Debug)]
 struct Failure(String);
 
@@ -38,21 +38,21 @@ impl<E: Display> From<E> for Failure {
 }
 
 impl Failure {
-    /// Names flags where the text names members of a request, which the command has made from flags.
+    /// Replaces request members, which the command made from flags, by those flags.
     fn with_flags(self) -> Self {
         Self(with_flags(&self.0).into_owned())
     }
 }
 
-/// Runs a command; its exit code is 1 where isol8 itself failed. `launched` is what the server of a launcher
-/// was given.
+/// Runs a command; the exit code is 1 if isol8 itself failed. `launched` holds what a launcher handed to this
+/// process, if it is the server of one.
 #[must_use]
 pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>) -> ExitCode {
     let Some(command) = command else {
         return ExitCode::SUCCESS;
     };
     let is_debugged = command.common().is_some_and(|common| common.debug);
-    // What an operator wants to know of a server is noise around a program's output.
+    // Log messages that the operator of a server needs would be noise around a program's output.
     log_from(match &command {
         _ if is_debugged => LevelFilter::Debug,
         Command::Serve(_) => LevelFilter::Info,
@@ -75,11 +75,11 @@ pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>)
     })
 }
 
-/// Where a command runs.
+/// The process that runs a command.
 enum Start {
-    /// In this process.
+    /// This process.
     Here(Option<Launched>),
-    /// In another one, which has ended.
+    /// Another process, which has ended.
     Ended(ExitCode),
 }
 
@@ -108,7 +108,7 @@ fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Fa
     })
 }
 
-/// Decides what is logged, where it is set.
+/// Environment variable that selects the messages to log.
 const FILTER: &str = "RUST_LOG";
 
 fn is_filtered() -> bool {
@@ -120,9 +120,9 @@ pub fn log_from(level: LevelFilter) {
     let mut logger = env_logger::Builder::new();
     match std::env::var(FILTER) {
         Ok(filter) if is_filtered() => logger.parse_filters(&filter),
-        // libcontainer tells of every container and warns of controllers that a kernel lacks; its
-        // failures, and those of certificates, come back as errors. So do actix-http's, which logs an error for
-        // every client that sends no HTTP; the server logs them for who wants to see them.
+        // libcontainer logs every container and warns of controllers that the kernel lacks; its errors, and those
+        // of certificates, are returned and need no log. actix-http logs an error for every client that does not
+        // send HTTP; the server logs these itself, at a level for operators who want to see them.
         _ => logger
             .filter_level(LevelFilter::Debug)
             .filter_module("actix_http", LevelFilter::Off)
@@ -137,7 +137,7 @@ pub fn log_from(level: LevelFilter) {
     }
 }
 
-/// `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
+/// Formats a record: `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
 fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let style = line.default_level_style(record.level());
     let (time, level, target) = (line.timestamp(), record.level(), record.target());
@@ -150,7 +150,8 @@ fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     writeln!(line)
 }
 
-/// The configuration of a command that works on this machine: a file of the working directory only restricts.
+/// Loads the configuration of a command that works on this machine: files in the working directory may only
+/// restrict it.
 fn load_config(common: &Common) -> Result<Config, ConfigError> {
     Ok(load(common, Reader::Command, None)?.config)
 }
@@ -170,7 +171,7 @@ fn overrides(common: &Common, reader: Reader, port: Option<u16>) -> Overrides {
     }
 }
 
-/// Reads the configuration, and tells on standard error what is ignored of it or may be a mistake.
+/// Reads the configuration, and reports ignored or suspicious settings on standard error.
 fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     let loaded = read(overrides)?;
     tell_ignored(&loaded);
@@ -192,7 +193,7 @@ fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     Ok(loaded)
 }
 
-/// Reads it without a word to the log.
+/// Reads the configuration without logging anything.
 fn read(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     Loaded::load(overrides, &|name| std::env::var(name).ok())
 }

@@ -1,9 +1,9 @@
-//! Images beside the runtimes' own, and packages in either: what is configured, what is there of it, and which
-//! image a request gets.
+//! Custom images and packages in images: the configured ones, the known content of each, and the choice for a
+//! request.
 //!
-//! A request that asks for packages gets the smallest image that holds them all, and then nothing is installed
-//! for it ([`choice`]). What an image holds is what its label says; that is looked up once, when a server or a
-//! command starts, and after a build. Until then an image counts as missing, and packages are installed.
+//! A request with packages gets the smallest image that holds all of them, and then nothing is installed for it
+//! ([`choice`]). The label of an image lists its packages. Labels are read once, when a server or a command starts,
+//! and after a build. Until then an image counts as missing, and packages are installed.
 
 mod build;
 pub mod choice;
@@ -22,33 +22,33 @@ use crate::config::Config;
 
 pub use build::build_missing;
 
-/// The name of the only backend that has images.
+/// Name of the only backend that has images.
 const DOCKER: &str = "docker";
 
-/// Packages in an image, once that is known. Clones share it.
+/// Packages in an image, once they are known. Clones share the value.
 type Held = Arc<OnceLock<Vec<String>>>;
 
-/// The images of a configuration. Clones share what is known of them.
+/// The images of a configuration. Clones share the knowledge about their content.
 #[derive(Clone, Debug, Default)]
 pub struct Images {
-    /// Packages that `isol8 setup` puts into the runtimes' own images.
+    /// Packages that `isol8 setup` installs in the runtimes' own images.
     pub dependencies: BTreeMap<Runtime, Vec<String>>,
-    /// Images beside those.
+    /// Images in addition to the runtimes' own.
     pub prebuilt: Vec<Prebuilt>,
     own: Arc<OnceLock<BTreeMap<Runtime, Vec<String>>>>,
 }
 
-/// One image of `prebuiltImages`.
+/// An image of `prebuiltImages`.
 #[derive(Clone, Debug)]
 pub struct Prebuilt {
-    /// How it is made.
+    /// The specification from which the image is built.
     pub image: CustomImage,
-    /// How many sandboxes of it wait; `None` for no clean ones, and as many used ones as its runtime has.
+    /// Number of idle sandboxes of the image; `None` for no clean ones, and as many dirty ones as its runtime has.
     pub pool: Option<PoolSize>,
     held: Held,
 }
 
-/// By what is configured, and not by what is known of it.
+/// Compares the configuration only, not the known content.
 impl PartialEq for Images {
     fn eq(&self, other: &Self) -> bool {
         self.dependencies == other.dependencies && self.prebuilt == other.prebuilt
@@ -62,7 +62,7 @@ impl PartialEq for Prebuilt {
 }
 
 impl Prebuilt {
-    /// One that nothing is known of yet.
+    /// Returns an image whose content is not known yet.
     #[must_use]
     pub fn new(image: CustomImage, pool: Option<PoolSize>) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl Prebuilt {
         }
     }
 
-    /// What is in it, where it is there and up to date.
+    /// Returns the packages in the image if it exists and is up to date.
     #[must_use]
     pub fn held(&self) -> Option<&[String]> {
         self.held.get().map(Vec::as_slice)
@@ -80,7 +80,7 @@ impl Prebuilt {
 }
 
 impl Images {
-    /// Images of which nothing is known yet.
+    /// Returns images whose content is not known yet.
     #[must_use]
     pub fn new(dependencies: BTreeMap<Runtime, Vec<String>>, prebuilt: Vec<Prebuilt>) -> Self {
         Self {
@@ -90,14 +90,14 @@ impl Images {
         }
     }
 
-    /// What is in a runtime's own image.
+    /// Returns the packages in a runtime's own image.
     #[must_use]
     pub fn held_by(&self, runtime: Runtime) -> &[String] {
         let held = self.own.get().and_then(|own| own.get(&runtime));
         held.map_or(&[], Vec::as_slice)
     }
 
-    /// How many sandboxes wait of the images that are there.
+    /// Returns the pool sizes of the images that exist.
     #[must_use]
     pub fn pools(&self, usual: &BTreeMap<Runtime, PoolSize>) -> BTreeMap<Kind, PoolSize> {
         let there = self.prebuilt.iter().filter(|one| one.held().is_some());
@@ -116,7 +116,7 @@ impl Images {
         self.prebuilt.is_empty() && self.dependencies.is_empty()
     }
 
-    /// The runtimes whose own images lack something that they should hold, with what they lack.
+    /// Returns the runtimes whose own images lack configured packages, with the missing packages.
     fn lacking(&self) -> impl Iterator<Item = (Runtime, Vec<String>)> {
         self.dependencies.iter().filter_map(|(&runtime, wanted)| {
             let missing = package::missing(runtime, wanted, self.held_by(runtime));
@@ -125,18 +125,17 @@ impl Images {
     }
 }
 
-/// Looks which images are there. Where the backend has none, what is configured of them is of no effect, which
-/// is said.
+/// Looks up which images exist. If the backend has no images, warns that their configuration has no effect.
 pub async fn look(config: &Config, backend: &str) {
     let images = &config.images;
     if backend != DOCKER {
         if !images.is_empty() {
-            log::warn!(backend; "prebuiltImages and dependencies are ignored, they need the docker backend");
+            log::warn!(backend; "ignoring prebuiltImages and dependencies, which need the docker backend");
         }
         return;
     }
     if let Err(error) = find(config).await {
-        log::warn!(error:%; "images could not be looked at, packages are installed for each request");
+        log::warn!(error:%; "cannot look up images, so packages are installed for each request");
         return;
     }
     for (runtime, missing) in images.lacking() {
@@ -153,7 +152,7 @@ async fn find(config: &Config) -> Result<(), SetupError> {
         .map(|one| one.image.clone())
         .collect();
     let found = custom::look(&backends::docker_config(config), &wanted).await?;
-    // What was found before is as good.
+    // Keep an earlier result, which is as good.
     let _ = images.own.set(found.runtimes);
     for (prebuilt, packages) in images.prebuilt.iter().zip(found.images) {
         if let Some(packages) = packages {
@@ -163,7 +162,7 @@ async fn find(config: &Config) -> Result<(), SetupError> {
     Ok(())
 }
 
-/// What `isol8 doctor` says of the images, a line each.
+/// Returns the lines of `isol8 doctor` about images.
 pub async fn report(config: &Config, backend: &str) -> Vec<String> {
     let images = &config.images;
     if images.is_empty() {
@@ -171,11 +170,11 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
     }
     if backend != DOCKER {
         let text =
-            "note prebuiltImages and dependencies are for the docker backend, and ignored here";
+            "note prebuiltImages and dependencies need the docker backend and are ignored here";
         return vec![text.to_owned()];
     }
     if let Err(error) = find(config).await {
-        return vec![format!("note images could not be looked at: {error}")];
+        return vec![format!("note cannot look up images: {error}")];
     }
     let mut lines = Vec::new();
     for (runtime, missing) in images.lacking() {
@@ -198,7 +197,7 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
 
 #[cfg(test)]
 impl Images {
-    /// As if this had been found.
+    /// Returns the images as if this content had been found.
     pub(crate) fn with_found(self, own: &[(Runtime, &[&str])], prebuilt: &[&[&str]]) -> Self {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let own = own.iter().map(|(runtime, words)| (*runtime, owned(words)));

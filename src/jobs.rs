@@ -1,5 +1,5 @@
-//! Requests into jobs: everything that a client sent is checked here, before any sandbox is
-//! touched, and an error names the member that is at fault.
+//! Turns requests into jobs. All client input is checked here, before any sandbox is used, and an error names the
+//! member at fault.
 
 mod limits;
 mod session;
@@ -32,20 +32,20 @@ pub(crate) use limits::shown;
 pub use session::{bare_session, session};
 pub use terminal::terminal_size;
 
-/// Least memory that an interpreter starts in.
+/// Smallest memory limit in which an interpreter starts.
 const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
 
-/// Least size of a writable place: one script must fit.
+/// Smallest size of a writable file system: one script must fit.
 const LEAST_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
 
-/// Least number of processes: the guest, the interpreter that others are forked from and two while it
-/// forks, and a program with a child.
+/// Smallest limit of processes: the guest, the interpreter that programs are forked from and two processes while it
+/// forks, and a program with one child.
 const LEAST_PIDS: u32 = 6;
 
-/// Least share of a core that the kernel accounts for sensibly.
+/// Smallest share of a core that the kernel accounts for reliably.
 const LEAST_CPUS: f64 = 0.01;
 
-/// Memory beside a request's files that a program needs to start.
+/// Memory that a program needs to start, in addition to the request's files, in bytes.
 const MEMORY_BESIDE_FILES: u64 = 8 << 20;
 
 /// A request that cannot become a job.
@@ -54,9 +54,9 @@ const MEMORY_BESIDE_FILES: u64 = 8 << 20;
 pub struct JobError {
     /// The member at fault, such as `request.timeoutMs`.
     pub path: String,
-    /// What was given and what is valid.
+    /// The given value and the valid range.
     pub problem: String,
-    /// The contract's kind of error.
+    /// The error code of the contract.
     pub code: ErrorCode,
 }
 
@@ -77,21 +77,21 @@ impl JobError {
     }
 }
 
-/// What the body of a request asks for.
+/// The checked body of a request.
 #[derive(Debug)]
 pub struct Order {
-    /// The job; its code is empty where it is fetched first.
+    /// The job. Its code is empty if it has to be fetched first.
     pub job: Job,
-    /// The session to run in.
+    /// The session to run in, if any.
     pub session: Option<SessionId>,
-    /// The code that is to be fetched.
+    /// The source of code that has to be fetched, if any.
     pub remote: Option<RemoteSource>,
 }
 
-/// Turns the body of a request into an order.
+/// Checks the body of a request, and turns it into a job.
 ///
 /// # Errors
-/// [`JobError`] for the first member at fault.
+/// Returns a [`JobError`] for the first member at fault.
 pub fn order(body: ExecuteBody, tenant: &TenantId, config: &Config) -> Result<Order, JobError> {
     let mut request = body.request;
     let options = body.options.unwrap_or_default();
@@ -106,10 +106,10 @@ pub fn order(body: ExecuteBody, tenant: &TenantId, config: &Config) -> Result<Or
     })
 }
 
-/// Refuses a terminal to a client that cannot type while its program runs.
+/// Refuses a terminal on a route whose client cannot send input during the run.
 ///
 /// # Errors
-/// [`JobError`] where the body asks for one.
+/// Returns a [`JobError`] if the body requests a terminal.
 pub fn refuse_terminal(body: &ExecuteBody) -> Result<(), JobError> {
     if body.request.tty {
         let problem = "a terminal needs GET /execute/ws, where its client can type";
@@ -118,11 +118,11 @@ pub fn refuse_terminal(body: &ExecuteBody) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
-/// is in it. Which image its packages come with is chosen afterwards, by [`choice::choose`].
+/// Turns a request with its code and options into a job, with the configuration's defaults and ceilings. The image
+/// is chosen afterwards, by [`choice::choose`].
 ///
 /// # Errors
-/// [`JobError`] for the first member at fault.
+/// Returns a [`JobError`] for the first member at fault.
 pub fn job(
     mut request: ExecutionRequest,
     options: Options,
@@ -213,7 +213,7 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
         });
     }
     match mode {
-        // In the host's network there is nothing to carry.
+        // A program in the host's network needs no proxy.
         NetworkMode::None | NetworkMode::Host => Ok(None),
         NetworkMode::Filtered => {
             let filter = options.network_filter.clone().unwrap_or_default();
@@ -225,7 +225,7 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
     }
 }
 
-/// Takes the program out of a request: it may be most of it.
+/// Moves the program out of a request, because copying large code would be expensive.
 fn program(request: &mut ExecutionRequest) -> Result<Program, JobError> {
     let sources = [&request.code, &request.code_url, &request.cmd];
     let given = sources.iter().filter(|source| source.is_some()).count();
@@ -347,7 +347,7 @@ fn output_paths(paths: &[String], limits: &RequestLimits) -> Result<Vec<SandboxP
     checked.collect()
 }
 
-/// Files live in the sandbox's memory: what does not fit there would take the sandbox with it.
+/// Checks that the files fit into the sandbox's memory, where they live: too many would end the sandbox.
 fn check_memory(job: &Job) -> Result<(), JobError> {
     let files: u64 = job
         .files

@@ -1,4 +1,4 @@
-//! Code that a request names by its URL: whether it may be fetched, and what was.
+//! Code that a request names by URL: checks whether it may be fetched, fetches it, and caches it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,45 +14,45 @@ use tokio::time::timeout;
 use crate::config::{Config, RemoteCodeConfig};
 use crate::jobs::{JobError, Order, shown};
 
-/// The member that asks for it.
+/// The member with the URL.
 const CODE_URL: &str = "request.codeUrl";
 
-/// Longest URL that is fetched, in bytes: what servers on the Web take at least (RFC 9110, 4.1).
+/// Longest URL that is fetched, in bytes: the length that servers on the Web accept at least (RFC 9110, 4.1).
 const LONGEST_URL: usize = 8_000;
 
-/// The member that says what it must be.
+/// The member with the expected hash of the code.
 const CODE_HASH: &str = "request.codeHash";
 
-/// Redirects that are followed.
+/// Largest number of redirects that are followed.
 const REDIRECTS: usize = 5;
 
-/// Fetches at once. Each may hold as much as code may have.
+/// Largest number of simultaneous fetches. Each may hold as many bytes as code may have.
 const FETCHES: usize = 32;
 
-/// What an entry of the cache takes beside its texts, about.
+/// Approximate size of a cache entry in addition to its texts, in bytes.
 const ENTRY_BYTES: usize = 256;
 
-/// Code that is to be fetched; its URL's scheme and the hash's form are checked.
+/// Code that has to be fetched. The scheme of the URL and the form of the hash have been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteSource {
     url: String,
-    /// Whether `http:` may be used, for redirects too.
+    /// Whether `http:` may be used, also in redirects.
     allow_http: bool,
-    /// In lower case.
+    /// The expected SHA-256 in lower-case hexadecimal digits.
     hash: Option<String>,
 }
 
 impl RemoteSource {
-    /// Takes the URL out of a request that has one instead of code; then its code is empty.
+    /// Takes the URL out of a request that has one instead of code, and leaves empty code in it.
     ///
     /// # Errors
-    /// [`JobError`] where the configuration does not accept it.
+    /// Returns a [`JobError`] if the configuration does not accept the URL or the hash.
     pub fn take(
         request: &mut ExecutionRequest,
         config: &RemoteCodeConfig,
     ) -> Result<Option<Self>, JobError> {
         if request.code.is_some() || request.cmd.is_some() {
-            return Ok(None); // Whoever checks the rest of the request says that it is too much.
+            return Ok(None); // The check of the rest of the request refuses more than one source.
         }
         let Some(url) = request.code_url.take() else {
             return Ok(None);
@@ -78,7 +78,7 @@ impl RemoteSource {
     }
 }
 
-/// What follows is the fetch's matter, which sees redirects too.
+/// Checks the scheme and length of a URL. The fetch checks the rest, because it also sees redirects.
 fn check_scheme(
     url: &str,
     allow_insecure: bool,
@@ -108,11 +108,11 @@ fn check_form(hash: &str) -> Result<String, JobError> {
     Err(JobError::invalid(CODE_HASH, problem))
 }
 
-/// Fetches code, and keeps it for a while.
+/// Fetches code, and caches it for a while.
 #[derive(Clone, Debug)]
 pub struct RemoteCode {
     fetches: Arc<Semaphore>,
-    /// By URL, and whether it was allowed to come over `http:`.
+    /// Cached code by URL, and by whether it was allowed to come over `http:`.
     kept: Cache<(String, bool), Kept>,
 }
 
@@ -121,12 +121,12 @@ struct Kept {
     code: Arc<str>,
     hash: String,
     since: Instant,
-    /// What it was fetched under: another configuration may not accept it.
+    /// The configuration it was fetched under, because another configuration may not accept it.
     config: Arc<RemoteCodeConfig>,
 }
 
 impl RemoteCode {
-    /// Keeps what was fetched within these bounds.
+    /// Returns a cache with the configured bounds.
     #[must_use]
     pub fn new(config: &RemoteCodeConfig) -> Self {
         let bytes = |(url, _): &(String, bool), kept: &Kept| {
@@ -141,10 +141,10 @@ impl RemoteCode {
         }
     }
 
-    /// The job with its code, fetched where it has to be.
+    /// Returns the job with its code, which is fetched if necessary.
     ///
     /// # Errors
-    /// [`JobError`] names the member, and what was found under the URL.
+    /// Returns a [`JobError`] that names the member and the problem found under the URL.
     pub async fn complete(
         &self,
         order: Order,
@@ -177,7 +177,7 @@ impl RemoteCode {
         if config.keep.is_zero() {
             return self.fetch(source, config, egress).await;
         }
-        // Whoever asks for the same meanwhile waits for this one.
+        // Simultaneous requests for the same URL wait for this fetch.
         let fetched = self
             .kept
             .try_get_with(key, self.fetch(source, config, egress));
@@ -193,7 +193,7 @@ impl RemoteCode {
         let Ok(Ok(_place)) = timeout(config.timeout, self.fetches.acquire()).await else {
             return Err(JobError {
                 path: CODE_URL.to_owned(),
-                problem: format!("{FETCHES} others are being fetched, try again later"),
+                problem: format!("too many fetches in progress ({FETCHES}), try again later"),
                 code: ErrorCode::Unavailable,
             });
         };
@@ -208,7 +208,7 @@ impl RemoteCode {
         let bytes = fetched.map_err(|error| JobError::invalid(CODE_URL, error))?;
         let hash = hex(&Sha256::digest(&bytes));
         let code = String::from_utf8(bytes.into())
-            .map_err(|_| JobError::invalid(CODE_URL, "what is there is not UTF-8 text"))?;
+            .map_err(|_| JobError::invalid(CODE_URL, "the content is not UTF-8 text"))?;
         Ok(Kept {
             code: code.into(),
             hash,
@@ -226,7 +226,7 @@ fn check_hash(source: &RemoteSource, fetched: &Kept) -> Result<(), JobError> {
     {
         return Ok(());
     }
-    let problem = format!("what {CODE_URL} gives has the SHA-256 {}", fetched.hash);
+    let problem = format!("the code at {CODE_URL} has the SHA-256 {}", fetched.hash);
     Err(JobError::invalid(CODE_HASH, problem))
 }
 

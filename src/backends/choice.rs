@@ -1,5 +1,7 @@
-//! Which backend `auto` takes: native where it can do all that the configuration and the request need, because a cold
-//! run takes a fifth of the time there and no daemon; Docker where it offers something that native lacks.
+//! The choice of a backend for `auto`.
+//!
+//! Native is taken if it offers everything that the configuration and the request need, because a cold run takes a
+//! fifth of the time there and no daemon is required. Docker is taken if it offers something that native lacks.
 
 use std::sync::Arc;
 
@@ -9,28 +11,28 @@ use isol8_backend::{Backend, BackendError, RuntimeStatus};
 use super::{Kind, Purpose, check_preload, start_kind};
 use crate::config::Config;
 
-/// What a request needs beside what the configuration does.
+/// Requirements of a request, in addition to those of the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// The only runtime that is needed; all of them where there is none.
+    /// The only runtime that is needed; `None` means all of them.
     pub runtime: Option<Runtime>,
-    /// What only images offer, in the words of the user: `--image names one`.
+    /// A requirement that only images meet, in the words of the user: `--image names one`.
     pub images: Option<String>,
 }
 
-/// A backend that was taken, and why.
+/// A started backend, and the reason for choosing it.
 #[derive(Clone, Debug)]
 pub struct Chosen {
-    /// The backend, started.
+    /// The started backend.
     pub backend: Arc<dyn Backend>,
-    /// The reason, for the operator.
+    /// The reason, shown to the operator.
     pub reason: String,
 }
 
 /// Starts the backend that suits the configuration and the request best.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`] with what is wrong with each backend.
+/// Returns [`BackendError::Unavailable`] with the problem of each backend.
 pub(super) async fn start(
     config: &Config,
     purpose: &Purpose,
@@ -38,7 +40,8 @@ pub(super) async fn start(
 ) -> Result<Chosen, BackendError> {
     match purpose {
         Purpose::Command => choose(config, needs).await,
-        // These take over what an earlier process left, which a backend that is not taken must not touch.
+        // A server or session takes over what an earlier process left; a backend that is only tried must not touch
+        // that. So the choice is made with an instance of its own, and the chosen backend started again.
         Purpose::Serve(_) | Purpose::Session => {
             let Chosen { backend, reason } = choose(config, needs).await?;
             let kind = kind_of(backend.as_ref());
@@ -49,10 +52,10 @@ pub(super) async fn start(
     }
 }
 
-/// Chooses without leaving a backend started, and says why.
+/// Chooses a backend, stops it, and returns its kind with the reason for the choice.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`] with what is wrong with each backend.
+/// Returns [`BackendError::Unavailable`] with the problem of each backend.
 pub async fn pick(config: &Config, needs: &Needs) -> Result<(Kind, String), BackendError> {
     let Chosen { backend, reason } = choose(config, needs).await?;
     backend.shutdown().await?;
@@ -111,10 +114,10 @@ fn neither(native: &BackendError, docker: &str) -> BackendError {
     BackendError::Unavailable(format!("native: {native}; docker: {docker}"))
 }
 
-/// Something that native lacks.
+/// A requirement that native does not meet.
 struct Lack {
     reason: String,
-    /// Runtimes that it lacks, where that is all.
+    /// The runtimes that native lacks; empty if it lacks something else.
     runtimes: Vec<Runtime>,
 }
 
@@ -127,7 +130,7 @@ impl Lack {
     }
 }
 
-/// Why images are needed, which only Docker has.
+/// Returns the reason why images are needed, which only Docker has.
 fn wants_images(config: &Config, needs: &Needs) -> Option<String> {
     let key = if !config.images.dependencies.is_empty() {
         Some("dependencies".to_owned())
@@ -158,7 +161,7 @@ async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option
             "native falls short: {shortcoming}"
         )));
     }
-    // A single command looks when it runs.
+    // A single command checks its modules when it runs.
     if needs.runtime.is_some() {
         return None;
     }
@@ -173,7 +176,7 @@ fn needed(needs: &Needs) -> Vec<Runtime> {
     }
 }
 
-/// The Docker backend, where its engine answers and it has what is needed.
+/// Starts the Docker backend; fails if the engine does not answer or lacks the needed runtimes.
 async fn with_docker(
     config: &Config,
     needs: &Needs,

@@ -1,4 +1,4 @@
-//! `isol8 build`: a custom image.
+//! `isol8 build`: builds a custom image.
 
 use std::process::ExitCode;
 
@@ -30,7 +30,7 @@ pub(super) async fn build(arguments: Build) -> Result<ExitCode, Failure> {
     }
     if docker.images.values().any(|image| *image == tag) {
         let text = format!(
-            "--tag: {tag} is the image of a runtime, which others build on: choose another"
+            "--tag: {tag} is the image of a runtime, on which other images are based: choose another name"
         );
         return Err(text.into());
     }

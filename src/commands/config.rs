@@ -1,4 +1,4 @@
-//! `isol8 config`: what is in effect, and why.
+//! `isol8 config`: shows the configuration that is in effect, and the origin of each value.
 
 use std::process::ExitCode;
 
@@ -9,14 +9,15 @@ use crate::cli::ShowConfig;
 use crate::config::schema::schema;
 use crate::config::{Loaded, Reader};
 
-/// Of the keys without a table.
+/// Heading of the keys outside any table.
 const GENERAL: &str = "General";
 
 pub(super) fn config(arguments: &ShowConfig) -> Result<ExitCode, Failure> {
     let text = if arguments.schema {
         serde_json::to_string_pretty(&schema())?
     } else {
-        // As a server in this directory has it; other commands take less of the directory's own files.
+        // Show the configuration as a server in this directory reads it; other commands ignore some of the
+        // directory's own settings.
         let loaded = load(&arguments.common, Reader::Server, None)?;
         tell_ignored(&read(&overrides(&arguments.common, Reader::Command, None))?);
         match arguments.json {
@@ -59,7 +60,7 @@ fn page(loaded: &Loaded) -> Result<String, Failure> {
     Ok(page)
 }
 
-/// Widest column that others are lined up with; a longer text pushes its own line only.
+/// Widest text that a column is aligned to; a longer text moves only its own line.
 const WIDEST: usize = 40;
 
 fn width<'t>(column: impl Iterator<Item = &'t str>) -> usize {
@@ -74,7 +75,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// `remoteCode` as `Remote Code`.
+/// Turns `remoteCode` into `Remote Code`.
 fn capitalized(key: &str) -> String {
     let mut title = String::new();
     for letter in key.chars() {

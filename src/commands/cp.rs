@@ -1,4 +1,4 @@
-//! `isol8 cp` and `isol8 ls`: files of sessions, on a server or here.
+//! `isol8 cp` and `isol8 ls`: files of sessions on a server or on this host.
 
 pub(super) mod ls;
 mod session;
@@ -16,7 +16,7 @@ use crate::cli::Cp;
 use session::Files;
 use tree::Copying;
 
-/// One side of a copy.
+/// Source or destination of a copy.
 #[derive(Debug, PartialEq, Eq)]
 enum Side {
     /// Standard input or output.
@@ -38,8 +38,8 @@ impl Side {
     }
 }
 
-/// The session and the path of `SESSION:PATH`. A session's id may have colons, and a path without a slash at
-/// its begin is one within `/sandbox`.
+/// Splits `SESSION:PATH` into session and path. A session's id may contain colons, and a path without a leading
+/// slash is relative to `/sandbox`.
 fn split(text: &str) -> Result<(SessionId, String), Failure> {
     let absolute = text.find(":/");
     let colon = absolute.or_else(|| text.rfind(':'));
@@ -73,7 +73,7 @@ pub(super) async fn cp(arguments: Cp) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Copies, and says whether something was left out.
+/// Copies, and returns whether something was left out.
 async fn copy(
     place: &Place,
     from: Side,
@@ -115,7 +115,7 @@ async fn copy(
             Ok(copying.left_out)
         }
         (Side::Session(one, from), Side::Session(other, to)) => {
-            // By way of here, so that directories and big files are copied as any are.
+            // Copy through a local directory, so that directories and large files are handled as in any other copy.
             let between = tempfile::tempdir()?;
             let mut copying = Copying::default();
             let name = tree::name_of(&from);
@@ -128,7 +128,7 @@ async fn copy(
             copying.copy_in(&here, files(&other)?, &to).await?;
             Ok(copying.left_out)
         }
-        _ => Err("one side has to be SESSION:PATH, such as demo:/sandbox/data.csv".into()),
+        _ => Err("source or destination must be SESSION:PATH, such as demo:/sandbox/data.csv".into()),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Follows one run from this terminal, wherever it goes on: here or on a server.
+//! Follows one run from this terminal, on this host or on a server.
 //!
-//! A run is two things: a stream of the contract's events, whose exit comes last, and an
-//! [`Input`](isol8_actors::Input) that takes what the user does to it. [`hand`] makes the latter and fills
-//! it from standard input and signals; [`output`] is where the events' text goes.
+//! A run has two sides: a stream of the contract's events, which ends with the exit, and an
+//! [`Input`](isol8_actors::Input) that takes the user's input. [`input`] makes the latter and fills it from
+//! standard input and signals; [`output`] writes the text of the events.
 
 pub(super) mod hand;
 pub(super) mod output;
@@ -17,27 +17,27 @@ use hand::Hand;
 use output::Output;
 use signals::{Signals, Stop};
 
-/// The events of one run. An error ends it; nothing comes after that, or after the exit.
+/// The events of one run. An error ends the stream; no event follows an error or the exit.
 pub(super) type Events<'a> = LocalBoxStream<'a, Result<StreamEvent, Failure>>;
 
-/// What became of a run.
+/// The outcome of a run.
 #[derive(Debug)]
 pub(super) enum Followed {
-    /// Its program ended.
+    /// The program ended.
     Exited {
-        /// With this code.
+        /// The program's exit code.
         code: i32,
-        /// And this beside it.
+        /// Further information about the end.
         ending: Ending,
     },
-    /// The user ended it before. Whoever made the run ends it by dropping its events.
+    /// The user ended the run. The caller ends it by dropping its events.
     Stopped(Stop),
 }
 
-/// Follows a run to its end. Ctrl-C is passed on to the program once, and ends the run the next time.
+/// Follows a run to its end. The first Ctrl-C is passed on to the program, the second ends the run.
 ///
 /// # Errors
-/// Why the run has no exit code of its program.
+/// Returns the reason why the run has no exit code.
 pub(super) async fn follow(
     mut events: Events<'_>,
     hand: &Hand,
@@ -59,7 +59,7 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
         match event.kind {
             EventKind::Stdout => output.stdout(written(event)?).await,
             EventKind::Stderr => output.stderr(written(event)?).await,
-            // What comes with an exit code is told of beside it.
+            // An error that comes with an exit code is reported next to it.
             EventKind::Error => failure = Some(event.data),
             EventKind::Exit if event.phase == Phase::Setup => break,
             EventKind::Exit => {
@@ -77,7 +77,7 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
     Err(Failure(failure.unwrap_or_else(ended)))
 }
 
-/// The bytes that an event carries.
+/// Returns the bytes that an event carries.
 fn written(event: StreamEvent) -> Result<Vec<u8>, Failure> {
     match event.encoding {
         Encoding::Utf8 => Ok(event.data.into_bytes()),

@@ -14,7 +14,7 @@ pub(super) async fn login(arguments: cli::Login) -> Result<ExitCode, Failure> {
     let host = arguments
         .remote
         .host
-        .ok_or("--host is missing: the server's address")?;
+        .ok_or("--host is missing: pass the server's address")?;
     let server = place::client(&host, &key)?;
     let health = server.start().await?;
     let login = Login {
@@ -24,13 +24,13 @@ pub(super) async fn login(arguments: cli::Login) -> Result<ExitCode, Failure> {
     let path = login.store()?;
     let (host, version, backend) = (&login.host, health.version, health.backend);
     say::to_stderr(&format!(
-        "logged in to {host} (isol8 {version}, {backend}), kept in {}\n",
+        "logged in to {host} (isol8 {version}, {backend}), stored in {}\n",
         path.display()
     ));
     Ok(ExitCode::SUCCESS)
 }
 
-/// A key of this login's own, where the server makes one; only for the master key it does.
+/// Requests a key of its own for this login. A server makes one only for the master key; otherwise returns `None`.
 async fn token(server: &RemoteIsol8) -> Result<Option<String>, Failure> {
     match server.login().await {
         Ok(made) => Ok(made.map(|made| made.token)),

@@ -1,4 +1,4 @@
-//! Where a command's sessions are: on a server, or here.
+//! The target of a command: a server, or this host.
 
 use isol8_client::RemoteIsol8;
 
@@ -7,7 +7,7 @@ use crate::cli::{self, Whose};
 use crate::config::Config;
 use crate::login::Login;
 
-/// Whose sessions a command is about.
+/// The server or host whose sessions a command works on.
 #[derive(Debug)]
 pub(super) enum Place {
     Server(RemoteIsol8),
@@ -15,10 +15,10 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// The server of `--host`, else that of the login, else this host.
+    /// Returns the server of `--host`, otherwise the server of the login, otherwise this host.
     ///
     /// # Errors
-    /// Where there is no key, or what is kept cannot be read.
+    /// Returns an error if a key is missing or the stored login cannot be read.
     pub(super) fn of(whose: &Whose) -> Result<Self, Failure> {
         if !whose.local {
             if let Some(server) = server(&whose.remote)? {
@@ -34,11 +34,11 @@ impl Place {
     }
 }
 
-/// The server of `--host`. The key: `--key`, else `ISOL8_API_KEY`, else the login's, which is sent to its own
-/// server only.
+/// Returns the server of `--host`. The key is `--key`, otherwise `ISOL8_API_KEY`, otherwise the login's key, which
+/// is sent only to the login's own server.
 ///
 /// # Errors
-/// Where there is no key, or the address is none.
+/// Returns an error if a key is missing or the address is invalid.
 pub(super) fn server(remote: &cli::Host) -> Result<Option<RemoteIsol8>, Failure> {
     let Some(host) = &remote.host else {
         return Ok(None);
@@ -53,16 +53,16 @@ pub(super) fn server(remote: &cli::Host) -> Result<Option<RemoteIsol8>, Failure>
     Ok(Some(client(host, &key)?))
 }
 
-/// The client of a server. Its warnings go to standard error.
+/// Returns the client of a server. Its warnings go to standard error.
 ///
 /// # Errors
-/// [`Failure`] if the text is not an address.
+/// Returns an error if the text is not an address.
 pub(super) fn client(host: &str, key: &str) -> Result<RemoteIsol8, Failure> {
     let warn = |text: &str| say::to_stderr(&format!("{}{text}\n", say::prefix()));
     Ok(RemoteIsol8::new(host, key)?.with_warnings(warn))
 }
 
-/// `--key`, else `ISOL8_API_KEY`. An empty one is none.
+/// Returns `--key`, otherwise `ISOL8_API_KEY`. An empty key counts as missing.
 pub(super) fn given(remote: &cli::Host) -> Option<String> {
     remote.key.clone().filter(|key| !key.is_empty())
 }

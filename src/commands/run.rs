@@ -1,4 +1,4 @@
-//! `isol8 run`: one program, in a sandbox of this host or of a server.
+//! `isol8 run`: runs one program in a sandbox of this host or of a server.
 
 mod files;
 mod inspect;
@@ -17,16 +17,16 @@ use super::{Failure, place, say};
 use crate::cli::Run;
 use order::Order;
 
-/// How long what was printed last may take where the user wants an end.
+/// Longest wait for the remaining output to be written when the user ends a run.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
-    // Before anything is made that is to be removed again.
+    // Listen before anything is created that has to be removed again.
     let signals = Signals::new()?;
     let server = place::server(&arguments.remote)?;
     if server.is_none() && arguments.session_id.is_some() {
         return Err(
-            "--session-id needs --host: the sessions of this host are those of --persistent".into(),
+            "--session-id needs --host: on this host, use --persistent".into(),
         );
     }
     if server.is_some() && (arguments.persistent || arguments.persist) {
@@ -38,7 +38,7 @@ pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
     let order = Order::read(&arguments)?;
     let output = Output::new(manner(&arguments), arguments.out.as_deref()).map_err(|error| {
         let out = arguments.out.as_deref().unwrap_or("the output".as_ref());
-        format!("{} cannot be written: {error}", out.display())
+        format!("cannot write {}: {error}", out.display())
     })?;
     match server {
         Some(server) => remote::run(server, &arguments, order, signals, output).await,
@@ -56,10 +56,10 @@ fn manner(arguments: &Run) -> Manner {
     }
 }
 
-/// Says what a program's exit code does not, and ends with that.
+/// Prints what the exit code does not tell, and returns the exit code.
 ///
 /// # Errors
-/// Where the output could not be written.
+/// Returns an error if the output could not be written.
 pub(super) async fn exited(
     code: i32,
     ending: &Ending,
@@ -81,10 +81,10 @@ pub(super) async fn exited(
     exit_code(code)
 }
 
-/// As [`exited`], where the result itself is asked for. It goes to standard output as one line.
+/// Prints the result to standard output as one line of JSON, and returns the program's exit code.
 ///
 /// # Errors
-/// Where the output could not be written.
+/// Returns an error if the output could not be written.
 pub(super) async fn exited_with(
     result: &ExecutionResult,
     output: Output,
@@ -95,13 +95,13 @@ pub(super) async fn exited_with(
     exit_code(result.exit_code)
 }
 
-/// Ends as a program does that the signal ended.
+/// Returns the exit code of a program that was ended by the signal.
 ///
 /// # Errors
-/// Where the output could not be written.
+/// Returns an error if the output could not be written.
 pub(super) async fn stopped(stop: Stop, output: Output) -> Result<ExitCode, Failure> {
     let printing = output.finish();
-    // A terminal that is stuck is to be left all the same.
+    // Do not wait for a blocked terminal.
     let printed = tokio::time::timeout(LAST_WORDS, printing).await;
     match (stop, printed) {
         (Stop::ReaderGone | Stop::HungUp, _) | (_, Err(_)) => {}
@@ -110,12 +110,12 @@ pub(super) async fn stopped(stop: Stop, output: Output) -> Result<ExitCode, Fail
     Ok(ExitCode::from(stop.exit_code()))
 }
 
-/// What a process reports is one byte; of a larger code Linux keeps the lowest.
+/// Reduces a code to one byte, as Linux does: a process reports only the lowest byte.
 fn exit_code(code: i32) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(u8::try_from(code & 0xff)?))
 }
 
-/// Tells of what a program asked the network for.
+/// Prints the program's network requests.
 pub(super) fn tell_network(entries: &[NetworkLogEntry], output: &mut Output) {
     for entry in entries {
         output.line(&line(entry));

@@ -37,8 +37,8 @@ pub(super) async fn sessions(arguments: Sessions) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of the sessions of this host, and of those of the login's server where it answers within `timeout`;
-/// for a shell that completes one. What cannot be read has none.
+/// Returns the ids of the sessions of this host, and of the login's server if it answers within `timeout`; used for
+/// shell completion. Sources that cannot be read are skipped.
 pub(crate) fn known_sessions(timeout: Duration) -> Vec<String> {
     let overrides = Overrides {
         reader: Reader::Command,
@@ -64,7 +64,7 @@ async fn sessions_of(login: &Login, timeout: Duration) -> Option<Vec<SessionInfo
     server.with_deadline(timeout).sessions().await.ok()
 }
 
-/// One line for each, as wide as what stands in it; the tenant where it is told.
+/// Formats one line for each session, with the tenant if the server reports it.
 fn table(sessions: &[SessionInfo]) -> String {
     let has_tenants = sessions.iter().any(|session| session.tenant_id.is_some());
     let mut table = Table::new();
@@ -88,7 +88,7 @@ fn table(sessions: &[SessionInfo]) -> String {
     plain(table)
 }
 
-/// A table for people and for `awk`: columns apart by two spaces, and nothing around them.
+/// Formats a table for users and for `awk`: columns separated by two spaces, without borders.
 pub(super) fn plain(mut table: Table) -> String {
     table.load_preset(presets::NOTHING);
     for column in table.column_iter_mut() {
@@ -97,7 +97,7 @@ pub(super) fn plain(mut table: Table) -> String {
     table.trim_fmt()
 }
 
-/// To the second, in UTC.
+/// Formats a time in UTC, to the second.
 pub(super) fn time(milliseconds: Option<u64>) -> String {
     let time = milliseconds.and_then(|time| i64::try_from(time).ok());
     let time = time.and_then(|time| Timestamp::from_second(time / 1000).ok());
@@ -174,8 +174,8 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
     })
 }
 
-/// Removes what dead processes left on each backend of the configuration. Where the choice is this program's, one that
-/// cannot be used here has left nothing that could be removed.
+/// Removes leftovers of dead processes on each configured backend. With `auto`, a backend that cannot be used here
+/// is skipped, because it has left nothing that could be removed.
 async fn clean_backends(
     config: &Config,
     with_images: bool,
@@ -204,13 +204,13 @@ async fn clean_backends(
     }
 }
 
-/// Asks whoever sits at the terminal.
+/// Asks the user at the terminal for confirmation.
 fn confirmed(of_whom: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
-        return Err("nothing was removed: nobody can be asked, so pass --force".into());
+        return Err("nothing was removed: standard input is not a terminal, so pass --force".into());
     }
     say::to_stderr(&format!(
-        "This ends every session {of_whom}, with its variables and files. Go on? [y/N] "
+        "This ends every session {of_whom}, with its variables and files. Continue? [y/N] "
     ));
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

@@ -1,4 +1,4 @@
-//! `isol8 shell`: a shell at this terminal, in a sandbox.
+//! `isol8 shell`: a shell in a sandbox, at this terminal.
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -23,21 +23,21 @@ use crate::images::choice;
 use crate::jobs;
 use crate::local;
 
-/// Of a terminal that does not tell its size.
+/// Size assumed for a terminal that does not report its size.
 const USUAL_SIZE: TerminalSize = TerminalSize {
     columns: 80,
     rows: 24,
 };
 
-/// Milliseconds that a server lets a run take, and bytes that it lets it write, unless its ceilings were
-/// changed; then it names them, and the flags that fit can be given.
+/// A server's default ceilings: milliseconds that a run may take, and bytes that it may write. If the ceilings were
+/// changed, the server's error names them, and the user can pass fitting flags.
 const LONGEST_ON_SERVER: u64 = 3_600_000;
 const MOST_ON_SERVER: u64 = 64 << 20;
 
-/// What is run.
+/// The command that is run.
 const COMMAND: &str = "exec bash -i";
 
-/// Longer than anybody stays.
+/// A year, longer than any shell stays open.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
@@ -77,7 +77,7 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     }
 }
 
-/// The same on a server.
+/// Opens the shell on a server.
 async fn on_server(
     server: RemoteIsol8,
     arguments: &Shell,
@@ -117,7 +117,7 @@ async fn on_server(
     }
 }
 
-/// The session to enter, if any, and the runtime of the sandbox.
+/// Returns the session to enter, if any, and the runtime of the sandbox.
 fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runtime), Failure> {
     let Some(id) = &arguments.session_id else {
         let runtime = arguments.runtime.unwrap_or(Runtime::Python);
@@ -134,7 +134,7 @@ fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runti
     ))
 }
 
-/// A shell at this terminal, as a request of the contract.
+/// Returns the request of the contract for a shell at this terminal.
 pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, Options) {
     let mut request = ExecutionRequest::new(runtime);
     request.cmd = Some(COMMAND.to_owned());
@@ -162,7 +162,7 @@ fn job(
 ) -> Result<Job, Failure> {
     choice::check_named(&options, request.runtime, &TenantId::master(), config)?;
     let mut job = jobs::job(request, options, config)?;
-    // The bounds of a program that nobody watches.
+    // Lift the bounds, which are meant for programs without a user at the terminal.
     job.output_limit = arguments.max_output.unwrap_or(u64::MAX);
     if arguments.timeout.is_none() {
         job.timeout = FOR_EVER;

@@ -1,4 +1,4 @@
-//! The state directory of a server that runs as another user: which parts of it are whose.
+//! Ownership of the state directory of a server that runs as another user.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -10,15 +10,15 @@ use isol8_backend::{Instance, Owner};
 use crate::backends::{self, Kind};
 use crate::config::Config;
 
-/// Others may pass through these directories, and not list them.
+/// Mode that lets other users pass through a directory, but not list it.
 const MODE: u32 = 0o711;
 
-/// Makes the state directory and what the server needs in it. Root works below `native`, so that and the
-/// state directory stay root's; `docker` and the cache of packages become the user's, with what an earlier
-/// server that ran as root left there.
+/// Creates the state directory and the directories that the server needs in it. Root works below `native`, so that
+/// directory and the state directory stay root's. `docker` and the package cache become the user's, including files
+/// that an earlier server left there as root.
 ///
 /// # Errors
-/// A text that names the directory, and the fix.
+/// Returns a text that names the directory and the fix.
 pub(super) fn prepare(config: &Config, kind: Kind, owner: Owner) -> Result<(), String> {
     let state = &config.state;
     make_roots_own(state, owner)?;
@@ -38,7 +38,7 @@ pub(super) fn prepare(config: &Config, kind: Kind, owner: Owner) -> Result<(), S
     Ok(())
 }
 
-/// Makes a directory in which root may work: neither it nor one above is the user's.
+/// Creates a directory in which root may work: neither the directory nor one above it belongs to the user.
 fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory).map_err(|error| failed(directory, &error))?;
     let whole = fs::canonicalize(directory).map_err(|error| failed(directory, &error))?;
@@ -48,7 +48,7 @@ fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
         let is_whole = place == whole && (found.uid() != 0 || found.mode() & 0o022 != 0);
         if is_theirs || is_whole {
             return Err(format!(
-                "state directory {} must be root's, because root makes sandboxes there; {place} belongs to uid {} \
+                "state directory {} must belong to root, because root creates sandboxes there; {place} belongs to uid {} \
                  (mode {:o}): `chown root {place} && chmod 711 {place}`, or set stateDir to another directory",
                 directory.display(),
                 found.uid(),
@@ -60,7 +60,7 @@ fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes a directory in which the server works.
+/// Creates a directory for the server, and gives it to the user.
 fn give(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory)
         .and_then(|()| owner.take_tree(directory))
@@ -75,24 +75,24 @@ fn make(directory: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(MODE)
         .create(directory)?;
-    // The umask may have taken away what sandboxes' users need to pass through.
+    // The umask may have removed bits that sandboxes' users need to pass through.
     fs::set_permissions(directory, Permissions::from_mode(MODE))
 }
 
 fn failed(directory: &Path, error: &io::Error) -> String {
     format!(
-        "directory {} cannot be prepared: {error}",
+        "cannot prepare directory {}: {error}",
         directory.display()
     )
 }
 
-/// Which files of the configuration the server could not read again.
+/// Returns an error for the first configuration file that the server could not read again.
 pub(super) fn unreadable(sources: &[PathBuf]) -> Option<String> {
     sources.iter().find_map(|path| {
         let error = fs::File::open(path).err()?;
         Some(format!(
-            "configuration {} cannot be read by the server's user ({error}): it is read again when it changes, so \
-             give it a place and a mode that let the user read it; the key belongs into ISOL8_API_KEY",
+            "configuration {} cannot be read by the server's user ({error}): the server reads it again when it changes, so \
+             choose a directory and a mode that let the user read it, and put the API key in ISOL8_API_KEY",
             path.display()
         ))
     })

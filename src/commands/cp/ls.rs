@@ -1,4 +1,4 @@
-//! `isol8 ls`.
+//! `isol8 ls`: lists a directory of a session.
 
 use std::process::ExitCode;
 
@@ -29,7 +29,7 @@ pub(in crate::commands) async fn ls(arguments: Ls) -> Result<ExitCode, Failure> 
     }
     if listing.truncated {
         say::to_stderr(&format!(
-            "{}there is more in {path} than a listing holds\n",
+            "{}the listing of {path} is incomplete: the directory has too many entries\n",
             say::prefix()
         ));
     }
@@ -46,7 +46,7 @@ fn table(listing: &DirectoryListing) -> String {
             EntryType::Other => ("?", ""),
         };
         let time = sessions::time(u64::try_from(entry.mtime).ok());
-        // What a program has named shall not control the terminal.
+        // Escape the name: the program that chose it must not control the terminal.
         let name = entry.name.escape_debug();
         table.add_row([
             format!("{kind}{}", entry.mode),

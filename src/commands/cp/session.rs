@@ -1,4 +1,4 @@
-//! The files of one session.
+//! Access to the files of one session, on a server or on this host.
 
 use std::pin::Pin;
 
@@ -12,13 +12,13 @@ use crate::commands::Failure;
 use crate::commands::place::Place;
 use crate::local::Local;
 
-/// Bytes that are passed on at once.
+/// Size of the chunks in which content is passed on, in bytes.
 const PIECE: usize = 64 << 10;
 
-/// What a file's content comes from.
+/// Source of a file's content.
 pub(super) type Content = Pin<Box<dyn AsyncRead + Send>>;
 
-/// A session whose files are copied. To be closed.
+/// A session whose files are copied. Must be closed.
 #[derive(Debug)]
 pub(super) enum Files {
     Server(RemoteIsol8),
@@ -26,8 +26,10 @@ pub(super) enum Files {
 }
 
 impl Files {
+    /// Opens the session's files.
+    ///
     /// # Errors
-    /// Where there is no such session here. A server says so at the first file.
+    /// Returns an error if this host has no such session. A server reports a missing session at the first file.
     pub(super) async fn open(place: &Place, session: SessionId) -> Result<Self, Failure> {
         match place {
             Place::Server(server) => Ok(Self::Server(server.clone().with_session(session))),
@@ -60,7 +62,7 @@ impl Files {
         }
     }
 
-    /// Whether the path is a directory's; a path of nothing, or of a file, is not.
+    /// Returns whether the path is a directory. A file or a missing path is not.
     pub(super) async fn is_directory(&self, path: &str) -> Result<bool, Failure> {
         let code = match self {
             Self::Server(server) => match server.list_files(path).await {

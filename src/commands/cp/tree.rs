@@ -1,4 +1,4 @@
-//! Files and directories, from one side to the other.
+//! Copies files and directories between this host and a session.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,14 +10,14 @@ use tokio::fs::File;
 use super::session::Files;
 use crate::commands::{Failure, say};
 
-/// Directories within each other that are copied. A sandbox's own may be without end for whoever looks
-/// while they change.
+/// Deepest nesting of directories that is copied. A hostile sandbox can make its directories appear endless by
+/// changing them during the copy.
 const DEEPEST: usize = 128;
 
-/// A copy under way.
+/// A copy in progress.
 #[derive(Debug, Default)]
 pub(super) struct Copying {
-    /// Something could not be copied, and was told of.
+    /// Whether something could not be copied and was reported.
     pub(super) left_out: bool,
 }
 
@@ -53,7 +53,7 @@ impl Copying {
         Ok(())
     }
 
-    /// What is to be copied of a directory of this host, and where to.
+    /// Returns the entries of a directory of this host to copy, each with its destination.
     fn entries(&mut self, from: &Path, to: &str) -> Result<Vec<(PathBuf, String)>, Failure> {
         let unreadable = |error| here(from, error);
         let entries = fs::read_dir(from).map_err(unreadable)?;
@@ -66,7 +66,7 @@ impl Copying {
         for path in paths {
             let name = path.file_name().and_then(|name| name.to_str());
             match name {
-                // It may lead round.
+                // A link to a directory may lead in a circle.
                 _ if path.is_symlink() && path.is_dir() => {
                     self.leave_out(&path.to_string_lossy(), "a link to a directory");
                 }
@@ -99,7 +99,7 @@ impl Copying {
         while let Some((from, to, depth)) = waiting.pop() {
             if depth > DEEPEST {
                 return Err(
-                    format!("{from}: more than {DEEPEST} directories within each other").into(),
+                    format!("{from}: more than {DEEPEST} nested directories").into(),
                 );
             }
             fs::create_dir_all(&to).map_err(|error| here(&to, error))?;
@@ -128,8 +128,8 @@ impl Copying {
     }
 }
 
-/// What an entry is, if it can be copied. A sandbox is hostile: no name leads out of the directory that it
-/// is written to.
+/// Returns the entry's type if it can be copied. The sandbox is hostile, so a name must not lead out of the
+/// directory that it is written to.
 fn kind(entry: &DirectoryEntry) -> Result<EntryType, &'static str> {
     let name = entry.name.as_str();
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
@@ -145,14 +145,14 @@ fn kind(entry: &DirectoryEntry) -> Result<EntryType, &'static str> {
     }
 }
 
-/// Writes a file of this host, all of it or nothing.
+/// Writes a file of this host completely, or not at all.
 async fn download(files: &Files, from: &str, to: &Path) -> Result<(), Failure> {
     let directory = match to.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let file = tempfile::Builder::new()
-        // Fewer where the user's mask says so.
+        // The user's umask removes bits from this mode.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)
         .map_err(|error| here(to, error))?;
@@ -162,15 +162,15 @@ async fn download(files: &Files, from: &str, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The last name of a path of a session; none of `/sandbox/.`, whose content is meant.
+/// Returns the last name of a path in a session; `None` for `/sandbox/.`, which stands for the content.
 pub(super) fn name_of(path: &str) -> Option<&str> {
     let name = path.trim_end_matches('/').rsplit('/').next();
     name.filter(|name| !matches!(*name, "" | "." | ".."))
 }
 
-/// The same of a path of this host.
+/// Returns the last name of a path of this host; `None` if the path stands for a directory's content.
 fn target_name(path: &Path) -> Option<String> {
-    // `Path` drops a `.` at the end.
+    // `Path` drops a trailing `.`, so look at the text.
     if path
         .as_os_str()
         .to_str()

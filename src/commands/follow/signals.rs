@@ -1,4 +1,4 @@
-//! Signals to this process, and what they mean to a run.
+//! Signals to this process, and their effect on a run.
 
 use std::io;
 
@@ -8,10 +8,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::hand::Hand;
 use crate::commands::terminal;
 
-/// Why a run was ended before its program was.
+/// Why a run was ended before its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::commands) enum Stop {
-    /// Ctrl-C, for the second time.
+    /// The second Ctrl-C.
     Interrupted,
     /// SIGTERM.
     Terminated,
@@ -19,12 +19,12 @@ pub(in crate::commands) enum Stop {
     Quit,
     /// The terminal is gone.
     HungUp,
-    /// Nobody reads the output any more.
+    /// Standard output has no reader any more.
     ReaderGone,
 }
 
 impl Stop {
-    /// What a shell reports of a program that the signal ended.
+    /// Returns the exit code that a shell reports for a program ended by the signal.
     pub(in crate::commands) fn exit_code(self) -> u8 {
         match self {
             Self::HungUp => 129,
@@ -36,8 +36,8 @@ impl Stop {
     }
 }
 
-/// The signals that would end this process, and that of its terminal's size. From its making on they do
-/// nothing else.
+/// The signals that would end this process, and the signal for a new terminal size. Once this value exists, they
+/// have no other effect.
 #[derive(Debug)]
 pub(in crate::commands) struct Signals {
     interrupt: Signal,
@@ -48,7 +48,7 @@ pub(in crate::commands) struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Starts to listen for the signals.
     pub(in crate::commands) fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -59,7 +59,7 @@ impl Signals {
         })
     }
 
-    /// Done at the first signal that is to end the command; for what comes before a run, or after it.
+    /// Completes at the first signal that ends the command; used before and after a run.
     pub(in crate::commands) async fn stop(&mut self) -> Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Interrupted,
@@ -69,7 +69,7 @@ impl Signals {
         }
     }
 
-    /// Passes on what is the program's, until it is time to end the run.
+    /// Passes signals on to the program, and returns when the run must end.
     pub(super) async fn pass_on(&mut self, hand: &Hand) -> Stop {
         let mut interrupted = false;
         loop {

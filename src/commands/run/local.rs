@@ -1,4 +1,4 @@
-//! A run without a server.
+//! A run on this host, without a server.
 
 use std::process::ExitCode;
 
@@ -55,7 +55,7 @@ pub(super) async fn run(
     let followed = follow(events(&mut run), &hand, &mut signals, &mut output).await;
     let result = run.result().cloned();
     drop(run);
-    // Who does not want to wait for the removal leaves it to the next sweep.
+    // A user who does not want to wait for the removal leaves it to the next sweep.
     tokio::select! {
         ended = close(&config, local) => ended?,
         stop = signals.stop() => return super::stopped(stop, output).await,
@@ -66,8 +66,8 @@ pub(super) async fn run(
     end(followed, result, arguments.json, output).await
 }
 
-/// Grants the network that a flag names. On this machine such a flag is its operator's decision, also where the
-/// configuration, which is for requests of others, does not grant it.
+/// Grants the network that a flag names. On this machine the flag is the decision of its operator, even if the
+/// configuration, which is meant for requests of clients, does not grant it.
 pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &Sandbox) {
     let Some(mode) = sandbox.net.filter(|mode| !config.networks.contains(mode)) else {
         return;
@@ -75,20 +75,20 @@ pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &Sandbox)
     config.networks.push(mode);
     let reach = match mode {
         NetworkMode::None => "nothing",
-        NetworkMode::Filtered => "what [network] lets through",
-        NetworkMode::Host => "all that this machine reaches, and what listens on its loopback",
+        NetworkMode::Filtered => "the hosts that [network] allows",
+        NetworkMode::Host => "everything that this machine reaches, including services on its loopback interface",
     };
     say::to_stderr(&format!(
-        "{}--net {mode} is not in policy.network and granted for this command: the program reaches {reach}\n",
+        "{}--net {mode} is not in policy.network, but granted for this command: the program can reach {reach}\n",
         say::prefix()
     ));
 }
 
-/// Refuses limits that a flag names and the backend does not enforce: a program that was bounded in the user's eyes
-/// would be free to take all memory. Defaults are taken for what they are, with the backend's warning.
+/// Refuses limits that a flag names if the backend does not enforce them: the user would believe the program
+/// bounded, while it is free to use all memory. Limits from defaults are accepted, with the backend's warning.
 ///
 /// # Errors
-/// [`Failure`] naming the flag and what enforces it.
+/// Returns a [`CommandError`] that names the flag and the ways to enforce it.
 pub(in crate::commands) fn refuse_unenforced(
     sandbox: &Sandbox,
     local: &Local,
@@ -101,15 +101,15 @@ pub(in crate::commands) fn refuse_unenforced(
     match sandbox.limits().next() {
         None => Ok(()),
         Some((flag, property)) => Err(format!(
-            "{flag}: the {name} backend cannot enforce it for an ordinary user; run isol8 as root, take --backend \
-             docker, or leave it out and bound the whole command by your own cgroup: systemd-run --user --scope -p \
+            "{flag}: the {name} backend cannot enforce it for an ordinary user; run isol8 as root, use --backend \
+             docker, or leave it out and limit the whole command with your own cgroup: systemd-run --user --scope -p \
              {property} isol8 run …"
         )
         .into()),
     }
 }
 
-/// The image that holds the packages which the job asks for, where there is one.
+/// Chooses the image that holds the packages which the job asks for, if there is one.
 async fn choose_image(job: &mut Job, config: &Config, local: &Local) -> Result<(), JobError> {
     if job.install.is_some() {
         images::look(config, local.backend()).await;
@@ -117,12 +117,12 @@ async fn choose_image(job: &mut Job, config: &Config, local: &Local) -> Result<(
     choice::choose(job, config)
 }
 
-/// The session that a run goes on in, if any.
+/// Returns the session of the run, if any.
 fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failure> {
     let name = if arguments.persistent {
         runtime.to_string()
     } else if arguments.persist {
-        // One that nothing else goes on in.
+        // A new session, which no other command uses.
         format!("kept-{}", SandboxId::random())
     } else {
         return Ok(None);
@@ -130,7 +130,7 @@ fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failu
     Ok(Some(name.parse()?))
 }
 
-/// What a command runs its program in.
+/// Opens the session, or starts a backend for a single run.
 pub(in crate::commands) async fn open(
     config: &Config,
     session: Option<SessionId>,
@@ -142,7 +142,7 @@ pub(in crate::commands) async fn open(
     }
 }
 
-/// What the backend of one command has to offer.
+/// Returns the requirements of one command on its backend.
 pub(in crate::commands) fn needs(sandbox: &Sandbox, runtime: Runtime) -> Needs {
     Needs {
         runtime: Some(runtime),
@@ -153,14 +153,14 @@ pub(in crate::commands) fn needs(sandbox: &Sandbox, runtime: Runtime) -> Needs {
     }
 }
 
-/// Leaves it, and ends sessions that nobody uses any more.
+/// Ends the use of the sandbox, and removes expired sessions.
 pub(in crate::commands) async fn close(config: &Config, local: Local) -> Result<(), LocalError> {
     local.end().await?;
     local::expire(config).await;
     Ok(())
 }
 
-/// The events of a run on this host.
+/// Returns the events of a run on this host.
 pub(in crate::commands) fn events(run: &mut JobStream) -> Events<'_> {
     let events = stream::unfold(run, |run| async {
         let event = run.next().await?;
@@ -169,7 +169,7 @@ pub(in crate::commands) fn events(run: &mut JobStream) -> Events<'_> {
     events.boxed_local()
 }
 
-/// Output as a result has it: text without white space at its end, or base64.
+/// Encodes output as results contain it: text without trailing white space, or base64.
 fn carried(bytes: Vec<u8>) -> (String, Encoding) {
     let (mut text, encoding) = Encoding::encode(bytes);
     if encoding.is_utf8() {

@@ -1,4 +1,4 @@
-//! What `isol8 run` was asked for, as a request of the contract.
+//! Turns the arguments of `isol8 run` into a request of the contract.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,25 +12,25 @@ use crate::cli::{Run, Sandbox};
 use crate::commands::Failure;
 use crate::commands::follow::hand::is_stdin_for_the_program;
 
-/// One run, wherever it is to go on.
+/// The request of one run, on this host or on a server.
 #[derive(Debug)]
 pub(in crate::commands) struct Order {
     pub(in crate::commands) request: ExecutionRequest,
     pub(in crate::commands) options: Options,
-    /// The program reads this process's standard input.
+    /// Whether the program reads this process's standard input.
     pub(in crate::commands) types_stdin: bool,
 }
 
 impl Order {
-    /// Reads what the arguments name: the script, the files.
+    /// Reads the arguments, the script and the files.
     ///
     /// # Errors
-    /// What cannot be read, or is not as it is to be.
+    /// Returns an error for a file that cannot be read, or an invalid argument.
     pub(in crate::commands) fn read(arguments: &Run) -> Result<Self, Failure> {
         let mut request = ExecutionRequest::new(runtime(arguments)?);
         request.file_extension = extension(arguments).map(|extension| format!(".{extension}"));
         request.code = Some(code(arguments)?);
-        // What a program writes is printed as it is.
+        // Output is printed unchanged, so it must not be decoded as text.
         request.output_encoding = Encoding::Base64;
         request.stdin.clone_from(&arguments.stdin);
         request.workdir.clone_from(&arguments.workdir);
@@ -55,7 +55,7 @@ impl Order {
     }
 }
 
-/// What the flags for a sandbox say, as options of the contract.
+/// Turns the flags for a sandbox into options of the contract.
 pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
     Options {
         network: sandbox.net,
@@ -74,7 +74,7 @@ pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
     }
 }
 
-/// Whether standard input is the script: where none is named, or `-` is.
+/// Returns whether the script comes from standard input: no script is named, or the name is `-`.
 fn is_script_typed(arguments: &Run) -> bool {
     let named = arguments.file.as_deref();
     arguments.eval.is_none() && named.is_none_or(|file| file == Path::new("-"))
@@ -85,7 +85,7 @@ fn code(arguments: &Run) -> Result<String, Failure> {
         return Ok(code.clone());
     }
     if is_script_typed(arguments) && arguments.no_stdin {
-        let problem = "--no-stdin: standard input would be the script: name a file, or pass -e";
+        let problem = "--no-stdin: the script would be read from standard input; name a file, or pass -e";
         return Err(problem.into());
     }
     let mut code = String::new();
@@ -104,7 +104,7 @@ fn code(arguments: &Run) -> Result<String, Failure> {
         None => {
             io::stdin()
                 .read_to_string(&mut code)
-                .map_err(|error| format!("standard input cannot be read as a script: {error}"))?;
+                .map_err(|error| format!("cannot read the script from standard input: {error}"))?;
         }
     }
     Ok(code)
@@ -124,14 +124,14 @@ fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
         Some("ts") => Ok(Runtime::Bun),
         Some("mts") => Ok(Runtime::Deno),
         Some("sh") => Ok(Runtime::Bash),
-        Some(other) => Err(format!("no runtime is known for .{other}: name one with -r").into()),
+        Some(other) => Err(format!("unknown file extension .{other}: choose a runtime with -r").into()),
     }
 }
 
-/// Each is a command, or the path of a script file.
+/// Joins setup scripts. Each is a command, or the path of a script file.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// Returns an error for a file that cannot be read.
 pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<String>, Failure> {
     let mut joined = String::new();
     for script in scripts {
@@ -144,14 +144,14 @@ pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<Str
         }
         joined.push('\n');
     }
-    // As with commands that are joined by `&&`: the first that fails is the failure.
+    // Stop at the first failing command, as with commands joined by `&&`.
     Ok((!joined.is_empty()).then(|| format!("set -e\n{joined}")))
 }
 
 fn secrets(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     let split = given.iter().map(|secret| match secret.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        // What was given may be the secret itself, so it is not repeated.
+        // Do not repeat the value: it may be the secret itself.
         _ => Err("--secret: expected NAME=VALUE".into()),
     });
     split.collect()

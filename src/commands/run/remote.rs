@@ -27,7 +27,7 @@ pub(super) async fn run(
         Some(session) => server.with_session(session),
         None => server,
     };
-    // What events do not tell.
+    // The event stream lacks the full result and the network log.
     if arguments.json || arguments.sandbox.log_network {
         return for_the_result(&server, arguments, order, signals, output).await;
     }
@@ -51,7 +51,7 @@ pub(super) async fn run(
     }
 }
 
-/// Follows a run on a server, and passes on what the user does to it.
+/// Follows a run on a server, and passes on the user's input.
 pub(in crate::commands) async fn follow_run(
     run: &mut RunStream,
     hand: &Hand,
@@ -60,7 +60,7 @@ pub(in crate::commands) async fn follow_run(
     output: &mut Output,
 ) -> Result<Followed, Failure> {
     let Some(to_program) = run.take_input() else {
-        output.note("no WebSocket reaches the server: nothing that is typed from now on, and no signal, reaches the program");
+        output.note("cannot open a WebSocket to the server: further input and signals do not reach the program");
         return follow(events(run), hand, signals, output).await;
     };
     tokio::select! {
@@ -74,7 +74,7 @@ fn events(run: &mut RunStream) -> Events<'_> {
     events.boxed_local()
 }
 
-/// Brings to the server what the hand takes. The events tell when it is over, so this never does.
+/// Sends the user's input to the server. Never returns: the events tell when the run is over.
 async fn pass_on(mut input: Input, to: RunInput) -> std::convert::Infallible {
     let typing = type_stdin(input.stdin, to.clone());
     let signalling = async {
@@ -97,16 +97,16 @@ async fn pass_on(mut input: Input, to: RunInput) -> std::convert::Infallible {
     std::future::pending().await
 }
 
-/// Standard input, as bytes.
+/// Sends standard input to the server, as bytes.
 async fn type_stdin(mut stdin: tokio::sync::mpsc::Receiver<Vec<u8>>, to: RunInput) {
     while let Some(piece) = stdin.recv().await {
-        // Where the run has ended, its exit is on the way.
+        // Ignore the error: the run has ended, and its exit arrives as an event.
         let _ = to.stdin_bytes(&piece).await;
     }
     let _ = to.end_stdin().await;
 }
 
-/// A run whose result is asked for: nothing is printed before it ends, and Ctrl-C ends it.
+/// Runs a program and prints its complete result. No output appears before the end, and Ctrl-C ends the run.
 async fn for_the_result(
     server: &RemoteIsol8,
     arguments: &Run,
@@ -114,7 +114,7 @@ async fn for_the_result(
     mut signals: Signals,
     mut output: Output,
 ) -> Result<ExitCode, Failure> {
-    // A person is to see what the program wrote, and a program that reads the result what it always has.
+    // Trim the output only in JSON, as results always contain it; a user wants to see it unchanged.
     order.request.trim = arguments.json;
     if order.types_stdin {
         let bytes = tokio::select! {
@@ -145,7 +145,7 @@ async fn for_the_result(
     super::exited(result.exit_code, &ending, output).await
 }
 
-/// All of standard input.
+/// Reads all of standard input.
 async fn read_stdin() -> io::Result<Vec<u8>> {
     let reading = tokio::task::spawn_blocking(|| {
         let mut bytes = Vec::new();
@@ -155,11 +155,11 @@ async fn read_stdin() -> io::Result<Vec<u8>> {
     reading.await.map_err(io::Error::other)?
 }
 
-/// All of standard input, for a run that cannot be spoken to later. A person at a terminal is not waited for.
+/// Reads all of standard input, for a run that accepts no input later. Does not wait for a user at a terminal.
 async fn all_of_stdin(is_the_programs: bool) -> Option<Vec<u8>> {
     if !is_the_programs || io::stdin().is_terminal() {
         return None;
     }
-    // What cannot be read has ended.
+    // Treat an unreadable standard input as ended.
     read_stdin().await.ok()
 }

@@ -149,7 +149,7 @@ fn doctor_names_images_that_another_version_has_built() {
         .output();
     let text = succeeded(&arguments, &output);
     assert!(
-        text.contains(&format!("{tag} was not built from")),
+        text.contains(&format!("{tag} is outdated")),
         "{text}"
     );
     assert!(text.contains("run `isol8 setup`"), "{text}");
