@@ -14,8 +14,8 @@ use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
 
 use crate::config::{BackendChoice, Config};
-use crate::launcher::client::Client;
-pub use choice::{Chosen, Needs, pick};
+use crate::launcher::client::LauncherClient;
+pub use choice::{ChosenBackend, Needs, pick};
 
 /// First argument with which this executable runs as the spawner.
 pub(crate) const SPAWNER_ARGUMENT: &str = "__spawner";
@@ -27,21 +27,21 @@ const SPAWNER_LOG: &str = "spawner.log";
 pub(crate) const THIS_EXECUTABLE: &str = "/proc/self/exe";
 
 /// Root of the file system whose programs the native backend's sandboxes share.
-pub(crate) const HOST: &str = "/";
+pub(crate) const HOST_ROOT: &str = "/";
 
 /// The guest agent, built with this executable.
 static GUEST: &[u8] = include_bytes!(env!("ISOL8_GUEST"));
 
 /// A concrete backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum BackendKind {
     /// Linux namespaces.
     Native,
     /// The Docker engine.
     Docker,
 }
 
-impl Kind {
+impl BackendKind {
     /// All backends.
     pub const ALL: [Self; 2] = [Self::Native, Self::Docker];
 
@@ -55,7 +55,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -78,7 +78,7 @@ pub fn spawner_grant() -> Option<String> {
 pub enum Purpose {
     /// A server, which takes over the sessions of a server that has ended. Holds the launcher if the server runs
     /// without privileges.
-    Serve(Option<Arc<Client>>),
+    Serve(Option<Arc<LauncherClient>>),
     /// A single command.
     Command,
     /// A command that continues the session of an earlier command and leaves it to the next.
@@ -93,9 +93,9 @@ pub async fn start(
     config: &Config,
     purpose: Purpose,
     needs: &Needs,
-) -> Result<Chosen, BackendError> {
+) -> Result<ChosenBackend, BackendError> {
     let chosen = match candidates(config.backend) {
-        [kind] => Chosen {
+        [kind] => ChosenBackend {
             backend: start_kind(*kind, config, &purpose).await?,
             reason: configured(*kind),
         },
@@ -110,17 +110,17 @@ pub async fn start(
 
 /// Returns the reason shown for a backend that the configuration names.
 #[must_use]
-pub fn configured(kind: Kind) -> String {
+pub fn configured(kind: BackendKind) -> String {
     format!("backend = \"{kind}\" is set")
 }
 
 /// Returns the backends that a configuration allows.
 #[must_use]
-pub fn candidates(choice: BackendChoice) -> &'static [Kind] {
+pub fn candidates(choice: BackendChoice) -> &'static [BackendKind] {
     match choice {
-        BackendChoice::Native => &[Kind::Native],
-        BackendChoice::Docker => &[Kind::Docker],
-        BackendChoice::Auto => &Kind::ALL,
+        BackendChoice::Native => &[BackendKind::Native],
+        BackendChoice::Docker => &[BackendKind::Docker],
+        BackendChoice::Auto => &BackendKind::ALL,
     }
 }
 
@@ -131,7 +131,9 @@ pub async fn sweep(backend: &dyn Backend) {
     match backend.sweep().await {
         Ok(0) => {}
         Ok(count) => log::info!(backend = name, count; "removed leftovers of dead processes"),
-        Err(error) => log::warn!(backend = name, error:%; "cannot remove leftovers of dead processes"),
+        Err(error) => {
+            log::warn!(backend = name, error:%; "cannot remove leftovers of dead processes")
+        }
     }
 }
 
@@ -165,12 +167,12 @@ pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(),
 /// # Errors
 /// [`BackendError`], which names the fix.
 pub async fn start_kind(
-    kind: Kind,
+    kind: BackendKind,
     config: &Config,
     purpose: &Purpose,
 ) -> Result<Arc<dyn Backend>, BackendError> {
     match kind {
-        Kind::Native => {
+        BackendKind::Native => {
             let instance = match purpose {
                 Purpose::Serve(Some(launcher)) => given_instance(launcher, config).await?,
                 _ => instance(kind, config, purpose)?,
@@ -178,12 +180,12 @@ pub async fn start_kind(
             let backend = NativeBackend::start(native_config(config, purpose), instance);
             Ok(Arc::new(backend.await?))
         }
-        Kind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
+        BackendKind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
     }
 }
 
 async fn docker(config: &Config, purpose: &Purpose) -> Result<DockerBackend, BackendError> {
-    let instance = instance(Kind::Docker, config, purpose)?;
+    let instance = instance(BackendKind::Docker, config, purpose)?;
     DockerBackend::connect(docker_config(config), instance).await
 }
 
@@ -204,7 +206,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
 
 fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
     NativeConfig {
-        state: state_of(Kind::Native, config),
+        state: state_of(BackendKind::Native, config),
         spawner: SpawnerCommand {
             program: THIS_EXECUTABLE.into(),
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
@@ -212,7 +214,7 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
                 Purpose::Serve(Some(launcher)) => Some(Arc::clone(launcher) as _),
                 _ => None,
             },
-            host: HOST.into(),
+            host: HOST_ROOT.into(),
             roots: config.images_root.as_deref().map(Roots::at),
             adoptable_for: config.adoptable_for,
             certificates: config.certificates.clone(),
@@ -224,11 +226,15 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
 }
 
 /// Returns the backend's own state directory. Each backend has one, so that it sweeps only sandboxes that it made.
-pub(crate) fn state_of(kind: Kind, config: &Config) -> PathBuf {
+pub(crate) fn state_of(kind: BackendKind, config: &Config) -> PathBuf {
     config.state.join(kind.name())
 }
 
-fn instance(kind: Kind, config: &Config, purpose: &Purpose) -> Result<Arc<Instance>, BackendError> {
+fn instance(
+    kind: BackendKind,
+    config: &Config,
+    purpose: &Purpose,
+) -> Result<Arc<Instance>, BackendError> {
     let state = state_of(kind, config);
     match purpose {
         Purpose::Command => Instance::create(&state, GUEST),
@@ -250,10 +256,10 @@ pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
 
 /// Returns the native backend's instance, made by the launcher as root for a server without privileges.
 async fn given_instance(
-    launcher: &Arc<Client>,
+    launcher: &Arc<LauncherClient>,
     config: &Config,
 ) -> Result<Arc<Instance>, BackendError> {
-    let (launcher, state) = (Arc::clone(launcher), state_of(Kind::Native, config));
+    let (launcher, state) = (Arc::clone(launcher), state_of(BackendKind::Native, config));
     let given = tokio::task::spawn_blocking(move || launcher.instance(&state)).await;
     let given = given.unwrap_or_else(|panic| Err(BackendError::Unavailable(panic.to_string())));
     given.map(Arc::new)

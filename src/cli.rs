@@ -14,13 +14,16 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::ArgValueCandidates;
 use isol8_api::Runtime;
 
-use crate::commands::say;
+use crate::commands::message;
 use crate::config::BackendChoice;
-pub use completions::Completions;
+pub use completions::CompletionsArgs;
 pub(crate) use flags::with_flags;
-pub use remote::{Cleanup, Cp, Host, Login, Ls, Session, SessionDelete, Sessions, Whose};
-pub use run::{Run, Sandbox};
-pub use shell::Shell;
+pub use remote::{
+    CleanupArgs, CpArgs, LoginArgs, LsArgs, ServerArgs, SessionCommand, SessionDeleteArgs,
+    SessionsArgs, TargetArgs,
+};
+pub use run::{RunArgs, SandboxArgs};
+pub use shell::ShellArgs;
 
 /// Run untrusted code in isolated containers.
 #[derive(Debug, Parser)]
@@ -37,44 +40,44 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start the HTTP server
-    Serve(Serve),
+    Serve(ServeArgs),
     /// Run code in a sandbox, here or on a server
-    Run(Box<Run>),
+    Run(Box<RunArgs>),
     /// Open a shell in a sandbox
-    Shell(Box<Shell>),
+    Shell(Box<ShellArgs>),
     /// List sessions, of a server or of this host
-    Sessions(Sessions),
+    Sessions(SessionsArgs),
     /// End a session
     #[command(subcommand)]
-    Session(Session),
+    Session(SessionCommand),
     /// List a directory of a session
-    Ls(Ls),
+    Ls(LsArgs),
     /// Copy files into and out of sessions
-    Cp(Cp),
+    Cp(CpArgs),
     /// End every session, and remove unused sandboxes and images
-    Cleanup(Cleanup),
+    Cleanup(CleanupArgs),
     /// Store a server's address and key for later commands
-    Login(Login),
+    Login(LoginArgs),
     /// Delete the address and key that login has stored
     #[command(after_help = "Examples:\n  isol8 logout")]
     Logout,
     /// Build the Docker images of the runtimes and of prebuiltImages, and unpack roots for the native backend
-    Setup(Setup),
+    Setup(SetupArgs),
     /// Build a Docker image with packages in it
-    Build(Build),
+    Build(BuildArgs),
     /// Check what can run on this host, and suggest a fix for each problem
     #[command(after_help = "Examples:\n  isol8 doctor\n  isol8 doctor --config config.toml")]
-    Doctor(Common),
+    Doctor(CommonArgs),
     /// Show the configuration that is in effect, and where each value comes from
-    Config(ShowConfig),
+    Config(ConfigArgs),
     /// Print the completion script for a shell
-    Completions(Completions),
+    Completions(CompletionsArgs),
 }
 
 impl Command {
     /// Returns the arguments shared by all commands that read a configuration.
     #[must_use]
-    pub fn common(&self) -> Option<&Common> {
+    pub fn common(&self) -> Option<&CommonArgs> {
         match self {
             Self::Serve(serve) => Some(&serve.common),
             Self::Run(run) => Some(&run.common),
@@ -83,11 +86,11 @@ impl Command {
             Self::Build(build) => Some(&build.common),
             Self::Config(config) => Some(&config.common),
             Self::Doctor(common) => Some(common),
-            Self::Sessions(sessions) => Some(&sessions.whose.common),
-            Self::Session(Session::Delete(delete)) => Some(&delete.whose.common),
-            Self::Ls(ls) => Some(&ls.whose.common),
-            Self::Cp(cp) => Some(&cp.whose.common),
-            Self::Cleanup(cleanup) => Some(&cleanup.whose.common),
+            Self::Sessions(sessions) => Some(&sessions.target.common),
+            Self::Session(SessionCommand::Delete(delete)) => Some(&delete.target.common),
+            Self::Ls(ls) => Some(&ls.target.common),
+            Self::Cp(cp) => Some(&cp.target.common),
+            Self::Cleanup(cleanup) => Some(&cleanup.target.common),
             Self::Login(_) | Self::Logout | Self::Completions(_) => None,
         }
     }
@@ -95,7 +98,7 @@ impl Command {
 
 /// Arguments shared by all commands that read a configuration.
 #[derive(Args, Clone, Debug)]
-pub struct Common {
+pub struct CommonArgs {
     /// Read this configuration file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
@@ -113,7 +116,7 @@ pub struct Common {
   ISOL8_API_KEY=secret isol8 serve
   isol8 serve --port 8080 --backend native --config /etc/isol8/config.toml
   isol8 serve --user isol8")]
-pub struct Serve {
+pub struct ServeArgs {
     /// Port to listen on; 0 for any free one [default: ISOL8_PORT, PORT or 3000]
     #[arg(long, short)]
     pub port: Option<u16>,
@@ -132,24 +135,24 @@ pub struct Serve {
     pub user: Option<String>,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 setup`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  isol8 setup\n  isol8 setup --force")]
-pub struct Setup {
+pub struct SetupArgs {
     /// Also rebuild images that are up to date
     #[arg(long)]
     pub force: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 config`.
 #[derive(Args, Debug)]
-pub struct ShowConfig {
+pub struct ConfigArgs {
     /// Print the values as JSON
     #[arg(long)]
     pub json: bool,
@@ -158,7 +161,7 @@ pub struct ShowConfig {
     pub schema: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 build`.
@@ -171,7 +174,7 @@ pub struct ShowConfig {
     isol8 build --base bash --install jq --setup 'useradd --uid 70000 x' --tag isol8:tools\n  \
     isol8 run --image isol8:data -e 'import numpy; print(numpy.ones(3).sum())'"
 )]
-pub struct Build {
+pub struct BuildArgs {
     /// Runtime of the image: python, node, bun, deno or bash
     #[arg(long, value_name = "RUNTIME", add = ArgValueCandidates::new(completions::runtimes))]
     pub base: Runtime,
@@ -189,7 +192,7 @@ pub struct Build {
     pub force: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// Parses the process's arguments. Returns `None` if the output that was asked for has already been printed.
@@ -206,7 +209,7 @@ pub fn parse() -> Option<Command> {
 pub fn parse_from(arguments: impl Iterator<Item = OsString>) -> Option<Command> {
     let cli = Cli::parse_from(arguments);
     if cli.version {
-        say::to_stdout(concat!(env!("CARGO_PKG_VERSION"), "\n"));
+        message::to_stdout(concat!(env!("CARGO_PKG_VERSION"), "\n"));
         return None;
     }
     if cli.command.is_none() {

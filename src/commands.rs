@@ -6,13 +6,13 @@ mod cp;
 mod doctor;
 mod follow;
 mod login;
-mod place;
+pub(crate) mod message;
 mod run;
-pub(crate) mod say;
 mod serve;
 mod sessions;
 mod setup;
 mod shell;
+mod target;
 mod terminal;
 
 use std::fmt::Display;
@@ -22,22 +22,22 @@ use std::process::ExitCode;
 use env_logger::fmt::{Formatter, default_kv_format};
 use log::{LevelFilter, Record};
 
-use crate::cli::{Command, Common, Session, with_flags};
+use crate::cli::{Command, CommonArgs, SessionCommand, with_flags};
 use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
 use crate::launcher::client::Launched;
 pub(crate) use sessions::known_sessions;
 
 /// The error of a command; the text is for its user.
 #[derive(Debug)]
-struct Failure(String);
+struct CommandError(String);
 
-impl<E: Display> From<E> for Failure {
+impl<E: Display> From<E> for CommandError {
     fn from(error: E) -> Self {
         Self(error.to_string())
     }
 }
 
-impl Failure {
+impl CommandError {
     /// Replaces request members, which the command made from flags, by those flags.
     fn with_flags(self) -> Self {
         Self(with_flags(&self.0).into_owned())
@@ -60,37 +60,40 @@ pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>)
     });
     let done = match (&command, launched) {
         (Command::Serve(serve), None) => serve::launch(serve),
-        (_, None) => Ok(Start::Here(None)),
+        (_, None) => Ok(Startup::ThisProcess(None)),
         (_, Some(launched)) => launched
-            .map(|it| Start::Here(Some(it)))
-            .map_err(Failure::from),
+            .map(|it| Startup::ThisProcess(Some(it)))
+            .map_err(CommandError::from),
     };
     let done = done.and_then(|start| match start {
-        Start::Ended(code) => Ok(code),
-        Start::Here(launched) => run_here(command, launched),
+        Startup::Ended(code) => Ok(code),
+        Startup::ThisProcess(launched) => run_in_this_process(command, launched),
     });
-    done.unwrap_or_else(|Failure(text)| {
-        say::to_stderr(&format!("{}{text}\n", say::prefix()));
+    done.unwrap_or_else(|CommandError(text)| {
+        message::to_stderr(&format!("{}{text}\n", message::prefix()));
         ExitCode::FAILURE
     })
 }
 
 /// The process that runs a command.
-enum Start {
+enum Startup {
     /// This process.
-    Here(Option<Launched>),
+    ThisProcess(Option<Launched>),
     /// Another process, which has ended.
     Ended(ExitCode),
 }
 
-fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Failure> {
+fn run_in_this_process(
+    command: Command,
+    launched: Option<Launched>,
+) -> Result<ExitCode, CommandError> {
     actix_web::rt::System::new().block_on(async {
         match command {
             Command::Serve(serve) => serve::serve(serve, launched).await,
-            Command::Run(run) => run::run(*run).await.map_err(Failure::with_flags),
-            Command::Shell(shell) => shell::shell(*shell).await.map_err(Failure::with_flags),
+            Command::Run(run) => run::run(*run).await.map_err(CommandError::with_flags),
+            Command::Shell(shell) => shell::shell(*shell).await.map_err(CommandError::with_flags),
             Command::Sessions(sessions) => sessions::sessions(sessions).await,
-            Command::Session(Session::Delete(delete)) => sessions::delete(delete).await,
+            Command::Session(SessionCommand::Delete(delete)) => sessions::delete(delete).await,
             Command::Ls(ls) => cp::ls::ls(ls).await,
             Command::Cp(cp) => cp::cp(cp).await,
             Command::Cleanup(cleanup) => sessions::cleanup(cleanup).await,
@@ -152,15 +155,15 @@ fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
 
 /// Loads the configuration of a command that works on this machine: files in the working directory may only
 /// restrict it.
-fn load_config(common: &Common) -> Result<Config, ConfigError> {
+fn load_config(common: &CommonArgs) -> Result<Config, ConfigError> {
     Ok(load(common, Reader::Command, None)?.config)
 }
 
-fn load(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
+fn load(common: &CommonArgs, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
     load_over(&overrides(common, reader, port))
 }
 
-fn overrides(common: &Common, reader: Reader, port: Option<u16>) -> Overrides {
+fn overrides(common: &CommonArgs, reader: Reader, port: Option<u16>) -> Overrides {
     Overrides {
         reader,
         config: common.config.clone(),
@@ -174,7 +177,7 @@ fn overrides(common: &Common, reader: Reader, port: Option<u16>) -> Overrides {
 /// Reads the configuration, and reports ignored or suspicious settings on standard error.
 fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     let loaded = read(overrides)?;
-    tell_ignored(&loaded);
+    report_ignored(&loaded);
     for (path, keys) in &loaded.config.unused {
         for key in keys.iter().filter(|key| **key != "$schema") {
             log::warn!(
@@ -198,8 +201,8 @@ fn read(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     Loaded::load(overrides, &|name| std::env::var(name).ok())
 }
 
-fn tell_ignored(loaded: &Loaded) {
+fn report_ignored(loaded: &Loaded) {
     for warning in &loaded.ignored {
-        say::to_stderr(&format!("{}{warning}\n", say::prefix()));
+        message::to_stderr(&format!("{}{warning}\n", message::prefix()));
     }
 }

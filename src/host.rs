@@ -7,10 +7,10 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use crate::backends::Kind;
+use crate::backends::BackendKind;
 
 /// Number of descriptors below which a server soon runs out of them: a connection takes two, a sandbox several.
-const FEW_DESCRIPTORS: u64 = 8192;
+const MIN_DESCRIPTORS: u64 = 8192;
 
 /// A weakness of the host's settings, and its fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,13 +30,13 @@ impl fmt::Display for Warning {
 /// Returns the warnings that matter to these backends. `root` is the root directory of the host's files, and
 /// `is_root` tells whether isol8 runs as root.
 #[must_use]
-pub fn warnings(root: &Path, backends: &[Kind], is_root: bool) -> Vec<Warning> {
+pub fn warnings(root: &Path, backends: &[BackendKind], is_root: bool) -> Vec<Warning> {
     let proc = root.join("proc");
     let mut found: Vec<_> = [core_pattern(&proc), descriptors(&proc)]
         .into_iter()
         .flatten()
         .collect();
-    if backends.contains(&Kind::Native) {
+    if backends.contains(&BackendKind::Native) {
         found.extend(user_namespaces(&proc, is_root));
         if is_root {
             // An ordinary user's sandboxes have no enforced limits; the backend itself reports that.
@@ -70,7 +70,7 @@ fn descriptors(proc: &Path) -> Option<Warning> {
         .lines()
         .find_map(|line| line.strip_prefix("Max open files"))?;
     let hard: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    (hard < FEW_DESCRIPTORS).then(|| Warning {
+    (hard < MIN_DESCRIPTORS).then(|| Warning {
         problem: format!(
             "at most {hard} files and connections can be open at once: with a few hundred clients \
              the server refuses further ones"
@@ -160,14 +160,14 @@ mod tests {
         )
     }
 
-    fn told(host: &Path, backend: Kind, is_root: bool) -> Vec<String> {
+    fn told(host: &Path, backend: BackendKind, is_root: bool) -> Vec<String> {
         let warnings = warnings(host, &[backend], is_root);
         warnings.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn nothing_is_said_of_a_host_that_is_well() {
-        for backend in Kind::ALL {
+        for backend in BackendKind::ALL {
             for is_root in [true, false] {
                 assert_eq!(told(host().path(), backend, is_root), [""; 0]);
             }
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn each_setting_is_named_with_its_fix() {
-        let native = [Kind::Native].as_slice();
-        let both = Kind::ALL.as_slice();
+        let native = [BackendKind::Native].as_slice();
+        let both = BackendKind::ALL.as_slice();
         for (file, text, backends, users, problem, fix) in [
             (
                 "proc/sys/kernel/core_pattern",
@@ -238,7 +238,7 @@ mod tests {
         ] {
             let host = host();
             put(host.path(), file, text);
-            for backend in Kind::ALL {
+            for backend in BackendKind::ALL {
                 for is_root in [true, false] {
                     let told = told(host.path(), backend, is_root);
                     if !backends.contains(&backend) || !users.contains(&is_root) {
@@ -258,7 +258,7 @@ mod tests {
     fn a_kernel_without_user_namespaces_is_named() {
         let host = host();
         fs::remove_file(host.path().join("proc/sys/user/max_user_namespaces")).unwrap();
-        let told = told(host.path(), Kind::Native, true);
+        let told = told(host.path(), BackendKind::Native, true);
         assert!(told[0].contains("no user namespaces"), "{told:?}");
     }
 }

@@ -26,7 +26,7 @@ pub use build::build_missing;
 const DOCKER: &str = "docker";
 
 /// Packages in an image, once they are known. Clones share the value.
-type Held = Arc<OnceLock<Vec<String>>>;
+type KnownPackages = Arc<OnceLock<Vec<String>>>;
 
 /// The images of a configuration. Clones share the knowledge about their content.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +45,7 @@ pub struct Prebuilt {
     pub image: CustomImage,
     /// Number of idle sandboxes of the image; `None` for no clean ones, and as many dirty ones as its runtime has.
     pub pool: Option<PoolSize>,
-    held: Held,
+    held: KnownPackages,
 }
 
 /// Compares the configuration only, not the known content.
@@ -68,13 +68,13 @@ impl Prebuilt {
         Self {
             image,
             pool,
-            held: Held::default(),
+            held: KnownPackages::default(),
         }
     }
 
     /// Returns the packages in the image if it exists and is up to date.
     #[must_use]
-    pub fn held(&self) -> Option<&[String]> {
+    pub fn packages(&self) -> Option<&[String]> {
         self.held.get().map(Vec::as_slice)
     }
 }
@@ -92,7 +92,7 @@ impl Images {
 
     /// Returns the packages in a runtime's own image.
     #[must_use]
-    pub fn held_by(&self, runtime: Runtime) -> &[String] {
+    pub fn packages_of(&self, runtime: Runtime) -> &[String] {
         let held = self.own.get().and_then(|own| own.get(&runtime));
         held.map_or(&[], Vec::as_slice)
     }
@@ -100,7 +100,7 @@ impl Images {
     /// Returns the pool sizes of the images that exist.
     #[must_use]
     pub fn pools(&self, usual: &BTreeMap<Runtime, PoolSize>) -> BTreeMap<Kind, PoolSize> {
-        let there = self.prebuilt.iter().filter(|one| one.held().is_some());
+        let there = self.prebuilt.iter().filter(|one| one.packages().is_some());
         let pools = there.map(|Prebuilt { image, pool, .. }| {
             let kind = Kind {
                 runtime: image.runtime,
@@ -119,14 +119,14 @@ impl Images {
     /// Returns the runtimes whose own images lack configured packages, with the missing packages.
     fn lacking(&self) -> impl Iterator<Item = (Runtime, Vec<String>)> {
         self.dependencies.iter().filter_map(|(&runtime, wanted)| {
-            let missing = package::missing(runtime, wanted, self.held_by(runtime));
+            let missing = package::missing(runtime, wanted, self.packages_of(runtime));
             (!missing.is_empty()).then_some((runtime, missing))
         })
     }
 }
 
 /// Looks up which images exist. If the backend has no images, warns that their configuration has no effect.
-pub async fn look(config: &Config, backend: &str) {
+pub async fn look_up(config: &Config, backend: &str) {
     let images = &config.images;
     if backend != DOCKER {
         if !images.is_empty() {
@@ -185,7 +185,7 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
     }
     for prebuilt in &images.prebuilt {
         let CustomImage { tag, runtime, .. } = &prebuilt.image;
-        lines.push(match prebuilt.held() {
+        lines.push(match prebuilt.packages() {
             Some(held) => format!("{runtime} ok: {tag} holds {}", held.join(", ")),
             None => {
                 format!("{runtime} no: {tag} is missing or not up to date: run `isol8 setup`")

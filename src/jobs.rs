@@ -23,30 +23,30 @@ use isol8_backend::{Limits, SandboxSpec};
 use crate::config::{Ceilings, Config, RequestLimits};
 use crate::images::choice;
 use crate::module_kind;
-use crate::network::Filtered;
+use crate::network::FilteredNetwork;
 use crate::packages;
 use crate::remote_code::RemoteSource;
-pub(crate) use limits::LARGEST_VARIABLE;
+pub(crate) use limits::MAX_VARIABLE_BYTES;
 use limits::check_secrets;
 pub(crate) use limits::shown;
-pub use session::{bare_session, session};
+pub use session::{create_session, empty_session};
 pub use terminal::terminal_size;
 
 /// Smallest memory limit in which an interpreter starts.
-const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
+const MIN_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
 
 /// Smallest size of a writable file system: one script must fit.
-const LEAST_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
+const MIN_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
 
 /// Smallest limit of processes: the guest, the interpreter that programs are forked from and two processes while it
 /// forks, and a program with one child.
-const LEAST_PIDS: u32 = 6;
+const MIN_PIDS: u32 = 6;
 
 /// Smallest share of a core that the kernel accounts for reliably.
-const LEAST_CPUS: f64 = 0.01;
+const MIN_CPUS: f64 = 0.01;
 
 /// Memory that a program needs to start, in addition to the request's files, in bytes.
-const MEMORY_BESIDE_FILES: u64 = 8 << 20;
+const PROGRAM_MEMORY: u64 = 8 << 20;
 
 /// A request that cannot become a job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +79,7 @@ impl JobError {
 
 /// The checked body of a request.
 #[derive(Debug)]
-pub struct Order {
+pub struct ParsedRequest {
     /// The job. Its code is empty if it has to be fetched first.
     pub job: Job,
     /// The session to run in, if any.
@@ -92,14 +92,18 @@ pub struct Order {
 ///
 /// # Errors
 /// Returns a [`JobError`] for the first member at fault.
-pub fn order(body: ExecuteBody, tenant: &TenantId, config: &Config) -> Result<Order, JobError> {
+pub fn parse(
+    body: ExecuteBody,
+    tenant: &TenantId,
+    config: &Config,
+) -> Result<ParsedRequest, JobError> {
     let mut request = body.request;
     let options = body.options.unwrap_or_default();
     choice::check_named(&options, request.runtime, tenant, config)?;
     let remote = RemoteSource::take(&mut request, &config.remote_code)?;
     let mut job = job(request, options, config)?;
     choice::choose(&mut job, config)?;
-    Ok(Order {
+    Ok(ParsedRequest {
         job,
         session: body.session_id,
         remote,
@@ -218,7 +222,7 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
         NetworkMode::Filtered => {
             let filter = options.network_filter.clone().unwrap_or_default();
             let is_logged = options.log_network == Some(true);
-            let network = Filtered::new(&config.egress, &filter, is_logged)
+            let network = FilteredNetwork::new(&config.egress, &filter, is_logged)
                 .map_err(|error| JobError::invalid("options.networkFilter", error))?;
             Ok(Some(Arc::new(network)))
         }
@@ -273,17 +277,12 @@ fn sandbox(
     Ok(SandboxSpec {
         runtime: request.runtime,
         limits: Limits {
-            cpus: at_most("options.cpuLimit", cpus, LEAST_CPUS, limits.cpus)?,
-            memory: at_most("options.memoryLimit", memory, LEAST_MEMORY, limits.memory)?,
-            pids: at_most("options.pidsLimit", pids, LEAST_PIDS, limits.pids)?,
+            cpus: at_most("options.cpuLimit", cpus, MIN_CPUS, limits.cpus)?,
+            memory: at_most("options.memoryLimit", memory, MIN_MEMORY, limits.memory)?,
+            pids: at_most("options.pidsLimit", pids, MIN_PIDS, limits.pids)?,
         },
-        sandbox_size: at_most(
-            "options.sandboxSize",
-            sandbox_size,
-            LEAST_TMPFS,
-            *tmpfs_size,
-        )?,
-        tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
+        sandbox_size: at_most("options.sandboxSize", sandbox_size, MIN_TMPFS, *tmpfs_size)?,
+        tmp_size: at_most("options.tmpSize", tmp_size, MIN_TMPFS, *tmpfs_size)?,
         single_use: false,
         host_network: network_mode(options, config) == NetworkMode::Host,
         image: options.image.clone(),
@@ -355,7 +354,7 @@ fn check_memory(job: &Job) -> Result<(), JobError> {
         .map(|(_, content)| content.len() as u64)
         .sum();
     let memory = job.sandbox.limits.memory;
-    if files == 0 || files + MEMORY_BESIDE_FILES <= memory.bytes() {
+    if files == 0 || files + PROGRAM_MEMORY <= memory.bytes() {
         return Ok(());
     }
     let problem = format!("{files} bytes do not fit into a memoryLimit of {memory}");

@@ -35,10 +35,10 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use crate::backends::{self, Kind};
+use crate::backends::{self, BackendKind};
 use crate::config::{BackendChoice, Config};
 use crate::server::socket;
-use message::{Answer, Channel, INSTANCE, MAX_DESCRIPTORS, SPAWNER, Welcome};
+use message::{Answer, Channel, Handover, INSTANCE_REQUEST, MAX_DESCRIPTORS, SPAWNER_REQUEST};
 use user::Account;
 
 /// First argument with which this executable runs as the server of a launcher.
@@ -68,9 +68,14 @@ pub fn server_arguments() -> impl Iterator<Item = OsString> {
 ///
 /// # Errors
 /// Returns a text for the operator that names what could not be prepared.
-pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<ExitCode, String> {
+pub fn run(
+    config: &Config,
+    kind: BackendKind,
+    reason: String,
+    user: &str,
+) -> Result<ExitCode, String> {
     let mut account = Account::find(user)?;
-    if kind == Kind::Docker {
+    if kind == BackendKind::Docker {
         account.groups.extend(engine_group(config));
     }
     state::prepare(config, kind, account.owner)?;
@@ -81,7 +86,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
     let (channel, far) = Channel::pair().map_err(failed)?;
     let server = start_server(far).map_err(failed)?;
     log::debug!(uid = account.owner.uid, process = server.id(); "server started without privileges");
-    let welcome = Welcome {
+    let handover = Handover {
         owner: account.owner,
         groups: account.groups,
         backend: choice(kind),
@@ -91,7 +96,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
     };
     let given: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
     let given = &given[..given.len().min(MAX_DESCRIPTORS)];
-    channel.send_json(&welcome, given).map_err(failed)?;
+    channel.send_json(&handover, given).map_err(failed)?;
     drop(sockets);
     let launcher = Launcher {
         channel: Some(channel),
@@ -99,7 +104,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
         server,
         spawners: Vec::new(),
         owner: account.owner,
-        state: backends::state_of(Kind::Native, config),
+        state: backends::state_of(BackendKind::Native, config),
         roots: config
             .images_root
             .as_deref()
@@ -109,10 +114,10 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
     launcher.serve().map_err(failed)
 }
 
-fn choice(kind: Kind) -> BackendChoice {
+fn choice(kind: BackendKind) -> BackendChoice {
     match kind {
-        Kind::Native => BackendChoice::Native,
-        Kind::Docker => BackendChoice::Docker,
+        BackendKind::Native => BackendChoice::Native,
+        BackendKind::Docker => BackendChoice::Docker,
     }
 }
 
@@ -226,8 +231,8 @@ impl Launcher {
             }
         };
         let answered = match message.first() {
-            Some(&INSTANCE) => self.give_instance(),
-            Some(&SPAWNER) => self.start_spawner(descriptors),
+            Some(&INSTANCE_REQUEST) => self.give_instance(),
+            Some(&SPAWNER_REQUEST) => self.start_spawner(descriptors),
             _ => Err("unknown request to the launcher".to_owned()),
         };
         let sent = match &answered {
@@ -277,7 +282,7 @@ impl Launcher {
         let grant = Grant {
             owner: self.owner,
             instance: instance.directory().to_owned(),
-            host: backends::HOST.into(),
+            host: backends::HOST_ROOT.into(),
             roots: self.roots.clone(),
         }
         .to_argument();

@@ -22,19 +22,19 @@ use isol8_backend::instance::Instance;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::backends::{self, Kind, Needs, Purpose};
+use crate::backends::{self, BackendKind, Needs, Purpose};
 use crate::config::{BackendChoice, Config};
-use lock::Lock;
+use lock::SessionLock;
 pub use sessions::{LocalSession, clean_up, delete, expire, list};
 
 /// Idle time of a session that does not end by itself: a hundred years.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const NO_EXPIRY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Longest time that a command may take to end after it has released its session's lock.
-const LETTING_GO: Duration = Duration::from_secs(30);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Interval between checks whether that command has ended.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The reason why no sandbox can be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,15 +60,15 @@ pub enum LocalError {
 
 /// The service with which a command runs programs.
 #[derive(Debug)]
-pub struct Local {
+pub struct LocalService {
     service: Service,
     kind: &'static str,
-    session: Option<(SessionId, Lock)>,
+    session: Option<(SessionId, SessionLock)>,
     /// The task that removes leftovers of killed commands.
     sweeping: Option<JoinHandle<()>>,
 }
 
-impl Local {
+impl LocalService {
     /// Starts a service that creates a sandbox for each run, and removes it afterwards.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl Local {
         id: SessionId,
         needs: &Needs,
     ) -> Result<Self, LocalError> {
-        let lock = Lock::wait(config, &id).await?;
+        let lock = SessionLock::wait(config, &id).await?;
         let local = Self::open(config, id.clone(), lock, needs).await?;
         if sessions::is_expired(config, &id) {
             local.remove_session(&id).await?;
@@ -115,7 +115,8 @@ impl Local {
         if !sessions::exists(config, &id) {
             return Ok(None);
         }
-        let lock = Lock::try_now(config, &id)?.ok_or_else(|| LocalError::Busy(id.clone()))?;
+        let lock =
+            SessionLock::try_now(config, &id)?.ok_or_else(|| LocalError::Busy(id.clone()))?;
         // No requirements: the backend of an existing session is known.
         Self::open(config, id, lock, &Needs::default())
             .await
@@ -125,11 +126,11 @@ impl Local {
     async fn open(
         config: &Config,
         id: SessionId,
-        lock: Lock,
+        lock: SessionLock,
         needs: &Needs,
     ) -> Result<Self, LocalError> {
         let config = session_config(config, &id);
-        if !is_let_go(&config.state).await {
+        if !wait_for_release(&config.state).await {
             return Err(LocalError::Busy(id));
         }
         let backend = backends::start(&config, Purpose::Session, needs)
@@ -192,18 +193,18 @@ impl Local {
 /// Waits until the previous command has released the session's sandbox, and returns whether it has. A command does
 /// so at its very end, after it has released the session's lock; without the wait, this command would create a
 /// second sandbox.
-async fn is_let_go(state: &Path) -> bool {
+async fn wait_for_release(state: &Path) -> bool {
     let is_in_use = || {
-        Kind::ALL
+        BackendKind::ALL
             .iter()
             .any(|kind| Instance::is_any_in_use(&state.join(kind.name())))
     };
-    let deadline = Instant::now() + LETTING_GO;
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
     while is_in_use() {
         if Instant::now() > deadline {
             return false;
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
     true
 }
@@ -222,12 +223,12 @@ fn session_config(config: &Config, id: &SessionId) -> Config {
     let mut own = config.clone();
     own.state = directory(config, id);
     own.keep_sessions = true;
-    own.adoptable_for = max_age(config).unwrap_or(FOR_EVER);
+    own.adoptable_for = max_age(config).unwrap_or(NO_EXPIRY);
     // Use the session's backend if the session exists, so that the engine need not be asked.
     if config.backend == BackendChoice::Auto {
         own.backend = match sessions::kind_of(config, id) {
-            Some(Kind::Native) => BackendChoice::Native,
-            Some(Kind::Docker) => BackendChoice::Docker,
+            Some(BackendKind::Native) => BackendChoice::Native,
+            Some(BackendKind::Docker) => BackendChoice::Docker,
             None => BackendChoice::Auto,
         };
     }

@@ -88,8 +88,11 @@ impl Login {
         };
         // Report the line of the fault, but not its text, which may be the key.
         let login = serde_json::from_str(&text).map_err(|error| {
-            let place = format!("not a valid login file, at line {} (delete it with `isol8 logout`)", error.line());
-            failed(io::Error::new(io::ErrorKind::InvalidData, place))
+            let problem = format!(
+                "not a valid login file, at line {} (delete it with `isol8 logout`)",
+                error.line()
+            );
+            failed(io::Error::new(io::ErrorKind::InvalidData, problem))
         });
         login.map(Some)
     }

@@ -14,16 +14,16 @@ use actix_web::rt::time::sleep;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Growth, in bytes, that makes the walk through the heaps worthwhile.
-const WORTHWHILE: u64 = 32 << 20;
+const MIN_GROWTH: u64 = 32 << 20;
 
 /// Returns free memory to the system periodically.
-pub(crate) async fn give_back() -> Infallible {
+pub(crate) async fn return_free_memory() -> Infallible {
     // Memory that the program had at its start does not belong to a burst.
     let mut least = resident();
     loop {
         sleep(INTERVAL).await;
         let now = resident();
-        if now > least.saturating_add(WORTHWHILE) {
+        if now > least.saturating_add(MIN_GROWTH) {
             // Use another thread: a large heap takes milliseconds.
             let _ = spawn_blocking(trim).await;
             let after = resident();

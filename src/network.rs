@@ -12,12 +12,12 @@ use isol8_egress::{
 
 /// The network of one job.
 #[derive(Debug)]
-pub struct Filtered {
+pub struct FilteredNetwork {
     egress: RunEgress,
     is_logged: bool,
 }
 
-impl Filtered {
+impl FilteredNetwork {
     /// Returns a network that allows what both the server's rules and this filter allow. With `is_logged`, the
     /// result contains a log of it.
     ///
@@ -34,7 +34,7 @@ impl Filtered {
     /// Returns a network with a policy of the server's own, and optionally a host inside the server. Nothing is
     /// logged.
     #[must_use]
-    pub fn inner(egress: &Egress, policy: Policy, local: Option<Arc<dyn LocalHost>>) -> Self {
+    pub fn internal(egress: &Egress, policy: Policy, local: Option<Arc<dyn LocalHost>>) -> Self {
         Self {
             egress: egress.run_with(policy, false, local),
             is_logged: false,
@@ -57,7 +57,7 @@ fn describe(problem: &Problem) -> String {
     format!("registry not reached: {}; {fix}", problem.text)
 }
 
-impl Network for Filtered {
+impl Network for FilteredNetwork {
     fn serve(&self, connection: Tunnel) -> BoxFuture<'static, ()> {
         let egress = self.egress.clone();
         Box::pin(async move { egress.serve(connection).await })

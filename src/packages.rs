@@ -14,7 +14,7 @@ use regex::Regex;
 
 use crate::config::Config;
 use crate::jobs::JobError;
-use crate::network::Filtered;
+use crate::network::FilteredNetwork;
 
 /// Returns the host names of the registries that a runtime's packages usually come from.
 #[must_use]
@@ -34,8 +34,8 @@ type Variables = Vec<(String, String)>;
 const MEMBER: &str = "request.installPackages";
 
 /// Largest number of packages in one request, and largest size of one in bytes.
-pub(crate) const MOST_PACKAGES: usize = 100;
-const LONGEST: usize = 256;
+pub(crate) const MAX_PACKAGES: usize = 100;
+const MAX_PACKAGE_LENGTH: usize = 256;
 
 /// Endings that pip, npm and bun treat as archives.
 const ARCHIVES: [&str; 13] = [
@@ -75,7 +75,9 @@ pub fn check(
 ) -> Result<(), (usize, String)> {
     for (index, package) in packages.iter().enumerate() {
         let checked = match runtime {
-            _ if package.len() > LONGEST => Err(format!("longer than {LONGEST} bytes")),
+            _ if package.len() > MAX_PACKAGE_LENGTH => {
+                Err(format!("longer than {MAX_PACKAGE_LENGTH} bytes"))
+            }
             Runtime::Python if package.contains("://") => python::check(package, registries),
             _ if is_archive(package) => Err("it names a file".to_owned()),
             Runtime::Python => python::check(package, registries),
@@ -85,7 +87,7 @@ pub fn check(
             Runtime::Bash => Err("expected the name of a Debian package such as jq".to_owned()),
         };
         if let Err(problem) = checked {
-            let given: String = package.chars().take(LONGEST).collect();
+            let given: String = package.chars().take(MAX_PACKAGE_LENGTH).collect();
             return Err((index, format!("{given:?} is no package: {problem}")));
         }
     }
@@ -120,9 +122,9 @@ pub fn install(
     if packages.is_empty() {
         return Ok(None);
     }
-    if packages.len() > MOST_PACKAGES {
+    if packages.len() > MAX_PACKAGES {
         let problem = format!(
-            "{} entries, expected at most {MOST_PACKAGES}",
+            "{} entries, expected at most {MAX_PACKAGES}",
             packages.len()
         );
         return Err(JobError::invalid(MEMBER, problem));
@@ -163,7 +165,7 @@ fn network(
     let policy = policy(registries, &config.egress);
     let policy = policy.map_err(|error| JobError::invalid(MEMBER, error))?;
     let (source, site) = cached(runtime, registries, config, &policy);
-    let network = Filtered::inner(&config.egress, policy, site);
+    let network = FilteredNetwork::internal(&config.egress, policy, site);
     Ok((source, Some(Arc::new(network))))
 }
 

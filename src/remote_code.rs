@@ -12,22 +12,22 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{Config, RemoteCodeConfig};
-use crate::jobs::{JobError, Order, shown};
+use crate::jobs::{JobError, ParsedRequest, shown};
 
 /// The member with the URL.
 const CODE_URL: &str = "request.codeUrl";
 
 /// Longest URL that is fetched, in bytes: the length that servers on the Web accept at least (RFC 9110, 4.1).
-const LONGEST_URL: usize = 8_000;
+const MAX_URL_LENGTH: usize = 8_000;
 
 /// The member with the expected hash of the code.
 const CODE_HASH: &str = "request.codeHash";
 
 /// Largest number of redirects that are followed.
-const REDIRECTS: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 
 /// Largest number of simultaneous fetches. Each may hold as many bytes as code may have.
-const FETCHES: usize = 32;
+const MAX_FETCHES: usize = 32;
 
 /// Approximate size of a cache entry in addition to its texts, in bytes.
 const ENTRY_BYTES: usize = 256;
@@ -84,8 +84,8 @@ fn check_scheme(
     allow_insecure: bool,
     config: &RemoteCodeConfig,
 ) -> Result<(), JobError> {
-    if url.len() > LONGEST_URL {
-        let problem = format!("{} bytes, expected at most {LONGEST_URL}", url.len());
+    if url.len() > MAX_URL_LENGTH {
+        let problem = format!("{} bytes, expected at most {MAX_URL_LENGTH}", url.len());
         return Err(JobError::invalid(CODE_URL, problem));
     }
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
@@ -113,11 +113,11 @@ fn check_form(hash: &str) -> Result<String, JobError> {
 pub struct RemoteCode {
     fetches: Arc<Semaphore>,
     /// Cached code by URL, and by whether it was allowed to come over `http:`.
-    kept: Cache<(String, bool), Kept>,
+    cache: Cache<(String, bool), CachedCode>,
 }
 
 #[derive(Clone, Debug)]
-struct Kept {
+struct CachedCode {
     code: Arc<str>,
     hash: String,
     since: Instant,
@@ -129,12 +129,12 @@ impl RemoteCode {
     /// Returns a cache with the configured bounds.
     #[must_use]
     pub fn new(config: &RemoteCodeConfig) -> Self {
-        let bytes = |(url, _): &(String, bool), kept: &Kept| {
+        let bytes = |(url, _): &(String, bool), kept: &CachedCode| {
             u32::try_from(url.len() + kept.code.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         Self {
-            fetches: Arc::new(Semaphore::new(FETCHES)),
-            kept: Cache::builder()
+            fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
+            cache: Cache::builder()
                 .max_capacity(config.keep_bytes)
                 .weigher(bytes)
                 .build(),
@@ -147,14 +147,14 @@ impl RemoteCode {
     /// Returns a [`JobError`] that names the member and the problem found under the URL.
     pub async fn complete(
         &self,
-        order: Order,
+        parsed: ParsedRequest,
         config: &Config,
     ) -> Result<(Job, Option<SessionId>), JobError> {
-        let Order {
+        let ParsedRequest {
             mut job,
             session,
             remote,
-        } = order;
+        } = parsed;
         if let Some(source) = remote {
             let fetched = self.get(&source, config).await?;
             check_hash(&source, &fetched)?;
@@ -165,21 +165,21 @@ impl RemoteCode {
         Ok((job, session))
     }
 
-    async fn get(&self, source: &RemoteSource, all: &Config) -> Result<Kept, JobError> {
+    async fn get(&self, source: &RemoteSource, all: &Config) -> Result<CachedCode, JobError> {
         let (config, egress) = (&all.remote_code, &all.egress);
         let key = (source.url.clone(), source.allow_http);
-        if let Some(kept) = self.kept.get(&key).await {
+        if let Some(kept) = self.cache.get(&key).await {
             if kept.since.elapsed() < config.keep && Arc::ptr_eq(&kept.config, config) {
                 return Ok(kept);
             }
-            self.kept.invalidate(&key).await;
+            self.cache.invalidate(&key).await;
         }
         if config.keep.is_zero() {
             return self.fetch(source, config, egress).await;
         }
         // Simultaneous requests for the same URL wait for this fetch.
         let fetched = self
-            .kept
+            .cache
             .try_get_with(key, self.fetch(source, config, egress));
         fetched.await.map_err(|error| JobError::clone(&error))
     }
@@ -189,18 +189,18 @@ impl RemoteCode {
         source: &RemoteSource,
         config: &Arc<RemoteCodeConfig>,
         egress: &Egress,
-    ) -> Result<Kept, JobError> {
+    ) -> Result<CachedCode, JobError> {
         let Ok(Ok(_place)) = timeout(config.timeout, self.fetches.acquire()).await else {
             return Err(JobError {
                 path: CODE_URL.to_owned(),
-                problem: format!("too many fetches in progress ({FETCHES}), try again later"),
+                problem: format!("too many fetches in progress ({MAX_FETCHES}), try again later"),
                 code: ErrorCode::Unavailable,
             });
         };
         let limits = FetchLimits {
             max_bytes: config.max_bytes,
             timeout: config.timeout,
-            redirects: REDIRECTS,
+            redirects: MAX_REDIRECTS,
             allow_http: source.allow_http,
             hosts: config.hosts.clone(),
         };
@@ -209,7 +209,7 @@ impl RemoteCode {
         let hash = hex(&Sha256::digest(&bytes));
         let code = String::from_utf8(bytes.into())
             .map_err(|_| JobError::invalid(CODE_URL, "the content is not UTF-8 text"))?;
-        Ok(Kept {
+        Ok(CachedCode {
             code: code.into(),
             hash,
             since: Instant::now(),
@@ -218,7 +218,7 @@ impl RemoteCode {
     }
 }
 
-fn check_hash(source: &RemoteSource, fetched: &Kept) -> Result<(), JobError> {
+fn check_hash(source: &RemoteSource, fetched: &CachedCode) -> Result<(), JobError> {
     if source
         .hash
         .as_ref()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, RuntimeStatus};
 
-use super::{Kind, Purpose, check_preload, start_kind};
+use super::{BackendKind, Purpose, check_preload, start_kind};
 use crate::config::Config;
 
 /// Requirements of a request, in addition to those of the configuration.
@@ -22,7 +22,7 @@ pub struct Needs {
 
 /// A started backend, and the reason for choosing it.
 #[derive(Clone, Debug)]
-pub struct Chosen {
+pub struct ChosenBackend {
     /// The started backend.
     pub backend: Arc<dyn Backend>,
     /// The reason, shown to the operator.
@@ -37,17 +37,17 @@ pub(super) async fn start(
     config: &Config,
     purpose: &Purpose,
     needs: &Needs,
-) -> Result<Chosen, BackendError> {
+) -> Result<ChosenBackend, BackendError> {
     match purpose {
         Purpose::Command => choose(config, needs).await,
         // A server or session takes over what an earlier process left; a backend that is only tried must not touch
         // that. So the choice is made with an instance of its own, and the chosen backend started again.
         Purpose::Serve(_) | Purpose::Session => {
-            let Chosen { backend, reason } = choose(config, needs).await?;
+            let ChosenBackend { backend, reason } = choose(config, needs).await?;
             let kind = kind_of(backend.as_ref());
             backend.shutdown().await?;
             let backend = start_kind(kind, config, purpose).await?;
-            Ok(Chosen { backend, reason })
+            Ok(ChosenBackend { backend, reason })
         }
     }
 }
@@ -56,24 +56,29 @@ pub(super) async fn start(
 ///
 /// # Errors
 /// Returns [`BackendError::Unavailable`] with the problem of each backend.
-pub async fn pick(config: &Config, needs: &Needs) -> Result<(Kind, String), BackendError> {
-    let Chosen { backend, reason } = choose(config, needs).await?;
+pub async fn pick(config: &Config, needs: &Needs) -> Result<(BackendKind, String), BackendError> {
+    let ChosenBackend { backend, reason } = choose(config, needs).await?;
     backend.shutdown().await?;
     Ok((kind_of(backend.as_ref()), reason))
 }
 
-fn kind_of(backend: &dyn Backend) -> Kind {
-    let named = |kind: &Kind| kind.name() == backend.name();
-    Kind::ALL.into_iter().find(named).unwrap_or(Kind::Native)
+fn kind_of(backend: &dyn Backend) -> BackendKind {
+    let named = |kind: &BackendKind| kind.name() == backend.name();
+    BackendKind::ALL
+        .into_iter()
+        .find(named)
+        .unwrap_or(BackendKind::Native)
 }
 
-async fn choose(config: &Config, needs: &Needs) -> Result<Chosen, BackendError> {
+async fn choose(config: &Config, needs: &Needs) -> Result<ChosenBackend, BackendError> {
     let purpose = &Purpose::Command;
     let native = match wants_images(config, needs) {
-        Some(reason) => Err(Lack::everything(reason)),
-        None => match start_kind(Kind::Native, config, purpose).await {
+        Some(reason) => Err(Shortfall::everything(reason)),
+        None => match start_kind(BackendKind::Native, config, purpose).await {
             Ok(backend) => Ok(backend),
-            Err(error) => Err(Lack::everything(format!("native is not usable: {error}"))),
+            Err(error) => Err(Shortfall::everything(format!(
+                "native is not usable: {error}"
+            ))),
         },
     };
     let (native, lack) = match native {
@@ -81,7 +86,7 @@ async fn choose(config: &Config, needs: &Needs) -> Result<Chosen, BackendError> 
         Ok(backend) => match lack_of(backend.as_ref(), config, needs).await {
             None => {
                 let reason = "native offers all that the configuration asks for".to_owned();
-                return Ok(Chosen { backend, reason });
+                return Ok(ChosenBackend { backend, reason });
             }
             Some(lack) => (Some(backend), lack),
         },
@@ -92,7 +97,7 @@ async fn choose(config: &Config, needs: &Needs) -> Result<Chosen, BackendError> 
             if let Some(native) = native {
                 native.shutdown().await?;
             }
-            Ok(Chosen {
+            Ok(ChosenBackend {
                 backend: docker,
                 reason: because,
             })
@@ -100,12 +105,12 @@ async fn choose(config: &Config, needs: &Needs) -> Result<Chosen, BackendError> 
         Err(refusal) => {
             let backend = match native {
                 Some(native) => native,
-                None => start_kind(Kind::Native, config, purpose)
+                None => start_kind(BackendKind::Native, config, purpose)
                     .await
                     .map_err(|error| neither(&error, &refusal))?,
             };
             let reason = format!("{because}, and docker is no alternative: {refusal}");
-            Ok(Chosen { backend, reason })
+            Ok(ChosenBackend { backend, reason })
         }
     }
 }
@@ -115,13 +120,13 @@ fn neither(native: &BackendError, docker: &str) -> BackendError {
 }
 
 /// A requirement that native does not meet.
-struct Lack {
+struct Shortfall {
     reason: String,
     /// The runtimes that native lacks; empty if it lacks something else.
     runtimes: Vec<Runtime>,
 }
 
-impl Lack {
+impl Shortfall {
     fn everything(reason: String) -> Self {
         Self {
             reason,
@@ -144,7 +149,7 @@ fn wants_images(config: &Config, needs: &Needs) -> Option<String> {
     configured.or_else(|| needs.images.clone())
 }
 
-async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option<Lack> {
+async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option<Shortfall> {
     let mut runtimes = Vec::new();
     for runtime in needed(needs) {
         if let RuntimeStatus::Unavailable(_) = native.runtime_status(runtime).await {
@@ -154,10 +159,10 @@ async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option
     if !runtimes.is_empty() {
         let names: Vec<_> = runtimes.iter().map(ToString::to_string).collect();
         let reason = format!("native has no {} here", names.join(", "));
-        return Some(Lack { reason, runtimes });
+        return Some(Shortfall { reason, runtimes });
     }
     if let Some(shortcoming) = native.shortcomings().into_iter().next() {
-        return Some(Lack::everything(format!(
+        return Some(Shortfall::everything(format!(
             "native falls short: {shortcoming}"
         )));
     }
@@ -166,7 +171,9 @@ async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option
         return None;
     }
     let error = check_preload(native, config).await.err()?;
-    Some(Lack::everything(format!("native falls short: {error}")))
+    Some(Shortfall::everything(format!(
+        "native falls short: {error}"
+    )))
 }
 
 fn needed(needs: &Needs) -> Vec<Runtime> {
@@ -182,7 +189,7 @@ async fn with_docker(
     needs: &Needs,
     lacking: &[Runtime],
 ) -> Result<Arc<dyn Backend>, String> {
-    let docker = start_kind(Kind::Docker, config, &Purpose::Command).await;
+    let docker = start_kind(BackendKind::Docker, config, &Purpose::Command).await;
     let docker = docker.map_err(|error| error.to_string())?;
     let wanted = match lacking {
         [] => needed(needs),

@@ -15,8 +15,8 @@ use clap_complete::{CompleteEnv, Shell};
 use isol8_api::{NetworkMode, Runtime};
 
 use super::Cli;
-use crate::backends::Kind;
-use crate::commands::{self, say};
+use crate::backends::BackendKind;
+use crate::commands::{self, message};
 
 /// Environment variable that the shell's script sets to have this process complete a command line.
 const VARIABLE: &str = "ISOL8_COMPLETE";
@@ -31,12 +31,12 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
   isol8 completions bash > /usr/share/bash-completion/completions/isol8
   isol8 completions zsh  > ~/.zfunc/_isol8        (a directory of $fpath)
   isol8 completions fish > ~/.config/fish/completions/isol8.fish")]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell
     pub shell: Shell,
 }
 
-impl Completions {
+impl CompletionsArgs {
     /// Prints the shell's script.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Completions {
         shell
             .write_registration(VARIABLE, "isol8", "isol8", &executable(), &mut script)
             .map_err(|error| error.to_string())?;
-        say::to_stdout(&String::from_utf8_lossy(&script));
+        message::to_stdout(&String::from_utf8_lossy(&script));
         Ok(())
     }
 }
@@ -80,7 +80,7 @@ pub(super) fn runtimes() -> Vec<CompletionCandidate> {
 }
 
 pub(super) fn backends() -> Vec<CompletionCandidate> {
-    let names = Kind::ALL.map(Kind::name);
+    let names = BackendKind::ALL.map(BackendKind::name);
     candidates(names.into_iter().chain(["auto"]))
 }
 

@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 use clap_complete::{ArgValueCandidates, ArgValueCompleter};
 use isol8_api::SessionId;
 
-use super::{Common, completions};
+use super::{CommonArgs, completions};
 
 /// A server and its API key.
 #[derive(Args, Clone, Default)]
-pub struct Host {
+pub struct ServerArgs {
     /// The server, for example http://127.0.0.1:3000
     #[arg(long, value_name = "URL")]
     pub host: Option<String>,
@@ -25,9 +25,9 @@ pub struct Host {
 }
 
 /// Leaves out the key, which must not appear in logs.
-impl std::fmt::Debug for Host {
+impl std::fmt::Debug for ServerArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
+        f.debug_struct("ServerArgs")
             .field("host", &self.host)
             .finish_non_exhaustive()
     }
@@ -35,16 +35,16 @@ impl std::fmt::Debug for Host {
 
 /// Selects the sessions that a command works on: those of a server or those of this host.
 #[derive(Args, Clone, Debug)]
-pub struct Whose {
+pub struct TargetArgs {
     /// The server and its key
     #[command(flatten)]
-    pub remote: Host,
+    pub remote: ServerArgs,
     /// Use the sessions of this host, even after login
     #[arg(long, conflicts_with = "host")]
     pub local: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 login`.
@@ -58,10 +58,10 @@ Examples:
   ISOL8_API_KEY=secret isol8 login --host https://isol8.example.com
   isol8 login --host http://127.0.0.1:3000 --key secret"
 )]
-pub struct Login {
+pub struct LoginArgs {
     /// The server and its key
     #[command(flatten)]
-    pub remote: Host,
+    pub remote: ServerArgs,
 }
 
 /// `isol8 sessions`.
@@ -74,34 +74,34 @@ Examples:
   isol8 sessions --host http://127.0.0.1:3000
   isol8 sessions --json | jq -r '.sessions[].id'"
 )]
-pub struct Sessions {
+pub struct SessionsArgs {
     /// Print the sessions as JSON
     #[arg(long)]
     pub json: bool,
     /// The server or host
     #[command(flatten)]
-    pub whose: Whose,
+    pub target: TargetArgs,
 }
 
 /// `isol8 session`.
 #[derive(Debug, Subcommand)]
-pub enum Session {
+pub enum SessionCommand {
     /// End a session, with its variables and files
     #[command(after_help = "Examples:
   isol8 session delete demo
   isol8 session delete demo --host http://127.0.0.1:3000")]
-    Delete(SessionDelete),
+    Delete(SessionDeleteArgs),
 }
 
 /// `isol8 session delete`.
 #[derive(Args, Debug)]
-pub struct SessionDelete {
+pub struct SessionDeleteArgs {
     /// The session
     #[arg(value_name = "ID", add = ArgValueCandidates::new(completions::sessions))]
     pub id: SessionId,
     /// The server or host
     #[command(flatten)]
-    pub whose: Whose,
+    pub target: TargetArgs,
 }
 
 /// `isol8 cleanup`.
@@ -115,7 +115,7 @@ Examples:
   isol8 cleanup --images --force
   isol8 cleanup --force --host http://127.0.0.1:3000     needs the master key"
 )]
-pub struct Cleanup {
+pub struct CleanupArgs {
     /// Also remove images that newer ones have replaced
     #[arg(long)]
     pub images: bool,
@@ -127,7 +127,7 @@ pub struct Cleanup {
     pub json: bool,
     /// The server or host
     #[command(flatten)]
-    pub whose: Whose,
+    pub target: TargetArgs,
 }
 
 /// `isol8 ls`.
@@ -136,7 +136,7 @@ pub struct Cleanup {
   isol8 ls demo:/sandbox
   isol8 ls demo:results                   a path within /sandbox
   isol8 ls /tmp --session-id demo --json")]
-pub struct Ls {
+pub struct LsArgs {
     /// The directory, in /sandbox or /tmp
     #[arg(value_name = "[SESSION:]PATH", add = ArgValueCandidates::new(completions::session_paths))]
     pub path: String,
@@ -148,7 +148,7 @@ pub struct Ls {
     pub json: bool,
     /// The server or host
     #[command(flatten)]
-    pub whose: Whose,
+    pub target: TargetArgs,
 }
 
 /// `isol8 cp`.
@@ -165,7 +165,7 @@ Examples:
   isol8 cp demo:/tmp/log - | less
   isol8 cp one:/sandbox/model.bin two:/sandbox/"
 )]
-pub struct Cp {
+pub struct CpArgs {
     /// File or directory to copy
     #[arg(value_name = "SRC", add = ArgValueCompleter::new(completions::files_and_sessions))]
     pub from: String,
@@ -174,10 +174,10 @@ pub struct Cp {
     pub to: String,
     /// The server or host
     #[command(flatten)]
-    pub whose: Whose,
+    pub target: TargetArgs,
 }
 
-impl Cp {
+impl CpArgs {
     /// Returns the text as a path of this host, or `None` if it is `SESSION:PATH`.
     #[must_use]
     pub fn here(text: &str) -> Option<PathBuf> {

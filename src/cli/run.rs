@@ -7,7 +7,7 @@ use clap_complete::ArgValueCandidates;
 use isol8_api::{ByteSize, NetworkMode, Runtime, SessionId};
 
 use super::duration::milliseconds;
-use super::{Common, Host, completions};
+use super::{CommonArgs, ServerArgs, completions};
 
 /// `isol8 run`.
 #[derive(Args, Debug)]
@@ -27,7 +27,7 @@ Examples:
   isol8 run main.py --files ./project --install requests --out result.txt
   isol8 run -e 'print(1)' --json
   isol8 run script.py --host http://127.0.0.1:3000 --session-id demo")]
-pub struct Run {
+pub struct RunArgs {
     /// Script to run; with -, or with neither FILE nor -e, the script is read from standard input
     #[arg(conflicts_with = "eval", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
@@ -48,7 +48,7 @@ pub struct Run {
     pub workdir: Option<String>,
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
-    pub sandbox: Sandbox,
+    pub sandbox: SandboxArgs,
     /// Time after which the program is ended, such as 500ms, 5s or 2m; a bare number counts milliseconds
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub timeout: Option<u64>,
@@ -84,7 +84,7 @@ pub struct Run {
     pub out: Option<PathBuf>,
     /// Run on a server instead of this host
     #[command(flatten)]
-    pub remote: Host,
+    pub remote: ServerArgs,
     /// With --host, run in this session, with its variables, files and packages
     #[arg(
         long,
@@ -95,12 +95,12 @@ pub struct Run {
     pub session_id: Option<SessionId>,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// Properties of the sandbox. Those not given come from the configuration's defaults.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Sandbox {
+pub struct SandboxArgs {
     /// Network of the program: none, filtered or host [default: the configuration's]; host is this machine's own
     /// network
     #[arg(long, value_name = "MODE", add = ArgValueCandidates::new(completions::networks))]
@@ -135,7 +135,7 @@ pub struct Sandbox {
     pub image: Option<String>,
 }
 
-impl Sandbox {
+impl SandboxArgs {
     /// Returns the given flags for limits that need a cgroup, each with the property of a systemd unit that sets
     /// the same limit.
     pub(crate) fn limits(&self) -> impl Iterator<Item = (&'static str, String)> {

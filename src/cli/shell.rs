@@ -5,7 +5,7 @@ use clap_complete::ArgValueCandidates;
 use isol8_api::{Runtime, SessionId};
 
 use super::duration::milliseconds;
-use super::{Common, Host, Sandbox, completions};
+use super::{CommonArgs, SandboxArgs, ServerArgs, completions};
 
 /// `isol8 shell`.
 #[derive(Args, Debug)]
@@ -17,7 +17,7 @@ Examples:
   isol8 shell --persistent                in the session of `isol8 run --persistent`
   isol8 shell --session-id kept-0123456789abcdef
   isol8 shell --host http://127.0.0.1:3000 --session-id demo")]
-pub struct Shell {
+pub struct ShellArgs {
     /// The session to enter
     #[arg(
         long,
@@ -44,11 +44,11 @@ pub struct Shell {
     pub max_output: Option<u64>,
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
-    pub sandbox: Sandbox,
+    pub sandbox: SandboxArgs,
     /// Open the shell on a server instead of this host
     #[command(flatten)]
-    pub remote: Host,
+    pub remote: ServerArgs,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }

@@ -14,9 +14,9 @@ use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
 use isol8_backend_docker::setup as images_setup;
 
-use super::{Failure, load_config, say, setup};
-use crate::backends::{self, Kind, Needs, Purpose};
-use crate::cli::Common;
+use super::{CommandError, load_config, message, setup};
+use crate::backends::{self, BackendKind, Needs, Purpose};
+use crate::cli::CommonArgs;
 use crate::config::Config;
 use crate::host;
 use crate::images;
@@ -60,7 +60,7 @@ impl Finding {
     }
 }
 
-pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
+pub(super) async fn doctor(common: CommonArgs) -> Result<ExitCode, CommandError> {
     let config = load_config(&common)?;
     show_host();
     checks::findings(&config).iter().for_each(Finding::show);
@@ -68,7 +68,7 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     let registries = registries::findings(&config).await;
     registries.iter().for_each(Finding::show);
     let mut usable = false;
-    for kind in Kind::ALL {
+    for kind in BackendKind::ALL {
         match backends::start_kind(kind, &config, &Purpose::Command).await {
             Ok(backend) => {
                 line(format_args!("{kind}: ready"));
@@ -83,7 +83,7 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
                 for image in images {
                     line(format_args!("  {image}"));
                 }
-                if kind == Kind::Docker {
+                if kind == BackendKind::Docker {
                     show_outdated(&config).await;
                 }
                 service.shutdown().await?;
@@ -109,14 +109,12 @@ async fn show_outdated(config: &Config) {
                 Finding::bad(runtime.to_string(), text, "run `isol8 setup`").show();
             }
         }
-        Err(error) => line(format_args!(
-            "  note      cannot compare images: {error}"
-        )),
+        Err(error) => line(format_args!("  note      cannot compare images: {error}")),
     }
 }
 
 /// Prints the backend that a server and a command use.
-async fn show_choice(config: &Config) -> Result<(), Failure> {
+async fn show_choice(config: &Config) -> Result<(), CommandError> {
     let (kind, reason) = match backends::candidates(config.backend) {
         [kind] => (*kind, backends::configured(*kind)),
         _ => backends::pick(config, &Needs::default()).await?,
@@ -128,7 +126,7 @@ async fn show_choice(config: &Config) -> Result<(), Failure> {
 /// Prints the settings of the host that weaken sandboxes.
 fn show_host() {
     let is_root = nix::unistd::geteuid().is_root();
-    let warnings = host::warnings(Path::new(backends::HOST), &Kind::ALL, is_root);
+    let warnings = host::warnings(Path::new(backends::HOST_ROOT), &BackendKind::ALL, is_root);
     if warnings.is_empty() {
         line("host: no setting weakens sandboxes");
         return;
@@ -186,5 +184,5 @@ async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<D
 }
 
 fn line(text: impl Display) {
-    say::to_stdout(&format!("{text}\n"));
+    message::to_stdout(&format!("{text}\n"));
 }

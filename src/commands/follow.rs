@@ -4,7 +4,7 @@
 //! [`Input`](isol8_actors::Input) that takes the user's input. [`input`] makes the latter and fills it from
 //! standard input and signals; [`output`] writes the text of the events.
 
-pub(super) mod hand;
+pub(super) mod input;
 pub(super) mod output;
 pub(super) mod signals;
 
@@ -12,17 +12,17 @@ use futures::StreamExt as _;
 use futures::stream::LocalBoxStream;
 use isol8_api::{Encoding, Ending, EventKind, Phase, StreamEvent};
 
-use super::Failure;
-use hand::Hand;
+use super::CommandError;
+use input::UserInput;
 use output::Output;
-use signals::{Signals, Stop};
+use signals::{Signals, StopReason};
 
 /// The events of one run. An error ends the stream; no event follows an error or the exit.
-pub(super) type Events<'a> = LocalBoxStream<'a, Result<StreamEvent, Failure>>;
+pub(super) type Events<'a> = LocalBoxStream<'a, Result<StreamEvent, CommandError>>;
 
 /// The outcome of a run.
 #[derive(Debug)]
-pub(super) enum Followed {
+pub(super) enum RunOutcome {
     /// The program ended.
     Exited {
         /// The program's exit code.
@@ -31,7 +31,7 @@ pub(super) enum Followed {
         ending: Ending,
     },
     /// The user ended the run. The caller ends it by dropping its events.
-    Stopped(Stop),
+    Stopped(StopReason),
 }
 
 /// Follows a run to its end. The first Ctrl-C is passed on to the program, the second ends the run.
@@ -40,19 +40,19 @@ pub(super) enum Followed {
 /// Returns the reason why the run has no exit code.
 pub(super) async fn follow(
     mut events: Events<'_>,
-    hand: &Hand,
+    user_input: &UserInput,
     signals: &mut Signals,
     output: &mut Output,
-) -> Result<Followed, Failure> {
+) -> Result<RunOutcome, CommandError> {
     let gone = output.gone();
     tokio::select! {
         exited = print(&mut events, output) => exited,
-        stop = signals.pass_on(hand) => Ok(Followed::Stopped(stop)),
-        () = gone => Ok(Followed::Stopped(Stop::ReaderGone)),
+        stop = signals.pass_on(user_input) => Ok(RunOutcome::Stopped(stop)),
+        () = gone => Ok(RunOutcome::Stopped(StopReason::ReaderGone)),
     }
 }
 
-async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed, Failure> {
+async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<RunOutcome, CommandError> {
     let mut failure = None;
     while let Some(event) = events.next().await {
         let event = event?;
@@ -69,16 +69,16 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
                 let code = event.data.parse();
                 let code = code.map_err(|_| format!("{:?} is no exit code", event.data))?;
                 let ending = event.ending;
-                return Ok(Followed::Exited { code, ending });
+                return Ok(RunOutcome::Exited { code, ending });
             }
         }
     }
     let ended = || "the run ended without an exit code".to_owned();
-    Err(Failure(failure.unwrap_or_else(ended)))
+    Err(CommandError(failure.unwrap_or_else(ended)))
 }
 
 /// Returns the bytes that an event carries.
-fn written(event: StreamEvent) -> Result<Vec<u8>, Failure> {
+fn written(event: StreamEvent) -> Result<Vec<u8>, CommandError> {
     match event.encoding {
         Encoding::Utf8 => Ok(event.data.into_bytes()),
         Encoding::Base64 => Ok(event.encoding.decode(&event.data)?.into_owned()),
@@ -90,11 +90,11 @@ mod tests {
     use futures::stream;
 
     use super::*;
-    use output::Manner;
+    use output::OutputMode;
 
-    async fn printed(events: Vec<StreamEvent>) -> Result<Followed, Failure> {
+    async fn printed(events: Vec<StreamEvent>) -> Result<RunOutcome, CommandError> {
         let events = stream::iter(events).map(Ok);
-        let mut output = Output::new(Manner::Collect, None).unwrap();
+        let mut output = Output::new(OutputMode::Collect, None).unwrap();
         print(&mut events.boxed_local(), &mut output).await
     }
 
@@ -112,7 +112,7 @@ mod tests {
         let error = event(EventKind::Error, "path cannot be read", Phase::Code);
         let exit = event(EventKind::Exit, "3", Phase::Code);
         let exited = printed(vec![error, exit]).await.unwrap();
-        assert!(matches!(exited, Followed::Exited { code: 3, .. }));
+        assert!(matches!(exited, RunOutcome::Exited { code: 3, .. }));
     }
 
     #[tokio::test]

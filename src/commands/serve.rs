@@ -8,9 +8,9 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Failure, Start, load_over, overrides, read};
-use crate::backends::{self, Chosen, Kind, Needs, Purpose};
-use crate::cli::Serve;
+use super::{CommandError, Startup, load_over, overrides, read};
+use crate::backends::{self, BackendKind, ChosenBackend, Needs, Purpose};
+use crate::cli::ServeArgs;
 use crate::config::{Config, Reader};
 use crate::host;
 use crate::images;
@@ -25,15 +25,15 @@ use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
 
 /// Runs the server as another user if one is configured; otherwise leaves it to [`serve`].
-pub(super) fn launch(arguments: &Serve) -> Result<Start, Failure> {
+pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
     let overrides = overrides(&arguments.common, Reader::Server, arguments.port);
     let config = read(&overrides)?.config;
     let Some(user) = arguments.user.clone().or_else(|| config.user.clone()) else {
-        return Ok(Start::Here(None));
+        return Ok(Startup::ThisProcess(None));
     };
     if !nix::unistd::geteuid().is_root() {
         log::warn!(user; "only root can start the server as another user; continuing as the current user");
-        return Ok(Start::Here(None));
+        return Ok(Startup::ThisProcess(None));
     }
     let (kind, reason) = match backends::candidates(config.backend) {
         [kind] => (*kind, backends::configured(*kind)),
@@ -45,13 +45,13 @@ pub(super) fn launch(arguments: &Serve) -> Result<Start, Failure> {
             actix_web::rt::Runtime::new()?.block_on(picking)?
         }
     };
-    Ok(Start::Ended(launcher::run(&config, kind, reason, &user)?))
+    Ok(Startup::Ended(launcher::run(&config, kind, reason, &user)?))
 }
 
 pub(super) async fn serve(
-    arguments: Serve,
+    arguments: ServeArgs,
     launched: Option<Launched>,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let mut overrides = overrides(&arguments.common, Reader::Server, arguments.port);
     if let Some(launched) = &launched {
         overrides.backend = Some(launched.backend);
@@ -59,7 +59,7 @@ pub(super) async fn serve(
     }
     let load = move || Ok(load_over(&overrides)?.config);
     let config: Config = load()?;
-    tell_sources(&config);
+    log_sources(&config);
     let key = arguments
         .key
         .and_then(MasterKey::new)
@@ -82,7 +82,7 @@ pub(super) async fn serve(
             "the HTTP server runs as root: use --user USER or server.user, so that only sandboxes are made as root"
         );
     }
-    let Chosen { backend, reason } =
+    let ChosenBackend { backend, reason } =
         backends::start(&config, Purpose::Serve(launcher), &Needs::default()).await?;
     // The launcher has made the choice, and its reason is the real one.
     let reason = known_reason.unwrap_or(reason);
@@ -98,7 +98,7 @@ pub(super) async fn serve(
     if !adopted.is_empty() {
         log::info!(sessions = adopted.len(); "taking over sessions of the previous server");
     }
-    images::look(&config, backend.name()).await;
+    images::look_up(&config, backend.name()).await;
     let service = Service::start(backend.clone(), config.service());
     service.adopt(adopted).await?;
     backends::sweep(backend.as_ref()).await;
@@ -123,7 +123,7 @@ pub(super) async fn serve(
     let served = tokio::select! {
         served = server::serve(state, bound, stop) => served,
         never = building => match never {},
-        never = memory::give_back() => match never {},
+        never = memory::return_free_memory() => match never {},
         followed = reload::follow(load, current, service.clone()) => {
             followed.map_err(ServeError::Listen)
         }
@@ -137,7 +137,7 @@ pub(super) async fn serve(
 }
 
 /// Logs the files of the configuration, because one may be in the working directory by accident.
-fn tell_sources(config: &Config) {
+fn log_sources(config: &Config) {
     for path in &config.sources {
         let whole = path.canonicalize();
         let path = whole.as_deref().unwrap_or(path);
@@ -150,11 +150,11 @@ fn tell_sources(config: &Config) {
 
 /// Logs the settings of the host that weaken sandboxes of this backend, made by root or by this user.
 fn warn_of_host(backend: &str, makes_as_root: bool) {
-    let kinds: Vec<_> = Kind::ALL
+    let kinds: Vec<_> = BackendKind::ALL
         .into_iter()
         .filter(|kind| kind.name() == backend)
         .collect();
-    for warning in host::warnings(Path::new(backends::HOST), &kinds, makes_as_root) {
+    for warning in host::warnings(Path::new(backends::HOST_ROOT), &kinds, makes_as_root) {
         log::warn!("{warning}");
     }
 }

@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 
-use super::{Failure, load, say};
+use super::{CommandError, load, message};
 use crate::backends;
-use crate::cli::Setup;
+use crate::cli::SetupArgs;
 use crate::config::{BackendChoice, Config, Reader};
 
 const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
                        and `isol8 setup` unpacks the pinned versions there";
 
-pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
+pub(super) async fn setup(arguments: SetupArgs) -> Result<ExitCode, CommandError> {
     let config = load(&arguments.common, Reader::Setup, None)?.config;
     let options = options(&config, arguments.force);
     let progress = Progress::new();
@@ -59,7 +59,11 @@ pub(super) fn options(config: &Config, force: bool) -> SetupOptions {
 }
 
 /// Builds every image of `prebuiltImages` that is missing or not up to date.
-async fn build_prebuilt(config: &Config, force: bool, progress: &Progress) -> Result<(), Failure> {
+async fn build_prebuilt(
+    config: &Config,
+    force: bool,
+    progress: &Progress,
+) -> Result<(), CommandError> {
     let docker = backends::docker_config(config);
     let mut failed = 0;
     for prebuilt in &config.images.prebuilt {
@@ -128,14 +132,14 @@ impl Progress {
     fn complain(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => say::to_stderr(&format!("{text}\n")),
+            None => message::to_stderr(&format!("{text}\n")),
         }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => say::to_stdout(&format!("{text}\n")),
+            None => message::to_stdout(&format!("{text}\n")),
         }
     }
 }

@@ -6,7 +6,7 @@ use isol8_actors::TerminalSize;
 use rustix::termios::{self, OptionalActions, Termios};
 
 /// Largest number of columns or rows of a run's terminal.
-const LONGEST_SIDE: u16 = 1000;
+const MAX_SIDE: u16 = 1000;
 
 /// Returns the terminal's size, if there is a terminal.
 pub(super) fn size() -> Option<TerminalSize> {
@@ -16,7 +16,7 @@ pub(super) fn size() -> Option<TerminalSize> {
     // A terminal whose size was never set reports 0.
     let side = |given: u16, usual| match given {
         0 => usual,
-        given => given.min(LONGEST_SIDE),
+        given => given.min(MAX_SIDE),
     };
     Some(TerminalSize {
         columns: side(size.ws_col, 80),

@@ -19,7 +19,7 @@ use crate::config::Config;
 pub async fn build_missing(current: watch::Receiver<Arc<Config>>, service: Service) -> Infallible {
     let config = Arc::clone(&current.borrow());
     let missing = config.images.prebuilt.iter();
-    let mut missing = missing.filter(|one| one.held().is_none());
+    let mut missing = missing.filter(|one| one.packages().is_none());
     if service.backend().name() == DOCKER {
         let docker = backends::docker_config(&config);
         for prebuilt in missing.by_ref() {

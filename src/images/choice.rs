@@ -11,7 +11,7 @@ use crate::packages;
 const IMAGE: &str = "options.image";
 
 /// Longest name of an image, in bytes: repository and tag, as engines limit them.
-const LONGEST_NAME: usize = 384;
+const MAX_NAME_LENGTH: usize = 384;
 
 /// Checks whether a tenant may name this image.
 ///
@@ -59,7 +59,7 @@ pub fn check_named(
 pub fn is_name(text: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
     let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    begins && text.len() <= LONGEST_NAME && text.chars().all(fits)
+    begins && text.len() <= MAX_NAME_LENGTH && text.chars().all(fits)
 }
 
 /// Gives a job with packages the smallest image that holds all of them, unless the job names an image. Also notes
@@ -73,12 +73,12 @@ pub fn choose(job: &mut Job, config: &Config) -> Result<(), JobError> {
         return Ok(());
     };
     let images = &config.images;
-    let own = (None, images.held_by(runtime));
+    let own = (None, images.packages_of(runtime));
     let prebuilt = images.prebuilt.iter().filter_map(|one| {
         let of_runtime = one.image.runtime == runtime;
         Some((
             Some(one.image.tag.clone()),
-            one.held().filter(|_| of_runtime)?,
+            one.packages().filter(|_| of_runtime)?,
         ))
     });
     let mut smallest: Option<(usize, Option<String>)> = None;

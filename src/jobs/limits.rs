@@ -8,7 +8,7 @@ use super::JobError;
 use crate::config::RequestLimits;
 
 /// Longest part of a path or variable name that an error repeats, in characters.
-const SHOWN: usize = 80;
+const MAX_SHOWN: usize = 80;
 
 impl RequestLimits {
     /// Checks the number of files.
@@ -79,7 +79,7 @@ impl RequestLimits {
 
 /// Largest variable (name and value together) that a configuration may allow, in bytes: the kernel limits one like
 /// an argument.
-pub(crate) const LARGEST_VARIABLE: usize = MAX_COMMAND;
+pub(crate) const MAX_VARIABLE_BYTES: usize = MAX_COMMAND;
 
 /// Checks the tighter limits on secrets, which are more expensive than other variables.
 pub(super) fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), JobError> {
@@ -101,7 +101,7 @@ fn size((name, value): (&String, &String)) -> usize {
 
 /// Returns the beginning of a client's text, for an error.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN).collect();
+    let mut shown: String = text.chars().take(MAX_SHOWN).collect();
     if shown.len() < text.len() {
         shown.push('…');
     }

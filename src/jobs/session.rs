@@ -20,19 +20,19 @@ const MAX_ENVIRONMENT: usize = 256 << 10;
 ///
 /// # Errors
 /// Returns a [`JobError`] for the first member at fault.
-pub fn session(
+pub fn create_session(
     body: CreateSession,
     tenant: &TenantId,
     config: &Config,
 ) -> Result<(SessionId, Job), JobError> {
     let options = body.options.unwrap_or_default();
-    refuse_those_of_a_request(&options)?;
+    refuse_request_options(&options)?;
     choice::check_named(&options, body.runtime, tenant, config)?;
     check_environment(&body.env)?;
     let mut request = empty(body.runtime);
     request.env.clone_from(&body.env);
     request.files = body.files;
-    let mut job = job(request, options, config).map_err(of_the_body)?;
+    let mut job = job(request, options, config).map_err(with_body_path)?;
     job.program = Program::Nothing;
     job.creates = Some(SessionDefaults {
         env: body.env,
@@ -49,7 +49,7 @@ pub fn session(
 ///
 /// # Errors
 /// Returns a [`JobError`] if the configuration's defaults are not valid for a job.
-pub fn bare_session(runtime: Runtime, config: &Config) -> Result<Job, JobError> {
+pub fn empty_session(runtime: Runtime, config: &Config) -> Result<Job, JobError> {
     let mut job = job(empty(runtime), Options::default(), config)?;
     job.program = Program::Nothing;
     Ok(job)
@@ -82,7 +82,7 @@ fn random_id() -> Result<SessionId, JobError> {
 }
 
 /// Renames the member in the error to its path in the body of `POST /sessions`.
-fn of_the_body(mut error: JobError) -> JobError {
+fn with_body_path(mut error: JobError) -> JobError {
     if let Some(path) = error.path.strip_prefix("request.") {
         error.path = path.to_owned();
     }
@@ -90,7 +90,7 @@ fn of_the_body(mut error: JobError) -> JobError {
 }
 
 /// Refuses options of a single request: they are not stored with a session, so they would be silently ignored.
-fn refuse_those_of_a_request(options: &Options) -> Result<(), JobError> {
+fn refuse_request_options(options: &Options) -> Result<(), JobError> {
     let given = [
         ("timeoutMs", options.timeout_ms.is_some()),
         ("maxOutputSize", options.max_output_size.is_some()),
@@ -118,7 +118,7 @@ mod tests {
             .check("/state".into())
             .unwrap();
         let body = serde_json::from_value(body).unwrap();
-        session(body, &TenantId::master(), &config)
+        create_session(body, &TenantId::master(), &config)
     }
 
     #[test]

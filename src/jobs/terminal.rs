@@ -6,11 +6,11 @@ use isol8_api::ExecutionRequest;
 use super::{JobError, at_most};
 
 /// Largest number of columns or rows of a terminal.
-const LONGEST_SIDE: u32 = 1000;
+const MAX_SIDE: u32 = 1000;
 
 /// Default size of a terminal.
-const USUAL_COLUMNS: u32 = 80;
-const USUAL_ROWS: u32 = 24;
+const DEFAULT_COLUMNS: u32 = 80;
+const DEFAULT_ROWS: u32 = 24;
 
 /// Returns the terminal that a request asks for.
 pub(super) fn terminal(request: &ExecutionRequest) -> Result<Option<TerminalSize>, JobError> {
@@ -36,13 +36,13 @@ pub fn terminal_size(
 ) -> Result<TerminalSize, JobError> {
     let side = |name, given: Option<u32>, usual| {
         let path = format!("{path}.{name}");
-        let side = at_most(&path, given.unwrap_or(usual), 1, LONGEST_SIDE)?;
+        let side = at_most(&path, given.unwrap_or(usual), 1, MAX_SIDE)?;
         // Cannot fail: the value is within the range checked above.
         Ok(u16::try_from(side).unwrap_or(u16::MAX))
     };
     Ok(TerminalSize {
-        columns: side("cols", cols, USUAL_COLUMNS)?,
-        rows: side("rows", rows, USUAL_ROWS)?,
+        columns: side("cols", cols, DEFAULT_COLUMNS)?,
+        rows: side("rows", rows, DEFAULT_ROWS)?,
     })
 }
 

@@ -11,7 +11,7 @@ use isol8_backend_native::spawner::client::Launch;
 use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
 
-use super::message::{Answer, Channel, INSTANCE, SPAWNER, Welcome};
+use super::message::{Answer, Channel, Handover, INSTANCE_REQUEST, SPAWNER_REQUEST};
 use super::{privileges, seccomp, state};
 use crate::config::BackendChoice;
 
@@ -27,7 +27,7 @@ pub struct Launched {
     /// Sockets that are bound to the server's addresses, but do not listen yet.
     pub sockets: Vec<OwnedFd>,
     /// The connection for requests that need root.
-    pub launcher: Arc<Client>,
+    pub launcher: Arc<LauncherClient>,
 }
 
 impl Launched {
@@ -38,26 +38,26 @@ impl Launched {
     /// # Errors
     /// Returns a text if no launcher has started this process, or a privilege cannot be given up.
     pub fn enter() -> Result<Self, String> {
-        let channel =
-            inherited().map_err(|error| format!("cannot reach the launcher: {error}"))?;
+        let channel = inherited().map_err(|error| format!("cannot reach the launcher: {error}"))?;
         // The launcher blocks some signals, and children inherit that.
         SigSet::empty()
             .thread_set_mask()
             .map_err(|error| format!("cannot unblock signals: {error}"))?;
-        let (welcome, sockets) = channel
-            .receive_json::<Welcome>()
+        let (handover, sockets) = channel
+            .receive_json::<Handover>()
             .map_err(|error| format!("launcher does not answer: {error}"))?;
-        privileges::drop_all(welcome.owner, &welcome.groups)
+        privileges::drop_all(handover.owner, &handover.groups)
             .map_err(|error| format!("cannot give up privileges: {error}"))?;
-        seccomp::confine().map_err(|error| format!("cannot install the seccomp filter: {error}"))?;
-        match state::unreadable(&welcome.sources) {
+        seccomp::confine()
+            .map_err(|error| format!("cannot install the seccomp filter: {error}"))?;
+        match state::unreadable(&handover.sources) {
             Some(text) => Err(text),
             None => Ok(Self {
-                backend: welcome.backend,
-                backend_reason: welcome.backend_reason,
-                state: welcome.state,
+                backend: handover.backend,
+                backend_reason: handover.backend_reason,
+                state: handover.state,
                 sockets,
-                launcher: Arc::new(Client(Mutex::new(channel))),
+                launcher: Arc::new(LauncherClient(Mutex::new(channel))),
             }),
         }
     }
@@ -72,16 +72,16 @@ fn inherited() -> io::Result<Channel> {
 
 /// The connection to the launcher, for one request at a time.
 #[derive(Debug)]
-pub struct Client(Mutex<Channel>);
+pub struct LauncherClient(Mutex<Channel>);
 
-impl Client {
+impl LauncherClient {
     /// Requests an instance of the native backend: one that an earlier server left, or a new one.
     ///
     /// # Errors
     /// Returns [`BackendError::Unavailable`] with the launcher's reason.
     pub fn instance(&self, state: &Path) -> Result<Instance, BackendError> {
         let refused = |error: io::Error| BackendError::Unavailable(error.to_string());
-        let (name, lock) = self.ask(INSTANCE, None).map_err(refused)?;
+        let (name, lock) = self.ask(INSTANCE_REQUEST, None).map_err(refused)?;
         let id = SandboxId::parse(&name)
             .ok_or_else(|| refused(io::Error::other("launcher gave an instance without a name")))?;
         Instance::given(state, id, lock)
@@ -101,8 +101,9 @@ impl Client {
     }
 }
 
-impl Launch for Client {
+impl Launch for LauncherClient {
     fn start_spawner(&self, socket: OwnedFd) -> io::Result<OwnedFd> {
-        self.ask(SPAWNER, Some(socket)).map(|(_, process)| process)
+        self.ask(SPAWNER_REQUEST, Some(socket))
+            .map(|(_, process)| process)
     }
 }

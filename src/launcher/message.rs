@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::config::BackendChoice;
 
 /// Requests an instance of the native backend. The answer is its name, with the descriptor of its lock.
-pub(super) const INSTANCE: u8 = b'I';
+pub(super) const INSTANCE_REQUEST: u8 = b'I';
 
 /// Requests a spawner, and carries its end of a socket. The answer is empty, with a descriptor of the process.
-pub(super) const SPAWNER: u8 = b'S';
+pub(super) const SPAWNER_REQUEST: u8 = b'S';
 
 /// Largest message, in bytes; the paths make the first one long.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -31,7 +31,7 @@ pub(super) const MAX_DESCRIPTORS: usize = 16;
 
 /// The first message from the launcher: all facts that the server needs and root has determined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Welcome {
+pub(super) struct Handover {
     /// The user to change to.
     pub(super) owner: Owner,
     /// The user's supplementary groups.
@@ -152,12 +152,15 @@ mod tests {
         let path = directory.path().join("file");
         std::fs::write(&path, "content").unwrap();
         let file = File::open(&path).unwrap();
-        here.send(&[SPAWNER], &[file.as_fd(), file.as_fd()])
+        here.send(&[SPAWNER_REQUEST], &[file.as_fd(), file.as_fd()])
             .unwrap();
         here.send_json(&Answer::Ok("name".to_owned()), &[]).unwrap();
 
         let (message, mut descriptors) = there.receive().unwrap();
-        assert_eq!((message.as_slice(), descriptors.len()), (&[SPAWNER][..], 2));
+        assert_eq!(
+            (message.as_slice(), descriptors.len()),
+            (&[SPAWNER_REQUEST][..], 2)
+        );
         let mut text = String::new();
         File::from(descriptors.remove(0))
             .read_to_string(&mut text)

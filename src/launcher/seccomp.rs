@@ -84,7 +84,7 @@ const DENIED: &[libc::c_long] = &[
 
 /// Calls that fail with `EPERM` and exist on one architecture only.
 #[cfg(target_arch = "x86_64")]
-const DENIED_HERE: &[libc::c_long] = &[
+const DENIED_ON_ARCH: &[libc::c_long] = &[
     libc::SYS_ioperm,
     libc::SYS_iopl,
     libc::SYS_kexec_file_load,
@@ -92,7 +92,7 @@ const DENIED_HERE: &[libc::c_long] = &[
     libc::SYS_uselib,
 ];
 #[cfg(target_arch = "aarch64")]
-const DENIED_HERE: &[libc::c_long] = &[];
+const DENIED_ON_ARCH: &[libc::c_long] = &[];
 
 /// Namespace flags that fail in `clone`.
 const NAMESPACES: [i32; 7] = [
@@ -117,7 +117,7 @@ pub(super) fn confine() -> io::Result<()> {
 }
 
 fn denials() -> io::Result<BpfProgram> {
-    let denied = DENIED.iter().chain(DENIED_HERE);
+    let denied = DENIED.iter().chain(DENIED_ON_ARCH);
     let mut rules: BTreeMap<_, _> = denied.map(|call| (*call, Vec::new())).collect();
     let clone = NAMESPACES.into_iter().map(|flag| {
         let flag = u64::from(flag.cast_unsigned());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use isol8_backend::{Instance, Owner};
 
-use crate::backends::{self, Kind};
+use crate::backends::{self, BackendKind};
 use crate::config::Config;
 
 /// Mode that lets other users pass through a directory, but not list it.
@@ -19,27 +19,27 @@ const MODE: u32 = 0o711;
 ///
 /// # Errors
 /// Returns a text that names the directory and the fix.
-pub(super) fn prepare(config: &Config, kind: Kind, owner: Owner) -> Result<(), String> {
+pub(super) fn prepare(config: &Config, kind: BackendKind, owner: Owner) -> Result<(), String> {
     let state = &config.state;
-    make_roots_own(state, owner)?;
+    make_for_root(state, owner)?;
     let backend = backends::state_of(kind, config);
     match kind {
-        Kind::Native => make_roots_own(&backend, owner)?,
-        Kind::Docker => {
-            give(&backend, owner)?;
+        BackendKind::Native => make_for_root(&backend, owner)?,
+        BackendKind::Docker => {
+            give_to_user(&backend, owner)?;
             for instance in Instance::all(&backend) {
-                give(&instance, owner)?;
+                give_to_user(&instance, owner)?;
             }
         }
     }
     if config.packages.is_cached && config.packages.directory.is_none() {
-        give(&config.packages.place(state), owner)?;
+        give_to_user(&config.packages.place(state), owner)?;
     }
     Ok(())
 }
 
 /// Creates a directory in which root may work: neither the directory nor one above it belongs to the user.
-fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
+fn make_for_root(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory).map_err(|error| failed(directory, &error))?;
     let whole = fs::canonicalize(directory).map_err(|error| failed(directory, &error))?;
     for place in whole.ancestors() {
@@ -61,7 +61,7 @@ fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
 }
 
 /// Creates a directory for the server, and gives it to the user.
-fn give(directory: &Path, owner: Owner) -> Result<(), String> {
+fn give_to_user(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory)
         .and_then(|()| owner.take_tree(directory))
         .map_err(|error| failed(directory, &error))
@@ -80,10 +80,7 @@ fn make(directory: &Path) -> io::Result<()> {
 }
 
 fn failed(directory: &Path, error: &io::Error) -> String {
-    format!(
-        "cannot prepare directory {}: {error}",
-        directory.display()
-    )
+    format!("cannot prepare directory {}: {error}", directory.display())
 }
 
 /// Returns an error for the first configuration file that the server could not read again.
@@ -117,17 +114,17 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let top = fs::canonicalize(top.path()).unwrap();
         let state = top.join("state");
-        make_roots_own(&state, OWNER).unwrap();
+        make_for_root(&state, OWNER).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o7777, MODE);
-        make_roots_own(&state, OWNER).unwrap();
+        make_for_root(&state, OWNER).unwrap();
 
         fs::set_permissions(&state, Permissions::from_mode(0o777)).unwrap();
-        let error = make_roots_own(&state, OWNER).unwrap_err();
+        let error = make_for_root(&state, OWNER).unwrap_err();
         let fix = format!("`chown root {0} && chmod 711 {0}`", state.display());
         assert!(error.contains(&fix), "{error}");
         fs::set_permissions(&state, Permissions::from_mode(MODE)).unwrap();
         OWNER.take(&top).unwrap();
-        let error = make_roots_own(&state, OWNER).unwrap_err();
+        let error = make_for_root(&state, OWNER).unwrap_err();
         let fix = format!("`chown root {} &&", top.display());
         assert!(
             error.contains(&fix) && error.contains("uid 54321"),

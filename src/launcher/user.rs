@@ -71,8 +71,9 @@ fn find_group(group: &str) -> Result<u32, String> {
 }
 
 fn groups_of(user: &User) -> Result<Vec<u32>, String> {
-    let failed =
-        |error: &dyn std::fmt::Display| format!("cannot look up the groups of {}: {error}", user.name);
+    let failed = |error: &dyn std::fmt::Display| {
+        format!("cannot look up the groups of {}: {error}", user.name)
+    };
     let name = CString::new(user.name.as_bytes()).map_err(|error| failed(&error))?;
     let groups = getgrouplist(&name, user.gid).map_err(|error| failed(&error))?;
     Ok(groups.into_iter().map(Gid::as_raw).collect())

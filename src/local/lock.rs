@@ -22,16 +22,16 @@ use crate::config::Config;
 const NAME: &str = "lock";
 
 /// Interval between attempts to get the lock. A blocking wait in the kernel could not be cancelled.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The right to use a session.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct SessionLock {
     directory: PathBuf,
     _file: Flock<File>,
 }
 
-impl Lock {
+impl SessionLock {
     /// Waits for the lock.
     pub(super) async fn wait(config: &Config, id: &SessionId) -> Result<Self, LocalError> {
         let mut is_told = false;
@@ -43,7 +43,7 @@ impl Lock {
                 log::warn!("session {id} is in use by another command, waiting for it to end");
                 is_told = true;
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -113,13 +113,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("x@");
         let file = take(&directory).unwrap().unwrap();
-        assert!(Lock::is_held(&directory));
+        assert!(SessionLock::is_held(&directory));
         assert!(take(&directory).unwrap().is_none());
         fs::remove_dir_all(&directory).unwrap();
         assert!(!has_its_name(&file, &directory.join(NAME)));
         let other = take(&directory).unwrap();
         assert!(other.is_some(), "the old file's lock is of no account");
         drop(other);
-        assert!(!Lock::is_held(&directory));
+        assert!(!SessionLock::is_held(&directory));
     }
 }

@@ -8,9 +8,9 @@ use isol8_api::{SessionId, SessionInfo};
 use isol8_backend::instance::Instance;
 use isol8_backend::{Claim, Claims, SandboxId};
 
-use super::lock::Lock;
-use super::{Local, LocalError, directory, max_age, root};
-use crate::backends::Kind;
+use super::lock::SessionLock;
+use super::{LocalError, LocalService, directory, max_age, root};
+use crate::backends::BackendKind;
 use crate::config::{BackendChoice, Config};
 
 /// A session that stays between commands.
@@ -19,7 +19,7 @@ pub struct LocalSession {
     /// The session as a server would report it.
     pub info: SessionInfo,
     /// The backend of the session's sandbox.
-    pub backend: Kind,
+    pub backend: BackendKind,
     /// The instance that holds the session's sandbox.
     pub instance: String,
     idle: Duration,
@@ -53,10 +53,10 @@ pub async fn delete(config: &Config, id: &SessionId) -> Result<bool, LocalError>
     for session in found(config, id) {
         let mut config = config.clone();
         config.backend = match session.backend {
-            Kind::Native => BackendChoice::Native,
-            Kind::Docker => BackendChoice::Docker,
+            BackendKind::Native => BackendChoice::Native,
+            BackendKind::Docker => BackendChoice::Docker,
         };
-        let Some(local) = Local::existing(&config, id.clone()).await? else {
+        let Some(local) = LocalService::existing(&config, id.clone()).await? else {
             continue;
         };
         let removed = local.remove_session(id).await;
@@ -90,7 +90,7 @@ pub async fn expire(config: &Config) {
 fn remove_ended(config: &Config) {
     for id in ids(config) {
         if is_empty(&directory(config, &id))
-            && let Ok(Some(lock)) = Lock::try_now(config, &id)
+            && let Ok(Some(lock)) = SessionLock::try_now(config, &id)
         {
             lock.release();
         }
@@ -113,7 +113,7 @@ pub(super) fn exists(config: &Config, id: &SessionId) -> bool {
 }
 
 /// Returns the backend of a session, if it exists.
-pub(super) fn kind_of(config: &Config, id: &SessionId) -> Option<Kind> {
+pub(super) fn kind_of(config: &Config, id: &SessionId) -> Option<BackendKind> {
     found(config, id).first().map(|session| session.backend)
 }
 
@@ -125,16 +125,18 @@ pub(super) fn is_expired(config: &Config, id: &SessionId) -> bool {
 
 /// Returns whether a session's directory holds nothing for a later command.
 pub(super) fn is_empty(directory: &Path) -> bool {
-    let mut kinds = Kind::ALL.iter().map(|kind| directory.join(kind.name()));
+    let mut kinds = BackendKind::ALL
+        .iter()
+        .map(|kind| directory.join(kind.name()));
     kinds.all(|state| Instance::all(&state).is_empty())
 }
 
 /// Returns the session on each backend, at most one on each.
 fn found(config: &Config, id: &SessionId) -> Vec<LocalSession> {
     let directory = directory(config, id);
-    let is_active = Lock::is_held(&directory);
+    let is_active = SessionLock::is_held(&directory);
     let mut found = Vec::new();
-    for backend in Kind::ALL {
+    for backend in BackendKind::ALL {
         for instance in Instance::all(&directory.join(backend.name())) {
             let claims = Claims::of(&instance).all().into_iter();
             let name = instance.file_name().unwrap_or_default();
@@ -187,7 +189,7 @@ mod tests {
             ["ended", "used", "alive"].map(|id| directory(&config, &id.parse().unwrap()));
         fs::create_dir_all(ended.join("native")).unwrap();
         fs::create_dir_all(alive.join("native/0123456789abcdef")).unwrap();
-        let lock = Lock::try_now(&config, &"used".parse().unwrap());
+        let lock = SessionLock::try_now(&config, &"used".parse().unwrap());
         let lock = lock.unwrap().unwrap();
         remove_ended(&config);
         assert!(!ended.exists());

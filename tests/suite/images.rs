@@ -348,7 +348,10 @@ async fn dependencies_are_in_the_runtimes_own_image() {
     );
     let without = Server::configured(Kind::Native, &config);
     let log = without.log();
-    assert!(log.contains("ignoring prebuiltImages and dependencies"), "{log}");
+    assert!(
+        log.contains("ignoring prebuiltImages and dependencies"),
+        "{log}"
+    );
     without.stop();
 
     let text = set_up(&config);

@@ -12,11 +12,11 @@ use crate::backends;
 use crate::config::Config;
 
 /// Free disk space, in bytes, below which images and sandbox files soon fill the disk; the images take 1.2 GB.
-const LITTLE_SPACE: u64 = 2 << 30;
+const MIN_FREE_SPACE: u64 = 2 << 30;
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     vec![
-        cgroups(&Path::new(backends::HOST).join("sys/fs/cgroup")),
+        cgroups(&Path::new(backends::HOST_ROOT).join("sys/fs/cgroup")),
         disk(&config.state),
         port(&config.host, config.port),
     ]
@@ -34,13 +34,13 @@ fn cgroups(root: &Path) -> Finding {
 /// Checks the file system of the state directory, which may not exist yet.
 fn disk(state: &Path) -> Finding {
     let mut exists = state.ancestors().filter(|path| path.exists());
-    let place = exists.next().unwrap_or(Path::new("/"));
+    let existing = exists.next().unwrap_or(Path::new("/"));
     let shown = state.display();
-    match statvfs(place) {
+    match statvfs(existing) {
         Ok(found) => {
             let free = u128::from(found.blocks_available()) * u128::from(found.fragment_size());
             let text = format!("{:.1} GiB are free for {shown}", to_gibibytes(free));
-            match free < u128::from(LITTLE_SPACE) {
+            match free < u128::from(MIN_FREE_SPACE) {
                 false => Finding::good("disk", text),
                 true => Finding::bad("disk", text, "free some, or set stateDir to a larger disk"),
             }

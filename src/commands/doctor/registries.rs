@@ -13,7 +13,7 @@ use super::Finding;
 use crate::config::Config;
 
 /// Longest wait for one registry.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// PyPI's index, and the host of the files that it lists.
 const PYPI_FILES: (&str, &str) = ("pypi.org", "https://files.pythonhosted.org/");
@@ -26,8 +26,8 @@ pub(super) async fn findings(config: &Config) -> Vec<Finding> {
             return vec![Finding::bad("registries", error.to_string(), fix)];
         }
     };
-    let asked = addresses(config).into_iter();
-    join_all(asked.map(|url| ask(config, policy.clone(), url))).await
+    let urls = addresses(config).into_iter();
+    join_all(urls.map(|url| check_registry(config, policy.clone(), url))).await
 }
 
 fn addresses(config: &Config) -> Vec<Url> {
@@ -40,15 +40,15 @@ fn addresses(config: &Config) -> Vec<Url> {
     all
 }
 
-async fn ask(config: &Config, policy: Policy, url: Url) -> Finding {
+async fn check_registry(config: &Config, policy: Policy, url: Url) -> Finding {
     let name = url.host_str().unwrap_or_default().to_owned();
     let opening = config
         .egress
         .open(&url, &policy, url.scheme() == "http", &[]);
-    let refused = match timeout(PATIENCE, opening).await {
+    let refused = match timeout(REGISTRY_TIMEOUT, opening).await {
         Ok(Ok(_)) => return Finding::good(name, "answers"),
         Ok(Err(error)) => error,
-        Err(_) => FetchError::TimedOut(PATIENCE),
+        Err(_) => FetchError::TimedOut(REGISTRY_TIMEOUT),
     };
     match refused {
         FetchError::Denied(rule) | FetchError::NotPublic(rule) => denied(name, rule).await,
@@ -65,7 +65,7 @@ async fn denied(name: String, rule: String) -> Finding {
     let looking = SystemResolver::default();
     let found = match name.parse() {
         Ok(address) => Ok(vec![address]),
-        Err(_) => match timeout(PATIENCE, looking.resolve(&name)).await {
+        Err(_) => match timeout(REGISTRY_TIMEOUT, looking.resolve(&name)).await {
             Ok(found) => found.map_err(|error| error.to_string()),
             Err(_) => Err("no name server answers".to_owned()),
         },
@@ -83,8 +83,7 @@ async fn denied(name: String, rule: String) -> Finding {
             let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             let shown = shown.join(", ");
             let text = format!("its address {shown} is not public, so sandboxes cannot reach it");
-            let fix =
-                format!("add {shown} to network.allowedCidrs, if it is your mirror or proxy");
+            let fix = format!("add {shown} to network.allowedCidrs, if it is your mirror or proxy");
             Finding::bad(name, text, fix)
         }
         Ok(_) => Finding::bad(

@@ -9,15 +9,15 @@ use std::thread;
 use isol8_api::{ExecutionResult, NotBase64};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::commands::say;
+use crate::commands::message;
 
 /// Bytes that may be buffered before a slow reader slows the run down. More than most programs may write at all,
 /// because a user who reads the output page by page must not be taken for a closed pipe.
-const WAITING: u32 = 8 << 20;
+const MAX_BUFFERED: u32 = 8 << 20;
 
 /// When a run's output is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commands) enum Manner {
+pub(in crate::commands) enum OutputMode {
     /// As it arrives.
     Live,
     /// Once the run has ended, with the same bytes.
@@ -37,7 +37,7 @@ enum Stream {
 /// from ending the run.
 #[derive(Debug)]
 pub(in crate::commands) struct Output {
-    manner: Manner,
+    mode: OutputMode,
     writer: Option<mpsc::UnboundedSender<(Stream, Vec<u8>)>>,
     written: oneshot::Receiver<io::Result<()>>,
     gone: watch::Receiver<bool>,
@@ -53,13 +53,13 @@ impl Output {
     ///
     /// # Errors
     /// Returns an error if the file cannot be created.
-    pub(in crate::commands) fn new(manner: Manner, out: Option<&Path>) -> io::Result<Self> {
+    pub(in crate::commands) fn new(mode: OutputMode, out: Option<&Path>) -> io::Result<Self> {
         let copy = out.map(File::create).transpose()?;
         let (writer, pieces) = mpsc::unbounded_channel();
         let (finished, written) = oneshot::channel();
         let (is_gone, gone) = watch::channel(false);
-        let room = Arc::new(Semaphore::new(WAITING as usize));
-        let prints = manner != Manner::Collect;
+        let room = Arc::new(Semaphore::new(MAX_BUFFERED as usize));
+        let prints = mode != OutputMode::Collect;
         let taken = Arc::clone(&room);
         thread::Builder::new()
             .name("output".to_owned())
@@ -74,7 +74,7 @@ impl Output {
                 let _ = finished.send(to.write_all(pieces));
             })?;
         Ok(Self {
-            manner,
+            mode,
             writer: Some(writer),
             written,
             gone,
@@ -116,15 +116,15 @@ impl Output {
 
     /// Writes a message of isol8 on standard error, and never into a result.
     pub(in crate::commands) fn note(&mut self, text: &str) {
-        let line = format!("{}{text}\n", say::prefix());
+        let line = format!("{}{text}\n", message::prefix());
         self.line(&line);
     }
 
     /// Writes a line unchanged on standard error, and never into a result.
     pub(in crate::commands) fn line(&mut self, line: &str) {
-        if self.manner == Manner::Collect {
+        if self.mode == OutputMode::Collect {
             // No output of the program is printed, so the line needs no separation from it.
-            say::to_stderr(line);
+            message::to_stderr(line);
             return;
         }
         let begin = if self.within_line { "\n" } else { "" };
@@ -133,10 +133,12 @@ impl Output {
     }
 
     async fn wait_for_room(&self, written: &[u8]) {
-        if self.manner != Manner::Live {
+        if self.mode != OutputMode::Live {
             return;
         }
-        let bytes = u32::try_from(written.len()).unwrap_or(WAITING).min(WAITING);
+        let bytes = u32::try_from(written.len())
+            .unwrap_or(MAX_BUFFERED)
+            .min(MAX_BUFFERED);
         // The semaphore is never closed.
         if let Ok(room) = self.room.acquire_many(bytes).await {
             room.forget();
@@ -144,9 +146,9 @@ impl Output {
     }
 
     fn put(&mut self, stream: Stream, bytes: Vec<u8>) {
-        match (self.manner, &self.writer) {
+        match (self.mode, &self.writer) {
             // Ignore a writer that has ended: `gone` reports it.
-            (Manner::Live, Some(writer)) => drop(writer.send((stream, bytes))),
+            (OutputMode::Live, Some(writer)) => drop(writer.send((stream, bytes))),
             _ => self.kept.push((stream, bytes)),
         }
     }

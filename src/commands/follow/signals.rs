@@ -5,12 +5,12 @@ use std::io;
 use isol8_actors::Signal as ToProgram;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::hand::Hand;
+use super::input::UserInput;
 use crate::commands::terminal;
 
 /// Why a run was ended before its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commands) enum Stop {
+pub(in crate::commands) enum StopReason {
     /// The second Ctrl-C.
     Interrupted,
     /// SIGTERM.
@@ -23,7 +23,7 @@ pub(in crate::commands) enum Stop {
     ReaderGone,
 }
 
-impl Stop {
+impl StopReason {
     /// Returns the exit code that a shell reports for a program ended by the signal.
     pub(in crate::commands) fn exit_code(self) -> u8 {
         match self {
@@ -60,33 +60,33 @@ impl Signals {
     }
 
     /// Completes at the first signal that ends the command; used before and after a run.
-    pub(in crate::commands) async fn stop(&mut self) -> Stop {
+    pub(in crate::commands) async fn stop(&mut self) -> StopReason {
         tokio::select! {
-            _ = self.interrupt.recv() => Stop::Interrupted,
-            _ = self.terminate.recv() => Stop::Terminated,
-            _ = self.quit.recv() => Stop::Quit,
-            _ = self.hang_up.recv() => Stop::HungUp,
+            _ = self.interrupt.recv() => StopReason::Interrupted,
+            _ = self.terminate.recv() => StopReason::Terminated,
+            _ = self.quit.recv() => StopReason::Quit,
+            _ = self.hang_up.recv() => StopReason::HungUp,
         }
     }
 
     /// Passes signals on to the program, and returns when the run must end.
-    pub(super) async fn pass_on(&mut self, hand: &Hand) -> Stop {
+    pub(super) async fn pass_on(&mut self, user_input: &UserInput) -> StopReason {
         let mut interrupted = false;
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => {
                     if interrupted {
-                        return Stop::Interrupted;
+                        return StopReason::Interrupted;
                     }
                     interrupted = true;
-                    hand.signal(ToProgram::Interrupt);
+                    user_input.signal(ToProgram::Interrupt);
                 }
-                _ = self.terminate.recv() => return Stop::Terminated,
-                _ = self.quit.recv() => return Stop::Quit,
-                _ = self.hang_up.recv() => return Stop::HungUp,
-                _ = self.resize.recv(), if hand.is_at_terminal() => {
+                _ = self.terminate.recv() => return StopReason::Terminated,
+                _ = self.quit.recv() => return StopReason::Quit,
+                _ = self.hang_up.recv() => return StopReason::HungUp,
+                _ = self.resize.recv(), if user_input.is_at_terminal() => {
                     if let Some(size) = terminal::size() {
-                        hand.resize(size);
+                        user_input.resize(size);
                     }
                 }
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use isol8_api::FileContent;
 
-use crate::commands::Failure;
+use crate::commands::CommandError;
 
 /// Directories that are left out, because they are generated from the rest or are not part of the project.
 const LEFT_OUT: [&str; 6] = [
@@ -26,7 +26,7 @@ const ROOT: &str = "/sandbox";
 ///
 /// # Errors
 /// Returns an error for a file that cannot be read, or whose name is not UTF-8.
-pub(super) fn under(directory: &Path) -> Result<BTreeMap<String, FileContent>, Failure> {
+pub(super) fn under(directory: &Path) -> Result<BTreeMap<String, FileContent>, CommandError> {
     if !directory.is_dir() {
         return Err(format!("--files: {} is not a directory", directory.display()).into());
     }
@@ -39,9 +39,9 @@ fn collect(
     directory: &Path,
     to: &str,
     files: &mut BTreeMap<String, FileContent>,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let unreadable = |path: &Path, error: std::io::Error| {
-        Failure(format!("--files: {}: {error}", path.display()))
+        CommandError(format!("--files: {}: {error}", path.display()))
     };
     let entries = fs::read_dir(directory).map_err(|error| unreadable(directory, error))?;
     for entry in entries {

@@ -3,7 +3,7 @@
 use isol8_api::SessionId;
 use isol8_backend::SandboxId;
 
-use crate::backends::Kind;
+use crate::backends::BackendKind;
 use crate::commands::follow::output::Output;
 use crate::config::Config;
 use crate::local::{self, LocalSession};
@@ -27,11 +27,11 @@ pub(super) fn tell(config: &Config, session: &SessionId, output: &mut Output) {
 fn from_the_host(session: &LocalSession) -> Option<String> {
     let sandbox = session.info.container_id.as_str();
     match session.backend {
-        Kind::Docker => {
+        BackendKind::Docker => {
             let container = isol8_backend_docker::container_name(&SandboxId::parse(sandbox)?);
             Some(format!("docker exec -it {container} bash"))
         }
-        Kind::Native => {
+        BackendKind::Native => {
             let process = isol8_backend_native::cgroup::first_process(&session.instance, sandbox)?;
             Some(format!("nsenter --target {process} --all bash"))
         }

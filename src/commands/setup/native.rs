@@ -9,7 +9,7 @@ use isol8_backend_docker::setup::{SetupEvent, SetupOptions};
 use isol8_backend_native::roots::install::Installer;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{Failure, Progress};
+use super::{CommandError, Progress};
 use crate::backends;
 use crate::config::Config;
 
@@ -23,7 +23,7 @@ pub(super) async fn setup(
     directory: &Path,
     options: &SetupOptions,
     progress: &Progress,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let failed = |error| format!("images.root {}: {error}", directory.display());
     let source = Source::find(&backends::docker_config(config), options).await?;
     let installer = open(directory.to_owned()).await.map_err(failed)?;
@@ -65,7 +65,7 @@ async fn make(
     hash: &str,
     options: &SetupOptions,
     progress: &Progress,
-) -> Result<Installer, Failure> {
+) -> Result<Installer, CommandError> {
     if group.is_empty() {
         return Ok(installer);
     }

@@ -148,10 +148,7 @@ fn doctor_names_images_that_another_version_has_built() {
         .args(["rmi", "--force", &tag])
         .output();
     let text = succeeded(&arguments, &output);
-    assert!(
-        text.contains(&format!("{tag} is outdated")),
-        "{text}"
-    );
+    assert!(text.contains(&format!("{tag} is outdated")), "{text}");
     assert!(text.contains("run `isol8 setup`"), "{text}");
 }
 

@@ -2,35 +2,35 @@
 
 use isol8_client::RemoteIsol8;
 
-use super::{Failure, load_config, say};
-use crate::cli::{self, Whose};
+use super::{CommandError, load_config, message};
+use crate::cli::{self, TargetArgs};
 use crate::config::Config;
 use crate::login::Login;
 
 /// The server or host whose sessions a command works on.
 #[derive(Debug)]
-pub(super) enum Place {
-    Server(RemoteIsol8),
-    Here(Box<Config>),
+pub(super) enum Target {
+    Remote(RemoteIsol8),
+    Local(Box<Config>),
 }
 
-impl Place {
+impl Target {
     /// Returns the server of `--host`, otherwise the server of the login, otherwise this host.
     ///
     /// # Errors
     /// Returns an error if a key is missing or the stored login cannot be read.
-    pub(super) fn of(whose: &Whose) -> Result<Self, Failure> {
-        if !whose.local {
-            if let Some(server) = server(&whose.remote)? {
-                return Ok(Self::Server(server));
+    pub(super) fn of(target: &TargetArgs) -> Result<Self, CommandError> {
+        if !target.local {
+            if let Some(server) = server(&target.remote)? {
+                return Ok(Self::Remote(server));
             }
             if let Some(login) = Login::load()? {
-                let key = given(&whose.remote).unwrap_or(login.key);
-                return Ok(Self::Server(client(&login.host, &key)?));
+                let key = given_key(&target.remote).unwrap_or(login.key);
+                return Ok(Self::Remote(client(&login.host, &key)?));
             }
         }
-        let config = load_config(&whose.common)?;
-        Ok(Self::Here(Box::new(config)))
+        let config = load_config(&target.common)?;
+        Ok(Self::Local(Box::new(config)))
     }
 }
 
@@ -39,11 +39,11 @@ impl Place {
 ///
 /// # Errors
 /// Returns an error if a key is missing or the address is invalid.
-pub(super) fn server(remote: &cli::Host) -> Result<Option<RemoteIsol8>, Failure> {
+pub(super) fn server(remote: &cli::ServerArgs) -> Result<Option<RemoteIsol8>, CommandError> {
     let Some(host) = &remote.host else {
         return Ok(None);
     };
-    let key = match given(remote) {
+    let key = match given_key(remote) {
         Some(key) => key,
         None => Login::load()?
             .filter(|login| is_same(&login.host, host))
@@ -57,13 +57,13 @@ pub(super) fn server(remote: &cli::Host) -> Result<Option<RemoteIsol8>, Failure>
 ///
 /// # Errors
 /// Returns an error if the text is not an address.
-pub(super) fn client(host: &str, key: &str) -> Result<RemoteIsol8, Failure> {
-    let warn = |text: &str| say::to_stderr(&format!("{}{text}\n", say::prefix()));
+pub(super) fn client(host: &str, key: &str) -> Result<RemoteIsol8, CommandError> {
+    let warn = |text: &str| message::to_stderr(&format!("{}{text}\n", message::prefix()));
     Ok(RemoteIsol8::new(host, key)?.with_warnings(warn))
 }
 
 /// Returns `--key`, otherwise `ISOL8_API_KEY`. An empty key counts as missing.
-pub(super) fn given(remote: &cli::Host) -> Option<String> {
+pub(super) fn given_key(remote: &cli::ServerArgs) -> Option<String> {
     remote.key.clone().filter(|key| !key.is_empty())
 }
 

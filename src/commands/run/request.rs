@@ -8,25 +8,25 @@ use std::path::Path;
 use isol8_api::{Encoding, ExecutionRequest, NetworkFilter, Options, Runtime};
 
 use super::files;
-use crate::cli::{Run, Sandbox};
-use crate::commands::Failure;
-use crate::commands::follow::hand::is_stdin_for_the_program;
+use crate::cli::{RunArgs, SandboxArgs};
+use crate::commands::CommandError;
+use crate::commands::follow::input::is_stdin_for_program;
 
 /// The request of one run, on this host or on a server.
 #[derive(Debug)]
-pub(in crate::commands) struct Order {
-    pub(in crate::commands) request: ExecutionRequest,
+pub(in crate::commands) struct RunRequest {
+    pub(in crate::commands) body: ExecutionRequest,
     pub(in crate::commands) options: Options,
     /// Whether the program reads this process's standard input.
-    pub(in crate::commands) types_stdin: bool,
+    pub(in crate::commands) reads_stdin: bool,
 }
 
-impl Order {
+impl RunRequest {
     /// Reads the arguments, the script and the files.
     ///
     /// # Errors
     /// Returns an error for a file that cannot be read, or an invalid argument.
-    pub(in crate::commands) fn read(arguments: &Run) -> Result<Self, Failure> {
+    pub(in crate::commands) fn read(arguments: &RunArgs) -> Result<Self, CommandError> {
         let mut request = ExecutionRequest::new(runtime(arguments)?);
         request.file_extension = extension(arguments).map(|extension| format!(".{extension}"));
         request.code = Some(code(arguments)?);
@@ -45,18 +45,18 @@ impl Order {
             secrets: secrets(&arguments.secret)?,
             ..sandbox_options(&arguments.sandbox)
         };
-        let is_free = !is_script_typed(arguments) && arguments.stdin.is_none();
-        let types_stdin = is_free && !arguments.no_stdin && is_stdin_for_the_program();
+        let is_free = !is_script_on_stdin(arguments) && arguments.stdin.is_none();
+        let reads_stdin = is_free && !arguments.no_stdin && is_stdin_for_program();
         Ok(Self {
-            request,
+            body: request,
             options,
-            types_stdin,
+            reads_stdin,
         })
     }
 }
 
 /// Turns the flags for a sandbox into options of the contract.
-pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
+pub(in crate::commands) fn sandbox_options(sandbox: &SandboxArgs) -> Options {
     Options {
         network: sandbox.net,
         network_filter: Some(NetworkFilter {
@@ -75,24 +75,25 @@ pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
 }
 
 /// Returns whether the script comes from standard input: no script is named, or the name is `-`.
-fn is_script_typed(arguments: &Run) -> bool {
+fn is_script_on_stdin(arguments: &RunArgs) -> bool {
     let named = arguments.file.as_deref();
     arguments.eval.is_none() && named.is_none_or(|file| file == Path::new("-"))
 }
 
-fn code(arguments: &Run) -> Result<String, Failure> {
+fn code(arguments: &RunArgs) -> Result<String, CommandError> {
     if let Some(code) = &arguments.eval {
         return Ok(code.clone());
     }
-    if is_script_typed(arguments) && arguments.no_stdin {
-        let problem = "--no-stdin: the script would be read from standard input; name a file, or pass -e";
+    if is_script_on_stdin(arguments) && arguments.no_stdin {
+        let problem =
+            "--no-stdin: the script would be read from standard input; name a file, or pass -e";
         return Err(problem.into());
     }
     let mut code = String::new();
     match arguments
         .file
         .as_ref()
-        .filter(|_| !is_script_typed(arguments))
+        .filter(|_| !is_script_on_stdin(arguments))
     {
         Some(path) if !path.exists() => {
             return Err(format!("File not found: {}", path.display()).into());
@@ -110,11 +111,11 @@ fn code(arguments: &Run) -> Result<String, Failure> {
     Ok(code)
 }
 
-fn extension(arguments: &Run) -> Option<&str> {
+fn extension(arguments: &RunArgs) -> Option<&str> {
     arguments.file.as_deref()?.extension()?.to_str()
 }
 
-fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
+fn runtime(arguments: &RunArgs) -> Result<Runtime, CommandError> {
     if let Some(runtime) = arguments.runtime {
         return Ok(runtime);
     }
@@ -124,7 +125,9 @@ fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
         Some("ts") => Ok(Runtime::Bun),
         Some("mts") => Ok(Runtime::Deno),
         Some("sh") => Ok(Runtime::Bash),
-        Some(other) => Err(format!("unknown file extension .{other}: choose a runtime with -r").into()),
+        Some(other) => {
+            Err(format!("unknown file extension .{other}: choose a runtime with -r").into())
+        }
     }
 }
 
@@ -132,7 +135,9 @@ fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
 ///
 /// # Errors
 /// Returns an error for a file that cannot be read.
-pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<String>, Failure> {
+pub(in crate::commands) fn setup_script(
+    scripts: &[String],
+) -> Result<Option<String>, CommandError> {
     let mut joined = String::new();
     for script in scripts {
         if Path::new(script).is_file() {
@@ -148,7 +153,7 @@ pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<Str
     Ok((!joined.is_empty()).then(|| format!("set -e\n{joined}")))
 }
 
-fn secrets(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+fn secrets(given: &[String]) -> Result<BTreeMap<String, String>, CommandError> {
     let split = given.iter().map(|secret| match secret.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         // Do not repeat the value: it may be the secret itself.

@@ -9,35 +9,35 @@ use rustix::termios::tcgetpgrp;
 use tokio::sync::{mpsc, watch};
 
 /// Size of one read of standard input, in bytes.
-const PIECE: usize = 16 * 1024;
+const CHUNK_SIZE: usize = 16 * 1024;
 
 /// The sending end of a run's input. Input that arrives after the run's end is dropped.
 #[derive(Debug)]
-pub(in crate::commands) struct Hand {
+pub(in crate::commands) struct UserInput {
     stdin: Option<mpsc::Sender<Vec<u8>>>,
     signals: mpsc::Sender<Signal>,
     /// Size of the run's terminal, if it has one. Only the last size counts.
     size: Option<watch::Sender<TerminalSize>>,
 }
 
-impl Hand {
+impl UserInput {
     /// Returns both ends of the channel. Standard input ends at once, unless [`Self::forward_stdin`] is called.
     pub(in crate::commands) fn new(terminal: Option<TerminalSize>) -> (Self, Input) {
         let (sender, input) = Input::channel(terminal);
-        let hand = Self {
+        let user_input = Self {
             stdin: Some(sender.stdin),
             signals: sender.signals,
             size: sender.size,
         };
-        (hand, input)
+        (user_input, input)
     }
 
     /// Forwards this process's standard input to the program if `is_forwarded`, or closes the program's.
-    pub(in crate::commands) fn type_stdin(&mut self, whether: bool) -> io::Result<()> {
+    pub(in crate::commands) fn forward_stdin(&mut self, is_forwarded: bool) -> io::Result<()> {
         let Some(sender) = self.stdin.take() else {
             return Ok(());
         };
-        if whether {
+        if is_forwarded {
             // Do not join this thread: without input it blocks until the process ends.
             let read = thread::Builder::new().name("stdin".to_owned());
             read.spawn(move || read_stdin(&sender))?;
@@ -65,7 +65,7 @@ impl Hand {
 }
 
 fn read_stdin(to: &mpsc::Sender<Vec<u8>>) {
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; CHUNK_SIZE];
     loop {
         match io::stdin().lock().read(&mut piece) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -81,7 +81,7 @@ fn read_stdin(to: &mpsc::Sender<Vec<u8>>) {
 
 /// Returns whether standard input is meant for the program: it is not a terminal, or this command runs in the
 /// foreground. A background command that reads from its terminal would be stopped.
-pub(in crate::commands) fn is_stdin_for_the_program() -> bool {
+pub(in crate::commands) fn is_stdin_for_program() -> bool {
     let stdin = io::stdin();
     !stdin.is_terminal() || tcgetpgrp(&stdin).is_ok_and(|foreground| foreground == getpgrp())
 }
