@@ -174,7 +174,7 @@ pub async fn start_kind(
     match kind {
         BackendKind::Native => {
             let instance = match purpose {
-                Purpose::Serve(Some(launcher)) => given_instance(launcher, config).await?,
+                Purpose::Serve(Some(launcher)) => instance_from_launcher(launcher, config).await?,
                 _ => instance(kind, config, purpose)?,
             };
             let backend = NativeBackend::start(native_config(config, purpose), instance);
@@ -255,7 +255,7 @@ pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
 }
 
 /// Returns the native backend's instance, made by the launcher as root for a server without privileges.
-async fn given_instance(
+async fn instance_from_launcher(
     launcher: &Arc<LauncherClient>,
     config: &Config,
 ) -> Result<Arc<Instance>, BackendError> {

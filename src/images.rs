@@ -35,7 +35,7 @@ pub struct Images {
     pub dependencies: BTreeMap<Runtime, Vec<String>>,
     /// Images in addition to the runtimes' own.
     pub prebuilt: Vec<Prebuilt>,
-    own: Arc<OnceLock<BTreeMap<Runtime, Vec<String>>>>,
+    runtime_packages: Arc<OnceLock<BTreeMap<Runtime, Vec<String>>>>,
 }
 
 /// An image of `prebuiltImages`.
@@ -45,7 +45,7 @@ pub struct Prebuilt {
     pub image: CustomImage,
     /// Number of idle sandboxes of the image; `None` for no clean ones, and as many dirty ones as its runtime has.
     pub pool: Option<PoolSize>,
-    held: KnownPackages,
+    packages: KnownPackages,
 }
 
 /// Compares the configuration only, not the known content.
@@ -68,14 +68,14 @@ impl Prebuilt {
         Self {
             image,
             pool,
-            held: KnownPackages::default(),
+            packages: KnownPackages::default(),
         }
     }
 
     /// Returns the packages in the image if it exists and is up to date.
     #[must_use]
     pub fn packages(&self) -> Option<&[String]> {
-        self.held.get().map(Vec::as_slice)
+        self.packages.get().map(Vec::as_slice)
     }
 }
 
@@ -86,14 +86,17 @@ impl Images {
         Self {
             dependencies,
             prebuilt,
-            own: Arc::default(),
+            runtime_packages: Arc::default(),
         }
     }
 
     /// Returns the packages in a runtime's own image.
     #[must_use]
     pub fn packages_of(&self, runtime: Runtime) -> &[String] {
-        let held = self.own.get().and_then(|own| own.get(&runtime));
+        let held = self
+            .runtime_packages
+            .get()
+            .and_then(|own| own.get(&runtime));
         held.map_or(&[], Vec::as_slice)
     }
 
@@ -153,10 +156,10 @@ async fn find(config: &Config) -> Result<(), SetupError> {
         .collect();
     let found = custom::look(&backends::docker_config(config), &wanted).await?;
     // Keep an earlier result, which is as good.
-    let _ = images.own.set(found.runtimes);
+    let _ = images.runtime_packages.set(found.runtimes);
     for (prebuilt, packages) in images.prebuilt.iter().zip(found.images) {
         if let Some(packages) = packages {
-            let _ = prebuilt.held.set(packages);
+            let _ = prebuilt.packages.set(packages);
         }
     }
     Ok(())
@@ -201,9 +204,9 @@ impl Images {
     pub(crate) fn with_found(self, own: &[(Runtime, &[&str])], prebuilt: &[&[&str]]) -> Self {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let own = own.iter().map(|(runtime, words)| (*runtime, owned(words)));
-        self.own.set(own.collect()).unwrap();
+        self.runtime_packages.set(own.collect()).unwrap();
         for (one, words) in self.prebuilt.iter().zip(prebuilt) {
-            one.held.set(owned(words)).unwrap();
+            one.packages.set(owned(words)).unwrap();
         }
         self
     }

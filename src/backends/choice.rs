@@ -73,26 +73,24 @@ fn kind_of(backend: &dyn Backend) -> BackendKind {
 async fn choose(config: &Config, needs: &Needs) -> Result<ChosenBackend, BackendError> {
     let purpose = &Purpose::Command;
     let native = match wants_images(config, needs) {
-        Some(reason) => Err(Shortfall::everything(reason)),
+        Some(reason) => Err(Shortfall::general(reason)),
         None => match start_kind(BackendKind::Native, config, purpose).await {
             Ok(backend) => Ok(backend),
-            Err(error) => Err(Shortfall::everything(format!(
-                "native is not usable: {error}"
-            ))),
+            Err(error) => Err(Shortfall::general(format!("native is not usable: {error}"))),
         },
     };
-    let (native, lack) = match native {
-        Err(lack) => (None, lack),
-        Ok(backend) => match lack_of(backend.as_ref(), config, needs).await {
+    let (native, shortfall) = match native {
+        Err(shortfall) => (None, shortfall),
+        Ok(backend) => match shortfall_of(backend.as_ref(), config, needs).await {
             None => {
                 let reason = "native offers all that the configuration asks for".to_owned();
                 return Ok(ChosenBackend { backend, reason });
             }
-            Some(lack) => (Some(backend), lack),
+            Some(shortfall) => (Some(backend), shortfall),
         },
     };
-    let because = lack.reason;
-    match with_docker(config, needs, &lack.runtimes).await {
+    let because = shortfall.reason;
+    match with_docker(config, needs, &shortfall.runtimes).await {
         Ok(docker) => {
             if let Some(native) = native {
                 native.shutdown().await?;
@@ -127,7 +125,7 @@ struct Shortfall {
 }
 
 impl Shortfall {
-    fn everything(reason: String) -> Self {
+    fn general(reason: String) -> Self {
         Self {
             reason,
             runtimes: Vec::new(),
@@ -149,7 +147,7 @@ fn wants_images(config: &Config, needs: &Needs) -> Option<String> {
     configured.or_else(|| needs.images.clone())
 }
 
-async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option<Shortfall> {
+async fn shortfall_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option<Shortfall> {
     let mut runtimes = Vec::new();
     for runtime in needed(needs) {
         if let RuntimeStatus::Unavailable(_) = native.runtime_status(runtime).await {
@@ -162,7 +160,7 @@ async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option
         return Some(Shortfall { reason, runtimes });
     }
     if let Some(shortcoming) = native.shortcomings().into_iter().next() {
-        return Some(Shortfall::everything(format!(
+        return Some(Shortfall::general(format!(
             "native falls short: {shortcoming}"
         )));
     }
@@ -171,9 +169,7 @@ async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option
         return None;
     }
     let error = check_preload(native, config).await.err()?;
-    Some(Shortfall::everything(format!(
-        "native falls short: {error}"
-    )))
+    Some(Shortfall::general(format!("native falls short: {error}")))
 }
 
 fn needed(needs: &Needs) -> Vec<Runtime> {

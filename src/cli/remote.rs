@@ -180,7 +180,7 @@ pub struct CpArgs {
 impl CpArgs {
     /// Returns the text as a path of this host, or `None` if it is `SESSION:PATH`.
     #[must_use]
-    pub fn here(text: &str) -> Option<PathBuf> {
+    pub fn local_path(text: &str) -> Option<PathBuf> {
         let is_path = text.starts_with(['/', '.']) || !text.contains(':');
         is_path.then(|| PathBuf::from(text))
     }

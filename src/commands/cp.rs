@@ -30,7 +30,7 @@ impl CopyEndpoint {
         if text == "-" {
             return Ok(Self::Stdio);
         }
-        if CpArgs::here(text).is_some() {
+        if CpArgs::local_path(text).is_some() {
             return Ok(Self::Local(text.to_owned()));
         }
         let (session, path) = split(text)?;
