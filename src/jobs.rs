@@ -116,7 +116,7 @@ pub fn parse(
 /// Returns a [`JobError`] if the body requests a terminal.
 pub fn refuse_terminal(body: &ExecuteBody) -> Result<(), JobError> {
     if body.request.tty {
-        let problem = "a terminal needs GET /execute/ws, where its client can type";
+        let problem = "a terminal needs GET /execute/ws, which accepts input during the run";
         return Err(JobError::invalid("request.tty", problem));
     }
     Ok(())

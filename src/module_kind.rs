@@ -1,4 +1,4 @@
-//! Decides whether a JavaScript script is a CommonJS or an ES module if its request does not tell.
+//! Decides whether a JavaScript script is a CommonJS or an ES module if its request does not say.
 //!
 //! The default names of scripts (`main.mjs`, `main.mts`) make them ES modules, in which `require` is not defined. A
 //! script that uses features of CommonJS gets a name with which its runtime decides as for files without a format:

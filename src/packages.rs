@@ -88,7 +88,7 @@ pub fn check(
         };
         if let Err(problem) = checked {
             let given: String = package.chars().take(MAX_PACKAGE_LENGTH).collect();
-            return Err((index, format!("{given:?} is no package: {problem}")));
+            return Err((index, format!("{given:?} is not a package: {problem}")));
         }
     }
     Ok(())

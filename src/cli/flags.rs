@@ -71,8 +71,8 @@ mod tests {
                 "--memory: 99g is out of range, expected 16m to 8g",
             ),
             (
-                "request.installPackages[1]: \"a b\" is no package",
-                "--install: \"a b\" is no package",
+                "request.installPackages[1]: \"a b\" is not a package",
+                "--install: \"a b\" is not a package",
             ),
             (
                 "request.files: 9 bytes do not fit into a memoryLimit of 16m",

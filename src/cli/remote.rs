@@ -67,7 +67,7 @@ pub struct LoginArgs {
 /// `isol8 sessions`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Lists the sessions of --host, else of the login's server, else of this host.
+    after_help = "Lists the sessions of --host, otherwise of the login's server, otherwise of this host.
 
 Examples:
   isol8 sessions

@@ -26,7 +26,7 @@ pub struct ShellArgs {
         add = ArgValueCandidates::new(completions::sessions)
     )]
     pub session_id: Option<SessionId>,
-    /// python, node, bun, deno or bash [default: the session's, else python]
+    /// python, node, bun, deno or bash [default: the session's, otherwise python]
     #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
     /// Enter the runtime's session on this host

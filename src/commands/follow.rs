@@ -67,7 +67,7 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<RunOutcom
                     output.note(&failure);
                 }
                 let code = event.data.parse();
-                let code = code.map_err(|_| format!("{:?} is no exit code", event.data))?;
+                let code = code.map_err(|_| format!("invalid exit code {:?}", event.data))?;
                 let ending = event.ending;
                 return Ok(RunOutcome::Exited { code, ending });
             }

@@ -116,7 +116,7 @@ pub(super) async fn delete(arguments: SessionDeleteArgs) -> Result<ExitCode, Com
         }
         Target::Local(config) => {
             if !local::delete(&config, &id).await? {
-                return Err(format!("Session not found: {id} is no session of this host").into());
+                return Err(format!("Session not found: {id} does not exist on this host").into());
             }
         }
     }

@@ -42,7 +42,7 @@ const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) async fn shell(arguments: ShellArgs) -> Result<ExitCode, CommandError> {
     if !io::stdin().is_terminal() {
-        return Err("standard input is no terminal: use isol8 run".into());
+        return Err("standard input is not a terminal: use isol8 run".into());
     }
     let mut signals = Signals::new()?;
     let mut output = Output::new(OutputMode::Live, None)?;
@@ -129,7 +129,7 @@ fn session_and_runtime(
     };
     let mut sessions = local::list(config).into_iter();
     let Some(session) = sessions.find(|session| session.info.id == *id) else {
-        return Err(format!("Session not found: {id} is no session of this host").into());
+        return Err(format!("Session not found: {id} does not exist on this host").into());
     };
     Ok((
         Some(id.clone()),

@@ -36,7 +36,7 @@ impl SessionFiles {
             Target::Local(config) => match LocalService::existing(config, session.clone()).await? {
                 Some(local) => Ok(Self::Local(Box::new(local), session)),
                 None => {
-                    Err(format!("Session not found: {session} is no session of this host").into())
+                    Err(format!("Session not found: {session} does not exist on this host").into())
                 }
             },
         }

@@ -26,7 +26,7 @@ fn cgroups(root: &Path) -> Finding {
     let version = match detect(root) {
         Layout::V2 => "version 2",
         Layout::V1 => "version 1",
-        Layout::Hybrid => "version 1, beside version 2 without its controllers",
+        Layout::Hybrid => "version 1, with version 2 mounted without controllers",
     };
     Finding::good("cgroups", version)
 }

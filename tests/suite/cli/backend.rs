@@ -116,7 +116,7 @@ fn doctor_tells_what_can_run_what_is_taken_and_how_to_mend_the_rest() {
     for expected in [
         "cgroups   ok: version",
         "GiB are free for ",
-        &format!("something listens on 127.0.0.1:{port} already"),
+        &format!("another process already listens on 127.0.0.1:{port}"),
         "127.0.0.1 no: ",
         "network.allowedCidrs",
         "registry.npmjs.org ",
