@@ -54,7 +54,7 @@ pub enum Command {
     Ls(LsArgs),
     /// Copy files into and out of sessions
     Cp(CpArgs),
-    /// End every session, and remove unused sandboxes and images
+    /// End every session, and remove leftover sandboxes; with --images, outdated images too
     Cleanup(CleanupArgs),
     /// Store a server's address and key for later commands
     Login(LoginArgs),
@@ -105,7 +105,7 @@ pub struct CommonArgs {
     /// auto, docker or native [default: from the configuration]
     #[arg(long, add = ArgValueCandidates::new(completions::backends))]
     pub backend: Option<BackendChoice>,
-    /// Log in detail
+    /// Write a detailed log
     #[arg(long)]
     pub debug: bool,
 }

@@ -1,11 +1,11 @@
 //! The privileged half of `isol8 serve --user`: starts the server without privileges, and performs for it the few
 //! operations that need root.
 //!
-//! The launcher is a process with one thread. The launcher reads the configuration, binds the server's addresses, prepares
-//! the state directory (`state`) and starts the server, which is this executable again ([`client`]). The server
-//! changes to the configured user, gives up all capabilities (`privileges`) and denies itself the system calls that
-//! it never makes (`seccomp`). From then on the launcher forwards signals, and answers two requests (`message`):
-//! for an instance of the native backend, and for a spawner. Only the server reads HTTP, TLS, JSON of clients and
+//! The launcher, a process with one thread, reads the configuration, binds the server's addresses, prepares the
+//! state directory (`state`) and starts the server, which is this executable again ([`client`]). The server changes
+//! to the configured user, gives up all capabilities (`privileges`) and denies itself the system calls that it
+//! never makes (`seccomp`). From then on the launcher forwards signals, and answers two requests (`message`): for
+//! an instance of the native backend, and for a spawner. Only the server reads HTTP, TLS, JSON of clients and
 //! frames of guests. The spawner checks each request of the server against its [`Grant`].
 //!
 //! When the server ends, the launcher ends with its exit code; when the launcher ends, the server ends. Spawners

@@ -36,8 +36,9 @@ static MEMBER: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(&format!(r"(?P<before>^|[^\w.])(?P<member>{member})")).ok()
 });
 
-/// Replaces members of the API in an error by flags: `options.memoryLimit: 99g is out of range` becomes `--memory:
-/// 99g is out of range`.
+/// Replaces members of the API in an error by flags.
+///
+/// `options.memoryLimit: 99g is out of range` becomes `--memory: 99g is out of range`.
 pub(crate) fn with_flags(error: &str) -> Cow<'_, str> {
     let Some(members) = &*MEMBER else {
         return error.into();

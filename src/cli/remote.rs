@@ -14,7 +14,7 @@ pub struct ServerArgs {
     /// The server, for example http://127.0.0.1:3000
     #[arg(long, value_name = "URL")]
     pub host: Option<String>,
-    /// Its API key; better set in ISOL8_API_KEY, where no process list shows it [default: the key stored by login]
+    /// The server's API key; better set in ISOL8_API_KEY, where no process list shows it [default: the key stored by login]
     #[arg(
         long,
         env = "ISOL8_API_KEY",
