@@ -154,7 +154,7 @@ pub struct LsArgs {
 /// `isol8 cp`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "SESSION:PATH is a path in a session's sandbox, other paths are on this host, and - is standard input or output.
+    after_help = "SESSION:PATH is in a session's sandbox, other paths are on this host, and - is standard input or output.
 A directory is copied with its content: into DST if that is a directory, else as DST; SRC/. copies
 the content without the directory itself. Links are not copied from a sandbox; on this host they are followed if
 they point to a file.
