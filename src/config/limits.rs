@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{bytes, within, within_kernels};
 use super::{Ceilings, ConfigError, Defaults, RequestLimits};
-use crate::jobs::LARGEST_VARIABLE;
+use crate::jobs::MAX_VARIABLE_BYTES;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -97,7 +97,7 @@ impl Default for LimitsTable {
             files: 1_000,
             path_length: SandboxPath::MAX_LENGTH,
             variables: 1_000,
-            variable_size: ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+            variable_size: ByteSize::from_bytes(MAX_VARIABLE_BYTES as u64),
             environment_size: ByteSize::from_mebibytes(1),
         }
     }
@@ -124,7 +124,7 @@ impl LimitsTable {
         within_kernels("limits.pathLength", self.path_length, most)?;
         let (given, most) = (
             self.variable_size,
-            ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+            ByteSize::from_bytes(MAX_VARIABLE_BYTES as u64),
         );
         within_kernels("limits.variableSize", given, most)?;
         Ok(RequestLimits {

@@ -14,8 +14,8 @@ use super::error::ApiError;
 use super::json::{Bound, Parsed};
 use super::{unanchored, unknown};
 use crate::config::Config;
-use crate::jobs::{self, Order};
-use crate::packages::MOST_PACKAGES;
+use crate::jobs::{self, ParsedRequest};
+use crate::packages::MAX_PACKAGES;
 
 /// The body of an execution, as it was sent.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub fn bounds(config: &Config) -> [Bound; 8] {
         bound(&["request", "metadata"], variables, "entries"),
         bound(&["request", "files"], files, "entries"),
         bound(&["request", "outputPaths"], files, "entries"),
-        bound(&["request", "installPackages"], MOST_PACKAGES, "entries"),
+        bound(&["request", "installPackages"], MAX_PACKAGES, "entries"),
         bound(
             &["options", "secrets"],
             variables.min(MAX_SECRETS),
@@ -91,7 +91,7 @@ pub async fn accept(
     tenant: &TenantId,
     state: &State,
     config: &Arc<Config>,
-) -> Result<Order, ApiError> {
+) -> Result<ParsedRequest, ApiError> {
     let bytes = body.len();
     let limits = Arc::clone(config);
     let parsing = state.bodies.work(bytes, move || {
@@ -117,7 +117,7 @@ pub async fn order(
     tenant: &TenantId,
     state: &State,
     config: &Arc<Config>,
-) -> Result<Order, ApiError> {
+) -> Result<ParsedRequest, ApiError> {
     let Sent {
         body,
         unknown,
@@ -126,12 +126,12 @@ pub async fn order(
     let mut warnings = unknown::told(&unknown, is_strict)?;
     warnings.extend(unanchored::warning(&body));
     let mut order = if bytes <= SMALL && !has_patterns(&body) {
-        jobs::order(body, tenant, config)?
+        jobs::parse(body, tenant, config)?
     } else {
         let (tenant, config) = (tenant.clone(), Arc::clone(config));
         let ordering = state
             .bodies
-            .aside(move || jobs::order(body, &tenant, &config));
+            .aside(move || jobs::parse(body, &tenant, &config));
         ordering.await??
     };
     order.job.warnings = warnings;

@@ -348,7 +348,10 @@ async fn dependencies_are_in_the_runtimes_own_image() {
     );
     let without = Server::configured(Kind::Native, &config);
     let log = without.log();
-    assert!(log.contains("dependencies are ignored"), "{log}");
+    assert!(
+        log.contains("ignoring prebuiltImages and dependencies"),
+        "{log}"
+    );
     without.stop();
 
     let text = set_up(&config);
@@ -369,7 +372,7 @@ async fn the_native_backend_says_that_it_has_no_images() {
     let server = Server::configured(Kind::Native, &config);
     let log = server.log();
     assert!(
-        log.contains("prebuiltImages and dependencies are ignored"),
+        log.contains("ignoring prebuiltImages and dependencies"),
         "{log}"
     );
     let image = "isol8-test:prebuilt-never";
@@ -383,7 +386,7 @@ async fn the_native_backend_says_that_it_has_no_images() {
     );
     server.stop();
     let (_, doctor) = isol8(&config, &["doctor"]);
-    let line = "note prebuiltImages and dependencies are for the docker backend";
+    let line = "note prebuiltImages and dependencies need the docker backend";
     assert!(doctor.contains(line), "{doctor}");
     let missing = "python no: isol8-test:prebuilt-never is missing or not up to date";
     assert!(doctor.contains(missing), "{doctor}");

@@ -219,7 +219,7 @@ async fn open(
             error => error.into(),
         });
     };
-    let job = jobs::bare_session(runtime, &state.config())?;
+    let job = jobs::empty_session(runtime, &state.config())?;
     let opening = service.upload_or_create(tenant, session, path, job);
     Ok(opening.await?)
 }

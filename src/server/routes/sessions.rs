@@ -97,7 +97,7 @@ async fn post(
     });
     let Parsed { value, unknown } = parsing.await??;
     let warnings = unknown::told(&unknown, is_strict)?;
-    let (id, job) = jobs::session(value, &caller.tenant, &config)?;
+    let (id, job) = jobs::create_session(value, &caller.tenant, &config)?;
     let making = state.service.create_session(caller.tenant, id, job);
     let making = async { Ok::<_, ApiError>(making.await?) };
     let mut session = while_connected(&request, making).await?;

@@ -18,7 +18,7 @@ use super::frames::{FrameLimit, Refusal};
 use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
-use crate::jobs::{self, Order};
+use crate::jobs::{self, ParsedRequest};
 use crate::server::State;
 use crate::server::accept::{self, Sent};
 use crate::server::auth::Caller;
@@ -151,7 +151,7 @@ impl Conversation {
     }
 
     /// Waits for a good `execute` message.
-    async fn listen_for_order(&mut self) -> Result<(Order, Share), End> {
+    async fn listen_for_order(&mut self) -> Result<(ParsedRequest, Share), End> {
         loop {
             let message = self.message(self.config.max_body).await?;
             let ordered = match message {
@@ -168,7 +168,7 @@ impl Conversation {
         }
     }
 
-    async fn order(&self, received: Received) -> Result<(Order, Share), ApiError> {
+    async fn order(&self, received: Received) -> Result<(ParsedRequest, Share), ApiError> {
         let Received {
             message,
             unknown,
