@@ -20,6 +20,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use env_logger::fmt::{Formatter, default_kv_format};
+use jiff::Timestamp;
 use log::{LevelFilter, Record};
 
 use crate::cli::{Command, CommonArgs, SessionCommand, with_flags};
@@ -143,10 +144,11 @@ pub fn log_from(level: LevelFilter) {
 /// Formats a record: `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
 fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let style = line.default_level_style(record.level());
-    let (time, level, target) = (line.timestamp(), record.level(), record.target());
+    let (level, target) = (record.level(), record.target());
+    let time = Timestamp::now();
     write!(
         line,
-        "{time} {style}[{level}]{style:#} {target}: {}",
+        "{time:.0} {style}[{level}]{style:#} {target}: {}",
         record.args()
     )?;
     default_kv_format(line, record.key_values())?;

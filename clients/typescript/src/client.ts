@@ -4,6 +4,7 @@ import { settings } from "./settings.js";
 import { bodyOf, serverSentEvents } from "./sse.js";
 import { ExecutionStream } from "./stream.js";
 import type {
+  CreateSession,
   DirectoryListing,
   ExecutionRequest,
   ExecutionResult,
@@ -19,6 +20,7 @@ import {
   filePath,
   filesPath,
   result,
+  sessionBody,
   sessionPath,
   warningsOf,
 } from "./wire.js";
@@ -198,6 +200,16 @@ export class Isol8 {
   async sessions(call: CallOptions = {}): Promise<Session[]> {
     const response = await this.#request("GET", "sessions", "harmless", call);
     return ((await read(response, (answer) => answer.json())) as { sessions: Session[] }).sessions;
+  }
+
+  /**
+   * Creates a session before anything runs in it. One that exists raises an {@link Isol8Error} with the code
+   * `SESSION_EXISTS`. A client for the session is `new Isol8(url, { sessionId: session.id })`.
+   */
+  async createSession(session: CreateSession, call: CallOptions = {}): Promise<Session> {
+    const body = JSON.stringify(sessionBody(session));
+    const response = await this.#request("POST", "sessions", "harmful", { ...call, body });
+    return (await read(response, (answer) => answer.json())) as Session;
   }
 
   /** Deletes a session; one that is not there is as good as deleted. Ends its run. */

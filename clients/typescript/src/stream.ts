@@ -63,7 +63,7 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
   }
 
   /** Writes to the program's standard input. */
-  sendStdin(text: string): void {
+  sendStdin(text: string | Uint8Array): void {
     for (const message of stdinMessages(text)) {
       this.#send(message);
     }

@@ -4,8 +4,14 @@
  * member says otherwise.
  */
 
-/** The language of a program, and so the kind of its sandbox. */
+/** The language of a program, and so the kind of its sandbox; {@link RuntimeAlias} names the same. */
 export type Runtime = "python" | "node" | "bun" | "deno" | "bash";
+
+/** Other names of runtimes that a request may use. */
+export type RuntimeAlias = "py" | "python3" | "javascript" | "js" | "typescript" | "ts" | "sh" | "shell";
+
+/** How a text carries what was written: as it is, or as base64. {@link bytesOf} reads both. */
+export type Encoding = "utf8" | "base64";
 
 /** The signals that can be sent to a program. */
 export type Signal = "SIGINT" | "SIGTERM";
@@ -13,7 +19,7 @@ export type Signal = "SIGINT" | "SIGTERM";
 /** One program and what it needs. Exactly one of `code`, `codeUrl` and `cmd` is given. */
 export interface ExecutionRequest {
   /** The language of the source text, and so the kind of sandbox. */
-  runtime: Runtime;
+  runtime: Runtime | RuntimeAlias;
   /** The source text. */
   code?: string;
   /** Where the server fetches the source text from. */
@@ -26,8 +32,12 @@ export interface ExecutionRequest {
   env?: Record<string, string>;
   /** Extension of the script file, with its dot. */
   fileExtension?: string;
-  /** All of standard input. */
-  stdin?: string;
+  /** All of standard input. Bytes arrive as they are, UTF-8 or not. */
+  stdin?: string | Uint8Array;
+  /** `false` keeps the white space at the end of the result's output, so that checksums fit. */
+  trim?: boolean;
+  /** `"base64"` has output that is not UTF-8 arrive whole, as base64, which {@link bytesOf} reads. */
+  outputEncoding?: Encoding;
   /** Absolute path to content; written before the run. */
   files?: Record<string, string | Uint8Array>;
   /** Absolute paths, read after the run into the result's `files`. */
@@ -82,10 +92,14 @@ export interface Options {
 
 /** How a run went. A program that fails or runs out of time is a result, not an error. */
 export interface ExecutionResult {
-  /** Standard output, trailing white space trimmed. */
+  /** Standard output, trailing white space trimmed unless the request's `trim` is `false`. */
   stdout: string;
-  /** Standard error, trailing white space trimmed. */
+  /** Standard error, trailing white space trimmed unless the request's `trim` is `false`. */
   stderr: string;
+  /** How `stdout` carries what was written; missing for `"utf8"`. */
+  stdoutEncoding?: Encoding;
+  /** How `stderr` carries what was written; missing for `"utf8"`. */
+  stderrEncoding?: Encoding;
   /** 128 and the signal's number where a signal ended it. */
   exitCode: number;
   /** From the arrival of the request at the sandbox to its result. */
@@ -130,6 +144,8 @@ export interface ResourceUsage {
   networkBytesIn: number;
   /** Sent through the network. */
   networkBytesOut: number;
+  /** Processor time of all processes of the run, in milliseconds. */
+  cpuMs: number;
 }
 
 /** One request that a program made of another host. */
@@ -166,6 +182,8 @@ export interface OutputEvent {
   type: "stdout" | "stderr";
   /** What was written. */
   data: string;
+  /** How `data` carries what was written; missing for `"utf8"`. */
+  encoding?: Encoding;
   /** Whether it is of the setup script or of the program. */
   phase: "setup" | "code";
 }
@@ -192,6 +210,22 @@ export interface ExitEvent {
 
 /** One event of a run that is followed while it goes on. */
 export type StreamEvent = OutputEvent | ExitEvent;
+
+/** What a session is created with. */
+export interface CreateSession {
+  /** The runtime that the session is bound to. */
+  runtime: Runtime | RuntimeAlias;
+  /** The session's name; without one the server chooses a name. */
+  id?: string;
+  /** Sizes, image and network of its sandbox, and limits for those of its requests that name none. */
+  options?: Options;
+  /** Environment of all its requests, but for variables that a request sets itself. */
+  env?: Record<string, string>;
+  /** Absolute path to content; written before the answer. */
+  files?: Record<string, string | Uint8Array>;
+  /** Text that belongs to the session's creation, by name. */
+  metadata?: Record<string, string>;
+}
 
 /** One session of the server. */
 export interface Session {

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, AsyncIterable, AsyncIterator, List, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterable, AsyncIterator, List, Mapping, Optional, Sequence, Type, Union
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,6 +22,7 @@ from .types import (
     ExecutionResult,
     Health,
     Options,
+    Runtime,
     Session,
     Signal,
     StreamEvent,
@@ -77,7 +78,7 @@ class AsyncExecutionStream:
                     return
         raise _wire.broken_off()
 
-    async def send_stdin(self, text: str) -> None:
+    async def send_stdin(self, text: Union[str, bytes]) -> None:
         """Writes to the program's standard input; waits for a program that does not read.
 
         Where there is much to write, write from another task than the one that takes the events.
@@ -239,6 +240,26 @@ class AsyncIsol8:
         """The sessions that the key may see."""
         response = await self._request("GET", "sessions", repeatable=True)
         return _wire.answer(response, _wire.sessions)
+
+    async def create_session(
+        self,
+        runtime: Runtime,
+        session_id: Optional[str] = None,
+        *,
+        options: Optional[Options] = None,
+        env: Optional[Mapping[str, str]] = None,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        metadata: Optional[Mapping[str, str]] = None,
+    ) -> Session:
+        """Creates a session before anything runs in it; without a name the server chooses one.
+
+        ``options`` hold the sizes, image and network of its sandbox, ``env`` the variables of all its requests,
+        ``files`` absolute paths to content. A session that exists raises the error ``SESSION_EXISTS``.
+        A client for the session is ``AsyncIsol8(url, key, session_id=session.id)``.
+        """
+        body = _wire.session_body(runtime, session_id, options, env, files, metadata)
+        response = await self._request("POST", "sessions", repeatable=False, json=body)
+        return _wire.answer(response, _wire.session)
 
     async def delete_session(self, session_id: str) -> None:
         """Deletes a session; one that is not there is as good as deleted. Ends its run."""

@@ -6,7 +6,7 @@ import time
 from contextlib import closing, contextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import IO, Any, Iterable, Iterator, List, Optional, Sequence, Type, Union
+from typing import IO, Any, Iterable, Iterator, List, Mapping, Optional, Sequence, Type, Union
 
 import httpx
 from websockets.exceptions import InvalidHandshake
@@ -22,6 +22,7 @@ from .types import (
     ExecutionResult,
     Health,
     Options,
+    Runtime,
     Session,
     Signal,
     StreamEvent,
@@ -77,7 +78,7 @@ class ExecutionStream:
                     return
         raise _wire.broken_off()
 
-    def send_stdin(self, text: str) -> None:
+    def send_stdin(self, text: Union[str, bytes]) -> None:
         """Writes to the program's standard input; waits for a program that does not read.
 
         Where there is much to write, write from another thread than the one that takes the events.
@@ -249,6 +250,26 @@ class Isol8:
     def sessions(self) -> List[Session]:
         """The sessions that the key may see."""
         return _wire.answer(self._request("GET", "sessions", repeatable=True), _wire.sessions)
+
+    def create_session(
+        self,
+        runtime: Runtime,
+        session_id: Optional[str] = None,
+        *,
+        options: Optional[Options] = None,
+        env: Optional[Mapping[str, str]] = None,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        metadata: Optional[Mapping[str, str]] = None,
+    ) -> Session:
+        """Creates a session before anything runs in it; without a name the server chooses one.
+
+        ``options`` hold the sizes, image and network of its sandbox, ``env`` the variables of all its requests,
+        ``files`` absolute paths to content. A session that exists raises the error ``SESSION_EXISTS``.
+        A client for the session is ``Isol8(url, key, session_id=session.id)``.
+        """
+        body = _wire.session_body(runtime, session_id, options, env, files, metadata)
+        response = self._request("POST", "sessions", repeatable=False, json=body)
+        return _wire.answer(response, _wire.session)
 
     def delete_session(self, session_id: str) -> None:
         """Deletes a session; one that is not there is as good as deleted. Ends its run."""

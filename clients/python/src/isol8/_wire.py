@@ -8,7 +8,7 @@ import json
 import warnings
 from contextlib import contextmanager
 from dataclasses import Field, fields, is_dataclass
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Type, TypeVar
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Type, TypeVar, Union
 from urllib.parse import quote
 
 import httpx
@@ -112,6 +112,30 @@ def execute_body(
 ) -> dict[str, Any]:
     """What is posted to ``/execute``."""
     body = {"request": request, "options": options, "sessionId": session}
+    sent = {name: _to_json(value) for name, value in body.items() if value is not None}
+    if isinstance(request.stdin, bytes):
+        stdin = base64.b64encode(request.stdin).decode()
+        sent["request"].update(stdin=stdin, stdinEncoding="base64")
+    return sent
+
+
+def session_body(
+    runtime: str,
+    session: Optional[str],
+    options: Optional[Options],
+    env: Optional[Mapping[str, str]],
+    files: Optional[Mapping[str, Union[str, bytes]]],
+    metadata: Optional[Mapping[str, str]],
+) -> dict[str, Any]:
+    """Returns the body of ``POST /sessions``."""
+    body = {
+        "runtime": runtime,
+        "id": session,
+        "options": options,
+        "env": env,
+        "files": files,
+        "metadata": metadata,
+    }
     return {name: _to_json(value) for name, value in body.items() if value is not None}
 
 
@@ -120,8 +144,13 @@ def execute_message(body: Mapping[str, Any]) -> str:
     return json.dumps({"type": "execute", **body})
 
 
-def stdin_messages(text: str) -> Iterator[str]:
+def stdin_messages(text: Union[str, bytes]) -> Iterator[str]:
     """What writes this to the program."""
+    if isinstance(text, bytes):
+        for start in range(0, len(text), STDIN_PIECE):
+            data = base64.b64encode(text[start : start + STDIN_PIECE]).decode()
+            yield json.dumps({"type": "stdin", "data": data, "encoding": "base64"})
+        return
     for start in range(0, len(text), STDIN_PIECE):
         yield json.dumps({"type": "stdin", "data": text[start : start + STDIN_PIECE]})
 
@@ -200,6 +229,11 @@ def event(text: str) -> StreamEvent:
     if value["type"] == "error":
         raise Isol8Error(value["data"])
     return _from_json(StreamEvent, value, files=_files(value))
+
+
+def session(value: Any) -> Session:
+    """Returns the session that an answer describes."""
+    return _from_json(Session, value)
 
 
 def sessions(value: Any) -> List[Session]:

@@ -6,11 +6,22 @@ points in time milliseconds since 1970, unless a member says otherwise.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import Dict, List, Literal, Mapping, Optional, Sequence, Union
 
-Runtime = Literal["python", "node", "bun", "deno", "bash"]
-"""The language of a program, and so the kind of its sandbox."""
+Runtime = Literal[
+    "python", "node", "bun", "deno", "bash",
+    "py", "python3", "javascript", "js", "typescript", "ts", "sh", "shell",
+]
+"""The language of a program, and so the kind of its sandbox. The names of the second line are aliases."""
+
+Encoding = Literal["utf8", "base64"]
+"""How a text carries what was written: as it is, or as base64."""
+
+
+def _bytes_of(text: str, encoding: Encoding) -> bytes:
+    return base64.b64decode(text) if encoding == "base64" else text.encode()
 
 Signal = Literal["SIGINT", "SIGTERM"]
 """The signals that can be sent to a program."""
@@ -34,8 +45,12 @@ class ExecutionRequest:
     """Environment of this run only."""
     file_extension: Optional[str] = None
     """Extension of the script file, with its dot."""
-    stdin: Optional[str] = None
-    """All of standard input."""
+    stdin: Union[str, bytes, None] = None
+    """All of standard input. Bytes arrive as they are, UTF-8 or not."""
+    trim: Optional[bool] = None
+    """``False`` keeps the white space at the end of the result's output, so that checksums fit."""
+    output_encoding: Optional[Encoding] = None
+    """``"base64"`` has output that is not UTF-8 arrive whole, as base64; see :attr:`ExecutionResult.stdout_bytes`."""
     files: Optional[Mapping[str, Union[str, bytes]]] = None
     """Absolute path to content; written before the run."""
     output_paths: Optional[Sequence[str]] = None
@@ -111,6 +126,8 @@ class ResourceUsage:
     """Received through the network."""
     network_bytes_out: int
     """Sent through the network."""
+    cpu_ms: float = 0.0
+    """Processor time of all processes of the run, in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +167,9 @@ class ExecutionResult:
     """How a run went. A program that fails or runs out of time is a result, not an error."""
 
     stdout: str
-    """Standard output, trailing white space trimmed."""
+    """Standard output, trailing white space trimmed unless the request says ``trim=False``."""
     stderr: str
-    """Standard error, trailing white space trimmed."""
+    """Standard error, trailing white space trimmed unless the request says ``trim=False``."""
     exit_code: int
     """128 and the signal's number where a signal ended it."""
     duration_ms: float
@@ -183,6 +200,20 @@ class ExecutionResult:
     """Where the time went."""
     warnings: List[str] = field(default_factory=list)
     """What the server finds doubtful about the request; each is raised as an :class:`Isol8Warning` too."""
+    stdout_encoding: Encoding = "utf8"
+    """How ``stdout`` carries what was written."""
+    stderr_encoding: Encoding = "utf8"
+    """How ``stderr`` carries what was written."""
+
+    @property
+    def stdout_bytes(self) -> bytes:
+        """Standard output as bytes, decoded where it came as base64."""
+        return _bytes_of(self.stdout, self.stdout_encoding)
+
+    @property
+    def stderr_bytes(self) -> bytes:
+        """Standard error as bytes, decoded where it came as base64."""
+        return _bytes_of(self.stderr, self.stderr_encoding)
 
 
 @dataclass(frozen=True)
@@ -201,11 +232,18 @@ class StreamEvent:
     oom_killed: bool = False
     state_lost: bool = False
     files: Dict[str, bytes] = field(default_factory=dict)
+    encoding: Encoding = "utf8"
+    """How ``data`` carries what was written."""
 
     @property
     def exit_code(self) -> Optional[int]:
         """The exit code, of an ``exit``."""
         return int(self.data) if self.type == "exit" else None
+
+    @property
+    def data_bytes(self) -> bytes:
+        """The data as bytes, decoded where it came as base64."""
+        return _bytes_of(self.data, self.encoding)
 
 
 @dataclass(frozen=True)
