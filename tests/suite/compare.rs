@@ -89,14 +89,10 @@ impl Case {
 
 async fn python_scripts(server: Server) {
     let table = include_str!("compare/python.toml");
-    compare(
-        &server,
-        table,
-        Runtime::Python,
-        "/sandbox/main.py",
-        "python3",
-    )
-    .await;
+    // The interpreter of a script buffers its output as Python does by itself.
+    let command = "-u PYTHONUNBUFFERED python3";
+    let path = "/sandbox/main.py";
+    compare(&server, table, Runtime::Python, path, command).await;
 }
 
 async fn bash_scripts(server: Server) {

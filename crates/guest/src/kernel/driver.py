@@ -22,7 +22,7 @@ def wait():
     place = "/proc/self/fd/5"
     sources = {
         name: __loader__.get_data(f"{place}/{name}.py") for name in (
-            "cell", "finish", "loop", "names", "stdout", "workers", "zygote"
+            "cell", "finish", "loop", "names", "packages", "stdout", "workers", "zygote"
         )
     }
     # Leave no trace of how this module came in.
@@ -68,62 +68,9 @@ def wait():
         if os.environ.get("TZ") != zone:
             time.tzset()
 
-    # What was read of the user's packages: when their directory was changed last, and which files.
-    changed, read = 0, None
-
-    def add_user_packages():
-        """What `pip install --user` brought since this was called last, or the interpreter started."""
-        nonlocal changed, read
-        user = site.ENABLE_USER_SITE and site.USER_SITE
-        try:
-            now_changed = posix.stat(user).st_mtime_ns if user else 0
-        except OSError:
-            return  # it is not there
-        if now_changed == changed:
-            return
-        # Its clock is coarse: what has just been changed may change again at the same time.
-        is_old = time.time_ns() - now_changed > 100_000_000
-        changed = now_changed if is_old else 0
-        files = {name for name in posix.listdir(user) if name.endswith(".pth")}
-        before = len(sys.path)
-        if user not in sys.path:
-            site.addsitedir(user)
-        elif read is not None:
-            for name in sorted(files - read):
-                site.addpackage(user, name, None)
-        read = files
-        added = sys.path[before:]
-        del sys.path[before:]
-        system = site.getsitepackages()
-        at = next((i for i, path in enumerate(sys.path) if path in system), before)
-        sys.path[at:at] = added
-
-    def find_late_packages():
-        """Has an import that finds nothing look once more where user packages have come since: what a program
-        installs, it can import at once."""
-        PathFinder = sys.modules["_frozen_importlib_external"].PathFinder
-        find_spec = PathFinder.find_spec
-        is_busy = False
-
-        def find(cls, fullname, path=None, target=None):
-            nonlocal is_busy
-            spec = find_spec(fullname, path, target)
-            if spec is not None or path is not None or is_busy or not is_users:
-                return spec
-            is_busy = True
-            try:
-                before = len(sys.path)
-                add_user_packages()
-                return find_spec(fullname, None, target) if len(sys.path) > before else None
-            finally:
-                is_busy = False
-
-        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-            setattr(find, name, getattr(find_spec, name))
-        PathFinder.find_spec = classmethod(find)
-
     # Whether this process is user code's; the zygote looks at nothing that user code writes.
     is_users = False
+    add_user_packages, find_late_packages = part("packages")["finder"](lambda: is_users)
     cell = None
 
     def cells():

@@ -12,7 +12,7 @@ def begin():
 
     archive = 3
     place = f"/proc/self/fd/{archive}"
-    source = __loader__.get_data(f"{place}/stdout.py")
+    sources = [__loader__.get_data(f"{place}/{name}.py") for name in ("stdout", "packages")]
     sys.path.remove(place)
     sys.path_importer_cache.pop(place, None)
     sys.modules["zipimport"]._zip_directory_cache.pop(place, None)
@@ -26,8 +26,11 @@ def begin():
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
 
     names = {"__name__": "isol8", "__builtins__": dict(vars(builtins))}
-    exec(compile(source, "<isol8>", "exec"), names)
+    for source in sources:
+        exec(compile(source, "<isol8>", "exec"), names)
     names["make"]()
+    _, find_late_packages = names["finder"](lambda: True)
+    find_late_packages()
 
     this = sys.modules.pop("sitecustomize")
     try:

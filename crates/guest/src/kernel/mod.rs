@@ -64,11 +64,13 @@ impl Drivers {
             ("loop.py", include_str!("loop.py")),
             ("stdout.py", include_str!("stdout.py")),
             ("names.py", include_str!("names.py")),
+            ("packages.py", include_str!("packages.py")),
             ("workers.py", include_str!("workers.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
         let fresh = archive::archive(&[
             ("sitecustomize.py", include_str!("fresh.py")),
+            ("packages.py", include_str!("packages.py")),
             ("stdout.py", include_str!("stdout.py")),
         ]);
         Ok(Self {
