@@ -1,8 +1,7 @@
 //! How many jobs run at once, and who waits.
 //!
-//! Turns go round the tenants that wait, so that the many jobs of one do not delay the one of another.
-//! Where the queue is full, room for a tenant that has fewer jobs in it is made at the end of the
-//! longest line.
+//! Tenants that have waiting jobs take turns, so that the many jobs of one do not delay the one of another. If the
+//! queue is full, a tenant with fewer waiting jobs gets its place from the end of the longest tenant queue.
 
 mod lines;
 
@@ -22,7 +21,7 @@ use lines::{Lines, Ticket};
 pub struct AdmissionConfig {
     /// Jobs that run at once; at least 1.
     pub max_concurrent: usize,
-    /// Of these, jobs of one tenant; at least 1.
+    /// Highest number of concurrent jobs of one tenant; at least 1.
     pub max_concurrent_per_tenant: usize,
     /// Jobs that wait for their turn beyond those.
     pub max_waiting: usize,
@@ -72,7 +71,7 @@ struct Turn {
     since: Instant,
 }
 
-/// What [`Admission`] shows of itself.
+/// The state that [`Admission`] reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionState {
@@ -115,7 +114,7 @@ impl Admission {
         }
     }
 
-    /// Changes the bounds. Who runs, runs on; who waits keeps the place.
+    /// Changes the limits. Running jobs run on, and waiting jobs keep their places.
     pub fn set_config(&self, config: AdmissionConfig) {
         let mut state = self.lock();
         state.config = config;

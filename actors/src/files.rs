@@ -1,5 +1,4 @@
-//! Files of a session's sandbox. They go over its control connection beside the jobs, and wait for
-//! none of them.
+//! Files of a session's sandbox. Transfers use its control connection beside the jobs, and wait for no job.
 
 use std::sync::Arc;
 
@@ -27,7 +26,7 @@ const PIECE: u64 = 1 << 20;
 /// Memory that files leave to programs, the guest among them: what takes the last of it, the kernel ends.
 pub(crate) const MEMORY_BESIDE_FILES: u64 = 4 << 20;
 
-/// One entry more than a list shows, which tells that there is more.
+/// Entries to ask for: one more than a list shows, which tells that there are more.
 const LIST_LIMIT: u32 = DirectoryListing::MAX_ENTRIES as u32 + 1;
 
 /// Refuses files that the sandbox's memory, where they lie, has no room for: the kernel would end
@@ -172,7 +171,7 @@ impl Download {
     /// The next piece, or `None` at the end, after which this must not be called.
     ///
     /// # Errors
-    /// Any [`ExecuteError`] of file operations; the first call says where there is no such file.
+    /// Any [`ExecuteError`] of file operations; the first call reports a file that does not exist.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ExecuteError> {
         self.visit.step(self.reader.next()).await
     }

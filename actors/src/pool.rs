@@ -1,8 +1,8 @@
 //! Sandboxes that wait for work: for ephemeral runs, and for new sessions.
 //!
-//! A request takes what is on the shelf. Where nothing is, it waits for a used sandbox of its tenant, or for one
-//! that is made for it, depending on which is sooner (`supply.rs`), and takes whichever comes first. A used
-//! sandbox never serves another tenant.
+//! A request takes an idle sandbox. If there is none, the request waits for a used sandbox of its tenant or for one
+//! that is made for it, depending on which is sooner (`supply.rs`), and takes the first that arrives. A used sandbox
+//! never serves another tenant.
 
 mod circulation;
 mod config;
@@ -50,7 +50,7 @@ pub struct Pool {
     _clock: AbortOnDropHandle<()>,
 }
 
-/// What a pool knows and owns, and leaves to its successor.
+/// The state of a pool, which a restarted pool takes over.
 #[derive(Debug, Default)]
 struct Estate {
     config: PoolConfig,
@@ -66,9 +66,9 @@ struct Estate {
     refill_is_put_off: bool,
     /// A look at the requests that wait is due.
     looks_again: bool,
-    /// Who waits for the end of the shutdown, once there is one.
+    /// Callers that wait for the end of the shutdown; `None` before the shutdown.
     draining: Option<Vec<oneshot::Sender<()>>>,
-    /// Ends what is being made or reset, once nobody can use it any more.
+    /// Cancels creations and resets whose result can no longer be used.
     closing: CancellationToken,
 }
 
@@ -139,7 +139,7 @@ impl Pool {
         shelf.circulation.lend(&tenant);
         let lease = Lease::new(held, tenant, &self.own.leased, self.own.handle());
         if lease.held.spec.limits == wanted.spec.limits {
-            // Where nobody waits any longer, the lease finds its way back.
+            // If the requester is gone, the lease returns the sandbox when it is dropped.
             let _ = wanted.reply.send(Ok(lease));
         } else {
             tokio::spawn(work::fit(lease, wanted, self.own.handle()));
@@ -188,7 +188,7 @@ impl Pool {
         self.settle();
     }
 
-    /// Gives a sandbox that has become free to whoever waits, else to the shelf, else to nobody.
+    /// Hands a sandbox that has become free to a waiting request, or returns it to the idle sandboxes, or removes it.
     fn offer(&mut self, held: Held, ticket: Option<u64>, owner: Option<TenantId>) {
         if self.own.draining.is_some() || held.sandbox.control().is_closed() {
             return self.destroy(held);
@@ -232,7 +232,7 @@ impl Pool {
         self.evict(&kind);
     }
 
-    /// Puts the pool's eye on a sandbox that nobody uses.
+    /// Starts to watch an idle sandbox for its death.
     fn watched(&self, held: Held) -> Warm {
         let (kind, id) = (Kind::of(&held.spec), held.sandbox.id().clone());
         let pool = self.own.handle();
@@ -276,10 +276,10 @@ impl Pool {
         shelf.circulation.resets() < room || shelf.circulation.resets_of(tenant) < waiting.count()
     }
 
-    /// What follows from any change: the shelves are filled, or the shutdown is over.
+    /// Brings the pool to its target state after a change: refills idle sandboxes, or ends the shutdown.
     fn settle(&mut self) {
         let own = &mut *self.own;
-        // Whoever may name images names many.
+        // Clients that may name images name many.
         let images = &own.config.images;
         own.shelves.retain(|kind, shelf| {
             kind.image.is_none() || images.contains_key(kind) || !shelf.is_idle()
@@ -294,7 +294,7 @@ impl Pool {
         let leased = own.leased.load(Ordering::Acquire);
         if leased + own.destroying == 0 && own.shelves.values().all(idle) {
             for reply in waiting.drain(..) {
-                // Whoever is gone by now needs no answer.
+                // Ignore a closed channel: the caller has gone.
                 let _ = reply.send(());
             }
         }
@@ -453,7 +453,7 @@ impl Handler<Died> for Pool {
     type Result = ();
 
     fn handle(&mut self, died: Died, _: &mut Self::Context) {
-        // It may have been handed out in the meantime: then its user finds out.
+        // A sandbox that was handed out meanwhile is not here; its user notices the death.
         if let Some(held) = self.shelf(&died.kind).remove(&died.id) {
             log::warn!(sandbox:% = died.id, reason:% = died.reason; "waiting sandbox died");
             self.destroy(held);

@@ -1,5 +1,4 @@
-//! Ends what nobody uses any more: sessions that have been idle for long, and sandboxes whose process
-//! is gone.
+//! Ends sessions that have been idle for too long, and sandboxes whose process is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -38,7 +37,7 @@ impl Default for PrunerConfig {
     }
 }
 
-/// What the pruner shows of itself.
+/// The state that the pruner reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PrunerState {
@@ -79,7 +78,7 @@ pub struct Pruner {
     clock: Option<AbortOnDropHandle<()>>,
 }
 
-/// What a pruner knows, and leaves to its successor.
+/// The state of a pruner, which a restarted pruner takes over.
 #[derive(Clone, Copy, Debug, Default)]
 struct Estate {
     config: PrunerConfig,

@@ -1,8 +1,8 @@
-//! One sandbox that keeps its state, and the jobs that run in it one after another.
+//! A sandbox that keeps its state, and the jobs that run in it one after another.
 //!
-//! A session takes its sandbox from the pool when it starts, so jobs may wait for it from the
-//! first moment, and two first requests make one sandbox. It ends once: deleted, or lost with its
-//! sandbox. Then it tells the registry, and answers what is still on its way.
+//! A session takes its sandbox from the pool when it starts, so that jobs may wait for it from the first moment, and
+//! two first requests make one sandbox. A session ends once: deleted, or lost with its sandbox. At its end it informs
+//! the registry, and answers the requests that are still on their way.
 
 mod message;
 mod open;
@@ -38,13 +38,13 @@ pub struct Session {
     own: Life<Self, Estate>,
 }
 
-/// What a session knows and owns, and leaves to its successor.
+/// The state of a session, which a restarted session takes over.
 #[derive(Debug)]
 struct Estate {
     state: State,
     queue: VecDeque<Run>,
     started: Instant,
-    /// What the sandbox cost the first job in time; later ones find it there.
+    /// How long the first job waited for the sandbox; later jobs find it ready.
     acquire: Duration,
 }
 
@@ -61,16 +61,16 @@ impl Default for Estate {
 
 #[derive(Debug)]
 enum State {
-    /// It has not asked for a sandbox yet.
+    /// The session has not asked for a sandbox yet.
     New,
-    /// It has one from an earlier process, idle for this long.
+    /// A sandbox of an earlier process, idle for this long.
     Adopted(Held, Duration),
     /// The pool was asked for a sandbox.
     Starting,
     Idle(Home),
     Running(Home, Turn),
     Ended(Ending),
-    /// On the way from one to another. Where an actor finds its predecessor there, what that owned is
+    /// The session is between two states. If an actor finds its predecessor in this state, the predecessor's sandbox is
     /// gone.
     Between,
 }
@@ -81,10 +81,10 @@ struct Home {
     held: Held,
     /// When it was last used.
     used: Instant,
-    /// It was used, and that is not written down yet.
+    /// Set if the session was used since its last use was persisted.
     is_touched: bool,
-    /// Whose it is is being written down. The first answer waits for that: a session that has answered
-    /// once outlives the server.
+    /// The claim is being persisted; the first answer waits for it, so that a session that has answered once outlives
+    /// the server.
     claiming: Option<JoinHandle<()>>,
     _watch: DeathWatch,
 }
@@ -103,11 +103,11 @@ pub(crate) enum Ending {
     Lost(String),
     /// Its user wanted it so.
     Deleted,
-    /// It got no sandbox.
+    /// The session got no sandbox.
     Failed(ExecuteError),
-    /// Nobody has used it for this long.
+    /// The session was idle for this long.
     Pruned(Duration),
-    /// Whoever wanted it was gone before it had a sandbox.
+    /// The requester had gone before the session had a sandbox.
     Unused,
     /// The server ends, and leaves the sandbox to the next one.
     Left,
@@ -128,7 +128,7 @@ impl Actor for Session {
                 let reason = "its actor panicked".to_owned();
                 self.end(Ending::Lost(reason), ctx);
             }
-            // What is on its way comes to whoever is the session by then.
+            // A transition under way reports to the restarted actor.
             State::Starting | State::Running(..) | State::Ended(_) => {}
             State::Idle(_) => self.next(),
         }
@@ -231,7 +231,7 @@ impl Session {
         })
     }
 
-    /// Begins the next job, where there is one and none is running.
+    /// Starts the next job, if there is one and none is running.
     fn next(&mut self) {
         if !matches!(self.own.state, State::Idle(_)) {
             return;
@@ -291,7 +291,8 @@ impl Session {
         self.next();
     }
 
-    /// Ends the session: everybody who waits is told, and the sandbox goes. The future says when.
+    /// Ends the session: all waiting requests are answered, and the sandbox is removed. The future completes with the
+    /// removal.
     fn end(&mut self, ending: Ending, ctx: &mut Context<Self>) {
         let error = self.error_for(&ending);
         let state = std::mem::replace(&mut self.own.state, State::Ended(ending.clone()));
@@ -324,7 +325,7 @@ impl Session {
             Ending::Pruned(idle) => Some(pruned(idle)),
             _ => None,
         };
-        // It ends once.
+        // A session ends only once.
         let _ = self.setting.status.ended.set(lost.clone());
         self.setting.registry.do_send(Ended {
             key: self.setting.key.clone(),
@@ -340,7 +341,7 @@ impl Session {
         }
     }
 
-    /// Somebody was told after the end how it came.
+    /// Notes that a request was told after the end how the session ended.
     fn note_told(&self, ending: &Ending) {
         if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
             let reported = LossReported(self.setting.key.clone());
@@ -372,7 +373,7 @@ impl Session {
         self.own.state = State::Between;
     }
 
-    /// Why a job may not even wait, where it may not.
+    /// Returns why a job may not even wait, if it may not.
     fn refusal(&mut self, run: &Run) -> Option<ExecuteError> {
         let session = self.setting.key.id.clone();
         let bound = self.setting.spec.runtime;
@@ -428,7 +429,7 @@ impl Handler<Run> for Session {
     fn handle(&mut self, run: Run, _: &mut Self::Context) {
         if let State::Ended(ending) = &self.own.state {
             if matches!(ending, Ending::Unused) {
-                // Whoever sent it could not know yet.
+                // The sender could not know yet.
                 let key = self.setting.key.clone();
                 return self.setting.registry.do_send(Again { key, run });
             }
@@ -439,7 +440,7 @@ impl Handler<Run> for Session {
             return;
         }
         if let Some(refusal) = self.refusal(&run) {
-            // Whoever is gone by now needs no answer.
+            // Ignore a closed channel: the requester has gone.
             let _ = run.reply.send(Err(refusal));
             return;
         }

@@ -1,4 +1,4 @@
-//! A job that somebody follows while it runs.
+//! A job that a client follows while it runs.
 
 use std::fmt;
 use std::pin::Pin;
@@ -57,8 +57,7 @@ impl JobStream {
         self.state = State::Ended(exit);
     }
 
-    /// What the job would have answered, once its program has ended, but for what the events told: its
-    /// output and files.
+    /// Returns the job's result once its program has ended, without the output and files that the events carried.
     #[must_use]
     pub fn result(&self) -> Option<&ExecutionResult> {
         self.result.as_ref()

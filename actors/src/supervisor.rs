@@ -1,10 +1,9 @@
 //! Keeps an actor alive: where one panics, a successor is made that owns what it owned.
 //!
-//! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its
-//! mailbox closes. So this one holds how to make the actor rather than the actor. An actor keeps its estate
-//! (all that it knows and owns) in a [`Life`], which leaves it to the next one when the actor is dropped,
-//! however that comes. What takes time reports by a message to the handle, so whoever is the actor by then
-//! hears of it.
+//! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its mailbox closes. So this
+//! one holds the factory of the actor rather than the actor. An actor keeps its state (all that it knows and owns) in a
+//! [`Life`], which hands the state to the restarted actor when the actor is dropped for any reason. Tasks report by a
+//! message to the handle, which reaches the actor that runs by then.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -19,8 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout};
 
-/// How often a message is sent that nobody answers. One that itself makes the actor panic must not
-/// do so for ever.
+/// How often a message without an answer is sent. A message that makes the actor panic must not do so forever.
 pub(crate) const ATTEMPTS: usize = 4;
 
 /// How long a sender waits for a successor.
@@ -49,14 +47,14 @@ pub(crate) struct WeakSupervised<A: Actor> {
     post: Weak<Post<A>>,
 }
 
-/// Where the address of the living actor is found.
+/// The place where the address of the current actor is found.
 struct Post<A: Actor> {
     name: &'static str,
     current: watch::Sender<Option<Addr<A>>>,
 }
 
-/// An actor's estate, `E`, and its own handle. Where the actor is dropped, however that comes, the
-/// estate goes to its successor.
+/// An actor's state, `E`, and its own handle. If the actor is dropped for any reason, the restarted actor gets the
+/// state.
 pub(crate) struct Life<A: Actor, E: Default> {
     estate: E,
     will: Option<oneshot::Sender<E>>,
@@ -124,7 +122,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             let mut in_a_row = 0;
             while let Some(ended) = left {
                 let begun = Instant::now();
-                // Every actor leaves its estate; where the whole system ends, nobody is here to take it.
+                // Every actor hands over its state; if the whole system ends, no one is left to take it.
                 let Ok(estate) = ended.await else { return };
                 in_a_row = if begun.elapsed() < SETTLED {
                     in_a_row + 1
@@ -142,7 +140,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         Self { post }
     }
 
-    /// Sends a message that needs no answer. Where the actor has just panicked, its successor gets it.
+    /// Sends a message that needs no answer. If the actor has just panicked, the restarted actor gets the message.
     pub(crate) fn do_send<M>(&self, message: M)
     where
         M: Message + Send + 'static,
@@ -154,7 +152,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             Some(address) => address.do_send(message),
             None => {
                 let post = Arc::clone(&self.post);
-                // Outside of a runtime there is nobody to send to any more.
+                // Outside of a runtime no actor is left.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
                         if let Some(address) = post.wait_living().await {
@@ -222,7 +220,7 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
         })
     }
 
-    /// As [`Supervised::do_send`], where there still is somebody.
+    /// Sends like [`Supervised::do_send`] if the actor still exists.
     pub(crate) fn do_send<M>(&self, message: M)
     where
         M: Message + Send + 'static,
@@ -235,8 +233,8 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
         }
     }
 
-    /// Does work in a task of its own, where a panic is an error and no more, and tells whoever is the
-    /// actor by then what came of it.
+    /// Runs work in a task of its own, in which a panic is only an error, and reports the outcome to the actor that
+    /// runs by then.
     pub(crate) fn report<T, M>(
         self,
         work: impl Future<Output = T> + Send + 'static,

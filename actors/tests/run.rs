@@ -1,4 +1,4 @@
-//! One job in one sandbox, and its result.
+//! A job in a sandbox, and its result.
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 mod common;

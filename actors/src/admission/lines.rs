@@ -1,4 +1,4 @@
-//! Who waits: a line for each tenant, and whose turn is next.
+//! Waiting jobs: one queue for each tenant, and the order in which tenants take turns.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,7 +14,7 @@ pub(super) struct Ticket(u64);
 /// All lines.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
-    /// Of tenants that have jobs.
+    /// The queues of tenants that have jobs.
     tenants: HashMap<TenantId, Line>,
     /// Tenants that wait; the first has its turn next.
     order: VecDeque<TenantId>,

@@ -48,7 +48,7 @@ impl Circulation {
         own.resets.push(Instant::now());
     }
 
-    /// A reset has ended; `took` is its duration where it succeeded.
+    /// Notes the end of a reset; `took` is its duration if it succeeded.
     pub(super) fn end_reset(&mut self, tenant: &TenantId, took: Option<Duration>) {
         self.reset = match took {
             Some(took) if self.reset.is_zero() => took,

@@ -24,9 +24,9 @@ pub struct Held {
     pub sandbox: Arc<dyn Sandbox>,
     /// When it was made.
     pub made: Instant,
-    /// What it was made for, with the limits that hold now.
+    /// The specification it was made for, with the limits that hold now.
     pub spec: SandboxSpec,
-    /// What is known of its last run.
+    /// What its last run left known about it.
     pub memory: Memory,
 }
 
@@ -47,7 +47,7 @@ impl Held {
     }
 }
 
-/// What the pool does with a sandbox that comes back.
+/// What the pool does with a returned sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Used as its strategy says.
@@ -86,7 +86,7 @@ impl Lease {
         }
     }
 
-    /// Gives back a sandbox that nobody should use again.
+    /// Returns a sandbox that must not be used again.
     pub fn discard(mut self) {
         self.fate = Fate::Discard;
     }
@@ -102,7 +102,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.counted.fetch_sub(1, Ordering::AcqRel);
-        // Where the pool is gone, dropping the sandbox removes it.
+        // If the pool is gone, dropping the sandbox removes it.
         self.pool.do_send(Release {
             held: self.held.clone(),
             tenant: self.tenant.clone(),

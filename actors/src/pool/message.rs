@@ -1,4 +1,4 @@
-//! What the pool is asked, and what it shows.
+//! Messages to the pool, and the state that it reports.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub async fn acquire(
 
 /// Hands out a sandbox. Legal in every state; a draining pool answers `Closed`.
 ///
-/// The answer has a channel of its own, which tells the pool when nobody waits any longer.
+/// The answer has a channel of its own, which tells the pool that the requester has gone.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Acquire {
@@ -81,7 +81,7 @@ pub(super) struct Acquire {
 
 impl Acquire {
     pub(super) fn refuse(self, error: PoolError) {
-        // Whoever is gone by now needs no answer.
+        // Ignore a closed channel: the requester has gone.
         let _ = self.reply.send(Err(error));
     }
 }
@@ -113,17 +113,17 @@ pub(super) struct Cleaned {
     pub(super) took: Duration,
 }
 
-/// A sandbox was removed, or nobody waits for that any longer.
+/// A sandbox was removed, or the wait for its removal timed out.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Removed;
 
-/// It is time for another look at what waits too long.
+/// Asks the pool to look again for requests that wait too long.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Kind);
 
-/// What was taken out has begun to work: it is time to make another ahead.
+/// A sandbox that was handed out has begun to work, so the pool may make its replacement.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Refill;
@@ -133,12 +133,12 @@ pub(super) struct Refill;
 #[rtype(result = "()")]
 pub(super) struct Supply;
 
-/// It is time to look at the age and the health of what waits.
+/// Asks the pool to check the age and the health of idle sandboxes.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct LookAfter;
 
-/// It is time to try again to make sandboxes ahead.
+/// Asks the pool to try again to make sandboxes ahead.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Retry(pub(super) Kind);
@@ -177,7 +177,7 @@ pub struct Configure(pub PoolConfig);
 #[rtype(result = "PoolState")]
 pub struct Observe;
 
-/// What the pool shows of itself.
+/// The state that the pool reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolState {
@@ -195,7 +195,7 @@ pub struct PoolState {
     pub draining: bool,
 }
 
-/// What the pool shows of one runtime.
+/// The state that the pool reports for one runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ShelfState {

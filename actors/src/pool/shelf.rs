@@ -1,4 +1,5 @@
-//! What waits of one kind, a runtime's or an image's: sandboxes, and requests for one.
+//! The part of the pool that serves one kind of sandbox (a runtime, or an image of it): its idle sandboxes and the
+//! requests waiting for one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub(super) struct Warm {
     pub(super) since: Instant,
     /// When it was last known to be well.
     pub(super) checked: Instant,
-    /// Notices its death while nobody uses it.
+    /// Reports the sandbox's death while it is idle.
     pub(super) _watch: DeathWatch,
 }
 
@@ -58,7 +59,8 @@ pub(super) struct Order {
     pub(super) begun: Instant,
 }
 
-/// What cannot be changed while a sandbox lives: of `/sandbox` and of `/tmp`, and whose network it has.
+/// The properties that cannot be changed while a sandbox lives: the sizes of `/sandbox` and `/tmp`, and whether it uses
+/// the host's network.
 pub(super) type Sizes = (ByteSize, ByteSize, bool);
 
 pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
@@ -68,7 +70,7 @@ pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
 /// The part of the pool that is of one kind.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
-    /// Never used, or used by nobody but the pool.
+    /// Idle sandboxes that no client has used.
     pub(super) fresh: VecDeque<Warm>,
     /// Used before and reset, each for its tenant alone; the one that waits longest is first.
     pub(super) used: VecDeque<(TenantId, Warm)>,
@@ -95,11 +97,13 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// A living sandbox for `tenant`. Its own used ones first, so that others are left fresh ones;
-    /// of them the latest whose interpreter is there, because its pages are most likely in the
-    /// caches; else the one that has waited longest. Where interpreters boot slowly, a fresh one whose
-    /// interpreter is there comes before that. With `spares_fresh` no fresh one is taken. Dead ones are left to
-    /// their watch.
+    /// Takes an idle sandbox for `tenant`, in this order of preference:
+    /// - one that the tenant has used, so that unused ones are left for others; of these the latest one whose
+    ///   interpreter is ready, because its pages are most likely in the caches, else the one that has waited longest;
+    /// - for runtimes whose interpreters boot slowly, an unused one whose interpreter is ready comes before a used one
+    ///   without;
+    /// - an unused one, unless `spares_fresh` is set.
+    /// Dead sandboxes are left to their watch.
     pub(super) fn pick(
         &mut self,
         tenant: &TenantId,

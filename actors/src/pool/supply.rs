@@ -1,4 +1,4 @@
-//! Which of the requests that wait have a sandbox made for them.
+//! Decides which waiting requests have a sandbox made for them.
 //!
 //! Making a sandbox costs several times as much processor time as resetting a used one. So a request waits for a
 //! used sandbox of its tenant if that is sooner: if the reset of one ends before a new one would be made, and on a
@@ -136,7 +136,7 @@ impl Pool {
         });
         let mut unserved: Vec<_> = unserved.collect();
         unserved.sort_by_key(|waiter| shelf.circulation.count(&waiter.wanted.tenant) > 0);
-        // Where everything hangs, a few more are tried, but not one after another for ever.
+        // If every creation hangs, a few more are tried, but not without end.
         let most = shelf.waiters.len() + self.own.config.refill_width;
         let room = most.saturating_sub(shelf.orders.len());
         let chosen = unserved.into_iter().take(room);

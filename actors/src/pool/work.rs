@@ -1,5 +1,5 @@
-//! What takes time: making sandboxes, resetting them, removing them. Each is a task of its own, where a
-//! panic is an error and no more, and which reports to whoever is the pool by then.
+//! Tasks for slow work: making, resetting and removing sandboxes. A panic in one is reported as an error, to the pool
+//! that runs by then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +80,7 @@ impl Pool {
 pub(super) async fn fit(mut lease: Lease, wanted: Acquire, pool: WeakSupervised<Pool>) {
     match lease.held.set_limits(wanted.spec.limits).await {
         Ok(()) => {
-            // Where nobody waits any longer, the lease finds its way back.
+            // If the requester is gone, the lease returns the sandbox when it is dropped.
             let _ = wanted.reply.send(Ok(lease));
         }
         Err(error) => {
@@ -94,7 +94,7 @@ pub(super) async fn fit(mut lease: Lease, wanted: Acquire, pool: WeakSupervised<
 async fn cleaned(mut held: Held, limits: Limits) -> Result<Held, BackendError> {
     held.sandbox.control().reset().await?;
     held.set_limits(limits).await?;
-    // What its last run did between its end and the reset is not the next run's.
+    // Usage between the end of the last run and the reset does not belong to the next run.
     let usage = held.sandbox.usage().await.ok();
     held.memory = Memory {
         usage,

@@ -25,12 +25,11 @@ impl Service {
         Upload::open(self.visit(tenant, session).await?, path)
     }
 
-    /// As [`Self::upload`], and makes the session where there is none: by a job without a program, which says
-    /// what sandbox it has.
+    /// Uploads like [`Self::upload`], and creates a session that does not exist by a job without a program, which
+    /// describes its sandbox.
     ///
     /// # Errors
-    /// As [`Self::upload`] and [`Self::execute`]; [`ExecuteError::RuntimeMismatch`] where there is a session of
-    /// another runtime.
+    /// As [`Self::upload`] and [`Self::execute`]; [`ExecuteError::RuntimeMismatch`] if the session has another runtime.
     pub async fn upload_or_create(
         &self,
         tenant: TenantId,
@@ -70,7 +69,7 @@ impl Service {
     /// Lists a directory of a session's sandbox.
     ///
     /// # Errors
-    /// As [`Self::upload`], and where there is no such directory.
+    /// As [`Self::upload`]; also if the directory does not exist.
     pub async fn list_files(
         &self,
         tenant: TenantId,

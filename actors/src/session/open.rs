@@ -18,7 +18,7 @@ impl Session {
                 self.note_told(&ending);
                 return Err(self.error_for(&ending));
             }
-            // It has no sandbox yet, and is not listed either.
+            // A session without a sandbox is not listed either.
             State::New | State::Adopted(..) | State::Starting | State::Between => {
                 return Err(ExecuteError::SessionNotFound);
             }

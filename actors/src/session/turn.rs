@@ -1,4 +1,4 @@
-//! One job's turn in a session's sandbox.
+//! The task that runs one job in a session's sandbox.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::pool::Held;
 use crate::run::{self, Live, Mode, Waits};
 use crate::supervisor::WeakSupervised;
 
-/// What the session keeps of the job that runs. Dropping it ends the run.
+/// The session's hold on the running job. Dropping it ends the run.
 #[derive(Debug)]
 pub(super) struct Turn {
     pub(super) reply: Reply,
     _cancel: DropGuard,
 }
 
-/// What a turn begins with.
+/// The values that a job's task starts with.
 #[derive(Debug)]
 pub(super) struct Beginning {
     pub(super) run: Run,
@@ -62,7 +62,7 @@ impl Turn {
             let job = in_session(&job, defaults.as_ref(), &held.spec.image);
             let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
             if let Some(claiming) = claiming {
-                // It says itself what went wrong.
+                // The task reports its own failure.
                 let _ = claiming.await;
             }
             TurnEnded {
@@ -128,8 +128,8 @@ fn in_session<'a>(
     job
 }
 
-/// Applies the job's limits. What the sandbox holds already cannot be taken from it, so a limit
-/// below that is the request's fault and leaves the session as it is.
+/// Applies the job's limits. Memory and files that the sandbox already holds cannot be taken from it, so a limit below
+/// them is the request's fault and leaves the session as it is.
 async fn apply_limits(held: &mut Held, job: &Job) -> Result<(), ExecuteError> {
     let limits = job.sandbox.limits;
     if limits != held.spec.limits

@@ -1,4 +1,4 @@
-//! Actors that panic, and what nobody notices of it.
+//! Actors that panic, and callers that do not notice.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -61,7 +61,7 @@ async fn a_successor_goes_on_with_what_its_predecessor_had() {
     let setup = counter();
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(1));
     setup.counter.do_send(Add(13));
-    // Sent while nobody knows of the panic yet, and right behind it.
+    // Sent before the panic is noticed, and right behind it.
     setup.counter.do_send(Add(1));
     assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
     setup.counter.do_send(Add(1));

@@ -1,4 +1,4 @@
-//! What every actor test stands on: a service over the fake backend, under a paused clock.
+//! The base of every actor test: a service over the fake backend, under a paused clock.
 #![allow(dead_code, unreachable_pub)] // Each test file uses its own part.
 
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ impl House {
         Self { backend, service }
     }
 
-    /// Runs a job of nobody in particular.
+    /// Runs a job of the default tenant.
     pub async fn run(&self, job: Job) -> Outcome {
         self.run_as("t", None, job).await
     }
