@@ -12,9 +12,8 @@ use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt::PeerCredential
 /// Bytes that may wait for the host to read them, before the guest stops making more.
 const OUTGOING: usize = 256 * 1024;
 
-/// Whether whoever is at the other end may speak to the guest: the host (a process that this PID
-/// namespace has no number for) or root of this sandbox. User code is neither. Where it shares
-/// the guest's user id, only the host is left.
+/// Whether the peer may speak to the guest: the host (a process that this PID namespace has no number for) or root of
+/// this sandbox. User code is neither. If it shares the guest's user id, only the host is left.
 pub(crate) fn is_trusted(socket: &OwnedFd, shared_uid: bool) -> bool {
     let Ok(credentials) = getsockopt(socket, PeerCredentials) else {
         return false;

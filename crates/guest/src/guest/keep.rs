@@ -26,19 +26,19 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a zygote that is booted may take to fork.
 const FORK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long nothing is booted in a new sandbox. One that was made for a request is given it at once, and an
-/// interpreter that boots beside the program only takes its processor.
+/// How long no interpreter is booted in a new sandbox. A sandbox that was made for a request gets the request at once,
+/// and an interpreter that boots beside the program only takes its processor.
 const GRACE: Duration = Duration::from_millis(3);
 
 /// Failures in a row after which zygotes, and then kernels, are given up until the next reset.
 const MAX_FAILURES: u32 = 3;
 
-/// What there is for a run.
+/// The interpreter that is available to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     /// A kernel that waits.
     Ready,
-    /// One that soon will.
+    /// An interpreter that will soon be ready.
     Booting,
     /// None.
     Nothing,
@@ -51,11 +51,11 @@ enum Hold {
     No,
     /// A program may come.
     Until(Instant),
-    /// It has come.
+    /// A run has come.
     WhileBusy,
 }
 
-/// What the host asked to be kept.
+/// The interpreters that the host asked to be kept ready.
 #[derive(Debug)]
 struct Wanted {
     kind: KernelKind,
@@ -66,7 +66,7 @@ struct Wanted {
 #[derive(Debug, Default)]
 pub(super) struct Keep {
     wanted: Option<Wanted>,
-    /// Who waits for the first spare.
+    /// Runs that wait for the first spare interpreter.
     asked: Vec<StreamId>,
     spare: Option<Kernel>,
     /// When the spare, or the zygote that it comes from, is given up.
@@ -77,7 +77,7 @@ pub(super) struct Keep {
     due_with: Variables,
     hold: Hold,
     zygote: Option<Zygote>,
-    /// It takes the zygote's place once it is booted.
+    /// The zygote that takes this one's place once it is booted.
     successor: Option<Zygote>,
     /// Failures in a row, of zygotes and of kernels.
     zygote_failures: u32,
@@ -86,7 +86,7 @@ pub(super) struct Keep {
 }
 
 impl Keep {
-    /// What there is for a script that a kernel of this kind can run.
+    /// Returns the interpreter that is available to a script of this kind.
     pub(super) fn offer(&self, kind: Option<KernelKind>) -> Offer {
         let Some(kind) = kind else {
             return Offer::Nothing;
@@ -106,8 +106,8 @@ impl Keep {
         }
     }
 
-    /// What there is for a session's first cell; one is made where there is none that was started with these
-    /// variables, and with the files of configuration that there are. An error says why none can be.
+    /// Returns the interpreter that is available to a session's first cell. One is made if none was started with these
+    /// variables and the present files of configuration. An error says why none can be made.
     pub(super) fn offer_resident(
         &mut self,
         kind: KernelKind,
@@ -148,7 +148,8 @@ impl Keep {
         self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
     }
 
-    /// A script starts without one. Where it is the only one that is to come, none is needed any more.
+    /// Notes that a script starts without an interpreter that waits. If it is the only script to come, none is needed
+    /// any more.
     pub(super) fn forgo(&mut self) {
         let is_only = |wanted: &Wanted| wanted.settings.max_runs == 1;
         if self.hold != Hold::No && self.wanted.as_ref().is_some_and(is_only) {
@@ -243,7 +244,7 @@ impl Guest {
             if self.keep.spare.is_none() && self.keep.zygote.is_none() {
                 self.keep.hold = Hold::Until(Instant::now() + GRACE);
                 if self.runs.iter().any(Run::is_active) {
-                    // It came before this frame.
+                    // The run came before this frame.
                     self.keep.forgo();
                 }
             }
@@ -323,7 +324,7 @@ impl Guest {
         }
         let kernel = zygote.fork(&self.launcher)?;
         if zygote.is_worn(&settings) && self.keep.successor.is_none() {
-            // It boots while this one goes on, so that no run waits for it.
+            // The new zygote boots while this one goes on, so that no run waits for it.
             let booted = Zygote::boot(&self.launcher, &self.drivers, &settings);
             self.keep.successor = booted.inspect_err(|failure| log(&failure.message)).ok();
         }
@@ -424,13 +425,13 @@ impl Guest {
         }
         self.keep.failures = 0;
         self.keep.due = None;
-        // Where nobody waits, whoever comes next tries again.
+        // If no run waits, the next one tries again.
         let waits = self.runs.iter().any(Run::is_waiting_cell);
         self.keep.last_failure = waits.then_some(failure);
     }
 
-    /// An interpreter did not start with the variables of a cell. That is the cell's fault, so that nothing is tried
-    /// again, and it costs no sandbox.
+    /// Refuses a cell whose variables kept its interpreter from starting. The fault is the cell's: nothing is tried
+    /// again, and the sandbox stays.
     fn refuse_variables(&mut self) {
         let names: Vec<&str> = self
             .keep
@@ -454,7 +455,7 @@ impl Guest {
         };
         self.keep.patience = None;
         if spare.is_ready {
-            // Whoever needs one starts its interpreter itself.
+            // Runs that need an interpreter start one themselves.
             return;
         }
         let kind = spare.kind;
@@ -473,7 +474,7 @@ impl Guest {
         let Some(zygote) = self.keep.zygote.as_mut() else {
             return;
         };
-        // What it said before its end still counts.
+        // Messages that it sent before its end still count.
         if let Ok(Some(Word::Refused(reason))) = zygote.next() {
             self.keep.zygote = None;
             return self.refuse_zygote(reason);

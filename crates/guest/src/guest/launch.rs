@@ -24,10 +24,10 @@ use crate::run::terminal::{TERM, Terminal};
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 use crate::tunnel::Port;
 
-/// Where programs start that are not told otherwise.
+/// Working directory of programs for which the host names none.
 const HOME: &str = "/sandbox";
 
-/// What all kinds of programs have in common.
+/// The settings that all kinds of programs have in common.
 struct Common {
     env: Vec<(String, String)>,
     cwd: Option<String>,
@@ -113,8 +113,8 @@ impl Guest {
         file.write(source)?;
         file.finish()?;
         let recipe = Recipe::of(kernel);
-        // One that was booted before has found no terminal, and its session cannot get one. Variables that
-        // tell of the network are set in the booted one, whatever reads them at its start.
+        // An interpreter that was booted before has no terminal, and its session cannot get one. Variables that
+        // describe the network are set in a booted interpreter, even if it reads them at its start.
         let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
         let kept = fits.then_some(kernel);
         let argv = recipe.command_line(&path);
@@ -255,7 +255,7 @@ impl Guest {
         };
         let boot_cpu_us = spare.pid().map_or(0, own_cpu_us);
         if spare.release(&start).is_err() {
-            // It died while it waited; its end has not been seen yet.
+            // The interpreter died while it waited; its end has not been seen yet.
             return self.start_fresh(position);
         }
         for (pump, pipe) in run.output.iter_mut().zip(&spare.output) {
@@ -383,7 +383,7 @@ impl Guest {
             log(&format!("kernel takes no cell: {error}"));
             kernel.end();
         }
-        // The kernel begins meanwhile. What ended within microseconds took less than a tick.
+        // The interpreter starts meanwhile. Time below one tick is not counted.
         run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
         // Late output comes first, also where the cell writes nothing.
         while self.runs[position].sends_head() && self.has_room() && self.pump(position, 1) {}
@@ -433,7 +433,7 @@ fn spawn_interactive(
     launcher.start(&argv, environment, cwd, &files, Role::Interactive)
 }
 
-/// What a cell reads from: a file, or a pipe and what goes into it.
+/// Returns the file from which a cell reads, or a pipe and the bytes that go into it.
 fn cell_input(
     privileges: Privileges,
     stdin: Stdin,
@@ -454,7 +454,7 @@ fn cell_input(
     Ok((Some(named), input))
 }
 
-/// The far end for a program, and the near one where it reads something.
+/// Returns the program's end, and the guest's end if the program reads anything.
 fn stdin(privileges: Privileges, reads: bool) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
     let failed = |error| internal("standard input failed", error);
     if reads {
@@ -465,7 +465,7 @@ fn stdin(privileges: Privileges, reads: bool) -> Result<(OwnedFd, Option<OwnedFd
     }
 }
 
-/// What no kind of program can be started with.
+/// Refuses settings with which no kind of program can be started.
 fn check_spec(spec: &RunSpec) -> Result<(), Failure> {
     let refused = |text: String| Err(failure(FailureKind::Refused, text));
     for (name, value) in &spec.env {

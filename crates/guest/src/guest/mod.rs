@@ -1,9 +1,8 @@
 //! The guest itself: everything that it holds, and the loop that serves it.
 //!
-//! One thread, one `poll`. What is waited for is derived from the state before each wait, so there
-//! is no registration that could go stale. Reading order: this file (what happens), [`frames`]
-//! (what the host asks), [`launch`] (how runs begin), [`ends`] (how they end),
-//! [`keep`] (how interpreters are kept ready), [`transfers`], [`network`].
+//! The guest has one thread and one `poll`. The descriptors to wait for are derived from the state before each wait, so
+//! that no registration can go stale. Reading order: this file (events), [`frames`] (requests of the host), [`launch`]
+//! (how runs start), [`ends`] (how they end), [`keep`] (how interpreters are kept ready), [`transfers`], [`network`].
 
 mod ends;
 mod frames;
@@ -50,10 +49,10 @@ const MAX_LATE_PIECES: usize = 8;
 /// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
 const MAX_MESSAGE: usize = 4096;
 
-/// What the guest hears of, beside its connection and its runs.
+/// The descriptors that the guest listens to beside its connection and its runs.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    /// Where the host connects to.
+    /// The socket to which the host connects.
     pub(crate) listener: OwnedFd,
     /// Ends of children.
     pub(crate) signals: SignalFd,
@@ -74,7 +73,7 @@ pub(crate) struct Guest {
     /// Those that the host has not closed; and the last one.
     tunnels: Vec<Tunnel>,
     last_tunnel: TunnelId,
-    /// The interpreter that waits for its first code, and where it comes from.
+    /// The interpreter that waits for its first code, and the means to make it.
     keep: Keep,
     /// The interpreter that cells run in.
     resident: Option<Kernel>,
@@ -82,11 +81,11 @@ pub(crate) struct Guest {
     unreported_loss: bool,
     /// A connection was lost in the middle of a run.
     interrupted: bool,
-    /// What runs left behind is to be ended as soon as none is active.
+    /// Set if leftover processes are to be ended as soon as no run is active.
     sweep_due: bool,
     /// Or then, where nothing is asked for before.
     sweep_at: Option<Instant>,
-    /// What the resident kernel has written since its last cell.
+    /// Output that the resident interpreter has written since its last cell.
     late: LateOutput,
     /// Output of what ended runs left behind.
     orphans: Vec<Rc<OwnedFd>>,
@@ -216,7 +215,7 @@ impl Guest {
     }
 
     fn attend_signals(&mut self) {
-        // One signal may stand for many ends; its content says nothing.
+        // One signal may stand for many ends; its content is of no use.
         while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);
@@ -229,7 +228,7 @@ impl Guest {
         let Ok(socket) = accept4(listener, flags) else {
             return;
         };
-        // SAFETY: just accepted, and owned by nobody else.
+        // SAFETY: the descriptor was just accepted, and has no other owner.
         let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
         if !peer::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
             return;
@@ -315,7 +314,7 @@ impl Guest {
         };
         let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
         let Some(piece) = read_piece(pipe, &mut self.buffer[..]) else {
-            // It closed its own streams: without them it can serve no cell.
+            // The interpreter closed its own streams: without them it can serve no cell.
             kernel.signal(nix::sys::signal::Signal::SIGKILL);
             return false;
         };

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use isol8_protocol::{StreamId, TunnelId};
 
-/// What a descriptor belongs to. A detached run of an earlier connection may have the id of a
-/// living one, so both are named.
+/// The owner of a descriptor. A detached run of an earlier connection may have the id of a current one, so both are
+/// named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Signals,
@@ -24,7 +24,7 @@ pub(super) enum Source {
     Spare,
     Zygote,
     Successor,
-    /// Where the programs of a run connect to.
+    /// The port to which the programs of a run connect.
     Port(StreamId),
     Tunnel(TunnelId),
     Orphan(usize),

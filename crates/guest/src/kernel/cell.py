@@ -2,7 +2,7 @@
 
 A request is a line on the control descriptor; what it asks for lies in the mailbox file. The answers
 are lines with the request's number: that the cell has begun, and how it ended. Code of a cell can
-forge them, and so end its own cell early: it deceives nobody else.
+forge them, and so end its own cell early: only that code is deceived.
 """
 
 
@@ -176,7 +176,7 @@ def make(add_user_packages, renew_stdout, part):
         return flags
 
     def idle(*_):
-        """An interrupt that comes too late belongs to nobody."""
+        """An interrupt that comes too late belongs to no cell."""
 
     def fields(size):
         data = os.pread(mailbox, size, 0)
@@ -411,7 +411,7 @@ def make(add_user_packages, renew_stdout, part):
         use_stdin(stdin)
         add_user_packages()
         for path, finder in list(sys.path_importer_cache.items()):
-            # It goes by a time that is coarse.
+            # The finder compares times that are coarse.
             if hasattr(finder, "invalidate_caches") and not path.startswith(sys.prefix):
                 finder.invalidate_caches()
         overlay = dict(zip(pairs[::2], pairs[1::2]))

@@ -37,7 +37,7 @@ def wait():
     parts = {}
 
     def part(name):
-        """What a file defines, with builtins of its own, whatever the code does to them. It is
+        """Returns the names that a file defines, with builtins of its own, whatever the code does to them. The file is
         compiled when it is first asked for."""
         if name not in parts:
             parts[name] = {"__name__": "isol8", "__builtins__": dict(vars(builtins))}
@@ -95,7 +95,7 @@ def wait():
         exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
 
     def rehearse():
-        """Does what any request will bring, in steps. What that touches is then in memory, and a fork has
+        """Goes through the steps that any request will need. The pages that they touch are then in memory, and a fork has
         its own copy."""
         yield from rehearse_start()
         yield
@@ -130,8 +130,8 @@ def wait():
         soon, leave = part("zygote")["serve"](int(user), preload, share, lambda: part("cell"))
         os.environb[b"PATH"] = path
     else:
-        # Its memory is its own already, and whoever boots each anew has no processor to spare: what
-        # only cells need comes with the first.
+        # The memory of this process is its own already, and a guest that boots each interpreter anew has no processor
+        # to spare: parts that only cells need are made with the first.
         soon, leave = (lambda _: True), os._exit
         for _ in rehearse_start():
             pass
@@ -146,7 +146,7 @@ def wait():
     os.write(control, b"ready %d\n" % os.getpid())
     if not soon(control):
         for _ in rehearse():
-            # Who asks now waits for one step, and not for all.
+            # A request that comes now waits for one step, and not for all.
             if soon(control, 0):
                 break
     request = os.read(control, 64).split()

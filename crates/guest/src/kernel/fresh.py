@@ -1,6 +1,6 @@
 """The first thing in an interpreter that the guest starts on a script: makes its lines seen as they are printed.
 
-It comes as `sitecustomize`, from an archive that is descriptor 3, and leaves no trace of that.
+The module comes as `sitecustomize`, from an archive that is descriptor 3, and leaves no trace of that.
 """
 
 

@@ -1,7 +1,7 @@
 //! The control descriptor of a kernel: short lines of text, in both directions.
 //!
-//! What comes from a kernel is hostile once it has run user code. A line counts if it is short and of
-//! a known form; anything else is passed over, and can do no more than end the sender's own run.
+//! Messages of an interpreter are hostile once it has run user code. A line counts if it is short and of a known form;
+//! anything else is passed over, and can do no more than end the sender's own run.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -18,10 +18,10 @@ const MAX_LINE: usize = 256;
 /// Lines of one kernel that are looked at before others get their turn.
 const LINES_AT_ONCE: u32 = 64;
 
-/// What a kernel says.
+/// A message of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// It is booted and waits; its process, where it says so.
+    /// The interpreter is booted and waits; its process, if it says so.
     Ready(Option<Pid>),
     /// The script begins.
     Started,
@@ -71,8 +71,8 @@ impl Line {
         self.socket.as_fd()
     }
 
-    /// Sends a line. One request is under way at a time, so there is room for it; without room
-    /// the kernel is not one that works.
+    /// Sends a line. One request is under way at a time, so there is room for it; an interpreter without room does not
+    /// work.
     pub(crate) fn send(&self, line: &str) -> io::Result<()> {
         if write(&self.socket, line.as_bytes())? == line.len() {
             Ok(())

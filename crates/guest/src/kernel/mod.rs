@@ -43,10 +43,10 @@ pub(crate) type Variables = Vec<(String, String)>;
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
 
-/// Where programs and cells run that are told no other place.
+/// Working directory of programs and cells for which the host names none.
 const HOME: &str = "/sandbox";
 
-/// What Python kernels boot with, in files that nobody can change.
+/// The files that Python interpreters boot with, which no process can change.
 #[derive(Debug)]
 pub(crate) struct Drivers {
     archive: OwnedFd,
@@ -82,8 +82,8 @@ impl Drivers {
 }
 
 impl Drivers {
-    /// What an interpreter that is started on a script finds as its descriptor 3, where it needs anything there, and
-    /// the environment that has it look.
+    /// Returns the file that an interpreter which is started on a script finds as its descriptor 3, and the environment
+    /// that has it look there; `None` if it needs no file.
     pub(crate) fn for_fresh(&self, start: &Start) -> Option<(BorrowedFd<'_>, Environment)> {
         if start.language != Some(KernelKind::Python) {
             return None;
@@ -133,7 +133,7 @@ fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8
     options
 }
 
-/// What a released spare told before it was reaped.
+/// The report of a released spare interpreter before it was reaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
     /// The script has started.
@@ -186,9 +186,9 @@ impl Ends {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) kind: KernelKind,
-    /// Its process: from the start, or once it says so where it is forked from another.
+    /// Process id: known from the start, or from the message of an interpreter that is forked from another.
     pid: Option<Pid>,
-    /// How it was started, where it was not forked.
+    /// The start of the process, unless it was forked from another.
     child: Option<Child>,
     pub(crate) output: [Rc<OwnedFd>; 2],
     pub(crate) input: Option<OwnedFd>,
@@ -200,7 +200,7 @@ pub(crate) struct Kernel {
     /// There were files of configuration when it was booted.
     is_configured: bool,
     pub(crate) is_ready: bool,
-    /// It has let go of its line.
+    /// Set once the interpreter has closed its control socket.
     pub(crate) is_silent: bool,
     release: Release,
     /// Cells that it was given, and the last one that it took up.
@@ -298,7 +298,7 @@ impl Kernel {
         self.line.readable()
     }
 
-    /// Why it was not started, where it was not. To be asked once it was reaped.
+    /// Returns why the interpreter was not started, if it was not. Valid once it was reaped.
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         self.child.as_ref().and_then(Child::start_failure)
     }
@@ -323,7 +323,7 @@ impl Kernel {
         self.line.send(&line)
     }
 
-    /// The number of the next cell, from 1. Code that is shown where it came from shows it.
+    /// Returns the number of the next cell, from 1. Traces and `linecache` show it.
     pub(crate) fn next_cell(&mut self) -> u64 {
         self.cells += 1;
         self.cells
@@ -364,7 +364,7 @@ impl Kernel {
         self.cells > 1
     }
 
-    /// What a released spare told. To be asked once it was reaped.
+    /// Returns the report of a released spare interpreter. Valid once it was reaped.
     pub(crate) fn release_report(&mut self) -> Release {
         while let Ok(Some(_)) = self.next() {}
         self.release
@@ -379,7 +379,7 @@ impl Kernel {
                 self.files = None;
                 self.pid = self.pid.or(pid);
             }
-            // Whoever says it twice is user code.
+            // A second message of this kind comes from user code.
             Some(Message::Ready(_)) => return Ok(None),
             Some(Message::Started) => self.release = Release::Started,
             Some(Message::NoDirectory) => self.release = Release::NoDirectory,
@@ -391,7 +391,7 @@ impl Kernel {
 
     /// Sends a signal to the kernel and to what it started in its own group.
     pub(crate) fn signal(&self, signal: Signal) {
-        // It may be gone; then its end says all.
+        // The process may be gone; then its end tells everything.
         if let Some(pid) = self.pid {
             let _ = killpg(pid, signal);
         }
