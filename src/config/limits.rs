@@ -17,15 +17,15 @@ pub(super) struct DefaultsTable {
     pub(super) timeout_ms: u64,
     /// "filtered": what [network] lets through; "host" where [policy] grants it.
     pub(super) network: NetworkMode,
-    /// Of everything in the sandbox together, files included.
+    /// Memory of everything in the sandbox together, files included.
     pub(super) memory_limit: ByteSize,
     /// Cores.
     pub(super) cpu_limit: f64,
     /// Processes and threads.
     pub(super) pids_limit: u32,
-    /// Of /sandbox.
+    /// Size of /sandbox.
     pub(super) sandbox_size: ByteSize,
-    /// Of /tmp.
+    /// Size of /tmp.
     pub(super) tmp_size: ByteSize,
     /// Bytes kept of each of stdout and stderr.
     pub(super) max_output_size: u64,
@@ -51,13 +51,13 @@ impl Default for DefaultsTable {
 pub(super) struct CeilingsTable {
     /// Milliseconds until a run is ended.
     pub(super) timeout_ms: u64,
-    /// Of everything in a sandbox together.
+    /// Memory of everything in a sandbox together.
     pub(super) memory_limit: ByteSize,
     /// Cores.
     pub(super) cpu_limit: f64,
     /// Processes and threads.
     pub(super) pids_limit: u32,
-    /// Of sandboxSize and of tmpSize, each.
+    /// Size of sandboxSize and of tmpSize, each.
     pub(super) tmpfs_size: ByteSize,
     /// Bytes kept of each of stdout and stderr.
     pub(super) max_output_size: u64,
@@ -85,9 +85,9 @@ pub(super) struct LimitsTable {
     pub(super) path_length: usize,
     /// In request.env, in options.secrets (256 at most) and in request.metadata.
     pub(super) variables: usize,
-    /// Of one of them, name and value.
+    /// Size of one variable, name and value.
     pub(super) variable_size: ByteSize,
-    /// Of all of them together.
+    /// Size of all variables together.
     pub(super) environment_size: ByteSize,
 }
 

@@ -20,7 +20,7 @@ use crate::packages::MAX_PACKAGES;
 /// The body of an execution, as it was sent.
 #[derive(Debug)]
 pub struct Sent {
-    /// What it asks for.
+    /// The work that the request asks for.
     pub body: ExecuteBody,
     /// Paths of the members in it that this server does not know, such as `request.timeoutMS`.
     pub unknown: Vec<String>,
@@ -80,11 +80,11 @@ pub fn session_bounds(config: &Config) -> Vec<Bound> {
     moved.collect()
 }
 
-/// Makes an order of a body, for a client that cannot type while its program runs. What the client is to be
-/// warned of is in the order's job.
+/// Checks a body and turns it into a job, for a client that sends no input while its program runs. Warnings for the
+/// client are in the job.
 ///
 /// # Errors
-/// 400 with the path of the member at fault, 403 where it is not granted.
+/// 400 with the path of the member at fault, 403 if the policy does not grant the request.
 pub async fn accept(
     body: Bytes,
     is_strict: bool,
@@ -110,7 +110,7 @@ pub async fn accept(
 /// Makes an order of a body that was parsed. A strict client has unknown members refused.
 ///
 /// # Errors
-/// 400 with the path of the member at fault, 403 where it is not granted.
+/// 400 with the path of the member at fault, 403 if the policy does not grant the request.
 pub async fn order(
     sent: Sent,
     is_strict: bool,

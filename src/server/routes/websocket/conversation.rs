@@ -1,4 +1,4 @@
-//! What is said over one WebSocket, from its begin to its end.
+//! The messages over one WebSocket, from its start to its end.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -43,7 +43,8 @@ pub(super) struct Conversation {
     voice: Voice,
     messages: AggregatedMessageStream,
     frames: Rc<FrameLimit>,
-    /// When the client was heard last; `None` while nobody listens, because the program does not read.
+    /// When the client was heard last; `None` while its messages are not read, because the program does not read its
+    /// input.
     heard: Rc<Cell<Option<Instant>>>,
 }
 
@@ -232,7 +233,7 @@ impl Conversation {
                 let bytes = jobs::bytes("stdin.data", data, encoding);
                 let bytes = bytes.map_err(|error| error.to_string())?;
                 self.heard.set(None);
-                // Where the run has ended, its exit is on the way.
+                // If the run has ended, its exit is on the way.
                 let _ = open.send(bytes).await;
                 self.heard.set(Some(Instant::now()));
                 Ok(())
@@ -344,7 +345,7 @@ async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>
     }
 }
 
-/// What is said to the client.
+/// The sender of messages to the client.
 #[derive(Clone)]
 struct Voice {
     session: Session,
