@@ -140,7 +140,7 @@ pub struct Config {
     pub max_sessions_per_tenant: usize,
     /// Requests that may wait for one session.
     pub session_queue: usize,
-    /// What happens to a used sandbox.
+    /// Treatment of used sandboxes.
     pub strategy: Strategy,
     /// How many sandboxes wait.
     pub pools: BTreeMap<Runtime, PoolSize>,

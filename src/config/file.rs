@@ -57,7 +57,7 @@ pub struct ConfigFile {
     sessions: Sessions,
     /// When unused sessions end.
     cleanup: Cleanup,
-    /// What happens when the server ends.
+    /// Treatment of sessions when the server ends.
     shutdown: Shutdown,
     /// Settings of requests that name none.
     defaults: DefaultsTable,

@@ -10,7 +10,7 @@ use super::ConfigError;
 use super::check::require;
 use crate::packages;
 
-/// What happens to a used sandbox.
+/// Treatment of used sandboxes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Strategy {

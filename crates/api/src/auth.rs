@@ -1,4 +1,4 @@
-//! What the routes under `/auth` take and answer.
+//! Bodies and answers of the routes under `/auth`.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct LoggedIn {
     /// The key.
     pub token: String,
-    /// What it is called where keys are listed and revoked.
+    /// The id by which keys are listed and revoked.
     pub key_id: String,
 }
 

@@ -1,4 +1,4 @@
-//! What the file routes take and answer.
+//! Bodies and answers of the file routes.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ impl<'de> Deserialize<'de> for Base64 {
     }
 }
 
-/// Decodes the text where it stands, without a copy of it.
+/// Decodes the text in place, without a copy of it.
 struct Text;
 
 impl Visitor<'_> for Text {
@@ -59,7 +59,7 @@ pub struct WriteFile {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub session_id: Option<SessionId>,
-    /// Where to; parents are created, a file of that name is replaced.
+    /// The path to write to; parents are created, a file of that name is replaced.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub path: Option<SandboxPath>,
@@ -89,7 +89,7 @@ pub struct FileBody {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DirectoryListing {
-    /// What is in the directory, sorted by name.
+    /// The entries of the directory, sorted by name.
     pub entries: Vec<DirectoryEntry>,
     /// There are more than 10,000, and some of it is left out.
     pub truncated: bool,
@@ -100,13 +100,13 @@ impl DirectoryListing {
     pub const MAX_ENTRIES: usize = 10_000;
 }
 
-/// One name in a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DirectoryEntry {
-    /// The name. What is not UTF-8 in it is replaced by U+FFFD.
+    /// The name. Bytes that are not UTF-8 are replaced by U+FFFD.
     pub name: String,
-    /// What it is; a link is not followed.
+    /// The kind of entry; a link is not followed.
     #[serde(rename = "type")]
     pub kind: EntryType,
     /// Bytes.

@@ -1,21 +1,21 @@
-//! What a run may reach through the network, and what it asked for.
+//! The hosts that a run may reach, and the requests that it made.
 
 use serde::{Deserialize, Serialize};
 
-/// Which hosts a run may reach: regular expressions, which match anywhere in a host's name unless they are
-/// anchored: `example\.com` admits `example.com.evil.org` too, `^example\.com$` does not. Case does not matter;
-/// names are matched in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
+/// The hosts that a run may reach: regular expressions, which match anywhere in a host's name unless they are anchored:
+/// `example\.com` admits `example.com.evil.org` too, `^example\.com$` does not. Case does not matter; names are matched
+/// in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkFilter {
-    /// Where there is one, only hosts that one of them matches are admitted.
+    /// If the list is not empty, only hosts that one of its expressions matches are admitted.
     pub whitelist: Vec<String>,
     /// Hosts that one of them matches are refused, whatever the whitelist says.
     pub blacklist: Vec<String>,
 }
 
-/// One request that a run made through the proxy.
+/// A request that a run made through the proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
@@ -34,13 +34,13 @@ pub struct NetworkLogEntry {
     pub duration_ms: f64,
 }
 
-/// What the rules said to a request.
+/// The proxy's decision on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum NetworkAction {
-    /// It was let through.
+    /// The request was let through.
     Allow,
-    /// It was refused.
+    /// The request was refused.
     Block,
 }

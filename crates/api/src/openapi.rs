@@ -26,7 +26,7 @@ fn text(description: &str) -> ObjectBuilder {
         .description(Some(description))
 }
 
-/// What names a session or a tenant.
+/// The schema of names of sessions and tenants.
 fn name(description: &str) -> Object {
     text(description)
         .pattern(Some("^[A-Za-z0-9._:-]+$"))

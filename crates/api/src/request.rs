@@ -1,4 +1,4 @@
-//! What a client sends to `POST /execute`.
+//! The body of `POST /execute`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ use crate::value::{ByteSize, Runtime, SessionId};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteBody {
-    /// What to run.
+    /// The program to run.
     #[serde(deserialize_with = "object::required")]
     pub request: ExecutionRequest,
     /// Merged over the server's defaults.
@@ -32,7 +32,7 @@ pub struct ExecuteBody {
     pub session_id: Option<SessionId>,
 }
 
-/// One program and what it needs.
+/// A program and everything that its run needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
@@ -40,7 +40,7 @@ pub struct ExecutionRequest {
     /// The source text. Exactly one of `code`, `codeUrl` and `cmd` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// Where to fetch the source text from.
+    /// The address to fetch the source text from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_url: Option<String>,
     /// A command line for `bash -c`.
@@ -70,9 +70,9 @@ pub struct ExecutionRequest {
     /// `false`. Events of a stream are never trimmed.
     #[serde(default = "trims", skip_serializing_if = "is_true")]
     pub trim: bool,
-    /// What becomes of output that is not UTF-8. With `utf8`, other bytes are shown as U+FFFD. With `base64`, a
-    /// `stdout` or `stderr` of the result, or an event of a stream, that is not UTF-8 as a whole comes in base64
-    /// and is marked; others come as text. No note is added to output that is cut then: `truncated` tells of it.
+    /// The encoding of output that is not UTF-8. With `utf8`, other bytes are shown as U+FFFD. With `base64`, a
+    /// `stdout` or `stderr` of the result, or an event of a stream, that is not UTF-8 as a whole comes in base64 and is
+    /// marked; others come as text. No note is added to output that is cut then: `truncated` reports it.
     #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
     pub output_encoding: Encoding,
     /// Run at a terminal. Only for `GET /execute/ws`, whose client can type and see its echo.
@@ -162,7 +162,7 @@ pub enum NetworkMode {
     /// Loopback only.
     #[default]
     None,
-    /// What the egress proxy's lists allow.
+    /// The hosts that the egress proxy's lists allow.
     Filtered,
     /// The host's own network.
     Host,
@@ -200,7 +200,7 @@ pub struct Options {
     /// Network access.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
-    /// Which hosts may be reached, beside what the server's own lists say; for [`NetworkMode::Filtered`].
+    /// The hosts that may be reached, within the server's own lists; for [`NetworkMode::Filtered`].
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "object::optional"
@@ -258,7 +258,7 @@ pub struct Options {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecurityOptions {
-    /// Which system calls are allowed.
+    /// The system calls that are allowed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompMode>,
     /// Profile for `custom`.
@@ -266,7 +266,7 @@ pub struct SecurityOptions {
     pub custom_profile_path: Option<String>,
 }
 
-/// Which system calls a program may make.
+/// The system calls that a program may make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]

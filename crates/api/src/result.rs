@@ -1,4 +1,4 @@
-//! What `POST /execute` answers.
+//! The answer of `POST /execute`.
 
 use std::collections::BTreeMap;
 
@@ -41,10 +41,10 @@ pub struct ExecutionResult {
     /// Path to base64 content, for each of `outputPaths` that exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, String>>,
-    /// What the run used.
+    /// Resources that the run used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_usage: Option<ResourceUsage>,
-    /// What the programs asked the network for, where the request wanted to know.
+    /// The programs' requests to the network, if the request asked for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_logs: Option<Vec<NetworkLogEntry>>,
     /// The run was ended because its time was over.
@@ -56,16 +56,16 @@ pub struct ExecutionResult {
     /// The session's interpreter ended with this run; its variables are gone, its files are not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub state_lost: bool,
-    /// What was ignored, is missing, or went another way than asked: members that are not known, files of
-    /// `outputPaths` that do not exist, variables that came too late, names that no name server was there for.
+    /// Notes about things that were ignored, are missing, or went another way than asked: unknown members, files of
+    /// `outputPaths` that do not exist, variables that came too late, names that no name server could resolve.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// Where the time went.
+    /// Durations of the request's steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
 }
 
-/// What a run used.
+/// Resources that a run used.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
@@ -87,7 +87,7 @@ pub struct ResourceUsage {
     pub network_bytes_out: u64,
 }
 
-/// Where the time of a request went, in milliseconds.
+/// Durations of a request's steps, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]

@@ -1,4 +1,4 @@
-//! What the session and service routes answer.
+//! Answers of the session and service routes.
 
 use std::collections::BTreeMap;
 
@@ -45,8 +45,8 @@ pub struct CreateSession {
     #[serde(deserialize_with = "Runtime::deserialize_alias")]
     pub runtime: Runtime,
     /// Sizes, image and network of its sandbox, and limits for those of its requests that name none: `cpuLimit`,
-    /// `memoryLimit`, `pidsLimit`, `sandboxSize`, `tmpSize`, `image`, `network`. What belongs to each request alone
-    /// is refused.
+    /// `memoryLimit`, `pidsLimit`, `sandboxSize`, `tmpSize`, `image`, `network`. Options that belong to a single
+    /// request are refused.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -80,7 +80,7 @@ impl CreateSession {
     }
 }
 
-/// One session.
+/// A session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
@@ -97,11 +97,11 @@ pub struct SessionInfo {
     pub created_at: u64,
     /// The sandbox it owns.
     pub container_id: String,
-    /// When it ends if nobody uses it until then, in milliseconds since 1970; left out where sessions do
-    /// not end by themselves.
+    /// When the session ends if it stays idle, in milliseconds since 1970; left out if sessions do not end by
+    /// themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<u64>,
-    /// Whose it is; only the master key is told.
+    /// The tenant that owns the session; shown to the master key only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<TenantId>,
 }
@@ -148,14 +148,14 @@ pub struct CleanedUp {
     pub ok: bool,
     /// Sessions of all tenants.
     pub sessions: Removed,
-    /// Sandboxes that belonged to nobody.
+    /// Sandboxes without an owner.
     pub containers: Removed,
     /// Images that a newer one has replaced; left out where they were not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Removed>,
 }
 
-/// What was removed of one kind.
+/// The removals of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Removed {
@@ -175,7 +175,7 @@ impl Removed {
         self.errors.extend(other.errors);
     }
 
-    /// What a removal came to that tells its first failure and goes on.
+    /// Returns the outcome of a removal that reports its first failure and goes on.
     #[must_use]
     pub fn by(removal: Result<usize, impl ToString>) -> Self {
         match removal {

@@ -1,4 +1,4 @@
-//! What streams carry: events to the client, and a WebSocket client's messages.
+//! The contents of streams: events to the client, and messages of a WebSocket client.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use crate::encoding::Encoding;
 use crate::error::ErrorCode;
 use crate::request::ExecuteBody;
 
-/// One event of `POST /execute/stream` or `GET /execute/ws`.
+/// An event of `POST /execute/stream` or `GET /execute/ws`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamEvent {
-    /// What happened.
+    /// The kind of event.
     #[serde(rename = "type")]
     pub kind: EventKind,
-    /// What was written, the exit code, or what went wrong.
+    /// The output, the exit code, or the text of the error.
     pub data: String,
     /// How `data` carries what was written: `base64` only where the request's `outputEncoding` is that, and what
     /// was written is not UTF-8.
@@ -23,7 +23,7 @@ pub struct StreamEvent {
     pub encoding: Encoding,
     /// When it happened.
     pub phase: Phase,
-    /// What an exit tells beside the code, and the last `error` beside its text.
+    /// Members of an exit beside the code, and of the last `error` beside its text.
     #[serde(flatten)]
     pub ending: Ending,
 }
@@ -42,8 +42,8 @@ impl StreamEvent {
     }
 }
 
-/// How a run ended, as far as its exit code does not say: the members of an
-/// [`ExecutionResult`](crate::ExecutionResult) of the same names. What is not so is left out.
+/// How a run ended, beside its exit code: the members of an [`ExecutionResult`](crate::ExecutionResult) of the same
+/// names. Members with their default value are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
@@ -63,7 +63,7 @@ pub struct Ending {
     /// Path to base64 content, for each of `outputPaths` that exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, String>>,
-    /// What was ignored, is missing, or went another way than asked.
+    /// Notes about things that were ignored, are missing, or went another way than asked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// The kind of an `error` after which nothing comes: the request was refused, or there will be no
@@ -99,7 +99,7 @@ pub enum Phase {
     Code,
 }
 
-/// What a WebSocket client sends.
+/// A message of a WebSocket client.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "camelCase")]
@@ -118,7 +118,7 @@ pub enum ClientMessage {
     StdinEnd,
     /// Signal the program.
     Signal {
-        /// Which signal.
+        /// The signal to send.
         signal: SignalName,
     },
     /// Change the size of the program's terminal.

@@ -196,7 +196,7 @@ impl FromStr for SessionId {
 
 text_serde!(SessionId);
 
-/// Whom a request belongs to. Sandboxes and sessions of two tenants never meet.
+/// The owner of a request. Sandboxes and sessions of two tenants never meet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(String);
 
@@ -384,7 +384,7 @@ impl SandboxPath {
     /// A working directory: absolute under `/sandbox`, or relative to it.
     ///
     /// # Errors
-    /// [`InvalidValue`] where it leaves `/sandbox`.
+    /// [`InvalidValue`] if the path leaves `/sandbox`.
     pub fn working_directory(text: &str) -> Result<Self, InvalidValue> {
         let normal = if text.starts_with('/') {
             Self::normalize(text)
@@ -403,7 +403,7 @@ impl SandboxPath {
     /// A directory to be listed: `/sandbox`, `/tmp`, or within one of them.
     ///
     /// # Errors
-    /// [`InvalidValue`] where it is elsewhere.
+    /// [`InvalidValue`] if the path is elsewhere.
     pub fn directory(text: &str) -> Result<Self, InvalidValue> {
         Some(text)
             .filter(|text| text.starts_with('/'))

@@ -1,4 +1,4 @@
-//! What an engine is asked for, and when: making, sweeping, shutting down.
+//! The backend's calls of the engine: making, sweeping, shutting down.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -138,7 +138,7 @@ impl DockerBackend {
         removed.map_err(|error| format!("{}: {error}", found.name))
     }
 
-    /// Whether nobody is left who would remove this container.
+    /// Whether no process is left that would remove this container.
     fn is_orphan(&self, found: &Found, dead: &[DeadInstance]) -> bool {
         if found.instance == self.owner.instance.id().as_str() {
             let id = container::id_of_name(&found.name);
@@ -217,7 +217,7 @@ impl Backend for DockerBackend {
     async fn sweep(&self) -> Result<usize, BackendError> {
         self.owner.instance.touch();
         let mut found = self.list(vec![self.state_filter()]).await?;
-        // Held until the end, so that nobody else sweeps them too.
+        // Held until the end, so that no other process sweeps them too.
         let dead = DeadInstance::all(&self.owner.state, self.adoptable_for);
         found.retain(|found| self.is_orphan(found, &dead));
         let removed = self.remove_all(found).await?;

@@ -31,33 +31,33 @@ pub(crate) const SOCKET: &str = "socket";
 /// Name of the socket over which the guest gets that one, in the control directory.
 pub(crate) const HANDOVER: &str = "handover";
 
-/// Where a container's pseudo-terminals are.
+/// Directory of a container's pseudo-terminals.
 const TERMINALS: &str = "/dev/pts";
 
 /// Mount options of the pseudo-terminals: those of engines, and a bound, the same as on the native backend. The
 /// kernel counts the terminals of all containers and of the host together.
 const TERMINAL_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,gid=5,nosuid,noexec,max=64";
 
-/// The engine's filter for system calls. It refuses the calls that need privileges. The filter that confines user
-/// code is the guest's own, an allow-list that is in force before the guest takes any request. So the engine's
-/// default profile would add nothing, and compiling it takes a fifth of a container's start.
+/// The engine's filter for system calls. It refuses the calls that need privileges. The filter that confines user code
+/// is the guest's own, an allow-list that is in force before the guest takes any request. So the engine's default
+/// profile would add nothing, and compiling it takes a fifth of a container's start.
 const SECCOMP: &str = include_str!("seccomp.json");
 
 /// Signal by which an engine that ends itself ends its containers. The guest, being PID 1, ignores any other until
 /// the engine has waited for 10 s.
 const STOP_SIGNAL: &str = "SIGKILL";
 
-/// What the guest needs to start and end others' processes and to hand them their files. User
-/// code gets none of it.
+/// The capabilities that the guest needs to start and end other users' processes and to hand them their files. User
+/// code gets none of them.
 const CAPABILITIES: [&str; 5] = ["SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE"];
 
 /// The kernel's default length of a scheduling period; a quota is a share of it.
 const CPU_PERIOD_US: i64 = 100_000;
 
-/// Where programs of Debian, and so those of every image, find the certificates that they trust.
+/// The file in which programs of Debian, and so of every image, find the certificates that they trust.
 const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// Where a container's parts are on the host, and whose it is.
+/// The places of a container's parts on the host, and the container's owner.
 #[derive(Debug)]
 pub(crate) struct Placement<'a> {
     /// The image's id.
@@ -90,7 +90,7 @@ pub(crate) fn label(key: &str, value: &str) -> String {
     format!("{key}={value}")
 }
 
-/// What the engine is asked to make.
+/// The body of the request that makes a container.
 pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> ContainerCreateBody {
     let labels = [
         (STATE_LABEL, placement.state.display().to_string()),
@@ -129,7 +129,7 @@ pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> Cont
     }
 }
 
-/// Of the container's own network: one in the host's must leave the host's as they are.
+/// Settings of the container's own network; in the host's network the settings must stay as they are.
 fn network_settings() -> HashMap<String, String> {
     let settings = [
         TCP_BUFFERS[0],
@@ -162,7 +162,7 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
         // Without a network none of them is asked; `none` keeps other tools from showing a bridge.
         network_mode: Some(if spec.host_network { "host" } else { "none" }.to_owned()),
         ipc_mode: Some("private".to_owned()),
-        // The host's cgroup paths are nobody's business inside.
+        // The host's cgroup paths must not be visible inside.
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(CAPABILITIES.map(str::to_owned).into()),
@@ -209,8 +209,8 @@ fn mounts(spec: &SandboxSpec, placement: &Placement<'_>) -> Vec<Mount> {
     mounts
 }
 
-/// A file system of the container's own for pseudo-terminals. The engine takes options for it only where it is a
-/// volume; this one has no name, and goes with the container.
+/// A file system of the container's own for pseudo-terminals. The engine takes options only for a volume; this one has
+/// no name, and goes with the container.
 fn terminals(placement: &Placement<'_>) -> Mount {
     let options = [
         ("type", "devpts"),
@@ -265,7 +265,7 @@ fn core_limit() -> ResourcesUlimits {
     }
 }
 
-/// What the engine is asked to change.
+/// The body of the request that changes limits.
 pub(crate) fn update_body(limits: &Limits) -> ContainerUpdateBody {
     let memory = Some(signed(limits.memory));
     ContainerUpdateBody {

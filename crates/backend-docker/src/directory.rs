@@ -1,7 +1,7 @@
 //! The directory of a sandbox on the host, and the files in it.
 //!
-//! A container mounts some of them read-only. They are copies of its own, because a lock on a file, and a watch
-//! for its use, reach across all containers that mount the same one.
+//! A container mounts some of them read-only. They are copies of its own, because a lock on a file, and a watch for its
+//! use, reach across all containers that mount the same file.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! One connection to an engine: every call has a deadline, every error says what to do.
+//! A connection to an engine: every call has a deadline, every error says what to do.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt as _;
 use isol8_backend::BackendError;
 
-/// Where engines listen when nobody says otherwise.
+/// The socket of engines unless the environment names another.
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
-/// For the first question. An engine that needs longer to tell its version serves nobody.
+/// Deadline of the first question. An engine that needs longer to tell its version is of no use.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// For one call. Each takes tens of milliseconds, but they queue up in an engine that starts and
@@ -53,7 +53,7 @@ pub(crate) enum EngineError {
     /// The engine answered that it will not.
     #[error("{message}")]
     Refused { status: u16, message: String },
-    /// It did not answer, or not sensibly. The text names the fix.
+    /// The engine did not answer, or not sensibly. The text names the fix.
     #[error("{0}")]
     Silent(String),
 }
@@ -149,9 +149,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends and removes a container with its volumes, and waits until it is gone. One that does
-    /// not exist is as good as removed. An engine under load gives up a removal that succeeds a moment
-    /// later, where a mount is busy or a process takes long to die: it is asked again.
+    /// Ends and removes a container with its volumes, and waits until it is gone. A container that does not exist
+    /// counts as removed. An engine under load gives up a removal that succeeds a moment later, when a mount is busy or
+    /// a process takes long to die: the removal is asked for again.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), EngineError> {
         let patience = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
@@ -176,7 +176,7 @@ impl Engine {
         }
     }
 
-    /// Waits for a removal that somebody else began.
+    /// Waits for a removal that another process began.
     async fn wait_removed(&self, name: &str) -> Result<(), EngineError> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("removed")
@@ -184,7 +184,7 @@ impl Engine {
         let mut waiting = self.docker.wait_container(name, Some(options));
         let removed = async {
             match waiting.next().await {
-                // The container's exit code comes as an error, and matters to nobody here.
+                // The container's exit code comes as an error, and does not matter here.
                 None | Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Ok(()),
                 Some(Err(error)) => Err(error),
             }
@@ -201,8 +201,8 @@ fn is_being_removed(error: &EngineError) -> bool {
         if *status == CONFLICT && message.contains("already in progress"))
 }
 
-/// The socket that a configuration leads to, as a file that [`DockerBackend`](crate::DockerBackend) connects
-/// to; `None` where it names no socket of this host.
+/// Returns the socket that a configuration leads to, as a file that [`DockerBackend`](crate::DockerBackend) connects
+/// to; `None` if it names no socket of this host.
 #[must_use]
 pub fn engine_socket(host: Option<&str>) -> Option<PathBuf> {
     let from_environment = std::env::var("DOCKER_HOST").ok();

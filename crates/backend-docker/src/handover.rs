@@ -33,7 +33,7 @@ impl Handover {
     /// Makes both sockets in a sandbox's directory.
     ///
     /// # Errors
-    /// Where one of them cannot be made.
+    /// If one of them cannot be made.
     pub(crate) fn prepare(directory: &Directory) -> io::Result<Self> {
         let socket = bound(&File::open(directory.path())?)?;
         let control = File::open(directory.control())?;
@@ -50,7 +50,7 @@ impl Handover {
     /// container's own is the only one that finds a path to here.
     ///
     /// # Errors
-    /// Where the connection fails.
+    /// If the connection fails.
     pub(crate) async fn complete(self) -> io::Result<()> {
         let (stream, _) = self.listener.accept().await?;
         let send = || send_descriptor(&stream, &self.socket);

@@ -1,4 +1,4 @@
-//! Which image a container is made from, and whether it may be.
+//! Chooses the image that a container is made from, and checks whether it may be used.
 //!
 //! An image brings more than files: its Dockerfile can declare volumes, which would be places on the host's disk
 //! without a bound, and every name leads to an image, also of another project. So an image is looked at each time

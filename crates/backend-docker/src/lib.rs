@@ -1,8 +1,8 @@
 //! Sandboxes as containers of a Docker engine on this host.
 //!
-//! The only crate that speaks to an engine. It makes a container, hands the guest agent in it the socket that the
-//! agent listens on, and from then on needs the engine only to change limits and to remove the container. It never
-//! runs user code itself, never reads what a container prints, and never gives one a network interface.
+//! The only crate that speaks to an engine. The backend makes a container, hands the guest agent in it the socket that
+//! the agent listens on, and from then on needs the engine only to change limits and to remove the container. It never
+//! runs user code itself, never reads the output of a container, and never gives a container a network interface.
 //!
 //! Read [`backend`] (what is asked of an engine, and when), then `container` (every setting of a
 //! container, with its reason), `sandbox` (one container's life), `image` (which images are taken), `directory`,
@@ -29,7 +29,7 @@ pub use backend::DockerBackend;
 pub use container::name as container_name;
 pub use engine::engine_socket;
 
-/// Which engine, and which images.
+/// The engine to use, and the images.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DockerConfig {
     /// The engine's socket, as `unix:///path` or a path; else `DOCKER_HOST`, else the default.

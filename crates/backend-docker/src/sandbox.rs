@@ -1,4 +1,4 @@
-//! One container's life: made, connected to, used, removed, whatever happens in between.
+//! The life of a container: made, connected to, used, and removed in every case.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -37,7 +37,7 @@ const GUEST_DEADLINE: Duration = CALL_DEADLINE;
 /// needed.
 const CONNECT_PAUSE: Duration = Duration::from_millis(1);
 
-/// What all containers of one backend share.
+/// The values that all containers of one backend share.
 #[derive(Debug)]
 pub(crate) struct Owner {
     pub(crate) engine: Engine,
@@ -70,8 +70,8 @@ impl Owner {
         }
     }
 
-    /// Sandboxes that somebody still holds. Whatever else carries this instance's label was to be
-    /// removed and was not. Nothing is awaited under the lock, so a blocking one is right.
+    /// Sandboxes that are in use. Every other container with this instance's label was to be removed and was not.
+    /// Nothing is awaited under the lock, so a blocking lock is right.
     pub(crate) fn live(&self) -> MutexGuard<'_, HashSet<SandboxId>> {
         // Every change under the lock is a single operation: a panic cannot leave it half done.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -148,7 +148,7 @@ fn guest_cgroup(stream: &UnixStream) -> Result<CgroupReader, String> {
 /// Bounds what the sandbox's sockets hold, where that does not count towards its memory limit. Engines pass
 /// their own setting for it to runtimes that ignore it, so it is written where the container's cgroup is.
 fn bound_sockets(id: &SandboxId, cgroup: &Result<CgroupReader, String>, limits: &Limits) {
-    // Why it is not known is said where it is read.
+    // A failure is reported when the usage is read.
     if let Ok(cgroup) = cgroup
         && let Err(error) = cgroup.bound_sockets(limits.memory.bytes())
     {
@@ -161,7 +161,7 @@ fn bound_sockets(id: &SandboxId, cgroup: &Result<CgroupReader, String>, limits: 
 struct Container {
     owner: Arc<Owner>,
     id: SandboxId,
-    /// Where the removal runs if nobody waits for it. If it is gone by then, a later sweep finds
+    /// The runtime that removes the container in the background. If the runtime is gone by then, a later sweep finds
     /// the container.
     runtime: Handle,
     is_claimed: AtomicBool,
@@ -203,7 +203,7 @@ impl Container {
             .map_err(error)
     }
 
-    /// One that is there already, and claimed.
+    /// A container that exists already, and is claimed.
     fn found(owner: &Arc<Owner>, id: SandboxId) -> Self {
         Self::owned(owner, id, true)
     }
@@ -283,7 +283,7 @@ impl Container {
         Err(BackendError::Create(text))
     }
 
-    /// What the engine says of the container, for a person who wonders why it failed.
+    /// The container's state according to the engine, for a person who looks for the reason of a failure.
     async fn state(&self) -> String {
         let engine = &self.owner.engine;
         let name = container::name(&self.id);
@@ -384,7 +384,7 @@ fn engine_to_create(error: EngineError) -> BackendError {
 struct DockerSandbox {
     container: Container,
     control: Control,
-    /// Where to read what it uses, or why that is not known.
+    /// The reader of resource usage, or the reason why it is not available.
     cgroup: Result<CgroupReader, String>,
 }
 

@@ -45,7 +45,7 @@ pub const RUNTIMES: [Runtime; 5] = [
     Runtime::Deno,
 ];
 
-/// The base that is used where nobody names one.
+/// The base that is used unless another is named.
 pub const DEFAULT_BASE: &str = "debian:trixie-slim";
 
 /// The label that holds what an image was made from.
@@ -61,7 +61,7 @@ const PRUNE_DEADLINE: Duration = Duration::from_secs(5 * 60);
 /// The age at which what a build left is of no use as a cache, and no build is under way any more.
 const FAILED_LONG_AGO: &str = "24h";
 
-/// What to build.
+/// The images to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetupOptions {
     /// For which runtimes.
@@ -141,7 +141,7 @@ pub enum SetupError {
     /// The engine does not answer, or refuses.
     #[error("{0}")]
     Engine(String),
-    /// Nobody says what the image is to be called.
+    /// The image has no name.
     #[error("no image can be built for {0}: the configuration does not name one")]
     Unnamed(Runtime),
     /// The certificates cannot be used.
@@ -149,7 +149,7 @@ pub enum SetupError {
     CaBundle {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         reason: String,
     },
     /// An image cannot be built on one that there is not.
@@ -157,7 +157,7 @@ pub enum SetupError {
     NoBase {
         /// The image.
         tag: String,
-        /// What it builds on.
+        /// The base that the image builds on.
         base: String,
     },
     /// There is no base image.
@@ -173,14 +173,14 @@ pub enum SetupError {
         runtime: Runtime,
         /// The image's tag.
         tag: String,
-        /// What the engine says.
+        /// The engine's text.
         reason: String,
         /// The end of the build's output.
         log: String,
     },
 }
 
-/// What is to be done where a tool did not trust a certificate; empty where that was not the fault.
+/// The fix if a tool did not trust a certificate; empty for other faults.
 fn certificate_hint(log: &str) -> &'static str {
     // In the words of pip, npm, apt, curl, OpenSSL and rustls.
     const WORDS: [&str; 9] = [
@@ -306,7 +306,7 @@ pub async fn setup(
         if let Some(id) = old.and_then(|old| old.id) {
             discard(&engine, &id).await?;
         }
-        // Where the first build has made all, the others only take theirs from the cache.
+        // If the first build has made everything, the others only take their parts from the cache.
         let own = start.elapsed();
         let took = match (&forced, position) {
             (Some(all), _) => own + all.took(runtime).unwrap_or_default(),
@@ -335,8 +335,7 @@ fn dependencies_of(options: &SetupOptions, runtime: Runtime) -> &[String] {
         .map_or(&[], Vec::as_slice)
 }
 
-/// What the image of a runtime is called before it has packages; where it is to have none, as it is called in
-/// the end.
+/// The name of a runtime's image before it has packages; if it is to have none, its final name.
 fn plain_tag(
     config: &DockerConfig,
     options: &SetupOptions,
@@ -347,7 +346,7 @@ fn plain_tag(
     if dependencies_of(options, runtime).is_empty() {
         return Ok(tag.clone());
     }
-    // One without a tag of its own has the usual one.
+    // A name without a tag of its own has the usual tag.
     let name = tag.rsplit('/').next().unwrap_or_default();
     let tag = if name.contains(':') {
         format!("{tag}-plain")
@@ -408,7 +407,7 @@ async fn inspect(engine: &Engine, image: &str) -> Result<Option<ImageInspect>, E
     }
 }
 
-/// What an image was made from, where it was made here.
+/// The hash of the sources that an image was made from, if it was made here.
 fn hash_of(image: &ImageInspect) -> Option<&String> {
     label_of(image, HASH_LABEL)
 }
@@ -440,8 +439,8 @@ async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
     }
 }
 
-/// Removes images that were made here and that a newer one has replaced, and what is left of builds that failed
-/// long ago. What has a name stays, and what is being built. Returns how many.
+/// Removes images that were made here and that a newer one has replaced, and the remains of builds that failed long
+/// ago. Images with a name stay, and those that are being built. Returns the number of removed images.
 pub(crate) async fn discard_outdated(engine: &Engine) -> Result<usize, EngineError> {
     let unfinished = format!("{UNFINISHED_LABEL}={UNFINISHED}");
     let replaced = [

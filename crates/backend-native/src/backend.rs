@@ -28,7 +28,7 @@ use crate::spawner::process::CONTROL_SOCKET;
 
 const NAME: &str = "native";
 
-/// What the backend needs to know.
+/// The settings of the backend.
 #[derive(Clone, Debug)]
 pub struct NativeConfig {
     /// The state directory, which holds all instances.
@@ -74,7 +74,7 @@ impl NativeBackend {
         })
     }
 
-    /// Which interpreter runs, for a person.
+    /// Describes the interpreter that runs, for a person.
     fn describe_runtime(&self, runtime: Runtime) -> Result<String, String> {
         match &self.config.spawner.roots {
             None => self
@@ -97,7 +97,8 @@ impl NativeBackend {
         })
     }
 
-    /// What a sandbox stands on: a root that stays as long as the answer lives, or the host's own programs.
+    /// The root that a sandbox is made on, which stays as long as the answer is held; `None` for the host's own
+    /// programs.
     fn base(&self, runtime: Runtime) -> Result<Option<Held>, BackendError> {
         let base = match &self.config.spawner.roots {
             Some(roots) => roots.hold(runtime).map(Some),
@@ -148,8 +149,7 @@ impl NativeBackend {
         }))
     }
 
-    /// Removes the sandboxes of the instance that nobody adopted: where the spawner died too, they were
-    /// left.
+    /// Removes the sandboxes of the instance that were not adopted: they were left if the spawner died too.
     async fn remove_others(&self, adopted: &[Adopted]) -> Result<(), BackendError> {
         let adopted: Vec<_> = adopted
             .iter()
@@ -344,7 +344,7 @@ struct NativeSandbox {
     place: Place,
 }
 
-/// What has to be removed, from before the sandbox is made until it is known to be gone.
+/// The parts of a sandbox that have to be removed, from before it is made until it is known to be gone.
 #[derive(Debug)]
 struct Place {
     id: SandboxId,

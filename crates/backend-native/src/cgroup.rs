@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Where cgroup file systems are mounted on every distribution.
+/// Mount point of the cgroup file systems on every distribution.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// The cgroup that holds all instances'.

@@ -1,4 +1,4 @@
-//! Which user and group ids of the host stand behind those inside a sandbox.
+//! The user and group ids of the host behind those inside a sandbox.
 
 use std::fs;
 use std::io;
@@ -11,20 +11,20 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork};
 use serde::{Deserialize, Serialize};
 
-/// First id of a range that Linux distributions give to nobody:
-/// <https://systemd.io/UIDS-GIDS/#summary> lists 1879048192 to 2147352575 as unused.
+/// First id of a range that Linux distributions leave unused: <https://systemd.io/UIDS-GIDS/#summary> lists 1879048192
+/// to 2147352575.
 const FIRST_UNUSED_ID: u32 = 0x7000_0000;
 
 /// Ids of one sandbox: as many as programs expect a system to have.
 const IDS_PER_SANDBOX: u32 = 0x1_0000;
 
-/// What the spawner may do, found out once at its start.
+/// The privileges of the spawner, found out once at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Identity {
-    /// It runs as root: every sandbox gets ids of its own, and limits are enforced.
+    /// The spawner runs as root: every sandbox gets ids of its own, and limits are enforced.
     Root,
-    /// It runs as an ordinary user, as root of a user namespace with one single id.
+    /// The spawner runs as an ordinary user, as root of a user namespace with one single id.
     User,
 }
 
@@ -75,7 +75,7 @@ impl Identity {
         }
     }
 
-    /// What cannot be enforced, for the operator; empty where all can.
+    /// Returns the limits that cannot be enforced, for the operator; empty if all can.
     #[must_use]
     pub fn shortcomings(self) -> Vec<String> {
         match self {

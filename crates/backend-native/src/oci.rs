@@ -13,7 +13,7 @@ use crate::rootfs::{CERTIFICATES, GUEST};
 use crate::roots;
 use crate::spawner::message::NewSandbox;
 
-/// What the guest keeps for starting and ending others' processes.
+/// The capabilities that the guest keeps for starting and ending other users' processes.
 const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_SETUID",
     "CAP_SETGID",
@@ -26,10 +26,10 @@ const GUEST_CAPABILITIES: [&str; 5] = [
 /// and to take all of them out of its bounding set; then it has none of them.
 const BOOT_CAPABILITIES: [&str; 3] = ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_SETPCAP"];
 
-/// Of one sandbox; all of them together share the 128 that the host's root has by default.
+/// Instances of inotify in one sandbox; all of them together share the 128 that the host's root has by default.
 const MAX_INOTIFY_INSTANCES: &str = "8";
 
-/// Of one sandbox; all of them together share the 3072 that the host leaves to containers by default.
+/// Pseudo-terminals of one sandbox; all of them together share the 3072 that the host leaves to containers by default.
 const MAX_TERMINALS: &str = "max=64";
 
 /// Parts of `/proc` that tell of the host or reach into it. The runtime specification's users mask
@@ -45,7 +45,7 @@ const MASKED: [&str; 8] = [
     "/proc/timer_list",
 ];
 
-/// The guest's own files in `/proc`. Where user code has its user id, several of them could be written to.
+/// The guest's own files in `/proc`. If user code has the guest's user id, it could write to several of them.
 const GUEST_STATE: &str = "/proc/1";
 
 const READ_ONLY: [&str; 5] = [
@@ -71,7 +71,7 @@ pub struct Surroundings<'a> {
     pub is_shared: bool,
     /// Whether the root holds certificates that programs are told to trust.
     pub has_certificates: bool,
-    /// What the spawner may do.
+    /// The privileges of the spawner.
     pub identity: Identity,
 }
 
@@ -88,7 +88,7 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
     } else {
         MAX_INOTIFY_INSTANCES
     };
-    // Counted for whoever made the namespace, which is the host's root.
+    // Counted for the user that made the namespace, which is the host's root.
     let mut settings = json!({"user.max_inotify_instances": instances});
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
     if !sandbox.host_network {

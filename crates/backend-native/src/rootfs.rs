@@ -12,14 +12,14 @@ use isol8_api::Runtime;
 use isol8_backend::spec::{HOSTS, RESOLV_CONF};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
-/// Where the guest agent stands inside.
+/// Path of the guest agent inside.
 pub const GUEST: &str = "/.isol8/guest";
 
 /// The certificates that programs trust, where sandboxes are given some.
 pub const CERTIFICATES: &str = "/.isol8/ca.pem";
 
-/// Directories that the host shares, where it has them. The last two hold no secret, and many
-/// programs of `/usr` lead through them.
+/// Directories that the host shares, if it has them. The last two hold no secret, and many programs of `/usr` lead
+/// through them.
 const SHARED: [&str; 8] = [
     "usr",
     "bin",
@@ -37,10 +37,10 @@ const NAMES_FROM_NETWORK: &str = "passwd: files\ngroup: files\nhosts: files dns\
 /// Mount points and directories of the sandbox's own.
 const OWN: [&str; 7] = ["proc", "dev", "sandbox", "tmp", "etc", ".isol8", "var"];
 
-/// Where programs are looked for, in the order of the sandbox's `PATH`.
+/// Directories in which programs are looked for, in the order of the sandbox's `PATH`.
 const PROGRAM_DIRECTORIES: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
 
-/// A directory of the host, and where it appears in the sandbox.
+/// A directory of the host, and its path in the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// On the host.
@@ -78,7 +78,7 @@ pub fn find_interpreter(host: &Path, runtime: Runtime) -> Option<PathBuf> {
         })
 }
 
-/// What of the host is mounted over the root.
+/// Returns the host's directories that are mounted over the root.
 #[must_use]
 pub fn shares(host: &Path) -> Vec<Share> {
     let directories = SHARED.into_iter().filter(|name| {
@@ -99,7 +99,7 @@ pub fn shares(host: &Path) -> Vec<Share> {
 /// The first file that could not be made.
 pub fn build(host: &Path, root: &Path) -> io::Result<()> {
     furnish(root)?;
-    // Where the host's libraries are; a host without a cache has them in the default places.
+    // The places of the host's libraries; a host without a cache has them in the default directories.
     if let Ok(cache) = fs::read(host.join("etc/ld.so.cache")) {
         fs::write(root.join("etc/ld.so.cache"), cache)?;
     }
@@ -156,7 +156,7 @@ pub fn name_hosts(host_etc: &Path, root: &Path) -> io::Result<()> {
     open_to_all(root)
 }
 
-/// Writes a file that everybody may read; one that is there, or a link to who knows where, goes first.
+/// Writes a file that every user may read; an existing file, or a link to anywhere, is removed first.
 fn replace(path: &Path, content: &str) -> io::Result<()> {
     remove_file(path)?;
     fs::write(path, content)?;
@@ -197,8 +197,7 @@ fn write_etc(etc: &Path) -> io::Result<()> {
     symlink("/usr/share/zoneinfo/Etc/UTC", time_zone)
 }
 
-/// The sandbox's ids are nobody's here, so what they are to read must be open to everybody,
-/// whatever the umask was.
+/// The sandbox's ids have no user here, so files for it must be readable by all, whatever the umask was.
 fn open_to_all(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;

@@ -19,7 +19,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::rootfs;
 
-/// Where roots lie, under the directory of the configuration.
+/// Directory of the roots, under the directory of the configuration.
 const ROOTS: &str = "roots";
 
 /// In a root: what it was made from.
@@ -31,8 +31,8 @@ const VERSION: &str = ".isol8/version";
 /// In a root: the file whose lock keeps it from being removed.
 const LOCK: &str = ".isol8/lock";
 
-/// What programs are told in these roots, as the images tell it: node and deno trust certificates of
-/// their own only, unless they are told to take the system's too.
+/// Variables of programs in these roots, as in the images: node and deno trust certificates of their own only, unless
+/// variables have them take the system's too.
 pub const ENVIRONMENT: [&str; 2] = ["NODE_USE_SYSTEM_CA=1", "DENO_TLS_CA_STORE=mozilla,system"];
 
 /// How often a root is looked for anew that was removed in between.
@@ -44,12 +44,12 @@ pub struct Roots {
     directory: PathBuf,
 }
 
-/// One that sandboxes can be made on.
+/// A root that sandboxes can be made on.
 #[derive(Debug)]
 pub struct Root {
     /// Its directory, by a path without links.
     pub path: PathBuf,
-    /// What the runtime's interpreter says of its version.
+    /// The version that the runtime's interpreter reports.
     pub version: String,
 }
 
@@ -78,7 +78,7 @@ impl Roots {
         &self.directory
     }
 
-    /// Where the link of a runtime is.
+    /// Returns the path of a runtime's link.
     #[must_use]
     pub fn link(&self, runtime: Runtime) -> PathBuf {
         self.directory.join(runtime.name())
@@ -98,7 +98,7 @@ impl Roots {
     /// The root that a new sandbox of this runtime gets.
     ///
     /// # Errors
-    /// What is wrong with it, and the fix.
+    /// The fault of the root, and the fix.
     pub fn find(&self, runtime: Runtime) -> Result<Root, String> {
         let fix = |what: &str, force: &str| {
             let link = self.link(runtime);
@@ -123,7 +123,7 @@ impl Roots {
     pub fn hold(&self, runtime: Runtime) -> Result<Held, String> {
         for _ in 0..ATTEMPTS {
             let path = self.find(runtime)?.path;
-            // One that is being removed is locked, or gone; the link leads to another one by then.
+            // A root that is being removed is locked, or gone; the link leads to another one by then.
             if let Ok(lock) = keep(&path)
                 && self.find(runtime)?.path == path
             {

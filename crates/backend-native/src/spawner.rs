@@ -4,8 +4,7 @@
 //! [`client`] starts it and talks to it, one line of JSON each way. When the server goes away,
 //! however it does, the helper removes every container and ends.
 //!
-//! Where the server runs without privileges, a launcher starts the helper for it, within the bounds of a
-//! [`grant`].
+//! If the server runs without privileges, a launcher starts the helper for it, within the bounds of a [`grant`].
 
 pub mod client;
 pub mod grant;

@@ -13,10 +13,10 @@ use crate::spec::SandboxId;
 /// Sandboxes that are connected to at the same time.
 const AT_ONCE: usize = 8;
 
-/// What became of a sandbox that was claimed under an earlier process.
+/// The fate of a sandbox that was claimed under an earlier process.
 #[derive(Clone, Debug)]
 pub struct Adopted {
-    /// Whose it is.
+    /// The claim of its owner.
     pub claim: Claim,
     /// Since it was last used.
     pub idle: Duration,
@@ -24,11 +24,11 @@ pub struct Adopted {
     pub sandbox: Result<Arc<dyn Sandbox>, String>,
 }
 
-/// Adopts all that is claimed. `connect` is the backend's part: it finds a sandbox and connects to its
-/// guest, and removes it where that fails. What cannot be used any more is removed here.
+/// Adopts all claimed sandboxes. `connect` is the backend's part: it finds a sandbox and connects to its guest, and
+/// removes it if that fails. Sandboxes that cannot be used any more are removed here.
 ///
 /// # Errors
-/// Where the claims cannot be read.
+/// If the claims cannot be read.
 pub async fn adopt<F>(
     claims: Claims,
     connect: impl Fn(SandboxId) -> F,

@@ -1,4 +1,4 @@
-//! What a cgroup uses, on hosts with cgroup v1, v2, or both.
+//! Resource usage of a cgroup, on hosts with cgroup v1, v2, or both.
 //!
 //! The files read here live in the kernel: reading one copies a few bytes of memory and waits for
 //! no device. So [`CgroupReader::usage`] may be called from an async task as it is.
@@ -12,15 +12,15 @@ use crate::sandbox::SandboxUsage;
 /// How a host mounts its cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// One hierarchy per controller, or per set of controllers.
+    /// A hierarchy per controller, or per set of controllers.
     V1,
-    /// One hierarchy for everything.
+    /// A single hierarchy for everything.
     V2,
     /// As v1, with a v2 hierarchy beside it that usually has no controller.
     Hybrid,
 }
 
-/// Which layout is mounted at `root`, usually `/sys/fs/cgroup`.
+/// Returns the layout that is mounted at `root`, usually `/sys/fs/cgroup`.
 #[must_use]
 pub fn detect(root: &Path) -> Layout {
     if root.join("cgroup.controllers").exists() {
@@ -37,9 +37,8 @@ pub fn detect(root: &Path) -> Layout {
 const SOCKET_SHARE: u64 = 4;
 const LEAST_SOCKET_BYTES: u64 = 8 << 20;
 
-/// Bounds the buffers of all TCP and UDP sockets of a cgroup v1, in its directory of the `memory`
-/// controller. That version counts them apart from memory, and without a bound not at all. Version 2
-/// counts them as memory.
+/// Bounds the buffers of all TCP and UDP sockets of a cgroup v1, in its directory of the `memory` controller. Version 1
+/// counts them apart from memory, and without a bound not at all. Version 2 counts them as memory.
 ///
 /// # Errors
 /// The kernel's refusal. A kernel that does not count them is not asked; one that holds more already keeps
@@ -128,8 +127,8 @@ impl CgroupReader {
         })
     }
 
-    /// What the cgroup uses. A kernel that does not record the peak gives the current value for it,
-    /// one that does not count kills gives 0.
+    /// Returns the usage of the cgroup. A kernel that does not record the peak gives the current value for it, and a
+    /// kernel that does not count kills gives 0.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] where a file is missing: the cgroup is gone, or its controller
@@ -156,7 +155,7 @@ impl CgroupReader {
         })
     }
 
-    /// Processes that the kernel has ended in the cgroup for want of memory; 0 where it does not count them.
+    /// Number of processes that the kernel has killed in the cgroup for lack of memory; 0 if it does not count them.
     ///
     /// # Errors
     /// As [`Self::usage`].
@@ -265,7 +264,7 @@ impl<'a> Mount<'a> {
         })
     }
 
-    /// Where `path` of the hierarchy is visible, if this mount shows it.
+    /// Returns the directory at which `path` of the hierarchy is visible, if this mount shows it.
     fn resolve(&self, path: &str) -> Option<PathBuf> {
         let below = Path::new(path).strip_prefix(&self.root).ok()?;
         Some(Path::new(&self.point).join(below))

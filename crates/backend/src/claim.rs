@@ -1,8 +1,8 @@
-//! Whose a sandbox is, written down so that it outlives the process that made it.
+//! The owner of a sandbox, written down so that it outlives the process that made the sandbox.
 //!
-//! A session's sandbox is claimed: `claims/<sandbox>` in the instance's directory says whose it is. The
-//! directory is no sandbox's to see. What is claimed when its process dies is left to the next one,
-//! which finds it by this file; everything else is removed.
+//! A session's sandbox is claimed: `claims/<sandbox>` in the instance's directory names its owner. Sandboxes do not see
+//! that directory. Claimed sandboxes of a process that dies are left to the next process, which finds them by this
+//! file; all others are removed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -19,7 +19,7 @@ use crate::spec::{Limits, SandboxId, SandboxSpec};
 /// Name, in an instance's directory, of the directory of claims.
 pub(crate) const DIRECTORY: &str = "claims";
 
-/// Whose a sandbox is.
+/// The owner of a sandbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
@@ -27,11 +27,11 @@ pub struct Claim {
     pub tenant: TenantId,
     /// The session.
     pub session: SessionId,
-    /// What the sandbox was made for.
+    /// The specification that the sandbox was made for.
     pub spec: SandboxSpec,
     /// The session's first request, in milliseconds since 1970.
     pub created_at: u64,
-    /// Settings of all requests to it, where it was made with such.
+    /// Settings of all requests to the session, if it was created with such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<SessionDefaults>,
 }
@@ -115,7 +115,7 @@ impl Claims {
         self.files().next().is_none()
     }
 
-    /// All of them, each with the time since it was last touched. One that cannot be read is removed.
+    /// Returns all claims, each with the time since it was last touched. A claim that cannot be read is removed.
     #[must_use]
     pub fn all(&self) -> Vec<(SandboxId, Claim, Duration)> {
         let read = |(id, path): (SandboxId, PathBuf)| match read_claim(&path) {

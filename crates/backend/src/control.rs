@@ -1,11 +1,11 @@
 //! The control connection: runs, files, resets and the connections of programs, multiplexed over one
 //! stream of bytes.
 //!
-//! Two tasks serve a connection: one writes frames, one reads and hands each to the run or
-//! transfer that it belongs to. What is under way on one stream is bounded by credit
-//! ([`WINDOW`](isol8_protocol::WINDOW)), in both directions; so nobody's slowness is another's, and memory is bounded
-//! although the queues are not. A guest that breaks a rule (a frame that is too long or malformed,
-//! more output than its credit, a wrong version) loses its connection, which ends the sandbox.
+//! Two tasks serve a connection: one writes frames, the other reads and hands each frame to the run or transfer that it
+//! belongs to. Bytes under way on one stream are bounded by credit ([`WINDOW`](isol8_protocol::WINDOW)), in both
+//! directions; so a slow stream slows no other, and memory is bounded although the queues are not. A guest that breaks
+//! a rule (a frame that is too long or malformed, more output than its credit, a wrong version) loses its connection,
+//! which ends the sandbox.
 
 mod allowance;
 mod connection;
@@ -27,7 +27,7 @@ pub use file::{FileReader, FileWriter};
 pub use run::{Run, RunEvent, RunInput};
 pub use tunnel::{Tunnel, Tunnels};
 
-/// How long a guest may take for its half of the handshake. It does nothing else at that time.
+/// How long a guest may take for its half of the handshake. The guest has no other work at that time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long booting an interpreter may take, the modules that it imports ahead included.
@@ -54,7 +54,7 @@ pub enum ControlError {
 }
 
 impl ControlError {
-    /// The guest's own kind of failure, where it answered.
+    /// The guest's own kind of failure, if it answered.
     #[must_use]
     pub fn failure_kind(&self) -> Option<FailureKind> {
         match self {
@@ -71,7 +71,7 @@ pub struct Control {
     kept: Arc<Kept>,
 }
 
-/// What is known of the interpreter that the guest keeps booted.
+/// The state of the interpreter that the guest keeps booted.
 #[derive(Debug)]
 struct Kept {
     wanted: OnceLock<(KernelKind, KernelSettings)>,
@@ -85,7 +85,7 @@ impl Control {
     /// Greets the guest at the other end of `stream` and starts to serve the connection.
     ///
     /// # Errors
-    /// [`ControlError::TimedOut`] without an answer, [`ControlError::Closed`] where it is wrong.
+    /// [`ControlError::TimedOut`] without an answer, [`ControlError::Closed`] if the answer is wrong.
     pub async fn open<S>(stream: S) -> Result<Self, ControlError>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
@@ -103,8 +103,8 @@ impl Control {
         })
     }
 
-    /// Asks the guest to keep an interpreter booted for the run that will need it, and waits until
-    /// one is. What is asked for holds through every reset, and also where nobody waits.
+    /// Asks the guest to keep an interpreter booted for the run that will need it, and waits until one is. The request
+    /// holds through every reset, and also if it is not waited for.
     ///
     /// # Errors
     /// [`ControlError::Failed`] where a module of [`KernelSettings::preload`] is refused or the
@@ -157,7 +157,7 @@ impl Control {
             return Ok(());
         };
         match self.prepare(*kernel, settings.clone()).await {
-            // That is an answer.
+            // A failure is an answer too.
             Err(ControlError::Failed(_)) => Ok(()),
             checked => checked,
         }
@@ -166,8 +166,8 @@ impl Control {
     /// Starts a run. Its events come from the returned [`Run`]; dropping that ends the run.
     ///
     /// # Errors
-    /// [`ControlError::Closed`]; [`ControlError::TooLarge`] for a spec beyond one frame. That the
-    /// program cannot be started shows in the events.
+    /// [`ControlError::Closed`]; [`ControlError::TooLarge`] for a spec beyond one frame. A program that cannot be
+    /// started is reported in the events.
     pub fn run(&self, spec: RunSpec) -> Result<Run, ControlError> {
         Run::start(&self.connection, spec)
     }
@@ -188,13 +188,12 @@ impl Control {
     /// Reads a file as the sandbox user, up to `limit` bytes.
     ///
     /// # Errors
-    /// [`ControlError::Failed`] where there is none or it is refused; [`ControlError::TooLarge`]
-    /// beyond `limit`.
+    /// [`ControlError::Failed`] if the file does not exist or is refused; [`ControlError::TooLarge`] beyond `limit`.
     pub async fn read_file(&self, path: &str, limit: usize) -> Result<Vec<u8>, ControlError> {
         transfer::read_file(&self.connection, path, limit).await
     }
 
-    /// Begins to write a file as the sandbox user. That it is refused shows with its content.
+    /// Starts to write a file as the sandbox user. A refusal is reported with its content.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -202,7 +201,7 @@ impl Control {
         FileWriter::open(&self.connection, path, mode)
     }
 
-    /// Begins to read a file as the sandbox user. That there is none shows with its first piece.
+    /// Starts to read a file as the sandbox user. A missing file is reported with its first piece.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -213,7 +212,7 @@ impl Control {
     /// At most `limit` entries of a directory, as the sandbox user sees it, in no particular order.
     ///
     /// # Errors
-    /// [`ControlError::Failed`] where there is none or it is refused.
+    /// [`ControlError::Failed`] if the directory does not exist or is refused.
     pub async fn list(&self, path: &str, limit: u32) -> Result<Vec<Entry>, ControlError> {
         file::list(&self.connection, path, limit).await
     }
@@ -233,8 +232,8 @@ impl Control {
         Ok(())
     }
 
-    /// Whether a connection to this guest before this one was lost in the middle of a run:
-    /// nobody knows what state that left.
+    /// Whether a connection to this guest before this one was lost in the middle of a run: the state that the run left
+    /// is unknown.
     #[must_use]
     pub fn was_interrupted(&self) -> bool {
         self.connection.was_interrupted

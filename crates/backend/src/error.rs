@@ -1,4 +1,4 @@
-//! What can go wrong below the actors.
+//! Errors below the actors.
 
 use isol8_api::Runtime;
 
@@ -45,7 +45,7 @@ pub enum BackendError {
     /// A file operation of the backend's own failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         what: String,
         /// The system's answer.
         source: std::io::Error,

@@ -1,9 +1,9 @@
 //! A scripted backend for tests of whatever sits above: no container is made.
 //!
-//! Its guest speaks the real protocol through the real [`Control`], over a stream in memory, and
-//! uses no clock but tokio's; so tests run under a paused one. Instead of languages it understands
-//! the tiny programs of `fake/program.rs`. What should go wrong is asked for by name ("fail the next
-//! creates", "hang in reset"), and [`Counters`] say afterwards whether anything leaked.
+//! The guest speaks the real protocol through the real [`Control`], over a stream in memory, and uses no clock but
+//! tokio's; so tests run under a paused one. Instead of languages it understands the tiny programs of
+//! `fake/program.rs`. Faults are asked for by name ("fail the next creates", "hang in reset"), and [`Counters`] report
+//! afterwards whether anything leaked.
 
 mod guest;
 mod program;
@@ -28,7 +28,7 @@ use crate::spec::{Limits, SandboxId, SandboxSpec};
 /// Bytes that the stream between host and guest buffers.
 const STREAM_BUFFER: usize = 64 * 1024;
 
-/// What happened so far.
+/// Numbers of events so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Calls of [`Backend::create`].
@@ -53,7 +53,7 @@ impl Counters {
     }
 }
 
-/// What the next calls do.
+/// The behaviour of the next calls.
 #[derive(Debug, Default)]
 struct Script {
     unavailable: Vec<Runtime>,
@@ -102,7 +102,7 @@ impl FakeBackend {
         Self::default()
     }
 
-    /// What happened so far.
+    /// Returns the numbers of events so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         *lock(&self.world.counters)
@@ -120,7 +120,7 @@ impl FakeBackend {
         lock(&self.world.living).keys().cloned().collect()
     }
 
-    /// What is claimed now.
+    /// Returns the present claims.
     #[must_use]
     pub fn claims(&self) -> Vec<Claim> {
         lock(&self.world.claims).values().cloned().collect()

@@ -1,9 +1,9 @@
 //! The directory under which one process of isol8 keeps its sandboxes.
 //!
-//! `<state>/<instance>/` belongs to one process, and its helpers, for as long as one of them holds a
-//! lock on the file `lock` in it. The kernel drops the lock when the last holder dies, however it dies; so a directory
-//! whose lock can be taken belongs to nobody, and what it names can be removed. This is how a
-//! crash is told from a neighbour that still runs, without process ids, which are used again.
+//! `<state>/<instance>/` belongs to one process, and its helpers, for as long as one of them holds a lock on the file
+//! `lock` in it. The kernel drops the lock when the last holder dies, however it dies; so a directory whose lock can be
+//! taken has no owner, and the things that it names can be removed. This is how a crash is told from a neighbour that
+//! still runs, without process ids, which are used again.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -73,8 +73,8 @@ impl Instance {
         })
     }
 
-    /// Takes over an instance whose process is dead and left something claimed, where there is one.
-    /// Sandboxes made from now on get this guest.
+    /// Takes over an instance whose process is dead and left claims, if there is one. Sandboxes made from now on get
+    /// this guest.
     ///
     /// # Errors
     /// [`BackendError::Io`] naming the path.
@@ -188,7 +188,7 @@ impl Instance {
         locks.any(|lock| lock_whole(lock).is_err())
     }
 
-    /// What is claimed in it.
+    /// Returns the claims of the instance.
     #[must_use]
     pub fn claims(&self) -> Claims {
         Claims::of(&self.directory)
@@ -215,7 +215,7 @@ impl Instance {
         }
     }
 
-    /// Leaves the directory where it is, for a later process.
+    /// Leaves the directory in place, for a later process.
     pub fn leave(&self) {
         self.is_left.store(true, Ordering::Release);
     }
@@ -268,7 +268,7 @@ impl Instance {
     /// container that never got to execute its program would otherwise keep the instance alive.
     ///
     /// # Errors
-    /// Where the directory is gone, or the lock is refused.
+    /// If the directory is gone, or the lock is refused.
     pub fn hold(directory: &Path) -> io::Result<File> {
         let file = lock_file::open_existing(&directory.join(LOCK_FILE))?;
         lock_records(&file, libc::F_RDLCK)?;
@@ -278,7 +278,7 @@ impl Instance {
     /// Whether a helper, of this process or of one before it, [holds](Self::hold) the instance.
     ///
     /// # Errors
-    /// Where the system does not say.
+    /// If the system does not tell.
     pub fn is_held(&self) -> io::Result<bool> {
         let mut found = whole_file(libc::F_WRLCK);
         fcntl(&*self.lock, FcntlArg::F_GETLK(&mut found))?;
@@ -329,7 +329,7 @@ impl DeadInstance {
         let id = directory.file_name()?.to_str()?.to_owned();
         let lock = lock_whole(open_lock(directory)?).ok()?;
         lock_records(&lock, libc::F_WRLCK).ok()?;
-        // Whoever held it before may have removed the directory in the meantime.
+        // The previous holder may have removed the directory in the meantime.
         if !directory.join(LOCK_FILE).exists() {
             return None;
         }

@@ -1,9 +1,8 @@
-//! What a backend is: something that makes sandboxes.
+//! The interface of backends, which make sandboxes.
 //!
-//! A [`Backend`] makes a [`Sandbox`] from a [`SandboxSpec`]; everything that happens inside one goes
-//! through its [`Control`], the connection to the guest agent, which is the same for every backend.
-//! What comes over that connection is hostile: [`control`] checks it, bounds it, and ends the
-//! connection at the first frame that should not be.
+//! A [`Backend`] makes a [`Sandbox`] from a [`SandboxSpec`]; everything that happens inside a sandbox goes through its
+//! [`Control`], the connection to the guest agent, which is the same for every backend. Frames on that connection are
+//! hostile: [`control`] checks and bounds them, and ends the connection at the first invalid frame.
 //!
 //! This crate makes no container and knows no concrete backend. Read [`spec`], [`sandbox`],
 //! [`control`], then [`instance`] (the directory that a process keeps its sandboxes under, and by

@@ -10,7 +10,7 @@ use std::path::Path;
 
 const OWNER_ONLY: u32 = 0o600;
 
-/// Opens a file to lock it, and makes it where it is missing.
+/// Opens a file to lock it, and creates it if it is missing.
 ///
 /// # Errors
 /// The system's; `NotFound` where the directory is gone.
@@ -18,7 +18,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     close_to_others(open_with(path, File::options().create(true))?)
 }
 
-/// Opens a file to lock it, where it is there.
+/// Opens a file to lock it, if it exists.
 ///
 /// # Errors
 /// The system's.

@@ -30,8 +30,8 @@ impl Owner {
         lchown(path, Some(self.uid), Some(self.gid))
     }
 
-    /// Gives a directory with everything in it to this user, where it is root's; what the user has already
-    /// is left alone. Links are neither followed nor walked through, whatever changes meanwhile.
+    /// Gives a directory with everything in it to this user, as far as it is root's; files that the user has already
+    /// are left alone. Links are neither followed nor walked through, whatever changes meanwhile.
     ///
     /// # Errors
     /// The system's, for the first entry that cannot be given.

@@ -15,9 +15,9 @@ use crate::spec::{Limits, SandboxId, SandboxSpec};
 /// Whether a runtime can run here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeStatus {
-    /// It can; the text says which version or image, for a person.
+    /// The backend can run it; the text names the version or image, for a person.
     Available(String),
-    /// It cannot; the text says why and names the fix.
+    /// The backend cannot run it; the text says why and names the fix.
     Unavailable(String),
 }
 
@@ -30,7 +30,7 @@ pub trait Backend: Debug + Send + Sync {
     /// Whether `runtime` can run here, as far as can be told without making a sandbox.
     async fn runtime_status(&self, runtime: Runtime) -> RuntimeStatus;
 
-    /// What it cannot enforce on this host, for the operator; empty where all is enforced.
+    /// Limits that the backend cannot enforce on this host, for the operator; empty if all are enforced.
     fn shortcomings(&self) -> Vec<String> {
         Vec::new()
     }
@@ -45,28 +45,27 @@ pub trait Backend: Debug + Send + Sync {
     /// dropped, leaves nothing behind.
     ///
     /// # Errors
-    /// [`BackendError::RuntimeUnavailable`] where the host or image lacks the runtime,
-    /// [`BackendError::ImageUnavailable`] where there is no such image,
-    /// [`BackendError::Unavailable`] where the engine does not answer,
-    /// [`BackendError::Create`] for the rest.
+    /// [`BackendError::RuntimeUnavailable`] if the host or image lacks the runtime, [`BackendError::ImageUnavailable`]
+    /// if there is no such image, [`BackendError::Unavailable`] if the engine does not answer, [`BackendError::Create`]
+    /// for the rest.
     async fn create(&self, spec: &SandboxSpec) -> Result<Arc<dyn Sandbox>, BackendError>;
 
-    /// Connects to the sandboxes that were claimed under a process before this one, which is dead. To be
-    /// called once, before any sandbox is made. What cannot be used any more is removed.
+    /// Connects to the sandboxes that were claimed under a process before this one, which is dead. To be called once,
+    /// before any sandbox is made. Sandboxes that cannot be used any more are removed.
     ///
     /// # Errors
-    /// Where the backend cannot even look.
+    /// If the backend cannot even look.
     async fn adopt(&self) -> Result<Vec<Adopted>, BackendError>;
 
     /// Removes every sandbox of processes that no longer live, but for those that a process may still
     /// adopt. Returns how many there were.
     ///
     /// # Errors
-    /// What could not be removed; the rest was.
+    /// The sandboxes that could not be removed; the rest was.
     async fn sweep(&self) -> Result<usize, BackendError>;
 
-    /// Removes images of this program that newer ones have replaced, where there are images. Returns how
-    /// many.
+    /// Removes images of this program that newer ones have replaced, if the backend has images. Returns the number of
+    /// removed images.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] where the engine does not do it.
@@ -78,12 +77,12 @@ pub trait Backend: Debug + Send + Sync {
     /// until they are gone. No sandbox can be made afterwards.
     ///
     /// # Errors
-    /// What could not be removed; the rest was.
+    /// The sandboxes that could not be removed; the rest was.
     async fn shutdown(&self) -> Result<(), BackendError>;
 }
 
-/// One container with its guest agent. Dropping the last reference removes it in the background;
-/// [`Sandbox::destroy`] does the same and says when it is done.
+/// A container with its guest agent. Dropping the last reference removes it in the background; [`Sandbox::destroy`]
+/// does the same and completes with the removal.
 #[async_trait]
 pub trait Sandbox: Debug + Send + Sync {
     /// Its name.
@@ -98,7 +97,7 @@ pub trait Sandbox: Debug + Send + Sync {
     /// [`BackendError::Limits`]; the old ones may hold in part, so the sandbox should go.
     async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError>;
 
-    /// What it uses now. Reads files of the kernel; never asks an engine.
+    /// Returns the present usage. Reads files of the kernel; never asks an engine.
     ///
     /// # Errors
     /// [`BackendError::Unavailable`] where the host cannot tell.
@@ -132,7 +131,7 @@ pub trait Sandbox: Debug + Send + Sync {
     async fn destroy(&self) -> Result<(), BackendError>;
 }
 
-/// What a sandbox uses. All of it since the sandbox was made.
+/// Resource usage of a sandbox since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SandboxUsage {
     /// Bytes of memory held now, tmpfs content included.

@@ -1,4 +1,4 @@
-//! What to make.
+//! The specification of a sandbox.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 
-/// What `/etc/hosts` says in a sandbox with a network of its own.
+/// Content of `/etc/hosts` in a sandbox with a network of its own.
 pub const HOSTS: &str = "127.0.0.1 localhost sandbox\n::1 localhost\n";
 
-/// What `/etc/resolv.conf` says in a sandbox with a network of its own: the guest is the name server, and knows no
-/// name. The first line is what errors of interpreters repeat.
+/// Content of `/etc/resolv.conf` in a sandbox with a network of its own: the guest is the name server, and knows no
+/// name. Errors of interpreters repeat the first line.
 pub const RESOLV_CONF: &str = "# isol8: names are resolved for programs that use HTTPS_PROXY in a run with network \"filtered\", and for no others
 nameserver 127.0.0.1
 ";
@@ -65,8 +65,7 @@ impl fmt::Display for SandboxId {
     }
 }
 
-/// Limits that the kernel enforces on everything in a sandbox together. They can be changed while
-/// it lives.
+/// Limits that the kernel enforces on everything in a sandbox together. They can be changed while the sandbox lives.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
@@ -90,7 +89,7 @@ pub struct SandboxSpec {
     pub sandbox_size: ByteSize,
     /// Size of `/tmp`; fixed for life.
     pub tmp_size: ByteSize,
-    /// It goes after one run, or with its session: nothing need be kept there for the next.
+    /// The sandbox is removed after one run, or with its session: nothing need be kept ready in it for another run.
     #[serde(default)]
     pub single_use: bool,
     /// Whether it is in the host's network, rather than in one of its own that leads nowhere; fixed for
@@ -120,7 +119,7 @@ pub fn kernel_of(runtime: Runtime) -> KernelKind {
 pub struct Kernels(BTreeMap<Runtime, KernelSettings>);
 
 impl Kernels {
-    /// Of each runtime that has settings of its own; the others have the defaults.
+    /// Settings of the runtimes that have some of their own; the others have the defaults.
     #[must_use]
     pub fn new(settings: BTreeMap<Runtime, KernelSettings>) -> Self {
         Self(settings)

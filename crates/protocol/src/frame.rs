@@ -18,8 +18,8 @@ pub const MAX_GUEST_FRAME: usize = 128 * 1024;
 /// Largest piece of output, input or file content in one frame, in bytes.
 pub const CHUNK_SIZE: usize = 64 * 1024;
 
-/// Bytes that a sender may have under way on one stream before the receiver grants more with a
-/// `Credit` frame. It bounds what one stream can hold in the memory of either side.
+/// Bytes that a sender may have under way on one stream before the receiver grants more with a `Credit` frame. The
+/// window bounds what one stream can hold in the memory of either side.
 pub const WINDOW: u32 = 256 * 1024;
 
 /// Bytes that are taken before they are granted anew. A frame of credit for every piece would let a sender of
@@ -59,7 +59,7 @@ pub enum HostFrame {
     Prepare {
         /// Stream of the answer.
         id: StreamId,
-        /// Which interpreter.
+        /// The interpreter to keep.
         kernel: KernelKind,
         /// How it is kept.
         settings: KernelSettings,
@@ -68,7 +68,7 @@ pub enum HostFrame {
     Exec {
         /// The run's stream.
         id: StreamId,
-        /// What to run.
+        /// The program to run.
         spec: RunSpec,
     },
     /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`] (with a
@@ -91,7 +91,7 @@ pub enum HostFrame {
     Signal {
         /// The run's stream.
         id: StreamId,
-        /// Which signal.
+        /// The signal to send.
         signal: Signal,
     },
     /// Allow the guest to send this many bytes more on a stream.
@@ -143,22 +143,22 @@ pub enum HostFrame {
         /// The size from now on.
         size: TerminalSize,
     },
-    /// Something about a tunnel that the guest opened. One that has ended there takes no notice.
+    /// A message about a tunnel that the guest opened. It is ignored if the tunnel has ended there.
     Tunnel {
-        /// Which one.
+        /// The tunnel.
         id: TunnelId,
-        /// What; never [`TunnelFrame::Open`].
+        /// The message; never [`TunnelFrame::Open`].
         frame: TunnelFrame,
     },
 }
 
-/// What a directory holds under one name.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The name, which need not be UTF-8.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
-    /// What it is; a link is not followed.
+    /// The kind of entry; a link is not followed.
     pub kind: EntryKind,
     /// Bytes.
     pub size: u64,
@@ -188,16 +188,15 @@ pub enum GuestFrame {
     Hello {
         /// [`VERSION`] of the sender.
         version: u16,
-        /// A connection before this one was lost in the middle of a run, which was ended: nobody
-        /// knows what it did. A file transfer does not count: one that was not complete did
-        /// nothing to any file.
+        /// Set if a connection before this one was lost in the middle of a run, which was ended: the effects of that
+        /// run are unknown. A file transfer does not count: an incomplete transfer changed no file.
         interrupted: bool,
     },
-    /// What a run wrote.
+    /// Output of a run.
     Output {
         /// The run's stream.
         id: StreamId,
-        /// Where it wrote to.
+        /// The stream that was written to.
         stream: OutputStream,
         /// At most [`CHUNK_SIZE`] bytes, within the credit.
         #[serde(with = "serde_bytes")]
@@ -223,7 +222,7 @@ pub enum GuestFrame {
         /// The stream.
         id: StreamId,
     },
-    /// What was asked for was not done. Last frame of the stream.
+    /// The request failed. Last frame of the stream.
     Failed {
         /// The stream.
         id: StreamId,
@@ -239,14 +238,14 @@ pub enum GuestFrame {
     },
     /// Something about a tunnel.
     Tunnel {
-        /// Which one.
+        /// The tunnel.
         id: TunnelId,
-        /// What.
+        /// The message.
         frame: TunnelFrame,
     },
 }
 
-/// What to run, and within which bounds.
+/// The program to run, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSpec {
     /// The program.
@@ -261,16 +260,15 @@ pub struct RunSpec {
     pub stdin: Stdin,
     /// Milliseconds after which the run is ended; `None` for no bound.
     pub timeout_ms: Option<u64>,
-    /// Bytes of standard output, and as many of standard error, that are sent to the host. What is
-    /// written beyond is counted and dropped, without slowing the program. `None` for no bound.
+    /// Bytes of standard output, and as many of standard error, that are sent to the host. Output beyond is counted and
+    /// dropped, without slowing the program. `None` for no bound.
     pub output_limit: Option<u64>,
-    /// Whether output is wanted as it comes. Where not, what a run writes in its first 3 ms may come with its
-    /// end, if that comes as soon: one awakening for both.
+    /// Whether output is wanted as it comes. If not, output of a run's first 3 ms may come with its end, if the end
+    /// comes as soon: one awakening for both.
     pub eager: bool,
-    /// Whether processes that the run left behind end with it. Where not, they live on (a server
-    /// that a session started), and what they print after the end of the run is dropped. A run
-    /// that is killed or out of time ends every process of the sandbox in either case: what it
-    /// started cannot be told for certain from what others did.
+    /// Whether processes that the run left behind end with it. If not, they live on (a server that a session started),
+    /// and their output after the end of the run is dropped. A run that is killed or out of time ends every process of
+    /// the sandbox in either case: its processes cannot be told for certain from those of others.
     pub sweep: bool,
     /// A terminal of this size as the standard streams, and as what controls the program's session.
     /// Everything that is written to it comes as [`OutputStream::Stdout`], its echo of the input
@@ -295,14 +293,14 @@ pub struct TerminalSize {
 pub enum Program {
     /// A process of its own.
     Command {
-        /// Program (looked up in `PATH` where it has no slash) and arguments; never empty.
+        /// Program (looked up in `PATH` if it has no slash) and arguments; never empty.
         argv: Vec<String>,
     },
     /// A script file, run by an interpreter that behaves as if started on it.
     Script {
-        /// Which interpreter.
+        /// The interpreter to use.
         kernel: KernelKind,
-        /// Where the script is written to before the run; absolute, within `/sandbox` or `/tmp`.
+        /// The path to which the script is written before the run; absolute, within `/sandbox` or `/tmp`.
         path: String,
         /// The source.
         #[serde(with = "serde_bytes")]
@@ -310,7 +308,7 @@ pub enum Program {
     },
     /// Code for the sandbox's one resident interpreter, whose state outlives the run.
     Cell {
-        /// Which interpreter.
+        /// The interpreter to use.
         kernel: KernelKind,
         /// The source.
         #[serde(with = "serde_bytes")]
@@ -346,9 +344,9 @@ pub struct KernelSettings {
 }
 
 impl Default for KernelSettings {
-    /// Nothing preloaded. What is forked from one interpreter shares its hash seed and its memory
-    /// layout: who learns them in one run knows them in the next, so neither lasts for long. A new
-    /// one costs some 20 ms of processor time, which is nothing beside a thousand runs.
+    /// Nothing preloaded. Processes that are forked from one interpreter share its hash seed and its memory layout:
+    /// code that learns them in one run knows them in the next, so neither lasts for long. A new interpreter costs some
+    /// 20 ms of processor time, which is nothing beside a thousand runs.
     fn default() -> Self {
         Self {
             preload: Vec::new(),
@@ -369,7 +367,7 @@ pub enum Stdin {
     Piped,
 }
 
-/// Where a run wrote to.
+/// The stream that a run wrote to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OutputStream {
     /// File descriptor 1.
@@ -392,7 +390,7 @@ pub enum Signal {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// What the program reported.
+    /// The status that the program reported.
     pub status: ExitStatus,
     /// The guest ended the run because its time was over.
     pub timed_out: bool,
@@ -414,10 +412,10 @@ pub struct Exit {
     pub asked_names: Vec<String>,
 }
 
-/// What a program reported at its end.
+/// The status that a program reported at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// It exited with this code.
+    /// The program exited with this code.
     Code(i32),
     /// This signal ended it.
     Signal(i32),

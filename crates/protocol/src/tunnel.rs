@@ -2,10 +2,9 @@
 //!
 //! The guest opens a tunnel for every connection that a program of a run with
 //! [`RunSpec::network`](crate::RunSpec::network) makes to its port. Each direction has a window of
-//! [`WINDOW`](crate::WINDOW) bytes and ends by itself (`End`). `Close` ends both, and is
-//! the last frame of its sender. Where the guest sends it, what the host sends until it hears of it is
-//! dropped. Where the host does, what it sent before still arrives. The host always sends it, the guest
-//! only where it ends the tunnel before the host does.
+//! [`WINDOW`](crate::WINDOW) bytes and ends by itself (`End`). `Close` ends both, and is the last frame of its sender.
+//! If the guest sends it, frames of the host that were under way are dropped. If the host sends it, its earlier frames
+//! still arrive. The host always sends it, the guest only if it ends the tunnel before the host does.
 //!
 //! A guest counts a tunnel as one of the [`MAX_TUNNELS`] until it has the host's `Close`. So what the
 //! host counts, at whatever moment, is no more.
@@ -22,7 +21,7 @@ pub const MAX_TUNNELS: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TunnelId(pub u64);
 
-/// What happens to a tunnel. But for `Open`, both sides send all of them.
+/// A message about a tunnel. But for `Open`, both sides send all of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TunnelFrame {
     /// There is a new one. From the guest, as the first frame of the tunnel.
@@ -30,7 +29,7 @@ pub enum TunnelFrame {
         /// The run that it belongs to.
         run: StreamId,
     },
-    /// What one end wrote.
+    /// Bytes that one end wrote.
     Data {
         /// 1 to [`CHUNK_SIZE`](crate::CHUNK_SIZE) bytes, within the credit.
         #[serde(with = "serde_bytes")]

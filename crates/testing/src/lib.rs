@@ -1,8 +1,8 @@
 //! Examples in documentation, run against a real server.
 //!
-//! Nothing but tests uses this crate. A documentation test is an executable of its own, so it can be the
-//! server as well: [`example`] starts it a second time as `isol8 serve` on the native backend, and ends
-//! that when the example has come to its end. It needs root, as that backend does to enforce everything.
+//! Only tests use this crate. A documentation test is an executable of its own, so it can be the server as well:
+//! [`example`] starts it a second time as `isol8 serve` on the native backend, and ends that when the example has come
+//! to its end. The example needs root, as that backend does to enforce everything.
 
 use std::error::Error;
 use std::fs;
@@ -105,7 +105,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // One that has ended is as good.
+        // A process that has ended is as good.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -72,7 +72,7 @@ async fn post(
         }
     });
     begun.await?;
-    // One event at a time: the rest waits in the run, which slows down.
+    // Events are passed one at a time: the rest waits in the run, which slows down.
     let (sender, mut receiver) = mpsc::channel(1);
     let stall_timeout = config.stall_timeout;
     rt::spawn(async move {

@@ -61,7 +61,7 @@ pub(super) async fn provide(
         }
         match pull(engine, &options.base, report).await {
             Ok(()) => return Ok(options.base.clone()),
-            // One that was made on this host is in no registry.
+            // A base that was made on this host is in no registry.
             Err(_) if is_here => return Ok(options.base.clone()),
             Err(reason) => format!("{} cannot be pulled: {reason}", options.base),
         }
@@ -139,8 +139,8 @@ async fn bootstrap(engine: &Engine, report: Report<'_>) -> Result<(), String> {
     imported.map_err(|error| format!("{error}; {} last said: {last}", BOOTSTRAP[0]))
 }
 
-/// What a process writes. Ends with an error where the process does: the engine then discards what
-/// it got, which else would be a whole archive to it.
+/// The output of a process. Ends with an error if the process does: the engine then discards what it got, which would
+/// otherwise look like a whole archive to it.
 pub(super) fn archive_of(
     process: Process,
     stdout: ChildStdout,
@@ -168,9 +168,9 @@ pub(super) fn archive_of(
 
 pub(super) async fn forward_lines(stderr: ChildStderr, log: mpsc::UnboundedSender<String>) {
     let mut lines = BufReader::new(stderr).lines();
-    // What cannot be read is no reason to fail: the exit status decides.
+    // Text that cannot be read is no reason to fail: the exit status decides.
     while let Ok(Some(line)) = lines.next_line().await {
-        // Where the receiver is gone, so is the one who asked.
+        // If the receiver is gone, the caller is gone too.
         let _ = log.send(line);
     }
 }

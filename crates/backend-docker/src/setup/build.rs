@@ -1,4 +1,4 @@
-//! One image, built by the engine.
+//! An image, built by the engine.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Read as _;
@@ -38,7 +38,7 @@ const FORWARDED: [&str; 12] = [
     "NPM_CONFIG_REGISTRY",
 ];
 
-/// Where the Dockerfile writes the version of the interpreter to.
+/// File to which the Dockerfile writes the version of the interpreter.
 const VERSION_FILE: &str = "/.isol8/version";
 
 /// A version is one line.
@@ -48,7 +48,7 @@ const VERSION_LIMIT: u64 = 200;
 /// its last few.
 const LOG_TAIL: usize = 30;
 
-/// One image to be built.
+/// An image to be built.
 #[derive(Debug)]
 pub(super) struct Recipe<'a> {
     pub(super) runtime: Runtime,
@@ -56,13 +56,13 @@ pub(super) struct Recipe<'a> {
     pub(super) base: &'a str,
     pub(super) hash: &'a str,
     pub(super) context: &'a [u8],
-    /// What [`forwarded`] found.
+    /// The variables that [`forwarded`] found.
     pub(super) forwarded: &'a [(String, String)],
     /// Take nothing from the engine's cache.
     pub(super) fresh: bool,
 }
 
-/// What is passed on of an environment. An empty variable says the same as none.
+/// Returns the variables of an environment that are passed on. An empty variable counts as missing.
 pub(super) fn forwarded(variable: impl Fn(&str) -> Option<String>) -> Vec<(String, String)> {
     let set = |name: &str| Some((name.to_owned(), variable(name)?));
     let found = FORWARDED.into_iter().filter_map(set);
@@ -280,7 +280,7 @@ impl Log {
         lines
     }
 
-    /// What an error repeats.
+    /// The lines that an error repeats.
     pub(super) fn tail(&self) -> String {
         let mut lines: Vec<&str> = self.last.iter().map(String::as_str).collect();
         lines.push(self.unfinished.trim_end());

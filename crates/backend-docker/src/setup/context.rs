@@ -1,4 +1,4 @@
-//! What a build is made from: its archive, and the hash that stands for it.
+//! The input of a build: its archive, and the hash that stands for it.
 
 use std::io;
 

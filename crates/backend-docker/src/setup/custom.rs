@@ -42,11 +42,11 @@ pub struct CustomImage {
     /// Words for the package manager's command line: of pip, npm, bun or deno, or for bash of apt. Nothing
     /// here checks them, but for spaces.
     pub packages: Vec<String>,
-    /// Bash, run as root when the packages are there. What it leaves in `/sandbox` and `/tmp` is not kept.
+    /// Bash, run as root when the packages are there. Files that it leaves in `/sandbox` and `/tmp` are not kept.
     pub setup_script: Option<String>,
 }
 
-/// Builds an image, where it is missing or not up to date, or in any case with `force`.
+/// Builds an image if it is missing or not up to date, or in any case with `force`.
 ///
 /// # Errors
 /// Any [`SetupError`]; an older image of its name stays.
@@ -62,7 +62,7 @@ pub async fn build(
     build_on(&engine, base, image, force, report).await
 }
 
-/// What images hold.
+/// The contents of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Packages in the images of the runtimes, of those that there are.

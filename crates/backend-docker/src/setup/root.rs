@@ -1,8 +1,8 @@
-//! What images hold, as an archive: for a backend that runs without an engine.
+//! The contents of images, as an archive: for a backend that runs without an engine.
 //!
-//! Where an engine answers and has up-to-date images, it exports them. Elsewhere, `mmdebstrap` makes one
-//! root for all runtimes out of Debian's packages and runs in it what the Dockerfile runs.
-//! Versions stand in the Dockerfile in both cases.
+//! If an engine answers and has up-to-date images, it exports them. Otherwise `mmdebstrap` makes one root for all
+//! runtimes out of Debian's packages and runs in it the commands of the Dockerfile. Versions are in the Dockerfile in
+//! both cases.
 
 mod bootstrap;
 mod export;
@@ -20,10 +20,10 @@ use super::{Report, SetupError, SetupOptions, hash_of, inspect, read_certificate
 use crate::DockerConfig;
 use crate::engine::{Engine, EngineError};
 
-/// A root as a tar archive, in pieces. It ends with an error where it is not whole.
+/// A root as a tar archive, in pieces. It ends with an error if it is incomplete.
 pub type Archive = BoxStream<'static, io::Result<Bytes>>;
 
-/// Where roots come from.
+/// The source of roots.
 #[derive(Debug)]
 pub struct Source {
     hash: String,
@@ -67,7 +67,7 @@ impl Source {
         &self.hash
     }
 
-    /// Why no engine exports them, where none does.
+    /// Why no engine exports the roots, if none does.
     #[must_use]
     pub fn bootstrapped_because(&self) -> Option<&str> {
         match &self.origin {

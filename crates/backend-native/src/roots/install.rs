@@ -1,7 +1,7 @@
 //! How a root comes out of an archive.
 //!
-//! It is unpacked beside the others under a name that nothing leads to, and linked when it is whole. So
-//! neither a crash nor a full disk leaves half a root to anybody.
+//! A root is unpacked beside the others under a name that nothing leads to, and linked when it is whole. So neither a
+//! crash nor a full disk leaves half a root in use.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
@@ -28,7 +28,7 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// Waits until no other setup is at work there. Makes the directory where it is missing.
+    /// Waits until no other setup is at work there. Creates the directory if it is missing.
     ///
     /// # Errors
     /// The system's; or a directory above that sandboxes cannot pass through.
@@ -46,8 +46,8 @@ impl Installer {
         Ok(Self { roots, _lock: lock })
     }
 
-    /// The same where there are roots and no setup is at work; else there is nothing to remove, or somebody
-    /// who will.
+    /// Opens the roots if there are any and no setup is at work; otherwise there is nothing to remove, or another
+    /// process will remove it.
     #[must_use]
     pub fn if_idle(roots: &Roots) -> Option<Self> {
         let file = lock_file::open_existing(&roots.directory().join(LOCK)).ok()?;
@@ -56,7 +56,7 @@ impl Installer {
         Some(Self { roots, _lock: lock })
     }
 
-    /// What it may change.
+    /// Returns the roots that this process may change.
     #[must_use]
     pub fn roots(&self) -> &Roots {
         &self.roots
@@ -103,7 +103,7 @@ impl Installer {
     }
 }
 
-/// The ids of a sandbox are nobody's on the host.
+/// The ids of a sandbox have no user on the host.
 fn check_passable(directory: &Path) -> io::Result<()> {
     for above in directory.ancestors() {
         if fs::metadata(above)?.permissions().mode() & 0o001 == 0 {
@@ -123,7 +123,7 @@ fn make(root: &Path, archive: impl Read, runtimes: &[Runtime], hash: &str) -> io
     name_versions(root, runtimes)?;
     rootfs::furnish(root)?;
     fs::write(root.join(HASH), hash)?;
-    // What was reached under the umask of whoever runs this.
+    // Paths that were made under the umask of the user who runs this.
     for own in [root.join(HASH), root.join(".isol8"), root.to_owned()] {
         let is_directory = own.is_dir();
         let mode = if is_directory { 0o755 } else { 0o644 };
@@ -216,7 +216,7 @@ mod tests {
             (root.clone(), "bash 5.2")
         );
         assert!(roots.is_current(Runtime::Bash, "abc"));
-        // No set-uid bit, and nobody else's to write to.
+        // No set-uid bit, and writable by the owner only.
         let mode = fs::metadata(root.join("usr/bin/bash")).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o755);
         assert!(!root.join("dev/null").exists());

@@ -38,7 +38,8 @@ impl Installer {
             if linked.contains(&entry.file_name()) {
                 continue;
             }
-            // Others may not read who has it mounted; so nobody starts to use it from here on.
+            // Other users may not read which processes have the root mounted; so no process starts to use it from here
+            // on.
             let path = entry.path();
             let Ok(removing) = keep_away(&path) else {
                 continue;
@@ -66,7 +67,7 @@ fn keep_away(root: &Path) -> io::Result<Option<Flock<File>>> {
 /// Whether a directory of this name, which no other has, is mounted for any process, or is a layer of what is.
 fn is_mounted(name: &OsStr) -> bool {
     let processes = process::all_processes().into_iter().flatten().flatten();
-    // What cannot be read has ended, or belongs to somebody whose sandboxes have other roots.
+    // A process that cannot be read has ended, or belongs to a user whose sandboxes have other roots.
     processes
         .filter_map(|process| process.mountinfo().ok())
         .flatten()

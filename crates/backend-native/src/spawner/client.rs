@@ -1,4 +1,4 @@
-//! The server's side: starts the spawner, and starts it again where it died.
+//! The server's side: starts the spawner, and starts it again if it died.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -36,8 +36,8 @@ const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts spawners for a server that has no right to make sandboxes itself.
 pub trait Launch: fmt::Debug + Send + Sync {
-    /// Starts a spawner whose server's socket is `socket`. Returns a descriptor that becomes readable when
-    /// the process has ended. Called where it may block.
+    /// Starts a spawner whose server's socket is `socket`. Returns a descriptor that becomes readable when the process
+    /// has ended. Called in a context that may block.
     ///
     /// # Errors
     /// The launcher's reason, as a text.
@@ -61,8 +61,8 @@ pub struct SpawnerCommand {
     pub adoptable_for: Duration,
     /// Certificates that programs in sandboxes trust.
     pub certificates: Option<Certificates>,
-    /// The file that its log goes to, in the instance's directory; `None` for this process's standard
-    /// error. What outlives a command may not hold that open: whoever reads it would wait for its end.
+    /// The file that its log goes to, in the instance's directory; `None` for this process's standard error. A process
+    /// that outlives a command must not hold that open: the reader of the command's output would wait for its end.
     pub log: Option<String>,
 }
 
@@ -75,7 +75,7 @@ pub struct Spawner {
     connection: tokio::sync::Mutex<Option<Connection>>,
 }
 
-/// What a process answers is put together with who asked by its number.
+/// Answers are matched with their requests by number.
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Outcome, String>>>>>;
 
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ impl Spawner {
     /// Returns the facts that the spawner found out at its start.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where it cannot be started.
+    /// [`BackendError::Unavailable`] if it cannot be started.
     pub async fn started(&self) -> Result<Started, BackendError> {
         Ok(self.connection().await?.started)
     }
@@ -114,8 +114,7 @@ impl Spawner {
     /// out even where its future is dropped.
     ///
     /// # Errors
-    /// The spawner's own text as `Ok(Err(…))`; [`BackendError::Unavailable`] where it cannot be
-    /// asked.
+    /// The spawner's own text as `Ok(Err(…))`; [`BackendError::Unavailable`] if it cannot be asked.
     pub async fn request(&self, action: Action) -> Result<Result<Outcome, String>, BackendError> {
         let (answer, answered) = oneshot::channel();
         let connection = self.connection().await?;
@@ -136,7 +135,7 @@ impl Spawner {
             }
             // Stopped, and with it every sandbox.
             Ok(None) => true,
-            // It is being started.
+            // The spawner is being started.
             Err(_) => false,
         };
         if !is_asked && let Ok(runtime) = Handle::try_current() {
@@ -152,7 +151,7 @@ impl Spawner {
     /// Removes every sandbox and ends the process.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where it does not answer; a sweep removes what is left.
+    /// [`BackendError::Unavailable`] if it does not answer; a sweep removes what is left.
     pub async fn stop(&self) -> Result<(), BackendError> {
         self.request(Action::Stop)
             .await?
@@ -165,7 +164,7 @@ impl Spawner {
     /// server.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where it does not answer.
+    /// [`BackendError::Unavailable`] if it does not answer.
     pub async fn leave(&self) -> Result<(), BackendError> {
         self.request(Action::Leave)
             .await?
@@ -187,8 +186,8 @@ impl Spawner {
         Ok(started)
     }
 
-    /// The process of the server before this one, where it lives. It may still be removing what that server
-    /// did not claim: a second process beside it would end its sandboxes.
+    /// Returns the spawner of the server before this one, if it lives. It may still be removing sandboxes that its
+    /// server did not claim: a second spawner beside it would end its sandboxes.
     async fn find_process(&self) -> Option<Connection> {
         let directory = File::open(self.instance.directory()).ok()?;
         let socket = instance::socket_in(&directory, SPAWNER_SOCKET);
@@ -242,7 +241,7 @@ impl Spawner {
             .name("spawner-reaper".to_owned())
             .spawn(move || {
                 let status = child.wait();
-                // Nobody listens once the socket is closed.
+                // Ignore a closed channel: the socket is closed.
                 let _ = ended.send(());
                 status
             })
@@ -363,7 +362,7 @@ fn serve(stream: UnixStream, end: Option<oneshot::Receiver<()>>) -> Unstarted {
         tokio::select! {
             () = write_requests(writer, queue, Arc::clone(&waiting)) => {}
             _ = &mut reading => {}
-            // What it answered before its end still counts.
+            // Answers that it sent before its end still count.
             () = end => { let _ = timeout(LAST_ANSWERS_TIMEOUT, &mut reading).await; }
         }
         reading.abort();
@@ -398,7 +397,7 @@ async fn read_answers(reader: OwnedReadHalf, waiting: Waiting) {
         match serde_json::from_str::<Response>(&line) {
             Ok(Response { number, outcome }) => {
                 if let Some(answer) = locked(&waiting).remove(&number) {
-                    // Nobody waits where the request's future was dropped.
+                    // Ignore a closed channel: the request's future was dropped.
                     let _ = answer.send(outcome);
                 }
             }

@@ -1,8 +1,8 @@
 //! The bounds of a spawner whose server runs without privileges.
 //!
-//! Such a spawner is started by a launcher that runs as root, and gets its bounds from there. What the
-//! server asks for is checked against them: a server that was taken over must not become root by asking for
-//! another directory, another root file system or a name that leads elsewhere.
+//! Such a spawner is started by a launcher that runs as root, and gets its bounds from there. The server's requests are
+//! checked against them: a server that was taken over must not become root by asking for another directory, another
+//! root file system or a name that leads elsewhere.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -28,7 +28,7 @@ impl Grant {
     /// As an argument of a command line, which [`Self::parse`] reads.
     ///
     /// # Errors
-    /// Where a path is not valid UTF-8.
+    /// If a path is not valid UTF-8.
     pub fn to_argument(&self) -> serde_json::Result<String> {
         serde_json::to_string(self)
     }
@@ -36,7 +36,7 @@ impl Grant {
     /// Reads an argument of the command line.
     ///
     /// # Errors
-    /// Where it is none that [`Self::to_argument`] made.
+    /// If the text was not made by [`Self::to_argument`].
     pub fn parse(argument: &str) -> serde_json::Result<Self> {
         serde_json::from_str(argument)
     }

@@ -1,4 +1,4 @@
-//! What the server and its spawner say to each other: a line of JSON each.
+//! The messages between the server and its spawner: a line of JSON each.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ use crate::identity::Identity;
 pub struct Request {
     /// Repeated in the answer.
     pub number: u64,
-    /// What to do.
+    /// The action to take.
     pub action: Action,
 }
 
-/// What the spawner can do.
+/// The actions of the spawner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
@@ -134,22 +134,22 @@ impl From<&Limits> for SandboxLimits {
 pub struct Response {
     /// The request's.
     pub number: u64,
-    /// What came of it; an error is a text for the operator.
+    /// The outcome; an error is a text for the operator.
     pub outcome: Result<Outcome, String>,
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// Of `Start`.
+    /// The outcome of `Start`.
     Started(Started),
     /// Answer to `Sweep`.
     Swept {
         /// Instances that were removed.
         count: usize,
     },
-    /// Of everything else.
+    /// The outcome of all other actions.
     Done,
 }
 

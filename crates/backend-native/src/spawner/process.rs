@@ -1,4 +1,4 @@
-//! The spawner's loop. One thread: libcontainer forks without exec.
+//! The spawner's loop, in a single thread: libcontainer forks without exec.
 
 mod cgroups;
 mod containers;
@@ -58,13 +58,13 @@ struct Spawner {
     server: UnixStream,
     received: Vec<u8>,
     containers: Option<Containers>,
-    /// Bounds for what the server may ask for; `None` where it may do everything itself.
+    /// Bounds for the server's requests; `None` if the server may do everything itself.
     grant: Option<Grant>,
     /// How long to wait for the next server.
     adoptable_for: Duration,
 }
 
-/// What becomes of the spawner after a request.
+/// How the spawner goes on after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     GoOn,
@@ -146,8 +146,8 @@ impl Spawner {
         Ok((ready(&polled[0]), ended))
     }
 
-    /// Removes what is not claimed, and keeps the rest for the next server. `false` once everything is
-    /// removed: because nothing was claimed, or nobody came.
+    /// Removes sandboxes that are not claimed, and keeps the rest for the next server. Returns `false` once everything
+    /// is removed: because nothing was claimed, or no server came.
     fn outlive_server(&mut self) -> io::Result<bool> {
         let Some(containers) = &mut self.containers else {
             return Ok(false);
@@ -326,7 +326,7 @@ fn started(containers: &Containers) -> Outcome {
     })
 }
 
-/// Where the next server connects to. Only the user that servers run as may.
+/// Makes the socket that the next server connects to. Only the user that servers run as may connect.
 fn listen(instance: &Path, grant: Option<&Grant>) -> io::Result<UnixListener> {
     // From within, because an address holds no more than 107 bytes.
     std::env::set_current_dir(instance)?;
@@ -354,7 +354,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 /// A copy of a descriptor that no container inherits.
 fn above_the_inherited(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST_OWN_DESCRIPTOR))?;
-    // SAFETY: the descriptor was just made, and nobody else knows of it.
+    // SAFETY: the descriptor was just made, and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
@@ -371,8 +371,8 @@ fn allow_a_core_limit() {
     }
 }
 
-/// What ends the server must not end this process before it has removed the containers. Handlers,
-/// unlike ignored signals, are not inherited by what a container executes.
+/// Signals that end the server must not end this process before it has removed the containers. Handlers, unlike ignored
+/// signals, are not inherited by the programs of a container.
 fn outlive_the_server() -> io::Result<()> {
     extern "C" fn nothing(_signal: i32) {}
     match setsid() {

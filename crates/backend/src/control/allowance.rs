@@ -1,4 +1,4 @@
-//! What a guest may send on one stream.
+//! The bytes that a guest may send on one stream.
 
 use isol8_protocol::{GRANT_STEP, WINDOW};
 
@@ -29,7 +29,7 @@ impl Allowance {
         Ok(())
     }
 
-    /// Counts what was taken; says how much to grant, where it is time.
+    /// Counts bytes that were taken; returns the credit to grant, if it is time.
     pub(super) fn take(&mut self, bytes: usize) -> Option<u32> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         self.taken = self.taken.saturating_add(bytes);

@@ -19,7 +19,7 @@ use super::allowance::Allowance;
 use super::tunnel::{Tunnel, Tunnels};
 use super::tunnels::Table;
 
-/// What one stream needs on this side.
+/// The values of one stream on this side.
 #[derive(Debug)]
 pub(super) struct Stream {
     /// Frames of the guest for this stream, in their order.
@@ -34,7 +34,7 @@ struct Entry {
     frames: mpsc::UnboundedSender<GuestFrame>,
     credit: Arc<Semaphore>,
     allowance: Allowance,
-    /// Where the connections go that the run's programs make, if it has a network.
+    /// The receiver of connections that the run's programs make, if the run has a network.
     tunnels: Option<mpsc::UnboundedSender<Tunnel>>,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Connection {
     outgoing: Outgoing,
     streams: Arc<Streams>,
     next_id: AtomicU32,
-    /// What the guest said of a connection before this one.
+    /// Set if the guest reported that a connection before this one was interrupted.
     pub(super) was_interrupted: bool,
     closed: watch::Receiver<Option<String>>,
     tasks: [AbortHandle; 2],
@@ -174,7 +174,7 @@ impl Connection {
             None => return,
         };
         if let Some(bytes) = granted {
-            // Where the connection is gone, nobody waits for credit.
+            // If the connection is gone, no credit is waited for.
             let _ = self.send(&HostFrame::Credit { id, bytes });
         }
     }
@@ -198,7 +198,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Why the connection is gone, where it is.
+    /// Returns why the connection is gone, if it is.
     pub(super) fn closed(&self) -> Option<String> {
         self.closed.borrow().clone()
     }
@@ -241,7 +241,7 @@ impl Streams {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a new tunnel to its run. Where that was dropped by its user, so is the tunnel.
+    /// Hands a new tunnel to its run. If the run was dropped, so is the tunnel.
     fn open_tunnel(&self, id: TunnelId, run: StreamId) -> Result<(), String> {
         let slot = self.tunnels.admit(id)?;
         let receiver = match self.lock().get(&run) {
@@ -289,7 +289,7 @@ impl Streams {
         match &frame {
             GuestFrame::Output { bytes, .. } | GuestFrame::Data { bytes, .. } => {
                 if bytes.is_empty() {
-                    // It costs no credit, so it must cost no memory either.
+                    // An empty frame costs no credit, so it must cost no memory either.
                     return Ok(());
                 }
                 entry.allowance.spend(bytes.len())?;
@@ -330,13 +330,13 @@ async fn serve<S: AsyncRead>(
     close: watch::Sender<Option<String>>,
 ) {
     let reason = tokio::select! {
-        // What the guest sent before it went away still counts.
+        // Frames that the guest sent before it went away still count.
         biased;
         reason = read_all(&mut reader, &mut decoder, &streams) => reason,
         _ = &mut writing => "connection no longer read by the guest".to_owned(),
     };
     writing.abort();
-    // The reason first: whoever sees its stream end asks for it.
+    // The reason is set first: a user who sees its stream end asks for it.
     close.send_replace(Some(reason));
     streams.close_all();
 }
@@ -386,7 +386,7 @@ async fn write_frames<S: AsyncWrite>(
     }) = frames.recv().await
     {
         let mut held: Vec<_> = held.into_iter().collect();
-        // One system call for what is queued: a run's first frames leave together.
+        // A single system call for all queued frames: a run's first frames leave together.
         while batch.len() < CHUNK_SIZE
             && let Ok(frame) = frames.try_recv()
         {

@@ -9,8 +9,8 @@ use super::ControlError;
 use super::connection::Connection;
 use super::transfer::Transfer;
 
-/// How long a guest may take for one step of a transfer. It attends to each within milliseconds,
-/// unless it is ending processes or a disk of the machine does not answer.
+/// How long a guest may take for one step of a transfer. It attends to each within milliseconds, unless it is ending
+/// processes or a disk of the machine does not answer.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A file that is being written. Dropping it before [`Self::finish`] leaves what had its name before.

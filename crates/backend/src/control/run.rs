@@ -1,4 +1,4 @@
-//! One run, from the host's side.
+//! A run, from the host's side.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use super::ControlError;
 use super::connection::{Connection, Stream};
 use super::tunnel::Tunnels;
 
-/// What happens in a run.
+/// An event of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RunEvent {
-    /// It wrote something.
+    /// The program wrote output.
     Output(OutputStream, Vec<u8>),
-    /// It ended; all of its output came before.
+    /// The run ended; all of its output came before.
     Exited(Exit),
 }
 
@@ -45,8 +45,7 @@ impl Run {
         })
     }
 
-    /// The connections that the run's programs make, once. Where nobody takes them, their programs
-    /// wait.
+    /// Returns the connections that the run's programs make, once. If they are not taken, the programs wait.
     pub fn tunnels(&mut self) -> Option<Tunnels> {
         self.tunnels.take()
     }
@@ -90,7 +89,7 @@ impl Run {
         self.input().signal(signal)
     }
 
-    /// What can be done to the run while its events are taken.
+    /// Returns the handle that acts on the run while its events are taken.
     #[must_use]
     pub fn input(&self) -> RunInput {
         RunInput {
@@ -117,7 +116,7 @@ impl Run {
     }
 }
 
-/// What can be done to a run beside taking its events. For a run that has ended it does nothing.
+/// Acts on a run beside taking its events. On a run that has ended it has no effect.
 #[derive(Debug)]
 pub struct RunInput {
     connection: Arc<Connection>,
@@ -153,7 +152,7 @@ impl RunInput {
         self.connection.send(&HostFrame::Signal { id, signal })
     }
 
-    /// Changes the size of the run's terminal, where it has one.
+    /// Changes the size of the run's terminal, if it has one.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -166,7 +165,7 @@ impl RunInput {
 impl Drop for Run {
     fn drop(&mut self) {
         if !self.ended {
-            // Where the connection is gone, the run is too.
+            // If the connection is gone, the run is too.
             let _ = self.signal(Signal::Kill);
         }
         self.connection.forget(self.stream.id);

@@ -36,7 +36,7 @@ impl Guest {
         self.send(GuestFrame::Output { id, stream, bytes }).await;
     }
 
-    /// The next frame of the host, or `None` where it has closed the connection.
+    /// The next frame of the host, or `None` if it has closed the connection.
     async fn next(&mut self) -> Option<HostFrame> {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
@@ -198,7 +198,7 @@ async fn dropping_a_run_kills_it() {
     drop(run);
     let signal = Signal::Kill;
     assert_eq!(guest.next().await, Some(HostFrame::Signal { id, signal }));
-    // What is still under way belongs to nobody, and harms nobody.
+    // Output that is still under way has no receiver, and does no harm.
     guest.output(id, b"late").await;
     guest.send(GuestFrame::Exited { id, exit: exit() }).await;
     let _next = control.run(spec()).unwrap();

@@ -72,7 +72,7 @@ impl Drop for Transfer {
         if !self.ended {
             let id = self.stream.id;
             let signal = Signal::Kill;
-            // Where the connection is gone, so is the transfer.
+            // If the connection is gone, so is the transfer.
             let _ = self.connection.send(&HostFrame::Signal { id, signal });
         }
         self.connection.forget(self.stream.id);

@@ -1,4 +1,4 @@
-//! One connection of a program in a sandbox, as the host sees it.
+//! A connection of a program in a sandbox, as the host sees it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,10 +15,10 @@ use super::allowance::Allowance;
 use super::connection::Outgoing;
 use super::tunnels::Table;
 
-/// A connection that a program of a run has made. What is read from it the program wrote, and what is
-/// written to it the program reads, each as fast as the slower side. Reading ends where the program has
-/// ended its side, and fails once the program, its run, or the sandbox is gone. Dropping it closes the
-/// connection: what was written before still reaches the program.
+/// A connection that a program of a run has made. Bytes that the program wrote are read from it, and bytes that are
+/// written to it reach the program, each as fast as the slower side. Reading ends if the program has ended its side,
+/// and fails once the program, its run, or the sandbox is gone. Dropping it closes the connection: bytes that were
+/// written before still reach the program.
 #[derive(Debug)]
 pub struct Tunnel {
     id: TunnelId,
@@ -60,7 +60,7 @@ impl Tunnel {
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.table.remove(self.id);
-        // Where the connection is gone, so is the tunnel.
+        // If the connection is gone, so is the tunnel.
         let slot = self.slot.take();
         let _ = self.send(TunnelFrame::Close, slot);
     }
@@ -87,7 +87,7 @@ impl AsyncRead for Tunnel {
             }
         };
         if granted > 0 {
-            // Where the connection is gone, nobody waits for credit.
+            // If the connection is gone, no credit is waited for.
             let _ = self.send(TunnelFrame::Credit { bytes: granted }, None);
         }
         Poll::Ready(Ok(()))
@@ -126,14 +126,14 @@ impl AsyncWrite for Tunnel {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !std::mem::replace(&mut self.is_shut, true) {
-            // Who is gone does not have to be told.
+            // A receiver that is gone needs no message.
             let _ = self.send(TunnelFrame::End, None);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// What the reading task of the connection and the tunnel's user share.
+/// The state that the reading task of the connection shares with the tunnel's user.
 #[derive(Debug, Default)]
 pub(super) struct State(Mutex<Flow>);
 
@@ -170,7 +170,7 @@ impl State {
     }
 }
 
-/// One tunnel's bytes under way, and who waits for them.
+/// The bytes under way in one tunnel, and the tasks that wait for them.
 #[derive(Debug)]
 struct Flow {
     pieces: VecDeque<Vec<u8>>,
@@ -181,7 +181,7 @@ struct Flow {
     credit: u32,
     /// The guest sends nothing more.
     is_ended: bool,
-    /// It does not take anything more either.
+    /// The receiver does not take anything more either.
     is_closed: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -236,7 +236,7 @@ impl Flow {
         Some(granted.filter(|_| !self.is_closed).unwrap_or(0))
     }
 
-    /// Ready where there is credit, or nothing will ever be.
+    /// Ready if there is credit, or if none will ever come.
     fn poll_credit(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.credit > 0 || self.is_closed {
             return Poll::Ready(());
@@ -245,7 +245,7 @@ impl Flow {
         Poll::Pending
     }
 
-    /// Takes credit for so many bytes or fewer; none where nobody takes them.
+    /// Takes credit for so many bytes or fewer; returns `None` if they are not taken any more.
     fn spend(&mut self, size: usize) -> Option<usize> {
         let spent = u32::try_from(size).unwrap_or(u32::MAX).min(self.credit);
         if self.is_closed || spent == 0 {
@@ -266,7 +266,7 @@ impl Flow {
 pub struct Tunnels(pub(super) mpsc::UnboundedReceiver<Tunnel>);
 
 impl Tunnels {
-    /// The next one. `None` once the run has ended, and at once where it has no network.
+    /// Returns the next tunnel; `None` once the run has ended, and at once if it has no network.
     pub async fn next(&mut self) -> Option<Tunnel> {
         self.0.recv().await
     }

@@ -1,9 +1,8 @@
 //! The tunnels of one connection.
 //!
-//! How many there are is bounded by the slots: a tunnel takes one when the guest opens it, and gives it
-//! back when its `Close` was written to the guest. So neither tunnels whose user is slow nor a guest
-//! that opens and never reads can make anything grow. What the host sends on all of them together is
-//! bounded by the room in the queue.
+//! The number of tunnels is bounded by the slots: a tunnel takes one when the guest opens it, and gives it back when
+//! its `Close` was written to the guest. So neither tunnels whose user is slow nor a guest that opens and never reads
+//! can make anything grow. Bytes that the host sends on all of them together are bounded by the room in the queue.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +87,7 @@ impl Table {
             }
             open.states.get(&id).map(Arc::clone)
         };
-        // One that is gone was dropped by its user while frames were under way.
+        // A tunnel that is not found was dropped by its user while frames were under way.
         found.map_or(Ok(()), |state| state.put(frame))
     }
 

@@ -333,7 +333,7 @@ impl Guest {
     }
 }
 
-/// One program and what it needs.
+/// A program and everything that its run needs.
 struct Running {
     id: StreamId,
     around: Surroundings,

@@ -22,7 +22,7 @@ use std::time::Duration;
 use super::lock;
 use isol8_protocol::{ExitStatus, OutputStream, TerminalSize};
 
-/// One step of a program.
+/// A step of a program.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Write this.
@@ -41,7 +41,7 @@ pub(super) enum Step {
     Starve,
 }
 
-/// What a program sees and changes.
+/// The state that a program sees and changes.
 #[derive(Debug, Default)]
 pub(super) struct Surroundings {
     pub(super) env: BTreeMap<String, String>,

@@ -16,7 +16,7 @@ use super::super::{Report, SetupEvent};
 use super::Archive;
 use super::script::{CONTEXT, script};
 
-/// Where programs are looked for in the new root, and on Debian itself.
+/// Directories in which programs are looked for in the new root, and on Debian itself.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Has the archive made while `take` reads it.
@@ -51,7 +51,7 @@ pub(super) async fn bootstrap(
     taken.map_err(|error| wrong.explain(error))
 }
 
-/// What the script is given: certificates to trust, and itself.
+/// The script's input: certificates to trust, and itself.
 fn context(inputs: &Inputs<'_>) -> Result<NamedTempFile, String> {
     let script = script(DOCKERFILE)?;
     let pack = || -> io::Result<NamedTempFile> {
@@ -73,7 +73,7 @@ fn command(context: &NamedTempFile) -> Result<Command, String> {
     let mut command = Command::new(program);
     command
         .args(hooks.map(|hook| format!("--customize-hook={hook}")))
-        // What a crash interrupts is thrown away as a whole: no file needs to be on the disk before the next.
+        // A root that a crash interrupts is thrown away as a whole: no file needs to be on the disk before the next.
         .arg("--dpkgopt=force-unsafe-io")
         .args(arguments)
         // Programs are run in the new root that know nothing of this user's settings.
@@ -86,7 +86,7 @@ fn command(context: &NamedTempFile) -> Result<Command, String> {
     Ok(command)
 }
 
-/// What is wrong where it fails: the first line that says so, else the last one.
+/// The text of a failure: the first line that reports an error, else the last one.
 #[derive(Debug, Default)]
 struct Wrong {
     error: Option<String>,

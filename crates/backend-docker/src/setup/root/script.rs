@@ -1,17 +1,17 @@
 //! The Dockerfile as a shell script: what makes a root where no engine is.
 //!
-//! All stages run in one root, so that one serves every runtime. Of Dockerfiles it knows what ours is
-//! written in, and refuses the rest.
+//! All stages run in one root, so that one root serves every runtime. The translation knows the instructions that our
+//! Dockerfile uses, and refuses all others.
 
 use std::fmt::Write as _;
 
-/// Where the script finds what a build context holds.
+/// The directory in which the script finds the build context.
 pub(super) const CONTEXT: &str = "/.isol8/context";
 
-/// Where each stage writes its interpreter's version to.
+/// The file to which each stage writes its interpreter's version.
 const VERSION: &str = "/.isol8/version";
 
-/// The script. It is for `sh`, and wants the arguments without a default in its environment.
+/// The script. It is for `sh`, and expects the arguments without a default in its environment.
 ///
 /// # Errors
 /// The line that it cannot put into shell.
@@ -51,7 +51,7 @@ pub(super) fn script(dockerfile: &str) -> Result<String, String> {
     Ok(script)
 }
 
-/// What one stage exports is nothing to the next, and each has a version of its own.
+/// Variables that one stage exports do not reach the next, and each stage has a version of its own.
 fn end_of_stage(name: Option<String>) -> String {
     name.map_or_else(String::new, |name| {
         format!(") </dev/null\nif [ -e {VERSION} ]; then mv {VERSION} {VERSION}.{name}; fi\n")

@@ -1,10 +1,10 @@
 //! Cgroups of an instance's sandboxes, as the spawner makes and fills them.
 //!
-//! libcontainer could do this, but it moves each container's first process into its cgroup, and the
-//! kernel lets whoever moves a process wait for a grace period: 5 to 20 ms. A thread that moves
-//! itself on v1 does not wait (`cgroup_procs_write_start` in `kernel/cgroup/cgroup.c`), nor does a
-//! process that is born in its cgroup on v2 (`CLONE_INTO_CGROUP`). So the cgroup file systems are
-//! hidden from libcontainer, and containers are made by processes that are in the right cgroup.
+//! libcontainer could do this, but it moves each container's first process into its cgroup, and the kernel lets a
+//! process that moves another wait for a grace period: 5 to 20 ms. A thread that moves itself on v1 does not wait
+//! (`cgroup_procs_write_start` in `kernel/cgroup/cgroup.c`), nor does a process that is born in its cgroup on v2
+//! (`CLONE_INTO_CGROUP`). So the cgroup file systems are hidden from libcontainer, and containers are made by processes
+//! that are in the right cgroup.
 
 use std::fs::{self, File};
 use std::io;
@@ -25,7 +25,7 @@ const CONTROLLERS: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
 /// The same on v2, where `cpu` counts too.
 const UNIFIED_CONTROLLERS: &str = "+memory +cpu +pids";
 
-/// Of `linux/sched.h`; libc's own is too narrow for its value.
+/// From `linux/sched.h`; libc's own type is too narrow for the value.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The cgroups of one instance.

@@ -204,8 +204,8 @@ impl Containers {
         }
     }
 
-    /// Has a container made by a child of this process, in the sandbox's cgroups. What is started
-    /// there, whose id is returned, becomes this process's own child.
+    /// Has a container made by a child of this process, in the sandbox's cgroups. The process that is started there,
+    /// whose id is returned, becomes this process's own child.
     fn apart(&self, id: &str, work: impl FnOnce() -> Result<i32, String>) -> Result<Pid, String> {
         let failed = |error: io::Error| format!("container cannot be made apart: {error}");
         let (mut report, far) = io::pipe().map_err(failed)?;
@@ -267,8 +267,8 @@ impl Containers {
         })
     }
 
-    /// Ends a sandbox. `false` where it is removed only after its processes are gone, which
-    /// [`Self::reap`] then says with `number`.
+    /// Ends a sandbox. Returns `false` if it is removed only after its processes are gone, which [`Self::reap`] then
+    /// reports with `number`.
     pub(super) fn remove(&mut self, id: &str, number: u64) -> Result<bool, String> {
         let Some(running) = self.running.get_mut(id) else {
             // Made by a spawner before this one, or gone already.
@@ -371,7 +371,7 @@ impl Containers {
     /// Removes the directory too, where the server cannot any more.
     pub(super) fn remove_instance_directory(&self) {
         for name in [VIEWS, STATES] {
-            // Nothing that is mounted can be removed where it is seen.
+            // A directory with mounts cannot be removed while they are visible.
             if let Err(error) = mounts::detach(&self.instance.join(name)) {
                 log::warn!(error:%; "mount of the instance is left");
             }
@@ -434,7 +434,7 @@ impl Inherited {
     fn stand_for(&self, fd: &OwnedFd) -> io::Result<()> {
         // SAFETY: nothing else owns this descriptor: it was free, and has been taken ever since.
         let taken = unsafe { dup2_raw(fd, LISTENER_DESCRIPTOR) }?;
-        // It stays open as long as this process lives.
+        // The descriptor stays open as long as this process lives.
         let _ = taken.into_raw_fd();
         Ok(())
     }
@@ -469,8 +469,8 @@ fn tell(mut report: PipeWriter, done: Result<i32, String>) -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// What the child has done. The container may have the pipe too, so there is no end of file to wait
-/// for where the child dies.
+/// Reads the child's report. The container may have the pipe too, so there is no end of file to wait for if the child
+/// dies.
 fn hear(report: &mut PipeReader, child: Pid) -> io::Result<Result<i32, String>> {
     let process = open_process(child)?;
     let mut line = Vec::new();

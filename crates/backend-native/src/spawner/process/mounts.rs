@@ -15,15 +15,14 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use procfs::process::Process;
 
-/// What sandboxes are made of beside the shared directories: file systems of the kernel, and files of
-/// `/etc`.
+/// The parts of sandboxes beside the shared directories: file systems of the kernel, and files of `/etc`.
 const NEEDED: [&str; 4] = ["/dev", "/etc", "/proc", "/sys"];
 
-/// Where some of these files lead. What is mounted within is others': engines, users, services.
+/// The directory that some of these files lead to. Mounts within it belong to others: engines, users, services.
 const BEHIND_ETC: &str = "/run";
 
-/// Gives this process and its children a mount namespace of their own. Of the host's mounts it has those
-/// that lead to one of `needed`, or are within it; those that the host makes later do not show there.
+/// Gives this process and its children a mount namespace of their own. From the host's mounts it has those that lead to
+/// one of `needed`, or are within it; mounts that the host makes later do not show there.
 pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
@@ -32,16 +31,16 @@ pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io
     for mounted in mounts.map_err(io::Error::other)? {
         let point = &mounted.mount_point;
         if !is_needed(point, needed.clone()) {
-            // Gone already where it was within another.
+            // Already unmounted if it was within another.
             let _ = umount2(point, MntFlags::MNT_DETACH);
         }
     }
     Ok(())
 }
 
-/// Puts an empty file system in memory on a directory, which is made where it is not there. Nothing of it is
-/// left when the last process with these mounts has ended; containers that have it mounted keep it. It has
-/// no bound of its own: only the spawner writes to it, a few kilobytes for each container.
+/// Puts an empty file system in memory on a directory, which is created if it does not exist. Nothing of it is left
+/// when the last process with these mounts has ended; containers that have it mounted keep it. It has no bound of its
+/// own: only the spawner writes to it, a few kilobytes for each container.
 pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -7,8 +7,8 @@
 //! files are still the same for all.
 //!
 //! The overlays are mounted by the process that makes the container, in a mount namespace of its own that ends with
-//! that process. Where the kernel refuses an overlay (over two others, over something that is mounted within a user's
-//! namespace), the directory is mounted as it is, and [`Views::shared`] tells so.
+//! that process. If the kernel refuses an overlay (over two others, over something that is mounted within a user's
+//! namespace), the directory is mounted as it is, and [`Views::shared`] reports it.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -35,10 +35,10 @@ const AGENT: &str = "agent";
 /// For each sandbox in the host's network, the layer above that; it holds the host's names.
 const NAMES: &str = "names";
 
-/// The second layer where there is but one: the kernel wants two.
+/// The second layer if there is only one: the kernel requires two.
 const EMPTY: &str = "empty";
 
-/// Where a sandbox's root is mounted, in the namespace of the process that makes it.
+/// Mount point of a sandbox's root, in the namespace of the process that makes it.
 const VIEW: &str = "view";
 
 const DEVICES: &str = "/dev";
@@ -183,7 +183,7 @@ impl Views {
         own.chain(self.devices).any(|means| means == Means::Bind)
     }
 
-    /// Where the process that has [entered](Self::enter) a view finds its root.
+    /// Returns the path at which the process that has [entered](Self::enter) a view finds its root.
     pub(super) fn root(&self) -> PathBuf {
         self.directory.join(VIEW)
     }

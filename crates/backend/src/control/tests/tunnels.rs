@@ -125,7 +125,7 @@ async fn what_the_guest_does_not_read_from_the_connection_is_not_piled_up() {
             }
         }
     });
-    // It grants and grants, and reads nothing.
+    // The guest grants and grants, and reads nothing.
     for _ in 0..1000 {
         let bytes = WINDOW;
         granting.tunnel(ID, TunnelFrame::Credit { bytes }).await;
@@ -192,7 +192,7 @@ async fn a_run_that_ended_has_no_further_connections() {
     assert!(run.tunnels.next().await.is_none());
     drop(tunnel);
     assert_eq!(run.guest.hears().await, TunnelFrame::Close);
-    // One that was under way belongs to nobody, and is closed.
+    // A tunnel that was under way has no owner, and is closed.
     let id = TunnelId(2);
     run.open(id).await;
     let frame = TunnelFrame::Close;
