@@ -1,9 +1,9 @@
 //! The actors of isol8: who owns a sandbox, and when it may be used by whom.
 //!
-//! The server and the command line use a [`Service`]. It admits a validated [`Job`], and hands it to the session that
-//! the request names, or runs it in a sandbox of the pool. Actors keep state and decide; they never wait. Work that
-//! takes time (making a sandbox, running a program, cleaning up) is a task of its own with a deadline. A panic in such
-//! a task ends that task only.
+//! The server and the command line use a [`Service`]. The service admits a validated [`Job`], and hands it to the
+//! session that the request names, or runs it in a sandbox of the pool. Actors keep state and decide; they never wait.
+//! Work that takes time (making a sandbox, running a program, cleaning up) is a task of its own with a deadline. A
+//! panic in such a task ends that task only.
 //!
 //! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (what is
 //! asked for), [`network`], [`run`] (one job in one sandbox), [`stream`] (following it), [`pool`] (sandboxes that wait for work),

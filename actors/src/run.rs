@@ -81,7 +81,7 @@ const NOTHING: Exit = Exit {
     asked_names: Vec::new(),
 };
 
-/// What happens to processes and files that a run leaves behind.
+/// The treatment of processes and files that a run leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Nothing stays.

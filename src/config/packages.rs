@@ -107,7 +107,8 @@ impl PackagesConfig {
     }
 }
 
-/// Returns the address of a registry. It ends with a slash, because the addresses that a registry lists are relative.
+/// Returns the address of a registry, which ends with a slash, because the addresses that a registry lists are
+/// relative.
 fn address(key: &'static str, text: &str) -> Result<Url, ConfigError> {
     let expected = || "expected a URL such as https://packages.example.com/simple/".to_owned();
     let refused = || ConfigError::OutOfRange {

@@ -48,7 +48,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What the pool does with a sandbox after an ephemeral run.
+/// The pool's treatment of a sandbox after an ephemeral run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
     /// The sandbox is reset in the background, and serves the same tenant again.
@@ -134,7 +134,7 @@ impl SandboxDefaults {
 /// Bounds of the pool.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// What the pool does with used sandboxes.
+    /// The pool's treatment of used sandboxes.
     pub strategy: Strategy,
     /// Sizes for every runtime that `sizes` does not name.
     pub size: PoolSize,

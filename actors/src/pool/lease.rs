@@ -26,7 +26,7 @@ pub struct Held {
     pub made: Instant,
     /// The specification it was made for, with the limits that hold now.
     pub spec: SandboxSpec,
-    /// What its last run left known about it.
+    /// Facts about its last run.
     pub memory: Memory,
 }
 
@@ -47,7 +47,7 @@ impl Held {
     }
 }
 
-/// What the pool does with a returned sandbox.
+/// The pool's decision about a returned sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Used as its strategy says.

@@ -52,7 +52,7 @@ pub(super) struct Written {
     pub(super) stderr: Vec<u8>,
 }
 
-/// One output stream of a result, encoded as the contract says.
+/// An output stream of a result, encoded as the contract says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Carried {
     pub(super) text: String,

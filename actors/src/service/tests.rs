@@ -109,7 +109,7 @@ async fn a_pool_that_panics_keeps_its_sandboxes_and_its_waiters() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = backend.living();
 
-    // One lease is held, and one request waits for a sandbox that is being made.
+    // A lease is held, and a request waits for a sandbox that is being made.
     let running = tokio::spawn({
         let service = service.clone();
         async move { output(&service, None, "sleep 2000\nprint 2").await }

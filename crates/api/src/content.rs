@@ -72,7 +72,7 @@ enum Name {
     Other,
 }
 
-/// The members of an object. They come in any order, so their combination is checked at the end.
+/// The members of an object. Members come in any order, so their combination is checked at the end.
 #[derive(Default)]
 struct Object {
     kind: Member,

@@ -35,7 +35,7 @@ struct Header {
     pid: c_int,
 }
 
-/// One half of the sets: capget(2) has 64 bits in two words.
+/// A half of the sets: capget(2) has 64 bits in two words.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Word {
@@ -327,9 +327,9 @@ impl Drop for Acting {
 }
 
 fn set_file_ids(id: u32) {
-    // SAFETY: plain system calls that concern the calling thread only. They report no error: with SETUID and SETGID in
-    // the permitted set they cannot fail for ids that this namespace maps, and the second call of each returns the id
-    // that the first one set.
+    // SAFETY: plain system calls that concern the calling thread only. The calls report no error: with SETUID and
+    // SETGID in the permitted set they cannot fail for ids that this namespace maps, and the second call of each
+    // returns the id that the first one set.
     let set = unsafe {
         libc::setfsgid(id);
         libc::setfsuid(id);

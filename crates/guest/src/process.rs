@@ -51,8 +51,8 @@ const USER: [(&str, &str); 3] = [
     ("LOGNAME", "sandbox"),
 ];
 
-/// Directories for programs that user code installs. They come last in `PATH`, so that none takes the place of a
-/// program of the system.
+/// Directories for programs that user code installs. These directories come last in `PATH`, so that none of their
+/// programs takes the place of one of the system.
 const INSTALLED_PROGRAMS: &str =
     "/sandbox/.local/bin:/sandbox/node_modules/.bin:/sandbox/.bun/bin:/sandbox/.deno/bin";
 

@@ -19,8 +19,8 @@ use crate::lockdown::Privileges;
 /// How long the killed may take to be gone. A process that frees gigabytes needs part of a second.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often the process table is read for stragglers. One pass finds the processes that existed when it began, and
-/// only a fork bomb outruns a few passes.
+/// How often the process table is read for stragglers. A pass finds the processes that existed when it began, and only
+/// a fork bomb outruns a few passes.
 const SWEEP_PASSES: u32 = 50;
 
 /// A process that ended and is no more.

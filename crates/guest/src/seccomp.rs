@@ -78,8 +78,8 @@ const RECENT: [c_long; 5] = [
     456, // futex_requeue
 ];
 
-/// POSIX message queues. They outlive their processes, and only a mounted queue file system can list them: without one
-/// a reset could not remove them, so user code cannot make them.
+/// POSIX message queues. Queues outlive their processes, and only a mounted queue file system can list them: without
+/// one a reset could not remove them, so user code cannot make them.
 const QUEUES: [c_long; 6] = [
     libc::SYS_mq_getsetattr,
     libc::SYS_mq_notify,

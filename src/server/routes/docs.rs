@@ -1,9 +1,9 @@
 //! `GET /openapi.json`, and `GET /docs`, a page to read and try it, where `GET /` leads.
 //!
 //! The page is the project's own: Swagger UI, Redoc and Scalar are one to four megabytes each, and need inline styles,
-//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. It loads nothing but its scripts, its
-//! style and the document, so that it works without a network, and no page of another origin may frame it. A key that
-//! is entered there stays in the page's memory.
+//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. The page loads nothing but its scripts,
+//! its style and the document, so that it works without a network, and no page of another origin may frame it. A key
+//! that is entered there stays in the page's memory.
 
 use std::sync::LazyLock;
 

@@ -106,8 +106,8 @@ impl Keep {
         }
     }
 
-    /// Returns the interpreter that is available to a session's first cell. One is made if none was started with these
-    /// variables and the present files of configuration. An error says why none can be made.
+    /// Returns the interpreter that is available to a session's first cell. An interpreter is made if none was started
+    /// with these variables and the present files of configuration. An error says why none can be made.
     pub(super) fn offer_resident(
         &mut self,
         kind: KernelKind,

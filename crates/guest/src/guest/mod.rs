@@ -215,7 +215,7 @@ impl Guest {
     }
 
     fn attend_signals(&mut self) {
-        // One signal may stand for many ends; its content is of no use.
+        // A signal may stand for many ends; its content is of no use.
         while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);

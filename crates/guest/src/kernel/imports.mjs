@@ -6,8 +6,8 @@
 // A `const enum` becomes an `enum`, because later cells would not have it otherwise. All lines keep their numbers.
 // Types are understood, not removed.
 //
-// Code that is evaluated by code may not know from where it imports either: then `eval(…)` becomes
-// `eval($import.text(…))`, and `(0, eval)` becomes `(0, $import.evaluate)`, which do the same to that code.
+// Code that is evaluated by code may not know from where it imports either: `eval(…)` becomes `eval($import.text(…))`
+// then, and `(0, eval)` becomes `(0, $import.evaluate)`, which do the same to that code.
 //
 // The value that an exit call throws must not reach a `catch`: `catch (a) {` becomes `catch (a) {$import.check(a);`,
 // and `.catch(…)` becomes `.catch(...$import.others(…))`, from the first cell on that may have to do with exits.

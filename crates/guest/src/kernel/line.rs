@@ -71,8 +71,8 @@ impl Line {
         self.socket.as_fd()
     }
 
-    /// Sends a line. One request is under way at a time, so there is room for it; an interpreter without room does not
-    /// work.
+    /// Sends a line. A single request is under way at a time, so there is room for it; an interpreter without room does
+    /// not work.
     pub(crate) fn send(&self, line: &str) -> io::Result<()> {
         if write(&self.socket, line.as_bytes())? == line.len() {
             Ok(())

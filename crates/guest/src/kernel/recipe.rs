@@ -31,7 +31,7 @@ pub(crate) struct Recipe {
     /// started with them if the first cell has one.
     cells: &'static [&'static str],
     /// Files that the interpreter reads while it starts, if they are beside the script or in the working directory.
-    /// They too need an interpreter that starts with them.
+    /// These files too need an interpreter that starts with them.
     pub(crate) configuration: &'static [&'static str],
 }
 

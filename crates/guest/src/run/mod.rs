@@ -256,7 +256,7 @@ impl Run {
         }
     }
 
-    /// Makes a cell wait again whose interpreter died before it took it. That happens once: an interpreter that never
+    /// Makes a cell wait again whose interpreter died before it took it. This happens once: an interpreter that never
     /// takes one is the run's end.
     pub(crate) fn wait_again(&mut self) -> bool {
         let cut_short = self.timed_out || self.killed;
