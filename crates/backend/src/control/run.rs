@@ -1,4 +1,4 @@
-//! One run, from the host's side.
+//! The host's side of one run.
 
 use std::sync::Arc;
 
@@ -11,25 +11,25 @@ use super::ControlError;
 use super::connection::{Connection, Stream};
 use super::tunnel::Tunnels;
 
-/// What happens in a run.
+/// An event of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RunEvent {
-    /// It wrote something.
+    /// The run wrote output.
     Output(OutputStream, Vec<u8>),
-    /// It ended; all of its output came before.
+    /// The run ended. All of its output comes before this event.
     Exited(Exit),
 }
 
-/// A run under way. Dropping it before its end ends it.
+/// A run in progress. Dropping the handle kills a run that has not ended.
 #[derive(Debug)]
-pub struct Run {
+pub struct RunHandle {
     connection: Arc<Connection>,
     stream: Stream,
     tunnels: Option<Tunnels>,
     ended: bool,
 }
 
-impl Run {
+impl RunHandle {
     pub(super) fn start(connection: &Arc<Connection>, spec: RunSpec) -> Result<Self, ControlError> {
         let (stream, tunnels) = connection.run_stream(spec.network)?;
         let id = stream.id;
@@ -45,18 +45,18 @@ impl Run {
         })
     }
 
-    /// The connections that the run's programs make, once. Where nobody takes them, their programs
-    /// wait.
+    /// Returns the network connections that the run's programs make; `None` after the first call. Programs wait
+    /// until the caller accepts their connections.
     pub fn tunnels(&mut self) -> Option<Tunnels> {
         self.tunnels.take()
     }
 
-    /// The next event. Taking one lets the run write as much again; not taking any makes it wait.
-    /// After `Exited` there is none, and this must not be called.
+    /// Returns the next event. Taking an event lets the run write as many bytes again; without that the run waits.
+    /// Must not be called after `Exited`, which is the last event.
     ///
     /// # Errors
-    /// [`ControlError::Closed`] where the sandbox died under the run; [`ControlError::Failed`]
-    /// where the program could not be started.
+    /// [`ControlError::Closed`] if the sandbox died during the run; [`ControlError::Failed`]
+    /// if the program could not be started.
     pub async fn next(&mut self) -> Result<RunEvent, ControlError> {
         loop {
             match self.stream.frames.recv().await {
@@ -72,7 +72,7 @@ impl Run {
                     self.ended = true;
                     return Err(ControlError::Failed(failure));
                 }
-                // Frames that belong to other kinds of stream say nothing here.
+                // Ignore frames that belong to other kinds of stream.
                 Some(_) => {}
                 None => {
                     self.ended = true;
@@ -90,7 +90,7 @@ impl Run {
         self.input().signal(signal)
     }
 
-    /// What can be done to the run while its events are taken.
+    /// Returns a handle for input and signals, which can be used while another task takes the events.
     #[must_use]
     pub fn input(&self) -> RunInput {
         RunInput {
@@ -103,12 +103,12 @@ impl Run {
     /// Writes to the run's standard input, as fast as the run reads.
     ///
     /// # Errors
-    /// [`ControlError::Closed`] where the run or the sandbox has ended.
+    /// [`ControlError::Closed`] if the run or the sandbox has ended.
     pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), ControlError> {
         self.input().write(bytes).await
     }
 
-    /// Ends the run's standard input.
+    /// Closes the run's standard input.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -117,7 +117,7 @@ impl Run {
     }
 }
 
-/// What can be done to a run beside taking its events. For a run that has ended it does nothing.
+/// Sends input and signals to a run. Has no effect on a run that has ended.
 #[derive(Debug)]
 pub struct RunInput {
     connection: Arc<Connection>,
@@ -129,14 +129,14 @@ impl RunInput {
     /// Writes to the run's standard input, as fast as the run reads.
     ///
     /// # Errors
-    /// [`ControlError::Closed`] where the run or the sandbox has ended.
+    /// [`ControlError::Closed`] if the run or the sandbox has ended.
     pub async fn write(&self, bytes: &[u8]) -> Result<(), ControlError> {
         self.connection
             .send_data(self.id, &self.credit, bytes)
             .await
     }
 
-    /// Ends the run's standard input.
+    /// Closes the run's standard input.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -153,7 +153,7 @@ impl RunInput {
         self.connection.send(&HostFrame::Signal { id, signal })
     }
 
-    /// Changes the size of the run's terminal, where it has one.
+    /// Changes the size of the run's terminal, if the run has one.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -163,10 +163,10 @@ impl RunInput {
     }
 }
 
-impl Drop for Run {
+impl Drop for RunHandle {
     fn drop(&mut self) {
         if !self.ended {
-            // Where the connection is gone, the run is too.
+            // Ignore a closed connection: the run has ended with it.
             let _ = self.signal(Signal::Kill);
         }
         self.connection.forget(self.stream.id);
