@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use isol8_api::file::{DirectoryEntry, DirectoryListing, EntryType};
 use isol8_api::{Runtime, SandboxPath, SessionId};
-use isol8_backend::{Control, ControlError, Entry, EntryKind, FileReader, FileWriter, Sandbox};
+use isol8_backend::{
+    Control, ControlError, EntryKind, FileReader, FileWriter, RawDirectoryEntry, Sandbox,
+};
 use isol8_protocol::FailureKind;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -195,7 +197,7 @@ pub(crate) async fn list(
     Ok(DirectoryListing { entries, truncated })
 }
 
-fn entry(found: Entry) -> DirectoryEntry {
+fn entry(found: RawDirectoryEntry) -> DirectoryEntry {
     DirectoryEntry {
         name: String::from_utf8_lossy(&found.name).into_owned(),
         kind: match found.kind {

@@ -23,7 +23,7 @@ use isol8_api::{
     Encoding, EventKind, ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, StreamEvent,
     Timings,
 };
-use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
+use isol8_backend::{ControlError, RunEvent, RunHandle, Sandbox, SandboxUsage};
 use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -540,7 +540,7 @@ impl Execution<'_> {
 /// Passes on what a run writes, up to its end. The time that a slow client takes is not the run's: the
 /// guest waits for it, and so does the host's patience with the guest.
 async fn follow(
-    run: &mut Run,
+    run: &mut RunHandle,
     limit: Duration,
     output: &mut Output<'_>,
 ) -> Result<Exit, ExecuteError> {
@@ -558,7 +558,7 @@ async fn follow(
 
 /// Ends a run whose caller is gone, and waits for its end: what comes next in the sandbox must
 /// not meet it.
-async fn kill(run: &mut Run) -> Result<Exit, ExecuteError> {
+async fn kill(run: &mut RunHandle) -> Result<Exit, ExecuteError> {
     run.signal(Signal::Kill)?;
     let ending = async {
         loop {

@@ -1,6 +1,6 @@
 //! From a job to what the guest is asked for.
 
-use isol8_backend::kernel_of;
+use isol8_backend::interpreter_of;
 use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
@@ -22,7 +22,7 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> Option<RunS
             argv: ["bash", "-c", command].map(str::to_owned).to_vec(),
         },
         Program::Source { code, extension } => {
-            let kernel = kernel_of(job.runtime());
+            let kernel = interpreter_of(job.runtime());
             let source = code.clone().into_bytes();
             let script = |path: &str| GuestProgram::Script {
                 kernel,

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{Failure, FailureKind, GuestFrame, KernelKind, KernelSettings, StreamId};
+use isol8_protocol::{Failure, FailureKind, GuestFrame, KernelKind, PrewarmSettings, StreamId};
 use nix::unistd::Pid;
 
 use super::wait::{Source, Waits};
@@ -59,7 +59,7 @@ enum Hold {
 #[derive(Debug)]
 struct Wanted {
     kind: KernelKind,
-    settings: KernelSettings,
+    settings: PrewarmSettings,
 }
 
 /// The kept interpreters.
@@ -211,9 +211,9 @@ impl Keep {
         }
     }
 
-    fn settings(&self) -> KernelSettings {
+    fn settings(&self) -> PrewarmSettings {
         let wanted = self.wanted.as_ref();
-        wanted.map_or_else(KernelSettings::default, |wanted| wanted.settings.clone())
+        wanted.map_or_else(PrewarmSettings::default, |wanted| wanted.settings.clone())
     }
 
     /// Whether forking saves more than the interpreter costs that is forked.
@@ -230,7 +230,7 @@ impl Keep {
 }
 
 impl Guest {
-    pub(super) fn prepare(&mut self, id: StreamId, kind: KernelKind, settings: KernelSettings) {
+    pub(super) fn prepare(&mut self, id: StreamId, kind: KernelKind, settings: PrewarmSettings) {
         if !Recipe::of(kind).is_worth_keeping() {
             return self.tell(&GuestFrame::Done { id });
         }
