@@ -5,7 +5,7 @@ use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
 
-use super::{Live, Mode};
+use super::{Attachment, Mode};
 
 /// Path of the setup script: outside `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
@@ -15,7 +15,7 @@ const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
 /// Returns the run of the program, if the job has a program.
-pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> Option<RunSpec> {
+pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Option<RunSpec> {
     let program = match &job.program {
         Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
