@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isol8_api::Runtime;
-use isol8_backend::{Backend, BackendError, Instance, kernel_of};
+use isol8_backend::{Backend, BackendError, Instance, interpreter_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::SpawnerCommand;
@@ -152,7 +152,7 @@ pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(),
             .await?;
         let prepared = sandbox
             .control()
-            .prepare(kernel_of(runtime), settings)
+            .prepare(interpreter_of(runtime), settings)
             .await;
         sandbox.destroy().await?;
         prepared.map_err(|error| {
@@ -197,7 +197,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
     DockerConfig {
         host: config.docker.host.clone(),
         images,
-        kernels: config.kernels.clone(),
+        prewarm: config.kernels.clone(),
         adoptable_for: config.adoptable_for,
         certificates: config.certificates.clone(),
         shm_bytes: config.ceilings.limits.memory.bytes(),
@@ -220,7 +220,7 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
             certificates: config.certificates.clone(),
             log: matches!(purpose, Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
-        kernels: config.kernels.clone(),
+        prewarm: config.kernels.clone(),
         shm_bytes: config.ceilings.limits.memory.bytes(),
     }
 }

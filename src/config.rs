@@ -33,7 +33,7 @@ use isol8_actors::pool::{HostProcessors, PoolConfig, PoolSize, SandboxDefaults, 
 use isol8_actors::pruner::PrunerConfig;
 use isol8_actors::registry::RegistryConfig;
 use isol8_api::{ByteSize, NetworkMode, Runtime};
-use isol8_backend::{Certificates, Kernels, Limits};
+use isol8_backend::{Certificates, Limits, PrewarmConfig};
 use isol8_egress::{Egress, EgressConfig};
 use isol8_registry_cache::RegistryCache;
 
@@ -149,7 +149,7 @@ pub struct Config {
     /// How many sandboxes of a runtime are made ahead at the same time.
     pub pool_refill_width: usize,
     /// How interpreters are kept booted.
-    pub kernels: Kernels,
+    pub kernels: PrewarmConfig,
     /// Settings of requests that name none.
     pub defaults: Defaults,
     /// Upper limits of what a request may ask for.

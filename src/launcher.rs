@@ -259,7 +259,7 @@ impl Launcher {
             return Err("the server already has an instance".to_owned());
         }
         let instance = backends::adopt_or_create(&self.state)
-            .and_then(|instance| instance.give(self.owner).map(|()| instance))
+            .and_then(|instance| instance.share_with(self.owner).map(|()| instance))
             .map_err(|error| error.to_string())?;
         let lock = instance
             .lock()
@@ -306,7 +306,7 @@ impl Launcher {
         let Some(instance) = self.instance else {
             return;
         };
-        let is_needed = !instance.claims().is_empty() || instance.is_held().unwrap_or(true);
+        let is_needed = !instance.claims().is_empty() || instance.has_helper().unwrap_or(true);
         if is_needed || !instance.directory().exists() {
             instance.leave();
         } else if let Err(error) = cgroup::remove_instance(instance.id().as_str()) {

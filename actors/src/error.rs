@@ -20,10 +20,10 @@ pub enum ExecuteError {
     RuntimeUnavailable(String),
     /// The setup script failed.
     #[error("Setup script {0}")]
-    SetupFailed(Unprepared),
+    SetupFailed(PreparationFailed),
     /// Packages could not be installed.
     #[error("installPackages {0}")]
-    InstallFailed(Unprepared),
+    InstallFailed(PreparationFailed),
     /// A session cannot change its runtime.
     #[error(
         "Cannot switch runtime of session {session} from {bound} to {asked}, use another session id or delete it first"
@@ -132,7 +132,7 @@ fn after_colon(text: &str) -> String {
 /// How a preparation (the setup script or the installation) failed, so that the program was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}{}", after_colon(.stderr))]
-pub struct Unprepared {
+pub struct PreparationFailed {
     /// Exit code of the preparation.
     pub exit_code: i32,
     /// Why it ended so.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use isol8_api::file::{DirectoryEntry, DirectoryListing, EntryType};
 use isol8_api::{Runtime, SandboxPath, SessionId};
-use isol8_backend::{Control, ControlError, Entry, EntryKind, FileReader, FileWriter, Sandbox};
+use isol8_backend::{
+    Control, ControlError, EntryKind, FileReader, FileWriter, RawDirectoryEntry, Sandbox,
+};
 use isol8_protocol::FailureKind;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +44,7 @@ pub(crate) async fn check_memory(sandbox: &dyn Sandbox, bytes: u64) -> Result<()
 
 /// The right to one transfer. The session is in use as long as there is one.
 #[derive(Debug)]
-pub(crate) struct Access {
+pub(crate) struct TransferPermit {
     pub(crate) id: SessionId,
     pub(crate) sandbox: Arc<dyn Sandbox>,
     pub(crate) status: Arc<Status>,
@@ -50,7 +52,7 @@ pub(crate) struct Access {
     pub(crate) _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Access {
+impl Drop for TransferPermit {
     fn drop(&mut self) {
         self.status.note_use();
         self.session.do_send(Used);
@@ -59,14 +61,14 @@ impl Drop for Access {
 
 /// A transfer under way.
 #[derive(Debug)]
-pub(crate) struct Visit {
-    pub(crate) access: Access,
+pub(crate) struct Transfer {
+    pub(crate) access: TransferPermit,
     pub(crate) stop: CancellationToken,
     /// A shutdown gives it time as it gives jobs.
     pub(crate) _counted: TaskTrackerToken,
 }
 
-impl Visit {
+impl Transfer {
     pub(crate) fn runtime(&self) -> Runtime {
         self.access.status.runtime
     }
@@ -111,11 +113,11 @@ pub struct Upload {
     writer: FileWriter,
     /// Bytes that there is surely memory for.
     room: u64,
-    visit: Visit,
+    visit: Transfer,
 }
 
 impl Upload {
-    pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
+    pub(crate) fn open(visit: Transfer, path: &SandboxPath) -> Result<Self, ExecuteError> {
         let opened = visit.control().open_writer(path.as_str(), FILE_MODE);
         let writer = opened.map_err(|error| visit.error(error))?;
         Ok(Self {
@@ -158,11 +160,11 @@ impl Upload {
 #[derive(Debug)]
 pub struct Download {
     reader: FileReader,
-    visit: Visit,
+    visit: Transfer,
 }
 
 impl Download {
-    pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
+    pub(crate) fn open(visit: Transfer, path: &SandboxPath) -> Result<Self, ExecuteError> {
         let opened = visit.control().open_reader(path.as_str());
         let reader = opened.map_err(|error| visit.error(error))?;
         Ok(Self { reader, visit })
@@ -183,7 +185,7 @@ impl Download {
 }
 
 pub(crate) async fn list(
-    visit: Visit,
+    visit: Transfer,
     path: &SandboxPath,
 ) -> Result<DirectoryListing, ExecuteError> {
     let listing = visit.control().list(path.as_str(), LIST_LIMIT);
@@ -195,7 +197,7 @@ pub(crate) async fn list(
     Ok(DirectoryListing { entries, truncated })
 }
 
-fn entry(found: Entry) -> DirectoryEntry {
+fn entry(found: RawDirectoryEntry) -> DirectoryEntry {
     DirectoryEntry {
         name: String::from_utf8_lossy(&found.name).into_owned(),
         kind: match found.kind {

@@ -26,11 +26,11 @@ mod loss;
 mod supervisor;
 mod watch;
 
-pub use error::{ExecuteError, FailureCause, Unprepared};
+pub use error::{ExecuteError, FailureCause, PreparationFailed};
 pub use isol8_protocol::{Signal, TerminalSize};
 pub use job::{FileExtension, Install, Job, NamedLimits, Program};
 pub use network::Network;
 pub use run::{Input, InputSender};
 pub use service::{Service, ServiceConfig, ServiceState};
 pub use stream::JobStream;
-pub use supervisor::{Gone, Supervised};
+pub use supervisor::{ActorGone, Supervised};

@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::{Held, Pool};
-use crate::run::{Live, Memory};
-use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
-use crate::supervisor::{ATTEMPTS, Life, Restarts, Supervised};
+use crate::pool::{Pool, PooledSandbox};
+use crate::run::{Attachment, SandboxHistory};
+use crate::session::{self, Run, Session, SessionContext, SessionKey, SessionState, Status};
+use crate::supervisor::{ATTEMPTS, Restarts, StateGuard, Supervised};
 pub(crate) use open::Open;
 
 /// Highest number of unreported losses that are remembered; the oldest is dropped.
@@ -58,7 +58,7 @@ pub struct Execute {
     /// The job.
     pub job: Arc<Job>,
     /// The client that follows the run, if there is one.
-    pub live: Option<Live>,
+    pub live: Option<Attachment>,
     /// Triggered when the requester has gone.
     pub cancel: CancellationToken,
 }
@@ -93,7 +93,7 @@ pub struct Adopt(pub Vec<Adopted>);
 /// Has every session look after itself.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub struct LookAfter {
+pub struct HealthCheck {
     /// Ends those that have been idle for this long. Each decides for itself.
     pub max_idle: Option<Duration>,
 }
@@ -148,12 +148,12 @@ pub struct Registry {
     pool: Supervised<Pool>,
     admission: Admission,
     restarts: Restarts,
-    own: Life<Self, Estate>,
+    own: StateGuard<Self, ActorState>,
 }
 
 /// The state of a registry, which a restarted registry takes over.
 #[derive(Debug, Default)]
-struct Estate {
+struct ActorState {
     config: RegistryConfig,
     live: HashMap<SessionKey, Slot>,
     losses: Losses,
@@ -185,12 +185,12 @@ pub(crate) fn start(
     admission: Admission,
     restarts: Restarts,
 ) -> Supervised<Registry> {
-    let estate = Estate {
+    let state = ActorState {
         config,
-        ..Estate::default()
+        ..ActorState::default()
     };
     let counter = Arc::clone(&restarts.registry);
-    Supervised::start("registry", counter, estate, move |own| Registry {
+    Supervised::start("registry", counter, state, move |own| Registry {
         pool: pool.clone(),
         admission: admission.clone(),
         restarts: restarts.clone(),
@@ -281,10 +281,15 @@ impl Registry {
         Ok(session)
     }
 
-    fn setting(&mut self, key: &SessionKey, spec: SandboxSpec, status: &Arc<Status>) -> Setting {
+    fn setting(
+        &mut self,
+        key: &SessionKey,
+        spec: SandboxSpec,
+        status: &Arc<Status>,
+    ) -> SessionContext {
         let generation = self.own.next_generation;
         self.own.next_generation += 1;
-        Setting {
+        SessionContext {
             key: key.clone(),
             generation,
             spec,
@@ -318,11 +323,11 @@ impl Registry {
         let mut setting = self.setting(&key, claim.spec.clone(), &status);
         setting.defaults = claim.defaults;
         let generation = setting.generation;
-        let held = Held {
+        let held = PooledSandbox {
             sandbox,
             made: Instant::now(),
             spec: claim.spec,
-            memory: Memory {
+            memory: SandboxHistory {
                 usage: None,
                 unreported_loss: false,
             },
@@ -456,12 +461,12 @@ impl Handler<Delete> for Registry {
     }
 }
 
-impl Handler<LookAfter> for Registry {
+impl Handler<HealthCheck> for Registry {
     type Result = ();
 
-    fn handle(&mut self, LookAfter { max_idle }: LookAfter, _: &mut Self::Context) {
+    fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, _: &mut Self::Context) {
         for slot in self.own.live.values() {
-            slot.session.do_send(session::LookAfter { max_idle });
+            slot.session.do_send(session::HealthCheck { max_idle });
         }
     }
 }

@@ -23,16 +23,16 @@ use isol8_api::{
     Encoding, EventKind, ExecutionResult, NetworkLogEntry, Phase, ResourceUsage, StreamEvent,
     Timings,
 };
-use isol8_backend::{ControlError, Run, RunEvent, Sandbox, SandboxUsage};
+use isol8_backend::{ControlError, RunEvent, RunHandle, Sandbox, SandboxUsage};
 use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{ExecuteError, FailureCause, Unprepared};
+use crate::error::{ExecuteError, FailureCause, PreparationFailed};
 use crate::job::{Install, Job};
 use crate::loss;
 use crate::network::{self, Network};
-pub use live::{Input, InputSender, Live};
+pub use live::{Attachment, Input, InputSender};
 use output::{Carried, Finished, Output, Sink, Written};
 use secrets::Secrets;
 
@@ -92,14 +92,14 @@ pub enum Mode {
 
 /// Facts about a sandbox that its owner keeps between runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct SandboxHistory {
     /// Usage at the last measurement; `None` if it is not known.
     pub usage: Option<SandboxUsage>,
     /// Set if the interpreter's state was lost and no result has reported that yet.
     pub unreported_loss: bool,
 }
 
-impl Memory {
+impl SandboxHistory {
     /// For a sandbox that was just made.
     #[must_use]
     pub fn fresh() -> Self {
@@ -121,7 +121,7 @@ impl Memory {
 
 /// How long a job waited before it reached its sandbox.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Waits {
+pub struct QueueTimings {
     /// Waiting for its turn.
     pub queue: Duration,
     /// Getting a sandbox.
@@ -138,9 +138,9 @@ pub async fn run(
     sandbox: &dyn Sandbox,
     job: &Job,
     mode: Mode,
-    waits: Waits,
-    memory: &mut Memory,
-    live: Option<&Live>,
+    waits: QueueTimings,
+    memory: &mut SandboxHistory,
+    live: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     Execution {
@@ -166,8 +166,8 @@ pub async fn run(
 struct Execution<'a> {
     sandbox: &'a dyn Sandbox,
     job: &'a Job,
-    memory: &'a mut Memory,
-    live: Option<&'a Live>,
+    memory: &'a mut SandboxHistory,
+    live: Option<&'a Attachment>,
     sink: Sink,
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
@@ -181,7 +181,7 @@ struct Execution<'a> {
 }
 
 impl Execution<'_> {
-    async fn all(mut self, waits: Waits) -> Result<ExecutionResult, ExecuteError> {
+    async fn all(mut self, waits: QueueTimings) -> Result<ExecutionResult, ExecuteError> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
         self.write_files().await?;
@@ -347,7 +347,7 @@ impl Execution<'_> {
         spec: RunSpec,
         network: Option<&dyn Network>,
         timeout_key: &'static str,
-    ) -> Result<Result<(), Unprepared>, ExecuteError> {
+    ) -> Result<Result<(), PreparationFailed>, ExecuteError> {
         let limit = self.timeout_of(&spec);
         let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
         let Written { stderr, .. } = self.sink.take();
@@ -365,7 +365,7 @@ impl Execution<'_> {
         } else {
             FailureCause::Exit(exit_code)
         };
-        Ok(Err(Unprepared {
+        Ok(Err(PreparationFailed {
             exit_code,
             cause,
             stderr: Carried::new(stderr, true).text,
@@ -540,7 +540,7 @@ impl Execution<'_> {
 /// Passes on what a run writes, up to its end. The time that a slow client takes is not the run's: the
 /// guest waits for it, and so does the host's patience with the guest.
 async fn follow(
-    run: &mut Run,
+    run: &mut RunHandle,
     limit: Duration,
     output: &mut Output<'_>,
 ) -> Result<Exit, ExecuteError> {
@@ -558,7 +558,7 @@ async fn follow(
 
 /// Ends a run whose caller is gone, and waits for its end: what comes next in the sandbox must
 /// not meet it.
-async fn kill(run: &mut Run) -> Result<Exit, ExecuteError> {
+async fn kill(run: &mut RunHandle) -> Result<Exit, ExecuteError> {
     run.signal(Signal::Kill)?;
     let ending = async {
         loop {

@@ -21,10 +21,10 @@ use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState};
-use crate::run::{self, Input, Live, Mode, Waits};
+use crate::run::{self, Attachment, Input, Mode, QueueTimings};
 use crate::session::{SessionKey, SessionState};
 use crate::stream::JobStream;
-use crate::supervisor::{Gone, Restarts, Supervised};
+use crate::supervisor::{ActorGone, Restarts, Supervised};
 
 /// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
 /// left without asking.
@@ -217,7 +217,7 @@ impl Service {
         tenant: TenantId,
         session: Option<SessionId>,
         job: Job,
-        live: Option<Live>,
+        live: Option<Attachment>,
     ) -> Result<ExecutionResult, ExecuteError> {
         let shared = &self.shared;
         let _counted = self.count()?;
@@ -279,7 +279,7 @@ impl Service {
         match pool {
             Ok(pool) if pool.draining => Err(Unready::Draining),
             Ok(pool) if pool.was_full => Ok(()),
-            Ok(_) | Err(Gone) => Err(Unready::Warming),
+            Ok(_) | Err(ActorGone) => Err(Unready::Warming),
         }
     }
 
@@ -455,8 +455,8 @@ impl Service {
     }
 }
 
-impl From<Gone> for ExecuteError {
-    fn from(_: Gone) -> Self {
+impl From<ActorGone> for ExecuteError {
+    fn from(_: ActorGone) -> Self {
         Self::Internal("an actor does not answer".to_owned())
     }
 }
@@ -467,7 +467,7 @@ async fn ephemeral(
     admission: Admission,
     tenant: TenantId,
     job: Job,
-    live: Option<Live>,
+    live: Option<Attachment>,
     cancel: CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let start = Instant::now();
@@ -478,7 +478,7 @@ async fn ephemeral(
     let acquiring = pool::acquire(&pool, tenant, spec);
     let acquired = cancel.run_until_cancelled(acquiring).await;
     let mut lease = acquired.ok_or(ExecuteError::Cancelled)??;
-    let waits = Waits {
+    let waits = QueueTimings {
         queue,
         acquire: start.elapsed() - queue,
     };

@@ -4,9 +4,9 @@
 //! two first requests make one sandbox. A session ends once: deleted, or lost with its sandbox. At its end it informs
 //! the registry, and answers the requests that are still on their way.
 
+mod job_task;
 mod message;
 mod open;
-mod turn;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,26 +21,26 @@ use tokio::time::Instant;
 
 use crate::error::ExecuteError;
 use crate::loss;
-use crate::pool::{self, Held, Lease, PoolError};
+use crate::pool::{self, Lease, PoolError, PooledSandbox};
 use crate::registry::{Again, Ended, LossReported};
-use crate::run::{Memory, Waits};
-use crate::supervisor::{Life, Supervised};
+use crate::run::{QueueTimings, SandboxHistory};
+use crate::supervisor::{StateGuard, Supervised};
 use crate::watch::{DeathWatch, destroy};
+use job_task::RunningJob;
 use message::{Acquired, Died, TurnEnded};
-pub(crate) use message::{Delete, Leave, LookAfter, Open, Run, Setting, Status, Used};
+pub(crate) use message::{Delete, HealthCheck, Leave, Open, Run, SessionContext, Status, Used};
 pub use message::{Observe, Phase, SessionKey, SessionState};
-use turn::Turn;
 
 /// The actor.
 #[derive(Debug)]
 pub struct Session {
-    setting: Setting,
-    own: Life<Self, Estate>,
+    setting: SessionContext,
+    own: StateGuard<Self, ActorState>,
 }
 
 /// The state of a session, which a restarted session takes over.
 #[derive(Debug)]
-struct Estate {
+struct ActorState {
     state: State,
     queue: VecDeque<Run>,
     started: Instant,
@@ -48,7 +48,7 @@ struct Estate {
     acquire: Duration,
 }
 
-impl Default for Estate {
+impl Default for ActorState {
     fn default() -> Self {
         Self {
             state: State::New,
@@ -64,11 +64,11 @@ enum State {
     /// The session has not asked for a sandbox yet.
     New,
     /// A sandbox of an earlier process, idle for this long.
-    Adopted(Held, Duration),
+    Adopted(PooledSandbox, Duration),
     /// The pool was asked for a sandbox.
     Starting,
-    Idle(Home),
-    Running(Home, Turn),
+    Idle(SessionSandbox),
+    Running(SessionSandbox, RunningJob),
     Ended(Ending),
     /// The session is between two states. If an actor finds its predecessor in this state, the predecessor's sandbox is
     /// gone.
@@ -77,8 +77,8 @@ enum State {
 
 /// The session's sandbox.
 #[derive(Debug)]
-struct Home {
-    held: Held,
+struct SessionSandbox {
+    held: PooledSandbox,
     /// When it was last used.
     used: Instant,
     /// Set if the session was used since its last use was persisted.
@@ -89,7 +89,7 @@ struct Home {
     _watch: DeathWatch,
 }
 
-impl Home {
+impl SessionSandbox {
     fn note_use(&mut self) {
         self.used = Instant::now();
         self.is_touched = true;
@@ -136,26 +136,30 @@ impl Actor for Session {
 }
 
 /// Starts a session on the current arbiter. `restarts` counts its successors.
-pub(crate) fn start(setting: Setting, restarts: Arc<AtomicU64>) -> Supervised<Session> {
-    start_with(setting, restarts, Estate::default())
+pub(crate) fn start(setting: SessionContext, restarts: Arc<AtomicU64>) -> Supervised<Session> {
+    start_with(setting, restarts, ActorState::default())
 }
 
 /// As [`start`], with a sandbox from an earlier process that was last used so long ago.
 pub(crate) fn adopt(
-    setting: Setting,
+    setting: SessionContext,
     restarts: Arc<AtomicU64>,
-    held: Held,
+    held: PooledSandbox,
     idle: Duration,
 ) -> Supervised<Session> {
-    let estate = Estate {
+    let state = ActorState {
         state: State::Adopted(held, idle),
-        ..Estate::default()
+        ..ActorState::default()
     };
-    start_with(setting, restarts, estate)
+    start_with(setting, restarts, state)
 }
 
-fn start_with(setting: Setting, restarts: Arc<AtomicU64>, estate: Estate) -> Supervised<Session> {
-    Supervised::start("session", restarts, estate, move |own| Session {
+fn start_with(
+    setting: SessionContext,
+    restarts: Arc<AtomicU64>,
+    state: ActorState,
+) -> Supervised<Session> {
+    Supervised::start("session", restarts, state, move |own| Session {
         setting: setting.clone(),
         own,
     })
@@ -197,13 +201,18 @@ impl Session {
     }
 
     /// Settles a sandbox that was last used so long ago.
-    fn home(&self, held: Held, idle: Duration, claiming: Option<JoinHandle<()>>) -> Home {
+    fn home(
+        &self,
+        held: PooledSandbox,
+        idle: Duration,
+        claiming: Option<JoinHandle<()>>,
+    ) -> SessionSandbox {
         let session = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             session.do_send(Died(reason));
         });
         let now = Instant::now();
-        Home {
+        SessionSandbox {
             held,
             used: now.checked_sub(idle).unwrap_or(now),
             is_touched: false,
@@ -213,7 +222,7 @@ impl Session {
     }
 
     /// Writes down whose the sandbox is.
-    fn claim(&self, held: &Held) -> JoinHandle<()> {
+    fn claim(&self, held: &PooledSandbox) -> JoinHandle<()> {
         let sandbox = Arc::clone(&held.sandbox);
         let key = &self.setting.key;
         let claim = Claim {
@@ -226,7 +235,7 @@ impl Session {
         tokio::spawn(async move {
             if let Err(error) = sandbox.claim(&claim).await {
                 let session = &claim.session;
-                log::warn!(session:%, error:%; "session will not outlive the server");
+                log::warn!(session:%, error:%; "session handoff not outlive the server");
             }
         })
     }
@@ -245,20 +254,20 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, mut home: Home, run: Run) {
+    fn begin(&mut self, mut home: SessionSandbox, run: Run) {
         let acquire = std::mem::take(&mut self.own.acquire);
-        let waits = Waits {
+        let waits = QueueTimings {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
         let session = self.own.handle();
-        let beginning = turn::Beginning {
+        let beginning = job_task::JobStart {
             run,
             held: home.held.clone(),
             claiming: home.claiming.take(),
             waits,
         };
-        let turn = Turn::begin(beginning, &self.setting, session);
+        let turn = RunningJob::begin(beginning, &self.setting, session);
         self.own.state = State::Running(home, turn);
         self.setting.status.set_active(true);
     }
@@ -276,7 +285,7 @@ impl Session {
         self.setting.status.set_active(false);
         match held {
             Some(held) => home.held = held,
-            None => home.held.memory = Memory::unknown(),
+            None => home.held.memory = SandboxHistory::unknown(),
         }
         home.note_use();
         if let Err(ExecuteError::SandboxLost(reason)) = result {
@@ -474,10 +483,10 @@ impl Handler<Leave> for Session {
     }
 }
 
-impl Handler<LookAfter> for Session {
+impl Handler<HealthCheck> for Session {
     type Result = ();
 
-    fn handle(&mut self, LookAfter { max_idle }: LookAfter, ctx: &mut Self::Context) {
+    fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, ctx: &mut Self::Context) {
         let (State::Idle(home) | State::Running(home, _)) = &mut self.own.state else {
             return;
         };

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::error::{ExecuteError, FailureCause};
 use crate::run::events::{self, EventReceiver};
-use crate::run::{Input, Live};
+use crate::run::{Attachment, Input};
 
 type Outcome = Result<ExecutionResult, ExecuteError>;
 
@@ -29,13 +29,13 @@ enum State {
 }
 
 impl JobStream {
-    pub(crate) fn new<F>(input: Option<Input>, run: impl FnOnce(Live) -> F) -> Self
+    pub(crate) fn new<F>(input: Option<Input>, run: impl FnOnce(Attachment) -> F) -> Self
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (sender, events) = events::channel();
         let (begin, begun) = watch::channel(false);
-        let live = Live {
+        let live = Attachment {
             events: sender,
             begun: begin,
             input: input.map(|input| Arc::new(Mutex::new(input))),

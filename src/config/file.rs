@@ -8,7 +8,7 @@ use std::time::Duration;
 use isol8_actors::admission::AdmissionConfig;
 use isol8_actors::pruner::PrunerConfig;
 use isol8_api::Runtime;
-use isol8_backend::Kernels;
+use isol8_backend::PrewarmConfig;
 use isol8_backend_docker::setup::DEFAULT_BASE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -281,7 +281,7 @@ impl ConfigFile {
             pools: pools.collect(),
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             pool_refill_width: self.pool_refill_width,
-            kernels: Kernels::new(kernels),
+            kernels: PrewarmConfig::new(kernels),
             granted_images: self.policy.images()?,
             images: images::check(prebuilt_images, self.dependencies, &images)?,
             networks: self.policy.networks(defaults.network)?,

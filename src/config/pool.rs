@@ -2,7 +2,7 @@
 
 use isol8_actors::pool;
 use isol8_api::Runtime;
-use isol8_backend::KernelSettings;
+use isol8_backend::PrewarmSettings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -172,7 +172,7 @@ pub(super) struct RuntimeTable {
 impl RuntimeTable {
     /// Settings that only Python has are shown with their defaults there, and for no other runtime.
     pub(super) fn python(pool_size: PoolSize) -> Self {
-        let kept = KernelSettings::default();
+        let kept = PrewarmSettings::default();
         Self {
             pool_size: Some(pool_size),
             image: String::new(),
@@ -183,8 +183,8 @@ impl RuntimeTable {
         }
     }
 
-    pub(super) fn kernel(&self, runtime: Runtime) -> Result<KernelSettings, ConfigError> {
-        let kept = KernelSettings::default();
+    pub(super) fn kernel(&self, runtime: Runtime) -> Result<PrewarmSettings, ConfigError> {
+        let kept = PrewarmSettings::default();
         for (key, given) in [
             ("runtimes.*.preload", self.preload.is_some()),
             ("runtimes.*.zygoteMaxRuns", self.zygote_max_runs.is_some()),
@@ -197,7 +197,7 @@ impl RuntimeTable {
             let expected = || "expected under runtimes.python only".to_owned();
             require(key, format!("(under {runtime})"), fits, expected)?;
         }
-        let settings = KernelSettings {
+        let settings = PrewarmSettings {
             preload: self.preload.clone().unwrap_or(kept.preload),
             max_runs: self.zygote_max_runs.unwrap_or(kept.max_runs),
             max_age_ms: self.zygote_max_age_ms.unwrap_or(kept.max_age_ms),

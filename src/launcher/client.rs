@@ -84,7 +84,7 @@ impl LauncherClient {
         let (name, lock) = self.ask(INSTANCE_REQUEST, None).map_err(refused)?;
         let id = SandboxId::parse(&name)
             .ok_or_else(|| refused(io::Error::other("launcher gave an instance without a name")))?;
-        Instance::given(state, id, lock)
+        Instance::with_lock(state, id, lock)
     }
 
     fn ask(&self, what: u8, socket: Option<OwnedFd>) -> io::Result<(String, OwnedFd)> {

@@ -63,7 +63,7 @@ fn make_for_root(directory: &Path, owner: Owner) -> Result<(), String> {
 /// Creates a directory for the server, and gives it to the user.
 fn give_to_user(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory)
-        .and_then(|()| owner.take_tree(directory))
+        .and_then(|()| owner.chown_tree(directory))
         .map_err(|error| failed(directory, &error))
 }
 
@@ -123,7 +123,7 @@ mod tests {
         let fix = format!("`chown root {0} && chmod 711 {0}`", state.display());
         assert!(error.contains(&fix), "{error}");
         fs::set_permissions(&state, Permissions::from_mode(MODE)).unwrap();
-        OWNER.take(&top).unwrap();
+        OWNER.chown(&top).unwrap();
         let error = make_for_root(&state, OWNER).unwrap_err();
         let fix = format!("`chown root {} &&", top.display());
         assert!(

@@ -52,7 +52,7 @@ struct Case {
     /// Both must give this exit code; by default only the same one.
     #[serde(default)]
     exit: Option<i32>,
-    /// Of the script's file, where it is not the runtime's own.
+    /// Extension of the script's file, if it is not the runtime's own.
     #[serde(default)]
     extension: Option<String>,
 }

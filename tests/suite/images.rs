@@ -1,4 +1,4 @@
-//! Images with packages in them. What is built here has names of this process's own.
+//! Images with packages in them. Images that are built here have names of this process's own.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -26,7 +26,7 @@ impl Images {
 
 impl Drop for Images {
     fn drop(&mut self) {
-        // One that was not built is as good as removed.
+        // An image that was not built is as good as removed.
         let _ = docker(&["rmi", "--force"], &self.0);
     }
 }
@@ -36,7 +36,7 @@ fn docker(arguments: &[&str], more: &[String]) -> Output {
     docker.args(arguments).args(more).output().unwrap()
 }
 
-/// What builds need on this machine: its certificates, where a proxy inspects TLS.
+/// Settings that builds need on this machine: its certificates, if a proxy inspects TLS.
 fn build_config() -> String {
     let bundle = std::env::var("SSL_CERT_FILE").unwrap_or_default();
     format!("[images]\ncaBundle = \"{bundle}\"\n")

@@ -1,4 +1,4 @@
-//! Packages that a request brings with it. They come from the real registries.
+//! Packages that a request brings with it. The packages come from the real registries.
 
 mod by_code;
 mod cache;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// Shortest time for which a request waits for a sandbox of its tenant that is in use.
 const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 
-/// The sandboxes of one shelf that come back, by tenant.
+/// The sandboxes of one sub-pool that come back, by tenant.
 #[derive(Debug, Default)]
 pub(super) struct Circulation {
     tenants: BTreeMap<TenantId, Circulating>,

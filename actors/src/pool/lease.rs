@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Pool;
 use super::message::Release;
-use crate::run::Memory;
+use crate::run::SandboxHistory;
 use crate::supervisor::WeakSupervised;
 
 /// How long changing limits may take: a few writes to files of the kernel, or one engine call.
@@ -19,7 +19,7 @@ const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A sandbox, and what is known about it.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct PooledSandbox {
     /// The sandbox.
     pub sandbox: Arc<dyn Sandbox>,
     /// When it was made.
@@ -27,10 +27,10 @@ pub struct Held {
     /// The specification it was made for, with the limits that hold now.
     pub spec: SandboxSpec,
     /// Facts about its last run.
-    pub memory: Memory,
+    pub memory: SandboxHistory,
 }
 
-impl Held {
+impl PooledSandbox {
     /// Makes `limits` hold.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub struct Lease {
     /// The sandbox.
-    pub held: Held,
+    pub held: PooledSandbox,
     tenant: TenantId,
     fate: Fate,
     pool: WeakSupervised<Pool>,
@@ -71,7 +71,7 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn new(
-        held: Held,
+        held: PooledSandbox,
         tenant: TenantId,
         leased: &Arc<AtomicUsize>,
         pool: WeakSupervised<Pool>,
@@ -93,7 +93,7 @@ impl Lease {
 
     /// Makes the caller the sandbox's owner; the pool forgets it.
     #[must_use]
-    pub fn take(mut self) -> Held {
+    pub fn take(mut self) -> PooledSandbox {
         self.fate = Fate::Taken;
         self.held.clone()
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::lease::Fate;
-use super::{Held, Kind, Lease, Pool, PoolConfig};
+use super::{Kind, Lease, Pool, PoolConfig, PooledSandbox};
 use crate::error::ExecuteError;
 use crate::supervisor::{ATTEMPTS, Supervised};
 
@@ -106,9 +106,9 @@ pub(super) struct Created {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Cleaned {
-    pub(super) cleaned: Result<Held, String>,
+    pub(super) cleaned: Result<PooledSandbox, String>,
     /// The sandbox as it was before.
-    pub(super) held: Held,
+    pub(super) held: PooledSandbox,
     pub(super) owner: TenantId,
     pub(super) took: Duration,
 }
@@ -136,7 +136,7 @@ pub(super) struct Supply;
 /// Asks the pool to check the age and the health of idle sandboxes.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct LookAfter;
+pub(super) struct HealthCheck;
 
 /// Asks the pool to try again to make sandboxes ahead.
 #[derive(Debug, Message)]
@@ -147,7 +147,7 @@ pub(super) struct Retry(pub(super) Kind);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Release {
-    pub(super) held: Held,
+    pub(super) held: PooledSandbox,
     pub(super) tenant: TenantId,
     pub(super) fate: Fate,
 }
@@ -182,9 +182,9 @@ pub struct Observe;
 #[serde(rename_all = "camelCase")]
 pub struct PoolState {
     /// By runtime; those that nothing happened to are left out.
-    pub runtimes: BTreeMap<Runtime, ShelfState>,
+    pub runtimes: BTreeMap<Runtime, SubPoolState>,
     /// By image, of those that are no runtime's own; those that nothing happened to are left out.
-    pub images: BTreeMap<String, ShelfState>,
+    pub images: BTreeMap<String, SubPoolState>,
     /// Sandboxes handed out.
     pub leased: usize,
     /// Sandboxes being destroyed.
@@ -198,7 +198,7 @@ pub struct PoolState {
 /// The state that the pool reports for one runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ShelfState {
+pub struct SubPoolState {
     /// Never used sandboxes that wait.
     pub clean: usize,
     /// Used ones that were reset and wait for their tenant.

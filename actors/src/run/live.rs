@@ -12,7 +12,7 @@ use super::events::EventSender;
 
 /// The client's side of a run. Clones belong to the same client.
 #[derive(Clone, Debug)]
-pub struct Live {
+pub struct Attachment {
     /// The channel for events. Each event waits until there is room, and the run with it.
     pub(crate) events: EventSender,
     /// Set once the job's program, or its setup script, is about to start.
@@ -68,7 +68,7 @@ impl Input {
     }
 }
 
-impl Live {
+impl Attachment {
     /// Carries what the client sends to the run, for as long as that goes on.
     pub(super) async fn feed(&self, run: &RunInput) -> Infallible {
         if let Some(input) = &self.input {

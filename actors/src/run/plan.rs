@@ -1,11 +1,11 @@
 //! From a job to what the guest is asked for.
 
-use isol8_backend::kernel_of;
+use isol8_backend::interpreter_of;
 use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
 
-use super::{Live, Mode};
+use super::{Attachment, Mode};
 
 /// Path of the setup script: outside `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
@@ -15,14 +15,14 @@ const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
 /// Returns the run of the program, if the job has a program.
-pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> Option<RunSpec> {
+pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Option<RunSpec> {
     let program = match &job.program {
         Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
             argv: ["bash", "-c", command].map(str::to_owned).to_vec(),
         },
         Program::Source { code, extension } => {
-            let kernel = kernel_of(job.runtime());
+            let kernel = interpreter_of(job.runtime());
             let source = code.clone().into_bytes();
             let script = |path: &str| GuestProgram::Script {
                 kernel,

@@ -5,7 +5,7 @@ use isol8_api::{SandboxPath, SessionId, TenantId};
 
 use super::Service;
 use crate::error::ExecuteError;
-use crate::files::{self, Download, Upload, Visit};
+use crate::files::{self, Download, Transfer, Upload};
 use crate::job::Job;
 use crate::registry;
 use crate::session::SessionKey;
@@ -79,7 +79,7 @@ impl Service {
         files::list(self.visit(tenant, session).await?, path).await
     }
 
-    async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Visit, ExecuteError> {
+    async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Transfer, ExecuteError> {
         let shared = &self.shared;
         let counted = self.count()?;
         let key = SessionKey { tenant, id };
@@ -87,7 +87,7 @@ impl Service {
             .registry
             .ask(|| registry::Open(key.clone()))
             .await??;
-        Ok(Visit {
+        Ok(Transfer {
             access,
             stop: shared.stop.child_token(),
             _counted: counted,

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::error::ExecuteError;
-use crate::files::{Access, MAX_TRANSFERS};
+use crate::files::{MAX_TRANSFERS, TransferPermit};
 use crate::job::Job;
-use crate::pool::{Held, Lease, Pool, PoolError};
+use crate::pool::{Lease, Pool, PoolError, PooledSandbox};
 use crate::registry::Registry;
-use crate::run::Live;
+use crate::run::Attachment;
 use crate::supervisor::{Supervised, WeakSupervised};
 
 /// Names a session among all tenants'.
@@ -94,7 +94,7 @@ pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
 pub(crate) struct Run {
     pub(crate) job: Arc<Job>,
     /// The client that follows the run, if there is one.
-    pub(crate) live: Option<Live>,
+    pub(crate) live: Option<Attachment>,
     /// Triggered when the requester has gone.
     pub(crate) cancel: CancellationToken,
     pub(crate) received: Instant,
@@ -114,7 +114,7 @@ pub(crate) struct Leave;
 /// Asks for permission to transfer one file. Accepted in every state; a session without a sandbox answers that it does
 /// not exist.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<Access, ExecuteError>")]
+#[rtype(result = "Result<TransferPermit, ExecuteError>")]
 pub(crate) struct Open;
 
 /// A file transfer has ended.
@@ -125,7 +125,7 @@ pub(crate) struct Used;
 /// Persists the time of the last use. Ends the session if it has been idle for this long and no request waits.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct LookAfter {
+pub(crate) struct HealthCheck {
     pub(crate) max_idle: Option<Duration>,
 }
 
@@ -150,7 +150,7 @@ pub(super) struct Acquired(pub(super) Result<Lease, PoolError>);
 pub(super) struct TurnEnded {
     pub(super) result: Result<ExecutionResult, ExecuteError>,
     /// The sandbox as it is now; none where the run panicked.
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<PooledSandbox>,
 }
 
 /// The state that a session reports.
@@ -181,7 +181,7 @@ pub enum Phase {
 
 /// The settings that a session is made with.
 #[derive(Clone, Debug)]
-pub(crate) struct Setting {
+pub(crate) struct SessionContext {
     pub(crate) key: SessionKey,
     /// Tells this session from others of the same key, before and after it.
     pub(crate) generation: u64,

@@ -102,9 +102,9 @@ impl House {
     pub async fn until_waiting(&self, clean: usize, used: usize) {
         for _ in 0..60_000 {
             let state = self.service.observe().await.unwrap().pool;
-            let shelf = state.runtimes.get(&Runtime::Python).cloned();
-            let shelf = shelf.unwrap_or_default();
-            if (shelf.clean, shelf.used, shelf.cleaning) == (clean, used, 0) {
+            let sub_pool = state.runtimes.get(&Runtime::Python).cloned();
+            let sub_pool = sub_pool.unwrap_or_default();
+            if (sub_pool.clean, sub_pool.used, sub_pool.cleaning) == (clean, used, 0) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;

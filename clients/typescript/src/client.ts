@@ -71,7 +71,7 @@ export interface StreamOptions extends CallOptions {
   transport?: "websocket" | "sse";
 }
 
-/** What a file can be made of. */
+/** The types of a file's content. */
 export type FileContent = string | Uint8Array | Blob | ReadableStream<Uint8Array>;
 
 interface Parts extends CallOptions {
@@ -103,7 +103,7 @@ export class Isol8 {
    * A server by its address, for example `http://127.0.0.1:3000`; else that of `ISOL8_HOST`, else that of
    * `isol8 login`. Nothing is sent yet.
    *
-   * @throws TypeError where there is no server or no key, or the address is not one of a server.
+   * @throws TypeError if there is no server or no key, or the address is not one of a server.
    */
   constructor(url?: string, options: ClientOptions = {}) {
     const found = settings(url, options.key);
@@ -122,7 +122,7 @@ export class Isol8 {
   }
 
   /**
-   * Runs a program and waits for its end. One that fails is a result.
+   * Runs a program and waits for its end. A program that fails is a result.
    *
    * Node's own `fetch` waits five minutes for an answer: follow longer runs with {@link executeStream}, or
    * give the client another `fetch`.
@@ -138,8 +138,8 @@ export class Isol8 {
   }
 
   /**
-   * Runs a program and follows it: over a WebSocket, or where none can be had, as in browsers, by server-sent
-   * events, which take neither standard input nor signals.
+   * Runs a program and follows it: over a WebSocket, or if none is available, as in browsers, by server-sent events,
+   * which take neither standard input nor signals.
    */
   async executeStream(request: ExecutionRequest, call: StreamOptions = {}): Promise<ExecutionStream> {
     const body = executeBody(request, call.options, this.sessionId);
@@ -203,7 +203,7 @@ export class Isol8 {
   }
 
   /**
-   * Creates a session before anything runs in it. One that exists raises an {@link Isol8Error} with the code
+   * Creates a session before anything runs in it. A session that exists raises an {@link Isol8Error} with the code
    * `SESSION_EXISTS`. A client for the session is `new Isol8(url, { sessionId: session.id })`.
    */
   async createSession(session: CreateSession, call: CallOptions = {}): Promise<Session> {
@@ -258,7 +258,7 @@ export class Isol8 {
       headers: { ...this.#headers, ...headers },
       ...(body === undefined ? {} : { body: body as BodyInit }),
       ...(signal === undefined ? {} : { signal }),
-      // What `fetch` wants to hear of a body that is a stream.
+      // Required by `fetch` for a body that is a stream.
       ...(body instanceof ReadableStream ? { duplex: "half" } : {}),
     };
     let response: Response;
@@ -274,7 +274,7 @@ export class Isol8 {
     return response;
   }
 
-  /** A WebSocket, where one can be had. Where not, a request over HTTP will tell why. */
+  /** Returns a WebSocket if one is available. If not, a request over HTTP will tell why. */
   async #connect(signal: AbortSignal | undefined): Promise<Socket | undefined> {
     const url = new URL("execute/ws", this.#base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";

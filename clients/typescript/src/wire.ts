@@ -22,7 +22,7 @@ export function baseUrl(url: string): URL {
 /** The header with what the server finds doubtful about a request. */
 const WARNING = "X-Isol8-Warning";
 
-/** The warnings of an answer. Where there are several, `fetch` joins them with commas. */
+/** The warnings of an answer. Several are joined with commas by `fetch`. */
 export function warningsOf(response: Response): string[] {
   const told = response.headers.get(WARNING);
   return told === null ? [] : [told];
@@ -71,7 +71,7 @@ function segment(text: string): string {
   return encodeURIComponent(text);
 }
 
-/** What is posted to `/execute`. */
+/** Returns the body of `POST /execute`. */
 export function executeBody(
   request: ExecutionRequest,
   options: Options | undefined,
@@ -96,12 +96,12 @@ function encoded<T extends { files?: Record<string, string | Uint8Array> }>(hold
   return holder.files ? { ...holder, files: Object.fromEntries(files) } : { ...holder };
 }
 
-/** Returns output as bytes, decoded where it came as base64. */
+/** Returns output as bytes, decoded if it came as base64. */
 export function bytesOf(text: string, encoding: Encoding | undefined): Uint8Array {
   return encoding === "base64" ? fromBase64(text) : new TextEncoder().encode(text);
 }
 
-/** What writes this to the program. */
+/** Yields the messages that write an input to the program. */
 export function* stdinMessages(text: string | Uint8Array): Generator<object> {
   if (text instanceof Uint8Array) {
     for (let start = 0; start < text.length; start += STDIN_PIECE) {

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use isol8_api::Runtime;
-use isol8_backend::{Certificates, Kernels};
+use isol8_backend::{Certificates, PrewarmConfig};
 
 pub use backend::DockerBackend;
 pub use container::name as container_name;
@@ -37,7 +37,7 @@ pub struct DockerConfig {
     /// The image of each runtime that this backend offers.
     pub images: BTreeMap<Runtime, String>,
     /// How interpreters are kept booted.
-    pub kernels: Kernels,
+    pub prewarm: PrewarmConfig,
     /// How long claimed containers outlive a process that is gone.
     pub adoptable_for: Duration,
     /// Certificates that programs in containers trust, in the place of the image's.
@@ -53,7 +53,7 @@ impl Default for DockerConfig {
         Self {
             host: None,
             images: setup::RUNTIMES.iter().map(image).collect(),
-            kernels: Kernels::default(),
+            prewarm: PrewarmConfig::default(),
             adoptable_for: Duration::from_secs(600),
             certificates: None,
             shm_bytes: 64 << 20,

@@ -14,8 +14,8 @@ use futures::TryFutureExt as _;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::instance;
 use isol8_backend::{
-    BackendError, Certificates, Claim, Control, Instance, Kernels, Limits, Sandbox, SandboxId,
-    SandboxSpec, SandboxUsage,
+    BackendError, Certificates, Claim, Control, Instance, Limits, PrewarmConfig, Sandbox,
+    SandboxId, SandboxSpec, SandboxUsage,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -44,7 +44,7 @@ pub(crate) struct Owner {
     pub(crate) instance: Arc<Instance>,
     /// The base state directory, without links: the same in every process that uses it.
     pub(crate) state: PathBuf,
-    kernels: Kernels,
+    prewarm: PrewarmConfig,
     pub(crate) certificates: Option<Certificates>,
     pub(crate) shm_bytes: u64,
     ids: Ids,
@@ -63,7 +63,7 @@ impl Owner {
             engine,
             instance,
             state,
-            kernels: config.kernels.clone(),
+            prewarm: config.prewarm.clone(),
             certificates: config.certificates.clone(),
             shm_bytes: config.shm_bytes,
             live: Mutex::default(),
@@ -115,7 +115,7 @@ pub(crate) async fn make(
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
-    owner.kernels.prepare(&control, spec);
+    owner.prewarm.prepare(&control, spec);
     Ok(Arc::new(DockerSandbox {
         container,
         control,

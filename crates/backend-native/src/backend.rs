@@ -12,7 +12,7 @@ use isol8_backend::adoption;
 use isol8_backend::cgroup::CgroupReader;
 use isol8_backend::instance::DeadInstance;
 use isol8_backend::{
-    Adopted, Backend, BackendError, Claim, Control, Instance, Kernels, Limits, RuntimeStatus,
+    Adopted, Backend, BackendError, Claim, Control, Instance, Limits, PrewarmConfig, RuntimeStatus,
     Sandbox, SandboxId, SandboxSpec, SandboxUsage,
 };
 use tokio::net::UnixStream;
@@ -36,7 +36,7 @@ pub struct NativeConfig {
     /// How the spawner is started.
     pub spawner: SpawnerCommand,
     /// How interpreters are kept booted.
-    pub kernels: Kernels,
+    pub prewarm: PrewarmConfig,
     /// Least size of `/dev/shm` where cgroups bound the memory: the most that a request may ask for.
     pub shm_bytes: u64,
 }
@@ -229,7 +229,7 @@ impl Backend for NativeBackend {
 
         let control = self.connect(&id).await?;
         drop(base);
-        self.config.kernels.prepare(&control, spec);
+        self.config.prewarm.prepare(&control, spec);
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
             control,

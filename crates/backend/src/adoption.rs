@@ -1,4 +1,4 @@
-//! Going on with what an earlier process left.
+//! Adoption: a new process takes over the claimed sandboxes of a process that has ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +10,26 @@ use crate::error::BackendError;
 use crate::sandbox::Sandbox;
 use crate::spec::SandboxId;
 
-/// Sandboxes that are connected to at the same time.
-const AT_ONCE: usize = 8;
+/// Sandboxes that are adopted at the same time.
+const MAX_CONCURRENT_ADOPTIONS: usize = 8;
 
-/// The fate of a sandbox that was claimed under an earlier process.
+/// The outcome of adopting one sandbox that was claimed under an earlier process.
 #[derive(Clone, Debug)]
 pub struct Adopted {
-    /// The claim of its owner.
+    /// The session that the sandbox belongs to.
     pub claim: Claim,
-    /// Since it was last used.
+    /// Time since the last use of the sandbox.
     pub idle: Duration,
-    /// The sandbox, with the limits that its claim names, or why it is lost.
+    /// The sandbox with the limits that its claim names, or the reason why it is lost.
     pub sandbox: Result<Arc<dyn Sandbox>, String>,
 }
 
-/// Adopts all claimed sandboxes. `connect` is the backend's part: it finds a sandbox and connects to its guest, and
-/// removes it if that fails. Sandboxes that cannot be used any more are removed here.
+/// Adopts all claimed sandboxes. The backend supplies `connect`, which finds a sandbox and connects to its
+/// guest, and removes the sandbox if that fails. This function removes the other sandboxes that cannot be used
+/// any more: those that a run was interrupted in, and those that refuse their limits.
 ///
 /// # Errors
-/// If the claims cannot be read.
+/// [`BackendError::Create`] if the task that reads the claims panics.
 pub async fn adopt<F>(
     claims: Claims,
     connect: impl Fn(SandboxId) -> F,
@@ -36,14 +37,14 @@ pub async fn adopt<F>(
 where
     F: Future<Output = Result<Arc<dyn Sandbox>, String>>,
 {
-    // A disk may let its reader wait.
+    // Reading from a disk may block.
     let found = tokio::task::spawn_blocking(move || claims.all()).await;
     let found = found.map_err(|error| BackendError::Create(format!("adoption: {error}")))?;
     let adopting = found.into_iter().map(|(id, claim, idle)| {
         let connecting = connect(id);
         async move {
             let sandbox = match connecting.await {
-                Ok(sandbox) => go_on(sandbox, &claim).await,
+                Ok(sandbox) => restore(sandbox, &claim).await,
                 lost => lost,
             };
             Adopted {
@@ -53,11 +54,12 @@ where
             }
         }
     });
-    let adopted = stream::iter(adopting).buffer_unordered(AT_ONCE);
+    let adopted = stream::iter(adopting).buffer_unordered(MAX_CONCURRENT_ADOPTIONS);
     Ok(adopted.collect().await)
 }
 
-async fn go_on(sandbox: Arc<dyn Sandbox>, claim: &Claim) -> Result<Arc<dyn Sandbox>, String> {
+/// Restores the limits of a sandbox, or destroys it and returns the reason.
+async fn restore(sandbox: Arc<dyn Sandbox>, claim: &Claim) -> Result<Arc<dyn Sandbox>, String> {
     let lost = if sandbox.control().was_interrupted() {
         "the server ended during a run".to_owned()
     } else {

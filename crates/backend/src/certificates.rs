@@ -1,15 +1,16 @@
-//! The certificates of authorities that programs in sandboxes trust, and the variables by which they find them.
+//! The CA certificates that programs in sandboxes trust, and the environment variables by which programs find them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Largest bundle in bytes. Those of distributions have about 250 KiB.
+/// Largest bundle in bytes. The bundles of distributions have about 250 KiB.
 pub const MAX_BUNDLE: usize = 2 << 20;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Variables that name a file of certificates, and programs that read them. npm and bun read node's.
+/// Environment variables that name a certificate file. Comments name the programs that read them; npm and bun read
+/// the variable of Node.js.
 pub const VARIABLES: [&str; 7] = [
     // OpenSSL, and so Python, curl, wget2, ruby; uv.
     "SSL_CERT_FILE",
@@ -17,19 +18,19 @@ pub const VARIABLES: [&str; 7] = [
     // git is linked with GnuTLS on Debian.
     "GIT_SSL_CAINFO",
     "PIP_CERT",
-    // Python's requests has certificates of its own otherwise.
+    // Python's requests uses its own certificates without this variable.
     "REQUESTS_CA_BUNDLE",
     "NODE_EXTRA_CA_CERTS",
     "DENO_CERT",
 ];
 
-/// A bundle of certificates in PEM.
+/// A bundle of certificates in PEM format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificates(Arc<str>);
 
 impl Certificates {
-    /// The certificates of several texts in PEM, each once and without what stands around them; `None` where they
-    /// hold none, or more than [`MAX_BUNDLE`].
+    /// Merges the certificates of several PEM texts. Duplicates and all text around the certificates are dropped.
+    /// Returns `None` if the texts hold no certificate, or more than [`MAX_BUNDLE`] bytes of them.
     #[must_use]
     pub fn merge<'t>(bundles: impl IntoIterator<Item = &'t str>) -> Option<Self> {
         let mut known = BTreeSet::new();
@@ -44,20 +45,20 @@ impl Certificates {
         is_usable.then(|| Self(merged.into()))
     }
 
-    /// The text in PEM.
+    /// Returns the bundle as PEM text.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.0
     }
 
-    /// The number of certificates.
+    /// Returns the number of certificates.
     #[must_use]
     pub fn count(&self) -> usize {
         certificates(&self.0).count()
     }
 }
 
-/// The variables of an environment whose bundle is this file, as `NAME=value`.
+/// Returns each of [`VARIABLES`] as `NAME=path`, with the path of a bundle file.
 pub fn environment(path: &str) -> impl Iterator<Item = String> {
     VARIABLES.iter().map(move |name| format!("{name}={path}"))
 }
@@ -65,7 +66,7 @@ pub fn environment(path: &str) -> impl Iterator<Item = String> {
 fn certificates(text: &str) -> impl Iterator<Item = &str> {
     text.split(END).filter_map(|part| {
         let begin = part.find(BEGIN)?;
-        // The end was cut off by the split, and stands behind the part in the text.
+        // The split removed the END line, which follows this part in `text`.
         let from = part.as_ptr() as usize - text.as_ptr() as usize + begin;
         let to = part.as_ptr() as usize - text.as_ptr() as usize + part.len() + END.len();
         text.get(from..to)

@@ -1,7 +1,7 @@
 //! Resource usage of a cgroup, on hosts with cgroup v1, v2, or both.
 //!
-//! The files read here live in the kernel: reading one copies a few bytes of memory and waits for
-//! no device. So [`CgroupReader::usage`] may be called from an async task as it is.
+//! The kernel provides the files that are read here: reading one copies a few bytes of memory and waits for
+//! no device. So [`CgroupReader::usage`] may be called directly from an async task.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use crate::error::BackendError;
 use crate::sandbox::SandboxUsage;
 
-/// How a host mounts its cgroups.
+/// The way a host mounts its cgroup hierarchies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A hierarchy per controller, or per set of controllers.
     V1,
-    /// A single hierarchy for everything.
+    /// A single hierarchy for all controllers.
     V2,
-    /// As v1, with a v2 hierarchy beside it that usually has no controller.
+    /// Like v1, with an additional v2 hierarchy that usually has no controller.
     Hybrid,
 }
 
@@ -32,19 +32,22 @@ pub fn detect(root: &Path) -> Layout {
     }
 }
 
-/// The share of a sandbox's memory limit that its sockets may have beside it on cgroup v1, and the least
-/// that they get.
+/// Divisor of a sandbox's memory limit: on cgroup v1, socket buffers may use this fraction of the limit, in addition
+/// to it.
 const SOCKET_SHARE: u64 = 4;
-const LEAST_SOCKET_BYTES: u64 = 8 << 20;
 
-/// Bounds the buffers of all TCP and UDP sockets of a cgroup v1, in its directory of the `memory` controller. Version 1
-/// counts them apart from memory, and without a bound not at all. Version 2 counts them as memory.
+/// Minimum bound on socket buffers, in bytes.
+const MIN_SOCKET_BYTES: u64 = 8 << 20;
+
+/// Bounds the buffers of all TCP and UDP sockets of a cgroup v1, in its directory of the `memory`
+/// controller. Cgroup v1 counts socket buffers separately from memory, and only if they are bounded. Cgroup v2
+/// counts them as memory.
 ///
 /// # Errors
-/// The kernel's refusal. A kernel that does not count them is not asked; one that holds more already keeps
-/// the bound that there is.
+/// Any I/O error. PrewarmConfig that do not count socket buffers are ignored. If more bytes are in use already, the old
+/// bound stays.
 pub fn bound_sockets(directory: &Path, memory_bytes: u64) -> io::Result<()> {
-    let bytes = (memory_bytes / SOCKET_SHARE).max(LEAST_SOCKET_BYTES);
+    let bytes = (memory_bytes / SOCKET_SHARE).max(MIN_SOCKET_BYTES);
     let limit = directory.join("memory.kmem.tcp.limit_in_bytes");
     let written = std::fs::OpenOptions::new()
         .write(true)
@@ -63,36 +66,36 @@ pub fn bound_sockets(directory: &Path, memory_bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Reads what one cgroup uses.
+/// Reads the resource usage of one cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupReader {
-    memory: Directory,
-    cpu: Directory,
+    memory: ControllerDirectory,
+    cpu: ControllerDirectory,
 }
 
-/// A cgroup's directory for one controller.
+/// Directory of a cgroup for one controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Directory {
+enum ControllerDirectory {
     V1(PathBuf),
     V2(PathBuf),
 }
 
 impl CgroupReader {
-    /// The cgroup that a process is in now.
+    /// Returns a reader for the cgroup that a process is in now.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where the process is gone, or its cgroup is not mounted here.
+    /// [`BackendError::Unavailable`] if the process is gone, or its cgroup is not visible in this mount namespace.
     pub fn of_pid(pid: i32) -> Result<Self, BackendError> {
         let membership = read(Path::new(&format!("/proc/{pid}/cgroup")))?;
         let mounts = read(Path::new("/proc/self/mountinfo"))?;
         Self::locate(&membership, &mounts)
     }
 
-    /// The cgroup `relative` below the hierarchies that are mounted at `root`, usually
+    /// Returns a reader for the cgroup `relative`, below the hierarchies that are mounted at `root`, usually
     /// `/sys/fs/cgroup`.
     #[must_use]
     pub fn new(root: &Path, relative: &str) -> Self {
-        // Joined with an absolute path, the root would be dropped.
+        // Joining an absolute path would drop the root.
         let relative = relative.trim_start_matches('/');
         let unified = match detect(root) {
             Layout::V2 => root.to_owned(),
@@ -101,8 +104,10 @@ impl CgroupReader {
         let directory = |names: &[&str]| {
             let v1 = names.iter().map(|name| root.join(name));
             match v1.into_iter().find(|hierarchy| hierarchy.is_dir()) {
-                Some(hierarchy) if unified != root => Directory::V1(hierarchy.join(relative)),
-                _ => Directory::V2(unified.join(relative)),
+                Some(hierarchy) if unified != root => {
+                    ControllerDirectory::V1(hierarchy.join(relative))
+                }
+                _ => ControllerDirectory::V2(unified.join(relative)),
             }
         };
         Self {
@@ -111,13 +116,14 @@ impl CgroupReader {
         }
     }
 
-    /// From the texts of `/proc/<pid>/cgroup` and `/proc/self/mountinfo`.
+    /// Returns a reader for the cgroup that is described by the texts of `/proc/<pid>/cgroup` and
+    /// `/proc/self/mountinfo`.
     fn locate(membership: &str, mounts: &str) -> Result<Self, BackendError> {
         let mounts: Vec<Mount> = mounts.lines().filter_map(Mount::parse).collect();
         let directory = |controller: &str| {
             locate_controller(controller, membership, &mounts).ok_or_else(|| {
                 BackendError::Unavailable(format!(
-                    "no cgroup hierarchy with the {controller} controller is mounted: mount one at /sys/fs/cgroup"
+                    "no cgroup hierarchy with the {controller} controller is mounted; mount one at /sys/fs/cgroup"
                 ))
             })
         };
@@ -127,19 +133,21 @@ impl CgroupReader {
         })
     }
 
-    /// Returns the usage of the cgroup. A kernel that does not record the peak gives the current value for it, and a
-    /// kernel that does not count kills gives 0.
+    /// Returns the usage of the cgroup. If the kernel does not record the peak, the current value is returned for
+    /// it; if the kernel does not count OOM kills, 0.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where a file is missing: the cgroup is gone, or its controller
-    /// is off.
+    /// [`BackendError::Unavailable`] if a file is missing: the cgroup is gone, or its controller
+    /// is not enabled.
     pub fn usage(&self) -> Result<SandboxUsage, BackendError> {
         let (current, peak) = match &self.memory {
-            Directory::V1(path) => (
+            ControllerDirectory::V1(path) => (
                 path.join("memory.usage_in_bytes"),
                 path.join("memory.max_usage_in_bytes"),
             ),
-            Directory::V2(path) => (path.join("memory.current"), path.join("memory.peak")),
+            ControllerDirectory::V2(path) => {
+                (path.join("memory.current"), path.join("memory.peak"))
+            }
         };
         let memory_bytes = read_number(&current)?;
         let peak_memory_bytes = if peak.exists() {
@@ -155,31 +163,34 @@ impl CgroupReader {
         })
     }
 
-    /// Number of processes that the kernel has killed in the cgroup for lack of memory; 0 if it does not count them.
+    /// Returns the number of processes that the OOM killer has ended in the cgroup; 0 if the kernel does not count
+    /// them.
     ///
     /// # Errors
-    /// As [`Self::usage`].
+    /// The errors of [`Self::usage`].
     pub fn oom_kills(&self) -> Result<u64, BackendError> {
         let events = match &self.memory {
-            Directory::V1(path) => path.join("memory.oom_control"),
-            Directory::V2(path) => path.join("memory.events"),
+            ControllerDirectory::V1(path) => path.join("memory.oom_control"),
+            ControllerDirectory::V2(path) => path.join("memory.events"),
         };
         Ok(keyed(&read(&events)?, "oom_kill").unwrap_or(0))
     }
 
-    /// Bounds the socket buffers of a cgroup that has this memory limit, where they do not count towards it.
+    /// Bounds the socket buffers of a cgroup with this memory limit, on cgroup v1, where socket buffers do not count
+    /// towards the limit.
     ///
     /// # Errors
-    /// The kernel's refusal, for want of privilege above all.
+    /// Any I/O error, usually a missing privilege.
     pub fn bound_sockets(&self, memory_bytes: u64) -> io::Result<()> {
         match &self.memory {
-            Directory::V1(path) => bound_sockets(path, memory_bytes),
-            Directory::V2(_) => Ok(()),
+            ControllerDirectory::V1(path) => bound_sockets(path, memory_bytes),
+            ControllerDirectory::V2(_) => Ok(()),
         }
     }
 
-    /// Whether the cgroup can take so many bytes more before the kernel ends processes for it. Cached
-    /// pages of files on disk do not count: the kernel lets go of them. True where the host cannot tell.
+    /// Returns whether the cgroup can use this many more bytes before the OOM killer ends processes in it. Cached
+    /// pages of files on disk do not count as used: the kernel can reclaim them. True if the host does not provide
+    /// the figures.
     #[must_use]
     pub fn has_memory_for(&self, bytes: u64) -> bool {
         self.compare_memory(bytes).unwrap_or(true)
@@ -187,8 +198,10 @@ impl CgroupReader {
 
     fn compare_memory(&self, bytes: u64) -> Result<bool, BackendError> {
         let (limit, current, path) = match &self.memory {
-            Directory::V1(path) => ("memory.limit_in_bytes", "memory.usage_in_bytes", path),
-            Directory::V2(path) => ("memory.max", "memory.current", path),
+            ControllerDirectory::V1(path) => {
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", path)
+            }
+            ControllerDirectory::V2(path) => ("memory.max", "memory.current", path),
         };
         let limit_file = path.join(limit);
         if read(&limit_file)?.trim() == "max" {
@@ -207,8 +220,8 @@ impl CgroupReader {
 
     fn cpu_us(&self) -> Result<u64, BackendError> {
         match &self.cpu {
-            Directory::V1(path) => Ok(read_number(&path.join("cpuacct.usage"))? / 1000),
-            Directory::V2(path) => {
+            ControllerDirectory::V1(path) => Ok(read_number(&path.join("cpuacct.usage"))? / 1000),
+            ControllerDirectory::V2(path) => {
                 let file = path.join("cpu.stat");
                 keyed(&read(&file)?, "usage_usec").ok_or_else(|| unreadable(&file, "no usage_usec"))
             }
@@ -216,9 +229,13 @@ impl CgroupReader {
     }
 }
 
-/// The directory of a process's cgroup for a controller. A controller is in one hierarchy at a
-/// time; where no v1 hierarchy has it, it is v2's.
-fn locate_controller(controller: &str, membership: &str, mounts: &[Mount]) -> Option<Directory> {
+/// Returns the directory of a process's cgroup for a controller. A controller is in one hierarchy at a
+/// time: if no v1 hierarchy has it, it is in the v2 hierarchy.
+fn locate_controller(
+    controller: &str,
+    membership: &str,
+    mounts: &[Mount],
+) -> Option<ControllerDirectory> {
     let hierarchies = || membership.lines().filter_map(parse_membership);
     let has = |list: &str| list.split(',').any(|name| name == controller);
 
@@ -226,24 +243,24 @@ fn locate_controller(controller: &str, membership: &str, mounts: &[Mount]) -> Op
     if let Some((_, path)) = v1 {
         let carries = |mount: &&Mount| mount.kind == "cgroup" && has(mount.options);
         let directory = mounts.iter().filter(carries).find_map(|m| m.resolve(path));
-        return directory.map(Directory::V1);
+        return directory.map(ControllerDirectory::V1);
     }
     let (_, path) = hierarchies().find(|(controllers, _)| controllers.is_empty())?;
     let unified = |mount: &&Mount| mount.kind == "cgroup2";
     let directory = mounts.iter().filter(unified).find_map(|m| m.resolve(path));
-    directory.map(Directory::V2)
+    directory.map(ControllerDirectory::V2)
 }
 
-/// Controllers and path of a line `id:controllers:path`; v2 has no controllers there.
+/// Returns controllers and path of a line `id:controllers:path`; for v2 the list of controllers is empty.
 fn parse_membership(line: &str) -> Option<(&str, &str)> {
     let (_, rest) = line.split_once(':')?;
     rest.split_once(':')
 }
 
-/// The parts of a line of mountinfo that matter here.
+/// The fields of a line of mountinfo that are used here.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount<'a> {
-    /// Directory of the hierarchy that is visible at the mount point.
+    /// Directory within the hierarchy that is visible at the mount point.
     root: String,
     point: String,
     kind: &'a str,
@@ -251,7 +268,7 @@ struct Mount<'a> {
 }
 
 impl<'a> Mount<'a> {
-    /// The format is described in proc(5): the number of fields before the ` - ` varies.
+    /// Parses a line in the format of proc(5), in which the number of fields before the ` - ` varies.
     fn parse(line: &'a str) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
         let mut left = left.split(' ').skip(3);
@@ -264,14 +281,15 @@ impl<'a> Mount<'a> {
         })
     }
 
-    /// Returns the directory at which `path` of the hierarchy is visible, if this mount shows it.
+    /// Returns the path at which `path` of the hierarchy is visible, if this mount includes it.
     fn resolve(&self, path: &str) -> Option<PathBuf> {
         let below = Path::new(path).strip_prefix(&self.root).ok()?;
         Some(Path::new(&self.point).join(below))
     }
 }
 
-/// The kernel writes space, tab, newline and backslash in mountinfo as `\` and three octal digits.
+/// Decodes a field of mountinfo, in which the kernel writes space, tab, newline and backslash as `\` and three octal
+/// digits.
 fn unescape(field: &str) -> String {
     [
         ("\\040", " "),
@@ -285,7 +303,7 @@ fn unescape(field: &str) -> String {
     })
 }
 
-/// The value of a line `key value`.
+/// Returns the value of the line `key value` for a key.
 fn keyed(text: &str, key: &str) -> Option<u64> {
     let line = |line: &str| match line.split_once(' ') {
         Some((name, value)) if name == key => value.trim().parse().ok(),
@@ -319,7 +337,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory tree with the given files.
+    /// Creates a directory tree with the given files.
     fn tree(files: &[(&str, &str)]) -> TempDir {
         let root = tempfile::tempdir().unwrap();
         for (name, content) in files {
@@ -399,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cached_does_not_count_as_taken() {
+    fn cached_pages_do_not_count_as_used() {
         let statistics = "inactive_file 300\nactive_file 100\nshmem 500\n";
         let v1 = tree(&[
             ("memory/box/memory.limit_in_bytes", "1000\n"),
@@ -431,7 +449,7 @@ mod tests {
         let reader = CgroupReader::new(v1.path(), "box");
         reader.bound_sockets(64 << 20).unwrap();
         assert_eq!(limit(), "16777216");
-        // Never less than what a few connections need.
+        // The minimum is enough for a few connections.
         fs::write(v1.path().join("memory").join(LIMIT), "").unwrap();
         reader.bound_sockets(1 << 20).unwrap();
         assert_eq!(limit(), "8388608");
@@ -466,8 +484,8 @@ mod tests {
         let membership = "4:memory:/docker/x\n2:cpuacct:/docker/x\n1:name=systemd:/\n0::/\n";
         let reader = CgroupReader::locate(membership, separate).unwrap();
         let expected = CgroupReader {
-            memory: Directory::V1("/sys/fs/cgroup/memory/docker/x".into()),
-            cpu: Directory::V1("/sys/fs/cgroup/cpuacct/docker/x".into()),
+            memory: ControllerDirectory::V1("/sys/fs/cgroup/memory/docker/x".into()),
+            cpu: ControllerDirectory::V1("/sys/fs/cgroup/cpuacct/docker/x".into()),
         };
         assert_eq!(reader, expected);
 
@@ -478,7 +496,7 @@ mod tests {
         let reader = CgroupReader::locate(membership, joint).unwrap();
         assert_eq!(
             reader.cpu,
-            Directory::V1("/sys/fs/cgroup/cpu,cpuacct/x".into())
+            ControllerDirectory::V1("/sys/fs/cgroup/cpu,cpuacct/x".into())
         );
     }
 
@@ -488,8 +506,8 @@ mod tests {
         let membership = "0::/system.slice/docker-x.scope\n";
         let reader = CgroupReader::locate(membership, mounts).unwrap();
         let path = PathBuf::from("/sys/fs/cgroup/system.slice/docker-x.scope");
-        assert_eq!(reader.memory, Directory::V2(path.clone()));
-        assert_eq!(reader.cpu, Directory::V2(path));
+        assert_eq!(reader.memory, ControllerDirectory::V2(path.clone()));
+        assert_eq!(reader.cpu, ControllerDirectory::V2(path));
     }
 
     #[test]
@@ -499,7 +517,7 @@ mod tests {
 31 23 0:26 /docker/x /cg/c\\040d rw - cgroup2 cgroup2 rw";
         let locate = |membership| CgroupReader::locate(membership, mounts);
         let reader = locate("0::/docker/x/y\n").unwrap();
-        assert_eq!(reader.memory, Directory::V2("/cg/c d/y".into()));
+        assert_eq!(reader.memory, ControllerDirectory::V2("/cg/c d/y".into()));
         let error = locate("0::/elsewhere\n").unwrap_err().to_string();
         assert!(error.contains("memory controller"), "{error}");
     }
@@ -516,7 +534,7 @@ mod tests {
     fn the_cgroup_of_this_process_is_readable() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let reader = CgroupReader::of_pid(pid).unwrap();
-        // Not all of `usage`: v2 has no memory files for its root, and this process may be there.
+        // `usage` would fail in the root cgroup of v2, which has no memory files and may be the cgroup of this process.
         assert!(reader.cpu_us().unwrap() > 0);
     }
 }

@@ -1,8 +1,8 @@
-//! The owner of a sandbox, written down so that it outlives the process that made the sandbox.
+//! Claims: files that record which session a sandbox belongs to, so that the sandbox outlives its process.
 //!
-//! A session's sandbox is claimed: `claims/<sandbox>` in the instance's directory names its owner. Sandboxes do not see
-//! that directory. Claimed sandboxes of a process that dies are left to the next process, which finds them by this
-//! file; all others are removed.
+//! The sandbox of a session is claimed: the file `claims/<sandbox>` in the instance's directory names the session.
+//! No sandbox can see the directory. When a process dies, the next one finds its claimed sandboxes by these files
+//! and adopts them; all other sandboxes are removed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -16,27 +16,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{Limits, SandboxId, SandboxSpec};
 
-/// Name, in an instance's directory, of the directory of claims.
-pub(crate) const DIRECTORY: &str = "claims";
+/// Name of the directory of claims, in an instance's directory.
+pub(crate) const CLAIMS_DIRECTORY: &str = "claims";
 
-/// The owner of a sandbox.
+/// The session that a sandbox belongs to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
-    /// The session's tenant.
+    /// Tenant of the session.
     pub tenant: TenantId,
-    /// The session.
+    /// Id of the session.
     pub session: SessionId,
-    /// The specification that the sandbox was made for.
+    /// The specification that the sandbox was made from.
     pub spec: SandboxSpec,
-    /// The session's first request, in milliseconds since 1970.
+    /// Time of the session's first request, in milliseconds since 1970.
     pub created_at: u64,
-    /// Settings of all requests to the session, if it was created with such.
+    /// Default settings of the session's requests, if the session was created with any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defaults: Option<SessionDefaults>,
 }
 
-/// Settings of a session for those of its requests that do not say otherwise.
+/// Default settings of a session, for requests that do not set their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionDefaults {
     /// Environment variables.
@@ -50,22 +50,22 @@ pub struct SessionDefaults {
 pub struct Claims(PathBuf);
 
 impl Claims {
-    /// Those in an instance's directory.
+    /// Returns the claims in an instance's directory.
     #[must_use]
     pub fn of(instance: &Path) -> Self {
-        Self(instance.join(DIRECTORY))
+        Self(instance.join(CLAIMS_DIRECTORY))
     }
 
-    /// Writes one down. From here on the sandbox outlives this process.
+    /// Writes a claim. From then on the sandbox outlives this process.
     ///
     /// # Errors
-    /// The system's.
+    /// Any I/O error.
     pub fn add(&self, sandbox: &SandboxId, claim: &Claim) -> io::Result<()> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.0)?;
-        // Under its own name only once it is whole.
+        // The file gets its final name once it is complete.
         let unfinished = self.0.join(format!(".{sandbox}"));
         let mut file = OpenOptions::new()
             .write(true)
@@ -77,10 +77,10 @@ impl Claims {
         fs::rename(unfinished, self.path(sandbox.as_str()))
     }
 
-    /// Notes that the session was used now.
+    /// Sets the time of the session's last use to now.
     ///
     /// # Errors
-    /// The system's.
+    /// Any I/O error.
     pub fn touch(&self, sandbox: &SandboxId) -> io::Result<()> {
         let file = File::options()
             .write(true)
@@ -88,7 +88,7 @@ impl Claims {
         file.set_modified(SystemTime::now())
     }
 
-    /// Forgets one. None there is fine.
+    /// Removes a claim. A claim that does not exist is no error.
     pub fn remove(&self, sandbox: &SandboxId) {
         match fs::remove_file(self.path(sandbox.as_str())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -98,24 +98,25 @@ impl Claims {
         }
     }
 
-    /// Whether a sandbox is claimed.
+    /// Returns whether a sandbox is claimed.
     #[must_use]
     pub fn has(&self, sandbox: &str) -> bool {
         self.path(sandbox).exists()
     }
 
-    /// The sandboxes that are claimed.
+    /// Returns the ids of the claimed sandboxes.
     pub fn ids(&self) -> impl Iterator<Item = SandboxId> {
         self.files().map(|(id, _)| id)
     }
 
-    /// Whether there is any.
+    /// Returns whether no sandbox is claimed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.files().next().is_none()
     }
 
-    /// Returns all claims, each with the time since it was last touched. A claim that cannot be read is removed.
+    /// Returns all claims, each with the time since its last [`touch`](Self::touch). Removes claims that cannot be
+    /// read.
     #[must_use]
     pub fn all(&self) -> Vec<(SandboxId, Claim, Duration)> {
         let read = |(id, path): (SandboxId, PathBuf)| match read_claim(&path) {
@@ -209,11 +210,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_claim_is_not_taken_for_one() {
+    fn files_that_are_not_claims_are_ignored() {
         let instance = tempfile::tempdir().unwrap();
         let claims = Claims::of(instance.path());
         claims.add(&SandboxId::random(), &claim("s")).unwrap();
-        let directory = instance.path().join(DIRECTORY);
+        let directory = instance.path().join(CLAIMS_DIRECTORY);
         fs::write(directory.join("notes"), "{}").unwrap();
         fs::write(directory.join("0123456789abcdef"), "{").unwrap();
         fs::write(directory.join(".0123456789abcdee"), "").unwrap();

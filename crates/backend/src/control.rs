@@ -1,17 +1,17 @@
-//! The control connection: runs, files, resets and the connections of programs, multiplexed over one
-//! stream of bytes.
+//! The control connection: runs, files, resets and the network connections of programs, multiplexed over one
+//! byte stream.
 //!
-//! Two tasks serve a connection: one writes frames, the other reads and hands each frame to the run or transfer that it
-//! belongs to. Bytes under way on one stream are bounded by credit ([`WINDOW`](isol8_protocol::WINDOW)), in both
-//! directions; so a slow stream slows no other, and memory is bounded although the queues are not. A guest that breaks
-//! a rule (a frame that is too long or malformed, more output than its credit, a wrong version) loses its connection,
-//! which ends the sandbox.
+//! Two tasks serve a connection: the first writes frames; the second reads frames and passes each to the run or
+//! exchange that it belongs to. Credit bounds the bytes in transit on each stream
+//! ([`WINDOW`](isol8_protocol::WINDOW)), in both directions. So a slow stream does not delay the others, and memory
+//! is bounded although the queues are not. If the guest breaks a rule (a frame that is too long or malformed,
+//! more output than its credit, a wrong version), the host closes the connection, which ends the sandbox.
 
-mod allowance;
 mod connection;
+mod exchange;
 mod file;
+mod receive_window;
 mod run;
-mod transfer;
 mod tunnel;
 mod tunnels;
 
@@ -19,42 +19,44 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use isol8_protocol::{Entry, Failure, FailureKind, KernelKind, KernelSettings, RunSpec};
+use isol8_protocol::{
+    Failure, FailureKind, KernelKind, PrewarmSettings, RawDirectoryEntry, RunSpec,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
 pub use file::{FileReader, FileWriter};
-pub use run::{Run, RunEvent, RunInput};
+pub use run::{RunEvent, RunHandle, RunInput};
 pub use tunnel::{Tunnel, Tunnels};
 
-/// How long a guest may take for its half of the handshake. The guest has no other work at that time.
+/// Longest time for the guest's half of the handshake. The guest does nothing else at that time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long booting an interpreter may take, the modules that it imports ahead included.
+/// Longest time for booting an interpreter, including the preloaded modules.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a reset may take: killing, and emptying two file systems.
+/// Longest time for a reset: killing all processes, and emptying two file systems.
 const RESET_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Why the guest did not do what it was asked.
+/// The reason why a request to the guest failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
-    /// The connection is gone, and the sandbox with it.
+    /// The connection is closed, and the sandbox is gone with it.
     #[error("the sandbox is gone: {0}")]
     Closed(String),
     /// The guest did not answer in time.
     #[error("the sandbox did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
-    /// The request is larger than a frame may be.
+    /// The request exceeds the size of a frame, or the file exceeds the caller's limit.
     #[error("{0}")]
     TooLarge(String),
-    /// The guest says why not.
+    /// The guest refused, or could not do it.
     #[error("{}", .0.message)]
     Failed(Failure),
 }
 
 impl ControlError {
-    /// The guest's own kind of failure, if it answered.
+    /// Returns the kind of failure that the guest reported, if the guest answered.
     #[must_use]
     pub fn failure_kind(&self) -> Option<FailureKind> {
         match self {
@@ -64,28 +66,29 @@ impl ControlError {
     }
 }
 
-/// A live connection to a guest. Clones share it; it closes with the last of them.
+/// A connection to a guest. Clones share the connection, which closes when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Control {
     connection: Arc<Connection>,
-    kept: Arc<Kept>,
+    prewarm: Arc<PrewarmState>,
 }
 
-/// The state of the interpreter that the guest keeps booted.
+/// State of the interpreter that the guest keeps booted.
 #[derive(Debug)]
-struct Kept {
-    wanted: OnceLock<(KernelKind, KernelSettings)>,
-    /// The sandbox's lives so far: a reset begins another.
-    life: AtomicU64,
-    /// The one in which it was there last.
-    there_in: AtomicU64,
+struct PrewarmState {
+    /// The requested interpreter.
+    requested: OnceLock<(KernelKind, PrewarmSettings)>,
+    /// Generation of the sandbox: each reset begins a new one.
+    generation: AtomicU64,
+    /// The last generation in which the interpreter was ready.
+    ready_generation: AtomicU64,
 }
 
 impl Control {
     /// Greets the guest at the other end of `stream` and starts to serve the connection.
     ///
     /// # Errors
-    /// [`ControlError::TimedOut`] without an answer, [`ControlError::Closed`] if the answer is wrong.
+    /// [`ControlError::TimedOut`] if the guest does not answer, [`ControlError::Closed`] for a wrong answer.
     pub async fn open<S>(stream: S) -> Result<Self, ControlError>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
@@ -95,105 +98,113 @@ impl Control {
             .map_err(|_| ControlError::TimedOut(HANDSHAKE_TIMEOUT))??;
         Ok(Self {
             connection,
-            kept: Arc::new(Kept {
-                wanted: OnceLock::new(),
-                life: AtomicU64::new(1),
-                there_in: AtomicU64::new(0),
+            prewarm: Arc::new(PrewarmState {
+                requested: OnceLock::new(),
+                generation: AtomicU64::new(1),
+                ready_generation: AtomicU64::new(0),
             }),
         })
     }
 
-    /// Asks the guest to keep an interpreter booted for the run that will need it, and waits until one is. The request
-    /// holds through every reset, and also if it is not waited for.
+    /// Asks the guest to keep an interpreter booted for the next run, and waits until the interpreter is ready.
+    /// The guest boots it again after every reset, even if the caller drops this future.
     ///
     /// # Errors
-    /// [`ControlError::Failed`] where a module of [`KernelSettings::preload`] is refused or the
-    /// interpreter does not start; runs then start one of their own.
+    /// [`ControlError::Failed`] if a module of [`PrewarmSettings::preload`] is refused or the
+    /// interpreter does not start; each run then starts its own interpreter.
     pub async fn prepare(
         &self,
         kernel: KernelKind,
-        settings: KernelSettings,
+        settings: PrewarmSettings,
     ) -> Result<(), ControlError> {
         tokio::time::timeout(
             BOOT_TIMEOUT,
-            transfer::prepare(&self.connection, kernel, settings),
+            exchange::prepare(&self.connection, kernel, settings),
         )
         .await
         .map_err(|_| ControlError::TimedOut(BOOT_TIMEOUT))?
     }
 
-    /// As [`Self::prepare`], in the background, and again after every reset: a failure is logged, and
-    /// shows in the runs' speed.
-    pub fn prepare_in_background(&self, kernel: KernelKind, settings: KernelSettings) {
-        // A guest keeps one kind of interpreter.
-        let (kernel, settings) = self.kept.wanted.get_or_init(|| (kernel, settings)).clone();
-        let life = self.kept.life.load(Ordering::Relaxed);
+    /// Does the same as [`Self::prepare`] in the background, and again after every reset. A failure is logged, and
+    /// makes runs slower.
+    pub fn prepare_in_background(&self, kernel: KernelKind, settings: PrewarmSettings) {
+        let prewarm = &self.prewarm;
+        // A guest keeps one kind of interpreter: the first request counts.
+        let requested = prewarm.requested.get_or_init(|| (kernel, settings));
+        let (kernel, settings) = requested.clone();
+        let generation = prewarm.generation.load(Ordering::Relaxed);
         let control = self.clone();
         tokio::spawn(async move {
+            let ready = &control.prewarm.ready_generation;
             match control.prepare(kernel, settings).await {
-                Ok(()) => control.kept.there_in.store(life, Ordering::Relaxed),
+                Ok(()) => ready.store(generation, Ordering::Relaxed),
                 Err(ControlError::Closed(_)) => {}
                 Err(error) => log::warn!(error:%; "no interpreter is kept booted"),
             }
         });
     }
 
-    /// Whether a run would find its interpreter booted, as far as is known, or there is none to wait
-    /// for.
+    /// Returns whether a run would find its interpreter booted, as far as the host knows. Also true if no
+    /// interpreter was requested.
     #[must_use]
     pub fn is_prepared(&self) -> bool {
-        let Kept { life, there_in, .. } = &*self.kept;
-        self.kept.wanted.get().is_none()
-            || there_in.load(Ordering::Relaxed) == life.load(Ordering::Relaxed)
+        let PrewarmState {
+            requested,
+            generation,
+            ready_generation,
+        } = &*self.prewarm;
+        requested.get().is_none()
+            || ready_generation.load(Ordering::Relaxed) == generation.load(Ordering::Relaxed)
     }
 
-    /// Asks the guest for the interpreter that it keeps, to see that it answers. Takes as long as
-    /// booting one may; a guest that is asked for none is taken to be well.
+    /// Checks that the guest answers, by requesting again the interpreter that it keeps. May take as long as
+    /// booting an interpreter. A guest that keeps no interpreter is not asked, and counts as healthy.
     ///
     /// # Errors
     /// [`ControlError::TimedOut`] and [`ControlError::Closed`].
     pub async fn check(&self) -> Result<(), ControlError> {
-        let Some((kernel, settings)) = self.kept.wanted.get() else {
+        let Some((kernel, settings)) = self.prewarm.requested.get() else {
             return Ok(());
         };
         match self.prepare(*kernel, settings.clone()).await {
-            // A failure is an answer too.
+            // A refusal is an answer too.
             Err(ControlError::Failed(_)) => Ok(()),
             checked => checked,
         }
     }
 
-    /// Starts a run. Its events come from the returned [`Run`]; dropping that ends the run.
+    /// Starts a run. The returned [`RunHandle`] yields its events; dropping the handle ends the run.
     ///
     /// # Errors
-    /// [`ControlError::Closed`]; [`ControlError::TooLarge`] for a spec beyond one frame. A program that cannot be
-    /// started is reported in the events.
-    pub fn run(&self, spec: RunSpec) -> Result<Run, ControlError> {
-        Run::start(&self.connection, spec)
+    /// [`ControlError::Closed`]; [`ControlError::TooLarge`] for a spec that exceeds one frame. A
+    /// program that cannot be started is reported as an event.
+    pub fn run(&self, spec: RunSpec) -> Result<RunHandle, ControlError> {
+        RunHandle::start(&self.connection, spec)
     }
 
     /// Writes a file as the sandbox user.
     ///
     /// # Errors
-    /// [`ControlError::Failed`] where the path is refused or the sandbox is full.
+    /// [`ControlError::Failed`] if the path is refused or the sandbox is full.
     pub async fn write_file(
         &self,
         path: &str,
         mode: u32,
         content: &[u8],
     ) -> Result<(), ControlError> {
-        transfer::write_file(&self.connection, path, mode, content).await
+        exchange::write_file(&self.connection, path, mode, content).await
     }
 
     /// Reads a file as the sandbox user, up to `limit` bytes.
     ///
     /// # Errors
-    /// [`ControlError::Failed`] if the file does not exist or is refused; [`ControlError::TooLarge`] beyond `limit`.
+    /// [`ControlError::Failed`] if the file does not exist or the path is refused; [`ControlError::TooLarge`]
+    /// if the file is larger than `limit`.
     pub async fn read_file(&self, path: &str, limit: usize) -> Result<Vec<u8>, ControlError> {
-        transfer::read_file(&self.connection, path, limit).await
+        exchange::read_file(&self.connection, path, limit).await
     }
 
-    /// Starts to write a file as the sandbox user. A refusal is reported with its content.
+    /// Begins to write a file as the sandbox user. A refusal is reported when content is written.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -201,7 +212,7 @@ impl Control {
         FileWriter::open(&self.connection, path, mode)
     }
 
-    /// Starts to read a file as the sandbox user. A missing file is reported with its first piece.
+    /// Begins to read a file as the sandbox user. A missing file is reported when the first piece is read.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -209,43 +220,48 @@ impl Control {
         FileReader::open(&self.connection, path)
     }
 
-    /// At most `limit` entries of a directory, as the sandbox user sees it, in no particular order.
+    /// Lists at most `limit` entries of a directory, as the sandbox user sees it, in no particular order.
     ///
     /// # Errors
-    /// [`ControlError::Failed`] if the directory does not exist or is refused.
-    pub async fn list(&self, path: &str, limit: u32) -> Result<Vec<Entry>, ControlError> {
+    /// [`ControlError::Failed`] if the directory does not exist or the path is refused.
+    pub async fn list(
+        &self,
+        path: &str,
+        limit: u32,
+    ) -> Result<Vec<RawDirectoryEntry>, ControlError> {
         file::list(&self.connection, path, limit).await
     }
 
-    /// Makes the sandbox as new: every process but the guest ended, every writable place empty.
+    /// Restores the initial state of the sandbox: ends every process but the guest, and empties every writable
+    /// directory.
     ///
     /// # Errors
-    /// Any [`ControlError`]: the sandbox may not be used again.
+    /// Any [`ControlError`]; the sandbox must not be used again.
     pub async fn reset(&self) -> Result<(), ControlError> {
-        self.kept.life.fetch_add(1, Ordering::Relaxed);
-        tokio::time::timeout(RESET_TIMEOUT, transfer::reset(&self.connection))
+        self.prewarm.generation.fetch_add(1, Ordering::Relaxed);
+        tokio::time::timeout(RESET_TIMEOUT, exchange::reset(&self.connection))
             .await
             .map_err(|_| ControlError::TimedOut(RESET_TIMEOUT))??;
-        if let Some((kernel, settings)) = self.kept.wanted.get() {
+        if let Some((kernel, settings)) = self.prewarm.requested.get() {
             self.prepare_in_background(*kernel, settings.clone());
         }
         Ok(())
     }
 
-    /// Whether a connection to this guest before this one was lost in the middle of a run: the state that the run left
-    /// is unknown.
+    /// Returns whether an earlier connection to this guest was lost during a run, which left the sandbox in an
+    /// unknown state.
     #[must_use]
     pub fn was_interrupted(&self) -> bool {
         self.connection.was_interrupted
     }
 
-    /// Whether the connection is gone.
+    /// Returns whether the connection is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.connection.closed().is_some()
     }
 
-    /// Waits until the connection is gone, and says why.
+    /// Waits until the connection is closed, and returns the reason.
     pub async fn closed(&self) -> String {
         self.connection.wait_closed().await
     }

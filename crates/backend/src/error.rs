@@ -1,33 +1,33 @@
-//! Errors below the actors.
+//! Errors of backends, as the layers above see them.
 
 use isol8_api::Runtime;
 
 use crate::control::ControlError;
 
-/// A backend did not do what it was asked.
+/// An error of a call to a backend.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// The engine, or the part of the kernel that the backend needs, does not answer or refuses.
+    /// The engine, or a part of the kernel that the backend needs, does not answer or refuses.
     #[error("{0}")]
     Unavailable(String),
-    /// This runtime cannot run here; the text names the fix.
+    /// The runtime cannot run on this backend; the reason includes the fix.
     #[error("runtime {runtime} is not available on the {backend} backend: {reason}")]
     RuntimeUnavailable {
-        /// The runtime that was asked for.
+        /// The requested runtime.
         runtime: Runtime,
-        /// The backend's name.
+        /// Name of the backend.
         backend: &'static str,
-        /// Why, and the fix.
+        /// The reason and the fix.
         reason: String,
     },
-    /// This image cannot be used here; the text names the fix.
+    /// The image cannot be used on this backend; the reason includes the fix.
     #[error("image {image} is not available on the {backend} backend: {reason}")]
     ImageUnavailable {
-        /// The image that was asked for.
+        /// The requested image.
         image: String,
-        /// The backend's name.
+        /// Name of the backend.
         backend: &'static str,
-        /// Why, and the fix.
+        /// The reason and the fix.
         reason: String,
     },
     /// The sandbox could not be made.
@@ -39,21 +39,21 @@ pub enum BackendError {
     /// The sandbox could not be removed; the backend keeps trying.
     #[error("sandbox could not be removed: {0}")]
     Destroy(String),
-    /// The guest did not do its part.
+    /// A request to the guest failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A file operation of the backend's own failed.
+    /// A file operation of the backend itself failed.
     #[error("{what}: {source}")]
     Io {
-        /// The operation that failed.
+        /// The failed operation, as the beginning of a sentence.
         what: String,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
 }
 
 impl BackendError {
-    /// An [`BackendError::Io`] that says what was tried.
+    /// Returns a function that wraps an I/O error in [`BackendError::Io`], with a text that names the operation.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }

@@ -1,9 +1,9 @@
-//! A scripted backend for tests of whatever sits above: no container is made.
+//! A scripted backend for tests of the layers above, which makes no container.
 //!
-//! The guest speaks the real protocol through the real [`Control`], over a stream in memory, and uses no clock but
-//! tokio's; so tests run under a paused one. Instead of languages it understands the tiny programs of
-//! `fake/program.rs`. Faults are asked for by name ("fail the next creates", "hang in reset"), and [`Counters`] report
-//! afterwards whether anything leaked.
+//! Its guest speaks the real protocol through the real [`Control`], over a stream in memory. All times come from
+//! tokio's clock, so tests can pause it. Instead of real languages the guest understands
+//! the tiny programs of `fake/program.rs`. A test requests failures by name ("fail the next
+//! creates", "hang in reset"), and [`Counters`] shows afterwards whether anything leaked.
 
 mod guest;
 mod program;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use isol8_api::Runtime;
-use isol8_protocol::{KernelKind, KernelSettings};
+use isol8_protocol::{KernelKind, PrewarmSettings};
 use tokio::task::AbortHandle;
 
 use crate::adoption::Adopted;
@@ -25,35 +25,35 @@ use crate::error::BackendError;
 use crate::sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
 use crate::spec::{Limits, SandboxId, SandboxSpec};
 
-/// Bytes that the stream between host and guest buffers.
+/// Size in bytes of the buffer between host and guest.
 const STREAM_BUFFER: usize = 64 * 1024;
 
-/// Numbers of events so far.
+/// Counts of the calls and events so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Calls of [`Backend::create`].
     pub attempts: usize,
     /// Sandboxes made.
     pub created: usize,
-    /// Sandboxes gone, by [`Sandbox::destroy`] or by dropping the last reference.
+    /// Sandboxes removed, by [`Sandbox::destroy`] or by dropping the last reference.
     pub destroyed: usize,
     /// Sandboxes left to a later process.
     pub left: usize,
-    /// Resets that a guest was asked for.
+    /// Resets requested from guests.
     pub resets: usize,
-    /// Programs that a guest was asked to run.
+    /// Programs that guests were asked to run.
     pub runs: usize,
 }
 
 impl Counters {
-    /// Sandboxes that exist now.
+    /// Returns the number of sandboxes that exist now.
     #[must_use]
     pub fn live(&self) -> usize {
         self.created - self.destroyed - self.left
     }
 }
 
-/// The behaviour of the next calls.
+/// The behavior of the next calls, as requested by the test.
 #[derive(Debug, Default)]
 struct Script {
     unavailable: Vec<Runtime>,
@@ -73,9 +73,9 @@ struct Script {
     closed: bool,
 }
 
-/// Shared by the backend, its sandboxes and their guests.
+/// State that is shared by the backend, its sandboxes and their guests.
 #[derive(Debug, Default)]
-struct World {
+struct FakeState {
     script: Mutex<Script>,
     counters: Mutex<Counters>,
     living: Mutex<BTreeMap<SandboxId, AbortHandle>>,
@@ -84,140 +84,140 @@ struct World {
     adoptable: Mutex<Vec<(Claim, Duration, Option<String>)>>,
 }
 
-/// Nothing is awaited under these locks, and no change under one can be left half done.
+/// Locks a mutex. These locks are never held across an await, and a panic cannot interrupt a change under one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A backend whose sandboxes are tasks. Clones share one world.
+/// A backend whose sandboxes are tasks. Clones share one state.
 #[derive(Clone, Debug, Default)]
 pub struct FakeBackend {
-    world: Arc<World>,
+    state: Arc<FakeState>,
 }
 
 impl FakeBackend {
-    /// A backend where everything works.
+    /// Returns a backend in which every call succeeds.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns the numbers of events so far.
+    /// Returns the counts so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        *lock(&self.world.counters)
+        *lock(&self.state.counters)
     }
 
-    /// Every set of limits that was applied to a living sandbox, in order.
+    /// Returns every set of limits that was applied to an existing sandbox, in order.
     #[must_use]
     pub fn applied_limits(&self) -> Vec<Limits> {
-        lock(&self.world.limits).clone()
+        lock(&self.state.limits).clone()
     }
 
-    /// The sandboxes that exist.
+    /// Returns the sandboxes that exist.
     #[must_use]
     pub fn living(&self) -> Vec<SandboxId> {
-        lock(&self.world.living).keys().cloned().collect()
+        lock(&self.state.living).keys().cloned().collect()
     }
 
-    /// Returns the present claims.
+    /// Returns the current claims.
     #[must_use]
     pub fn claims(&self) -> Vec<Claim> {
-        lock(&self.world.claims).values().cloned().collect()
+        lock(&self.state.claims).values().cloned().collect()
     }
 
-    /// Lets the next [`Backend::adopt`] find this sandbox, last used so long ago; or find it lost, for
-    /// this reason.
+    /// Makes the next [`Backend::adopt`] find a sandbox with this claim and this time since its last use. With a
+    /// reason in `lost`, the sandbox is found lost.
     pub fn leave_for_adoption(&self, claim: Claim, idle: Duration, lost: Option<&str>) {
         let left = (claim, idle, lost.map(str::to_owned));
-        lock(&self.world.adoptable).push(left);
+        lock(&self.state.adoptable).push(left);
     }
 
-    /// This runtime cannot run here.
+    /// Makes a runtime unavailable.
     pub fn make_unavailable(&self, runtime: Runtime) {
         self.script().unavailable.push(runtime);
     }
 
-    /// The next `count` creates fail.
+    /// Makes the next `count` creates fail.
     pub fn fail_next_creates(&self, count: usize) {
         self.script().failing_creates = count;
     }
 
-    /// The next `count` creates panic.
+    /// Makes the next `count` creates panic.
     pub fn panic_in_next_creates(&self, count: usize) {
         self.script().panicking_creates = count;
     }
 
-    /// A create takes this long from now on.
+    /// Makes every create take this long from now on.
     pub fn slow_create(&self, time: Duration) {
         self.script().create_takes = time;
     }
 
-    /// No create that begins from now on ends.
+    /// Sets whether creates that begin from now on never end.
     pub fn hang_create(&self, hang: bool) {
         self.script().hang_create = hang;
     }
 
-    /// Whether guests refuse to reset.
+    /// Sets whether guests refuse to reset.
     pub fn fail_reset(&self, fail: bool) {
         self.script().fail_reset = fail;
     }
 
-    /// Whether guests leave a reset unanswered.
+    /// Sets whether guests leave a reset unanswered.
     pub fn hang_reset(&self, hang: bool) {
         self.script().hang_reset = hang;
     }
 
-    /// Whether guests leave unanswered that an interpreter is asked for.
+    /// Sets whether guests leave the request for an interpreter unanswered.
     pub fn hang_prepare(&self, hang: bool) {
         self.script().hang_prepare = hang;
     }
 
-    /// A reset takes this long from now on.
+    /// Makes every reset take this long from now on.
     pub fn slow_reset(&self, time: Duration) {
         self.script().reset_takes = time;
     }
 
-    /// Sandboxes have so many bytes of memory left from now on.
+    /// Sets the bytes of memory that sandboxes have left from now on.
     pub fn leave_memory(&self, bytes: u64) {
         self.script().memory_left = Some(bytes);
     }
 
-    /// Whether limits can be changed.
+    /// Sets whether changing limits fails.
     pub fn fail_set_limits(&self, fail: bool) {
         self.script().fail_set_limits = fail;
     }
 
-    /// Whether the first destroy of each sandbox reports an error (it is gone all the same).
+    /// Sets whether the first destroy of each sandbox reports an error, although the sandbox is removed.
     pub fn fail_destroy(&self, fail: bool) {
         self.script().fail_destroy = fail;
     }
 
-    /// Whether guests let programs run beyond their time.
+    /// Sets whether guests let programs run beyond their timeout.
     pub fn ignore_timeouts(&self, ignore: bool) {
         self.script().ignore_timeouts = ignore;
     }
 
-    /// Whether sandboxes are dead by the time that they are made.
+    /// Sets whether sandboxes are already dead when a create returns them.
     pub fn die_after_create(&self, die: bool) {
         self.script().die_after_create = die;
     }
 
     /// Kills the guest of every sandbox, as a crash of the containers would.
     pub fn kill_all(&self) {
-        lock(&self.world.living)
+        lock(&self.state.living)
             .values()
             .for_each(AbortHandle::abort);
     }
 
     fn script(&self) -> MutexGuard<'_, Script> {
-        lock(&self.world.script)
+        lock(&self.state.script)
     }
 
-    /// Takes what the script has for the next create.
-    #[allow(clippy::panic)] // Asked for by the test.
+    /// Applies the script to the next create. Returns how long the create takes, and whether it never ends.
+    #[allow(clippy::panic)] // The test requests the panic.
     fn plan_create(&self, spec: &SandboxSpec) -> Result<(Duration, bool), BackendError> {
-        lock(&self.world.counters).attempts += 1;
+        lock(&self.state.counters).attempts += 1;
         let mut script = self.script();
         if script.closed {
             return Err(BackendError::Unavailable("backend is shut down".to_owned()));
@@ -264,7 +264,7 @@ impl Backend for FakeBackend {
         if !time.is_zero() {
             tokio::time::sleep(time).await;
         }
-        let sandbox = FakeSandbox::start(&self.world).await?;
+        let sandbox = FakeSandbox::start(&self.state).await?;
         let dies = self.script().die_after_create;
         if dies {
             sandbox.guest.abort();
@@ -274,12 +274,12 @@ impl Backend for FakeBackend {
     }
 
     async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
-        let left = std::mem::take(&mut *lock(&self.world.adoptable));
+        let left = std::mem::take(&mut *lock(&self.state.adoptable));
         let mut adopted = Vec::new();
         for (claim, idle, lost) in left {
             let sandbox: Result<Arc<dyn Sandbox>, String> = match lost {
                 Some(reason) => Err(reason),
-                None => Ok(Arc::new(FakeSandbox::start(&self.world).await?)),
+                None => Ok(Arc::new(FakeSandbox::start(&self.state).await?)),
             };
             if let Ok(sandbox) = &sandbox {
                 sandbox.claim(&claim).await?;
@@ -309,45 +309,45 @@ impl Backend for FakeBackend {
 struct FakeSandbox {
     id: SandboxId,
     control: Control,
-    world: Arc<World>,
+    state: Arc<FakeState>,
     guest: AbortHandle,
     oom_kills: Arc<AtomicU64>,
     gone: AtomicBool,
 }
 
 impl FakeSandbox {
-    async fn start(world: &Arc<World>) -> Result<Self, BackendError> {
+    async fn start(state: &Arc<FakeState>) -> Result<Self, BackendError> {
         let (host, far_end) = tokio::io::duplex(STREAM_BUFFER);
         let oom_kills = Arc::new(AtomicU64::new(0));
-        let serving = guest::serve(far_end, Arc::clone(world), Arc::clone(&oom_kills));
+        let serving = guest::serve(far_end, Arc::clone(state), Arc::clone(&oom_kills));
         let guest = tokio::spawn(serving).abort_handle();
         let control = Control::open(host)
             .await
             .inspect_err(|_| guest.abort())
             .map_err(BackendError::Control)?;
-        control.prepare_in_background(KernelKind::Python, KernelSettings::default());
+        control.prepare_in_background(KernelKind::Python, PrewarmSettings::default());
         let id = SandboxId::random();
-        lock(&world.living).insert(id.clone(), guest.clone());
-        lock(&world.counters).created += 1;
+        lock(&state.living).insert(id.clone(), guest.clone());
+        lock(&state.counters).created += 1;
         Ok(Self {
             id,
             control,
-            world: Arc::clone(world),
+            state: Arc::clone(state),
             guest,
             oom_kills,
             gone: AtomicBool::new(false),
         })
     }
 
-    /// Whether it was there to be removed.
+    /// Removes the sandbox; returns whether it still existed.
     fn remove(&self) -> bool {
         if self.gone.swap(true, Ordering::SeqCst) {
             return false;
         }
         self.guest.abort();
-        lock(&self.world.living).remove(&self.id);
-        lock(&self.world.claims).remove(&self.id);
-        lock(&self.world.counters).destroyed += 1;
+        lock(&self.state.living).remove(&self.id);
+        lock(&self.state.claims).remove(&self.id);
+        lock(&self.state.counters).destroyed += 1;
         true
     }
 }
@@ -369,10 +369,10 @@ impl Sandbox for FakeSandbox {
     }
 
     async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError> {
-        if lock(&self.world.script).fail_set_limits {
+        if lock(&self.state.script).fail_set_limits {
             return Err(BackendError::Limits("the script says so".to_owned()));
         }
-        lock(&self.world.limits).push(*limits);
+        lock(&self.state.limits).push(*limits);
         Ok(())
     }
 
@@ -387,7 +387,7 @@ impl Sandbox for FakeSandbox {
     }
 
     async fn has_memory_for(&self, bytes: u64) -> bool {
-        let left = lock(&self.world.script).memory_left;
+        let left = lock(&self.state.script).memory_left;
         left.is_none_or(|left| bytes <= left)
     }
 
@@ -396,7 +396,7 @@ impl Sandbox for FakeSandbox {
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
-        lock(&self.world.claims).insert(self.id.clone(), claim.clone());
+        lock(&self.state.claims).insert(self.id.clone(), claim.clone());
         Ok(())
     }
 
@@ -404,13 +404,13 @@ impl Sandbox for FakeSandbox {
 
     fn leave(&self) {
         if !self.gone.swap(true, Ordering::SeqCst) {
-            lock(&self.world.living).remove(&self.id);
-            lock(&self.world.counters).left += 1;
+            lock(&self.state.living).remove(&self.id);
+            lock(&self.state.counters).left += 1;
         }
     }
 
     async fn destroy(&self) -> Result<(), BackendError> {
-        let failing = lock(&self.world.script).fail_destroy;
+        let failing = lock(&self.state.script).fail_destroy;
         if self.remove() && failing {
             return Err(BackendError::Destroy("the script says so".to_owned()));
         }

@@ -1,9 +1,9 @@
-//! The directory under which one process of isol8 keeps its sandboxes.
+//! Instances: the directory under which one process of isol8 keeps its sandboxes.
 //!
-//! `<state>/<instance>/` belongs to one process, and its helpers, for as long as one of them holds a lock on the file
-//! `lock` in it. The kernel drops the lock when the last holder dies, however it dies; so a directory whose lock can be
-//! taken has no owner, and the things that it names can be removed. This is how a crash is told from a neighbour that
-//! still runs, without process ids, which are used again.
+//! `<state>/<instance>/` belongs to one process and its helpers, as long as one of them holds a
+//! lock on the file `lock` in it. The kernel releases the lock when the last holder dies, in whatever way. So a
+//! directory whose lock can be taken has no living process, and the resources that it names can be removed. This
+//! distinguishes a crashed process from another one that still runs, without process ids, which the kernel reuses.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -27,19 +27,19 @@ use crate::spec::SandboxId;
 const LOCK_FILE: &str = "lock";
 const GUEST_FILE: &str = "guest";
 
-/// A process's own directory, locked for as long as this value lives. Dropping it removes the
+/// The directory of this process, locked as long as this value exists. Dropping the value removes the
 /// directory.
 #[derive(Debug)]
 pub struct Instance {
     directory: PathBuf,
     id: SandboxId,
     lock: Flock<File>,
-    /// Something in it is left to a later process.
+    /// The directory is left to a later process, and not removed on drop.
     is_left: AtomicBool,
 }
 
 impl Instance {
-    /// Makes a new instance under `state`, and puts the guest agent into it.
+    /// Makes a new instance under `state`, and writes the executable of the guest agent into it.
     ///
     /// # Errors
     /// [`BackendError::Io`] naming the path.
@@ -47,14 +47,14 @@ impl Instance {
         let id = SandboxId::random();
         let directory = state.join(id.as_str());
         let make = || -> io::Result<Flock<File>> {
-            // Others may pass through, so that a sandbox's mapped root can reach what is shared
-            // with it; they cannot list.
+            // Other users may traverse the directory, so that a sandbox's mapped root can reach files that are
+            // shared with it; they cannot list it.
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o711)
                 .create(state)?;
             fs::DirBuilder::new().mode(0o711).create(&directory)?;
-            // The lock is taken before the file has its name, so that no sweep can see it free.
+            // The lock is taken before the file gets its final name, so that no sweep can see it unlocked.
             let unnamed = directory.join(".lock");
             let lock = lock_whole(lock_file::open(&unnamed)?)?;
             fs::rename(&unnamed, directory.join(LOCK_FILE))?;
@@ -65,16 +65,20 @@ impl Instance {
             "state directory {} cannot be used",
             directory.display()
         )))?;
-        Ok(Self {
+        Ok(Self::from_parts(directory, id, lock))
+    }
+
+    fn from_parts(directory: PathBuf, id: SandboxId, lock: Flock<File>) -> Self {
+        Self {
             directory,
             id,
             lock,
             is_left: AtomicBool::new(false),
-        })
+        }
     }
 
-    /// Takes over an instance whose process is dead and left claims, if there is one. Sandboxes made from now on get
-    /// this guest.
+    /// Takes over an instance whose process is dead and which has claimed sandboxes, if one exists.
+    /// Sandboxes that are made from then on get this guest executable.
     ///
     /// # Errors
     /// [`BackendError::Io`] naming the path.
@@ -84,11 +88,12 @@ impl Instance {
             let Some(id) = name.and_then(SandboxId::parse) else {
                 continue;
             };
-            // In a directory of another user's, what this process does could be led elsewhere.
+            // Another user could redirect file operations of this process in a directory that the user owns.
             if !is_own(&directory) {
                 continue;
             }
-            // Its helper may still live, and is adopted with it: so only this lock counts.
+            // The helper of the dead process may still live, with a record lock, and is adopted too. So only this
+            // lock of the whole file decides.
             let Some(lock) = open_lock(&directory).and_then(|file| lock_whole(file).ok()) else {
                 continue;
             };
@@ -108,79 +113,69 @@ impl Instance {
                 "state directory {} cannot be adopted",
                 directory.display()
             )))?;
-            return Ok(Some(Self {
-                directory,
-                id,
-                lock,
-                is_left: AtomicBool::new(false),
-            }));
+            return Ok(Some(Self::from_parts(directory, id, lock)));
         }
         Ok(None)
     }
 
-    /// Lets a server that runs as another user work with this instance: it may touch and lock the lock
-    /// file, write claims and list the directory. Everything else stays this process's own, so that what
-    /// it does in the directory cannot be led elsewhere.
+    /// Gives a server that runs as another user access to this instance: the server may touch and lock the lock
+    /// file, write claims and list the directory. Everything else still belongs to this process, so that the server
+    /// cannot redirect file operations of this process.
     ///
     /// # Errors
     /// [`BackendError::Io`] naming the path.
-    pub fn give(&self, owner: Owner) -> Result<(), BackendError> {
-        let give = || -> io::Result<()> {
-            let claims = self.directory.join(claim::DIRECTORY);
+    pub fn share_with(&self, owner: Owner) -> Result<(), BackendError> {
+        let share = || -> io::Result<()> {
+            let claims = self.directory.join(claim::CLAIMS_DIRECTORY);
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&claims)?;
-            owner.take_tree(&claims)?;
-            owner.take(&self.directory.join(LOCK_FILE))?;
+            owner.chown_tree(&claims)?;
+            owner.chown(&self.directory.join(LOCK_FILE))?;
             std::os::unix::fs::lchown(&self.directory, None, Some(owner.gid))?;
             fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o751))
         };
-        give().map_err(BackendError::io(format!(
-            "state directory {} cannot be given to uid {}",
+        share().map_err(BackendError::io(format!(
+            "state directory {} cannot be shared with uid {}",
             self.directory.display(),
             owner.uid
         )))
     }
 
-    /// The lock, for a server that is to have the instance.
+    /// Returns the descriptor of the lock, to be passed to the server that will own the instance.
     #[must_use]
     pub fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
     }
 
-    /// The instance `id` under `state` that another process made and locked for this one. `lock` is a
-    /// duplicate of its descriptor, and so of its lock.
+    /// Opens the instance `id` under `state`, which another process made and locked for this one. `lock` is a
+    /// duplicate of that process's descriptor, and shares its lock.
     ///
     /// # Errors
-    /// [`BackendError::Io`] where the lock is none.
-    pub fn given(state: &Path, id: SandboxId, lock: OwnedFd) -> Result<Self, BackendError> {
+    /// [`BackendError::Io`] if the descriptor does not hold the lock.
+    pub fn with_lock(state: &Path, id: SandboxId, lock: OwnedFd) -> Result<Self, BackendError> {
         let directory = state.join(id.as_str());
         let lock = lock_whole(File::from(lock)).map_err(BackendError::io(format!(
             "state directory {} cannot be used",
             directory.display()
         )))?;
-        Ok(Self {
-            directory,
-            id,
-            lock,
-            is_left: AtomicBool::new(false),
-        })
+        Ok(Self::from_parts(directory, id, lock))
     }
 
-    /// The directories of all instances under `state`, whosever they are.
+    /// Returns the directories of all instances under `state`, of whatever owner.
     #[must_use]
     pub fn all(state: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(state).into_iter().flatten().flatten();
         let paths = entries.map(|entry| entry.path());
-        let is_one = |path: &PathBuf| {
+        let is_instance = |path: &PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str());
             name.and_then(SandboxId::parse).is_some()
         };
-        paths.filter(is_one).collect()
+        paths.filter(is_instance).collect()
     }
 
-    /// Whether a process that lives has an instance under `state`.
+    /// Returns whether a living process has an instance under `state`.
     #[must_use]
     pub fn is_any_in_use(state: &Path) -> bool {
         let directories = Self::all(state).into_iter();
@@ -188,98 +183,99 @@ impl Instance {
         locks.any(|lock| lock_whole(lock).is_err())
     }
 
-    /// Returns the claims of the instance.
+    /// Returns the claims of this instance.
     #[must_use]
     pub fn claims(&self) -> Claims {
         Claims::of(&self.directory)
     }
 
-    /// Writes down whose a sandbox is.
+    /// Writes the claim of a session to a sandbox, without blocking the async runtime.
     ///
     /// # Errors
     /// [`BackendError::Io`].
     pub async fn claim(&self, sandbox: &SandboxId, claim: &Claim) -> Result<(), BackendError> {
         let (claims, sandbox, claim) = (self.claims(), sandbox.clone(), claim.clone());
-        // A disk may let its writer wait.
+        // Writing to a disk may block.
         let writing = tokio::task::spawn_blocking(move || claims.add(&sandbox, &claim));
         let written = writing.await.unwrap_or_else(|panic| Err(panic.into()));
-        written.map_err(BackendError::io("session cannot be written down"))
+        written.map_err(BackendError::io("claim of the session cannot be written"))
     }
 
-    /// Notes that a claimed sandbox was used now.
+    /// Sets the time of the last use of a claimed sandbox to now.
     pub async fn touch_claim(&self, sandbox: &SandboxId) {
         let (claims, sandbox) = (self.claims(), sandbox.clone());
         let touching = tokio::task::spawn_blocking(move || claims.touch(&sandbox));
         if let Ok(Err(error)) = touching.await {
-            log::warn!(error:%; "use of a session cannot be written down");
+            log::warn!(error:%; "time of a session's last use cannot be written");
         }
     }
 
-    /// Leaves the directory in place, for a later process.
+    /// Leaves the directory to a later process: dropping this value no longer removes it.
     pub fn leave(&self) {
         self.is_left.store(true, Ordering::Release);
     }
 
-    /// Whether it was left.
+    /// Returns whether [`Self::leave`] was called.
     #[must_use]
     pub fn is_left(&self) -> bool {
         self.is_left.load(Ordering::Acquire)
     }
 
-    /// Notes that its process lives now; [`DeadInstance::all`] counts from there.
+    /// Records that the process is alive now; [`DeadInstance::all`] measures the time from the last record.
     pub fn touch(&self) {
         if let Err(error) = self.lock.set_modified(SystemTime::now()) {
             log::debug!(error:%; "instance could not be touched");
         }
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Its name, unique among all instances.
+    /// Returns the id, which is the name of the directory and unique among all instances.
     #[must_use]
     pub fn id(&self) -> &SandboxId {
         &self.id
     }
 
-    /// The guest agent's executable file.
+    /// Returns the path of the guest agent's executable.
     #[must_use]
     pub fn guest(&self) -> PathBuf {
         Self::guest_in(&self.directory)
     }
 
-    /// The guest agent's executable file in an instance's directory.
+    /// Returns the path of the guest agent's executable in an instance's directory.
     #[must_use]
     pub fn guest_in(directory: &Path) -> PathBuf {
         directory.join(GUEST_FILE)
     }
 
-    /// Removes an instance's directory, where nothing of the instance is left. The lock
-    /// file goes last: while it is there, a failed removal is tried again by a later sweep.
+    /// Removes an instance's directory; to be called once all resources of the instance are gone. The lock
+    /// file is removed last: as long as it exists, a later sweep tries a failed removal again.
     pub fn remove_directory(directory: &Path) {
         remove_directory(directory);
     }
 
-    /// Lets the calling process, a helper of the instance's, count as the instance too, until the
-    /// returned file is closed. Its lock is of the kind that forked processes do not inherit: a
-    /// container that never got to execute its program would otherwise keep the instance alive.
+    /// Keeps the instance alive on behalf of the calling process, a helper of the instance, until the
+    /// returned file is closed. The record lock that is taken is not inherited by forked processes: otherwise a
+    /// container that never executed its program would keep the instance alive.
     ///
     /// # Errors
-    /// If the directory is gone, or the lock is refused.
-    pub fn hold(directory: &Path) -> io::Result<File> {
+    /// Any I/O error: the directory is gone, or the lock is refused.
+    pub fn lock_as_helper(directory: &Path) -> io::Result<File> {
         let file = lock_file::open_existing(&directory.join(LOCK_FILE))?;
         lock_records(&file, libc::F_RDLCK)?;
         Ok(file)
     }
 
-    /// Whether a helper, of this process or of one before it, [holds](Self::hold) the instance.
+    /// Returns whether a helper, of this process or of an earlier one, [keeps](Self::lock_as_helper) the instance
+    /// alive.
     ///
     /// # Errors
-    /// If the system does not tell.
-    pub fn is_held(&self) -> io::Result<bool> {
+    /// The error of fcntl(2).
+    pub fn has_helper(&self) -> io::Result<bool> {
         let mut found = whole_file(libc::F_WRLCK);
         fcntl(&*self.lock, FcntlArg::F_GETLK(&mut found))?;
         Ok(i32::from(found.l_type) != libc::F_UNLCK)
@@ -294,7 +290,7 @@ impl Drop for Instance {
     }
 }
 
-/// An instance whose process is gone. Held locked, so that only one process cleans it up.
+/// An instance whose process is gone. This value holds the lock, so that only one process cleans up.
 #[derive(Debug)]
 pub struct DeadInstance {
     directory: PathBuf,
@@ -303,33 +299,34 @@ pub struct DeadInstance {
 }
 
 impl DeadInstance {
-    /// Every instance under `state` whose process is gone, but for those that have something claimed
-    /// and were alive less than `adoptable_for` ago: a new process may adopt them.
+    /// Returns every instance under `state` whose process is gone, except for instances that have claims
+    /// and were alive less than `adoptable_for` ago: a new process may adopt those.
     #[must_use]
     pub fn all(state: &Path, adoptable_for: Duration) -> Vec<Self> {
         let Ok(entries) = fs::read_dir(state) else {
             return Vec::new();
         };
         entries
-            .filter_map(|entry| Self::claim(&entry.ok()?.path(), adoptable_for))
+            .filter_map(|entry| Self::try_lock(&entry.ok()?.path(), adoptable_for))
             .collect()
     }
 
-    /// As [`Self::all`], for a helper that [holds](Instance::hold) `own`: to look at the lock of that
-    /// would be to let go of it, because closing any descriptor of a file drops the process's locks on it.
+    /// Returns the same as [`Self::all`] without `own`, for a helper that [locks](Instance::lock_as_helper) `own`.
+    /// The helper must not open the lock file of `own` again: closing any descriptor of a file releases all record
+    /// locks that the process has on it.
     #[must_use]
     pub fn others(state: &Path, adoptable_for: Duration, own: &Path) -> Vec<Self> {
         let others = Instance::all(state).into_iter().filter(|path| path != own);
         others
-            .filter_map(|path| Self::claim(&path, adoptable_for))
+            .filter_map(|path| Self::try_lock(&path, adoptable_for))
             .collect()
     }
 
-    fn claim(directory: &Path, adoptable_for: Duration) -> Option<Self> {
+    fn try_lock(directory: &Path, adoptable_for: Duration) -> Option<Self> {
         let id = directory.file_name()?.to_str()?.to_owned();
         let lock = lock_whole(open_lock(directory)?).ok()?;
         lock_records(&lock, libc::F_WRLCK).ok()?;
-        // The previous holder may have removed the directory in the meantime.
+        // The previous holder of the lock may have removed the directory in the meantime.
         if !directory.join(LOCK_FILE).exists() {
             return None;
         }
@@ -345,19 +342,19 @@ impl DeadInstance {
         })
     }
 
-    /// Its name.
+    /// Returns the id, which is the name of the directory.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Removes the directory; call it once everything that it names is gone.
+    /// Removes the directory; to be called once all resources of the instance are gone.
     pub fn remove(self) {
         remove_directory(&self.directory);
     }
@@ -372,20 +369,20 @@ fn open_lock(directory: &Path) -> Option<File> {
     lock_file::open_existing(&directory.join(LOCK_FILE)).ok()
 }
 
-/// Locks a file as flock(2) does, or fails at once.
+/// Locks a file with flock(2), or fails at once.
 fn lock_whole(file: File) -> io::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
 }
 
-/// A path to a socket by way of its directory's descriptor: the path itself may be longer than the 107
-/// bytes that an address holds.
+/// Returns a path to a socket that goes through the descriptor of its directory: the real path may be longer than
+/// the 107 bytes of a socket address.
 #[must_use]
 pub fn socket_in(directory: &File, name: &str) -> PathBuf {
     let descriptor = directory.as_raw_fd();
     format!("/proc/self/fd/{descriptor}/{name}").into()
 }
 
-/// Locks a whole file as fcntl(2) does, for this process only, or fails at once.
+/// Locks a whole file with fcntl(2), for this process only, or fails at once.
 fn lock_records(file: &File, kind: i32) -> io::Result<()> {
     fcntl(file, FcntlArg::F_SETLK(&whole_file(kind)))?;
     Ok(())
@@ -433,7 +430,7 @@ fn write_executable(path: &Path, content: &[u8]) -> io::Result<()> {
         .mode(0o755)
         .open(path)?;
     file.write_all(content)?;
-    // The umask may have taken away what the sandbox's mapped root needs.
+    // The umask may have removed permissions that the sandbox's mapped root needs.
     file.set_permissions(fs::Permissions::from_mode(0o755))
 }
 

@@ -1,7 +1,7 @@
-//! Files that processes of one user lock between them.
+//! Lock files that only processes of one user can open.
 //!
-//! Locking a file takes no more than the right to open it, even for reading. So a lock file is its owner's alone: a
-//! file that other users of the host may open, they may also hold locked for ever.
+//! Locking a file takes no more than the right to open it, even for reading. Any user of the host who may open a
+//! lock file could hold it locked for ever, so the permissions of lock files exclude all users but the owner.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
@@ -10,20 +10,20 @@ use std::path::Path;
 
 const OWNER_ONLY: u32 = 0o600;
 
-/// Opens a file to lock it, and creates it if it is missing.
+/// Opens a lock file, and creates a missing one.
 ///
 /// # Errors
-/// The system's; `NotFound` where the directory is gone.
+/// Any I/O error; `NotFound` if the directory is gone.
 pub fn open(path: &Path) -> io::Result<File> {
-    close_to_others(open_with(path, File::options().create(true))?)
+    deny_other_users(open_with(path, File::options().create(true))?)
 }
 
-/// Opens a file to lock it, if it exists.
+/// Opens a lock file that must exist.
 ///
 /// # Errors
-/// The system's.
+/// Any I/O error.
 pub fn open_existing(path: &Path) -> io::Result<File> {
-    close_to_others(open_with(path, &mut File::options())?)
+    deny_other_users(open_with(path, &mut File::options())?)
 }
 
 fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
@@ -31,8 +31,8 @@ fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     options.open(path)
 }
 
-/// Versions before this one made such files for all to read.
-fn close_to_others(file: File) -> io::Result<File> {
+/// Removes the permissions of other users: earlier versions created lock files that all users can read.
+fn deny_other_users(file: File) -> io::Result<File> {
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         file.set_permissions(Permissions::from_mode(OWNER_ONLY))?;
     }

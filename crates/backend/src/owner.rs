@@ -1,7 +1,8 @@
-//! The user that the HTTP server runs as, where that is not the user that makes sandboxes.
+//! The user that the HTTP server runs as, if a different user makes the sandboxes.
 //!
-//! Files that both work with are made by root and given to this user one by one. Everything else in an
-//! instance's directory stays root's, so that root never works in a directory that the user can change.
+//! Root creates the files that both processes use and changes their owner to this user one by one. Everything
+//! else in an instance's directory still belongs to root, so that root never works in a directory that the user
+//! can change.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +13,7 @@ use std::path::Path;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// User and group of a server without privileges.
+/// User and group id of a server without privileges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// User id.
@@ -22,20 +23,21 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Gives one file, directory, socket or link to this user. A link is not followed.
+    /// Changes the owner of one file, directory, socket or symbolic link to this user. Does not follow links.
     ///
     /// # Errors
-    /// The system's.
-    pub fn take(self, path: &Path) -> io::Result<()> {
+    /// Any I/O error.
+    pub fn chown(self, path: &Path) -> io::Result<()> {
         lchown(path, Some(self.uid), Some(self.gid))
     }
 
-    /// Gives a directory with everything in it to this user, as far as it is root's; files that the user has already
-    /// are left alone. Links are neither followed nor walked through, whatever changes meanwhile.
+    /// Changes the owner of a directory and everything in it to this user, if the directory belongs to root.
+    /// Does not enter a directory that this user already owns. Never follows symbolic links, even if directories
+    /// are replaced by links during the call.
     ///
     /// # Errors
-    /// The system's, for the first entry that cannot be given.
-    pub fn take_tree(self, directory: &Path) -> io::Result<()> {
+    /// The I/O error of the first entry whose owner cannot be changed.
+    pub fn chown_tree(self, directory: &Path) -> io::Result<()> {
         let opened = File::options()
             .read(true)
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
@@ -47,12 +49,12 @@ impl Owner {
         for entry in fs::read_dir(entries)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
-                self.take_tree(&entry.path())?;
+                self.chown_tree(&entry.path())?;
             } else {
-                self.take(&entry.path())?;
+                self.chown(&entry.path())?;
             }
         }
-        // Last: until then the user can put nothing in the way.
+        // The directory itself comes last: before that the user cannot change its entries.
         fchown(&opened, Some(self.uid), Some(self.gid))
     }
 }
@@ -72,7 +74,7 @@ mod tests {
         let is_root = nix::unistd::geteuid().is_root();
         assert!(
             is_root,
-            "only root gives files away: run scripts/test as root"
+            "only root can change the owner of a file; run scripts/test as root"
         );
     }
 
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_given_away_without_following_links() {
+    fn the_owner_of_a_tree_is_changed_without_following_links() {
         assert_root();
         let (tree, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(outside.path().join("file"), "").unwrap();
@@ -91,22 +93,22 @@ mod tests {
         fs::write(tree.join("a/b/file"), "").unwrap();
         symlink(outside.path(), tree.join("a/link")).unwrap();
         symlink(outside.path().join("file"), tree.join("a/file")).unwrap();
-        OWNER.take_tree(&tree).unwrap();
+        OWNER.chown_tree(&tree).unwrap();
         for given in ["", "a", "a/b", "a/b/file", "a/link", "a/file"] {
             assert_eq!(ids(&tree.join(given)), (54321, 54322), "{given}");
         }
         assert_eq!(ids(outside.path()), (0, 0));
         assert_eq!(ids(&outside.path().join("file")), (0, 0));
-        OWNER.take_tree(&tree.join("a/link")).unwrap_err();
+        OWNER.chown_tree(&tree.join("a/link")).unwrap_err();
     }
 
     #[test]
-    fn what_the_user_has_already_is_not_walked_through() {
+    fn a_directory_that_the_user_already_owns_is_not_entered() {
         assert_root();
         let tree = tempfile::tempdir().unwrap();
         fs::write(tree.path().join("roots"), "").unwrap();
-        OWNER.take(tree.path()).unwrap();
-        OWNER.take_tree(tree.path()).unwrap();
+        OWNER.chown(tree.path()).unwrap();
+        OWNER.chown_tree(tree.path()).unwrap();
         assert_eq!(ids(&tree.path().join("roots")), (0, 0));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use isol8_protocol::{Entry, EntryKind, Failure, MAX_ENTRY, encode};
+use isol8_protocol::{EntryKind, Failure, MAX_ENTRY, RawDirectoryEntry, encode};
 use nix::dir::{Dir, OwningIter};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
@@ -101,7 +101,7 @@ impl Lister {
     }
 }
 
-fn entry(name: &[u8], found: &FileStat) -> Entry {
+fn entry(name: &[u8], found: &FileStat) -> RawDirectoryEntry {
     let kind = match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFREG => EntryKind::File,
         SFlag::S_IFDIR => EntryKind::Directory,
@@ -113,7 +113,7 @@ fn entry(name: &[u8], found: &FileStat) -> Entry {
         .st_mtime
         .saturating_mul(1000)
         .saturating_add(found.st_mtime_nsec / 1_000_000);
-    Entry {
+    RawDirectoryEntry {
         name: name.to_owned(),
         kind,
         size: u64::try_from(found.st_size).unwrap_or(0),

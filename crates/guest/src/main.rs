@@ -27,21 +27,21 @@
 //!
 //! There is a single thread, so that fork, `setfsuid` and the like are sound without locks.
 
-mod backlog;
 mod failure;
 mod files;
 mod guest;
+mod host_connection;
 mod kernel;
 mod listing;
 mod lockdown;
 mod names;
-mod peer;
 mod process;
 mod reaper;
 mod reset;
 mod run;
 mod seccomp;
 mod tunnel;
+mod write_buffer;
 
 use std::ffi::OsString;
 use std::io::{self, IoSliceMut};

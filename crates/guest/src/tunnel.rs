@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use isol8_protocol::{Failure, GRANT_STEP, StreamId, TunnelId, WINDOW};
 
-use crate::backlog::Backlog;
 use crate::failure::internal;
+use crate::write_buffer::WriteBuffer;
 
 /// The port, if it is free: user code may have taken it.
 const PORT: u16 = 8118;
@@ -101,7 +101,7 @@ pub(crate) struct Tunnel {
     credit: u64,
     host: Host,
     /// Bytes that the program has not taken yet.
-    pending: Backlog,
+    pending: WriteBuffer,
     /// Bytes that the host may still send, and those that it was not told of.
     window: u32,
     owed: u32,
@@ -116,7 +116,7 @@ impl Tunnel {
             ended: false,
             credit: WINDOW.into(),
             host: Host::Sends,
-            pending: Backlog::default(),
+            pending: WriteBuffer::default(),
             window: WINDOW,
             owed: 0,
         }

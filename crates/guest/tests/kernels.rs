@@ -6,7 +6,7 @@ mod support;
 
 use isol8_backend::RunEvent;
 use isol8_protocol::{
-    ExitStatus, FailureKind, KernelKind, KernelSettings, Program, RunSpec, Signal, Stdin,
+    ExitStatus, FailureKind, KernelKind, PrewarmSettings, Program, RunSpec, Signal, Stdin,
 };
 use support::{Outcome, Sandbox, cell, finish, python};
 
@@ -435,7 +435,7 @@ const COUNT: &str =
 #[tokio::test]
 async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
     let sandbox = Sandbox::start().await;
-    let settings = KernelSettings::default();
+    let settings = PrewarmSettings::default();
     sandbox
         .control
         .prepare_in_background(KernelKind::Python, settings);
@@ -450,9 +450,9 @@ async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
 #[tokio::test]
 async fn none_boots_after_the_only_script_and_still_does_for_a_cell() {
     let sandbox = Sandbox::start().await;
-    let once = KernelSettings {
+    let once = PrewarmSettings {
         max_runs: 1,
-        ..KernelSettings::default()
+        ..PrewarmSettings::default()
     };
     sandbox
         .control
@@ -466,7 +466,7 @@ async fn none_boots_after_the_only_script_and_still_does_for_a_cell() {
 #[tokio::test]
 async fn a_cell_that_comes_with_the_sandbox_is_not_held_back_by_a_program() {
     let sandbox = Sandbox::start().await;
-    let settings = KernelSettings::default();
+    let settings = PrewarmSettings::default();
     sandbox
         .control
         .prepare_in_background(KernelKind::Python, settings);

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use isol8_backend::{Run, RunEvent};
+use isol8_backend::{RunEvent, RunHandle};
 use isol8_protocol::{
     ExitStatus, FailureKind, KernelKind, OutputStream, Program, RunSpec, Signal, Stdin,
     TerminalSize,
@@ -25,7 +25,7 @@ fn at_terminal(mut spec: RunSpec) -> RunSpec {
 }
 
 /// Takes output until it ends in `end`, and gives all of it.
-async fn until(run: &mut Run, end: &str) -> String {
+async fn until(run: &mut RunHandle, end: &str) -> String {
     let mut shown = String::new();
     while !shown.ends_with(end) {
         match tokio::time::timeout(PATIENCE, run.next()).await {
@@ -38,7 +38,7 @@ async fn until(run: &mut Run, end: &str) -> String {
     shown
 }
 
-async fn type_in(run: &Run, text: &str) {
+async fn type_in(run: &RunHandle, text: &str) {
     run.write_stdin(text.as_bytes()).await.unwrap();
 }
 

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use isol8_backend::{Run, Tunnel, Tunnels};
+use isol8_backend::{RunHandle, Tunnel, Tunnels};
 use isol8_protocol::{KernelKind, MAX_TUNNELS, Program, RunSpec, WINDOW};
 use support::{PATIENCE, Sandbox, cell, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,7 +33,7 @@ fn script(source: &str) -> RunSpec {
 }
 
 /// A run with network, and its connections.
-fn start(sandbox: &Sandbox, source: &str) -> (Run, Tunnels) {
+fn start(sandbox: &Sandbox, source: &str) -> (RunHandle, Tunnels) {
     let mut run = sandbox.control.run(script(source)).unwrap();
     let tunnels = run.tunnels().unwrap();
     (run, tunnels)

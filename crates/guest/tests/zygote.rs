@@ -11,12 +11,12 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{FailureKind, KernelKind, KernelSettings, ZYGOTE_UID};
+use isol8_protocol::{FailureKind, KernelKind, PrewarmSettings, ZYGOTE_UID};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{PATIENCE, Sandbox};
 
-async fn kept(settings: KernelSettings) -> Sandbox {
+async fn kept(settings: PrewarmSettings) -> Sandbox {
     let sandbox = Sandbox::start().await;
     let prepared = sandbox.control.prepare(KernelKind::Python, settings);
     prepared.await.unwrap();
@@ -68,9 +68,9 @@ async fn again(sandbox: &Sandbox) {
 #[tokio::test]
 async fn children_of_one_zygote_differ_in_what_is_random() {
     let preload = ["random", "ssl", "tempfile", "uuid"].map(str::to_owned);
-    let sandbox = kept(KernelSettings {
+    let sandbox = kept(PrewarmSettings {
         preload: preload.into(),
-        ..KernelSettings::default()
+        ..PrewarmSettings::default()
     })
     .await;
     let source = "import random, secrets, ssl, tempfile, uuid\n\
@@ -91,9 +91,9 @@ async fn children_of_one_zygote_differ_in_what_is_random() {
 #[tokio::test]
 async fn a_module_that_cannot_be_imported_ahead_is_refused_with_the_reason() {
     let sandbox = Sandbox::start().await;
-    let settings = KernelSettings {
+    let settings = PrewarmSettings {
         preload: vec!["json".to_owned(), "no_such_module".to_owned()],
-        ..KernelSettings::default()
+        ..PrewarmSettings::default()
     };
     let prepared = sandbox.control.prepare(KernelKind::Python, settings).await;
     let error = prepared.unwrap_err();
@@ -106,9 +106,9 @@ async fn a_module_that_cannot_be_imported_ahead_is_refused_with_the_reason() {
 #[tokio::test]
 async fn a_module_that_leaves_a_thread_running_is_refused_with_the_reason() {
     let sandbox = Sandbox::start().await;
-    let settings = KernelSettings {
+    let settings = PrewarmSettings {
         preload: vec!["lingering".to_owned()],
-        ..KernelSettings::default()
+        ..PrewarmSettings::default()
     };
     let prepared = sandbox.control.prepare(KernelKind::Python, settings).await;
     let error = prepared.unwrap_err();
@@ -123,7 +123,7 @@ async fn a_module_that_leaves_a_thread_running_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_zygote_that_is_killed_or_hangs_costs_no_run() {
-    let sandbox = kept(KernelSettings::default()).await;
+    let sandbox = kept(PrewarmSettings::default()).await;
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
         let before = zygote(&sandbox).await;
         kill(before, signal).unwrap();
@@ -138,9 +138,9 @@ async fn a_zygote_that_is_killed_or_hangs_costs_no_run() {
 
 #[tokio::test]
 async fn a_zygote_is_replaced_after_its_share_of_runs() {
-    let sandbox = kept(KernelSettings {
+    let sandbox = kept(PrewarmSettings {
         max_runs: 2,
-        ..KernelSettings::default()
+        ..PrewarmSettings::default()
     })
     .await;
     let first = [zygote(&sandbox).await];
@@ -157,9 +157,9 @@ async fn a_zygote_is_replaced_after_its_share_of_runs() {
 
 #[tokio::test]
 async fn none_is_made_for_a_single_run() {
-    let settings = KernelSettings {
+    let settings = PrewarmSettings {
         max_runs: 1,
-        ..KernelSettings::default()
+        ..PrewarmSettings::default()
     };
     let sandbox = kept(settings.clone()).await;
     assert_eq!(zygotes(&sandbox), []);
@@ -177,7 +177,7 @@ async fn none_is_made_for_a_single_run() {
 
 #[tokio::test]
 async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
-    let sandbox = kept(KernelSettings::default()).await;
+    let sandbox = kept(PrewarmSettings::default()).await;
     let before = zygote(&sandbox).await;
     forbid_forks(before);
     // The interpreter was started on this name, and must not get there.

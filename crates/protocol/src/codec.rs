@@ -1,13 +1,13 @@
-//! Frames to bytes and back.
+//! Encoding of frames to bytes, and decoding.
 
 use serde::{Serialize, de::DeserializeOwned};
 
 const LENGTH_BYTES: usize = 4;
 
-/// A frame that cannot be sent.
+/// The error of encoding a frame that cannot be sent.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EncodeError {
-    /// The body is larger than its receiver reads.
+    /// The body is larger than its receiver accepts.
     #[error("frame of {size} bytes exceeds the limit of {limit}")]
     TooLarge {
         /// Bytes of the body.
@@ -20,29 +20,29 @@ pub enum EncodeError {
     Encoding(postcard::Error),
 }
 
-/// Bytes that are not a frame. The connection they came from cannot be used further.
+/// The error of decoding bytes that are not a frame. The connection that they came from cannot be used any more.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
-    /// A length beyond the limit.
+    /// The announced length exceeds the limit.
     #[error("frame of {size} bytes exceeds the limit of {limit}")]
     TooLarge {
-        /// Bytes that were announced.
+        /// The announced length in bytes.
         size: usize,
         /// The reader's limit in bytes.
         limit: usize,
     },
-    /// A body that is no frame.
+    /// The body is not a frame.
     #[error("malformed frame: {0}")]
     Malformed(postcard::Error),
-    /// A body with bytes behind its frame.
+    /// The body has bytes after the frame.
     #[error("malformed frame: {0} bytes behind its end")]
     TrailingBytes(usize),
 }
 
-/// Appends a frame to `buffer`. On an error the buffer is as it was.
+/// Appends a frame to `buffer`. On an error the buffer is unchanged.
 ///
 /// # Errors
-/// [`EncodeError::TooLarge`] where the body exceeds `limit`, the reader's limit.
+/// [`EncodeError::TooLarge`] if the body exceeds `limit`, the reader's limit.
 pub fn encode<F: Serialize>(
     frame: &F,
     limit: usize,
@@ -70,7 +70,7 @@ fn append<F: Serialize>(frame: &F, limit: usize, buffer: &mut Vec<u8>) -> Result
     Ok(())
 }
 
-/// Takes frames out of a stream of bytes that arrives in pieces of any size.
+/// Decodes frames from a byte stream that arrives in pieces of any size.
 #[derive(Debug)]
 pub struct Decoder {
     limit: usize,
@@ -79,7 +79,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder that refuses frames of more than `limit` bytes.
+    /// Returns a decoder that refuses frames of more than `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -89,17 +89,17 @@ impl Decoder {
         }
     }
 
-    /// Adds what was read. Feed no more than one read at a time and drain [`Self::next`] between:
-    /// then the decoder holds at most one frame and one read.
+    /// Appends bytes that were read. The caller feeds one read at a time and calls [`Self::next`] until it returns
+    /// `None` in between: then the decoder holds at most one frame and one read.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.compact();
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame, or `None` until more bytes are fed.
+    /// Returns the next complete frame, or `None` until more bytes are fed.
     ///
     /// # Errors
-    /// Any [`DecodeError`]; the stream cannot be resynchronized after one.
+    /// Any [`DecodeError`]; the stream cannot be resynchronized after an error.
     #[allow(clippy::should_implement_trait)] // An iterator could not be fed between items.
     pub fn next<F: DeserializeOwned>(&mut self) -> Result<Option<F>, DecodeError> {
         let pending = &self.buffer[self.consumed..];
@@ -124,13 +124,13 @@ impl Decoder {
         Ok(Some(frame))
     }
 
-    /// Drops what was decoded, and gives back the memory of an unusually large frame.
+    /// Removes the decoded bytes, and frees the memory of an unusually large frame.
     fn compact(&mut self) {
-        const KEPT: usize = 256 * 1024;
+        const MAX_CAPACITY: usize = 256 * 1024;
         self.buffer.drain(..self.consumed);
         self.consumed = 0;
-        if self.buffer.capacity() > KEPT && self.buffer.len() < KEPT / 2 {
-            self.buffer.shrink_to(KEPT);
+        if self.buffer.capacity() > MAX_CAPACITY && self.buffer.len() < MAX_CAPACITY / 2 {
+            self.buffer.shrink_to(MAX_CAPACITY);
         }
     }
 }

@@ -4,49 +4,49 @@ use serde::{Deserialize, Serialize};
 
 use crate::tunnel::{TunnelFrame, TunnelId};
 
-/// Version of this protocol. A guest of another version is not spoken to.
+/// Version of this protocol. The host refuses a guest of another version.
 pub const VERSION: u16 = 6;
 
-/// Largest frame body, in bytes, that a guest reads. A request's script travels in one frame, so
+/// Largest frame body, in bytes, that a guest accepts. A request's script is sent in one frame, so
 /// this bounds the size of `code`.
 pub const MAX_HOST_FRAME: usize = 32 * 1024 * 1024;
 
-/// Largest frame body, in bytes, that the host reads. A guest has no reason to send more than one
-/// chunk at a time; a hostile one cannot make the host store more.
+/// Largest frame body, in bytes, that the host accepts. A guest has no reason to send more than one
+/// chunk at a time; a hostile guest cannot make the host store more.
 pub const MAX_GUEST_FRAME: usize = 128 * 1024;
 
 /// Largest piece of output, input or file content in one frame, in bytes.
 pub const CHUNK_SIZE: usize = 64 * 1024;
 
-/// Bytes that a sender may have under way on one stream before the receiver grants more with a `Credit` frame. The
-/// window bounds what one stream can hold in the memory of either side.
+/// Bytes that a sender may have in transit on one stream before the receiver grants more with a
+/// `Credit` frame. This bounds the memory that one stream can use on either side.
 pub const WINDOW: u32 = 256 * 1024;
 
-/// Bytes that are taken before they are granted anew. A frame of credit for every piece would let a sender of
-/// single bytes, which reads nothing, fill the other side's queue to it.
+/// Bytes that are consumed before they are granted again. With a frame of credit for every piece, a peer that sends
+/// single bytes and reads nothing could fill the other side's queue of outgoing frames.
 pub const GRANT_STEP: u32 = WINDOW / 4;
 
-/// Largest encoded [`Entry`], in bytes: a name has at most 255.
+/// Largest encoded [`RawDirectoryEntry`], in bytes: a name has at most 255.
 pub const MAX_ENTRY: usize = 512;
 
-/// User id that user code runs under inside a sandbox whose guest is told no other one. Above Debian's range for
-/// people (1000 to 59999) and for services, so that no account of the host is likely to have it:
+/// User id of user code inside a sandbox, unless the guest is told another one. The id is above Debian's ranges for
+/// ordinary users (1000 to 59999) and for services, so that an account of the host is unlikely to have it:
 /// <https://www.debian.org/doc/debian-policy/ch-opersys.html#uid-and-gid-classes>.
 pub const SANDBOX_UID: u32 = 64_800;
 
-/// Group id of [`SANDBOX_UID`].
+/// Group id that belongs to [`SANDBOX_UID`].
 pub const SANDBOX_GID: u32 = 64_800;
 
-/// User and group id of the interpreter that others are forked from: one above user code's. Not user code's, so
-/// that user code can neither signal nor trace it.
+/// User and group id of the zygote, the interpreter that others are forked from: [`SANDBOX_UID`] plus one. The id
+/// differs from user code's, so that user code can neither signal nor trace the zygote.
 pub const ZYGOTE_UID: u32 = 64_801;
 
-/// Names one run or file transfer on a connection. The host chooses it and never uses one twice
+/// Id of one run or file transfer on a connection. The host chooses the ids and never uses one twice
 /// on the same connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StreamId(pub u32);
 
-/// From the host to the guest.
+/// A frame from the host to the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostFrame {
     /// First frame of a connection.
@@ -54,26 +54,25 @@ pub enum HostFrame {
         /// [`VERSION`] of the sender.
         version: u16,
     },
-    /// Keep an interpreter booted for the run that will need it, now and after every reset.
-    /// Answered by `Done` once one waits, or by `Failed`; runs work in either case.
+    /// Keep an interpreter booted for the next run, now and after every reset.
+    /// Answered by `Done` once the interpreter is ready, or by `Failed`; runs work in either case.
     Prepare {
         /// Stream of the answer.
         id: StreamId,
-        /// The interpreter to keep.
+        /// The interpreter.
         kernel: KernelKind,
-        /// How it is kept.
-        settings: KernelSettings,
+        /// Settings for keeping it booted.
+        settings: PrewarmSettings,
     },
     /// Start a run. Answered by `Output` frames and one `Exited`, or by one `Failed`.
     Exec {
         /// The run's stream.
         id: StreamId,
-        /// The program to run.
+        /// Specification of the run.
         spec: RunSpec,
     },
-    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`] (with a
-    /// terminal they are what is typed there), or
-    /// content of a file that a `WriteFile` opened.
+    /// Bytes for the standard input of a run whose [`RunSpec::stdin`] is [`Stdin::Piped`] (in a
+    /// terminal, keyboard input), or content of the file of a `WriteFile`.
     Data {
         /// The run's or transfer's stream.
         id: StreamId,
@@ -86,22 +85,22 @@ pub enum HostFrame {
         /// The run's or transfer's stream.
         id: StreamId,
     },
-    /// Signal the processes of a run. [`Signal::Kill`] ends the run whatever it does; it also
-    /// gives up a file transfer. For a stream that has ended, or a reset, it does nothing.
+    /// Signal the processes of a run. [`Signal::Kill`] always ends the run; it also
+    /// cancels a file transfer. No effect on a stream that has ended, or on a reset.
     Signal {
         /// The run's stream.
         id: StreamId,
-        /// The signal to send.
+        /// The signal.
         signal: Signal,
     },
-    /// Allow the guest to send this many bytes more on a stream.
+    /// Allow the guest to send this many more bytes on a stream.
     Credit {
         /// The run's or transfer's stream.
         id: StreamId,
-        /// Bytes granted beside those granted before.
+        /// Bytes granted in addition to earlier grants.
         bytes: u32,
     },
-    /// Write a file as the sandbox user, parents created, an existing file replaced. Followed by
+    /// Write a file as the sandbox user, creating parent directories and replacing an existing file. Followed by
     /// `Data` and `End`; answered by `Done` or `Failed`.
     WriteFile {
         /// The transfer's stream.
@@ -111,60 +110,59 @@ pub enum HostFrame {
         /// Permission bits, for example `0o644`.
         mode: u32,
     },
-    /// Read a regular file as the sandbox user. Answered by `Data` frames and `Done`, or `Failed`.
+    /// Read a regular file as the sandbox user. Answered by `Data` frames and `Done`, or by `Failed`.
     ReadFile {
         /// The transfer's stream.
         id: StreamId,
         /// Absolute, within `/sandbox` or `/tmp`.
         path: String,
     },
-    /// End every process but the guest and empty every writable place, so that the next run finds
-    /// a sandbox as new. Answered by `Done` or `Failed`; runs under way end first.
+    /// End every process but the guest and empty every writable directory, so that the next run finds
+    /// the sandbox in its initial state. Answered by `Done` or `Failed`; runs in progress end first.
     Reset {
         /// Stream of the answer.
         id: StreamId,
     },
-    /// List a directory as the sandbox user. Answered by `Data` frames, whose content is one
-    /// [`Entry`] after the other, each encoded as a frame of at most [`MAX_ENTRY`] bytes, and `Done`;
-    /// or `Failed`.
+    /// List a directory as the sandbox user. Answered by `Data` frames and `Done`, or by `Failed`. The content is a
+    /// sequence of [`RawDirectoryEntry`], each encoded as a frame of at most [`MAX_ENTRY`] bytes.
     ListDirectory {
         /// The transfer's stream.
         id: StreamId,
         /// `/sandbox`, `/tmp`, or absolute and within one of them.
         path: String,
-        /// Entries at most, in no particular order.
+        /// Most entries to return, in no particular order.
         limit: u32,
     },
-    /// Change the size of a run's terminal, which its foreground processes are told of by
-    /// `SIGWINCH`. For a run without one, or that has ended, it does nothing.
+    /// Change the size of a run's terminal; its foreground processes receive
+    /// `SIGWINCH`. No effect on a run without a terminal, or on a run that has ended.
     Resize {
         /// The run's stream.
         id: StreamId,
-        /// The size from now on.
+        /// The new size.
         size: TerminalSize,
     },
-    /// A message about a tunnel that the guest opened. It is ignored if the tunnel has ended there.
+    /// An event of a tunnel that the guest opened. The guest ignores frames for a tunnel that has ended.
     Tunnel {
         /// The tunnel.
         id: TunnelId,
-        /// The message; never [`TunnelFrame::Open`].
+        /// The event; never [`TunnelFrame::Open`].
         frame: TunnelFrame,
     },
 }
 
 /// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct RawDirectoryEntry {
     /// The name, which need not be UTF-8.
     #[serde(with = "serde_bytes")]
     pub name: Vec<u8>,
-    /// The kind of entry; a link is not followed.
+    /// Kind of the entry; a link is not followed.
     pub kind: EntryKind,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Permission bits, set-id and sticky bits included.
+    /// Permission bits, including set-id and sticky bits.
     pub mode: u32,
-    /// When its content changed last, in milliseconds since 1970.
+    /// Time of the last change of the content, in milliseconds since 1970.
     pub modified_ms: i64,
 }
 
@@ -181,22 +179,22 @@ pub enum EntryKind {
     Other,
 }
 
-/// From the guest to the host. Every one of these is hostile input.
+/// A frame from the guest to the host. The host treats every such frame as hostile input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GuestFrame {
     /// First frame of a connection.
     Hello {
         /// [`VERSION`] of the sender.
         version: u16,
-        /// Set if a connection before this one was lost in the middle of a run, which was ended: the effects of that
-        /// run are unknown. A file transfer does not count: an incomplete transfer changed no file.
+        /// Whether an earlier connection was lost during a run. The guest ended that run, at an unknown point. A
+        /// file transfer does not count: an incomplete transfer has changed no file.
         interrupted: bool,
     },
     /// Output of a run.
     Output {
         /// The run's stream.
         id: StreamId,
-        /// The stream that was written to.
+        /// The stream that the run wrote to.
         stream: OutputStream,
         /// At most [`CHUNK_SIZE`] bytes, within the credit.
         #[serde(with = "serde_bytes")]
@@ -206,10 +204,10 @@ pub enum GuestFrame {
     Exited {
         /// The run's stream.
         id: StreamId,
-        /// How it ended.
+        /// The result of the run.
         exit: Exit,
     },
-    /// Content of the file that a `ReadFile` asked for.
+    /// Content of the file of a `ReadFile`, or entries of a `ListDirectory`.
     Data {
         /// The transfer's stream.
         id: StreamId,
@@ -217,7 +215,7 @@ pub enum GuestFrame {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// A file transfer or a reset is complete. Last frame of the stream.
+    /// The request (a file transfer, a reset, an interpreter) is complete. Last frame of the stream.
     Done {
         /// The stream.
         id: StreamId,
@@ -226,81 +224,82 @@ pub enum GuestFrame {
     Failed {
         /// The stream.
         id: StreamId,
-        /// Why.
+        /// The reason.
         failure: Failure,
     },
-    /// Allow the host to send this many bytes more on a stream.
+    /// Allow the host to send this many more bytes on a stream.
     Credit {
         /// The run's or transfer's stream.
         id: StreamId,
-        /// Bytes granted beside those granted before.
+        /// Bytes granted in addition to earlier grants.
         bytes: u32,
     },
-    /// Something about a tunnel.
+    /// An event of a tunnel.
     Tunnel {
         /// The tunnel.
         id: TunnelId,
-        /// The message.
+        /// The event.
         frame: TunnelFrame,
     },
 }
 
-/// The program to run, and its limits.
+/// Specification of a run: the program and its limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunSpec {
     /// The program.
     pub program: Program,
-    /// Environment of this run only, over the guest's base environment (`PATH`, `HOME`, `USER`,
-    /// `LANG`, …).
+    /// Environment variables of this run, in addition to the guest's base environment (`PATH`, `HOME`, `USER`,
+    /// `LANG`, …), which they override.
     pub env: Vec<(String, String)>,
-    /// Working directory, absolute. A cell keeps its own where this is `None`; any other program
-    /// starts in `/sandbox`.
+    /// Working directory, absolute. If `None`, a cell keeps the current directory of the interpreter, and any other
+    /// program starts in `/sandbox`.
     pub cwd: Option<String>,
     /// Standard input.
     pub stdin: Stdin,
-    /// Milliseconds after which the run is ended; `None` for no bound.
+    /// Milliseconds after which the run is ended; `None` for no limit.
     pub timeout_ms: Option<u64>,
-    /// Bytes of standard output, and as many of standard error, that are sent to the host. Output beyond is counted and
-    /// dropped, without slowing the program. `None` for no bound.
+    /// Most bytes of standard output, and of standard error, that are sent to the host. Output beyond the limit
+    /// is counted and dropped, without slowing the program. `None` for no limit.
     pub output_limit: Option<u64>,
-    /// Whether output is wanted as it comes. If not, output of a run's first 3 ms may come with its end, if the end
-    /// comes as soon: one awakening for both.
+    /// Whether output is sent at once. If false, output of the first 3 ms may be sent together with the end of the
+    /// run, if the run ends within that time: this wakes the host once instead of twice.
     pub eager: bool,
-    /// Whether processes that the run left behind end with it. If not, they live on (a server that a session started),
-    /// and their output after the end of the run is dropped. A run that is killed or out of time ends every process of
-    /// the sandbox in either case: its processes cannot be told for certain from those of others.
+    /// Whether processes that the run left behind end with the run. If false, they live on (a server
+    /// that a session started), and their output after the end of the run is dropped. A run
+    /// that is killed or exceeds its timeout ends every process of the sandbox in either case: the guest cannot
+    /// reliably tell the processes of the run from others.
     pub sweep: bool,
-    /// A terminal of this size as the standard streams, and as what controls the program's session.
-    /// Everything that is written to it comes as [`OutputStream::Stdout`], its echo of the input
-    /// too; the end of the input is typed as Ctrl-D is. Not for a cell.
+    /// Size of a terminal that serves as the standard streams, and as the controlling terminal of the program's
+    /// session. All output to the terminal is sent as [`OutputStream::Stdout`], including the echo of the input.
+    /// The end of the input is typed as Ctrl-D. Not for a cell.
     pub terminal: Option<TerminalSize>,
-    /// Whether the guest takes connections for the run, as a proxy for HTTP, on a port of loopback
-    /// that the usual variables (`HTTP_PROXY`, …) tell. Those in [`Self::env`] go first.
+    /// Whether the guest accepts connections for the run, as an HTTP proxy, on a loopback port
+    /// that the usual variables (`HTTP_PROXY`, …) name. Variables in [`Self::env`] take precedence.
     pub network: bool,
 }
 
 /// Size of a terminal, in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
-    /// Characters of a line.
+    /// Characters per line.
     pub columns: u16,
-    /// Lines.
+    /// Number of lines.
     pub rows: u16,
 }
 
-/// The program of a run.
+/// Program of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Program {
-    /// A process of its own.
+    /// A command, run as a new process.
     Command {
         /// Program (looked up in `PATH` if it has no slash) and arguments; never empty.
         argv: Vec<String>,
     },
     /// A script file, run by an interpreter that behaves as if started on it.
     Script {
-        /// The interpreter to use.
+        /// The interpreter.
         kernel: KernelKind,
-        /// The path to which the script is written before the run; absolute, within `/sandbox` or `/tmp`.
+        /// Path that the script is written to before the run; absolute, within `/sandbox` or `/tmp`.
         path: String,
         /// The source.
         #[serde(with = "serde_bytes")]
@@ -308,7 +307,7 @@ pub enum Program {
     },
     /// Code for the sandbox's one resident interpreter, whose state outlives the run.
     Cell {
-        /// The interpreter to use.
+        /// The interpreter.
         kernel: KernelKind,
         /// The source.
         #[serde(with = "serde_bytes")]
@@ -331,22 +330,22 @@ pub enum KernelKind {
     Bash,
 }
 
-/// How booted interpreters are kept.
+/// Settings for the interpreter that a guest keeps booted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KernelSettings {
-    /// Modules that the interpreter imports before it waits; Python only.
+pub struct PrewarmSettings {
+    /// Modules that the interpreter imports ahead of a run; Python only.
     pub preload: Vec<String>,
-    /// Runs after which the interpreter that others are forked from is started anew. With 1 and nothing
-    /// preloaded none is kept: each run's own is booted.
+    /// Runs after which the zygote, the interpreter that others are forked from, is restarted. With 1 and no
+    /// preloaded modules there is no zygote: an interpreter is booted for each run.
     pub max_runs: u32,
-    /// Milliseconds after which it is.
+    /// Age in milliseconds after which the zygote is restarted.
     pub max_age_ms: u64,
 }
 
-impl Default for KernelSettings {
-    /// Nothing preloaded. Processes that are forked from one interpreter share its hash seed and its memory layout:
-    /// code that learns them in one run knows them in the next, so neither lasts for long. A new interpreter costs some
-    /// 20 ms of processor time, which is nothing beside a thousand runs.
+impl Default for PrewarmSettings {
+    /// Returns settings without preloaded modules. Interpreters that are forked from one zygote share its hash seed
+    /// and memory layout, so code that learns them in one run knows them in the next. Therefore a zygote
+    /// does not live long. A new one costs about 20 ms of processor time, which is negligible per thousand runs.
     fn default() -> Self {
         Self {
             preload: Vec::new(),
@@ -359,15 +358,15 @@ impl Default for KernelSettings {
 /// Standard input of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stdin {
-    /// At its end from the start.
+    /// Empty input.
     Empty,
-    /// All of it, known beforehand.
+    /// The complete input, known in advance.
     Bytes(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// Sent in `Data` frames while the run goes on, up to an `End`.
+    /// Input that is sent in `Data` frames during the run, up to an `End`.
     Piped,
 }
 
-/// The stream that a run wrote to.
+/// An output stream of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OutputStream {
     /// File descriptor 1.
@@ -376,7 +375,7 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// The signals that a client may send to its run.
+/// Signals that a client may send to its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Signal {
     /// `SIGINT`.
@@ -387,42 +386,43 @@ pub enum Signal {
     Kill,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// The status that the program reported.
+    /// Exit status of the program.
     pub status: ExitStatus,
-    /// The guest ended the run because its time was over.
+    /// Whether the guest ended the run because of its timeout.
     pub timed_out: bool,
-    /// The resident interpreter of this sandbox ended with this run; its state is gone.
+    /// Whether the resident interpreter of this sandbox ended with this run, so that its state is lost.
     pub state_lost: bool,
-    /// Bytes that the run wrote to standard output, dropped ones included.
+    /// Bytes that the run wrote to standard output, including dropped bytes.
     pub stdout_bytes: u64,
-    /// Bytes that the run wrote to standard error, dropped ones included.
+    /// Bytes that the run wrote to standard error, including dropped bytes.
     pub stderr_bytes: u64,
     /// Microseconds from the start of the program to its end.
     pub wall_us: u64,
-    /// Microseconds of processor time that the run's process and the children that it waited for took during the
-    /// run, where that is known. Children count in ticks of 10 ms.
+    /// Microseconds of processor time, if known, that the run's process and the children that it waited for used
+    /// during the run. Children are counted in ticks of 10 ms.
     pub cpu_us: Option<u64>,
-    /// Bit n stands for variable n of the run's: it is read when an interpreter starts, and the resident one was
-    /// started without it. Variables beyond the first 64 are not told.
+    /// Environment variables of the run that had no effect: bit n is set if an interpreter reads variable n only at
+    /// its start, and the resident interpreter was started without it. Variables beyond the first 64 are not
+    /// reported.
     pub late_variables: u64,
-    /// Names whose address programs asked the sandbox's name server for, which knows none: the first few.
+    /// The first few host names that programs asked the sandbox's name server for, which resolves none.
     pub asked_names: Vec<String>,
 }
 
-/// The status that a program reported at its end.
+/// Exit status of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     /// The program exited with this code.
     Code(i32),
-    /// This signal ended it.
+    /// This signal ended the program.
     Signal(i32),
 }
 
 impl ExitStatus {
-    /// The code that a shell would report: 128 and the signal's number for a signal.
+    /// Returns the code that a shell would report: 128 plus the signal's number for a signal.
     #[must_use]
     pub fn code(self) -> i32 {
         match self {
@@ -432,12 +432,12 @@ impl ExitStatus {
     }
 }
 
-/// Why something was not done.
+/// The reason why a request to the guest failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The kind, for a program.
+    /// The machine-readable kind.
     pub kind: FailureKind,
-    /// The text, for a person: lower case, without a final period.
+    /// The text for display: lower case, without a final period.
     pub message: String,
 }
 
@@ -446,12 +446,12 @@ pub struct Failure {
 pub enum FailureKind {
     /// The file, directory or program does not exist.
     NotFound,
-    /// The path leaves the places that may be used, or is not of the kind that was asked for.
+    /// The path leads outside the permitted directories, or the file is not of the requested kind.
     Refused,
     /// The sandbox is full.
     NoSpace,
-    /// A limit of the sandbox (processes, memory, open files) is reached; it works on.
+    /// A limit of the sandbox (processes, memory, open files) is reached; the sandbox remains usable.
     Exhausted,
-    /// The guest could not do it: a bug, or a sandbox in a bad state.
+    /// An internal error of the guest: a bug, or a sandbox in a bad state.
     Internal,
 }

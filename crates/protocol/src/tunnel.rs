@@ -1,32 +1,35 @@
-//! Tunnels: connections that programs of a run make, carried over the control connection.
+//! Tunnels: network connections that programs of a run make, carried over the control connection.
 //!
 //! The guest opens a tunnel for every connection that a program of a run with
-//! [`RunSpec::network`](crate::RunSpec::network) makes to its port. Each direction has a window of
-//! [`WINDOW`](crate::WINDOW) bytes and ends by itself (`End`). `Close` ends both, and is the last frame of its sender.
-//! If the guest sends it, frames of the host that were under way are dropped. If the host sends it, its earlier frames
-//! still arrive. The host always sends it, the guest only if it ends the tunnel before the host does.
+//! [`RunSpec::network`](crate::RunSpec::network) makes to the run's proxy port. Each direction has a window of
+//! [`WINDOW`](crate::WINDOW) bytes and ends separately (`End`). `Close` ends both directions, and is
+//! the last frame of its sender:
 //!
-//! A guest counts a tunnel as one of the [`MAX_TUNNELS`] until it has the host's `Close`. So what the
-//! host counts, at whatever moment, is no more.
+//! - After the guest's `Close`, the guest drops bytes that the host sends until the host has received the `Close`.
+//! - Bytes that the host sent before its own `Close` still arrive.
+//! - The host always sends `Close`; the guest only if it ends the tunnel before the host does.
+//!
+//! A guest counts a tunnel as one of the [`MAX_TUNNELS`] until it receives the host's `Close`. So the number that
+//! the host counts never exceeds the guest's number.
 
 use serde::{Deserialize, Serialize};
 
 use crate::frame::StreamId;
 
-/// Tunnels that one guest may have at once; further connections wait in the kernel. More than any
-/// package manager opens, and few enough that all their windows do not fill a small sandbox.
+/// Most tunnels that one guest may have at once; further connections wait in the kernel. The number is larger than
+/// any package manager needs, and small enough that the windows of all tunnels do not fill a small sandbox.
 pub const MAX_TUNNELS: usize = 128;
 
-/// Names a tunnel on a connection. The guest chooses it, each larger than the last.
+/// Id of a tunnel on a connection. The guest chooses the ids in increasing order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TunnelId(pub u64);
 
-/// A message about a tunnel. But for `Open`, both sides send all of them.
+/// An event of a tunnel. Both sides send all of them except `Open`, which only the guest sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TunnelFrame {
-    /// There is a new one. From the guest, as the first frame of the tunnel.
+    /// The guest opens the tunnel. First frame of the tunnel.
     Open {
-        /// The run that it belongs to.
+        /// The run that the tunnel belongs to.
         run: StreamId,
     },
     /// Bytes that one end wrote.
@@ -35,13 +38,13 @@ pub enum TunnelFrame {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// Nothing more comes from this side.
+    /// The sender sends no more bytes.
     End,
-    /// Allow the other side to send this many bytes more.
+    /// Allow the receiver of this frame to send this many more bytes.
     Credit {
-        /// Bytes granted beside those granted before.
+        /// Bytes granted in addition to earlier grants.
         bytes: u32,
     },
-    /// Nothing more happens in either direction. Last frame of this side.
+    /// Both directions end. Last frame of the sender.
     Close,
 }

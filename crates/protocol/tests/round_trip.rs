@@ -1,9 +1,9 @@
-//! Any frame survives encoding, splitting at any place, and decoding.
+//! Property tests: every frame survives encoding, splitting at any place, and decoding.
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 use isol8_protocol::{
     Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    KernelSettings, OutputStream, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize,
+    OutputStream, PrewarmSettings, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize,
     TunnelFrame, TunnelId, encode,
 };
 use proptest::collection::vec;
@@ -28,9 +28,9 @@ fn kernel() -> impl Strategy<Value = KernelKind> {
     ]
 }
 
-fn settings() -> impl Strategy<Value = KernelSettings> {
+fn settings() -> impl Strategy<Value = PrewarmSettings> {
     (vec(any::<String>(), 0..3), any::<u32>(), any::<u64>()).prop_map(
-        |(preload, max_runs, max_age_ms)| KernelSettings {
+        |(preload, max_runs, max_age_ms)| PrewarmSettings {
             preload,
             max_runs,
             max_age_ms,
@@ -190,7 +190,7 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
     ]
 }
 
-/// Encodes `frames` into one run of bytes and decodes it in pieces of `piece` bytes.
+/// Encodes `frames` into one sequence of bytes and decodes it in pieces of `piece` bytes.
 fn round_trip<F>(frames: &[F], piece: usize) -> Vec<F>
 where
     F: serde::Serialize + serde::de::DeserializeOwned,

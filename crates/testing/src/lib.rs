@@ -1,8 +1,8 @@
-//! Examples in documentation, run against a real server.
+//! Runs documentation examples against a real server.
 //!
-//! Only tests use this crate. A documentation test is an executable of its own, so it can be the server as well:
-//! [`example`] starts it a second time as `isol8 serve` on the native backend, and ends that when the example has come
-//! to its end. The example needs root, as that backend does to enforce everything.
+//! Only tests use this crate. A documentation test is a separate executable, so it can also be the
+//! server: [`example`] starts the executable a second time as `isol8 serve` on the native backend, and stops
+//! the server after the example. This needs root, as the native backend does to enforce all limits.
 
 use std::error::Error;
 use std::fs;
@@ -14,13 +14,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// The key of the server.
+/// API key of the server.
 const KEY: &str = "example-key";
 
-/// Any failure, which fails the test.
-pub type Failure = Box<dyn Error>;
+/// Any error of an example; the test fails with it.
+pub type ExampleError = Box<dyn Error>;
 
-/// Runs an example with the address and the key of a server of its own. The `main` of a
+/// Runs an example with the address and the API key of a server that is started for it. The `main` of a
 /// `standalone_crate` documentation test calls this first.
 ///
 /// ```standalone_crate
@@ -33,8 +33,8 @@ pub type Failure = Box<dyn Error>;
 /// }
 /// ```
 #[must_use]
-pub fn example(run: impl AsyncFnOnce(String, String) -> Result<(), Failure>) -> ExitCode {
-    // The server, or its spawner.
+pub fn example(run: impl AsyncFnOnce(String, String) -> Result<(), ExampleError>) -> ExitCode {
+    // With arguments, this process is the server or its spawner.
     if std::env::args_os().len() > 1 {
         return isol8::start();
     }
@@ -48,9 +48,9 @@ pub fn example(run: impl AsyncFnOnce(String, String) -> Result<(), Failure>) -> 
 }
 
 fn run_against_a_server(
-    run: impl AsyncFnOnce(String, String) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let (mut server, url) = Server::start()?;
+    run: impl AsyncFnOnce(String, String) -> Result<(), ExampleError>,
+) -> Result<(), ExampleError> {
+    let (mut server, url) = ExampleServer::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -59,15 +59,15 @@ fn run_against_a_server(
     ran.and(ended)
 }
 
-struct Server {
+struct ExampleServer {
     process: Child,
     _state: TempDir,
 }
 
-impl Server {
-    fn start() -> Result<(Self, String), Failure> {
+impl ExampleServer {
+    fn start() -> Result<(Self, String), ExampleError> {
         let state = tempfile::tempdir()?;
-        // A sandbox's mapped root passes through.
+        // A sandbox's mapped root must be able to traverse the directory.
         fs::set_permissions(state.path(), fs::Permissions::from_mode(0o711))?;
         let config = state.path().join("config.toml");
         fs::write(&config, "")?;
@@ -89,8 +89,8 @@ impl Server {
         Ok((server, format!("http://{address}")))
     }
 
-    /// Ends the server, and expects that it ends well.
-    fn stop(&mut self) -> Result<(), Failure> {
+    /// Stops the server, and returns an error if it does not exit successfully.
+    fn stop(&mut self) -> Result<(), ExampleError> {
         kill(
             Pid::from_raw(i32::try_from(self.process.id())?),
             Signal::SIGTERM,
@@ -103,26 +103,27 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ExampleServer {
     fn drop(&mut self) {
-        // A process that has ended is as good.
+        // Ignore errors: the server may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// The address in the server's log, which is read to its end, so that the server never waits for it.
-fn address(log: ChildStderr) -> Result<String, Failure> {
+/// Returns the address in the server's log. A thread reads the rest of the log, so that the server never blocks on
+/// writing it.
+fn address(log: ChildStderr) -> Result<String, ExampleError> {
     let mut lines = BufReader::new(log).lines();
-    let mut said = String::new();
+    let mut output = String::new();
     while let Some(line) = lines.next().transpose()? {
         if let Some((_, address)) = line.split_once("address=") {
             let address = address.trim().to_owned();
             std::thread::spawn(move || lines.for_each(drop));
             return Ok(address);
         }
-        said.push_str(&line);
-        said.push('\n');
+        output.push_str(&line);
+        output.push('\n');
     }
-    Err(format!("the server did not start: {said}").into())
+    Err(format!("the server did not start: {output}").into())
 }

@@ -1,4 +1,4 @@
-//! Which backend `auto` takes, who says so, and what `isol8 doctor` finds.
+//! The backend that `auto` takes, the places that report it, and the findings of `isol8 doctor`.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;

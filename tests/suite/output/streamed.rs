@@ -1,4 +1,4 @@
-//! What was printed is seen while the program runs, and is there however it ends.
+//! Output is seen while the program runs, and is kept however the program ends.
 
 use futures::future::join_all;
 use isol8_client::{EventKind, ExecutionRequest, RemoteIsol8, Runtime};

@@ -108,7 +108,7 @@ async fn run(client: &RemoteIsol8, mut request: ExecutionRequest) -> ExecutionRe
     client.execute_with(request, options).await.unwrap()
 }
 
-/// What is wrong with a run that was to print this.
+/// Returns the fault of a run that was to print this.
 fn fault(result: &ExecutionResult, case: &Case, expected: &str) -> Option<String> {
     let (runtime, install) = (case.runtime, case.install);
     (result.stdout != expected).then(|| format!("{runtime}, {install}: {result:#?}"))
@@ -128,7 +128,7 @@ async fn what_code_installs_is_there_for_the_rest_of_its_run(server: Server) {
     let all = CASES.iter().map(|case| (case, None)).chain(started);
     let runs = all.map(async |(case, variable)| {
         let import = match case.runtime {
-            // It reads its configuration at its start, as everywhere.
+            // Deno reads its configuration at its start, as everywhere.
             Runtime::Deno => SEMVER_OF_NPM.to_owned(),
             _ => case.import.to_owned(),
         };

@@ -41,8 +41,8 @@ WEB_SOCKET: Mapping[str, Any] = {
     "compression": None,
     "max_size": None,
     "open_timeout": CONNECT_TIMEOUT,
-    # The server asks whether its client is there. It does not answer the same while a program does not
-    # read its standard input.
+    # The server asks whether its client is there. The client does not ask, because the server does not answer while a
+    # program does not read its standard input.
     "ping_interval": None,
     # Each side would wait for the other to let go of the connection, and by then everything is said.
     "close_timeout": 0,
@@ -77,7 +77,7 @@ def is_loopback(host: str) -> bool:
 
 
 def web_socket_url(base: httpx.URL) -> str:
-    """Where a server takes WebSockets."""
+    """Returns the address at which a server takes WebSockets."""
     scheme = "wss" if base.scheme == "https" else "ws"
     return str(base.copy_with(scheme=scheme, path=base.path + "execute/ws"))
 
@@ -110,7 +110,7 @@ def _segment(text: str) -> str:
 def execute_body(
     request: ExecutionRequest, options: Optional[Options], session: Optional[str]
 ) -> dict[str, Any]:
-    """What is posted to ``/execute``."""
+    """Returns the body of ``POST /execute``."""
     body = {"request": request, "options": options, "sessionId": session}
     sent = {name: _to_json(value) for name, value in body.items() if value is not None}
     if isinstance(request.stdin, bytes):
@@ -145,7 +145,7 @@ def execute_message(body: Mapping[str, Any]) -> str:
 
 
 def stdin_messages(text: Union[str, bytes]) -> Iterator[str]:
-    """What writes this to the program."""
+    """Yields the messages that write an input to the program."""
     if isinstance(text, bytes):
         for start in range(0, len(text), STDIN_PIECE):
             data = base64.b64encode(text[start : start + STDIN_PIECE]).decode()
@@ -156,12 +156,12 @@ def stdin_messages(text: Union[str, bytes]) -> Iterator[str]:
 
 
 def signal_message(signal: str) -> str:
-    """What signals the program."""
+    """Returns the message that signals the program."""
     return json.dumps({"type": "signal", "signal": signal})
 
 
 def resize_message(cols: int, rows: int) -> str:
-    """What changes the program's terminal."""
+    """Returns the message that changes the size of the program's terminal."""
     return json.dumps({"type": "resize", "cols": cols, "rows": rows})
 
 
@@ -253,7 +253,7 @@ def health(value: Any) -> Health:
 
 
 def answer(response: httpx.Response, convert: Callable[[Any], T]) -> T:
-    """What a success says; its body has been read."""
+    """Converts the body of a success, which has been read."""
     try:
         return convert(response.json())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -262,7 +262,7 @@ def answer(response: httpx.Response, convert: Callable[[Any], T]) -> T:
 
 
 def refusal(response: httpx.Response) -> Isol8Error:
-    """What an answer that is not a success says; its body has been read."""
+    """Returns the error of an unsuccessful answer, whose body has been read."""
     after = response.headers.get("Retry-After", "")
     retry_after = float(after) if after.isdecimal() else None
     status = response.status_code
@@ -276,7 +276,7 @@ def refusal(response: httpx.Response) -> Isol8Error:
 
 
 def unreachable(error: httpx.TransportError) -> Isol8ConnectionError:
-    """What became of a request that has no answer."""
+    """Returns the error of a request that has no answer."""
     sent = not isinstance(error, NOTHING_SENT)
     return Isol8ConnectionError(f"server cannot be reached: {error!r}", maybe_sent=sent)
 
@@ -288,7 +288,7 @@ def broken_off() -> Isol8ConnectionError:
 
 @contextmanager
 def noticing_the_end() -> Iterator[None]:
-    """What the libraries raise when a stream's connection ends becomes our own."""
+    """Turns the libraries' errors about a stream's connection into this library's."""
     try:
         yield
     except (ConnectionClosed, httpx.TransportError) as error:

@@ -195,7 +195,9 @@ impl Spawner {
         let stream = loop {
             match UnixStream::connect(&socket).await {
                 Ok(stream) => break stream,
-                Err(_) if Instant::now() < deadline && self.instance.is_held().unwrap_or(false) => {
+                Err(_)
+                    if Instant::now() < deadline && self.instance.has_helper().unwrap_or(false) =>
+                {
                     sleep(POLL_INTERVAL).await;
                 }
                 Err(_) => return None,

@@ -331,7 +331,7 @@ fn listen(instance: &Path, grant: Option<&Grant>) -> io::Result<UnixListener> {
     // From within, because an address holds no more than 107 bytes.
     std::env::set_current_dir(instance)?;
     let bound = bind(Path::new(SPAWNER_SOCKET));
-    let given = grant.map_or(Ok(()), |grant| grant.owner.take(Path::new(SPAWNER_SOCKET)));
+    let given = grant.map_or(Ok(()), |grant| grant.owner.chown(Path::new(SPAWNER_SOCKET)));
     std::env::set_current_dir("/")?;
     let listener = bound?;
     given?;

@@ -1,4 +1,4 @@
-//! The two tasks of a connection, and the table of its streams.
+//! The two tasks of a control connection, and the table of its streams.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,36 +15,37 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::ControlError;
-use super::allowance::Allowance;
+use super::receive_window::ReceiveWindow;
 use super::tunnel::{Tunnel, Tunnels};
-use super::tunnels::Table;
+use super::tunnels::TunnelTable;
 
-/// The values of one stream on this side.
+/// The user's end of one stream.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// Frames of the guest for this stream, in their order.
+    /// Frames from the guest for this stream, in order.
     pub(super) frames: mpsc::UnboundedReceiver<GuestFrame>,
     /// Bytes that the host may still send.
     pub(super) credit: Arc<Semaphore>,
     pub(super) id: StreamId,
 }
 
+/// The connection's end of one stream.
 #[derive(Debug)]
-struct Entry {
+struct StreamEntry {
     frames: mpsc::UnboundedSender<GuestFrame>,
     credit: Arc<Semaphore>,
-    allowance: Allowance,
-    /// The receiver of connections that the run's programs make, if the run has a network.
+    window: ReceiveWindow,
+    /// Receiver of the network connections that the run's programs make, if the run has a network.
     tunnels: Option<mpsc::UnboundedSender<Tunnel>>,
 }
 
 /// The queue of frames to the guest.
 #[derive(Clone, Debug)]
-pub(super) struct Outgoing(mpsc::UnboundedSender<Queued>);
+pub(super) struct Outgoing(mpsc::UnboundedSender<QueuedFrame>);
 
-/// An encoded frame, and what may be used again once it was sent.
+/// An encoded frame, and a permit to release once the frame was sent.
 #[derive(Debug)]
-struct Queued {
+struct QueuedFrame {
     bytes: Vec<u8>,
     held: Option<OwnedSemaphorePermit>,
 }
@@ -56,18 +57,18 @@ impl Outgoing {
         held: Option<OwnedSemaphorePermit>,
     ) -> Result<(), ControlError> {
         let bytes = encoded(frame)?;
-        let sent = self.0.send(Queued { bytes, held });
+        let sent = self.0.send(QueuedFrame { bytes, held });
         sent.map_err(|_| ControlError::Closed("connection lost".to_owned()))
     }
 }
 
-/// A served connection; its tasks end with it.
+/// A connection with the tasks that serve it. Dropping it ends the tasks.
 #[derive(Debug)]
 pub(super) struct Connection {
     outgoing: Outgoing,
     streams: Arc<Streams>,
     next_id: AtomicU32,
-    /// Set if the guest reported that a connection before this one was interrupted.
+    /// Whether the guest reported that an earlier connection was lost during a run.
     pub(super) was_interrupted: bool,
     closed: watch::Receiver<Option<String>>,
     tasks: [AbortHandle; 2],
@@ -76,7 +77,7 @@ pub(super) struct Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
-        // Tunnels may outlive it.
+        // Tunnels may outlive the connection.
         self.streams.close_all();
     }
 }
@@ -130,12 +131,12 @@ impl Connection {
         }
     }
 
-    /// A new stream, to be closed with [`Self::forget`].
+    /// Opens a new stream, which must be closed with [`Self::forget`].
     pub(super) fn stream(&self) -> Result<Stream, ControlError> {
         self.open_stream(None)
     }
 
-    /// The same for a run, and the connections of its programs.
+    /// Opens a new stream for a run, and returns the network connections of its programs too.
     pub(super) fn run_stream(&self, network: bool) -> Result<(Stream, Tunnels), ControlError> {
         let (sender, tunnels) = mpsc::unbounded_channel();
         let stream = self.open_stream(network.then_some(sender))?;
@@ -149,10 +150,10 @@ impl Connection {
         let id = StreamId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, frames) = mpsc::unbounded_channel();
         let credit = Arc::new(Semaphore::new(WINDOW as usize));
-        let entry = Entry {
+        let entry = StreamEntry {
             frames: sender,
             credit: Arc::clone(&credit),
-            allowance: Allowance::default(),
+            window: ReceiveWindow::default(),
             tunnels,
         };
         self.streams.lock().insert(id, entry);
@@ -167,19 +168,19 @@ impl Connection {
         self.streams.lock().remove(&id);
     }
 
-    /// Allows the guest to send more on a stream, once what it sent was taken.
+    /// Counts bytes of a stream as consumed, and grants the guest credit for more when due.
     pub(super) fn grant(&self, id: StreamId, bytes: usize) {
         let granted = match self.streams.lock().get_mut(&id) {
-            Some(entry) => entry.allowance.take(bytes),
+            Some(entry) => entry.window.consume(bytes),
             None => return,
         };
         if let Some(bytes) = granted {
-            // If the connection is gone, no credit is waited for.
+            // Ignore a closed connection: the guest no longer waits for credit.
             let _ = self.send(&HostFrame::Credit { id, bytes });
         }
     }
 
-    /// Sends the bytes of one stream in pieces, each as soon as there is credit for it.
+    /// Sends the bytes of one stream in pieces, each as soon as the guest has granted credit for it.
     pub(super) async fn send_data(
         &self,
         id: StreamId,
@@ -198,7 +199,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Returns why the connection is gone, if it is.
+    /// Returns the reason why the connection is closed, or `None` if it is open.
     pub(super) fn closed(&self) -> Option<String> {
         self.closed.borrow().clone()
     }
@@ -219,11 +220,11 @@ impl Connection {
     }
 }
 
-/// The open streams and tunnels. Nothing is awaited under the lock, so a blocking one is right.
+/// The open streams and tunnels. The lock is never held across an await, so it is a blocking one.
 #[derive(Debug)]
 struct Streams {
-    entries: Mutex<HashMap<StreamId, Entry>>,
-    tunnels: Arc<Table>,
+    entries: Mutex<HashMap<StreamId, StreamEntry>>,
+    tunnels: Arc<TunnelTable>,
     outgoing: Outgoing,
 }
 
@@ -236,16 +237,16 @@ impl Streams {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<StreamId, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<StreamId, StreamEntry>> {
         // Every change under the lock is a single map operation: a panic cannot leave it half done.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a new tunnel to its run. If the run was dropped, so is the tunnel.
+    /// Passes a new tunnel to its run. If the user has dropped the run, drops the tunnel.
     fn open_tunnel(&self, id: TunnelId, run: StreamId) -> Result<(), String> {
         let slot = self.tunnels.admit(id)?;
         let receiver = match self.lock().get(&run) {
-            Some(Entry { tunnels: None, .. }) => {
+            Some(StreamEntry { tunnels: None, .. }) => {
                 return Err("guest opened a tunnel for a stream without network".to_owned());
             }
             Some(entry) => entry.tunnels.clone(),
@@ -258,7 +259,7 @@ impl Streams {
         Ok(())
     }
 
-    /// Hands a frame to its stream; an error ends the connection.
+    /// Passes a frame to its stream; an error closes the connection.
     fn dispatch(&self, frame: GuestFrame) -> Result<(), String> {
         match frame {
             GuestFrame::Hello { .. } => Err("guest greeted twice".to_owned()),
@@ -282,17 +283,17 @@ impl Streams {
             | GuestFrame::Failed { id, .. }
             | GuestFrame::Credit { id, .. } => *id,
         };
-        // A stream that is gone was dropped by its user while frames were under way.
+        // A missing stream was dropped by its user while the frame was in transit.
         let Some(entry) = streams.get_mut(&id) else {
             return Ok(());
         };
         match &frame {
             GuestFrame::Output { bytes, .. } | GuestFrame::Data { bytes, .. } => {
                 if bytes.is_empty() {
-                    // An empty frame costs no credit, so it must cost no memory either.
+                    // An empty frame costs no credit, so it must not be queued and use memory.
                     return Ok(());
                 }
-                entry.allowance.spend(bytes.len())?;
+                entry.window.receive(bytes.len())?;
             }
             GuestFrame::Credit { bytes, .. } => {
                 let room = (WINDOW as usize).saturating_sub(entry.credit.available_permits());
@@ -320,8 +321,8 @@ impl Streams {
     }
 }
 
-/// Serves what the guest sends, until it breaks a rule or either direction ends. Both directions
-/// end together: a guest that no longer reads would leave its runs waiting for ever.
+/// Handles the frames of the guest until the guest breaks a rule or either direction ends. Both directions
+/// end together: if the guest no longer reads, its runs would otherwise wait forever.
 async fn serve<S: AsyncRead>(
     mut reader: ReadHalf<S>,
     mut decoder: Decoder,
@@ -330,13 +331,13 @@ async fn serve<S: AsyncRead>(
     close: watch::Sender<Option<String>>,
 ) {
     let reason = tokio::select! {
-        // Frames that the guest sent before it went away still count.
+        // Frames that the guest sent before it closed the connection are handled first.
         biased;
         reason = read_all(&mut reader, &mut decoder, &streams) => reason,
         _ = &mut writing => "connection no longer read by the guest".to_owned(),
     };
     writing.abort();
-    // The reason is set first: a user who sees its stream end asks for it.
+    // The reason is set first: the user of a stream asks for it when the stream ends.
     close.send_replace(Some(reason));
     streams.close_all();
 }
@@ -378,22 +379,22 @@ async fn read_frame<S: AsyncRead>(
 
 async fn write_frames<S: AsyncWrite>(
     mut writer: WriteHalf<S>,
-    mut frames: mpsc::UnboundedReceiver<Queued>,
+    mut frames: mpsc::UnboundedReceiver<QueuedFrame>,
 ) {
-    while let Some(Queued {
+    while let Some(QueuedFrame {
         bytes: mut batch,
         held,
     }) = frames.recv().await
     {
         let mut held: Vec<_> = held.into_iter().collect();
-        // A single system call for all queued frames: a run's first frames leave together.
+        // A single system call writes all queued frames: the first frames of a run leave together.
         while batch.len() < CHUNK_SIZE
             && let Ok(frame) = frames.try_recv()
         {
             batch.extend_from_slice(&frame.bytes);
             held.extend(frame.held);
         }
-        // The reading task sees that this one has ended.
+        // The reading task notices the end of this task.
         if writer.write_all(&batch).await.is_err() {
             return;
         }

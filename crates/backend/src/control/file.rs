@@ -1,21 +1,21 @@
-//! Files in and out, a piece at a time: no more than a window of one is in memory.
+//! Reading and writing files piece by piece: at most one window of a file is in memory.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use isol8_protocol::{Decoder, Entry, HostFrame, MAX_ENTRY};
+use isol8_protocol::{Decoder, HostFrame, MAX_ENTRY, RawDirectoryEntry};
 
 use super::ControlError;
 use super::connection::Connection;
-use super::transfer::Transfer;
+use super::exchange::Exchange;
 
-/// How long a guest may take for one step of a transfer. It attends to each within milliseconds, unless it is ending
-/// processes or a disk of the machine does not answer.
+/// Longest time for one step of a transfer. The guest handles each step within milliseconds,
+/// unless it is killing processes or a disk of the host does not answer.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A file that is being written. Dropping it before [`Self::finish`] leaves what had its name before.
+/// A file that is being written. Dropping this before [`Self::finish`] leaves the existing file at the path, if any.
 #[derive(Debug)]
-pub struct FileWriter(Transfer);
+pub struct FileWriter(Exchange);
 
 impl FileWriter {
     pub(super) fn open(
@@ -23,27 +23,27 @@ impl FileWriter {
         path: &str,
         mode: u32,
     ) -> Result<Self, ControlError> {
-        let transfer = Transfer::open(connection, |id| HostFrame::WriteFile {
+        let exchange = Exchange::open(connection, |id| HostFrame::WriteFile {
             id,
             path: path.to_owned(),
             mode,
         })?;
-        Ok(Self(transfer))
+        Ok(Self(exchange))
     }
 
-    /// Adds content, as fast as the guest takes it.
+    /// Appends content, as fast as the guest accepts it.
     ///
     /// # Errors
-    /// Any [`ControlError`]: the file is given up.
+    /// Any [`ControlError`]; the write is cancelled.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ControlError> {
         match step(self.0.send(bytes)).await {
-            // A guest that refuses takes nothing more: its answer is what counts.
+            // A guest that refuses the file closes the credit; the reason is in its answer.
             Err(ControlError::Closed(_)) => Err(self.refusal().await),
             sent => sent,
         }
     }
 
-    /// Gives the file its name, in place of what has it.
+    /// Completes the file at its path, replacing an existing file.
     ///
     /// # Errors
     /// Any [`ControlError`].
@@ -60,36 +60,36 @@ impl FileWriter {
     }
 }
 
-/// A file that is being read. Dropping it ends the transfer.
+/// A file that is being read. Dropping this cancels the transfer.
 #[derive(Debug)]
-pub struct FileReader(Transfer);
+pub struct FileReader(Exchange);
 
 impl FileReader {
     pub(super) fn open(connection: &Arc<Connection>, path: &str) -> Result<Self, ControlError> {
-        let transfer = Transfer::open(connection, |id| HostFrame::ReadFile {
+        let exchange = Exchange::open(connection, |id| HostFrame::ReadFile {
             id,
             path: path.to_owned(),
         })?;
-        Ok(Self(transfer))
+        Ok(Self(exchange))
     }
 
-    /// The next piece, or `None` at the end, after which this must not be called. Taking one lets the
-    /// guest send as much again.
+    /// Returns the next piece, or `None` at the end, after which this must not be called again. Taking a piece
+    /// lets the guest send as many bytes again.
     ///
     /// # Errors
-    /// Any [`ControlError`]; the first call says where the file cannot be read.
+    /// Any [`ControlError`]; the first call reports a file that cannot be read.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
         step(self.0.next()).await
     }
 }
 
-/// At most `limit` entries of a directory, in no particular order.
+/// Lists at most `limit` entries of a directory, in no particular order.
 pub(super) async fn list(
     connection: &Arc<Connection>,
     path: &str,
     limit: u32,
-) -> Result<Vec<Entry>, ControlError> {
-    let mut transfer = Transfer::open(connection, |id| HostFrame::ListDirectory {
+) -> Result<Vec<RawDirectoryEntry>, ControlError> {
+    let mut exchange = Exchange::open(connection, |id| HostFrame::ListDirectory {
         id,
         path: path.to_owned(),
         limit,
@@ -97,11 +97,11 @@ pub(super) async fn list(
     let malformed = |reason: &str| ControlError::Closed(format!("list of {path} {reason}"));
     let mut decoder = Decoder::new(MAX_ENTRY);
     let mut entries = Vec::new();
-    while let Some(piece) = step(transfer.next()).await? {
+    while let Some(piece) = step(exchange.next()).await? {
         decoder.feed(&piece);
         while let Some(entry) = decoder.next().map_err(|e| malformed(&e.to_string()))? {
             if entries.len() >= limit as usize {
-                return Err(malformed("is longer than was asked for"));
+                return Err(malformed("has more entries than requested"));
             }
             entries.push(entry);
         }

@@ -1,4 +1,4 @@
-//! A run, from the host's side.
+//! The host's side of one run.
 
 use std::sync::Arc;
 
@@ -14,22 +14,22 @@ use super::tunnel::Tunnels;
 /// An event of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RunEvent {
-    /// The program wrote output.
+    /// The run wrote output.
     Output(OutputStream, Vec<u8>),
-    /// The run ended; all of its output came before.
+    /// The run ended. All of its output comes before this event.
     Exited(Exit),
 }
 
-/// A run under way. Dropping it before its end ends it.
+/// A run in progress. Dropping the handle kills a run that has not ended.
 #[derive(Debug)]
-pub struct Run {
+pub struct RunHandle {
     connection: Arc<Connection>,
     stream: Stream,
     tunnels: Option<Tunnels>,
     ended: bool,
 }
 
-impl Run {
+impl RunHandle {
     pub(super) fn start(connection: &Arc<Connection>, spec: RunSpec) -> Result<Self, ControlError> {
         let (stream, tunnels) = connection.run_stream(spec.network)?;
         let id = stream.id;
@@ -45,17 +45,18 @@ impl Run {
         })
     }
 
-    /// Returns the connections that the run's programs make, once. If they are not taken, the programs wait.
+    /// Returns the network connections that the run's programs make; `None` after the first call. Programs wait
+    /// until the caller accepts their connections.
     pub fn tunnels(&mut self) -> Option<Tunnels> {
         self.tunnels.take()
     }
 
-    /// The next event. Taking one lets the run write as much again; not taking any makes it wait.
-    /// After `Exited` there is none, and this must not be called.
+    /// Returns the next event. Taking an event lets the run write as many bytes again; without that the run waits.
+    /// Must not be called after `Exited`, which is the last event.
     ///
     /// # Errors
-    /// [`ControlError::Closed`] where the sandbox died under the run; [`ControlError::Failed`]
-    /// where the program could not be started.
+    /// [`ControlError::Closed`] if the sandbox died during the run; [`ControlError::Failed`]
+    /// if the program could not be started.
     pub async fn next(&mut self) -> Result<RunEvent, ControlError> {
         loop {
             match self.stream.frames.recv().await {
@@ -71,7 +72,7 @@ impl Run {
                     self.ended = true;
                     return Err(ControlError::Failed(failure));
                 }
-                // Frames that belong to other kinds of stream say nothing here.
+                // Ignore frames that belong to other kinds of stream.
                 Some(_) => {}
                 None => {
                     self.ended = true;
@@ -89,7 +90,7 @@ impl Run {
         self.input().signal(signal)
     }
 
-    /// Returns the handle that acts on the run while its events are taken.
+    /// Returns a handle for input and signals, which can be used while another task takes the events.
     #[must_use]
     pub fn input(&self) -> RunInput {
         RunInput {
@@ -102,12 +103,12 @@ impl Run {
     /// Writes to the run's standard input, as fast as the run reads.
     ///
     /// # Errors
-    /// [`ControlError::Closed`] where the run or the sandbox has ended.
+    /// [`ControlError::Closed`] if the run or the sandbox has ended.
     pub async fn write_stdin(&self, bytes: &[u8]) -> Result<(), ControlError> {
         self.input().write(bytes).await
     }
 
-    /// Ends the run's standard input.
+    /// Closes the run's standard input.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -116,7 +117,7 @@ impl Run {
     }
 }
 
-/// Acts on a run beside taking its events. On a run that has ended it has no effect.
+/// Sends input and signals to a run. Has no effect on a run that has ended.
 #[derive(Debug)]
 pub struct RunInput {
     connection: Arc<Connection>,
@@ -128,14 +129,14 @@ impl RunInput {
     /// Writes to the run's standard input, as fast as the run reads.
     ///
     /// # Errors
-    /// [`ControlError::Closed`] where the run or the sandbox has ended.
+    /// [`ControlError::Closed`] if the run or the sandbox has ended.
     pub async fn write(&self, bytes: &[u8]) -> Result<(), ControlError> {
         self.connection
             .send_data(self.id, &self.credit, bytes)
             .await
     }
 
-    /// Ends the run's standard input.
+    /// Closes the run's standard input.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -152,7 +153,7 @@ impl RunInput {
         self.connection.send(&HostFrame::Signal { id, signal })
     }
 
-    /// Changes the size of the run's terminal, if it has one.
+    /// Changes the size of the run's terminal, if the run has one.
     ///
     /// # Errors
     /// [`ControlError::Closed`].
@@ -162,10 +163,10 @@ impl RunInput {
     }
 }
 
-impl Drop for Run {
+impl Drop for RunHandle {
     fn drop(&mut self) {
         if !self.ended {
-            // If the connection is gone, the run is too.
+            // Ignore a closed connection: the run has ended with it.
             let _ = self.signal(Signal::Kill);
         }
         self.connection.forget(self.stream.id);

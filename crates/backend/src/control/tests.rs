@@ -1,4 +1,4 @@
-//! The connection against a guest whose every frame the test writes itself.
+//! Tests of the control connection, with a guest whose frames are written by each test.
 
 use isol8_protocol::{
     CHUNK_SIZE, Decoder, Exit, ExitStatus, GuestFrame, HostFrame, MAX_GUEST_FRAME, MAX_HOST_FRAME,
@@ -36,7 +36,7 @@ impl Guest {
         self.send(GuestFrame::Output { id, stream, bytes }).await;
     }
 
-    /// The next frame of the host, or `None` if it has closed the connection.
+    /// Returns the next frame from the host, or `None` if the host has closed the connection.
     async fn next(&mut self) -> Option<HostFrame> {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
@@ -50,7 +50,7 @@ impl Guest {
         }
     }
 
-    /// Whether the host has nothing to say, whatever time passes.
+    /// Returns whether the host sends nothing within an hour (of paused time).
     async fn hears_nothing(&mut self) -> bool {
         tokio::time::timeout(Duration::from_secs(3600), self.next())
             .await
@@ -198,7 +198,7 @@ async fn dropping_a_run_kills_it() {
     drop(run);
     let signal = Signal::Kill;
     assert_eq!(guest.next().await, Some(HostFrame::Signal { id, signal }));
-    // Output that is still under way has no receiver, and does no harm.
+    // Frames that are still in transit belong to no stream and are ignored.
     guest.output(id, b"late").await;
     guest.send(GuestFrame::Exited { id, exit: exit() }).await;
     let _next = control.run(spec()).unwrap();
@@ -439,7 +439,7 @@ async fn a_guest_that_no_longer_reads_is_as_good_as_gone() {
         .await
         .unwrap();
     drop(far_end);
-    control.prepare_in_background(KernelKind::Python, KernelSettings::default());
+    control.prepare_in_background(KernelKind::Python, PrewarmSettings::default());
     let reason = control.closed().await;
     assert!(reason.contains("no longer read"), "{reason}");
 }
@@ -460,7 +460,7 @@ async fn greeting_twice_closes_the_connection() {
 async fn an_interpreter_is_there_again_some_time_after_a_reset() {
     let (control, mut guest) = connected().await;
     assert!(control.is_prepared(), "there is none to wait for");
-    control.prepare_in_background(KernelKind::Node, KernelSettings::default());
+    control.prepare_in_background(KernelKind::Node, PrewarmSettings::default());
     for _ in 0..2 {
         let Some(HostFrame::Prepare { id, .. }) = guest.next().await else {
             panic!("no interpreter was asked for")

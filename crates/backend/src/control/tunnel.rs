@@ -1,4 +1,4 @@
-//! A connection of a program in a sandbox, as the host sees it.
+//! The host's side of one network connection that a program in a sandbox makes.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,23 +11,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::PollSemaphore;
 
-use super::allowance::Allowance;
 use super::connection::Outgoing;
-use super::tunnels::Table;
+use super::receive_window::ReceiveWindow;
+use super::tunnels::TunnelTable;
 
-/// A connection that a program of a run has made. Bytes that the program wrote are read from it, and bytes that are
-/// written to it reach the program, each as fast as the slower side. Reading ends if the program has ended its side,
-/// and fails once the program, its run, or the sandbox is gone. Dropping it closes the connection: bytes that were
-/// written before still reach the program.
+/// A network connection that a program of a run has made. Reading returns the bytes that the program wrote;
+/// the program reads the bytes that are written here. Each direction runs at the speed of its slower side. Reading
+/// returns the end of the stream once the program has closed its side, and fails once the program, its run, or the
+/// sandbox is gone. Dropping the tunnel closes the connection; bytes that were written before still reach the
+/// program.
 #[derive(Debug)]
 pub struct Tunnel {
     id: TunnelId,
-    state: Arc<State>,
-    table: Arc<Table>,
+    state: Arc<TunnelState>,
+    table: Arc<TunnelTable>,
     outgoing: Outgoing,
-    /// Places in the queue of outgoing frames.
+    /// Permits for the queue of outgoing frames.
     room: PollSemaphore,
-    /// The guest may have one more once the `Close` that this goes with was sent.
+    /// Slot of this tunnel. Travels with the `Close` frame; the guest may open another tunnel once that was sent.
     slot: Option<OwnedSemaphorePermit>,
     is_shut: bool,
 }
@@ -35,7 +36,7 @@ pub struct Tunnel {
 impl Tunnel {
     pub(super) fn new(
         id: TunnelId,
-        table: &Arc<Table>,
+        table: &Arc<TunnelTable>,
         outgoing: &Outgoing,
         slot: OwnedSemaphorePermit,
     ) -> Self {
@@ -60,7 +61,7 @@ impl Tunnel {
 impl Drop for Tunnel {
     fn drop(&mut self) {
         self.table.remove(self.id);
-        // If the connection is gone, so is the tunnel.
+        // Ignore a closed connection: the tunnel has ended with it.
         let slot = self.slot.take();
         let _ = self.send(TunnelFrame::Close, slot);
     }
@@ -87,7 +88,7 @@ impl AsyncRead for Tunnel {
             }
         };
         if granted > 0 {
-            // If the connection is gone, no credit is waited for.
+            // Ignore a closed connection: the guest no longer waits for credit.
             let _ = self.send(TunnelFrame::Credit { bytes: granted }, None);
         }
         Poll::Ready(Ok(()))
@@ -107,7 +108,7 @@ impl AsyncWrite for Tunnel {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        // The credit first: who waits for that should not hold a place in the queue.
+        // Credit is acquired first: a writer that waits for credit must not hold a permit of the queue.
         ready!(self.state.lock().poll_credit(context));
         let Some(held) = ready!(self.room.poll_acquire(context)) else {
             return broken();
@@ -126,24 +127,24 @@ impl AsyncWrite for Tunnel {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !std::mem::replace(&mut self.is_shut, true) {
-            // A receiver that is gone needs no message.
+            // Ignore a closed connection: the guest is gone.
             let _ = self.send(TunnelFrame::End, None);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// The state that the reading task of the connection shares with the tunnel's user.
+/// The state of a tunnel that its user shares with the reading task of the connection.
 #[derive(Debug, Default)]
-pub(super) struct State(Mutex<Flow>);
+pub(super) struct TunnelState(Mutex<Flow>);
 
-impl State {
+impl TunnelState {
     fn lock(&self) -> MutexGuard<'_, Flow> {
-        // Each change under the lock is complete before anything in it could panic.
+        // A panic cannot interrupt a change: no operation under the lock panics before its change is complete.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a frame of the guest; an error ends the connection.
+    /// Handles a frame from the guest; an error closes the connection.
     pub(super) fn put(&self, frame: TunnelFrame) -> Result<(), String> {
         let mut flow = self.lock();
         if flow.is_closed {
@@ -162,7 +163,7 @@ impl State {
         Ok(())
     }
 
-    /// The guest is gone.
+    /// Closes the tunnel because the guest is gone.
     pub(super) fn close(&self) {
         let mut flow = self.lock();
         flow.is_closed = true;
@@ -170,18 +171,18 @@ impl State {
     }
 }
 
-/// The bytes under way in one tunnel, and the tasks that wait for them.
+/// Buffered bytes and credit of one tunnel, and the tasks that wait for them.
 #[derive(Debug)]
 struct Flow {
     pieces: VecDeque<Vec<u8>>,
-    /// Bytes of the first piece that were taken.
+    /// Bytes of the first piece that were read.
     taken: usize,
-    allowance: Allowance,
-    /// Bytes that the guest takes now.
+    window: ReceiveWindow,
+    /// Bytes that the guest accepts now.
     credit: u32,
-    /// The guest sends nothing more.
+    /// The guest sends no more bytes.
     is_ended: bool,
-    /// The receiver does not take anything more either.
+    /// The guest neither sends nor accepts more bytes.
     is_closed: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -192,7 +193,7 @@ impl Default for Flow {
         Self {
             pieces: VecDeque::new(),
             taken: 0,
-            allowance: Allowance::default(),
+            window: ReceiveWindow::default(),
             credit: WINDOW,
             is_ended: false,
             is_closed: false,
@@ -204,19 +205,19 @@ impl Default for Flow {
 
 impl Flow {
     fn push(&mut self, bytes: Vec<u8>) -> Result<(), String> {
-        self.allowance.spend(bytes.len())?;
+        self.window.receive(bytes.len())?;
         if self.is_ended || bytes.is_empty() {
-            return Err("guest sent data where there can be none".to_owned());
+            return Err("guest sent empty data, or data after the end of a tunnel".to_owned());
         }
         match self.pieces.back_mut() {
-            // Single bytes must not cost a piece each.
+            // Bytes that arrive one by one must not need a piece each.
             Some(last) if last.len() + bytes.len() <= CHUNK_SIZE => last.extend_from_slice(&bytes),
             _ => self.pieces.push_back(bytes),
         }
         Ok(())
     }
 
-    /// Moves what is there into the buffer. Returns how much to grant, or `None` where nothing is there.
+    /// Moves buffered bytes into `buffer`. Returns the bytes to grant, or `None` if no bytes are buffered.
     fn take(&mut self, buffer: &mut ReadBuf<'_>) -> Option<u32> {
         self.pieces.front()?;
         let before = buffer.remaining();
@@ -232,11 +233,11 @@ impl Flow {
                 self.taken = 0;
             }
         }
-        let granted = self.allowance.take(before - buffer.remaining());
+        let granted = self.window.consume(before - buffer.remaining());
         Some(granted.filter(|_| !self.is_closed).unwrap_or(0))
     }
 
-    /// Ready if there is credit, or if none will ever come.
+    /// Ready if credit is available, or if the tunnel is closed and credit will never come.
     fn poll_credit(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.credit > 0 || self.is_closed {
             return Poll::Ready(());
@@ -245,7 +246,7 @@ impl Flow {
         Poll::Pending
     }
 
-    /// Takes credit for so many bytes or fewer; returns `None` if they are not taken any more.
+    /// Takes credit for at most `size` bytes. Returns `None` if the tunnel is closed or has no credit.
     fn spend(&mut self, size: usize) -> Option<usize> {
         let spent = u32::try_from(size).unwrap_or(u32::MAX).min(self.credit);
         if self.is_closed || spent == 0 {
@@ -261,12 +262,12 @@ impl Flow {
     }
 }
 
-/// The connections of one run, as its programs make them.
+/// The network connections of one run, in the order in which its programs make them.
 #[derive(Debug)]
 pub struct Tunnels(pub(super) mpsc::UnboundedReceiver<Tunnel>);
 
 impl Tunnels {
-    /// Returns the next tunnel; `None` once the run has ended, and at once if it has no network.
+    /// Returns the next connection; `None` once the run has ended, and at once if the run has no network.
     pub async fn next(&mut self) -> Option<Tunnel> {
         self.0.recv().await
     }

@@ -1,8 +1,9 @@
-//! The tunnels of one connection.
+//! The tunnels of one control connection.
 //!
-//! The number of tunnels is bounded by the slots: a tunnel takes one when the guest opens it, and gives it back when
-//! its `Close` was written to the guest. So neither tunnels whose user is slow nor a guest that opens and never reads
-//! can make anything grow. Bytes that the host sends on all of them together are bounded by the room in the queue.
+//! Slots bound the number of tunnels: a tunnel takes a slot when the guest opens it, and returns the slot
+//! when its `Close` has been written to the guest. So memory does not grow if the user of a tunnel is slow, or if a
+//! guest opens tunnels and never reads. The permits of the queue bound the data that the host sends on all tunnels
+//! together.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,45 +12,45 @@ use isol8_protocol::{MAX_TUNNELS, TunnelFrame, TunnelId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::PollSemaphore;
 
-use super::tunnel::State;
+use super::tunnel::TunnelState;
 
-/// Pieces of data, of at most [`CHUNK_SIZE`](isol8_protocol::CHUNK_SIZE), that may wait to be sent to one
-/// guest. Enough for its socket to be kept busy.
-const ROOM: usize = 16;
+/// Most pieces of data, of at most [`CHUNK_SIZE`](isol8_protocol::CHUNK_SIZE) each, that may wait to be sent to one
+/// guest. Enough to keep its socket busy.
+const MAX_QUEUED_PIECES: usize = 16;
 
 /// Every tunnel whose `Close` the host has not sent.
 #[derive(Debug)]
-pub(super) struct Table {
-    open: Mutex<Open>,
+pub(super) struct TunnelTable {
+    open: Mutex<OpenTunnels>,
     slots: Arc<Semaphore>,
     room: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
-    states: HashMap<TunnelId, Arc<State>>,
+struct OpenTunnels {
+    states: HashMap<TunnelId, Arc<TunnelState>>,
     last: Option<TunnelId>,
     /// The guest is gone.
     is_closed: bool,
 }
 
-impl Default for Table {
+impl Default for TunnelTable {
     fn default() -> Self {
         Self {
             open: Mutex::default(),
             slots: Arc::new(Semaphore::new(MAX_TUNNELS)),
-            room: Arc::new(Semaphore::new(ROOM)),
+            room: Arc::new(Semaphore::new(MAX_QUEUED_PIECES)),
         }
     }
 }
 
-impl Table {
-    fn lock(&self) -> MutexGuard<'_, Open> {
+impl TunnelTable {
+    fn lock(&self) -> MutexGuard<'_, OpenTunnels> {
         // Every change under the lock is a single operation: a panic cannot leave it half done.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks that the guest may open this one; an error ends the connection.
+    /// Checks that the guest may open this tunnel, and takes a slot for it; an error closes the connection.
     pub(super) fn admit(&self, id: TunnelId) -> Result<OwnedSemaphorePermit, String> {
         let mut open = self.lock();
         if open.last.is_some_and(|last| last >= id) {
@@ -60,8 +61,8 @@ impl Table {
         slot.map_err(|_| format!("guest opened more than {MAX_TUNNELS} tunnels"))
     }
 
-    pub(super) fn insert(&self, id: TunnelId) -> Arc<State> {
-        let state = Arc::<State>::default();
+    pub(super) fn insert(&self, id: TunnelId) -> Arc<TunnelState> {
+        let state = Arc::<TunnelState>::default();
         let mut open = self.lock();
         if open.is_closed {
             state.close();
@@ -78,7 +79,7 @@ impl Table {
         PollSemaphore::new(Arc::clone(&self.room))
     }
 
-    /// Hands a frame to its tunnel; an error ends the connection.
+    /// Passes a frame to its tunnel; an error closes the connection.
     pub(super) fn dispatch(&self, id: TunnelId, frame: TunnelFrame) -> Result<(), String> {
         let found = {
             let open = self.lock();
@@ -87,11 +88,11 @@ impl Table {
             }
             open.states.get(&id).map(Arc::clone)
         };
-        // A tunnel that is not found was dropped by its user while frames were under way.
+        // A missing tunnel was dropped by its user while the frame was in transit.
         found.map_or(Ok(()), |state| state.put(frame))
     }
 
-    /// The guest is gone, and with it all of them.
+    /// Closes all tunnels because the guest is gone.
     pub(super) fn close_all(&self) {
         self.room.close();
         let mut open = self.lock();

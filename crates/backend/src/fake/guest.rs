@@ -1,4 +1,4 @@
-//! The guest's half of the protocol, with programs as tasks.
+//! The fake guest: the guest's half of the protocol, with programs as tasks.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,27 +6,27 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use isol8_protocol::{
-    CHUNK_SIZE, Decoder, Entry, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame,
-    HostFrame, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RunSpec, Signal,
-    Stdin, StreamId, TerminalSize, TunnelFrame, TunnelId, VERSION, WINDOW, encode,
+    CHUNK_SIZE, Decoder, EntryKind, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame,
+    MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, Program, RawDirectoryEntry, RunSpec,
+    Signal, Stdin, StreamId, TerminalSize, TunnelFrame, TunnelId, VERSION, WINDOW, encode,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::program::{Memory, Step, Surroundings, statements, step};
-use super::{World, lock};
+use super::program::{ProgramContext, SandboxContents, Step, statements, step};
+use super::{FakeState, lock};
 
-/// Serves one connection until either side ends it. Aborting it ends everything of the sandbox.
-pub(super) async fn serve(stream: DuplexStream, world: Arc<World>, oom_kills: Arc<AtomicU64>) {
+/// Serves one connection until either side closes it. Aborting this future ends the whole sandbox.
+pub(super) async fn serve(stream: DuplexStream, state: Arc<FakeState>, oom_kills: Arc<AtomicU64>) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (out, mut frames) = mpsc::unbounded_channel();
     let mut guest = Guest {
         out,
-        world,
+        state,
         oom_kills,
-        memory: Arc::default(),
+        contents: Arc::default(),
         tasks: HashMap::new(),
         writes: HashMap::new(),
         tunnels: Arc::default(),
@@ -41,7 +41,7 @@ pub(super) async fn serve(stream: DuplexStream, world: Arc<World>, oom_kills: Ar
     loop {
         tokio::select! {
             Some(frame) = frames.recv() => {
-                // The guest's way to die from within: what stands for `die`.
+                // The statement `die` queues `None` to end the guest.
                 let Some(frame) = frame else { return };
                 if let GuestFrame::Exited { id, .. } | GuestFrame::Done { id } = &frame {
                     guest.tasks.remove(id);
@@ -64,7 +64,7 @@ pub(super) async fn serve(stream: DuplexStream, world: Arc<World>, oom_kills: Ar
     }
 }
 
-/// A program under way; dropping it ends it.
+/// A program in progress; dropping the task ends it.
 struct Task {
     program: JoinHandle<()>,
     credit: Arc<Semaphore>,
@@ -79,24 +79,24 @@ impl Drop for Task {
 }
 
 struct Guest {
-    /// `None` asks the guest to die.
+    /// Frames to send; `None` ends the guest.
     out: mpsc::UnboundedSender<Option<GuestFrame>>,
-    world: Arc<World>,
+    state: Arc<FakeState>,
     oom_kills: Arc<AtomicU64>,
-    memory: Arc<Mutex<Memory>>,
+    contents: Arc<Mutex<SandboxContents>>,
     tasks: HashMap<StreamId, Task>,
     writes: HashMap<StreamId, (String, Vec<u8>)>,
-    tunnels: Arc<Mutex<Tunnels>>,
+    tunnels: Arc<Mutex<OpenTunnels>>,
 }
 
-/// Connections of programs, and who waits for what the host says.
+/// Network connections of programs, each with the program's receiver of frames from the host.
 #[derive(Default)]
-struct Tunnels {
+struct OpenTunnels {
     last: u64,
     waiting: HashMap<TunnelId, mpsc::UnboundedSender<TunnelFrame>>,
 }
 
-impl Tunnels {
+impl OpenTunnels {
     fn open(&mut self) -> (TunnelId, mpsc::UnboundedReceiver<TunnelFrame>) {
         self.last += 1;
         let id = TunnelId(self.last);
@@ -128,7 +128,7 @@ impl Guest {
         match frame {
             HostFrame::Hello { .. } => {}
             HostFrame::Prepare { id, .. } => {
-                if !lock(&self.world.script).hang_prepare {
+                if !lock(&self.state.script).hang_prepare {
                     self.send(GuestFrame::Done { id });
                 }
             }
@@ -144,7 +144,7 @@ impl Guest {
             HostFrame::Data { id, bytes } => self.data(id, &bytes),
             HostFrame::End { id } => {
                 if let Some((path, content)) = self.writes.remove(&id) {
-                    lock(&self.memory).files.insert(path, content);
+                    lock(&self.contents).files.insert(path, content);
                     self.send(GuestFrame::Done { id });
                 }
             }
@@ -177,36 +177,36 @@ impl Guest {
         if path.contains("/refused") {
             return self.fail(id, FailureKind::Refused, &format!("{path} is refused"));
         }
-        let Some(content) = lock(&self.memory).files.get(path).cloned() else {
+        let Some(content) = lock(&self.contents).files.get(path).cloned() else {
             return self.fail(id, FailureKind::NotFound, &format!("{path} is not there"));
         };
-        self.give(id, content);
+        self.send_content(id, content);
     }
 
-    /// Only files there are, and only those directly in the directory.
+    /// Lists the files directly in a directory; the fake has no subdirectories.
     fn list(&mut self, id: StreamId, path: &str, limit: u32) {
         let mut content = Vec::new();
-        let memory = lock(&self.memory);
-        let names = memory.files.iter().filter_map(|(file, bytes)| {
+        let contents = lock(&self.contents);
+        let names = contents.files.iter().filter_map(|(file, bytes)| {
             let name = file.strip_prefix(path)?.strip_prefix('/')?;
             (!name.contains('/')).then_some((name, bytes.len()))
         });
         for (name, size) in names.take(limit as usize) {
-            let entry = Entry {
+            let entry = RawDirectoryEntry {
                 name: name.as_bytes().to_vec(),
                 kind: EntryKind::File,
                 size: size as u64,
                 mode: 0o644,
                 modified_ms: 0,
             };
-            // Names of tests are short.
+            // File names in tests are short enough for an entry.
             let _ = encode(&entry, MAX_ENTRY, &mut content);
         }
-        drop(memory);
-        self.give(id, content);
+        drop(contents);
+        self.send_content(id, content);
     }
 
-    fn give(&mut self, id: StreamId, content: Vec<u8>) {
+    fn send_content(&mut self, id: StreamId, content: Vec<u8>) {
         let out = self.out.clone();
         let credit = Arc::new(Semaphore::new(WINDOW as usize));
         let spent = Arc::clone(&credit);
@@ -233,7 +233,7 @@ impl Guest {
             return;
         }
         if let Some(task) = self.tasks.remove(&id) {
-            lock(&self.memory).variables.clear();
+            lock(&self.contents).variables.clear();
             let exit = ended(ExitStatus::Signal(9), task.cell);
             self.send(GuestFrame::Exited { id, exit });
         }
@@ -247,9 +247,9 @@ impl Guest {
     }
 
     fn reset(&mut self, id: StreamId) {
-        lock(&self.world.counters).resets += 1;
+        lock(&self.state.counters).resets += 1;
         let (fail, hang, time) = {
-            let script = lock(&self.world.script);
+            let script = lock(&self.state.script);
             (script.fail_reset, script.hang_reset, script.reset_takes)
         };
         if hang {
@@ -263,7 +263,7 @@ impl Guest {
             self.send(GuestFrame::Exited { id, exit });
         }
         self.writes.clear();
-        *lock(&self.memory) = Memory::default();
+        *lock(&self.contents) = SandboxContents::default();
         let out = self.out.clone();
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
@@ -272,7 +272,7 @@ impl Guest {
     }
 
     fn exec(&mut self, id: StreamId, spec: RunSpec) {
-        lock(&self.world.counters).runs += 1;
+        lock(&self.state.counters).runs += 1;
         let cell = matches!(spec.program, Program::Cell { .. });
         let Some(source) = self.source(&spec.program) else {
             return self.fail(id, FailureKind::NotFound, "no such program");
@@ -281,7 +281,7 @@ impl Guest {
         let terminal = spec.terminal.map(|size| Arc::new(Mutex::new(size)));
         let running = Running {
             id,
-            around: Surroundings {
+            context: ProgramContext {
                 env: spec.env.into_iter().collect(),
                 cwd: spec.cwd.unwrap_or_else(|| "/sandbox".to_owned()),
                 stdin: match spec.stdin {
@@ -291,9 +291,9 @@ impl Guest {
                 terminal: terminal.clone(),
                 network: spec.network,
             },
-            // Only a cell's variables are the sandbox's.
-            memory: Arc::clone(&self.memory),
-            own: (!cell).then(Memory::default),
+            // Only cells share the variables of the sandbox.
+            contents: Arc::clone(&self.contents),
+            own: (!cell).then(SandboxContents::default),
             out: self.out.clone(),
             credit: Arc::clone(&credit),
             limit: spec.output_limit.unwrap_or(u64::MAX),
@@ -301,7 +301,7 @@ impl Guest {
             oom_kills: Arc::clone(&self.oom_kills),
             tunnels: Arc::clone(&self.tunnels),
         };
-        let ignored = lock(&self.world.script).ignore_timeouts;
+        let ignored = lock(&self.state.script).ignore_timeouts;
         let timeout = spec.timeout_ms.filter(|_| !ignored);
         let timeout = timeout.map(Duration::from_millis);
         let program = tokio::spawn(running.run(statements(&source), timeout, cell));
@@ -317,8 +317,8 @@ impl Guest {
     fn source(&self, program: &Program) -> Option<Vec<u8>> {
         match program {
             Program::Script { path, source, .. } => {
-                let mut memory = lock(&self.memory);
-                memory.files.insert(path.clone(), source.clone());
+                let mut contents = lock(&self.contents);
+                contents.files.insert(path.clone(), source.clone());
                 Some(source.clone())
             }
             Program::Cell { source, .. } => Some(source.clone()),
@@ -326,26 +326,26 @@ impl Guest {
                 [shell, dash_c, command] if shell == "bash" && dash_c == "-c" => {
                     Some(command.clone().into_bytes())
                 }
-                [.., path] => lock(&self.memory).files.get(path).cloned(),
+                [.., path] => lock(&self.contents).files.get(path).cloned(),
                 [] => None,
             },
         }
     }
 }
 
-/// A program and everything that its run needs.
+/// A program and its resources.
 struct Running {
     id: StreamId,
-    around: Surroundings,
-    memory: Arc<Mutex<Memory>>,
-    /// Variables of a program that is no cell.
-    own: Option<Memory>,
+    context: ProgramContext,
+    contents: Arc<Mutex<SandboxContents>>,
+    /// Variables of a program that is not a cell.
+    own: Option<SandboxContents>,
     out: mpsc::UnboundedSender<Option<GuestFrame>>,
     credit: Arc<Semaphore>,
     limit: u64,
     written: [u64; 2],
     oom_kills: Arc<AtomicU64>,
-    tunnels: Arc<Mutex<Tunnels>>,
+    tunnels: Arc<Mutex<OpenTunnels>>,
 }
 
 impl Running {
@@ -357,7 +357,7 @@ impl Running {
         let status = status.unwrap_or(ExitStatus::Signal(9));
         let killed = matches!(status, ExitStatus::Signal(_));
         if killed {
-            lock(&self.memory).variables.clear();
+            lock(&self.contents).variables.clear();
         }
         let exit = Exit {
             timed_out,
@@ -398,7 +398,7 @@ impl Running {
         ExitStatus::Code(0)
     }
 
-    /// Sends a text, and gives back what comes until the host has closed the connection.
+    /// Sends bytes through a tunnel, and returns all bytes that arrive until the host closes the tunnel.
     async fn connect(&self, bytes: Vec<u8>) -> Vec<u8> {
         let (id, mut frames) = lock(&self.tunnels).open();
         for frame in [
@@ -419,14 +419,14 @@ impl Running {
         answer
     }
 
-    /// Files are the sandbox's; variables are, for a cell.
+    /// Executes one statement. All programs share the files of the sandbox; only cells share its variables.
     fn step(&mut self, statement: &str) -> Step {
-        let mut shared = lock(&self.memory);
+        let mut shared = lock(&self.contents);
         let Some(own) = &mut self.own else {
-            return step(statement, &self.around, &mut shared);
+            return step(statement, &self.context, &mut shared);
         };
         std::mem::swap(&mut own.variables, &mut shared.variables);
-        let done = step(statement, &self.around, &mut shared);
+        let done = step(statement, &self.context, &mut shared);
         std::mem::swap(&mut own.variables, &mut shared.variables);
         done
     }

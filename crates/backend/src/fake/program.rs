@@ -4,16 +4,16 @@
 //! |---|---|
 //! | `print TEXT`, `eprint TEXT` | writes a line |
 //! | `flood N` | writes N bytes to standard output |
-//! | `env NAME`, `stdin`, `cwd`, `size` | prints it; the last is the terminal's |
-//! | `set NAME TEXT`, `get NAME` | a variable, which only cells keep |
-//! | `write PATH TEXT`, `cat PATH` | a file |
+//! | `env NAME`, `stdin`, `cwd`, `size` | prints the variable, the input, the directory, the terminal's size |
+//! | `set NAME TEXT`, `get NAME` | sets or prints a variable, which only cells keep |
+//! | `write PATH TEXT`, `cat PATH` | writes or prints a file |
 //! | `connect TEXT` | sends a text through the network and prints the answer, if the run has a network |
-//! | `sleep MS`, `hang` | waits |
+//! | `sleep MS`, `hang` | waits for a time, or forever |
 //! | `exit N` | ends with that code |
-//! | `oom` | is ended by the kernel for want of memory |
+//! | `oom` | is ended by the OOM killer |
 //! | `crash` | ends the interpreter by signal 11 |
 //! | `die` | ends the guest |
-//! | `starve` | has the kernel end the guest for want of memory |
+//! | `starve` | makes the OOM killer end the guest |
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -22,28 +22,28 @@ use std::time::Duration;
 use super::lock;
 use isol8_protocol::{ExitStatus, OutputStream, TerminalSize};
 
-/// A step of a program.
+/// The effect of one statement of a program.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Write this.
+    /// Writes output.
     Write(OutputStream, Vec<u8>),
-    /// Send this through the network, and write the answer.
+    /// Sends bytes through the network, and writes the answer.
     Connect(Vec<u8>),
-    /// Wait; `None` for ever.
+    /// Waits; forever if `None`.
     Wait(Option<Duration>),
-    /// The program ends.
+    /// Ends the program.
     End(ExitStatus),
-    /// The kernel ends the program.
+    /// The OOM killer ends the program.
     OutOfMemory,
-    /// The guest ends.
+    /// Ends the guest.
     Die,
-    /// The kernel ends the guest.
+    /// The OOM killer ends the guest.
     Starve,
 }
 
-/// The state that a program sees and changes.
+/// Environment and input of a program.
 #[derive(Debug, Default)]
-pub(super) struct Surroundings {
+pub(super) struct ProgramContext {
     pub(super) env: BTreeMap<String, String>,
     pub(super) cwd: String,
     pub(super) stdin: Vec<u8>,
@@ -51,9 +51,9 @@ pub(super) struct Surroundings {
     pub(super) network: bool,
 }
 
-/// Everything that a sandbox keeps.
+/// Files and variables of a sandbox, which outlive a program.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct SandboxContents {
     pub(super) files: BTreeMap<String, Vec<u8>>,
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -67,8 +67,12 @@ pub(super) fn statements(source: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Does one statement.
-pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) -> Step {
+/// Evaluates one statement.
+pub(super) fn step(
+    statement: &str,
+    context: &ProgramContext,
+    contents: &mut SandboxContents,
+) -> Step {
     let (verb, rest) = statement.split_once(' ').unwrap_or((statement, ""));
     match verb {
         "print" => line(OutputStream::Stdout, rest),
@@ -77,10 +81,10 @@ pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) 
             OutputStream::Stdout,
             vec![b'x'; rest.parse().unwrap_or_default()],
         ),
-        "env" => found(around.env.get(rest), rest),
-        "stdin" => Step::Write(OutputStream::Stdout, around.stdin.clone()),
-        "cwd" => line(OutputStream::Stdout, &around.cwd),
-        "size" => match around.terminal.as_deref().map(lock) {
+        "env" => found(context.env.get(rest), rest),
+        "stdin" => Step::Write(OutputStream::Stdout, context.stdin.clone()),
+        "cwd" => line(OutputStream::Stdout, &context.cwd),
+        "size" => match context.terminal.as_deref().map(lock) {
             Some(size) => line(
                 OutputStream::Stdout,
                 &format!("{} {}", size.columns, size.rows),
@@ -89,24 +93,24 @@ pub(super) fn step(statement: &str, around: &Surroundings, memory: &mut Memory) 
         },
         "set" => {
             let (name, value) = rest.split_once(' ').unwrap_or((rest, ""));
-            memory.variables.insert(name.to_owned(), value.to_owned());
+            contents.variables.insert(name.to_owned(), value.to_owned());
             Step::Wait(Some(Duration::ZERO))
         }
-        "get" => found(memory.variables.get(rest), rest),
+        "get" => found(contents.variables.get(rest), rest),
         "write" => {
             let (path, content) = rest.split_once(' ').unwrap_or((rest, ""));
             let content = content.as_bytes().to_vec();
-            memory.files.insert(path.to_owned(), content);
+            contents.files.insert(path.to_owned(), content);
             Step::Wait(Some(Duration::ZERO))
         }
-        "cat" => match memory.files.get(rest) {
+        "cat" => match contents.files.get(rest) {
             Some(content) => Step::Write(OutputStream::Stdout, content.clone()),
             None => found(None, rest),
         },
         "sleep" => Step::Wait(Some(Duration::from_millis(
             rest.parse().unwrap_or_default(),
         ))),
-        "connect" if around.network => Step::Connect(rest.as_bytes().to_vec()),
+        "connect" if context.network => Step::Connect(rest.as_bytes().to_vec()),
         "connect" => line(OutputStream::Stderr, "there is no network"),
         "hang" => Step::Wait(None),
         "exit" => Step::End(ExitStatus::Code(rest.parse().unwrap_or_default())),

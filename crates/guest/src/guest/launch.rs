@@ -8,18 +8,18 @@ use isol8_protocol::{
     ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
 };
 
-use super::keep::Offer;
+use super::prewarm::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
 use crate::kernel::Drivers;
-use crate::kernel::installed::Installed;
-use crate::kernel::recipe::Recipe;
+use crate::kernel::driver_files::DriverDirectory;
+use crate::kernel::interpreters::Interpreter;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
 use crate::reaper::{children_cpu_us, own_cpu_us};
 use crate::run::input::Input;
-use crate::run::named::NamedInput;
+use crate::run::stdin_file::StdinFile;
 use crate::run::terminal::{TERM, Terminal};
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 use crate::tunnel::Port;
@@ -112,7 +112,7 @@ impl Guest {
         let mut file = Writer::create(self.launcher.privileges, &path, 0o644)?;
         file.write(source)?;
         file.finish()?;
-        let recipe = Recipe::of(kernel);
+        let recipe = Interpreter::of(kernel);
         // An interpreter that was booted before has no terminal, and its session cannot get one. Variables that
         // describe the network are set in a booted interpreter, even if it reads them at its start.
         let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
@@ -179,7 +179,7 @@ impl Guest {
         source: Vec<u8>,
         mut common: Common,
     ) -> Result<Run, Failure> {
-        let recipe = Recipe::of(kind);
+        let recipe = Interpreter::of(kind);
         let at_start = common.env.iter();
         let at_start = at_start.filter(|(name, _)| recipe.is_for_start_of_cells(name));
         let at_start = at_start.cloned().collect();
@@ -224,7 +224,7 @@ impl Guest {
         let Work::Pending(start) = &self.runs[position].work else {
             return Ok(());
         };
-        match self.keep.offer(start.kernel) {
+        match self.prewarmer.offer(start.kernel) {
             Offer::Ready if start.is_configured() => self.start_fresh(position),
             Offer::Ready => self.release(position),
             // A fork is there sooner than a start would be, and so is a bash that has begun to boot; the others
@@ -236,7 +236,7 @@ impl Guest {
             }
             Offer::Booting | Offer::Nothing => {
                 if start.kernel.is_some() {
-                    self.keep.forgo();
+                    self.prewarmer.skip_boot();
                 }
                 self.start_fresh(position)
             }
@@ -250,7 +250,7 @@ impl Guest {
         };
         let start = start.clone();
         check_directory(self.launcher.privileges, &start.cwd)?;
-        let Some(mut spare) = self.keep.take() else {
+        let Some(mut spare) = self.prewarmer.take() else {
             return Ok(());
         };
         let boot_cpu_us = spare.pid().map_or(0, own_cpu_us);
@@ -280,7 +280,7 @@ impl Guest {
         }
         let prelude = start.prelude.and_then(|prelude| {
             // Without it the script still runs.
-            Installed::prelude(prelude).ok()
+            DriverDirectory::prelude(prelude).ok()
         });
         let started = spawn(
             &self.launcher,
@@ -344,8 +344,8 @@ impl Guest {
             return true;
         }
         if self.resident.is_none() {
-            match self.keep.offer_resident(kind, at_start) {
-                Ok(Offer::Ready) => self.resident = self.keep.take(),
+            match self.prewarmer.offer_resident(kind, at_start) {
+                Ok(Offer::Ready) => self.resident = self.prewarmer.take(),
                 Ok(_) => return false,
                 Err(failure) => {
                     self.runs[position].end(Err(failure), None);
@@ -395,7 +395,7 @@ fn spawn(
     launcher: &Launcher,
     drivers: &Drivers,
     start: &Start,
-    prelude: Option<&Installed>,
+    prelude: Option<&DriverDirectory>,
     reads: bool,
 ) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
@@ -434,20 +434,17 @@ fn spawn_interactive(
 }
 
 /// Returns the file from which a cell reads, or a pipe and the bytes that go into it.
-fn cell_input(
-    privileges: Privileges,
-    stdin: Stdin,
-) -> Result<(Option<NamedInput>, Input), Failure> {
+fn cell_input(privileges: Privileges, stdin: Stdin) -> Result<(Option<StdinFile>, Input), Failure> {
     match &stdin {
         Stdin::Empty => return Ok((None, Input::empty())),
         Stdin::Bytes(bytes) => {
-            if let Ok(named) = NamedInput::file(privileges, bytes) {
+            if let Ok(named) = StdinFile::file(privileges, bytes) {
                 return Ok((Some(named), Input::empty()));
             }
         }
         Stdin::Piped => {}
     }
-    let made = NamedInput::pipe(privileges);
+    let made = StdinFile::pipe(privileges);
     let (named, writer) = made.map_err(|error| occupied("standard input failed", error))?;
     let mut input = Input::parked(stdin);
     input.direct(writer);

@@ -2,13 +2,13 @@
 //!
 //! The guest has one thread and one `poll`. The descriptors to wait for are derived from the state before each wait, so
 //! that no registration can go stale. Reading order: this file (events), [`frames`] (requests of the host), [`launch`]
-//! (how runs start), [`ends`] (how they end), [`keep`] (how interpreters are kept ready), [`transfers`], [`network`].
+//! (how runs start), [`termination`] (how they end), [`prewarm`] (how interpreters are kept ready), [`transfers`], [`network`].
 
-mod ends;
 mod frames;
-mod keep;
 mod launch;
 mod network;
+mod prewarm;
+mod termination;
 mod transfers;
 mod wait;
 
@@ -21,9 +21,9 @@ use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId, TunnelId};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
+use crate::host_connection::{self, HostConnection};
 use crate::kernel::{Drivers, Kernel};
 use crate::names::Names;
-use crate::peer::{self, Peer};
 use crate::process::Launcher;
 use crate::reaper;
 use crate::reset::Places;
@@ -31,7 +31,7 @@ use crate::run::Run;
 use crate::run::late::LateOutput;
 use crate::run::output::{drop_output, read_piece};
 use crate::tunnel::Tunnel;
-use keep::Keep;
+use prewarm::Prewarmer;
 use transfers::Transfer;
 use wait::{Source, Waits};
 
@@ -67,14 +67,14 @@ pub(crate) struct Guest {
     drivers: Drivers,
     places: Places,
     sources: Sources,
-    peer: Option<Peer>,
+    peer: Option<HostConnection>,
     runs: Vec<Run>,
     transfers: Vec<Transfer>,
     /// Those that the host has not closed; and the last one.
     tunnels: Vec<Tunnel>,
     last_tunnel: TunnelId,
     /// The interpreter that waits for its first code, and the means to make it.
-    keep: Keep,
+    prewarmer: Prewarmer,
     /// The interpreter that cells run in.
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
@@ -109,7 +109,7 @@ impl Guest {
             transfers: Vec::new(),
             tunnels: Vec::new(),
             last_tunnel: TunnelId(0),
-            keep: Keep::default(),
+            prewarmer: Prewarmer::default(),
             resident: None,
             unreported_loss: false,
             interrupted: false,
@@ -137,7 +137,7 @@ impl Guest {
     }
 
     fn has_room(&self) -> bool {
-        self.peer.as_ref().is_none_or(Peer::has_room)
+        self.peer.as_ref().is_none_or(HostConnection::has_room)
     }
 
     /// Everything that could let the guest go on.
@@ -149,7 +149,7 @@ impl Guest {
             waits.readable(Source::Names, &names.fd());
         }
         if let Some(peer) = &self.peer {
-            waits.both(Source::Peer, peer, peer.has_outgoing());
+            waits.both(Source::HostConnection, peer, peer.has_outgoing());
         }
         let room = self.has_room();
         let is_read = |run: &&Run| run.is_active() && run.gathers_until.is_none();
@@ -168,7 +168,7 @@ impl Guest {
                 waits.writable(Source::Input(run.id, run.detached), &pipe);
             }
         }
-        self.keep.add_waits(&mut waits);
+        self.prewarmer.add_waits(&mut waits);
         self.add_network_waits(&mut waits);
         for run in self.runs.iter().filter(|run| run.is_active()) {
             if let Some(kernel) = run.released().filter(|kernel| kernel.may_tell_end()) {
@@ -197,7 +197,7 @@ impl Guest {
             Source::Signals => self.attend_signals(),
             Source::Listener => self.accept(),
             Source::Names => self.sources.names.iter_mut().for_each(Names::answer),
-            Source::Peer => self.attend_peer(),
+            Source::HostConnection => self.attend_peer(),
             Source::Output(id, detached, index) => self.attend_output(id, detached, index),
             Source::Input(id, detached) => self.attend_input(id, detached),
             Source::Kernel => self.attend_kernel(),
@@ -230,13 +230,13 @@ impl Guest {
         };
         // SAFETY: the descriptor was just accepted, and has no other owner.
         let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
-        if !peer::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
+        if !host_connection::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
             return;
         }
         if self.peer.is_some() {
             self.lose_peer("replaced by a new connection");
         }
-        self.peer = Some(Peer::new(socket, self.interrupted));
+        self.peer = Some(HostConnection::new(socket, self.interrupted));
     }
 
     fn attend_peer(&mut self) {
@@ -362,7 +362,9 @@ impl Guest {
 
     fn next_alarm(&self) -> Option<Instant> {
         let runs = self.runs.iter().filter_map(Run::alarm);
-        runs.chain(self.keep.alarm()).chain(self.sweep_at).min()
+        runs.chain(self.prewarmer.alarm())
+            .chain(self.sweep_at)
+            .min()
     }
 }
 

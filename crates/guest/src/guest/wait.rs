@@ -14,7 +14,7 @@ pub(super) enum Source {
     Listener,
     /// Programs that ask a name server.
     Names,
-    Peer,
+    HostConnection,
     Output(StreamId, bool, usize),
     Input(StreamId, bool),
     Kernel,

@@ -6,11 +6,11 @@
 //! mailbox, a file in memory, so that their size never fills the control [`mod@line`]. The guest reads
 //! nothing from the mailbox.
 
-mod archive;
-pub(crate) mod installed;
-pub(crate) mod line;
-pub(crate) mod recipe;
+pub(crate) mod control_socket;
+pub(crate) mod driver_files;
+pub(crate) mod interpreters;
 mod shell;
+mod zip;
 pub(crate) mod zygote;
 
 use std::fs;
@@ -30,9 +30,9 @@ use crate::failure::{internal, occupied};
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Environment, Launcher, Near, user_pipe};
 use crate::run::{CellRequest, Start};
-use installed::Installed;
-use line::{Line, Message};
-use recipe::{Driver, Recipe};
+use control_socket::{ControlSocket, Message};
+use driver_files::DriverDirectory;
+use interpreters::{Driver, Interpreter};
 
 /// The one of the drivers' variables that lists options.
 const OPTIONS: &str = "NODE_OPTIONS";
@@ -57,7 +57,7 @@ pub(crate) struct Drivers {
 
 impl Drivers {
     pub(crate) fn new() -> io::Result<Self> {
-        let archive = archive::archive(&[
+        let archive = zip::archive(&[
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
@@ -68,7 +68,7 @@ impl Drivers {
             ("workers.py", include_str!("workers.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
-        let fresh = archive::archive(&[
+        let fresh = zip::archive(&[
             ("sitecustomize.py", include_str!("fresh.py")),
             ("packages.py", include_str!("packages.py")),
             ("stdout.py", include_str!("stdout.py")),
@@ -149,7 +149,7 @@ pub(crate) enum Release {
 struct Ends {
     output: [Rc<OwnedFd>; 2],
     input: OwnedFd,
-    line: Line,
+    line: ControlSocket,
 }
 
 /// The kernel's.
@@ -166,7 +166,7 @@ impl Ends {
         let (stdin, input) = user_pipe(privileges, Near::Writer)?;
         let (stdout_near, stdout) = user_pipe(privileges, Near::Reader)?;
         let (stderr_near, stderr) = user_pipe(privileges, Near::Reader)?;
-        let (line, far) = Line::pair()?;
+        let (line, far) = ControlSocket::pair()?;
         let near = Self {
             output: [Rc::new(stdout_near), Rc::new(stderr_near)],
             input,
@@ -192,9 +192,9 @@ pub(crate) struct Kernel {
     child: Option<Child>,
     pub(crate) output: [Rc<OwnedFd>; 2],
     pub(crate) input: Option<OwnedFd>,
-    line: Line,
+    line: ControlSocket,
     mailbox: fs::File,
-    files: Option<Installed>,
+    files: Option<DriverDirectory>,
     /// Variables that it was started with, beside those that every program gets.
     pub(crate) started_with: Variables,
     /// There were files of configuration when it was booted.
@@ -238,8 +238,8 @@ impl Kernel {
     ) -> Result<Self, Failure> {
         let what = "kernel cannot be booted";
         let failed = |error: io::Error| internal(what, error);
-        let driver = &Recipe::of(kind).driver;
-        let is_configured = Recipe::of(kind).is_configured_in(HOME);
+        let driver = &Interpreter::of(kind).driver;
+        let is_configured = Interpreter::of(kind).is_configured_in(HOME);
         let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
@@ -262,7 +262,7 @@ impl Kernel {
                 (argv, "/sandbox".to_owned())
             }
             Driver::Files(driver) => {
-                let made = Installed::make(driver, launcher.privileges);
+                let made = DriverDirectory::make(driver, launcher.privileges);
                 let made = made.map_err(|error| occupied(what, error))?;
                 for (name, value) in driver.env {
                     let value = with_options_of(&environment, name, value);
@@ -305,7 +305,7 @@ impl Kernel {
 
     /// Whether files of configuration came after it was booted, which the first cell expects it to have read.
     pub(crate) fn lacks_configuration(&self) -> bool {
-        !self.is_configured && Recipe::of(self.kind).is_configured_in(HOME)
+        !self.is_configured && Interpreter::of(self.kind).is_configured_in(HOME)
     }
 
     /// Lets a spare run its script.

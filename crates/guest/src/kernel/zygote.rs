@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{Failure, KernelKind, KernelSettings};
+use isol8_protocol::{Failure, KernelKind, PrewarmSettings};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -50,7 +50,7 @@ impl Zygote {
     pub(crate) fn boot(
         launcher: &Launcher,
         drivers: &Drivers,
-        settings: &KernelSettings,
+        settings: &PrewarmSettings,
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| internal("zygote cannot be booted", error);
         let (stdin, input) = pipe(Near::Writer).map_err(failed)?;
@@ -116,7 +116,7 @@ impl Zygote {
     }
 
     /// Whether another should take its place.
-    pub(crate) fn is_worn(&self, settings: &KernelSettings) -> bool {
+    pub(crate) fn is_worn(&self, settings: &PrewarmSettings) -> bool {
         self.forks >= settings.max_runs
             || self.started.elapsed() >= Duration::from_millis(settings.max_age_ms)
     }

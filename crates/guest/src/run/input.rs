@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::write;
 
 use super::terminal::end_of_input;
-use crate::backlog::Backlog;
+use crate::write_buffer::WriteBuffer;
 
 /// A run's standard input.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Input {
     last: Option<u8>,
     /// Set while there is no pipe.
     parked: bool,
-    pending: Backlog,
+    pending: WriteBuffer,
     /// The program may have read some.
     touched: bool,
     ended: bool,
@@ -35,7 +35,7 @@ impl Input {
             is_terminal: false,
             last: None,
             parked: false,
-            pending: Backlog::default(),
+            pending: WriteBuffer::default(),
             touched: false,
             ended: true,
             window: 0,
@@ -51,7 +51,7 @@ impl Input {
         };
         Self {
             parked: true,
-            pending: Backlog::new(pending),
+            pending: WriteBuffer::new(pending),
             ended,
             window,
             ..Self::empty()

@@ -2,8 +2,8 @@
 
 pub(crate) mod input;
 pub(crate) mod late;
-pub(crate) mod named;
 pub(crate) mod output;
+pub(crate) mod stdin_file;
 pub(crate) mod terminal;
 
 use std::iter;
@@ -16,14 +16,14 @@ use isol8_protocol::{
 };
 use nix::unistd::Pid;
 
-use crate::kernel::installed::Installed;
-use crate::kernel::recipe::{Prelude, Recipe};
+use crate::kernel::driver_files::DriverDirectory;
+use crate::kernel::interpreters::{Interpreter, Prelude};
 use crate::kernel::{Kernel, Variables};
 use crate::process::{Child, Environment};
 use crate::tunnel::Port;
 use input::Input;
-use named::NamedInput;
 use output::Pump;
+use stdin_file::StdinFile;
 use terminal::Terminal;
 
 /// How long output that is not urgent may wait in its pipe for the end of the run. Most runs are over by then, and the
@@ -73,7 +73,7 @@ impl Start {
     pub(crate) fn is_configured(&self) -> bool {
         let names = self
             .kernel
-            .map_or(&[][..], |kind| Recipe::of(kind).configuration);
+            .map_or(&[][..], |kind| Interpreter::of(kind).configuration);
         let beside = Path::new(&self.path).parent();
         let directories = beside.into_iter().chain([Path::new(&self.cwd)]);
         let mut files =
@@ -94,7 +94,7 @@ pub(crate) struct CellRequest {
     pub(crate) cwd: Option<String>,
     pub(crate) kind: Option<KernelKind>,
     /// Until the kernel has opened it.
-    pub(crate) stdin: Option<NamedInput>,
+    pub(crate) stdin: Option<StdinFile>,
     pub(crate) timeout: Option<Duration>,
     /// Set if the cell was given to an interpreter that died before it took it.
     pub(crate) again: bool,
@@ -127,7 +127,7 @@ pub(crate) struct Run {
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
     /// Files that its interpreter loads before the script.
-    pub(crate) prelude: Option<Installed>,
+    pub(crate) prelude: Option<DriverDirectory>,
     /// The terminal that both streams lead to, if the run has one.
     pub(crate) terminal: Option<Terminal>,
     /// The port that its programs connect to, if it has a network.

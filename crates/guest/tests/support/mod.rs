@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use isol8_backend::{Control, ControlError, Run, RunEvent};
+use isol8_backend::{Control, ControlError, RunEvent, RunHandle};
 use isol8_protocol::{
-    Exit, ExitStatus, KernelKind, KernelSettings, OutputStream, Program, RunSpec, Stdin,
+    Exit, ExitStatus, KernelKind, OutputStream, PrewarmSettings, Program, RunSpec, Stdin,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -119,7 +119,7 @@ impl Sandbox {
 
     /// Waits until an interpreter is kept ready.
     pub(crate) async fn prepare(&self, kernel: KernelKind) {
-        let settings = KernelSettings::default();
+        let settings = PrewarmSettings::default();
         self.control.prepare(kernel, settings).await.unwrap();
     }
 
@@ -236,7 +236,7 @@ impl Outcome {
 }
 
 /// Takes all events of a run.
-pub(crate) async fn finish(mut run: Run) -> Result<Outcome, ControlError> {
+pub(crate) async fn finish(mut run: RunHandle) -> Result<Outcome, ControlError> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let exit = loop {
         let event = tokio::time::timeout(PATIENCE, run.next()).await;

@@ -88,7 +88,7 @@ impl Containers {
             .and_then(|name| name.to_str())
             .ok_or_else(|| format!("instance directory {} has no name", instance.display()))?
             .to_owned();
-        let hold = Instance::hold(instance)
+        let hold = Instance::lock_as_helper(instance)
             .map_err(|error| format!("instance {name} cannot be held: {error}"))?;
         let identity = Identity::assume()?;
         if identity == Identity::Root {
@@ -251,7 +251,7 @@ impl Containers {
             lchown(directory, None, Some(owner.gid))?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o710))?;
             fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-            owner.take(&socket)?;
+            owner.chown(&socket)?;
         }
         above_the_inherited(listener.as_fd())
     }

@@ -1,4 +1,4 @@
-//! Tunnels against a guest whose every frame the test writes itself.
+//! Tests of tunnels, with a guest whose frames are written by each test.
 
 use isol8_protocol::{MAX_TUNNELS, TunnelFrame, TunnelId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,7 +17,7 @@ impl Guest {
         self.tunnel(ID, TunnelFrame::Data { bytes }).await;
     }
 
-    /// The next frame, which is one of the first tunnel.
+    /// Returns the next frame, which must belong to the first tunnel.
     async fn hears(&mut self) -> TunnelFrame {
         match self.next().await {
             Some(HostFrame::Tunnel { id: ID, frame }) => frame,
@@ -26,11 +26,11 @@ impl Guest {
     }
 }
 
-/// A run with network, and what its programs open.
+/// A run with network, and the tunnels that its programs open.
 struct Networked {
     control: Control,
     guest: Guest,
-    run: Run,
+    run: RunHandle,
     tunnels: Tunnels,
     id: StreamId,
 }
@@ -97,7 +97,7 @@ async fn no_more_is_sent_than_the_guest_takes() {
         received.extend(bytes);
     }
     assert!(run.guest.hears_nothing().await, "the credit is spent");
-    // More than a window is not believed.
+    // Credit beyond one window is ignored.
     let bytes = u32::MAX;
     run.guest.tunnel(ID, TunnelFrame::Credit { bytes }).await;
     while received.len() < 2 * WINDOW as usize {
@@ -112,7 +112,7 @@ async fn no_more_is_sent_than_the_guest_takes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_guest_does_not_read_from_the_connection_is_not_piled_up() {
+async fn data_that_the_guest_does_not_read_does_not_accumulate() {
     let (run, mut tunnel) = Networked::opened().await;
     let mut granting = Guest::new(run.guest.stream);
     let writing = tokio::spawn(async move {
@@ -125,7 +125,7 @@ async fn what_the_guest_does_not_read_from_the_connection_is_not_piled_up() {
             }
         }
     });
-    // The guest grants and grants, and reads nothing.
+    // The guest grants credit again and again, and reads nothing.
     for _ in 0..1000 {
         let bytes = WINDOW;
         granting.tunnel(ID, TunnelFrame::Credit { bytes }).await;
@@ -138,7 +138,7 @@ async fn what_the_guest_does_not_read_from_the_connection_is_not_piled_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_guest_is_granted_what_was_read_only() {
+async fn the_guest_is_granted_only_bytes_that_were_read() {
     let (mut run, mut tunnel) = Networked::opened().await;
     for _ in 0..WINDOW as usize / CHUNK_SIZE {
         run.guest.data(&[7; CHUNK_SIZE]).await;
@@ -192,7 +192,7 @@ async fn a_run_that_ended_has_no_further_connections() {
     assert!(run.tunnels.next().await.is_none());
     drop(tunnel);
     assert_eq!(run.guest.hears().await, TunnelFrame::Close);
-    // A tunnel that was under way has no owner, and is closed.
+    // A tunnel that was opened in the meantime belongs to no run, and is closed.
     let id = TunnelId(2);
     run.open(id).await;
     let frame = TunnelFrame::Close;
@@ -233,10 +233,10 @@ async fn a_guest_that_breaks_the_rules_of_tunnels_loses_the_connection() {
         (vec![(TunnelId(9), bytes())], "had not opened"),
         (vec![(ID, TunnelFrame::Open { run: StreamId(1) })], "twice"),
         (vec![(ID, close), (ID, bytes())], "had closed"),
-        (vec![(ID, TunnelFrame::End), (ID, bytes())], "can be none"),
+        (vec![(ID, TunnelFrame::End), (ID, bytes())], "after the end"),
         (
             vec![(ID, TunnelFrame::Data { bytes: vec![] })],
-            "can be none",
+            "empty data",
         ),
     ] {
         let (mut run, _tunnel) = Networked::opened().await;

@@ -20,14 +20,14 @@ const PLACES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
 
 /// The name. User code that puts something else in its place gets what it could write itself.
 #[derive(Debug)]
-pub(crate) struct NamedInput {
+pub(crate) struct StdinFile {
     path: String,
     privileges: Privileges,
     /// Keeps the bytes that were written to a pipe until a program reads.
     hold: Option<OwnedFd>,
 }
 
-impl NamedInput {
+impl StdinFile {
     /// A file with all that there is to read. Programs that open `/dev/stdin` find it there, where
     /// a pipe whose writer is done would let them wait for ever.
     pub(crate) fn file(privileges: Privileges, bytes: &[u8]) -> io::Result<Self> {
@@ -62,7 +62,7 @@ impl NamedInput {
     }
 }
 
-impl Drop for NamedInput {
+impl Drop for StdinFile {
     fn drop(&mut self) {
         // A program that has opened the file keeps it; if user code has removed the name, nothing is left.
         let _ = self

@@ -3,12 +3,12 @@
 /// Bytes that wait to be written. Memory is held for these alone: bytes that were taken are freed with the next push,
 /// even if the program never catches up.
 #[derive(Debug, Default)]
-pub(crate) struct Backlog {
+pub(crate) struct WriteBuffer {
     bytes: Vec<u8>,
     taken: usize,
 }
 
-impl Backlog {
+impl WriteBuffer {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         Self { bytes, taken: 0 }
     }

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::launch::ENDED_BY_FORCE;
 use super::{Guest, MAX_ORPHANS, log};
 use crate::failure::failure;
-use crate::kernel::line::{CellEnd, Message};
+use crate::kernel::control_socket::{CellEnd, Message};
 use crate::kernel::{Kernel, Release};
 use crate::names::Names;
 use crate::reaper::{self, Reaped, children_cpu_us, own_cpu_us};
@@ -119,9 +119,9 @@ impl Guest {
     pub(super) fn end_everything(&mut self) -> bool {
         let was_active: Vec<bool> = self.runs.iter().map(Run::is_active).collect();
         let had_resident = self.resident.is_some();
-        let had_spare = self.keep.forget_spare();
+        let had_spare = self.prewarmer.forget_spare();
         let mut reaped = Vec::new();
-        let gone = if self.keep.has_zygote() {
+        let gone = if self.prewarmer.has_zygote() {
             reaper::kill_user_code(self.launcher.privileges, &mut reaped)
         } else {
             reaper::kill_all(&mut reaped)
@@ -142,7 +142,7 @@ impl Guest {
         self.sweep_due = false;
         self.sweep_at = None;
         if had_resident || had_spare {
-            self.keep.renew();
+            self.prewarmer.renew();
         }
         gone
     }
@@ -150,11 +150,11 @@ impl Guest {
     /// Ends what runs left behind, but not the kernels.
     fn end_others(&mut self) {
         let resident = self.resident.as_ref().and_then(Kernel::pid);
-        let spare = self.keep.spare_pid();
+        let spare = self.prewarmer.spare_pid();
         let kept: Vec<Pid> = [resident, spare].into_iter().flatten().collect();
         let mut reaped = Vec::new();
         // If no process is to stay, one signal reaches all, however fast they fork.
-        let gone = if kept.is_empty() && !self.keep.has_zygote() {
+        let gone = if kept.is_empty() && !self.prewarmer.has_zygote() {
             reaper::kill_all(&mut reaped)
         } else {
             reaper::kill_others(self.launcher.privileges, &kept, &mut reaped)
@@ -197,9 +197,9 @@ impl Guest {
                 self.note_run_reaped(position, one, restart);
             } else if self.resident.as_ref().and_then(Kernel::pid) == Some(one.pid) {
                 self.note_kernel_died(one, restart);
-            } else if self.keep.spare_pid() == Some(one.pid) {
+            } else if self.prewarmer.spare_pid() == Some(one.pid) {
                 self.note_spare_died();
-            } else if self.keep.zygote_pids().any(|pid| pid == one.pid) {
+            } else if self.prewarmer.zygote_pids().any(|pid| pid == one.pid) {
                 self.note_zygote_died(one.pid);
             }
         }
@@ -234,7 +234,7 @@ impl Guest {
         // Answers that it sent before its end still count.
         self.take_answers(&mut kernel);
         // The next interpreter boots while no run waits for it.
-        self.keep.renew();
+        self.prewarmer.renew();
         let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             self.unreported_loss = true;
             return;
@@ -461,7 +461,7 @@ impl Guest {
         }
         self.places.clear(self.launcher.privileges)?;
         self.sources.names.iter_mut().for_each(Names::forget);
-        self.keep.start_over();
+        self.prewarmer.start_over();
         Ok(())
     }
 }

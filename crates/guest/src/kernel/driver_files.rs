@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::unlink;
 
-use super::recipe::{DriverFiles, Files, Prelude};
+use super::interpreters::{DriverFiles, Files, Prelude};
 use crate::files::{in_any_place, unguessable_name};
 use crate::lockdown::Privileges;
 
@@ -20,12 +20,12 @@ const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 /// The files, and what else must be there meanwhile.
 #[derive(Debug)]
-pub(crate) struct Installed {
+pub(crate) struct DriverDirectory {
     directory: Directory,
     _placeholder: Option<Placeholder>,
 }
 
-impl Installed {
+impl DriverDirectory {
     pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
         let directory = in_any_place(PLACES, |place| Directory::make(place, driver.files))?;
         let placeholder = driver.placeholder;

@@ -23,7 +23,7 @@ pub(crate) fn is_trusted(socket: &OwnedFd, shared_uid: bool) -> bool {
 
 /// The host's end of a connection, seen from here.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct HostConnection {
     socket: OwnedFd,
     decoder: Decoder,
     greeted: bool,
@@ -31,7 +31,7 @@ pub(crate) struct Peer {
     sent: usize,
 }
 
-impl Peer {
+impl HostConnection {
     /// Begins a connection: both sides greet. `interrupted` is what became of one before.
     pub(crate) fn new(socket: OwnedFd, interrupted: bool) -> Self {
         let mut peer = Self {
@@ -118,7 +118,7 @@ impl Peer {
     }
 }
 
-impl AsFd for Peer {
+impl AsFd for HostConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

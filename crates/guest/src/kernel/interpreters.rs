@@ -9,7 +9,7 @@ use crate::process::Environment;
 
 /// Facts of one interpreter.
 #[derive(Debug)]
-pub(crate) struct Recipe {
+pub(crate) struct Interpreter {
     /// How it is started on a script, whose path follows.
     pub(crate) bare: &'static [&'static str],
     /// File that is loaded first by an interpreter that is started on a script.
@@ -99,7 +99,7 @@ const LOCALE: [&str; 7] = [
 /// Above this an exec fails (`MAX_ARG_STRLEN`): the real thing should say so.
 const LONGEST: usize = 128 * 1024;
 
-static PYTHON: Recipe = Recipe {
+static PYTHON: Interpreter = Interpreter {
     bare: &["python3"],
     prelude: None,
     driver: Driver::Python,
@@ -115,7 +115,7 @@ static PYTHON: Recipe = Recipe {
     configuration: &[],
 };
 
-static BASH: Recipe = Recipe {
+static BASH: Interpreter = Interpreter {
     bare: &["bash"],
     prelude: None,
     driver: Driver::Files(DriverFiles {
@@ -138,7 +138,7 @@ static BASH: Recipe = Recipe {
 const NODE_NETWORK: &str = include_str!("node_network.cjs");
 const NODE_TYPES: &str = include_str!("node_types.cjs");
 
-static NODE: Recipe = Recipe {
+static NODE: Interpreter = Interpreter {
     bare: &["node"],
     prelude: Some(Prelude {
         files: &[
@@ -193,7 +193,7 @@ static NODE: Recipe = Recipe {
 const BUN_ENVIRONMENT: &str = include_str!("bun_environment.js");
 const BUN_SYNC: &str = include_str!("bun_sync.js");
 
-static BUN: Recipe = Recipe {
+static BUN: Interpreter = Interpreter {
     bare: &["bun", "run"],
     prelude: Some(Prelude {
         files: &[
@@ -290,7 +290,7 @@ static BUN: Recipe = Recipe {
     ],
 };
 
-static DENO: Recipe = Recipe {
+static DENO: Interpreter = Interpreter {
     // The sandbox is what bounds its programs: without this they could not even read their own
     // environment.
     bare: &["deno", "run", "--allow-all"],
@@ -355,7 +355,7 @@ static DENO: Recipe = Recipe {
     ],
 };
 
-impl Recipe {
+impl Interpreter {
     pub(crate) fn of(kind: KernelKind) -> &'static Self {
         match kind {
             KernelKind::Python => &PYTHON,
@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     fn runs(kind: KernelKind, path: &str, name: &str) -> bool {
-        Recipe::of(kind).runs(path, &[(name.into(), "x".into())])
+        Interpreter::of(kind).runs(path, &[(name.into(), "x".into())])
     }
 
     #[test]
@@ -500,7 +500,7 @@ mod tests {
             (KernelKind::Deno, "A", false),
             (KernelKind::Bash, "LD_PRELOAD", false),
         ] {
-            let found = Recipe::of(kind).is_for_start_of_cells(name);
+            let found = Interpreter::of(kind).is_for_start_of_cells(name);
             assert_eq!(found, expected, "{kind:?} {name}");
         }
     }
@@ -545,7 +545,7 @@ mod tests {
     #[test]
     fn an_environment_that_no_exec_takes_is_left_to_one() {
         let env = [("A".to_owned(), "x".repeat(LONGEST))];
-        assert!(!Recipe::of(KernelKind::Python).runs("/sandbox/main.py", &env));
+        assert!(!Interpreter::of(KernelKind::Python).runs("/sandbox/main.py", &env));
     }
 
     #[test]

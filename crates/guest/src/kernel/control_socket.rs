@@ -49,12 +49,12 @@ pub(crate) enum CellEnd {
 
 /// The guest's end.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ControlSocket {
     socket: OwnedFd,
     received: Vec<u8>,
 }
 
-impl Line {
+impl ControlSocket {
     /// A line, and the kernel's end of it, which blocks.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let family = AddressFamily::Unix;
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_however_they_are_cut() {
-        let (mut line, far) = Line::pair().unwrap();
+        let (mut line, far) = ControlSocket::pair().unwrap();
         let say = |bytes: &[u8]| write(&far, bytes).unwrap();
         say(b"ready 7\nbeg");
         assert_eq!(
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_passed_over() {
-        let (mut line, far) = Line::pair().unwrap();
+        let (mut line, far) = ControlSocket::pair().unwrap();
         let noise =
             b"\nready x\nready 1\nready -1\ncell 1\ncell 1 signal 70\n\xff\nended\nstarted\n";
         write(&far, noise).unwrap();
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_flood_without_an_end_takes_no_memory_and_no_other_s_turn() {
-        let (mut line, far) = Line::pair().unwrap();
+        let (mut line, far) = ControlSocket::pair().unwrap();
         write(&far, &[b'x'; 100_000]).unwrap();
         assert_eq!(line.next().unwrap(), None);
         assert!(line.received.len() <= 2 * MAX_LINE);

@@ -1,36 +1,36 @@
-//! Whole files in and out, resets, and interpreters to be kept.
+//! Requests to the guest with one answer: transfers of whole files, resets, and interpreters to keep booted.
 
 use std::sync::Arc;
 
-use isol8_protocol::{GuestFrame, HostFrame, KernelKind, KernelSettings, Signal, StreamId};
+use isol8_protocol::{GuestFrame, HostFrame, KernelKind, PrewarmSettings, Signal, StreamId};
 
 use super::ControlError;
 use super::connection::{Connection, Stream};
 
-/// A stream that ends when its user goes away.
+/// A request to the guest and its answer, on a stream. Dropping this cancels the request.
 #[derive(Debug)]
-pub(super) struct Transfer {
+pub(super) struct Exchange {
     connection: Arc<Connection>,
     stream: Stream,
     ended: bool,
 }
 
-impl Transfer {
+impl Exchange {
     pub(super) fn open(
         connection: &Arc<Connection>,
         request: impl FnOnce(StreamId) -> HostFrame,
     ) -> Result<Self, ControlError> {
         let stream = connection.stream()?;
-        let transfer = Self {
+        let exchange = Self {
             connection: Arc::clone(connection),
             stream,
             ended: false,
         };
-        connection.send(&request(transfer.stream.id))?;
-        Ok(transfer)
+        connection.send(&request(exchange.stream.id))?;
+        Ok(exchange)
     }
 
-    /// The next piece of content, or `None` at the end.
+    /// Returns the next piece of content, or `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, ControlError> {
         loop {
             let last = match self.stream.frames.recv().await {
@@ -48,31 +48,31 @@ impl Transfer {
         }
     }
 
-    /// Sends content, each piece as soon as there is credit for it.
+    /// Sends content, each piece as soon as the guest has granted credit for it.
     pub(super) async fn send(&self, bytes: &[u8]) -> Result<(), ControlError> {
         let Stream { id, credit, .. } = &self.stream;
         self.connection.send_data(*id, credit, bytes).await
     }
 
-    /// Ends the content.
+    /// Marks the end of the content.
     pub(super) fn end(&self) -> Result<(), ControlError> {
         let id = self.stream.id;
         self.connection.send(&HostFrame::End { id })
     }
 
-    /// Waits for the answer, where that is all there is.
+    /// Waits for the answer, and drops any content that comes before it.
     pub(super) async fn finish(mut self) -> Result<(), ControlError> {
         while self.next().await?.is_some() {}
         Ok(())
     }
 }
 
-impl Drop for Transfer {
+impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.ended {
             let id = self.stream.id;
             let signal = Signal::Kill;
-            // If the connection is gone, so is the transfer.
+            // Ignore a closed connection: the exchange has ended with it.
             let _ = self.connection.send(&HostFrame::Signal { id, signal });
         }
         self.connection.forget(self.stream.id);
@@ -85,17 +85,17 @@ pub(super) async fn write_file(
     mode: u32,
     content: &[u8],
 ) -> Result<(), ControlError> {
-    let transfer = Transfer::open(connection, |id| HostFrame::WriteFile {
+    let exchange = Exchange::open(connection, |id| HostFrame::WriteFile {
         id,
         path: path.to_owned(),
         mode,
     })?;
-    // A guest that refuses answers before it has taken everything, and takes nothing more: its
-    // answer closes the credit, and is what counts.
-    if transfer.send(content).await.is_ok() {
-        transfer.end()?;
+    // A guest that refuses the file answers before it has accepted all content. Its answer closes the credit, so
+    // that sending fails; the reason is in the answer.
+    if exchange.send(content).await.is_ok() {
+        exchange.end()?;
     }
-    transfer.finish().await
+    exchange.finish().await
 }
 
 pub(super) async fn read_file(
@@ -103,12 +103,12 @@ pub(super) async fn read_file(
     path: &str,
     limit: usize,
 ) -> Result<Vec<u8>, ControlError> {
-    let mut transfer = Transfer::open(connection, |id| HostFrame::ReadFile {
+    let mut exchange = Exchange::open(connection, |id| HostFrame::ReadFile {
         id,
         path: path.to_owned(),
     })?;
     let mut content = Vec::new();
-    while let Some(piece) = transfer.next().await? {
+    while let Some(piece) = exchange.next().await? {
         if content.len() + piece.len() > limit {
             let text = format!("{path} is larger than {limit} bytes");
             return Err(ControlError::TooLarge(text));
@@ -119,19 +119,19 @@ pub(super) async fn read_file(
 }
 
 pub(super) async fn reset(connection: &Arc<Connection>) -> Result<(), ControlError> {
-    let transfer = Transfer::open(connection, |id| HostFrame::Reset { id })?;
-    transfer.finish().await
+    let exchange = Exchange::open(connection, |id| HostFrame::Reset { id })?;
+    exchange.finish().await
 }
 
 pub(super) async fn prepare(
     connection: &Arc<Connection>,
     kernel: KernelKind,
-    settings: KernelSettings,
+    settings: PrewarmSettings,
 ) -> Result<(), ControlError> {
-    let transfer = Transfer::open(connection, |id| HostFrame::Prepare {
+    let exchange = Exchange::open(connection, |id| HostFrame::Prepare {
         id,
         kernel,
         settings,
     })?;
-    transfer.finish().await
+    exchange.finish().await
 }
