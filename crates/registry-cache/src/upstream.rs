@@ -43,8 +43,8 @@ pub(crate) async fn page(
     .await
 }
 
-/// Fetches an address, following redirects to hosts that are admitted too. A client's headers go only to the host that
-/// they were meant for.
+/// Fetches an address, following redirects to hosts that are admitted too. A request with credentials follows none, so
+/// that they reach only the host that they were meant for.
 pub(crate) async fn get(
     url: &Url,
     headers: &[(&str, &str)],
@@ -53,7 +53,9 @@ pub(crate) async fn get(
 ) -> Result<Opened, Failure> {
     let is_safe = url.scheme() == "https";
     let mut url = url.clone();
-    let has_credentials = headers.iter().any(|(name, _)| *name == "authorization");
+    let has_credentials = headers
+        .iter()
+        .any(|(name, _)| matches!(*name, "authorization" | "cookie"));
     for _ in 0..=REDIRECTS {
         let answer = egress.open(&url, policy, !is_safe, headers).await?;
         match answer.status() {

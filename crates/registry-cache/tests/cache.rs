@@ -68,6 +68,10 @@ impl Registry {
             "good-1.tgz" | "weak-1.tgz" | "wrong-1.tgz" => "abc".to_owned(),
             "nothing-1.tgz" => String::new(),
             "large-1.tgz" => "l".repeat(5 << 20),
+            "moved-1.tgz" => {
+                let answer = b"HTTP/1.1 302 Found\r\nLocation: /x/-/good-1.tgz\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                return stream.write_all(answer).await;
+            }
             slow if slow.starts_with("slow") => {
                 let head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na";
                 stream.write_all(head).await?;
@@ -237,6 +241,15 @@ async fn nothing_is_taken_from_who_asks() {
     }
     assert_eq!((registry.requests(), kept(directory.path())), (4, 0));
     assert_eq!(registry.heads.lock().unwrap().matches("mine").count(), 4);
+    registry.heads.lock().unwrap().clear();
+    for header in [("authorization", "Bearer mine"), ("cookie", "a=mine")] {
+        assert_ne!(
+            ask(&site, "GET", "/x/-/moved-1.tgz", &[header]).await.0,
+            200
+        );
+    }
+    let sent = registry.heads.lock().unwrap().matches("mine").count();
+    assert_eq!(sent, 2, "a redirect gets no credentials");
     registry.heads.lock().unwrap().clear();
     assert_eq!(
         ask(
