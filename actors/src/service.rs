@@ -287,7 +287,7 @@ impl Service {
     /// shutdown, and its effect on sessions, do not change.
     ///
     /// # Errors
-    /// [`ExecuteError::ShuttingDown`].
+    /// [`ExecuteError::Internal`] if the service has ended.
     pub async fn configure(&self, config: ServiceConfig) -> Result<(), ExecuteError> {
         let shared = &self.shared;
         shared.admission.set_config(config.admission);
@@ -310,7 +310,7 @@ impl Service {
     /// The sessions of a tenant, or of all.
     ///
     /// # Errors
-    /// [`ExecuteError::ShuttingDown`].
+    /// [`ExecuteError::Internal`] if the service has ended.
     pub async fn sessions(
         &self,
         tenant: Option<TenantId>,
@@ -346,7 +346,7 @@ impl Service {
     /// Deletes a session and ends what runs in it. Says whether there was one.
     ///
     /// # Errors
-    /// [`ExecuteError::ShuttingDown`].
+    /// [`ExecuteError::Internal`] if the service has ended.
     pub async fn delete_session(
         &self,
         tenant: TenantId,
@@ -377,7 +377,7 @@ impl Service {
     /// A snapshot of every part.
     ///
     /// # Errors
-    /// [`ExecuteError::ShuttingDown`].
+    /// [`ExecuteError::Internal`] if the service has ended.
     pub async fn observe(&self) -> Result<ServiceState, ExecuteError> {
         let shared = &self.shared;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -398,7 +398,7 @@ impl Service {
     /// Returns a snapshot of one session, if it exists.
     ///
     /// # Errors
-    /// [`ExecuteError::ShuttingDown`].
+    /// [`ExecuteError::Internal`] if the service has ended.
     pub async fn observe_session(
         &self,
         tenant: TenantId,

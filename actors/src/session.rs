@@ -235,7 +235,7 @@ impl Session {
         tokio::spawn(async move {
             if let Err(error) = sandbox.claim(&claim).await {
                 let session = &claim.session;
-                log::warn!(session:%, error:%; "session handoff not outlive the server");
+                log::warn!(session:%, error:%; "session will not outlive the server");
             }
         })
     }

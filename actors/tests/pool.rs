@@ -51,10 +51,7 @@ async fn a_run_takes_a_waiting_sandbox_which_is_replaced() {
     house.backend.slow_create(Duration::from_secs(5));
     let start = Instant::now();
     assert_eq!(house.output("print 1").await, "1");
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "from the sub_pool"
-    );
+    assert!(start.elapsed() < Duration::from_secs(1), "from the pool");
     house.until_waiting(1, 0).await;
     assert_eq!(house.backend.counters().created, 2);
     house.finish().await;

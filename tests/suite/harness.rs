@@ -24,7 +24,7 @@ pub(crate) const KEY: &str = "suite-key-8d1f";
 /// Nothing in the suite takes longer, unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The user `nobody`, also as a group.
+/// Id of the unprivileged user of the tests, and of its group.
 const ORDINARY_USER: u32 = 65_534;
 
 /// Puts something that is no program over each program of the name that is the first argument, in

@@ -118,7 +118,7 @@ pub(super) struct Cleaned {
 #[rtype(result = "()")]
 pub(super) struct Removed;
 
-/// Asks the pool to look again for requests that wait too long.
+/// Asks the pool to look again for idle sandboxes that have waited too long.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Kind);

@@ -10,7 +10,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
 
-use isol8_protocol::{Failure, FailureKind};
+use isol8_protocol::{Failure, FailureKind, KernelKind};
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
@@ -171,7 +171,9 @@ pub(crate) struct Launcher {
     /// The environment of what the guest itself trusts: nothing in it leads to what user code writes, unless an
     /// image's variables do.
     pub(crate) base: Environment,
-    /// The environment of user code that has no terminal.
+    /// The environment of a Python interpreter without a terminal that the guest starts.
+    pub(crate) python: Environment,
+    /// The environment of any other program of user code without a terminal.
     pub(crate) user: Environment,
     /// The environment of user code that has one.
     pub(crate) at_terminal: Environment,
@@ -180,22 +182,27 @@ pub(crate) struct Launcher {
 impl Launcher {
     pub(crate) fn new(privileges: Privileges, base: Environment) -> Self {
         let at_terminal = base.for_user_code();
+        let python = at_terminal.without_colors();
+        let mut user = python.clone();
+        let (name, value) = PYTHON_UNBUFFERED;
+        if user.get(name).is_none() {
+            user.set(name, value);
+        }
         Self {
             privileges,
             base,
-            user: at_terminal.without_colors(),
+            python,
+            user,
             at_terminal,
         }
     }
 
-    /// The environment of user code without a terminal, for an interpreter of Python or for any other program.
-    pub(crate) fn user_of(&self, is_python: bool) -> Environment {
-        let mut user = self.user.clone();
-        let (name, value) = PYTHON_UNBUFFERED;
-        if !is_python && user.get(name).is_none() {
-            user.set(name, value);
+    /// Returns the environment of an interpreter that the guest starts, or of a program if none is named.
+    pub(crate) fn environment_of(&self, interpreter: Option<KernelKind>) -> &Environment {
+        match interpreter {
+            Some(KernelKind::Python) => &self.python,
+            _ => &self.user,
         }
-        user
     }
 }
 

@@ -208,15 +208,10 @@ impl Download {
         }
     }
 
-    /// Completes when no client has waited for a while.
+    /// Completes a while after the last client has left, also if another one has come since.
     async fn abandoned(&self) {
-        loop {
-            self.progress.closed().await;
-            tokio::time::sleep(GRACE).await;
-            if self.progress.receiver_count() == 0 {
-                return;
-            }
-        }
+        self.progress.closed().await;
+        tokio::time::sleep(GRACE).await;
     }
 
     async fn fetch(&self) -> Result<(), Failure> {

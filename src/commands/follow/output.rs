@@ -26,7 +26,7 @@ pub(in crate::commands) enum OutputMode {
     Collect,
 }
 
-/// One of the two output streams.
+/// Standard output or standard error of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
     Stdout,

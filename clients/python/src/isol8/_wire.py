@@ -112,7 +112,7 @@ def execute_body(
 ) -> dict[str, Any]:
     """Returns the body of ``POST /execute``."""
     body = {"request": request, "options": options, "sessionId": session}
-    sent = {name: _to_json(value) for name, value in body.items() if value is not None}
+    sent = _present(body)
     if isinstance(request.stdin, bytes):
         stdin = base64.b64encode(request.stdin).decode()
         sent["request"].update(stdin=stdin, stdinEncoding="base64")
@@ -136,7 +136,11 @@ def session_body(
         "files": files,
         "metadata": metadata,
     }
-    return {name: _to_json(value) for name, value in body.items() if value is not None}
+    return _present(body)
+
+
+def _present(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _to_json(value) for name, value in members.items() if value is not None}
 
 
 def execute_message(body: Mapping[str, Any]) -> str:
@@ -167,8 +171,7 @@ def resize_message(cols: int, rows: int) -> str:
 
 def _to_json(value: Any) -> Any:
     if is_dataclass(value):
-        members = ((_json_name(each), getattr(value, each.name)) for each in fields(value))
-        return {name: _to_json(member) for name, member in members if member is not None}
+        return _present({_json_name(each): getattr(value, each.name) for each in fields(value)})
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, Mapping):

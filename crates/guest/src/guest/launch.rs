@@ -136,10 +136,7 @@ impl Guest {
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
         let (base, terminal) = match common.terminal {
-            None => (
-                self.launcher.user_of(language == Some(KernelKind::Python)),
-                None,
-            ),
+            None => (self.launcher.environment_of(language).clone(), None),
             Some(size) => {
                 let mut base = self.launcher.at_terminal.clone();
                 base.set(TERM.0, TERM.1);

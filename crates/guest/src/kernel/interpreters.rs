@@ -30,8 +30,8 @@ pub(crate) struct Interpreter {
     /// Names and first letters of variables that a session's interpreter cannot be given later: an interpreter is
     /// started with them if the first cell has one.
     cells: &'static [&'static str],
-    /// Files that the interpreter reads while it starts, if they are beside the script or in the working directory.
-    /// These files too need an interpreter that starts with them.
+    /// Files beside the script, or in the working directory, that the interpreter reads while it starts. An interpreter
+    /// that started without them does not serve.
     pub(crate) configuration: &'static [&'static str],
 }
 

@@ -252,7 +252,7 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.user_of(kind == KernelKind::Python).with(variables);
+        let mut environment = launcher.environment_of(Some(kind)).with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {

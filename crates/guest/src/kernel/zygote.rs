@@ -63,14 +63,14 @@ impl Zygote {
         fields.push(b"zygote");
         fields.push(launcher.privileges.user().to_string().as_bytes());
         // Its children's; the zygote itself finds no program that user code may have written.
-        fields.push(launcher.user.get(b"PATH").unwrap_or_default());
+        fields.push(launcher.python.get(b"PATH").unwrap_or_default());
         settings
             .preload
             .iter()
             .for_each(|name| fields.push(name.as_bytes()));
         let mailbox = mailbox(&fields.0).map_err(failed)?;
 
-        let mut environment = with_modules_of(b"/proc/self/fd/5", &launcher.user);
+        let mut environment = with_modules_of(b"/proc/self/fd/5", &launcher.python);
         if let Some(path) = launcher.base.get(b"PATH") {
             environment.set(b"PATH", path);
         }
