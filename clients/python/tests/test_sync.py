@@ -98,6 +98,17 @@ def test_bytes_pass_unchanged_in_both_directions(isol8: Isol8) -> None:
     assert b"".join(written) == content
 
 
+@pytest.mark.parametrize("websocket", [True, False])
+def test_an_exit_has_the_warnings_of_its_run(isol8: Isol8, websocket: bool) -> None:
+    request = ExecutionRequest("sh", "true", output_paths=["/tmp/missing"])
+    with isol8.execute_stream(request, websocket=websocket) as run:
+        (exit,) = run
+    assert len(exit.warnings) == 1 and "/tmp/missing" in exit.warnings[0]
+    with isol8.execute_stream(ExecutionRequest("shell", "true"), websocket=websocket) as run:
+        (exit,) = run
+    assert exit.warnings == []
+
+
 def test_a_timeout_is_a_result(isol8: Isol8) -> None:
     result = isol8.execute(ExecutionRequest("bash", "echo early; sleep 60", timeout_ms=200))
     assert result.timed_out and result.exit_code == 137 and result.stdout == "early"

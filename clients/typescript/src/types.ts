@@ -205,6 +205,8 @@ export interface ExitEvent {
   stateLost?: boolean;
   /** As {@link ExecutionResult.files}. */
   files?: Record<string, Uint8Array>;
+  /** The server's warnings about the request and the run, over a WebSocket too; missing if there are none. */
+  warnings?: string[];
 }
 
 /** An event of a run that is followed while it goes on. */

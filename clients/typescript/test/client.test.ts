@@ -85,6 +85,18 @@ test("bytes pass unchanged in both directions", async () => {
   assert.deepEqual(Uint8Array.from(written), content);
 });
 
+test("an exit has the warnings of its run", async () => {
+  for (const transport of [undefined, "sse"] as const) {
+    const call = transport === undefined ? {} : { transport };
+    const request = { runtime: "sh", code: "true" } as const;
+    const [exit] = await all(await client().executeStream({ ...request, outputPaths: ["/tmp/missing"] }, call));
+    assert(exit?.type === "exit" && exit.warnings?.length === 1);
+    assert.match(exit.warnings[0] ?? "", /\/tmp\/missing/);
+    const [quiet] = await all(await client().executeStream(request, call));
+    assert(quiet?.type === "exit" && quiet.warnings === undefined);
+  }
+});
+
 test("everything that a request may hold arrives", async () => {
   const bytes = Uint8Array.from({ length: 100_000 }, (_, index) => index % 256);
   const result = await client().execute(

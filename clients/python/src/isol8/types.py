@@ -234,6 +234,8 @@ class StreamEvent:
     files: Dict[str, bytes] = field(default_factory=dict)
     encoding: Encoding = "utf8"
     """How ``data`` carries what was written."""
+    warnings: List[str] = field(default_factory=list)
+    """``exit`` only: the server's warnings about the request and the run, over a WebSocket too."""
 
     @property
     def exit_code(self) -> Optional[int]:
