@@ -90,6 +90,8 @@ def test_bytes_pass_unchanged_in_both_directions(isol8: Isol8) -> None:
     assert result.stdout_bytes == content and result.stdout_encoding == "base64"
     assert result.stderr == "text " and result.stderr_bytes == b"text "
     assert result.resource_usage is not None and result.resource_usage.cpu_ms > 0
+    encoded = ExecutionRequest("bash", "cat", stdin="/wAKIA==", stdin_encoding="base64", trim=False)
+    assert isol8.execute(encoded).stdout == "\ufffd\x00\n "
     request = ExecutionRequest("bash", "cat", output_encoding="base64")
     with isol8.execute_stream(request) as run:
         run.send_stdin(content)

@@ -77,6 +77,9 @@ test("bytes pass unchanged in both directions", async () => {
   assert.deepEqual(bytesOf(result.stdout, result.stdoutEncoding), content);
   assert.equal(result.stderr, "text ");
   assert(result.resourceUsage && result.resourceUsage.cpuMs > 0);
+  const encoded = { ...request, code: "cat", stdin: "/wAKIA==", stdinEncoding: "base64" } as const;
+  const copied = await client().execute(encoded);
+  assert.deepEqual(bytesOf(copied.stdout, copied.stdoutEncoding), content);
   const run = await client().executeStream({ ...request, code: "cat" });
   run.sendStdin(content);
   run.endStdin();

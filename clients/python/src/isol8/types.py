@@ -73,6 +73,8 @@ class ExecutionRequest:
     """Characters in a line of the terminal at first."""
     rows: Optional[int] = None
     """Lines of the terminal at first."""
+    stdin_encoding: Optional[Encoding] = None
+    """``"base64"`` for a ``stdin`` that is base64 text already; bytes need no encoding here."""
 
 
 @dataclass(frozen=True)
