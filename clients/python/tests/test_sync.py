@@ -17,6 +17,7 @@ from isol8 import (
     Isol8ConnectionError,
     Isol8Error,
     Options,
+    Runtime,
     StreamEvent,
 )
 
@@ -81,6 +82,14 @@ def test_a_session_is_created_before_anything_runs_in_it(url: str, isol8: Isol8,
             isol8.create_session("python", name)
         assert error.value.code == "SESSION_EXISTS"
     assert name not in [each.id for each in isol8.sessions()]
+
+
+@pytest.mark.parametrize(
+    "alias, runtime",
+    [("py", "python"), ("python3", "python"), ("javascript", "node"), ("js", "node"), ("sh", "bash"), ("shell", "bash")],
+)
+def test_a_runtime_has_other_names(isol8: Isol8, alias: Runtime, runtime: str) -> None:
+    assert isol8.execute(ExecutionRequest(alias, cmd="true")).runtime == runtime
 
 
 def test_bytes_pass_unchanged_in_both_directions(isol8: Isol8) -> None:

@@ -70,6 +70,14 @@ test("a session is created before anything runs in it", async () => {
   }
 });
 
+test("a runtime has other names", async () => {
+  const names = { py: "python", python3: "python", javascript: "node", js: "node", sh: "bash", shell: "bash" } as const;
+  for (const alias of Object.keys(names) as (keyof typeof names)[]) {
+    const { runtime } = await client().execute({ runtime: alias, cmd: "true" });
+    assert.equal(runtime, names[alias]);
+  }
+});
+
 test("bytes pass unchanged in both directions", async () => {
   const content = Uint8Array.of(255, 0, 10, 32);
   const request = { runtime: "bash", outputEncoding: "base64", trim: false } as const;
