@@ -61,6 +61,9 @@ async def test_a_session_keeps_variables_until_the_block_ends(url: str, name: st
 async def test_a_session_is_created_before_anything_runs_in_it(isol8: AsyncIsol8, name: str) -> None:
     created = await isol8.create_session("bash", name, files={"/tmp/in": "42"})
     assert (created.id, created.runtime) == (name, "bash")
+    with pytest.raises(Isol8Error) as error:
+        await isol8.create_session("bash", name)
+    assert (error.value.code, error.value.status) == ("SESSION_EXISTS", 409)
     await isol8.delete_session(name)
 
 

@@ -66,6 +66,9 @@ EXECUTE = ("execute", {"request": REQUEST})
 EXECUTE_ONCE = ("execute", {"request": REQUEST, "idempotency_key": "once"})
 DELETE: Any = ("stop", {})
 WRITE = ("put_file", {"path": "/tmp/x", "content": b"x"})
+CREATE = ("create_session", {"runtime": "bash", "session_id": "s"})
+CREATE_UNNAMED = ("create_session", {"runtime": "bash"})
+SESSION = {"id": "s", "isActive": False, "lastAccessedAt": 1, "runtime": "bash", "createdAt": 1, "containerId": "box"}
 
 
 @both
@@ -76,6 +79,7 @@ WRITE = ("put_file", {"path": "/tmp/x", "content": b"x"})
         (EXECUTE_ONCE, [refusal(503, "0"), HANGS_UP, Answer(200, RESULT)]),
         (DELETE, [refusal(503, "0"), refusal(429, "0"), Answer(200, {"ok": True})]),
         (WRITE, [HANGS_UP, refusal(503, "0"), Answer(200, {"ok": True})]),
+        (CREATE, [refusal(429, "0"), refusal(429, "0"), Answer(201, SESSION)]),
     ],
 )
 def test_what_does_no_harm_is_tried_again(stub: Stub, call: Verb, verb: Any, answers: List[Answer]) -> None:
@@ -91,6 +95,11 @@ def test_what_does_no_harm_is_tried_again(stub: Stub, call: Verb, verb: Any, ans
         # The run may have started.
         (EXECUTE, refusal(503, "0"), 503),
         (EXECUTE, HANGS_UP, None),
+        # The session may have been created: with its name the repetition is refused, without one it makes another.
+        (CREATE, refusal(503, "0"), 503),
+        (CREATE, HANGS_UP, None),
+        (CREATE_UNNAMED, refusal(503, "0"), 503),
+        (CREATE_UNNAMED, HANGS_UP, None),
         # Too long, at no time, or by a date.
         (EXECUTE, refusal(429, "3"), 429),
         (DELETE, Answer(503, {"error": "e", "code": "UNAVAILABLE"}), 503),

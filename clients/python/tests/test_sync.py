@@ -17,6 +17,7 @@ from isol8 import (
     Isol8ConnectionError,
     Isol8Error,
     Options,
+    Runtime,
     StreamEvent,
 )
 
@@ -83,6 +84,14 @@ def test_a_session_is_created_before_anything_runs_in_it(url: str, isol8: Isol8,
     assert name not in [each.id for each in isol8.sessions()]
 
 
+@pytest.mark.parametrize(
+    "alias, runtime",
+    [("py", "python"), ("python3", "python"), ("javascript", "node"), ("js", "node"), ("sh", "bash"), ("shell", "bash")],
+)
+def test_a_runtime_has_other_names(isol8: Isol8, alias: Runtime, runtime: str) -> None:
+    assert isol8.execute(ExecutionRequest(alias, cmd="true")).runtime == runtime
+
+
 def test_bytes_pass_unchanged_in_both_directions(isol8: Isol8) -> None:
     content = b"\xff\x00\n "
     request = ExecutionRequest("bash", "cat; printf 'text ' >&2", stdin=content, trim=False, output_encoding="base64")
@@ -90,12 +99,25 @@ def test_bytes_pass_unchanged_in_both_directions(isol8: Isol8) -> None:
     assert result.stdout_bytes == content and result.stdout_encoding == "base64"
     assert result.stderr == "text " and result.stderr_bytes == b"text "
     assert result.resource_usage is not None and result.resource_usage.cpu_ms > 0
+    encoded = ExecutionRequest("bash", "cat", stdin="/wAKIA==", stdin_encoding="base64", trim=False)
+    assert isol8.execute(encoded).stdout == "\ufffd\x00\n "
     request = ExecutionRequest("bash", "cat", output_encoding="base64")
     with isol8.execute_stream(request) as run:
         run.send_stdin(content)
         run.end_stdin()
         written = [event.data_bytes for event in run if event.type == "stdout"]
     assert b"".join(written) == content
+
+
+@pytest.mark.parametrize("websocket", [True, False])
+def test_an_exit_has_the_warnings_of_its_run(isol8: Isol8, websocket: bool) -> None:
+    request = ExecutionRequest("sh", "true", output_paths=["/tmp/missing"])
+    with isol8.execute_stream(request, websocket=websocket) as run:
+        (exit,) = run
+    assert len(exit.warnings) == 1 and "/tmp/missing" in exit.warnings[0]
+    with isol8.execute_stream(ExecutionRequest("shell", "true"), websocket=websocket) as run:
+        (exit,) = run
+    assert exit.warnings == []
 
 
 def test_a_timeout_is_a_result(isol8: Isol8) -> None:

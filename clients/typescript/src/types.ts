@@ -33,6 +33,8 @@ export interface ExecutionRequest {
   fileExtension?: string;
   /** All of standard input. Bytes arrive as they are, UTF-8 or not. */
   stdin?: string | Uint8Array;
+  /** `"base64"` for a `stdin` that is base64 text already; bytes need no encoding here. */
+  stdinEncoding?: Encoding;
   /** `false` keeps the white space at the end of the result's output, so that checksums fit. */
   trim?: boolean;
   /** `"base64"` has output that is not UTF-8 arrive whole, as base64, which {@link bytesOf} reads. */
@@ -205,6 +207,8 @@ export interface ExitEvent {
   stateLost?: boolean;
   /** As {@link ExecutionResult.files}. */
   files?: Record<string, Uint8Array>;
+  /** The server's warnings about the request and the run, over a WebSocket too; missing if there are none. */
+  warnings?: string[];
 }
 
 /** An event of a run that is followed while it goes on. */

@@ -70,6 +70,14 @@ test("a session is created before anything runs in it", async () => {
   }
 });
 
+test("a runtime has other names", async () => {
+  const names = { py: "python", python3: "python", javascript: "node", js: "node", sh: "bash", shell: "bash" } as const;
+  for (const alias of Object.keys(names) as (keyof typeof names)[]) {
+    const { runtime } = await client().execute({ runtime: alias, cmd: "true" });
+    assert.equal(runtime, names[alias]);
+  }
+});
+
 test("bytes pass unchanged in both directions", async () => {
   const content = Uint8Array.of(255, 0, 10, 32);
   const request = { runtime: "bash", outputEncoding: "base64", trim: false } as const;
@@ -77,12 +85,27 @@ test("bytes pass unchanged in both directions", async () => {
   assert.deepEqual(bytesOf(result.stdout, result.stdoutEncoding), content);
   assert.equal(result.stderr, "text ");
   assert(result.resourceUsage && result.resourceUsage.cpuMs > 0);
+  const encoded = { ...request, code: "cat", stdin: "/wAKIA==", stdinEncoding: "base64" } as const;
+  const copied = await client().execute(encoded);
+  assert.deepEqual(bytesOf(copied.stdout, copied.stdoutEncoding), content);
   const run = await client().executeStream({ ...request, code: "cat" });
   run.sendStdin(content);
   run.endStdin();
   const events = await all(run);
   const written = events.flatMap((event) => (event.type === "stdout" ? [...bytesOf(event.data, event.encoding)] : []));
   assert.deepEqual(Uint8Array.from(written), content);
+});
+
+test("an exit has the warnings of its run", async () => {
+  for (const transport of [undefined, "sse"] as const) {
+    const call = transport === undefined ? {} : { transport };
+    const request = { runtime: "sh", code: "true" } as const;
+    const [exit] = await all(await client().executeStream({ ...request, outputPaths: ["/tmp/missing"] }, call));
+    assert(exit?.type === "exit" && exit.warnings?.length === 1);
+    assert.match(exit.warnings[0] ?? "", /\/tmp\/missing/);
+    const [quiet] = await all(await client().executeStream(request, call));
+    assert(quiet?.type === "exit" && quiet.warnings === undefined);
+  }
 });
 
 test("everything that a request may hold arrives", async () => {

@@ -61,6 +61,8 @@ const execute = (isol8: Isol8) => isol8.execute(REQUEST);
 const executeOnce = (isol8: Isol8) => isol8.execute(REQUEST, { idempotencyKey: "once" });
 const stop = (isol8: Isol8) => isol8.stop();
 const write = (isol8: Isol8) => isol8.putFile("/tmp/x", "x");
+const create = (isol8: Isol8) => isol8.createSession({ runtime: "bash", id: "s" });
+const createUnnamed = (isol8: Isol8) => isol8.createSession({ runtime: "bash" });
 
 test("what does no harm is tried again", async () => {
   const cases: [(isol8: Isol8) => Promise<unknown>, Answer[]][] = [
@@ -68,6 +70,7 @@ test("what does no harm is tried again", async () => {
     [executeOnce, [refusal(503, "0"), hangsUp, done]],
     [stop, [refusal(503, "0"), refusal(429, "0"), done]],
     [write, [hangsUp, refusal(503, "0"), done]],
+    [create, [refusal(429, "0"), refusal(429, "0"), { status: 201, body: { id: "s" } }]],
   ];
   for (const [call, answers] of cases) {
     await withStub(answers, async ({ isol8, asked }) => {
@@ -83,6 +86,11 @@ test("what may do harm is not", async () => {
     // The run may have started.
     [execute, refusal(503, "0"), 503],
     [execute, hangsUp, undefined],
+    // The session may have been created: with its name the repetition is refused, without one it makes another.
+    [create, refusal(503, "0"), 503],
+    [create, hangsUp, undefined],
+    [createUnnamed, refusal(503, "0"), 503],
+    [createUnnamed, hangsUp, undefined],
     // Too long, at no time, or by a date.
     [execute, refusal(429, "3"), 429],
     [stop, refusal(503), 503],

@@ -73,6 +73,8 @@ class ExecutionRequest:
     """Characters in a line of the terminal at first."""
     rows: Optional[int] = None
     """Lines of the terminal at first."""
+    stdin_encoding: Optional[Encoding] = None
+    """``"base64"`` for a ``stdin`` that is base64 text already; bytes need no encoding here."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,8 @@ class StreamEvent:
     files: Dict[str, bytes] = field(default_factory=dict)
     encoding: Encoding = "utf8"
     """How ``data`` carries what was written."""
+    warnings: List[str] = field(default_factory=list)
+    """``exit`` only: the server's warnings about the request and the run, over a WebSocket too."""
 
     @property
     def exit_code(self) -> Optional[int]:
