@@ -56,7 +56,7 @@ pub struct Admission {
 struct State {
     config: AdmissionConfig,
     running: usize,
-    queue: FairQueue,
+    queue: FairQueue<oneshot::Sender<Permit>>,
     usual: Duration,
 }
 

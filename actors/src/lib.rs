@@ -18,11 +18,12 @@ pub mod pool;
 pub mod pruner;
 pub mod registry;
 pub mod run;
+pub mod sandbox;
 pub mod service;
 pub mod session;
 pub mod stream;
 
-mod loss;
+mod memory;
 mod supervisor;
 mod watch;
 

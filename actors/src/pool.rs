@@ -3,6 +3,9 @@
 //! A request takes an idle sandbox. If there is none, the request waits for a used sandbox of its tenant or for one
 //! that is made for it, depending on which is sooner (`supply.rs`), and takes the first that arrives. A used sandbox
 //! never serves another tenant.
+//!
+//! `supply.rs`, `maintenance.rs` and `work.rs` hold further methods of [`Pool`]: they import the type from this file, and
+//! this file names nothing of theirs, so that no two files import each other.
 
 mod circulation;
 mod config;
@@ -21,23 +24,22 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use actix::prelude::*;
 use isol8_api::{Runtime, TenantId};
-use isol8_backend::{Backend, BackendError, Sandbox};
+use isol8_backend::{Backend, BackendError, Sandbox, SandboxSpec};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::run::SandboxHistory;
-use crate::supervisor::{StateGuard, Supervised};
+use crate::sandbox::{PooledSandbox, SandboxHistory};
+use crate::supervisor::{ATTEMPTS, StateGuard, Supervised};
 use crate::watch::DeathWatch;
 pub use config::{Kind, PoolConfig, PoolSize, SandboxDefaults, Strategy};
-use lease::Fate;
-pub use lease::{Lease, PooledSandbox};
+pub use lease::Lease;
+use lease::{Fate, Release};
 use message::{
-    Acquire, Cleaned, Create, Created, Died, Evict, HealthCheck, Refill, Release, Removed, Retry,
-    Supply,
+    Acquire, Cleaned, Create, Created, Died, Evict, HealthCheck, Refill, Removed, Retry, Supply,
 };
-pub use message::{Configure, Observe, PoolError, PoolState, Shutdown, SubPoolState, acquire};
+pub use message::{Configure, Observe, PoolError, PoolState, Shutdown, SubPoolState};
 pub use processors::{FixedProcessors, HostProcessors, Processors};
 use sub_pool::{IdleSandbox, SubPool, Waiter};
 
@@ -95,6 +97,31 @@ pub fn start(
     })
 }
 
+/// Takes a sandbox for `tenant` out of the pool. Dropping the future gives up the request, and
+/// gives back a sandbox that was already on its way.
+///
+/// # Errors
+/// Any [`PoolError`].
+pub async fn acquire(
+    pool: &Supervised<Pool>,
+    tenant: TenantId,
+    spec: SandboxSpec,
+) -> Result<Lease, PoolError> {
+    for _ in 0..ATTEMPTS {
+        let (reply, answer) = oneshot::channel();
+        pool.do_send(Acquire {
+            tenant: tenant.clone(),
+            spec: spec.clone(),
+            reply,
+        });
+        // No answer at all: the pool panicked over this request or one before it, or is gone.
+        if let Ok(answer) = answer.await {
+            return answer;
+        }
+    }
+    Err(PoolError::Closed)
+}
+
 impl Pool {
     fn new(backend: Arc<dyn Backend>, mut own: StateGuard<Self, ActorState>) -> Self {
         // Their timers ended with the actor that had set them.
@@ -104,7 +131,7 @@ impl Pool {
         }
         own.refill_is_put_off = false;
         own.looks_again = false;
-        let clock = maintenance::clock(own.handle());
+        let clock = Self::start_clock(own.handle());
         Self {
             backend,
             own,
@@ -137,12 +164,17 @@ impl Pool {
         let tenant = wanted.tenant.clone();
         let sub_pool = self.sub_pool(&Kind::of(&held.spec));
         sub_pool.circulation.lend(&tenant);
-        let lease = Lease::new(held, tenant, &self.own.leased, self.own.handle());
+        let lease = Lease::new(
+            held,
+            tenant,
+            &self.own.leased,
+            self.own.handle().recipient(),
+        );
         if lease.held.spec.limits == wanted.spec.limits {
             // If the requester is gone, the lease returns the sandbox when it is dropped.
             let _ = wanted.reply.send(Ok(lease));
         } else {
-            tokio::spawn(work::fit(lease, wanted, self.own.handle()));
+            tokio::spawn(Self::apply_limits(lease, wanted, self.own.handle()));
         }
     }
 
@@ -164,12 +196,12 @@ impl Pool {
                 sub_pool.demand.made(took);
                 sub_pool.failures = 0;
                 sub_pool.unavailable = false;
-                let memory = SandboxHistory::fresh();
+                let history = SandboxHistory::fresh();
                 let held = PooledSandbox {
                     sandbox,
                     made: Instant::now(),
                     spec,
-                    memory,
+                    history,
                 };
                 if order.is_none() && self.is_spared(&held) {
                     self.return_clean(held);

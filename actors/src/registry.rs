@@ -1,6 +1,6 @@
 //! The registry of sessions.
 
-mod open;
+mod transfer;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,11 +19,14 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::{Pool, PooledSandbox};
-use crate::run::{Attachment, SandboxHistory};
-use crate::session::{self, Run, Session, SessionContext, SessionKey, SessionState, Status};
+use crate::pool::Pool;
+use crate::run::Attachment;
+use crate::sandbox::{PooledSandbox, SandboxHistory};
+use crate::session::{
+    self, RunJob, Session, SessionContext, SessionEnd, SessionEvent, SessionKey, SessionState,
+    SessionStatus, TransferPermit,
+};
 use crate::supervisor::{ATTEMPTS, Restarts, StateGuard, Supervised};
-pub(crate) use open::Open;
 
 /// Highest number of unreported losses that are remembered; the oldest is dropped.
 const MAX_LOSSES: usize = 10_000;
@@ -113,20 +116,10 @@ pub struct Observe;
 #[rtype(result = "Option<SessionState>")]
 pub struct ObserveSession(pub SessionKey);
 
-/// A session is over.
+/// Asks for the right to one transfer in a session. None is made for it.
 #[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Ended {
-    pub(crate) key: SessionKey,
-    pub(crate) generation: u64,
-    /// Reason of a loss that no request has been told yet.
-    pub(crate) lost: Option<String>,
-}
-
-/// A loss was told of after all.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct LossReported(pub(crate) SessionKey);
+#[rtype(result = "Result<TransferPermit, ExecuteError>")]
+pub(crate) struct BeginTransfer(pub(crate) SessionKey);
 
 /// The state that the registry reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
@@ -165,7 +158,7 @@ struct ActorState {
 struct Slot {
     session: Supervised<Session>,
     generation: u64,
-    status: Arc<Status>,
+    status: Arc<SessionStatus>,
 }
 
 impl Actor for Registry {
@@ -205,13 +198,13 @@ impl Registry {
             let lost = slot.status.ended.get()?.clone();
             let generation = slot.generation;
             let key = key.clone();
-            Some(Ended {
+            Some(SessionEnd {
                 key,
                 generation,
                 lost,
             })
         };
-        let ended: Vec<Ended> = self.own.live.iter().filter_map(ended).collect();
+        let ended: Vec<SessionEnd> = self.own.live.iter().filter_map(ended).collect();
         for ended in ended {
             self.note_end(ended);
         }
@@ -222,7 +215,7 @@ impl Registry {
         self.own.live.get(key).map(|slot| slot.session.clone())
     }
 
-    fn note_end(&mut self, ended: Ended) {
+    fn note_end(&mut self, ended: SessionEnd) {
         let current = self.own.live.get(&ended.key);
         if current.is_none_or(|slot| slot.generation != ended.generation) {
             return;
@@ -267,7 +260,7 @@ impl Registry {
         {
             return Err(ExecuteError::TooManySessionsOfTenant { limit });
         }
-        let status = Arc::new(Status::new(job.runtime()));
+        let status = Arc::new(SessionStatus::new(job.runtime()));
         let mut setting = self.setting(key, job.sandbox.clone(), &status);
         setting.defaults.clone_from(&job.creates);
         let generation = setting.generation;
@@ -285,7 +278,7 @@ impl Registry {
         &mut self,
         key: &SessionKey,
         spec: SandboxSpec,
-        status: &Arc<Status>,
+        status: &Arc<SessionStatus>,
     ) -> SessionContext {
         let generation = self.own.next_generation;
         self.own.next_generation += 1;
@@ -298,7 +291,7 @@ impl Registry {
             status: Arc::clone(status),
             pool: self.pool.clone(),
             admission: self.admission.clone(),
-            registry: self.own.handle(),
+            registry: self.own.handle().recipient(),
         }
     }
 
@@ -319,7 +312,7 @@ impl Registry {
                 return self.own.losses.insert(key, reason);
             }
         };
-        let status = Arc::new(Status::adopted(&claim, idle, sandbox.id()));
+        let status = Arc::new(SessionStatus::adopted(&claim, idle, sandbox.id()));
         let mut setting = self.setting(&key, claim.spec.clone(), &status);
         setting.defaults = claim.defaults;
         let generation = setting.generation;
@@ -327,7 +320,7 @@ impl Registry {
             sandbox,
             made: Instant::now(),
             spec: claim.spec,
-            memory: SandboxHistory {
+            history: SandboxHistory {
                 usage: None,
                 unreported_loss: false,
             },
@@ -358,22 +351,18 @@ impl Handler<Execute> for Registry {
     }
 }
 
-/// A job that came to a session after its end, where that never had a sandbox.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Again {
-    pub(crate) key: SessionKey,
-    pub(crate) run: Run,
-}
-
-impl Handler<Again> for Registry {
+impl Handler<SessionEvent> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Again { key, run }: Again, _: &mut Self::Context) {
-        match self.find_or_start(&key, &run.job) {
-            Ok(session) => session.do_send(run),
-            // Ignore a closed channel: the requester has gone.
-            Err(error) => drop(run.reply.send(Err(error))),
+    fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
+        match event {
+            SessionEvent::Ended(end) => self.note_end(end),
+            SessionEvent::LossReported(key) => drop(self.own.losses.take(&key)),
+            SessionEvent::Requeue(key, run) => match self.find_or_start(&key, &run.job) {
+                Ok(session) => session.do_send(run),
+                // Ignore a closed channel: the requester has gone.
+                Err(error) => drop(run.reply.send(Err(error))),
+            },
         }
     }
 }
@@ -383,7 +372,7 @@ type Answer = oneshot::Receiver<Result<ExecutionResult, ExecuteError>>;
 fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     let (reply, answer) = oneshot::channel();
     // Not `send`: what is sent to a full mailbox that way loses its place in the order.
-    session.do_send(Run {
+    session.do_send(RunJob {
         job: Arc::clone(&execute.job),
         live: execute.live.clone(),
         cancel: execute.cancel.clone(),
@@ -419,7 +408,7 @@ impl Handler<List> for Registry {
 
     fn handle(&mut self, list: List, _: &mut Self::Context) -> Self::Result {
         let asked = |key: &SessionKey| list.tenant.as_ref().is_none_or(|t| *t == key.tenant);
-        let info = |key: &SessionKey, status: &Status| {
+        let info = |key: &SessionKey, status: &SessionStatus| {
             Some(SessionInfo {
                 id: key.id.clone(),
                 is_active: status.is_active.load(Ordering::Relaxed),
@@ -486,22 +475,6 @@ impl Handler<Configure> for Registry {
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
         self.own.config = config;
-    }
-}
-
-impl Handler<Ended> for Registry {
-    type Result = ();
-
-    fn handle(&mut self, ended: Ended, _: &mut Self::Context) {
-        self.note_end(ended);
-    }
-}
-
-impl Handler<LossReported> for Registry {
-    type Result = ();
-
-    fn handle(&mut self, LossReported(key): LossReported, _: &mut Self::Context) {
-        self.own.losses.take(&key);
     }
 }
 

@@ -3,8 +3,8 @@
 //! Every step in the guest is bounded twice: the guest ends a run at its timeout, and if it does not, the host takes
 //! the sandbox for lost a little later.
 
+mod attachment;
 pub(crate) mod events;
-mod live;
 mod output;
 mod packages;
 mod plan;
@@ -30,10 +30,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{ExecuteError, FailureCause, PreparationFailed};
 use crate::job::{Install, Job};
-use crate::loss;
+use crate::memory;
 use crate::network::{self, Network};
-pub use live::{Attachment, Input, InputSender};
+use crate::sandbox::SandboxHistory;
+pub use attachment::{Attachment, Input, InputSender};
 use output::{Carried, Finished, Output, Sink, Written};
+pub use plan::RunMode;
 use secrets::Secrets;
 
 /// How much later than the guest the host ends a run: the guest has to kill, drain and report.
@@ -81,44 +83,6 @@ const NOTHING: Exit = Exit {
     asked_names: Vec::new(),
 };
 
-/// The treatment of processes and files that a run leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Nothing stays.
-    Ephemeral,
-    /// Files, processes and the interpreter's state are for the next run.
-    Session,
-}
-
-/// Facts about a sandbox that its owner keeps between runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SandboxHistory {
-    /// Usage at the last measurement; `None` if it is not known.
-    pub usage: Option<SandboxUsage>,
-    /// Set if the interpreter's state was lost and no result has reported that yet.
-    pub unreported_loss: bool,
-}
-
-impl SandboxHistory {
-    /// For a sandbox that was just made.
-    #[must_use]
-    pub fn fresh() -> Self {
-        Self {
-            usage: Some(SandboxUsage::default()),
-            unreported_loss: false,
-        }
-    }
-
-    /// For a sandbox whose last run ended in an unknown state.
-    #[must_use]
-    pub fn unknown() -> Self {
-        Self {
-            usage: None,
-            unreported_loss: true,
-        }
-    }
-}
-
 /// How long a job waited before it reached its sandbox.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueueTimings {
@@ -137,16 +101,16 @@ pub struct QueueTimings {
 pub async fn run(
     sandbox: &dyn Sandbox,
     job: &Job,
-    mode: Mode,
+    mode: RunMode,
     waits: QueueTimings,
-    memory: &mut SandboxHistory,
+    history: &mut SandboxHistory,
     live: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     Execution {
         sandbox,
         job,
-        memory,
+        history,
         live,
         sink: match live {
             Some(live) => Sink::stream(live.events.clone()),
@@ -166,12 +130,12 @@ pub async fn run(
 struct Execution<'a> {
     sandbox: &'a dyn Sandbox,
     job: &'a Job,
-    memory: &'a mut SandboxHistory,
+    history: &'a mut SandboxHistory,
     live: Option<&'a Attachment>,
     sink: Sink,
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
-    mode: Mode,
+    mode: RunMode,
     /// The kernel ended the guest, and with it the run, because memory was out.
     lost_to_memory: bool,
     /// Warnings for the client.
@@ -212,11 +176,11 @@ impl Execution<'_> {
             files => files?,
         };
         let (resource_usage, oom_killed) = self.account(&exit).await;
-        if self.is_full && self.mode == Mode::Session {
-            return Err(loss::full(self.job.sandbox.limits.memory));
+        if self.is_full && self.mode == RunMode::Session {
+            return Err(memory::filled_by_files(self.job.sandbox.limits.memory));
         }
         if oom_killed {
-            let note = loss::out_of_memory(self.job.sandbox.limits.memory);
+            let note = memory::out_of_memory_line(self.job.sandbox.limits.memory);
             finished.add_line(&mut self.sink, &note).await?;
         }
         let network_logs = self.network_log().await;
@@ -239,8 +203,8 @@ impl Execution<'_> {
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
-            state_lost: self.mode == Mode::Session
-                && std::mem::take(&mut self.memory.unreported_loss),
+            state_lost: self.mode == RunMode::Session
+                && std::mem::take(&mut self.history.unreported_loss),
             warnings: self.warnings,
             timings: Some(Timings {
                 queue_ms: milliseconds(waits.queue),
@@ -295,7 +259,7 @@ impl Execution<'_> {
             .files
             .iter()
             .map(|(_, content)| content.len() as u64);
-        crate::files::check_memory(self.sandbox, sizes.sum()).await?;
+        memory::check_room(self.sandbox, sizes.sum()).await?;
         let control = self.sandbox.control();
         let files = self.job.files.iter();
         let writes: Vec<_> = files
@@ -465,26 +429,26 @@ impl Execution<'_> {
         let exit = match ended {
             Err(ExecuteError::Cancelled) => {
                 let exit = kill(&mut run).await?;
-                self.memory.unreported_loss |= exit.state_lost;
+                self.history.unreported_loss |= exit.state_lost;
                 return Err(ExecuteError::Cancelled);
             }
             Err(ExecuteError::SandboxLost(reason)) => {
-                let known = self.memory.usage;
-                self.lost_to_memory = loss::is_for_memory(self.sandbox, known).await;
+                let known = self.history.usage;
+                self.lost_to_memory = memory::was_exhausted_since(self.sandbox, known).await;
                 if !self.lost_to_memory {
                     return Err(ExecuteError::SandboxLost(reason));
                 }
-                if self.mode == Mode::Session && !self.sandbox.control().is_closed() {
-                    return Err(loss::full(self.job.sandbox.limits.memory));
+                if self.mode == RunMode::Session && !self.sandbox.control().is_closed() {
+                    return Err(memory::filled_by_files(self.job.sandbox.limits.memory));
                 }
-                if self.mode == Mode::Session {
-                    return Err(ExecuteError::SandboxLost(loss::OUT_OF_MEMORY.to_owned()));
+                if self.mode == RunMode::Session {
+                    return Err(ExecuteError::SandboxLost(memory::OUT_OF_MEMORY.to_owned()));
                 }
                 killed_with_its_sandbox(started.elapsed())
             }
             ended => ended?,
         };
-        self.memory.unreported_loss |= exit.state_lost;
+        self.history.unreported_loss |= exit.state_lost;
         let finished = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             finished = output.finish(&exit) => finished,
@@ -504,7 +468,7 @@ impl Execution<'_> {
     /// Whether so much is held that an interpreter could not even boot.
     fn fills(&self, usage: &SandboxUsage) -> bool {
         let limit = self.job.sandbox.limits.memory.bytes();
-        usage.memory_bytes + crate::files::MEMORY_BESIDE_FILES > limit
+        usage.memory_bytes + memory::KEPT_FROM_FILES > limit
     }
 
     /// Returns the run's resource usage, and whether the kernel killed one of its processes for lack of memory.
@@ -512,7 +476,7 @@ impl Execution<'_> {
         if self.lost_to_memory {
             return (None, true);
         }
-        let before = self.memory.usage;
+        let before = self.history.usage;
         let now = match timeout(USAGE_TIMEOUT, self.sandbox.usage()).await {
             Ok(Ok(now)) => now,
             Ok(Err(error)) => {
@@ -521,7 +485,7 @@ impl Execution<'_> {
             }
             Err(_) => return (None, false),
         };
-        self.memory.usage = Some(now);
+        self.history.usage = Some(now);
         let since = |value: fn(&SandboxUsage) -> u64| {
             before.map_or(0, |before| value(&now).saturating_sub(value(&before)))
         };

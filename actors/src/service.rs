@@ -21,7 +21,7 @@ use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState};
-use crate::run::{self, Attachment, Input, Mode, QueueTimings};
+use crate::run::{self, Attachment, Input, QueueTimings, RunMode};
 use crate::session::{SessionKey, SessionState};
 use crate::stream::JobStream;
 use crate::supervisor::{ActorGone, Restarts, Supervised};
@@ -483,13 +483,13 @@ async fn ephemeral(
         acquire: start.elapsed() - queue,
     };
     let sandbox = Arc::clone(&lease.held.sandbox);
-    let memory = &mut lease.held.memory;
+    let history = &mut lease.held.history;
     let result = run::run(
         sandbox.as_ref(),
         &job,
-        Mode::Ephemeral,
+        RunMode::Ephemeral,
         waits,
-        memory,
+        history,
         live.as_ref(),
         &cancel,
     )

@@ -4,9 +4,13 @@
 //! two first requests make one sandbox. A session ends once: deleted, or lost with its sandbox. At its end it informs
 //! the registry, and answers the requests that are still on their way.
 
+mod context;
+mod event;
 mod job_task;
 mod message;
-mod open;
+mod permit;
+mod status;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,16 +24,20 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::ExecuteError;
-use crate::loss;
-use crate::pool::{self, Lease, PoolError, PooledSandbox};
-use crate::registry::{Again, Ended, LossReported};
-use crate::run::{QueueTimings, SandboxHistory};
+use crate::memory;
+use crate::pool::{self, Lease, PoolError};
+use crate::run::QueueTimings;
+use crate::sandbox::{PooledSandbox, SandboxHistory, destroy};
 use crate::supervisor::{StateGuard, Supervised};
-use crate::watch::{DeathWatch, destroy};
+use crate::watch::DeathWatch;
+pub(crate) use context::SessionContext;
+pub(crate) use event::{SessionEnd, SessionEvent};
 use job_task::RunningJob;
-use message::{Acquired, Died, TurnEnded};
-pub(crate) use message::{Delete, HealthCheck, Leave, Open, Run, SessionContext, Status, Used};
+use message::{Acquired, Died, JobEnded};
+pub(crate) use message::{BeginTransfer, Delete, HealthCheck, Leave, RunJob};
 pub use message::{Observe, Phase, SessionKey, SessionState};
+pub(crate) use permit::TransferPermit;
+pub(crate) use status::SessionStatus;
 
 /// The actor.
 #[derive(Debug)]
@@ -42,7 +50,7 @@ pub struct Session {
 #[derive(Debug)]
 struct ActorState {
     state: State,
-    queue: VecDeque<Run>,
+    queue: VecDeque<RunJob>,
     started: Instant,
     /// How long the first job waited for the sandbox; later jobs find it ready.
     acquire: Duration,
@@ -235,7 +243,7 @@ impl Session {
         tokio::spawn(async move {
             if let Err(error) = sandbox.claim(&claim).await {
                 let session = &claim.session;
-                log::warn!(session:%, error:%; "session handoff not outlive the server");
+                log::warn!(session:%, error:%; "session will not outlive the server");
             }
         })
     }
@@ -254,13 +262,13 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, mut home: SessionSandbox, run: Run) {
+    fn begin(&mut self, mut home: SessionSandbox, run: RunJob) {
         let acquire = std::mem::take(&mut self.own.acquire);
         let waits = QueueTimings {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
-        let session = self.own.handle();
+        let session = self.own.handle().recipient();
         let beginning = job_task::JobStart {
             run,
             held: home.held.clone(),
@@ -272,8 +280,8 @@ impl Session {
         self.setting.status.set_active(true);
     }
 
-    fn finish(&mut self, ended: TurnEnded, ctx: &mut Context<Self>) {
-        let TurnEnded { held, result } = ended;
+    fn finish(&mut self, ended: JobEnded, ctx: &mut Context<Self>) {
+        let JobEnded { held, result } = ended;
         let (mut home, turn) = match std::mem::replace(&mut self.own.state, State::Between) {
             State::Running(home, turn) => (home, turn),
             // The session ended under the job, which has its answer already.
@@ -285,7 +293,7 @@ impl Session {
         self.setting.status.set_active(false);
         match held {
             Some(held) => home.held = held,
-            None => home.held.memory = SandboxHistory::unknown(),
+            None => home.held.history = SandboxHistory::unknown(),
         }
         home.note_use();
         if let Err(ExecuteError::SandboxLost(reason)) = result {
@@ -294,7 +302,7 @@ impl Session {
         }
         let told_of_loss = result.as_ref().is_ok_and(|result| result.state_lost);
         if turn.reply.send(result).is_err() {
-            home.held.memory.unreported_loss |= told_of_loss;
+            home.held.history.unreported_loss |= told_of_loss;
         }
         self.own.state = State::Idle(home);
         self.next();
@@ -336,11 +344,13 @@ impl Session {
         };
         // A session ends only once.
         let _ = self.setting.status.ended.set(lost.clone());
-        self.setting.registry.do_send(Ended {
-            key: self.setting.key.clone(),
-            generation: self.setting.generation,
-            lost,
-        });
+        self.setting
+            .registry
+            .do_send(SessionEvent::Ended(SessionEnd {
+                key: self.setting.key.clone(),
+                generation: self.setting.generation,
+                lost,
+            }));
         match sandbox {
             Some(sandbox) if is_left => sandbox.leave(),
             Some(sandbox) => {
@@ -353,7 +363,7 @@ impl Session {
     /// Notes that a request was told after the end how the session ended.
     fn note_told(&self, ending: &Ending) {
         if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
-            let reported = LossReported(self.setting.key.clone());
+            let reported = SessionEvent::LossReported(self.setting.key.clone());
             self.setting.registry.do_send(reported);
         }
     }
@@ -383,7 +393,7 @@ impl Session {
     }
 
     /// Returns why a job may not even wait, if it may not.
-    fn refusal(&mut self, run: &Run) -> Option<ExecuteError> {
+    fn refusal(&mut self, run: &RunJob) -> Option<ExecuteError> {
         let session = self.setting.key.id.clone();
         let bound = self.setting.spec.runtime;
         let asked = run.job.runtime();
@@ -424,23 +434,24 @@ impl Handler<Acquired> for Session {
     }
 }
 
-impl Handler<TurnEnded> for Session {
+impl Handler<JobEnded> for Session {
     type Result = ();
 
-    fn handle(&mut self, ended: TurnEnded, ctx: &mut Self::Context) {
+    fn handle(&mut self, ended: JobEnded, ctx: &mut Self::Context) {
         self.finish(ended, ctx);
     }
 }
 
-impl Handler<Run> for Session {
+impl Handler<RunJob> for Session {
     type Result = ();
 
-    fn handle(&mut self, run: Run, _: &mut Self::Context) {
+    fn handle(&mut self, run: RunJob, _: &mut Self::Context) {
         if let State::Ended(ending) = &self.own.state {
             if matches!(ending, Ending::Unused) {
                 // The sender could not know yet.
                 let key = self.setting.key.clone();
-                return self.setting.registry.do_send(Again { key, run });
+                let requeue = SessionEvent::Requeue(key, run);
+                return self.setting.registry.do_send(requeue);
             }
             let error = self.error_for(ending);
             if run.reply.send(Err(error)).is_ok() {
@@ -512,8 +523,8 @@ impl Handler<Died> for Session {
             return self.end(Ending::Lost(reason), ctx);
         };
         let sandbox = Arc::clone(&home.held.sandbox);
-        let known = home.held.memory.usage;
-        let explaining = async move { loss::explain(&*sandbox, known, reason).await };
+        let known = home.held.history.usage;
+        let explaining = async move { memory::explain_loss(&*sandbox, known, reason).await };
         let ending = wrap_future(explaining)
             .map(|reason, session: &mut Self, ctx| session.end(Ending::Lost(reason), ctx));
         ctx.spawn(ending);

@@ -47,6 +47,12 @@ pub(crate) struct WeakSupervised<A: Actor> {
     post: Weak<ActorSlot<A>>,
 }
 
+/// A handle for messages of type `M` that does not keep its actor alive, and does not name the type of the actor. So the
+/// sender's module need not import the receiver's.
+///
+/// Actix's [`Recipient`] is bound to one actor, and would lose the messages after a restart.
+pub(crate) struct WeakRecipient<M>(Arc<dyn Fn(M) + Send + Sync>);
+
 /// The place where the address of the current actor is found.
 struct ActorSlot<A: Actor> {
     name: &'static str,
@@ -233,8 +239,18 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
         }
     }
 
-    /// Runs work in a task of its own, in which a panic is only an error, and reports the outcome to the actor that
-    /// runs by then.
+    /// Returns a handle that accepts only messages of type `M`.
+    pub(crate) fn recipient<M>(self) -> WeakRecipient<M>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        WeakRecipient(Arc::new(move |message| self.do_send(message)))
+    }
+
+    /// As [`WeakRecipient::report`].
     pub(crate) fn report<T, M>(
         self,
         work: impl Future<Output = T> + Send + 'static,
@@ -246,6 +262,23 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
         A: Handler<M>,
         A::Context: ToEnvelope<A, M>,
     {
+        self.recipient().report(work, message);
+    }
+}
+
+impl<M: 'static> WeakRecipient<M> {
+    /// Sends like [`Supervised::do_send`] if the actor still exists.
+    pub(crate) fn do_send(&self, message: M) {
+        (self.0)(message);
+    }
+
+    /// Runs work in a task of its own, in which a panic is only an error, and reports the outcome to the actor that
+    /// runs by then.
+    pub(crate) fn report<T: Send + 'static>(
+        self,
+        work: impl Future<Output = T> + Send + 'static,
+        message: impl FnOnce(Result<T, JoinError>) -> M + Send + 'static,
+    ) {
         let working = tokio::spawn(work);
         tokio::spawn(async move { self.do_send(message(working.await)) });
     }
@@ -264,6 +297,18 @@ impl<A: Actor> Clone for WeakSupervised<A> {
         Self {
             post: Weak::clone(&self.post),
         }
+    }
+}
+
+impl<M> Clone for WeakRecipient<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M> fmt::Debug for WeakRecipient<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakRecipient")
     }
 }
 

@@ -3,32 +3,49 @@
 use std::collections::{HashMap, VecDeque};
 
 use isol8_api::TenantId;
-use tokio::sync::oneshot::Sender;
-
-use super::Permit;
 
 /// A place in a line. Later ones are larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
-/// All lines.
-#[derive(Debug, Default)]
-pub(super) struct FairQueue {
+/// The waiting jobs of all tenants. `R` is the channel through which a job learns that its turn has come.
+#[derive(Debug)]
+pub(super) struct FairQueue<R> {
     /// The queues of tenants that have jobs.
-    tenants: HashMap<TenantId, TenantQueue>,
+    tenants: HashMap<TenantId, TenantQueue<R>>,
     /// Tenants that wait; the first has its turn next.
     order: VecDeque<TenantId>,
     next_ticket: u64,
     len: usize,
 }
 
-#[derive(Debug, Default)]
-struct TenantQueue {
+#[derive(Debug)]
+struct TenantQueue<R> {
     running: usize,
-    waiting: VecDeque<(Ticket, Sender<Permit>)>,
+    waiting: VecDeque<(Ticket, R)>,
 }
 
-impl FairQueue {
+impl<R> Default for FairQueue<R> {
+    fn default() -> Self {
+        Self {
+            tenants: HashMap::new(),
+            order: VecDeque::new(),
+            next_ticket: 0,
+            len: 0,
+        }
+    }
+}
+
+impl<R> Default for TenantQueue<R> {
+    fn default() -> Self {
+        Self {
+            running: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl<R> FairQueue<R> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -40,7 +57,7 @@ impl FairQueue {
             .map_or(0, |line| line.waiting.len())
     }
 
-    pub(super) fn push(&mut self, tenant: &TenantId, reply: Sender<Permit>) -> Ticket {
+    pub(super) fn push(&mut self, tenant: &TenantId, reply: R) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let line = self.tenants.entry(tenant.clone()).or_default();
@@ -54,7 +71,7 @@ impl FairQueue {
 
     /// Takes out whose turn it is, and counts it as running. Tenants of which `most` run already are
     /// passed over.
-    pub(super) fn next(&mut self, most: usize) -> Option<(TenantId, Sender<Permit>)> {
+    pub(super) fn next(&mut self, most: usize) -> Option<(TenantId, R)> {
         for _ in 0..self.order.len() {
             let tenant = self.order.pop_front()?;
             let Some(line) = self.tenants.get_mut(&tenant) else {
@@ -99,7 +116,7 @@ impl FairQueue {
     /// Takes out the last of the longest line, the latest where lines are equal. Dropping its sender
     /// tells it.
     pub(super) fn drop_from_longest(&mut self) -> Option<Ticket> {
-        let last = |line: &TenantQueue| line.waiting.back().map(|(ticket, _)| *ticket);
+        let last = |line: &TenantQueue<R>| line.waiting.back().map(|(ticket, _)| *ticket);
         let longest = self
             .tenants
             .iter()
@@ -111,7 +128,7 @@ impl FairQueue {
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {
-        let idle = |line: &TenantQueue| line.running == 0 && line.waiting.is_empty();
+        let idle = |line: &TenantQueue<R>| line.running == 0 && line.waiting.is_empty();
         if self.tenants.get(tenant).is_some_and(idle) {
             self.tenants.remove(tenant);
         }

@@ -2,50 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
+use actix::prelude::*;
 use isol8_api::TenantId;
-use isol8_backend::{BackendError, Limits, Sandbox, SandboxSpec};
 
-use tokio::time::Instant;
-
-use super::Pool;
-use super::message::Release;
-use crate::run::SandboxHistory;
-use crate::supervisor::WeakSupervised;
-
-/// How long changing limits may take: a few writes to files of the kernel, or one engine call.
-const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A sandbox, and what is known about it.
-#[derive(Clone, Debug)]
-pub struct PooledSandbox {
-    /// The sandbox.
-    pub sandbox: Arc<dyn Sandbox>,
-    /// When it was made.
-    pub made: Instant,
-    /// The specification it was made for, with the limits that hold now.
-    pub spec: SandboxSpec,
-    /// Facts about its last run.
-    pub memory: SandboxHistory,
-}
-
-impl PooledSandbox {
-    /// Makes `limits` hold.
-    ///
-    /// # Errors
-    /// The old limits may hold in part, so the sandbox should go.
-    pub async fn set_limits(&mut self, limits: Limits) -> Result<(), BackendError> {
-        if self.spec.limits == limits {
-            return Ok(());
-        }
-        tokio::time::timeout(LIMITS_TIMEOUT, self.sandbox.set_limits(&limits))
-            .await
-            .map_err(|_| BackendError::Limits("no answer in time".to_owned()))??;
-        self.spec.limits = limits;
-        Ok(())
-    }
-}
+use crate::sandbox::PooledSandbox;
+use crate::supervisor::WeakRecipient;
 
 /// The pool's decision about a returned sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +20,15 @@ pub(super) enum Fate {
     Taken,
 }
 
+/// A lease has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Release {
+    pub(super) held: PooledSandbox,
+    pub(super) tenant: TenantId,
+    pub(super) fate: Fate,
+}
+
 /// A sandbox for one use. Dropping it gives the sandbox back.
 #[derive(Debug)]
 pub struct Lease {
@@ -65,7 +36,7 @@ pub struct Lease {
     pub held: PooledSandbox,
     tenant: TenantId,
     fate: Fate,
-    pool: WeakSupervised<Pool>,
+    pool: WeakRecipient<Release>,
     counted: Arc<AtomicUsize>,
 }
 
@@ -74,7 +45,7 @@ impl Lease {
         held: PooledSandbox,
         tenant: TenantId,
         leased: &Arc<AtomicUsize>,
-        pool: WeakSupervised<Pool>,
+        pool: WeakRecipient<Release>,
     ) -> Self {
         leased.fetch_add(1, Ordering::AcqRel);
         Self {

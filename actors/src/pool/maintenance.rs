@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::message::{Died, Evict, HealthCheck, PoolError, Refill, Retry};
-use super::supply::is_busy;
+use super::processors::is_busy;
 use super::{Kind, Pool, PoolConfig, PoolSize, Strategy};
 use crate::supervisor::WeakSupervised;
 
@@ -33,17 +33,17 @@ const BUSY_PAUSE: u32 = 50;
 /// Pause before the next look at a busy machine.
 const BUSY_LOOK: Duration = Duration::from_millis(100);
 
-/// Has the pool look after its sandboxes from time to time.
-pub(super) fn clock(pool: WeakSupervised<Pool>) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(LOOK_AFTER).await;
-            pool.do_send(HealthCheck);
-        }
-    }))
-}
-
 impl Pool {
+    /// Has the pool look after its sandboxes from time to time.
+    pub(super) fn start_clock(pool: WeakSupervised<Self>) -> AbortOnDropHandle<()> {
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK_AFTER).await;
+                pool.do_send(HealthCheck);
+            }
+        }))
+    }
+
     /// Keeps the sandboxes of a kind within their bound; of the used ones that which waits
     /// longest goes first. A fresh one that was made for a request which then took another may
     /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all

@@ -10,10 +10,10 @@ use isol8_backend::{BackendError, Sandbox, SandboxId, SandboxSpec};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::lease::Fate;
-use super::{Kind, Lease, Pool, PoolConfig, PooledSandbox};
+use super::config::{Kind, PoolConfig};
+use super::lease::Lease;
 use crate::error::ExecuteError;
-use crate::supervisor::{ATTEMPTS, Supervised};
+use crate::sandbox::PooledSandbox;
 
 /// Why there is no sandbox.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -41,31 +41,6 @@ impl From<PoolError> for ExecuteError {
             PoolError::Panicked => Self::Internal(error.to_string()),
         }
     }
-}
-
-/// Takes a sandbox for `tenant` out of the pool. Dropping the future gives up the request, and
-/// gives back a sandbox that was already on its way.
-///
-/// # Errors
-/// Any [`PoolError`].
-pub async fn acquire(
-    pool: &Supervised<Pool>,
-    tenant: TenantId,
-    spec: SandboxSpec,
-) -> Result<Lease, PoolError> {
-    for _ in 0..ATTEMPTS {
-        let (reply, answer) = oneshot::channel();
-        pool.do_send(Acquire {
-            tenant: tenant.clone(),
-            spec: spec.clone(),
-            reply,
-        });
-        // No answer at all: the pool panicked over this request or one before it, or is gone.
-        if let Ok(answer) = answer.await {
-            return answer;
-        }
-    }
-    Err(PoolError::Closed)
 }
 
 /// Hands out a sandbox. Legal in every state; a draining pool answers `Closed`.
@@ -118,7 +93,7 @@ pub(super) struct Cleaned {
 #[rtype(result = "()")]
 pub(super) struct Removed;
 
-/// Asks the pool to look again for requests that wait too long.
+/// Asks the pool to look again for sandboxes that have been idle for too long.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Kind);
@@ -142,15 +117,6 @@ pub(super) struct HealthCheck;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Retry(pub(super) Kind);
-
-/// A lease has ended.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(super) struct Release {
-    pub(super) held: PooledSandbox,
-    pub(super) tenant: TenantId,
-    pub(super) fate: Fate,
-}
 
 /// A waiting sandbox is dead.
 #[derive(Debug, Message)]

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// The kernel counts idle time in hundredths of a second; over this time the error is a tenth of a processor.
 const WINDOW: Duration = Duration::from_millis(100);
 
+/// Idle processors below which the machine counts as busy.
+const BUSY_BELOW: f64 = 0.3;
+
 /// The processors that sandboxes are made and run on.
 pub trait Processors: fmt::Debug + Send + Sync {
     /// Number of processors that this process may use, at least 1.
@@ -81,6 +84,11 @@ impl Processors for HostProcessors {
         });
         idle
     }
+}
+
+/// Whether no processor has time left.
+pub(super) fn is_busy(processors: &dyn Processors) -> bool {
+    processors.idle() < BUSY_BELOW
 }
 
 /// The second number of `/proc/uptime`.

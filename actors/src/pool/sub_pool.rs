@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::circulation::Circulation;
 use super::demand::Demand;
-use super::lease::PooledSandbox;
 use super::message::Acquire;
+use crate::sandbox::PooledSandbox;
 use crate::watch::DeathWatch;
 
 /// An idle sandbox of the pool.

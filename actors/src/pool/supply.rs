@@ -13,14 +13,12 @@ use isol8_backend::SandboxSpec;
 use tokio::time::Instant;
 
 use super::message::{Acquire, Supply};
+use super::processors::is_busy;
 use super::sub_pool::{PendingCreate, Sizes, SubPool, Waiter, sizes};
-use super::{Kind, Pool, Processors, Strategy};
+use super::{Kind, Pool, Strategy};
 
 /// Pause between two looks at the requests that wait; other events bring further looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// Idle processors below which the machine counts as busy.
-const BUSY_BELOW: f64 = 0.3;
 
 /// Sandboxes that may be made for requests at once, for each processor of a machine that is not busy; on a busy
 /// one it is half as many.
@@ -216,11 +214,6 @@ impl<'a> Outlook<'a> {
 /// Sandboxes of one tenant that can keep so many processors busy.
 fn enough(processors: usize) -> usize {
     processors.max(1) * ENOUGH_PER_PROCESSOR
-}
-
-/// Whether no processor has time left.
-pub(super) fn is_busy(processors: &dyn Processors) -> bool {
-    processors.idle() < BUSY_BELOW
 }
 
 /// The sandboxes being made for requests that are not overdue.

@@ -9,10 +9,9 @@ use isol8_backend::{BackendError, Limits, SandboxSpec};
 use tokio::time::{Instant, timeout};
 
 use super::message::{Acquire, Cleaned, Create, Created, PoolError, Removed};
-use super::{Lease, Pool, PooledSandbox, Strategy};
-use crate::run::SandboxHistory;
+use super::{Lease, Pool, Strategy};
+use crate::sandbox::{PooledSandbox, SandboxHistory, destroy};
 use crate::supervisor::WeakSupervised;
-use crate::watch::destroy;
 
 /// How long making a used sandbox new may take, limits included. The connection's own bound on a
 /// reset is shorter.
@@ -74,19 +73,23 @@ impl Pool {
         self.own.destroying += 1;
         self.own.handle().report(gone, |_| Removed);
     }
-}
 
-/// Gives a leased sandbox the limits that were asked for, or has another one made.
-pub(super) async fn fit(mut lease: Lease, wanted: Acquire, pool: WeakSupervised<Pool>) {
-    match lease.held.set_limits(wanted.spec.limits).await {
-        Ok(()) => {
-            // If the requester is gone, the lease returns the sandbox when it is dropped.
-            let _ = wanted.reply.send(Ok(lease));
-        }
-        Err(error) => {
-            log::warn!(sandbox:% = lease.held.sandbox.id(), error:%; "limits could not be changed");
-            lease.discard();
-            pool.do_send(Create(wanted));
+    /// Gives a leased sandbox the limits that were asked for, or has another one made.
+    pub(super) async fn apply_limits(
+        mut lease: Lease,
+        wanted: Acquire,
+        pool: WeakSupervised<Self>,
+    ) {
+        match lease.held.set_limits(wanted.spec.limits).await {
+            Ok(()) => {
+                // If the requester is gone, the lease returns the sandbox when it is dropped.
+                let _ = wanted.reply.send(Ok(lease));
+            }
+            Err(error) => {
+                log::warn!(sandbox:% = lease.held.sandbox.id(), error:%; "limits could not be changed");
+                lease.discard();
+                pool.do_send(Create(wanted));
+            }
         }
     }
 }
@@ -96,7 +99,7 @@ async fn cleaned(mut held: PooledSandbox, limits: Limits) -> Result<PooledSandbo
     held.set_limits(limits).await?;
     // Usage between the end of the last run and the reset does not belong to the next run.
     let usage = held.sandbox.usage().await.ok();
-    held.memory = SandboxHistory {
+    held.history = SandboxHistory {
         usage,
         unreported_loss: false,
     };

@@ -5,7 +5,7 @@ use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
 
-use super::{Attachment, Mode};
+use super::attachment::Attachment;
 
 /// Path of the setup script: outside `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
@@ -14,8 +14,17 @@ const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 /// directory, so that it can import the session's files, under a name that none of them has.
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
+/// The treatment of processes and files that a run leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunMode {
+    /// Nothing stays.
+    Ephemeral,
+    /// Files, processes and the interpreter's state are for the next run.
+    Session,
+}
+
 /// Returns the run of the program, if the job has a program.
-pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Option<RunSpec> {
+pub(super) fn program(job: &Job, mode: RunMode, live: Option<&Attachment>) -> Option<RunSpec> {
     let program = match &job.program {
         Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
@@ -30,15 +39,15 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Optio
                 source: source.clone(),
             };
             match mode {
-                Mode::Ephemeral => script("/sandbox/main"),
-                Mode::Session if job.terminal.is_some() => script(BESIDE_PATH),
-                Mode::Session => GuestProgram::Cell { kernel, source },
+                RunMode::Ephemeral => script("/sandbox/main"),
+                RunMode::Session if job.terminal.is_some() => script(BESIDE_PATH),
+                RunMode::Session => GuestProgram::Cell { kernel, source },
             }
         }
     };
     let mut run = base(job, program);
     run.eager = live.is_some();
-    run.sweep = mode == Mode::Ephemeral;
+    run.sweep = mode == RunMode::Ephemeral;
     run.stdin = match &job.stdin {
         Some(stdin) => Stdin::Bytes(stdin.clone()),
         None if live.is_some_and(|live| live.input.is_some()) => Stdin::Piped,

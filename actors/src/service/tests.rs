@@ -17,7 +17,7 @@ use crate::job::{Job, Program};
 use crate::pool::{Pool, PoolSize, SandboxDefaults};
 use crate::pruner::Pruner;
 use crate::registry::Registry;
-use crate::session::{Run, Session, SessionKey};
+use crate::session::{RunJob, Session, SessionKey};
 use crate::supervisor::Supervised;
 
 /// Makes the receiving actor panic.
@@ -167,7 +167,7 @@ async fn a_job_that_meets_a_session_nobody_waited_for_has_another() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     // A message was on its way when the session ended.
     let (reply, answer) = oneshot::channel();
-    unused.do_send(Run {
+    unused.do_send(RunJob {
         job: Arc::new(job("print 2")),
         live: None,
         cancel: CancellationToken::new(),

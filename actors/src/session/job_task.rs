@@ -9,14 +9,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::message::{Reply, TurnEnded};
-use super::{Run, Session, SessionContext};
+use super::context::SessionContext;
+use super::message::{JobEnded, Reply, RunJob};
 use crate::admission::Permit;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::PooledSandbox;
-use crate::run::{self, Attachment, Mode, QueueTimings};
-use crate::supervisor::WeakSupervised;
+use crate::run::{self, Attachment, QueueTimings, RunMode};
+use crate::sandbox::PooledSandbox;
+use crate::supervisor::WeakRecipient;
 
 /// The session's hold on the running job. Dropping it ends the run.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(super) struct RunningJob {
 /// The values that a job's task starts with.
 #[derive(Debug)]
 pub(super) struct JobStart {
-    pub(super) run: Run,
+    pub(super) run: RunJob,
     pub(super) held: PooledSandbox,
     /// To be awaited before the answer.
     pub(super) claiming: Option<JoinHandle<()>>,
@@ -37,11 +37,11 @@ pub(super) struct JobStart {
 
 impl RunningJob {
     /// Runs a job in a task of its own, where a panic is an error and no more. The session is told of
-    /// the end by [`TurnEnded`].
+    /// the end by [`JobEnded`].
     pub(super) fn begin(
         beginning: JobStart,
         setting: &SessionContext,
-        session: WeakSupervised<Session>,
+        session: WeakRecipient<JobEnded>,
     ) -> Self {
         let JobStart {
             run,
@@ -65,7 +65,7 @@ impl RunningJob {
                 // The task reports its own failure.
                 let _ = claiming.await;
             }
-            TurnEnded {
+            JobEnded {
                 result,
                 held: Some(held),
             }
@@ -74,7 +74,7 @@ impl RunningJob {
             ended.unwrap_or_else(|panic| {
                 log::error!(error:% = panic; "run panicked");
                 let text = "the run panicked".to_owned();
-                TurnEnded {
+                JobEnded {
                     result: Err(ExecuteError::Internal(text)),
                     held: None,
                 }
@@ -102,9 +102,9 @@ async fn execute(
     run::run(
         sandbox.as_ref(),
         job,
-        Mode::Session,
+        RunMode::Session,
         waits,
-        &mut held.memory,
+        &mut held.history,
         live,
         cancel,
     )

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
 
-use super::{ActorGone, StateGuard, Supervised};
+use super::{ActorGone, StateGuard, Supervised, WeakSupervised};
 
 /// Counts, and remembers what it was told last.
 struct Counter {
@@ -77,6 +77,22 @@ async fn a_message_that_always_panics_is_given_up_and_harms_no_other() {
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(5));
     let restarts = setup.restarts.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!(restarts, super::ATTEMPTS as u64);
+}
+
+#[actix::test]
+async fn a_recipient_reaches_the_restarted_actor_and_keeps_no_actor_alive() {
+    let setup = counter();
+    let slot = Arc::downgrade(&setup.counter.post);
+    let recipient = WeakSupervised { post: slot.clone() }.recipient();
+    recipient.do_send(Add(1));
+    recipient.do_send(Add(13));
+    assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
+    recipient.do_send(Add(4));
+    assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(8));
+    assert_eq!(*setup.started.lock().unwrap(), [0, 1]);
+    drop(setup.counter);
+    assert!(slot.upgrade().is_none());
+    recipient.do_send(Add(1));
 }
 
 #[actix::test]

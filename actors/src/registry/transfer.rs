@@ -1,21 +1,15 @@
-//! Access to the files of a session that there is.
+//! The part of the registry that finds the session of a file transfer.
 
 use actix::prelude::*;
 
-use super::Registry;
+use super::{BeginTransfer, Registry};
 use crate::error::ExecuteError;
-use crate::files::TransferPermit;
-use crate::session::{self, SessionKey};
+use crate::session::{self, TransferPermit};
 
-/// Asks for the right to one transfer in a session. None is made for it.
-#[derive(Debug, Message)]
-#[rtype(result = "Result<TransferPermit, ExecuteError>")]
-pub(crate) struct Open(pub(crate) SessionKey);
-
-impl Handler<Open> for Registry {
+impl Handler<BeginTransfer> for Registry {
     type Result = ResponseFuture<Result<TransferPermit, ExecuteError>>;
 
-    fn handle(&mut self, Open(key): Open, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, BeginTransfer(key): BeginTransfer, _: &mut Self::Context) -> Self::Result {
         if self.own.draining {
             return Box::pin(async { Err(ExecuteError::ShuttingDown) });
         }
@@ -27,6 +21,6 @@ impl Handler<Open> for Registry {
             return Box::pin(async { Err(ExecuteError::SessionNotFound) });
         };
         let session = slot.session.clone();
-        Box::pin(async move { session.ask(|| session::Open).await? })
+        Box::pin(async move { session.ask(|| session::BeginTransfer).await? })
     }
 }

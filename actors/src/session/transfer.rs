@@ -1,16 +1,17 @@
-//! Access to the sandbox's files, beside the jobs.
+//! The part of a session that permits file transfers, which run beside its jobs.
 
 use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::message::{Open, Used};
+use super::message::BeginTransfer;
+use super::permit::{TransferEnded, TransferPermit};
+use super::status::MAX_TRANSFERS;
 use super::{Session, State};
 use crate::error::ExecuteError;
-use crate::files::{MAX_TRANSFERS, TransferPermit};
 
 impl Session {
-    fn open(&mut self) -> Result<TransferPermit, ExecuteError> {
+    fn begin_transfer(&mut self) -> Result<TransferPermit, ExecuteError> {
         let home = match &mut self.own.state {
             State::Idle(home) | State::Running(home, _) => home,
             State::Ended(ending) => {
@@ -37,24 +38,24 @@ impl Session {
             id,
             sandbox: Arc::clone(&home.held.sandbox),
             status: Arc::clone(status),
-            session: self.own.handle(),
+            session: self.own.handle().recipient(),
             _permit: permit,
         })
     }
 }
 
-impl Handler<Open> for Session {
+impl Handler<BeginTransfer> for Session {
     type Result = Result<TransferPermit, ExecuteError>;
 
-    fn handle(&mut self, _: Open, _: &mut Self::Context) -> Self::Result {
-        self.open()
+    fn handle(&mut self, _: BeginTransfer, _: &mut Self::Context) -> Self::Result {
+        self.begin_transfer()
     }
 }
 
-impl Handler<Used> for Session {
+impl Handler<TransferEnded> for Session {
     type Result = ();
 
-    fn handle(&mut self, _: Used, _: &mut Self::Context) {
+    fn handle(&mut self, _: TransferEnded, _: &mut Self::Context) {
         if let State::Idle(home) | State::Running(home, _) = &mut self.own.state {
             home.note_use();
         }
