@@ -49,11 +49,11 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Admits jobs, those of each tenant in order of arrival.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Scheduler>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Scheduler {
     config: AdmissionConfig,
     running: usize,
     queue: FairQueue<oneshot::Sender<Permit>>,
@@ -62,10 +62,10 @@ struct State {
 
 /// The right to run one job; given back when dropped.
 #[derive(Debug)]
-pub struct Permit(Option<RunningJob>);
+pub struct Permit(Option<AdmittedJob>);
 
 #[derive(Debug)]
-struct RunningJob {
+struct AdmittedJob {
     admission: Admission,
     tenant: TenantId,
     since: Instant,
@@ -87,7 +87,7 @@ impl Admission {
     /// An admission within `config`.
     #[must_use]
     pub fn new(config: AdmissionConfig) -> Self {
-        let state = State {
+        let state = Scheduler {
             config,
             running: 0,
             queue: FairQueue::default(),
@@ -118,7 +118,7 @@ impl Admission {
     pub fn set_config(&self, config: AdmissionConfig) {
         let mut state = self.lock();
         state.config = config;
-        self.give_turns(&mut state);
+        self.admit_waiting(&mut state);
     }
 
     /// A snapshot.
@@ -135,11 +135,11 @@ impl Admission {
     fn enter<'a>(
         &'a self,
         tenant: &'a TenantId,
-    ) -> Result<(Place<'a>, oneshot::Receiver<Permit>), ExecuteError> {
+    ) -> Result<(QueuePlace<'a>, oneshot::Receiver<Permit>), ExecuteError> {
         let mut state = self.lock();
         let (reply, turn) = oneshot::channel();
         let ticket = state.queue.push(tenant, reply);
-        self.give_turns(&mut state);
+        self.admit_waiting(&mut state);
         if state.queue.len() > state.config.max_waiting {
             match state.queue.drop_from_longest() {
                 Some(dropped) if dropped == ticket => {
@@ -153,7 +153,7 @@ impl Admission {
                 _ => {}
             }
         }
-        let place = Place {
+        let place = QueuePlace {
             admission: self,
             tenant,
             ticket,
@@ -162,32 +162,32 @@ impl Admission {
     }
 
     /// Gives free turns to those who wait, one of each tenant after the other.
-    fn give_turns(&self, state: &mut State) {
+    fn admit_waiting(&self, state: &mut Scheduler) {
         while state.running < state.config.max_concurrent.max(1) {
             let most = state.config.max_concurrent_per_tenant.max(1);
             let Some((tenant, reply)) = state.queue.next(most) else {
                 return;
             };
             state.running += 1;
-            let turn = RunningJob {
+            let job = AdmittedJob {
                 admission: self.clone(),
                 tenant,
                 since: Instant::now(),
             };
             // Dropped here, an unwanted one would lock what is locked.
-            if let Err(Some(turn)) = reply.send(Permit(Some(turn))).map_err(Permit::taken) {
-                state.end(&turn.tenant);
+            if let Err(Some(job)) = reply.send(Permit(Some(job))).map_err(Permit::taken) {
+                state.end(&job.tenant);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Scheduler> {
         // Nothing under the lock panics half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Scheduler {
     fn end(&mut self, tenant: &TenantId) {
         self.running -= 1;
         self.queue.ended(tenant);
@@ -215,29 +215,29 @@ impl State {
 }
 
 impl Permit {
-    fn taken(mut self) -> Option<RunningJob> {
+    fn taken(mut self) -> Option<AdmittedJob> {
         self.0.take()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(turn) = self.0.take() else { return };
-        let mut state = turn.admission.lock();
-        state.end(&turn.tenant);
-        state.usual = (state.usual * 7 + turn.since.elapsed()) / 8;
-        turn.admission.give_turns(&mut state);
+        let Some(job) = self.0.take() else { return };
+        let mut state = job.admission.lock();
+        state.end(&job.tenant);
+        state.usual = (state.usual * 7 + job.since.elapsed()) / 8;
+        job.admission.admit_waiting(&mut state);
     }
 }
 
 /// A place in the line, given up when dropped; nothing where its turn has come.
-struct Place<'a> {
+struct QueuePlace<'a> {
     admission: &'a Admission,
     tenant: &'a TenantId,
     ticket: Ticket,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.admission.lock().queue.remove(self.tenant, self.ticket);
     }

@@ -37,7 +37,7 @@ pub use config::{Kind, PoolConfig, PoolSize, SandboxDefaults, Strategy};
 pub use lease::Lease;
 use lease::{Fate, Release};
 use message::{
-    Acquire, Cleaned, Create, Created, Died, Evict, HealthCheck, Refill, Removed, Retry, Supply,
+    Acquire, Create, Created, Died, Evict, HealthCheck, Refill, Removed, ResetEnded, Retry, Supply,
 };
 pub use message::{Configure, Observe, PoolError, PoolState, Shutdown, SubPoolState};
 pub use processors::{FixedProcessors, HostProcessors, Processors};
@@ -47,7 +47,7 @@ use sub_pool::{IdleSandbox, SubPool, Waiter};
 #[derive(Debug)]
 pub struct Pool {
     backend: Arc<dyn Backend>,
-    own: StateGuard<Self, ActorState>,
+    state: StateGuard<Self, ActorState>,
     /// Not a timer of the actor's context, which would keep the actor alive.
     _clock: AbortOnDropHandle<()>,
 }
@@ -65,9 +65,9 @@ struct ActorState {
     /// As many waited as should, once.
     was_full: bool,
     /// Nothing is made ahead of time until [`Refill`] comes.
-    refill_is_put_off: bool,
+    refill_is_delayed: bool,
     /// A look at the requests that wait is due.
-    looks_again: bool,
+    supply_is_scheduled: bool,
     /// Callers that wait for the end of the shutdown; `None` before the shutdown.
     draining: Option<Vec<oneshot::Sender<()>>>,
     /// Cancels creations and resets whose result can no longer be used.
@@ -92,8 +92,8 @@ pub fn start(
         config,
         ..ActorState::default()
     };
-    Supervised::start("pool", restarts, state, move |own| {
-        Pool::new(Arc::clone(&backend), own)
+    Supervised::start("pool", restarts, state, move |state| {
+        Pool::new(Arc::clone(&backend), state)
     })
 }
 
@@ -123,24 +123,24 @@ pub async fn acquire(
 }
 
 impl Pool {
-    fn new(backend: Arc<dyn Backend>, mut own: StateGuard<Self, ActorState>) -> Self {
+    fn new(backend: Arc<dyn Backend>, mut state: StateGuard<Self, ActorState>) -> Self {
         // Their timers ended with the actor that had set them.
-        for sub_pool in own.sub_pools.values_mut() {
+        for sub_pool in state.sub_pools.values_mut() {
             sub_pool.backing_off = false;
-            sub_pool.evicting = false;
+            sub_pool.eviction_is_scheduled = false;
         }
-        own.refill_is_put_off = false;
-        own.looks_again = false;
-        let clock = Self::start_clock(own.handle());
+        state.refill_is_delayed = false;
+        state.supply_is_scheduled = false;
+        let clock = Self::start_clock(state.handle());
         Self {
             backend,
-            own,
+            state,
             _clock: clock,
         }
     }
 
     fn sub_pool(&mut self, kind: &Kind) -> &mut SubPool {
-        self.own.sub_pools.entry(kind.clone()).or_default()
+        self.state.sub_pools.entry(kind.clone()).or_default()
     }
 
     /// Has a request wait for a sandbox.
@@ -155,8 +155,8 @@ impl Pool {
     }
 
     fn next_number(&mut self) -> u64 {
-        self.own.next_number += 1;
-        self.own.next_number
+        self.state.next_number += 1;
+        self.state.next_number
     }
 
     /// Hands a sandbox to whom it will serve, with the limits that were asked for.
@@ -167,14 +167,14 @@ impl Pool {
         let lease = Lease::new(
             held,
             tenant,
-            &self.own.leased,
-            self.own.handle().recipient(),
+            &self.state.leased,
+            self.state.handle().recipient(),
         );
         if lease.held.spec.limits == wanted.spec.limits {
             // If the requester is gone, the lease returns the sandbox when it is dropped.
             let _ = wanted.reply.send(Ok(lease));
         } else {
-            tokio::spawn(Self::apply_limits(lease, wanted, self.own.handle()));
+            tokio::spawn(Self::apply_limits(lease, wanted, self.state.handle()));
         }
     }
 
@@ -182,34 +182,34 @@ impl Pool {
         let Created {
             made,
             spec,
-            order,
+            pending,
             took,
         } = created;
         let kind = Kind::of(&spec);
         let sub_pool = self.sub_pool(&kind);
-        let ticket = order.and_then(|id| sub_pool.close_order(id));
-        if order.is_none() {
+        let ticket = pending.and_then(|id| sub_pool.finish_create(id));
+        if pending.is_none() {
             sub_pool.refilling -= 1;
         }
-        match made.and_then(alive) {
+        match made.and_then(check_alive) {
             Ok(sandbox) => {
-                sub_pool.demand.made(took);
+                sub_pool.demand.note_created(took);
                 sub_pool.failures = 0;
                 sub_pool.unavailable = false;
-                let history = SandboxHistory::fresh();
+                let history = SandboxHistory::unused();
                 let held = PooledSandbox {
                     sandbox,
                     made: Instant::now(),
                     spec,
                     history,
                 };
-                if order.is_none() && self.is_spared(&held) {
+                if pending.is_none() && self.is_spared(&held) {
                     self.return_clean(held);
                 } else {
                     self.offer(held, ticket, None);
                 }
             }
-            Err(error) if order.is_none() => self.back_off(&kind, &error),
+            Err(error) if pending.is_none() => self.back_off(&kind, &error),
             // Requests that counted on this sandbox have another one made.
             Err(error) => {
                 if let Some(waiter) = ticket.and_then(|ticket| sub_pool.take_waiter(ticket)) {
@@ -222,7 +222,7 @@ impl Pool {
 
     /// Hands a sandbox that has become free to a waiting request, or returns it to the idle sandboxes, or removes it.
     fn offer(&mut self, held: PooledSandbox, ticket: Option<u64>, owner: Option<TenantId>) {
-        if self.own.draining.is_some() || held.sandbox.control().is_closed() {
+        if self.state.draining.is_some() || held.sandbox.control().is_closed() {
             return self.destroy(held);
         }
         let waiter = self
@@ -231,43 +231,43 @@ impl Pool {
         match (waiter, owner) {
             (Some(waiter), _) => self.hand_out(held, waiter),
             (None, None) => self.return_clean(held),
-            (None, Some(owner)) => self.shelve_used(held, owner),
+            (None, Some(owner)) => self.return_dirty(held, owner),
         }
     }
 
     /// Whether a sandbox that was made ahead of time is left to tenants that have none: all requests that wait
     /// have other sandboxes to wait for.
     fn is_spared(&self, held: &PooledSandbox) -> bool {
-        let Some(sub_pool) = self.own.sub_pools.get(&Kind::of(&held.spec)) else {
+        let Some(sub_pool) = self.state.sub_pools.get(&Kind::of(&held.spec)) else {
             return false;
         };
         let mut waiters = sub_pool.waiters.iter().map(|waiter| &waiter.wanted);
-        self.own.draining.is_none()
+        self.state.draining.is_none()
             && !held.sandbox.control().is_closed()
             && waiters.all(|wanted| self.waits_for_used(&wanted.spec, &wanted.tenant))
     }
 
     fn return_clean(&mut self, held: PooledSandbox) {
-        if !self.own.config.sandbox.sizes_fit(&held.spec) {
+        if !self.state.config.sandbox.sizes_fit(&held.spec) {
             return self.destroy(held);
         }
         let kind = Kind::of(&held.spec);
-        let warm = self.watched(held);
-        self.sub_pool(&kind).fresh.push_back(warm);
+        let idle = self.watched(held);
+        self.sub_pool(&kind).clean.push_back(idle);
         self.evict(&kind);
     }
 
-    fn shelve_used(&mut self, held: PooledSandbox, owner: TenantId) {
+    fn return_dirty(&mut self, held: PooledSandbox, owner: TenantId) {
         let kind = Kind::of(&held.spec);
-        let warm = self.watched(held);
-        self.sub_pool(&kind).used.push_back((owner, warm));
+        let idle = self.watched(held);
+        self.sub_pool(&kind).dirty.push_back((owner, idle));
         self.evict(&kind);
     }
 
     /// Starts to watch an idle sandbox for its death.
     fn watched(&self, held: PooledSandbox) -> IdleSandbox {
         let (kind, id) = (Kind::of(&held.spec), held.sandbox.id().clone());
-        let pool = self.own.handle();
+        let pool = self.state.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             pool.do_send(Died { kind, id, reason });
         });
@@ -280,7 +280,7 @@ impl Pool {
     }
 
     /// Makes a used sandbox as new, in the background.
-    fn clean(&mut self, held: PooledSandbox, owner: TenantId) {
+    fn begin_reset(&mut self, held: PooledSandbox, owner: TenantId) {
         let kind = Kind::of(&held.spec);
         self.sub_pool(&kind).circulation.begin_reset(&owner);
         self.evict(&kind);
@@ -291,7 +291,7 @@ impl Pool {
     fn is_reusable(&self, held: &PooledSandbox, tenant: &TenantId) -> bool {
         self.may_reuse(&held.spec)
             && !held.spec.single_use
-            && self.own.draining.is_none()
+            && self.state.draining.is_none()
             && self.is_wanted(held, tenant)
             && !held.sandbox.control().is_closed()
     }
@@ -299,10 +299,10 @@ impl Pool {
     /// Whether there is room for one more used sandbox, or a request of its tenant waits for it.
     fn is_wanted(&self, held: &PooledSandbox, tenant: &TenantId) -> bool {
         let kind = Kind::of(&held.spec);
-        let Some(sub_pool) = self.own.sub_pools.get(&kind) else {
+        let Some(sub_pool) = self.state.sub_pools.get(&kind) else {
             return true;
         };
-        let room = 2 * self.own.config.size_of(&kind).dirty;
+        let room = 2 * self.state.config.size_of(&kind).dirty;
         let waiters = sub_pool.waiters.iter();
         let waiting = waiters.filter(|waiter| waiter.wanted.tenant == *tenant);
         sub_pool.circulation.resets() < room
@@ -311,21 +311,21 @@ impl Pool {
 
     /// Brings the pool to its target state after a change: refills idle sandboxes, or ends the shutdown.
     fn reconcile(&mut self) {
-        let own = &mut *self.own;
+        let state = &mut *self.state;
         // Clients that may name images name many.
-        let images = &own.config.images;
-        own.sub_pools.retain(|kind, sub_pool| {
+        let images = &state.config.images;
+        state.sub_pools.retain(|kind, sub_pool| {
             kind.image.is_none() || images.contains_key(kind) || !sub_pool.is_idle()
         });
-        let Some(waiting) = &mut own.draining else {
+        let Some(waiting) = &mut state.draining else {
             self.supply();
             self.refill();
-            self.own.was_full = self.own.was_full || self.is_full();
+            self.state.was_full = self.state.was_full || self.is_full();
             return;
         };
         let idle = |sub_pool: &SubPool| sub_pool.under_way() == 0;
-        let leased = own.leased.load(Ordering::Acquire);
-        if leased + own.destroying == 0 && own.sub_pools.values().all(idle) {
+        let leased = state.leased.load(Ordering::Acquire);
+        if leased + state.destroying == 0 && state.sub_pools.values().all(idle) {
             for reply in waiting.drain(..) {
                 // Ignore a closed channel: the caller has gone.
                 let _ = reply.send(());
@@ -335,7 +335,7 @@ impl Pool {
 }
 
 /// A sandbox that did not outlive its making was not made.
-fn alive(sandbox: Arc<dyn Sandbox>) -> Result<Arc<dyn Sandbox>, PoolError> {
+fn check_alive(sandbox: Arc<dyn Sandbox>) -> Result<Arc<dyn Sandbox>, PoolError> {
     if sandbox.control().is_closed() {
         let error = BackendError::Create("it died at once".to_owned());
         return Err(PoolError::Backend(Arc::new(error)));
@@ -347,16 +347,16 @@ impl Handler<Acquire> for Pool {
     type Result = ();
 
     fn handle(&mut self, wanted: Acquire, _: &mut Self::Context) {
-        if self.own.draining.is_some() {
+        if self.state.draining.is_some() {
             return wanted.refuse(PoolError::Closed);
         }
-        let fits = self.own.config.sandbox.sizes_fit(&wanted.spec);
+        let fits = self.state.config.sandbox.sizes_fit(&wanted.spec);
         let runtime = wanted.spec.runtime;
         // Python's are forked, and bash is there at once.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
-        let spares_fresh = self.waits_for_used(&wanted.spec, &wanted.tenant);
+        let spares_clean = self.waits_for_used(&wanted.spec, &wanted.tenant);
         let sub_pool = self.sub_pool(&Kind::of(&wanted.spec));
-        let picked = fits.then(|| sub_pool.pick(&wanted.tenant, boots_slowly, spares_fresh));
+        let picked = fits.then(|| sub_pool.pick(&wanted.tenant, boots_slowly, spares_clean));
         match picked.flatten() {
             Some(held) => {
                 self.hand_out(held, wanted);
@@ -378,20 +378,20 @@ impl Handler<Created> for Pool {
     }
 }
 
-impl Handler<Cleaned> for Pool {
+impl Handler<ResetEnded> for Pool {
     type Result = ();
 
-    fn handle(&mut self, cleaned: Cleaned, _: &mut Self::Context) {
-        let Cleaned {
-            cleaned,
+    fn handle(&mut self, ended: ResetEnded, _: &mut Self::Context) {
+        let ResetEnded {
+            result,
             held,
             owner,
             took,
-        } = cleaned;
+        } = ended;
         let sub_pool = self.sub_pool(&Kind::of(&held.spec));
-        let took = cleaned.is_ok().then_some(took);
+        let took = result.is_ok().then_some(took);
         sub_pool.circulation.end_reset(&owner, took);
-        match cleaned {
+        match result {
             Ok(clean) => self.offer(clean, None, Some(owner)),
             Err(reason) => {
                 log::warn!(sandbox:% = held.sandbox.id(), reason:%; "sandbox was not reset");
@@ -406,7 +406,7 @@ impl Handler<Removed> for Pool {
     type Result = ();
 
     fn handle(&mut self, _: Removed, _: &mut Self::Context) {
-        self.own.destroying -= 1;
+        self.state.destroying -= 1;
         self.reconcile();
     }
 }
@@ -415,7 +415,7 @@ impl Handler<Evict> for Pool {
     type Result = ();
 
     fn handle(&mut self, Evict(kind): Evict, _: &mut Self::Context) {
-        self.sub_pool(&kind).evicting = false;
+        self.sub_pool(&kind).eviction_is_scheduled = false;
         self.evict(&kind);
     }
 }
@@ -424,7 +424,7 @@ impl Handler<Refill> for Pool {
     type Result = ();
 
     fn handle(&mut self, _: Refill, _: &mut Self::Context) {
-        self.own.refill_is_put_off = false;
+        self.state.refill_is_delayed = false;
         self.reconcile();
     }
 }
@@ -433,7 +433,7 @@ impl Handler<Supply> for Pool {
     type Result = ();
 
     fn handle(&mut self, _: Supply, _: &mut Self::Context) {
-        self.own.looks_again = false;
+        self.state.supply_is_scheduled = false;
         self.supply();
     }
 }
@@ -459,7 +459,7 @@ impl Handler<Create> for Pool {
     type Result = ();
 
     fn handle(&mut self, Create(wanted): Create, _: &mut Self::Context) {
-        if self.own.draining.is_some() {
+        if self.state.draining.is_some() {
             return wanted.refuse(PoolError::Closed);
         }
         self.wait(wanted);
@@ -475,7 +475,7 @@ impl Handler<Release> for Pool {
         sub_pool.circulation.give_back(&tenant);
         match fate {
             Fate::Taken => {}
-            Fate::Return if self.is_reusable(&held, &tenant) => self.clean(held, tenant),
+            Fate::Return if self.is_reusable(&held, &tenant) => self.begin_reset(held, tenant),
             Fate::Return | Fate::Discard => self.destroy(held),
         }
         self.reconcile();
@@ -500,10 +500,10 @@ impl Handler<Shutdown> for Pool {
 
     fn handle(&mut self, _: Shutdown, _: &mut Self::Context) -> Self::Result {
         let (reply, done) = oneshot::channel();
-        self.own.draining.get_or_insert_default().push(reply);
-        self.own.closing.cancel();
+        self.state.draining.get_or_insert_default().push(reply);
+        self.state.closing.cancel();
         let mut left = Vec::new();
-        for sub_pool in self.own.sub_pools.values_mut() {
+        for sub_pool in self.state.sub_pools.values_mut() {
             for waiter in sub_pool.waiters.drain(..) {
                 waiter.wanted.refuse(PoolError::Closed);
             }
@@ -522,10 +522,10 @@ impl Handler<Configure> for Pool {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.own.config = config;
-        let kinds: Vec<_> = self.own.sub_pools.keys().cloned().collect();
+        self.state.config = config;
+        let kinds: Vec<_> = self.state.sub_pools.keys().cloned().collect();
         for kind in &kinds {
-            let sandbox = self.own.config.sandbox;
+            let sandbox = self.state.config.sandbox;
             let misfits = self
                 .sub_pool(kind)
                 .take_out(|held| !sandbox.sizes_fit(&held.spec));
@@ -544,17 +544,17 @@ impl Handler<Observe> for Pool {
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> PoolState {
         let state = |sub_pool: &SubPool| SubPoolState {
-            clean: sub_pool.fresh.len(),
-            used: sub_pool.used.len(),
+            clean: sub_pool.clean.len(),
+            used: sub_pool.dirty.len(),
             cleaning: sub_pool.circulation.resets(),
-            creating: sub_pool.orders.len() + sub_pool.refilling,
+            creating: sub_pool.pending_creates.len() + sub_pool.refilling,
             waiting: sub_pool.waiters.len(),
             failures: sub_pool.failures,
             unavailable: sub_pool.unavailable,
         };
         let mut runtimes = BTreeMap::new();
         let mut images = BTreeMap::new();
-        for (kind, sub_pool) in &self.own.sub_pools {
+        for (kind, sub_pool) in &self.state.sub_pools {
             match &kind.image {
                 None => drop(runtimes.insert(kind.runtime, state(sub_pool))),
                 Some(image) => drop(images.insert(image.clone(), state(sub_pool))),
@@ -563,10 +563,10 @@ impl Handler<Observe> for Pool {
         PoolState {
             runtimes,
             images,
-            leased: self.own.leased.load(Ordering::Acquire),
-            destroying: self.own.destroying,
-            was_full: self.own.was_full,
-            draining: self.own.draining.is_some(),
+            leased: self.state.leased.load(Ordering::Acquire),
+            destroying: self.state.destroying,
+            was_full: self.state.was_full,
+            draining: self.state.draining.is_some(),
         }
     }
 }

@@ -74,7 +74,7 @@ pub struct Configure(pub PrunerConfig);
 pub struct Pruner {
     registry: Supervised<Registry>,
     backend: Arc<dyn Backend>,
-    own: StateGuard<Self, ActorState>,
+    state: StateGuard<Self, ActorState>,
     clock: Option<AbortOnDropHandle<()>>,
 }
 
@@ -82,7 +82,7 @@ pub struct Pruner {
 #[derive(Clone, Copy, Debug, Default)]
 struct ActorState {
     config: PrunerConfig,
-    state: PrunerState,
+    report: PrunerState,
 }
 
 /// Starts a pruner on the current arbiter. `restarts` counts the restarted actors.
@@ -96,17 +96,17 @@ pub fn start(
         config,
         ..ActorState::default()
     };
-    Supervised::start("pruner", restarts, state, move |own| Pruner {
+    Supervised::start("pruner", restarts, state, move |state| Pruner {
         registry: registry.clone(),
         backend: Arc::clone(&backend),
-        own,
+        state,
         clock: None,
     })
 }
 
 impl Pruner {
     fn tick_later(&mut self) {
-        let (pruner, interval) = (self.own.handle(), self.own.config.interval);
+        let (pruner, interval) = (self.state.handle(), self.state.config.interval);
         // Not a timer of the actor's context, which would keep the actor alive.
         self.clock = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(interval).await;
@@ -115,17 +115,17 @@ impl Pruner {
     }
 
     fn tick(&mut self) {
-        self.own.state.ticks += 1;
+        self.state.report.ticks += 1;
         let PrunerConfig {
             auto_prune,
             max_age,
             ..
-        } = self.own.config;
+        } = self.state.config;
         let max_idle = auto_prune.then_some(max_age);
         self.registry.do_send(registry::HealthCheck { max_idle });
         let backend = Arc::clone(&self.backend);
         let sweeping = async move { timeout(SWEEP_TIMEOUT, backend.sweep()).await };
-        self.own.handle().report(sweeping, |swept| Swept {
+        self.state.handle().report(sweeping, |swept| Swept {
             orphans: match swept {
                 Ok(Ok(Ok(count))) => count,
                 Ok(Ok(Err(error))) => {
@@ -165,7 +165,7 @@ impl Handler<Swept> for Pruner {
     type Result = ();
 
     fn handle(&mut self, Swept { orphans }: Swept, _: &mut Self::Context) {
-        self.own.state.orphans += orphans;
+        self.state.report.orphans += orphans;
         self.tick_later();
     }
 }
@@ -174,7 +174,7 @@ impl Handler<Observe> for Pruner {
     type Result = PrunerState;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> PrunerState {
-        self.own.state
+        self.state.report
     }
 }
 
@@ -182,6 +182,6 @@ impl Handler<Configure> for Pruner {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.own.config = config;
+        self.state.config = config;
     }
 }

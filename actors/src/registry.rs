@@ -61,7 +61,7 @@ pub struct Execute {
     /// The job.
     pub job: Arc<Job>,
     /// The client that follows the run, if there is one.
-    pub live: Option<Attachment>,
+    pub attachment: Option<Attachment>,
     /// Triggered when the requester has gone.
     pub cancel: CancellationToken,
 }
@@ -141,21 +141,21 @@ pub struct Registry {
     pool: Supervised<Pool>,
     admission: Admission,
     restarts: Restarts,
-    own: StateGuard<Self, ActorState>,
+    state: StateGuard<Self, ActorState>,
 }
 
 /// The state of a registry, which a restarted registry takes over.
 #[derive(Debug, Default)]
 struct ActorState {
     config: RegistryConfig,
-    live: HashMap<SessionKey, Slot>,
+    sessions: HashMap<SessionKey, SessionEntry>,
     losses: Losses,
     next_generation: u64,
     draining: bool,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct SessionEntry {
     session: Supervised<Session>,
     generation: u64,
     status: Arc<SessionStatus>,
@@ -183,20 +183,20 @@ pub(crate) fn start(
         ..ActorState::default()
     };
     let counter = Arc::clone(&restarts.registry);
-    Supervised::start("registry", counter, state, move |own| Registry {
+    Supervised::start("registry", counter, state, move |state| Registry {
         pool: pool.clone(),
         admission: admission.clone(),
         restarts: restarts.clone(),
-        own,
+        state,
     })
 }
 
 impl Registry {
     /// Handles the ends of sessions that happened while no registry ran.
     fn catch_up(&mut self) {
-        let ended = |(key, slot): (&SessionKey, &Slot)| {
-            let lost = slot.status.ended.get()?.clone();
-            let generation = slot.generation;
+        let ended = |(key, entry): (&SessionKey, &SessionEntry)| {
+            let lost = entry.status.ended.get()?.clone();
+            let generation = entry.generation;
             let key = key.clone();
             Some(SessionEnd {
                 key,
@@ -204,25 +204,28 @@ impl Registry {
                 lost,
             })
         };
-        let ended: Vec<SessionEnd> = self.own.live.iter().filter_map(ended).collect();
+        let ended: Vec<SessionEnd> = self.state.sessions.iter().filter_map(ended).collect();
         for ended in ended {
-            self.note_end(ended);
+            self.on_ended(ended);
         }
     }
 
     #[cfg(test)]
     pub(crate) fn find(&self, key: &SessionKey) -> Option<Supervised<Session>> {
-        self.own.live.get(key).map(|slot| slot.session.clone())
+        self.state
+            .sessions
+            .get(key)
+            .map(|entry| entry.session.clone())
     }
 
-    fn note_end(&mut self, ended: SessionEnd) {
-        let current = self.own.live.get(&ended.key);
-        if current.is_none_or(|slot| slot.generation != ended.generation) {
+    fn on_ended(&mut self, ended: SessionEnd) {
+        let current = self.state.sessions.get(&ended.key);
+        if current.is_none_or(|entry| entry.generation != ended.generation) {
             return;
         }
-        self.own.live.remove(&ended.key);
+        self.state.sessions.remove(&ended.key);
         if let Some(reason) = ended.lost {
-            self.own.losses.insert(ended.key, reason);
+            self.state.losses.insert(ended.key, reason);
         }
     }
 
@@ -233,65 +236,65 @@ impl Registry {
         key: &SessionKey,
         job: &Job,
     ) -> Result<Supervised<Session>, ExecuteError> {
-        if self.own.draining {
+        if self.state.draining {
             return Err(ExecuteError::ShuttingDown);
         }
-        let loss = self.own.losses.take(key);
+        let loss = self.state.losses.take(key);
         // A client that makes a session expects none, and so misses nothing.
         if let (Some(reason), None) = (loss, &job.creates) {
             let session = key.id.clone();
             return Err(ExecuteError::SessionLost { session, reason });
         }
-        if let Some(slot) = self.own.live.get(key) {
+        if let Some(entry) = self.state.sessions.get(key) {
             if job.creates.is_some() {
                 let session = key.id.clone();
                 return Err(ExecuteError::SessionExists { session });
             }
-            return Ok(slot.session.clone());
+            return Ok(entry.session.clone());
         }
-        let limit = self.own.config.max_sessions;
-        if self.own.live.len() >= limit {
+        let limit = self.state.config.max_sessions;
+        if self.state.sessions.len() >= limit {
             return Err(ExecuteError::TooManySessions { limit });
         }
-        let limit = self.own.config.max_sessions_per_tenant;
+        let limit = self.state.config.max_sessions_per_tenant;
         let of_tenant = |other: &&SessionKey| other.tenant == key.tenant;
-        if limit < self.own.config.max_sessions
-            && self.own.live.keys().filter(of_tenant).count() >= limit
+        if limit < self.state.config.max_sessions
+            && self.state.sessions.keys().filter(of_tenant).count() >= limit
         {
             return Err(ExecuteError::TooManySessionsOfTenant { limit });
         }
         let status = Arc::new(SessionStatus::new(job.runtime()));
-        let mut setting = self.setting(key, job.sandbox.clone(), &status);
-        setting.defaults.clone_from(&job.creates);
-        let generation = setting.generation;
-        let session = session::start(setting, Arc::clone(&self.restarts.sessions));
-        let slot = Slot {
+        let mut context = self.context(key, job.sandbox.clone(), &status);
+        context.defaults.clone_from(&job.creates);
+        let generation = context.generation;
+        let session = session::start(context, Arc::clone(&self.restarts.sessions));
+        let entry = SessionEntry {
             session: session.clone(),
             generation,
             status,
         };
-        self.own.live.insert(key.clone(), slot);
+        self.state.sessions.insert(key.clone(), entry);
         Ok(session)
     }
 
-    fn setting(
+    fn context(
         &mut self,
         key: &SessionKey,
         spec: SandboxSpec,
         status: &Arc<SessionStatus>,
     ) -> SessionContext {
-        let generation = self.own.next_generation;
-        self.own.next_generation += 1;
+        let generation = self.state.next_generation;
+        self.state.next_generation += 1;
         SessionContext {
             key: key.clone(),
             generation,
             spec,
             defaults: None,
-            queue_limit: self.own.config.queue_limit,
+            queue_limit: self.state.config.queue_limit,
             status: Arc::clone(status),
             pool: self.pool.clone(),
             admission: self.admission.clone(),
-            registry: self.own.handle().recipient(),
+            registry: self.state.handle().recipient(),
         }
     }
 
@@ -309,13 +312,13 @@ impl Registry {
             Ok(sandbox) => sandbox,
             Err(reason) => {
                 log::warn!(session:% = key.id, tenant:% = key.tenant, reason:%; "session lost");
-                return self.own.losses.insert(key, reason);
+                return self.state.losses.insert(key, reason);
             }
         };
         let status = Arc::new(SessionStatus::adopted(&claim, idle, sandbox.id()));
-        let mut setting = self.setting(&key, claim.spec.clone(), &status);
-        setting.defaults = claim.defaults;
-        let generation = setting.generation;
+        let mut context = self.context(&key, claim.spec.clone(), &status);
+        context.defaults = claim.defaults;
+        let generation = context.generation;
         let held = PooledSandbox {
             sandbox,
             made: Instant::now(),
@@ -326,13 +329,13 @@ impl Registry {
             },
         };
         let restarts = Arc::clone(&self.restarts.sessions);
-        let slot = Slot {
-            session: session::adopt(setting, restarts, held, idle),
+        let entry = SessionEntry {
+            session: session::adopt(context, restarts, held, idle),
             generation,
             status,
         };
         // Two claims of one session cannot be; the one that goes removes its sandbox.
-        self.own.live.insert(key, slot);
+        self.state.sessions.insert(key, entry);
     }
 }
 
@@ -356,8 +359,8 @@ impl Handler<SessionEvent> for Registry {
 
     fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
         match event {
-            SessionEvent::Ended(end) => self.note_end(end),
-            SessionEvent::LossReported(key) => drop(self.own.losses.take(&key)),
+            SessionEvent::Ended(end) => self.on_ended(end),
+            SessionEvent::LossReported(key) => drop(self.state.losses.take(&key)),
             SessionEvent::Requeue(key, run) => match self.find_or_start(&key, &run.job) {
                 Ok(session) => session.do_send(run),
                 // Ignore a closed channel: the requester has gone.
@@ -374,7 +377,7 @@ fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     // Not `send`: what is sent to a full mailbox that way loses its place in the order.
     session.do_send(RunJob {
         job: Arc::clone(&execute.job),
-        live: execute.live.clone(),
+        attachment: execute.attachment.clone(),
         cancel: execute.cancel.clone(),
         received: Instant::now(),
         reply,
@@ -423,11 +426,11 @@ impl Handler<List> for Registry {
             })
         };
         let mut sessions: Vec<SessionInfo> = self
-            .own
-            .live
+            .state
+            .sessions
             .iter()
             .filter(|(key, _)| asked(key))
-            .filter_map(|(key, slot)| info(key, &slot.status))
+            .filter_map(|(key, entry)| info(key, &entry.status))
             .collect();
         sessions.sort_unstable_by(|a, b| (&a.tenant_id, &a.id).cmp(&(&b.tenant_id, &b.id)));
         MessageResult(sessions)
@@ -438,11 +441,11 @@ impl Handler<Delete> for Registry {
     type Result = ResponseFuture<bool>;
 
     fn handle(&mut self, Delete(key): Delete, _: &mut Self::Context) -> Self::Result {
-        let forgotten = self.own.losses.take(&key).is_some();
-        match self.own.live.remove(&key) {
-            Some(slot) => Box::pin(async move {
+        let forgotten = self.state.losses.take(&key).is_some();
+        match self.state.sessions.remove(&key) {
+            Some(entry) => Box::pin(async move {
                 // A session that does not answer is gone.
-                let _ = slot.session.ask(|| session::Delete).await;
+                let _ = entry.session.ask(|| session::Delete).await;
                 true
             }),
             None => Box::pin(async move { forgotten }),
@@ -454,8 +457,8 @@ impl Handler<HealthCheck> for Registry {
     type Result = ();
 
     fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, _: &mut Self::Context) {
-        for slot in self.own.live.values() {
-            slot.session.do_send(session::HealthCheck { max_idle });
+        for entry in self.state.sessions.values() {
+            entry.session.do_send(session::HealthCheck { max_idle });
         }
     }
 }
@@ -474,7 +477,7 @@ impl Handler<Configure> for Registry {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.own.config = config;
+        self.state.config = config;
     }
 }
 
@@ -482,18 +485,18 @@ impl Handler<Shutdown> for Registry {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, shutdown: Shutdown, _: &mut Self::Context) -> Self::Result {
-        self.own.draining = true;
+        self.state.draining = true;
         let sessions: Vec<_> = self
-            .own
-            .live
+            .state
+            .sessions
             .drain()
-            .map(|(_, slot)| slot.session)
+            .map(|(_, entry)| entry.session)
             .collect();
         Box::pin(async move {
             let ending = sessions.iter().map(|session| async move {
                 // A session that does not answer is gone.
                 let _ = if shutdown.keep_sessions {
-                    session.ask(|| session::Leave).await
+                    session.ask(|| session::LeaveForAdoption).await
                 } else {
                     session.ask(|| session::Delete).await
                 };
@@ -507,12 +510,12 @@ impl Handler<Observe> for Registry {
     type Result = RegistryState;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> RegistryState {
-        let is_active = |slot: &&Slot| slot.status.is_active.load(Ordering::Relaxed);
+        let is_active = |entry: &&SessionEntry| entry.status.is_active.load(Ordering::Relaxed);
         RegistryState {
-            sessions: self.own.live.len(),
-            active: self.own.live.values().filter(is_active).count(),
-            losses: self.own.losses.len(),
-            draining: self.own.draining,
+            sessions: self.state.sessions.len(),
+            active: self.state.sessions.values().filter(is_active).count(),
+            losses: self.state.losses.len(),
+            draining: self.state.draining,
         }
     }
 }
@@ -521,8 +524,8 @@ impl Handler<ObserveSession> for Registry {
     type Result = ResponseFuture<Option<SessionState>>;
 
     fn handle(&mut self, asked: ObserveSession, _: &mut Self::Context) -> Self::Result {
-        let slot = self.own.live.get(&asked.0);
-        let session = slot.map(|slot| slot.session.clone());
+        let entry = self.state.sessions.get(&asked.0);
+        let session = entry.map(|entry| entry.session.clone());
         Box::pin(async move { session?.ask(|| session::Observe).await.ok() })
     }
 }

@@ -34,7 +34,7 @@ use crate::memory;
 use crate::network::{self, Network};
 use crate::sandbox::SandboxHistory;
 pub use attachment::{Attachment, Input, InputSender};
-use output::{Carried, Finished, Output, Sink, Written};
+use output::{CapturedOutput, EncodedOutput, FinishedOutput, Output, Sink};
 pub use plan::RunMode;
 use secrets::Secrets;
 
@@ -60,7 +60,7 @@ const CONCURRENT_WRITES: usize = 8;
 const OUTPUT_FILES_LIMIT: usize = 64 << 20;
 
 /// Names of hosts from a guest that are told.
-const MOST_NAMES: usize = 8;
+const MAX_NAMES: usize = 8;
 /// The option that gives a setup script more time.
 const TIMEOUT_KEY: &str = "timeoutMs";
 
@@ -71,7 +71,7 @@ const INSTALL_TIMEOUT_KEY: &str = "packages.installTimeoutMs";
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 
 /// How a job without a program ends.
-const NOTHING: Exit = Exit {
+const NO_PROGRAM: Exit = Exit {
     status: ExitStatus::Code(0),
     timed_out: false,
     state_lost: false,
@@ -102,28 +102,28 @@ pub async fn run(
     sandbox: &dyn Sandbox,
     job: &Job,
     mode: RunMode,
-    waits: QueueTimings,
+    timings: QueueTimings,
     history: &mut SandboxHistory,
-    live: Option<&Attachment>,
+    attachment: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     Execution {
         sandbox,
         job,
         history,
-        live,
-        sink: match live {
-            Some(live) => Sink::stream(live.events.clone()),
-            None => Sink::Result(Written::default()),
+        attachment,
+        sink: match attachment {
+            Some(attachment) => Sink::stream(attachment.events.clone()),
+            None => Sink::Result(CapturedOutput::default()),
         },
         cancel,
         secrets: Secrets::prepare(&job.secrets).await?,
         mode,
         lost_to_memory: false,
         warnings: job.warnings.clone(),
-        is_full: false,
+        files_fill_memory: false,
     }
-    .all(waits)
+    .result(timings)
     .await
 }
 
@@ -131,7 +131,7 @@ struct Execution<'a> {
     sandbox: &'a dyn Sandbox,
     job: &'a Job,
     history: &'a mut SandboxHistory,
-    live: Option<&'a Attachment>,
+    attachment: Option<&'a Attachment>,
     sink: Sink,
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
@@ -141,16 +141,16 @@ struct Execution<'a> {
     /// Warnings for the client.
     warnings: Vec<String>,
     /// Memory was out before the run, and is after it: not the program holds it, files do.
-    is_full: bool,
+    files_fill_memory: bool,
 }
 
 impl Execution<'_> {
-    async fn all(mut self, waits: QueueTimings) -> Result<ExecutionResult, ExecuteError> {
+    async fn result(mut self, timings: QueueTimings) -> Result<ExecutionResult, ExecuteError> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
         self.write_files().await?;
-        if let Some(live) = self.live {
-            live.begun.send_replace(true);
+        if let Some(attachment) = self.attachment {
+            attachment.started.send_replace(true);
         }
         if let Some(install) = &self.job.install {
             self.install(install).await?;
@@ -159,24 +159,24 @@ impl Execution<'_> {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
-        let program = plan::program(self.job, self.mode, self.live);
+        let program = plan::program(self.job, self.mode, self.attachment);
         let network = self.job.network.as_deref();
         let (exit, mut finished) = match program {
             Some(program) => self.supervise(Phase::Code, program, network).await?,
-            None => (NOTHING, Finished::empty()),
+            None => (NO_PROGRAM, FinishedOutput::empty()),
         };
         let ran = start.elapsed() - setup;
         self.warn_of(&exit);
         let files = match self.read_files().await {
             // The program has ended, and the client that follows it must learn how.
-            Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
-                self.sink.tell(error.event()).await?;
+            Err(error @ ExecuteError::Invalid(_)) if self.attachment.is_some() => {
+                self.sink.send_event(error.event()).await?;
                 None
             }
             files => files?,
         };
         let (resource_usage, oom_killed) = self.account(&exit).await;
-        if self.is_full && self.mode == RunMode::Session {
+        if self.files_fill_memory && self.mode == RunMode::Session {
             return Err(memory::filled_by_files(self.job.sandbox.limits.memory));
         }
         if oom_killed {
@@ -184,8 +184,9 @@ impl Execution<'_> {
             finished.add_line(&mut self.sink, &note).await?;
         }
         let network_logs = self.network_log().await;
-        let Written { stdout, stderr } = self.sink.take();
-        let [stdout, stderr] = [stdout, stderr].map(|it| Carried::new(it, self.job.is_trimmed));
+        let CapturedOutput { stdout, stderr } = self.sink.take();
+        let [stdout, stderr] =
+            [stdout, stderr].map(|it| EncodedOutput::new(it, self.job.is_trimmed));
         Ok(ExecutionResult {
             stdout: stdout.text,
             stderr: stderr.text,
@@ -207,8 +208,8 @@ impl Execution<'_> {
                 && std::mem::take(&mut self.history.unreported_loss),
             warnings: self.warnings,
             timings: Some(Timings {
-                queue_ms: milliseconds(waits.queue),
-                acquire_ms: milliseconds(waits.acquire),
+                queue_ms: milliseconds(timings.queue),
+                acquire_ms: milliseconds(timings.acquire),
                 setup_ms: milliseconds(setup),
                 run_ms: milliseconds(ran),
             }),
@@ -228,7 +229,7 @@ impl Execution<'_> {
             ));
         }
         if !exit.asked_names.is_empty() {
-            let first = exit.asked_names.iter().take(MOST_NAMES);
+            let first = exit.asked_names.iter().take(MAX_NAMES);
             let names = first.map(|name| self.shown_name(name));
             let names: Vec<String> = names.collect();
             self.warnings.push(format!(
@@ -292,7 +293,7 @@ impl Execution<'_> {
         };
         let problems = network.problems().join("\n");
         if !problems.is_empty() {
-            self.sink.tell(note(&problems)).await?;
+            self.sink.send_event(note(&problems)).await?;
             failure.stderr = format!("{problems}\n{}", failure.stderr);
         }
         Err(ExecuteError::InstallFailed(failure))
@@ -314,7 +315,7 @@ impl Execution<'_> {
     ) -> Result<Result<(), PreparationFailed>, ExecuteError> {
         let limit = self.timeout_of(&spec);
         let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
-        let Written { stderr, .. } = self.sink.take();
+        let CapturedOutput { stderr, .. } = self.sink.take();
         if exit.status == ExitStatus::Code(0) && !exit.timed_out {
             return Ok(Ok(()));
         }
@@ -332,7 +333,7 @@ impl Execution<'_> {
         Ok(Err(PreparationFailed {
             exit_code,
             cause,
-            stderr: Carried::new(stderr, true).text,
+            stderr: EncodedOutput::new(stderr, true).text,
         }))
     }
 
@@ -394,7 +395,7 @@ impl Execution<'_> {
         phase: Phase,
         mut spec: RunSpec,
         network: Option<&dyn Network>,
-    ) -> Result<(Exit, Finished), ExecuteError> {
+    ) -> Result<(Exit, FinishedOutput), ExecuteError> {
         spec.network = network.is_some();
         let time = self.timeout_of(&spec);
         let limit = time.saturating_add(RUN_GRACE);
@@ -412,10 +413,10 @@ impl Execution<'_> {
         let started = Instant::now();
         let mut run = self.sandbox.control().run(spec)?;
         let input = run.input();
-        let live = self.live.filter(|_| phase == Phase::Code);
+        let attachment = self.attachment.filter(|_| phase == Phase::Code);
         let feeding = async {
-            match live {
-                Some(live) => live.feed(&input).await,
+            match attachment {
+                Some(attachment) => attachment.feed(&input).await,
                 None => std::future::pending().await,
             }
         };
@@ -490,7 +491,7 @@ impl Execution<'_> {
             before.map_or(0, |before| value(&now).saturating_sub(value(&before)))
         };
         let oom_killed = since(|usage| usage.oom_kills) > 0;
-        self.is_full =
+        self.files_fill_memory =
             oom_killed && before.is_some_and(|before| self.fills(&before)) && self.fills(&now);
         let most = before.map(|_| since(|usage| usage.cpu_us));
         let mut usage = resource_usage(&now, cpu_us(exit, most), exit.wall_us);

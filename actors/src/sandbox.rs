@@ -55,7 +55,7 @@ pub struct SandboxHistory {
 impl SandboxHistory {
     /// For a sandbox that was just made.
     #[must_use]
-    pub fn fresh() -> Self {
+    pub fn unused() -> Self {
         Self {
             usage: Some(SandboxUsage::default()),
             unreported_loss: false,

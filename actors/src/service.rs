@@ -94,7 +94,7 @@ pub struct RestartCounts {
 
 /// Why requests are better sent elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unready {
+pub enum NotReady {
     /// The service has just started.
     #[error("sandboxes are being made")]
     Warming,
@@ -207,8 +207,8 @@ impl Service {
         input: Option<Input>,
     ) -> JobStream {
         let service = self.clone();
-        JobStream::new(input, |live| async move {
-            service.run(tenant, session, job, Some(live)).await
+        JobStream::new(input, |attachment| async move {
+            service.run(tenant, session, job, Some(attachment)).await
         })
     }
 
@@ -217,7 +217,7 @@ impl Service {
         tenant: TenantId,
         session: Option<SessionId>,
         job: Job,
-        live: Option<Attachment>,
+        attachment: Option<Attachment>,
     ) -> Result<ExecutionResult, ExecuteError> {
         let shared = &self.shared;
         let _counted = self.count()?;
@@ -230,7 +230,7 @@ impl Service {
                 let execute = || registry::Execute {
                     key: key.clone(),
                     job: Arc::clone(&job),
-                    live: live.clone(),
+                    attachment: attachment.clone(),
                     cancel: cancel.clone(),
                 };
                 let answer = shared.registry.ask(execute).await;
@@ -240,7 +240,7 @@ impl Service {
                 let pool = shared.pool.clone();
                 let admission = shared.admission.clone();
                 // A task of its own: a panic in it is an error of this job and no more.
-                let work = ephemeral(pool, admission, tenant, job, live, cancel);
+                let work = ephemeral(pool, admission, tenant, job, attachment, cancel);
                 let running = shared.jobs.spawn_on(work, &shared.runtime);
                 running.await.unwrap_or_else(|panic| {
                     log::error!(error:% = panic; "run panicked");
@@ -271,15 +271,15 @@ impl Service {
     ///
     /// # Errors
     /// Why not yet, or not any more.
-    pub async fn readiness(&self) -> Result<(), Unready> {
+    pub async fn readiness(&self) -> Result<(), NotReady> {
         if self.shared.jobs.is_closed() {
-            return Err(Unready::Draining);
+            return Err(NotReady::Draining);
         }
         let pool = self.shared.pool.ask(|| pool::Observe).await;
         match pool {
-            Ok(pool) if pool.draining => Err(Unready::Draining),
+            Ok(pool) if pool.draining => Err(NotReady::Draining),
             Ok(pool) if pool.was_full => Ok(()),
-            Ok(_) | Err(ActorGone) => Err(Unready::Warming),
+            Ok(_) | Err(ActorGone) => Err(NotReady::Warming),
         }
     }
 
@@ -467,7 +467,7 @@ async fn ephemeral(
     admission: Admission,
     tenant: TenantId,
     job: Job,
-    live: Option<Attachment>,
+    attachment: Option<Attachment>,
     cancel: CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let start = Instant::now();
@@ -478,7 +478,7 @@ async fn ephemeral(
     let acquiring = pool::acquire(&pool, tenant, spec);
     let acquired = cancel.run_until_cancelled(acquiring).await;
     let mut lease = acquired.ok_or(ExecuteError::Cancelled)??;
-    let waits = QueueTimings {
+    let timings = QueueTimings {
         queue,
         acquire: start.elapsed() - queue,
     };
@@ -488,9 +488,9 @@ async fn ephemeral(
         sandbox.as_ref(),
         &job,
         RunMode::Ephemeral,
-        waits,
+        timings,
         history,
-        live.as_ref(),
+        attachment.as_ref(),
         &cancel,
     )
     .await;

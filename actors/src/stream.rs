@@ -16,12 +16,12 @@ type Outcome = Result<ExecutionResult, ExecuteError>;
 /// The events of one job. Nothing happens unless they are asked for, and dropping it ends the job.
 pub struct JobStream {
     events: EventReceiver,
-    begun: watch::Receiver<bool>,
-    state: State,
+    started: watch::Receiver<bool>,
+    state: StreamState,
     result: Option<ExecutionResult>,
 }
 
-enum State {
+enum StreamState {
     Running(Pin<Box<dyn Future<Output = Outcome> + Send>>),
     /// With this exit, or without one. Events may be left that came before.
     Ended(Result<StreamEvent, ExecuteError>),
@@ -34,16 +34,16 @@ impl JobStream {
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (sender, events) = events::channel();
-        let (begin, begun) = watch::channel(false);
-        let live = Attachment {
+        let (start, started) = watch::channel(false);
+        let attachment = Attachment {
             events: sender,
-            begun: begin,
+            started: start,
             input: input.map(|input| Arc::new(Mutex::new(input))),
         };
         Self {
             events,
-            begun,
-            state: State::Running(Box::pin(run(live))),
+            started,
+            state: StreamState::Running(Box::pin(run(attachment))),
             result: None,
         }
     }
@@ -54,7 +54,7 @@ impl JobStream {
             self.result = Some(result);
             exit
         });
-        self.state = State::Ended(exit);
+        self.state = StreamState::Ended(exit);
     }
 
     /// Returns the job's result once its program has ended, without the output and files that the events carried.
@@ -68,17 +68,17 @@ impl JobStream {
     /// # Errors
     /// Why it never will; there are no events then.
     pub async fn begun(&mut self) -> Result<(), ExecuteError> {
-        if let State::Running(outcome) = &mut self.state {
+        if let StreamState::Running(outcome) = &mut self.state {
             let ended = tokio::select! {
                 biased;
-                Ok(_) = self.begun.wait_for(|begun| *begun) => return Ok(()),
+                Ok(_) = self.started.wait_for(|started| *started) => return Ok(()),
                 ended = outcome => ended,
             };
             if let Err(error) = &ended
-                && !*self.begun.borrow()
+                && !*self.started.borrow()
             {
                 let error = error.clone();
-                self.state = State::Over;
+                self.state = StreamState::Over;
                 return Err(error);
             }
             self.end(ended);
@@ -91,7 +91,7 @@ impl JobStream {
     /// # Errors
     /// Why there will be no exit. Nothing comes after it.
     pub async fn next(&mut self) -> Option<Result<StreamEvent, ExecuteError>> {
-        if let State::Running(outcome) = &mut self.state {
+        if let StreamState::Running(outcome) = &mut self.state {
             let ended = tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => return Some(Ok(event)),
@@ -103,17 +103,17 @@ impl JobStream {
         if let Some(event) = self.events.try_recv() {
             return Some(Ok(event));
         }
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Ended(Err(error)) => match setup_exit(&error) {
+        match std::mem::replace(&mut self.state, StreamState::Over) {
+            StreamState::Ended(Err(error)) => match setup_exit(&error) {
                 // Its setup script has run and ended, as a program does.
                 Some(exit) => {
-                    self.state = State::Ended(Ok(exit));
+                    self.state = StreamState::Ended(Ok(exit));
                     Some(Ok(error.event()))
                 }
                 None => Some(Err(error)),
             },
-            State::Ended(exit) => Some(exit),
-            State::Running(_) | State::Over => None,
+            StreamState::Ended(exit) => Some(exit),
+            StreamState::Running(_) | StreamState::Over => None,
         }
     }
 }

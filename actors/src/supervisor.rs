@@ -39,12 +39,12 @@ pub struct ActorGone;
 
 /// A handle to whichever actor lives at the moment. The actor ends with the last of them.
 pub struct Supervised<A: Actor> {
-    post: Arc<ActorSlot<A>>,
+    slot: Arc<ActorSlot<A>>,
 }
 
 /// A handle that does not keep its actor alive.
 pub(crate) struct WeakSupervised<A: Actor> {
-    post: Weak<ActorSlot<A>>,
+    slot: Weak<ActorSlot<A>>,
 }
 
 /// A handle for messages of type `M` that does not keep its actor alive, and does not name the type of the actor. So the
@@ -59,38 +59,38 @@ struct ActorSlot<A: Actor> {
     current: watch::Sender<Option<Addr<A>>>,
 }
 
-/// An actor's state, `E`, and its own handle. If the actor is dropped for any reason, the restarted actor gets the
+/// An actor's state, `S`, and its own handle. If the actor is dropped for any reason, the restarted actor gets the
 /// state.
-pub(crate) struct StateGuard<A: Actor, E: Default> {
-    state: E,
-    handoff: Option<oneshot::Sender<E>>,
-    post: Weak<ActorSlot<A>>,
+pub(crate) struct StateGuard<A: Actor, S: Default> {
+    state: S,
+    handoff: Option<oneshot::Sender<S>>,
+    slot: Weak<ActorSlot<A>>,
 }
 
-impl<A: Actor, E: Default> StateGuard<A, E> {
+impl<A: Actor, S: Default> StateGuard<A, S> {
     /// The actor's own handle.
     pub(crate) fn handle(&self) -> WeakSupervised<A> {
         WeakSupervised {
-            post: Weak::clone(&self.post),
+            slot: Weak::clone(&self.slot),
         }
     }
 }
 
-impl<A: Actor, E: Default> Deref for StateGuard<A, E> {
-    type Target = E;
+impl<A: Actor, S: Default> Deref for StateGuard<A, S> {
+    type Target = S;
 
-    fn deref(&self) -> &E {
+    fn deref(&self) -> &S {
         &self.state
     }
 }
 
-impl<A: Actor, E: Default> DerefMut for StateGuard<A, E> {
-    fn deref_mut(&mut self) -> &mut E {
+impl<A: Actor, S: Default> DerefMut for StateGuard<A, S> {
+    fn deref_mut(&mut self) -> &mut S {
         &mut self.state
     }
 }
 
-impl<A: Actor, E: Default> Drop for StateGuard<A, E> {
+impl<A: Actor, S: Default> Drop for StateGuard<A, S> {
     fn drop(&mut self) {
         if let Some(handoff) = self.handoff.take() {
             // Without a supervisor there is no restarted actor, and what was owned is dropped.
@@ -102,48 +102,48 @@ impl<A: Actor, E: Default> Drop for StateGuard<A, E> {
 impl<A: Actor<Context = Context<A>>> Supervised<A> {
     /// Starts an actor on the current arbiter, and the restarted actors after it. `make` puts one together;
     /// `restarts` counts the restarted actors.
-    pub(crate) fn start<E: Default + Send + 'static>(
+    pub(crate) fn start<S: Default + Send + 'static>(
         name: &'static str,
         restarts: Arc<AtomicU64>,
-        state: E,
-        mut make: impl FnMut(StateGuard<A, E>) -> A + 'static,
+        state: S,
+        mut make: impl FnMut(StateGuard<A, S>) -> A + 'static,
     ) -> Self {
         let (current, _) = watch::channel(None);
-        let post = Arc::new(ActorSlot { name, current });
-        let weak = Arc::downgrade(&post);
-        let mut place = move |state| {
-            let post = weak.upgrade()?;
-            let (handoff, left) = oneshot::channel();
-            let life = StateGuard {
+        let slot = Arc::new(ActorSlot { name, current });
+        let weak = Arc::downgrade(&slot);
+        let mut start_actor = move |state| {
+            let slot = weak.upgrade()?;
+            let (handoff, handed_over) = oneshot::channel();
+            let guard = StateGuard {
                 state,
                 handoff: Some(handoff),
-                post: Weak::clone(&weak),
+                slot: Weak::clone(&weak),
             };
-            let address = make(life).start();
-            post.current.send_replace(Some(address));
-            Some(left)
+            let address = make(guard).start();
+            slot.current.send_replace(Some(address));
+            Some(handed_over)
         };
-        let mut left = place(state);
+        let mut handed_over = start_actor(state);
         actix::spawn(async move {
             let mut in_a_row = 0;
-            while let Some(ended) = left {
-                let begun = Instant::now();
+            while let Some(ended) = handed_over {
+                let started = Instant::now();
                 // Every actor hands over its state; if the whole system ends, no one is left to take it.
                 let Ok(state) = ended.await else { return };
-                in_a_row = if begun.elapsed() < STABLE_AFTER {
+                in_a_row = if started.elapsed() < STABLE_AFTER {
                     in_a_row + 1
                 } else {
                     0
                 };
                 tokio::time::sleep(pause(in_a_row)).await;
-                left = place(state);
-                if left.is_some() {
+                handed_over = start_actor(state);
+                if handed_over.is_some() {
                     restarts.fetch_add(1, Ordering::Relaxed);
                     log::error!(actor = name, in_a_row; "actor panicked, and was restarted");
                 }
             }
         });
-        Self { post }
+        Self { slot }
     }
 
     /// Sends a message that needs no answer. If the actor has just panicked, the restarted actor gets the message.
@@ -154,14 +154,14 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         A: Handler<M>,
         A::Context: ToEnvelope<A, M>,
     {
-        match self.post.living() {
+        match self.slot.current_addr() {
             Some(address) => address.do_send(message),
             None => {
-                let post = Arc::clone(&self.post);
+                let slot = Arc::clone(&self.slot);
                 // Outside of a runtime no actor is left.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
-                        if let Some(address) = post.wait_living().await {
+                        if let Some(address) = slot.wait_current_addr().await {
                             address.do_send(message);
                         }
                     });
@@ -182,30 +182,31 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         A::Context: ToEnvelope<A, M>,
     {
         for _ in 0..ATTEMPTS {
-            let address = match self.post.living() {
+            let address = match self.slot.current_addr() {
                 Some(address) => address,
-                None => self.post.wait_living().await.ok_or(ActorGone)?,
+                None => self.slot.wait_current_addr().await.ok_or(ActorGone)?,
             };
             if let Ok(answer) = address.send(message()).await {
                 return Ok(answer);
             }
         }
-        log::error!(actor = self.post.name; "actor panics again and again");
+        log::error!(actor = self.slot.name; "actor panics again and again");
         Err(ActorGone)
     }
 }
 
 impl<A: Actor<Context = Context<A>>> ActorSlot<A> {
     /// The address, where the actor lives.
-    fn living(&self) -> Option<Addr<A>> {
+    fn current_addr(&self) -> Option<Addr<A>> {
         self.current.borrow().clone().filter(Addr::connected)
     }
 
     /// The address, once the actor lives.
-    async fn wait_living(&self) -> Option<Addr<A>> {
+    async fn wait_current_addr(&self) -> Option<Addr<A>> {
         let mut current = self.current.subscribe();
-        let is_living = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
-        let found = timeout(RESTART_TIMEOUT, current.wait_for(is_living)).await;
+        let is_connected =
+            |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        let found = timeout(RESTART_TIMEOUT, current.wait_for(is_connected)).await;
         found.ok()?.ok()?.clone()
     }
 }
@@ -222,7 +223,7 @@ fn pause(in_a_row: u32) -> Duration {
 impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
     pub(crate) fn upgrade(&self) -> Option<Supervised<A>> {
         Some(Supervised {
-            post: self.post.upgrade()?,
+            slot: self.slot.upgrade()?,
         })
     }
 
@@ -287,7 +288,7 @@ impl<M: 'static> WeakRecipient<M> {
 impl<A: Actor> Clone for Supervised<A> {
     fn clone(&self) -> Self {
         Self {
-            post: Arc::clone(&self.post),
+            slot: Arc::clone(&self.slot),
         }
     }
 }
@@ -295,7 +296,7 @@ impl<A: Actor> Clone for Supervised<A> {
 impl<A: Actor> Clone for WeakSupervised<A> {
     fn clone(&self) -> Self {
         Self {
-            post: Weak::clone(&self.post),
+            slot: Weak::clone(&self.slot),
         }
     }
 }
@@ -314,7 +315,7 @@ impl<M> fmt::Debug for WeakRecipient<M> {
 
 impl<A: Actor> fmt::Debug for Supervised<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Supervised({})", self.post.name)
+        write!(f, "Supervised({})", self.slot.name)
     }
 }
 
@@ -324,7 +325,7 @@ impl<A: Actor> fmt::Debug for WeakSupervised<A> {
     }
 }
 
-impl<A: Actor, E: Default + fmt::Debug> fmt::Debug for StateGuard<A, E> {
+impl<A: Actor, S: Default + fmt::Debug> fmt::Debug for StateGuard<A, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.state.fmt(f)
     }

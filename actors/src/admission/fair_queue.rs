@@ -54,17 +54,17 @@ impl<R> FairQueue<R> {
     pub(super) fn of(&self, tenant: &TenantId) -> usize {
         self.tenants
             .get(tenant)
-            .map_or(0, |line| line.waiting.len())
+            .map_or(0, |queue| queue.waiting.len())
     }
 
     pub(super) fn push(&mut self, tenant: &TenantId, reply: R) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let line = self.tenants.entry(tenant.clone()).or_default();
-        if line.waiting.is_empty() {
+        let queue = self.tenants.entry(tenant.clone()).or_default();
+        if queue.waiting.is_empty() {
             self.order.push_back(tenant.clone());
         }
-        line.waiting.push_back((ticket, reply));
+        queue.waiting.push_back((ticket, reply));
         self.len += 1;
         ticket
     }
@@ -74,14 +74,14 @@ impl<R> FairQueue<R> {
     pub(super) fn next(&mut self, most: usize) -> Option<(TenantId, R)> {
         for _ in 0..self.order.len() {
             let tenant = self.order.pop_front()?;
-            let Some(line) = self.tenants.get_mut(&tenant) else {
+            let Some(queue) = self.tenants.get_mut(&tenant) else {
                 continue;
             };
-            let next = (line.running < most).then(|| line.waiting.pop_front());
+            let next = (queue.running < most).then(|| queue.waiting.pop_front());
             if let Some((_, reply)) = next.flatten() {
-                line.running += 1;
+                queue.running += 1;
                 self.len -= 1;
-                if !line.waiting.is_empty() {
+                if !queue.waiting.is_empty() {
                     self.order.push_back(tenant.clone());
                 }
                 return Some((tenant, reply));
@@ -93,20 +93,20 @@ impl<R> FairQueue<R> {
 
     /// A job of a tenant has ended.
     pub(super) fn ended(&mut self, tenant: &TenantId) {
-        if let Some(line) = self.tenants.get_mut(tenant) {
-            line.running -= 1;
+        if let Some(queue) = self.tenants.get_mut(tenant) {
+            queue.running -= 1;
         }
         self.forget_idle(tenant);
     }
 
     pub(super) fn remove(&mut self, tenant: &TenantId, ticket: Ticket) {
-        let Some(line) = self.tenants.get_mut(tenant) else {
+        let Some(queue) = self.tenants.get_mut(tenant) else {
             return;
         };
-        if let Some(at) = line.waiting.iter().position(|(one, _)| *one == ticket) {
-            line.waiting.remove(at);
+        if let Some(at) = queue.waiting.iter().position(|(one, _)| *one == ticket) {
+            queue.waiting.remove(at);
             self.len -= 1;
-            if line.waiting.is_empty() {
+            if queue.waiting.is_empty() {
                 self.order.retain(|one| one != tenant);
             }
         }
@@ -116,19 +116,19 @@ impl<R> FairQueue<R> {
     /// Takes out the last of the longest line, the latest where lines are equal. Dropping its sender
     /// tells it.
     pub(super) fn drop_from_longest(&mut self) -> Option<Ticket> {
-        let last = |line: &TenantQueue<R>| line.waiting.back().map(|(ticket, _)| *ticket);
+        let last = |queue: &TenantQueue<R>| queue.waiting.back().map(|(ticket, _)| *ticket);
         let longest = self
             .tenants
             .iter()
-            .max_by_key(|(_, line)| (line.waiting.len(), last(line)));
-        let (tenant, line) = longest?;
-        let (tenant, ticket) = (tenant.clone(), last(line)?);
+            .max_by_key(|(_, queue)| (queue.waiting.len(), last(queue)));
+        let (tenant, queue) = longest?;
+        let (tenant, ticket) = (tenant.clone(), last(queue)?);
         self.remove(&tenant, ticket);
         Some(ticket)
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {
-        let idle = |line: &TenantQueue<R>| line.running == 0 && line.waiting.is_empty();
+        let idle = |queue: &TenantQueue<R>| queue.running == 0 && queue.waiting.is_empty();
         if self.tenants.get(tenant).is_some_and(idle) {
             self.tenants.remove(tenant);
         }

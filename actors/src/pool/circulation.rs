@@ -7,7 +7,7 @@ use isol8_api::TenantId;
 use tokio::time::Instant;
 
 /// Shortest time for which a request waits for a sandbox of its tenant that is in use.
-const LEAST_PATIENCE: Duration = Duration::from_millis(20);
+const MIN_RETURN_TIME: Duration = Duration::from_millis(20);
 
 /// The sandboxes of one sub-pool that come back, by tenant.
 #[derive(Debug, Default)]
@@ -81,7 +81,12 @@ impl Circulation {
     /// Whether a reset serves a tenant's request sooner than a new sandbox, which takes `making`, with
     /// `ahead` requests of the same tenant before it. A reset that takes twice as long as usual is not counted
     /// on.
-    pub(super) fn is_sooner(&self, tenant: &TenantId, ahead: usize, making: Duration) -> bool {
+    pub(super) fn reset_is_sooner(
+        &self,
+        tenant: &TenantId,
+        ahead: usize,
+        making: Duration,
+    ) -> bool {
         let Some(own) = self.tenants.get(tenant) else {
             return false;
         };
@@ -91,10 +96,10 @@ impl Circulation {
 
     /// Whether a tenant's sandboxes go round: one came back within twice the time `making` that a new sandbox
     /// takes.
-    pub(super) fn goes_round(&self, tenant: &TenantId, making: Duration) -> bool {
+    pub(super) fn is_circulating(&self, tenant: &TenantId, making: Duration) -> bool {
         let own = self.tenants.get(tenant);
         own.and_then(|own| own.returned)
-            .is_some_and(|returned| returned.elapsed() < LEAST_PATIENCE.max(making * 2))
+            .is_some_and(|returned| returned.elapsed() < MIN_RETURN_TIME.max(making * 2))
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {
@@ -120,32 +125,47 @@ mod tests {
     async fn a_reset_is_counted_on_once_its_duration_is_known_and_while_it_is_usual() {
         let (mut circulation, tenant) = (Circulation::default(), TenantId::master());
         circulation.begin_reset(&tenant);
-        assert!(!circulation.is_sooner(&tenant, 0, MAKING), "not known");
+        assert!(
+            !circulation.reset_is_sooner(&tenant, 0, MAKING),
+            "not known"
+        );
         circulation.end_reset(&tenant, Some(MAKING / 10));
-        assert!(!circulation.is_sooner(&tenant, 0, MAKING), "none under way");
+        assert!(
+            !circulation.reset_is_sooner(&tenant, 0, MAKING),
+            "none under way"
+        );
         circulation.begin_reset(&tenant);
-        assert!(circulation.is_sooner(&tenant, 0, MAKING));
-        assert!(!circulation.is_sooner(&tenant, 1, MAKING), "of the other");
-        assert!(!circulation.is_sooner(&tenant, 0, MAKING / 20), "slower");
+        assert!(circulation.reset_is_sooner(&tenant, 0, MAKING));
+        assert!(
+            !circulation.reset_is_sooner(&tenant, 1, MAKING),
+            "of the other"
+        );
+        assert!(
+            !circulation.reset_is_sooner(&tenant, 0, MAKING / 20),
+            "slower"
+        );
         after(21).await;
-        assert!(!circulation.is_sooner(&tenant, 0, MAKING), "it hangs");
+        assert!(!circulation.reset_is_sooner(&tenant, 0, MAKING), "it hangs");
     }
 
     #[tokio::test(start_paused = true)]
     async fn sandboxes_go_round_while_they_come_back() {
         let (mut circulation, tenant) = (Circulation::default(), TenantId::master());
-        assert!(!circulation.goes_round(&tenant, MAKING));
+        assert!(!circulation.is_circulating(&tenant, MAKING));
         circulation.lend(&tenant);
         circulation.lend(&tenant);
-        assert!(!circulation.goes_round(&tenant, MAKING), "none came yet");
+        assert!(
+            !circulation.is_circulating(&tenant, MAKING),
+            "none came yet"
+        );
         circulation.give_back(&tenant);
         circulation.begin_reset(&tenant);
         circulation.end_reset(&tenant, Some(MAKING));
-        assert!(circulation.goes_round(&tenant, MAKING));
+        assert!(circulation.is_circulating(&tenant, MAKING));
         after(201).await;
-        assert!(!circulation.goes_round(&tenant, MAKING), "too long ago");
+        assert!(!circulation.is_circulating(&tenant, MAKING), "too long ago");
         circulation.give_back(&tenant);
-        assert!(!circulation.goes_round(&tenant, MAKING), "none left");
+        assert!(!circulation.is_circulating(&tenant, MAKING), "none left");
         assert_eq!(circulation.tenants.len(), 0);
     }
 }

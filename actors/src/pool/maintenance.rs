@@ -20,25 +20,25 @@ const BACK_OFF: Duration = Duration::from_millis(200);
 const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
 /// Between two looks at the age and the health of what waits.
-const LOOK_AFTER: Duration = Duration::from_secs(10);
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long the replacement of a sandbox that was handed out is put off. Making one takes a processor
 /// for longer than most requests last, and who took the sandbox is waiting for its first answer.
-const HEAD_START: Duration = Duration::from_millis(4);
+const REFILL_DELAY: Duration = Duration::from_millis(4);
 
 /// On a busy machine, sandboxes are made ahead of time only after this many times the time that making one takes:
 /// it costs the requests that wait no more than a fiftieth of the machine.
 const BUSY_PAUSE: u32 = 50;
 
 /// Pause before the next look at a busy machine.
-const BUSY_LOOK: Duration = Duration::from_millis(100);
+const BUSY_RETRY: Duration = Duration::from_millis(100);
 
 impl Pool {
     /// Has the pool look after its sandboxes from time to time.
     pub(super) fn start_clock(pool: WeakSupervised<Self>) -> AbortOnDropHandle<()> {
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
-                tokio::time::sleep(LOOK_AFTER).await;
+                tokio::time::sleep(HEALTH_CHECK_INTERVAL).await;
                 pool.do_send(HealthCheck);
             }
         }))
@@ -49,20 +49,20 @@ impl Pool {
     /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
     /// the time under a steady load.
     pub(super) fn evict(&mut self, kind: &Kind) {
-        let clean = self.clean_of(kind);
-        let dirty = self.own.config.size_of(kind).dirty;
-        let dirty = match self.own.config.strategy {
+        let clean = self.clean_target(kind);
+        let dirty = self.state.config.size_of(kind).dirty;
+        let dirty = match self.state.config.strategy {
             Strategy::Fast => dirty,
             Strategy::Secure => 0,
         };
-        let linger = self.own.config.linger;
+        let linger = self.state.config.linger;
         loop {
             let sub_pool = self.sub_pool(kind);
-            let count = sub_pool.beside(clean);
+            let count = sub_pool.excess(clean);
             if count <= dirty {
                 return;
             }
-            let Some(since) = sub_pool.oldest(clean).map(|warm| warm.since) else {
+            let Some(since) = sub_pool.oldest(clean).map(|idle| idle.since) else {
                 return;
             };
             let left = linger.saturating_sub(since.elapsed());
@@ -77,19 +77,19 @@ impl Pool {
 
     fn evict_later(&mut self, kind: &Kind, delay: Duration) {
         let sub_pool = self.sub_pool(kind);
-        if std::mem::replace(&mut sub_pool.evicting, true) {
+        if std::mem::replace(&mut sub_pool.eviction_is_scheduled, true) {
             return;
         }
         self.later(delay, Evict(kind.clone()));
     }
 
     /// How many clean sandboxes should wait now.
-    fn clean_of(&mut self, kind: &Kind) -> usize {
+    fn clean_target(&mut self, kind: &Kind) -> usize {
         let PoolSize {
             clean, most_clean, ..
-        } = self.own.config.size_of(kind);
+        } = self.state.config.size_of(kind);
         match most_clean {
-            Some(most) => self.sub_pool(kind).demand.clean(clean, most),
+            Some(most) => self.sub_pool(kind).demand.target(clean, most),
             None => clean,
         }
     }
@@ -100,8 +100,8 @@ impl Pool {
             max_age,
             check_after,
             ..
-        } = self.own.config;
-        let kinds: Vec<_> = self.own.sub_pools.keys().cloned().collect();
+        } = self.state.config;
+        let kinds: Vec<_> = self.state.sub_pools.keys().cloned().collect();
         for kind in &kinds {
             let sub_pool = self.sub_pool(kind);
             for held in sub_pool.take_out(|held| held.made.elapsed() >= max_age) {
@@ -109,7 +109,7 @@ impl Pool {
             }
             self.evict(kind);
             for held in self.sub_pool(kind).due_for_check(check_after) {
-                let (pool, kind) = (self.own.handle(), kind.clone());
+                let (pool, kind) = (self.state.handle(), kind.clone());
                 tokio::spawn(async move {
                     if let Err(error) = held.sandbox.control().check().await {
                         pool.do_send(Died {
@@ -126,27 +126,27 @@ impl Pool {
 
     /// Makes sandboxes ahead of time, up to what should wait.
     pub(super) fn refill(&mut self) {
-        if self.own.refill_is_put_off {
+        if self.state.refill_is_delayed {
             return;
         }
-        for kind in self.own.config.kinds() {
-            let target = self.clean_of(&kind);
+        for kind in self.state.config.kinds() {
+            let target = self.clean_target(&kind);
             if target == 0 {
                 continue;
             }
-            let width = self.own.config.refill_width.max(1);
-            let processors = Arc::clone(&self.own.config.processors);
+            let width = self.state.config.refill_width.max(1);
+            let processors = Arc::clone(&self.state.config.processors);
             let sub_pool = self.sub_pool(&kind);
             if sub_pool.backing_off || sub_pool.unavailable {
                 continue;
             }
-            let missing = target.saturating_sub(sub_pool.fresh.len() + sub_pool.refilling);
+            let missing = target.saturating_sub(sub_pool.clean.len() + sub_pool.refilling);
             let count = missing.min(width.saturating_sub(sub_pool.refilling));
             if count == 0 {
                 continue;
             }
             if is_busy(&*processors) && sub_pool.was_refilled_within(BUSY_PAUSE) {
-                self.refill_after(BUSY_LOOK);
+                self.refill_after(BUSY_RETRY);
                 return;
             }
             sub_pool.refilled = Some(Instant::now());
@@ -154,7 +154,7 @@ impl Pool {
             for _ in 0..count {
                 let spec = SandboxSpec {
                     image: kind.image.clone(),
-                    ..self.own.config.sandbox.spec(kind.runtime)
+                    ..self.state.config.sandbox.spec(kind.runtime)
                 };
                 self.create(spec, None);
             }
@@ -163,21 +163,21 @@ impl Pool {
 
     /// The same in a moment. Requests that come meanwhile do not put it off again.
     pub(super) fn refill_later(&mut self) {
-        self.refill_after(HEAD_START);
+        self.refill_after(REFILL_DELAY);
     }
 
     fn refill_after(&mut self, delay: Duration) {
-        if !std::mem::replace(&mut self.own.refill_is_put_off, true) {
+        if !std::mem::replace(&mut self.state.refill_is_delayed, true) {
             self.later(delay, Refill);
         }
     }
 
     /// Whether as many wait as should, where they can be made.
     pub(super) fn is_full(&mut self) -> bool {
-        self.own.config.kinds().iter().all(|kind| {
-            let target = self.clean_of(kind);
+        self.state.config.kinds().iter().all(|kind| {
+            let target = self.clean_target(kind);
             let sub_pool = self.sub_pool(kind);
-            sub_pool.fresh.len() >= target || sub_pool.unavailable || sub_pool.failures > 0
+            sub_pool.clean.len() >= target || sub_pool.unavailable || sub_pool.failures > 0
         })
     }
 
@@ -208,6 +208,6 @@ impl Pool {
         Self: Handler<M>,
     {
         let waiting = tokio::time::sleep(delay);
-        self.own.handle().report(waiting, |_| message);
+        self.state.handle().report(waiting, |_| message);
     }
 }

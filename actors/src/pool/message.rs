@@ -73,15 +73,15 @@ pub(super) struct Created {
     pub(super) made: Result<Arc<dyn Sandbox>, PoolError>,
     pub(super) spec: SandboxSpec,
     /// Its order; none ahead of time.
-    pub(super) order: Option<u64>,
+    pub(super) pending: Option<u64>,
     pub(super) took: Duration,
 }
 
 /// The reset of a sandbox has ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct Cleaned {
-    pub(super) cleaned: Result<PooledSandbox, String>,
+pub(super) struct ResetEnded {
+    pub(super) result: Result<PooledSandbox, String>,
     /// The sandbox as it was before.
     pub(super) held: PooledSandbox,
     pub(super) owner: TenantId,

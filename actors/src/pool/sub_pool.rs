@@ -56,7 +56,7 @@ pub(super) struct PendingCreate {
     /// Ticket of its request.
     pub(super) ticket: u64,
     pub(super) sizes: Sizes,
-    pub(super) begun: Instant,
+    pub(super) started: Instant,
 }
 
 /// The properties that cannot be changed while a sandbox lives: the sizes of `/sandbox` and `/tmp`, and whether it uses
@@ -71,13 +71,13 @@ pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
 #[derive(Debug, Default)]
 pub(super) struct SubPool {
     /// Idle sandboxes that no client has used.
-    pub(super) fresh: VecDeque<IdleSandbox>,
+    pub(super) clean: VecDeque<IdleSandbox>,
     /// Used before and reset, each for its tenant alone; the one that waits longest is first.
-    pub(super) used: VecDeque<(TenantId, IdleSandbox)>,
+    pub(super) dirty: VecDeque<(TenantId, IdleSandbox)>,
     /// Requests that no waiting sandbox could serve, in order of arrival.
     pub(super) waiters: VecDeque<Waiter>,
     /// Sandboxes being made for requests.
-    pub(super) orders: Vec<PendingCreate>,
+    pub(super) pending_creates: Vec<PendingCreate>,
     /// Sandboxes being made ahead of time.
     pub(super) refilling: usize,
     /// When the last one ahead of time was begun.
@@ -91,7 +91,7 @@ pub(super) struct SubPool {
     /// For never used ones.
     pub(super) demand: Demand,
     /// A look at those that are too many is due.
-    pub(super) evicting: bool,
+    pub(super) eviction_is_scheduled: bool,
     /// The backend cannot run this runtime; nothing is made ahead of time until it could.
     pub(super) unavailable: bool,
 }
@@ -102,53 +102,53 @@ impl SubPool {
     ///   interpreter is ready, because its pages are most likely in the caches, else the one that has waited longest;
     /// - for runtimes whose interpreters boot slowly, an unused one whose interpreter is ready comes before a used one
     ///   without;
-    /// - an unused one, unless `spares_fresh` is set.
+    /// - an unused one, unless `spares_clean` is set.
     ///
     /// Dead sandboxes are left to their watch.
     pub(super) fn pick(
         &mut self,
         tenant: &TenantId,
         boots_slowly: bool,
-        spares_fresh: bool,
+        spares_clean: bool,
     ) -> Option<PooledSandbox> {
-        let is_own = |(owner, warm): &(TenantId, IdleSandbox)| owner == tenant && warm.is_alive();
+        let is_own = |(owner, idle): &(TenantId, IdleSandbox)| owner == tenant && idle.is_alive();
         let is_ready = |one: &(TenantId, IdleSandbox)| is_own(one) && one.1.is_prepared();
         let any_used =
-            !boots_slowly || spares_fresh || !self.fresh.iter().any(IdleSandbox::is_ready);
-        let ready = self.used.iter().rposition(is_ready);
-        let oldest = || self.used.iter().position(is_own).filter(|_| any_used);
+            !boots_slowly || spares_clean || !self.clean.iter().any(IdleSandbox::is_ready);
+        let ready = self.dirty.iter().rposition(is_ready);
+        let oldest = || self.dirty.iter().position(is_own).filter(|_| any_used);
         if let Some(at) = ready.or_else(oldest) {
-            return self.used.remove(at).map(|(_, warm)| warm.held);
+            return self.dirty.remove(at).map(|(_, idle)| idle.held);
         }
-        if spares_fresh {
+        if spares_clean {
             return None;
         }
-        self.pick_fresh()
+        self.pick_clean()
     }
 
     /// A living sandbox that no tenant has used; one whose interpreter is there comes first.
-    pub(super) fn pick_fresh(&mut self) -> Option<PooledSandbox> {
-        self.demand.taken();
-        let ready = self.fresh.iter().position(IdleSandbox::is_ready);
-        let at = ready.or_else(|| self.fresh.iter().position(IdleSandbox::is_alive))?;
-        self.fresh.remove(at).map(|warm| warm.held)
+    pub(super) fn pick_clean(&mut self) -> Option<PooledSandbox> {
+        self.demand.note_taken();
+        let ready = self.clean.iter().position(IdleSandbox::is_ready);
+        let at = ready.or_else(|| self.clean.iter().position(IdleSandbox::is_alive))?;
+        self.clean.remove(at).map(|idle| idle.held)
     }
 
     /// Takes out one sandbox by its name.
     pub(super) fn remove(&mut self, id: &SandboxId) -> Option<PooledSandbox> {
-        let is_it = |warm: &IdleSandbox| warm.held.sandbox.id() == id;
-        if let Some(at) = self.fresh.iter().position(is_it) {
-            return self.fresh.remove(at).map(|warm| warm.held);
+        let is_it = |idle: &IdleSandbox| idle.held.sandbox.id() == id;
+        if let Some(at) = self.clean.iter().position(is_it) {
+            return self.clean.remove(at).map(|idle| idle.held);
         }
-        let at = self.used.iter().position(|(_, warm)| is_it(warm))?;
-        self.used.remove(at).map(|(_, warm)| warm.held)
+        let at = self.dirty.iter().position(|(_, idle)| is_it(idle))?;
+        self.dirty.remove(at).map(|(_, idle)| idle.held)
     }
 
     /// The sandbox that waits longest, of the used ones if there is any; `clean` of the fresh ones
     /// are not looked at.
     pub(super) fn oldest(&self, clean: usize) -> Option<&IdleSandbox> {
-        let fresh = (self.fresh.len() > clean).then(|| self.fresh.front());
-        let used = self.used.front().map(|(_, warm)| warm);
+        let fresh = (self.clean.len() > clean).then(|| self.clean.front());
+        let used = self.dirty.front().map(|(_, idle)| idle);
         used.or(fresh.flatten())
     }
 
@@ -159,18 +159,18 @@ impl SubPool {
     }
 
     /// How many there are beside `clean` fresh ones.
-    pub(super) fn beside(&self, clean: usize) -> usize {
-        self.used.len() + self.circulation.resets() + self.fresh.len().saturating_sub(clean)
+    pub(super) fn excess(&self, clean: usize) -> usize {
+        self.dirty.len() + self.circulation.resets() + self.clean.len().saturating_sub(clean)
     }
 
     /// Those that were not known to be well for this long, which are taken to be from now on.
     pub(super) fn due_for_check(&mut self, after: Duration) -> Vec<PooledSandbox> {
-        let used = self.used.iter_mut().map(|(_, warm)| warm);
-        let warm = self.fresh.iter_mut().chain(used);
-        let due = warm.filter(|warm| warm.checked.elapsed() >= after);
-        due.map(|warm| {
-            warm.checked = Instant::now();
-            warm.held.clone()
+        let used = self.dirty.iter_mut().map(|(_, idle)| idle);
+        let idle = self.clean.iter_mut().chain(used);
+        let due = idle.filter(|idle| idle.checked.elapsed() >= after);
+        due.map(|idle| {
+            idle.checked = Instant::now();
+            idle.held.clone()
         })
         .collect()
     }
@@ -180,8 +180,8 @@ impl SubPool {
         &mut self,
         unwanted: impl Fn(&PooledSandbox) -> bool,
     ) -> Vec<PooledSandbox> {
-        let used = self.used.iter().map(|(_, warm)| warm);
-        let held = self.fresh.iter().chain(used).map(|warm| &warm.held);
+        let used = self.dirty.iter().map(|(_, idle)| idle);
+        let held = self.clean.iter().chain(used).map(|idle| &idle.held);
         let ids: Vec<_> = held
             .filter(|held| unwanted(held))
             .map(|held| held.sandbox.id().clone())
@@ -191,28 +191,29 @@ impl SubPool {
 
     /// Whether nothing waits here, nor is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        let waits = self.fresh.len() + self.used.len() + self.waiters.len();
+        let waits = self.clean.len() + self.dirty.len() + self.waiters.len();
         waits + self.under_way() == 0
     }
 
     /// Number of sandboxes being made or reset.
     pub(super) fn under_way(&self) -> usize {
-        self.orders.len() + self.refilling + self.circulation.resets()
+        self.pending_creates.len() + self.refilling + self.circulation.resets()
     }
 
     /// Whether one was made ahead of time within so many times the time that making one takes.
     pub(super) fn was_refilled_within(&self, makings: u32) -> bool {
-        let pause = self.demand.making() * makings;
-        self.refilled.is_some_and(|begun| begun.elapsed() < pause)
+        let pause = self.demand.create_time() * makings;
+        self.refilled
+            .is_some_and(|started| started.elapsed() < pause)
     }
 
     /// Takes out all sandboxes.
     pub(super) fn clear(&mut self) -> Vec<PooledSandbox> {
-        let used = self.used.drain(..).map(|(_, warm)| warm);
-        self.fresh
+        let used = self.dirty.drain(..).map(|(_, idle)| idle);
+        self.clean
             .drain(..)
             .chain(used)
-            .map(|warm| warm.held)
+            .map(|idle| idle.held)
             .collect()
     }
 
@@ -241,9 +242,12 @@ impl SubPool {
     }
 
     /// Ends an order, with success or not; the answer is the ticket of its request.
-    pub(super) fn close_order(&mut self, id: u64) -> Option<u64> {
-        let at = self.orders.iter().position(|order| order.id == id)?;
-        Some(self.orders.swap_remove(at).ticket)
+    pub(super) fn finish_create(&mut self, id: u64) -> Option<u64> {
+        let at = self
+            .pending_creates
+            .iter()
+            .position(|pending| pending.id == id)?;
+        Some(self.pending_creates.swap_remove(at).ticket)
     }
 
     /// Forgets requests whose callers have gone.

@@ -8,27 +8,27 @@ use isol8_api::TenantId;
 use isol8_backend::{BackendError, Limits, SandboxSpec};
 use tokio::time::{Instant, timeout};
 
-use super::message::{Acquire, Cleaned, Create, Created, PoolError, Removed};
+use super::message::{Acquire, Create, Created, PoolError, Removed, ResetEnded};
 use super::{Lease, Pool, Strategy};
 use crate::sandbox::{PooledSandbox, SandboxHistory, destroy};
 use crate::supervisor::WeakSupervised;
 
 /// How long making a used sandbox new may take, limits included. The connection's own bound on a
 /// reset is shorter.
-const CLEAN_TIMEOUT: Duration = Duration::from_secs(60);
+const RESET_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Pool {
     /// Starts to make a sandbox, for an order or ahead of time.
-    pub(super) fn create(&self, spec: SandboxSpec, order: Option<u64>) {
+    pub(super) fn create(&self, spec: SandboxSpec, pending: Option<u64>) {
         let spec = SandboxSpec {
-            single_use: self.own.config.strategy == Strategy::Secure,
+            single_use: self.state.config.strategy == Strategy::Secure,
             ..spec
         };
         let backend = Arc::clone(&self.backend);
-        let limit = self.own.config.create_timeout;
+        let limit = self.state.config.create_timeout;
         let wanted = spec.clone();
-        let closing = self.own.closing.clone();
-        let begun = Instant::now();
+        let closing = self.state.closing.clone();
+        let started = Instant::now();
         let making = async move {
             let making = timeout(limit, backend.create(&wanted));
             match closing.run_until_cancelled(making).await {
@@ -37,41 +37,43 @@ impl Pool {
                 None => Err(PoolError::Closed),
             }
         };
-        self.own.handle().report(making, move |made| Created {
+        self.state.handle().report(making, move |made| Created {
             made: made.unwrap_or(Err(PoolError::Panicked)),
             spec,
-            order,
-            took: begun.elapsed(),
+            pending,
+            took: started.elapsed(),
         });
     }
 
     /// Makes a used sandbox as new.
     pub(super) fn reset(&self, held: PooledSandbox, owner: TenantId) {
-        let limits = self.own.config.sandbox.limits;
-        let used = held.clone();
-        let closing = self.own.closing.clone();
-        let begun = Instant::now();
-        let cleaning = async move {
-            let cleaning = timeout(CLEAN_TIMEOUT, cleaned(used, limits));
-            match closing.run_until_cancelled(cleaning).await {
-                Some(Ok(cleaned)) => cleaned.map_err(|error| error.to_string()),
-                Some(Err(_)) => Err(format!("not done within {} s", CLEAN_TIMEOUT.as_secs())),
+        let limits = self.state.config.sandbox.limits;
+        let dirty = held.clone();
+        let closing = self.state.closing.clone();
+        let started = Instant::now();
+        let resetting = async move {
+            let resetting = timeout(RESET_TIMEOUT, reset(dirty, limits));
+            match closing.run_until_cancelled(resetting).await {
+                Some(Ok(result)) => result.map_err(|error| error.to_string()),
+                Some(Err(_)) => Err(format!("not done within {} s", RESET_TIMEOUT.as_secs())),
                 None => Err("pool is shutting down".to_owned()),
             }
         };
-        self.own.handle().report(cleaning, move |cleaned| Cleaned {
-            cleaned: cleaned.unwrap_or_else(|panic| Err(panic.to_string())),
-            held,
-            owner,
-            took: begun.elapsed(),
-        });
+        self.state
+            .handle()
+            .report(resetting, move |result| ResetEnded {
+                result: result.unwrap_or_else(|panic| Err(panic.to_string())),
+                held,
+                owner,
+                took: started.elapsed(),
+            });
     }
 
     /// Removes a sandbox.
     pub(super) fn destroy(&mut self, held: PooledSandbox) {
         let gone = destroy(held.sandbox);
-        self.own.destroying += 1;
-        self.own.handle().report(gone, |_| Removed);
+        self.state.destroying += 1;
+        self.state.handle().report(gone, |_| Removed);
     }
 
     /// Gives a leased sandbox the limits that were asked for, or has another one made.
@@ -94,7 +96,7 @@ impl Pool {
     }
 }
 
-async fn cleaned(mut held: PooledSandbox, limits: Limits) -> Result<PooledSandbox, BackendError> {
+async fn reset(mut held: PooledSandbox, limits: Limits) -> Result<PooledSandbox, BackendError> {
     held.sandbox.control().reset().await?;
     held.set_limits(limits).await?;
     // Usage between the end of the last run and the reset does not belong to the next run.

@@ -10,17 +10,17 @@ impl Handler<BeginTransfer> for Registry {
     type Result = ResponseFuture<Result<TransferPermit, ExecuteError>>;
 
     fn handle(&mut self, BeginTransfer(key): BeginTransfer, _: &mut Self::Context) -> Self::Result {
-        if self.own.draining {
+        if self.state.draining {
             return Box::pin(async { Err(ExecuteError::ShuttingDown) });
         }
-        if let Some(reason) = self.own.losses.take(&key) {
+        if let Some(reason) = self.state.losses.take(&key) {
             let session = key.id;
             return Box::pin(async { Err(ExecuteError::SessionLost { session, reason }) });
         }
-        let Some(slot) = self.own.live.get(&key) else {
+        let Some(entry) = self.state.sessions.get(&key) else {
             return Box::pin(async { Err(ExecuteError::SessionNotFound) });
         };
-        let session = slot.session.clone();
+        let session = entry.session.clone();
         Box::pin(async move { session.ask(|| session::BeginTransfer).await? })
     }
 }

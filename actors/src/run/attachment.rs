@@ -16,7 +16,7 @@ pub struct Attachment {
     /// The channel for events. Each event waits until there is room, and the run with it.
     pub(crate) events: EventSender,
     /// Set once the job's program, or its setup script, is about to start.
-    pub(crate) begun: watch::Sender<bool>,
+    pub(crate) started: watch::Sender<bool>,
     /// Held by the run for as long as it goes on.
     pub(crate) input: Option<Arc<Mutex<Input>>>,
 }

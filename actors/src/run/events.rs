@@ -15,11 +15,11 @@ use crate::error::ExecuteError;
 
 /// Events between a run and its client. Together with an event's size it bounds what a slow client
 /// costs; a fast one finds more than one at a time.
-const EVENTS_UNDER_WAY: usize = 16;
+const MAX_QUEUED_EVENTS: usize = 16;
 
 /// Bytes that wait for a client after the end of its run: more than the windows of the sandbox's connection and the
 /// program's pipes hold.
-pub(super) const MOST_LEFT: usize = 1 << 20;
+pub(super) const MAX_LEFT_BYTES: usize = 1 << 20;
 
 /// Bytes that an event costs beside its text.
 const EVENT_OVERHEAD: usize = 256;
@@ -55,11 +55,11 @@ struct Queued {
 /// Both ends.
 pub(crate) fn channel() -> (EventSender, EventReceiver) {
     let (sender, events) = unbounded_channel();
-    let room = Arc::new(Semaphore::new(EVENTS_UNDER_WAY));
+    let room = Arc::new(Semaphore::new(MAX_QUEUED_EVENTS));
     let sender = EventSender {
         events: sender,
         room: Arc::clone(&room),
-        room_after_end: Arc::new(Semaphore::new(MOST_LEFT)),
+        room_after_end: Arc::new(Semaphore::new(MAX_LEFT_BYTES)),
     };
     (sender, EventReceiver { events, room })
 }
@@ -147,7 +147,7 @@ mod tests {
         {
             sent += 1;
         }
-        assert_eq!(sent, EVENTS_UNDER_WAY);
+        assert_eq!(sent, MAX_QUEUED_EVENTS);
         assert_eq!(receiver.recv().await.unwrap().data, "0");
         let again = sender.send(event("last".to_owned()), soon()).await;
         assert_eq!(again, Ok(Ok(())));
@@ -162,7 +162,10 @@ mod tests {
         while sender.send_after_end(event("x".repeat(16 << 10))).is_ok() {
             kept += 16 << 10;
         }
-        assert!((MOST_LEFT * 9 / 10..=MOST_LEFT).contains(&kept), "{kept}");
+        assert!(
+            (MAX_LEFT_BYTES * 9 / 10..=MAX_LEFT_BYTES).contains(&kept),
+            "{kept}"
+        );
         assert_eq!(receiver.try_recv().unwrap().data, "first");
         assert_eq!(receiver.try_recv().unwrap().data.len(), 16 << 10);
     }
@@ -170,7 +173,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_is_gone_is_waited_for_no_longer() {
         let (sender, receiver) = channel();
-        for _ in 0..EVENTS_UNDER_WAY {
+        for _ in 0..MAX_QUEUED_EVENTS {
             assert_eq!(sender.send(event(String::new()), soon()).await, Ok(Ok(())));
         }
         drop(receiver);

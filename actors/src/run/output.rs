@@ -28,7 +28,7 @@ const MAX_EVENT_BYTES: usize = EVENT_SIZE / 4 * 3;
 #[derive(Debug)]
 pub(super) enum Sink {
     /// Into a result.
-    Result(Written),
+    Result(CapturedOutput),
     /// To a client.
     Stream(Follower),
 }
@@ -41,25 +41,25 @@ pub(super) struct Follower {
     /// rest of their output is kept for the client.
     waits_until: Instant,
     /// Output that the program left, until its end is known. Small pieces are joined: each event has a cost.
-    left: Vec<StreamEvent>,
-    left_cost: usize,
+    unsent: Vec<StreamEvent>,
+    unsent_cost: usize,
 }
 
 /// Both streams of a result. Without an encoding asked for, both are UTF-8.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(super) struct CapturedOutput {
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
 }
 
 /// An output stream of a result, encoded as the contract says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Carried {
+pub(super) struct EncodedOutput {
     pub(super) text: String,
     pub(super) encoding: Encoding,
 }
 
-impl Carried {
+impl EncodedOutput {
     /// Encodes bytes as text, without white space at its end if `is_trimmed`, or as base64 if they are not UTF-8.
     pub(super) fn new(bytes: Vec<u8>, is_trimmed: bool) -> Self {
         let (mut text, encoding) = Encoding::encode(bytes);
@@ -77,8 +77,8 @@ impl Sink {
         Self::Stream(Follower {
             events,
             waits_until,
-            left: Vec::new(),
-            left_cost: 0,
+            unsent: Vec::new(),
+            unsent_cost: 0,
         })
     }
 
@@ -103,7 +103,7 @@ impl Sink {
                     OutputStream::Stdout => EventKind::Stdout,
                     OutputStream::Stderr => EventKind::Stderr,
                 };
-                for Carried { text, encoding } in pieces(&bytes) {
+                for EncodedOutput { text, encoding } in pieces(&bytes) {
                     let mut event = StreamEvent::new(kind, text, phase);
                     event.encoding = encoding;
                     follower.send(event).await?;
@@ -114,7 +114,7 @@ impl Sink {
     }
 
     /// Sends an event that is not output to the client that follows the run.
-    pub(super) async fn tell(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
+    pub(super) async fn send_event(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
         match self {
             Self::Result(_) => Ok(()),
             Self::Stream(follower) => {
@@ -125,17 +125,17 @@ impl Sink {
     }
 
     /// Returns the output of the phase that has just ended, if it is kept.
-    pub(super) fn take(&mut self) -> Written {
+    pub(super) fn take(&mut self) -> CapturedOutput {
         match self {
             Self::Result(written) => std::mem::take(written),
-            Self::Stream(_) => Written::default(),
+            Self::Stream(_) => CapturedOutput::default(),
         }
     }
 }
 
 impl Follower {
     async fn send(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
-        if !self.left.is_empty() {
+        if !self.unsent.is_empty() {
             return self.keep(event);
         }
         let stalled = Instant::now() + STALLED_AFTER;
@@ -148,24 +148,24 @@ impl Follower {
     }
 
     fn keep(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
-        let last = self.left.last_mut().filter(|last| {
+        let last = self.unsent.last_mut().filter(|last| {
             (last.kind, last.phase) == (event.kind, event.phase)
                 && last.encoding.is_utf8()
                 && event.encoding.is_utf8()
                 && last.data.len() + event.data.len() <= EVENT_SIZE
         });
-        self.left_cost += match last {
+        self.unsent_cost += match last {
             Some(last) => {
                 last.data.push_str(&event.data);
                 event.data.len()
             }
             None => {
                 let cost = events::cost(&event);
-                self.left.push(event);
+                self.unsent.push(event);
                 cost
             }
         };
-        match self.left_cost <= events::MOST_LEFT {
+        match self.unsent_cost <= events::MAX_LEFT_BYTES {
             true => Ok(()),
             false => Err(ExecuteError::Cancelled),
         }
@@ -173,13 +173,13 @@ impl Follower {
 
     /// Leaves to the client what is kept for it.
     fn flush(&mut self) -> Result<(), ExecuteError> {
-        let mut left = self.left.drain(..);
-        left.try_for_each(|event| self.events.send_after_end(event))
+        let mut unsent = self.unsent.drain(..);
+        unsent.try_for_each(|event| self.events.send_after_end(event))
     }
 }
 
 /// Cuts output into events: text into whole characters, and what is no text anywhere.
-fn pieces(bytes: &[u8]) -> impl Iterator<Item = Carried> {
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = EncodedOutput> {
     let mut rest = bytes;
     let is_text = std::str::from_utf8(bytes).is_ok();
     let limit = if is_text { EVENT_SIZE } else { MAX_EVENT_BYTES };
@@ -191,7 +191,7 @@ fn pieces(bytes: &[u8]) -> impl Iterator<Item = Carried> {
         }
         let (piece, after) = rest.split_at(length);
         rest = after;
-        (!piece.is_empty()).then(|| Carried::new(piece.to_vec(), false))
+        (!piece.is_empty()).then(|| EncodedOutput::new(piece.to_vec(), false))
     })
 }
 
@@ -235,7 +235,7 @@ impl<'a> Output<'a> {
     }
 
     /// Passes on the rest.
-    pub(super) async fn finish(mut self, exit: &Exit) -> Result<Finished, ExecuteError> {
+    pub(super) async fn finish(mut self, exit: &Exit) -> Result<FinishedOutput, ExecuteError> {
         let (rest, stdout_cut) = self.stdout.finish(exit.stdout_bytes);
         self.sink
             .put(self.phase, OutputStream::Stdout, rest)
@@ -250,7 +250,7 @@ impl<'a> Output<'a> {
         if let Sink::Stream(follower) = self.sink {
             follower.flush()?;
         }
-        Ok(Finished {
+        Ok(FinishedOutput {
             truncated: stdout_cut || stderr_cut,
             stderr: self.stderr,
         })
@@ -259,13 +259,13 @@ impl<'a> Output<'a> {
 
 /// All output of a program that has ended.
 #[derive(Debug)]
-pub(super) struct Finished {
+pub(super) struct FinishedOutput {
     /// Something was cut.
     pub(super) truncated: bool,
     stderr: Text,
 }
 
-impl Finished {
+impl FinishedOutput {
     /// The output of a job that has no program.
     pub(super) fn empty() -> Self {
         Self {
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn events_are_bounded_and_end_with_whole_characters() {
         let text = "€".repeat(EVENT_SIZE);
-        let cut: Vec<Carried> = pieces(text.as_bytes()).collect();
+        let cut: Vec<EncodedOutput> = pieces(text.as_bytes()).collect();
         assert!(cut.iter().all(|piece| piece.text.len() <= EVENT_SIZE));
         let joined: String = cut.iter().map(|piece| piece.text.as_str()).collect();
         assert_eq!(joined, text);
@@ -307,7 +307,7 @@ mod tests {
     fn events_of_what_is_no_text_are_bounded_and_lose_nothing() {
         let bytes = b"\xffx".repeat(EVENT_SIZE);
         let mut joined = Vec::new();
-        for Carried { text, encoding } in pieces(&bytes) {
+        for EncodedOutput { text, encoding } in pieces(&bytes) {
             assert_eq!(encoding, Encoding::Base64);
             assert!(text.len() <= EVENT_SIZE);
             joined.extend_from_slice(&encoding.decode(&text).unwrap());
@@ -322,12 +322,12 @@ mod tests {
             (b" a\n b \n\n", false, " a\n b \n\n", Encoding::Utf8),
             (b"\xff\n", true, "/wo=", Encoding::Base64),
         ] {
-            let mut sink = Sink::Result(Written::default());
+            let mut sink = Sink::Result(CapturedOutput::default());
             let put = sink.put(Phase::Code, OutputStream::Stdout, bytes.to_vec());
             put.await.unwrap();
-            let carried = Carried::new(sink.take().stdout, is_trimmed);
+            let carried = EncodedOutput::new(sink.take().stdout, is_trimmed);
             let text = text.to_owned();
-            assert_eq!(carried, Carried { text, encoding });
+            assert_eq!(carried, EncodedOutput { text, encoding });
         }
     }
 }

@@ -24,7 +24,11 @@ pub enum RunMode {
 }
 
 /// Returns the run of the program, if the job has a program.
-pub(super) fn program(job: &Job, mode: RunMode, live: Option<&Attachment>) -> Option<RunSpec> {
+pub(super) fn program(
+    job: &Job,
+    mode: RunMode,
+    attachment: Option<&Attachment>,
+) -> Option<RunSpec> {
     let program = match &job.program {
         Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
@@ -46,11 +50,11 @@ pub(super) fn program(job: &Job, mode: RunMode, live: Option<&Attachment>) -> Op
         }
     };
     let mut run = base(job, program);
-    run.eager = live.is_some();
+    run.eager = attachment.is_some();
     run.sweep = mode == RunMode::Ephemeral;
     run.stdin = match &job.stdin {
         Some(stdin) => Stdin::Bytes(stdin.clone()),
-        None if live.is_some_and(|live| live.input.is_some()) => Stdin::Piped,
+        None if attachment.is_some_and(|attachment| attachment.input.is_some()) => Stdin::Piped,
         None => Stdin::Empty,
     };
     run.terminal = job.terminal;

@@ -10,16 +10,16 @@ use tokio::task::spawn_blocking;
 
 use crate::error::ExecuteError;
 use crate::job::{MAX_SECRET_BYTES, MAX_SECRETS};
-use transducer::{State, Transducer};
+use transducer::{MaskState, Transducer};
 
 const MASK: &str = "***";
 
 /// Bytes of values beyond which building the machine for them takes longer than the actors' thread may be
 /// occupied, which is about a millisecond.
-const BUILT_ASIDE: usize = 8 * 1024;
+const BLOCKING_BUILD_BYTES: usize = 8 * 1024;
 
 /// Bytes of what a program asked the network for, beyond which masking it takes that long as well.
-const MASKED_ASIDE: usize = 256 * 1024;
+const BLOCKING_MASK_BYTES: usize = 256 * 1024;
 
 /// The values to be masked.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Scanner {
     /// A scanner for few values: for many, it would be no faster.
     fn new(values: &[&[u8]]) -> Option<Self> {
         let bytes: usize = values.iter().map(|value| value.len()).sum();
-        if bytes > BUILT_ASIDE {
+        if bytes > BLOCKING_BUILD_BYTES {
             return None;
         }
         // The kind that is chosen for few values otherwise takes quadratic time to build.
@@ -66,7 +66,7 @@ impl Secrets {
                 values.len()
             )));
         }
-        if bytes <= BUILT_ASIDE {
+        if bytes <= BLOCKING_BUILD_BYTES {
             return Ok(Self::new(values));
         }
         let values = values.to_vec();
@@ -88,17 +88,17 @@ impl Secrets {
     }
 
     /// Masks the next bytes of a stream.
-    fn mask(&self, mut state: State, bytes: &[u8]) -> (State, Vec<u8>) {
+    fn mask(&self, mut state: MaskState, bytes: &[u8]) -> (MaskState, Vec<u8>) {
         let mut masked = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
         if let Some(Scanner { finder, longest }) = &self.scanner {
-            if state.holds_something() {
+            if state.holds_bytes() {
                 // The bytes held back are mostly decided after as many as the longest value has.
                 let (begun, after) = rest.split_at(rest.len().min(*longest));
                 state = self.transducer.feed(state, begun, &mut masked);
                 rest = after;
             }
-            if !state.holds_something() && rest.len() >= *longest && !finder.is_match(rest) {
+            if !state.holds_bytes() && rest.len() >= *longest && !finder.is_match(rest) {
                 // Only the end matters: a value may begin there.
                 let (plain, end) = rest.split_at(rest.len() + 1 - longest);
                 masked.extend_from_slice(plain);
@@ -123,7 +123,7 @@ impl Secrets {
             }
             entries
         };
-        if bytes <= MASKED_ASIDE {
+        if bytes <= BLOCKING_MASK_BYTES {
             return mask();
         }
         // Without an answer nothing is shown, rather than a secret.
@@ -144,7 +144,7 @@ impl Secrets {
 
     /// Masks a short text that a program chose.
     pub(super) fn mask_text(&self, text: &str) -> String {
-        let (state, mut masked) = self.mask(State::default(), text.as_bytes());
+        let (state, mut masked) = self.mask(MaskState::default(), text.as_bytes());
         self.transducer.finish(state, &mut masked);
         // Values are text as well, so characters stay whole.
         String::from_utf8_lossy(&masked).into_owned()
@@ -156,14 +156,14 @@ impl Secrets {
 #[derive(Debug)]
 pub(super) struct Masker {
     secrets: Option<Arc<Secrets>>,
-    state: State,
+    state: MaskState,
 }
 
 impl Masker {
     pub(super) fn new(secrets: Option<Arc<Secrets>>) -> Self {
         Self {
             secrets,
-            state: State::default(),
+            state: MaskState::default(),
         }
     }
 
@@ -182,7 +182,7 @@ impl Masker {
         let state = std::mem::take(&mut self.state);
         let mut rest = Vec::new();
         match &self.secrets {
-            Some(_) if cut && state.holds_something() => rest.extend_from_slice(MASK.as_bytes()),
+            Some(_) if cut && state.holds_bytes() => rest.extend_from_slice(MASK.as_bytes()),
             Some(secrets) => secrets.transducer.finish(state, &mut rest),
             None => {}
         }

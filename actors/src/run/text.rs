@@ -41,8 +41,8 @@ impl Text {
         bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         let masked = self.masker.push(bytes);
         let whole = self.characters.push(masked);
-        let shown = self.shown(whole);
-        self.seen(shown)
+        let shown = self.decode(whole);
+        self.track_line(shown)
     }
 
     /// The rest, and whether the stream was cut. `reported` is the guest's count of what was written,
@@ -55,8 +55,8 @@ impl Text {
         if !cut {
             rest.append(&mut self.characters.finish());
         }
-        let rest = self.shown(rest);
-        let mut rest = self.seen(rest);
+        let rest = self.decode(rest);
+        let mut rest = self.track_line(rest);
         if cut && !self.is_exact {
             let limit = self.limit;
             let note = format!("--- OUTPUT TRUNCATED ({total} bytes, limit: {limit}) ---");
@@ -68,11 +68,11 @@ impl Text {
     /// Returns a line that the server adds at the end.
     pub(super) fn line(&mut self, note: &str) -> Vec<u8> {
         let begin = if self.in_line { "\n" } else { "" };
-        self.seen(format!("{begin}{note}\n").into_bytes())
+        self.track_line(format!("{begin}{note}\n").into_bytes())
     }
 
     /// Replaces bytes that are no text, unless they are to stay.
-    fn shown(&self, bytes: Vec<u8>) -> Vec<u8> {
+    fn decode(&self, bytes: Vec<u8>) -> Vec<u8> {
         match String::from_utf8(bytes) {
             Ok(text) => text.into_bytes(),
             Err(error) if self.is_exact => error.into_bytes(),
@@ -82,7 +82,7 @@ impl Text {
         }
     }
 
-    fn seen(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+    fn track_line(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         if let Some(last) = bytes.last() {
             self.in_line = *last != b'\n';
         }
@@ -94,28 +94,28 @@ impl Text {
 #[derive(Debug, Default)]
 struct Characters {
     /// The begin of a character, at most three bytes.
-    begun: Vec<u8>,
+    incomplete: Vec<u8>,
 }
 
 impl Characters {
     fn push(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
-        if !self.begun.is_empty() {
-            let mut joined = std::mem::take(&mut self.begun);
+        if !self.incomplete.is_empty() {
+            let mut joined = std::mem::take(&mut self.incomplete);
             joined.append(&mut bytes);
             bytes = joined;
         }
-        let begun = begun_at(&bytes);
-        self.begun = bytes.split_off(begun);
+        let incomplete = incomplete_at(&bytes);
+        self.incomplete = bytes.split_off(incomplete);
         bytes
     }
 
     fn finish(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.begun)
+        std::mem::take(&mut self.incomplete)
     }
 }
 
 /// Returns the start of the character that is incomplete at the end of `bytes`, or their length if none is.
-fn begun_at(bytes: &[u8]) -> usize {
+fn incomplete_at(bytes: &[u8]) -> usize {
     // A character has at most four bytes, so a cut one has at most three here.
     for cut in 1..=bytes.len().min(3) {
         let start = bytes.len() - cut;

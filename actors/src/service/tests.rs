@@ -169,7 +169,7 @@ async fn a_job_that_meets_a_session_nobody_waited_for_has_another() {
     let (reply, answer) = oneshot::channel();
     unused.do_send(RunJob {
         job: Arc::new(job("print 2")),
-        live: None,
+        attachment: None,
         cancel: CancellationToken::new(),
         received: Instant::now(),
         reply,

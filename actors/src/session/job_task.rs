@@ -32,35 +32,43 @@ pub(super) struct JobStart {
     pub(super) held: PooledSandbox,
     /// To be awaited before the answer.
     pub(super) claiming: Option<JoinHandle<()>>,
-    pub(super) waits: QueueTimings,
+    pub(super) timings: QueueTimings,
 }
 
 impl RunningJob {
     /// Runs a job in a task of its own, where a panic is an error and no more. The session is told of
     /// the end by [`JobEnded`].
-    pub(super) fn begin(
-        beginning: JobStart,
-        setting: &SessionContext,
+    pub(super) fn start(
+        start: JobStart,
+        context: &SessionContext,
         session: WeakRecipient<JobEnded>,
     ) -> Self {
         let JobStart {
             run,
             mut held,
             claiming,
-            waits,
-        } = beginning;
+            timings,
+        } = start;
         let cancel = run.cancel.child_token();
-        let turn = Self {
+        let running = Self {
             reply: run.reply,
             _cancel: cancel.clone().drop_guard(),
         };
-        let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
-        let (job, live) = (run.job, run.live);
-        let defaults = setting.defaults.clone();
-        let running = async move {
+        let (admission, tenant) = (context.admission.clone(), context.key.tenant.clone());
+        let (job, attachment) = (run.job, run.attachment);
+        let defaults = context.defaults.clone();
+        let work = async move {
             let admitting = admission.admit(&tenant);
             let job = in_session(&job, defaults.as_ref(), &held.spec.image);
-            let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
+            let result = execute(
+                &mut held,
+                &job,
+                admitting,
+                timings,
+                attachment.as_ref(),
+                &cancel,
+            )
+            .await;
             if let Some(claiming) = claiming {
                 // The task reports its own failure.
                 let _ = claiming.await;
@@ -70,7 +78,7 @@ impl RunningJob {
                 held: Some(held),
             }
         };
-        session.report(running, |ended| {
+        session.report(work, |ended| {
             ended.unwrap_or_else(|panic| {
                 log::error!(error:% = panic; "run panicked");
                 let text = "the run panicked".to_owned();
@@ -80,7 +88,7 @@ impl RunningJob {
                 }
             })
         });
-        turn
+        running
     }
 }
 
@@ -88,14 +96,14 @@ async fn execute(
     held: &mut PooledSandbox,
     job: &Job,
     admitting: impl Future<Output = Result<Permit, ExecuteError>>,
-    mut waits: QueueTimings,
-    live: Option<&Attachment>,
+    mut timings: QueueTimings,
+    attachment: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let asked = Instant::now();
     let permit = cancel.run_until_cancelled(admitting).await;
     let _permit = permit.ok_or(ExecuteError::Cancelled)??;
-    waits.queue += asked.elapsed();
+    timings.queue += asked.elapsed();
     // A session's sizes are those of its first request; its limits are each request's own.
     apply_limits(held, job).await?;
     let sandbox = Arc::clone(&held.sandbox);
@@ -103,9 +111,9 @@ async fn execute(
         sandbox.as_ref(),
         job,
         RunMode::Session,
-        waits,
+        timings,
         &mut held.history,
-        live,
+        attachment,
         cancel,
     )
     .await

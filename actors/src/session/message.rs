@@ -34,7 +34,7 @@ pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
 pub(crate) struct RunJob {
     pub(crate) job: Arc<Job>,
     /// The client that follows the run, if there is one.
-    pub(crate) live: Option<Attachment>,
+    pub(crate) attachment: Option<Attachment>,
     /// Triggered when the requester has gone.
     pub(crate) cancel: CancellationToken,
     pub(crate) received: Instant,
@@ -49,7 +49,7 @@ pub(crate) struct Delete;
 /// Ends the session, and leaves its sandbox to the next server.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct Leave;
+pub(crate) struct LeaveForAdoption;
 
 /// Asks for permission to transfer one file. Accepted in every state; a session without a sandbox answers that it does
 /// not exist.

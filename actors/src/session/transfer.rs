@@ -7,38 +7,38 @@ use actix::prelude::*;
 use super::message::BeginTransfer;
 use super::permit::{TransferEnded, TransferPermit};
 use super::status::MAX_TRANSFERS;
-use super::{Session, State};
+use super::{Lifecycle, Session};
 use crate::error::ExecuteError;
 
 impl Session {
     fn begin_transfer(&mut self) -> Result<TransferPermit, ExecuteError> {
-        let home = match &mut self.own.state {
-            State::Idle(home) | State::Running(home, _) => home,
-            State::Ended(ending) => {
+        let owned = match &mut self.state.lifecycle {
+            Lifecycle::Idle(owned) | Lifecycle::Running(owned, _) => owned,
+            Lifecycle::Ended(ending) => {
                 let ending = ending.clone();
-                self.note_told(&ending);
+                self.note_reported(&ending);
                 return Err(self.error_for(&ending));
             }
             // A session without a sandbox is not listed either.
-            State::New | State::Adopted(..) | State::Starting | State::Between => {
+            Lifecycle::New | Lifecycle::Adopted(..) | Lifecycle::Starting | Lifecycle::Between => {
                 return Err(ExecuteError::SessionNotFound);
             }
         };
-        let status = &self.setting.status;
-        let id = self.setting.key.id.clone();
+        let status = &self.context.status;
+        let id = self.context.key.id.clone();
         let Ok(permit) = Arc::clone(&status.transfers).try_acquire_owned() else {
             return Err(ExecuteError::TooManyTransfers {
                 session: id,
                 limit: MAX_TRANSFERS,
             });
         };
-        home.note_use();
+        owned.note_use();
         status.note_use();
         Ok(TransferPermit {
             id,
-            sandbox: Arc::clone(&home.held.sandbox),
+            sandbox: Arc::clone(&owned.held.sandbox),
             status: Arc::clone(status),
-            session: self.own.handle().recipient(),
+            session: self.state.handle().recipient(),
             _permit: permit,
         })
     }
@@ -56,8 +56,8 @@ impl Handler<TransferEnded> for Session {
     type Result = ();
 
     fn handle(&mut self, _: TransferEnded, _: &mut Self::Context) {
-        if let State::Idle(home) | State::Running(home, _) = &mut self.own.state {
-            home.note_use();
+        if let Lifecycle::Idle(owned) | Lifecycle::Running(owned, _) = &mut self.state.lifecycle {
+            owned.note_use();
         }
     }
 }

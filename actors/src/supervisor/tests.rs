@@ -57,7 +57,7 @@ fn counter() -> Setup {
 }
 
 #[actix::test]
-async fn a_successor_goes_on_with_what_its_predecessor_had() {
+async fn a_restarted_actor_goes_on_with_the_state_of_the_one_before() {
     let setup = counter();
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(1));
     setup.counter.do_send(Add(13));
@@ -82,8 +82,8 @@ async fn a_message_that_always_panics_is_given_up_and_harms_no_other() {
 #[actix::test]
 async fn a_recipient_reaches_the_restarted_actor_and_keeps_no_actor_alive() {
     let setup = counter();
-    let slot = Arc::downgrade(&setup.counter.post);
-    let recipient = WeakSupervised { post: slot.clone() }.recipient();
+    let slot = Arc::downgrade(&setup.counter.slot);
+    let recipient = WeakSupervised { slot: slot.clone() }.recipient();
     recipient.do_send(Add(1));
     recipient.do_send(Add(13));
     assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
@@ -99,7 +99,7 @@ async fn a_recipient_reaches_the_restarted_actor_and_keeps_no_actor_alive() {
 async fn an_actor_ends_with_its_last_handle() {
     let setup = counter();
     setup.counter.ask(|| Add(1)).await.unwrap();
-    let weak = Arc::downgrade(&setup.counter.post);
+    let weak = Arc::downgrade(&setup.counter.slot);
     drop(setup.counter);
     for _ in 0..10 {
         tokio::task::yield_now().await;

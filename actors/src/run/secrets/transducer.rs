@@ -119,7 +119,7 @@ impl Transducer {
     }
 
     /// Takes the next bytes of a stream, appends what is certain by now, and returns the state of the stream.
-    pub(super) fn feed(&self, mut state: State, bytes: &[u8], out: &mut Vec<u8>) -> State {
+    pub(super) fn feed(&self, mut state: MaskState, bytes: &[u8], out: &mut Vec<u8>) -> MaskState {
         let mut rest = bytes.iter();
         loop {
             if state.0 == ROOT {
@@ -135,7 +135,7 @@ impl Transducer {
             match self.child(state.0, byte) {
                 Some(next) => {
                     rest.next();
-                    state = State(next);
+                    state = MaskState(next);
                     if self.is_leaf(next) {
                         state = self.decide(state, out);
                     }
@@ -146,16 +146,16 @@ impl Transducer {
     }
 
     /// Appends what the stream held back, because it has ended.
-    pub(super) fn finish(&self, mut state: State, out: &mut Vec<u8>) {
+    pub(super) fn finish(&self, mut state: MaskState, out: &mut Vec<u8>) {
         while state.0 != ROOT {
             state = self.decide(state, out);
         }
     }
 
     /// Shows what is decided when a node is left, and returns the state to go on in.
-    fn decide(&self, State(node): State, out: &mut Vec<u8>) -> State {
+    fn decide(&self, MaskState(node): MaskState, out: &mut Vec<u8>) -> MaskState {
         self.show(self.shown[node as usize], out);
-        State(self.resume[node as usize])
+        MaskState(self.resume[node as usize])
     }
 
     fn show(&self, piece: u32, out: &mut Vec<u8>) {
@@ -180,11 +180,11 @@ impl Transducer {
 
 /// State of one stream, which says which bytes are held back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct State(u32);
+pub(super) struct MaskState(u32);
 
-impl State {
+impl MaskState {
     /// Whether anything is held back.
-    pub(super) fn holds_something(self) -> bool {
+    pub(super) fn holds_bytes(self) -> bool {
         self.0 != ROOT
     }
 }
