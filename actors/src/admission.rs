@@ -1,7 +1,7 @@
-//! How many jobs run at once, and who waits.
+//! Limits how many jobs run at once, and queues the others.
 //!
-//! Tenants that have waiting jobs take turns, so that the many jobs of one do not delay the one of another. If the
-//! queue is full, a tenant with fewer waiting jobs gets its place from the end of the longest tenant queue.
+//! Tenants that have waiting jobs take turns, so that the many jobs of one tenant do not delay the single job of
+//! another. If the queue is full, the last job of the longest tenant queue is refused; this may be the new job itself.
 
 mod fair_queue;
 
@@ -16,16 +16,16 @@ use tokio::time::Instant;
 use crate::error::ExecuteError;
 use fair_queue::{FairQueue, Ticket};
 
-/// Bounds of [`Admission`].
+/// Limits of [`Admission`].
 #[derive(Clone, Debug)]
 pub struct AdmissionConfig {
-    /// Jobs that run at once; at least 1.
+    /// Highest number of concurrent jobs; at least 1.
     pub max_concurrent: usize,
     /// Highest number of concurrent jobs of one tenant; at least 1.
     pub max_concurrent_per_tenant: usize,
-    /// Jobs that wait for their turn beyond those.
+    /// Highest number of jobs that wait for their turn.
     pub max_waiting: usize,
-    /// How long one waits at most.
+    /// How long a job waits at most.
     pub max_wait: Duration,
 }
 
@@ -40,13 +40,13 @@ impl Default for AdmissionConfig {
     }
 }
 
-/// How long a job took lately, before there was any: the weight of the next is 1/8.
+/// Assumed duration of a job before the first has ended. Each job that ends changes the average with a weight of 1/8.
 const FIRST_GUESS: Duration = Duration::from_millis(500);
 
-/// Longest advice when to come back.
+/// Longest time after which a refused client is advised to retry.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// Admits jobs, those of each tenant in order of arrival.
+/// Admits jobs; the jobs of each tenant in order of arrival. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct Admission {
     state: Arc<Mutex<Scheduler>>,
@@ -60,7 +60,7 @@ struct Scheduler {
     usual: Duration,
 }
 
-/// The right to run one job; given back when dropped.
+/// The right to run one job. Dropping it admits the next job.
 #[derive(Debug)]
 pub struct Permit(Option<AdmittedJob>);
 
@@ -75,16 +75,16 @@ struct AdmittedJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionState {
-    /// Jobs that run.
+    /// Number of jobs that run.
     pub running: usize,
-    /// Jobs that wait.
+    /// Number of jobs that wait.
     pub waiting: usize,
-    /// How long a job takes of late, in milliseconds.
+    /// Average duration of the last jobs, in milliseconds.
     pub usual_ms: u128,
 }
 
 impl Admission {
-    /// An admission within `config`.
+    /// Returns an admission with these limits.
     #[must_use]
     pub fn new(config: AdmissionConfig) -> Self {
         let state = Scheduler {
@@ -98,17 +98,17 @@ impl Admission {
         }
     }
 
-    /// Waits for a turn. Dropping the future gives up the place in the line.
+    /// Waits for a turn. Dropping the future gives up the place in the queue.
     ///
     /// # Errors
-    /// [`ExecuteError::TenantOverloaded`] where as many of this tenant's jobs run and wait as may;
-    /// [`ExecuteError::Overloaded`] where that is so of all, or the wait was too long.
+    /// [`ExecuteError::TenantOverloaded`] if this tenant's jobs have reached their limit;
+    /// [`ExecuteError::Overloaded`] if the jobs of all tenants have, or the job has waited for too long.
     pub async fn admit(&self, tenant: &TenantId) -> Result<Permit, ExecuteError> {
         let (_place, turn) = self.enter(tenant)?;
         let max_wait = self.lock().config.max_wait;
         match tokio::time::timeout(max_wait, turn).await {
             Ok(Ok(permit)) => Ok(permit),
-            // Its place went to a tenant that has fewer.
+            // The place went to a tenant that has fewer waiting jobs.
             Ok(Err(_)) => Err(self.lock().tenant_overloaded(tenant)),
             Err(_) => Err(self.lock().overloaded()),
         }
@@ -121,7 +121,7 @@ impl Admission {
         self.admit_waiting(&mut state);
     }
 
-    /// A snapshot.
+    /// Returns a snapshot.
     #[must_use]
     pub fn observe(&self) -> AdmissionState {
         let state = self.lock();
@@ -161,7 +161,7 @@ impl Admission {
         Ok((place, turn))
     }
 
-    /// Gives free turns to those who wait, one of each tenant after the other.
+    /// Admits waiting jobs while there is room; the tenants take turns.
     fn admit_waiting(&self, state: &mut Scheduler) {
         while state.running < state.config.max_concurrent.max(1) {
             let most = state.config.max_concurrent_per_tenant.max(1);
@@ -174,7 +174,7 @@ impl Admission {
                 tenant,
                 since: Instant::now(),
             };
-            // Dropped here, an unwanted one would lock what is locked.
+            // A permit that is dropped here would lock the mutex, which is already locked.
             if let Err(Some(job)) = reply.send(Permit(Some(job))).map_err(Permit::taken) {
                 state.end(&job.tenant);
             }
@@ -182,7 +182,7 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, Scheduler> {
-        // Nothing under the lock panics half-way.
+        // No code that holds the lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -193,7 +193,7 @@ impl Scheduler {
         self.queue.ended(tenant);
     }
 
-    /// When those before a new job should have had their turns, by what jobs took of late.
+    /// Returns the time after which the jobs ahead of a new one should have ended, by the average duration of jobs.
     fn retry_after(&self, before: usize, width: usize) -> Duration {
         let rounds = u32::try_from(before / width.max(1) + 1).unwrap_or(u32::MAX);
         let wait = self.usual.saturating_mul(rounds);
@@ -230,7 +230,7 @@ impl Drop for Permit {
     }
 }
 
-/// A place in the line, given up when dropped; nothing where its turn has come.
+/// A place in the queue, which is given up on drop. After the job's turn has come, the drop has no effect.
 struct QueuePlace<'a> {
     admission: &'a Admission,
     tenant: &'a TenantId,

@@ -1,4 +1,5 @@
-//! Files of a session's sandbox. Transfers use its control connection beside the jobs, and wait for no job.
+//! Transfers of files to and from a session's sandbox. A transfer uses the sandbox's control connection beside the jobs,
+//! and waits for no job.
 
 use isol8_api::file::{DirectoryEntry, DirectoryListing, EntryType};
 use isol8_api::{Runtime, SandboxPath};
@@ -14,18 +15,18 @@ use crate::session::TransferPermit;
 /// Mode of a file that a client writes.
 const FILE_MODE: u32 = 0o644;
 
-/// Bytes that may be written to files between two looks at the memory that is left.
+/// Bytes that may be written to files between two checks of the memory that is left.
 const PIECE: u64 = 1 << 20;
 
-/// Entries to ask for: one more than a list shows, which tells that there are more.
+/// Highest number of entries that the guest is asked for: one more than a listing shows, to detect a longer directory.
 const LIST_LIMIT: u32 = DirectoryListing::MAX_ENTRIES as u32 + 1;
 
-/// A transfer under way.
+/// A file transfer under way.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     pub(crate) permit: TransferPermit,
     pub(crate) stop: CancellationToken,
-    /// A shutdown gives it time as it gives jobs.
+    /// Makes a shutdown wait for the transfer as it waits for jobs.
     pub(crate) _counted: TaskTrackerToken,
 }
 
@@ -67,12 +68,12 @@ impl Transfer {
     }
 }
 
-/// A file on its way into a sandbox. Dropping it before [`Self::finish`] leaves what had its name
-/// before.
+/// A transfer of a file into a sandbox. If it is dropped before [`Self::finish`], an earlier file of the same name
+/// remains.
 #[derive(Debug)]
 pub struct Upload {
     writer: FileWriter,
-    /// Bytes that there is surely memory for.
+    /// Bytes that the sandbox is known to have memory for.
     room: u64,
     transfer: Transfer,
 }
@@ -88,10 +89,10 @@ impl Upload {
         })
     }
 
-    /// Adds content, as fast as the sandbox takes it.
+    /// Appends content, as fast as the sandbox accepts it.
     ///
     /// # Errors
-    /// Any [`ExecuteError`] of file operations: the file is given up.
+    /// Any [`ExecuteError`] of file operations; the transfer has failed then.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), ExecuteError> {
         let size = bytes.len() as u64;
         if self.room < size {
@@ -103,7 +104,7 @@ impl Upload {
         self.transfer.step(self.writer.write(bytes)).await
     }
 
-    /// Gives the file its name, in place of what has it.
+    /// Gives the file its name, and replaces an earlier file of that name.
     ///
     /// # Errors
     /// Any [`ExecuteError`] of file operations.
@@ -117,7 +118,7 @@ impl Upload {
     }
 }
 
-/// A file on its way out of a sandbox. Dropping it ends the transfer.
+/// A transfer of a file out of a sandbox. Dropping it ends the transfer.
 #[derive(Debug)]
 pub struct Download {
     reader: FileReader,
@@ -131,7 +132,7 @@ impl Download {
         Ok(Self { reader, transfer })
     }
 
-    /// The next piece, or `None` at the end, after which this must not be called.
+    /// Returns the next piece, or `None` at the end. Must not be called after the end.
     ///
     /// # Errors
     /// Any [`ExecuteError`] of file operations; the first call reports a file that does not exist.

@@ -12,16 +12,16 @@ use crate::error::ExecuteError;
 /// Memory that files leave to programs, the guest among them. The kernel kills a process that takes the last of it.
 pub(crate) const KEPT_FROM_FILES: u64 = 4 << 20;
 
-/// Reason that a client is given for a session that was lost to the kernel's out-of-memory killer.
+/// Reason that is given to the client of a session that was lost to the kernel's out-of-memory killer.
 pub(crate) const OUT_OF_MEMORY: &str = "its memory was out and the kernel ended it: raise options.memoryLimit, or hold \
                              less in files and processes";
 
-/// The line at the end of standard error of a run that lost a process to the kernel's out-of-memory killer.
+/// Returns the last line of standard error of a run that lost a process to the kernel's out-of-memory killer.
 pub(crate) fn out_of_memory_line(limit: ByteSize) -> String {
     format!("--- OUT OF MEMORY (limit: {limit}, raised by options.memoryLimit or --memory) ---")
 }
 
-/// The answer of a session whose files leave an interpreter no memory to boot in.
+/// Returns the error of a session whose files leave too little memory for an interpreter to boot.
 pub(crate) fn filled_by_files(limit: ByteSize) -> ExecuteError {
     ExecuteError::Invalid(format!(
         "options.memoryLimit: the session's files fill its memory of {limit}, which leaves no interpreter room \
@@ -29,7 +29,7 @@ pub(crate) fn filled_by_files(limit: ByteSize) -> ExecuteError {
     ))
 }
 
-/// Whether the kernel has ended processes of a lost sandbox for want of memory since `known` was read.
+/// Returns whether the kernel has killed processes of a lost sandbox for want of memory since `known` was read.
 pub(crate) async fn was_exhausted_since(
     sandbox: &dyn Sandbox,
     known: Option<SandboxUsage>,
@@ -39,7 +39,7 @@ pub(crate) async fn was_exhausted_since(
     now.is_some_and(|now| now > before)
 }
 
-/// The reason of a loss, for the session's owner: memory, or else what its connection said.
+/// Returns the reason of a loss for the session's owner: exhausted memory, or else the reason that the connection gave.
 pub(crate) async fn explain_loss(
     sandbox: &dyn Sandbox,
     known: Option<SandboxUsage>,
@@ -52,7 +52,8 @@ pub(crate) async fn explain_loss(
     }
 }
 
-/// Refuses files for which the sandbox has no memory left: the kernel would kill processes in it, the interpreter first.
+/// Refuses files for which the sandbox has no memory left: the kernel would kill processes in it, the interpreter
+/// first.
 pub(crate) async fn check_room(sandbox: &dyn Sandbox, bytes: u64) -> Result<(), ExecuteError> {
     if sandbox.has_memory_for(bytes + KEPT_FROM_FILES).await {
         return Ok(());

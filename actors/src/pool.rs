@@ -1,11 +1,11 @@
-//! Sandboxes that wait for work: for ephemeral runs, and for new sessions.
+//! The pool: idle sandboxes for ephemeral runs and for new sessions.
 //!
-//! A request takes an idle sandbox. If there is none, the request waits for a used sandbox of its tenant or for one
-//! that is made for it, depending on which is sooner (`supply.rs`), and takes the first that arrives. A used sandbox
+//! A request takes an idle sandbox. If none is idle, the request waits for a used sandbox of its tenant or for a new
+//! sandbox, depending on which is expected sooner (`supply.rs`), and takes the first that becomes free. A used sandbox
 //! never serves another tenant.
 //!
-//! `supply.rs`, `maintenance.rs` and `work.rs` hold further methods of [`Pool`]: they import the type from this file, and
-//! this file names nothing of theirs, so that no two files import each other.
+//! `supply.rs`, `maintenance.rs` and `work.rs` hold further methods of [`Pool`]. These files import the type from here,
+//! and this file imports nothing from them, so that no two files import each other.
 
 mod circulation;
 mod config;
@@ -57,18 +57,18 @@ pub struct Pool {
 struct ActorState {
     config: PoolConfig,
     sub_pools: BTreeMap<Kind, SubPool>,
-    /// Number of the next request or order.
+    /// Number of the last request or pending creation.
     next_number: u64,
-    /// Leases count themselves.
+    /// Number of leases; each lease counts itself.
     leased: Arc<AtomicUsize>,
     destroying: usize,
-    /// As many waited as should, once.
+    /// Set once as many sandboxes have been idle as configured.
     was_full: bool,
-    /// Nothing is made ahead of time until [`Refill`] comes.
+    /// No sandbox is created ahead of time until `Refill` arrives.
     refill_is_delayed: bool,
-    /// A look at the requests that wait is due.
+    /// A `Supply` message is under way.
     supply_is_scheduled: bool,
-    /// Callers that wait for the end of the shutdown; `None` before the shutdown.
+    /// Callers that wait for the end of the shutdown; `None` before a shutdown.
     draining: Option<Vec<oneshot::Sender<()>>>,
     /// Cancels creations and resets whose result can no longer be used.
     closing: CancellationToken,
@@ -82,7 +82,7 @@ impl Actor for Pool {
     }
 }
 
-/// Starts a pool on the current arbiter, which fills itself. `restarts` counts the restarted actors.
+/// Starts a pool on the current arbiter, which creates its idle sandboxes. `restarts` counts the restarts.
 pub fn start(
     backend: Arc<dyn Backend>,
     config: PoolConfig,
@@ -97,8 +97,8 @@ pub fn start(
     })
 }
 
-/// Takes a sandbox for `tenant` out of the pool. Dropping the future gives up the request, and
-/// gives back a sandbox that was already on its way.
+/// Takes a sandbox for `tenant` out of the pool. Dropping the future cancels the request, and returns a sandbox that
+/// was already on its way.
 ///
 /// # Errors
 /// Any [`PoolError`].
@@ -114,7 +114,7 @@ pub async fn acquire(
             spec: spec.clone(),
             reply,
         });
-        // No answer at all: the pool panicked over this request or one before it, or is gone.
+        // Without an answer the pool has panicked over this request or an earlier one, or has ended.
         if let Ok(answer) = answer.await {
             return answer;
         }
@@ -124,7 +124,7 @@ pub async fn acquire(
 
 impl Pool {
     fn new(backend: Arc<dyn Backend>, mut state: StateGuard<Self, ActorState>) -> Self {
-        // Their timers ended with the actor that had set them.
+        // The timers ended with the actor that had set them.
         for sub_pool in state.sub_pools.values_mut() {
             sub_pool.backing_off = false;
             sub_pool.eviction_is_scheduled = false;
@@ -143,7 +143,7 @@ impl Pool {
         self.state.sub_pools.entry(kind.clone()).or_default()
     }
 
-    /// Has a request wait for a sandbox.
+    /// Queues a request until it has a sandbox.
     fn wait(&mut self, wanted: Acquire) {
         let kind = Kind::of(&wanted.spec);
         let waiter = Waiter {
@@ -159,7 +159,7 @@ impl Pool {
         self.state.next_number
     }
 
-    /// Hands a sandbox to whom it will serve, with the limits that were asked for.
+    /// Hands a sandbox to a request, with the limits that the request asks for.
     fn hand_out(&mut self, held: PooledSandbox, wanted: Acquire) {
         let tenant = wanted.tenant.clone();
         let sub_pool = self.sub_pool(&Kind::of(&held.spec));
@@ -210,7 +210,8 @@ impl Pool {
                 }
             }
             Err(error) if pending.is_none() => self.back_off(&kind, &error),
-            // Requests that counted on this sandbox have another one made.
+            // If the request has another sandbox already, the next `supply` serves the requests that counted on this
+            // one.
             Err(error) => {
                 if let Some(waiter) = ticket.and_then(|ticket| sub_pool.take_waiter(ticket)) {
                     waiter.refuse(error);
@@ -220,7 +221,8 @@ impl Pool {
         self.reconcile();
     }
 
-    /// Hands a sandbox that has become free to a waiting request, or returns it to the idle sandboxes, or removes it.
+    /// Hands a sandbox that has become free to a waiting request. If none waits for it, the sandbox becomes idle or is
+    /// removed.
     fn offer(&mut self, held: PooledSandbox, ticket: Option<u64>, owner: Option<TenantId>) {
         if self.state.draining.is_some() || held.sandbox.control().is_closed() {
             return self.destroy(held);
@@ -235,8 +237,8 @@ impl Pool {
         }
     }
 
-    /// Whether a sandbox that was made ahead of time is left to tenants that have none: all requests that wait
-    /// have other sandboxes to wait for.
+    /// Returns whether a sandbox that was created ahead of time is kept for tenants that have none, because all waiting
+    /// requests have used sandboxes to wait for.
     fn is_spared(&self, held: &PooledSandbox) -> bool {
         let Some(sub_pool) = self.state.sub_pools.get(&Kind::of(&held.spec)) else {
             return false;
@@ -279,7 +281,7 @@ impl Pool {
         }
     }
 
-    /// Makes a used sandbox as new, in the background.
+    /// Starts to reset a used sandbox in the background.
     fn begin_reset(&mut self, held: PooledSandbox, owner: TenantId) {
         let kind = Kind::of(&held.spec);
         self.sub_pool(&kind).circulation.begin_reset(&owner);
@@ -287,7 +289,7 @@ impl Pool {
         self.reset(held, owner);
     }
 
-    /// Whether a sandbox may serve its tenant again.
+    /// Returns whether a sandbox may serve its tenant again.
     fn is_reusable(&self, held: &PooledSandbox, tenant: &TenantId) -> bool {
         self.may_reuse(&held.spec)
             && !held.spec.single_use
@@ -296,7 +298,7 @@ impl Pool {
             && !held.sandbox.control().is_closed()
     }
 
-    /// Whether there is room for one more used sandbox, or a request of its tenant waits for it.
+    /// Returns whether there is room for one more used sandbox, or a request of its tenant waits for it.
     fn is_wanted(&self, held: &PooledSandbox, tenant: &TenantId) -> bool {
         let kind = Kind::of(&held.spec);
         let Some(sub_pool) = self.state.sub_pools.get(&kind) else {
@@ -312,7 +314,7 @@ impl Pool {
     /// Brings the pool to its target state after a change: refills idle sandboxes, or ends the shutdown.
     fn reconcile(&mut self) {
         let state = &mut *self.state;
-        // Clients that may name images name many.
+        // Clients may name many images, so sub-pools of images that are not configured are forgotten when idle.
         let images = &state.config.images;
         state.sub_pools.retain(|kind, sub_pool| {
             kind.image.is_none() || images.contains_key(kind) || !sub_pool.is_idle()
@@ -334,7 +336,7 @@ impl Pool {
     }
 }
 
-/// A sandbox that did not outlive its making was not made.
+/// Treats a sandbox that died during its creation as a creation that failed.
 fn check_alive(sandbox: Arc<dyn Sandbox>) -> Result<Arc<dyn Sandbox>, PoolError> {
     if sandbox.control().is_closed() {
         let error = BackendError::Create("it died at once".to_owned());
@@ -352,7 +354,7 @@ impl Handler<Acquire> for Pool {
         }
         let fits = self.state.config.sandbox.sizes_fit(&wanted.spec);
         let runtime = wanted.spec.runtime;
-        // Python's are forked, and bash is there at once.
+        // Interpreters of Python are forked, and bash starts at once.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
         let spares_clean = self.waits_for_used(&wanted.spec, &wanted.tenant);
         let sub_pool = self.sub_pool(&Kind::of(&wanted.spec));
@@ -486,9 +488,9 @@ impl Handler<Died> for Pool {
     type Result = ();
 
     fn handle(&mut self, died: Died, _: &mut Self::Context) {
-        // A sandbox that was handed out meanwhile is not here; its user notices the death.
+        // A sandbox that was handed out meanwhile is no longer idle. The death is noticed by its run or session.
         if let Some(held) = self.sub_pool(&died.kind).remove(&died.id) {
-            log::warn!(sandbox:% = died.id, reason:% = died.reason; "waiting sandbox died");
+            log::warn!(sandbox:% = died.id, reason:% = died.reason; "idle sandbox died");
             self.destroy(held);
         }
         self.reconcile();
@@ -513,7 +515,7 @@ impl Handler<Shutdown> for Pool {
             self.destroy(held);
         }
         self.reconcile();
-        // A pool that is gone has shut down.
+        // A pool that has ended has shut down.
         Box::pin(async { done.await.unwrap_or_default() })
     }
 }

@@ -1,4 +1,4 @@
-//! Ends sessions that have been idle for too long, and sandboxes whose process is gone.
+//! Periodically ends sessions that have been idle for too long, and removes sandboxes of dead processes (orphans).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -13,17 +13,17 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::registry::{self, Registry};
 use crate::supervisor::{StateGuard, Supervised};
 
-/// How long a look for what dead processes left may take.
+/// How long the removal of orphans may take.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// When sessions are ended for having been idle.
+/// Limits for idle sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrunerConfig {
-    /// Whether it is done at all.
+    /// Whether idle sessions are ended at all.
     pub auto_prune: bool,
     /// How long a session may be idle.
     pub max_age: Duration,
-    /// Between two looks.
+    /// Pause between two checks.
     pub interval: Duration,
 }
 
@@ -41,18 +41,18 @@ impl Default for PrunerConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PrunerState {
-    /// Looks so far.
+    /// Number of checks so far.
     pub ticks: u64,
-    /// Sandboxes of dead processes that were removed.
+    /// Number of orphans that were removed.
     pub orphans: usize,
 }
 
-/// An interval is over.
+/// The pause between two checks is over.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Tick;
 
-/// A look for orphans has ended.
+/// The removal of orphans has ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Swept {
@@ -64,7 +64,7 @@ struct Swept {
 #[rtype(result = "PrunerState")]
 pub struct Observe;
 
-/// Replaces the configuration. An interval that has begun is seen to its end.
+/// Replaces the configuration. The pause that has begun keeps its length.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Configure(pub PrunerConfig);
@@ -133,11 +133,11 @@ impl Pruner {
                     0
                 }
                 Ok(Err(_)) => {
-                    log::warn!("looking for orphans took too long");
+                    log::warn!("removal of orphans timed out");
                     0
                 }
                 Err(panic) => {
-                    log::error!(error:% = panic; "looking for orphans panicked");
+                    log::error!(error:% = panic; "removal of orphans panicked");
                     0
                 }
             },

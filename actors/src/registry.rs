@@ -31,14 +31,14 @@ use crate::supervisor::{ATTEMPTS, Restarts, StateGuard, Supervised};
 /// Highest number of unreported losses that are remembered; the oldest is dropped.
 const MAX_LOSSES: usize = 10_000;
 
-/// Bounds of the registry.
+/// Limits of the registry.
 #[derive(Clone, Copy, Debug)]
 pub struct RegistryConfig {
-    /// Sessions of all tenants together.
+    /// Highest number of sessions of all tenants together.
     pub max_sessions: usize,
     /// Highest number of sessions of one tenant.
     pub max_sessions_per_tenant: usize,
-    /// Jobs that wait in one session, beside the one that runs.
+    /// Highest number of jobs that wait in one session, in addition to the one that runs.
     pub queue_limit: usize,
 }
 
@@ -62,46 +62,46 @@ pub struct Execute {
     pub job: Arc<Job>,
     /// The client that follows the run, if there is one.
     pub attachment: Option<Attachment>,
-    /// Triggered when the requester has gone.
+    /// Triggered when the caller has gone.
     pub cancel: CancellationToken,
 }
 
-/// Asks for the sessions of one tenant, or of all.
+/// Asks for the sessions of one tenant, or of all tenants.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<SessionInfo>")]
 pub struct List {
-    /// `None` for all; then each entry says whose it is.
+    /// The tenant; `None` for all tenants, in which case each entry names its tenant.
     pub tenant: Option<TenantId>,
 }
 
-/// Deletes a session, and ends what runs in it. The id is free at once; the answer comes when the
-/// sandbox is gone. Says whether there was one.
+/// Deletes a session, and ends its jobs. The id is free at once; the answer comes when the sandbox is gone. The answer
+/// is whether there was a session, or a loss of one that no request had been told.
 #[derive(Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Delete(pub SessionKey);
 
-/// Makes no more sessions, ends those there are, and answers when they are gone.
+/// Refuses new sessions, ends the existing ones, and answers when they are gone.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown {
-    /// Whether their sandboxes are left to the next server, rather than removed.
+    /// Whether the sandboxes are left to the next server instead of being removed.
     pub keep_sessions: bool,
 }
 
-/// Makes sessions of what an earlier server left, and remembers what was lost.
+/// Takes over the sessions that an earlier server left, and records the losses among them.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Adopt(pub Vec<Adopted>);
 
-/// Has every session look after itself.
+/// Makes every session check its idle time.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct HealthCheck {
-    /// Ends those that have been idle for this long. Each decides for itself.
+    /// Sessions that have been idle for this long end; each session decides for itself. `None` ends no session.
     pub max_idle: Option<Duration>,
 }
 
-/// Replaces the bounds. Sessions that there are stay.
+/// Replaces the limits. Existing sessions stay.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Configure(pub RegistryConfig);
@@ -116,7 +116,7 @@ pub struct Observe;
 #[rtype(result = "Option<SessionState>")]
 pub struct ObserveSession(pub SessionKey);
 
-/// Asks for the right to one transfer in a session. None is made for it.
+/// Asks for permission to transfer one file of a session. Creates no session.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<TransferPermit, ExecuteError>")]
 pub(crate) struct BeginTransfer(pub(crate) SessionKey);
@@ -125,13 +125,13 @@ pub(crate) struct BeginTransfer(pub(crate) SessionKey);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryState {
-    /// Sessions.
+    /// Number of sessions.
     pub sessions: usize,
-    /// Sessions that run a job.
+    /// Number of sessions that run a job.
     pub active: usize,
     /// Number of losses that no request has been told yet.
     pub losses: usize,
-    /// Whether no more sessions are made.
+    /// Whether new sessions are refused.
     pub draining: bool,
 }
 
@@ -165,13 +165,14 @@ impl Actor for Registry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Senders wait beyond this; it is not what bounds them, admission and sessions do.
+        // Senders wait if the mailbox is full. The load is bounded by admission and by the sessions, not by this
+        // capacity.
         ctx.set_mailbox_capacity(1024);
         self.catch_up();
     }
 }
 
-/// Starts a registry of no sessions on the current arbiter, whose sandboxes come from `pool`.
+/// Starts an empty registry on the current arbiter. The sandboxes of its sessions come from `pool`.
 pub(crate) fn start(
     config: RegistryConfig,
     pool: Supervised<Pool>,
@@ -229,8 +230,8 @@ impl Registry {
         }
     }
 
-    /// Returns the session of this key, or starts it. The session is entered before it has a sandbox, so that the
-    /// second of two first requests finds it.
+    /// Returns the session of this key, or starts one. A session is entered before it has a sandbox, so that the second
+    /// of two concurrent first requests finds it.
     fn find_or_start(
         &mut self,
         key: &SessionKey,
@@ -240,7 +241,7 @@ impl Registry {
             return Err(ExecuteError::ShuttingDown);
         }
         let loss = self.state.losses.take(key);
-        // A client that makes a session expects none, and so misses nothing.
+        // A client that creates a session does not expect an earlier one, so the loss is not reported to it.
         if let (Some(reason), None) = (loss, &job.creates) {
             let session = key.id.clone();
             return Err(ExecuteError::SessionLost { session, reason });
@@ -334,7 +335,7 @@ impl Registry {
             generation,
             status,
         };
-        // Two claims of one session cannot be; the one that goes removes its sandbox.
+        // There cannot be two claims of one session. If there were, the replaced session would remove its sandbox.
         self.state.sessions.insert(key, entry);
     }
 }
@@ -345,7 +346,7 @@ impl Handler<Execute> for Registry {
     fn handle(&mut self, execute: Execute, _: &mut Self::Context) -> Self::Result {
         match self.find_or_start(&execute.key, &execute.job) {
             Ok(session) => {
-                // In the order of arrival, so before the future is polled.
+                // Sent before the future is polled, so that jobs keep their order of arrival.
                 let first = ask(&session, &execute);
                 Box::pin(answer(session, execute, first))
             }
@@ -374,7 +375,7 @@ type Answer = oneshot::Receiver<Result<ExecutionResult, ExecuteError>>;
 
 fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     let (reply, answer) = oneshot::channel();
-    // Not `send`: what is sent to a full mailbox that way loses its place in the order.
+    // Not `send`, because a message that waits for a full mailbox can be overtaken.
     session.do_send(RunJob {
         job: Arc::clone(&execute.job),
         attachment: execute.attachment.clone(),
@@ -385,8 +386,8 @@ fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     answer
 }
 
-/// Waits for the answer, not a moment longer than its caller does: a session may have jobs of hours
-/// before this one. Asks again where the session panicked before it began.
+/// Waits for the answer, but not after the caller has gone: a session may first run other jobs for hours. Sends the job
+/// again if the session panicked before the job started.
 async fn answer(
     session: Supervised<Session>,
     execute: Execute,
@@ -444,7 +445,7 @@ impl Handler<Delete> for Registry {
         let forgotten = self.state.losses.take(&key).is_some();
         match self.state.sessions.remove(&key) {
             Some(entry) => Box::pin(async move {
-                // A session that does not answer is gone.
+                // A session that does not answer has ended.
                 let _ = entry.session.ask(|| session::Delete).await;
                 true
             }),
@@ -494,7 +495,7 @@ impl Handler<Shutdown> for Registry {
             .collect();
         Box::pin(async move {
             let ending = sessions.iter().map(|session| async move {
-                // A session that does not answer is gone.
+                // A session that does not answer has ended.
                 let _ = if shutdown.keep_sessions {
                     session.ask(|| session::LeaveForAdoption).await
                 } else {
@@ -530,7 +531,7 @@ impl Handler<ObserveSession> for Registry {
     }
 }
 
-/// Losses that no request has been told yet, in the order in which they happened.
+/// Losses that no request has been told yet, oldest first.
 #[derive(Debug, Default)]
 struct Losses(VecDeque<(SessionKey, String)>);
 

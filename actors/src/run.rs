@@ -1,7 +1,7 @@
 //! Runs a job in a sandbox: files in, setup, the program, files out, the result.
 //!
-//! Every step in the guest is bounded twice: the guest ends a run at its timeout, and if it does not, the host takes
-//! the sandbox for lost a little later.
+//! Every step in the guest is bounded twice. The guest ends a run at its timeout. If the guest does not, the host
+//! treats the sandbox as lost a little later.
 
 mod attachment;
 pub(crate) mod events;
@@ -38,39 +38,41 @@ use output::{CapturedOutput, EncodedOutput, FinishedOutput, Output, Sink};
 pub use plan::RunMode;
 use secrets::Secrets;
 
-/// How much later than the guest the host ends a run: the guest has to kill, drain and report.
+/// How much longer than the guest the host waits for the end of a run. In this time the guest kills the run's
+/// processes, drains their output and reports.
 const RUN_GRACE: Duration = Duration::from_secs(10);
 
-/// How long after a run's timeout its client is still waited for. The program has ended by then.
+/// How long after a run's timeout a slow client still delays the run. The program has ended by then.
 const END_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a guest may take to end a run that was cancelled.
+/// How long the guest may take to end a cancelled run.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long all file transfers of one direction may take together.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long reading a sandbox's usage may take; a result does without rather than wait.
+/// How long reading a sandbox's usage may take. After that the result has no usage.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Files that are written at the same time: enough to hide the round trips of small ones.
+/// Files that are written at the same time: enough to hide the round trips of small files.
 const CONCURRENT_WRITES: usize = 8;
 
-/// Bytes of all files of a result together: they travel in one JSON document.
+/// Highest number of bytes in all files of a result together, because the result is one JSON document.
 const OUTPUT_FILES_LIMIT: usize = 64 << 20;
 
-/// Names of hosts from a guest that are told.
+/// Highest number of host names in the warning about name lookups.
 const MAX_NAMES: usize = 8;
+
 /// The option that gives a setup script more time.
 const TIMEOUT_KEY: &str = "timeoutMs";
 
 /// The configuration key that gives an installation more time.
 const INSTALL_TIMEOUT_KEY: &str = "packages.installTimeoutMs";
 
-/// How a program ends that is killed.
+/// Exit status of a killed program.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 
-/// How a job without a program ends.
+/// Exit of a job without a program.
 const NO_PROGRAM: Exit = Exit {
     status: ExitStatus::Code(0),
     timed_out: false,
@@ -86,18 +88,17 @@ const NO_PROGRAM: Exit = Exit {
 /// How long a job waited before it reached its sandbox.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueueTimings {
-    /// Waiting for its turn.
+    /// Time until the job's turn.
     pub queue: Duration,
-    /// Getting a sandbox.
+    /// Time until the job had a sandbox.
     pub acquire: Duration,
 }
 
 /// Runs a job. Once `cancel` is triggered, the running program is ended and the answer is [`ExecuteError::Cancelled`].
-/// Output goes to the client that follows the run, or into the result.
+/// Output goes to the client that follows the run, or else into the result.
 ///
 /// # Errors
-/// After [`ExecuteError::SandboxLost`] the sandbox may not be used again; after any other error
-/// it may.
+/// After [`ExecuteError::SandboxLost`] the sandbox must not be used again. After any other error it can be.
 pub async fn run(
     sandbox: &dyn Sandbox,
     job: &Job,
@@ -136,11 +137,11 @@ struct Execution<'a> {
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
     mode: RunMode,
-    /// The kernel ended the guest, and with it the run, because memory was out.
+    /// The kernel killed the guest, and with it the run, because memory was exhausted.
     lost_to_memory: bool,
     /// Warnings for the client.
     warnings: Vec<String>,
-    /// Memory was out before the run, and is after it: not the program holds it, files do.
+    /// Memory was exhausted before the run and after it, so files hold it and not the program.
     files_fill_memory: bool,
 }
 
@@ -168,7 +169,7 @@ impl Execution<'_> {
         let ran = start.elapsed() - setup;
         self.warn_of(&exit);
         let files = match self.read_files().await {
-            // The program has ended, and the client that follows it must learn how.
+            // The program has ended, and the client must still receive its exit.
             Err(error @ ExecuteError::Invalid(_)) if self.attachment.is_some() => {
                 self.sink.send_event(error.event()).await?;
                 None
@@ -216,7 +217,7 @@ impl Execution<'_> {
         })
     }
 
-    /// Notes what the guest says of a session's run that its client cannot see.
+    /// Adds warnings for facts that the guest reports and that the client cannot see.
     fn warn_of(&mut self, exit: &Exit) {
         let named = self.job.env.iter().take(64).enumerate();
         let late = named.filter(|(index, _)| exit.late_variables >> index & 1 == 1);
@@ -240,7 +241,8 @@ impl Execution<'_> {
         }
     }
 
-    /// A name that a program asked for: it may have put a secret there, and the guest is not trusted to send a name.
+    /// Returns a host name that a program looked up as it is shown to the client. The program may have put a secret
+    /// into the name, and the guest is not trusted to send a valid name.
     fn shown_name(&self, name: &str) -> String {
         const LONGEST: usize = 253;
         let begin = &name[..name.floor_char_boundary(4 * LONGEST)];
@@ -306,7 +308,7 @@ impl Execution<'_> {
         prepared.map_err(ExecuteError::SetupFailed)
     }
 
-    /// Runs the steps before the program, and returns how they failed, if they did.
+    /// Runs a step before the program (setup script or installation), and returns how the step failed, if it did.
     async fn prepare(
         &mut self,
         spec: RunSpec,
@@ -337,7 +339,7 @@ impl Execution<'_> {
         }))
     }
 
-    /// How long the guest lets this run go on.
+    /// Returns the timeout that the guest applies to this run.
     fn timeout_of(&self, spec: &RunSpec) -> Duration {
         spec.timeout_ms
             .map_or(self.job.timeout, Duration::from_millis)
@@ -375,7 +377,7 @@ impl Execution<'_> {
         Ok(Some(files))
     }
 
-    /// Bounds file transfers; dropping one ends it in the guest too.
+    /// Bounds the time of a file transfer. Dropping the transfer ends it in the guest too.
     async fn transfer<T>(
         &self,
         work: impl Future<Output = Result<T, ControlError>>,
@@ -389,7 +391,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Sees one run to its end: its own, its timeout's, or its caller's.
+    /// Supervises one run until the program ends, its timeout is over, or its caller cancels it.
     async fn supervise(
         &mut self,
         phase: Phase,
@@ -466,7 +468,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Whether so much is held that an interpreter could not even boot.
+    /// Returns whether so much memory is in use that an interpreter could not boot.
     fn fills(&self, usage: &SandboxUsage) -> bool {
         let limit = self.job.sandbox.limits.memory.bytes();
         usage.memory_bytes + memory::KEPT_FROM_FILES > limit
@@ -502,8 +504,8 @@ impl Execution<'_> {
     }
 }
 
-/// Passes on what a run writes, up to its end. The time that a slow client takes is not the run's: the
-/// guest waits for it, and so does the host's patience with the guest.
+/// Passes on the output of a run until the run ends. The time in which a slow client takes no output does not count
+/// towards `limit`, because the guest waits for the client too.
 async fn follow(
     run: &mut RunHandle,
     limit: Duration,
@@ -521,8 +523,7 @@ async fn follow(
     }
 }
 
-/// Ends a run whose caller is gone, and waits for its end: what comes next in the sandbox must
-/// not meet it.
+/// Kills a run whose caller has gone, and waits for its end, so that the next run in the sandbox does not meet it.
 async fn kill(run: &mut RunHandle) -> Result<Exit, ExecuteError> {
     run.signal(Signal::Kill)?;
     let ending = async {
@@ -538,7 +539,7 @@ async fn kill(run: &mut RunHandle) -> Result<Exit, ExecuteError> {
     }
 }
 
-/// The end of a run whose guest was ended with it, and could not tell.
+/// Returns the exit of a run that was killed together with its guest, which could not report it.
 fn killed_with_its_sandbox(after: Duration) -> Exit {
     Exit {
         status: KILLED,
@@ -553,7 +554,7 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
     }
 }
 
-/// A line on standard error of the preparation.
+/// Returns the event for a line on standard error of the preparation.
 fn note(text: &str) -> StreamEvent {
     StreamEvent::new(EventKind::Stderr, format!("{text}\n"), Phase::Setup)
 }
@@ -563,7 +564,7 @@ fn lost(what: &str, after: Duration) -> ExecuteError {
     ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
 }
 
-/// The first few of these, and how many more there are.
+/// Joins the first 8 texts, and adds how many more there are.
 fn listed(all: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = all[..all.len().min(SHOWN)].join(", ");
@@ -573,7 +574,7 @@ fn listed(all: &[String]) -> String {
     }
 }
 
-/// A run whose time was over has the code of one that was killed, however it ended then.
+/// Returns the exit code of a run. A run that timed out has the code of a killed program, however it ended.
 fn exit_code(exit: &Exit) -> i32 {
     if exit.timed_out {
         KILLED.code()
@@ -582,9 +583,9 @@ fn exit_code(exit: &Exit) -> i32 {
     }
 }
 
-/// The processor time of a run in microseconds: the guest's figure, which leaves out the start of an interpreter
-/// but counts the time of child processes in ticks of 10 ms, or else `most`, the whole sandbox's since the run
-/// before.
+/// Returns the processor time of a run in microseconds: the guest's figure, but at most `most`, the time of the whole
+/// sandbox since the run before. The guest's figure leaves out the start of an interpreter, and counts the time of
+/// child processes in ticks of 10 ms. If the guest has no figure, `most` is used.
 fn cpu_us(exit: &Exit, most: Option<u64>) -> u64 {
     match (exit.cpu_us, most) {
         (Some(taken), Some(most)) => taken.min(most),
@@ -593,7 +594,7 @@ fn cpu_us(exit: &Exit, most: Option<u64>) -> u64 {
     }
 }
 
-// Figures for people: the last of 53 bits does not matter.
+// The figures are read by people: the precision of 53 bits is enough.
 #[allow(clippy::cast_precision_loss)]
 fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUsage {
     let mebibytes = |bytes: u64| thousandths(bytes as f64 / f64::from(1 << 20));
@@ -611,7 +612,7 @@ fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUs
     }
 }
 
-/// Milliseconds, rounded to whole microseconds.
+/// Returns a duration in milliseconds, rounded to whole microseconds.
 fn milliseconds(time: Duration) -> f64 {
     thousandths(time.as_secs_f64() * 1000.0)
 }

@@ -18,19 +18,19 @@ const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct PooledSandbox {
     /// The sandbox.
     pub sandbox: Arc<dyn Sandbox>,
-    /// When it was made.
+    /// When the sandbox was created.
     pub made: Instant,
-    /// The specification it was made for, with the limits that hold now.
+    /// The specification that the sandbox was created for, with the limits that apply now.
     pub spec: SandboxSpec,
     /// Facts about its last run.
     pub history: SandboxHistory,
 }
 
 impl PooledSandbox {
-    /// Makes `limits` hold.
+    /// Applies `limits`, unless they apply already.
     ///
     /// # Errors
-    /// The old limits may hold in part, so the sandbox should go.
+    /// After an error some of the old limits may still apply, so the sandbox should be destroyed.
     pub async fn set_limits(&mut self, limits: Limits) -> Result<(), BackendError> {
         if self.spec.limits == limits {
             return Ok(());
@@ -53,7 +53,7 @@ pub struct SandboxHistory {
 }
 
 impl SandboxHistory {
-    /// For a sandbox that was just made.
+    /// Returns the history of a sandbox that was just created.
     #[must_use]
     pub fn unused() -> Self {
         Self {
@@ -62,7 +62,7 @@ impl SandboxHistory {
         }
     }
 
-    /// For a sandbox whose last run ended in an unknown state.
+    /// Returns the history of a sandbox whose last run ended in an unknown state.
     #[must_use]
     pub fn unknown() -> Self {
         Self {

@@ -1,8 +1,8 @@
 //! A sandbox that keeps its state, and the jobs that run in it one after another.
 //!
-//! A session takes its sandbox from the pool when it starts, so that jobs may wait for it from the first moment, and
-//! two first requests make one sandbox. A session ends once: deleted, or lost with its sandbox. At its end it informs
-//! the registry, and answers the requests that are still on their way.
+//! A session asks the pool for its sandbox when it starts. Jobs can be queued from that moment on, so that two first
+//! requests share one sandbox. A session ends once, for instance by deletion or by the loss of its sandbox. At its end
+//! it informs the registry, and it answers requests that arrive later.
 
 mod context;
 mod event;
@@ -71,15 +71,14 @@ impl Default for ActorState {
 enum Lifecycle {
     /// The session has not asked for a sandbox yet.
     New,
-    /// A sandbox of an earlier process, idle for this long.
+    /// The session has a sandbox of an earlier process, which was idle for this long.
     Adopted(PooledSandbox, Duration),
     /// The pool was asked for a sandbox.
     Starting,
     Idle(SessionSandbox),
     Running(SessionSandbox, RunningJob),
     Ended(EndReason),
-    /// The session is between two states. If an actor finds its predecessor in this state, the predecessor's sandbox is
-    /// gone.
+    /// The session is between two states. If a restarted actor finds this state, the sandbox was lost in the panic.
     Between,
 }
 
@@ -87,12 +86,12 @@ enum Lifecycle {
 #[derive(Debug)]
 struct SessionSandbox {
     held: PooledSandbox,
-    /// When it was last used.
+    /// Time of the last use.
     used: Instant,
     /// Set if the session was used since its last use was persisted.
     is_touched: bool,
-    /// The claim is being persisted; the first answer waits for it, so that a session that has answered once outlives
-    /// the server.
+    /// The task that persists the claim. The first answer waits for it, so that a session that has answered once
+    /// outlives the server.
     claiming: Option<JoinHandle<()>>,
     _watch: DeathWatch,
 }
@@ -104,12 +103,12 @@ impl SessionSandbox {
     }
 }
 
-/// Why a session is over.
+/// The reason why a session ended.
 #[derive(Clone, Debug)]
 pub(crate) enum EndReason {
-    /// Its sandbox is gone; the reason.
+    /// The sandbox was lost, for this reason.
     Lost(String),
-    /// Its user wanted it so.
+    /// A client deleted the session.
     Deleted,
     /// The session got no sandbox.
     Failed(ExecuteError),
@@ -117,7 +116,7 @@ pub(crate) enum EndReason {
     Pruned(Duration),
     /// The requester had gone before the session had a sandbox.
     Unused,
-    /// The server ends, and leaves the sandbox to the next one.
+    /// The server shuts down, and leaves the sandbox to the next server.
     LeftForAdoption,
 }
 
@@ -143,12 +142,12 @@ impl Actor for Session {
     }
 }
 
-/// Starts a session on the current arbiter. `restarts` counts its successors.
+/// Starts a session on the current arbiter. `restarts` counts its restarts.
 pub(crate) fn start(context: SessionContext, restarts: Arc<AtomicU64>) -> Supervised<Session> {
     start_with(context, restarts, ActorState::default())
 }
 
-/// As [`start`], with a sandbox from an earlier process that was last used so long ago.
+/// As [`start`], with a sandbox of an earlier process that has been idle for the time `idle`.
 pub(crate) fn adopt(
     context: SessionContext,
     restarts: Arc<AtomicU64>,
@@ -188,7 +187,7 @@ impl Session {
 
     fn on_acquired(&mut self, lease: Result<Lease, PoolError>, ctx: &mut Context<Self>) {
         if !matches!(self.state.lifecycle, Lifecycle::Starting) {
-            // Deleted before it began: the lease finds its way back.
+            // The session was deleted before it had a sandbox. Dropping the lease returns the sandbox.
             return;
         }
         self.state.queue.retain(|run| !run.cancel.is_cancelled());
@@ -198,7 +197,7 @@ impl Session {
             Ok(lease) => {
                 let held = lease.take();
                 let id = held.sandbox.id().to_string();
-                // The only place that sets it.
+                // The value is set nowhere else, so this cannot fail.
                 let _ = self.context.status.container.set(id);
                 self.state.acquire = self.state.started.elapsed();
                 let claiming = self.claim(&held);
@@ -209,7 +208,7 @@ impl Session {
         }
     }
 
-    /// Settles a sandbox that was last used so long ago.
+    /// Watches a sandbox that has been idle for the time `idle`, and makes it the session's.
     fn own_sandbox(
         &self,
         held: PooledSandbox,
@@ -230,7 +229,7 @@ impl Session {
         }
     }
 
-    /// Writes down whose the sandbox is.
+    /// Persists that the sandbox belongs to this session.
     fn claim(&self, held: &PooledSandbox) -> JoinHandle<()> {
         let sandbox = Arc::clone(&held.sandbox);
         let key = &self.context.key;
@@ -288,7 +287,7 @@ impl Session {
         let (mut owned, running) =
             match std::mem::replace(&mut self.state.lifecycle, Lifecycle::Between) {
                 Lifecycle::Running(owned, running) => (owned, running),
-                // The session ended under the job, which has its answer already.
+                // The session ended during the job, which has its answer already.
                 other => {
                     self.state.lifecycle = other;
                     return;
@@ -366,7 +365,7 @@ impl Session {
         }
     }
 
-    /// Notes that a request was told after the end how the session ended.
+    /// Tells the registry that a request has learned, after the session's end, how the session ended.
     fn note_reported(&self, ending: &EndReason) {
         if matches!(ending, EndReason::Lost(_) | EndReason::Pruned(_)) {
             let reported = SessionEvent::LossReported(self.context.key.clone());
@@ -392,13 +391,13 @@ impl Session {
         }
     }
 
-    /// As a panic in the middle of a change does.
+    /// Leaves the session in the state that a panic in the middle of a change would leave.
     #[cfg(test)]
     pub(crate) fn drop_state(&mut self) {
         self.state.lifecycle = Lifecycle::Between;
     }
 
-    /// Returns why a job may not even wait, if it may not.
+    /// Returns the error for a job that cannot be queued, if it cannot.
     fn refusal(&mut self, run: &RunJob) -> Option<ExecuteError> {
         let session = self.context.key.id.clone();
         let bound = self.context.spec.runtime;
@@ -454,7 +453,7 @@ impl Handler<RunJob> for Session {
     fn handle(&mut self, run: RunJob, _: &mut Self::Context) {
         if let Lifecycle::Ended(ending) = &self.state.lifecycle {
             if matches!(ending, EndReason::Unused) {
-                // The sender could not know yet.
+                // The registry has sent the job before it learned of the end.
                 let key = self.context.key.clone();
                 let requeue = SessionEvent::Requeue(key, run);
                 return self.context.registry.do_send(requeue);
@@ -487,7 +486,7 @@ impl Handler<Delete> for Session {
         };
         self.end(EndReason::Deleted, ctx);
         match sandbox {
-            // Destroying again is harmless, and ends when the first has.
+            // A second removal has no effect, and completes when the first has.
             Some(sandbox) => Box::pin(destroy(sandbox)),
             None => Box::pin(async {}),
         }

@@ -13,7 +13,7 @@ use crate::run::{Attachment, Input};
 
 type Outcome = Result<ExecutionResult, ExecuteError>;
 
-/// The events of one job. Nothing happens unless they are asked for, and dropping it ends the job.
+/// The events of one job. The job starts when an event is first awaited. Dropping the stream ends the job.
 pub struct JobStream {
     events: EventReceiver,
     started: watch::Receiver<bool>,
@@ -23,7 +23,7 @@ pub struct JobStream {
 
 enum StreamState {
     Running(Pin<Box<dyn Future<Output = Outcome> + Send>>),
-    /// With this exit, or without one. Events may be left that came before.
+    /// The job has ended with this exit event, or with an error. Earlier events may still wait to be taken.
     Ended(Result<StreamEvent, ExecuteError>),
     Over,
 }
@@ -63,10 +63,10 @@ impl JobStream {
         self.result.as_ref()
     }
 
-    /// Waits until the job has its sandbox and is about to run. May be given up and asked again.
+    /// Waits until the job has its sandbox and is about to run. The future may be dropped and called again.
     ///
     /// # Errors
-    /// Why it never will; there are no events then.
+    /// The reason why the job will not run; no events follow then.
     pub async fn begun(&mut self) -> Result<(), ExecuteError> {
         if let StreamState::Running(outcome) = &mut self.state {
             let ended = tokio::select! {
@@ -86,10 +86,10 @@ impl JobStream {
         Ok(())
     }
 
-    /// The next event; the exit is the last one. May be given up and asked again.
+    /// Returns the next event; the exit is the last event. The future may be dropped and called again.
     ///
     /// # Errors
-    /// Why there will be no exit. Nothing comes after it.
+    /// The reason why there will be no exit. Nothing follows it.
     pub async fn next(&mut self) -> Option<Result<StreamEvent, ExecuteError>> {
         if let StreamState::Running(outcome) = &mut self.state {
             let ended = tokio::select! {
@@ -99,13 +99,13 @@ impl JobStream {
             };
             self.end(ended);
         }
-        // The run has sent all of them before it ended.
+        // The run has sent all events before it ended.
         if let Some(event) = self.events.try_recv() {
             return Some(Ok(event));
         }
         match std::mem::replace(&mut self.state, StreamState::Over) {
             StreamState::Ended(Err(error)) => match setup_exit(&error) {
-                // Its setup script has run and ended, as a program does.
+                // The setup script has run and ended as a program does, so there is an exit event.
                 Some(exit) => {
                     self.state = StreamState::Ended(Ok(exit));
                     Some(Ok(error.event()))
@@ -134,7 +134,7 @@ fn exit(result: &mut ExecutionResult) -> StreamEvent {
     }
 }
 
-/// The exit of a job that failed before its program ran.
+/// Returns the exit event of a job that failed before its program ran.
 fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
     let (ExecuteError::SetupFailed(failed) | ExecuteError::InstallFailed(failed)) = error else {
         return None;
@@ -147,7 +147,7 @@ fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
 }
 
 impl ExecuteError {
-    /// The event that tells of it.
+    /// Returns the event that reports this error.
     #[must_use]
     pub fn event(&self) -> StreamEvent {
         let phase = match self {
@@ -157,7 +157,7 @@ impl ExecuteError {
         StreamEvent::new(EventKind::Error, self.to_string(), phase)
     }
 
-    /// The event that tells of it where nothing comes after it.
+    /// Returns the event that reports this error and is the last one, which carries the error's code.
     #[must_use]
     pub fn last_event(&self) -> StreamEvent {
         let mut event = self.event();

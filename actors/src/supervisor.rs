@@ -1,9 +1,9 @@
-//! Keeps an actor alive: after a panic a new actor is made, which takes over the state.
+//! Restarts an actor after a panic. The restarted actor takes over the state.
 //!
 //! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its mailbox closes. So this
-//! one holds the factory of the actor rather than the actor. An actor keeps its state (all that it knows and owns) in a
-//! [`StateGuard`], which hands the state to the restarted actor when the actor is dropped for any reason. Tasks report by a
-//! message to the handle, which reaches the actor that runs by then.
+//! supervisor holds a factory of the actor rather than the actor. An actor keeps all that it knows and owns in a
+//! [`StateGuard`], which hands the state over when the actor is dropped for any reason. Tasks report by a message to
+//! the handle, which reaches the actor that runs by then. Messages in the mailbox of an actor that panics are lost.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -18,49 +18,50 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout};
 
-/// How often a message without an answer is sent. A message that makes the actor panic must not do so forever.
+/// How often a message that gets no answer is sent. The bound ends the panics of a message that makes every actor
+/// panic.
 pub(crate) const ATTEMPTS: usize = 4;
 
 /// How long a sender waits for a restarted actor.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause before the second restart in a row; doubled with each further one. The first is at once.
+/// Pause before the second restart in a row; doubled with each further restart. The first restart has no pause.
 const BACK_OFF: Duration = Duration::from_millis(10);
 
-/// Longest such pause; shorter than the senders' patience.
+/// Longest pause before a restart; shorter than [`RESTART_TIMEOUT`].
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 
-/// An actor that has lived for this long has not failed in a row.
+/// A restart counts as in a row with the one before if the actor has run for less than this time between them.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// No actor answers: it panics again and again, or has ended.
+/// The error of a message without an answer: the actor panics again and again, or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActorGone;
 
-/// A handle to whichever actor lives at the moment. The actor ends with the last of them.
+/// A handle to the actor that runs at the moment. The actor ends when its last handle is dropped.
 pub struct Supervised<A: Actor> {
     slot: Arc<ActorSlot<A>>,
 }
 
-/// A handle that does not keep its actor alive.
+/// A handle that does not keep its actor running.
 pub(crate) struct WeakSupervised<A: Actor> {
     slot: Weak<ActorSlot<A>>,
 }
 
-/// A handle for messages of type `M` that does not keep its actor alive, and does not name the type of the actor. So the
-/// sender's module need not import the receiver's.
+/// A handle for messages of type `M` that does not keep its actor running, and does not name the type of the actor. So
+/// the sender's module need not import the receiver's.
 ///
 /// Actix's [`Recipient`] is bound to one actor, and would lose the messages after a restart.
 pub(crate) struct WeakRecipient<M>(Arc<dyn Fn(M) + Send + Sync>);
 
-/// The place where the address of the current actor is found.
+/// Holds the address of the current actor.
 struct ActorSlot<A: Actor> {
     name: &'static str,
     current: watch::Sender<Option<Addr<A>>>,
 }
 
-/// An actor's state, `S`, and its own handle. If the actor is dropped for any reason, the restarted actor gets the
-/// state.
+/// The state `S` of an actor, with the actor's own handle. If the actor is dropped for any reason, the restarted actor
+/// gets the state.
 pub(crate) struct StateGuard<A: Actor, S: Default> {
     state: S,
     handoff: Option<oneshot::Sender<S>>,
@@ -68,7 +69,7 @@ pub(crate) struct StateGuard<A: Actor, S: Default> {
 }
 
 impl<A: Actor, S: Default> StateGuard<A, S> {
-    /// The actor's own handle.
+    /// Returns the actor's own handle.
     pub(crate) fn handle(&self) -> WeakSupervised<A> {
         WeakSupervised {
             slot: Weak::clone(&self.slot),
@@ -93,15 +94,15 @@ impl<A: Actor, S: Default> DerefMut for StateGuard<A, S> {
 impl<A: Actor, S: Default> Drop for StateGuard<A, S> {
     fn drop(&mut self) {
         if let Some(handoff) = self.handoff.take() {
-            // Without a supervisor there is no restarted actor, and what was owned is dropped.
+            // Without a supervisor no actor is restarted, and the state is dropped.
             let _ = handoff.send(std::mem::take(&mut self.state));
         }
     }
 }
 
 impl<A: Actor<Context = Context<A>>> Supervised<A> {
-    /// Starts an actor on the current arbiter, and the restarted actors after it. `make` puts one together;
-    /// `restarts` counts the restarted actors.
+    /// Starts an actor on the current arbiter, and restarts it after each panic. `make` creates an actor; `restarts`
+    /// counts the restarts.
     pub(crate) fn start<S: Default + Send + 'static>(
         name: &'static str,
         restarts: Arc<AtomicU64>,
@@ -128,7 +129,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             let mut in_a_row = 0;
             while let Some(ended) = handed_over {
                 let started = Instant::now();
-                // Every actor hands over its state; if the whole system ends, no one is left to take it.
+                // Every actor hands over its state, except at the end of the actix system.
                 let Ok(state) = ended.await else { return };
                 in_a_row = if started.elapsed() < STABLE_AFTER {
                     in_a_row + 1
@@ -158,7 +159,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             Some(address) => address.do_send(message),
             None => {
                 let slot = Arc::clone(&self.slot);
-                // Outside of a runtime no actor is left.
+                // Outside of a runtime no actor runs.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
                         if let Some(address) = slot.wait_current_addr().await {
@@ -170,10 +171,11 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         }
     }
 
-    /// Asks, and asks the restarted actor where the actor panics before it answers.
+    /// Sends a message and waits for the answer. If the actor panics before it answers, the message is sent again to
+    /// the restarted actor.
     ///
     /// # Errors
-    /// [`ActorGone`] where the actor panics again and again, or has ended.
+    /// [`ActorGone`] if the actor panics again and again, or has ended.
     pub async fn ask<M>(&self, message: impl Fn() -> M) -> Result<M::Result, ActorGone>
     where
         M: Message + Send + 'static,
@@ -196,12 +198,12 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
 }
 
 impl<A: Actor<Context = Context<A>>> ActorSlot<A> {
-    /// The address, where the actor lives.
+    /// Returns the address of the actor, if it runs.
     fn current_addr(&self) -> Option<Addr<A>> {
         self.current.borrow().clone().filter(Addr::connected)
     }
 
-    /// The address, once the actor lives.
+    /// Returns the address as soon as an actor runs; `None` after [`RESTART_TIMEOUT`].
     async fn wait_current_addr(&self) -> Option<Addr<A>> {
         let mut current = self.current.subscribe();
         let is_connected =
@@ -331,12 +333,12 @@ impl<A: Actor, S: Default + fmt::Debug> fmt::Debug for StateGuard<A, S> {
     }
 }
 
-/// How often actors panicked and were restarted.
+/// Counters of the actors that panicked and were restarted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Restarts {
     pub(crate) pool: Arc<AtomicU64>,
     pub(crate) registry: Arc<AtomicU64>,
-    /// All of them together.
+    /// All sessions together.
     pub(crate) sessions: Arc<AtomicU64>,
     pub(crate) pruner: Arc<AtomicU64>,
 }

@@ -3,7 +3,7 @@
 use isol8_backend::Control;
 use tokio::task::AbortHandle;
 
-/// Calls back once a connection is gone, unless dropped before.
+/// Calls a function when a sandbox's connection is closed. Dropping the watch cancels it.
 #[derive(Debug)]
 pub(crate) struct DeathWatch(AbortHandle);
 

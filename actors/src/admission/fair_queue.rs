@@ -1,10 +1,10 @@
-//! Waiting jobs: one queue for each tenant, and the order in which tenants take turns.
+//! The queue of waiting jobs: one queue for each tenant, and the order in which tenants take turns.
 
 use std::collections::{HashMap, VecDeque};
 
 use isol8_api::TenantId;
 
-/// A place in a line. Later ones are larger.
+/// A place in a queue. Later tickets are larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
@@ -13,7 +13,7 @@ pub(super) struct Ticket(u64);
 pub(super) struct FairQueue<R> {
     /// The queues of tenants that have jobs.
     tenants: HashMap<TenantId, TenantQueue<R>>,
-    /// Tenants that wait; the first has its turn next.
+    /// Tenants that have waiting jobs. The next turn is the first tenant's.
     order: VecDeque<TenantId>,
     next_ticket: u64,
     len: usize,
@@ -50,7 +50,7 @@ impl<R> FairQueue<R> {
         self.len
     }
 
-    /// How many of one tenant wait.
+    /// Returns how many jobs of one tenant wait.
     pub(super) fn of(&self, tenant: &TenantId) -> usize {
         self.tenants
             .get(tenant)
@@ -69,8 +69,8 @@ impl<R> FairQueue<R> {
         ticket
     }
 
-    /// Takes out whose turn it is, and counts it as running. Tenants of which `most` run already are
-    /// passed over.
+    /// Takes out the job whose turn it is, and counts the job as running. A tenant is passed over while `most` of its
+    /// jobs run.
     pub(super) fn next(&mut self, most: usize) -> Option<(TenantId, R)> {
         for _ in 0..self.order.len() {
             let tenant = self.order.pop_front()?;
@@ -91,7 +91,7 @@ impl<R> FairQueue<R> {
         None
     }
 
-    /// A job of a tenant has ended.
+    /// Notes that a job of a tenant has ended.
     pub(super) fn ended(&mut self, tenant: &TenantId) {
         if let Some(queue) = self.tenants.get_mut(tenant) {
             queue.running -= 1;
@@ -113,8 +113,8 @@ impl<R> FairQueue<R> {
         self.forget_idle(tenant);
     }
 
-    /// Takes out the last of the longest line, the latest where lines are equal. Dropping its sender
-    /// tells it.
+    /// Takes out the last job of the longest queue; of equally long queues, the job that came last. The job learns of
+    /// this by the drop of its reply channel.
     pub(super) fn drop_from_longest(&mut self) -> Option<Ticket> {
         let last = |queue: &TenantQueue<R>| queue.waiting.back().map(|(ticket, _)| *ticket);
         let longest = self

@@ -1,22 +1,23 @@
-//! How many clean sandboxes a runtime needs, by what is taken of late.
+//! Estimates how many clean sandboxes of a kind are needed, from those that were taken lately.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time constant of the decay: a sandbox that was taken this long ago counts a third.
+/// Time constant of the decay: a sandbox that was taken this long ago counts for about a third (1/e).
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// As many wait as are taken while one is made, times this: requests come in bursts.
+/// As many clean sandboxes are kept as are taken during one creation, times this factor, because requests come in
+/// bursts.
 const BURST: f64 = 3.0;
 
-/// The demand for one runtime's clean sandboxes.
+/// The demand for clean sandboxes of one kind.
 #[derive(Debug)]
 pub(super) struct Demand {
-    /// Per second, as of `updated`.
+    /// Sandboxes taken per second, as of `updated`.
     rate: f64,
     updated: Instant,
-    /// How long making one takes.
+    /// Average duration of a creation.
     create_time: Duration,
 }
 
@@ -31,13 +32,13 @@ impl Default for Demand {
 }
 
 impl Demand {
-    /// Notes that a sandbox was taken, or had to be made because none was idle.
+    /// Notes that a sandbox was taken, or had to be created because none was idle.
     pub(super) fn note_taken(&mut self) {
         self.rate = self.rate_now() + 1.0 / MEMORY.as_secs_f64();
         self.updated = Instant::now();
     }
 
-    /// Notes that a sandbox was made, and how long that took.
+    /// Notes that a sandbox was created, and how long that took.
     pub(super) fn note_created(&mut self, time: Duration) {
         self.create_time = if self.create_time.is_zero() {
             time
@@ -46,12 +47,12 @@ impl Demand {
         };
     }
 
-    /// Average duration of making one; zero while none is known.
+    /// Returns the average duration of a creation; zero while none is known.
     pub(super) fn create_time(&self) -> Duration {
         self.create_time
     }
 
-    /// How many should wait, within `least` and `most`.
+    /// Returns how many clean sandboxes should be idle, between `min` and `max`.
     pub(super) fn target(&self, min: usize, max: usize) -> usize {
         let wanted = (self.rate_now() * self.create_time.as_secs_f64() * BURST).ceil();
         // A float cast saturates, and the number is small.
@@ -87,7 +88,7 @@ mod tests {
         assert_eq!(demand.target(1, 8), 8);
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert_eq!(demand.target(1, 8), 1);
-        assert_eq!(demand.target(0, 8), 1, "somebody came, not long ago");
+        assert_eq!(demand.target(0, 8), 1, "a request came, not long ago");
         tokio::time::sleep(Duration::from_secs(36_000)).await;
         assert_eq!(demand.target(0, 8), 1);
     }

@@ -1,4 +1,4 @@
-//! A sandbox that the pool has handed out.
+//! The lease of a sandbox that the pool has handed out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,11 +12,11 @@ use crate::supervisor::WeakRecipient;
 /// The pool's decision about a returned sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Used as its strategy says.
+    /// The sandbox is treated as the pool's strategy says.
     Return,
-    /// Destroyed, whatever its strategy.
+    /// The sandbox is destroyed, whatever the strategy.
     Discard,
-    /// Nothing: it has another owner.
+    /// The sandbox has another owner, and the pool forgets it.
     Taken,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Release {
     pub(super) fate: Fate,
 }
 
-/// A sandbox for one use. Dropping it gives the sandbox back.
+/// The right to use a sandbox of the pool. Dropping the lease returns the sandbox.
 #[derive(Debug)]
 pub struct Lease {
     /// The sandbox.
@@ -57,12 +57,12 @@ impl Lease {
         }
     }
 
-    /// Returns a sandbox that must not be used again.
+    /// Returns the sandbox to be destroyed, because it must not be used again.
     pub fn discard(mut self) {
         self.fate = Fate::Discard;
     }
 
-    /// Makes the caller the sandbox's owner; the pool forgets it.
+    /// Makes the caller the owner of the sandbox. The pool forgets it.
     #[must_use]
     pub fn take(mut self) -> PooledSandbox {
         self.fate = Fate::Taken;

@@ -1,4 +1,4 @@
-//! How many sandboxes wait, how old they become, and whether they are well.
+//! Maintains the idle sandboxes: their number, their age and their health.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,28 +13,28 @@ use super::processors::is_busy;
 use super::{Kind, Pool, PoolConfig, PoolSize, Strategy};
 use crate::supervisor::WeakSupervised;
 
-/// First pause after a sandbox could not be made ahead of time; doubled with each failure.
+/// First pause after a sandbox could not be created ahead of time; doubled with each failure.
 const BACK_OFF: Duration = Duration::from_millis(200);
 
-/// Longest such pause.
+/// Longest pause after such failures.
 const MAX_BACK_OFF: Duration = Duration::from_secs(30);
 
-/// Between two looks at the age and the health of what waits.
+/// Pause between two checks of the age and the health of idle sandboxes.
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long the replacement of a sandbox that was handed out is put off. Making one takes a processor
-/// for longer than most requests last, and who took the sandbox is waiting for its first answer.
+/// Delay before a sandbox that was handed out is replaced. Creating one occupies a processor for longer than most
+/// requests last, and would delay the answer to the request that took the sandbox.
 const REFILL_DELAY: Duration = Duration::from_millis(4);
 
-/// On a busy machine, sandboxes are made ahead of time only after this many times the time that making one takes:
-/// it costs the requests that wait no more than a fiftieth of the machine.
+/// Pause between two creations ahead of time on a busy machine, as a multiple of the time that one creation takes. So
+/// creations take no more than a fiftieth of the machine from waiting requests.
 const BUSY_PAUSE: u32 = 50;
 
-/// Pause before the next look at a busy machine.
+/// Pause before the pool checks again whether the machine is busy.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
 
 impl Pool {
-    /// Has the pool look after its sandboxes from time to time.
+    /// Starts the task that sends `HealthCheck` periodically.
     pub(super) fn start_clock(pool: WeakSupervised<Self>) -> AbortOnDropHandle<()> {
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
@@ -44,10 +44,9 @@ impl Pool {
         }))
     }
 
-    /// Keeps the sandboxes of a kind within their bound; of the used ones that which waits
-    /// longest goes first. A fresh one that was made for a request which then took another may
-    /// stay in a used one's place: a pool that threw it away would make and remove sandboxes all
-    /// the time under a steady load.
+    /// Keeps the number of idle sandboxes of a kind within its limit. The longest idle dirty sandbox is removed first.
+    /// A clean sandbox whose request took another one may stay in the place of a dirty one: a pool that removed it
+    /// would create and remove sandboxes all the time under a steady load.
     pub(super) fn evict(&mut self, kind: &Kind) {
         let clean = self.clean_target(kind);
         let dirty = self.state.config.size_of(kind).dirty;
@@ -83,7 +82,7 @@ impl Pool {
         self.later(delay, Evict(kind.clone()));
     }
 
-    /// How many clean sandboxes should wait now.
+    /// Returns how many clean sandboxes should be idle now.
     fn clean_target(&mut self, kind: &Kind) -> usize {
         let PoolSize {
             clean, most_clean, ..
@@ -94,7 +93,7 @@ impl Pool {
         }
     }
 
-    /// Removes what has become too old, and asks what has waited long whether it is well.
+    /// Removes sandboxes that are too old, and checks the health of those that have been idle for long.
     pub(super) fn maintain(&mut self) {
         let PoolConfig {
             max_age,
@@ -124,7 +123,7 @@ impl Pool {
         self.reconcile();
     }
 
-    /// Makes sandboxes ahead of time, up to what should wait.
+    /// Starts creations ahead of time, up to the number of clean sandboxes that should be idle.
     pub(super) fn refill(&mut self) {
         if self.state.refill_is_delayed {
             return;
@@ -161,7 +160,7 @@ impl Pool {
         }
     }
 
-    /// The same in a moment. Requests that come meanwhile do not put it off again.
+    /// Calls [`Self::refill`] after [`REFILL_DELAY`]. Requests that arrive meanwhile do not delay it further.
     pub(super) fn refill_later(&mut self) {
         self.refill_after(REFILL_DELAY);
     }
@@ -172,7 +171,7 @@ impl Pool {
         }
     }
 
-    /// Whether as many wait as should, where they can be made.
+    /// Returns whether as many clean sandboxes are idle as should be. Kinds whose creation fails do not count.
     pub(super) fn is_full(&mut self) -> bool {
         self.state.config.kinds().iter().all(|kind| {
             let target = self.clean_target(kind);
@@ -190,18 +189,18 @@ impl Pool {
             )
         {
             sub_pool.unavailable = true;
-            log::warn!(kind:%, error:%; "no sandboxes are kept ready");
+            log::warn!(kind:%, error:%; "backend cannot create this kind of sandbox, none is created ahead of time");
             return;
         }
         let pause = BACK_OFF.saturating_mul(1 << sub_pool.failures.min(16));
         sub_pool.failures += 1;
         sub_pool.backing_off = true;
         let failures = sub_pool.failures;
-        log::warn!(kind:%, failures, error:%; "sandbox could not be kept ready");
+        log::warn!(kind:%, failures, error:%; "sandbox could not be created ahead of time");
         self.later(pause.min(MAX_BACK_OFF), Retry(kind.clone()));
     }
 
-    /// Has the pool told something after a while.
+    /// Sends a message to the pool after a delay.
     pub(super) fn later<M>(&self, delay: Duration, message: M)
     where
         M: Message<Result = ()> + Send + 'static,

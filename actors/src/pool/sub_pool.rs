@@ -18,9 +18,9 @@ use crate::watch::DeathWatch;
 #[derive(Debug)]
 pub(super) struct IdleSandbox {
     pub(super) held: PooledSandbox,
-    /// When it was put there.
+    /// When the sandbox became idle.
     pub(super) since: Instant,
-    /// When it was last known to be well.
+    /// When the sandbox was last known to be healthy.
     pub(super) checked: Instant,
     /// Reports the sandbox's death while it is idle.
     pub(super) _watch: DeathWatch,
@@ -40,20 +40,20 @@ impl IdleSandbox {
     }
 }
 
-/// A request that no waiting sandbox could serve.
+/// A request that no idle sandbox could serve.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    /// Name of the request among those of the pool.
+    /// Number of the request, unique in the pool.
     pub(super) ticket: u64,
     pub(super) wanted: Acquire,
 }
 
-/// A sandbox that is being made for a request. If another sandbox serves the request before, this one serves
-/// the next request of its sizes.
+/// A sandbox that is being created for a request. If another sandbox serves the request earlier, this one serves the
+/// next request of its sizes.
 #[derive(Debug)]
 pub(super) struct PendingCreate {
     pub(super) id: u64,
-    /// Ticket of its request.
+    /// Ticket of the request.
     pub(super) ticket: u64,
     pub(super) sizes: Sizes,
     pub(super) started: Instant,
@@ -67,32 +67,32 @@ pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
     (spec.sandbox_size, spec.tmp_size, spec.host_network)
 }
 
-/// The part of the pool that is of one kind.
+/// The idle sandboxes and the waiting requests of one kind.
 #[derive(Debug, Default)]
 pub(super) struct SubPool {
     /// Idle sandboxes that no client has used.
     pub(super) clean: VecDeque<IdleSandbox>,
-    /// Used before and reset, each for its tenant alone; the one that waits longest is first.
+    /// Idle sandboxes that were used and reset, each for its tenant only. The longest idle is first.
     pub(super) dirty: VecDeque<(TenantId, IdleSandbox)>,
-    /// Requests that no waiting sandbox could serve, in order of arrival.
+    /// Requests that no idle sandbox could serve, in order of arrival.
     pub(super) waiters: VecDeque<Waiter>,
-    /// Sandboxes being made for requests.
+    /// Sandboxes being created for requests.
     pub(super) pending_creates: Vec<PendingCreate>,
-    /// Sandboxes being made ahead of time.
+    /// Number of sandboxes being created ahead of time.
     pub(super) refilling: usize,
-    /// When the last one ahead of time was begun.
+    /// When the last creation ahead of time was started.
     pub(super) refilled: Option<Instant>,
-    /// Used sandboxes that come back.
+    /// Used sandboxes that are leased or being reset.
     pub(super) circulation: Circulation,
-    /// Failures in a row of making one ahead of time.
+    /// Number of failures in a row to create a sandbox ahead of time.
     pub(super) failures: u32,
-    /// Nothing is made ahead of time for now.
+    /// Set while no sandbox is created ahead of time, after a failure.
     pub(super) backing_off: bool,
-    /// For never used ones.
+    /// Demand for clean sandboxes.
     pub(super) demand: Demand,
-    /// A look at those that are too many is due.
+    /// An `Evict` message is under way.
     pub(super) eviction_is_scheduled: bool,
-    /// The backend cannot run this runtime; nothing is made ahead of time until it could.
+    /// Set if the backend cannot run this kind. No sandbox is created ahead of time until a creation has succeeded.
     pub(super) unavailable: bool,
 }
 
@@ -104,7 +104,7 @@ impl SubPool {
     ///   without;
     /// - an unused one, unless `spares_clean` is set.
     ///
-    /// Dead sandboxes are left to their watch.
+    /// Dead sandboxes are skipped; their watch removes them.
     pub(super) fn pick(
         &mut self,
         tenant: &TenantId,
@@ -126,7 +126,7 @@ impl SubPool {
         self.pick_clean()
     }
 
-    /// A living sandbox that no tenant has used; one whose interpreter is there comes first.
+    /// Takes a living sandbox that no tenant has used, preferably one whose interpreter is ready.
     pub(super) fn pick_clean(&mut self) -> Option<PooledSandbox> {
         self.demand.note_taken();
         let ready = self.clean.iter().position(IdleSandbox::is_ready);
@@ -134,7 +134,7 @@ impl SubPool {
         self.clean.remove(at).map(|idle| idle.held)
     }
 
-    /// Takes out one sandbox by its name.
+    /// Takes out one sandbox by its id.
     pub(super) fn remove(&mut self, id: &SandboxId) -> Option<PooledSandbox> {
         let is_it = |idle: &IdleSandbox| idle.held.sandbox.id() == id;
         if let Some(at) = self.clean.iter().position(is_it) {
@@ -144,26 +144,26 @@ impl SubPool {
         self.dirty.remove(at).map(|(_, idle)| idle.held)
     }
 
-    /// The sandbox that waits longest, of the used ones if there is any; `clean` of the fresh ones
-    /// are not looked at.
+    /// Returns the sandbox to evict first: the longest idle dirty one, or else the longest idle clean one if there are
+    /// more than `clean` of them.
     pub(super) fn oldest(&self, clean: usize) -> Option<&IdleSandbox> {
         let fresh = (self.clean.len() > clean).then(|| self.clean.front());
         let used = self.dirty.front().map(|(_, idle)| idle);
         used.or(fresh.flatten())
     }
 
-    /// Takes that one out.
+    /// Takes out the sandbox that [`Self::oldest`] returns.
     pub(super) fn remove_oldest(&mut self, clean: usize) -> Option<PooledSandbox> {
         let id = self.oldest(clean)?.held.sandbox.id().clone();
         self.remove(&id)
     }
 
-    /// How many there are beside `clean` fresh ones.
+    /// Returns the number of dirty sandboxes, resets included, and of clean sandboxes beyond `clean`.
     pub(super) fn excess(&self, clean: usize) -> usize {
         self.dirty.len() + self.circulation.resets() + self.clean.len().saturating_sub(clean)
     }
 
-    /// Those that were not known to be well for this long, which are taken to be from now on.
+    /// Returns the idle sandboxes whose health was not checked for this long, and counts them as checked now.
     pub(super) fn due_for_check(&mut self, after: Duration) -> Vec<PooledSandbox> {
         let used = self.dirty.iter_mut().map(|(_, idle)| idle);
         let idle = self.clean.iter_mut().chain(used);
@@ -175,7 +175,7 @@ impl SubPool {
         .collect()
     }
 
-    /// Takes out the sandboxes of which this is so.
+    /// Takes out the sandboxes for which `unwanted` returns true.
     pub(super) fn take_out(
         &mut self,
         unwanted: impl Fn(&PooledSandbox) -> bool,
@@ -189,18 +189,18 @@ impl SubPool {
         ids.iter().filter_map(|id| self.remove(id)).collect()
     }
 
-    /// Whether nothing waits here, nor is on its way.
+    /// Returns whether there is no sandbox, no creation and no request.
     pub(super) fn is_idle(&self) -> bool {
         let waits = self.clean.len() + self.dirty.len() + self.waiters.len();
         waits + self.under_way() == 0
     }
 
-    /// Number of sandboxes being made or reset.
+    /// Returns the number of sandboxes being created or reset.
     pub(super) fn under_way(&self) -> usize {
         self.pending_creates.len() + self.refilling + self.circulation.resets()
     }
 
-    /// Whether one was made ahead of time within so many times the time that making one takes.
+    /// Returns whether a creation ahead of time was started less than `makings` usual creation times ago.
     pub(super) fn was_refilled_within(&self, makings: u32) -> bool {
         let pause = self.demand.create_time() * makings;
         self.refilled
@@ -217,8 +217,8 @@ impl SubPool {
             .collect()
     }
 
-    /// The request that a sandbox should go to: the one it was made for, else the first that it
-    /// fits. `owner` is whose it was before.
+    /// Takes out the request that a sandbox should serve: the request of `ticket`, for which the sandbox was created,
+    /// or else the first request that it fits. A used sandbox fits only requests of its tenant, the `owner`.
     pub(super) fn waiter_for(
         &mut self,
         held: &PooledSandbox,
@@ -241,7 +241,7 @@ impl SubPool {
         self.waiters.remove(at).map(|waiter| waiter.wanted)
     }
 
-    /// Ends an order, with success or not; the answer is the ticket of its request.
+    /// Removes a pending creation that has ended, with success or not, and returns the ticket of its request.
     pub(super) fn finish_create(&mut self, id: u64) -> Option<u64> {
         let at = self
             .pending_creates

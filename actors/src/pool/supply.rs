@@ -1,9 +1,9 @@
-//! Decides which waiting requests have a sandbox made for them.
+//! Decides for which waiting requests new sandboxes are created.
 //!
-//! Making a sandbox costs several times as much processor time as resetting a used one. So a request waits for a
-//! used sandbox of its tenant if that is sooner: if the reset of one ends before a new one would be made, and on a
-//! busy machine as long as enough of the tenant's sandboxes go round, because making another one would only slow
-//! down the resets. How many are made at once depends on what the machine has left.
+//! Creating a sandbox costs several times as much processor time as resetting a used one. So a request waits for a used
+//! sandbox of its tenant in two cases. The first is that a reset is expected to end sooner than a creation would. The
+//! second is a busy machine on which enough sandboxes of the tenant are in circulation: another creation would only
+//! slow down their resets. The number of concurrent creations depends on the idle processors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,20 +17,20 @@ use super::processors::is_busy;
 use super::sub_pool::{PendingCreate, Sizes, SubPool, Waiter, sizes};
 use super::{Kind, Pool, Strategy};
 
-/// Pause between two looks at the requests that wait; other events bring further looks.
+/// Pause between two checks of the waiting requests. Other events cause further checks.
 const SUPPLY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Sandboxes that may be made for requests at once, for each processor of a machine that is not busy; on a busy
-/// one it is half as many.
+/// Highest number of concurrent creations for each processor of a machine that is not busy. A busy machine creates half
+/// as many.
 const CREATES_PER_PROCESSOR: usize = 2;
 
-/// A sandbox whose making takes this many times as long as usual is not counted on any longer.
+/// A creation that takes this many times as long as usual is overdue, and is not counted on any longer.
 const OVERDUE_FACTOR: u32 = 4;
 
-/// Sandboxes of a tenant, for each processor, that can keep a machine busy: while one runs, another is reset.
+/// Sandboxes of one tenant that keep one processor busy: while one runs, another is reset.
 const SATURATING_PER_PROCESSOR: usize = 2;
 
-/// Shortest time after which the making of a sandbox is overdue.
+/// Shortest time after which a creation is overdue.
 const MIN_OVERDUE: Duration = Duration::from_secs(1);
 
 /// Facts that decide whether a request is served by a used sandbox.
@@ -39,16 +39,16 @@ struct SupplyPlan<'a> {
     busy: bool,
     /// Sandboxes of one tenant that can keep the machine busy.
     saturating: usize,
-    /// Young orders by the ticket of their request.
+    /// Tickets of the requests that have a pending creation which is not overdue.
     tickets: BTreeSet<u64>,
-    /// Sizes of young orders whose requests were served by other sandboxes.
+    /// Sizes of pending creations that are not overdue and whose requests were served by other sandboxes.
     open: Vec<Sizes>,
-    /// Requests of each tenant that count on its used sandboxes.
+    /// Number of requests of each tenant that count on its used sandboxes.
     counting: BTreeMap<&'a TenantId, usize>,
 }
 
 impl Pool {
-    /// Has sandboxes made for requests that wait and that nothing else will serve.
+    /// Starts creations for the waiting requests that no other sandbox will serve.
     pub(super) fn supply(&mut self) {
         if self.state.draining.is_some() {
             return;
@@ -78,7 +78,7 @@ impl Pool {
         }
     }
 
-    /// How many more sandboxes may be made at once. Those that are overdue do not count: they may hang.
+    /// Returns how many more creations may be started. Overdue creations do not count, because they may hang.
     fn room(&self, busy: bool) -> usize {
         let processors = self.state.config.processors.count().max(1);
         let max = match busy {
@@ -91,9 +91,9 @@ impl Pool {
         max.saturating_sub(creating.sum())
     }
 
-    /// Whether a tenant's requests should wait for its used sandboxes: the machine is busy, and enough of them go
-    /// round to keep it so. Fresh ones are left to tenants that have none, because each that is taken has to be
-    /// made again.
+    /// Returns whether a tenant's requests should wait for its used sandboxes: the machine is busy, and enough of them
+    /// are in circulation to keep it busy. Clean sandboxes are left to tenants that have none, because each one that is
+    /// taken has to be replaced.
     pub(super) fn waits_for_used(&self, spec: &SandboxSpec, tenant: &TenantId) -> bool {
         let processors = &*self.state.config.processors;
         let Some(sub_pool) = self.state.sub_pools.get(&Kind::of(spec)) else {
@@ -106,7 +106,7 @@ impl Pool {
             && circulation.is_circulating(tenant, sub_pool.demand.create_time())
     }
 
-    /// Hands a fresh sandbox that waits to the request of a ticket, if there is one.
+    /// Hands an idle clean sandbox to the request of a ticket. Returns whether there was one.
     fn give_clean(&mut self, ticket: u64, spec: &SandboxSpec) -> bool {
         if !self.state.config.sandbox.sizes_fit(spec) {
             return false;
@@ -122,7 +122,7 @@ impl Pool {
         true
     }
 
-    /// The requests of one kind that need a sandbox made for them. Requests of tenants that have no sandbox here
+    /// Returns the requests of one kind that need a new sandbox. Requests of tenants that have no sandbox of this kind
     /// come first.
     fn unserved(&self, kind: &Kind, busy: bool) -> Vec<(u64, SandboxSpec)> {
         let Some(sub_pool) = self.state.sub_pools.get(kind) else {
@@ -135,7 +135,7 @@ impl Pool {
         });
         let mut unserved: Vec<_> = unserved.collect();
         unserved.sort_by_key(|waiter| sub_pool.circulation.count(&waiter.wanted.tenant) > 0);
-        // If every creation hangs, a few more are tried, but not without end.
+        // If every creation hangs, a limited number of further creations is tried.
         let max = sub_pool.waiters.len() + self.state.config.refill_width;
         let room = max.saturating_sub(sub_pool.pending_creates.len());
         let chosen = unserved.into_iter().take(room);
@@ -144,7 +144,7 @@ impl Pool {
             .collect()
     }
 
-    /// Whether a sandbox that was used by the same tenant may serve such a request.
+    /// Returns whether a sandbox that the same tenant has used may serve such a request.
     pub(super) fn may_reuse(&self, spec: &SandboxSpec) -> bool {
         let config = &self.state.config;
         config.strategy == Strategy::Fast
@@ -152,7 +152,7 @@ impl Pool {
             && config.sandbox.sizes_fit(spec)
     }
 
-    /// Begins to make a sandbox for the request of a ticket.
+    /// Starts to create a sandbox for the request of a ticket.
     fn create_for(&mut self, ticket: u64, spec: SandboxSpec) {
         let id = self.next_number();
         let pending = PendingCreate {
@@ -188,8 +188,8 @@ impl<'a> SupplyPlan<'a> {
         }
     }
 
-    /// Whether a sandbox that exists, or is being made, will serve the request; the requests before it were
-    /// looked at already.
+    /// Returns whether a sandbox that exists, or is being created, will serve the request. Must be called for the
+    /// requests in their order.
     fn is_served(&mut self, waiter: &'a Waiter, may_reuse: bool) -> bool {
         if self.tickets.contains(&waiter.ticket) {
             return true;
@@ -210,18 +210,18 @@ impl<'a> SupplyPlan<'a> {
         counts_on_used
     }
 
-    /// Whether more sandboxes of a tenant would only slow down those that it has.
+    /// Returns whether more sandboxes of a tenant would only slow down those that it has.
     fn is_machine_full(&self, tenant: &TenantId) -> bool {
         self.busy && self.sub_pool.circulation.count(tenant) >= self.saturating
     }
 }
 
-/// Sandboxes of one tenant that can keep so many processors busy.
+/// Returns the number of sandboxes of one tenant that can keep this many processors busy.
 fn saturating_count(processors: usize) -> usize {
     processors.max(1) * SATURATING_PER_PROCESSOR
 }
 
-/// The sandboxes being made for requests that are not overdue.
+/// Returns the pending creations that are not overdue.
 fn recent_creates(sub_pool: &SubPool) -> impl Iterator<Item = &PendingCreate> {
     let overdue = MIN_OVERDUE.max(sub_pool.demand.create_time() * OVERDUE_FACTOR);
     let pending_creates = sub_pool.pending_creates.iter();

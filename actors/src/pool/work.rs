@@ -1,5 +1,5 @@
-//! Tasks for slow work: making, resetting and removing sandboxes. A panic in one is reported as an error, to the pool
-//! that runs by then.
+//! Tasks for slow work: creating, resetting and removing sandboxes. A panic in a task is reported as an error to the
+//! pool that runs by then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,11 @@ use super::{Lease, Pool, Strategy};
 use crate::sandbox::{PooledSandbox, SandboxHistory, destroy};
 use crate::supervisor::WeakSupervised;
 
-/// How long making a used sandbox new may take, limits included. The connection's own bound on a
-/// reset is shorter.
+/// How long the reset of a sandbox may take, including its limits. The connection's own timeout of a reset is shorter.
 const RESET_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Pool {
-    /// Starts to make a sandbox, for an order or ahead of time.
+    /// Starts to create a sandbox, for the request of a pending creation or ahead of time.
     pub(super) fn create(&self, spec: SandboxSpec, pending: Option<u64>) {
         let spec = SandboxSpec {
             single_use: self.state.config.strategy == Strategy::Secure,
@@ -45,7 +44,7 @@ impl Pool {
         });
     }
 
-    /// Makes a used sandbox as new.
+    /// Starts to reset a used sandbox, so that it is as new.
     pub(super) fn reset(&self, held: PooledSandbox, owner: TenantId) {
         let limits = self.state.config.sandbox.limits;
         let dirty = held.clone();
@@ -69,14 +68,14 @@ impl Pool {
             });
     }
 
-    /// Removes a sandbox.
+    /// Starts to remove a sandbox.
     pub(super) fn destroy(&mut self, held: PooledSandbox) {
         let gone = destroy(held.sandbox);
         self.state.destroying += 1;
         self.state.handle().report(gone, |_| Removed);
     }
 
-    /// Gives a leased sandbox the limits that were asked for, or has another one made.
+    /// Applies the requested limits to a leased sandbox. If that fails, another sandbox is created.
     pub(super) async fn apply_limits(
         mut lease: Lease,
         wanted: Acquire,
@@ -99,7 +98,7 @@ impl Pool {
 async fn reset(mut held: PooledSandbox, limits: Limits) -> Result<PooledSandbox, BackendError> {
     held.sandbox.control().reset().await?;
     held.set_limits(limits).await?;
-    // Usage between the end of the last run and the reset does not belong to the next run.
+    // The next run must not be charged with usage between the last run and the reset.
     let usage = held.sandbox.usage().await.ok();
     held.history = SandboxHistory {
         usage,

@@ -1,4 +1,4 @@
-//! The way of a run's output into a result or to the client that follows the run.
+//! Passes a run's output into the result or to the client that follows the run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use super::secrets::Secrets;
 use super::text::Text;
 use crate::error::ExecuteError;
 
-/// Last line of standard error of a run whose time was over.
+/// Last line of standard error of a run that timed out.
 const TIMED_OUT: &str = "--- EXECUTION TIMED OUT ---";
 
-/// How long a client may take no output at all. The run occupies its sandbox meanwhile.
+/// How long a client may take no output before its run is cancelled. The run occupies its sandbox meanwhile.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Most text of one event, in bytes. A server has a few of them under way for each client.
+/// Highest number of bytes of text in one event. A server has a few events queued for each client.
 const EVENT_SIZE: usize = 16 * 1024;
 
-/// Most bytes of an event in base64, which are as long as an event may be then.
+/// Highest number of bytes in one event that is encoded as base64: their encoding is as long as [`EVENT_SIZE`].
 const MAX_EVENT_BYTES: usize = EVENT_SIZE / 4 * 3;
 
 /// The destination of text.
 #[derive(Debug)]
 pub(super) enum Sink {
-    /// Into a result.
+    /// The result.
     Result(CapturedOutput),
-    /// To a client.
+    /// A client that follows the run.
     Stream(Follower),
 }
 
@@ -37,15 +37,15 @@ pub(super) enum Sink {
 #[derive(Debug)]
 pub(super) struct Follower {
     events: EventSender,
-    /// Until this time the run goes on as fast as the client takes its events. After it, programs have ended, and the
-    /// rest of their output is kept for the client.
+    /// Until this time a slow client slows the run down. After it, programs have ended, and the rest of their output is
+    /// kept for the client.
     waits_until: Instant,
-    /// Output that the program left, until its end is known. Small pieces are joined: each event has a cost.
+    /// Output that is kept until the program's end is known. Small pieces are joined, because each event has a cost.
     unsent: Vec<StreamEvent>,
     unsent_cost: usize,
 }
 
-/// Both streams of a result. Without an encoding asked for, both are UTF-8.
+/// Both output streams of a result, in UTF-8 unless the job asks for another encoding.
 #[derive(Debug, Default)]
 pub(super) struct CapturedOutput {
     pub(super) stdout: Vec<u8>,
@@ -82,7 +82,7 @@ impl Sink {
         })
     }
 
-    /// Sets until when a slow client slows the run down.
+    /// Sets the time until which a slow client slows the run down.
     pub(super) fn wait_until(&mut self, deadline: Instant) {
         if let Self::Stream(follower) = self {
             follower.waits_until = deadline;
@@ -171,14 +171,14 @@ impl Follower {
         }
     }
 
-    /// Leaves to the client what is kept for it.
+    /// Queues the kept events for the client, without waiting.
     fn flush(&mut self) -> Result<(), ExecuteError> {
         let mut unsent = self.unsent.drain(..);
         unsent.try_for_each(|event| self.events.send_after_end(event))
     }
 }
 
-/// Cuts output into events: text into whole characters, and what is no text anywhere.
+/// Cuts output into the contents of events. Text is cut between characters, other bytes anywhere.
 fn pieces(bytes: &[u8]) -> impl Iterator<Item = EncodedOutput> {
     let mut rest = bytes;
     let is_text = std::str::from_utf8(bytes).is_ok();
@@ -195,7 +195,7 @@ fn pieces(bytes: &[u8]) -> impl Iterator<Item = EncodedOutput> {
     })
 }
 
-/// Both streams of one program.
+/// Both output streams of one program.
 #[derive(Debug)]
 pub(super) struct Output<'a> {
     sink: &'a mut Sink,
@@ -221,7 +221,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Passes on what was written; waits where the client is slow.
+    /// Passes on output of the program. Waits if the client is slow.
     pub(super) async fn push(
         &mut self,
         stream: OutputStream,
@@ -234,7 +234,7 @@ impl<'a> Output<'a> {
         self.sink.put(self.phase, stream, text).await
     }
 
-    /// Passes on the rest.
+    /// Passes on the rest of the output, with a line at the end if the run timed out.
     pub(super) async fn finish(mut self, exit: &Exit) -> Result<FinishedOutput, ExecuteError> {
         let (rest, stdout_cut) = self.stdout.finish(exit.stdout_bytes);
         self.sink
@@ -260,13 +260,13 @@ impl<'a> Output<'a> {
 /// All output of a program that has ended.
 #[derive(Debug)]
 pub(super) struct FinishedOutput {
-    /// Something was cut.
+    /// Set if output was cut at its limit.
     pub(super) truncated: bool,
     stderr: Text,
 }
 
 impl FinishedOutput {
-    /// The output of a job that has no program.
+    /// Returns the output of a job that has no program.
     pub(super) fn empty() -> Self {
         Self {
             truncated: false,

@@ -1,4 +1,4 @@
-//! From a job to what the guest is asked for.
+//! Translates a job into the runs that the guest is asked for.
 
 use isol8_backend::interpreter_of;
 use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
@@ -10,16 +10,16 @@ use super::attachment::Attachment;
 /// Path of the setup script: outside `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 
-/// Path, without extension, of a script that runs at a terminal beside a session's interpreter: in the session's
-/// directory, so that it can import the session's files, under a name that none of them has.
+/// Path, without extension, of a script that runs at a terminal beside a session's interpreter. The script is in the
+/// session's directory, so that it can import the session's files. Its name is one that the session's files do not use.
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
 /// The treatment of processes and files that a run leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunMode {
-    /// Nothing stays.
+    /// Nothing remains for the next run.
     Ephemeral,
-    /// Files, processes and the interpreter's state are for the next run.
+    /// Files, processes and the interpreter's state remain for the next run.
     Session,
 }
 
@@ -62,7 +62,7 @@ pub(super) fn program(
     Some(run)
 }
 
-/// The setup script's run: as the program will, but in `/sandbox` and without its input.
+/// Returns the run of the setup script: like the program's, but in `/sandbox` and without standard input.
 pub(super) fn setup(job: &Job, script: &str) -> RunSpec {
     let program = GuestProgram::Script {
         kernel: KernelKind::Bash,

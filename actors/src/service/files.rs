@@ -1,4 +1,4 @@
-//! Files of sessions that there are.
+//! The part of the service that transfers files of sessions.
 
 use isol8_api::file::DirectoryListing;
 use isol8_api::{SandboxPath, SessionId, TenantId};
@@ -11,7 +11,7 @@ use crate::registry;
 use crate::session::SessionKey;
 
 impl Service {
-    /// Begins to write a file in a session's sandbox, beside whatever runs there.
+    /// Begins to write a file in a session's sandbox. Waits for no job that runs there.
     ///
     /// # Errors
     /// [`ExecuteError::SessionNotFound`], [`ExecuteError::SessionLost`],

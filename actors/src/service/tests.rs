@@ -275,7 +275,7 @@ async fn sessions_of_an_earlier_server_go_on_and_losses_are_told_once() {
     let reason = lost.await.unwrap_err().to_string();
     assert!(reason.contains("it was running"), "{reason}");
     assert_eq!(output(&service, Some("lost"), "print new").await, "new");
-    // The idleness before counts.
+    // The time for which the session was idle before its adoption counts.
     tokio::time::sleep(Duration::from_secs(61)).await;
     let state = service.observe().await.unwrap();
     assert_eq!((state.sessions.sessions, state.sessions.losses), (2, 1));

@@ -1,4 +1,4 @@
-//! The settings that a session is made with, and the actors that it works with.
+//! The settings with which a session is created, and the actors that it uses.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use crate::admission::Admission;
 use crate::pool::Pool;
 use crate::supervisor::{Supervised, WeakRecipient};
 
-/// The settings that a session is made with.
+/// The settings with which a session is created, and the actors that it uses.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionContext {
     pub(crate) key: SessionKey,
-    /// Tells this session from others of the same key, before and after it.
+    /// Distinguishes this session from earlier and later sessions of the same key.
     pub(crate) generation: u64,
     pub(crate) spec: SandboxSpec,
-    /// Settings of its jobs that do not say otherwise.
+    /// Settings for jobs that have none of their own.
     pub(crate) defaults: Option<SessionDefaults>,
     pub(crate) queue_limit: usize,
     pub(crate) status: Arc<SessionStatus>,

@@ -18,26 +18,25 @@ use crate::run::{self, Attachment, QueueTimings, RunMode};
 use crate::sandbox::PooledSandbox;
 use crate::supervisor::WeakRecipient;
 
-/// The session's hold on the running job. Dropping it ends the run.
+/// The job that runs in the session. Dropping it ends the run.
 #[derive(Debug)]
 pub(super) struct RunningJob {
     pub(super) reply: Reply,
     _cancel: DropGuard,
 }
 
-/// The values that a job's task starts with.
+/// The values with which a job's task starts.
 #[derive(Debug)]
 pub(super) struct JobStart {
     pub(super) run: RunJob,
     pub(super) held: PooledSandbox,
-    /// To be awaited before the answer.
+    /// The task that persists the session's claim, which is awaited before the answer.
     pub(super) claiming: Option<JoinHandle<()>>,
     pub(super) timings: QueueTimings,
 }
 
 impl RunningJob {
-    /// Runs a job in a task of its own, where a panic is an error and no more. The session is told of
-    /// the end by [`JobEnded`].
+    /// Runs a job in a task of its own, in which a panic is only an error. The task reports its end by [`JobEnded`].
     pub(super) fn start(
         start: JobStart,
         context: &SessionContext,
@@ -104,7 +103,7 @@ async fn execute(
     let permit = cancel.run_until_cancelled(admitting).await;
     let _permit = permit.ok_or(ExecuteError::Cancelled)??;
     timings.queue += asked.elapsed();
-    // A session's sizes are those of its first request; its limits are each request's own.
+    // The sizes of a session are those of its first request. The limits are those of each request.
     apply_limits(held, job).await?;
     let sandbox = Arc::clone(&held.sandbox);
     run::run(
@@ -119,8 +118,8 @@ async fn execute(
     .await
 }
 
-/// The job as it is in a session of this image, whichever it would have chosen for itself, with the session's
-/// settings.
+/// Returns the job as it runs in a session: with the session's image instead of the one chosen for the job, and with
+/// the session's settings.
 fn in_session<'a>(
     job: &'a Job,
     defaults: Option<&SessionDefaults>,
@@ -136,8 +135,8 @@ fn in_session<'a>(
     job
 }
 
-/// Applies the job's limits. Memory and files that the sandbox already holds cannot be taken from it, so a limit below
-/// them is the request's fault and leaves the session as it is.
+/// Applies the job's limits. A memory limit below what the sandbox's processes and files already use is an error of the
+/// request, because that memory cannot be taken away. The session stays as it is.
 async fn apply_limits(held: &mut PooledSandbox, job: &Job) -> Result<(), ExecuteError> {
     let limits = job.sandbox.limits;
     if limits != held.spec.limits

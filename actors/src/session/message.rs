@@ -17,36 +17,36 @@ use crate::pool::{Lease, PoolError};
 use crate::run::Attachment;
 use crate::sandbox::PooledSandbox;
 
-/// Names a session among all tenants'.
+/// Identifies a session among the sessions of all tenants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey {
     /// The tenant that owns the session.
     pub tenant: TenantId,
-    /// The tenant's name for it.
+    /// The tenant's name for the session.
     pub id: SessionId,
 }
 
 pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
 
-/// Runs a job in its turn. Legal in every state; a session that has ended answers so.
+/// Queues a job. Accepted in every state; a session that has ended answers with an error.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct RunJob {
     pub(crate) job: Arc<Job>,
     /// The client that follows the run, if there is one.
     pub(crate) attachment: Option<Attachment>,
-    /// Triggered when the requester has gone.
+    /// Triggered when the caller has gone.
     pub(crate) cancel: CancellationToken,
     pub(crate) received: Instant,
     pub(crate) reply: Reply,
 }
 
-/// Ends the session, and what runs in it; answered when its sandbox is gone.
+/// Ends the session and its jobs. Answered when the sandbox is gone.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Delete;
 
-/// Ends the session, and leaves its sandbox to the next server.
+/// Ends the session, and leaves the sandbox to the next server.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct LeaveForAdoption;
@@ -57,7 +57,7 @@ pub(crate) struct LeaveForAdoption;
 #[rtype(result = "Result<TransferPermit, ExecuteError>")]
 pub(crate) struct BeginTransfer;
 
-/// Persists the time of the last use. Ends the session if it has been idle for this long and no request waits.
+/// Persists the time of the last use, and ends the session if it has been idle for `max_idle` and no request waits.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct HealthCheck {
@@ -79,12 +79,12 @@ pub(super) struct Died(pub(super) String);
 #[rtype(result = "()")]
 pub(super) struct Acquired(pub(super) Result<Lease, PoolError>);
 
-/// The job that ran has ended.
+/// The running job has ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct JobEnded {
     pub(super) result: Result<ExecutionResult, ExecuteError>,
-    /// The sandbox as it is now; none where the run panicked.
+    /// The sandbox after the job; `None` if the job's task panicked.
     pub(super) held: Option<PooledSandbox>,
 }
 
@@ -94,9 +94,9 @@ pub(super) struct JobEnded {
 pub struct SessionState {
     /// The present activity of the session.
     pub phase: Phase,
-    /// The runtime it is bound to.
+    /// The runtime that the session is bound to.
     pub runtime: Runtime,
-    /// Jobs that wait for their turn.
+    /// Number of jobs that wait for their turn.
     pub waiting: usize,
 }
 

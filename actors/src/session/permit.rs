@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::status::SessionStatus;
 use crate::supervisor::WeakRecipient;
 
-/// The right to one transfer. The session is in use as long as there is one.
+/// The right to one file transfer. The session counts as in use as long as a permit exists.
 #[derive(Debug)]
 pub(crate) struct TransferPermit {
     pub(crate) id: SessionId,

@@ -18,16 +18,16 @@ pub(crate) struct SessionStatus {
     pub(crate) created_at: u64,
     pub(crate) last_accessed_at: AtomicU64,
     pub(crate) is_active: AtomicBool,
-    /// File transfers that may still begin.
+    /// Permits for further file transfers.
     pub(crate) transfers: Arc<Semaphore>,
-    /// Set once there is a sandbox.
+    /// Name of the sandbox; set once the session has one.
     pub(crate) container: OnceLock<String>,
     /// Set once the session has ended, with the reason of a loss that no request has been told yet.
     pub(crate) ended: OnceLock<Option<String>>,
 }
 
 impl SessionStatus {
-    /// The status of a session that an earlier process made.
+    /// Returns the status of a session that an earlier process created.
     pub(crate) fn adopted(claim: &Claim, idle: Duration, container: &SandboxId) -> Self {
         let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
         let used = milliseconds_since_1970().saturating_sub(idle);

@@ -1,4 +1,4 @@
-//! Actors that panic, and callers that do not notice.
+//! Actors that panic, and callers that do not notice the panic.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use actix::prelude::*;
 
 use super::{ActorGone, StateGuard, Supervised, WeakSupervised};
 
-/// Counts, and remembers what it was told last.
+/// Adds up numbers, and records the sum with which each actor started.
 struct Counter {
     count: StateGuard<Self, u32>,
     started: Arc<Mutex<Vec<u32>>>,
@@ -61,7 +61,7 @@ async fn a_restarted_actor_goes_on_with_the_state_of_the_one_before() {
     let setup = counter();
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(1));
     setup.counter.do_send(Add(13));
-    // Sent before the panic is noticed, and right behind it.
+    // This message is lost: it is in the mailbox of the actor that panics.
     setup.counter.do_send(Add(1));
     assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
     setup.counter.do_send(Add(1));
