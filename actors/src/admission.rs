@@ -1,7 +1,7 @@
-//! How many jobs run at once, and who waits.
+//! Limits how many jobs run at once, and queues the others.
 //!
-//! Tenants that have waiting jobs take turns, so that the many jobs of one do not delay the one of another. If the
-//! queue is full, a tenant with fewer waiting jobs gets its place from the end of the longest tenant queue.
+//! Tenants that have waiting jobs take turns, so that the many jobs of one tenant do not delay the single job of
+//! another. If the queue is full, the last job of the longest tenant queue is refused; this may be the new job itself.
 
 mod fair_queue;
 
@@ -16,16 +16,16 @@ use tokio::time::Instant;
 use crate::error::ExecuteError;
 use fair_queue::{FairQueue, Ticket};
 
-/// Bounds of [`Admission`].
+/// Limits of [`Admission`].
 #[derive(Clone, Debug)]
 pub struct AdmissionConfig {
-    /// Jobs that run at once; at least 1.
+    /// Highest number of concurrent jobs; at least 1.
     pub max_concurrent: usize,
     /// Highest number of concurrent jobs of one tenant; at least 1.
     pub max_concurrent_per_tenant: usize,
-    /// Jobs that wait for their turn beyond those.
+    /// Highest number of jobs that wait for their turn.
     pub max_waiting: usize,
-    /// How long one waits at most.
+    /// How long a job waits at most.
     pub max_wait: Duration,
 }
 
@@ -40,32 +40,32 @@ impl Default for AdmissionConfig {
     }
 }
 
-/// How long a job took lately, before there was any: the weight of the next is 1/8.
+/// Assumed duration of a job before the first has ended. Each job that ends changes the average with a weight of 1/8.
 const FIRST_GUESS: Duration = Duration::from_millis(500);
 
-/// Longest advice when to come back.
+/// Longest time after which a refused client is advised to retry.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// Admits jobs, those of each tenant in order of arrival.
+/// Admits jobs; the jobs of each tenant in order of arrival. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Scheduler>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Scheduler {
     config: AdmissionConfig,
     running: usize,
-    queue: FairQueue,
+    queue: FairQueue<oneshot::Sender<Permit>>,
     usual: Duration,
 }
 
-/// The right to run one job; given back when dropped.
+/// The right to run one job. Dropping it admits the next job.
 #[derive(Debug)]
-pub struct Permit(Option<RunningJob>);
+pub struct Permit(Option<AdmittedJob>);
 
 #[derive(Debug)]
-struct RunningJob {
+struct AdmittedJob {
     admission: Admission,
     tenant: TenantId,
     since: Instant,
@@ -75,19 +75,19 @@ struct RunningJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionState {
-    /// Jobs that run.
+    /// Number of jobs that run.
     pub running: usize,
-    /// Jobs that wait.
+    /// Number of jobs that wait.
     pub waiting: usize,
-    /// How long a job takes of late, in milliseconds.
+    /// Average duration of the last jobs, in milliseconds.
     pub usual_ms: u128,
 }
 
 impl Admission {
-    /// An admission within `config`.
+    /// Returns an admission with these limits.
     #[must_use]
     pub fn new(config: AdmissionConfig) -> Self {
-        let state = State {
+        let state = Scheduler {
             config,
             running: 0,
             queue: FairQueue::default(),
@@ -98,17 +98,17 @@ impl Admission {
         }
     }
 
-    /// Waits for a turn. Dropping the future gives up the place in the line.
+    /// Waits for a turn. Dropping the future gives up the place in the queue.
     ///
     /// # Errors
-    /// [`ExecuteError::TenantOverloaded`] where as many of this tenant's jobs run and wait as may;
-    /// [`ExecuteError::Overloaded`] where that is so of all, or the wait was too long.
+    /// [`ExecuteError::TenantOverloaded`] if this tenant's jobs have reached their limit;
+    /// [`ExecuteError::Overloaded`] if the jobs of all tenants have, or the job has waited for too long.
     pub async fn admit(&self, tenant: &TenantId) -> Result<Permit, ExecuteError> {
         let (_place, turn) = self.enter(tenant)?;
         let max_wait = self.lock().config.max_wait;
         match tokio::time::timeout(max_wait, turn).await {
             Ok(Ok(permit)) => Ok(permit),
-            // Its place went to a tenant that has fewer.
+            // The place went to a tenant that has fewer waiting jobs.
             Ok(Err(_)) => Err(self.lock().tenant_overloaded(tenant)),
             Err(_) => Err(self.lock().overloaded()),
         }
@@ -118,10 +118,10 @@ impl Admission {
     pub fn set_config(&self, config: AdmissionConfig) {
         let mut state = self.lock();
         state.config = config;
-        self.give_turns(&mut state);
+        self.admit_waiting(&mut state);
     }
 
-    /// A snapshot.
+    /// Returns a snapshot.
     #[must_use]
     pub fn observe(&self) -> AdmissionState {
         let state = self.lock();
@@ -135,11 +135,11 @@ impl Admission {
     fn enter<'a>(
         &'a self,
         tenant: &'a TenantId,
-    ) -> Result<(Place<'a>, oneshot::Receiver<Permit>), ExecuteError> {
+    ) -> Result<(QueuePlace<'a>, oneshot::Receiver<Permit>), ExecuteError> {
         let mut state = self.lock();
         let (reply, turn) = oneshot::channel();
         let ticket = state.queue.push(tenant, reply);
-        self.give_turns(&mut state);
+        self.admit_waiting(&mut state);
         if state.queue.len() > state.config.max_waiting {
             match state.queue.drop_from_longest() {
                 Some(dropped) if dropped == ticket => {
@@ -153,7 +153,7 @@ impl Admission {
                 _ => {}
             }
         }
-        let place = Place {
+        let place = QueuePlace {
             admission: self,
             tenant,
             ticket,
@@ -161,39 +161,39 @@ impl Admission {
         Ok((place, turn))
     }
 
-    /// Gives free turns to those who wait, one of each tenant after the other.
-    fn give_turns(&self, state: &mut State) {
+    /// Admits waiting jobs while there is room; the tenants take turns.
+    fn admit_waiting(&self, state: &mut Scheduler) {
         while state.running < state.config.max_concurrent.max(1) {
             let most = state.config.max_concurrent_per_tenant.max(1);
             let Some((tenant, reply)) = state.queue.next(most) else {
                 return;
             };
             state.running += 1;
-            let turn = RunningJob {
+            let job = AdmittedJob {
                 admission: self.clone(),
                 tenant,
                 since: Instant::now(),
             };
-            // Dropped here, an unwanted one would lock what is locked.
-            if let Err(Some(turn)) = reply.send(Permit(Some(turn))).map_err(Permit::taken) {
-                state.end(&turn.tenant);
+            // A permit that is dropped here would lock the mutex, which is already locked.
+            if let Err(Some(job)) = reply.send(Permit(Some(job))).map_err(Permit::taken) {
+                state.end(&job.tenant);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock panics half-way.
+    fn lock(&self) -> MutexGuard<'_, Scheduler> {
+        // No code that holds the lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Scheduler {
     fn end(&mut self, tenant: &TenantId) {
         self.running -= 1;
         self.queue.ended(tenant);
     }
 
-    /// When those before a new job should have had their turns, by what jobs took of late.
+    /// Returns the time after which the jobs ahead of a new one should have ended, by the average duration of jobs.
     fn retry_after(&self, before: usize, width: usize) -> Duration {
         let rounds = u32::try_from(before / width.max(1) + 1).unwrap_or(u32::MAX);
         let wait = self.usual.saturating_mul(rounds);
@@ -215,29 +215,29 @@ impl State {
 }
 
 impl Permit {
-    fn taken(mut self) -> Option<RunningJob> {
+    fn taken(mut self) -> Option<AdmittedJob> {
         self.0.take()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(turn) = self.0.take() else { return };
-        let mut state = turn.admission.lock();
-        state.end(&turn.tenant);
-        state.usual = (state.usual * 7 + turn.since.elapsed()) / 8;
-        turn.admission.give_turns(&mut state);
+        let Some(job) = self.0.take() else { return };
+        let mut state = job.admission.lock();
+        state.end(&job.tenant);
+        state.usual = (state.usual * 7 + job.since.elapsed()) / 8;
+        job.admission.admit_waiting(&mut state);
     }
 }
 
-/// A place in the line, given up when dropped; nothing where its turn has come.
-struct Place<'a> {
+/// A place in the queue, which is given up on drop. After the job's turn has come, the drop has no effect.
+struct QueuePlace<'a> {
     admission: &'a Admission,
     tenant: &'a TenantId,
     ticket: Ticket,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.admission.lock().queue.remove(self.tenant, self.ticket);
     }

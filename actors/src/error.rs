@@ -1,4 +1,4 @@
-//! Why a job has no result, and what that is called in the contract.
+//! The errors of a job, and their codes in the contract.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use isol8_api::{ByteSize, ErrorCode, Runtime, SessionId};
 use isol8_backend::{BackendError, ControlError};
 use isol8_protocol::FailureKind;
 
-/// A job that has no result. A program that fails or runs out of time is a result, not an error.
+/// The reason why a job has no result. A program that fails or runs out of time has a result, and is not an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExecuteError {
     /// The request cannot be served; the text names what is wrong with it.
@@ -31,12 +31,12 @@ pub enum ExecuteError {
     RuntimeMismatch {
         /// The session.
         session: SessionId,
-        /// The runtime that it was made for.
+        /// The runtime that the session was created for.
         bound: Runtime,
         /// The runtime that was asked for.
         asked: Runtime,
     },
-    /// A session that was to be made is there already.
+    /// The session to be created exists already.
     #[error(
         "session {session} exists already, use it as it is, delete it first, or choose another id"
     )]
@@ -64,7 +64,7 @@ pub enum ExecuteError {
     /// The session's sandbox has no such file; the text names it.
     #[error("{0}")]
     FileNotFound(String),
-    /// As many files of the session are under way as may be.
+    /// The session has reached the limit of concurrent file transfers.
     #[error("session {session} has {limit} file transfers under way, retry when some have ended")]
     TooManyTransfers {
         /// The session.
@@ -72,7 +72,7 @@ pub enum ExecuteError {
         /// Largest number of transfers at once.
         limit: usize,
     },
-    /// The session has as many jobs waiting as it may.
+    /// The session has reached the limit of waiting jobs.
     #[error("session {session} has {limit} requests waiting, retry when some have ended")]
     QueueFull {
         /// The session.
@@ -80,48 +80,48 @@ pub enum ExecuteError {
         /// Largest number of waiting jobs.
         limit: usize,
     },
-    /// As many sessions as there may be.
+    /// The server has reached the limit of sessions.
     #[error("there are {limit} sessions already, delete one first")]
     TooManySessions {
         /// Largest number of sessions.
         limit: usize,
     },
-    /// As many sessions of one tenant as there may be.
+    /// The tenant has reached its limit of sessions.
     #[error("there are {limit} sessions of this tenant already, delete one first")]
     TooManySessionsOfTenant {
         /// Largest number of sessions.
         limit: usize,
     },
-    /// As many jobs run and wait as may.
+    /// The server has reached the limits of running and waiting jobs.
     #[error("server is at its limit, retry in {} s", .retry_after.as_secs())]
     Overloaded {
-        /// When it may be different.
+        /// Time after which a client should retry.
         retry_after: Duration,
     },
-    /// As many of the tenant's jobs run and wait as may.
+    /// The tenant has reached its limits of running and waiting jobs.
     #[error("too many requests of this tenant, retry in {} s", .retry_after.as_secs())]
     TenantOverloaded {
-        /// When it may be different.
+        /// Time after which a client should retry.
         retry_after: Duration,
     },
-    /// The service takes no new work.
+    /// The service is shutting down, and accepts no new work.
     #[error("server is shutting down")]
     ShuttingDown,
     /// The backend does not answer, or could not make a sandbox.
     #[error("{0}")]
     BackendUnavailable(String),
-    /// The sandbox died under the job.
+    /// The sandbox died during the job.
     #[error("sandbox was lost during the run: {0}")]
     SandboxLost(String),
     /// The client that asked has gone.
     #[error("request was cancelled")]
     Cancelled,
-    /// A bug.
+    /// A bug of isol8.
     #[error("internal error: {0}")]
     Internal(String),
 }
 
-/// Nothing, or the text behind what introduces it.
+/// Returns the text after a colon, or nothing if the text is empty.
 fn after_colon(text: &str) -> String {
     match text {
         "" => String::new(),
@@ -129,39 +129,39 @@ fn after_colon(text: &str) -> String {
     }
 }
 
-/// How a preparation (the setup script or the installation) failed, so that the program was not run.
+/// A preparation (the setup script or the installation) that failed, so that the program was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}{}", after_colon(.stderr))]
 pub struct PreparationFailed {
     /// Exit code of the preparation.
     pub exit_code: i32,
-    /// Why it ended so.
+    /// Why the preparation failed.
     pub cause: FailureCause,
-    /// Standard error of the preparation; empty where a client followed it.
+    /// Standard error of the preparation; empty if a client has followed it as events.
     pub stderr: String,
 }
 
 /// Why a preparation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FailureCause {
-    /// The program ended by itself, or by a signal.
+    /// The preparation ended by itself, or by a signal.
     #[error("failed with exit code {0}")]
     Exit(i32),
-    /// Its time was over.
+    /// The preparation took longer than it may.
     #[error("timed out after {} ms, raise {key}", .limit.as_millis())]
     TimedOut {
-        /// The time that it had.
+        /// How long the preparation may take.
         limit: Duration,
-        /// The option or key that gives it more.
+        /// The option or configuration key that gives it more time.
         key: &'static str,
     },
-    /// The kernel ended a part of it for want of memory.
+    /// The kernel killed a process of the preparation for want of memory.
     #[error("ran out of memory, which is limited to {0}: raise options.memoryLimit")]
     OutOfMemory(ByteSize),
 }
 
 impl ExecuteError {
-    /// The contract's name for this error.
+    /// Returns the contract's code for this error.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
@@ -186,7 +186,7 @@ impl ExecuteError {
         }
     }
 
-    /// When to try again, where that helps.
+    /// Returns the time after which a client should retry, if a retry can help.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -1,4 +1,4 @@
-//! The work that a request asks for, checked before any sandbox is touched.
+//! A checked request. All checks are done before a sandbox is used for it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,15 +13,15 @@ use isol8_protocol::TerminalSize;
 use crate::error::ExecuteError;
 use crate::network::Network;
 
-/// Longest command line, in bytes. The kernel takes no argument of 128 KiB or more
-/// (`MAX_ARG_STRLEN`, execve(2)); what is below leaves room for the shell's own.
+/// Longest command line, in bytes. The kernel accepts no argument of 128 KiB or more (`MAX_ARG_STRLEN`, execve(2)); the
+/// difference is left for the shell's own arguments.
 pub const MAX_COMMAND: usize = 120 * 1024;
 
-/// Most secrets of one job.
+/// Highest number of secrets of one job.
 pub const MAX_SECRETS: usize = 256;
 
-/// Most bytes of all values of its secrets together. Searching output for them takes 21 times as much memory
-/// while the job runs.
+/// Highest number of bytes in all secrets of one job together. Searching the output for them takes 21 times as much
+/// memory while the job runs.
 pub const MAX_SECRET_BYTES: usize = 256 * 1024;
 
 /// A program and everything that its run needs.
@@ -29,45 +29,46 @@ pub const MAX_SECRET_BYTES: usize = 256 * 1024;
 pub struct Job {
     /// The program to run.
     pub program: Program,
-    /// The sandbox that it needs, and so its runtime.
+    /// The sandbox that the job needs, and with it the runtime.
     pub sandbox: SandboxSpec,
-    /// Environment of this run only, secrets included.
+    /// Environment variables of this run only, secrets included.
     pub env: Vec<(String, String)>,
-    /// All of standard input.
+    /// The whole standard input.
     pub stdin: Option<Vec<u8>>,
     /// Whether white space at the end of a result's output is removed.
     pub is_trimmed: bool,
-    /// How output that is not UTF-8 is shown: with replacement characters, or in base64.
+    /// Encoding of output that is not UTF-8: replacement characters, or base64.
     pub output_encoding: Encoding,
-    /// Run at a terminal of this size. In a session a source text is then a script beside the
-    /// session's interpreter, because that has been started without one.
+    /// Runs the program at a terminal of this size. In a session a source text then runs as a script beside the
+    /// session's interpreter, because the interpreter was started without a terminal.
     pub terminal: Option<TerminalSize>,
-    /// Written before the run.
+    /// Files that are written before the run.
     pub files: Vec<(SandboxPath, Vec<u8>)>,
-    /// Read after the run; what does not exist is left out.
+    /// Paths of the files that are read after the run. Missing files are left out.
     pub output_paths: Vec<SandboxPath>,
-    /// Its image is the one that was asked for by name, rather than one that was found to hold its packages.
+    /// Set if the client named the image; otherwise the image was chosen because it holds the job's packages.
     pub image_is_named: bool,
-    /// Packages that are there before the setup script and the program run.
+    /// Packages to install before the setup script and the program run.
     pub install: Option<Install>,
-    /// Bash, run before the program.
+    /// A bash script that runs before the program.
     pub setup_script: Option<String>,
-    /// Working directory.
+    /// Working directory of the program.
     pub workdir: Option<SandboxPath>,
-    /// How long the program may run; the setup script may as long again.
+    /// How long the program may run. The setup script may run for as long in addition.
     pub timeout: Duration,
-    /// Bytes kept of standard output, and as many of standard error.
+    /// Bytes that are kept of standard output, and as many of standard error.
     pub output_limit: u64,
-    /// Values that become `***` in the output: at most [`MAX_SECRETS`] of [`MAX_SECRET_BYTES`].
+    /// Values that are replaced by `***` in the output: at most [`MAX_SECRETS`] values of [`MAX_SECRET_BYTES`]
+    /// together.
     pub secrets: Vec<String>,
-    /// The network that its programs reach, if they reach any. No other job uses it.
+    /// The network that the job's programs can use; `None` for no network. No other job uses it.
     pub network: Option<Arc<dyn Network>>,
-    /// Warnings for its client, beside those that the run finds. Each is a sentence without its full stop.
+    /// Warnings for the client, in addition to those of the run. Each is a sentence without its full stop.
     pub warnings: Vec<String>,
     /// Creates a session with these settings, and fails if the session exists. `None` creates a session only if there
     /// is none.
     pub creates: Option<SessionDefaults>,
-    /// The sandbox limits that the client named; the others are the session's, if it has any.
+    /// The sandbox limits that the client named. The others are the session's, if the session has settings.
     pub named_limits: NamedLimits,
 }
 
@@ -83,10 +84,10 @@ pub struct NamedLimits {
 }
 
 impl Job {
-    /// A job with the contract's defaults, and nothing but a program.
+    /// Returns a job with this program, and the contract's defaults for everything else.
     ///
     /// # Errors
-    /// [`ExecuteError::Invalid`] where the program cannot be run as it is.
+    /// [`ExecuteError::Invalid`] if the program cannot be run as it is.
     pub fn new(program: Program, sandbox: SandboxSpec) -> Result<Self, ExecuteError> {
         program.check()?;
         Ok(Self {
@@ -113,7 +114,7 @@ impl Job {
         })
     }
 
-    /// Takes over what a session's settings say and this job does not.
+    /// Applies a session's settings where this job has none of its own.
     pub(crate) fn apply_defaults(&mut self, defaults: &SessionDefaults) {
         let named = self.named_limits;
         let own = self.sandbox.limits;
@@ -133,14 +134,14 @@ impl Job {
         self.env = env.into_iter().collect();
     }
 
-    /// The runtime that was asked for.
+    /// Returns the runtime of the job.
     #[must_use]
     pub fn runtime(&self) -> Runtime {
         self.sandbox.runtime
     }
 }
 
-/// Content and secrets stay out of logs.
+/// Leaves contents and secrets out, because the text may be logged.
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
@@ -151,19 +152,20 @@ impl fmt::Debug for Job {
     }
 }
 
-/// Packages to install with the runtime's package manager, for the user and so under `/sandbox`, where the
-/// sandbox's image does not hold them.
+/// Packages to install with the runtime's package manager, unless the sandbox's image holds them. The packages are
+/// installed for the user, and so under `/sandbox`.
 #[derive(Clone, Debug)]
 pub struct Install {
-    /// Words for its command line. Nothing here checks them.
+    /// Words for the package manager's command line, which are not checked here.
     pub packages: Vec<String>,
-    /// Those that an image lacks, of images that are known to hold some of them. `None` is the runtime's own.
+    /// The packages that an image lacks, for each image that is known to hold some. `None` is the runtime's own image.
     pub missing: BTreeMap<Option<String>, Vec<String>>,
     /// Variables that tell package managers their registry. The job's own variables take precedence.
     pub source: Vec<(String, String)>,
     /// How long the installation may take.
     pub timeout: Duration,
-    /// The network that reaches the registries, if anything is installed. The job's own programs do not use it.
+    /// The network that reaches the package registries; `None` if nothing may be installed. The job's programs do not
+    /// use it.
     pub network: Option<Arc<dyn Network>>,
 }
 
@@ -180,19 +182,19 @@ impl Install {
 pub enum Program {
     /// A source text in the job's runtime.
     Source {
-        /// The text.
+        /// The source text.
         code: String,
         /// Extension of the script file.
         extension: FileExtension,
     },
     /// A command line for `bash -c`.
     ShellCommand(String),
-    /// None: files are written, and the sandbox is there afterwards.
+    /// No program: the sandbox is prepared and the files are written.
     Nothing,
 }
 
 impl Program {
-    /// A source text with the runtime's default extension.
+    /// Returns a source text with the runtime's default extension.
     #[must_use]
     pub fn source(code: impl Into<String>, runtime: Runtime) -> Self {
         Self::Source {
@@ -225,13 +227,13 @@ pub struct FileExtension(String);
 impl FileExtension {
     const MAX_LENGTH: usize = 17;
 
-    /// The extension where a request names none.
+    /// Returns the extension for requests that name none.
     #[must_use]
     pub fn default_of(runtime: Runtime) -> Self {
         Self(runtime.default_extension().to_owned())
     }
 
-    /// The extension with its dot.
+    /// Returns the extension with its dot.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

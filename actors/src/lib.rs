@@ -1,13 +1,17 @@
-//! The actors of isol8: who owns a sandbox, and when it may be used by whom.
+//! The actors of isol8, which own the sandboxes and decide which job uses which sandbox and when.
 //!
 //! The server and the command line use a [`Service`]. The service admits a validated [`Job`], and hands it to the
 //! session that the request names, or runs it in a sandbox of the pool. Actors keep state and decide; they never wait.
 //! Work that takes time (making a sandbox, running a program, cleaning up) is a task of its own with a deadline. A
 //! panic in such a task ends that task only.
 //!
-//! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (what is
-//! asked for), [`network`], [`run`] (one job in one sandbox), [`stream`] (following it), [`pool`] (sandboxes that wait for work),
+//! This crate knows neither HTTP nor any concrete backend. Read in this order: [`job`] (a checked request),
+//! [`network`],
+//! [`sandbox`], [`run`] (one job in one sandbox), [`stream`] (a job that a client follows), [`pool`] (idle sandboxes),
 //! [`session`] and [`registry`] (sandboxes that keep state), [`pruner`], [`admission`], [`service`].
+//!
+//! No two files import each other. A module that reports to one above it holds a handle for one type of message, which
+//! does not name the actor that receives it (`supervisor.rs`).
 
 pub mod admission;
 pub mod error;
@@ -18,11 +22,12 @@ pub mod pool;
 pub mod pruner;
 pub mod registry;
 pub mod run;
+pub mod sandbox;
 pub mod service;
 pub mod session;
 pub mod stream;
 
-mod loss;
+mod memory;
 mod supervisor;
 mod watch;
 

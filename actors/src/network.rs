@@ -9,24 +9,24 @@ use isol8_api::NetworkLogEntry;
 use isol8_backend::{Tunnel, Tunnels};
 use tokio::task::JoinSet;
 
-/// The network of one job: of its program and its setup script.
+/// The network that the program and the setup script of one job use.
 pub trait Network: Debug + Send + Sync {
-    /// Serves a connection until it is over. Dropping the future ends it.
+    /// Serves a connection to its end. Dropping the future ends the connection.
     fn serve(&self, connection: Tunnel) -> BoxFuture<'static, ()>;
 
-    /// Bytes that came in, and that went out.
+    /// Returns the bytes received and the bytes sent by programs.
     fn bytes(&self) -> (u64, u64);
 
     /// Returns the recorded requests of programs, if the job records them.
     fn log(&self) -> Option<Vec<NetworkLogEntry>>;
 
-    /// Why hosts could not be reached, a sentence each with the configuration key that changes it.
+    /// Returns why hosts could not be reached: a sentence for each reason, with the configuration key that changes it.
     fn problems(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// Serves the connections of a run, for as long as the future is polled. Each is a task of its own, which
+/// Serves the connections of a run for as long as the future is polled. Each connection is a task of its own, which
 /// ends with the future.
 pub(crate) async fn serve(network: Option<&dyn Network>, tunnels: Option<Tunnels>) -> Infallible {
     let (Some(network), Some(mut tunnels)) = (network, tunnels) else {
@@ -37,7 +37,7 @@ pub(crate) async fn serve(network: Option<&dyn Network>, tunnels: Option<Tunnels
         tokio::select! {
             next = tunnels.next() => match next {
                 Some(tunnel) => drop(connections.spawn(network.serve(tunnel))),
-                // The run's end, which the run itself tells of.
+                // The run has ended, which its own events report.
                 None => return pending().await,
             },
             Some(ended) = connections.join_next() => {

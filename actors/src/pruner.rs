@@ -1,4 +1,4 @@
-//! Ends sessions that have been idle for too long, and sandboxes whose process is gone.
+//! Periodically ends sessions that have been idle for too long, and removes sandboxes of dead processes (orphans).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -13,17 +13,17 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::registry::{self, Registry};
 use crate::supervisor::{StateGuard, Supervised};
 
-/// How long a look for what dead processes left may take.
+/// How long the removal of orphans may take.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// When sessions are ended for having been idle.
+/// Limits for idle sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrunerConfig {
-    /// Whether it is done at all.
+    /// Whether idle sessions are ended at all.
     pub auto_prune: bool,
     /// How long a session may be idle.
     pub max_age: Duration,
-    /// Between two looks.
+    /// Pause between two checks.
     pub interval: Duration,
 }
 
@@ -41,18 +41,18 @@ impl Default for PrunerConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PrunerState {
-    /// Looks so far.
+    /// Number of checks so far.
     pub ticks: u64,
-    /// Sandboxes of dead processes that were removed.
+    /// Number of orphans that were removed.
     pub orphans: usize,
 }
 
-/// An interval is over.
+/// The pause between two checks is over.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Tick;
 
-/// A look for orphans has ended.
+/// The removal of orphans has ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Swept {
@@ -64,7 +64,7 @@ struct Swept {
 #[rtype(result = "PrunerState")]
 pub struct Observe;
 
-/// Replaces the configuration. An interval that has begun is seen to its end.
+/// Replaces the configuration. The pause that has begun keeps its length.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Configure(pub PrunerConfig);
@@ -74,7 +74,7 @@ pub struct Configure(pub PrunerConfig);
 pub struct Pruner {
     registry: Supervised<Registry>,
     backend: Arc<dyn Backend>,
-    own: StateGuard<Self, ActorState>,
+    state: StateGuard<Self, ActorState>,
     clock: Option<AbortOnDropHandle<()>>,
 }
 
@@ -82,7 +82,7 @@ pub struct Pruner {
 #[derive(Clone, Copy, Debug, Default)]
 struct ActorState {
     config: PrunerConfig,
-    state: PrunerState,
+    report: PrunerState,
 }
 
 /// Starts a pruner on the current arbiter. `restarts` counts the restarted actors.
@@ -96,17 +96,17 @@ pub fn start(
         config,
         ..ActorState::default()
     };
-    Supervised::start("pruner", restarts, state, move |own| Pruner {
+    Supervised::start("pruner", restarts, state, move |state| Pruner {
         registry: registry.clone(),
         backend: Arc::clone(&backend),
-        own,
+        state,
         clock: None,
     })
 }
 
 impl Pruner {
     fn tick_later(&mut self) {
-        let (pruner, interval) = (self.own.handle(), self.own.config.interval);
+        let (pruner, interval) = (self.state.handle(), self.state.config.interval);
         // Not a timer of the actor's context, which would keep the actor alive.
         self.clock = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(interval).await;
@@ -115,17 +115,17 @@ impl Pruner {
     }
 
     fn tick(&mut self) {
-        self.own.state.ticks += 1;
+        self.state.report.ticks += 1;
         let PrunerConfig {
             auto_prune,
             max_age,
             ..
-        } = self.own.config;
+        } = self.state.config;
         let max_idle = auto_prune.then_some(max_age);
         self.registry.do_send(registry::HealthCheck { max_idle });
         let backend = Arc::clone(&self.backend);
         let sweeping = async move { timeout(SWEEP_TIMEOUT, backend.sweep()).await };
-        self.own.handle().report(sweeping, |swept| Swept {
+        self.state.handle().report(sweeping, |swept| Swept {
             orphans: match swept {
                 Ok(Ok(Ok(count))) => count,
                 Ok(Ok(Err(error))) => {
@@ -133,11 +133,11 @@ impl Pruner {
                     0
                 }
                 Ok(Err(_)) => {
-                    log::warn!("looking for orphans took too long");
+                    log::warn!("removal of orphans timed out");
                     0
                 }
                 Err(panic) => {
-                    log::error!(error:% = panic; "looking for orphans panicked");
+                    log::error!(error:% = panic; "removal of orphans panicked");
                     0
                 }
             },
@@ -165,7 +165,7 @@ impl Handler<Swept> for Pruner {
     type Result = ();
 
     fn handle(&mut self, Swept { orphans }: Swept, _: &mut Self::Context) {
-        self.own.state.orphans += orphans;
+        self.state.report.orphans += orphans;
         self.tick_later();
     }
 }
@@ -174,7 +174,7 @@ impl Handler<Observe> for Pruner {
     type Result = PrunerState;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> PrunerState {
-        self.own.state
+        self.state.report
     }
 }
 
@@ -182,6 +182,6 @@ impl Handler<Configure> for Pruner {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.own.config = config;
+        self.state.config = config;
     }
 }

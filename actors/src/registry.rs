@@ -1,6 +1,6 @@
 //! The registry of sessions.
 
-mod open;
+mod transfer;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,23 +19,26 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::{Pool, PooledSandbox};
-use crate::run::{Attachment, SandboxHistory};
-use crate::session::{self, Run, Session, SessionContext, SessionKey, SessionState, Status};
+use crate::pool::Pool;
+use crate::run::Attachment;
+use crate::sandbox::{PooledSandbox, SandboxHistory};
+use crate::session::{
+    self, RunJob, Session, SessionContext, SessionEnd, SessionEvent, SessionKey, SessionState,
+    SessionStatus, TransferPermit,
+};
 use crate::supervisor::{ATTEMPTS, Restarts, StateGuard, Supervised};
-pub(crate) use open::Open;
 
 /// Highest number of unreported losses that are remembered; the oldest is dropped.
 const MAX_LOSSES: usize = 10_000;
 
-/// Bounds of the registry.
+/// Limits of the registry.
 #[derive(Clone, Copy, Debug)]
 pub struct RegistryConfig {
-    /// Sessions of all tenants together.
+    /// Highest number of sessions of all tenants together.
     pub max_sessions: usize,
     /// Highest number of sessions of one tenant.
     pub max_sessions_per_tenant: usize,
-    /// Jobs that wait in one session, beside the one that runs.
+    /// Highest number of jobs that wait in one session, in addition to the one that runs.
     pub queue_limit: usize,
 }
 
@@ -58,47 +61,47 @@ pub struct Execute {
     /// The job.
     pub job: Arc<Job>,
     /// The client that follows the run, if there is one.
-    pub live: Option<Attachment>,
-    /// Triggered when the requester has gone.
+    pub attachment: Option<Attachment>,
+    /// Triggered when the caller has gone.
     pub cancel: CancellationToken,
 }
 
-/// Asks for the sessions of one tenant, or of all.
+/// Asks for the sessions of one tenant, or of all tenants.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<SessionInfo>")]
 pub struct List {
-    /// `None` for all; then each entry says whose it is.
+    /// The tenant; `None` for all tenants, in which case each entry names its tenant.
     pub tenant: Option<TenantId>,
 }
 
-/// Deletes a session, and ends what runs in it. The id is free at once; the answer comes when the
-/// sandbox is gone. Says whether there was one.
+/// Deletes a session, and ends its jobs. The id is free at once; the answer comes when the sandbox is gone. The answer
+/// is whether there was a session, or a loss of one that no request had been told.
 #[derive(Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Delete(pub SessionKey);
 
-/// Makes no more sessions, ends those there are, and answers when they are gone.
+/// Refuses new sessions, ends the existing ones, and answers when they are gone.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown {
-    /// Whether their sandboxes are left to the next server, rather than removed.
+    /// Whether the sandboxes are left to the next server instead of being removed.
     pub keep_sessions: bool,
 }
 
-/// Makes sessions of what an earlier server left, and remembers what was lost.
+/// Takes over the sessions that an earlier server left, and records the losses among them.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Adopt(pub Vec<Adopted>);
 
-/// Has every session look after itself.
+/// Makes every session check its idle time.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct HealthCheck {
-    /// Ends those that have been idle for this long. Each decides for itself.
+    /// Sessions that have been idle for this long end; each session decides for itself. `None` ends no session.
     pub max_idle: Option<Duration>,
 }
 
-/// Replaces the bounds. Sessions that there are stay.
+/// Replaces the limits. Existing sessions stay.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Configure(pub RegistryConfig);
@@ -113,32 +116,22 @@ pub struct Observe;
 #[rtype(result = "Option<SessionState>")]
 pub struct ObserveSession(pub SessionKey);
 
-/// A session is over.
+/// Asks for permission to transfer one file of a session. Creates no session.
 #[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Ended {
-    pub(crate) key: SessionKey,
-    pub(crate) generation: u64,
-    /// Reason of a loss that no request has been told yet.
-    pub(crate) lost: Option<String>,
-}
-
-/// A loss was told of after all.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct LossReported(pub(crate) SessionKey);
+#[rtype(result = "Result<TransferPermit, ExecuteError>")]
+pub(crate) struct BeginTransfer(pub(crate) SessionKey);
 
 /// The state that the registry reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryState {
-    /// Sessions.
+    /// Number of sessions.
     pub sessions: usize,
-    /// Sessions that run a job.
+    /// Number of sessions that run a job.
     pub active: usize,
     /// Number of losses that no request has been told yet.
     pub losses: usize,
-    /// Whether no more sessions are made.
+    /// Whether new sessions are refused.
     pub draining: bool,
 }
 
@@ -148,37 +141,38 @@ pub struct Registry {
     pool: Supervised<Pool>,
     admission: Admission,
     restarts: Restarts,
-    own: StateGuard<Self, ActorState>,
+    state: StateGuard<Self, ActorState>,
 }
 
 /// The state of a registry, which a restarted registry takes over.
 #[derive(Debug, Default)]
 struct ActorState {
     config: RegistryConfig,
-    live: HashMap<SessionKey, Slot>,
+    sessions: HashMap<SessionKey, SessionEntry>,
     losses: Losses,
     next_generation: u64,
     draining: bool,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct SessionEntry {
     session: Supervised<Session>,
     generation: u64,
-    status: Arc<Status>,
+    status: Arc<SessionStatus>,
 }
 
 impl Actor for Registry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Senders wait beyond this; it is not what bounds them, admission and sessions do.
+        // Senders wait if the mailbox is full. The load is bounded by admission and by the sessions, not by this
+        // capacity.
         ctx.set_mailbox_capacity(1024);
         self.catch_up();
     }
 }
 
-/// Starts a registry of no sessions on the current arbiter, whose sandboxes come from `pool`.
+/// Starts an empty registry on the current arbiter. The sandboxes of its sessions come from `pool`.
 pub(crate) fn start(
     config: RegistryConfig,
     pool: Supervised<Pool>,
@@ -190,115 +184,118 @@ pub(crate) fn start(
         ..ActorState::default()
     };
     let counter = Arc::clone(&restarts.registry);
-    Supervised::start("registry", counter, state, move |own| Registry {
+    Supervised::start("registry", counter, state, move |state| Registry {
         pool: pool.clone(),
         admission: admission.clone(),
         restarts: restarts.clone(),
-        own,
+        state,
     })
 }
 
 impl Registry {
     /// Handles the ends of sessions that happened while no registry ran.
     fn catch_up(&mut self) {
-        let ended = |(key, slot): (&SessionKey, &Slot)| {
-            let lost = slot.status.ended.get()?.clone();
-            let generation = slot.generation;
+        let ended = |(key, entry): (&SessionKey, &SessionEntry)| {
+            let lost = entry.status.ended.get()?.clone();
+            let generation = entry.generation;
             let key = key.clone();
-            Some(Ended {
+            Some(SessionEnd {
                 key,
                 generation,
                 lost,
             })
         };
-        let ended: Vec<Ended> = self.own.live.iter().filter_map(ended).collect();
+        let ended: Vec<SessionEnd> = self.state.sessions.iter().filter_map(ended).collect();
         for ended in ended {
-            self.note_end(ended);
+            self.on_ended(ended);
         }
     }
 
     #[cfg(test)]
     pub(crate) fn find(&self, key: &SessionKey) -> Option<Supervised<Session>> {
-        self.own.live.get(key).map(|slot| slot.session.clone())
+        self.state
+            .sessions
+            .get(key)
+            .map(|entry| entry.session.clone())
     }
 
-    fn note_end(&mut self, ended: Ended) {
-        let current = self.own.live.get(&ended.key);
-        if current.is_none_or(|slot| slot.generation != ended.generation) {
+    fn on_ended(&mut self, ended: SessionEnd) {
+        let current = self.state.sessions.get(&ended.key);
+        if current.is_none_or(|entry| entry.generation != ended.generation) {
             return;
         }
-        self.own.live.remove(&ended.key);
+        self.state.sessions.remove(&ended.key);
         if let Some(reason) = ended.lost {
-            self.own.losses.insert(ended.key, reason);
+            self.state.losses.insert(ended.key, reason);
         }
     }
 
-    /// Returns the session of this key, or starts it. The session is entered before it has a sandbox, so that the
-    /// second of two first requests finds it.
+    /// Returns the session of this key, or starts one. A session is entered before it has a sandbox, so that the second
+    /// of two concurrent first requests finds it.
     fn find_or_start(
         &mut self,
         key: &SessionKey,
         job: &Job,
     ) -> Result<Supervised<Session>, ExecuteError> {
-        if self.own.draining {
+        if self.state.draining {
             return Err(ExecuteError::ShuttingDown);
         }
-        let loss = self.own.losses.take(key);
-        // A client that makes a session expects none, and so misses nothing.
+        let loss = self.state.losses.take(key);
+        // A client that creates a session does not expect an earlier one, so the loss is not reported to it.
         if let (Some(reason), None) = (loss, &job.creates) {
             let session = key.id.clone();
             return Err(ExecuteError::SessionLost { session, reason });
         }
-        if let Some(slot) = self.own.live.get(key) {
+        if let Some(entry) = self.state.sessions.get(key) {
             if job.creates.is_some() {
                 let session = key.id.clone();
                 return Err(ExecuteError::SessionExists { session });
             }
-            return Ok(slot.session.clone());
+            return Ok(entry.session.clone());
         }
-        let limit = self.own.config.max_sessions;
-        if self.own.live.len() >= limit {
+        let limit = self.state.config.max_sessions;
+        if self.state.sessions.len() >= limit {
             return Err(ExecuteError::TooManySessions { limit });
         }
-        let limit = self.own.config.max_sessions_per_tenant;
+        let limit = self.state.config.max_sessions_per_tenant;
         let of_tenant = |other: &&SessionKey| other.tenant == key.tenant;
-        if limit < self.own.config.max_sessions
-            && self.own.live.keys().filter(of_tenant).count() >= limit
+        if limit < self.state.config.max_sessions
+            && self.state.sessions.keys().filter(of_tenant).count() >= limit
         {
             return Err(ExecuteError::TooManySessionsOfTenant { limit });
         }
-        let status = Arc::new(Status::new(job.runtime()));
-        let mut setting = self.setting(key, job.sandbox.clone(), &status);
-        setting.defaults.clone_from(&job.creates);
-        let generation = setting.generation;
-        let session = session::start(setting, Arc::clone(&self.restarts.sessions));
-        let slot = Slot {
+        let status = Arc::new(SessionStatus::new(job.runtime()));
+        let mut context = self.context(key, job.sandbox.clone(), &status);
+        context.defaults.clone_from(&job.creates);
+        let generation = context.generation;
+        let session = session::start(context, Arc::clone(&self.restarts.sessions));
+        let entry = SessionEntry {
             session: session.clone(),
             generation,
             status,
         };
-        self.own.live.insert(key.clone(), slot);
+        self.state.sessions.insert(key.clone(), entry);
         Ok(session)
     }
 
-    fn setting(
+    fn context(
         &mut self,
         key: &SessionKey,
         spec: SandboxSpec,
-        status: &Arc<Status>,
+        status: &Arc<SessionStatus>,
     ) -> SessionContext {
-        let generation = self.own.next_generation;
-        self.own.next_generation += 1;
+        let generation = self.state.next_generation;
+        self.state.next_generation += 1;
         SessionContext {
             key: key.clone(),
             generation,
             spec,
             defaults: None,
-            queue_limit: self.own.config.queue_limit,
+            queue_limit: self.state.config.queue_limit,
             status: Arc::clone(status),
             pool: self.pool.clone(),
             admission: self.admission.clone(),
-            registry: self.own.handle(),
+            registry: self.state.handle().recipient(),
         }
     }
 
@@ -316,30 +313,30 @@ impl Registry {
             Ok(sandbox) => sandbox,
             Err(reason) => {
                 log::warn!(session:% = key.id, tenant:% = key.tenant, reason:%; "session lost");
-                return self.own.losses.insert(key, reason);
+                return self.state.losses.insert(key, reason);
             }
         };
-        let status = Arc::new(Status::adopted(&claim, idle, sandbox.id()));
-        let mut setting = self.setting(&key, claim.spec.clone(), &status);
-        setting.defaults = claim.defaults;
-        let generation = setting.generation;
+        let status = Arc::new(SessionStatus::adopted(&claim, idle, sandbox.id()));
+        let mut context = self.context(&key, claim.spec.clone(), &status);
+        context.defaults = claim.defaults;
+        let generation = context.generation;
         let held = PooledSandbox {
             sandbox,
             made: Instant::now(),
             spec: claim.spec,
-            memory: SandboxHistory {
+            history: SandboxHistory {
                 usage: None,
                 unreported_loss: false,
             },
         };
         let restarts = Arc::clone(&self.restarts.sessions);
-        let slot = Slot {
-            session: session::adopt(setting, restarts, held, idle),
+        let entry = SessionEntry {
+            session: session::adopt(context, restarts, held, idle),
             generation,
             status,
         };
-        // Two claims of one session cannot be; the one that goes removes its sandbox.
-        self.own.live.insert(key, slot);
+        // There cannot be two claims of one session. If there were, the replaced session would remove its sandbox.
+        self.state.sessions.insert(key, entry);
     }
 }
 
@@ -349,7 +346,7 @@ impl Handler<Execute> for Registry {
     fn handle(&mut self, execute: Execute, _: &mut Self::Context) -> Self::Result {
         match self.find_or_start(&execute.key, &execute.job) {
             Ok(session) => {
-                // In the order of arrival, so before the future is polled.
+                // Sent before the future is polled, so that jobs keep their order of arrival.
                 let first = ask(&session, &execute);
                 Box::pin(answer(session, execute, first))
             }
@@ -358,22 +355,18 @@ impl Handler<Execute> for Registry {
     }
 }
 
-/// A job that came to a session after its end, where that never had a sandbox.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Again {
-    pub(crate) key: SessionKey,
-    pub(crate) run: Run,
-}
-
-impl Handler<Again> for Registry {
+impl Handler<SessionEvent> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Again { key, run }: Again, _: &mut Self::Context) {
-        match self.find_or_start(&key, &run.job) {
-            Ok(session) => session.do_send(run),
-            // Ignore a closed channel: the requester has gone.
-            Err(error) => drop(run.reply.send(Err(error))),
+    fn handle(&mut self, event: SessionEvent, _: &mut Self::Context) {
+        match event {
+            SessionEvent::Ended(end) => self.on_ended(end),
+            SessionEvent::LossReported(key) => drop(self.state.losses.take(&key)),
+            SessionEvent::Requeue(key, run) => match self.find_or_start(&key, &run.job) {
+                Ok(session) => session.do_send(run),
+                // Ignore a closed channel: the requester has gone.
+                Err(error) => drop(run.reply.send(Err(error))),
+            },
         }
     }
 }
@@ -382,10 +375,10 @@ type Answer = oneshot::Receiver<Result<ExecutionResult, ExecuteError>>;
 
 fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     let (reply, answer) = oneshot::channel();
-    // Not `send`: what is sent to a full mailbox that way loses its place in the order.
-    session.do_send(Run {
+    // Not `send`, because a message that waits for a full mailbox can be overtaken.
+    session.do_send(RunJob {
         job: Arc::clone(&execute.job),
-        live: execute.live.clone(),
+        attachment: execute.attachment.clone(),
         cancel: execute.cancel.clone(),
         received: Instant::now(),
         reply,
@@ -393,8 +386,8 @@ fn ask(session: &Supervised<Session>, execute: &Execute) -> Answer {
     answer
 }
 
-/// Waits for the answer, not a moment longer than its caller does: a session may have jobs of hours
-/// before this one. Asks again where the session panicked before it began.
+/// Waits for the answer, but not after the caller has gone: a session may first run other jobs for hours. Sends the job
+/// again if the session panicked before the job started.
 async fn answer(
     session: Supervised<Session>,
     execute: Execute,
@@ -419,7 +412,7 @@ impl Handler<List> for Registry {
 
     fn handle(&mut self, list: List, _: &mut Self::Context) -> Self::Result {
         let asked = |key: &SessionKey| list.tenant.as_ref().is_none_or(|t| *t == key.tenant);
-        let info = |key: &SessionKey, status: &Status| {
+        let info = |key: &SessionKey, status: &SessionStatus| {
             Some(SessionInfo {
                 id: key.id.clone(),
                 is_active: status.is_active.load(Ordering::Relaxed),
@@ -434,11 +427,11 @@ impl Handler<List> for Registry {
             })
         };
         let mut sessions: Vec<SessionInfo> = self
-            .own
-            .live
+            .state
+            .sessions
             .iter()
             .filter(|(key, _)| asked(key))
-            .filter_map(|(key, slot)| info(key, &slot.status))
+            .filter_map(|(key, entry)| info(key, &entry.status))
             .collect();
         sessions.sort_unstable_by(|a, b| (&a.tenant_id, &a.id).cmp(&(&b.tenant_id, &b.id)));
         MessageResult(sessions)
@@ -449,11 +442,11 @@ impl Handler<Delete> for Registry {
     type Result = ResponseFuture<bool>;
 
     fn handle(&mut self, Delete(key): Delete, _: &mut Self::Context) -> Self::Result {
-        let forgotten = self.own.losses.take(&key).is_some();
-        match self.own.live.remove(&key) {
-            Some(slot) => Box::pin(async move {
-                // A session that does not answer is gone.
-                let _ = slot.session.ask(|| session::Delete).await;
+        let forgotten = self.state.losses.take(&key).is_some();
+        match self.state.sessions.remove(&key) {
+            Some(entry) => Box::pin(async move {
+                // A session that does not answer has ended.
+                let _ = entry.session.ask(|| session::Delete).await;
                 true
             }),
             None => Box::pin(async move { forgotten }),
@@ -465,8 +458,8 @@ impl Handler<HealthCheck> for Registry {
     type Result = ();
 
     fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, _: &mut Self::Context) {
-        for slot in self.own.live.values() {
-            slot.session.do_send(session::HealthCheck { max_idle });
+        for entry in self.state.sessions.values() {
+            entry.session.do_send(session::HealthCheck { max_idle });
         }
     }
 }
@@ -485,23 +478,7 @@ impl Handler<Configure> for Registry {
     type Result = ();
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
-        self.own.config = config;
-    }
-}
-
-impl Handler<Ended> for Registry {
-    type Result = ();
-
-    fn handle(&mut self, ended: Ended, _: &mut Self::Context) {
-        self.note_end(ended);
-    }
-}
-
-impl Handler<LossReported> for Registry {
-    type Result = ();
-
-    fn handle(&mut self, LossReported(key): LossReported, _: &mut Self::Context) {
-        self.own.losses.take(&key);
+        self.state.config = config;
     }
 }
 
@@ -509,18 +486,18 @@ impl Handler<Shutdown> for Registry {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, shutdown: Shutdown, _: &mut Self::Context) -> Self::Result {
-        self.own.draining = true;
+        self.state.draining = true;
         let sessions: Vec<_> = self
-            .own
-            .live
+            .state
+            .sessions
             .drain()
-            .map(|(_, slot)| slot.session)
+            .map(|(_, entry)| entry.session)
             .collect();
         Box::pin(async move {
             let ending = sessions.iter().map(|session| async move {
-                // A session that does not answer is gone.
+                // A session that does not answer has ended.
                 let _ = if shutdown.keep_sessions {
-                    session.ask(|| session::Leave).await
+                    session.ask(|| session::LeaveForAdoption).await
                 } else {
                     session.ask(|| session::Delete).await
                 };
@@ -534,12 +511,12 @@ impl Handler<Observe> for Registry {
     type Result = RegistryState;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> RegistryState {
-        let is_active = |slot: &&Slot| slot.status.is_active.load(Ordering::Relaxed);
+        let is_active = |entry: &&SessionEntry| entry.status.is_active.load(Ordering::Relaxed);
         RegistryState {
-            sessions: self.own.live.len(),
-            active: self.own.live.values().filter(is_active).count(),
-            losses: self.own.losses.len(),
-            draining: self.own.draining,
+            sessions: self.state.sessions.len(),
+            active: self.state.sessions.values().filter(is_active).count(),
+            losses: self.state.losses.len(),
+            draining: self.state.draining,
         }
     }
 }
@@ -548,13 +525,13 @@ impl Handler<ObserveSession> for Registry {
     type Result = ResponseFuture<Option<SessionState>>;
 
     fn handle(&mut self, asked: ObserveSession, _: &mut Self::Context) -> Self::Result {
-        let slot = self.own.live.get(&asked.0);
-        let session = slot.map(|slot| slot.session.clone());
+        let entry = self.state.sessions.get(&asked.0);
+        let session = entry.map(|entry| entry.session.clone());
         Box::pin(async move { session?.ask(|| session::Observe).await.ok() })
     }
 }
 
-/// Losses that no request has been told yet, in the order in which they happened.
+/// Losses that no request has been told yet, oldest first.
 #[derive(Debug, Default)]
 struct Losses(VecDeque<(SessionKey, String)>);
 

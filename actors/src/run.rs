@@ -1,10 +1,10 @@
 //! Runs a job in a sandbox: files in, setup, the program, files out, the result.
 //!
-//! Every step in the guest is bounded twice: the guest ends a run at its timeout, and if it does not, the host takes
-//! the sandbox for lost a little later.
+//! Every step in the guest is bounded twice. The guest ends a run at its timeout. If the guest does not, the host
+//! treats the sandbox as lost a little later.
 
+mod attachment;
 pub(crate) mod events;
-mod live;
 mod output;
 mod packages;
 mod plan;
@@ -30,46 +30,50 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{ExecuteError, FailureCause, PreparationFailed};
 use crate::job::{Install, Job};
-use crate::loss;
+use crate::memory;
 use crate::network::{self, Network};
-pub use live::{Attachment, Input, InputSender};
-use output::{Carried, Finished, Output, Sink, Written};
+use crate::sandbox::SandboxHistory;
+pub use attachment::{Attachment, Input, InputSender};
+use output::{CapturedOutput, EncodedOutput, FinishedOutput, Output, Sink};
+pub use plan::RunMode;
 use secrets::Secrets;
 
-/// How much later than the guest the host ends a run: the guest has to kill, drain and report.
+/// How much longer than the guest the host waits for the end of a run. In this time the guest kills the run's
+/// processes, drains their output and reports.
 const RUN_GRACE: Duration = Duration::from_secs(10);
 
-/// How long after a run's timeout its client is still waited for. The program has ended by then.
+/// How long after a run's timeout a slow client still delays the run. The program has ended by then.
 const END_GRACE: Duration = Duration::from_secs(1);
 
-/// How long a guest may take to end a run that was cancelled.
+/// How long the guest may take to end a cancelled run.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long all file transfers of one direction may take together.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long reading a sandbox's usage may take; a result does without rather than wait.
+/// How long reading a sandbox's usage may take. After that the result has no usage.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Files that are written at the same time: enough to hide the round trips of small ones.
+/// Files that are written at the same time: enough to hide the round trips of small files.
 const CONCURRENT_WRITES: usize = 8;
 
-/// Bytes of all files of a result together: they travel in one JSON document.
+/// Highest number of bytes in all files of a result together, because the result is one JSON document.
 const OUTPUT_FILES_LIMIT: usize = 64 << 20;
 
-/// Names of hosts from a guest that are told.
-const MOST_NAMES: usize = 8;
+/// Highest number of host names in the warning about name lookups.
+const MAX_NAMES: usize = 8;
+
 /// The option that gives a setup script more time.
 const TIMEOUT_KEY: &str = "timeoutMs";
 
 /// The configuration key that gives an installation more time.
 const INSTALL_TIMEOUT_KEY: &str = "packages.installTimeoutMs";
 
-/// How a program ends that is killed.
+/// Exit status of a killed program.
 const KILLED: ExitStatus = ExitStatus::Signal(9);
 
-/// How a job without a program ends.
-const NOTHING: Exit = Exit {
+/// Exit of a job without a program.
+const NO_PROGRAM: Exit = Exit {
     status: ExitStatus::Code(0),
     timed_out: false,
     state_lost: false,
@@ -81,112 +85,73 @@ const NOTHING: Exit = Exit {
     asked_names: Vec::new(),
 };
 
-/// The treatment of processes and files that a run leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Nothing stays.
-    Ephemeral,
-    /// Files, processes and the interpreter's state are for the next run.
-    Session,
-}
-
-/// Facts about a sandbox that its owner keeps between runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SandboxHistory {
-    /// Usage at the last measurement; `None` if it is not known.
-    pub usage: Option<SandboxUsage>,
-    /// Set if the interpreter's state was lost and no result has reported that yet.
-    pub unreported_loss: bool,
-}
-
-impl SandboxHistory {
-    /// For a sandbox that was just made.
-    #[must_use]
-    pub fn fresh() -> Self {
-        Self {
-            usage: Some(SandboxUsage::default()),
-            unreported_loss: false,
-        }
-    }
-
-    /// For a sandbox whose last run ended in an unknown state.
-    #[must_use]
-    pub fn unknown() -> Self {
-        Self {
-            usage: None,
-            unreported_loss: true,
-        }
-    }
-}
-
 /// How long a job waited before it reached its sandbox.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueueTimings {
-    /// Waiting for its turn.
+    /// Time until the job's turn.
     pub queue: Duration,
-    /// Getting a sandbox.
+    /// Time until the job had a sandbox.
     pub acquire: Duration,
 }
 
 /// Runs a job. Once `cancel` is triggered, the running program is ended and the answer is [`ExecuteError::Cancelled`].
-/// Output goes to the client that follows the run, or into the result.
+/// Output goes to the client that follows the run, or else into the result.
 ///
 /// # Errors
-/// After [`ExecuteError::SandboxLost`] the sandbox may not be used again; after any other error
-/// it may.
+/// After [`ExecuteError::SandboxLost`] the sandbox must not be used again. After any other error it can be.
 pub async fn run(
     sandbox: &dyn Sandbox,
     job: &Job,
-    mode: Mode,
-    waits: QueueTimings,
-    memory: &mut SandboxHistory,
-    live: Option<&Attachment>,
+    mode: RunMode,
+    timings: QueueTimings,
+    history: &mut SandboxHistory,
+    attachment: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     Execution {
         sandbox,
         job,
-        memory,
-        live,
-        sink: match live {
-            Some(live) => Sink::stream(live.events.clone()),
-            None => Sink::Result(Written::default()),
+        history,
+        attachment,
+        sink: match attachment {
+            Some(attachment) => Sink::stream(attachment.events.clone()),
+            None => Sink::Result(CapturedOutput::default()),
         },
         cancel,
         secrets: Secrets::prepare(&job.secrets).await?,
         mode,
         lost_to_memory: false,
         warnings: job.warnings.clone(),
-        is_full: false,
+        files_fill_memory: false,
     }
-    .all(waits)
+    .result(timings)
     .await
 }
 
 struct Execution<'a> {
     sandbox: &'a dyn Sandbox,
     job: &'a Job,
-    memory: &'a mut SandboxHistory,
-    live: Option<&'a Attachment>,
+    history: &'a mut SandboxHistory,
+    attachment: Option<&'a Attachment>,
     sink: Sink,
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
-    mode: Mode,
-    /// The kernel ended the guest, and with it the run, because memory was out.
+    mode: RunMode,
+    /// The kernel killed the guest, and with it the run, because memory was exhausted.
     lost_to_memory: bool,
     /// Warnings for the client.
     warnings: Vec<String>,
-    /// Memory was out before the run, and is after it: not the program holds it, files do.
-    is_full: bool,
+    /// Memory was exhausted before the run and after it, so files hold it and not the program.
+    files_fill_memory: bool,
 }
 
 impl Execution<'_> {
-    async fn all(mut self, waits: QueueTimings) -> Result<ExecutionResult, ExecuteError> {
+    async fn result(mut self, timings: QueueTimings) -> Result<ExecutionResult, ExecuteError> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
         self.write_files().await?;
-        if let Some(live) = self.live {
-            live.begun.send_replace(true);
+        if let Some(attachment) = self.attachment {
+            attachment.started.send_replace(true);
         }
         if let Some(install) = &self.job.install {
             self.install(install).await?;
@@ -195,33 +160,34 @@ impl Execution<'_> {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
-        let program = plan::program(self.job, self.mode, self.live);
+        let program = plan::program(self.job, self.mode, self.attachment);
         let network = self.job.network.as_deref();
         let (exit, mut finished) = match program {
             Some(program) => self.supervise(Phase::Code, program, network).await?,
-            None => (NOTHING, Finished::empty()),
+            None => (NO_PROGRAM, FinishedOutput::empty()),
         };
         let ran = start.elapsed() - setup;
         self.warn_of(&exit);
         let files = match self.read_files().await {
-            // The program has ended, and the client that follows it must learn how.
-            Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
-                self.sink.tell(error.event()).await?;
+            // The program has ended, and the client must still receive its exit.
+            Err(error @ ExecuteError::Invalid(_)) if self.attachment.is_some() => {
+                self.sink.send_event(error.event()).await?;
                 None
             }
             files => files?,
         };
         let (resource_usage, oom_killed) = self.account(&exit).await;
-        if self.is_full && self.mode == Mode::Session {
-            return Err(loss::full(self.job.sandbox.limits.memory));
+        if self.files_fill_memory && self.mode == RunMode::Session {
+            return Err(memory::filled_by_files(self.job.sandbox.limits.memory));
         }
         if oom_killed {
-            let note = loss::out_of_memory(self.job.sandbox.limits.memory);
+            let note = memory::out_of_memory_line(self.job.sandbox.limits.memory);
             finished.add_line(&mut self.sink, &note).await?;
         }
         let network_logs = self.network_log().await;
-        let Written { stdout, stderr } = self.sink.take();
-        let [stdout, stderr] = [stdout, stderr].map(|it| Carried::new(it, self.job.is_trimmed));
+        let CapturedOutput { stdout, stderr } = self.sink.take();
+        let [stdout, stderr] =
+            [stdout, stderr].map(|it| EncodedOutput::new(it, self.job.is_trimmed));
         Ok(ExecutionResult {
             stdout: stdout.text,
             stderr: stderr.text,
@@ -239,19 +205,19 @@ impl Execution<'_> {
             resource_usage,
             timed_out: exit.timed_out,
             oom_killed,
-            state_lost: self.mode == Mode::Session
-                && std::mem::take(&mut self.memory.unreported_loss),
+            state_lost: self.mode == RunMode::Session
+                && std::mem::take(&mut self.history.unreported_loss),
             warnings: self.warnings,
             timings: Some(Timings {
-                queue_ms: milliseconds(waits.queue),
-                acquire_ms: milliseconds(waits.acquire),
+                queue_ms: milliseconds(timings.queue),
+                acquire_ms: milliseconds(timings.acquire),
                 setup_ms: milliseconds(setup),
                 run_ms: milliseconds(ran),
             }),
         })
     }
 
-    /// Notes what the guest says of a session's run that its client cannot see.
+    /// Adds warnings for facts that the guest reports and that the client cannot see.
     fn warn_of(&mut self, exit: &Exit) {
         let named = self.job.env.iter().take(64).enumerate();
         let late = named.filter(|(index, _)| exit.late_variables >> index & 1 == 1);
@@ -264,7 +230,7 @@ impl Execution<'_> {
             ));
         }
         if !exit.asked_names.is_empty() {
-            let first = exit.asked_names.iter().take(MOST_NAMES);
+            let first = exit.asked_names.iter().take(MAX_NAMES);
             let names = first.map(|name| self.shown_name(name));
             let names: Vec<String> = names.collect();
             self.warnings.push(format!(
@@ -275,7 +241,8 @@ impl Execution<'_> {
         }
     }
 
-    /// A name that a program asked for: it may have put a secret there, and the guest is not trusted to send a name.
+    /// Returns a host name that a program looked up as it is shown to the client. The program may have put a secret
+    /// into the name, and the guest is not trusted to send a valid name.
     fn shown_name(&self, name: &str) -> String {
         const LONGEST: usize = 253;
         let begin = &name[..name.floor_char_boundary(4 * LONGEST)];
@@ -295,7 +262,7 @@ impl Execution<'_> {
             .files
             .iter()
             .map(|(_, content)| content.len() as u64);
-        crate::files::check_memory(self.sandbox, sizes.sum()).await?;
+        memory::check_room(self.sandbox, sizes.sum()).await?;
         let control = self.sandbox.control();
         let files = self.job.files.iter();
         let writes: Vec<_> = files
@@ -328,7 +295,7 @@ impl Execution<'_> {
         };
         let problems = network.problems().join("\n");
         if !problems.is_empty() {
-            self.sink.tell(note(&problems)).await?;
+            self.sink.send_event(note(&problems)).await?;
             failure.stderr = format!("{problems}\n{}", failure.stderr);
         }
         Err(ExecuteError::InstallFailed(failure))
@@ -341,7 +308,7 @@ impl Execution<'_> {
         prepared.map_err(ExecuteError::SetupFailed)
     }
 
-    /// Runs the steps before the program, and returns how they failed, if they did.
+    /// Runs a step before the program (setup script or installation), and returns how the step failed, if it did.
     async fn prepare(
         &mut self,
         spec: RunSpec,
@@ -350,7 +317,7 @@ impl Execution<'_> {
     ) -> Result<Result<(), PreparationFailed>, ExecuteError> {
         let limit = self.timeout_of(&spec);
         let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
-        let Written { stderr, .. } = self.sink.take();
+        let CapturedOutput { stderr, .. } = self.sink.take();
         if exit.status == ExitStatus::Code(0) && !exit.timed_out {
             return Ok(Ok(()));
         }
@@ -368,11 +335,11 @@ impl Execution<'_> {
         Ok(Err(PreparationFailed {
             exit_code,
             cause,
-            stderr: Carried::new(stderr, true).text,
+            stderr: EncodedOutput::new(stderr, true).text,
         }))
     }
 
-    /// How long the guest lets this run go on.
+    /// Returns the timeout that the guest applies to this run.
     fn timeout_of(&self, spec: &RunSpec) -> Duration {
         spec.timeout_ms
             .map_or(self.job.timeout, Duration::from_millis)
@@ -410,7 +377,7 @@ impl Execution<'_> {
         Ok(Some(files))
     }
 
-    /// Bounds file transfers; dropping one ends it in the guest too.
+    /// Bounds the time of a file transfer. Dropping the transfer ends it in the guest too.
     async fn transfer<T>(
         &self,
         work: impl Future<Output = Result<T, ControlError>>,
@@ -424,13 +391,13 @@ impl Execution<'_> {
         }
     }
 
-    /// Sees one run to its end: its own, its timeout's, or its caller's.
+    /// Supervises one run until the program ends, its timeout is over, or its caller cancels it.
     async fn supervise(
         &mut self,
         phase: Phase,
         mut spec: RunSpec,
         network: Option<&dyn Network>,
-    ) -> Result<(Exit, Finished), ExecuteError> {
+    ) -> Result<(Exit, FinishedOutput), ExecuteError> {
         spec.network = network.is_some();
         let time = self.timeout_of(&spec);
         let limit = time.saturating_add(RUN_GRACE);
@@ -448,10 +415,10 @@ impl Execution<'_> {
         let started = Instant::now();
         let mut run = self.sandbox.control().run(spec)?;
         let input = run.input();
-        let live = self.live.filter(|_| phase == Phase::Code);
+        let attachment = self.attachment.filter(|_| phase == Phase::Code);
         let feeding = async {
-            match live {
-                Some(live) => live.feed(&input).await,
+            match attachment {
+                Some(attachment) => attachment.feed(&input).await,
                 None => std::future::pending().await,
             }
         };
@@ -465,26 +432,26 @@ impl Execution<'_> {
         let exit = match ended {
             Err(ExecuteError::Cancelled) => {
                 let exit = kill(&mut run).await?;
-                self.memory.unreported_loss |= exit.state_lost;
+                self.history.unreported_loss |= exit.state_lost;
                 return Err(ExecuteError::Cancelled);
             }
             Err(ExecuteError::SandboxLost(reason)) => {
-                let known = self.memory.usage;
-                self.lost_to_memory = loss::is_for_memory(self.sandbox, known).await;
+                let known = self.history.usage;
+                self.lost_to_memory = memory::was_exhausted_since(self.sandbox, known).await;
                 if !self.lost_to_memory {
                     return Err(ExecuteError::SandboxLost(reason));
                 }
-                if self.mode == Mode::Session && !self.sandbox.control().is_closed() {
-                    return Err(loss::full(self.job.sandbox.limits.memory));
+                if self.mode == RunMode::Session && !self.sandbox.control().is_closed() {
+                    return Err(memory::filled_by_files(self.job.sandbox.limits.memory));
                 }
-                if self.mode == Mode::Session {
-                    return Err(ExecuteError::SandboxLost(loss::OUT_OF_MEMORY.to_owned()));
+                if self.mode == RunMode::Session {
+                    return Err(ExecuteError::SandboxLost(memory::OUT_OF_MEMORY.to_owned()));
                 }
                 killed_with_its_sandbox(started.elapsed())
             }
             ended => ended?,
         };
-        self.memory.unreported_loss |= exit.state_lost;
+        self.history.unreported_loss |= exit.state_lost;
         let finished = tokio::select! {
             () = self.cancel.cancelled() => Err(ExecuteError::Cancelled),
             finished = output.finish(&exit) => finished,
@@ -501,10 +468,10 @@ impl Execution<'_> {
         }
     }
 
-    /// Whether so much is held that an interpreter could not even boot.
+    /// Returns whether so much memory is in use that an interpreter could not boot.
     fn fills(&self, usage: &SandboxUsage) -> bool {
         let limit = self.job.sandbox.limits.memory.bytes();
-        usage.memory_bytes + crate::files::MEMORY_BESIDE_FILES > limit
+        usage.memory_bytes + memory::KEPT_FROM_FILES > limit
     }
 
     /// Returns the run's resource usage, and whether the kernel killed one of its processes for lack of memory.
@@ -512,7 +479,7 @@ impl Execution<'_> {
         if self.lost_to_memory {
             return (None, true);
         }
-        let before = self.memory.usage;
+        let before = self.history.usage;
         let now = match timeout(USAGE_TIMEOUT, self.sandbox.usage()).await {
             Ok(Ok(now)) => now,
             Ok(Err(error)) => {
@@ -521,12 +488,12 @@ impl Execution<'_> {
             }
             Err(_) => return (None, false),
         };
-        self.memory.usage = Some(now);
+        self.history.usage = Some(now);
         let since = |value: fn(&SandboxUsage) -> u64| {
             before.map_or(0, |before| value(&now).saturating_sub(value(&before)))
         };
         let oom_killed = since(|usage| usage.oom_kills) > 0;
-        self.is_full =
+        self.files_fill_memory =
             oom_killed && before.is_some_and(|before| self.fills(&before)) && self.fills(&now);
         let most = before.map(|_| since(|usage| usage.cpu_us));
         let mut usage = resource_usage(&now, cpu_us(exit, most), exit.wall_us);
@@ -537,8 +504,8 @@ impl Execution<'_> {
     }
 }
 
-/// Passes on what a run writes, up to its end. The time that a slow client takes is not the run's: the
-/// guest waits for it, and so does the host's patience with the guest.
+/// Passes on the output of a run until the run ends. The time in which a slow client takes no output does not count
+/// towards `limit`, because the guest waits for the client too.
 async fn follow(
     run: &mut RunHandle,
     limit: Duration,
@@ -556,8 +523,7 @@ async fn follow(
     }
 }
 
-/// Ends a run whose caller is gone, and waits for its end: what comes next in the sandbox must
-/// not meet it.
+/// Kills a run whose caller has gone, and waits for its end, so that the next run in the sandbox does not meet it.
 async fn kill(run: &mut RunHandle) -> Result<Exit, ExecuteError> {
     run.signal(Signal::Kill)?;
     let ending = async {
@@ -573,7 +539,7 @@ async fn kill(run: &mut RunHandle) -> Result<Exit, ExecuteError> {
     }
 }
 
-/// The end of a run whose guest was ended with it, and could not tell.
+/// Returns the exit of a run that was killed together with its guest, which could not report it.
 fn killed_with_its_sandbox(after: Duration) -> Exit {
     Exit {
         status: KILLED,
@@ -588,7 +554,7 @@ fn killed_with_its_sandbox(after: Duration) -> Exit {
     }
 }
 
-/// A line on standard error of the preparation.
+/// Returns the event for a line on standard error of the preparation.
 fn note(text: &str) -> StreamEvent {
     StreamEvent::new(EventKind::Stderr, format!("{text}\n"), Phase::Setup)
 }
@@ -598,7 +564,7 @@ fn lost(what: &str, after: Duration) -> ExecuteError {
     ExecuteError::SandboxLost(format!("{what} did not end within {seconds} s"))
 }
 
-/// The first few of these, and how many more there are.
+/// Joins the first 8 texts, and adds how many more there are.
 fn listed(all: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = all[..all.len().min(SHOWN)].join(", ");
@@ -608,7 +574,7 @@ fn listed(all: &[String]) -> String {
     }
 }
 
-/// A run whose time was over has the code of one that was killed, however it ended then.
+/// Returns the exit code of a run. A run that timed out has the code of a killed program, however it ended.
 fn exit_code(exit: &Exit) -> i32 {
     if exit.timed_out {
         KILLED.code()
@@ -617,9 +583,9 @@ fn exit_code(exit: &Exit) -> i32 {
     }
 }
 
-/// The processor time of a run in microseconds: the guest's figure, which leaves out the start of an interpreter
-/// but counts the time of child processes in ticks of 10 ms, or else `most`, the whole sandbox's since the run
-/// before.
+/// Returns the processor time of a run in microseconds: the guest's figure, but at most `most`, the time of the whole
+/// sandbox since the run before. The guest's figure leaves out the start of an interpreter, and counts the time of
+/// child processes in ticks of 10 ms. If the guest has no figure, `most` is used.
 fn cpu_us(exit: &Exit, most: Option<u64>) -> u64 {
     match (exit.cpu_us, most) {
         (Some(taken), Some(most)) => taken.min(most),
@@ -628,7 +594,7 @@ fn cpu_us(exit: &Exit, most: Option<u64>) -> u64 {
     }
 }
 
-// Figures for people: the last of 53 bits does not matter.
+// The figures are read by people: the precision of 53 bits is enough.
 #[allow(clippy::cast_precision_loss)]
 fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUsage {
     let mebibytes = |bytes: u64| thousandths(bytes as f64 / f64::from(1 << 20));
@@ -646,7 +612,7 @@ fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUs
     }
 }
 
-/// Milliseconds, rounded to whole microseconds.
+/// Returns a duration in milliseconds, rounded to whole microseconds.
 fn milliseconds(time: Duration) -> f64 {
     thousandths(time.as_secs_f64() * 1000.0)
 }

@@ -1,4 +1,4 @@
-//! The handle of the server and the command line to all actors.
+//! The service: the interface of the server and the command line to all actors.
 
 mod files;
 
@@ -21,20 +21,19 @@ use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState};
-use crate::run::{self, Attachment, Input, Mode, QueueTimings};
+use crate::run::{self, Attachment, Input, QueueTimings, RunMode};
 use crate::session::{SessionKey, SessionState};
 use crate::stream::JobStream;
 use crate::supervisor::{ActorGone, Restarts, Supervised};
 
-/// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
-/// left without asking.
+/// How long the registry and the pool may take to shut down. After that the backend removes all remaining sandboxes.
 const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the backend may take to remove what is left: longer than the 30 s after which a sandbox whose
-/// making hangs is given up, because the backend waits for those that are being made.
+/// How long the backend may take to remove the remaining sandboxes. This is longer than the 30 s after which a creation
+/// that hangs is given up, because the backend waits for sandboxes that are being created.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Bounds of all parts.
+/// Limits of all parts of a [`Service`].
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
     /// Limits for idle sandboxes in the pool.
@@ -45,9 +44,9 @@ pub struct ServiceConfig {
     pub admission: AdmissionConfig,
     /// Limits for idle time.
     pub pruner: PrunerConfig,
-    /// How long jobs may go on once a shutdown has begun.
+    /// How long jobs may continue after the start of a shutdown.
     pub shutdown_grace: Duration,
-    /// Whether a shutdown leaves sessions to the next server, rather than ending them.
+    /// Whether a shutdown leaves sessions to the next server instead of ending them.
     pub keep_sessions: bool,
 }
 
@@ -92,9 +91,9 @@ pub struct RestartCounts {
     pub pruner: u64,
 }
 
-/// Why requests are better sent elsewhere.
+/// The reason why the service is not ready for requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unready {
+pub enum NotReady {
     /// The service has just started.
     #[error("sandboxes are being made")]
     Warming,
@@ -103,7 +102,7 @@ pub enum Unready {
     Draining,
 }
 
-/// All actors. Clones share them.
+/// The actors of one server. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Service {
     shared: Arc<Shared>,
@@ -117,13 +116,13 @@ struct Shared {
     pruner: Supervised<Pruner>,
     restarts: Restarts,
     admission: Admission,
-    /// Jobs under way.
+    /// Jobs and file transfers under way.
     jobs: TaskTracker,
-    /// Ends every job.
+    /// Cancels every job and transfer.
     stop: CancellationToken,
     grace: Duration,
     keep_sessions: bool,
-    /// The runtime of the actors and of the connections to sandboxes. Tasks that talk to these run best on it.
+    /// The Tokio runtime of the actors and of the connections to sandboxes. Tasks that use these perform best on it.
     runtime: Handle,
 }
 
@@ -171,7 +170,7 @@ impl Service {
     /// Must be called before any request.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] where the service has ended.
+    /// [`ExecuteError::Internal`] if the service has ended.
     pub async fn adopt(&self, adopted: Vec<Adopted>) -> Result<(), ExecuteError> {
         let adopt = || registry::Adopt(adopted.clone());
         Ok(self.shared.registry.ask(adopt).await?)
@@ -183,7 +182,7 @@ impl Service {
         &self.shared.backend
     }
 
-    /// Runs a job, in a session where one is named. Dropping the future ends the run.
+    /// Runs a job, in a session if one is named. Dropping the future ends the run.
     ///
     /// # Errors
     /// Any [`ExecuteError`].
@@ -196,8 +195,8 @@ impl Service {
         self.run(tenant, session, job, None).await
     }
 
-    /// As [`Self::execute`], and tells of what happens while it happens. With an `input`, the client
-    /// may write and signal to the program.
+    /// As [`Self::execute`], and returns the events of the run while it goes on. With an `input`, the client can write
+    /// to the program and send it signals.
     #[must_use]
     pub fn execute_stream(
         &self,
@@ -207,8 +206,8 @@ impl Service {
         input: Option<Input>,
     ) -> JobStream {
         let service = self.clone();
-        JobStream::new(input, |live| async move {
-            service.run(tenant, session, job, Some(live)).await
+        JobStream::new(input, |attachment| async move {
+            service.run(tenant, session, job, Some(attachment)).await
         })
     }
 
@@ -217,7 +216,7 @@ impl Service {
         tenant: TenantId,
         session: Option<SessionId>,
         job: Job,
-        live: Option<Attachment>,
+        attachment: Option<Attachment>,
     ) -> Result<ExecutionResult, ExecuteError> {
         let shared = &self.shared;
         let _counted = self.count()?;
@@ -230,7 +229,7 @@ impl Service {
                 let execute = || registry::Execute {
                     key: key.clone(),
                     job: Arc::clone(&job),
-                    live: live.clone(),
+                    attachment: attachment.clone(),
                     cancel: cancel.clone(),
                 };
                 let answer = shared.registry.ask(execute).await;
@@ -239,8 +238,8 @@ impl Service {
             None => {
                 let pool = shared.pool.clone();
                 let admission = shared.admission.clone();
-                // A task of its own: a panic in it is an error of this job and no more.
-                let work = ephemeral(pool, admission, tenant, job, live, cancel);
+                // In a task of its own a panic is an error of this job only.
+                let work = ephemeral(pool, admission, tenant, job, attachment, cancel);
                 let running = shared.jobs.spawn_on(work, &shared.runtime);
                 running.await.unwrap_or_else(|panic| {
                     log::error!(error:% = panic; "run panicked");
@@ -256,10 +255,10 @@ impl Service {
         }
     }
 
-    /// Counts something that a shutdown waits for, as long as the token lives.
+    /// Returns a token; a shutdown waits until it is dropped.
     fn count(&self) -> Result<TaskTrackerToken, ExecuteError> {
         let jobs = &self.shared.jobs;
-        // Before the look at `is_closed`, so that a shutdown cannot slip in between.
+        // Taken before `is_closed` is read, so that no shutdown can begin in between.
         let counted = jobs.token();
         if jobs.is_closed() {
             return Err(ExecuteError::ShuttingDown);
@@ -267,27 +266,27 @@ impl Service {
         Ok(counted)
     }
 
-    /// Whether requests are best sent here: nothing has ended, and sandboxes wait.
+    /// Checks whether the service is ready for requests: it is not shutting down, and the pool has been full.
     ///
     /// # Errors
-    /// Why not yet, or not any more.
-    pub async fn readiness(&self) -> Result<(), Unready> {
+    /// The reason why the service is not ready.
+    pub async fn readiness(&self) -> Result<(), NotReady> {
         if self.shared.jobs.is_closed() {
-            return Err(Unready::Draining);
+            return Err(NotReady::Draining);
         }
         let pool = self.shared.pool.ask(|| pool::Observe).await;
         match pool {
-            Ok(pool) if pool.draining => Err(Unready::Draining),
+            Ok(pool) if pool.draining => Err(NotReady::Draining),
             Ok(pool) if pool.was_full => Ok(()),
-            Ok(_) | Err(ActorGone) => Err(Unready::Warming),
+            Ok(_) | Err(ActorGone) => Err(NotReady::Warming),
         }
     }
 
-    /// Replaces the limits of all parts. Running jobs run on, and waiting jobs keep their places. The grace period of a
-    /// shutdown, and its effect on sessions, do not change.
+    /// Replaces the limits of all parts. Running jobs continue, and waiting jobs keep their places. `shutdown_grace`
+    /// and `keep_sessions` stay as they are.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] if the service has ended.
+    /// [`ExecuteError::Internal`] if an actor does not answer.
     pub async fn configure(&self, config: ServiceConfig) -> Result<(), ExecuteError> {
         let shared = &self.shared;
         shared.admission.set_config(config.admission);
@@ -307,10 +306,10 @@ impl Service {
         configured.await.map_err(ExecuteError::from)
     }
 
-    /// The sessions of a tenant, or of all.
+    /// Returns the sessions of a tenant, or of all tenants.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] if the service has ended.
+    /// [`ExecuteError::Internal`] if an actor does not answer.
     pub async fn sessions(
         &self,
         tenant: Option<TenantId>,
@@ -343,10 +342,10 @@ impl Service {
         found.ok_or(ExecuteError::SessionNotFound)
     }
 
-    /// Deletes a session and ends what runs in it. Says whether there was one.
+    /// Deletes a session and ends its jobs. Returns whether there was a session.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] if the service has ended.
+    /// [`ExecuteError::Internal`] if an actor does not answer.
     pub async fn delete_session(
         &self,
         tenant: TenantId,
@@ -357,12 +356,11 @@ impl Service {
         Ok(self.shared.registry.ask(delete).await?)
     }
 
-    /// Deletes every session, of all tenants, and the sandboxes of dead processes. Says how many there
-    /// were of each.
+    /// Deletes every session of every tenant, and the sandboxes of dead processes. Returns how many there were of each.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] if the service has ended. The answer contains the backend's failures to remove
-    /// sandboxes.
+    /// [`ExecuteError::Internal`] if the service has ended. The backend's failure to remove sandboxes is part of the
+    /// result.
     pub async fn clean_up(&self) -> Result<(usize, Result<usize, BackendError>), ExecuteError> {
         let sessions = self.sessions(None).await?;
         let deleting = sessions.into_iter().filter_map(|session| {
@@ -374,10 +372,10 @@ impl Service {
         Ok((deleted, self.shared.backend.sweep().await))
     }
 
-    /// A snapshot of every part.
+    /// Returns a snapshot of every part.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] if the service has ended.
+    /// [`ExecuteError::Internal`] if an actor does not answer.
     pub async fn observe(&self) -> Result<ServiceState, ExecuteError> {
         let shared = &self.shared;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -398,7 +396,7 @@ impl Service {
     /// Returns a snapshot of one session, if it exists.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] if the service has ended.
+    /// [`ExecuteError::Internal`] if an actor does not answer.
     pub async fn observe_session(
         &self,
         tenant: TenantId,
@@ -409,8 +407,8 @@ impl Service {
         Ok(self.shared.registry.ask(observe).await?)
     }
 
-    /// Takes no new work, lets jobs go on for a while, ends them, and removes every sandbox but those of
-    /// sessions that are kept.
+    /// Refuses new work, lets jobs continue for the grace period, cancels them, and removes every sandbox except those
+    /// of sessions that are kept.
     ///
     /// # Errors
     /// The backend's failure to remove a sandbox.
@@ -418,8 +416,8 @@ impl Service {
         self.end(self.shared.keep_sessions).await
     }
 
-    /// As [`Self::shutdown`], and leaves the sessions to the next server in any case: for one that could
-    /// not begin.
+    /// As [`Self::shutdown`], but leaves the sessions to the next server in any case. For a server that could not
+    /// start.
     ///
     /// # Errors
     /// The backend's failure to remove a sandbox.
@@ -438,7 +436,7 @@ impl Service {
         let shutdown = registry::Shutdown { keep_sessions };
         let steps = async {
             shared.jobs.wait().await;
-            // Actors that do not answer are gone.
+            // An actor that does not answer has ended.
             let _ = shared.registry.ask(|| shutdown).await;
             let _ = shared.pool.ask(|| pool::Shutdown).await;
         };
@@ -461,13 +459,13 @@ impl From<ActorGone> for ExecuteError {
     }
 }
 
-/// Runs a job in a sandbox that serves only jobs of the same tenant before and after it.
+/// Runs a job without a session, in a sandbox that serves no other tenant before or after it.
 async fn ephemeral(
     pool: Supervised<Pool>,
     admission: Admission,
     tenant: TenantId,
     job: Job,
-    live: Option<Attachment>,
+    attachment: Option<Attachment>,
     cancel: CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let start = Instant::now();
@@ -478,19 +476,19 @@ async fn ephemeral(
     let acquiring = pool::acquire(&pool, tenant, spec);
     let acquired = cancel.run_until_cancelled(acquiring).await;
     let mut lease = acquired.ok_or(ExecuteError::Cancelled)??;
-    let waits = QueueTimings {
+    let timings = QueueTimings {
         queue,
         acquire: start.elapsed() - queue,
     };
     let sandbox = Arc::clone(&lease.held.sandbox);
-    let memory = &mut lease.held.memory;
+    let history = &mut lease.held.history;
     let result = run::run(
         sandbox.as_ref(),
         &job,
-        Mode::Ephemeral,
-        waits,
-        memory,
-        live.as_ref(),
+        RunMode::Ephemeral,
+        timings,
+        history,
+        attachment.as_ref(),
         &cancel,
     )
     .await;

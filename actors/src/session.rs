@@ -1,12 +1,16 @@
 //! A sandbox that keeps its state, and the jobs that run in it one after another.
 //!
-//! A session takes its sandbox from the pool when it starts, so that jobs may wait for it from the first moment, and
-//! two first requests make one sandbox. A session ends once: deleted, or lost with its sandbox. At its end it informs
-//! the registry, and answers the requests that are still on their way.
+//! A session asks the pool for its sandbox when it starts. Jobs can be queued from that moment on, so that two first
+//! requests share one sandbox. A session ends once, for instance by deletion or by the loss of its sandbox. At its end
+//! it informs the registry, and it answers requests that arrive later.
 
+mod context;
+mod event;
 mod job_task;
 mod message;
-mod open;
+mod permit;
+mod status;
+mod transfer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,29 +24,33 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::ExecuteError;
-use crate::loss;
-use crate::pool::{self, Lease, PoolError, PooledSandbox};
-use crate::registry::{Again, Ended, LossReported};
-use crate::run::{QueueTimings, SandboxHistory};
+use crate::memory;
+use crate::pool::{self, Lease, PoolError};
+use crate::run::QueueTimings;
+use crate::sandbox::{PooledSandbox, SandboxHistory, destroy};
 use crate::supervisor::{StateGuard, Supervised};
-use crate::watch::{DeathWatch, destroy};
+use crate::watch::DeathWatch;
+pub(crate) use context::SessionContext;
+pub(crate) use event::{SessionEnd, SessionEvent};
 use job_task::RunningJob;
-use message::{Acquired, Died, TurnEnded};
-pub(crate) use message::{Delete, HealthCheck, Leave, Open, Run, SessionContext, Status, Used};
+use message::{Acquired, Died, JobEnded};
+pub(crate) use message::{BeginTransfer, Delete, HealthCheck, LeaveForAdoption, RunJob};
 pub use message::{Observe, Phase, SessionKey, SessionState};
+pub(crate) use permit::TransferPermit;
+pub(crate) use status::SessionStatus;
 
 /// The actor.
 #[derive(Debug)]
 pub struct Session {
-    setting: SessionContext,
-    own: StateGuard<Self, ActorState>,
+    context: SessionContext,
+    state: StateGuard<Self, ActorState>,
 }
 
 /// The state of a session, which a restarted session takes over.
 #[derive(Debug)]
 struct ActorState {
-    state: State,
-    queue: VecDeque<Run>,
+    lifecycle: Lifecycle,
+    queue: VecDeque<RunJob>,
     started: Instant,
     /// How long the first job waited for the sandbox; later jobs find it ready.
     acquire: Duration,
@@ -51,7 +59,7 @@ struct ActorState {
 impl Default for ActorState {
     fn default() -> Self {
         Self {
-            state: State::New,
+            lifecycle: Lifecycle::New,
             queue: VecDeque::new(),
             started: Instant::now(),
             acquire: Duration::ZERO,
@@ -60,18 +68,17 @@ impl Default for ActorState {
 }
 
 #[derive(Debug)]
-enum State {
+enum Lifecycle {
     /// The session has not asked for a sandbox yet.
     New,
-    /// A sandbox of an earlier process, idle for this long.
+    /// The session has a sandbox of an earlier process, which was idle for this long.
     Adopted(PooledSandbox, Duration),
     /// The pool was asked for a sandbox.
     Starting,
     Idle(SessionSandbox),
     Running(SessionSandbox, RunningJob),
-    Ended(Ending),
-    /// The session is between two states. If an actor finds its predecessor in this state, the predecessor's sandbox is
-    /// gone.
+    Ended(EndReason),
+    /// The session is between two states. If a restarted actor finds this state, the sandbox was lost in the panic.
     Between,
 }
 
@@ -79,12 +86,12 @@ enum State {
 #[derive(Debug)]
 struct SessionSandbox {
     held: PooledSandbox,
-    /// When it was last used.
+    /// Time of the last use.
     used: Instant,
     /// Set if the session was used since its last use was persisted.
     is_touched: bool,
-    /// The claim is being persisted; the first answer waits for it, so that a session that has answered once outlives
-    /// the server.
+    /// The task that persists the claim. The first answer waits for it, so that a session that has answered once
+    /// outlives the server.
     claiming: Option<JoinHandle<()>>,
     _watch: DeathWatch,
 }
@@ -96,12 +103,12 @@ impl SessionSandbox {
     }
 }
 
-/// Why a session is over.
+/// The reason why a session ended.
 #[derive(Clone, Debug)]
-pub(crate) enum Ending {
-    /// Its sandbox is gone; the reason.
+pub(crate) enum EndReason {
+    /// The sandbox was lost, for this reason.
     Lost(String),
-    /// Its user wanted it so.
+    /// A client deleted the session.
     Deleted,
     /// The session got no sandbox.
     Failed(ExecuteError),
@@ -109,105 +116,106 @@ pub(crate) enum Ending {
     Pruned(Duration),
     /// The requester had gone before the session had a sandbox.
     Unused,
-    /// The server ends, and leaves the sandbox to the next one.
-    Left,
+    /// The server shuts down, and leaves the sandbox to the next server.
+    LeftForAdoption,
 }
 
 impl Actor for Session {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let state = std::mem::replace(&mut self.own.state, State::Between);
-        self.own.state = match state {
-            State::Adopted(held, idle) => State::Idle(self.home(held, idle, None)),
+        let state = std::mem::replace(&mut self.state.lifecycle, Lifecycle::Between);
+        self.state.lifecycle = match state {
+            Lifecycle::Adopted(held, idle) => Lifecycle::Idle(self.own_sandbox(held, idle, None)),
             other => other,
         };
-        match self.own.state {
-            State::New => self.acquire(),
-            State::Between | State::Adopted(..) => {
+        match self.state.lifecycle {
+            Lifecycle::New => self.acquire(),
+            Lifecycle::Between | Lifecycle::Adopted(..) => {
                 let reason = "its actor panicked".to_owned();
-                self.end(Ending::Lost(reason), ctx);
+                self.end(EndReason::Lost(reason), ctx);
             }
             // A transition under way reports to the restarted actor.
-            State::Starting | State::Running(..) | State::Ended(_) => {}
-            State::Idle(_) => self.next(),
+            Lifecycle::Starting | Lifecycle::Running(..) | Lifecycle::Ended(_) => {}
+            Lifecycle::Idle(_) => self.start_next(),
         }
     }
 }
 
-/// Starts a session on the current arbiter. `restarts` counts its successors.
-pub(crate) fn start(setting: SessionContext, restarts: Arc<AtomicU64>) -> Supervised<Session> {
-    start_with(setting, restarts, ActorState::default())
+/// Starts a session on the current arbiter. `restarts` counts its restarts.
+pub(crate) fn start(context: SessionContext, restarts: Arc<AtomicU64>) -> Supervised<Session> {
+    start_with(context, restarts, ActorState::default())
 }
 
-/// As [`start`], with a sandbox from an earlier process that was last used so long ago.
+/// As [`start`], with a sandbox of an earlier process that has been idle for the time `idle`.
 pub(crate) fn adopt(
-    setting: SessionContext,
+    context: SessionContext,
     restarts: Arc<AtomicU64>,
     held: PooledSandbox,
     idle: Duration,
 ) -> Supervised<Session> {
     let state = ActorState {
-        state: State::Adopted(held, idle),
+        lifecycle: Lifecycle::Adopted(held, idle),
         ..ActorState::default()
     };
-    start_with(setting, restarts, state)
+    start_with(context, restarts, state)
 }
 
 fn start_with(
-    setting: SessionContext,
+    context: SessionContext,
     restarts: Arc<AtomicU64>,
     state: ActorState,
 ) -> Supervised<Session> {
-    Supervised::start("session", restarts, state, move |own| Session {
-        setting: setting.clone(),
-        own,
+    Supervised::start("session", restarts, state, move |state| Session {
+        context: context.clone(),
+        state,
     })
 }
 
 impl Session {
     fn acquire(&mut self) {
-        let pool = self.setting.pool.clone();
-        let tenant = self.setting.key.tenant.clone();
-        let spec = self.setting.spec.clone();
-        self.own.state = State::Starting;
+        let pool = self.context.pool.clone();
+        let tenant = self.context.key.tenant.clone();
+        let spec = self.context.spec.clone();
+        self.state.lifecycle = Lifecycle::Starting;
         // The pool bounds its own work in time.
         let acquiring = async move { pool::acquire(&pool, tenant, spec).await };
-        self.own.handle().report(acquiring, |lease| {
+        self.state.handle().report(acquiring, |lease| {
             Acquired(lease.unwrap_or(Err(PoolError::Panicked)))
         });
     }
 
-    fn settle_in(&mut self, lease: Result<Lease, PoolError>, ctx: &mut Context<Self>) {
-        if !matches!(self.own.state, State::Starting) {
-            // Deleted before it began: the lease finds its way back.
+    fn on_acquired(&mut self, lease: Result<Lease, PoolError>, ctx: &mut Context<Self>) {
+        if !matches!(self.state.lifecycle, Lifecycle::Starting) {
+            // The session was deleted before it had a sandbox. Dropping the lease returns the sandbox.
             return;
         }
-        self.own.queue.retain(|run| !run.cancel.is_cancelled());
+        self.state.queue.retain(|run| !run.cancel.is_cancelled());
         match lease {
-            Err(error) => self.end(Ending::Failed(error.into()), ctx),
-            Ok(_) if self.own.queue.is_empty() => self.end(Ending::Unused, ctx),
+            Err(error) => self.end(EndReason::Failed(error.into()), ctx),
+            Ok(_) if self.state.queue.is_empty() => self.end(EndReason::Unused, ctx),
             Ok(lease) => {
                 let held = lease.take();
                 let id = held.sandbox.id().to_string();
-                // The only place that sets it.
-                let _ = self.setting.status.container.set(id);
-                self.own.acquire = self.own.started.elapsed();
+                // The value is set nowhere else, so this cannot fail.
+                let _ = self.context.status.container.set(id);
+                self.state.acquire = self.state.started.elapsed();
                 let claiming = self.claim(&held);
-                self.own.state = State::Idle(self.home(held, Duration::ZERO, Some(claiming)));
-                self.next();
+                self.state.lifecycle =
+                    Lifecycle::Idle(self.own_sandbox(held, Duration::ZERO, Some(claiming)));
+                self.start_next();
             }
         }
     }
 
-    /// Settles a sandbox that was last used so long ago.
-    fn home(
+    /// Watches a sandbox that has been idle for the time `idle`, and makes it the session's.
+    fn own_sandbox(
         &self,
         held: PooledSandbox,
         idle: Duration,
         claiming: Option<JoinHandle<()>>,
     ) -> SessionSandbox {
-        let session = self.own.handle();
+        let session = self.state.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             session.do_send(Died(reason));
         });
@@ -221,16 +229,16 @@ impl Session {
         }
     }
 
-    /// Writes down whose the sandbox is.
+    /// Persists that the sandbox belongs to this session.
     fn claim(&self, held: &PooledSandbox) -> JoinHandle<()> {
         let sandbox = Arc::clone(&held.sandbox);
-        let key = &self.setting.key;
+        let key = &self.context.key;
         let claim = Claim {
             tenant: key.tenant.clone(),
             session: key.id.clone(),
             spec: held.spec.clone(),
-            created_at: self.setting.status.created_at,
-            defaults: self.setting.defaults.clone(),
+            created_at: self.context.status.created_at,
+            defaults: self.context.defaults.clone(),
         };
         tokio::spawn(async move {
             if let Err(error) = sandbox.claim(&claim).await {
@@ -241,108 +249,115 @@ impl Session {
     }
 
     /// Starts the next job, if there is one and none is running.
-    fn next(&mut self) {
-        if !matches!(self.own.state, State::Idle(_)) {
+    fn start_next(&mut self) {
+        if !matches!(self.state.lifecycle, Lifecycle::Idle(_)) {
             return;
         }
-        self.own.queue.retain(|run| !run.cancel.is_cancelled());
-        let Some(run) = self.own.queue.pop_front() else {
+        self.state.queue.retain(|run| !run.cancel.is_cancelled());
+        let Some(run) = self.state.queue.pop_front() else {
             return;
         };
-        if let State::Idle(home) = std::mem::replace(&mut self.own.state, State::Between) {
-            self.begin(home, run);
+        if let Lifecycle::Idle(owned) =
+            std::mem::replace(&mut self.state.lifecycle, Lifecycle::Between)
+        {
+            self.start_job(owned, run);
         }
     }
 
-    fn begin(&mut self, mut home: SessionSandbox, run: Run) {
-        let acquire = std::mem::take(&mut self.own.acquire);
-        let waits = QueueTimings {
+    fn start_job(&mut self, mut owned: SessionSandbox, run: RunJob) {
+        let acquire = std::mem::take(&mut self.state.acquire);
+        let timings = QueueTimings {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
-        let session = self.own.handle();
-        let beginning = job_task::JobStart {
+        let session = self.state.handle().recipient();
+        let start = job_task::JobStart {
             run,
-            held: home.held.clone(),
-            claiming: home.claiming.take(),
-            waits,
+            held: owned.held.clone(),
+            claiming: owned.claiming.take(),
+            timings,
         };
-        let turn = RunningJob::begin(beginning, &self.setting, session);
-        self.own.state = State::Running(home, turn);
-        self.setting.status.set_active(true);
+        let running = RunningJob::start(start, &self.context, session);
+        self.state.lifecycle = Lifecycle::Running(owned, running);
+        self.context.status.set_active(true);
     }
 
-    fn finish(&mut self, ended: TurnEnded, ctx: &mut Context<Self>) {
-        let TurnEnded { held, result } = ended;
-        let (mut home, turn) = match std::mem::replace(&mut self.own.state, State::Between) {
-            State::Running(home, turn) => (home, turn),
-            // The session ended under the job, which has its answer already.
-            other => {
-                self.own.state = other;
-                return;
-            }
-        };
-        self.setting.status.set_active(false);
+    fn on_job_ended(&mut self, ended: JobEnded, ctx: &mut Context<Self>) {
+        let JobEnded { held, result } = ended;
+        let (mut owned, running) =
+            match std::mem::replace(&mut self.state.lifecycle, Lifecycle::Between) {
+                Lifecycle::Running(owned, running) => (owned, running),
+                // The session ended during the job, which has its answer already.
+                other => {
+                    self.state.lifecycle = other;
+                    return;
+                }
+            };
+        self.context.status.set_active(false);
         match held {
-            Some(held) => home.held = held,
-            None => home.held.memory = SandboxHistory::unknown(),
+            Some(held) => owned.held = held,
+            None => owned.held.history = SandboxHistory::unknown(),
         }
-        home.note_use();
+        owned.note_use();
         if let Err(ExecuteError::SandboxLost(reason)) = result {
-            self.own.state = State::Running(home, turn);
-            return self.end(Ending::Lost(reason), ctx);
+            self.state.lifecycle = Lifecycle::Running(owned, running);
+            return self.end(EndReason::Lost(reason), ctx);
         }
-        let told_of_loss = result.as_ref().is_ok_and(|result| result.state_lost);
-        if turn.reply.send(result).is_err() {
-            home.held.memory.unreported_loss |= told_of_loss;
+        let reported_loss = result.as_ref().is_ok_and(|result| result.state_lost);
+        if running.reply.send(result).is_err() {
+            owned.held.history.unreported_loss |= reported_loss;
         }
-        self.own.state = State::Idle(home);
-        self.next();
+        self.state.lifecycle = Lifecycle::Idle(owned);
+        self.start_next();
     }
 
     /// Ends the session: all waiting requests are answered, and the sandbox is removed. The future completes with the
     /// removal.
-    fn end(&mut self, ending: Ending, ctx: &mut Context<Self>) {
+    fn end(&mut self, ending: EndReason, ctx: &mut Context<Self>) {
         let error = self.error_for(&ending);
-        let state = std::mem::replace(&mut self.own.state, State::Ended(ending.clone()));
-        let (home, turn) = match state {
-            State::Running(home, turn) => (Some(home), Some(turn)),
-            State::Idle(home) => (Some(home), None),
-            State::New | State::Adopted(..) | State::Starting | State::Between => (None, None),
-            State::Ended(first) => {
-                self.own.state = State::Ended(first);
+        let state = std::mem::replace(&mut self.state.lifecycle, Lifecycle::Ended(ending.clone()));
+        let (owned, running) = match state {
+            Lifecycle::Running(owned, running) => (Some(owned), Some(running)),
+            Lifecycle::Idle(owned) => (Some(owned), None),
+            Lifecycle::New | Lifecycle::Adopted(..) | Lifecycle::Starting | Lifecycle::Between => {
+                (None, None)
+            }
+            Lifecycle::Ended(first) => {
+                self.state.lifecycle = Lifecycle::Ended(first);
                 return;
             }
         };
-        self.setting.status.set_active(false);
-        let mut told = false;
-        if let Some(turn) = turn {
-            told |= turn.reply.send(Err(error.clone())).is_ok();
+        self.context.status.set_active(false);
+        let mut reported = false;
+        if let Some(running) = running {
+            reported |= running.reply.send(Err(error.clone())).is_ok();
         }
-        for run in self.own.queue.drain(..) {
-            told |= run.reply.send(Err(error.clone())).is_ok();
+        for run in self.state.queue.drain(..) {
+            reported |= run.reply.send(Err(error.clone())).is_ok();
         }
-        let sandbox = home.map(|home| home.held.sandbox);
-        if let Ending::Lost(reason) = &ending {
-            let key = &self.setting.key;
-            let sandbox = self.setting.status.container.get();
+        let sandbox = owned.map(|owned| owned.held.sandbox);
+        if let EndReason::Lost(reason) = &ending {
+            let key = &self.context.key;
+            let sandbox = self.context.status.container.get();
             log::warn!(session:% = key.id, tenant:% = key.tenant, sandbox:?, reason:%; "session lost");
         }
-        let is_left = matches!(ending, Ending::Left);
+        let is_for_adoption = matches!(ending, EndReason::LeftForAdoption);
         let lost = match ending {
-            Ending::Lost(reason) if !told => Some(reason),
-            Ending::Pruned(idle) => Some(pruned(idle)),
+            EndReason::Lost(reason) if !reported => Some(reason),
+            EndReason::Pruned(idle) => Some(pruned(idle)),
             _ => None,
         };
         // A session ends only once.
-        let _ = self.setting.status.ended.set(lost.clone());
-        self.setting.registry.do_send(Ended {
-            key: self.setting.key.clone(),
-            generation: self.setting.generation,
-            lost,
-        });
+        let _ = self.context.status.ended.set(lost.clone());
+        self.context
+            .registry
+            .do_send(SessionEvent::Ended(SessionEnd {
+                key: self.context.key.clone(),
+                generation: self.context.generation,
+                lost,
+            }));
         match sandbox {
-            Some(sandbox) if is_left => sandbox.leave(),
+            Some(sandbox) if is_for_adoption => sandbox.leave(),
             Some(sandbox) => {
                 ctx.spawn(wrap_future(destroy(sandbox)));
             }
@@ -350,42 +365,42 @@ impl Session {
         }
     }
 
-    /// Notes that a request was told after the end how the session ended.
-    fn note_told(&self, ending: &Ending) {
-        if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
-            let reported = LossReported(self.setting.key.clone());
-            self.setting.registry.do_send(reported);
+    /// Tells the registry that a request has learned, after the session's end, how the session ended.
+    fn note_reported(&self, ending: &EndReason) {
+        if matches!(ending, EndReason::Lost(_) | EndReason::Pruned(_)) {
+            let reported = SessionEvent::LossReported(self.context.key.clone());
+            self.context.registry.do_send(reported);
         }
     }
 
-    fn error_for(&self, ending: &Ending) -> ExecuteError {
-        let session = self.setting.key.id.clone();
+    fn error_for(&self, ending: &EndReason) -> ExecuteError {
+        let session = self.context.key.id.clone();
         match ending {
-            Ending::Lost(reason) => ExecuteError::SessionLost {
+            EndReason::Lost(reason) => ExecuteError::SessionLost {
                 session,
                 reason: reason.clone(),
             },
-            Ending::Deleted => ExecuteError::SessionDeleted { session },
-            Ending::Pruned(idle) => ExecuteError::SessionLost {
+            EndReason::Deleted => ExecuteError::SessionDeleted { session },
+            EndReason::Pruned(idle) => ExecuteError::SessionLost {
                 session,
                 reason: pruned(*idle),
             },
-            Ending::Failed(error) => error.clone(),
-            Ending::Unused => ExecuteError::SessionNotFound,
-            Ending::Left => ExecuteError::ShuttingDown,
+            EndReason::Failed(error) => error.clone(),
+            EndReason::Unused => ExecuteError::SessionNotFound,
+            EndReason::LeftForAdoption => ExecuteError::ShuttingDown,
         }
     }
 
-    /// As a panic in the middle of a change does.
+    /// Leaves the session in the state that a panic in the middle of a change would leave.
     #[cfg(test)]
     pub(crate) fn drop_state(&mut self) {
-        self.own.state = State::Between;
+        self.state.lifecycle = Lifecycle::Between;
     }
 
-    /// Returns why a job may not even wait, if it may not.
-    fn refusal(&mut self, run: &Run) -> Option<ExecuteError> {
-        let session = self.setting.key.id.clone();
-        let bound = self.setting.spec.runtime;
+    /// Returns the error for a job that cannot be queued, if it cannot.
+    fn refusal(&mut self, run: &RunJob) -> Option<ExecuteError> {
+        let session = self.context.key.id.clone();
+        let bound = self.context.spec.runtime;
         let asked = run.job.runtime();
         if bound != asked {
             return Some(ExecuteError::RuntimeMismatch {
@@ -394,7 +409,7 @@ impl Session {
                 asked,
             });
         }
-        let host_network = self.setting.spec.host_network;
+        let host_network = self.context.spec.host_network;
         if host_network != run.job.sandbox.host_network {
             let which = if host_network { "is" } else { "is not" };
             return Some(ExecuteError::Invalid(format!(
@@ -402,7 +417,7 @@ impl Session {
                  and stays so, delete it first"
             )));
         }
-        let image = &self.setting.spec.image;
+        let image = &self.context.spec.image;
         if run.job.image_is_named && run.job.sandbox.image != *image {
             let image = image.as_deref().unwrap_or("the runtime's own image");
             return Some(ExecuteError::Invalid(format!(
@@ -410,9 +425,9 @@ impl Session {
                  delete it first"
             )));
         }
-        self.own.queue.retain(|run| !run.cancel.is_cancelled());
-        let limit = self.setting.queue_limit;
-        (self.own.queue.len() >= limit).then_some(ExecuteError::QueueFull { session, limit })
+        self.state.queue.retain(|run| !run.cancel.is_cancelled());
+        let limit = self.context.queue_limit;
+        (self.state.queue.len() >= limit).then_some(ExecuteError::QueueFull { session, limit })
     }
 }
 
@@ -420,31 +435,32 @@ impl Handler<Acquired> for Session {
     type Result = ();
 
     fn handle(&mut self, Acquired(lease): Acquired, ctx: &mut Self::Context) {
-        self.settle_in(lease, ctx);
+        self.on_acquired(lease, ctx);
     }
 }
 
-impl Handler<TurnEnded> for Session {
+impl Handler<JobEnded> for Session {
     type Result = ();
 
-    fn handle(&mut self, ended: TurnEnded, ctx: &mut Self::Context) {
-        self.finish(ended, ctx);
+    fn handle(&mut self, ended: JobEnded, ctx: &mut Self::Context) {
+        self.on_job_ended(ended, ctx);
     }
 }
 
-impl Handler<Run> for Session {
+impl Handler<RunJob> for Session {
     type Result = ();
 
-    fn handle(&mut self, run: Run, _: &mut Self::Context) {
-        if let State::Ended(ending) = &self.own.state {
-            if matches!(ending, Ending::Unused) {
-                // The sender could not know yet.
-                let key = self.setting.key.clone();
-                return self.setting.registry.do_send(Again { key, run });
+    fn handle(&mut self, run: RunJob, _: &mut Self::Context) {
+        if let Lifecycle::Ended(ending) = &self.state.lifecycle {
+            if matches!(ending, EndReason::Unused) {
+                // The registry has sent the job before it learned of the end.
+                let key = self.context.key.clone();
+                let requeue = SessionEvent::Requeue(key, run);
+                return self.context.registry.do_send(requeue);
             }
             let error = self.error_for(ending);
             if run.reply.send(Err(error)).is_ok() {
-                self.note_told(ending);
+                self.note_reported(ending);
             }
             return;
         }
@@ -453,8 +469,8 @@ impl Handler<Run> for Session {
             let _ = run.reply.send(Err(refusal));
             return;
         }
-        self.own.queue.push_back(run);
-        self.next();
+        self.state.queue.push_back(run);
+        self.start_next();
     }
 }
 
@@ -462,24 +478,26 @@ impl Handler<Delete> for Session {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Delete, ctx: &mut Self::Context) -> Self::Result {
-        let sandbox = match &self.own.state {
-            State::Idle(home) | State::Running(home, _) => Some(Arc::clone(&home.held.sandbox)),
+        let sandbox = match &self.state.lifecycle {
+            Lifecycle::Idle(owned) | Lifecycle::Running(owned, _) => {
+                Some(Arc::clone(&owned.held.sandbox))
+            }
             _ => None,
         };
-        self.end(Ending::Deleted, ctx);
+        self.end(EndReason::Deleted, ctx);
         match sandbox {
-            // Destroying again is harmless, and ends when the first has.
+            // A second removal has no effect, and completes when the first has.
             Some(sandbox) => Box::pin(destroy(sandbox)),
             None => Box::pin(async {}),
         }
     }
 }
 
-impl Handler<Leave> for Session {
+impl Handler<LeaveForAdoption> for Session {
     type Result = ();
 
-    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) {
-        self.end(Ending::Left, ctx);
+    fn handle(&mut self, _: LeaveForAdoption, ctx: &mut Self::Context) {
+        self.end(EndReason::LeftForAdoption, ctx);
     }
 }
 
@@ -487,19 +505,21 @@ impl Handler<HealthCheck> for Session {
     type Result = ();
 
     fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, ctx: &mut Self::Context) {
-        let (State::Idle(home) | State::Running(home, _)) = &mut self.own.state else {
+        let (Lifecycle::Idle(owned) | Lifecycle::Running(owned, _)) = &mut self.state.lifecycle
+        else {
             return;
         };
-        if std::mem::take(&mut home.is_touched) {
-            let sandbox = Arc::clone(&home.held.sandbox);
+        if std::mem::take(&mut owned.is_touched) {
+            let sandbox = Arc::clone(&owned.held.sandbox);
             tokio::spawn(async move { sandbox.touch().await });
         }
-        let idle = home.used.elapsed();
-        let is_idle = matches!(self.own.state, State::Idle(_)) && self.own.queue.is_empty();
-        let is_idle = is_idle && !self.setting.status.has_transfers();
+        let idle = owned.used.elapsed();
+        let is_idle =
+            matches!(self.state.lifecycle, Lifecycle::Idle(_)) && self.state.queue.is_empty();
+        let is_idle = is_idle && !self.context.status.has_transfers();
         if is_idle && max_idle.is_some_and(|max_idle| idle >= max_idle) {
-            log::info!(session:% = self.setting.key.id, idle_s = idle.as_secs(); "session pruned");
-            self.end(Ending::Pruned(idle), ctx);
+            log::info!(session:% = self.context.key.id, idle_s = idle.as_secs(); "session pruned");
+            self.end(EndReason::Pruned(idle), ctx);
         }
     }
 }
@@ -508,14 +528,14 @@ impl Handler<Died> for Session {
     type Result = ();
 
     fn handle(&mut self, Died(reason): Died, ctx: &mut Self::Context) {
-        let (State::Idle(home) | State::Running(home, _)) = &self.own.state else {
-            return self.end(Ending::Lost(reason), ctx);
+        let (Lifecycle::Idle(owned) | Lifecycle::Running(owned, _)) = &self.state.lifecycle else {
+            return self.end(EndReason::Lost(reason), ctx);
         };
-        let sandbox = Arc::clone(&home.held.sandbox);
-        let known = home.held.memory.usage;
-        let explaining = async move { loss::explain(&*sandbox, known, reason).await };
+        let sandbox = Arc::clone(&owned.held.sandbox);
+        let known = owned.held.history.usage;
+        let explaining = async move { memory::explain_loss(&*sandbox, known, reason).await };
         let ending = wrap_future(explaining)
-            .map(|reason, session: &mut Self, ctx| session.end(Ending::Lost(reason), ctx));
+            .map(|reason, session: &mut Self, ctx| session.end(EndReason::Lost(reason), ctx));
         ctx.spawn(ending);
     }
 }
@@ -525,16 +545,17 @@ impl Handler<Observe> for Session {
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> SessionState {
         SessionState {
-            phase: match self.own.state {
-                State::New | State::Adopted(..) | State::Starting | State::Between => {
-                    Phase::Starting
-                }
-                State::Idle(_) => Phase::Idle,
-                State::Running(..) => Phase::Running,
-                State::Ended(_) => Phase::Ended,
+            phase: match self.state.lifecycle {
+                Lifecycle::New
+                | Lifecycle::Adopted(..)
+                | Lifecycle::Starting
+                | Lifecycle::Between => Phase::Starting,
+                Lifecycle::Idle(_) => Phase::Idle,
+                Lifecycle::Running(..) => Phase::Running,
+                Lifecycle::Ended(_) => Phase::Ended,
             },
-            runtime: self.setting.spec.runtime,
-            waiting: self.own.queue.len(),
+            runtime: self.context.spec.runtime,
+            waiting: self.state.queue.len(),
         }
     }
 }

@@ -13,17 +13,17 @@ use crate::run::{Attachment, Input};
 
 type Outcome = Result<ExecutionResult, ExecuteError>;
 
-/// The events of one job. Nothing happens unless they are asked for, and dropping it ends the job.
+/// The events of one job. The job starts when an event is first awaited. Dropping the stream ends the job.
 pub struct JobStream {
     events: EventReceiver,
-    begun: watch::Receiver<bool>,
-    state: State,
+    started: watch::Receiver<bool>,
+    state: StreamState,
     result: Option<ExecutionResult>,
 }
 
-enum State {
+enum StreamState {
     Running(Pin<Box<dyn Future<Output = Outcome> + Send>>),
-    /// With this exit, or without one. Events may be left that came before.
+    /// The job has ended with this exit event, or with an error. Earlier events may still wait to be taken.
     Ended(Result<StreamEvent, ExecuteError>),
     Over,
 }
@@ -34,16 +34,16 @@ impl JobStream {
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (sender, events) = events::channel();
-        let (begin, begun) = watch::channel(false);
-        let live = Attachment {
+        let (start, started) = watch::channel(false);
+        let attachment = Attachment {
             events: sender,
-            begun: begin,
+            started: start,
             input: input.map(|input| Arc::new(Mutex::new(input))),
         };
         Self {
             events,
-            begun,
-            state: State::Running(Box::pin(run(live))),
+            started,
+            state: StreamState::Running(Box::pin(run(attachment))),
             result: None,
         }
     }
@@ -54,7 +54,7 @@ impl JobStream {
             self.result = Some(result);
             exit
         });
-        self.state = State::Ended(exit);
+        self.state = StreamState::Ended(exit);
     }
 
     /// Returns the job's result once its program has ended, without the output and files that the events carried.
@@ -63,22 +63,22 @@ impl JobStream {
         self.result.as_ref()
     }
 
-    /// Waits until the job has its sandbox and is about to run. May be given up and asked again.
+    /// Waits until the job has its sandbox and is about to run. The future may be dropped and called again.
     ///
     /// # Errors
-    /// Why it never will; there are no events then.
+    /// The reason why the job will not run; no events follow then.
     pub async fn begun(&mut self) -> Result<(), ExecuteError> {
-        if let State::Running(outcome) = &mut self.state {
+        if let StreamState::Running(outcome) = &mut self.state {
             let ended = tokio::select! {
                 biased;
-                Ok(_) = self.begun.wait_for(|begun| *begun) => return Ok(()),
+                Ok(_) = self.started.wait_for(|started| *started) => return Ok(()),
                 ended = outcome => ended,
             };
             if let Err(error) = &ended
-                && !*self.begun.borrow()
+                && !*self.started.borrow()
             {
                 let error = error.clone();
-                self.state = State::Over;
+                self.state = StreamState::Over;
                 return Err(error);
             }
             self.end(ended);
@@ -86,12 +86,12 @@ impl JobStream {
         Ok(())
     }
 
-    /// The next event; the exit is the last one. May be given up and asked again.
+    /// Returns the next event; the exit is the last event. The future may be dropped and called again.
     ///
     /// # Errors
-    /// Why there will be no exit. Nothing comes after it.
+    /// The reason why there will be no exit. Nothing follows it.
     pub async fn next(&mut self) -> Option<Result<StreamEvent, ExecuteError>> {
-        if let State::Running(outcome) = &mut self.state {
+        if let StreamState::Running(outcome) = &mut self.state {
             let ended = tokio::select! {
                 biased;
                 Some(event) = self.events.recv() => return Some(Ok(event)),
@@ -99,21 +99,21 @@ impl JobStream {
             };
             self.end(ended);
         }
-        // The run has sent all of them before it ended.
+        // The run has sent all events before it ended.
         if let Some(event) = self.events.try_recv() {
             return Some(Ok(event));
         }
-        match std::mem::replace(&mut self.state, State::Over) {
-            State::Ended(Err(error)) => match setup_exit(&error) {
-                // Its setup script has run and ended, as a program does.
+        match std::mem::replace(&mut self.state, StreamState::Over) {
+            StreamState::Ended(Err(error)) => match setup_exit(&error) {
+                // The setup script has run and ended as a program does, so there is an exit event.
                 Some(exit) => {
-                    self.state = State::Ended(Ok(exit));
+                    self.state = StreamState::Ended(Ok(exit));
                     Some(Ok(error.event()))
                 }
                 None => Some(Err(error)),
             },
-            State::Ended(exit) => Some(exit),
-            State::Running(_) | State::Over => None,
+            StreamState::Ended(exit) => Some(exit),
+            StreamState::Running(_) | StreamState::Over => None,
         }
     }
 }
@@ -134,7 +134,7 @@ fn exit(result: &mut ExecutionResult) -> StreamEvent {
     }
 }
 
-/// The exit of a job that failed before its program ran.
+/// Returns the exit event of a job that failed before its program ran.
 fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
     let (ExecuteError::SetupFailed(failed) | ExecuteError::InstallFailed(failed)) = error else {
         return None;
@@ -147,7 +147,7 @@ fn setup_exit(error: &ExecuteError) -> Option<StreamEvent> {
 }
 
 impl ExecuteError {
-    /// The event that tells of it.
+    /// Returns the event that reports this error.
     #[must_use]
     pub fn event(&self) -> StreamEvent {
         let phase = match self {
@@ -157,7 +157,7 @@ impl ExecuteError {
         StreamEvent::new(EventKind::Error, self.to_string(), phase)
     }
 
-    /// The event that tells of it where nothing comes after it.
+    /// Returns the event that reports this error and is the last one, which carries the error's code.
     #[must_use]
     pub fn last_event(&self) -> StreamEvent {
         let mut event = self.event();

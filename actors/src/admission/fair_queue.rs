@@ -1,70 +1,87 @@
-//! Waiting jobs: one queue for each tenant, and the order in which tenants take turns.
+//! The queue of waiting jobs: one queue for each tenant, and the order in which tenants take turns.
 
 use std::collections::{HashMap, VecDeque};
 
 use isol8_api::TenantId;
-use tokio::sync::oneshot::Sender;
 
-use super::Permit;
-
-/// A place in a line. Later ones are larger.
+/// A place in a queue. Later tickets are larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
-/// All lines.
-#[derive(Debug, Default)]
-pub(super) struct FairQueue {
+/// The waiting jobs of all tenants. `R` is the channel through which a job learns that its turn has come.
+#[derive(Debug)]
+pub(super) struct FairQueue<R> {
     /// The queues of tenants that have jobs.
-    tenants: HashMap<TenantId, TenantQueue>,
-    /// Tenants that wait; the first has its turn next.
+    tenants: HashMap<TenantId, TenantQueue<R>>,
+    /// Tenants that have waiting jobs. The next turn is the first tenant's.
     order: VecDeque<TenantId>,
     next_ticket: u64,
     len: usize,
 }
 
-#[derive(Debug, Default)]
-struct TenantQueue {
+#[derive(Debug)]
+struct TenantQueue<R> {
     running: usize,
-    waiting: VecDeque<(Ticket, Sender<Permit>)>,
+    waiting: VecDeque<(Ticket, R)>,
 }
 
-impl FairQueue {
+impl<R> Default for FairQueue<R> {
+    fn default() -> Self {
+        Self {
+            tenants: HashMap::new(),
+            order: VecDeque::new(),
+            next_ticket: 0,
+            len: 0,
+        }
+    }
+}
+
+impl<R> Default for TenantQueue<R> {
+    fn default() -> Self {
+        Self {
+            running: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+}
+
+impl<R> FairQueue<R> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// How many of one tenant wait.
+    /// Returns how many jobs of one tenant wait.
     pub(super) fn of(&self, tenant: &TenantId) -> usize {
         self.tenants
             .get(tenant)
-            .map_or(0, |line| line.waiting.len())
+            .map_or(0, |queue| queue.waiting.len())
     }
 
-    pub(super) fn push(&mut self, tenant: &TenantId, reply: Sender<Permit>) -> Ticket {
+    pub(super) fn push(&mut self, tenant: &TenantId, reply: R) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let line = self.tenants.entry(tenant.clone()).or_default();
-        if line.waiting.is_empty() {
+        let queue = self.tenants.entry(tenant.clone()).or_default();
+        if queue.waiting.is_empty() {
             self.order.push_back(tenant.clone());
         }
-        line.waiting.push_back((ticket, reply));
+        queue.waiting.push_back((ticket, reply));
         self.len += 1;
         ticket
     }
 
-    /// Takes out whose turn it is, and counts it as running. Tenants of which `most` run already are
-    /// passed over.
-    pub(super) fn next(&mut self, most: usize) -> Option<(TenantId, Sender<Permit>)> {
+    /// Takes out the job whose turn it is, and counts the job as running. A tenant is passed over while `most` of its
+    /// jobs run.
+    pub(super) fn next(&mut self, most: usize) -> Option<(TenantId, R)> {
         for _ in 0..self.order.len() {
             let tenant = self.order.pop_front()?;
-            let Some(line) = self.tenants.get_mut(&tenant) else {
+            let Some(queue) = self.tenants.get_mut(&tenant) else {
                 continue;
             };
-            let next = (line.running < most).then(|| line.waiting.pop_front());
+            let next = (queue.running < most).then(|| queue.waiting.pop_front());
             if let Some((_, reply)) = next.flatten() {
-                line.running += 1;
+                queue.running += 1;
                 self.len -= 1;
-                if !line.waiting.is_empty() {
+                if !queue.waiting.is_empty() {
                     self.order.push_back(tenant.clone());
                 }
                 return Some((tenant, reply));
@@ -74,44 +91,44 @@ impl FairQueue {
         None
     }
 
-    /// A job of a tenant has ended.
+    /// Notes that a job of a tenant has ended.
     pub(super) fn ended(&mut self, tenant: &TenantId) {
-        if let Some(line) = self.tenants.get_mut(tenant) {
-            line.running -= 1;
+        if let Some(queue) = self.tenants.get_mut(tenant) {
+            queue.running -= 1;
         }
         self.forget_idle(tenant);
     }
 
     pub(super) fn remove(&mut self, tenant: &TenantId, ticket: Ticket) {
-        let Some(line) = self.tenants.get_mut(tenant) else {
+        let Some(queue) = self.tenants.get_mut(tenant) else {
             return;
         };
-        if let Some(at) = line.waiting.iter().position(|(one, _)| *one == ticket) {
-            line.waiting.remove(at);
+        if let Some(at) = queue.waiting.iter().position(|(one, _)| *one == ticket) {
+            queue.waiting.remove(at);
             self.len -= 1;
-            if line.waiting.is_empty() {
+            if queue.waiting.is_empty() {
                 self.order.retain(|one| one != tenant);
             }
         }
         self.forget_idle(tenant);
     }
 
-    /// Takes out the last of the longest line, the latest where lines are equal. Dropping its sender
-    /// tells it.
+    /// Takes out the last job of the longest queue; of equally long queues, the job that came last. The job learns of
+    /// this by the drop of its reply channel.
     pub(super) fn drop_from_longest(&mut self) -> Option<Ticket> {
-        let last = |line: &TenantQueue| line.waiting.back().map(|(ticket, _)| *ticket);
+        let last = |queue: &TenantQueue<R>| queue.waiting.back().map(|(ticket, _)| *ticket);
         let longest = self
             .tenants
             .iter()
-            .max_by_key(|(_, line)| (line.waiting.len(), last(line)));
-        let (tenant, line) = longest?;
-        let (tenant, ticket) = (tenant.clone(), last(line)?);
+            .max_by_key(|(_, queue)| (queue.waiting.len(), last(queue)));
+        let (tenant, queue) = longest?;
+        let (tenant, ticket) = (tenant.clone(), last(queue)?);
         self.remove(&tenant, ticket);
         Some(ticket)
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {
-        let idle = |line: &TenantQueue| line.running == 0 && line.waiting.is_empty();
+        let idle = |queue: &TenantQueue<R>| queue.running == 0 && queue.waiting.is_empty();
         if self.tenants.get(tenant).is_some_and(idle) {
             self.tenants.remove(tenant);
         }

@@ -1,4 +1,4 @@
-//! How many sandboxes wait, and of which kind.
+//! The configuration of the pool: how many sandboxes of which kind are idle.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use super::processors::{FixedProcessors, Processors};
 /// The properties that all sandboxes of one sub-pool share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
-    /// Their runtime.
+    /// Runtime of the sandboxes.
     pub runtime: Runtime,
     /// Image of the sandboxes; `None` for the runtime's own image.
     pub image: Option<String>,
@@ -58,21 +58,21 @@ pub enum Strategy {
     Secure,
 }
 
-/// How many sandboxes of one runtime wait.
+/// Limits for the number of idle sandboxes of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSize {
-    /// Never used ones, made ahead of time; with `most_clean` the least of them.
+    /// Number of clean sandboxes, which are created ahead of time; with `most_clean` their lowest number.
     pub clean: usize,
     /// Upper bound if the number of idle sandboxes follows the demand: as many are kept as were taken lately in three
-    /// times the time that making one takes.
+    /// times the time that one creation takes.
     pub most_clean: Option<usize>,
-    /// Used ones, being reset or waiting for their tenant. For [`PoolConfig::linger`] there may be
-    /// twice as many.
+    /// Highest number of used sandboxes that are being reset or idle. For [`PoolConfig::linger`] there may be twice as
+    /// many.
     pub dirty: usize,
 }
 
 impl PoolSize {
-    /// Always the same number.
+    /// Returns limits with a fixed number of clean sandboxes.
     #[must_use]
     pub fn fixed(clean: usize, dirty: usize) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl PoolSize {
 /// The limits of a sandbox for requests that name none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SandboxDefaults {
-    /// Its limits.
+    /// Limits of the sandbox.
     pub limits: Limits,
     /// Size of `/sandbox`.
     pub sandbox_size: ByteSize,
@@ -109,7 +109,7 @@ impl Default for SandboxDefaults {
 }
 
 impl SandboxDefaults {
-    /// A sandbox for `runtime` with nothing but defaults.
+    /// Returns the specification of a sandbox for `runtime` with the default limits and sizes.
     #[must_use]
     pub fn spec(&self, runtime: Runtime) -> SandboxSpec {
         SandboxSpec {
@@ -123,15 +123,15 @@ impl SandboxDefaults {
         }
     }
 
-    /// Whether a sandbox of these sizes can stand in for `spec`: limits can be changed while it
-    /// lives, sizes and networks cannot.
+    /// Returns whether a sandbox of the default sizes can serve `spec`. Limits of a sandbox can be changed, its sizes
+    /// and its network cannot.
     pub(super) fn sizes_fit(&self, spec: &SandboxSpec) -> bool {
         !spec.host_network
             && (self.sandbox_size, self.tmp_size) == (spec.sandbox_size, spec.tmp_size)
     }
 }
 
-/// Bounds of the pool.
+/// Configuration of the pool.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
     /// The pool's treatment of used sandboxes.
@@ -143,20 +143,20 @@ pub struct PoolConfig {
     /// Sizes for images other than the runtimes' own. A sandbox of an image that is not listed is removed after its
     /// run.
     pub images: BTreeMap<Kind, PoolSize>,
-    /// Sandboxes of one runtime that are made ahead of time at once.
+    /// Highest number of concurrent creations ahead of time for one kind.
     pub refill_width: usize,
-    /// How long a used sandbox may wait that is one too many. Load comes and goes in bursts: without
-    /// this, sandboxes would be removed after each and made for the next.
+    /// How long a sandbox above the limit may stay idle. Load comes in bursts: without this time, sandboxes would be
+    /// removed after each burst and created for the next.
     pub linger: Duration,
-    /// How old a waiting sandbox may become.
+    /// Highest age of an idle sandbox.
     pub max_age: Duration,
-    /// How long one may wait before it is asked whether it is well.
+    /// How long a sandbox may be idle before its health is checked.
     pub check_after: Duration,
     /// The limits of idle sandboxes.
     pub sandbox: SandboxDefaults,
-    /// How long making a sandbox may take.
+    /// How long the creation of a sandbox may take.
     pub create_timeout: Duration,
-    /// The machine's processors, which decide how many sandboxes are made at once.
+    /// The machine's processors, which determine the number of concurrent creations.
     pub processors: Arc<dyn Processors>,
 }
 
@@ -182,7 +182,7 @@ impl Default for PoolConfig {
 }
 
 impl PoolConfig {
-    /// How many sandboxes of one kind wait.
+    /// Returns the limits for the idle sandboxes of one kind.
     #[must_use]
     pub fn size_of(&self, kind: &Kind) -> PoolSize {
         if kind.image.is_some() {
@@ -192,7 +192,7 @@ impl PoolConfig {
         self.sizes.get(&kind.runtime).copied().unwrap_or(self.size)
     }
 
-    /// Everything that sandboxes are kept ready of, or kept after their runs.
+    /// Returns the kinds of which sandboxes are created ahead of time or kept after their runs.
     pub(super) fn kinds(&self) -> Vec<Kind> {
         let runtimes = Runtime::ALL.into_iter().map(Kind::from);
         runtimes.chain(self.images.keys().cloned()).collect()

@@ -1,23 +1,24 @@
-//! How many clean sandboxes a runtime needs, by what is taken of late.
+//! Estimates how many clean sandboxes of a kind are needed, from those that were taken lately.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time constant of the decay: a sandbox that was taken this long ago counts a third.
+/// Time constant of the decay: a sandbox that was taken this long ago counts for about a third (1/e).
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// As many wait as are taken while one is made, times this: requests come in bursts.
+/// As many clean sandboxes are kept as are taken during one creation, times this factor, because requests come in
+/// bursts.
 const BURST: f64 = 3.0;
 
-/// The demand for one runtime's clean sandboxes.
+/// The demand for clean sandboxes of one kind.
 #[derive(Debug)]
 pub(super) struct Demand {
-    /// Per second, as of `updated`.
+    /// Sandboxes taken per second, as of `updated`.
     rate: f64,
     updated: Instant,
-    /// How long making one takes.
-    making: Duration,
+    /// Average duration of a creation.
+    create_time: Duration,
 }
 
 impl Default for Demand {
@@ -25,38 +26,38 @@ impl Default for Demand {
         Self {
             rate: 0.0,
             updated: Instant::now(),
-            making: Duration::ZERO,
+            create_time: Duration::ZERO,
         }
     }
 }
 
 impl Demand {
-    /// Notes that a sandbox was taken, or had to be made because none was idle.
-    pub(super) fn taken(&mut self) {
+    /// Notes that a sandbox was taken, or had to be created because none was idle.
+    pub(super) fn note_taken(&mut self) {
         self.rate = self.rate_now() + 1.0 / MEMORY.as_secs_f64();
         self.updated = Instant::now();
     }
 
-    /// Notes that a sandbox was made, and how long that took.
-    pub(super) fn made(&mut self, time: Duration) {
-        self.making = if self.making.is_zero() {
+    /// Notes that a sandbox was created, and how long that took.
+    pub(super) fn note_created(&mut self, time: Duration) {
+        self.create_time = if self.create_time.is_zero() {
             time
         } else {
-            (self.making * 3 + time) / 4
+            (self.create_time * 3 + time) / 4
         };
     }
 
-    /// Average duration of making one; zero while none is known.
-    pub(super) fn making(&self) -> Duration {
-        self.making
+    /// Returns the average duration of a creation; zero while none is known.
+    pub(super) fn create_time(&self) -> Duration {
+        self.create_time
     }
 
-    /// How many should wait, within `least` and `most`.
-    pub(super) fn clean(&self, least: usize, most: usize) -> usize {
-        let wanted = (self.rate_now() * self.making.as_secs_f64() * BURST).ceil();
+    /// Returns how many clean sandboxes should be idle, between `min` and `max`.
+    pub(super) fn target(&self, min: usize, max: usize) -> usize {
+        let wanted = (self.rate_now() * self.create_time.as_secs_f64() * BURST).ceil();
         // A float cast saturates, and the number is small.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        (wanted as usize).clamp(least, most.max(least))
+        (wanted as usize).clamp(min, max.max(min))
     }
 
     fn rate_now(&self) -> f64 {
@@ -72,23 +73,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_number_follows_the_rate_and_the_time_that_making_takes() {
         let mut demand = Demand::default();
-        assert_eq!(demand.clean(1, 8), 1);
-        demand.made(Duration::from_millis(500));
+        assert_eq!(demand.target(1, 8), 1);
+        demand.note_created(Duration::from_millis(500));
         for _ in 0..600 {
-            demand.taken();
+            demand.note_taken();
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         // Two a second, half a second each: one while one is made, three with bursts.
-        assert_eq!(demand.clean(1, 8), 3);
-        assert_eq!(demand.clean(1, 2), 2);
+        assert_eq!(demand.target(1, 8), 3);
+        assert_eq!(demand.target(1, 2), 2);
         for _ in 0..20 {
-            demand.made(Duration::from_secs(5));
+            demand.note_created(Duration::from_secs(5));
         }
-        assert_eq!(demand.clean(1, 8), 8);
+        assert_eq!(demand.target(1, 8), 8);
         tokio::time::sleep(Duration::from_secs(600)).await;
-        assert_eq!(demand.clean(1, 8), 1);
-        assert_eq!(demand.clean(0, 8), 1, "somebody came, not long ago");
+        assert_eq!(demand.target(1, 8), 1);
+        assert_eq!(demand.target(0, 8), 1, "a request came, not long ago");
         tokio::time::sleep(Duration::from_secs(36_000)).await;
-        assert_eq!(demand.clean(0, 8), 1);
+        assert_eq!(demand.target(0, 8), 1);
     }
 }

@@ -1,71 +1,42 @@
-//! A sandbox that the pool has handed out.
+//! The lease of a sandbox that the pool has handed out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
+use actix::prelude::*;
 use isol8_api::TenantId;
-use isol8_backend::{BackendError, Limits, Sandbox, SandboxSpec};
 
-use tokio::time::Instant;
-
-use super::Pool;
-use super::message::Release;
-use crate::run::SandboxHistory;
-use crate::supervisor::WeakSupervised;
-
-/// How long changing limits may take: a few writes to files of the kernel, or one engine call.
-const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A sandbox, and what is known about it.
-#[derive(Clone, Debug)]
-pub struct PooledSandbox {
-    /// The sandbox.
-    pub sandbox: Arc<dyn Sandbox>,
-    /// When it was made.
-    pub made: Instant,
-    /// The specification it was made for, with the limits that hold now.
-    pub spec: SandboxSpec,
-    /// Facts about its last run.
-    pub memory: SandboxHistory,
-}
-
-impl PooledSandbox {
-    /// Makes `limits` hold.
-    ///
-    /// # Errors
-    /// The old limits may hold in part, so the sandbox should go.
-    pub async fn set_limits(&mut self, limits: Limits) -> Result<(), BackendError> {
-        if self.spec.limits == limits {
-            return Ok(());
-        }
-        tokio::time::timeout(LIMITS_TIMEOUT, self.sandbox.set_limits(&limits))
-            .await
-            .map_err(|_| BackendError::Limits("no answer in time".to_owned()))??;
-        self.spec.limits = limits;
-        Ok(())
-    }
-}
+use crate::sandbox::PooledSandbox;
+use crate::supervisor::WeakRecipient;
 
 /// The pool's decision about a returned sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Used as its strategy says.
+    /// The sandbox is treated as the pool's strategy says.
     Return,
-    /// Destroyed, whatever its strategy.
+    /// The sandbox is destroyed, whatever the strategy.
     Discard,
-    /// Nothing: it has another owner.
+    /// The sandbox has another owner, and the pool forgets it.
     Taken,
 }
 
-/// A sandbox for one use. Dropping it gives the sandbox back.
+/// A lease has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Release {
+    pub(super) held: PooledSandbox,
+    pub(super) tenant: TenantId,
+    pub(super) fate: Fate,
+}
+
+/// The right to use a sandbox of the pool. Dropping the lease returns the sandbox.
 #[derive(Debug)]
 pub struct Lease {
     /// The sandbox.
     pub held: PooledSandbox,
     tenant: TenantId,
     fate: Fate,
-    pool: WeakSupervised<Pool>,
+    pool: WeakRecipient<Release>,
     counted: Arc<AtomicUsize>,
 }
 
@@ -74,7 +45,7 @@ impl Lease {
         held: PooledSandbox,
         tenant: TenantId,
         leased: &Arc<AtomicUsize>,
-        pool: WeakSupervised<Pool>,
+        pool: WeakRecipient<Release>,
     ) -> Self {
         leased.fetch_add(1, Ordering::AcqRel);
         Self {
@@ -86,12 +57,12 @@ impl Lease {
         }
     }
 
-    /// Returns a sandbox that must not be used again.
+    /// Returns the sandbox to be destroyed, because it must not be used again.
     pub fn discard(mut self) {
         self.fate = Fate::Discard;
     }
 
-    /// Makes the caller the sandbox's owner; the pool forgets it.
+    /// Makes the caller the owner of the sandbox. The pool forgets it.
     #[must_use]
     pub fn take(mut self) -> PooledSandbox {
         self.fate = Fate::Taken;

@@ -10,24 +10,24 @@ use isol8_backend::{BackendError, Sandbox, SandboxId, SandboxSpec};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::lease::Fate;
-use super::{Kind, Lease, Pool, PoolConfig, PooledSandbox};
+use super::config::{Kind, PoolConfig};
+use super::lease::Lease;
 use crate::error::ExecuteError;
-use crate::supervisor::{ATTEMPTS, Supervised};
+use crate::sandbox::PooledSandbox;
 
-/// Why there is no sandbox.
+/// The reason why a request gets no sandbox.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PoolError {
-    /// The pool gives out no more.
+    /// The pool is shutting down.
     #[error("pool is shutting down")]
     Closed,
-    /// The backend could not make one.
+    /// The backend could not create a sandbox.
     #[error(transparent)]
     Backend(Arc<BackendError>),
-    /// The backend took too long to make one.
+    /// The backend took longer than this to create a sandbox.
     #[error("sandbox was not created within {} s", .0.as_secs())]
     TimedOut(Duration),
-    /// A bug in the backend.
+    /// The backend panicked, which is a bug.
     #[error("creating a sandbox panicked")]
     Panicked,
 }
@@ -43,34 +43,9 @@ impl From<PoolError> for ExecuteError {
     }
 }
 
-/// Takes a sandbox for `tenant` out of the pool. Dropping the future gives up the request, and
-/// gives back a sandbox that was already on its way.
+/// Asks for a sandbox. Accepted in every state; a pool that is shutting down answers `Closed`.
 ///
-/// # Errors
-/// Any [`PoolError`].
-pub async fn acquire(
-    pool: &Supervised<Pool>,
-    tenant: TenantId,
-    spec: SandboxSpec,
-) -> Result<Lease, PoolError> {
-    for _ in 0..ATTEMPTS {
-        let (reply, answer) = oneshot::channel();
-        pool.do_send(Acquire {
-            tenant: tenant.clone(),
-            spec: spec.clone(),
-            reply,
-        });
-        // No answer at all: the pool panicked over this request or one before it, or is gone.
-        if let Ok(answer) = answer.await {
-            return answer;
-        }
-    }
-    Err(PoolError::Closed)
-}
-
-/// Hands out a sandbox. Legal in every state; a draining pool answers `Closed`.
-///
-/// The answer has a channel of its own, which tells the pool that the requester has gone.
+/// The answer has a channel of its own, by which the pool learns that the requester has gone.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Acquire {
@@ -86,28 +61,28 @@ impl Acquire {
     }
 }
 
-/// As [`Acquire`], where no waiting sandbox will do.
+/// As [`Acquire`], for a request that no idle sandbox can serve.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Create(pub(super) Acquire);
 
-/// The making of a sandbox has ended.
+/// The creation of a sandbox has ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Created {
     pub(super) made: Result<Arc<dyn Sandbox>, PoolError>,
     pub(super) spec: SandboxSpec,
-    /// Its order; none ahead of time.
-    pub(super) order: Option<u64>,
+    /// Id of the pending creation; `None` for a sandbox created ahead of time.
+    pub(super) pending: Option<u64>,
     pub(super) took: Duration,
 }
 
 /// The reset of a sandbox has ended.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct Cleaned {
-    pub(super) cleaned: Result<PooledSandbox, String>,
-    /// The sandbox as it was before.
+pub(super) struct ResetEnded {
+    pub(super) result: Result<PooledSandbox, String>,
+    /// The sandbox before the reset.
     pub(super) held: PooledSandbox,
     pub(super) owner: TenantId,
     pub(super) took: Duration,
@@ -118,17 +93,17 @@ pub(super) struct Cleaned {
 #[rtype(result = "()")]
 pub(super) struct Removed;
 
-/// Asks the pool to look again for idle sandboxes that have waited too long.
+/// Asks the pool to look again for sandboxes that have been idle for too long.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Kind);
 
-/// A sandbox that was handed out has begun to work, so the pool may make its replacement.
+/// The delay after a sandbox was handed out is over, so the pool may create its replacement.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Refill;
 
-/// Has the pool look again at the requests that wait.
+/// Asks the pool to check again which waiting requests need a new sandbox.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Supply;
@@ -138,21 +113,12 @@ pub(super) struct Supply;
 #[rtype(result = "()")]
 pub(super) struct HealthCheck;
 
-/// Asks the pool to try again to make sandboxes ahead.
+/// Asks the pool to try again to create sandboxes ahead of time.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Retry(pub(super) Kind);
 
-/// A lease has ended.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(super) struct Release {
-    pub(super) held: PooledSandbox,
-    pub(super) tenant: TenantId,
-    pub(super) fate: Fate,
-}
-
-/// A waiting sandbox is dead.
+/// An idle sandbox has died.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Died {
@@ -161,13 +127,14 @@ pub(super) struct Died {
     pub(super) reason: String,
 }
 
-/// Gives out no more sandboxes, destroys those that wait, and answers once every lease has ended
-/// and nothing is left.
+/// Refuses further requests, destroys the idle sandboxes, and answers once every lease has ended and no sandbox is
+/// left.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Shutdown;
 
-/// Replaces the bounds. Sandboxes that fit them no longer go, those in use once they come back.
+/// Replaces the configuration. Sandboxes that no longer fit it are destroyed: idle ones at once, leased ones when they
+/// are returned.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Configure(pub PoolConfig);
@@ -181,36 +148,36 @@ pub struct Observe;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolState {
-    /// By runtime; those that nothing happened to are left out.
+    /// State of the runtimes. Runtimes that the pool has not dealt with yet are left out.
     pub runtimes: BTreeMap<Runtime, SubPoolState>,
-    /// By image, of those that are no runtime's own; those that nothing happened to are left out.
+    /// State of the images that are not a runtime's own. Images that the pool has not dealt with yet are left out.
     pub images: BTreeMap<String, SubPoolState>,
-    /// Sandboxes handed out.
+    /// Number of leased sandboxes.
     pub leased: usize,
-    /// Sandboxes being destroyed.
+    /// Number of sandboxes being destroyed.
     pub destroying: usize,
-    /// Whether as many waited as should, once; what cannot be made does not count.
+    /// Whether as many sandboxes as configured have been idle once. Kinds that the backend cannot create do not count.
     pub was_full: bool,
-    /// Whether the pool gives out no more.
+    /// Whether the pool is shutting down.
     pub draining: bool,
 }
 
-/// The state that the pool reports for one runtime.
+/// The state that the pool reports for one runtime or image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubPoolState {
-    /// Never used sandboxes that wait.
+    /// Number of idle sandboxes that no client has used.
     pub clean: usize,
-    /// Used ones that were reset and wait for their tenant.
+    /// Number of used sandboxes that were reset and are idle for their tenant.
     pub used: usize,
-    /// Used ones being reset.
+    /// Number of used sandboxes being reset.
     pub cleaning: usize,
-    /// Being made, on demand or ahead of time.
+    /// Number of sandboxes being created, on demand or ahead of time.
     pub creating: usize,
-    /// Requests waiting for one.
+    /// Number of requests that wait for a sandbox.
     pub waiting: usize,
-    /// Failures in a row of making one ahead of time.
+    /// Number of failures in a row to create a sandbox ahead of time.
     pub failures: u32,
-    /// Whether the backend says that it cannot run this runtime.
+    /// Whether the backend cannot run this runtime or image.
     pub unavailable: bool,
 }

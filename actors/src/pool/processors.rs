@@ -1,4 +1,4 @@
-//! How many processors the machine has, and how many of them were idle of late.
+//! Measures how many processors the machine has, and how many of them were idle lately.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -7,21 +7,24 @@ use std::time::{Duration, Instant};
 /// The kernel counts idle time in hundredths of a second; over this time the error is a tenth of a processor.
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// The processors that sandboxes are made and run on.
+/// Idle processors below which the machine counts as busy.
+const BUSY_BELOW: f64 = 0.3;
+
+/// The processors on which sandboxes are created and run.
 pub trait Processors: fmt::Debug + Send + Sync {
-    /// Number of processors that this process may use, at least 1.
+    /// Returns the number of processors that this process may use, at least 1.
     fn count(&self) -> usize;
 
-    /// Number of processors that were idle, as an average over the last moments.
+    /// Returns the average number of idle processors in the last moments.
     fn idle(&self) -> f64;
 }
 
-/// Processors of which the same number is idle all the time.
+/// Processors of which a fixed number is idle.
 #[derive(Clone, Copy, Debug)]
 pub struct FixedProcessors {
-    /// Their number.
+    /// Number of processors.
     pub count: usize,
-    /// How many of them are idle.
+    /// Number of idle processors.
     pub idle: f64,
 }
 
@@ -46,7 +49,7 @@ pub struct HostProcessors {
 struct Sample {
     taken: Instant,
     idle_seconds: f64,
-    /// Idle processors between the sample before and this one.
+    /// Number of idle processors between the previous sample and this one.
     idle: f64,
 }
 
@@ -55,7 +58,7 @@ impl Processors for HostProcessors {
         std::thread::available_parallelism().map_or(1, usize::from)
     }
 
-    /// Takes a new sample where the last one is older than a tenth of a second. Without a sample before, or without
+    /// Takes a new sample if the last one is older than a tenth of a second. Without an earlier sample, or without
     /// `/proc`, all processors count as idle.
     fn idle(&self) -> f64 {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +86,12 @@ impl Processors for HostProcessors {
     }
 }
 
-/// The second number of `/proc/uptime`.
+/// Returns whether the machine is busy, so that further work slows down what runs.
+pub(super) fn is_busy(processors: &dyn Processors) -> bool {
+    processors.idle() < BUSY_BELOW
+}
+
+/// Returns the second number of `/proc/uptime`, the idle seconds of all processors together.
 fn idle_seconds(text: &str) -> Option<f64> {
     text.split_whitespace().nth(1)?.parse().ok()
 }

@@ -10,17 +10,17 @@ use tokio::time::Instant;
 
 use super::circulation::Circulation;
 use super::demand::Demand;
-use super::lease::PooledSandbox;
 use super::message::Acquire;
+use crate::sandbox::PooledSandbox;
 use crate::watch::DeathWatch;
 
 /// An idle sandbox of the pool.
 #[derive(Debug)]
 pub(super) struct IdleSandbox {
     pub(super) held: PooledSandbox,
-    /// When it was put there.
+    /// When the sandbox became idle.
     pub(super) since: Instant,
-    /// When it was last known to be well.
+    /// When the sandbox was last known to be healthy.
     pub(super) checked: Instant,
     /// Reports the sandbox's death while it is idle.
     pub(super) _watch: DeathWatch,
@@ -40,23 +40,23 @@ impl IdleSandbox {
     }
 }
 
-/// A request that no waiting sandbox could serve.
+/// A request that no idle sandbox could serve.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    /// Name of the request among those of the pool.
+    /// Number of the request, unique in the pool.
     pub(super) ticket: u64,
     pub(super) wanted: Acquire,
 }
 
-/// A sandbox that is being made for a request. If another sandbox serves the request before, this one serves
-/// the next request of its sizes.
+/// A sandbox that is being created for a request. If another sandbox serves the request earlier, this one serves the
+/// next request of its sizes.
 #[derive(Debug)]
 pub(super) struct PendingCreate {
     pub(super) id: u64,
-    /// Ticket of its request.
+    /// Ticket of the request.
     pub(super) ticket: u64,
     pub(super) sizes: Sizes,
-    pub(super) begun: Instant,
+    pub(super) started: Instant,
 }
 
 /// The properties that cannot be changed while a sandbox lives: the sizes of `/sandbox` and `/tmp`, and whether it uses
@@ -67,32 +67,32 @@ pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
     (spec.sandbox_size, spec.tmp_size, spec.host_network)
 }
 
-/// The part of the pool that is of one kind.
+/// The idle sandboxes and the waiting requests of one kind.
 #[derive(Debug, Default)]
 pub(super) struct SubPool {
     /// Idle sandboxes that no client has used.
-    pub(super) fresh: VecDeque<IdleSandbox>,
-    /// Used before and reset, each for its tenant alone; the one that waits longest is first.
-    pub(super) used: VecDeque<(TenantId, IdleSandbox)>,
-    /// Requests that no waiting sandbox could serve, in order of arrival.
+    pub(super) clean: VecDeque<IdleSandbox>,
+    /// Idle sandboxes that were used and reset, each for its tenant only. The longest idle is first.
+    pub(super) dirty: VecDeque<(TenantId, IdleSandbox)>,
+    /// Requests that no idle sandbox could serve, in order of arrival.
     pub(super) waiters: VecDeque<Waiter>,
-    /// Sandboxes being made for requests.
-    pub(super) orders: Vec<PendingCreate>,
-    /// Sandboxes being made ahead of time.
+    /// Sandboxes being created for requests.
+    pub(super) pending_creates: Vec<PendingCreate>,
+    /// Number of sandboxes being created ahead of time.
     pub(super) refilling: usize,
-    /// When the last one ahead of time was begun.
+    /// When the last creation ahead of time was started.
     pub(super) refilled: Option<Instant>,
-    /// Used sandboxes that come back.
+    /// Used sandboxes that are leased or being reset.
     pub(super) circulation: Circulation,
-    /// Failures in a row of making one ahead of time.
+    /// Number of failures in a row to create a sandbox ahead of time.
     pub(super) failures: u32,
-    /// Nothing is made ahead of time for now.
+    /// Set while no sandbox is created ahead of time, after a failure.
     pub(super) backing_off: bool,
-    /// For never used ones.
+    /// Demand for clean sandboxes.
     pub(super) demand: Demand,
-    /// A look at those that are too many is due.
-    pub(super) evicting: bool,
-    /// The backend cannot run this runtime; nothing is made ahead of time until it could.
+    /// An `Evict` message is under way.
+    pub(super) eviction_is_scheduled: bool,
+    /// Set if the backend cannot run this kind. No sandbox is created ahead of time until a creation has succeeded.
     pub(super) unavailable: bool,
 }
 
@@ -102,86 +102,86 @@ impl SubPool {
     ///   interpreter is ready, because its pages are most likely in the caches, else the one that has waited longest;
     /// - for runtimes whose interpreters boot slowly, an unused one whose interpreter is ready comes before a used one
     ///   without;
-    /// - an unused one, unless `spares_fresh` is set.
+    /// - an unused one, unless `spares_clean` is set.
     ///
-    /// Dead sandboxes are left to their watch.
+    /// Dead sandboxes are skipped; their watch removes them.
     pub(super) fn pick(
         &mut self,
         tenant: &TenantId,
         boots_slowly: bool,
-        spares_fresh: bool,
+        spares_clean: bool,
     ) -> Option<PooledSandbox> {
-        let is_own = |(owner, warm): &(TenantId, IdleSandbox)| owner == tenant && warm.is_alive();
+        let is_own = |(owner, idle): &(TenantId, IdleSandbox)| owner == tenant && idle.is_alive();
         let is_ready = |one: &(TenantId, IdleSandbox)| is_own(one) && one.1.is_prepared();
         let any_used =
-            !boots_slowly || spares_fresh || !self.fresh.iter().any(IdleSandbox::is_ready);
-        let ready = self.used.iter().rposition(is_ready);
-        let oldest = || self.used.iter().position(is_own).filter(|_| any_used);
+            !boots_slowly || spares_clean || !self.clean.iter().any(IdleSandbox::is_ready);
+        let ready = self.dirty.iter().rposition(is_ready);
+        let oldest = || self.dirty.iter().position(is_own).filter(|_| any_used);
         if let Some(at) = ready.or_else(oldest) {
-            return self.used.remove(at).map(|(_, warm)| warm.held);
+            return self.dirty.remove(at).map(|(_, idle)| idle.held);
         }
-        if spares_fresh {
+        if spares_clean {
             return None;
         }
-        self.pick_fresh()
+        self.pick_clean()
     }
 
-    /// A living sandbox that no tenant has used; one whose interpreter is there comes first.
-    pub(super) fn pick_fresh(&mut self) -> Option<PooledSandbox> {
-        self.demand.taken();
-        let ready = self.fresh.iter().position(IdleSandbox::is_ready);
-        let at = ready.or_else(|| self.fresh.iter().position(IdleSandbox::is_alive))?;
-        self.fresh.remove(at).map(|warm| warm.held)
+    /// Takes a living sandbox that no tenant has used, preferably one whose interpreter is ready.
+    pub(super) fn pick_clean(&mut self) -> Option<PooledSandbox> {
+        self.demand.note_taken();
+        let ready = self.clean.iter().position(IdleSandbox::is_ready);
+        let at = ready.or_else(|| self.clean.iter().position(IdleSandbox::is_alive))?;
+        self.clean.remove(at).map(|idle| idle.held)
     }
 
-    /// Takes out one sandbox by its name.
+    /// Takes out one sandbox by its id.
     pub(super) fn remove(&mut self, id: &SandboxId) -> Option<PooledSandbox> {
-        let is_it = |warm: &IdleSandbox| warm.held.sandbox.id() == id;
-        if let Some(at) = self.fresh.iter().position(is_it) {
-            return self.fresh.remove(at).map(|warm| warm.held);
+        let is_it = |idle: &IdleSandbox| idle.held.sandbox.id() == id;
+        if let Some(at) = self.clean.iter().position(is_it) {
+            return self.clean.remove(at).map(|idle| idle.held);
         }
-        let at = self.used.iter().position(|(_, warm)| is_it(warm))?;
-        self.used.remove(at).map(|(_, warm)| warm.held)
+        let at = self.dirty.iter().position(|(_, idle)| is_it(idle))?;
+        self.dirty.remove(at).map(|(_, idle)| idle.held)
     }
 
-    /// The sandbox that waits longest, of the used ones if there is any; `clean` of the fresh ones
-    /// are not looked at.
+    /// Returns the sandbox to evict first: the longest idle dirty one, or else the longest idle clean one if there are
+    /// more than `clean` of them.
     pub(super) fn oldest(&self, clean: usize) -> Option<&IdleSandbox> {
-        let fresh = (self.fresh.len() > clean).then(|| self.fresh.front());
-        let used = self.used.front().map(|(_, warm)| warm);
+        let fresh = (self.clean.len() > clean).then(|| self.clean.front());
+        let used = self.dirty.front().map(|(_, idle)| idle);
         used.or(fresh.flatten())
     }
 
-    /// Takes that one out.
+    /// Takes out the sandbox that [`Self::oldest`] returns.
     pub(super) fn remove_oldest(&mut self, clean: usize) -> Option<PooledSandbox> {
         let id = self.oldest(clean)?.held.sandbox.id().clone();
         self.remove(&id)
     }
 
-    /// How many there are beside `clean` fresh ones.
-    pub(super) fn beside(&self, clean: usize) -> usize {
-        self.used.len() + self.circulation.resets() + self.fresh.len().saturating_sub(clean)
+    /// Returns the number of dirty sandboxes, resets included, and of clean sandboxes beyond `clean`.
+    pub(super) fn excess(&self, clean: usize) -> usize {
+        self.dirty.len() + self.circulation.resets() + self.clean.len().saturating_sub(clean)
     }
 
-    /// Those that were not known to be well for this long, which are taken to be from now on.
+    /// Returns the idle sandboxes whose health was not checked for this long, and counts them as checked now.
     pub(super) fn due_for_check(&mut self, after: Duration) -> Vec<PooledSandbox> {
-        let used = self.used.iter_mut().map(|(_, warm)| warm);
-        let warm = self.fresh.iter_mut().chain(used);
-        let due = warm.filter(|warm| warm.checked.elapsed() >= after);
-        due.map(|warm| {
-            warm.checked = Instant::now();
-            warm.held.clone()
+        let used = self.dirty.iter_mut().map(|(_, idle)| idle);
+        let idle = self.clean.iter_mut().chain(used);
+        let due = idle.filter(|idle| idle.checked.elapsed() >= after);
+        due.map(|idle| {
+            idle.checked = Instant::now();
+            idle.held.clone()
         })
         .collect()
     }
 
-    /// Takes out the sandboxes of which this is so.
+    /// Takes out the sandboxes for which `unwanted` returns true.
     pub(super) fn take_out(
         &mut self,
         unwanted: impl Fn(&PooledSandbox) -> bool,
     ) -> Vec<PooledSandbox> {
-        let used = self.used.iter().map(|(_, warm)| warm);
-        let held = self.fresh.iter().chain(used).map(|warm| &warm.held);
+        let used = self.dirty.iter().map(|(_, idle)| idle);
+        let held = self.clean.iter().chain(used).map(|idle| &idle.held);
         let ids: Vec<_> = held
             .filter(|held| unwanted(held))
             .map(|held| held.sandbox.id().clone())
@@ -189,35 +189,36 @@ impl SubPool {
         ids.iter().filter_map(|id| self.remove(id)).collect()
     }
 
-    /// Whether nothing waits here, nor is on its way.
+    /// Returns whether there is no sandbox, no creation and no request.
     pub(super) fn is_idle(&self) -> bool {
-        let waits = self.fresh.len() + self.used.len() + self.waiters.len();
+        let waits = self.clean.len() + self.dirty.len() + self.waiters.len();
         waits + self.under_way() == 0
     }
 
-    /// Number of sandboxes being made or reset.
+    /// Returns the number of sandboxes being created or reset.
     pub(super) fn under_way(&self) -> usize {
-        self.orders.len() + self.refilling + self.circulation.resets()
+        self.pending_creates.len() + self.refilling + self.circulation.resets()
     }
 
-    /// Whether one was made ahead of time within so many times the time that making one takes.
+    /// Returns whether a creation ahead of time was started less than `makings` usual creation times ago.
     pub(super) fn was_refilled_within(&self, makings: u32) -> bool {
-        let pause = self.demand.making() * makings;
-        self.refilled.is_some_and(|begun| begun.elapsed() < pause)
+        let pause = self.demand.create_time() * makings;
+        self.refilled
+            .is_some_and(|started| started.elapsed() < pause)
     }
 
     /// Takes out all sandboxes.
     pub(super) fn clear(&mut self) -> Vec<PooledSandbox> {
-        let used = self.used.drain(..).map(|(_, warm)| warm);
-        self.fresh
+        let used = self.dirty.drain(..).map(|(_, idle)| idle);
+        self.clean
             .drain(..)
             .chain(used)
-            .map(|warm| warm.held)
+            .map(|idle| idle.held)
             .collect()
     }
 
-    /// The request that a sandbox should go to: the one it was made for, else the first that it
-    /// fits. `owner` is whose it was before.
+    /// Takes out the request that a sandbox should serve: the request of `ticket`, for which the sandbox was created,
+    /// or else the first request that it fits. A used sandbox fits only requests of its tenant, the `owner`.
     pub(super) fn waiter_for(
         &mut self,
         held: &PooledSandbox,
@@ -240,10 +241,13 @@ impl SubPool {
         self.waiters.remove(at).map(|waiter| waiter.wanted)
     }
 
-    /// Ends an order, with success or not; the answer is the ticket of its request.
-    pub(super) fn close_order(&mut self, id: u64) -> Option<u64> {
-        let at = self.orders.iter().position(|order| order.id == id)?;
-        Some(self.orders.swap_remove(at).ticket)
+    /// Removes a pending creation that has ended, with success or not, and returns the ticket of its request.
+    pub(super) fn finish_create(&mut self, id: u64) -> Option<u64> {
+        let at = self
+            .pending_creates
+            .iter()
+            .position(|pending| pending.id == id)?;
+        Some(self.pending_creates.swap_remove(at).ticket)
     }
 
     /// Forgets requests whose callers have gone.

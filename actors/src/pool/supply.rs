@@ -1,9 +1,9 @@
-//! Decides which waiting requests have a sandbox made for them.
+//! Decides for which waiting requests new sandboxes are created.
 //!
-//! Making a sandbox costs several times as much processor time as resetting a used one. So a request waits for a
-//! used sandbox of its tenant if that is sooner: if the reset of one ends before a new one would be made, and on a
-//! busy machine as long as enough of the tenant's sandboxes go round, because making another one would only slow
-//! down the resets. How many are made at once depends on what the machine has left.
+//! Creating a sandbox costs several times as much processor time as resetting a used one. So a request waits for a used
+//! sandbox of its tenant in two cases. The first is that a reset is expected to end sooner than a creation would. The
+//! second is a busy machine on which enough sandboxes of the tenant are in circulation: another creation would only
+//! slow down their resets. The number of concurrent creations depends on the idle processors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,50 +13,48 @@ use isol8_backend::SandboxSpec;
 use tokio::time::Instant;
 
 use super::message::{Acquire, Supply};
+use super::processors::is_busy;
 use super::sub_pool::{PendingCreate, Sizes, SubPool, Waiter, sizes};
-use super::{Kind, Pool, Processors, Strategy};
+use super::{Kind, Pool, Strategy};
 
-/// Pause between two looks at the requests that wait; other events bring further looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Pause between two checks of the waiting requests. Other events cause further checks.
+const SUPPLY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Idle processors below which the machine counts as busy.
-const BUSY_BELOW: f64 = 0.3;
+/// Highest number of concurrent creations for each processor of a machine that is not busy. A busy machine creates half
+/// as many.
+const CREATES_PER_PROCESSOR: usize = 2;
 
-/// Sandboxes that may be made for requests at once, for each processor of a machine that is not busy; on a busy
-/// one it is half as many.
-const MADE_PER_PROCESSOR: usize = 2;
-
-/// A sandbox whose making takes this many times as long as usual is not counted on any longer.
+/// A creation that takes this many times as long as usual is overdue, and is not counted on any longer.
 const OVERDUE_FACTOR: u32 = 4;
 
-/// Sandboxes of a tenant, for each processor, that can keep a machine busy: while one runs, another is reset.
-const ENOUGH_PER_PROCESSOR: usize = 2;
+/// Sandboxes of one tenant that keep one processor busy: while one runs, another is reset.
+const SATURATING_PER_PROCESSOR: usize = 2;
 
-/// Shortest time after which the making of a sandbox is overdue.
-const LEAST_OVERDUE: Duration = Duration::from_secs(1);
+/// Shortest time after which a creation is overdue.
+const MIN_OVERDUE: Duration = Duration::from_secs(1);
 
 /// Facts that decide whether a request is served by a used sandbox.
-struct Outlook<'a> {
+struct SupplyPlan<'a> {
     sub_pool: &'a SubPool,
     busy: bool,
     /// Sandboxes of one tenant that can keep the machine busy.
-    enough: usize,
-    /// Young orders by the ticket of their request.
+    saturating: usize,
+    /// Tickets of the requests that have a pending creation which is not overdue.
     tickets: BTreeSet<u64>,
-    /// Sizes of young orders whose requests were served by other sandboxes.
+    /// Sizes of pending creations that are not overdue and whose requests were served by other sandboxes.
     open: Vec<Sizes>,
-    /// Requests of each tenant that count on its used sandboxes.
+    /// Number of requests of each tenant that count on its used sandboxes.
     counting: BTreeMap<&'a TenantId, usize>,
 }
 
 impl Pool {
-    /// Has sandboxes made for requests that wait and that nothing else will serve.
+    /// Starts creations for the waiting requests that no other sandbox will serve.
     pub(super) fn supply(&mut self) {
-        if self.own.draining.is_some() {
+        if self.state.draining.is_some() {
             return;
         }
         let mut kinds = Vec::new();
-        for (kind, sub_pool) in &mut self.own.sub_pools {
+        for (kind, sub_pool) in &mut self.state.sub_pools {
             sub_pool.forget_gone();
             if !sub_pool.waiters.is_empty() {
                 kinds.push(kind.clone());
@@ -65,55 +63,56 @@ impl Pool {
         if kinds.is_empty() {
             return;
         }
-        let busy = is_busy(&*self.own.config.processors);
+        let busy = is_busy(&*self.state.config.processors);
         let mut room = self.room(busy);
         for kind in kinds {
             for (ticket, spec) in self.unserved(&kind, busy) {
-                if !self.give_fresh(ticket, &spec) && room > 0 {
+                if !self.give_clean(ticket, &spec) && room > 0 {
                     room -= 1;
-                    self.order(ticket, spec);
+                    self.create_for(ticket, spec);
                 }
             }
         }
-        if !std::mem::replace(&mut self.own.looks_again, true) {
-            self.later(LOOK_AGAIN, Supply);
+        if !std::mem::replace(&mut self.state.supply_is_scheduled, true) {
+            self.later(SUPPLY_INTERVAL, Supply);
         }
     }
 
-    /// How many more sandboxes may be made at once. Those that are overdue do not count: they may hang.
+    /// Returns how many more creations may be started. Overdue creations do not count, because they may hang.
     fn room(&self, busy: bool) -> usize {
-        let processors = self.own.config.processors.count().max(1);
-        let most = match busy {
+        let processors = self.state.config.processors.count().max(1);
+        let max = match busy {
             true => processors,
-            false => processors * MADE_PER_PROCESSOR,
+            false => processors * CREATES_PER_PROCESSOR,
         };
-        let sub_pools = self.own.sub_pools.values();
-        let made = sub_pools.map(|sub_pool| sub_pool.refilling + young_orders(sub_pool).count());
-        most.saturating_sub(made.sum())
+        let sub_pools = self.state.sub_pools.values();
+        let creating =
+            sub_pools.map(|sub_pool| sub_pool.refilling + recent_creates(sub_pool).count());
+        max.saturating_sub(creating.sum())
     }
 
-    /// Whether a tenant's requests should wait for its used sandboxes: the machine is busy, and enough of them go
-    /// round to keep it so. Fresh ones are left to tenants that have none, because each that is taken has to be
-    /// made again.
+    /// Returns whether a tenant's requests should wait for its used sandboxes: the machine is busy, and enough of them
+    /// are in circulation to keep it busy. Clean sandboxes are left to tenants that have none, because each one that is
+    /// taken has to be replaced.
     pub(super) fn waits_for_used(&self, spec: &SandboxSpec, tenant: &TenantId) -> bool {
-        let processors = &*self.own.config.processors;
-        let Some(sub_pool) = self.own.sub_pools.get(&Kind::of(spec)) else {
+        let processors = &*self.state.config.processors;
+        let Some(sub_pool) = self.state.sub_pools.get(&Kind::of(spec)) else {
             return false;
         };
         let circulation = &sub_pool.circulation;
-        circulation.count(tenant) >= enough(processors.count())
+        circulation.count(tenant) >= saturating_count(processors.count())
             && is_busy(processors)
             && self.may_reuse(spec)
-            && circulation.goes_round(tenant, sub_pool.demand.making())
+            && circulation.is_circulating(tenant, sub_pool.demand.create_time())
     }
 
-    /// Hands a fresh sandbox that waits to the request of a ticket, if there is one.
-    fn give_fresh(&mut self, ticket: u64, spec: &SandboxSpec) -> bool {
-        if !self.own.config.sandbox.sizes_fit(spec) {
+    /// Hands an idle clean sandbox to the request of a ticket. Returns whether there was one.
+    fn give_clean(&mut self, ticket: u64, spec: &SandboxSpec) -> bool {
+        if !self.state.config.sandbox.sizes_fit(spec) {
             return false;
         }
         let sub_pool = self.sub_pool(&Kind::of(spec));
-        let Some(held) = sub_pool.pick_fresh() else {
+        let Some(held) = sub_pool.pick_clean() else {
             return false;
         };
         match sub_pool.take_waiter(ticket) {
@@ -123,70 +122,74 @@ impl Pool {
         true
     }
 
-    /// The requests of one kind that need a sandbox made for them. Requests of tenants that have no sandbox here
+    /// Returns the requests of one kind that need a new sandbox. Requests of tenants that have no sandbox of this kind
     /// come first.
     fn unserved(&self, kind: &Kind, busy: bool) -> Vec<(u64, SandboxSpec)> {
-        let Some(sub_pool) = self.own.sub_pools.get(kind) else {
+        let Some(sub_pool) = self.state.sub_pools.get(kind) else {
             return Vec::new();
         };
-        let mut outlook = Outlook::new(sub_pool, busy, self.own.config.processors.count());
+        let mut plan = SupplyPlan::new(sub_pool, busy, self.state.config.processors.count());
         let unserved = sub_pool.waiters.iter().filter(|waiter| {
             let may_reuse = self.may_reuse(&waiter.wanted.spec);
-            !outlook.is_served(waiter, may_reuse)
+            !plan.is_served(waiter, may_reuse)
         });
         let mut unserved: Vec<_> = unserved.collect();
         unserved.sort_by_key(|waiter| sub_pool.circulation.count(&waiter.wanted.tenant) > 0);
-        // If every creation hangs, a few more are tried, but not without end.
-        let most = sub_pool.waiters.len() + self.own.config.refill_width;
-        let room = most.saturating_sub(sub_pool.orders.len());
+        // If every creation hangs, a limited number of further creations is tried.
+        let max = sub_pool.waiters.len() + self.state.config.refill_width;
+        let room = max.saturating_sub(sub_pool.pending_creates.len());
         let chosen = unserved.into_iter().take(room);
         chosen
             .map(|waiter| (waiter.ticket, waiter.wanted.spec.clone()))
             .collect()
     }
 
-    /// Whether a sandbox that was used by the same tenant may serve such a request.
+    /// Returns whether a sandbox that the same tenant has used may serve such a request.
     pub(super) fn may_reuse(&self, spec: &SandboxSpec) -> bool {
-        let config = &self.own.config;
+        let config = &self.state.config;
         config.strategy == Strategy::Fast
             && config.size_of(&Kind::of(spec)).dirty > 0
             && config.sandbox.sizes_fit(spec)
     }
 
-    /// Begins to make a sandbox for the request of a ticket.
-    fn order(&mut self, ticket: u64, spec: SandboxSpec) {
+    /// Starts to create a sandbox for the request of a ticket.
+    fn create_for(&mut self, ticket: u64, spec: SandboxSpec) {
         let id = self.next_number();
-        let order = PendingCreate {
+        let pending = PendingCreate {
             id,
             ticket,
             sizes: sizes(&spec),
-            begun: Instant::now(),
+            started: Instant::now(),
         };
-        self.sub_pool(&Kind::of(&spec)).orders.push(order);
+        self.sub_pool(&Kind::of(&spec))
+            .pending_creates
+            .push(pending);
         self.create(spec, Some(id));
     }
 }
 
-impl<'a> Outlook<'a> {
+impl<'a> SupplyPlan<'a> {
     fn new(sub_pool: &'a SubPool, busy: bool, processors: usize) -> Self {
         let waiting: BTreeSet<u64> = sub_pool
             .waiters
             .iter()
             .map(|waiter| waiter.ticket)
             .collect();
-        let open = young_orders(sub_pool).filter(|order| !waiting.contains(&order.ticket));
+        let open = recent_creates(sub_pool).filter(|pending| !waiting.contains(&pending.ticket));
         Self {
             sub_pool,
             busy,
-            enough: enough(processors),
-            tickets: young_orders(sub_pool).map(|order| order.ticket).collect(),
-            open: open.map(|order| order.sizes).collect(),
+            saturating: saturating_count(processors),
+            tickets: recent_creates(sub_pool)
+                .map(|pending| pending.ticket)
+                .collect(),
+            open: open.map(|pending| pending.sizes).collect(),
             counting: BTreeMap::new(),
         }
     }
 
-    /// Whether a sandbox that exists, or is being made, will serve the request; the requests before it were
-    /// looked at already.
+    /// Returns whether a sandbox that exists, or is being created, will serve the request. Must be called for the
+    /// requests in their order.
     fn is_served(&mut self, waiter: &'a Waiter, may_reuse: bool) -> bool {
         if self.tickets.contains(&waiter.ticket) {
             return true;
@@ -197,35 +200,30 @@ impl<'a> Outlook<'a> {
             return true;
         }
         let ahead = self.counting.get(tenant).copied().unwrap_or_default();
-        let making = self.sub_pool.demand.making();
+        let making = self.sub_pool.demand.create_time();
         let circulation = &self.sub_pool.circulation;
         let counts_on_used = may_reuse
-            && (circulation.is_sooner(tenant, ahead, making)
-                || self.is_machine_full(tenant) && circulation.goes_round(tenant, making));
+            && (circulation.reset_is_sooner(tenant, ahead, making)
+                || self.is_machine_full(tenant) && circulation.is_circulating(tenant, making));
         self.counting
             .insert(tenant, ahead + usize::from(counts_on_used));
         counts_on_used
     }
 
-    /// Whether more sandboxes of a tenant would only slow down those that it has.
+    /// Returns whether more sandboxes of a tenant would only slow down those that it has.
     fn is_machine_full(&self, tenant: &TenantId) -> bool {
-        self.busy && self.sub_pool.circulation.count(tenant) >= self.enough
+        self.busy && self.sub_pool.circulation.count(tenant) >= self.saturating
     }
 }
 
-/// Sandboxes of one tenant that can keep so many processors busy.
-fn enough(processors: usize) -> usize {
-    processors.max(1) * ENOUGH_PER_PROCESSOR
+/// Returns the number of sandboxes of one tenant that can keep this many processors busy.
+fn saturating_count(processors: usize) -> usize {
+    processors.max(1) * SATURATING_PER_PROCESSOR
 }
 
-/// Whether no processor has time left.
-pub(super) fn is_busy(processors: &dyn Processors) -> bool {
-    processors.idle() < BUSY_BELOW
-}
-
-/// The sandboxes being made for requests that are not overdue.
-fn young_orders(sub_pool: &SubPool) -> impl Iterator<Item = &PendingCreate> {
-    let overdue = LEAST_OVERDUE.max(sub_pool.demand.making() * OVERDUE_FACTOR);
-    let orders = sub_pool.orders.iter();
-    orders.filter(move |order| order.begun.elapsed() < overdue)
+/// Returns the pending creations that are not overdue.
+fn recent_creates(sub_pool: &SubPool) -> impl Iterator<Item = &PendingCreate> {
+    let overdue = MIN_OVERDUE.max(sub_pool.demand.create_time() * OVERDUE_FACTOR);
+    let pending_creates = sub_pool.pending_creates.iter();
+    pending_creates.filter(move |pending| pending.started.elapsed() < overdue)
 }

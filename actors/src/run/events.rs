@@ -1,8 +1,8 @@
-//! The events of a run, on their way to the client that follows it.
+//! The queue of events between a run and the client that follows it.
 //!
-//! While the program runs, few events wait here, and the program waits with them: a slow client slows its run down
-//! and costs no memory. A program that has ended by its own timeout is not to wait for its client any more, because
-//! it holds a sandbox and a turn: what it left in its pipes waits here instead, and that is bounded too.
+//! While the program runs, few events are queued, and the program waits for room: a slow client slows its run down and
+//! costs no memory. After its timeout a run no longer waits for its client, because it occupies a sandbox and a turn.
+//! The rest of its output is queued instead, up to [`MAX_LEFT_BYTES`].
 
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::ExecuteError;
 
-/// Events between a run and its client. Together with an event's size it bounds what a slow client
-/// costs; a fast one finds more than one at a time.
-const EVENTS_UNDER_WAY: usize = 16;
+/// Highest number of queued events while the program runs. Together with an event's size it bounds the memory of a slow
+/// client. The number is larger than 1 so that a fast client can take several events at a time.
+const MAX_QUEUED_EVENTS: usize = 16;
 
-/// Bytes that wait for a client after the end of its run: more than the windows of the sandbox's connection and the
-/// program's pipes hold.
-pub(super) const MOST_LEFT: usize = 1 << 20;
+/// Highest number of bytes that are queued for a client after the end of its run: more than the windows of the
+/// sandbox's connection and the program's pipes hold.
+pub(super) const MAX_LEFT_BYTES: usize = 1 << 20;
 
-/// Bytes that an event costs beside its text.
+/// Bytes that a queued event takes in addition to its text.
 const EVENT_OVERHEAD: usize = 256;
 
-/// Bytes that an event costs while it waits.
+/// Returns the bytes that a queued event takes.
 pub(super) fn cost(event: &StreamEvent) -> usize {
     event.data.len() + EVENT_OVERHEAD
 }
@@ -34,7 +34,7 @@ pub(super) fn cost(event: &StreamEvent) -> usize {
 pub(crate) struct EventSender {
     events: UnboundedSender<Queued>,
     room: Arc<Semaphore>,
-    /// In bytes.
+    /// Room for events after the run's end, in bytes.
     room_after_end: Arc<Semaphore>,
 }
 
@@ -45,21 +45,21 @@ pub(crate) struct EventReceiver {
     room: Arc<Semaphore>,
 }
 
-/// An event, and the room that it takes until it is taken itself.
+/// A queued event, with the permit for its room.
 #[derive(Debug)]
 struct Queued {
     event: StreamEvent,
     _room: OwnedSemaphorePermit,
 }
 
-/// Both ends.
+/// Returns both ends of a queue.
 pub(crate) fn channel() -> (EventSender, EventReceiver) {
     let (sender, events) = unbounded_channel();
-    let room = Arc::new(Semaphore::new(EVENTS_UNDER_WAY));
+    let room = Arc::new(Semaphore::new(MAX_QUEUED_EVENTS));
     let sender = EventSender {
         events: sender,
         room: Arc::clone(&room),
-        room_after_end: Arc::new(Semaphore::new(MOST_LEFT)),
+        room_after_end: Arc::new(Semaphore::new(MAX_LEFT_BYTES)),
     };
     (sender, EventReceiver { events, room })
 }
@@ -77,7 +77,7 @@ impl EventSender {
         let room = Arc::clone(&self.room).acquire_owned();
         match timeout_at(deadline, room).await {
             Ok(Ok(room)) => self.put(event, room).map(Ok),
-            // The client is gone.
+            // The client has gone.
             Ok(Err(_)) => Err(ExecuteError::Cancelled),
             Err(_) => Ok(Err(event)),
         }
@@ -86,7 +86,7 @@ impl EventSender {
     /// Sends an event of a run that has ended, without waiting for its client.
     ///
     /// # Errors
-    /// [`ExecuteError::Cancelled`] where more waits for the client than is kept for it.
+    /// [`ExecuteError::Cancelled`] if more is queued for the client than [`MAX_LEFT_BYTES`].
     pub(super) fn send_after_end(&self, event: StreamEvent) -> Result<(), ExecuteError> {
         let bytes = u32::try_from(cost(&event)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room_after_end).try_acquire_many_owned(bytes);
@@ -102,12 +102,12 @@ impl EventSender {
 }
 
 impl EventReceiver {
-    /// The next event; `None` where no run can send one any more.
+    /// Returns the next event; `None` if all senders are gone.
     pub(crate) async fn recv(&mut self) -> Option<StreamEvent> {
         self.events.recv().await.map(|queued| queued.event)
     }
 
-    /// The next event, where one waits.
+    /// Returns the next event, if one is queued.
     pub(crate) fn try_recv(&mut self) -> Option<StreamEvent> {
         self.events.try_recv().ok().map(|queued| queued.event)
     }
@@ -147,7 +147,7 @@ mod tests {
         {
             sent += 1;
         }
-        assert_eq!(sent, EVENTS_UNDER_WAY);
+        assert_eq!(sent, MAX_QUEUED_EVENTS);
         assert_eq!(receiver.recv().await.unwrap().data, "0");
         let again = sender.send(event("last".to_owned()), soon()).await;
         assert_eq!(again, Ok(Ok(())));
@@ -162,7 +162,10 @@ mod tests {
         while sender.send_after_end(event("x".repeat(16 << 10))).is_ok() {
             kept += 16 << 10;
         }
-        assert!((MOST_LEFT * 9 / 10..=MOST_LEFT).contains(&kept), "{kept}");
+        assert!(
+            (MAX_LEFT_BYTES * 9 / 10..=MAX_LEFT_BYTES).contains(&kept),
+            "{kept}"
+        );
         assert_eq!(receiver.try_recv().unwrap().data, "first");
         assert_eq!(receiver.try_recv().unwrap().data.len(), 16 << 10);
     }
@@ -170,7 +173,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_is_gone_is_waited_for_no_longer() {
         let (sender, receiver) = channel();
-        for _ in 0..EVENTS_UNDER_WAY {
+        for _ in 0..MAX_QUEUED_EVENTS {
             assert_eq!(sender.send(event(String::new()), soon()).await, Ok(Ok(())));
         }
         drop(receiver);

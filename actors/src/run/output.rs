@@ -1,4 +1,4 @@
-//! The way of a run's output into a result or to the client that follows the run.
+//! Passes a run's output into the result or to the client that follows the run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use super::secrets::Secrets;
 use super::text::Text;
 use crate::error::ExecuteError;
 
-/// Last line of standard error of a run whose time was over.
+/// Last line of standard error of a run that timed out.
 const TIMED_OUT: &str = "--- EXECUTION TIMED OUT ---";
 
-/// How long a client may take no output at all. The run occupies its sandbox meanwhile.
+/// How long a client may take no output before its run is cancelled. The run occupies its sandbox meanwhile.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
-/// Most text of one event, in bytes. A server has a few of them under way for each client.
+/// Highest number of bytes of text in one event. A server has a few events queued for each client.
 const EVENT_SIZE: usize = 16 * 1024;
 
-/// Most bytes of an event in base64, which are as long as an event may be then.
+/// Highest number of bytes in one event that is encoded as base64: their encoding is as long as [`EVENT_SIZE`].
 const MAX_EVENT_BYTES: usize = EVENT_SIZE / 4 * 3;
 
 /// The destination of text.
 #[derive(Debug)]
 pub(super) enum Sink {
-    /// Into a result.
-    Result(Written),
-    /// To a client.
+    /// The result.
+    Result(CapturedOutput),
+    /// A client that follows the run.
     Stream(Follower),
 }
 
@@ -37,29 +37,29 @@ pub(super) enum Sink {
 #[derive(Debug)]
 pub(super) struct Follower {
     events: EventSender,
-    /// Until this time the run goes on as fast as the client takes its events. After it, programs have ended, and the
-    /// rest of their output is kept for the client.
+    /// Until this time a slow client slows the run down. After it, programs have ended, and the rest of their output is
+    /// kept for the client.
     waits_until: Instant,
-    /// Output that the program left, until its end is known. Small pieces are joined: each event has a cost.
-    left: Vec<StreamEvent>,
-    left_cost: usize,
+    /// Output that is kept until the program's end is known. Small pieces are joined, because each event has a cost.
+    unsent: Vec<StreamEvent>,
+    unsent_cost: usize,
 }
 
-/// Both streams of a result. Without an encoding asked for, both are UTF-8.
+/// Both output streams of a result, in UTF-8 unless the job asks for another encoding.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(super) struct CapturedOutput {
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
 }
 
 /// An output stream of a result, encoded as the contract says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Carried {
+pub(super) struct EncodedOutput {
     pub(super) text: String,
     pub(super) encoding: Encoding,
 }
 
-impl Carried {
+impl EncodedOutput {
     /// Encodes bytes as text, without white space at its end if `is_trimmed`, or as base64 if they are not UTF-8.
     pub(super) fn new(bytes: Vec<u8>, is_trimmed: bool) -> Self {
         let (mut text, encoding) = Encoding::encode(bytes);
@@ -77,12 +77,12 @@ impl Sink {
         Self::Stream(Follower {
             events,
             waits_until,
-            left: Vec::new(),
-            left_cost: 0,
+            unsent: Vec::new(),
+            unsent_cost: 0,
         })
     }
 
-    /// Sets until when a slow client slows the run down.
+    /// Sets the time until which a slow client slows the run down.
     pub(super) fn wait_until(&mut self, deadline: Instant) {
         if let Self::Stream(follower) = self {
             follower.waits_until = deadline;
@@ -103,7 +103,7 @@ impl Sink {
                     OutputStream::Stdout => EventKind::Stdout,
                     OutputStream::Stderr => EventKind::Stderr,
                 };
-                for Carried { text, encoding } in pieces(&bytes) {
+                for EncodedOutput { text, encoding } in pieces(&bytes) {
                     let mut event = StreamEvent::new(kind, text, phase);
                     event.encoding = encoding;
                     follower.send(event).await?;
@@ -114,7 +114,7 @@ impl Sink {
     }
 
     /// Sends an event that is not output to the client that follows the run.
-    pub(super) async fn tell(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
+    pub(super) async fn send_event(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
         match self {
             Self::Result(_) => Ok(()),
             Self::Stream(follower) => {
@@ -125,17 +125,17 @@ impl Sink {
     }
 
     /// Returns the output of the phase that has just ended, if it is kept.
-    pub(super) fn take(&mut self) -> Written {
+    pub(super) fn take(&mut self) -> CapturedOutput {
         match self {
             Self::Result(written) => std::mem::take(written),
-            Self::Stream(_) => Written::default(),
+            Self::Stream(_) => CapturedOutput::default(),
         }
     }
 }
 
 impl Follower {
     async fn send(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
-        if !self.left.is_empty() {
+        if !self.unsent.is_empty() {
             return self.keep(event);
         }
         let stalled = Instant::now() + STALLED_AFTER;
@@ -148,38 +148,38 @@ impl Follower {
     }
 
     fn keep(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
-        let last = self.left.last_mut().filter(|last| {
+        let last = self.unsent.last_mut().filter(|last| {
             (last.kind, last.phase) == (event.kind, event.phase)
                 && last.encoding.is_utf8()
                 && event.encoding.is_utf8()
                 && last.data.len() + event.data.len() <= EVENT_SIZE
         });
-        self.left_cost += match last {
+        self.unsent_cost += match last {
             Some(last) => {
                 last.data.push_str(&event.data);
                 event.data.len()
             }
             None => {
                 let cost = events::cost(&event);
-                self.left.push(event);
+                self.unsent.push(event);
                 cost
             }
         };
-        match self.left_cost <= events::MOST_LEFT {
+        match self.unsent_cost <= events::MAX_LEFT_BYTES {
             true => Ok(()),
             false => Err(ExecuteError::Cancelled),
         }
     }
 
-    /// Leaves to the client what is kept for it.
+    /// Queues the kept events for the client, without waiting.
     fn flush(&mut self) -> Result<(), ExecuteError> {
-        let mut left = self.left.drain(..);
-        left.try_for_each(|event| self.events.send_after_end(event))
+        let mut unsent = self.unsent.drain(..);
+        unsent.try_for_each(|event| self.events.send_after_end(event))
     }
 }
 
-/// Cuts output into events: text into whole characters, and what is no text anywhere.
-fn pieces(bytes: &[u8]) -> impl Iterator<Item = Carried> {
+/// Cuts output into the contents of events. Text is cut between characters, other bytes anywhere.
+fn pieces(bytes: &[u8]) -> impl Iterator<Item = EncodedOutput> {
     let mut rest = bytes;
     let is_text = std::str::from_utf8(bytes).is_ok();
     let limit = if is_text { EVENT_SIZE } else { MAX_EVENT_BYTES };
@@ -191,11 +191,11 @@ fn pieces(bytes: &[u8]) -> impl Iterator<Item = Carried> {
         }
         let (piece, after) = rest.split_at(length);
         rest = after;
-        (!piece.is_empty()).then(|| Carried::new(piece.to_vec(), false))
+        (!piece.is_empty()).then(|| EncodedOutput::new(piece.to_vec(), false))
     })
 }
 
-/// Both streams of one program.
+/// Both output streams of one program.
 #[derive(Debug)]
 pub(super) struct Output<'a> {
     sink: &'a mut Sink,
@@ -221,7 +221,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Passes on what was written; waits where the client is slow.
+    /// Passes on output of the program. Waits if the client is slow.
     pub(super) async fn push(
         &mut self,
         stream: OutputStream,
@@ -234,8 +234,8 @@ impl<'a> Output<'a> {
         self.sink.put(self.phase, stream, text).await
     }
 
-    /// Passes on the rest.
-    pub(super) async fn finish(mut self, exit: &Exit) -> Result<Finished, ExecuteError> {
+    /// Passes on the rest of the output, with a line at the end if the run timed out.
+    pub(super) async fn finish(mut self, exit: &Exit) -> Result<FinishedOutput, ExecuteError> {
         let (rest, stdout_cut) = self.stdout.finish(exit.stdout_bytes);
         self.sink
             .put(self.phase, OutputStream::Stdout, rest)
@@ -250,7 +250,7 @@ impl<'a> Output<'a> {
         if let Sink::Stream(follower) = self.sink {
             follower.flush()?;
         }
-        Ok(Finished {
+        Ok(FinishedOutput {
             truncated: stdout_cut || stderr_cut,
             stderr: self.stderr,
         })
@@ -259,14 +259,14 @@ impl<'a> Output<'a> {
 
 /// All output of a program that has ended.
 #[derive(Debug)]
-pub(super) struct Finished {
-    /// Something was cut.
+pub(super) struct FinishedOutput {
+    /// Set if output was cut at its limit.
     pub(super) truncated: bool,
     stderr: Text,
 }
 
-impl Finished {
-    /// The output of a job that has no program.
+impl FinishedOutput {
+    /// Returns the output of a job that has no program.
     pub(super) fn empty() -> Self {
         Self {
             truncated: false,
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn events_are_bounded_and_end_with_whole_characters() {
         let text = "€".repeat(EVENT_SIZE);
-        let cut: Vec<Carried> = pieces(text.as_bytes()).collect();
+        let cut: Vec<EncodedOutput> = pieces(text.as_bytes()).collect();
         assert!(cut.iter().all(|piece| piece.text.len() <= EVENT_SIZE));
         let joined: String = cut.iter().map(|piece| piece.text.as_str()).collect();
         assert_eq!(joined, text);
@@ -307,7 +307,7 @@ mod tests {
     fn events_of_what_is_no_text_are_bounded_and_lose_nothing() {
         let bytes = b"\xffx".repeat(EVENT_SIZE);
         let mut joined = Vec::new();
-        for Carried { text, encoding } in pieces(&bytes) {
+        for EncodedOutput { text, encoding } in pieces(&bytes) {
             assert_eq!(encoding, Encoding::Base64);
             assert!(text.len() <= EVENT_SIZE);
             joined.extend_from_slice(&encoding.decode(&text).unwrap());
@@ -322,12 +322,12 @@ mod tests {
             (b" a\n b \n\n", false, " a\n b \n\n", Encoding::Utf8),
             (b"\xff\n", true, "/wo=", Encoding::Base64),
         ] {
-            let mut sink = Sink::Result(Written::default());
+            let mut sink = Sink::Result(CapturedOutput::default());
             let put = sink.put(Phase::Code, OutputStream::Stdout, bytes.to_vec());
             put.await.unwrap();
-            let carried = Carried::new(sink.take().stdout, is_trimmed);
+            let carried = EncodedOutput::new(sink.take().stdout, is_trimmed);
             let text = text.to_owned();
-            assert_eq!(carried, Carried { text, encoding });
+            assert_eq!(carried, EncodedOutput { text, encoding });
         }
     }
 }

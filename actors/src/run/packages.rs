@@ -1,4 +1,4 @@
-//! How packages are installed: by the runtime's own package manager, as user code would call it.
+//! Installs packages with the runtime's own package manager, as user code would call it.
 
 use isol8_api::Runtime;
 use isol8_protocol::{Program, RunSpec};
@@ -6,12 +6,11 @@ use isol8_protocol::{Program, RunSpec};
 use super::plan;
 use crate::job::{Install, Job};
 
-/// How a package manager is called.
+/// The call of a package manager.
 struct Manager {
-    /// Its command line; the packages follow.
+    /// Command line of the package manager; the packages follow.
     argv: &'static [&'static str],
-    /// Beside the job's own variables, which count for more: an index of the company's own comes with
-    /// them.
+    /// Environment variables. The job's own variables take precedence: they may name a company's own index.
     env: &'static [(&'static str, &'static str)],
     /// Working directory of the package manager.
     cwd: &'static str,
@@ -23,9 +22,10 @@ const PROJECT: &str = "/sandbox";
 /// The certificates of the image or the host.
 const CERTIFICATES: (&str, &str) = ("NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt");
 
-/// Installs by uv where the system has it, and by pip otherwise. pip installs too where a variable of the request or a
-/// file configures it: uv does not read those. Settings that say neither which packages nor from where, such as
-/// `cert`, do not count. uv unpacks beside the directory that it links into, because the two must be on one file system.
+/// Installs with uv if the system has it, and with pip otherwise. pip is used as well if a variable of the request or a
+/// file configures it, because uv does not read those. Settings that determine neither the packages nor their source,
+/// such as `cert`, do not count. uv unpacks beside the directory that it links into, because hard links need one file
+/// system.
 ///
 /// pip is started from a directory that user code cannot write to, because `-m` takes modules of the working directory
 /// first, such as a `pip.py` there. Packages go to the user's directory, because the system's is read-only. Downloads
@@ -69,7 +69,7 @@ const PIP: Manager = Manager {
     cwd: "/",
 };
 
-/// Starts a program whose output is none of the run's: it goes to standard error.
+/// Starts a program whose output goes to standard error, because it is not the job's output.
 const QUIET: &str = r#"exec "$0" "$@" >&2"#;
 
 const NPM: Manager = Manager {
@@ -135,7 +135,7 @@ fn manager(runtime: Runtime) -> &'static Manager {
     }
 }
 
-/// The package manager's run.
+/// Returns the run of the package manager.
 pub(super) fn installation(job: &Job, install: &Install, packages: &[String]) -> RunSpec {
     let Manager { argv, env, cwd } = manager(job.runtime());
     let words = argv.iter().map(|word| (*word).to_owned());
@@ -143,7 +143,7 @@ pub(super) fn installation(job: &Job, install: &Install, packages: &[String]) ->
         argv: words.chain(packages.iter().cloned()).collect(),
     };
     let mut run = plan::base(job, program);
-    // npm takes its variables in any case.
+    // npm accepts its variables in upper and lower case.
     let is_given = |name: &str, run: &RunSpec| {
         let mut given = run.env.iter();
         given.any(|(given, _)| given.eq_ignore_ascii_case(name))
@@ -154,7 +154,7 @@ pub(super) fn installation(job: &Job, install: &Install, packages: &[String]) ->
     let configures_pip = |(name, _): &(String, String)| name.starts_with("PIP_");
     let holds_packages = install.missing.contains_key(&job.sandbox.image);
     if job.runtime() == Runtime::Python && (holds_packages || job.env.iter().any(configures_pip)) {
-        // uv would install again what the image holds.
+        // uv would install packages again that the image holds.
         run.env.push((USE_PIP.to_owned(), "1".to_owned()));
     }
     for (name, value) in *env {

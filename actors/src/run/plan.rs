@@ -1,21 +1,34 @@
-//! From a job to what the guest is asked for.
+//! Translates a job into the runs that the guest is asked for.
 
 use isol8_backend::interpreter_of;
 use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
 
-use super::{Attachment, Mode};
+use super::attachment::Attachment;
 
 /// Path of the setup script: outside `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 
-/// Path, without extension, of a script that runs at a terminal beside a session's interpreter: in the session's
-/// directory, so that it can import the session's files, under a name that none of them has.
+/// Path, without extension, of a script that runs at a terminal beside a session's interpreter. The script is in the
+/// session's directory, so that it can import the session's files. Its name is one that the session's files do not use.
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
+/// The treatment of processes and files that a run leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunMode {
+    /// Nothing remains for the next run.
+    Ephemeral,
+    /// Files, processes and the interpreter's state remain for the next run.
+    Session,
+}
+
 /// Returns the run of the program, if the job has a program.
-pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Option<RunSpec> {
+pub(super) fn program(
+    job: &Job,
+    mode: RunMode,
+    attachment: Option<&Attachment>,
+) -> Option<RunSpec> {
     let program = match &job.program {
         Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
@@ -30,18 +43,18 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Optio
                 source: source.clone(),
             };
             match mode {
-                Mode::Ephemeral => script("/sandbox/main"),
-                Mode::Session if job.terminal.is_some() => script(BESIDE_PATH),
-                Mode::Session => GuestProgram::Cell { kernel, source },
+                RunMode::Ephemeral => script("/sandbox/main"),
+                RunMode::Session if job.terminal.is_some() => script(BESIDE_PATH),
+                RunMode::Session => GuestProgram::Cell { kernel, source },
             }
         }
     };
     let mut run = base(job, program);
-    run.eager = live.is_some();
-    run.sweep = mode == Mode::Ephemeral;
+    run.eager = attachment.is_some();
+    run.sweep = mode == RunMode::Ephemeral;
     run.stdin = match &job.stdin {
         Some(stdin) => Stdin::Bytes(stdin.clone()),
-        None if live.is_some_and(|live| live.input.is_some()) => Stdin::Piped,
+        None if attachment.is_some_and(|attachment| attachment.input.is_some()) => Stdin::Piped,
         None => Stdin::Empty,
     };
     run.terminal = job.terminal;
@@ -49,7 +62,7 @@ pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Optio
     Some(run)
 }
 
-/// The setup script's run: as the program will, but in `/sandbox` and without its input.
+/// Returns the run of the setup script: like the program's, but in `/sandbox` and without standard input.
 pub(super) fn setup(job: &Job, script: &str) -> RunSpec {
     let program = GuestProgram::Script {
         kernel: KernelKind::Bash,

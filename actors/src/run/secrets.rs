@@ -1,4 +1,4 @@
-//! Secret values, which may not be seen in the output of a run.
+//! Masks secret values in the output of a run.
 
 mod transducer;
 
@@ -10,16 +10,17 @@ use tokio::task::spawn_blocking;
 
 use crate::error::ExecuteError;
 use crate::job::{MAX_SECRET_BYTES, MAX_SECRETS};
-use transducer::{State, Transducer};
+use transducer::{MaskState, Transducer};
 
 const MASK: &str = "***";
 
-/// Bytes of values beyond which building the machine for them takes longer than the actors' thread may be
-/// occupied, which is about a millisecond.
-const BUILT_ASIDE: usize = 8 * 1024;
+/// Bytes of values above which they are prepared on a blocking thread: building the state machine takes longer than
+/// about a millisecond then, for which the actors' thread may be occupied.
+const BLOCKING_BUILD_BYTES: usize = 8 * 1024;
 
-/// Bytes of what a program asked the network for, beyond which masking it takes that long as well.
-const MASKED_ASIDE: usize = 256 * 1024;
+/// Bytes of a program's network requests above which they are masked on a blocking thread, because masking takes longer
+/// than about a millisecond as well.
+const BLOCKING_MASK_BYTES: usize = 256 * 1024;
 
 /// The values to be masked.
 #[derive(Debug)]
@@ -28,23 +29,23 @@ pub(super) struct Secrets {
     scanner: Option<Scanner>,
 }
 
-/// Tells at once of most output that no value is in it: several times as fast as the transducer, which has to
-/// look at every byte.
+/// Finds out quickly that a piece of output contains no value, as most pieces do. The scanner is several times as fast
+/// as the transducer, which has to look at every byte.
 #[derive(Debug)]
 struct Scanner {
     finder: AhoCorasick,
-    /// Bytes of the longest value.
+    /// Length of the longest value in bytes.
     longest: usize,
 }
 
 impl Scanner {
-    /// A scanner for few values: for many, it would be no faster.
+    /// Returns a scanner for few values. For many values it would not be faster than the transducer.
     fn new(values: &[&[u8]]) -> Option<Self> {
         let bytes: usize = values.iter().map(|value| value.len()).sum();
-        if bytes > BUILT_ASIDE {
+        if bytes > BLOCKING_BUILD_BYTES {
             return None;
         }
-        // The kind that is chosen for few values otherwise takes quadratic time to build.
+        // The kind that the library chooses for few values takes quadratic time to build.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
         let finder = AhoCorasick::builder().kind(kind).build(values).ok()?;
         let longest = values.iter().map(|value| value.len()).max()?;
@@ -66,7 +67,7 @@ impl Secrets {
                 values.len()
             )));
         }
-        if bytes <= BUILT_ASIDE {
+        if bytes <= BLOCKING_BUILD_BYTES {
             return Ok(Self::new(values));
         }
         let values = values.to_vec();
@@ -88,18 +89,18 @@ impl Secrets {
     }
 
     /// Masks the next bytes of a stream.
-    fn mask(&self, mut state: State, bytes: &[u8]) -> (State, Vec<u8>) {
+    fn mask(&self, mut state: MaskState, bytes: &[u8]) -> (MaskState, Vec<u8>) {
         let mut masked = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
         if let Some(Scanner { finder, longest }) = &self.scanner {
-            if state.holds_something() {
-                // The bytes held back are mostly decided after as many as the longest value has.
+            if state.holds_bytes() {
+                // The bytes held back are usually decided within the length of the longest value.
                 let (begun, after) = rest.split_at(rest.len().min(*longest));
                 state = self.transducer.feed(state, begun, &mut masked);
                 rest = after;
             }
-            if !state.holds_something() && rest.len() >= *longest && !finder.is_match(rest) {
-                // Only the end matters: a value may begin there.
+            if !state.holds_bytes() && rest.len() >= *longest && !finder.is_match(rest) {
+                // Only at the end may a value begin.
                 let (plain, end) = rest.split_at(rest.len() + 1 - longest);
                 masked.extend_from_slice(plain);
                 rest = end;
@@ -109,7 +110,7 @@ impl Secrets {
         (state, masked)
     }
 
-    /// Masks requests that a program made, on a thread of their own where they are long.
+    /// Masks requests that a program made. Long requests are masked on a blocking thread.
     pub(super) async fn mask_requests(
         self: &Arc<Self>,
         mut entries: Vec<NetworkLogEntry>,
@@ -123,14 +124,14 @@ impl Secrets {
             }
             entries
         };
-        if bytes <= MASKED_ASIDE {
+        if bytes <= BLOCKING_MASK_BYTES {
             return mask();
         }
-        // Without an answer nothing is shown, rather than a secret.
+        // After a panic no request is shown, because it could contain a secret.
         spawn_blocking(mask).await.unwrap_or_default()
     }
 
-    /// Masks a request that a program made: it chose all three texts.
+    /// Masks the three texts of a request, which the program chose.
     fn mask_request(&self, entry: &mut NetworkLogEntry) {
         let texts = [
             Some(&mut entry.method),
@@ -144,30 +145,30 @@ impl Secrets {
 
     /// Masks a short text that a program chose.
     pub(super) fn mask_text(&self, text: &str) -> String {
-        let (state, mut masked) = self.mask(State::default(), text.as_bytes());
+        let (state, mut masked) = self.mask(MaskState::default(), text.as_bytes());
         self.transducer.finish(state, &mut masked);
         // Values are text as well, so characters stay whole.
         String::from_utf8_lossy(&masked).into_owned()
     }
 }
 
-/// Masks a stream that comes in pieces as if it came whole: the leftmost values, and the longest of those that begin at
-/// the same byte. Only bytes that may be the beginning of a value are held back.
+/// Masks a stream that arrives in pieces as if it arrived whole: the leftmost values, and the longest of those that
+/// begin at the same byte. Only bytes that may be the beginning of a value are held back.
 #[derive(Debug)]
 pub(super) struct Masker {
     secrets: Option<Arc<Secrets>>,
-    state: State,
+    state: MaskState,
 }
 
 impl Masker {
     pub(super) fn new(secrets: Option<Arc<Secrets>>) -> Self {
         Self {
             secrets,
-            state: State::default(),
+            state: MaskState::default(),
         }
     }
 
-    /// Takes a piece, and returns what is certain by now.
+    /// Adds a piece, and returns the bytes that are decided by now.
     pub(super) fn push(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         let Some(secrets) = &self.secrets else {
             return bytes;
@@ -182,7 +183,7 @@ impl Masker {
         let state = std::mem::take(&mut self.state);
         let mut rest = Vec::new();
         match &self.secrets {
-            Some(_) if cut && state.holds_something() => rest.extend_from_slice(MASK.as_bytes()),
+            Some(_) if cut && state.holds_bytes() => rest.extend_from_slice(MASK.as_bytes()),
             Some(secrets) => secrets.transducer.finish(state, &mut rest),
             None => {}
         }

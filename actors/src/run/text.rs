@@ -1,4 +1,5 @@
-//! From the bytes of one stream to what is shown of them, piece by piece: bounded, masked, and whole characters only.
+//! Turns the bytes of one output stream into the text that is shown: bounded, masked, and in whole characters. The
+//! bytes arrive in pieces.
 
 use std::sync::Arc;
 
@@ -13,15 +14,15 @@ pub(super) struct Text {
     total: u64,
     masker: Masker,
     characters: Characters,
-    /// Whether bytes that are no text stay as they are, and no note about the output comes among them.
+    /// If set, bytes that are not UTF-8 stay as they are, and no line about truncation is added.
     is_exact: bool,
-    /// The text so far ends in the middle of a line.
+    /// Set if the text so far ends in the middle of a line.
     in_line: bool,
 }
 
 impl Text {
-    /// Output of at most `limit` bytes. With [`Encoding::Base64`] bytes that are no text stay as they are, and
-    /// otherwise they are replaced.
+    /// Returns the text of a stream that keeps at most `limit` bytes. With [`Encoding::Base64`] bytes that are not
+    /// UTF-8 stay as they are; otherwise they are replaced.
     pub(super) fn new(limit: u64, secrets: Option<Arc<Secrets>>, encoding: Encoding) -> Self {
         Self {
             limit,
@@ -33,20 +34,20 @@ impl Text {
         }
     }
 
-    /// Takes what was written, and gives what may be shown by now. Keeps to the limit whatever the guest
-    /// sends.
+    /// Adds bytes of the stream, and returns the bytes that can be shown by now. Applies the limit itself, because the
+    /// guest is not trusted to.
     pub(super) fn push(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
         let room = self.limit.saturating_sub(self.total);
         self.total = self.total.saturating_add(bytes.len() as u64);
         bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         let masked = self.masker.push(bytes);
         let whole = self.characters.push(masked);
-        let shown = self.shown(whole);
-        self.seen(shown)
+        let shown = self.decode(whole);
+        self.track_line(shown)
     }
 
-    /// The rest, and whether the stream was cut. `reported` is the guest's count of what was written,
-    /// dropped bytes included.
+    /// Returns the rest of the text, and whether the stream was cut. `reported` is the guest's count of the written
+    /// bytes, including the dropped ones.
     pub(super) fn finish(&mut self, reported: u64) -> (Vec<u8>, bool) {
         let total = self.total.max(reported);
         let cut = total > self.limit;
@@ -55,8 +56,8 @@ impl Text {
         if !cut {
             rest.append(&mut self.characters.finish());
         }
-        let rest = self.shown(rest);
-        let mut rest = self.seen(rest);
+        let rest = self.decode(rest);
+        let mut rest = self.track_line(rest);
         if cut && !self.is_exact {
             let limit = self.limit;
             let note = format!("--- OUTPUT TRUNCATED ({total} bytes, limit: {limit}) ---");
@@ -68,11 +69,11 @@ impl Text {
     /// Returns a line that the server adds at the end.
     pub(super) fn line(&mut self, note: &str) -> Vec<u8> {
         let begin = if self.in_line { "\n" } else { "" };
-        self.seen(format!("{begin}{note}\n").into_bytes())
+        self.track_line(format!("{begin}{note}\n").into_bytes())
     }
 
-    /// Replaces bytes that are no text, unless they are to stay.
-    fn shown(&self, bytes: Vec<u8>) -> Vec<u8> {
+    /// Replaces bytes that are not UTF-8, unless they are to stay.
+    fn decode(&self, bytes: Vec<u8>) -> Vec<u8> {
         match String::from_utf8(bytes) {
             Ok(text) => text.into_bytes(),
             Err(error) if self.is_exact => error.into_bytes(),
@@ -82,7 +83,7 @@ impl Text {
         }
     }
 
-    fn seen(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+    fn track_line(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         if let Some(last) = bytes.last() {
             self.in_line = *last != b'\n';
         }
@@ -90,33 +91,33 @@ impl Text {
     }
 }
 
-/// Holds back the begin of a character until the rest of it is there.
+/// Holds back the beginning of a character until its last byte has arrived.
 #[derive(Debug, Default)]
 struct Characters {
-    /// The begin of a character, at most three bytes.
-    begun: Vec<u8>,
+    /// The beginning of a character, at most three bytes.
+    incomplete: Vec<u8>,
 }
 
 impl Characters {
     fn push(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
-        if !self.begun.is_empty() {
-            let mut joined = std::mem::take(&mut self.begun);
+        if !self.incomplete.is_empty() {
+            let mut joined = std::mem::take(&mut self.incomplete);
             joined.append(&mut bytes);
             bytes = joined;
         }
-        let begun = begun_at(&bytes);
-        self.begun = bytes.split_off(begun);
+        let incomplete = incomplete_at(&bytes);
+        self.incomplete = bytes.split_off(incomplete);
         bytes
     }
 
     fn finish(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.begun)
+        std::mem::take(&mut self.incomplete)
     }
 }
 
 /// Returns the start of the character that is incomplete at the end of `bytes`, or their length if none is.
-fn begun_at(bytes: &[u8]) -> usize {
-    // A character has at most four bytes, so a cut one has at most three here.
+fn incomplete_at(bytes: &[u8]) -> usize {
+    // A character has at most four bytes, so at most three bytes of an incomplete one are here.
     for cut in 1..=bytes.len().min(3) {
         let start = bytes.len() - cut;
         match std::str::from_utf8(&bytes[start..]) {
@@ -160,7 +161,7 @@ mod tests {
             let (all, cut) = collected(99, &[begin, end], &[], Encoding::Base64);
             assert_eq!((all.as_slice(), cut), (bytes, false));
         }
-        // No note comes among bytes that are counted.
+        // No line is added to exact bytes.
         let (all, cut) = collected(2, &[bytes], &[], Encoding::Base64);
         assert_eq!((all.as_slice(), cut), (&bytes[..2], true));
         let secret = ["hunter22".to_owned()];

@@ -1,4 +1,4 @@
-//! Files of sessions that there are.
+//! The part of the service that transfers files of sessions.
 
 use isol8_api::file::DirectoryListing;
 use isol8_api::{SandboxPath, SessionId, TenantId};
@@ -11,7 +11,7 @@ use crate::registry;
 use crate::session::SessionKey;
 
 impl Service {
-    /// Begins to write a file in a session's sandbox, beside whatever runs there.
+    /// Begins to write a file in a session's sandbox. Waits for no job that runs there.
     ///
     /// # Errors
     /// [`ExecuteError::SessionNotFound`], [`ExecuteError::SessionLost`],
@@ -22,7 +22,7 @@ impl Service {
         session: SessionId,
         path: &SandboxPath,
     ) -> Result<Upload, ExecuteError> {
-        Upload::open(self.visit(tenant, session).await?, path)
+        Upload::open(self.begin_transfer(tenant, session).await?, path)
     }
 
     /// Uploads like [`Self::upload`], and creates a session that does not exist by a job without a program, which
@@ -37,19 +37,21 @@ impl Service {
         path: &SandboxPath,
         job: Job,
     ) -> Result<Upload, ExecuteError> {
-        let visit = self.visit(tenant.clone(), session.clone()).await;
-        match visit {
+        let transfer = self.begin_transfer(tenant.clone(), session.clone()).await;
+        match transfer {
             Err(ExecuteError::SessionNotFound) => {
                 self.execute(tenant.clone(), Some(session.clone()), job)
                     .await?;
                 self.upload(tenant, session, path).await
             }
-            Ok(visit) if visit.runtime() != job.runtime() => Err(ExecuteError::RuntimeMismatch {
-                session,
-                bound: visit.runtime(),
-                asked: job.runtime(),
-            }),
-            visit => Upload::open(visit?, path),
+            Ok(transfer) if transfer.runtime() != job.runtime() => {
+                Err(ExecuteError::RuntimeMismatch {
+                    session,
+                    bound: transfer.runtime(),
+                    asked: job.runtime(),
+                })
+            }
+            transfer => Upload::open(transfer?, path),
         }
     }
 
@@ -63,7 +65,7 @@ impl Service {
         session: SessionId,
         path: &SandboxPath,
     ) -> Result<Download, ExecuteError> {
-        Download::open(self.visit(tenant, session).await?, path)
+        Download::open(self.begin_transfer(tenant, session).await?, path)
     }
 
     /// Lists a directory of a session's sandbox.
@@ -76,19 +78,23 @@ impl Service {
         session: SessionId,
         path: &SandboxPath,
     ) -> Result<DirectoryListing, ExecuteError> {
-        files::list(self.visit(tenant, session).await?, path).await
+        files::list(self.begin_transfer(tenant, session).await?, path).await
     }
 
-    async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Transfer, ExecuteError> {
+    async fn begin_transfer(
+        &self,
+        tenant: TenantId,
+        id: SessionId,
+    ) -> Result<Transfer, ExecuteError> {
         let shared = &self.shared;
         let counted = self.count()?;
         let key = SessionKey { tenant, id };
-        let access = shared
+        let permit = shared
             .registry
-            .ask(|| registry::Open(key.clone()))
+            .ask(|| registry::BeginTransfer(key.clone()))
             .await??;
         Ok(Transfer {
-            access,
+            permit,
             stop: shared.stop.child_token(),
             _counted: counted,
         })

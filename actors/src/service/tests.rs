@@ -17,7 +17,7 @@ use crate::job::{Job, Program};
 use crate::pool::{Pool, PoolSize, SandboxDefaults};
 use crate::pruner::Pruner;
 use crate::registry::Registry;
-use crate::session::{Run, Session, SessionKey};
+use crate::session::{RunJob, Session, SessionKey};
 use crate::supervisor::Supervised;
 
 /// Makes the receiving actor panic.
@@ -167,9 +167,9 @@ async fn a_job_that_meets_a_session_nobody_waited_for_has_another() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     // A message was on its way when the session ended.
     let (reply, answer) = oneshot::channel();
-    unused.do_send(Run {
+    unused.do_send(RunJob {
         job: Arc::new(job("print 2")),
-        live: None,
+        attachment: None,
         cancel: CancellationToken::new(),
         received: Instant::now(),
         reply,
@@ -275,7 +275,7 @@ async fn sessions_of_an_earlier_server_go_on_and_losses_are_told_once() {
     let reason = lost.await.unwrap_err().to_string();
     assert!(reason.contains("it was running"), "{reason}");
     assert_eq!(output(&service, Some("lost"), "print new").await, "new");
-    // The idleness before counts.
+    // The time for which the session was idle before its adoption counts.
     tokio::time::sleep(Duration::from_secs(61)).await;
     let state = service.observe().await.unwrap();
     assert_eq!((state.sessions.sessions, state.sessions.losses), (2, 1));

@@ -9,78 +9,85 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::message::{Reply, TurnEnded};
-use super::{Run, Session, SessionContext};
+use super::context::SessionContext;
+use super::message::{JobEnded, Reply, RunJob};
 use crate::admission::Permit;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::PooledSandbox;
-use crate::run::{self, Attachment, Mode, QueueTimings};
-use crate::supervisor::WeakSupervised;
+use crate::run::{self, Attachment, QueueTimings, RunMode};
+use crate::sandbox::PooledSandbox;
+use crate::supervisor::WeakRecipient;
 
-/// The session's hold on the running job. Dropping it ends the run.
+/// The job that runs in the session. Dropping it ends the run.
 #[derive(Debug)]
 pub(super) struct RunningJob {
     pub(super) reply: Reply,
     _cancel: DropGuard,
 }
 
-/// The values that a job's task starts with.
+/// The values with which a job's task starts.
 #[derive(Debug)]
 pub(super) struct JobStart {
-    pub(super) run: Run,
+    pub(super) run: RunJob,
     pub(super) held: PooledSandbox,
-    /// To be awaited before the answer.
+    /// The task that persists the session's claim, which is awaited before the answer.
     pub(super) claiming: Option<JoinHandle<()>>,
-    pub(super) waits: QueueTimings,
+    pub(super) timings: QueueTimings,
 }
 
 impl RunningJob {
-    /// Runs a job in a task of its own, where a panic is an error and no more. The session is told of
-    /// the end by [`TurnEnded`].
-    pub(super) fn begin(
-        beginning: JobStart,
-        setting: &SessionContext,
-        session: WeakSupervised<Session>,
+    /// Runs a job in a task of its own, in which a panic is only an error. The task reports its end by [`JobEnded`].
+    pub(super) fn start(
+        start: JobStart,
+        context: &SessionContext,
+        session: WeakRecipient<JobEnded>,
     ) -> Self {
         let JobStart {
             run,
             mut held,
             claiming,
-            waits,
-        } = beginning;
+            timings,
+        } = start;
         let cancel = run.cancel.child_token();
-        let turn = Self {
+        let running = Self {
             reply: run.reply,
             _cancel: cancel.clone().drop_guard(),
         };
-        let (admission, tenant) = (setting.admission.clone(), setting.key.tenant.clone());
-        let (job, live) = (run.job, run.live);
-        let defaults = setting.defaults.clone();
-        let running = async move {
+        let (admission, tenant) = (context.admission.clone(), context.key.tenant.clone());
+        let (job, attachment) = (run.job, run.attachment);
+        let defaults = context.defaults.clone();
+        let work = async move {
             let admitting = admission.admit(&tenant);
             let job = in_session(&job, defaults.as_ref(), &held.spec.image);
-            let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
+            let result = execute(
+                &mut held,
+                &job,
+                admitting,
+                timings,
+                attachment.as_ref(),
+                &cancel,
+            )
+            .await;
             if let Some(claiming) = claiming {
                 // The task reports its own failure.
                 let _ = claiming.await;
             }
-            TurnEnded {
+            JobEnded {
                 result,
                 held: Some(held),
             }
         };
-        session.report(running, |ended| {
+        session.report(work, |ended| {
             ended.unwrap_or_else(|panic| {
                 log::error!(error:% = panic; "run panicked");
                 let text = "the run panicked".to_owned();
-                TurnEnded {
+                JobEnded {
                     result: Err(ExecuteError::Internal(text)),
                     held: None,
                 }
             })
         });
-        turn
+        running
     }
 }
 
@@ -88,31 +95,31 @@ async fn execute(
     held: &mut PooledSandbox,
     job: &Job,
     admitting: impl Future<Output = Result<Permit, ExecuteError>>,
-    mut waits: QueueTimings,
-    live: Option<&Attachment>,
+    mut timings: QueueTimings,
+    attachment: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let asked = Instant::now();
     let permit = cancel.run_until_cancelled(admitting).await;
     let _permit = permit.ok_or(ExecuteError::Cancelled)??;
-    waits.queue += asked.elapsed();
-    // A session's sizes are those of its first request; its limits are each request's own.
+    timings.queue += asked.elapsed();
+    // The sizes of a session are those of its first request. The limits are those of each request.
     apply_limits(held, job).await?;
     let sandbox = Arc::clone(&held.sandbox);
     run::run(
         sandbox.as_ref(),
         job,
-        Mode::Session,
-        waits,
-        &mut held.memory,
-        live,
+        RunMode::Session,
+        timings,
+        &mut held.history,
+        attachment,
         cancel,
     )
     .await
 }
 
-/// The job as it is in a session of this image, whichever it would have chosen for itself, with the session's
-/// settings.
+/// Returns the job as it runs in a session: with the session's image instead of the one chosen for the job, and with
+/// the session's settings.
 fn in_session<'a>(
     job: &'a Job,
     defaults: Option<&SessionDefaults>,
@@ -128,8 +135,8 @@ fn in_session<'a>(
     job
 }
 
-/// Applies the job's limits. Memory and files that the sandbox already holds cannot be taken from it, so a limit below
-/// them is the request's fault and leaves the session as it is.
+/// Applies the job's limits. A memory limit below what the sandbox's processes and files already use is an error of the
+/// request, because that memory cannot be taken away. The session stays as it is.
 async fn apply_limits(held: &mut PooledSandbox, job: &Job) -> Result<(), ExecuteError> {
     let limits = job.sandbox.limits;
     if limits != held.spec.limits

@@ -1,13 +1,13 @@
-//! Actors that panic, and callers that do not notice.
+//! Actors that panic, and callers that do not notice the panic.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
 
-use super::{ActorGone, StateGuard, Supervised};
+use super::{ActorGone, StateGuard, Supervised, WeakSupervised};
 
-/// Counts, and remembers what it was told last.
+/// Adds up numbers, and records the sum with which each actor started.
 struct Counter {
     count: StateGuard<Self, u32>,
     started: Arc<Mutex<Vec<u32>>>,
@@ -57,11 +57,11 @@ fn counter() -> Setup {
 }
 
 #[actix::test]
-async fn a_successor_goes_on_with_what_its_predecessor_had() {
+async fn a_restarted_actor_goes_on_with_the_state_of_the_one_before() {
     let setup = counter();
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(1));
     setup.counter.do_send(Add(13));
-    // Sent before the panic is noticed, and right behind it.
+    // This message is lost: it is in the mailbox of the actor that panics.
     setup.counter.do_send(Add(1));
     assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
     setup.counter.do_send(Add(1));
@@ -80,10 +80,26 @@ async fn a_message_that_always_panics_is_given_up_and_harms_no_other() {
 }
 
 #[actix::test]
+async fn a_recipient_reaches_the_restarted_actor_and_keeps_no_actor_alive() {
+    let setup = counter();
+    let slot = Arc::downgrade(&setup.counter.slot);
+    let recipient = WeakSupervised { slot: slot.clone() }.recipient();
+    recipient.do_send(Add(1));
+    recipient.do_send(Add(13));
+    assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
+    recipient.do_send(Add(4));
+    assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(8));
+    assert_eq!(*setup.started.lock().unwrap(), [0, 1]);
+    drop(setup.counter);
+    assert!(slot.upgrade().is_none());
+    recipient.do_send(Add(1));
+}
+
+#[actix::test]
 async fn an_actor_ends_with_its_last_handle() {
     let setup = counter();
     setup.counter.ask(|| Add(1)).await.unwrap();
-    let weak = Arc::downgrade(&setup.counter.post);
+    let weak = Arc::downgrade(&setup.counter.slot);
     drop(setup.counter);
     for _ in 0..10 {
         tokio::task::yield_now().await;

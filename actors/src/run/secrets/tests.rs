@@ -10,7 +10,7 @@ fn secrets(values: &[impl AsRef<str>]) -> Arc<Secrets> {
     Secrets::new(&values).unwrap()
 }
 
-/// Returns what comes out of pieces together, and out of each piece alone.
+/// Returns the masked text of all pieces together, and of each piece alone.
 fn masked(values: &[&str], pieces: &[&str], cut: bool) -> (String, Vec<String>) {
     through(&secrets(values), pieces, cut)
 }

@@ -6,8 +6,8 @@
 //! from the root outwards, as Aho and Corasick compute their failure links. The result equals that of a search for the
 //! leftmost values, and the longest of those that begin at the same byte.
 //!
-//! Memory is at most 21 bytes per byte of the values. Building takes linear time but for a binary search
-//! among the children of a node, and so does masking, whatever the values are and however the stream is cut.
+//! Memory is at most 21 bytes per byte of the values. Building and masking take linear time, apart from a binary search
+//! among the children of a node, for all values and for all ways to cut the stream.
 
 /// Text that replaces a value.
 const MASK: &[u8] = b"***";
@@ -15,31 +15,31 @@ const MASK: &[u8] = b"***";
 /// The state in which nothing is held back.
 const ROOT: u32 = 0;
 
-/// The piece of text that is [`MASK`]. Smaller numbers are the byte of that value.
+/// The number of the piece of text [`MASK`]. A smaller number is the piece of the single byte of that value.
 const MASK_PIECE: u32 = 256;
 
-/// The number of the first piece that is two others in a row.
+/// The number of the first piece that is a pair of other pieces.
 const FIRST_PAIR: u32 = 257;
 
-/// See the module.
+/// The state machine that this module describes.
 #[derive(Debug)]
 pub(super) struct Transducer {
     /// The root's child for each byte; [`ROOT`] if it has none.
     begins: Box<[u32; 256]>,
-    /// Last byte of each node. Nodes are numbered by their depth, and children of one node by their bytes.
+    /// Last byte of each node. Nodes are numbered by depth, and the children of one node by their bytes.
     labels: Vec<u8>,
     /// Number of each node's first child. Its other children follow, up to the first child of the next node.
     children: Vec<u32>,
-    /// The piece that each node shows when it is left for its `resume`.
+    /// The piece that is shown when each node is left for its `resume`.
     shown: Vec<u32>,
-    /// The state after what was shown.
+    /// The next state after the piece was shown.
     resume: Vec<u32>,
-    /// Pieces that are two others in a row.
+    /// Pieces that consist of two other pieces.
     pairs: Vec<(u32, u32)>,
 }
 
 impl Transducer {
-    /// Builds the machine for these values. All of them together have fewer than 2^30 bytes.
+    /// Builds the state machine for these values, which have fewer than 2^30 bytes together.
     pub(super) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut values: Vec<&[u8]> = values.into_iter().collect();
         values.sort_unstable();
@@ -75,8 +75,8 @@ impl Transducer {
         }
     }
 
-    /// Computes the text and the next state of a node that is no value: those of its parent, and then the
-    /// decision that its own byte brings.
+    /// Computes the text and the next state of a node that is not a value: those of its parent, followed by the
+    /// decision that the node's own byte causes.
     fn undecided(&mut self, parent: usize, node: usize) -> (u32, u32) {
         let byte = self.labels[node];
         if parent == ROOT as usize {
@@ -113,13 +113,13 @@ impl Transducer {
         Some(first + number(found))
     }
 
-    /// Whether nothing longer begins with this node's bytes.
+    /// Returns whether no longer value begins with this node's bytes.
     fn is_leaf(&self, state: u32) -> bool {
         self.children[state as usize] == self.children[state as usize + 1]
     }
 
-    /// Takes the next bytes of a stream, appends what is certain by now, and returns the state of the stream.
-    pub(super) fn feed(&self, mut state: State, bytes: &[u8], out: &mut Vec<u8>) -> State {
+    /// Adds the next bytes of a stream, appends the bytes that are decided by now to `out`, and returns the next state.
+    pub(super) fn feed(&self, mut state: MaskState, bytes: &[u8], out: &mut Vec<u8>) -> MaskState {
         let mut rest = bytes.iter();
         loop {
             if state.0 == ROOT {
@@ -135,7 +135,7 @@ impl Transducer {
             match self.child(state.0, byte) {
                 Some(next) => {
                     rest.next();
-                    state = State(next);
+                    state = MaskState(next);
                     if self.is_leaf(next) {
                         state = self.decide(state, out);
                     }
@@ -145,22 +145,22 @@ impl Transducer {
         }
     }
 
-    /// Appends what the stream held back, because it has ended.
-    pub(super) fn finish(&self, mut state: State, out: &mut Vec<u8>) {
+    /// Appends the bytes that were held back, at the end of a stream.
+    pub(super) fn finish(&self, mut state: MaskState, out: &mut Vec<u8>) {
         while state.0 != ROOT {
             state = self.decide(state, out);
         }
     }
 
-    /// Shows what is decided when a node is left, and returns the state to go on in.
-    fn decide(&self, State(node): State, out: &mut Vec<u8>) -> State {
+    /// Appends the piece that is decided when a node is left, and returns the next state.
+    fn decide(&self, MaskState(node): MaskState, out: &mut Vec<u8>) -> MaskState {
         self.show(self.shown[node as usize], out);
-        State(self.resume[node as usize])
+        MaskState(self.resume[node as usize])
     }
 
     fn show(&self, piece: u32, out: &mut Vec<u8>) {
         let mut next = Some(piece);
-        // Without recursion: the first of two may be two others itself, as often as a value is long.
+        // Without recursion, because pairs may be nested as deep as a value is long.
         let mut later = Vec::new();
         while let Some(piece) = next {
             match u8::try_from(piece) {
@@ -178,13 +178,13 @@ impl Transducer {
     }
 }
 
-/// State of one stream, which says which bytes are held back.
+/// The state of one stream: the node whose path is held back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct State(u32);
+pub(super) struct MaskState(u32);
 
-impl State {
-    /// Whether anything is held back.
-    pub(super) fn holds_something(self) -> bool {
+impl MaskState {
+    /// Returns whether bytes are held back.
+    pub(super) fn holds_bytes(self) -> bool {
         self.0 != ROOT
     }
 }
@@ -197,7 +197,7 @@ struct Trie {
 }
 
 impl Trie {
-    /// Builds the trie of values that are sorted, and of which no two are the same, level by level.
+    /// Builds the trie of sorted, distinct values, level by level.
     fn new(values: &[&[u8]]) -> Self {
         let mut trie = Self {
             labels: vec![0],
@@ -227,7 +227,7 @@ impl Trie {
     }
 }
 
-/// The number of a node or piece. There are at most two for each byte of the values, so it always fits.
+/// Returns the number of a node or piece. There are at most two for each byte of the values, so it fits into 32 bits.
 fn number(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }

@@ -10,21 +10,21 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use super::events::EventSender;
 
-/// The client's side of a run. Clones belong to the same client.
+/// The connection of a client to the run that it follows. Clones belong to the same client.
 #[derive(Clone, Debug)]
 pub struct Attachment {
     /// The channel for events. Each event waits until there is room, and the run with it.
     pub(crate) events: EventSender,
     /// Set once the job's program, or its setup script, is about to start.
-    pub(crate) begun: watch::Sender<bool>,
-    /// Held by the run for as long as it goes on.
+    pub(crate) started: watch::Sender<bool>,
+    /// The client's input; the run locks it for as long as it goes on.
     pub(crate) input: Option<Arc<Mutex<Input>>>,
 }
 
 /// The input of a client while its run goes on.
 #[derive(Debug)]
 pub struct Input {
-    /// Standard input; it ends with its sender.
+    /// Standard input, which ends when its sender is dropped.
     pub stdin: mpsc::Receiver<Vec<u8>>,
     /// Signals. A signal does not wait for input that the program does not read.
     pub signals: mpsc::Receiver<Signal>,
@@ -35,9 +35,9 @@ pub struct Input {
 /// The client's ends of an [`Input`].
 #[derive(Debug)]
 pub struct InputSender {
-    /// Standard input. At most one piece waits here; the sender holds back the rest.
+    /// Standard input. At most one piece waits in the channel; the sender holds back the rest.
     pub stdin: mpsc::Sender<Vec<u8>>,
-    /// Signals. [`Input::SIGNALS`] of them wait here at most.
+    /// Signals. At most [`Input::SIGNALS`] of them wait in the channel.
     pub signals: mpsc::Sender<Signal>,
     /// The size of the run's terminal, if it has one. Only the last value counts.
     pub size: Option<watch::Sender<TerminalSize>>,
@@ -48,7 +48,7 @@ impl Input {
     /// started or a client floods it.
     pub const SIGNALS: usize = 16;
 
-    /// Both ends, of a run at a terminal of this size or at none.
+    /// Returns both ends of the input of a run, which has a terminal of this size or none.
     #[must_use]
     pub fn channel(terminal: Option<TerminalSize>) -> (InputSender, Self) {
         let (stdin, read_stdin) = mpsc::channel(1);
@@ -69,7 +69,7 @@ impl Input {
 }
 
 impl Attachment {
-    /// Carries what the client sends to the run, for as long as that goes on.
+    /// Passes the client's input to the run, for as long as the run goes on.
     pub(super) async fn feed(&self, run: &RunInput) -> Infallible {
         if let Some(input) = &self.input {
             let input = &mut *input.lock().await;
@@ -83,7 +83,7 @@ impl Attachment {
     }
 }
 
-/// An error is the run's end, which the run itself tells of.
+/// Ends on an error: the run has ended then, which its own events report.
 async fn feed_stdin(run: &RunInput, stdin: &mut mpsc::Receiver<Vec<u8>>) {
     while let Some(bytes) = stdin.recv().await {
         if run.write(&bytes).await.is_err() {
