@@ -20,9 +20,9 @@ use crate::memory;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
-use crate::server::bodies::Bodies;
-use crate::server::idempotency::Results;
-use crate::server::{self, ServeError, State};
+use crate::server::bodies::BodyBudget;
+use crate::server::idempotency::ResultStore;
+use crate::server::{self, ServeError, ServerState};
 
 /// Runs the server as another user if one is configured; otherwise leaves it to [`serve`].
 pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
@@ -107,17 +107,17 @@ pub(super) async fn serve(
         return Err(error.into());
     }
     let remote_code = RemoteCode::new(&config.remote_code);
-    let bodies = Bodies::new(config.max_bodies);
+    let bodies = BodyBudget::new(config.max_bodies);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
-    let state = State {
+    let state = ServerState {
         service: service.clone(),
         backend: backend.name(),
         backend_reason: reason,
         config,
         key,
         bodies,
-        results: Results::default(),
+        results: ResultStore::default(),
         remote_code,
     };
     let served = tokio::select! {

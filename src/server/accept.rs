@@ -10,8 +10,8 @@ use isol8_actors::job::MAX_SECRETS;
 use isol8_api::{CreateSession, ExecuteBody, TenantId};
 use isol8_egress::MOST_PATTERNS;
 
-use super::State;
-use super::bodies::{SMALL, Share};
+use super::ServerState;
+use super::bodies::{MemoryShare, SMALL};
 use super::body::{self, Body};
 use super::error::ApiError;
 use super::json::{Bound, Parsed};
@@ -27,7 +27,7 @@ pub struct ReceivedRequest {
     pub config: Arc<Config>,
     /// The whole body.
     pub body: Bytes,
-    share: Share,
+    share: MemoryShare,
     /// Whether unknown members are refused.
     is_strict: bool,
 }
@@ -43,7 +43,7 @@ pub struct AcceptedRequest<T> {
     pub config: Arc<Config>,
     /// The body's share of the memory for bodies. The share is held for as long as the content of the body is in
     /// memory: until a run has ended, or a session has its files.
-    pub share: Share,
+    pub share: MemoryShare,
 }
 
 impl ReceivedRequest {
@@ -54,7 +54,7 @@ impl ReceivedRequest {
     pub async fn read(
         request: &HttpRequest,
         payload: web::Payload,
-        state: &State,
+        state: &ServerState,
     ) -> Result<Self, ApiError> {
         let config = state.config();
         let is_strict = unknown::is_strict(request)?;
@@ -74,7 +74,7 @@ impl ReceivedRequest {
     pub async fn execution(
         self,
         tenant: &TenantId,
-        state: &State,
+        state: &ServerState,
     ) -> Result<AcceptedRequest<ParsedRequest>, ApiError> {
         let Self {
             config,
@@ -107,7 +107,10 @@ impl ReceivedRequest {
     ///
     /// # Errors
     /// 400 with the path of the member at fault.
-    pub async fn session(self, state: &State) -> Result<AcceptedRequest<CreateSession>, ApiError> {
+    pub async fn session(
+        self,
+        state: &ServerState,
+    ) -> Result<AcceptedRequest<CreateSession>, ApiError> {
         let Self {
             config,
             body,
@@ -200,7 +203,7 @@ pub async fn check(
     parsed: ParsedBody,
     is_strict: bool,
     tenant: &TenantId,
-    state: &State,
+    state: &ServerState,
     config: &Arc<Config>,
 ) -> Result<ParsedRequest, ApiError> {
     let ParsedBody {
@@ -216,7 +219,7 @@ pub async fn check(
         let (tenant, config) = (tenant.clone(), Arc::clone(config));
         let parsing = state
             .bodies
-            .aside(move || jobs::parse(body, &tenant, &config));
+            .run_blocking(move || jobs::parse(body, &tenant, &config));
         parsing.await??
     };
     request.job.warnings = warnings;

@@ -13,9 +13,9 @@ use crate::server::auth::Caller;
 use crate::server::connection::while_connected;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
-use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, LONGEST_KEY};
+use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, MAX_KEY_LENGTH};
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 
 /// Errors because of which a run has no result, on every route that runs programs.
 pub(super) const REFUSALS: &[ErrorCode] = &[
@@ -41,7 +41,7 @@ fn description() -> Description {
         .schema_type(Type::String)
         .pattern(Some("^[!-~]+$"))
         .min_length(Some(1))
-        .max_length(Some(LONGEST_KEY));
+        .max_length(Some(MAX_KEY_LENGTH));
     Description::keyed(Tag::Execution, "execute", "Runs a program and returns its result")
         .details(
             "A program that fails or times out has a result too; if it had to be killed, its exit code is 137. \
@@ -65,7 +65,7 @@ pub(super) fn example() -> Value {
 
 async fn post(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -91,7 +91,7 @@ async fn post(
         Some(key) => {
             let once = state
                 .results
-                .once(tenant, key, config.idempotency, execution);
+                .run_once(tenant, key, config.idempotency, execution);
             while_connected(&request, once).await?
         }
     };
@@ -104,7 +104,7 @@ async fn post(
 async fn idempotency_key(
     request: &HttpRequest,
     body: &Bytes,
-    state: &State,
+    state: &ServerState,
 ) -> Result<Option<IdempotencyKey>, ApiError> {
     let Some(text) = IdempotencyKey::given(request.headers())? else {
         return Ok(None);

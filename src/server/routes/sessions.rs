@@ -17,7 +17,7 @@ use crate::server::connection::while_connected;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 
 /// The errors of creating a session.
 const REFUSALS: &[ErrorCode] = &[
@@ -66,7 +66,10 @@ pub fn delete() -> Endpoint {
     Endpoint::at("/session/{id}").on(Method::DELETE, delete_one, description)
 }
 
-async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<SessionList>, ApiError> {
+async fn get(
+    _caller: Caller,
+    state: web::Data<ServerState>,
+) -> Result<web::Json<SessionList>, ApiError> {
     // The master key is the only key, and may see the sessions of all tenants.
     let mut sessions = state.service.sessions(None).await?;
     let config = state.config();
@@ -78,7 +81,7 @@ async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<Sessi
 
 async fn post(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -112,7 +115,7 @@ fn expiry(session: &SessionInfo, config: &Config) -> Option<u64> {
 
 async fn delete_one(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     id: web::Path<String>,
 ) -> Result<web::Json<Deleted>, ApiError> {
     let id: SessionId = id.parse().map_err(|error: InvalidValue| {

@@ -20,7 +20,7 @@ use crate::server::connection::{closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 
 /// Longest silence on the connection. The heartbeat keeps clients and proxies from taking a quiet run for a hang.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -49,7 +49,7 @@ fn description() -> Description {
 
 async fn post(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {

@@ -16,7 +16,7 @@ use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 use conversation::Conversation;
 use frames::{FrameGuard, FrameLimit};
 
@@ -41,7 +41,7 @@ fn description() -> Description {
 
 async fn get(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {

@@ -20,10 +20,10 @@ use super::input::RunInput;
 use super::message::{MessageError, parse};
 use crate::config::Config;
 use crate::jobs::{self, ParsedRequest};
-use crate::server::State;
+use crate::server::ServerState;
 use crate::server::accept::{self, ParsedBody};
 use crate::server::auth::Caller;
-use crate::server::bodies::Share;
+use crate::server::bodies::MemoryShare;
 use crate::server::connection::closed;
 use crate::server::error::ApiError;
 use crate::server::json::Parsed;
@@ -39,7 +39,7 @@ pub(super) struct Conversation {
     caller: Caller,
     /// Whether unknown members are refused.
     is_strict: bool,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     config: Arc<Config>,
     sender: EventSender,
     messages: AggregatedMessageStream,
@@ -57,7 +57,7 @@ struct ReceivedMessage {
     /// Length of the message's text in bytes.
     bytes: usize,
     /// The message's share of the memory for request bodies.
-    share: Share,
+    share: MemoryShare,
 }
 
 /// Reason why a WebSocket ends.
@@ -79,7 +79,7 @@ impl Conversation {
     pub(super) fn new(
         caller: Caller,
         is_strict: bool,
-        state: web::Data<State>,
+        state: web::Data<ServerState>,
         config: Arc<Config>,
         session: Session,
         messages: MessageStream,
@@ -153,7 +153,7 @@ impl Conversation {
     }
 
     /// Waits for a valid `execute` message, and refuses all others.
-    async fn wait_for_request(&mut self) -> Result<(ParsedRequest, Share), End> {
+    async fn wait_for_request(&mut self) -> Result<(ParsedRequest, MemoryShare), End> {
         loop {
             let message = self.next_message(self.config.max_body).await?;
             let checked = match message {
@@ -175,7 +175,7 @@ impl Conversation {
     async fn check_request(
         &self,
         received: ReceivedMessage,
-    ) -> Result<(ParsedRequest, Share), ApiError> {
+    ) -> Result<(ParsedRequest, MemoryShare), ApiError> {
         let ReceivedMessage {
             message,
             unknown,
