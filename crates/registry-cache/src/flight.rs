@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
@@ -165,7 +166,11 @@ impl Flights {
     }
 }
 
-/// A download. It ends when no client waits for it any more.
+/// How long a download goes on without a client. uv reads the beginning of a wheel for its metadata, leaves, and comes
+/// back for the whole.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A download, which ends when no client has waited for it for [`GRACE`].
 struct Download {
     flights: Flights,
     key: Key,
@@ -191,7 +196,7 @@ impl Download {
                     }
                     return;
                 }
-                () = self.progress.closed() => {
+                () = self.abandoned() => {
                     let mut running = self.flights.lock();
                     // Others join while it is locked only.
                     if self.progress.receiver_count() == 0 {
@@ -199,6 +204,17 @@ impl Download {
                         return;
                     }
                 }
+            }
+        }
+    }
+
+    /// Completes when no client has waited for a while.
+    async fn abandoned(&self) {
+        loop {
+            self.progress.closed().await;
+            tokio::time::sleep(GRACE).await;
+            if self.progress.receiver_count() == 0 {
+                return;
             }
         }
     }
