@@ -143,7 +143,7 @@ pub async fn sweep(backend: &dyn Backend) {
 /// Returns a [`BackendError`] that names the module and the reason.
 pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(), BackendError> {
     for runtime in Runtime::ALL {
-        let settings = config.kernels.of(runtime);
+        let settings = config.prewarm.of(runtime);
         if settings.preload.is_empty() {
             continue;
         }
@@ -197,7 +197,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
     DockerConfig {
         host: config.docker.host.clone(),
         images,
-        prewarm: config.kernels.clone(),
+        prewarm: config.prewarm.clone(),
         adoptable_for: config.adoptable_for,
         certificates: config.certificates.clone(),
         shm_bytes: config.ceilings.limits.memory.bytes(),
@@ -220,7 +220,7 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
             certificates: config.certificates.clone(),
             log: matches!(purpose, Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
-        prewarm: config.kernels.clone(),
+        prewarm: config.prewarm.clone(),
         shm_bytes: config.ceilings.limits.memory.bytes(),
     }
 }

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use log::{LevelFilter, Record};
 
 use crate::cli::{Command, CommonArgs, SessionCommand, with_flags};
-use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
+use crate::config::{Config, ConfigError, ConfigReader, Loaded, Overrides};
 use crate::launcher::client::Launched;
 pub(crate) use sessions::known_sessions;
 
@@ -158,14 +158,18 @@ fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
 /// Loads the configuration of a command that works on this machine: files in the working directory may only
 /// restrict it.
 fn load_config(common: &CommonArgs) -> Result<Config, ConfigError> {
-    Ok(load(common, Reader::Command, None)?.config)
+    Ok(load(common, ConfigReader::Command, None)?.config)
 }
 
-fn load(common: &CommonArgs, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
+fn load(
+    common: &CommonArgs,
+    reader: ConfigReader,
+    port: Option<u16>,
+) -> Result<Loaded, ConfigError> {
     load_over(&overrides(common, reader, port))
 }
 
-fn overrides(common: &CommonArgs, reader: Reader, port: Option<u16>) -> Overrides {
+fn overrides(common: &CommonArgs, reader: ConfigReader, port: Option<u16>) -> Overrides {
     Overrides {
         reader,
         config: common.config.clone(),

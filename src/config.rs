@@ -1,9 +1,12 @@
 //! The configuration: what operators write in `config.toml`, checked once.
 //!
-//! [`mod@file`] is the file as it is written, section by section in the modules beside it; [`Config`] is what
-//! the program works with. [`layers`] reads it: flags override environment variables (`ISOL8_*`), which
-//! override `config.toml`, which overrides the TypeScript product's `isol8.config.json`, which overrides the
-//! defaults. `trust` says what a file of the working directory may change for a command. [`effective`] tells where each value came from, and [`mod@schema`] describes the file.
+//! - [`mod@file`]: the file as it is written, with a module for each group of sections.
+//! - [`Config`]: the checked values that the program works with.
+//! - [`layers`]: reads the sources. Flags override environment variables (`ISOL8_*`), which override `config.toml`, which
+//!   overrides the TypeScript product's `isol8.config.json`, which overrides the defaults.
+//! - `trust`: the keys that a file of the working directory may set for a command.
+//! - [`effective`]: every value in effect, with its source.
+//! - [`mod@schema`]: the JSON Schema of the file.
 
 pub(crate) mod certificates;
 mod check;
@@ -41,11 +44,11 @@ pub use file::{BackendChoice, ConfigFile};
 pub use layers::{Loaded, Origin};
 pub use network::RemoteCodeConfig;
 pub use packages::PackagesConfig;
-pub use trust::Reader;
+pub use trust::ConfigReader;
 
 use crate::images::Images;
 
-/// The configuration could not be used; the text names the place, the key and the fix.
+/// Error in the configuration. The text names the file and line, the key, and the fix.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file could not be read.
@@ -53,7 +56,7 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the system.
         source: std::io::Error,
     },
     /// The file is not valid.
@@ -66,17 +69,17 @@ pub enum ConfigError {
         /// The expected values, and the nearest valid name.
         message: String,
     },
-    /// A value is out of its range, and no file says it.
+    /// A value is out of its range, and comes from no file.
     #[error("{key} = {given}: {expected}")]
     OutOfRange {
-        /// The key or variable.
+        /// The key, or the environment variable.
         key: &'static str,
         /// The value that was given.
         given: String,
         /// The valid values.
         expected: String,
     },
-    /// Each file is valid, and together they are not.
+    /// Each file is valid, but the files together are not.
     #[error("the files of the configuration do not fit together: {0}")]
     Contradictory(#[from] serde_json::Error),
 }
@@ -84,9 +87,9 @@ pub enum ConfigError {
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The files it came from; a later one overrides an earlier one.
+    /// The files that were read; a later file overrides an earlier one.
     pub sources: Vec<PathBuf>,
-    /// Keys of them that nothing here uses.
+    /// The keys of each file that this program does not use.
     pub unused: Vec<(PathBuf, Vec<&'static str>)>,
     /// Whether to log in detail.
     pub debug: bool,
@@ -98,43 +101,43 @@ pub struct Config {
     pub host: String,
     /// Port to listen on.
     pub port: u16,
-    /// User that the server runs as where root starts it; `None` for root.
+    /// User that the server runs as if root starts it; `None` for root.
     pub user: Option<String>,
     /// Largest request body in bytes.
     pub max_body: usize,
-    /// Most bytes of all request bodies under way that are not small.
+    /// Most bytes of all request bodies under way together; small bodies do not count.
     pub max_bodies: usize,
-    /// Largest WebSocket message in bytes, but for the one that says what to run.
+    /// Largest WebSocket message in bytes. The `execute` message has the limit of a request body instead.
     pub max_message: usize,
-    /// How long a WebSocket may take to say what to run.
+    /// Time in which a WebSocket's client has to send its `execute` message.
     pub message_within: Duration,
-    /// How long a client may take to send a request's line and headers.
+    /// Time in which a client has to send a request's line and headers.
     pub header_timeout: Duration,
-    /// How long a body may take to arrive.
+    /// Time in which a body has to arrive.
     pub body_timeout: Duration,
-    /// How long a connection is kept for the next request.
+    /// Time for which an idle connection is kept for the next request.
     pub keep_alive: Duration,
-    /// How long a client may take nothing of what is sent to it.
+    /// Time after which a client that accepts no data counts as disconnected.
     pub stall_timeout: Duration,
     /// Connections that may be open at once.
     pub max_connections: usize,
-    /// How often a WebSocket's client is pinged while its run goes on.
+    /// Interval at which a WebSocket's client is pinged during its run.
     pub ping_every: Duration,
-    /// Runs at once, and requests that wait for their turn.
+    /// Limits for runs at the same time and for waiting requests.
     pub admission: AdmissionConfig,
-    /// When idle sessions end.
+    /// Rules for the end of idle sessions.
     pub cleanup: PrunerConfig,
-    /// How long runs may go on once the server was told to end.
+    /// Time that runs may go on after the server was told to end.
     pub shutdown_grace: Duration,
-    /// Whether sessions outlive a server that was told to end.
+    /// Whether sessions survive a server that was told to end.
     pub keep_sessions: bool,
-    /// How long sessions outlive a server that is gone.
+    /// Time for which sessions survive without a server.
     pub adoptable_for: Duration,
     /// Origins whose pages may call the server from a browser.
     pub cors_origins: Vec<String>,
-    /// How long the result of a request with an idempotency key is kept.
+    /// Time for which the result of a request with an idempotency key is kept.
     pub idempotency: Duration,
-    /// Sessions that may exist at once.
+    /// Highest number of sessions.
     pub max_sessions: usize,
     /// Highest number of sessions of one tenant.
     pub max_sessions_per_tenant: usize,
@@ -142,63 +145,63 @@ pub struct Config {
     pub session_queue: usize,
     /// Treatment of used sandboxes.
     pub strategy: Strategy,
-    /// How many sandboxes wait.
+    /// Number of idle sandboxes of each runtime.
     pub pools: BTreeMap<Runtime, PoolSize>,
-    /// How old a waiting sandbox may become.
+    /// Age at which an idle sandbox is replaced.
     pub pool_max_age: Duration,
-    /// How many sandboxes of a runtime are made ahead at the same time.
+    /// Sandboxes of a runtime that are created ahead of requests at the same time.
     pub pool_refill_width: usize,
-    /// How interpreters are kept booted.
-    pub kernels: PrewarmConfig,
-    /// Settings of requests that name none.
+    /// Settings for interpreters that are started ahead of requests.
+    pub prewarm: PrewarmConfig,
+    /// Settings for requests that do not set them.
     pub defaults: Defaults,
-    /// Upper limits of what a request may ask for.
+    /// Upper limits for the settings of a request.
     pub ceilings: Ceilings,
-    /// How much a request may bring.
+    /// Limits for the size of one request.
     pub limits: RequestLimits,
-    /// The kinds of network that requests may ask for.
+    /// The network modes that requests may ask for.
     pub networks: Vec<NetworkMode>,
-    /// The images that requests may name whose key is not the master's.
+    /// The images that requests with another key than the master key may name.
     pub granted_images: Vec<String>,
-    /// Images beside the runtimes' own, and what is known of all.
+    /// Images in addition to the runtimes' own, and the packages in all of them.
     pub images: Images,
-    /// Hosts that packages of each runtime are installed from.
+    /// Hosts from which packages of each runtime are installed.
     pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
     /// Directory of the native backend's unpacked roots; `None` for the host's own programs.
     pub images_root: Option<PathBuf>,
-    /// Rules for the network of sandboxes and for fetches of clients.
+    /// Rules for the network of sandboxes, and for fetches that the server does for clients.
     pub network: EgressConfig,
     /// The proxy that applies these rules.
     pub egress: Egress,
     /// The certificates that sandboxes trust.
     pub certificates: Option<Certificates>,
-    /// Code that is fetched for requests. A changed configuration has another one.
+    /// Settings for code that is fetched for requests. A changed configuration has a new value behind the `Arc`.
     pub remote_code: Arc<RemoteCodeConfig>,
-    /// How packages are cached.
+    /// Settings of the package cache.
     pub packages: PackagesConfig,
-    /// The cache of packages; there is none before the file's place is known.
+    /// The package cache; `None` if it is off, or before [`layers`] has made it.
     pub package_cache: Option<RegistryCache>,
 }
 
-/// Settings of requests that name none.
+/// Settings for requests that do not set them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Defaults {
-    /// Milliseconds until a run is ended.
+    /// Milliseconds after which a run is ended.
     pub timeout_ms: u64,
-    /// How far its programs reach.
+    /// Network mode of the program.
     pub network: NetworkMode,
-    /// Limits and sizes.
+    /// Limits and sizes of the sandbox.
     pub sandbox: SandboxDefaults,
     /// Bytes kept of each output stream.
     pub max_output_size: u64,
 }
 
-/// Upper limits of what a request may ask for. A request for more is an error, never silently reduced.
+/// Upper limits for the settings of a request. A request for more is an error, and is never silently reduced.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ceilings {
-    /// Milliseconds until a run is ended.
+    /// Milliseconds after which a run is ended.
     pub timeout_ms: u64,
     /// Cores, memory and processes.
     pub limits: Limits,
@@ -208,18 +211,18 @@ pub struct Ceilings {
     pub max_output_size: u64,
 }
 
-/// How much one request may bring. More is an error.
+/// Limits for the size of one request. A larger request is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// Files in it, and files that it asks for, each.
+    /// Most files in a request, and most files that a request asks for.
     pub files: usize,
-    /// Bytes of a path in a sandbox.
+    /// Longest path in a sandbox, in bytes.
     pub path_length: usize,
-    /// Variables of the environment.
+    /// Most environment variables.
     pub variables: usize,
-    /// Bytes of one of them, name and value.
+    /// Largest environment variable in bytes, name and value together.
     pub variable_bytes: usize,
-    /// Bytes of all of them together.
+    /// Most bytes of all environment variables together.
     pub environment_bytes: usize,
 }
 
@@ -228,22 +231,22 @@ pub struct RequestLimits {
 pub struct DockerSettings {
     /// The engine's address; `None` for `DOCKER_HOST` or the usual socket.
     pub host: Option<String>,
-    /// The image of each runtime that is not to have the one that `isol8 setup` builds.
+    /// The images of runtimes that do not use the image that `isol8 setup` builds.
     pub images: BTreeMap<Runtime, String>,
-    /// The image that runtime images build on.
+    /// The base image of the runtime images.
     pub base: String,
-    /// Whether that is bootstrapped from Debian's packages without trying to pull it.
+    /// Whether the base image is made from Debian's packages, without an attempt to pull it.
     pub bootstrap: bool,
-    /// Certificates that runtime images trust beside their own.
+    /// File of certificates that runtime images trust in addition to their own.
     pub ca_bundle: Option<PathBuf>,
 }
 
-/// Values that override the files, and where files are looked for.
+/// Values that override the files, and directories in which files are searched.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// The program that reads the configuration.
-    pub reader: Reader,
-    /// The working directory; empty for that of the process.
+    pub reader: ConfigReader,
+    /// The working directory; empty for the process's own.
     pub directory: PathBuf,
     /// `--config`.
     pub config: Option<PathBuf>,
@@ -261,7 +264,7 @@ impl Config {
     /// Reads the configuration. `environment` looks up a variable.
     ///
     /// # Errors
-    /// [`ConfigError`].
+    /// Returns a [`ConfigError`] if a file cannot be read, or a value is not valid.
     pub fn load(
         overrides: &Overrides,
         environment: &dyn Fn(&str) -> Option<String>,
@@ -269,8 +272,8 @@ impl Config {
         Ok(Loaded::load(overrides, environment)?.config)
     }
 
-    /// Takes over from the configuration before it what a running server cannot change. Returns the
-    /// keys where that makes a difference.
+    /// Replaces the settings that need a restart by those of the configuration before, and returns the keys whose values
+    /// differ.
     pub fn keep_fixed(&mut self, before: &Self) -> Vec<&'static str> {
         let mut kept = Vec::new();
         let mut keep = |key, differs| {
@@ -278,7 +281,7 @@ impl Config {
                 kept.push(key);
             }
         };
-        // More can be logged at any time; less only from the start on.
+        // Logging can become more detailed at any time, but less detailed only at a start.
         keep("debug", before.debug && !self.debug);
         keep("backend", self.backend != before.backend);
         keep("stateDir", self.state != before.state);
@@ -303,7 +306,7 @@ impl Config {
         let key = "server.maxConnections";
         keep(key, self.max_connections != before.max_connections);
         self.max_connections = before.max_connections;
-        keep("runtimes", self.kernels != before.kernels);
+        keep("runtimes", self.prewarm != before.prewarm);
         keep("docker", self.docker != before.docker);
         let key = "network.caBundle";
         keep(key, self.certificates != before.certificates);
@@ -336,7 +339,7 @@ impl Config {
         self.host.clone_from(&before.host);
         self.port = before.port;
         self.user.clone_from(&before.user);
-        self.kernels.clone_from(&before.kernels);
+        self.prewarm.clone_from(&before.prewarm);
         self.docker.clone_from(&before.docker);
         self.package_cache = match self.packages == before.packages {
             true => before.package_cache.clone(),

@@ -1,7 +1,7 @@
-//! Changes of the configuration, applied while the server runs.
+//! Reloads the configuration while the server runs.
 //!
-//! The file is read again at SIGHUP, and when it has changed. A setting that cannot change without a restart stays as
-//! it was, with a warning that names it; a file with an error is refused as a whole.
+//! The files are read again on SIGHUP, and when they have changed. A setting that needs a restart keeps its value, with a
+//! warning that names it. Files with an error are refused as a whole.
 
 use std::io;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError};
 
-/// Between two looks at the file.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// Interval at which the files are checked for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Follows the configuration for as long as the future is polled.
+/// Reloads the configuration on SIGHUP and on changes of its files, until the future is dropped.
 ///
 /// # Errors
-/// If signals cannot be received.
+/// If the handler for SIGHUP cannot be installed.
 pub async fn follow(
     load: impl Fn() -> Result<Config, ConfigError> + Clone + Send + 'static,
     current: watch::Sender<Arc<Config>>,
@@ -30,23 +30,25 @@ pub async fn follow(
     loop {
         let is_asked_for = tokio::select! {
             _ = hangup.recv() => true,
-            () = tokio::time::sleep(INTERVAL) => false,
+            () = tokio::time::sleep(CHECK_INTERVAL) => false,
         };
         let found = version(&current.borrow()).await;
         if !is_asked_for && found == seen {
             continue;
         }
         seen = found;
-        // A disk may let its reader wait.
+        // Reading files may block.
         match tokio::task::spawn_blocking(load.clone()).await {
             Ok(Ok(config)) => apply(config, &current, &service).await,
-            Ok(Err(error)) => log::error!(error:%; "configuration refused, the one before stays"),
+            Ok(Err(error)) => {
+                log::error!(error:%; "configuration refused, the previous one stays in effect")
+            }
             Err(panic) => log::error!(error:% = panic; "reading the configuration panicked"),
         }
     }
 }
 
-/// Tells one content of the files from another; nothing in the place of one that is not there.
+/// Returns the modification time and size of each file, by which changes are detected; `None` for a missing file.
 async fn version(config: &Config) -> Vec<Option<(SystemTime, u64)>> {
     let mut versions = Vec::new();
     for path in &config.sources {
@@ -59,7 +61,7 @@ async fn version(config: &Config) -> Vec<Option<(SystemTime, u64)>> {
 async fn apply(mut config: Config, current: &watch::Sender<Arc<Config>>, service: &Service) {
     let before = Arc::clone(&current.borrow());
     for key in config.keep_fixed(&before) {
-        log::warn!(key; "changes with the next start only");
+        log::warn!(key; "setting takes effect after a restart only");
     }
     if let Err(error) = service.configure(config.service()).await {
         log::error!(error:%; "configuration cannot be applied");

@@ -1,6 +1,6 @@
-//! The HTTP server: thin translators from routes to the service.
+//! The HTTP server: handlers that translate between requests and the service.
 //!
-//! [`configure`] puts the application together, for production and for tests alike.
+//! [`configure`] builds the application, for production and for tests alike.
 
 pub mod accept;
 pub mod auth;
@@ -39,44 +39,44 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::remote_code::RemoteCode;
 use auth::MasterKey;
-use bodies::Bodies;
+use bodies::BodyBudget;
 pub(crate) use descriptors::raise_limit as raise_file_limit;
-use idempotency::Results;
+use idempotency::ResultStore;
 
-/// The server ended with something undone.
+/// Error that ended the server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address cannot be listened on.
+    /// The server cannot listen on its address.
     #[error("server cannot listen: {0}")]
     Listen(#[from] std::io::Error),
-    /// Not every sandbox could be removed.
+    /// Some sandboxes could not be removed at shutdown.
     #[error(transparent)]
     Shutdown(#[from] BackendError),
 }
 
 /// The state that the routes share.
 #[derive(Debug)]
-pub struct State {
-    /// Runs jobs and knows the sessions.
+pub struct ServerState {
+    /// Runs jobs, and owns the sessions.
     pub service: Service,
-    /// The checked configuration, as it is now.
+    /// The current configuration. A reload replaces it.
     pub config: watch::Receiver<Arc<Config>>,
-    /// The key that every route but the public ones asks for.
+    /// The API key, which every route but the public ones requires.
     pub key: MasterKey,
     /// Name of the backend.
     pub backend: &'static str,
-    /// Why the server uses that backend.
+    /// Reason for which the server uses this backend.
     pub backend_reason: String,
-    /// Memory and processors for the bodies of requests.
-    pub bodies: Bodies,
-    /// Results of requests with an idempotency key.
-    pub results: Results,
+    /// Bounds the memory and processors that request bodies take.
+    pub bodies: BodyBudget,
+    /// Results of requests that had an idempotency key.
+    pub results: ResultStore,
     /// Fetches code for requests.
     pub remote_code: RemoteCode,
 }
 
-impl State {
-    /// The configuration that holds for a request from its begin to its end.
+impl ServerState {
+    /// Returns the current configuration. A handler takes it once, so that one configuration holds for the whole request.
     #[must_use]
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.borrow())
@@ -92,7 +92,8 @@ pub fn configure(app: &mut web::ServiceConfig) {
     app.default_service(web::to(error::no_such_route));
 }
 
-/// Lets pages of these origins call the server from a browser; without any, no page may.
+/// Returns the CORS middleware, which lets pages of these origins call the server from a browser. Without origins, the
+/// middleware is off, and no page may.
 fn cors(origins: &[String]) -> Condition<Cors> {
     let mut cors = Cors::default()
         .allow_any_method()
@@ -104,13 +105,13 @@ fn cors(origins: &[String]) -> Condition<Cors> {
     Condition::new(!origins.is_empty(), cors)
 }
 
-/// Serves until `stop` is done; requests under way are then given time to end. `bound` are sockets that were
-/// bound for this process, which else binds its own.
+/// Serves until `stop` completes; requests under way then have time to end. `bound` holds sockets that the launcher has
+/// bound; without it, the server binds its own.
 ///
 /// # Errors
-/// [`ServeError`].
+/// Returns a [`ServeError`] if the server cannot start, or cannot remove all sandboxes at its end.
 pub async fn serve(
-    state: State,
+    state: ServerState,
     bound: Option<Vec<OwnedFd>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -128,11 +129,11 @@ pub async fn serve(
         .iter()
         .map(TcpListener::local_addr)
         .collect::<Result<_, _>>()?;
-    let most = descriptors::connections(config.max_connections)?;
+    let most = descriptors::connection_limit(config.max_connections)?;
     let state = web::Data::from(Arc::new(state));
     let mut server = pin!(listener::start(listeners, &state, most)?);
     let handle = server.handle();
-    // The first look at the server starts its workers; one that has ended by then has none.
+    // The first poll starts the workers. If they cannot start, the server has ended after that poll.
     if let Poll::Ready(ended) = futures::poll!(server.as_mut()) {
         return Err(stopped(ended));
     }
@@ -144,14 +145,14 @@ pub async fn serve(
         () = stop => {}
     }
     log::info!("shutting down");
-    // Together: runs that end, or are ended, are still answered.
+    // Both shut down at the same time, so that the responses of the last runs are still sent.
     let (removed, (), served) =
         futures::future::join3(service.shutdown(), handle.stop(true), server).await;
     served?;
     Ok(removed?)
 }
 
-/// The error of a server that has ended although nothing told it to.
+/// Returns the error for a server that has ended by itself.
 fn stopped(ended: io::Result<()>) -> ServeError {
     let unasked = || io::Error::other("its workers have ended");
     ServeError::Listen(ended.err().unwrap_or_else(unasked))
@@ -177,19 +178,19 @@ mod tests {
             ..Overrides::default()
         };
         let mut config = Config::load(&overrides, &|_| None).unwrap();
-        // No configuration that was checked has such an origin.
+        // The checks of the configuration refuse this origin; here it keeps the workers from starting.
         config.cors_origins = vec!["*".to_owned()];
         let remote_code = RemoteCode::new(&config.remote_code);
-        let bodies = Bodies::new(config.max_bodies);
+        let bodies = BodyBudget::new(config.max_bodies);
         let (_current, config) = watch::channel(Arc::new(config));
         let backend = Arc::new(FakeBackend::new());
-        let state = State {
+        let state = ServerState {
             service: Service::start(backend, ServiceConfig::default()),
             config,
             key: MasterKey::new("k".to_owned()).unwrap(),
             backend: "fake",
             backend_reason: "a test's".to_owned(),
-            results: Results::default(),
+            results: ResultStore::default(),
             bodies,
             remote_code,
         };

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{CommandError, load, message, overrides, read, report_ignored};
 use crate::cli::ConfigArgs;
 use crate::config::schema::schema;
-use crate::config::{Loaded, Reader};
+use crate::config::{ConfigReader, Loaded};
 
 /// Heading of the keys outside any table.
 const GENERAL: &str = "General";
@@ -18,8 +18,12 @@ pub(super) fn config(arguments: &ConfigArgs) -> Result<ExitCode, CommandError> {
     } else {
         // Show the configuration as a server in this directory reads it; other commands ignore some of the
         // directory's own settings.
-        let loaded = load(&arguments.common, Reader::Server, None)?;
-        report_ignored(&read(&overrides(&arguments.common, Reader::Command, None))?);
+        let loaded = load(&arguments.common, ConfigReader::Server, None)?;
+        report_ignored(&read(&overrides(
+            &arguments.common,
+            ConfigReader::Command,
+            None,
+        ))?);
         match arguments.json {
             true => serde_json::to_string_pretty(&loaded.contract()?)?,
             false => page(&loaded)?,

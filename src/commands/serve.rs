@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{CommandError, Startup, load_over, overrides, read};
 use crate::backends::{self, BackendKind, ChosenBackend, Needs, Purpose};
 use crate::cli::ServeArgs;
-use crate::config::{Config, Reader};
+use crate::config::{Config, ConfigReader};
 use crate::host;
 use crate::images;
 use crate::launcher;
@@ -20,13 +20,13 @@ use crate::memory;
 use crate::reload;
 use crate::remote_code::RemoteCode;
 use crate::server::auth::MasterKey;
-use crate::server::bodies::Bodies;
-use crate::server::idempotency::Results;
-use crate::server::{self, ServeError, State};
+use crate::server::bodies::BodyBudget;
+use crate::server::idempotency::ResultStore;
+use crate::server::{self, ServeError, ServerState};
 
 /// Runs the server as another user if one is configured; otherwise leaves it to [`serve`].
 pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
-    let overrides = overrides(&arguments.common, Reader::Server, arguments.port);
+    let overrides = overrides(&arguments.common, ConfigReader::Server, arguments.port);
     let config = read(&overrides)?.config;
     let Some(user) = arguments.user.clone().or_else(|| config.user.clone()) else {
         return Ok(Startup::ThisProcess(None));
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     arguments: ServeArgs,
     launched: Option<Launched>,
 ) -> Result<ExitCode, CommandError> {
-    let mut overrides = overrides(&arguments.common, Reader::Server, arguments.port);
+    let mut overrides = overrides(&arguments.common, ConfigReader::Server, arguments.port);
     if let Some(launched) = &launched {
         overrides.backend = Some(launched.backend);
         overrides.default_state = Some(launched.state.clone());
@@ -107,17 +107,17 @@ pub(super) async fn serve(
         return Err(error.into());
     }
     let remote_code = RemoteCode::new(&config.remote_code);
-    let bodies = Bodies::new(config.max_bodies);
+    let bodies = BodyBudget::new(config.max_bodies);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
-    let state = State {
+    let state = ServerState {
         service: service.clone(),
         backend: backend.name(),
         backend_reason: reason,
         config,
         key,
         bodies,
-        results: Results::default(),
+        results: ResultStore::default(),
         remote_code,
     };
     let served = tokio::select! {

@@ -15,7 +15,7 @@ use super::target::Target;
 use super::{CommandError, message, read};
 use crate::backends::{self, Purpose};
 use crate::cli::{CleanupArgs, SessionDeleteArgs, SessionsArgs};
-use crate::config::{Config, Overrides, Reader};
+use crate::config::{Config, ConfigReader, Overrides};
 use crate::local;
 use crate::login::Login;
 
@@ -41,7 +41,7 @@ pub(super) async fn sessions(arguments: SessionsArgs) -> Result<ExitCode, Comman
 /// shell completion. Sources that cannot be read are skipped.
 pub(crate) fn known_sessions(timeout: Duration) -> Vec<String> {
     let overrides = Overrides {
-        reader: Reader::Command,
+        reader: ConfigReader::Command,
         ..Overrides::default()
     };
     let mut ids = Vec::new();

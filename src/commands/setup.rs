@@ -12,13 +12,13 @@ use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, cu
 use super::{CommandError, load, message};
 use crate::backends;
 use crate::cli::SetupArgs;
-use crate::config::{BackendChoice, Config, Reader};
+use crate::config::{BackendChoice, Config, ConfigReader};
 
 const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
                        and `isol8 setup` unpacks the pinned versions there";
 
 pub(super) async fn setup(arguments: SetupArgs) -> Result<ExitCode, CommandError> {
-    let config = load(&arguments.common, Reader::Setup, None)?.config;
+    let config = load(&arguments.common, ConfigReader::Setup, None)?.config;
     let options = options(&config, arguments.force);
     let progress = Progress::new();
     let roots = match (config.backend, &config.images_root) {

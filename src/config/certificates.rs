@@ -1,4 +1,4 @@
-//! The certificates that programs in sandboxes trust: `network.caBundle`, and this host's own.
+//! The certificates that programs in sandboxes trust: those of `network.caBundle`, and the host's own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,14 +21,14 @@ const KEY: &str = "network.caBundle";
 /// Returns the host's certificates, with those of the bundles that the configuration names; `None` if there are none at
 /// all.
 pub(super) fn all(named: Option<&str>, of_images: Option<&Path>) -> Option<Certificates> {
-    // A setup says what is wrong with this one.
+    // An unreadable file is skipped here; `isol8 setup` reports it.
     let of_images = of_images.and_then(|path| fs::read_to_string(path).ok());
     let host = host_bundle().and_then(|path| fs::read_to_string(path).ok());
     let own = [of_images.as_deref(), host.as_deref()];
     Certificates::merge([named].into_iter().chain(own).flatten())
 }
 
-/// The file of this host's certificates, by the variable that OpenSSL reads or at its usual places.
+/// Returns the file of the host's certificates: the one that OpenSSL's variable names, or the first of the usual paths.
 pub(crate) fn host_bundle() -> Option<PathBuf> {
     let variable = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let usual = USUAL.iter().map(PathBuf::from);
@@ -38,7 +38,7 @@ pub(crate) fn host_bundle() -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The bundle of `network.caBundle`.
+/// Reads the file of `network.caBundle`.
 ///
 /// # Errors
 /// [`ConfigError::OutOfRange`] if the file cannot be read or holds no certificate.

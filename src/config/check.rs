@@ -1,20 +1,26 @@
-//! Functions that checks of values share.
+//! Functions that the checks of all sections share.
 
 use isol8_api::ByteSize;
 
 use super::ConfigError;
 
-/// An empty text stands for "not set": TOML has no null, and the shipped file shows every key.
+/// Returns `None` for an empty text. An empty text means "not set", because TOML has no null and the shipped file has
+/// every key.
 pub(super) fn given(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// For what is in memory.
+/// Returns a size as a number of bytes in memory. A size that does not fit is the largest number.
 pub(super) fn bytes(size: ByteSize) -> usize {
     usize::try_from(size.bytes()).unwrap_or(usize::MAX)
 }
 
-pub(super) fn within_kernels<T>(key: &'static str, given: T, most: T) -> Result<(), ConfigError>
+/// Checks a value against a limit of the kernel.
+pub(super) fn within_kernel_limit<T>(
+    key: &'static str,
+    given: T,
+    most: T,
+) -> Result<(), ConfigError>
 where
     T: PartialOrd + std::fmt::Display + Copy,
 {
@@ -23,6 +29,7 @@ where
     })
 }
 
+/// Checks that a value is between a minimum and its ceiling.
 pub(super) fn within<T>(key: &'static str, given: T, least: T, most: T) -> Result<(), ConfigError>
 where
     T: PartialOrd + std::fmt::Display + Copy,
@@ -32,6 +39,7 @@ where
     })
 }
 
+/// Returns an error about a key if its condition does not hold.
 pub(super) fn require(
     key: &'static str,
     given: impl ToString,

@@ -1,4 +1,4 @@
-//! A configuration file as it is written: its values, and their lines.
+//! One configuration file: its values, and the lines of its keys for error messages.
 
 use std::fmt;
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::ConfigError;
 use super::file::ConfigFile;
 
-/// Keys that the TypeScript product's file may hold beside those that are known here.
+/// Keys of the TypeScript product's file that this program ignores.
 pub(super) const UNUSED: [&str; 5] = [
     "$schema",
     "audit",
@@ -21,15 +21,15 @@ pub(super) const UNUSED: [&str; 5] = [
     "defaults.readonlyRootFs",
 ];
 
-/// Largest file of a working directory that is read, in bytes.
-const LARGEST: u64 = 1 << 20;
+/// Largest file in bytes that is read from a working directory.
+const MAX_SIZE: u64 = 1 << 20;
 
-/// A file that was read, and holds nothing but known keys with values of their types.
+/// A file that was read, with known keys and values of the right types only.
 #[derive(Clone, Debug)]
 pub(super) struct Document {
     pub(super) path: PathBuf,
     pub(super) value: Value,
-    /// Keys that were left out of the value, because nothing here uses them.
+    /// Keys that were removed from the value, because this program does not use them.
     pub(super) unused: Vec<&'static str>,
     text: String,
     format: Format,
@@ -41,14 +41,14 @@ enum Format {
     Json,
 }
 
-/// The text is no TOML, or no JSON.
+/// Syntax error in TOML or JSON.
 struct Malformed {
     line: usize,
     message: String,
 }
 
 impl Document {
-    /// Reads a file; one whose name ends with `.json` is JSON, every other one is TOML.
+    /// Reads a file: as JSON if its name ends with `.json`, otherwise as TOML.
     ///
     /// # Errors
     /// [`ConfigError::Unreadable`], or [`ConfigError::Invalid`] with the line.
@@ -60,16 +60,16 @@ impl Document {
         Self::parse(path, text)
     }
 
-    /// Reads a file that others may have written: one that is larger than a configuration is refused.
+    /// Reads a file that may come from an untrusted author, and refuses one that is too large for a configuration.
     ///
     /// # Errors
     /// As [`Self::read`].
     pub(super) fn read_bounded(path: &Path) -> Result<Self, ConfigError> {
         let mut text = String::new();
         let read = fs::File::open(path).and_then(|file| {
-            let read = file.take(LARGEST + 1).read_to_string(&mut text)?;
-            match read as u64 > LARGEST {
-                true => Err(io::Error::other(format!("larger than {LARGEST} bytes"))),
+            let read = file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
+            match read as u64 > MAX_SIZE {
+                true => Err(io::Error::other(format!("larger than {MAX_SIZE} bytes"))),
                 false => Ok(()),
             }
         });
@@ -109,8 +109,8 @@ impl Document {
         Ok(document)
     }
 
-    /// Returns the fault of a key that is in this file; `None` if the key is not in it.
-    pub(super) fn fault(&self, key: &str, message: &str) -> Option<ConfigError> {
+    /// Returns an error about a key of this file, with its line; `None` if the file does not have the key.
+    pub(super) fn error_at(&self, key: &str, message: &str) -> Option<ConfigError> {
         let key = self.spelled_out(key)?;
         Some(ConfigError::Invalid {
             path: self.path.clone(),
@@ -125,7 +125,7 @@ impl Document {
         };
         let message = error.inner().to_string();
         let mut key = error.path().to_string();
-        // The path ends with the table of an unknown key.
+        // For an unknown key, the path of the error ends with the key's table.
         if let Some(unknown) = unknown_name(&message, "unknown field")
             && key.rsplit('.').next() != Some(unknown)
         {
@@ -135,10 +135,10 @@ impl Document {
             };
         }
         let message = format!(": {}", with_suggestion(&message));
-        // A value in a list has an index in its path; the list has the line.
+        // The path of a list's element ends with an index; only the list has a line.
         let written = key.split('[').next().unwrap_or(&key);
         Err(self
-            .fault(written, &message)
+            .error_at(written, &message)
             .unwrap_or_else(|| ConfigError::Invalid {
                 path: self.path.clone(),
                 line: 1,
@@ -146,7 +146,7 @@ impl Document {
             }))
     }
 
-    /// The key with its `*` replaced by the one name that stands there.
+    /// Returns the key with its `*` replaced by a name of this file; `None` if no name fits, or several do.
     fn spelled_out(&self, key: &str) -> Option<String> {
         let Some((table, name)) = key.split_once(".*.") else {
             return Some(key.to_owned());
@@ -157,19 +157,19 @@ impl Document {
         Some(format!("{table}.{only}.{name}"))
     }
 
-    /// The line, from 1, of a key.
+    /// Returns the line of a key, counted from 1.
     fn line_of(&self, key: &str) -> Option<usize> {
         let names: Vec<&str> = key.split('.').collect();
-        let place = Place(&names);
+        let locator = KeyLocator(&names);
         match self.format {
             Format::Toml => {
                 let text = toml::Deserializer::parse(&self.text).ok()?;
-                let found = place.deserialize(text).err()?;
+                let found = locator.deserialize(text).err()?;
                 Some(line_at(&self.text, found.span()?.start))
             }
             Format::Json => {
                 let mut text = serde_json::Deserializer::from_str(&self.text);
-                Some(place.deserialize(&mut text).err()?.line())
+                Some(locator.deserialize(&mut text).err()?.line())
             }
         }
     }
@@ -184,10 +184,10 @@ impl Format {
             }),
             Self::Json => serde_json::from_str(text).map_err(|error| {
                 let message = error.to_string();
-                let place = format!(" at line {} column {}", error.line(), error.column());
+                let position = format!(" at line {} column {}", error.line(), error.column());
                 Malformed {
                     line: error.line().max(1),
-                    message: message.trim_end_matches(&place).to_owned(),
+                    message: message.trim_end_matches(&position).to_owned(),
                 }
             }),
         }
@@ -199,7 +199,7 @@ fn line_at(text: &str, offset: usize) -> usize {
     1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// Takes a key out of a value; whether it was there.
+/// Removes a key from a value, and returns whether the value had it.
 fn take(value: &mut Value, key: &str) -> bool {
     let (table, name) = match key.rsplit_once('.') {
         Some((table, name)) => (value.get_mut(table), name),
@@ -209,10 +209,10 @@ fn take(value: &mut Value, key: &str) -> bool {
     table.is_some_and(|table| table.remove(name).is_some())
 }
 
-/// Reads a file up to a key, and fails there: the error then tells the place, whatever the format.
-struct Place<'p>(&'p [&'p str]);
+/// Deserializes a file up to a key, and fails there on purpose: the error has the position of the key, in either format.
+struct KeyLocator<'p>(&'p [&'p str]);
 
-impl<'de> DeserializeSeed<'de> for Place<'_> {
+impl<'de> DeserializeSeed<'de> for KeyLocator<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -223,7 +223,7 @@ impl<'de> DeserializeSeed<'de> for Place<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Place<'_> {
+impl<'de> Visitor<'de> for KeyLocator<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -233,7 +233,7 @@ impl<'de> Visitor<'de> for Place<'_> {
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<(), M::Error> {
         while let Some(name) = map.next_key::<String>()? {
             match self.0 {
-                [first, rest @ ..] if *first == name => map.next_value_seed(Place(rest))?,
+                [first, rest @ ..] if *first == name => map.next_value_seed(KeyLocator(rest))?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -243,13 +243,13 @@ impl<'de> Visitor<'de> for Place<'_> {
     }
 }
 
-/// The name that serde's text about an unknown one quotes first.
+/// Returns the unknown name from serde's error text, which quotes it first.
 fn unknown_name<'m>(message: &'m str, kind: &str) -> Option<&'m str> {
     message.strip_prefix(kind)?.split('`').nth(1)
 }
 
-/// Adds the nearest valid name to serde's text about an unknown one, which quotes first the
-/// unknown and then the valid ones.
+/// Adds the most similar valid name to serde's text about an unknown name. The text quotes the unknown name first, and
+/// then the valid ones.
 fn with_suggestion(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(unknown) = quoted.next().filter(|_| message.starts_with("unknown")) else {

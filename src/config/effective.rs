@@ -1,22 +1,22 @@
-//! The configuration as it is in effect, key by key, with where each value came from.
+//! The configuration in effect: every key with its value and the value's source.
 
 use serde_json::{Map, Value, json};
 
 use super::layers::{Loaded, Origin, is_whole};
 
-/// A key and its value.
+/// A key, its value in effect, and the source of the value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
-    /// Its full name, such as `cleanup.autoPrune`.
+    /// The full name of the key, such as `cleanup.autoPrune`.
     pub key: String,
     /// The value in effect.
     pub value: Value,
-    /// Why.
+    /// The source of the value.
     pub origin: Origin,
 }
 
 impl Loaded {
-    /// Every key; those without a table first, then table by table.
+    /// Returns every key: first those without a table, then table by table.
     ///
     /// # Errors
     /// If the configuration cannot be written as JSON.
@@ -27,8 +27,8 @@ impl Loaded {
         Ok(settings)
     }
 
-    /// Every value under the names of the contract, those of the TypeScript product among them that have
-    /// no key here: nothing is audited, and keys come from no database.
+    /// Returns every value under the names of the contract. Keys that only the TypeScript product has are included: `audit`
+    /// and `auth` are off, because this program has no audit log and no database of keys.
     ///
     /// # Errors
     /// If the configuration cannot be written as JSON.
@@ -78,7 +78,7 @@ impl Loaded {
     }
 }
 
-/// No key is meant to hold a secret; an address may hold one nevertheless.
+/// Hides user names and passwords in addresses. No other value holds secrets.
 fn hide_credentials(value: &mut Value) {
     match value {
         Value::String(text) => {

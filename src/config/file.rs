@@ -1,4 +1,4 @@
-//! `config.toml` as it is written, and its checks.
+//! The whole of `config.toml`, and its checks.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use super::server::{self, Cleanup, Server, Sessions, Shutdown};
 use super::{Config, ConfigError, DockerSettings};
 use crate::packages;
 
-/// The whole file. Every key is optional; the shipped file shows each with its default.
+/// The whole file. Every key is optional. The shipped `config.toml` has each with its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConfigFile {
@@ -33,39 +33,39 @@ pub struct ConfigFile {
     backend: BackendChoice,
     /// Directory for sandboxes' directories; "" is /var/lib/isol8, or ~/.local/state/isol8.
     state_dir: String,
-    /// Log what happens in detail.
+    /// Whether the log is detailed.
     debug: bool,
-    /// Runs at once; turns go round the tenants that wait.
+    /// Runs at the same time; waiting tenants take turns.
     max_concurrent: usize,
-    /// Runs of one tenant at once; 0 is as many as maxConcurrent.
+    /// Runs of one tenant at the same time; 0 is as many as maxConcurrent.
     max_concurrent_per_tenant: usize,
-    /// Requests that may wait for their turn; beyond it, 503 with Retry-After, or 429 for the tenant that has most of them.
+    /// Requests that may wait for a run; further ones get 503 with Retry-After, or 429 for the tenant that has most of them.
     max_queued: usize,
-    /// Milliseconds that one waits at most; then 503.
+    /// Milliseconds that a request waits at most; then it gets 503.
     max_wait_ms: u64,
     /// "fast": a used sandbox is reset and serves its tenant again; "secure": it is destroyed.
     pool_strategy: Strategy,
-    /// Sandboxes that wait, per runtime: never used ones (clean), and used ones (dirty).
+    /// Idle sandboxes of each runtime: never used (clean), and used (dirty).
     pool_size: PoolSize,
-    /// Milliseconds after which a waiting sandbox is replaced.
+    /// Milliseconds after which an idle sandbox is replaced.
     pool_max_age_ms: u64,
-    /// Sandboxes of a runtime that are made ahead at the same time.
+    /// Sandboxes of a runtime that are created ahead of requests at the same time.
     pool_refill_width: usize,
     /// The HTTP server.
     server: Server,
-    /// How many sessions there may be.
+    /// Limits for sessions.
     sessions: Sessions,
-    /// When unused sessions end.
+    /// Rules for the end of idle sessions.
     cleanup: Cleanup,
     /// Treatment of sessions when the server ends.
     shutdown: Shutdown,
-    /// Settings of requests that name none.
+    /// Settings for requests that do not set them.
     defaults: DefaultsTable,
-    /// Upper limits of what a request may ask for; more is an error.
+    /// Upper limits for the settings of a request; more is an error.
     ceilings: CeilingsTable,
-    /// How much a request may bring; more is an error.
+    /// Limits for the size of a request; more is an error.
     limits: LimitsTable,
-    /// Options that weaken isolation; asking for one that is not granted is an error, 403.
+    /// Options that weaken isolation; a request for one that is not granted gets 403.
     policy: PolicyTable,
     /// Sandboxes kept ready for each runtime.
     #[schemars(with = "RuntimeTables")]
@@ -74,11 +74,11 @@ pub struct ConfigFile {
     docker: DockerTable,
     /// Images that `isol8 setup` builds.
     images: ImagesTable,
-    /// Hosts that sandboxes with `network: "filtered"` reach, through the server's proxy.
+    /// Rules for sandboxes with `network: "filtered"`, which reach hosts through the server's proxy.
     network: NetworkTable,
     /// Code that the server fetches for requests with `codeUrl`.
     remote_code: RemoteCodeTable,
-    /// Docker images beside the runtimes' own, with packages in them.
+    /// Docker images with packages, in addition to the runtimes' own.
     prebuilt_images: Vec<PrebuiltTable>,
     /// Packages in the runtimes' own Docker images.
     #[schemars(with = "BTreeMap<String, Vec<String>>")]
@@ -133,7 +133,7 @@ impl Default for ConfigFile {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChoice {
-    /// Native if it can do all that is asked for, else Docker.
+    /// Native if it supports everything that is configured, otherwise Docker.
     #[default]
     Auto,
     /// Docker.
@@ -158,23 +158,23 @@ impl FromStr for BackendChoice {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct DockerTable {
-    /// Address of the engine; "" is $DOCKER_HOST, or the usual socket.
+    /// Address of the engine; "" is $DOCKER_HOST or the usual socket.
     pub(super) host: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ImagesTable {
-    /// Image to build on: Debian, or made from it; pulled if it is missing.
+    /// Base image: Debian, or an image made from it; pulled if it is missing.
     pub(super) base: String,
-    /// Make the base from Debian's packages without trying to pull it.
+    /// Whether the base image is made from Debian's packages, without an attempt to pull it.
     pub(super) bootstrap: bool,
-    /// PEM file of certificates to trust beside the usual ones; "" for none. Left out, it is the file that
-    /// SSL_CERT_FILE or a variable like it names.
+    /// PEM file of certificates that images trust in addition to the usual ones; "" for none. Without this key, it is the
+    /// file that SSL_CERT_FILE or a similar variable names.
     pub(super) ca_bundle: String,
-    /// For Docker: build and serve isol8:full as well, with what code interpreters have.
+    /// For Docker: whether to build and serve isol8:full as well, with the packages that code interpreters have.
     pub(super) full: bool,
-    /// Directory where native sandboxes have their programs from; "" is this host's own /usr.
+    /// Root directory of the programs in native sandboxes; "" is this host's own /usr.
     pub(super) root: String,
 }
 
@@ -191,10 +191,10 @@ impl Default for ImagesTable {
 }
 
 impl ConfigFile {
-    /// Checks what the types cannot, and fills in what depends on the host.
+    /// Checks the values that types alone cannot, and fills in those that depend on the host.
     ///
     /// # Errors
-    /// [`ConfigError::OutOfRange`] naming the key.
+    /// [`ConfigError::OutOfRange`] with the key.
     pub fn check(self, default_state: PathBuf) -> Result<Config, ConfigError> {
         let ceilings = self.ceilings.check();
         let defaults = self.defaults.check(&ceilings)?;
@@ -207,9 +207,9 @@ impl ConfigFile {
                 .and_then(|table| table.pool_size);
             (runtime, own.unwrap_or(self.pool_size).into())
         });
-        let kernels = self.runtimes.iter();
-        let kernels = kernels
-            .map(|(runtime, table)| Ok((*runtime, table.kernel(*runtime)?)))
+        let prewarm = self.runtimes.iter();
+        let prewarm = prewarm
+            .map(|(runtime, table)| Ok((*runtime, table.prewarm(*runtime)?)))
             .collect::<Result<_, ConfigError>>()?;
         let registries = self
             .runtimes
@@ -281,7 +281,7 @@ impl ConfigFile {
             pools: pools.collect(),
             pool_max_age: Duration::from_millis(self.pool_max_age_ms),
             pool_refill_width: self.pool_refill_width,
-            kernels: PrewarmConfig::new(kernels),
+            prewarm: PrewarmConfig::new(prewarm),
             granted_images: self.policy.images()?,
             images: images::check(prebuilt_images, self.dependencies, &images)?,
             networks: self.policy.networks(defaults.network)?,
@@ -306,7 +306,7 @@ impl ConfigFile {
         })
     }
 
-    /// Every regular expression that admits hosts, with its key.
+    /// Returns every regular expression that admits hosts, with its key.
     pub(super) fn admitting_patterns(&self) -> Vec<(&'static str, &str)> {
         let lists = [
             ("network.whitelist", self.network.whitelist()),
@@ -319,7 +319,7 @@ impl ConfigFile {
         patterns.collect()
     }
 
-    /// Checks numbers that may not be zero, or less than another.
+    /// Checks numbers that must not be zero, or less than another.
     fn check_counts(&self) -> Result<(), ConfigError> {
         let Server {
             max_body_size,

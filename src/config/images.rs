@@ -1,4 +1,4 @@
-//! `prebuiltImages` and `dependencies`: packages that images hold.
+//! The keys `prebuiltImages` and `dependencies`: images with packages.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,27 +15,27 @@ use crate::images::choice::is_name;
 use crate::images::{Images, Prebuilt};
 use crate::packages;
 
-/// An image with packages in it.
+/// An image with packages, to be built.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct PrebuiltTable {
-    /// Its name, such as "isol8:data".
+    /// Name of the image, such as "isol8:data".
     tag: String,
-    /// The runtime whose programs it is for.
+    /// The runtime of the image's programs.
     runtime: Runtime,
-    /// Packages that the runtime's package manager installs in it; Debian's packages for bash.
+    /// Packages that the runtime's package manager installs in the image; for bash, Debian's packages.
     #[serde(default)]
     install_packages: Vec<String>,
-    /// Bash that is run as root, with the network, when the image is built.
+    /// Bash script that runs as root, with network, when the image is built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     setup_script: Option<String>,
-    /// Sandboxes of it that wait; without it, no clean ones.
+    /// Idle sandboxes of the image; without this key, there are no clean ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pool_size: Option<PoolSize>,
 }
 
 impl PrebuiltTable {
-    /// The image of `images.full`: Python with what code interpreters have.
+    /// Returns the image of `images.full`: Python with the packages that code interpreters have.
     pub(super) fn full() -> Self {
         let packages = include_str!("../../images/full/packages");
         Self {
@@ -48,7 +48,7 @@ impl PrebuiltTable {
     }
 }
 
-/// The images of a configuration whose runtimes have these images of their own.
+/// Checks the images of a configuration. `own` holds the images of the runtimes, whose names must not be used again.
 pub(super) fn check(
     prebuilt: Vec<PrebuiltTable>,
     dependencies: BTreeMap<Runtime, Vec<String>>,
@@ -95,7 +95,7 @@ fn check_packages(
     packages: &[String],
 ) -> Result<(), ConfigError> {
     if let Err((index, expected)) = packages::check_for_image(runtime, packages) {
-        // The index is of a member of the list.
+        // The index is valid: it comes from the check of this list.
         let given = packages.get(index).map_or("", String::as_str);
         return require(key, given, false, || expected);
     }

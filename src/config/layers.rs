@@ -1,4 +1,4 @@
-//! The sources of the configuration: defaults, files, environment and flags, each over the one before.
+//! The sources of the configuration: defaults, files, environment and flags. Each overrides the ones before.
 
 use std::path::{Path, PathBuf};
 
@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::document::Document;
 use super::file::ConfigFile;
-use super::trust::{self, Reader};
+use super::trust::{self, ConfigReader};
 use super::{BackendChoice, Config, ConfigError, Overrides};
 
-/// Names an operator's file; checked before the usual places.
+/// The environment variable that names a configuration file. It takes precedence over the usual paths.
 const PATH_VARIABLE: &str = "ISOL8_CONFIG";
 
 /// The file that the TypeScript product reads.
@@ -19,7 +19,7 @@ const TOML_FILE: &str = "config.toml";
 
 const SYSTEM_DIRECTORY: &str = "/etc/isol8";
 
-/// Variables that name the host's bundle of certificates for some program, the most general first.
+/// Environment variables with the host's bundle of certificates for some program, the most general first.
 const BUNDLE_VARIABLES: [&str; 5] = [
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
@@ -59,7 +59,7 @@ pub struct Loaded {
     pub config: Config,
     /// Warnings, one for each file of the working directory that is ignored as a whole or in part.
     pub ignored: Vec<String>,
-    /// The values of files, environment and flags together.
+    /// The values of all sources together.
     pub(super) file: ConfigFile,
     /// The values of each source; a later one overrides an earlier one.
     pub(super) layers: Vec<(Origin, Value)>,
@@ -69,7 +69,7 @@ impl Loaded {
     /// Reads the configuration. `environment` looks up a variable.
     ///
     /// # Errors
-    /// [`ConfigError`].
+    /// Returns a [`ConfigError`] if a file cannot be read, or a value is not valid.
     pub fn load(
         overrides: &Overrides,
         environment: &dyn Fn(&str) -> Option<String>,
@@ -79,7 +79,7 @@ impl Loaded {
         let documents = documents.collect::<Result<Vec<_>, _>>()?;
         let mut above = from_environment(environment)?;
         above.extend(from_flags(overrides));
-        let around = Around {
+        let around = OuterLayers {
             below: from_host(environment),
             above,
         };
@@ -87,14 +87,14 @@ impl Loaded {
             Some(state) => state.clone(),
             None => default_state(environment),
         };
-        let mut here = Narrowed::default();
+        let mut here = UntrustedFiles::default();
         for path in &files.untrusted {
             here.read(path, overrides.reader, &documents);
         }
         let all = [&documents[..], &here.documents].concat();
         match Self::of(&all, &around, state.clone()) {
             Err(error) if !here.documents.is_empty() => {
-                // A file of the working directory keeps no command from working.
+                // An invalid file in the working directory must not keep commands from working.
                 here.ignored = vec![ignored_whole(&error)];
                 let mut loaded = Self::of(&documents, &around, state)?;
                 loaded.ignored = here.ignored;
@@ -108,7 +108,7 @@ impl Loaded {
         }
     }
 
-    /// A warning for each pattern that admits hosts and could match inside longer names.
+    /// Returns a warning for each pattern that admits hosts and could match inside longer names.
     #[must_use]
     pub fn unanchored(&self) -> Vec<String> {
         let patterns = self.file.admitting_patterns().into_iter();
@@ -123,8 +123,12 @@ impl Loaded {
             .collect()
     }
 
-    /// The configuration that these files make, with what stands below and above them.
-    fn of(documents: &[Document], around: &Around, state: PathBuf) -> Result<Self, ConfigError> {
+    /// Merges and checks these files together with the layers around them.
+    fn of(
+        documents: &[Document],
+        around: &OuterLayers,
+        state: PathBuf,
+    ) -> Result<Self, ConfigError> {
         let layers = [&around.below[..], &layers(documents)[..], &around.above[..]].concat();
         let file = merged(&layers)?;
         let checked = file.clone().check(state);
@@ -145,22 +149,22 @@ impl Loaded {
     }
 }
 
-/// The layers below and above those of the files.
+/// The layers below the files (defaults of the host), and above them (environment and flags).
 #[derive(Debug, Default)]
-struct Around {
+struct OuterLayers {
     below: Vec<(Origin, Value)>,
     above: Vec<(Origin, Value)>,
 }
 
-/// The files of the working directory, as far as a command takes them.
+/// The files of the working directory, reduced to the keys that a command accepts from them.
 #[derive(Debug, Default)]
-struct Narrowed {
+struct UntrustedFiles {
     documents: Vec<Document>,
     ignored: Vec<String>,
 }
 
-impl Narrowed {
-    fn read(&mut self, path: &Path, reader: Reader, trusted: &[Document]) {
+impl UntrustedFiles {
+    fn read(&mut self, path: &Path, reader: ConfigReader, trusted: &[Document]) {
         let mut document = match Document::read_bounded(path) {
             Ok(document) => document,
             Err(error) => {
@@ -169,7 +173,7 @@ impl Narrowed {
             }
         };
         let below = layers(&[trusted, &self.documents].concat());
-        // The trusted files were read, and what was taken since is of their form.
+        // The merge cannot fail: the trusted files are valid, and so are the values accepted since.
         let without = merged(&below).and_then(|file| Ok(serde_json::to_value(file)?));
         let narrowed = trust::narrow(reader, &document.value, &without.unwrap_or_default());
         if !narrowed.refused.is_empty() {
@@ -187,16 +191,16 @@ impl Narrowed {
 fn ignored_keys(path: &Path, keys: &str) -> String {
     let path = path.display();
     format!(
-        "{path}: {keys}: ignored, because a file of the working directory can only restrict what runs on this \
-         machine; with --config {path} all of it counts"
+        "{path}: {keys}: ignored, because a file in the working directory can only restrict what runs on this \
+         machine; to apply all of it, pass --config {path}"
     )
 }
 
 fn ignored_whole(error: &ConfigError) -> String {
     let text = error.to_string();
-    // The list of valid names is long, and `isol8 config` shows it.
+    // serde lists all valid names, which is long; `isol8 config` shows them.
     let text = text.split(", expected one of").next().unwrap_or_default();
-    format!("{text}: the file is ignored; `isol8 config` says what is wrong with it")
+    format!("{text}: the file is ignored; run `isol8 config` to see its errors")
 }
 
 fn layers(documents: &[Document]) -> Vec<(Origin, Value)> {
@@ -207,7 +211,7 @@ fn layers(documents: &[Document]) -> Vec<(Origin, Value)> {
 }
 
 fn merged(layers: &[(Origin, Value)]) -> Result<ConfigFile, ConfigError> {
-    // A key under a runtime leaves the runtime's other defaults alone.
+    // Runtimes start with their defaults, so that a file that sets one key of a runtime keeps the others.
     let mut merged = json!({ "runtimes": ConfigFile::default().runtimes });
     for (_, layer) in layers {
         merge(&mut merged, layer);
@@ -215,19 +219,21 @@ fn merged(layers: &[(Origin, Value)]) -> Result<ConfigFile, ConfigError> {
     Ok(serde_json::from_value(merged)?)
 }
 
-/// The files of a configuration; a later one overrides an earlier one.
+/// The paths of the configuration files; a later file overrides an earlier one.
 #[derive(Debug, Default)]
 struct Files {
-    /// Files of the operator, which count fully.
+    /// Files of the operator, which may set every key.
     trusted: Vec<PathBuf>,
-    /// Files of the working directory, where they may only restrict.
+    /// Files of the working directory, which may only restrict.
     untrusted: Vec<PathBuf>,
 }
 
 impl Files {
-    /// A file that was named stands alone. Else a server takes `config.toml` of the working directory, or that
-    /// of the user or the system, over the TypeScript product's file of the working directory; and a command
-    /// takes the user's or the system's, and of the working directory's two files what restricts.
+    /// Finds the files:
+    /// - A file that was named is the only one.
+    /// - A server reads `config.toml` of the working directory, or else of the user or the system. Below it is the
+    ///   TypeScript product's file of the working directory.
+    /// - A command reads the user's or the system's file, and the restricting keys of both files of the working directory.
     fn find(overrides: &Overrides, environment: &dyn Fn(&str) -> Option<String>) -> Self {
         let named = overrides.config.clone();
         if let Some(path) = named.or_else(|| environment(PATH_VARIABLE).map(PathBuf::from)) {
@@ -243,14 +249,14 @@ impl Files {
             Some(path).filter(is_file)
         });
         let operators = elsewhere.iter().find(|path| path.is_file()).cloned();
-        if overrides.reader == Reader::Server {
+        if overrides.reader == ConfigReader::Server {
             let trusted = [theirs, ours.or(operators)].into_iter().flatten();
             return Self {
                 trusted: trusted.collect(),
                 untrusted: Vec::new(),
             };
         }
-        // A command may be started in the operator's own directory.
+        // If the working directory is one of the operator's own, its file is trusted already.
         let is_operators = |path: &PathBuf| elsewhere.iter().any(|own| is_same(own, path));
         let here = [theirs, ours].into_iter().flatten();
         Self {
@@ -260,9 +266,9 @@ impl Files {
     }
 }
 
-/// Returns the paths of the user's and the system's file; the first that exists counts.
+/// Returns the possible paths of the user's and the system's file. The first that exists is used.
 fn operators_files(environment: &dyn Fn(&str) -> Option<String>) -> Vec<PathBuf> {
-    // A path that is relative would be one of the working directory.
+    // A relative path would lead into the working directory.
     let directory = |name| {
         environment(name)
             .map(PathBuf::from)
@@ -285,7 +291,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     real(one).is_some_and(|one| Some(one) == real(other))
 }
 
-/// Defaults that the host has instead of this program's.
+/// Returns the layer of defaults that come from the host's environment rather than from this program.
 fn from_host(environment: &dyn Fn(&str) -> Option<String>) -> Vec<(Origin, Value)> {
     let named = BUNDLE_VARIABLES.into_iter().find_map(|name| {
         let path = environment(name).filter(|path| Path::new(path).is_file())?;
@@ -338,12 +344,13 @@ fn from_flags(overrides: &Overrides) -> Vec<(Origin, Value)> {
         .collect()
 }
 
-/// Whether the members of a key are one value, and not keys of their own: its forms exclude one another.
+/// Whether the table of a key is one value rather than a group of keys. The forms of `poolSize` exclude one another, so
+/// they are not merged.
 pub(super) fn is_whole(key: &str) -> bool {
     key == "poolSize"
 }
 
-/// Puts one layer over what is below it. Tables are merged; everything else, lists too, is replaced.
+/// Merges a layer over the one below. Tables are merged; all other values, including lists, are replaced.
 fn merge(below: &mut Value, above: &Value) {
     let (Value::Object(below), Value::Object(above)) = (below, above) else {
         return;
@@ -360,7 +367,7 @@ fn merge(below: &mut Value, above: &Value) {
     }
 }
 
-/// Adds file and line to an error about a value that a file has.
+/// Adds the file and line to an error about a value, if the value comes from a file.
 fn locate(error: ConfigError, documents: &[Document]) -> ConfigError {
     let ConfigError::OutOfRange {
         key,
@@ -374,11 +381,12 @@ fn locate(error: ConfigError, documents: &[Document]) -> ConfigError {
     let found = documents
         .iter()
         .rev()
-        .find_map(|it| it.fault(key, &message));
+        .find_map(|it| it.error_at(key, &message));
     found.unwrap_or(error)
 }
 
-/// A place whose files may be executed, which `/run` and `/tmp` often forbid: the guest is there.
+/// Returns the default state directory. The guest's executable is in it, so the file system must allow execution, which
+/// `/run` and `/tmp` often forbid.
 fn default_state(environment: &dyn Fn(&str) -> Option<String>) -> PathBuf {
     let user = |variable: &str| environment(variable).filter(|value| !value.is_empty());
     if nix::unistd::geteuid().is_root() {
@@ -401,12 +409,12 @@ mod tests {
 
     use super::*;
 
-    /// A home and a working directory with these files.
-    struct Place {
+    /// A home directory and a working directory with files.
+    struct TestDirectories {
         directory: tempfile::TempDir,
     }
 
-    impl Place {
+    impl TestDirectories {
         fn with(files: &[(&str, &str)]) -> Self {
             let directory = tempfile::tempdir().unwrap();
             fs::create_dir(directory.path().join("here")).unwrap();
@@ -418,11 +426,11 @@ mod tests {
             Self { directory }
         }
 
-        fn load(&self, reader: Reader) -> Result<Loaded, ConfigError> {
+        fn load(&self, reader: ConfigReader) -> Result<Loaded, ConfigError> {
             self.load_in(reader, "here")
         }
 
-        fn load_in(&self, reader: Reader, directory: &str) -> Result<Loaded, ConfigError> {
+        fn load_in(&self, reader: ConfigReader, directory: &str) -> Result<Loaded, ConfigError> {
             let overrides = Overrides {
                 reader,
                 directory: self.directory.path().join(directory),
@@ -447,8 +455,8 @@ mod tests {
                 true => toml::from_str::<Value>(LOOSE).unwrap().to_string(),
                 false => LOOSE.to_owned(),
             };
-            let place = Place::with(&[(file, &text)]);
-            let loaded = place.load(Reader::Command).unwrap();
+            let directories = TestDirectories::with(&[(file, &text)]);
+            let loaded = directories.load(ConfigReader::Command).unwrap();
             assert_eq!(
                 loaded.config.networks,
                 [NetworkMode::None, NetworkMode::Filtered]
@@ -468,15 +476,15 @@ mod tests {
             assert!(!warning.contains("maxConcurrent"), "{warning}");
             assert!(warning.contains("--config "), "{warning}");
             // A server's own directory counts fully, and so does a file that is named.
-            let server = place.load(Reader::Server).unwrap();
+            let server = directories.load(ConfigReader::Server).unwrap();
             assert_eq!(
                 (server.config.admission.max_concurrent, server.ignored.len()),
                 (3, 0)
             );
             assert_eq!(server.config.defaults.network, NetworkMode::Host);
             let named = Overrides {
-                reader: Reader::Command,
-                config: Some(place.directory.path().join(file)),
+                reader: ConfigReader::Command,
+                config: Some(directories.directory.path().join(file)),
                 ..Overrides::default()
             };
             let named = Loaded::load(&named, &|_| None).unwrap();
@@ -540,14 +548,16 @@ mod tests {
             ),
             (&"#".repeat(2 << 20), "larger than"),
         ] {
-            let place = Place::with(&[("here/config.toml", text)]);
-            let loaded = place.load(Reader::Command).unwrap();
+            let directories = TestDirectories::with(&[("here/config.toml", text)]);
+            let loaded = directories.load(ConfigReader::Command).unwrap();
             let [warning] = &loaded.ignored[..] else {
                 panic!("{text:.40}: {:?}", loaded.ignored)
             };
             assert!(warning.contains(expected), "{warning}");
             assert!(warning.len() < 400, "{warning}");
-            let defaults = Place::with(&[]).load(Reader::Command).unwrap();
+            let defaults = TestDirectories::with(&[])
+                .load(ConfigReader::Command)
+                .unwrap();
             assert_eq!(loaded.file, defaults.file);
         }
     }
@@ -557,11 +567,11 @@ mod tests {
         let text =
             "[policy]\nnetwork = [\"host\"]\n[defaults]\nnetwork = \"host\"\nmemoryLimit = \"64m\"";
         for file in ["home/.config/isol8/config.toml", "home/.isol8/config.toml"] {
-            let place = Place::with(&[
+            let directories = TestDirectories::with(&[
                 (file, text),
                 ("here/config.toml", "defaults.memoryLimit = \"32m\""),
             ]);
-            let loaded = place.load(Reader::Command).unwrap();
+            let loaded = directories.load(ConfigReader::Command).unwrap();
             assert_eq!(loaded.config.defaults.network, NetworkMode::Host);
             assert_eq!(
                 loaded.config.defaults.sandbox.limits.memory.to_string(),
@@ -570,7 +580,7 @@ mod tests {
             assert_eq!(loaded.ignored, [""; 0]);
             // In the operator's own directory, its file is the operator's.
             let own = file.rsplit_once('/').unwrap().0;
-            let loaded = place.load_in(Reader::Command, own).unwrap();
+            let loaded = directories.load_in(ConfigReader::Command, own).unwrap();
             assert_eq!(loaded.config.defaults.network, NetworkMode::Host);
             assert_eq!(loaded.ignored, [""; 0]);
         }
@@ -593,13 +603,13 @@ mod tests {
     #[test]
     fn setup_builds_what_its_working_directory_asks_for() {
         let text = "dependencies = { python = [\"six\"] }\n[[prebuiltImages]]\ntag = \"a:b\"\nruntime = \"bash\"";
-        let place = Place::with(&[("here/config.toml", text)]);
-        let setup = place.load(Reader::Setup).unwrap();
+        let directories = TestDirectories::with(&[("here/config.toml", text)]);
+        let setup = directories.load(ConfigReader::Setup).unwrap();
         assert_eq!(
             (setup.config.images.prebuilt.len(), setup.ignored.len()),
             (1, 0)
         );
-        let command = place.load(Reader::Command).unwrap();
+        let command = directories.load(ConfigReader::Command).unwrap();
         assert_eq!(command.config.images.prebuilt.len(), 0);
         assert!(command.ignored[0].contains("prebuiltImages"));
         assert_eq!(command.config.images.dependencies.len(), 1);
@@ -617,22 +627,25 @@ mod tests {
                 "[remoteCode]\nallowedHosts = ['example\\.com', '^b$']",
             ),
         ] {
-            let place = Place::with(&[("here/config.toml", text)]);
-            let warnings = place.load(Reader::Server).unwrap().unanchored();
+            let directories = TestDirectories::with(&[("here/config.toml", text)]);
+            let warnings = directories.load(ConfigReader::Server).unwrap().unanchored();
             let [warning] = &warnings[..] else {
                 panic!("{warnings:?}")
             };
             let begin = format!("{key}: \"example\\\\.com\" matches inside longer names");
             assert!(warning.starts_with(&begin), "{warning}");
         }
-        // Each key whose patterns admit hosts is one of those above.
+        // The schema has no other key whose patterns admit hosts.
         let schema = crate::config::schema::schema().to_string();
         assert_eq!(
             schema.matches("Regular expressions on host names").count(),
             2
         );
         let fine = "[network]\nwhitelist = ['^a$', '\\.b$']\nblacklist = ['c']";
-        let place = Place::with(&[("here/config.toml", fine)]);
-        assert_eq!(place.load(Reader::Server).unwrap().unanchored(), [""; 0]);
+        let directories = TestDirectories::with(&[("here/config.toml", fine)]);
+        assert_eq!(
+            directories.load(ConfigReader::Server).unwrap().unanchored(),
+            [""; 0]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! `[defaults]`, `[ceilings]` and `[limits]` as they are written, and their checks.
+//! The sections `[defaults]`, `[ceilings]` and `[limits]`, and their checks.
 
 use isol8_actors::pool::SandboxDefaults;
 use isol8_api::{ByteSize, NetworkMode, SandboxPath};
@@ -6,18 +6,18 @@ use isol8_backend::Limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::check::{bytes, within, within_kernels};
+use super::check::{bytes, within, within_kernel_limit};
 use super::{Ceilings, ConfigError, Defaults, RequestLimits};
 use crate::jobs::MAX_VARIABLE_BYTES;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct DefaultsTable {
-    /// Milliseconds until the run is ended.
+    /// Milliseconds after which the run is ended.
     pub(super) timeout_ms: u64,
-    /// "filtered": what [network] lets through; "host" where [policy] grants it.
+    /// "none"; "filtered": the hosts that [network] admits; "host", if [policy] grants it.
     pub(super) network: NetworkMode,
-    /// Memory of everything in the sandbox together, files included.
+    /// Memory of the whole sandbox, including its files.
     pub(super) memory_limit: ByteSize,
     /// Cores.
     pub(super) cpu_limit: f64,
@@ -49,9 +49,9 @@ impl Default for DefaultsTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct CeilingsTable {
-    /// Milliseconds until a run is ended.
+    /// Milliseconds after which a run is ended.
     pub(super) timeout_ms: u64,
-    /// Memory of everything in a sandbox together.
+    /// Memory of a whole sandbox, including its files.
     pub(super) memory_limit: ByteSize,
     /// Cores.
     pub(super) cpu_limit: f64,
@@ -79,13 +79,13 @@ impl Default for CeilingsTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct LimitsTable {
-    /// In request.files, and in request.outputPaths.
+    /// Entries of request.files, and of request.outputPaths.
     pub(super) files: usize,
-    /// Bytes of a path in a sandbox.
+    /// Longest path in a sandbox, in bytes.
     pub(super) path_length: usize,
-    /// In request.env, in options.secrets (256 at most) and in request.metadata.
+    /// Entries of request.env, of options.secrets (256 at most) and of request.metadata.
     pub(super) variables: usize,
-    /// Size of one variable, name and value.
+    /// Size of one variable, name and value together.
     pub(super) variable_size: ByteSize,
     /// Size of all variables together.
     pub(super) environment_size: ByteSize,
@@ -121,12 +121,12 @@ impl CeilingsTable {
 impl LimitsTable {
     pub(super) fn check(&self) -> Result<RequestLimits, ConfigError> {
         let most = SandboxPath::MAX_LENGTH;
-        within_kernels("limits.pathLength", self.path_length, most)?;
+        within_kernel_limit("limits.pathLength", self.path_length, most)?;
         let (given, most) = (
             self.variable_size,
             ByteSize::from_bytes(MAX_VARIABLE_BYTES as u64),
         );
-        within_kernels("limits.variableSize", given, most)?;
+        within_kernel_limit("limits.variableSize", given, most)?;
         Ok(RequestLimits {
             files: self.files,
             path_length: self.path_length,

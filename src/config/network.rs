@@ -1,4 +1,4 @@
-//! `[network]` and `[remoteCode]` as they are written, and their checks.
+//! The sections `[network]` and `[remoteCode]`, and their checks.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,29 +12,29 @@ use super::ConfigError;
 use super::check::{given, require};
 use super::ports::{self, PortEntry};
 
-/// Schemes that code can be fetched by.
+/// URL schemes with which code can be fetched.
 const SCHEMES: [&str; 2] = ["https", "http"];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct NetworkTable {
-    /// Regular expressions on host names, matched anywhere in them unless anchored, as in "^pypi\\.org$"; with one, only hosts that one matches.
+    /// Regular expressions on host names, matched anywhere in a name unless anchored, as in "^pypi\\.org$"; if there are any, only matching hosts are admitted.
     whitelist: Vec<String>,
-    /// Hosts that one matches are refused, whatever the whitelist says.
+    /// Patterns of hosts that are refused, even if the whitelist admits them.
     blacklist: Vec<String>,
-    /// Addresses reached although they are not public, such as "10.1.0.0/16" or "::1".
+    /// Non-public addresses that are admitted, such as "10.1.0.0/16" or "::1".
     allowed_cidrs: Vec<String>,
-    /// Ports that are connected to, here and for `codeUrl`: numbers, ranges such as "1024-65535", "*" for all.
+    /// Ports that may be connected to, here and for `codeUrl`: numbers, ranges such as "1024-65535", "*" for all.
     ports: Vec<PortEntry>,
-    /// PEM file of certificates that sandboxes and the server trust beside this host's own; "" for none.
+    /// PEM file of certificates that sandboxes and the server trust in addition to the host's own; "" for none.
     ca_bundle: String,
-    /// Connections of one run at once; no more than 128 leave one sandbox.
+    /// Connections of one run at the same time; one sandbox has at most 128.
     max_connections: usize,
-    /// Bytes that one run may receive and send, together.
+    /// Bytes that one run may receive and send together.
     max_bytes: ByteSize,
     /// Milliseconds to resolve a name and to connect.
     connect_timeout_ms: u64,
-    /// Milliseconds after which a connection on which nothing moves is closed.
+    /// Milliseconds after which an idle connection is closed.
     idle_timeout_ms: u64,
 }
 
@@ -44,7 +44,7 @@ impl Default for NetworkTable {
             whitelist: Vec::new(),
             blacklist: Vec::new(),
             allowed_cidrs: Vec::new(),
-            ports: ports::usual(),
+            ports: ports::defaults(),
             ca_bundle: String::new(),
             max_connections: 64,
             max_bytes: ByteSize::from_mebibytes(16 * 1024),
@@ -59,7 +59,7 @@ impl NetworkTable {
         &self.whitelist
     }
 
-    /// The file of certificates, where one is named.
+    /// Returns the file of certificates, if one is named.
     pub(super) fn ca_bundle(&self) -> Option<PathBuf> {
         given(self.ca_bundle.clone()).map(PathBuf::from)
     }
@@ -100,23 +100,23 @@ impl NetworkTable {
 pub(super) struct RemoteCodeTable {
     /// Whether requests may have a codeUrl.
     enabled: bool,
-    /// "https"; "http" beside it for requests with allowInsecureCodeUrl.
+    /// "https", and also "http" for requests with allowInsecureCodeUrl.
     allowed_schemes: Vec<String>,
-    /// Regular expressions on host names, matched anywhere in them unless anchored; with one, only hosts that one matches.
+    /// Regular expressions on host names, matched anywhere in a name unless anchored; if there are any, only matching hosts are admitted.
     allowed_hosts: Vec<String>,
-    /// Hosts that one matches are refused, whatever allowedHosts says.
+    /// Patterns of hosts that are refused, even if allowedHosts admits them.
     blocked_hosts: Vec<String>,
-    /// Size of a fetched source text.
+    /// Largest source text that is fetched.
     max_code_size: ByteSize,
-    /// Milliseconds, redirects included.
+    /// Milliseconds after which a fetch fails, including redirects.
     fetch_timeout_ms: u64,
-    /// Accept no codeUrl without codeHash.
+    /// Whether a codeUrl needs a codeHash.
     require_hash: bool,
-    /// Use what was fetched again.
+    /// Whether fetched code is cached.
     enable_cache: bool,
-    /// Seconds that what was fetched is used for the same URL.
+    /// Seconds for which fetched code is used again for the same URL.
     cache_ttl: u64,
-    /// Size of all cached source texts; a change needs a restart.
+    /// Size of the whole cache; a change needs a restart.
     cache_max_bytes: ByteSize,
 }
 
@@ -137,26 +137,26 @@ impl Default for RemoteCodeTable {
     }
 }
 
-/// Code that is fetched for requests.
+/// Settings for code that is fetched for requests.
 #[derive(Clone, Debug)]
 pub struct RemoteCodeConfig {
-    /// Whether any is.
+    /// Whether code is fetched at all.
     pub enabled: bool,
     /// Whether `https:` is accepted.
     pub https: bool,
-    /// Whether `http:` is accepted where a request allows it too.
+    /// Whether `http:` is accepted, if the request allows it too.
     pub http: bool,
-    /// From which hosts.
+    /// The hosts from which code may be fetched.
     pub hosts: Policy,
-    /// Most bytes.
+    /// Largest code in bytes.
     pub max_bytes: u64,
-    /// How long it may take.
+    /// Time after which a fetch fails.
     pub timeout: Duration,
-    /// Whether a request must say what its code hashes to.
+    /// Whether a request must have the hash of its code.
     pub require_hash: bool,
-    /// How long it is used for the same URL; zero where nothing is kept.
+    /// Time for which code is used again for the same URL; zero if nothing is cached.
     pub keep: Duration,
-    /// Most bytes that are kept.
+    /// Most bytes in the cache.
     pub keep_bytes: u64,
 }
 
@@ -165,7 +165,7 @@ impl RemoteCodeTable {
         &self.allowed_hosts
     }
 
-    /// Code is fetched on these ports.
+    /// Checks the section. `ports` are those that code may be fetched from.
     pub(super) fn check(self, ports: Ports) -> Result<RemoteCodeConfig, ConfigError> {
         for scheme in &self.allowed_schemes {
             let known = SCHEMES.contains(&&**scheme);
@@ -200,7 +200,7 @@ impl RemoteCodeTable {
     }
 }
 
-/// The error under the names that the two lists have here.
+/// Converts an error of the egress rules, with the keys of the two lists.
 fn refused(error: EgressError, whitelist: &'static str, blacklist: &'static str) -> ConfigError {
     let key = |list: List| match list {
         List::White => whitelist,

@@ -1,4 +1,4 @@
-//! `[packages]` as it is written, and its checks.
+//! The section `[packages]` and its checks.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,19 +15,19 @@ use super::check::{given, require};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct PackagesTable {
-    /// The server fetches from the usual registries, once for all tenants.
+    /// Whether the server fetches from the usual registries, once for all tenants.
     cache: bool,
-    /// Directory of the cache; "" is packages in stateDir; several servers may share one.
+    /// Directory of the cache; "" is `packages` in stateDir. Several servers may share one.
     cache_dir: String,
-    /// Size of what is on disk; those used last stay, none larger than a quarter of it.
+    /// Most bytes of cached files on disk. The least recently used are removed, and no file larger than a quarter of this size stays.
     cache_max_bytes: ByteSize,
-    /// Seconds that a registry is not asked again which versions a package has.
+    /// Seconds for which the list of a package's versions is cached.
     cache_ttl: u64,
-    /// Milliseconds that an installation may take, beside the run's own time.
+    /// Milliseconds after which an installation is ended; they do not count as time of the run.
     install_timeout_ms: u64,
-    /// The index of Python's packages that is cached, where its host is in registries and no further one.
+    /// The index of Python packages that is cached, if registries has its host and no further one.
     python_index: String,
-    /// The registry of npm's packages that is cached, in the same way.
+    /// The registry of npm packages that is cached, under the same condition.
     npm_registry: String,
 }
 
@@ -45,22 +45,22 @@ impl Default for PackagesTable {
     }
 }
 
-/// The cache of packages.
+/// Settings of the package cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackagesConfig {
-    /// Whether there is one.
+    /// Whether packages are cached.
     pub is_cached: bool,
-    /// Directory of the cache, if not in the state directory.
+    /// Directory of the cache; `None` for `packages` in the state directory.
     pub directory: Option<PathBuf>,
-    /// Most bytes of files on disk.
+    /// Most bytes of cached files on disk.
     pub max_bytes: u64,
-    /// How long a registry is not asked again which files a package has.
+    /// Time for which the list of a package's files is cached.
     pub ttl: Duration,
-    /// How long an installation may take.
+    /// Time after which an installation is ended.
     pub install_timeout: Duration,
-    /// The index of Python's packages.
+    /// Address of the index of Python packages.
     pub python: Url,
-    /// The registry of npm's.
+    /// Address of the registry of npm packages.
     pub npm: Url,
 }
 
@@ -89,15 +89,15 @@ impl PackagesTable {
 impl PackagesConfig {
     /// Returns the directory of the cache.
     #[must_use]
-    pub fn place(&self, state: &Path) -> PathBuf {
+    pub fn cache_directory(&self, state: &Path) -> PathBuf {
         let configured = self.directory.clone();
         configured.unwrap_or_else(|| state.join("packages"))
     }
 
-    /// The cache as it is configured. Two of the same directory do not harm each other.
+    /// Makes the configured cache; `None` if it is off. Two caches may use the same directory.
     pub(super) fn cache(&self, state: &Path) -> Option<RegistryCache> {
         let settings = Settings {
-            directory: self.place(state),
+            directory: self.cache_directory(state),
             max_bytes: self.max_bytes,
             page_ttl: self.ttl,
             python: self.python.clone(),

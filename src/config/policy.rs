@@ -1,4 +1,4 @@
-//! `[policy]`: options that weaken isolation, and may be asked for nevertheless.
+//! The section `[policy]`: grants of options that weaken isolation.
 
 use isol8_api::NetworkMode;
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ use crate::images::choice::is_name;
 pub(super) struct PolicyTable {
     /// Network modes that requests may name: "none", "filtered", "host"; "host" is the network of this machine.
     network: Vec<NetworkMode>,
-    /// Images that requests may name in `options.image` whose key is not the master's.
+    /// Images that requests with another key than the master key may name in `options.image`.
     images: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ impl Default for PolicyTable {
 }
 
 impl PolicyTable {
-    /// The images that requests may name whose key is not the master's.
+    /// Returns the images that requests with another key than the master key may name.
     pub(super) fn images(&self) -> Result<Vec<String>, ConfigError> {
         for image in &self.images {
             require("policy.images", image, is_name(image), || {
@@ -37,11 +37,11 @@ impl PolicyTable {
         Ok(self.images.clone())
     }
 
-    /// Returns the network modes that requests may name; `usual` must be among them.
+    /// Returns the network modes that requests may name. The default mode `usual` must be one of them.
     pub(super) fn networks(self, usual: NetworkMode) -> Result<Vec<NetworkMode>, ConfigError> {
         let granted = self.network.contains(&usual);
         require("defaults.network", usual, granted, || {
-            "expected one that policy.network grants".to_owned()
+            "expected a mode that policy.network grants".to_owned()
         })?;
         Ok(self.network)
     }

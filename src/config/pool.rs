@@ -1,4 +1,4 @@
-//! How many sandboxes wait, as it is written, and what is kept for each runtime.
+//! The keys of the pool, and the sections `[runtimes.*]`.
 
 use isol8_actors::pool;
 use isol8_api::Runtime;
@@ -29,7 +29,7 @@ impl From<Strategy> for pool::Strategy {
     }
 }
 
-/// `{ clean, dirty }`, one number for `clean`, or `{ auto = true, min, max, dirty }`.
+/// The size of the pool: `{ clean, dirty }`, one number for `clean`, or `{ auto = true, min, max, dirty }`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "PoolSizeForm", into = "PoolSizeForm")]
 pub(super) struct PoolSize {
@@ -54,26 +54,26 @@ enum PoolSizeForm {
 struct BothForm {
     /// Never used sandboxes.
     clean: usize,
-    /// Used ones, which wait for their tenant; twice as many for 5 s.
+    /// Used sandboxes, which are kept for their tenant; twice as many for 5 s.
     dirty: usize,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct AutoForm {
-    /// Whether the number of never used ones follows the demand.
+    /// Whether the number of never used sandboxes follows the demand.
     auto: bool,
-    /// As many of them at least.
+    /// Fewest never used sandboxes.
     min: usize,
-    /// As many of them at most.
+    /// Most never used sandboxes.
     max: usize,
-    /// Used ones, which wait for their tenant.
-    #[serde(default = "usual_dirty")]
+    /// Used sandboxes, which are kept for their tenant.
+    #[serde(default = "default_dirty")]
     dirty: usize,
 }
 
-/// Used sandboxes that wait where nothing else is said.
-fn usual_dirty() -> usize {
+/// Returns the default number of used sandboxes.
+fn default_dirty() -> usize {
     4
 }
 
@@ -82,7 +82,7 @@ impl PoolSize {
         Self {
             clean,
             most_clean: None,
-            dirty: usual_dirty(),
+            dirty: default_dirty(),
         }
     }
 }
@@ -129,10 +129,10 @@ impl From<PoolSizeForm> for PoolSize {
     }
 }
 
-/// The tables under `[runtimes]`, for the schema: a map says nothing of its keys.
+/// The sections under `[runtimes]`, for the schema only: the schema of a map would not name its keys.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "a schema is made of it, and no value")]
+#[expect(dead_code, reason = "only its schema is used, never a value")]
 pub(super) struct RuntimeTables {
     /// CPython 3.
     python: Option<RuntimeTable>,
@@ -153,15 +153,15 @@ pub(super) struct RuntimeTable {
     /// Number of idle sandboxes; the poolSize of all runtimes if it is left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pool_size: Option<PoolSize>,
-    /// For Docker; "" is the one that `isol8 setup` builds.
+    /// Docker image; "" is the one that `isol8 setup` builds.
     pub(super) image: String,
-    /// Hosts that installPackages reaches; [] refuses it.
+    /// Hosts from which installPackages may install; [] forbids it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) registries: Option<Vec<String>>,
     /// Modules imported ahead of every run, such as "numpy"; python only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) preload: Option<Vec<String>>,
-    /// Runs forked from one interpreter, which share its hash seed and its memory's layout; python only.
+    /// Runs that are forked from one interpreter before it is replaced; they share its hash seed and memory layout; python only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) zygote_max_runs: Option<u32>,
     /// Milliseconds after which that interpreter is replaced; python only.
@@ -170,21 +170,22 @@ pub(super) struct RuntimeTable {
 }
 
 impl RuntimeTable {
-    /// Settings that only Python has are shown with their defaults there, and for no other runtime.
+    /// Returns the defaults of Python, the only runtime that has all settings.
     pub(super) fn python(pool_size: PoolSize) -> Self {
-        let kept = PrewarmSettings::default();
+        let defaults = PrewarmSettings::default();
         Self {
             pool_size: Some(pool_size),
             image: String::new(),
             registries: Some(packages::registries(Runtime::Python)),
-            preload: Some(kept.preload),
-            zygote_max_runs: Some(kept.max_runs),
-            zygote_max_age_ms: Some(kept.max_age_ms),
+            preload: Some(defaults.preload),
+            zygote_max_runs: Some(defaults.max_runs),
+            zygote_max_age_ms: Some(defaults.max_age_ms),
         }
     }
 
-    pub(super) fn kernel(&self, runtime: Runtime) -> Result<PrewarmSettings, ConfigError> {
-        let kept = PrewarmSettings::default();
+    /// Checks the settings for interpreters that are started ahead of requests.
+    pub(super) fn prewarm(&self, runtime: Runtime) -> Result<PrewarmSettings, ConfigError> {
+        let defaults = PrewarmSettings::default();
         for (key, given) in [
             ("runtimes.*.preload", self.preload.is_some()),
             ("runtimes.*.zygoteMaxRuns", self.zygote_max_runs.is_some()),
@@ -198,9 +199,9 @@ impl RuntimeTable {
             require(key, format!("(under {runtime})"), fits, expected)?;
         }
         let settings = PrewarmSettings {
-            preload: self.preload.clone().unwrap_or(kept.preload),
-            max_runs: self.zygote_max_runs.unwrap_or(kept.max_runs),
-            max_age_ms: self.zygote_max_age_ms.unwrap_or(kept.max_age_ms),
+            preload: self.preload.clone().unwrap_or(defaults.preload),
+            max_runs: self.zygote_max_runs.unwrap_or(defaults.max_runs),
+            max_age_ms: self.zygote_max_age_ms.unwrap_or(defaults.max_age_ms),
         };
         for name in &settings.preload {
             require("runtimes.python.preload", name, is_module(name), || {
@@ -214,13 +215,13 @@ impl RuntimeTable {
     }
 }
 
-/// Whether this can be the name or the address of a host, as they are compared.
+/// Whether this can be the name or address of a host, in the form in which hosts are compared.
 pub(super) fn is_host(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._:".contains(c);
     !name.is_empty() && name.chars().all(fits)
 }
 
-/// Whether `import` takes this name.
+/// Whether this can be the name of a module in Python's `import`.
 fn is_module(name: &str) -> bool {
     name.split('.').all(|part| {
         let mut letters = part.chars();

@@ -1,4 +1,4 @@
-//! `network.ports` as it is written: numbers, and texts for ranges.
+//! The key `network.ports`: a list of numbers, and of texts for ranges.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,8 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortEntry(PortRange);
 
-/// The ports of the Web, as entries.
-pub(super) fn usual() -> Vec<PortEntry> {
+/// Returns the default entries: the ports of HTTP and HTTPS.
+pub(super) fn defaults() -> Vec<PortEntry> {
     Ports::default()
         .ranges()
         .iter()
@@ -22,7 +22,7 @@ pub(super) fn usual() -> Vec<PortEntry> {
         .collect()
 }
 
-/// The set that these entries make.
+/// Returns the set of ports that these entries describe.
 pub(super) fn set(entries: Vec<PortEntry>) -> Ports {
     entries.into_iter().map(|entry| entry.0).collect()
 }

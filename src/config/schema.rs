@@ -1,11 +1,11 @@
-//! The JSON Schema of the file, for editors and for programs that write it.
+//! The JSON Schema of the file, for editors and for programs that write the file.
 
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
 use super::file::ConfigFile;
 
-/// The schema, with every key's meaning and default.
+/// Returns the schema, with a description and the default of every key.
 #[must_use]
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
@@ -22,8 +22,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Every key of the schema that has no keys of its own, with its default; those of a runtime as
-    /// `runtimes.*.key`.
+    /// Returns every key of the schema that is not a table, with its default. A key of a runtime is `runtimes.*.key`.
     pub(in crate::config) fn leaves() -> BTreeMap<String, Value> {
         let schema = schema();
         let mut leaves = BTreeMap::new();

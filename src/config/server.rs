@@ -1,4 +1,4 @@
-//! The server's own settings, as they are written: connections, sessions and shutdown.
+//! The sections `[server]`, `[sessions]`, `[cleanup]` and `[shutdown]`.
 
 use isol8_api::ByteSize;
 use schemars::JsonSchema;
@@ -15,31 +15,31 @@ pub(super) struct Server {
     pub(super) host: String,
     /// Port to listen on; 0 for any free one.
     pub(super) port: u16,
-    /// User that the server runs as where root starts it, who may do nothing else: a name, "UID" or "UID:GID"; "" stays root.
+    /// Unprivileged user that the server runs as if root starts it: a name, "UID" or "UID:GID"; "" stays root.
     pub(super) user: String,
-    /// Size of the body of one request.
+    /// Largest request body.
     pub(super) max_body_size: ByteSize,
-    /// Bytes of all bodies under way together that are larger than 64k; further ones wait, and are refused with 503 after bodyTimeoutMs.
+    /// Memory for all request bodies under way together that are larger than 64k; further ones wait, and get 503 after bodyTimeoutMs.
     pub(super) max_bodies_size: ByteSize,
-    /// Origins whose pages may call it from a browser, such as "https://app.example.com".
+    /// Origins whose pages may call the server from a browser, such as "https://app.example.com".
     pub(super) cors_origins: Vec<String>,
-    /// Milliseconds that the result of a request with an Idempotency-Key is kept for its retries.
+    /// Milliseconds for which the result of a request with an Idempotency-Key is kept for retries.
     pub(super) idempotency_ms: u64,
-    /// Size of one message but the first, which may be as large as a request.
+    /// Largest WebSocket message; the first may be as large as a request body.
     pub(super) max_web_socket_message: ByteSize,
-    /// Milliseconds that a WebSocket may take to say what to run.
+    /// Milliseconds in which a WebSocket's client has to send its execute message.
     pub(super) web_socket_idle_ms: u64,
-    /// Milliseconds that a client may take to send a request's line and headers.
+    /// Milliseconds in which a client has to send a request's line and headers.
     pub(super) header_timeout_ms: u64,
-    /// Milliseconds that a request's body may take to arrive; a file's may take longer.
+    /// Milliseconds in which a request's body has to arrive; the body of a file may take longer.
     pub(super) body_timeout_ms: u64,
-    /// Milliseconds that an idle connection is kept for the next request.
+    /// Milliseconds for which an idle connection is kept for the next request.
     pub(super) keep_alive_ms: u64,
-    /// Milliseconds that a client may take nothing of what is sent to it, or send nothing of a file, before it is taken for gone.
+    /// Milliseconds after which a client that accepts no data, or sends no more of a file, counts as disconnected.
     pub(super) stall_timeout_ms: u64,
-    /// Connections that may be open at once, at most half of the files that the process may open; a new one takes the place of one that does nothing.
+    /// Connections that may be open at once, at most half of the files that the process may open; at the limit, a new one replaces an idle one.
     pub(super) max_connections: usize,
-    /// Milliseconds between two pings of a WebSocket's client; one that is silent for three times as long is taken for gone.
+    /// Milliseconds between two pings of a WebSocket's client; a client that is silent for three times as long counts as disconnected.
     pub(super) web_socket_ping_ms: u64,
 }
 
@@ -68,11 +68,11 @@ impl Default for Server {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Sessions {
-    /// Sessions that may exist at once.
+    /// Highest number of sessions.
     pub(super) max: usize,
-    /// Sessions of one tenant; 0 is as many as max.
+    /// Highest number of sessions of one tenant; 0 is as many as max.
     pub(super) max_per_tenant: usize,
-    /// Requests that may wait for one session; beyond it, 429.
+    /// Requests that may wait for one session; further ones get 429.
     pub(super) max_queued: usize,
 }
 
@@ -89,11 +89,11 @@ impl Default for Sessions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Cleanup {
-    /// End idle sessions; the next request for one is told so, once.
+    /// Whether idle sessions end; the next request for such a session is told so, once.
     pub(super) auto_prune: bool,
-    /// Milliseconds of idleness after which a session ends; a running one never does.
+    /// Milliseconds after which an idle session ends; a session with a run never does.
     pub(super) max_container_age_ms: u64,
-    /// Milliseconds between two looks.
+    /// Milliseconds between two checks for idle sessions.
     pub(super) prune_interval_ms: u64,
 }
 
@@ -112,9 +112,9 @@ impl Default for Cleanup {
 pub(super) struct Shutdown {
     /// Milliseconds that runs may go on after SIGTERM or SIGINT.
     pub(super) grace_ms: u64,
-    /// Leave sessions to the next server then; a server that was killed always does.
+    /// Whether sessions are left to the next server then; those of a server that was killed always are.
     pub(super) keep_sessions: bool,
-    /// Milliseconds that sessions wait for it; then they are removed.
+    /// Milliseconds for which sessions wait for the next server; then they are removed.
     pub(super) adoptable_ms: u64,
 }
 
@@ -128,11 +128,11 @@ impl Default for Shutdown {
     }
 }
 
-/// Checks that each text is an origin as browsers send it: they are compared byte by byte.
+/// Checks that each text is an origin in the form that browsers send, because origins are compared byte by byte.
 pub(super) fn origins(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
     for origin in &given {
         let sent = Url::parse(origin).ok().and_then(|url| {
-            // Each origin stands for itself.
+            // Patterns are not supported.
             let is_web = matches!(url.scheme(), "http" | "https") && !origin.contains('*');
             is_web.then(|| url.origin().ascii_serialization())
         });

@@ -1,51 +1,50 @@
-//! The keys that a file of the working directory may set for a command that works on this machine.
+//! Decides which keys a configuration file in the working directory may set for a command that runs code on this machine.
 //!
-//! Such a file often belongs to the code that is to be confined: it lies in a repository that was cloned. So a
-//! command takes from it what restricts more than the configuration does without it, and nothing that loosens.
-//! [`rule`] classifies every key, and a test holds it to the schema.
+//! Such a file often comes with the code that is to be confined, in a cloned repository. So a command accepts only values
+//! that restrict more than the configuration without the file does, and none that loosen it. [`rule`] classifies every
+//! key, and a test checks that no key of the schema is missing.
 
 use isol8_api::{ByteSize, NetworkMode};
 use serde_json::{Map, Value};
 
 use super::layers::is_whole;
 
-/// The program that reads the configuration, which decides what a file of the working directory counts for.
+/// The program that reads the configuration. It determines which keys of a file in the working directory count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reader {
-    /// A server, which is started in a directory of its operator's: it counts fully.
+pub enum ConfigReader {
+    /// A server, which its operator starts in a directory of their own: every key counts.
     #[default]
     Server,
-    /// `isol8 setup`, which prepares the images of a directory: beside what restricts, it may name packages
-    /// and images.
+    /// `isol8 setup`, which builds the images of a directory: restricting keys count, and those for packages and images.
     Setup,
-    /// Every other command: only what restricts.
+    /// Every other command: only restricting keys count.
     Command,
 }
 
 /// The effect that a key of a file in the working directory may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// Confines nothing: taken as it is.
+    /// Has no effect on confinement: accepted.
     Harmless,
-    /// Names an image to build: taken by `isol8 setup`, ignored with a warning by others.
+    /// Names an image to build: accepted by `isol8 setup`, ignored with a warning by other commands.
     Image,
     /// Concerns a server only: ignored without a warning, because commands do not use it.
     ServerOnly,
-    /// A number or a size: taken if it is no larger than without the file.
+    /// A number or a size: accepted if it is no larger than without the file.
     AtMost,
-    /// A kind of network: taken if it reaches no further than without the file.
+    /// A network mode: accepted if it reaches no further than without the file.
     NetworkAtMost,
-    /// A list of what is granted: taken if all of it is granted without the file.
+    /// A list of grants: accepted if all of them are granted without the file.
     Subset,
-    /// A list that restricts unless it is empty: taken if there is none without the file.
+    /// A list that restricts unless it is empty: accepted if the list is empty without the file.
     Whitelist,
-    /// A list of what is refused: added to the one without the file.
+    /// A list of refusals: added to the list without the file.
     Blacklist,
-    /// Could loosen: ignored with a warning.
+    /// Could loosen confinement: ignored with a warning.
     Refused,
 }
 
-/// The rule for a key by its full name; for one of a runtime it is `runtimes.*.KEY`. `None` for tables.
+/// Returns the rule for a key by its full name, which is `runtimes.*.KEY` for the keys of a runtime; `None` for a table.
 pub(super) fn rule(key: &str) -> Option<Rule> {
     Some(match key {
         "debug"
@@ -148,16 +147,16 @@ pub(super) fn rule(key: &str) -> Option<Rule> {
     })
 }
 
-/// The part of a file that is taken.
+/// The accepted part of a file.
 #[derive(Debug, Default)]
 pub(super) struct Narrowed {
     pub(super) taken: Value,
-    /// Keys that could loosen, and are ignored.
+    /// Keys that could loosen confinement, and are ignored.
     pub(super) refused: Vec<String>,
 }
 
-/// Takes of a file what its reader may take. `without` is the whole configuration without the file.
-pub(super) fn narrow(reader: Reader, given: &Value, without: &Value) -> Narrowed {
+/// Returns the part of a file that its reader accepts. `without` is the whole configuration without the file.
+pub(super) fn narrow(reader: ConfigReader, given: &Value, without: &Value) -> Narrowed {
     let mut narrowing = Narrowing {
         reader,
         without,
@@ -174,7 +173,7 @@ pub(super) fn narrow(reader: Reader, given: &Value, without: &Value) -> Narrowed
 }
 
 struct Narrowing<'c> {
-    reader: Reader,
+    reader: ConfigReader,
     without: &'c Value,
     refused: Vec<String>,
 }
@@ -188,7 +187,7 @@ impl Narrowing<'_> {
                 (None, Value::Object(inner)) if !is_whole(&key) => {
                     Some(Value::Object(self.table(&format!("{key}."), inner)))
                 }
-                // A key without a rule is refused, so that a forgotten one loosens nothing.
+                // A key without a rule is refused, so that a forgotten rule cannot loosen confinement.
                 (rule, value) => self.value(&key, rule.unwrap_or(Rule::Refused), value),
             };
             taken.extend(value.map(|value| (name.clone(), value)));
@@ -203,14 +202,14 @@ impl Narrowing<'_> {
             Rule::ServerOnly => return None,
             Rule::Blacklist => return Some(joined(without, given)),
             Rule::Harmless => true,
-            Rule::Image => self.reader == Reader::Setup,
+            Rule::Image => self.reader == ConfigReader::Setup,
             Rule::AtMost => number(given) <= number(without) && number(given).is_some(),
             Rule::NetworkAtMost => reach(given) <= reach(without),
             Rule::Subset => items(given).all(|item| items(without).any(|granted| granted == item)),
             Rule::Whitelist => items(without).next().is_none(),
             Rule::Refused => false,
         };
-        // To say what holds anyway loosens nothing, and needs no warning.
+        // A value that is in effect anyway loosens nothing, and needs no warning.
         if is_taken || given == without {
             return Some(given.clone());
         }
@@ -219,7 +218,7 @@ impl Narrowing<'_> {
     }
 }
 
-/// The name under which a key is classified.
+/// Returns the name under which [`rule`] classifies a key.
 fn classified(key: &str) -> String {
     let parts: Vec<&str> = key.split('.').collect();
     match parts[..] {
@@ -228,20 +227,20 @@ fn classified(key: &str) -> String {
     }
 }
 
-/// A number, or the bytes of a size.
+/// Returns a number, or the bytes of a size.
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Number(number) => number.as_f64(),
         Value::String(_) => {
             let size: ByteSize = serde_json::from_value(value.clone()).ok()?;
-            // Exact up to 8 PiB.
+            // An `f64` is exact up to 8 PiB.
             Some(size.bytes() as f64)
         }
         _ => None,
     }
 }
 
-/// How far a kind of network reaches; an unknown one reaches furthest.
+/// Returns a rank of how far a network mode reaches. An unknown mode reaches furthest.
 fn reach(network: &Value) -> u8 {
     match serde_json::from_value(network.clone()) {
         Ok(NetworkMode::None) => 0,
@@ -281,7 +280,7 @@ mod tests {
         );
     }
 
-    /// A value of a key that is not what the configuration has without it: larger, or another one.
+    /// Returns a value of a key that differs from its default: a larger one, or another one.
     fn other(key: &str, default: &Value) -> Value {
         match (key, default) {
             ("backend", _) => json!("native"),
@@ -316,7 +315,7 @@ mod tests {
         let empty = json!({});
         for (key, default) in leaves() {
             let given = nested(&key, other(&key, &default));
-            let narrowed = narrow(Reader::Command, &given, &without);
+            let narrowed = narrow(ConfigReader::Command, &given, &without);
             let name = key.replace("runtimes.*", "runtimes.python");
             let has_value = |taken: &Value| {
                 let pointer = format!("/{}", name.replace('.', "/"));
@@ -328,7 +327,7 @@ mod tests {
                     assert!(!has_value(&narrowed.taken), "{key} is taken");
                     assert_eq!(narrowed.refused, [""; 0], "{key}");
                 }
-                // There is none without the file: these restrict.
+                // The lists are empty without the file, so these values restrict.
                 Rule::Whitelist | Rule::Blacklist => {
                     assert_eq!(narrowed.taken, given, "{key}");
                 }
@@ -337,7 +336,7 @@ mod tests {
                     assert_eq!(narrowed.refused, [name.as_str()], "{key}");
                 }
             }
-            assert_eq!(narrow(Reader::Command, &empty, &without).taken, empty);
+            assert_eq!(narrow(ConfigReader::Command, &empty, &without).taken, empty);
         }
     }
 
@@ -351,7 +350,7 @@ mod tests {
             json!({ "policy": { "network": ["none"] } }),
             json!({ "network": { "whitelist": ["^a$"], "blacklist": ["b"], "maxBytes": "1m" } }),
         ] {
-            let narrowed = narrow(Reader::Command, &given, &without);
+            let narrowed = narrow(ConfigReader::Command, &given, &without);
             assert_eq!((narrowed.taken, narrowed.refused.len()), (given, 0));
         }
     }
@@ -361,7 +360,7 @@ mod tests {
         let mut without = serde_json::to_value(ConfigFile::default()).unwrap();
         without["network"] = json!({ "whitelist": ["^a$"], "blacklist": ["b"] });
         let given = json!({ "network": { "whitelist": [".*"], "blacklist": [] } });
-        let narrowed = narrow(Reader::Command, &given, &without);
+        let narrowed = narrow(ConfigReader::Command, &given, &without);
         assert_eq!(narrowed.taken, json!({ "network": { "blacklist": ["b"] } }));
         assert_eq!(narrowed.refused, ["network.whitelist"]);
     }
@@ -370,11 +369,11 @@ mod tests {
     fn only_setup_takes_images() {
         let without = serde_json::to_value(ConfigFile::default()).unwrap();
         let given = json!({ "prebuiltImages": [{ "tag": "a:b", "runtime": "python" }] });
-        let taken: BTreeSet<bool> = [Reader::Setup, Reader::Command]
+        let taken: BTreeSet<bool> = [ConfigReader::Setup, ConfigReader::Command]
             .map(|reader| narrow(reader, &given, &without).taken == given)
             .into_iter()
             .collect();
         assert_eq!(taken.len(), 2);
-        assert_eq!(narrow(Reader::Setup, &given, &without).taken, given);
+        assert_eq!(narrow(ConfigReader::Setup, &given, &without).taken, given);
     }
 }

@@ -33,7 +33,7 @@ pub(super) fn prepare(config: &Config, kind: BackendKind, owner: Owner) -> Resul
         }
     }
     if config.packages.is_cached && config.packages.directory.is_none() {
-        give_to_user(&config.packages.place(state), owner)?;
+        give_to_user(&config.packages.cache_directory(state), owner)?;
     }
     Ok(())
 }

@@ -1,15 +1,18 @@
-//! From the body of an execution to its order, off the threads of HTTP where that takes long.
+//! Turns the body of a request into checked values, in the steps that the handlers share: [`ReceivedRequest::read`]
+//! reads it, and [`ReceivedRequest::execution`] or [`ReceivedRequest::session`] parses and checks it. Large bodies are
+//! parsed off the threads of HTTP.
 
 use std::sync::Arc;
 
-use actix_web::web::Bytes;
+use actix_web::HttpRequest;
+use actix_web::web::{self, Bytes};
 use isol8_actors::job::MAX_SECRETS;
-use isol8_api::{ExecuteBody, TenantId};
+use isol8_api::{CreateSession, ExecuteBody, TenantId};
 use isol8_egress::MOST_PATTERNS;
 
-use super::State;
-use super::bodies::SMALL;
-use super::body;
+use super::ServerState;
+use super::bodies::{MemoryShare, SMALL};
+use super::body::{self, Body};
 use super::error::ApiError;
 use super::json::{Bound, Parsed};
 use super::{unanchored, unknown};
@@ -17,18 +20,129 @@ use crate::config::Config;
 use crate::jobs::{self, ParsedRequest};
 use crate::packages::MAX_PACKAGES;
 
-/// The body of an execution, as it was sent.
+/// A request whose body has been read, but not parsed.
 #[derive(Debug)]
-pub struct Sent {
-    /// The work that the request asks for.
+pub struct ReceivedRequest {
+    /// The configuration that holds for the request.
+    pub config: Arc<Config>,
+    /// The whole body.
+    pub body: Bytes,
+    share: MemoryShare,
+    /// Whether unknown members are refused.
+    is_strict: bool,
+}
+
+/// A request that has been parsed and checked.
+#[derive(Debug)]
+pub struct AcceptedRequest<T> {
+    /// The checked value.
+    pub value: T,
+    /// Warnings for the client, such as about unknown members.
+    pub warnings: Vec<String>,
+    /// The configuration that holds for the request.
+    pub config: Arc<Config>,
+    /// The body's share of the memory for bodies. The share is held for as long as the content of the body is in
+    /// memory: until a run has ended, or a session has its files.
+    pub share: MemoryShare,
+}
+
+impl ReceivedRequest {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// 400 if the parameter `strict` is not valid, and the errors of [`body::read`].
+    pub async fn read(
+        request: &HttpRequest,
+        payload: web::Payload,
+        state: &ServerState,
+    ) -> Result<Self, ApiError> {
+        let config = state.config();
+        let is_strict = unknown::is_strict(request)?;
+        let Body { bytes, share } = body::read(request, payload, state).await?;
+        Ok(Self {
+            config,
+            body: bytes,
+            share,
+            is_strict,
+        })
+    }
+
+    /// Parses and checks an execution whose client cannot send input while the program runs.
+    ///
+    /// # Errors
+    /// 400 with the path of the member at fault, 403 if the policy does not grant the request.
+    pub async fn execution(
+        self,
+        tenant: &TenantId,
+        state: &ServerState,
+    ) -> Result<AcceptedRequest<ParsedRequest>, ApiError> {
+        let Self {
+            config,
+            body,
+            share,
+            is_strict,
+        } = self;
+        let bytes = body.len();
+        let limits = Arc::clone(&config);
+        let parsing = state.bodies.work(bytes, move || {
+            body::parse::<ExecuteBody>(&body, &bounds(&limits))
+        });
+        let Parsed { value, unknown } = parsing.await??;
+        jobs::refuse_terminal(&value)?;
+        let parsed = ParsedBody {
+            body: value,
+            unknown,
+            bytes,
+        };
+        let value = check(parsed, is_strict, tenant, state, &config).await?;
+        Ok(AcceptedRequest {
+            warnings: value.job.warnings.clone(),
+            value,
+            config,
+            share,
+        })
+    }
+
+    /// Parses the body that creates a session.
+    ///
+    /// # Errors
+    /// 400 with the path of the member at fault.
+    pub async fn session(
+        self,
+        state: &ServerState,
+    ) -> Result<AcceptedRequest<CreateSession>, ApiError> {
+        let Self {
+            config,
+            body,
+            share,
+            is_strict,
+        } = self;
+        let limits = Arc::clone(&config);
+        let parsing = state.bodies.work(body.len(), move || {
+            body::parse::<CreateSession>(&body, &session_bounds(&limits))
+        });
+        let Parsed { value, unknown } = parsing.await??;
+        Ok(AcceptedRequest {
+            warnings: unknown::warnings(&unknown, is_strict)?,
+            value,
+            config,
+            share,
+        })
+    }
+}
+
+/// The parsed body of an execution.
+#[derive(Debug)]
+pub struct ParsedBody {
+    /// The value of the body.
     pub body: ExecuteBody,
-    /// Paths of the members in it that this server does not know, such as `request.timeoutMS`.
+    /// Paths of the members that this server does not know, such as `request.timeoutMS`.
     pub unknown: Vec<String>,
-    /// Bytes of its text.
+    /// Length of the body's text in bytes.
     pub bytes: usize,
 }
 
-/// Most entries of each list and map in the body of an execution.
+/// Returns the bound of each list and map in the body of an execution.
 #[must_use]
 pub fn bounds(config: &Config) -> [Bound; 8] {
     let bound = |path, most, noun| Bound { path, most, noun };
@@ -57,7 +171,7 @@ pub fn bounds(config: &Config) -> [Bound; 8] {
     ]
 }
 
-/// Most entries of each list and map in the body that makes a session.
+/// Returns the bound of each list and map in the body that creates a session.
 #[must_use]
 pub fn session_bounds(config: &Config) -> Vec<Bound> {
     let all = bounds(config).into_iter();
@@ -80,65 +194,39 @@ pub fn session_bounds(config: &Config) -> Vec<Bound> {
     moved.collect()
 }
 
-/// Checks a body and turns it into a job, for a client that sends no input while its program runs. Warnings for the
-/// client are in the job.
+/// Checks a parsed body, and turns it into a job. For a strict client, unknown members are an error; for others, the job
+/// carries warnings about them.
 ///
 /// # Errors
 /// 400 with the path of the member at fault, 403 if the policy does not grant the request.
-pub async fn accept(
-    body: Bytes,
+pub async fn check(
+    parsed: ParsedBody,
     is_strict: bool,
     tenant: &TenantId,
-    state: &State,
+    state: &ServerState,
     config: &Arc<Config>,
 ) -> Result<ParsedRequest, ApiError> {
-    let bytes = body.len();
-    let limits = Arc::clone(config);
-    let parsing = state.bodies.work(bytes, move || {
-        body::parse::<ExecuteBody>(&body, &bounds(&limits))
-    });
-    let Parsed { value, unknown } = parsing.await??;
-    jobs::refuse_terminal(&value)?;
-    let sent = Sent {
-        body: value,
-        unknown,
-        bytes,
-    };
-    order(sent, is_strict, tenant, state, config).await
-}
-
-/// Makes an order of a body that was parsed. A strict client has unknown members refused.
-///
-/// # Errors
-/// 400 with the path of the member at fault, 403 if the policy does not grant the request.
-pub async fn order(
-    sent: Sent,
-    is_strict: bool,
-    tenant: &TenantId,
-    state: &State,
-    config: &Arc<Config>,
-) -> Result<ParsedRequest, ApiError> {
-    let Sent {
+    let ParsedBody {
         body,
         unknown,
         bytes,
-    } = sent;
-    let mut warnings = unknown::told(&unknown, is_strict)?;
+    } = parsed;
+    let mut warnings = unknown::warnings(&unknown, is_strict)?;
     warnings.extend(unanchored::warning(&body));
-    let mut order = if bytes <= SMALL && !has_patterns(&body) {
+    let mut request = if bytes <= SMALL && !has_patterns(&body) {
         jobs::parse(body, tenant, config)?
     } else {
         let (tenant, config) = (tenant.clone(), Arc::clone(config));
-        let ordering = state
+        let parsing = state
             .bodies
-            .aside(move || jobs::parse(body, &tenant, &config));
-        ordering.await??
+            .run_blocking(move || jobs::parse(body, &tenant, &config));
+        parsing.await??
     };
-    order.job.warnings = warnings;
-    Ok(order)
+    request.job.warnings = warnings;
+    Ok(request)
 }
 
-/// Whether there are regular expressions to compile. A short one may take milliseconds.
+/// Whether the body holds regular expressions. Compiling one may take milliseconds, however short it is.
 fn has_patterns(body: &ExecuteBody) -> bool {
     let options = body.options.as_ref();
     let filter = options.and_then(|options| options.network_filter.as_ref());
@@ -155,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    /// Members of a type that are lists or maps, by its schema.
+    /// Returns the paths of the members that are lists or maps in the schema of a type.
     fn collections<T: PartialSchema>(path: &str) -> Vec<String> {
         let schema = serde_json::to_value(T::schema()).unwrap();
         let members = schema["properties"].as_object().unwrap().iter();

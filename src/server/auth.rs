@@ -9,10 +9,10 @@ use actix_web::{FromRequest, HttpRequest, web};
 use isol8_api::{ErrorCode, TenantId};
 use subtle::ConstantTimeEq as _;
 
-use super::State;
+use super::ServerState;
 use super::error::ApiError;
 
-/// The key of the whole installation. Never shown, and compared in constant time.
+/// The key of the whole installation. The key is never shown, and is compared in constant time.
 pub struct MasterKey(String);
 
 impl MasterKey {
@@ -33,7 +33,7 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// A caller with a valid key. A handler that takes one runs for no other caller.
+/// A caller with a valid key. A handler that takes a `Caller` as argument runs for no other caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The tenant whose sessions and sandboxes the request may touch.
@@ -51,7 +51,7 @@ impl FromRequest for Caller {
 
 fn authenticate(request: &HttpRequest) -> Result<Caller, ApiError> {
     let state = request
-        .app_data::<web::Data<State>>()
+        .app_data::<web::Data<ServerState>>()
         .ok_or_else(|| ApiError::new(ErrorCode::Internal, "server has no state"))?;
     let header = request.headers().get(AUTHORIZATION).ok_or_else(|| {
         ApiError::new(

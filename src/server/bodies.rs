@@ -1,4 +1,4 @@
-//! Memory and processors that the bodies of all requests under way share.
+//! Bounds the memory and the processors that the bodies of all requests under way take.
 
 use std::sync::Arc;
 
@@ -8,24 +8,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
-/// Bytes of a body that is read without a share of memory and parsed on the reading thread, because that takes a
+/// Largest body in bytes that is read without a share of memory, and parsed on the thread that reads it. Parsing takes a
 /// millisecond at most.
 pub const SMALL: usize = 64 << 10;
 
-/// The unit in which memory is shared out: a semaphore counts to 2^32 at once.
+/// Bytes per permit of the memory's semaphore, because at most 2^32 permits can be acquired at once.
 const UNIT: usize = 1024;
 
-/// The memory and the processors. Clones share them.
+/// The memory and the processors for bodies. Clones share both.
 #[derive(Clone, Debug)]
-pub struct Bodies {
+pub struct BodyBudget {
     memory: Arc<Semaphore>,
-    /// Units of memory there are.
+    /// Permits of the memory's semaphore, free or taken.
     total: usize,
     processors: Arc<Semaphore>,
 }
 
-impl Bodies {
-    /// Room for so many bytes of bodies.
+impl BodyBudget {
+    /// Makes a budget of this many bytes of memory, and of all processors.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -37,37 +37,39 @@ impl Bodies {
         }
     }
 
-    /// Waits for a share for a body of so many bytes. Shares are given in the order in which they were asked
-    /// for, and nothing may be waited for with one in hand, so each body gets its share. Small bodies have none.
-    pub async fn share(&self, bytes: usize) -> Share {
+    /// Waits for the share of a body of this length. Small bodies need no memory from the budget, and get an empty share.
+    ///
+    /// Shares are given in the order of the requests. A caller that holds a share must not wait for another one; so each
+    /// body gets its share in the end.
+    pub async fn share(&self, bytes: usize) -> MemoryShare {
         if bytes <= SMALL {
-            return Share(None);
+            return MemoryShare(None);
         }
         let taking = Arc::clone(&self.memory).acquire_many_owned(self.units(bytes));
         // The semaphore is never closed.
-        Share(taking.await.ok())
+        MemoryShare(taking.await.ok())
     }
 
-    /// A share for something of so many bytes that is here already, if there is memory for it now.
+    /// Returns a share for this many bytes that are in memory already, or `None` if the budget does not have them now.
     #[must_use]
-    pub fn try_share(&self, bytes: usize) -> Option<Share> {
+    pub fn try_share(&self, bytes: usize) -> Option<MemoryShare> {
         if bytes <= SMALL {
-            return Some(Share(None));
+            return Some(MemoryShare(None));
         }
         let taking = Arc::clone(&self.memory).try_acquire_many_owned(self.units(bytes));
-        taking.ok().map(|held| Share(Some(held)))
+        taking.ok().map(|held| MemoryShare(Some(held)))
     }
 
-    /// A body that is larger than all memory takes all of it.
+    /// Returns the permits for this many bytes. A body that is larger than the whole budget takes all of it.
     fn units(&self, bytes: usize) -> u32 {
         u32::try_from(units(bytes).min(self.total)).unwrap_or(u32::MAX)
     }
 
-    /// Does work that takes time by the size of a body: at once for a small one, else on a thread of its
-    /// own, of which there are as many at once as processors.
+    /// Does work whose duration grows with the length of a body: on the current thread for a small body, otherwise on
+    /// another thread. At most one such thread per processor works at a time.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`] where the work panicked.
+    /// [`ErrorCode::Internal`] if the work panicked.
     pub async fn work<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -76,20 +78,20 @@ impl Bodies {
         if bytes <= SMALL {
             return Ok(work());
         }
-        self.aside(work).await
+        self.run_blocking(work).await
     }
 
-    /// Does work on a thread of its own, whatever the size of the body is.
+    /// Does work on another thread, for a body of any length.
     ///
     /// # Errors
-    /// [`ErrorCode::Internal`] where the work panicked.
-    pub async fn aside<T: Send + 'static>(
+    /// [`ErrorCode::Internal`] if the work panicked.
+    pub async fn run_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let processor = Arc::clone(&self.processors).acquire_owned().await;
         let done = web::block(move || {
-            // Held until the work is done, also where its request is gone by then.
+            // The permit is held until the work is done, even if the request has been dropped by then.
             let _processor = processor;
             work()
         });
@@ -98,18 +100,18 @@ impl Bodies {
     }
 }
 
-/// The memory of one body. Dropping it gives it back.
+/// The memory of one body in the budget. Dropping the share frees it.
 #[derive(Debug, Default)]
-pub struct Share(Option<OwnedSemaphorePermit>);
+pub struct MemoryShare(Option<OwnedSemaphorePermit>);
 
-impl Share {
-    /// Whether there is one: small bodies have none.
+impl MemoryShare {
+    /// Whether the share holds memory; that of a small body does not.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Gives back all but what a body of so many bytes takes.
+    /// Frees the part that a body of this length does not need.
     pub fn shrink(&mut self, bytes: usize) {
         if let Some(held) = &mut self.0 {
             let unused = held.num_permits().saturating_sub(units(bytes));
@@ -132,12 +134,12 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_share_their_memory_in_turn() {
-        let bodies = Bodies::new(4 * SMALL);
+        let bodies = BodyBudget::new(4 * SMALL);
         let mut first = bodies.share(3 * SMALL).await;
         assert!(first.is_held());
         let mut second = Box::pin(bodies.share(2 * SMALL));
         assert!((&mut second).now_or_never().is_none());
-        // A later one does not overtake it, and a small one needs none.
+        // A later body does not overtake it, and a small one needs no memory.
         let mut third = Box::pin(bodies.share(SMALL + 1));
         assert!((&mut third).now_or_never().is_none());
         assert!(!bodies.share(SMALL).await.is_held());
@@ -158,14 +160,14 @@ mod tests {
 
     #[actix_web::test]
     async fn as_much_work_is_done_at_once_as_there_are_processors() {
-        let bodies = Bodies::new(0);
+        let bodies = BodyBudget::new(0);
         let processors = bodies.processors.available_permits();
         let (release, released) = std::sync::mpsc::channel::<()>();
         let released = Arc::new(std::sync::Mutex::new(released));
         let work = |_| {
             let (bodies, released) = (bodies.clone(), Arc::clone(&released));
             let blocked = move || drop(released.lock().map(|it| it.recv()));
-            actix_web::rt::spawn(async move { bodies.aside(blocked).await })
+            actix_web::rt::spawn(async move { bodies.run_blocking(blocked).await })
         };
         let works: Vec<_> = (0..=processors).map(work).collect();
         while bodies.processors.available_permits() > 0 {

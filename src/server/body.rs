@@ -1,4 +1,4 @@
-//! Reading a request's JSON body, within bounds.
+//! Reads the JSON body of a request within bounds of size, time and memory.
 
 use actix_web::HttpRequest;
 use actix_web::http::header::CONTENT_LENGTH;
@@ -8,45 +8,46 @@ use isol8_api::ErrorCode;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
-use super::State;
-use super::bodies::{SMALL, Share};
+use super::ServerState;
+use super::bodies::{MemoryShare, SMALL};
 use super::error::ApiError;
 use super::json::{self, Bound, Parsed};
 use crate::config::Config;
 
-/// A body that was read, and its share of the memory for bodies, which is to be held for as long as what was
-/// made of it.
+/// A body that was read, and its share of the memory for bodies. The share must be held for as long as the values that
+/// are parsed from the body.
 #[derive(Debug)]
 pub struct Body {
-    /// All of it.
+    /// The whole body.
     pub bytes: Bytes,
-    /// Its share.
-    pub share: Share,
+    /// The body's share of memory.
+    pub share: MemoryShare,
 }
 
-/// Reads a whole body as JSON. Its content type is not looked at: the TypeScript client's is JSON,
-/// and what is not JSON says so by itself.
+/// Reads a whole body as JSON. The content type is not checked: the TypeScript client sends JSON, and any other body
+/// fails to parse.
 ///
 /// # Errors
-/// 400 with the path of the member at fault, and those of [`read`].
+/// 400 with the path of the member at fault, and the errors of [`read`].
 pub async fn json<T: DeserializeOwned + Send + 'static>(
     request: &HttpRequest,
     payload: web::Payload,
-    state: &State,
-) -> Result<(T, Share), ApiError> {
+    state: &ServerState,
+) -> Result<(T, MemoryShare), ApiError> {
     let Body { bytes, share } = read(request, payload, state).await?;
     let parsed = state.bodies.work(bytes.len(), move || parse(&bytes, &[]));
     Ok((parsed.await??.value, share))
 }
 
-/// Parses a body that was read. Large ones take long: [`Bodies::work`](super::bodies::Bodies::work).
+/// Parses a body that was read. A large body takes long, so call this through
+/// [`BodyBudget::work`](super::bodies::BodyBudget::work).
 ///
 /// # Errors
 /// 400 with the path of the member at fault.
 pub fn parse<T: DeserializeOwned>(body: &[u8], bounds: &[Bound]) -> Result<Parsed<T>, ApiError> {
     let invalid = |text| ApiError::new(ErrorCode::InvalidRequest, text);
-    // serde takes an array for a struct as well, and its errors about other values name only types
-    // of ours.
+    // serde accepts an array in the place of a struct as well, and its errors about other values name only types of this
+    // program.
     if let Some(first) = body.trim_ascii_start().first()
         && *first != b'{'
     {
@@ -59,37 +60,38 @@ pub fn parse<T: DeserializeOwned>(body: &[u8], bounds: &[Bound]) -> Result<Parse
 /// Reads a whole body. A body that is not small waits until there is memory for it.
 ///
 /// # Errors
-/// 408 if the body is slow, 413 if it is too large, 503 if there was no memory for it in the time that it has.
+/// 408 if the body does not arrive within `server.bodyTimeoutMs`, 413 if it is too large, 503 if there was no memory for
+/// it in that time.
 pub async fn read(
     request: &HttpRequest,
     payload: web::Payload,
-    state: &State,
+    state: &ServerState,
 ) -> Result<Body, ApiError> {
     let config = state.config();
-    let reading = Reading {
+    let reader = BodyReader {
         state,
         config: &config,
         deadline: Instant::now() + config.body_timeout,
-        declared: declared(request),
+        declared: declared_length(request),
     };
-    reading.all(payload).await
+    reader.read_all(payload).await
 }
 
-/// The length that the client says its body has.
-fn declared(request: &HttpRequest) -> Option<usize> {
+/// Returns the body's length as the client declared it.
+fn declared_length(request: &HttpRequest) -> Option<usize> {
     let length = request.headers().get(CONTENT_LENGTH)?;
     length.to_str().ok()?.parse().ok()
 }
 
-struct Reading<'a> {
-    state: &'a State,
+struct BodyReader<'a> {
+    state: &'a ServerState,
     config: &'a Config,
     deadline: Instant,
     declared: Option<usize>,
 }
 
-impl Reading<'_> {
-    async fn all(&self, mut payload: web::Payload) -> Result<Body, ApiError> {
+impl BodyReader<'_> {
+    async fn read_all(&self, mut payload: web::Payload) -> Result<Body, ApiError> {
         let most = self.config.max_body;
         let expected = self.declared.unwrap_or(0).min(most);
         let mut share = self.share(expected).await?;
@@ -104,8 +106,8 @@ impl Reading<'_> {
                 return Err(ApiError::new(ErrorCode::PayloadTooLarge, text));
             }
             if length > SMALL && !share.is_held() {
-                // The length is unknown, so the share is for the longest. There is no second one: a body that
-                // holds a share and waits for more would stop all others.
+                // The length is unknown, so the share is for the longest body. A second share later is no option: a body
+                // that holds a share and waits for more would block all others.
                 share = self.share(most).await?;
             }
             body.extend_from_slice(&piece);
@@ -135,7 +137,7 @@ impl Reading<'_> {
         }
     }
 
-    async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
+    async fn share(&self, bytes: usize) -> Result<MemoryShare, ApiError> {
         let taking = self.state.bodies.share(bytes);
         let taken = timeout_at(self.deadline, taking).await;
         taken.map_err(|_| ApiError::no_memory())

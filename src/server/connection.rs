@@ -1,8 +1,10 @@
-//! The connections of clients: how many there may be, how long each may stand still, how much of its input is read
-//! ahead, and whether its client is still there.
+//! The connections of clients. The server bounds how many there are, how long each may stall, and how much of its input
+//! is read ahead; and it notices when a client disconnects.
 //!
-//! `stream` is the socket as actix-http sees it, `flow` decides how much may be read, `table` keeps count and
-//! closes what stands still, and `request` tells the connection of the requests that come over it.
+//! - `stream`: the socket as actix-http sees it.
+//! - `flow`: decides how much may be read now.
+//! - `table`: counts connections, and closes stalled ones.
+//! - `request`: reports the start and end of each request to its connection.
 
 mod flow;
 mod request;
@@ -22,41 +24,42 @@ use tokio::io::Interest;
 use tokio::net::tcp::OwnedWriteHalf;
 
 use flow::Flow;
-pub(super) use request::{ActiveBody, begin};
+pub(super) use request::{ActiveBody, track_request};
 pub(super) use stream::ClientStream;
-pub(super) use table::{Bounds, Count, Table};
+pub(super) use table::{ConnectionCount, ConnectionLimits, ConnectionTable};
 
-/// Answer to a client that does not finish the head of a request, where nothing else is being sent.
+/// Response to a client that does not finish the head of a request in time. Sent only if no other response is being
+/// sent.
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
-/// The connection of a client. Everything about it happens on the thread of its worker.
+/// The connection of a client. A connection is used only on the thread of its worker.
 #[derive(Debug)]
 pub(super) struct Connection {
     id: u64,
-    /// Also what tells of the client's end: actix-http looks at a connection again only when it has an answer to
-    /// send, so a client that goes away while its program runs would not be noticed.
+    /// The writing half, which also reports that the client has disconnected. actix-http does not poll a connection
+    /// while a handler runs, so it would not notice a client that disconnects during a run.
     writer: OwnedWriteHalf,
     flow: Flow,
-    table: Weak<Table>,
-    /// The table's time, in its ticks.
+    table: Weak<ConnectionTable>,
+    /// Current time of the table, in ticks.
     clock: Rc<Cell<u64>>,
-    /// Start of the head that is arriving; `None` if none is arriving.
+    /// Tick at which the first byte of the current request's head arrived; `None` between heads.
     head_since: Cell<Option<u64>>,
-    /// Time since which the client takes nothing of the answer; `None` if the client takes all.
+    /// Tick since which the client accepts no data; `None` if the client accepts all.
     blocked_since: Cell<Option<u64>>,
-    /// When something was last read or written.
+    /// Tick of the last read or write.
     active_at: Cell<u64>,
-    /// Whether a request has ever come over it whole.
-    is_fresh: Cell<bool>,
+    /// Whether no complete request head has arrived yet.
+    is_unused: Cell<bool>,
     is_ended: Cell<bool>,
-    /// The task that waits for [`Self::end`].
+    /// The task that waits in [`Self::ended`].
     waiting: RefCell<Option<Waker>>,
 }
 
 impl Connection {
-    /// Bytes arrived.
-    fn note_read(&self, bytes: usize) {
+    /// Notes that bytes were read.
+    fn on_read(&self, bytes: usize) {
         let now = self.now();
         self.active_at.set(now);
         if bytes > 0 && self.flow.is_in_head() && self.head_since.get().is_none() {
@@ -65,28 +68,28 @@ impl Connection {
         self.flow.read(bytes);
     }
 
-    /// The client took something of what is to be sent.
-    fn note_written(&self) {
+    /// Notes that the client accepted data.
+    fn on_written(&self) {
         self.active_at.set(self.now());
         self.blocked_since.set(None);
         self.flow.set_blocked(false);
     }
 
-    /// The client takes nothing of what is to be sent.
-    fn note_blocked(&self) {
+    /// Notes that the client accepts no data for now.
+    fn on_blocked(&self) {
         if self.blocked_since.get().is_none() {
             self.blocked_since.set(Some(self.now()));
         }
         self.flow.set_blocked(true);
     }
 
-    /// A request has arrived, but for its body.
-    fn note_request(&self) {
+    /// Notes that the head of a request has arrived whole.
+    fn on_request(&self) {
         self.head_since.set(None);
-        if self.is_fresh.replace(false)
+        if self.is_unused.replace(false)
             && let Some(table) = self.table.upgrade()
         {
-            table.forget_fresh(self.id);
+            table.forget_unused(self.id);
         }
     }
 
@@ -94,17 +97,17 @@ impl Connection {
         self.clock.get()
     }
 
-    /// Ends the connection: whatever is done for its client is dropped.
+    /// Ends the connection. The work for its client is dropped.
     fn end(&self) {
         if self.is_ended.replace(true) {
             return;
         }
-        // Data that the kernel still holds for the client is dropped as well.
+        // The kernel discards the data that it has not sent yet.
         let _ = self.writer.as_ref().set_zero_linger();
         self.wake();
     }
 
-    /// Ends a connection whose client does not finish a request's head, and tells it so.
+    /// Ends a connection whose client does not finish a request's head, with a 408 response if one can be sent.
     fn end_slow_head(&self) {
         if self.flow.is_blocked() || self.writer.try_write(REQUEST_TIMEOUT).is_err() {
             return self.end();
@@ -135,8 +138,8 @@ impl Connection {
         .await;
     }
 
-    /// The stream of the connection is gone. Requests that are still at work keep the descriptor open; the client
-    /// is not to wait for them.
+    /// Closes the connection after its stream was dropped. Requests that are still running keep the descriptor open, so
+    /// the socket is shut down explicitly: the client must not wait for them.
     fn close(self: &Rc<Self>) {
         if let Some(table) = self.table.upgrade() {
             table.remove(self);
@@ -148,17 +151,17 @@ impl Connection {
 
     /// Waits until the client has closed its half.
     async fn closed_by_client(&self) {
-        // Priority is never asked of the kernel, so this waits for the end of the input and for nothing else, and
-        // takes no readiness from the reader. An error is no less of an end.
+        // tokio never registers the socket for priority events, so this waits for the end of the input alone, and consumes
+        // no readiness of the reader. An error ends the connection as well.
         let _ = self.writer.ready(Interest::PRIORITY).await;
     }
 }
 
-/// Does the work for as long as the client is there. As with other servers, one that closes its
-/// half of the connection counts as gone.
+/// Does work until the client disconnects. As in other servers, a client that closes its half of the connection counts
+/// as disconnected.
 ///
 /// # Errors
-/// The work's own; [`ExecuteError::Cancelled`] once the client is gone.
+/// The errors of the work; [`ExecuteError::Cancelled`] if the client disconnects.
 pub async fn while_connected<T, E: From<ExecuteError>>(
     request: &HttpRequest,
     work: impl Future<Output = Result<T, E>>,
@@ -170,11 +173,11 @@ pub async fn while_connected<T, E: From<ExecuteError>>(
     }
 }
 
-/// Waits until the client is gone.
+/// Waits until the client disconnects.
 pub async fn closed(request: &HttpRequest) {
     match request.conn_data::<Rc<Connection>>() {
         Some(connection) => connection.closed_by_client().await,
-        // A test's request has no connection.
+        // Only requests of tests have no connection.
         None => std::future::pending().await,
     }
 }

@@ -1,20 +1,21 @@
-//! Files that the process may have open, and how many of them may be connections of clients.
+//! The process's limit on open files, and the share of it for connections of clients.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// More are not asked for: some programs close every descriptor that they might have, one by one.
-const MOST_FILES: u64 = 1 << 20;
+/// Highest limit on open files that the server sets. More would slow down programs that close every possible descriptor
+/// one by one.
+const MAX_OPEN_FILES: u64 = 1 << 20;
 
-/// Raises the process's limit on open files, mostly 1024, to what it may be raised to. Sandboxes have a limit of
+/// Raises the process's soft limit on open files, often 1024, as far as its hard limit allows. Sandboxes have a limit of
 /// their own.
 pub(crate) fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit
             .maximum
-            .map_or(Some(MOST_FILES), |most| Some(most.min(MOST_FILES))),
+            .map_or(Some(MAX_OPEN_FILES), |most| Some(most.min(MAX_OPEN_FILES))),
         ..limit
     };
     if raised.current > limit.current
@@ -24,12 +25,12 @@ pub(crate) fn raise_limit() {
     }
 }
 
-/// Connections that may be open at once: as many as are wanted, and at most half of the files that the process may
-/// open. The other half is for sandboxes, for what they reach, and for files.
+/// Returns how many connections may be open at once: as many as the configuration says, and at most half of the files
+/// that the process may open. The other half is for sandboxes, for their network connections, and for files.
 ///
 /// # Errors
 /// If no connection is possible.
-pub(super) fn connections(wanted: usize) -> io::Result<usize> {
+pub(super) fn connection_limit(wanted: usize) -> io::Result<usize> {
     let files = getrlimit(Resource::Nofile).current;
     let most = files.map_or(usize::MAX, |files| {
         usize::try_from(files / 2).unwrap_or(usize::MAX)

@@ -1,7 +1,7 @@
-//! A path of the server, and what it does for each method.
+//! A path of the server, with a handler for each method.
 //!
-//! A route comes with its description, so that none is served that `/openapi.json` does not have, but for the page
-//! that shows the document.
+//! A route is registered together with its description, so that `/openapi.json` has every route but those for browsers:
+//! the page that shows the document, and its parts.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// A path that takes nothing yet, in the form of actix-web: `/session/{id}`.
+    /// Makes an endpoint without methods. The pattern has the form of actix-web: `/session/{id}`.
     #[must_use]
     pub fn at(pattern: &'static str) -> Self {
         Self {
@@ -29,7 +29,7 @@ impl Endpoint {
         }
     }
 
-    /// Adds what answers a method.
+    /// Adds the handler of a method, with its description.
     #[must_use]
     pub fn on<F, Args>(mut self, method: Method, handler: F, description: Description) -> Self
     where
@@ -43,7 +43,8 @@ impl Endpoint {
         self
     }
 
-    /// Adds what answers a method and is no operation for programs: the page that shows the document, and its parts.
+    /// Adds a handler that is no operation for programs, and so has no description: the page that shows the document, and
+    /// its parts.
     #[must_use]
     pub fn for_browsers<F, Args>(mut self, method: Method, handler: F) -> Self
     where
@@ -56,7 +57,7 @@ impl Endpoint {
         self
     }
 
-    /// The path as OpenAPI writes it: a parameter is its name alone.
+    /// Returns the path as OpenAPI writes it, where a parameter is its name without an expression.
     #[must_use]
     pub fn path(&self) -> String {
         let mut path = String::new();
@@ -72,13 +73,13 @@ impl Endpoint {
         path
     }
 
-    /// The descriptions of its routes.
+    /// Returns the descriptions of the endpoint's routes.
     #[must_use]
     pub fn descriptions(self) -> Vec<(Method, Description)> {
         self.descriptions
     }
 
-    /// Returns the resource for actix-web. A method that the route lacks is answered with the methods that it has.
+    /// Returns the resource for actix-web. The response to any other method names the methods that the path accepts.
     #[must_use]
     pub fn resource(self) -> Resource {
         let methods: Vec<_> = self

@@ -1,4 +1,4 @@
-//! Errors over HTTP: one table from the contract's codes to statuses.
+//! Errors as HTTP responses, with one table from the contract's error codes to statuses.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use isol8_api::{ErrorBody, ErrorCode};
 
 use crate::jobs::JobError;
 
-/// An answer that is not a success.
+/// An error response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
@@ -20,7 +20,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error of this kind; the text says what went wrong and what to do.
+    /// Makes an error with this code. The text says what went wrong, and how to fix it.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -29,14 +29,14 @@ impl ApiError {
         }
     }
 
-    /// The refusal of a body for which there is no memory left.
+    /// Returns the error about a body for which no memory is left.
     pub(super) fn no_memory() -> Self {
         let text =
             "body: the bodies of other requests take up server.maxBodiesSize, try again later";
         Self::new(ErrorCode::Unavailable, text)
     }
 
-    /// Its kind.
+    /// Returns the error code.
     pub(super) fn code(&self) -> ErrorCode {
         self.code
     }
@@ -58,7 +58,7 @@ impl From<ExecuteError> for ApiError {
     }
 }
 
-/// The status of every code, from the contract.
+/// Returns the HTTP status of an error code, as the contract defines it.
 pub(super) fn status(code: ErrorCode) -> StatusCode {
     match code {
         ErrorCode::InvalidRequest
@@ -82,7 +82,7 @@ pub(super) fn status(code: ErrorCode) -> StatusCode {
     }
 }
 
-/// Whether the answer says when to come back.
+/// Whether the response to this error has a `Retry-After` header.
 pub(super) fn tells_when_to_retry(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::TooManyRequests | ErrorCode::Unavailable)
 }
@@ -105,18 +105,18 @@ impl ResponseError for ApiError {
     }
 }
 
-/// Answers what no route is for.
+/// Responds to a request whose path has no route.
 pub async fn no_such_route(request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let text = format!("there is no {}", request.path());
     Err(ApiError::new(ErrorCode::NotFound, text))
 }
 
-/// Answers methods that a path does not take, with those that it does.
+/// Responds to a method that a path does not accept, with a header of those that it does.
 pub(super) fn no_such_method(request: &HttpRequest, allowed: &str) -> HttpResponse {
     let (path, method) = (request.path(), request.method());
     let text = format!("{path} does not take {method}, only {allowed}");
     let mut response = ApiError::new(ErrorCode::MethodNotAllowed, text).error_response();
-    // Names of methods and commas: always the value of a header.
+    // Names of methods and commas are always valid in a header.
     if let Ok(allowed) = HeaderValue::try_from(allowed) {
         response.headers_mut().insert(ALLOW, allowed);
     }

@@ -1,8 +1,8 @@
-//! Requests that a client sends again get the first one's result.
+//! Idempotency: a repeated request gets the result of the first one.
 //!
-//! With an `Idempotency-Key`, a request runs once per tenant and key: a client that sends it again, also while it runs,
-//! gets the same result. The run goes on if its client goes away, because the next try will ask for it. Errors are not
-//! kept: a request that failed may be tried again.
+//! A request with an `Idempotency-Key` runs once per tenant and key. A client that repeats the request, even during the
+//! run, gets the same result. The run goes on if its client disconnects, because the client may repeat the request for
+//! its result. Errors are not kept: a request that failed may be tried again.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,18 +22,18 @@ use super::error::ApiError;
 /// The header that holds the key.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Longest key.
-pub const LONGEST_KEY: usize = 255;
+/// Longest key in bytes.
+pub const MAX_KEY_LENGTH: usize = 255;
 
-/// Bytes of results that are kept, all tenants' together; the oldest go first.
-const MOST_BYTES: usize = 64 << 20;
+/// Most bytes of results that are kept for all tenants together. The oldest results are dropped first.
+const MAX_BYTES: usize = 64 << 20;
 
-/// Bytes that an entry takes beside its result.
+/// Bytes that an entry takes in addition to its result.
 const ENTRY_BYTES: usize = 1024;
 
 type Outcome = Result<Arc<ExecutionResult>, ApiError>;
 
-/// A checked key, and what it was sent with.
+/// A valid key, and the hash of the body that it was sent with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
     text: String,
@@ -41,24 +41,24 @@ pub struct IdempotencyKey {
 }
 
 impl IdempotencyKey {
-    /// Returns the text of the key that a request was sent with, if it has one.
+    /// Returns the key's text from the headers of a request, if they hold a key.
     ///
     /// # Errors
-    /// 400 if the text is not a valid key.
+    /// 400 if the header is not a valid key.
     pub fn given(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         let Some(header) = headers.get(IDEMPOTENCY_KEY) else {
             return Ok(None);
         };
         let bytes = header.as_bytes();
-        if !(1..=LONGEST_KEY).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {
+        if !(1..=MAX_KEY_LENGTH).contains(&bytes.len()) || !bytes.iter().all(u8::is_ascii_graphic) {
             let text =
-                format!("Idempotency-Key: expected 1 to {LONGEST_KEY} visible ASCII characters");
+                format!("Idempotency-Key: expected 1 to {MAX_KEY_LENGTH} visible ASCII characters");
             return Err(ApiError::new(ErrorCode::InvalidRequest, text));
         }
         Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
     }
 
-    /// Returns the key of this text, sent with this body. The body is hashed, which takes time if it is large.
+    /// Makes a key of its text and the request's body. The body is hashed, which takes time if it is large.
     #[must_use]
     pub fn new(text: String, body: &[u8]) -> Self {
         Self {
@@ -68,40 +68,40 @@ impl IdempotencyKey {
     }
 }
 
-/// The results that are kept. Clones share them.
+/// The results of earlier requests. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Results {
-    kept: Arc<Mutex<Kept>>,
+pub struct ResultStore {
+    kept: Arc<Mutex<ResultEntries>>,
 }
 
 type Id = (TenantId, String);
 
-/// The entries by their keys, in the order in which they ended as well, so that what goes next is found at
-/// once however many there are.
+/// The entries by their keys, and the keys in the order in which the runs ended, so that the next one to drop is found
+/// in constant time.
 #[derive(Debug, Default)]
-struct Kept {
+struct ResultEntries {
     entries: HashMap<Id, Entry>,
-    /// Keys of the entries that have ended, the oldest first.
+    /// End time and key of each entry whose run has ended, the oldest first.
     ended: VecDeque<(Instant, Id)>,
-    /// Bytes of those that have ended.
+    /// Bytes of all entries whose runs have ended.
     bytes: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     body: [u8; 32],
-    /// Bytes of the result; `None` while the run goes on.
+    /// Bytes of the result; `None` during the run.
     bytes: Option<usize>,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
-impl Results {
-    /// Returns the result of the first request with this key: waits for it if it runs, and runs it if there is no
-    /// result younger than `keep`.
+impl ResultStore {
+    /// Returns the result of the first request with this key. Waits for its run if the run has not ended, and starts
+    /// `run` if there is no such request, or its result is older than `keep`.
     ///
     /// # Errors
-    /// 400 where the key was used with another body; else the run's own.
-    pub async fn once(
+    /// 400 if the key was used with another body; otherwise the errors of the run.
+    pub async fn run_once(
         &self,
         tenant: TenantId,
         key: IdempotencyKey,
@@ -109,7 +109,7 @@ impl Results {
         run: impl Future<Output = Result<ExecutionResult, ApiError>> + 'static,
     ) -> Result<ExecutionResult, ApiError> {
         let id = (tenant, key.text.clone());
-        let mut outcome = self.find_or_begin(id, &key, keep, run)?;
+        let mut outcome = self.find_or_start(id, &key, keep, run)?;
         let ended = outcome.wait_for(Option::is_some).await;
         match ended.ok().and_then(|outcome| outcome.clone()) {
             Some(Ok(result)) => Ok(ExecutionResult::clone(&result)),
@@ -118,7 +118,7 @@ impl Results {
         }
     }
 
-    fn find_or_begin(
+    fn find_or_start(
         &self,
         id: Id,
         key: &IdempotencyKey,
@@ -126,7 +126,7 @@ impl Results {
         run: impl Future<Output = Result<ExecutionResult, ApiError>> + 'static,
     ) -> Result<watch::Receiver<Option<Outcome>>, ApiError> {
         let mut kept = self.lock();
-        kept.forget(|ended, _| ended.elapsed() >= keep);
+        kept.evict_while(|ended, _| ended.elapsed() >= keep);
         if let Some(entry) = kept.entries.get(&id) {
             if entry.body != key.body {
                 let text = format!("Idempotency-Key: {:?} was used with another body", key.text);
@@ -142,18 +142,18 @@ impl Results {
         };
         kept.entries.insert(id.clone(), entry);
         let results = self.clone();
-        // Not the request's own future, which ends with its client.
+        // The run is a task of its own, because the request's future is dropped when its client disconnects.
         actix_web::rt::spawn(async move {
             let done = AssertUnwindSafe(run).catch_unwind().await;
             let lost = |_| Err(ApiError::new(ErrorCode::Internal, "the run was lost"));
             let done = done.unwrap_or_else(lost).map(Arc::new);
-            results.note_end(id, &done);
+            results.on_ended(id, &done);
             sender.send_replace(Some(done));
         });
         Ok(outcome)
     }
 
-    fn note_end(&self, id: Id, done: &Outcome) {
+    fn on_ended(&self, id: Id, done: &Outcome) {
         let bytes = done.as_ref().map(|result| ENTRY_BYTES + bytes_of(result));
         let mut kept = self.lock();
         let kept = &mut *kept;
@@ -165,21 +165,20 @@ impl Results {
             }
             _ => drop(kept.entries.remove(&id)),
         }
-        kept.forget(|_, bytes| bytes > MOST_BYTES);
+        kept.evict_while(|_, bytes| bytes > MAX_BYTES);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        // Only whole operations of the map happen under the lock: a panic leaves none half done.
+    fn lock(&self) -> MutexGuard<'_, ResultEntries> {
+        // Under the lock, only complete operations of the map happen, so a panic leaves no half-finished change.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
-    /// Forgets the oldest that have ended for as long as this says so of the time of its end, and of the bytes
-    /// of all.
-    fn forget(&mut self, is_too_much: impl Fn(&Instant, usize) -> bool) {
+impl ResultEntries {
+    /// Drops the oldest ended entries while the condition holds for the end time of the oldest and the bytes of all.
+    fn evict_while(&mut self, condition: impl Fn(&Instant, usize) -> bool) {
         while let Some((ended, id)) = self.ended.front()
-            && is_too_much(ended, self.bytes)
+            && condition(ended, self.bytes)
         {
             let entry = self.entries.remove(id);
             self.bytes -= entry.and_then(|entry| entry.bytes).unwrap_or_default();
@@ -188,10 +187,10 @@ impl Kept {
     }
 }
 
-/// The bytes of a result as it is sent: what it takes in memory is about the same, whichever members it has.
+/// Returns the length of a result in JSON, which is about its size in memory, whichever members it has.
 fn bytes_of(result: &ExecutionResult) -> usize {
     let mut counter = Counter(0);
-    // Numbers, texts and names: nothing that JSON does not know, and counting takes everything.
+    // A result consists of numbers, texts and fixed names, which JSON can always express, and counting cannot fail.
     let counted = serde_json::to_writer(&mut counter, result);
     if let Err(error) = counted {
         log::error!(error:%; "result cannot be written as JSON");

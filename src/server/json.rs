@@ -1,53 +1,55 @@
-//! A request's JSON, read within bounds.
+//! Reads a request's JSON within bounds.
 //!
-//! A `Reader` stands between serde_json and the types of the contract. The reader
-//! - stops at the first entry of a list or map that is one too many, before it takes memory;
-//! - notes where a fault is, and members that the type does not know;
-//! - repeats no more than a few words of what was sent, in errors and in paths, however much that was.
+//! Between serde_json and the types of the contract, each deserializer and visitor is wrapped (`Tracked`), so that
+//! reading
+//! - stops at the first entry of a list or map beyond its bound, before the entry takes memory;
+//! - notes the path of an error, and the members that the type does not know;
+//! - repeats only the first few words of the client's text in errors and paths, however long the text is.
 //!
-//! Every value is read by its own type rather than by the expected one, because serde_json repeats a whole text if it
-//! expects a number.
+//! Every value is read by its own type rather than by the expected one, because serde_json's error about a text in the
+//! place of a number repeats the whole text.
 
-mod fault;
-mod visit;
+mod short_error;
+mod visitor;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Visitor};
 
-use fault::Shortened;
-use visit::Watched;
+use short_error::Shortened;
 
-/// Members whose names are noted because the type does not know them.
-const MOST_UNKNOWN: usize = 16;
+/// Most unknown members whose paths are noted.
+const MAX_UNKNOWN: usize = 16;
 
-/// Most bytes of a member's name in a path, and of a path.
-const NAME_SHOWN: usize = 80;
-const PATH_SHOWN: usize = 400;
+/// Most bytes that are shown of a member's name in a path.
+const MAX_NAME_SHOWN: usize = 80;
+
+/// Most bytes that are shown of a path.
+const MAX_PATH_SHOWN: usize = 400;
 
 /// Most entries of one list or map of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bound {
-    /// Names of the members that lead to it.
+    /// Names of the members that lead to the list or map.
     pub path: &'static [&'static str],
-    /// The entries that it may have.
+    /// Highest number of entries.
     pub most: usize,
-    /// Name of its entries in the error.
+    /// Noun for the entries in the error.
     pub noun: &'static str,
 }
 
-/// JSON that was read, and the members in it that its type does not know.
+/// A value that was read, and the members of its JSON that its type does not know.
 #[derive(Debug)]
 pub struct Parsed<T> {
     /// The value.
     pub value: T,
-    /// Paths such as `request.timeoutMS`, of the first few.
+    /// Paths of the first unknown members (16 at most), such as `request.timeoutMS`.
     pub unknown: Vec<String>,
 }
 
-/// Reads a value of this type from text that is nothing but its JSON.
+/// Reads a value from JSON text; nothing may follow the value.
 ///
 /// # Errors
-/// A text that begins with the path of the member at fault, or with `body`.
+/// Returns a text that begins with the path of the member at fault, or with `body`.
 pub fn read<'de, T: Deserialize<'de>>(
     json: &'de [u8],
     bounds: &[Bound],
@@ -55,16 +57,16 @@ pub fn read<'de, T: Deserialize<'de>>(
     let mut tracker = Tracker {
         bounds,
         path: Vec::new(),
-        fault: None,
+        error_path: None,
         unknown: Vec::new(),
     };
     let mut inner = serde_json::Deserializer::from_slice(json);
-    let reader = Reader {
+    let deserializer = Tracked {
         inner: &mut inner,
         tracker: &mut tracker,
     };
-    let value = T::deserialize(reader).map_err(|error| {
-        let path = tracker.fault.take().unwrap_or_default();
+    let value = T::deserialize(deserializer).map_err(|error| {
+        let path = tracker.error_path.take().unwrap_or_default();
         let path = if path.is_empty() { "body" } else { &path };
         format!("{path}: {error}")
     })?;
@@ -75,25 +77,26 @@ pub fn read<'de, T: Deserialize<'de>>(
     })
 }
 
-/// Position of a reader, and what it found on the way.
+/// The current path in a JSON value, with the findings so far.
 struct Tracker<'a> {
     bounds: &'a [Bound],
     path: Vec<Step>,
-    /// The path of the first fault.
-    fault: Option<String>,
+    /// The path of the innermost value with an error.
+    error_path: Option<String>,
     unknown: Vec<String>,
 }
 
-/// A part of a path.
+/// One step of a path.
 enum Step {
-    /// A name, or its begin.
+    /// The name of a member, shortened if it is long.
     Member(String),
     Index(usize),
 }
 
 impl Tracker<'_> {
-    fn shown(&self) -> String {
-        let mut shown = Shortened::new(PATH_SHOWN);
+    /// Returns the current path as text, shortened if it is long.
+    fn path_text(&self) -> String {
+        let mut shown = Shortened::new(MAX_PATH_SHOWN);
         for step in &self.path {
             match step {
                 Step::Member(name) if shown.is_empty() => shown.add(format_args!("{name}")),
@@ -104,22 +107,22 @@ impl Tracker<'_> {
         shown.into_text()
     }
 
-    /// Notes that something is wrong here, unless that was noted further inside.
-    fn at_fault<T, E>(&mut self, result: Result<T, E>) -> Result<T, E> {
-        if result.is_err() && self.fault.is_none() {
-            self.fault = Some(self.shown());
+    /// Notes the current path for a result that is an error, unless a path further inside was noted already.
+    fn note_error<T, E>(&mut self, result: Result<T, E>) -> Result<T, E> {
+        if result.is_err() && self.error_path.is_none() {
+            self.error_path = Some(self.path_text());
         }
         result
     }
 
     fn note_unknown(&mut self) {
-        if self.unknown.len() < MOST_UNKNOWN {
-            let path = self.shown();
+        if self.unknown.len() < MAX_UNKNOWN {
+            let path = self.path_text();
             self.unknown.push(path);
         }
     }
 
-    /// The bound of the list or map that begins here.
+    /// Returns the bound of the list or map at the current path.
     fn bound(&self) -> Option<Bound> {
         let is_here = |bound: &&Bound| {
             bound.path.len() == self.path.len()
@@ -132,7 +135,7 @@ impl Tracker<'_> {
         self.bounds.iter().find(is_here).copied()
     }
 
-    /// Checks that a list or map may have this many entries.
+    /// Checks the number of entries of a list or map against its bound.
     fn check<E: serde::de::Error>(&self, bound: Option<Bound>, count: usize) -> Result<(), E> {
         match bound {
             Some(Bound { most, noun, .. }) if count > most => Err(E::custom(format_args!(
@@ -143,10 +146,22 @@ impl Tracker<'_> {
     }
 }
 
-/// Reads one value.
-struct Reader<'t, 'a, D> {
-    inner: D,
+/// A part of serde's machinery (a deserializer, a visitor, a seed, or the access to a value's parts), wrapped so that a
+/// [`Tracker`] follows it. Each trait is implemented by calling the inner value with the other side wrapped as well.
+struct Tracked<'t, 'a, T> {
+    inner: T,
     tracker: &'t mut Tracker<'a>,
+}
+
+impl<'t, 'a, T> Tracked<'t, 'a, T> {
+    /// Takes the inner value out, and wraps the other side of the call with the same tracker.
+    fn wrap<U>(self, other: U) -> (T, Tracked<'t, 'a, U>) {
+        let wrapped = Tracked {
+            inner: other,
+            tracker: self.tracker,
+        };
+        (self.inner, wrapped)
+    }
 }
 
 /// Methods that read a value by its own type.
@@ -158,14 +173,12 @@ macro_rules! by_its_own_type {
     )*};
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Reader<'_, '_, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Tracked<'_, '_, D> {
     type Error = D::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_any(Watched {
-            visitor,
-            tracker: self.tracker,
-        })
+        let (inner, visitor) = self.wrap(visitor);
+        inner.deserialize_any(visitor)
     }
 
     by_its_own_type! {
@@ -182,10 +195,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Reader<'_, '_, D> {
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_option(Watched {
-            visitor,
-            tracker: self.tracker,
-        })
+        let (inner, visitor) = self.wrap(visitor);
+        inner.deserialize_option(visitor)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -193,11 +204,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Reader<'_, '_, D> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        let visitor = Watched {
-            visitor,
-            tracker: self.tracker,
-        };
-        self.inner.deserialize_newtype_struct(name, visitor)
+        let (inner, visitor) = self.wrap(visitor);
+        inner.deserialize_newtype_struct(name, visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -206,11 +214,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Reader<'_, '_, D> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        let visitor = Watched {
-            visitor,
-            tracker: self.tracker,
-        };
-        self.inner.deserialize_enum(name, variants, visitor)
+        let (inner, visitor) = self.wrap(visitor);
+        inner.deserialize_enum(name, variants, visitor)
     }
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -219,20 +224,12 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Reader<'_, '_, D> {
     }
 }
 
-/// Reads what a seed is for.
-struct Seed<'t, 'a, S> {
-    seed: S,
-    tracker: &'t mut Tracker<'a>,
-}
-
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seed<'_, '_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Tracked<'_, '_, S> {
     type Value = S::Value;
 
-    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.seed.deserialize(Reader {
-            inner,
-            tracker: self.tracker,
-        })
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
+        let (seed, deserializer) = self.wrap(deserializer);
+        seed.deserialize(deserializer)
     }
 }
 

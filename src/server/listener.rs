@@ -1,7 +1,7 @@
-//! From the addresses to listen on to a server that answers there.
+//! Starts the server on its listening sockets.
 //!
-//! actix-web's own `HttpServer` hands each socket to actix-http as it is. Here it goes through a [`ClientStream`],
-//! which bounds what a client may cost.
+//! actix-web's own `HttpServer` passes each client's socket to actix-http directly. Here, the socket is wrapped in a
+//! [`ClientStream`], which bounds the memory and time that a client may take.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -21,45 +21,45 @@ use actix_web::dev::{AppConfig, Extensions};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, middleware, web};
 
-use super::connection::{Bounds, ClientStream, Count, Table};
-use super::{State, configure, cors, trace};
+use super::connection::{ClientStream, ConnectionCount, ConnectionLimits, ConnectionTable};
+use super::{ServerState, configure, cors, trace};
 
-/// Seconds for requests to be answered after SIGTERM: longer than the service lets jobs go on.
+/// Seconds for responses to be sent after SIGTERM; longer than the service lets jobs run on.
 const SHUTDOWN_SECONDS: u64 = 30;
 
-/// Threads that actix-server can have.
-const MOST_WORKERS: usize = 512;
+/// Most worker threads that actix-server supports.
+const MAX_WORKERS: usize = 512;
 
-/// How long a client may take to read the answer to a request whose body was not read.
+/// Time for a client to read the response to a request whose body was not read to its end.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Connections of a worker beyond its share, for those that were taken in and not counted yet.
+/// Connections of a worker beyond its share of the limit, for those that were accepted and not counted yet.
 const SPARE: usize = 32;
 
-/// Everything that a worker needs to answer at an address.
+/// The settings of a worker for one address.
 #[derive(Clone)]
 struct Setup {
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     address: SocketAddr,
-    bounds: Bounds,
-    count: Count,
+    bounds: ConnectionLimits,
+    count: ConnectionCount,
     draining: GracefulShutdownSignal,
 }
 
-/// Starts a server that answers at these addresses. The server starts when it is polled first, and has ended by then if
-/// its workers cannot start.
+/// Makes a server for these listeners. The server starts at its first poll; if its workers cannot start, it ends in that
+/// poll.
 ///
 /// # Errors
 /// If an address cannot be used.
 pub(super) fn start(
     listeners: Vec<TcpListener>,
-    state: &web::Data<State>,
+    state: &web::Data<ServerState>,
     most: usize,
 ) -> io::Result<Server> {
     let config = state.config();
     let workers = available_parallelism()
         .map_or(2, NonZeroUsize::get)
-        .min(MOST_WORKERS);
+        .min(MAX_WORKERS);
     let mut server = Server::build()
         .workers(workers)
         .max_concurrent_connections(most.div_ceil(workers) + SPARE)
@@ -68,12 +68,12 @@ pub(super) fn start(
     let setup = |address| Setup {
         state: state.clone(),
         address,
-        bounds: Bounds {
+        bounds: ConnectionLimits {
             most,
             header_timeout: config.header_timeout,
             stall_timeout: config.stall_timeout,
         },
-        count: Count::default(),
+        count: ConnectionCount::default(),
         draining: server.graceful_shutdown_signal(),
     };
     let setups: Vec<_> = listeners
@@ -88,7 +88,7 @@ pub(super) fn start(
     Ok(server.run())
 }
 
-/// Makes the service by which a worker answers the connections of an address.
+/// Returns the factory of the service with which a worker serves the connections of an address.
 fn answer(
     setup: Setup,
 ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = (), InitError = ()> {
@@ -96,15 +96,15 @@ fn answer(
         let (starting, setup) = (http(&setup).new_service(()), setup.clone());
         async move {
             let http = Rc::new(starting.await?);
-            let table = Table::new(setup.bounds, setup.count);
+            let table = ConnectionTable::new(setup.bounds, setup.count);
             let serve = move |socket| serve(Rc::clone(&http), Rc::clone(&table), socket);
             Ok(serve.into_service())
         }
     })
 }
 
-/// Answers one client for as long as its connection lasts.
-async fn serve<H>(http: Rc<H>, table: Rc<Table>, socket: TcpStream) -> Result<(), ()>
+/// Serves one client until its connection ends.
+async fn serve<H>(http: Rc<H>, table: Rc<ConnectionTable>, socket: TcpStream) -> Result<(), ()>
 where
     H: Service<(ClientStream, Protocol, Option<SocketAddr>), Error = DispatchError>,
 {
@@ -112,7 +112,7 @@ where
     let stream = match table.admit(socket) {
         Ok(Some(stream)) => stream,
         Ok(None) => {
-            log::debug!(peer:?; "connection refused: there are as many as there may be");
+            log::debug!(peer:?; "connection refused: server.maxConnections are open");
             return Err(());
         }
         Err(error) => {
@@ -125,13 +125,13 @@ where
         biased;
         () = connection.ended() => Ok(()),
         served = http.call((stream, Protocol::Http1, peer)) => served.map(drop).map_err(|error| {
-            // The client's fault mostly, so nothing that an operator is to be told of.
+            // Mostly the client's fault, so the log level is one that operators do not see.
             log::debug!(peer:?, error:%; "connection ended");
         }),
     }
 }
 
-/// The application, behind actix-http.
+/// Returns the application as a service of actix-http.
 fn http(
     setup: &Setup,
 ) -> impl ServiceFactory<
@@ -155,7 +155,7 @@ fn http(
         .client_request_timeout(config.header_timeout)
         .client_disconnect_timeout(LINGER)
         .local_addr(setup.address)
-        // Idle connections end at once when the server is told to, as they do under `HttpServer`.
+        // On shutdown, idle connections end immediately, as they do with `HttpServer`.
         .graceful_shutdown_signal(move || {
             let draining = draining.clone();
             async move { draining.notified().await }

@@ -1,7 +1,7 @@
-//! The server's description of itself, OpenAPI 3.1.
+//! The server's OpenAPI 3.1 document.
 //!
-//! Made from the routes as they are registered (`routes::endpoints`), the types of `isol8-api`, and the
-//! table of errors: none of them is written down a second time.
+//! The document is generated from the registered routes (`routes::endpoints`), the types of `isol8-api`, and the table of
+//! error codes, so that none of them is written down twice.
 
 mod description;
 
@@ -26,10 +26,10 @@ const KEY: &str = "key";
 type Schemas = BTreeMap<String, RefOr<Schema>>;
 
 const ABOUT: &str = "Runs untrusted code in isolated containers. Without a `sessionId` a run has a \
-    sandbox of its own that keeps nothing; in a session, files and the interpreter's variables live on \
-    until it is deleted. Every answer has an `X-Request-Id`, the client's own where it sent one.";
+    sandbox of its own, and leaves nothing behind. In a session, files and the interpreter's variables live on \
+    until the session is deleted. Every response has an `X-Request-Id`: the client's own, if it sent one.";
 
-/// Describes what these endpoints serve.
+/// Returns the document of these endpoints.
 #[must_use]
 pub fn document(endpoints: Vec<Endpoint>) -> OpenApi {
     let mut paths = Paths::new();
@@ -67,7 +67,7 @@ pub fn document(endpoints: Vec<Endpoint>) -> OpenApi {
         .build()
 }
 
-/// Adds a type's schema, and those of all that is within it.
+/// Adds the schema of a type, and those of all types in it.
 fn collect<T: ToSchema>(schemas: &mut Schemas) {
     let mut within = Vec::new();
     T::schemas(&mut within);
@@ -75,7 +75,7 @@ fn collect<T: ToSchema>(schemas: &mut Schemas) {
     schemas.insert(T::name().into_owned(), T::schema());
 }
 
-/// A method, where OpenAPI knows it.
+/// Returns OpenAPI's name of a method; `None` if it has none.
 fn documented(method: &Method) -> Option<HttpMethod> {
     match method.as_str() {
         "GET" => Some(HttpMethod::Get),

@@ -12,7 +12,7 @@ pub mod websocket;
 
 use super::endpoint::Endpoint;
 
-/// Everything that the server serves.
+/// Returns all endpoints of the server.
 #[must_use]
 pub fn endpoints() -> Vec<Endpoint> {
     vec![

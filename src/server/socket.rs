@@ -1,5 +1,5 @@
-//! The server's sockets, bound and made to listen in two steps: a server without privileges gets them bound
-//! by its launcher, and listens when it is ready to serve.
+//! Binds the server's sockets, and makes them listen, in two steps: the launcher binds them for a server without
+//! privileges, and the server makes them listen when it is ready.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
@@ -9,13 +9,13 @@ use nix::sys::socket::{
     self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
 };
 
-/// Connections that may wait to be accepted, as many as actix-web lets.
+/// Connections that may wait to be accepted; the default of actix-web.
 const BACKLOG: i32 = 2048;
 
-/// Binds a socket to each address of a host; one that can be bound is enough.
+/// Binds a socket to each address of a host. Addresses that cannot be bound are skipped.
 ///
 /// # Errors
-/// The last address's error, if none can be bound.
+/// The error of the last address, if no address can be bound.
 pub fn bind(host: &str, port: u16) -> io::Result<Vec<OwnedFd>> {
     let mut sockets = Vec::new();
     let mut failed = None;
@@ -46,7 +46,7 @@ fn bind_one(address: SocketAddr) -> io::Result<OwnedFd> {
 /// Lets clients connect to a bound socket.
 ///
 /// # Errors
-/// The system's.
+/// The error of the system call.
 pub fn listen(socket: OwnedFd) -> io::Result<TcpListener> {
     socket::listen(&socket, Backlog::new(BACKLOG)?)?;
     Ok(TcpListener::from(socket))

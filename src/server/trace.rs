@@ -1,4 +1,4 @@
-//! A name for every request, and a line in the log about it.
+//! Gives every request an id, and logs its response.
 
 use std::time::Instant;
 
@@ -10,13 +10,13 @@ use actix_web::middleware::Next;
 
 use super::connection::{self, ActiveBody};
 
-/// The header that names a request, in both directions.
+/// The header with the request's id, in requests and responses.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longest name that a client may give.
-const LONGEST_ID: usize = 128;
+/// Longest id in bytes that is accepted from a client.
+const MAX_ID_LENGTH: usize = 128;
 
-/// Gives the answer the request's name, a new one where the client gave none, and logs both.
+/// Adds the request's id to the response, and logs the response. A request without a valid id gets a new one.
 ///
 /// # Errors
 /// The error of the inner service.
@@ -25,7 +25,7 @@ pub async fn trace(
     next: Next<impl MessageBody + Unpin>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let begun = Instant::now();
-    let active = connection::begin(&mut request);
+    let active = connection::track_request(&mut request);
     let id = request_id(&request);
     let method = request.method().clone();
     let path = request.path().to_owned();
@@ -47,7 +47,7 @@ fn request_id(request: &ServiceRequest) -> HeaderValue {
     let given = request.headers().get(REQUEST_ID);
     let is_sound = |given: &&HeaderValue| {
         let bytes = given.as_bytes();
-        (1..=LONGEST_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+        (1..=MAX_ID_LENGTH).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
     match given.filter(is_sound) {
         Some(given) => given.clone(),

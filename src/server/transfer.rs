@@ -1,4 +1,4 @@
-//! Bodies that are files, a piece at a time.
+//! Streams files between the bodies of requests or responses and sandboxes, piece by piece.
 
 use std::io;
 use std::time::Duration;
@@ -16,27 +16,29 @@ use tokio::time::timeout;
 
 use super::error::ApiError;
 
-/// Pieces that wait for the client.
-const QUEUE: usize = 2;
+/// Pieces of a download that may wait for the client.
+const QUEUE_LENGTH: usize = 2;
 
-/// Most of a refused body that is read on, and for how long: so that the answer reaches clients that
-/// listen only after they have sent.
-const DRAINED: usize = 64 << 20;
+/// Most bytes of a refused body that are read and discarded. Without that, the response would not reach clients that
+/// read it only after they have sent the whole body.
+const MAX_DRAINED: usize = 64 << 20;
+
+/// Longest time for which a refused body is read and discarded.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a file is sent.
+/// The encoding of a file in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Its bytes.
+pub enum FileEncoding {
+    /// The file's bytes.
     Raw,
-    /// `{"content": base64}`.
+    /// JSON: `{"content": base64}`.
     Json,
 }
 
-/// Writes a body to a file. A client that sends nothing for as long as `stall` is taken for gone.
+/// Writes the body of a request to a file. A client that sends nothing for `stall` counts as disconnected.
 ///
 /// # Errors
-/// The sandbox's error; 400 and 408 if the body does not arrive. The file is unchanged then.
+/// The error of the sandbox; 400 or 408 if the body does not arrive. The file is unchanged after an error.
 pub async fn receive(
     mut payload: web::Payload,
     mut upload: Upload,
@@ -71,45 +73,46 @@ pub async fn receive(
 async fn drain(mut payload: web::Payload) {
     let draining = async {
         let mut drained = 0;
-        while drained < DRAINED
+        while drained < MAX_DRAINED
             && let Some(Ok(piece)) = payload.next().await
         {
             drained += piece.len();
         }
     };
-    // A client that is slower than that may miss the answer.
+    // A client that is slower than that may miss the response.
     let _ = timeout(DRAIN_TIMEOUT, draining).await;
 }
 
-/// The items that a pump sends to the body: a body that merely ended would look whole to the client.
-enum Sent {
+/// An item of a download's queue. The end is an item of its own: if the queue closes without it, the body fails, so that
+/// the client cannot take a partial file for the whole one.
+enum BodyItem {
     Piece(Bytes),
     End,
 }
 
-/// The body of an answer. Its first piece is there when this returns, so that what cannot be read is
-/// an error of its own. A client that takes nothing for as long as `stall` is taken for gone.
+/// Returns a file as the body of a response. The first piece is read before this returns, so that a file that cannot be
+/// read is an error with a status of its own. A client that accepts nothing for `stall` counts as disconnected.
 ///
 /// # Errors
-/// The sandbox's error.
+/// The error of the sandbox.
 pub async fn send(
     mut download: Download,
-    form: Form,
+    encoding: FileEncoding,
     stall: Duration,
 ) -> Result<impl Stream<Item = io::Result<Bytes>>, ApiError> {
     let first = download.next().await?;
-    let (pieces, body) = mpsc::channel(QUEUE);
+    let (pieces, body) = mpsc::channel(QUEUE_LENGTH);
     rt::spawn(async move {
-        // If it fails, the body breaks off, which is all that can be reported by then.
-        if let Err(reason) = pump(download, first, form, &Taker { pieces, stall }).await {
+        // On an error, the body breaks off: the status has been sent by then, so the client cannot be told more.
+        if let Err(reason) = pump(download, first, encoding, &PieceSender { pieces, stall }).await {
             log::info!(reason:%; "download broke off");
         }
     });
     Ok(stream::unfold(Some(body), |body| async {
         let mut body = body?;
         match body.recv().await {
-            Some(Sent::Piece(piece)) => Some((Ok(piece), Some(body))),
-            Some(Sent::End) => None,
+            Some(BodyItem::Piece(piece)) => Some((Ok(piece), Some(body))),
+            Some(BodyItem::End) => None,
             None => Some((Err(io::ErrorKind::UnexpectedEof.into()), None)),
         }
     }))
@@ -118,71 +121,73 @@ pub async fn send(
 async fn pump(
     mut download: Download,
     first: Option<Vec<u8>>,
-    form: Form,
-    taker: &Taker,
+    encoding: FileEncoding,
+    sender: &PieceSender,
 ) -> Result<(), String> {
-    let mut encoder = Encoder::new(form);
+    let mut encoder = Encoder::new(encoding);
     let mut next = first;
     loop {
         let is_over = next.is_none();
         let piece = encoder.encode(next);
-        // An empty chunk would be the end of the body.
+        // An empty chunk would end the body.
         if !piece.is_empty() {
-            taker.give(&download, Sent::Piece(piece.into())).await?;
+            sender
+                .send(&download, BodyItem::Piece(piece.into()))
+                .await?;
         }
         if is_over {
-            return taker.give(&download, Sent::End).await;
+            return sender.send(&download, BodyItem::End).await;
         }
         next = tokio::select! {
             next = download.next() => next.map_err(|error| error.to_string())?,
-            () = taker.pieces.closed() => return Err("client is gone".to_owned()),
+            () = sender.pieces.closed() => return Err("client is gone".to_owned()),
         };
     }
 }
 
-/// The client, as the pump knows it.
-struct Taker {
-    pieces: mpsc::Sender<Sent>,
+/// Sends pieces of a file to the body of the response.
+struct PieceSender {
+    pieces: mpsc::Sender<BodyItem>,
     stall: Duration,
 }
 
-impl Taker {
-    async fn give(&self, download: &Download, sent: Sent) -> Result<(), String> {
+impl PieceSender {
+    async fn send(&self, download: &Download, item: BodyItem) -> Result<(), String> {
         tokio::select! {
-            given = timeout(self.stall, self.pieces.send(sent)) => match given {
+            sent = timeout(self.stall, self.pieces.send(item)) => match sent {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(_)) => Err("client is gone".to_owned()),
-                Err(_) => Err("client takes nothing".to_owned()),
+                Err(_) => Err("client accepts no data".to_owned()),
             },
             () = download.stopped() => Err("server is shutting down".to_owned()),
         }
     }
 }
 
-/// Brings a file into its form, piece by piece.
+/// Encodes a file piece by piece.
 struct Encoder {
-    form: Form,
-    begun: bool,
-    /// Bytes that base64 cannot encode yet: it takes three at a time.
+    encoding: FileEncoding,
+    has_begun: bool,
+    /// Bytes that are not encoded yet, because base64 encodes three at a time.
     rest: Vec<u8>,
 }
 
 impl Encoder {
-    fn new(form: Form) -> Self {
+    fn new(encoding: FileEncoding) -> Self {
         Self {
-            form,
-            begun: false,
+            encoding,
+            has_begun: false,
             rest: Vec::new(),
         }
     }
 
-    /// `None` is the end.
+    /// Encodes the next piece; `None` is the end of the file.
     fn encode(&mut self, piece: Option<Vec<u8>>) -> Vec<u8> {
-        if self.form == Form::Raw {
+        if self.encoding == FileEncoding::Raw {
             return piece.unwrap_or_default();
         }
         let mut text = String::new();
-        if !std::mem::replace(&mut self.begun, true) {
+        if !std::mem::replace(&mut self.has_begun, true) {
             text.push_str("{\"content\":\"");
         }
         let is_end = piece.is_none();
@@ -205,7 +210,7 @@ mod tests {
     fn base64_does_not_depend_on_the_pieces() {
         let content = b"hello, world";
         for size in 1..=content.len() {
-            let mut encoder = Encoder::new(Form::Json);
+            let mut encoder = Encoder::new(FileEncoding::Json);
             let pieces = content.chunks(size).map(|piece| Some(piece.to_vec()));
             let sent: Vec<u8> = pieces
                 .chain([None])
@@ -213,6 +218,9 @@ mod tests {
                 .collect();
             assert_eq!(sent, br#"{"content":"aGVsbG8sIHdvcmxk"}"#);
         }
-        assert_eq!(Encoder::new(Form::Json).encode(None), br#"{"content":""}"#);
+        assert_eq!(
+            Encoder::new(FileEncoding::Json).encode(None),
+            br#"{"content":""}"#
+        );
     }
 }

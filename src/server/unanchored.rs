@@ -1,11 +1,11 @@
-//! Patterns of a request's `networkFilter` that admit more names than they seem to.
+//! Warns of patterns in a request's `networkFilter` that are not anchored, and so admit more host names than expected.
 //!
-//! The contract has them match anywhere in a name, so they are not refused; a client is warned of them.
+//! By the contract, a pattern matches anywhere in a name, so such patterns are not refused.
 
 use isol8_api::ExecuteBody;
 use isol8_egress::is_anchored;
 
-/// A warning for the first pattern of a request's whitelist that matches inside longer names.
+/// Returns a warning about the first pattern of a request's whitelist that matches inside longer names.
 #[must_use]
 pub fn warning(body: &ExecuteBody) -> Option<String> {
     let filter = body.options.as_ref()?.network_filter.as_ref()?;

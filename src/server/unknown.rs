@@ -1,8 +1,8 @@
 //! Members of a request that this server does not know.
 //!
-//! Unknown members are ignored, because clients of other servers send more, but never silently: an option that was
-//! misspelt, or that has another name elsewhere, and so does not hold, is worth a warning. A client that asks for
-//! `?strict=1` has them refused.
+//! Unknown members are ignored, because clients of other servers send them, but never silently: an option that is
+//! misspelt, or that has another name in another product, has no effect, so the client is warned. With `?strict=1`, the
+//! request is refused instead.
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponseBuilder};
@@ -11,22 +11,22 @@ use isol8_api::ErrorCode;
 use super::error::ApiError;
 use super::url;
 
-/// The header that warns of them.
+/// The response header with the warnings.
 pub const WARNING: HeaderName = HeaderName::from_static("x-isol8-warning");
 
-/// The parameter of the query that has them refused.
+/// The query parameter with which a client asks for unknown members to be refused.
 pub const STRICT: &str = "strict";
 
-/// How alike two names are that may be taken for one another, of 1.
-const LIKENESS: f64 = 0.85;
+/// Smallest Jaro-Winkler similarity, from 0 to 1, at which a name counts as a misspelling of another.
+const MIN_SIMILARITY: f64 = 0.85;
 
-/// Longest name that is compared with others.
-const LONGEST: usize = 40;
+/// Longest name in bytes that is compared with others.
+const MAX_COMPARED: usize = 40;
 
-/// Most characters of a member's path that are repeated.
-const SHOWN: usize = 80;
+/// Most characters of a member's path that a warning shows.
+const MAX_SHOWN: usize = 80;
 
-/// The members of each object of a body, by its path.
+/// Each object of a body: its path, and the names of its members.
 const OBJECTS: [(&str, &[&str]); 5] = [
     ("", BODY),
     ("request", REQUEST),
@@ -82,7 +82,8 @@ const OPTIONS: &[&str] = &[
 
 const FILTER: &[&str] = &["whitelist", "blacklist"];
 
-/// Members that clients of the TypeScript isol8 send to its own engine, and that no client of this server misses.
+/// Members for the TypeScript product's own engine. Its clients send them to this server too, where they have no
+/// meaning, so there is no warning about them.
 const OTHER_ENGINES: [&str; 8] = [
     "type",
     "request.agentFlags",
@@ -94,7 +95,7 @@ const OTHER_ENGINES: [&str; 8] = [
     "options.mode",
 ];
 
-/// Names that other products give to a member, in lower case and without underscores, and this product's name.
+/// Names of members in other products, in lower case and without underscores, each with its name here.
 const SYNONYMS: [(&str, &str); 40] = [
     ("allow", "options.networkFilter.whitelist"),
     ("allowedhosts", "options.networkFilter.whitelist"),
@@ -141,7 +142,7 @@ const SYNONYMS: [(&str, &str); 40] = [
 /// Whether a request's query asks for unknown members to be refused.
 ///
 /// # Errors
-/// 400 where the parameter is neither a yes nor a no.
+/// 400 if the parameter is none of 0, 1, false and true.
 pub fn is_strict(request: &HttpRequest) -> Result<bool, ApiError> {
     match url::parameter(request, STRICT)?.as_deref() {
         None | Some("0" | "false") => Ok(false),
@@ -153,20 +154,20 @@ pub fn is_strict(request: &HttpRequest) -> Result<bool, ApiError> {
     }
 }
 
-/// Returns warnings about the members at these paths. For a strict client they are an error.
+/// Returns warnings about the unknown members at these paths.
 ///
 /// # Errors
-/// 400 naming all of them.
-pub fn told(unknown: &[String], is_strict: bool) -> Result<Vec<String>, ApiError> {
-    let warnings: Vec<String> = unknown.iter().filter_map(|path| explain(path)).collect();
-    if is_strict && !warnings.is_empty() {
-        let text = warnings.join("; ");
+/// 400 with all warnings, if the client is strict and there are any.
+pub fn warnings(unknown: &[String], is_strict: bool) -> Result<Vec<String>, ApiError> {
+    let all: Vec<String> = unknown.iter().filter_map(|path| explain(path)).collect();
+    if is_strict && !all.is_empty() {
+        let text = all.join("; ");
         return Err(ApiError::new(ErrorCode::InvalidRequest, text));
     }
-    Ok(warnings)
+    Ok(all)
 }
 
-/// Puts warnings into an answer's header, those that a header can carry.
+/// Puts the warnings into the response header, if a header can carry their text.
 pub fn warn(response: &mut HttpResponseBuilder, warnings: &[String]) {
     if warnings.is_empty() {
         return;
@@ -182,22 +183,22 @@ fn explain(path: &str) -> Option<String> {
         return None;
     }
     let (object, name) = path.rsplit_once('.').unwrap_or(("", path));
-    let shown: String = path.escape_default().take(SHOWN).collect();
-    Some(match meant(object, name) {
+    let shown: String = path.escape_default().take(MAX_SHOWN).collect();
+    Some(match suggestion(object, name) {
         Some(meant) => format!("{shown} is not known, did you mean {meant}?"),
         None => format!("{shown} is not known, and was ignored"),
     })
 }
 
-/// The member that a client meant which it called so.
-fn meant(object: &str, name: &str) -> Option<String> {
+/// Returns the member that a client probably meant by this name.
+fn suggestion(object: &str, name: &str) -> Option<String> {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if name.len() > LONGEST || !name.bytes().all(is_word) {
+    if name.len() > MAX_COMPARED || !name.bytes().all(is_word) {
         return None;
     }
     let flat = flat(name);
     let here = OBJECTS.iter().find(|(path, _)| *path == object);
-    let misspelt = here.and_then(|(_, members)| most_alike(&flat, members));
+    let misspelt = here.and_then(|(_, members)| most_similar(&flat, members));
     misspelt
         .map(str::to_owned)
         .or_else(|| elsewhere(object, &flat))
@@ -208,16 +209,16 @@ fn flat(name: &str) -> String {
     name.replace(['_', '-'], "").to_lowercase()
 }
 
-fn most_alike(flat: &str, members: &[&'static str]) -> Option<&'static str> {
-    let likeness = |known: &str| strsim::jaro_winkler(flat, &known.to_lowercase());
+fn most_similar(flat: &str, members: &[&'static str]) -> Option<&'static str> {
+    let similarity = |known: &str| strsim::jaro_winkler(flat, &known.to_lowercase());
     let best = members
         .iter()
         .copied()
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(best) >= LIKENESS).then_some(best)
+        .max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
+    (similarity(best) >= MIN_SIMILARITY).then_some(best)
 }
 
-/// The member of this name in another object.
+/// Returns the path of the member that has this name in another object.
 fn elsewhere(object: &str, flat_name: &str) -> Option<String> {
     let others = OBJECTS.iter().filter(|(path, _)| *path != object);
     let found = others.flat_map(|(path, members)| members.iter().map(move |member| (path, member)));
@@ -263,7 +264,7 @@ mod tests {
 
     fn warned(paths: &[&str]) -> Vec<String> {
         let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
-        told(&paths, false).unwrap()
+        warnings(&paths, false).unwrap()
     }
 
     #[test]
@@ -309,13 +310,13 @@ mod tests {
     fn what_other_engines_read_is_not_told() {
         assert_eq!(warned(&OTHER_ENGINES), [] as [String; 0]);
         let paths = OTHER_ENGINES.map(str::to_owned);
-        assert!(told(&paths, true).is_ok());
+        assert!(warnings(&paths, true).is_ok());
     }
 
     #[test]
     fn a_strict_client_has_all_of_them_refused_at_once() {
         let paths = ["request.packages", "options.mode", "zebra"].map(str::to_owned);
-        let error = told(&paths, true).unwrap_err().to_string();
+        let error = warnings(&paths, true).unwrap_err().to_string();
         assert!(
             error.contains("request.packages")
                 && error.contains("zebra")

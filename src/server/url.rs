@@ -1,5 +1,5 @@
-//! Names in a request's URL. actix-web decodes them too, but puts U+FFFD where something is not
-//! UTF-8, which would be another name.
+//! Decodes the path segments and query parameters of a request's URL. actix-web's own decoding replaces invalid UTF-8 by
+//! U+FFFD, which would turn a name into another one.
 
 use std::borrow::Cow;
 
@@ -9,17 +9,17 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 
-/// A segment of the path, counted from 1; the fourth is all the rest.
+/// Returns a segment of the path, counted from 1. The fourth segment is the whole rest of the path.
 ///
 /// # Errors
 /// 400 if the segment is not UTF-8.
 pub fn segment(request: &HttpRequest, index: usize) -> Result<String, ApiError> {
-    // A slash that was escaped as %2F is no border between segments.
+    // The path is split before decoding, so that a slash that was escaped as %2F separates no segments.
     let given = request.uri().path().splitn(5, '/').nth(index);
     decoded("path", given.unwrap_or_default())
 }
 
-/// A parameter of the query, the first of that name.
+/// Returns the first query parameter of this name.
 ///
 /// # Errors
 /// 400 if the parameter is not UTF-8.

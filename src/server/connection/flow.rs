@@ -1,108 +1,109 @@
-//! How much of a client's bytes may be read now.
+//! Flow control: decides how many bytes of a client may be read now.
 //!
-//! actix-http reads ahead as far as it can, makes a request of everything that it has read, and answers requests
-//! without looking at how much of the answers is still unsent. A client that sends requests and reads nothing would
-//! so fill the server's memory. [`Flow`] hands out bytes in the measure in which they are worked off.
+//! actix-http reads ahead as far as it can, turns everything that it has read into requests, and answers them regardless
+//! of how much of its responses is still unsent. A client that sends requests and reads no responses would fill the
+//! server's memory that way. [`Flow`] lets bytes be read only at the pace at which requests are processed.
 
 use std::cell::{Cell, RefCell};
 use std::task::Waker;
 
-/// Bytes read at a time where they may be requests: a hundred small ones, each of which costs 50 times its size.
-const HEAD_PIECE: usize = 4 << 10;
+/// Bytes read per batch if they may be requests: about a hundred small ones, each of which takes 50 times its size in
+/// memory.
+const HEAD_BATCH: usize = 4 << 10;
 
-/// Bytes read at a time where they are a body, or frames of a WebSocket.
-const BODY_PIECE: usize = 64 << 10;
+/// Bytes read per batch of a body whose length is known, or of a WebSocket's frames.
+const BODY_BATCH: usize = 64 << 10;
 
-/// As [`BODY_PIECE`], for a body whose end is not known: requests may follow in the same piece.
-const CHUNKED_PIECE: usize = 16 << 10;
+/// Bytes read per batch of a chunked body, whose end is unknown: requests may follow in the same batch.
+const CHUNKED_BATCH: usize = 16 << 10;
 
-/// Bytes of such a body that may wait for its reader. More than the 32 KiB that actix-http gathers before it waits,
-/// less than the 128 KiB at which it asks for more without a pause.
-const CHUNKED_AHEAD: usize = 48 << 10;
+/// Bytes of a chunked body that may wait for the handler. More than the 32 KiB that actix-http buffers before it stops
+/// reading, less than the 128 KiB at which it polls for more without a pause.
+const MAX_CHUNKED_AHEAD: usize = 48 << 10;
 
 /// The body that comes with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestBody {
-    /// None.
+    /// No body.
     Empty,
-    /// As many bytes.
+    /// A body of this many bytes.
     Sized(usize),
-    /// Chunks, up to the last.
+    /// A chunked body, which ends with its last chunk.
     Chunked,
-    /// Everything that follows on the connection.
+    /// All further bytes of the connection.
     Upgraded,
 }
 
-/// How much may be read now.
+/// The amount that may be read now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Room {
-    /// So many bytes, at least one.
+pub(super) enum ReadBudget {
+    /// This many bytes, at least one.
     Bytes(usize),
-    /// Nothing before what was read has been looked at.
-    NextTurn,
-    /// Nothing before [`Flow`] wakes the reader.
-    Later,
+    /// Nothing, until actix-http has processed the current batch: the reader yields once.
+    Yield,
+    /// Nothing, until [`Flow`] wakes the reader.
+    Paused,
 }
 
 /// The state of one connection's input and output.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
     phase: Cell<Phase>,
-    /// Number of the request that is answered, or was last.
+    /// Number of the current request, or of the last one.
     request: Cell<u64>,
-    /// Bytes read in this turn of the reader.
-    turn: Cell<usize>,
-    /// Bytes read beyond what the current request is known to need.
+    /// Bytes read in the current batch.
+    batch: Cell<usize>,
+    /// Bytes read beyond those that are known to belong to the current request.
     ahead: Cell<usize>,
-    /// The client takes nothing of what is to be sent.
+    /// Whether the client accepts no data for now.
     is_blocked: Cell<bool>,
-    /// The reader that was told [`Room::Later`].
+    /// The reader that got [`ReadBudget::Paused`].
     reader: RefCell<Option<Waker>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
-    /// No request is answered; what arrives is the head of the next one.
+    /// No request is being processed; the next bytes are the head of one.
     #[default]
     Head,
-    /// A body is read, of which so many bytes have not arrived.
+    /// A body is being read, and this many bytes of it are still to come.
     Sized(usize),
     Chunked,
     Upgraded,
-    /// A request is being answered whose body, if it has one, was read.
+    /// A request is being processed, and its body, if any, has been read.
     Answer,
 }
 
 impl Flow {
-    /// How much may be read now.
-    pub(super) fn room(&self) -> Room {
+    /// Returns how much may be read now.
+    pub(super) fn read_budget(&self) -> ReadBudget {
         let phase = self.phase.get();
         if phase == Phase::Head {
             self.ahead.set(0);
         }
         let ahead = self.ahead.get();
         let (piece, most) = match phase {
-            // A request that is read now would be answered on top of answers that are unsent.
+            // The response of a request that is read now would add to those that are unsent.
             Phase::Head | Phase::Answer if self.is_blocked.get() => (0, 0),
-            Phase::Head => (HEAD_PIECE, HEAD_PIECE),
-            Phase::Answer => (HEAD_PIECE, HEAD_PIECE.saturating_sub(ahead)),
+            Phase::Head => (HEAD_BATCH, HEAD_BATCH),
+            Phase::Answer => (HEAD_BATCH, HEAD_BATCH.saturating_sub(ahead)),
             Phase::Sized(left) => (
-                BODY_PIECE,
-                left.saturating_add(HEAD_PIECE.saturating_sub(ahead)),
+                BODY_BATCH,
+                left.saturating_add(HEAD_BATCH.saturating_sub(ahead)),
             ),
-            Phase::Chunked => (CHUNKED_PIECE, CHUNKED_AHEAD.saturating_sub(ahead)),
-            Phase::Upgraded => (BODY_PIECE, BODY_PIECE),
+            Phase::Chunked => (CHUNKED_BATCH, MAX_CHUNKED_AHEAD.saturating_sub(ahead)),
+            Phase::Upgraded => (BODY_BATCH, BODY_BATCH),
         };
-        match piece.saturating_sub(self.turn.get()) {
-            _ if most == 0 => Room::Later,
-            0 => Room::NextTurn,
-            rest => Room::Bytes(rest.min(most)),
+        match piece.saturating_sub(self.batch.get()) {
+            _ if most == 0 => ReadBudget::Paused,
+            0 => ReadBudget::Yield,
+            rest => ReadBudget::Bytes(rest.min(most)),
         }
     }
 
-    /// So many bytes were read.
+    /// Notes that this many bytes were read.
     pub(super) fn read(&self, bytes: usize) {
-        self.turn.set(self.turn.get() + bytes);
+        self.batch.set(self.batch.get() + bytes);
         let beyond = match self.phase.get() {
             Phase::Sized(left) => {
                 self.phase.set(Phase::Sized(left.saturating_sub(bytes)));
@@ -113,23 +114,23 @@ impl Flow {
         self.ahead.set(self.ahead.get() + beyond);
     }
 
-    /// The reader has nothing more to read for now, and looks at what it has.
-    pub(super) fn end_turn(&self) {
-        self.turn.set(0);
+    /// Ends the batch: actix-http processes the bytes of it before it reads more.
+    pub(super) fn end_batch(&self) {
+        self.batch.set(0);
     }
 
-    /// Remembers a reader that was told [`Room::Later`].
+    /// Stores the waker of a reader that got [`ReadBudget::Paused`].
     pub(super) fn wait(&self, reader: &Waker) {
-        self.end_turn();
+        self.end_batch();
         self.reader.replace(Some(reader.clone()));
     }
 
-    /// Whether what arrives is the head of a request.
+    /// Whether the next bytes belong to the head of a request.
     pub(super) fn is_in_head(&self) -> bool {
         self.phase.get() == Phase::Head
     }
 
-    /// Whether the client takes nothing of what is to be sent.
+    /// Whether the client accepts no data for now.
     pub(super) fn is_blocked(&self) -> bool {
         self.is_blocked.get()
     }
@@ -140,7 +141,7 @@ impl Flow {
         }
     }
 
-    /// A request begins to be answered. Returns its number.
+    /// Starts a request, and returns its number.
     pub(super) fn begin(&self, body: RequestBody) -> u64 {
         self.phase.set(match body {
             RequestBody::Empty => Phase::Answer,
@@ -153,7 +154,7 @@ impl Flow {
         request
     }
 
-    /// A piece of a request's body was taken by its reader.
+    /// Notes that the handler took a piece of a request's body.
     pub(super) fn take_body(&self, request: u64) {
         if self.request.get() == request && self.phase.get() == Phase::Chunked {
             self.ahead.set(0);
@@ -161,14 +162,14 @@ impl Flow {
         }
     }
 
-    /// The body of a request was read, or its reader wants no more of it.
+    /// Notes that the body of a request was read, or that the handler wants no more of it.
     pub(super) fn end_body(&self, request: u64) {
         if self.request.get() == request && self.phase.get() != Phase::Head {
             self.phase.set(Phase::Answer);
         }
     }
 
-    /// The answer of a request is written, but for what waits to be sent.
+    /// Ends a request: its response is in the buffer of the connection.
     pub(super) fn finish(&self, request: u64) {
         if self.request.get() == request {
             self.phase.set(Phase::Head);
@@ -200,17 +201,17 @@ mod tests {
         }
     }
 
-    /// Reads all that there is room for, in turns. Returns how much that was, with `most` as its bound.
+    /// Reads, batch by batch, until the reader is paused or `most` bytes were read. Returns the number of bytes.
     fn flood(flow: &Flow, reader: &Waker, most: usize) -> usize {
         let mut total = 0;
         while total < most {
-            match flow.room() {
-                Room::Bytes(bytes) => {
+            match flow.read_budget() {
+                ReadBudget::Bytes(bytes) => {
                     flow.read(bytes);
                     total += bytes;
                 }
-                Room::NextTurn => flow.end_turn(),
-                Room::Later => {
+                ReadBudget::Yield => flow.end_batch(),
+                ReadBudget::Paused => {
                     flow.wait(reader);
                     break;
                 }
@@ -220,11 +221,11 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_is_bounded_and_heads_may_be_of_any_size() {
+    fn a_batch_is_bounded_and_heads_may_be_of_any_size() {
         let flow = Flow::default();
-        assert_eq!(flow.room(), Room::Bytes(HEAD_PIECE));
-        flow.read(HEAD_PIECE);
-        assert_eq!(flow.room(), Room::NextTurn);
+        assert_eq!(flow.read_budget(), ReadBudget::Bytes(HEAD_BATCH));
+        flow.read(HEAD_BATCH);
+        assert_eq!(flow.read_budget(), ReadBudget::Yield);
         assert_eq!(flood(&flow, Waker::noop(), 1 << 20), 1 << 20);
     }
 
@@ -237,12 +238,12 @@ mod tests {
         for request in 1..=100 {
             assert_eq!(flow.begin(RequestBody::Empty), request);
             total += flood(&flow, &reader, usize::MAX);
-            // The next request is one of those that were read ahead.
+            // The next request has been read ahead already.
             flow.finish(request);
         }
-        assert_eq!(total, HEAD_PIECE);
+        assert_eq!(total, HEAD_BATCH);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 100);
-        assert!(matches!(flow.room(), Room::Bytes(_)));
+        assert!(matches!(flow.read_budget(), ReadBudget::Bytes(_)));
     }
 
     #[test]
@@ -254,7 +255,7 @@ mod tests {
         assert_eq!(flood(&flow, &reader, usize::MAX), 0);
         flow.set_blocked(false);
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
-        assert!(matches!(flow.room(), Room::Bytes(_)));
+        assert!(matches!(flow.read_budget(), ReadBudget::Bytes(_)));
     }
 
     #[test]
@@ -264,7 +265,7 @@ mod tests {
             let request = flow.begin(RequestBody::Sized(1 << 20));
             flow.set_blocked(blocked);
             let read = flood(&flow, Waker::noop(), usize::MAX);
-            assert_eq!(read, (1 << 20) + HEAD_PIECE);
+            assert_eq!(read, (1 << 20) + HEAD_BATCH);
             flow.end_body(request);
             assert_eq!(flood(&flow, Waker::noop(), usize::MAX), 0);
         }
@@ -275,11 +276,11 @@ mod tests {
         let flow = Flow::default();
         let request = flow.begin(RequestBody::Chunked);
         for _ in 0..10 {
-            assert_eq!(flood(&flow, Waker::noop(), usize::MAX), CHUNKED_AHEAD);
+            assert_eq!(flood(&flow, Waker::noop(), usize::MAX), MAX_CHUNKED_AHEAD);
             flow.take_body(request);
         }
         flow.end_body(request);
-        assert_eq!(flood(&flow, Waker::noop(), usize::MAX), HEAD_PIECE);
+        assert_eq!(flood(&flow, Waker::noop(), usize::MAX), HEAD_BATCH);
     }
 
     #[test]

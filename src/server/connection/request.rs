@@ -1,4 +1,4 @@
-//! The requests of a connection, as far as its flow depends on them.
+//! Reports each request to the flow control of its connection: its start, the reading of its body, and its end.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use futures::Stream;
 use super::Connection;
 use super::flow::RequestBody;
 
-/// A request that is being answered, until this value is dropped.
+/// A request under way. Dropping the value ends the request.
 #[derive(Debug)]
 pub(in crate::server) struct ActiveRequest {
     connection: Rc<Connection>,
@@ -28,10 +28,10 @@ impl Drop for ActiveRequest {
     }
 }
 
-/// Tells a request's connection that it begins to be answered. `None` for a test's request, which has none.
-pub(in crate::server) fn begin(request: &mut ServiceRequest) -> Option<ActiveRequest> {
+/// Reports the start of a request to its connection. Returns `None` for a test's request, which has no connection.
+pub(in crate::server) fn track_request(request: &mut ServiceRequest) -> Option<ActiveRequest> {
     let connection = Rc::clone(request.conn_data::<Rc<Connection>>()?);
-    connection.note_request();
+    connection.on_request();
     let body = body(request);
     let number = connection.flow.begin(body);
     if body != RequestBody::Empty {
@@ -59,7 +59,7 @@ fn body(request: &ServiceRequest) -> RequestBody {
     length.map_or(RequestBody::Chunked, RequestBody::Sized)
 }
 
-/// The body of a request, on its way to what reads it.
+/// The body of a request, whose progress is reported to the connection.
 struct RequestPayload {
     payload: Payload,
     connection: Rc<Connection>,
@@ -85,7 +85,7 @@ impl Drop for RequestPayload {
     }
 }
 
-/// The body of an answer, and the request that is answered until it is written.
+/// The body of a response, which keeps the request active until it is written.
 #[derive(Debug)]
 pub(in crate::server) struct ActiveBody<B> {
     body: B,

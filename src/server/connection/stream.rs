@@ -9,9 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 use tokio::net::tcp::OwnedReadHalf;
 
 use super::Connection;
-use super::flow::Room;
+use super::flow::ReadBudget;
 
-/// The reading half, and the connection with the writing half.
+/// The reading half of a client's socket, and the connection, which holds the writing half.
 #[derive(Debug)]
 pub(in crate::server) struct ClientStream {
     reader: Take<OwnedReadHalf>,
@@ -37,24 +37,24 @@ impl AsyncRead for ClientStream {
     ) -> Poll<io::Result<()>> {
         let connection = Rc::clone(&self.connection);
         let flow = &connection.flow;
-        match flow.room() {
-            Room::Bytes(most) => self.reader.set_limit(most as u64),
-            Room::NextTurn => {
-                flow.end_turn();
+        match flow.read_budget() {
+            ReadBudget::Bytes(most) => self.reader.set_limit(most as u64),
+            ReadBudget::Yield => {
+                flow.end_batch();
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            Room::Later => {
+            ReadBudget::Paused => {
                 flow.wait(context.waker());
                 return Poll::Pending;
             }
         }
         let before = buffer.filled().len();
         let Poll::Ready(read) = Pin::new(&mut self.reader).poll_read(context, buffer) else {
-            flow.end_turn();
+            flow.end_batch();
             return Poll::Pending;
         };
-        connection.note_read(buffer.filled().len() - before);
+        connection.on_read(buffer.filled().len() - before);
         Poll::Ready(read)
     }
 }
@@ -69,14 +69,14 @@ impl AsyncWrite for ClientStream {
         let socket = connection.writer.as_ref();
         loop {
             let Poll::Ready(is_writable) = socket.poll_write_ready(context) else {
-                connection.note_blocked();
+                connection.on_blocked();
                 return Poll::Pending;
             };
             is_writable?;
             match connection.writer.try_write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
-                    connection.note_written();
+                    connection.on_written();
                     return Poll::Ready(written);
                 }
             }
@@ -88,7 +88,7 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The kernel has all that was written, and dropping the writing half ends it.
+        // The kernel holds all data that was written, and dropping the writing half closes it.
         Poll::Ready(Ok(()))
     }
 }

@@ -1,4 +1,4 @@
-//! The connections of one worker: how many there may be, and which of them stand still.
+//! The connections of one worker: limits their number, and closes those that stall.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,48 +18,51 @@ use super::Connection;
 use super::flow::Flow;
 use super::stream::ClientStream;
 
-/// How often connections are looked at, at most and at least.
-const SHORTEST_TICK: Duration = Duration::from_millis(10);
-const LONGEST_TICK: Duration = Duration::from_secs(1);
+/// Shortest interval at which connections are checked.
+const MIN_TICK: Duration = Duration::from_millis(10);
 
-/// Connections that are looked at for one that may be closed in favour of a new one.
-const CANDIDATES: usize = 256;
+/// Longest interval at which connections are checked.
+const MAX_TICK: Duration = Duration::from_secs(1);
 
-/// Bounds for the connections of all workers.
+/// Connections among which one is searched that may be closed in favour of a new one, the oldest first.
+const MAX_CANDIDATES: usize = 256;
+
+/// Limits for the connections of all workers.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::server) struct Bounds {
+pub(in crate::server) struct ConnectionLimits {
     /// Connections that may be open at once.
     pub(in crate::server) most: usize,
-    /// How long the head of a request may take to arrive.
+    /// Time in which the head of a request has to arrive.
     pub(in crate::server) header_timeout: Duration,
-    /// How long a client may take nothing of what is to be sent.
+    /// Time for which a client may accept no data.
     pub(in crate::server) stall_timeout: Duration,
 }
 
-/// Open connections of all workers. Clones share it.
+/// The number of open connections of all workers. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(in crate::server) struct Count(Arc<AtomicUsize>);
+pub(in crate::server) struct ConnectionCount(Arc<AtomicUsize>);
 
 /// The connections of one worker.
 #[derive(Debug)]
-pub(in crate::server) struct Table {
-    bounds: Bounds,
+pub(in crate::server) struct ConnectionTable {
+    bounds: ConnectionLimits,
     tick: Duration,
-    count: Count,
-    /// Ticks so far: time, as exact as it has to be and without a look at the clock.
+    count: ConnectionCount,
+    /// Number of ticks so far: a time that costs no call of the clock, and is precise enough for the timeouts.
     now: Rc<Cell<u64>>,
     last_id: Cell<u64>,
-    /// All of them, the oldest first.
+    /// All connections by their ids, the oldest first.
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
-    /// Connections that no request has come over, the oldest first.
-    fresh: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    /// Connections over which no complete request head has arrived, the oldest first.
+    unused: RefCell<BTreeMap<u64, Rc<Connection>>>,
 }
 
-impl Table {
-    /// Makes an empty table. The table maintains its connections on the current thread, for as long as it is held.
-    pub(in crate::server) fn new(bounds: Bounds, count: Count) -> Rc<Self> {
+impl ConnectionTable {
+    /// Makes an empty table. A task on the current thread checks its connections at every tick, until the table is
+    /// dropped.
+    pub(in crate::server) fn new(bounds: ConnectionLimits, count: ConnectionCount) -> Rc<Self> {
         let shortest = bounds.header_timeout.min(bounds.stall_timeout);
-        let tick = (shortest / 8).clamp(SHORTEST_TICK, LONGEST_TICK);
+        let tick = (shortest / 8).clamp(MIN_TICK, MAX_TICK);
         let table = Rc::new(Self {
             bounds,
             tick,
@@ -67,7 +70,7 @@ impl Table {
             now: Rc::default(),
             last_id: Cell::new(0),
             open: RefCell::default(),
-            fresh: RefCell::default(),
+            unused: RefCell::default(),
         });
         let weak = Rc::downgrade(&table);
         rt::spawn(async move {
@@ -76,7 +79,7 @@ impl Table {
             loop {
                 ticks.tick().await;
                 let Some(table) = weak.upgrade() else { return };
-                table.look();
+                table.close_stalled();
             }
         });
         table
@@ -91,14 +94,15 @@ impl Table {
         self: &Rc<Self>,
         socket: TcpStream,
     ) -> io::Result<Option<ClientStream>> {
-        // An event that follows another would wait until the client has acknowledged that, which it puts off.
+        // With Nagle's algorithm, an event would wait until the client has acknowledged the one before, and clients delay
+        // acknowledgements.
         socket.set_nodelay(true)?;
-        // For what the kernel still has to send when the connection is closed here.
+        // Bounds how long the kernel tries to send remaining data after the connection is closed.
         let stall = self.bounds.stall_timeout.as_millis();
         let stall = u32::try_from(stall).unwrap_or(u32::MAX);
         setsockopt(&socket, TcpUserTimeout, &stall)?;
         let others = self.count.0.fetch_add(1, Ordering::Relaxed);
-        if others >= self.bounds.most && !self.close_one() && others >= self.hard_limit() {
+        if others >= self.bounds.most && !self.evict_one() && others >= self.hard_limit() {
             self.count.0.fetch_sub(1, Ordering::Relaxed);
             return Ok(None);
         }
@@ -114,30 +118,33 @@ impl Table {
             head_since: Cell::new(None),
             blocked_since: Cell::new(None),
             active_at: Cell::new(self.now.get()),
-            is_fresh: Cell::new(true),
+            is_unused: Cell::new(true),
             is_ended: Cell::new(false),
             waiting: RefCell::default(),
         });
         self.open.borrow_mut().insert(id, Rc::clone(&connection));
-        self.fresh.borrow_mut().insert(id, Rc::clone(&connection));
+        self.unused.borrow_mut().insert(id, Rc::clone(&connection));
         Ok(Some(ClientStream::new(reader, connection)))
     }
 
-    /// Connections are spread over the workers, and not quite evenly: if none of this worker's may be closed, another
-    /// worker may close one with its next connection.
+    /// Returns the number of connections at which a new one is refused. Connections are not spread evenly over the
+    /// workers: if this worker has none that may be closed, another worker can close one of its own at its next
+    /// connection. So an eighth more than the limit is allowed for a moment.
     fn hard_limit(&self) -> usize {
         self.bounds.most + self.bounds.most / 8
     }
 
-    /// Closes the oldest connection that no request has come over; without any the one that has been idle for the
-    /// longest time; without any the one whose client has taken nothing for the longest time.
-    fn close_one(&self) -> bool {
-        let fresh = self.fresh.borrow().values().next().cloned();
-        let victim = fresh.or_else(|| {
+    /// Closes one connection in favour of a new one, and returns whether one was found. In this order:
+    /// - the oldest connection over which no request has come;
+    /// - the connection that has been idle for longest;
+    /// - the connection whose client has accepted no data for longest.
+    fn evict_one(&self) -> bool {
+        let unused = self.unused.borrow().values().next().cloned();
+        let victim = unused.or_else(|| {
             let open = self.open.borrow();
             let candidates = || {
                 open.values()
-                    .take(CANDIDATES)
+                    .take(MAX_CANDIDATES)
                     .filter(|one| !one.is_ended.get())
             };
             let idle = candidates().filter(|one| one.flow.is_in_head() && !one.flow.is_blocked());
@@ -154,24 +161,24 @@ impl Table {
         true
     }
 
-    pub(super) fn forget_fresh(&self, id: u64) {
-        self.fresh.borrow_mut().remove(&id);
+    pub(super) fn forget_unused(&self, id: u64) {
+        self.unused.borrow_mut().remove(&id);
     }
 
-    /// Counts a connection no longer.
+    /// Removes a connection from the table and from the count.
     pub(super) fn remove(&self, connection: &Connection) {
-        self.forget_fresh(connection.id);
+        self.forget_unused(connection.id);
         if self.open.borrow_mut().remove(&connection.id).is_some() {
             self.count.0.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Ends connections that stand still.
-    fn look(&self) {
+    /// Starts the next tick, and ends connections that have stalled for longer than their timeout.
+    fn close_stalled(&self) {
         let now = self.now.get() + 1;
         self.now.set(now);
         let is_over = |since: u64, timeout: Duration| {
-            // The first tick may have followed at once.
+            // The first tick may have followed immediately, so it does not count.
             let whole = now.saturating_sub(since).saturating_sub(1);
             self.tick
                 .saturating_mul(u32::try_from(whole).unwrap_or(u32::MAX))
@@ -181,7 +188,7 @@ impl Table {
             let is_past =
                 |since: Option<u64>, timeout| since.is_some_and(|since| is_over(since, timeout));
             if is_past(connection.blocked_since.get(), self.bounds.stall_timeout) {
-                log::debug!("connection closed: its client takes nothing");
+                log::debug!("connection closed: its client accepts no data");
                 connection.end();
             } else if connection.flow.is_in_head()
                 && is_past(connection.head_since.get(), self.bounds.header_timeout)
@@ -206,17 +213,17 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_millis(200);
 
-    fn table(most: usize) -> Rc<Table> {
-        let bounds = Bounds {
+    fn table(most: usize) -> Rc<ConnectionTable> {
+        let bounds = ConnectionLimits {
             most,
             header_timeout: TIMEOUT,
             stall_timeout: TIMEOUT,
         };
-        Table::new(bounds, Count::default())
+        ConnectionTable::new(bounds, ConnectionCount::default())
     }
 
-    /// Returns a connection: the server's end, if it was admitted, and the client's.
-    async fn connect(table: &Rc<Table>) -> (Option<ClientStream>, TcpStream) {
+    /// Opens a connection. Returns the server's end, if it was admitted, and the client's.
+    async fn connect(table: &Rc<ConnectionTable>) -> (Option<ClientStream>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (client, server) = futures::join!(TcpStream::connect(address), listener.accept());
@@ -224,7 +231,7 @@ mod tests {
         (admitted, client.unwrap())
     }
 
-    async fn admitted(table: &Rc<Table>) -> (ClientStream, TcpStream) {
+    async fn admitted(table: &Rc<ConnectionTable>) -> (ClientStream, TcpStream) {
         let (stream, client) = connect(table).await;
         (stream.unwrap(), client)
     }
@@ -233,10 +240,10 @@ mod tests {
         stream.connection().is_ended.get()
     }
 
-    /// A request has come over the connection, and is answered.
+    /// Starts a request on a connection, and returns its number.
     fn answer(stream: &ClientStream) -> u64 {
         let connection = stream.connection();
-        connection.note_request();
+        connection.on_request();
         connection.flow.begin(RequestBody::Empty)
     }
 
@@ -272,7 +279,7 @@ mod tests {
         let (blocked, _blocked) = admitted(&table).await;
         answer(&busy);
         answer(&blocked);
-        blocked.connection().note_blocked();
+        blocked.connection().on_blocked();
         let (new, _new) = admitted(&table).await;
         assert!(is_ended(&blocked) && !is_ended(&busy) && !is_ended(&new));
     }
@@ -306,7 +313,7 @@ mod tests {
     async fn a_head_that_does_not_end_is_answered_for() {
         let table = table(9);
         let (mut stream, mut client) = admitted(&table).await;
-        // Not the first on its connection, which actix-http looks after.
+        // actix-http has its own timeout for the first request of a connection, so this is the second one.
         let request = answer(&stream);
         stream.connection().flow.finish(request);
         let connection = Rc::clone(stream.connection());

@@ -44,25 +44,25 @@ proptest! {
     }
 }
 
-async fn run(results: &Results, key: usize, result: ExecutionResult) -> ExecutionResult {
+async fn run(results: &ResultStore, key: usize, result: ExecutionResult) -> ExecutionResult {
     let key = IdempotencyKey::new(key.to_string(), b"");
     let run = std::future::ready(Ok(result));
     let keep = Duration::from_secs(60);
-    let done = results.once(TenantId::master(), key, keep, run).await;
+    let done = results.run_once(TenantId::master(), key, keep, run).await;
     done.unwrap()
 }
 
 #[actix_web::test]
 async fn results_are_forgotten_from_the_oldest_on_where_they_are_too_much_or_too_old() {
     tokio::time::pause();
-    let results = Results::default();
+    let results = ResultStore::default();
     // Two megabytes each, nearly all of it in the log.
     let large = || result(String::new(), 1000, &"x".repeat(2000));
     for key in 0..50 {
         run(&results, key, large()).await;
     }
     let bytes = results.lock().bytes;
-    assert!(bytes <= MOST_BYTES && bytes > MOST_BYTES / 2, "{bytes}");
+    assert!(bytes <= MAX_BYTES && bytes > MAX_BYTES / 2, "{bytes}");
     let newest = run(&results, 49, result("other".to_owned(), 0, "")).await;
     assert_eq!(newest.stdout, "", "it was kept");
     let oldest = run(&results, 0, result("other".to_owned(), 0, "")).await;
@@ -78,10 +78,10 @@ async fn results_are_forgotten_from_the_oldest_on_where_they_are_too_much_or_too
 
 #[actix_web::test]
 async fn a_run_that_panics_is_an_error_and_may_be_tried_again() {
-    let results = Results::default();
+    let results = ResultStore::default();
     let key = || IdempotencyKey::new("k".to_owned(), b"");
     let panics = async { panic!("for the test") };
-    let once = results.once(TenantId::master(), key(), Duration::from_secs(60), panics);
+    let once = results.run_once(TenantId::master(), key(), Duration::from_secs(60), panics);
     assert!(once.await.unwrap_err().to_string().contains("lost"));
     assert!(results.lock().entries.is_empty());
 }

@@ -89,7 +89,7 @@ fn a_fault_is_found_where_it_is() {
 
 #[test]
 fn an_error_repeats_little_of_what_was_sent() {
-    // In the longest form that an error may show a character in.
+    // A character that is longest when it is escaped.
     let long = "\u{7f}".repeat(100_000);
     for given in [
         body(json!({"timeoutMs": long})),
@@ -115,8 +115,12 @@ fn unknown_members_are_noted_by_the_begin_of_their_paths() {
     let given = body(json!({"timeoutMS": 1, &long: {"a": [1, {"b": 2}]}}));
     let read = read::<ExecuteBody>(given.to_string().as_bytes(), BOUNDS).unwrap();
     assert!(read.unknown.contains(&"request.timeoutMS".to_owned()));
-    assert!(read.unknown.iter().all(|path| path.len() < PATH_SHOWN + 4));
+    assert!(
+        read.unknown
+            .iter()
+            .all(|path| path.len() < MAX_PATH_SHOWN + 4)
+    );
     let many: serde_json::Map<_, _> = (0..1000).map(|n| (n.to_string(), json!(n))).collect();
     let read = super::read::<Options>(Value::from(many).to_string().as_bytes(), &[]).unwrap();
-    assert_eq!(read.unknown.len(), MOST_UNKNOWN);
+    assert_eq!(read.unknown.len(), MAX_UNKNOWN);
 }

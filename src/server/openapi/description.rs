@@ -1,4 +1,4 @@
-//! Describes a route: its purpose, its parameters, and its answers.
+//! Describes a route: its purpose, parameters and responses.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ use crate::server::unknown::STRICT;
 
 const JSON: &str = "application/json";
 
-/// The parts that the document is divided into.
+/// The sections of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tag {
     /// Runs of programs.
@@ -62,7 +62,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// Describes a route that needs no key; `id` is its name in generated clients.
+    /// Describes a route that needs no key. `id` is its name in generated clients.
     #[must_use]
     pub fn public(tag: Tag, id: &str, summary: &str) -> Self {
         let operation = OperationBuilder::new()
@@ -77,7 +77,7 @@ impl Description {
         }
     }
 
-    /// A route that asks for a key.
+    /// Describes a route that needs a key.
     #[must_use]
     pub fn keyed(tag: Tag, id: &str, summary: &str) -> Self {
         let mut route = Self::public(tag, id, summary);
@@ -91,34 +91,34 @@ impl Description {
         ])
     }
 
-    /// Says more about it, in Markdown.
+    /// Adds a longer description in Markdown.
     #[must_use]
     pub fn details(mut self, text: &str) -> Self {
         self.operation = self.operation.description(Some(text));
         self
     }
 
-    /// The session that the path names as `id`.
+    /// Adds the path parameter `id`, which names a session.
     #[must_use]
     pub fn session(mut self, text: &str) -> Self {
         collect::<SessionId>(&mut self.schemas);
         self.parameter(ParameterIn::Path, "id", reference::<SessionId>(), text)
     }
 
-    /// Another parameter in the path.
+    /// Adds another path parameter.
     #[must_use]
     pub fn path(self, name: &str, schema: ObjectBuilder, text: &str) -> Self {
         self.parameter(ParameterIn::Path, name, RefOr::T(schema.into()), text)
     }
 
-    /// A required parameter in the query.
+    /// Adds a required query parameter.
     #[must_use]
     pub fn query<T: ToSchema>(mut self, name: &str, text: &str) -> Self {
         collect::<T>(&mut self.schemas);
         self.parameter(ParameterIn::Query, name, reference::<T>(), text)
     }
 
-    /// A parameter in the query that may be left out.
+    /// Adds an optional query parameter.
     #[must_use]
     pub fn optional_query(mut self, name: &str, schema: ObjectBuilder, text: &str) -> Self {
         let parameter = ParameterBuilder::new()
@@ -131,17 +131,18 @@ impl Description {
         self.refuses(&[ErrorCode::InvalidRequest])
     }
 
-    /// The parameter that has unknown members of the body refused.
+    /// Adds the query parameter `strict`, with which unknown members of the body are refused.
     #[must_use]
     pub fn strict(self) -> Self {
         let schema = ObjectBuilder::new()
             .schema_type(Type::String)
             .enum_values(Some(["0", "1", "false", "true"]));
-        let text = "Whether members that are not known are refused, rather than warned of.";
+        let text =
+            "Whether unknown members are refused. Without it, the response only warns of them.";
         self.optional_query(STRICT, schema, text)
     }
 
-    /// A header that may be sent.
+    /// Adds an optional request header.
     #[must_use]
     pub fn header(self, name: &str, schema: ObjectBuilder, text: &str) -> Self {
         self.parameter(ParameterIn::Header, name, RefOr::T(schema.into()), text)
@@ -168,7 +169,7 @@ impl Description {
         self.refuses(&[ErrorCode::InvalidRequest])
     }
 
-    /// A JSON body.
+    /// Adds a request body in JSON.
     #[must_use]
     pub fn takes<T: ToSchema>(self, required: Required, example: Value) -> Self {
         let content = ContentBuilder::new()
@@ -183,7 +184,7 @@ impl Description {
         ])
     }
 
-    /// A body of any bytes.
+    /// Adds a request body of any bytes.
     #[must_use]
     pub fn takes_bytes(self) -> Self {
         self.body(Required::True, "application/octet-stream", bytes())
@@ -198,7 +199,7 @@ impl Description {
         self.refuses(&[ErrorCode::RequestTimeout])
     }
 
-    /// An answer in JSON.
+    /// Adds a response in JSON.
     #[must_use]
     pub fn answers<T: ToSchema>(mut self, status: StatusCode, text: &str) -> Self {
         collect::<T>(&mut self.schemas);
@@ -209,7 +210,7 @@ impl Description {
         self.response(status, response)
     }
 
-    /// An answer in JSON that is an object, and no more is said.
+    /// Adds a response that is a JSON object without a schema.
     #[must_use]
     pub fn answers_object(self, status: StatusCode, text: &str) -> Self {
         let schema = ObjectBuilder::new().schema_type(Type::Object);
@@ -220,7 +221,7 @@ impl Description {
         self.response(status, response)
     }
 
-    /// An answer of bytes.
+    /// Adds a response of any bytes.
     #[must_use]
     pub fn answers_bytes(self, text: &str) -> Self {
         let response = ResponseBuilder::new()
@@ -229,8 +230,8 @@ impl Description {
         self.response(StatusCode::OK, response)
     }
 
-    /// An answer of server-sent events, each of which is this type in JSON. OpenAPI 3.1 has no form for
-    /// them; this is that of 3.2, as far as 3.1 can write it.
+    /// Adds a response of server-sent events, whose data is this type in JSON. OpenAPI 3.1 has no form for server-sent
+    /// events; this is the form of 3.2, as far as 3.1 can express it.
     #[must_use]
     pub fn answers_events<T: ToSchema>(self, text: &str) -> Self {
         let data = ObjectBuilder::new()
@@ -246,7 +247,7 @@ impl Description {
             .carries::<T>("event")
     }
 
-    /// An answer of another kind of text.
+    /// Adds a response of text of another content type.
     #[must_use]
     pub fn answers_text(self, content_type: &str, text: &str) -> Self {
         let schema = ObjectBuilder::new().schema_type(Type::String);
@@ -257,7 +258,7 @@ impl Description {
         self.response(StatusCode::OK, response)
     }
 
-    /// An answer without a body.
+    /// Adds a response without a body.
     #[must_use]
     pub fn answers_nothing(self, status: StatusCode, text: &str) -> Self {
         self.response(status, ResponseBuilder::new().description(text))
@@ -268,7 +269,7 @@ impl Description {
         self
     }
 
-    /// Messages that OpenAPI has no place for: `x-` and a name, to a type's schema.
+    /// Adds the schema of messages for which OpenAPI has no field, as the extension `x-` with this name.
     #[must_use]
     pub fn carries<T: ToSchema>(mut self, direction: &str) -> Self {
         collect::<T>(&mut self.schemas);
@@ -280,7 +281,7 @@ impl Description {
         self
     }
 
-    /// Kinds of error that it answers with.
+    /// Adds error codes of the route.
     #[must_use]
     pub fn refuses(mut self, codes: &[ErrorCode]) -> Self {
         for code in codes {
@@ -291,7 +292,7 @@ impl Description {
         self
     }
 
-    /// The operation; its schemas are added to those of the document.
+    /// Returns the operation for the document, and adds its schemas to the document's.
     pub(super) fn operation(self, schemas: &mut Schemas) -> Operation {
         schemas.extend(self.schemas);
         let mut codes: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
@@ -304,13 +305,13 @@ impl Description {
         let answers = self.responses.into_iter().chain(refusals);
         answers
             .fold(self.operation, |operation, (status, response)| {
-                operation.response(status.to_string(), named(response))
+                operation.response(status.to_string(), with_request_id(response))
             })
             .build()
     }
 }
 
-/// An answer of these kinds of error, which have one status.
+/// Returns the response for these error codes, which share one status.
 fn refusal(codes: &[ErrorCode]) -> ResponseBuilder {
     let names: Vec<Value> = codes.iter().map(|code| json!(code)).collect();
     let listed: Vec<_> = names.iter().filter_map(Value::as_str).collect();
@@ -332,15 +333,15 @@ fn refusal(codes: &[ErrorCode]) -> ResponseBuilder {
         .minimum(Some(1));
     let header = HeaderBuilder::new()
         .schema(Schema::from(seconds))
-        .description(Some("Seconds after which it may be different."));
+        .description(Some("Seconds after which a retry may succeed."));
     response.header("Retry-After", header.build())
 }
 
-fn named(response: ResponseBuilder) -> ResponseBuilder {
-    let name = ObjectBuilder::new().schema_type(Type::String);
+fn with_request_id(response: ResponseBuilder) -> ResponseBuilder {
+    let id = ObjectBuilder::new().schema_type(Type::String);
     let header = HeaderBuilder::new()
-        .schema(Schema::from(name))
-        .description(Some("The request's name."));
+        .schema(Schema::from(id))
+        .description(Some("The request's id."));
     response.header(REQUEST_ID.as_str(), header.build())
 }
 
@@ -348,7 +349,7 @@ fn reference<T: ToSchema>() -> RefOr<Schema> {
     RefOr::Ref(Ref::from_schema_name(T::name()))
 }
 
-/// Any bytes: OpenAPI 3.1 gives them no schema.
+/// Returns the content of any bytes, which has no schema in OpenAPI 3.1.
 fn bytes() -> ContentBuilder {
     ContentBuilder::new()
 }

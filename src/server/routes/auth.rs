@@ -1,4 +1,4 @@
-//! `/auth/*` on a server without a database of keys, where all of it is refused.
+//! `/auth/*`: refused, because this server has no database of keys.
 
 use actix_web::HttpResponse;
 use actix_web::Scope;
@@ -8,7 +8,7 @@ use isol8_api::ErrorCode;
 use crate::server::auth::Caller;
 use crate::server::error::ApiError;
 
-/// Every path under `/auth`. None of them is described by `/openapi.json`, because none can be used.
+/// Returns the scope of all paths under `/auth`. `/openapi.json` has none of them, because they cannot be used.
 #[must_use]
 pub fn without_database() -> Scope {
     web::scope("/auth").default_service(web::to(refuse))

@@ -1,9 +1,9 @@
-//! `GET /openapi.json`, and `GET /docs`, a page to read and try it, where `GET /` leads.
+//! `GET /openapi.json`; `GET /docs`, a page to read the document and try its operations; `GET /` redirects to the page.
 //!
 //! The page is the project's own: Swagger UI, Redoc and Scalar are one to four megabytes each, and need inline styles,
-//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. The page loads nothing but its scripts,
-//! its style and the document, so that it works without a network, and no page of another origin may frame it. A key
-//! that is entered there stays in the page's memory.
+//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. It loads only its scripts, its style and
+//! the document, so it works without a network. No page of another origin may frame it. A key that is entered there
+//! stays in the page's memory.
 
 use std::sync::LazyLock;
 
@@ -26,13 +26,13 @@ const HTML: &str = "text/html; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 
-/// The same for the whole life of the server.
+/// The document, generated once: it does not change while the server runs.
 static DOCUMENT: LazyLock<Result<Bytes, String>> = LazyLock::new(|| {
     let document = openapi::document(super::endpoints()).to_json();
     document.map(Bytes::from).map_err(|error| error.to_string())
 });
 
-/// The document.
+/// Returns the endpoint of the OpenAPI document.
 #[must_use]
 pub fn openapi() -> Endpoint {
     let description = Description::public(Tag::Service, "openapi", "This document")
@@ -41,19 +41,19 @@ pub fn openapi() -> Endpoint {
     Endpoint::at("/openapi.json").on(Method::GET, get_document, description)
 }
 
-/// The page.
+/// Returns the endpoint of the page.
 #[must_use]
 pub fn page() -> Endpoint {
     asset("/docs", HTML, include_str!("docs/page.html"))
 }
 
-/// Its script.
+/// Returns the endpoint of the page's script.
 #[must_use]
 pub fn script() -> Endpoint {
     asset("/docs.js", JAVASCRIPT, include_str!("docs/page.js"))
 }
 
-/// The part of its script that writes the samples.
+/// Returns the endpoint of the page's script for samples.
 #[must_use]
 pub fn samples() -> Endpoint {
     asset(
@@ -63,16 +63,16 @@ pub fn samples() -> Endpoint {
     )
 }
 
-/// Its style.
+/// Returns the endpoint of the page's style.
 #[must_use]
 pub fn style() -> Endpoint {
     asset("/docs.css", CSS, include_str!("docs/page.css"))
 }
 
-/// Leads from the server's address to the page.
+/// Returns the endpoint that redirects from `/` to the page.
 #[must_use]
 pub fn root() -> Endpoint {
-    // Relative, so that a proxy may serve all of it under another path.
+    // The address is relative, so that a proxy may serve everything under another path.
     let get = || async {
         HttpResponse::Found()
             .insert_header((LOCATION, "docs"))
@@ -107,7 +107,7 @@ async fn get_document() -> Result<HttpResponse, ApiError> {
 mod tests {
     const STYLE: &str = include_str!("docs/page.css");
 
-    /// The colours of a variable: in light mode, and in dark.
+    /// Returns the colours of a CSS variable: for light mode, and for dark mode.
     fn colours(name: &str) -> [[f64; 3]; 2] {
         let (_, rest) = STYLE
             .split_once(&format!("--{name}: light-dark("))

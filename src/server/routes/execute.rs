@@ -1,23 +1,23 @@
-//! `POST /execute`.
+//! `POST /execute`: runs a program, and responds with its result.
 
 use actix_web::http::{Method, StatusCode};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::web::{self, Bytes};
+use actix_web::{HttpRequest, HttpResponse};
 use isol8_api::{ErrorCode, ExecuteBody, ExecutionResult};
 use serde_json::{Value, json};
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use crate::server::accept::accept;
+use crate::server::accept::{AcceptedRequest, ReceivedRequest};
 use crate::server::auth::Caller;
-use crate::server::body::{self, Body};
 use crate::server::connection::while_connected;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
-use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, LONGEST_KEY};
+use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, MAX_KEY_LENGTH};
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 
-/// The errors that keep a run from having a result, in every way of asking for it.
+/// Errors because of which a run has no result, on every route that runs programs.
 pub(super) const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unsupported,
     ErrorCode::RuntimeUnavailable,
@@ -30,7 +30,7 @@ pub(super) const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unavailable,
 ];
 
-/// The endpoint.
+/// Returns the endpoint `POST /execute`.
 #[must_use]
 pub fn execute() -> Endpoint {
     Endpoint::at("/execute").on(Method::POST, post, description())
@@ -41,21 +41,21 @@ fn description() -> Description {
         .schema_type(Type::String)
         .pattern(Some("^[!-~]+$"))
         .min_length(Some(1))
-        .max_length(Some(LONGEST_KEY));
-    Description::keyed(Tag::Execution, "execute", "Runs a program and answers its result")
+        .max_length(Some(MAX_KEY_LENGTH));
+    Description::keyed(Tag::Execution, "execute", "Runs a program and returns its result")
         .details(
-            "A program that fails, or whose time is over, is a result too: 137 is the exit code of one \
-             that had to be ended. Members that are not known are ignored; the result's `warnings` and the \
-             header `X-Isol8-Warning` name them, and a whitelist's pattern that is not anchored.",
+            "A program that fails or times out has a result too; if it had to be killed, its exit code is 137. \
+             Unknown members are ignored. The result's `warnings` and the header `X-Isol8-Warning` name them, \
+             and the first pattern of a whitelist that is not anchored.",
         )
         .header(
             IDEMPOTENCY_KEY.as_str(),
             key,
-            "A request that is sent again with the same key and body gets the first one's result.",
+            "If a request is sent again with the same key and body, it gets the result of the first one.",
         )
         .strict()
         .takes::<ExecuteBody>(Required::True, example())
-        .answers::<ExecutionResult>(StatusCode::OK, "How the run went")
+        .answers::<ExecutionResult>(StatusCode::OK, "The result of the run")
         .refuses(REFUSALS)
 }
 
@@ -65,30 +65,24 @@ pub(super) fn example() -> Value {
 
 async fn post(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let config = state.config();
-    let is_strict = unknown::is_strict(&request)?;
-    let Body { bytes, share } = body::read(&request, payload, &state).await?;
-    let key = match IdempotencyKey::given(request.headers())? {
-        None => None,
-        Some(text) => {
-            let (size, body) = (bytes.len(), bytes.clone());
-            let key = move || IdempotencyKey::new(text, &body);
-            Some(state.bodies.work(size, key).await?)
-        }
-    };
-    let order = accept(bytes, is_strict, &caller.tenant, &state, &config).await?;
-    let warnings = order.job.warnings.clone();
+    let received = ReceivedRequest::read(&request, payload, &state).await?;
+    let key = idempotency_key(&request, &received.body, &state).await?;
+    let AcceptedRequest {
+        value,
+        warnings,
+        config,
+        share,
+    } = received.execution(&caller.tenant, &state).await?;
     let tenant = caller.tenant;
     let execution = {
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());
         async move {
-            // The content of the body is in memory until the run has ended.
             let _share = share;
-            let (job, session) = state.remote_code.complete(order, &config).await?;
+            let (job, session) = state.remote_code.complete(value, &config).await?;
             Ok(state.service.execute(tenant, session, job).await?)
         }
     };
@@ -97,11 +91,27 @@ async fn post(
         Some(key) => {
             let once = state
                 .results
-                .once(tenant, key, config.idempotency, execution);
+                .run_once(tenant, key, config.idempotency, execution);
             while_connected(&request, once).await?
         }
     };
     let mut response = HttpResponse::Ok();
     unknown::warn(&mut response, &warnings);
     Ok(response.json(result))
+}
+
+/// Returns the idempotency key that a request was sent with, if any. The body is part of the key.
+async fn idempotency_key(
+    request: &HttpRequest,
+    body: &Bytes,
+    state: &ServerState,
+) -> Result<Option<IdempotencyKey>, ApiError> {
+    let Some(text) = IdempotencyKey::given(request.headers())? else {
+        return Ok(None);
+    };
+    let (size, body) = (body.len(), body.clone());
+    let key = state
+        .bodies
+        .work(size, move || IdempotencyKey::new(text, &body));
+    Ok(Some(key.await?))
 }

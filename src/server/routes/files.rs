@@ -1,4 +1,4 @@
-//! `/file` and `/session/{id}/files`: what is in a session's sandbox.
+//! `/file` and `/session/{id}/files`: reads, writes and lists the files in a session's sandbox.
 
 use std::fmt::Display;
 
@@ -18,14 +18,14 @@ use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, body, transfer, url};
+use crate::server::{ServerState, body, transfer, url};
 
-/// The parameter of the query that names the runtime of a session to be made.
+/// The query parameter with the runtime of a session that is to be created.
 const RUNTIME: &str = "runtime";
 
 const NO_SESSION: &str = "File operations require a sessionId";
 
-/// The errors of writing and reading files. A written file is not found if a part of its path is a file.
+/// The errors of writing and reading files. Writing fails with `FileNotFound` if a part of the path is a file.
 const REFUSALS: &[ErrorCode] = &[
     ErrorCode::SessionNotFound,
     ErrorCode::FileNotFound,
@@ -35,7 +35,7 @@ const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unavailable,
 ];
 
-/// A whole file as base64 in JSON.
+/// Returns the endpoint for whole files as base64 in JSON.
 #[must_use]
 pub fn file() -> Endpoint {
     let write = writes("writeFile", "Writes a file, given as base64")
@@ -43,49 +43,46 @@ pub fn file() -> Endpoint {
             Required::True,
             json!({"sessionId": "demo", "path": "/sandbox/hello.txt", "content": "aGVsbG8="}),
         )
-        .answers::<Written>(StatusCode::OK, "It is written");
+        .answers::<Written>(StatusCode::OK, "The file is written");
     let read = described("readFile", "Reads a file, as base64")
         .query::<SessionId>("sessionId", "The session")
         .query::<SandboxPath>("path", "The file")
-        .answers::<FileBody>(StatusCode::OK, "All of the file");
+        .answers::<FileBody>(StatusCode::OK, "The whole file");
     Endpoint::at("/file")
         .on(Method::POST, post_json, write)
         .on(Method::GET, get_json, read)
 }
 
-/// A file's bytes.
+/// Returns the endpoint for the bytes of files.
 #[must_use]
 pub fn raw() -> Endpoint {
-    const PATH: &str = "The file, its first slash left out: `sandbox/data.csv`. Slashes in it may be \
-        sent as they are or as `%2F`.";
+    const PATH: &str = "The path of the file without its first slash: `sandbox/data.csv`. Slashes in it may be \
+        sent as they are, or as `%2F`.";
     let write = writes("putFile", "Writes a file")
         .session("The session")
         .path("path", path(), PATH)
         .takes_bytes()
-        .answers::<Written>(StatusCode::OK, "It is written");
+        .answers::<Written>(StatusCode::OK, "The file is written");
     let read = described("getFile", "Reads a file")
         .session("The session")
         .path("path", path(), PATH)
-        .answers_bytes("All of the file");
+        .answers_bytes("The whole file");
     Endpoint::at("/session/{id}/files/{path:.*}")
         .on(Method::PUT, put, write)
         .on(Method::GET, get, read)
 }
 
-/// A directory.
+/// Returns the endpoint that lists a directory.
 #[must_use]
 pub fn list() -> Endpoint {
     let description = described("listFiles", "Lists a directory")
         .session("The session")
-        .query::<SandboxPath>(
-            "path",
-            "The directory; `/sandbox` and `/tmp` themselves too",
-        )
-        .answers::<DirectoryListing>(StatusCode::OK, "What is in it");
+        .query::<SandboxPath>("path", "The directory: `/sandbox`, `/tmp`, or one in them")
+        .answers::<DirectoryListing>(StatusCode::OK, "The entries of the directory");
     Endpoint::at("/session/{id}/files").on(Method::GET, get_list, description)
 }
 
-/// A path in a path.
+/// Returns the schema of a file's path within a URL's path.
 fn path() -> ObjectBuilder {
     ObjectBuilder::new()
         .schema_type(Type::String)
@@ -103,7 +100,7 @@ fn writes(id: &str, summary: &str) -> Description {
         .optional_query(
             RUNTIME,
             runtime,
-            "Makes the session where there is none, for this runtime.",
+            "Creates the session with this runtime, if it does not exist.",
         )
         .refuses(&[
             ErrorCode::Unsupported,
@@ -118,7 +115,7 @@ fn described(id: &str, summary: &str) -> Description {
 
 async fn post_json(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
@@ -137,7 +134,7 @@ async fn post_json(
 
 async fn get_json(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let session = url::parameter(&request, "sessionId")?.ok_or_else(|| refused(NO_SESSION))?;
@@ -148,7 +145,7 @@ async fn get_json(
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
     let stall = state.config().stall_timeout;
-    let body = transfer::send(download, transfer::Form::Json, stall).await?;
+    let body = transfer::send(download, transfer::FileEncoding::Json, stall).await?;
     Ok(HttpResponse::Ok()
         .content_type("application/json")
         .streaming(body))
@@ -156,7 +153,7 @@ async fn get_json(
 
 async fn put(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<Written>, ApiError> {
@@ -169,15 +166,15 @@ async fn put(
 
 async fn get(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
 ) -> Result<HttpResponse, ApiError> {
     let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
     let stall = state.config().stall_timeout;
-    let body = transfer::send(download, transfer::Form::Raw, stall).await?;
-    // Whatever user code wrote, no browser shall take it for a page of ours.
+    let body = transfer::send(download, transfer::FileEncoding::Raw, stall).await?;
+    // The file's content is untrusted: a browser must not show it as a page of this server.
     Ok(HttpResponse::Ok()
         .content_type("application/octet-stream")
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
@@ -186,7 +183,7 @@ async fn get(
 
 async fn get_list(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
 ) -> Result<web::Json<DirectoryListing>, ApiError> {
     let session = url::segment(&request, 2)?;
@@ -202,7 +199,7 @@ async fn get_list(
 /// Starts to write a file. The session is created if it does not exist and a runtime is named.
 async fn open(
     caller: Caller,
-    state: &State,
+    state: &ServerState,
     session: SessionId,
     path: &SandboxPath,
     runtime: Option<Runtime>,
@@ -223,14 +220,14 @@ async fn open(
     Ok(opening.await?)
 }
 
-/// The runtime of the session to be made, where the query names one.
+/// Returns the runtime that the query names, if any.
 fn runtime(request: &HttpRequest) -> Result<Option<Runtime>, ApiError> {
     let named = url::parameter(request, RUNTIME)?;
     let parsed = named.map(|name| name.parse().map_err(|error| at(RUNTIME, error)));
     parsed.transpose()
 }
 
-/// The session and the path of `/session/{id}/files/{path}`.
+/// Returns the session and the path of `/session/{id}/files/{path}`.
 fn address(request: &HttpRequest, config: &Config) -> Result<(SessionId, SandboxPath), ApiError> {
     let session = url::segment(request, 2)?;
     let session = session.parse().map_err(|error| at("id", error))?;

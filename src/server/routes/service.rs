@@ -1,4 +1,4 @@
-//! `GET /ready` and `POST /cleanup`.
+//! `GET /ready` and `POST /cleanup`: the state of the service, and the removal of unneeded resources.
 
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -7,38 +7,41 @@ use isol8_api::service::{CleanedUp, Cleanup, Ready, Removed};
 use serde_json::json;
 use utoipa::openapi::Required;
 
-use crate::server::State;
+use crate::server::ServerState;
 use crate::server::auth::Caller;
 use crate::server::body::{self, Body};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
 
-/// Whether requests are best sent here. Public, for a load balancer.
+/// Returns the endpoint `GET /ready`, which is public, for load balancers.
 #[must_use]
 pub fn ready() -> Endpoint {
-    let summary = "Whether requests are best sent here";
+    let summary = "Whether the server is ready for requests";
     let description = Description::public(Tag::Service, "ready", summary)
-        .answers::<Ready>(StatusCode::OK, "They are")
+        .answers::<Ready>(StatusCode::OK, "The server is ready")
         .answers::<Ready>(
             StatusCode::SERVICE_UNAVAILABLE,
-            "They are not: sandboxes are being made, or the server is going down",
+            "The server is not ready: sandboxes are being created, or the server is shutting down",
         );
     Endpoint::at("/ready").on(Method::GET, get_ready, description)
 }
 
-/// Removes what is not needed.
+/// Returns the endpoint `POST /cleanup`.
 #[must_use]
 pub fn cleanup() -> Endpoint {
-    let summary = "Ends every session, and removes what is not needed";
+    let summary = "Ends all sessions, and removes containers and images that are not needed";
     let description = Description::keyed(Tag::Service, "cleanup", summary)
         .takes::<Cleanup>(Required::False, json!({"images": false}))
-        .answers::<CleanedUp>(StatusCode::OK, "What was removed")
+        .answers::<CleanedUp>(
+            StatusCode::OK,
+            "Numbers of removed sessions, containers and images",
+        )
         .refuses(&[ErrorCode::BackendUnavailable, ErrorCode::Unavailable]);
     Endpoint::at("/cleanup").on(Method::POST, post_cleanup, description)
 }
 
-async fn get_ready(state: web::Data<State>) -> HttpResponse {
+async fn get_ready(state: web::Data<ServerState>) -> HttpResponse {
     let reason = state.service.readiness().await.err();
     let status = match reason {
         None => StatusCode::OK,
@@ -52,7 +55,7 @@ async fn get_ready(state: web::Data<State>) -> HttpResponse {
 
 async fn post_cleanup(
     _caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<web::Json<CleanedUp>, ApiError> {

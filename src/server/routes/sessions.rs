@@ -11,15 +11,13 @@ use utoipa::openapi::Required;
 
 use crate::config::Config;
 use crate::jobs;
-use crate::server::accept;
+use crate::server::accept::{AcceptedRequest, ReceivedRequest};
 use crate::server::auth::Caller;
-use crate::server::body::{self, Body};
 use crate::server::connection::while_connected;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
-use crate::server::json::Parsed;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 
 /// The errors of creating a session.
 const REFUSALS: &[ErrorCode] = &[
@@ -34,42 +32,45 @@ const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unavailable,
 ];
 
-/// The list, and new ones.
+/// Returns the endpoint that lists sessions and creates them.
 #[must_use]
 pub fn all() -> Endpoint {
     let list = Description::keyed(Tag::Sessions, "sessions", "Lists the sessions")
-        .answers::<SessionList>(StatusCode::OK, "Every session that the key may see")
+        .answers::<SessionList>(StatusCode::OK, "All sessions that the key may see")
         .refuses(&[ErrorCode::Unavailable]);
-    let create = Description::keyed(Tag::Sessions, "createSession", "Makes a session")
+    let create = Description::keyed(Tag::Sessions, "createSession", "Creates a session")
         .details(
-            "A session is also made by the first request that names it. Made here, it has files and a sandbox \
-             before anything runs, and settings for all of its requests.",
+            "A session is also created by the first request that names it. A session that is created here has \
+             files and a sandbox before its first run, and settings for all of its requests.",
         )
         .strict()
         .takes::<CreateSession>(
             Required::True,
             json!({"runtime": "python", "env": {"LANG": "C.UTF-8"}}),
         )
-        .answers::<SessionInfo>(StatusCode::CREATED, "The session, which has its sandbox")
+        .answers::<SessionInfo>(StatusCode::CREATED, "The session, whose sandbox is ready")
         .refuses(REFUSALS);
     Endpoint::at("/sessions")
         .on(Method::GET, get, list)
         .on(Method::POST, post, create)
 }
 
-/// The route of one session.
+/// Returns the endpoint that deletes a session.
 #[must_use]
 pub fn delete() -> Endpoint {
-    let summary = "Ends a session, and what runs in it";
+    let summary = "Deletes a session, and ends the runs in it";
     let description = Description::keyed(Tag::Sessions, "deleteSession", summary)
-        .session("The session; one that is not there is as good as deleted")
-        .answers::<Deleted>(StatusCode::OK, "It is gone")
+        .session("The session; deleting one that does not exist succeeds")
+        .answers::<Deleted>(StatusCode::OK, "The session is deleted")
         .refuses(&[ErrorCode::BackendUnavailable, ErrorCode::Unavailable]);
     Endpoint::at("/session/{id}").on(Method::DELETE, delete_one, description)
 }
 
-async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<SessionList>, ApiError> {
-    // The only key there is sees every tenant.
+async fn get(
+    _caller: Caller,
+    state: web::Data<ServerState>,
+) -> Result<web::Json<SessionList>, ApiError> {
+    // The master key is the only key, and may see the sessions of all tenants.
     let mut sessions = state.service.sessions(None).await?;
     let config = state.config();
     for session in &mut sessions {
@@ -80,34 +81,28 @@ async fn get(_caller: Caller, state: web::Data<State>) -> Result<web::Json<Sessi
 
 async fn post(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let config = state.config();
-    let is_strict = unknown::is_strict(&request)?;
-    // The content of the body is in memory until the session has its files.
-    let Body {
-        bytes,
+    let received = ReceivedRequest::read(&request, payload, &state).await?;
+    let AcceptedRequest {
+        value,
+        warnings,
+        config,
         share: _share,
-    } = body::read(&request, payload, &state).await?;
-    let limits = config.clone();
-    let parsing = state.bodies.work(bytes.len(), move || {
-        body::parse::<CreateSession>(&bytes, &accept::session_bounds(&limits))
-    });
-    let Parsed { value, unknown } = parsing.await??;
-    let warnings = unknown::told(&unknown, is_strict)?;
+    } = received.session(&state).await?;
     let (id, job) = jobs::create_session(value, &caller.tenant, &config)?;
-    let making = state.service.create_session(caller.tenant, id, job);
-    let making = async { Ok::<_, ApiError>(making.await?) };
-    let mut session = while_connected(&request, making).await?;
+    let creating = state.service.create_session(caller.tenant, id, job);
+    let creating = async { Ok::<_, ApiError>(creating.await?) };
+    let mut session = while_connected(&request, creating).await?;
     session.expires_at = expiry(&session, &config);
     let mut response = HttpResponse::Created();
     unknown::warn(&mut response, &warnings);
     Ok(response.json(session))
 }
 
-/// Returns when a session ends if it stays idle.
+/// Returns the time in milliseconds at which a session ends if it stays idle; `None` if idle sessions do not end.
 fn expiry(session: &SessionInfo, config: &Config) -> Option<u64> {
     let PrunerConfig {
         auto_prune,
@@ -120,7 +115,7 @@ fn expiry(session: &SessionInfo, config: &Config) -> Option<u64> {
 
 async fn delete_one(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     id: web::Path<String>,
 ) -> Result<web::Json<Deleted>, ApiError> {
     let id: SessionId = id.parse().map_err(|error: InvalidValue| {

@@ -14,71 +14,71 @@ use tokio::time::timeout;
 use utoipa::openapi::Required;
 
 use super::execute;
-use crate::server::accept::accept;
+use crate::server::accept::{AcceptedRequest, ReceivedRequest};
 use crate::server::auth::Caller;
-use crate::server::body::{self, Body};
 use crate::server::connection::{closed, while_connected};
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 
-/// How long a client hears nothing at most, so that it and what is between know that this is no hang.
+/// Longest silence on the connection. The heartbeat keeps clients and proxies from taking a quiet run for a hang.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-/// A comment, in the format of server-sent events.
+/// A comment in the format of server-sent events, used as heartbeat.
 const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
-/// The endpoint.
+/// Returns the endpoint `POST /execute/stream`.
 #[must_use]
 pub fn stream() -> Endpoint {
     Endpoint::at("/execute/stream").on(Method::POST, post, description())
 }
 
 fn description() -> Description {
-    Description::keyed(Tag::Execution, "stream", "Runs a program and tells what happens")
+    Description::keyed(Tag::Execution, "stream", "Runs a program and streams its events")
         .details(
-            "Server-sent events: the data of each is a `StreamEvent` in JSON, and the last is of the \
-             type `exit` or `error`. A comment line comes where nothing happens for 15 s. A client that \
-             goes away ends the run.",
+            "Responds with server-sent events. The data of each is a `StreamEvent` in JSON, and the last is of \
+             the type `exit` or `error`. After 15 s without an event, a comment line is sent. The run ends \
+             when the client disconnects.",
         )
         .strict()
         .takes::<ExecuteBody>(Required::True, execute::example())
-        .answers_events::<StreamEvent>("What happens in the run")
+        .answers_events::<StreamEvent>("The events of the run")
         .refuses(execute::REFUSALS)
 }
 
 async fn post(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
-    let config = state.config();
-    let is_strict = unknown::is_strict(&request)?;
-    let Body { bytes, share } = body::read(&request, payload, &state).await?;
-    let order = accept(bytes, is_strict, &caller.tenant, &state, &config).await?;
-    let warnings = order.job.warnings.clone();
-    let completed = async { Ok::<_, ApiError>(state.remote_code.complete(order, &config).await?) };
+    let received = ReceivedRequest::read(&request, payload, &state).await?;
+    let AcceptedRequest {
+        value,
+        warnings,
+        config,
+        share,
+    } = received.execution(&caller.tenant, &state).await?;
+    let completed = async { Ok::<_, ApiError>(state.remote_code.complete(value, &config).await?) };
     let (job, session) = while_connected(&request, completed).await?;
     let service = &state.service;
     let mut events = service.execute_stream(caller.tenant, session, job, None);
-    // An error before the run is one over HTTP. A run that waits for its turn is not an error: its
-    // client hears heartbeats from then on.
-    let begun = while_connected(&request, async {
+    // An error before the start of the run has an HTTP status. A run that still waits in the queue after one heartbeat
+    // interval is no error: the response begins, and the client gets heartbeats.
+    let started = while_connected(&request, async {
         match timeout(HEARTBEAT, events.begun()).await {
-            Ok(begun) => begun.map_err(ApiError::from),
+            Ok(started) => started.map_err(ApiError::from),
             Err(_) => Ok(()),
         }
     });
-    begun.await?;
-    // Events are passed one at a time: the rest waits in the run, which slows down.
+    started.await?;
+    // At most one event is queued here. The others wait in the run, which slows down to the client's pace.
     let (sender, mut receiver) = mpsc::channel(1);
     let stall_timeout = config.stall_timeout;
     rt::spawn(async move {
-        // The content of the body is in memory until the run has ended.
         let _share = share;
-        pass_on(request, events, sender, stall_timeout).await;
+        forward_events(request, events, sender, stall_timeout).await;
     });
     let mut response = HttpResponse::Ok();
     unknown::warn(&mut response, &warnings);
@@ -92,9 +92,9 @@ async fn post(
         })))
 }
 
-/// Passes events on for as long as the client takes them. This is a task of its own: the server does not ask for the
-/// next piece of an answer while it cannot write, and would not notice that a client has gone.
-async fn pass_on(
+/// Forwards events until the run ends or the client disconnects. This is a task of its own, because actix-web does not
+/// poll the response body while it cannot write, and so would not notice a disconnected client.
+async fn forward_events(
     request: HttpRequest,
     events: JobStream,
     sender: mpsc::Sender<Bytes>,
@@ -123,7 +123,7 @@ async fn send_all(mut events: JobStream, sender: &mpsc::Sender<Bytes>, stall: Du
 
 fn encoded(event: &StreamEvent) -> Bytes {
     let mut text = b"data: ".to_vec();
-    // Strings and fixed names: nothing that JSON does not know, and a vector takes everything.
+    // An event consists of strings and fixed names, which JSON can always express, and writing to a vector cannot fail.
     if let Err(error) = serde_json::to_writer(&mut text, event) {
         log::error!(error:%; "event cannot be written as JSON");
         return COMMENT;

@@ -1,4 +1,4 @@
-//! `GET /execute/ws`: a run that its client can write and signal to.
+//! `GET /execute/ws`: runs a program over a WebSocket; the client can send input and signals during the run.
 
 mod conversation;
 mod frames;
@@ -16,21 +16,21 @@ use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
 use crate::server::openapi::{Description, Tag};
-use crate::server::{State, unknown};
+use crate::server::{ServerState, unknown};
 use conversation::Conversation;
 use frames::{FrameGuard, FrameLimit};
 
-/// The endpoint.
+/// Returns the endpoint `GET /execute/ws`.
 #[must_use]
 pub fn websocket() -> Endpoint {
     Endpoint::at("/execute/ws").on(Method::GET, get, description())
 }
 
 fn description() -> Description {
-    Description::keyed(Tag::Execution, "websocket", "Runs a program that can be written and signalled to")
+    Description::keyed(Tag::Execution, "websocket", "Runs a program that takes input and signals while it runs")
         .details(
-            "The upgrade to a WebSocket. The client sends `ClientMessage`s in JSON, the first of the type \
-             `execute`; the server sends `StreamEvent`s. After the `exit` event it closes with 1000.",
+            "Upgrades the connection to a WebSocket. The client sends `ClientMessage`s in JSON, the first of the type \
+             `execute`. The server sends `StreamEvent`s, and closes with 1000 after the `exit` event.",
         )
         .strict()
         .answers_nothing(StatusCode::SWITCHING_PROTOCOLS, "The WebSocket is open")
@@ -41,7 +41,7 @@ fn description() -> Description {
 
 async fn get(
     caller: Caller,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     request: HttpRequest,
     payload: web::Payload,
 ) -> Result<HttpResponse, ApiError> {
@@ -61,6 +61,6 @@ async fn get(
     let (response, session, messages) = actix_ws::handle(&request, payload).map_err(refused)?;
     let conversation =
         Conversation::new(caller, is_strict, state, config, session, messages, frames);
-    rt::spawn(conversation.hold(request));
+    rt::spawn(conversation.serve(request));
     Ok(response)
 }

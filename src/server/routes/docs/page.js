@@ -1,20 +1,20 @@
-// Shows the server's OpenAPI document, and tries its operations. Everything that comes from the
-// document or from an answer is put in as text, never as markup.
+// Shows the server's OpenAPI document, with forms to send requests. Text from the document or a response is inserted as
+// text, never as markup.
 import { samples } from "./docs-samples.js";
 
 const METHODS = ["get", "post", "put", "delete", "head", "patch", "options"];
 
-/** Characters of an answer that are shown; all of it can be saved. */
+/** Characters of a response that are shown; the whole response can be saved. */
 const SHOWN = 200_000;
 
-/** An element with these properties and children; a child that is a string is text. */
+/** Makes an element with these properties and children; a string becomes a text node. */
 function make(tag, properties = {}, ...children) {
     const element = Object.assign(document.createElement(tag), properties);
     element.append(...children);
     return element;
 }
 
-/** The little Markdown that descriptions have: `code`, and links of the source's documentation, as their text. */
+/** Converts the Markdown of descriptions to nodes: `code`, and links to the source's documentation as plain text. */
 function prose(text) {
     const parts = (text ?? "").replaceAll(/\[(`[^`]+`)\](\([^)]*\))?/g, "$1").split("`");
     return parts.map((part, index) => (index % 2 ? make("code", {}, part) : part));
@@ -33,7 +33,7 @@ function nameOf(reference) {
     return reference.slice(reference.lastIndexOf("/") + 1);
 }
 
-/** Describes a schema in one line: nodes, some of them links to the schemas below. */
+/** Describes a schema in one line; returns nodes, some of which link to other schemas on the page. */
 function kind(schema) {
     if (schema === undefined) return ["any bytes"];
     if (schema.$ref) {
@@ -57,7 +57,7 @@ function kind(schema) {
     return [limits.length ? `${type} (${limits.join(", ")})` : type];
 }
 
-/** The type of a whole schema, for its heading: short, and without links. */
+/** Returns the type of a whole schema for its heading: short, and without links. */
 function typeOf(schema) {
     if (schema.oneOf ?? schema.anyOf) return [...new Set((schema.oneOf ?? schema.anyOf).map(typeOf))].join(" or ");
     if (schema.allOf) return "object";
@@ -86,7 +86,7 @@ function shownSchema(name, schema) {
     return details;
 }
 
-/** The parameters' table, and what gives the values that were entered. */
+/** Returns the table of parameters, and a function that returns the entered values. */
 function parameterForm(parameters) {
     const inputs = parameters.map((parameter) => [parameter, make("input", { spellcheck: false })]);
     const rows = inputs.map(([parameter, input]) => [
@@ -100,7 +100,7 @@ function parameterForm(parameters) {
     return [shown, values];
 }
 
-/** A field for the body, and what gives the body that was entered. */
+/** Returns a field for the body, and a function that returns the entered body. */
 function bodyForm(body) {
     if (!body) return ["", () => undefined];
     const [type, content] = Object.entries(body.content)[0];
@@ -115,7 +115,7 @@ function bodyForm(body) {
     return [make("div", {}, heading, file), () => ({ type, content: file.files[0] ?? "" })];
 }
 
-/** The address of a request. The slashes of a path within a path stay. */
+/** Returns the address of a request. Slashes in a file's path are not escaped. */
 function addressOf(path, values) {
     const query = new URLSearchParams();
     for (const [parameter, value] of values) {
@@ -126,7 +126,7 @@ function addressOf(path, values) {
         if (parameter.in === "query" && value) query.append(parameter.name, value);
     }
     const text = query.toString();
-    // Relative, so that the page works behind a proxy that serves it under another path.
+    // The address is relative, so that the page works behind a proxy that serves it under another path.
     return path.slice(1) + (text ? `?${text}` : "");
 }
 
@@ -141,7 +141,7 @@ function headersOf(operation, values, body) {
     return headers;
 }
 
-/** Shows an answer while it arrives: streams go on for as long as their run. */
+/** Shows a response while it arrives, because a stream lasts as long as its run. */
 async function follow(answer, output) {
     const headers = [...answer.headers].map(([name, value]) => `${name}: ${value}`).join("\n");
     const shown = make("pre");
@@ -164,12 +164,12 @@ async function follow(answer, output) {
     }
 }
 
-/** A schema, or the one that a reference names. */
+/** Returns a schema, with a reference resolved. */
 function resolved(schema) {
     return schema?.$ref ? described.components.schemas[nameOf(schema.$ref)] : (schema ?? {});
 }
 
-/** The call that a sample shows: the entered values, else the document's examples. */
+/** Returns the call for a sample: with the entered values, or the document's examples for fields that are empty. */
 function sampleCall(method, path, operation, values, body) {
     const base = location.origin + location.pathname.replace(/\/[^/]*$/, "");
     const examples = { path: operation.operationId === "listFiles" ? "/sandbox" : undefined };
@@ -200,7 +200,7 @@ function sampleBody(operation, body, file) {
     try {
         return { json: JSON.parse(body.content) };
     } catch {
-        // The text that is being typed is no JSON yet.
+        // Text that is being typed is not JSON yet.
         return { json: exampleOf(operation) };
     }
 }
@@ -209,10 +209,10 @@ function exampleOf(operation) {
     return operation.requestBody.content["application/json"].example ?? {};
 }
 
-/** The language whose samples are shown, in every operation. */
+/** The language in which all operations show their samples. */
 let language = "curl";
 
-/** Buttons for the languages, and the sample of the one that is chosen. */
+/** Returns buttons for the languages, and the sample in the chosen one. */
 function sampleView(current) {
     const code = make("code");
     const buttons = make("div", { className: "languages" });
@@ -238,7 +238,7 @@ function choose(name) {
     for (const view of document.querySelectorAll("details[open] .sample")) view.update();
 }
 
-/** The form that sends a request: two buttons, and a place for the answer. */
+/** Returns the form that sends a request: two buttons, and an area for the response. */
 function trial(method, path, operation, values, body) {
     const output = make("div", { ariaLive: "polite" });
     const send = make("button", { type: "button" }, "Send");
@@ -288,7 +288,7 @@ function shownOperation(method, path, operation) {
     const details = make("details", { id: `operation-${operation.operationId}` });
     details.append(make("summary", {}, name, make("code", {}, path), " ", note));
     if (operation.description) details.append(make("p", {}, ...prose(operation.description)));
-    // A page cannot send a key with the upgrade to a WebSocket.
+    // Browsers let no page send a key with the upgrade to a WebSocket.
     const messages = Object.entries(operation).filter(([member]) => member.startsWith("x-"));
     for (const [member, schema] of messages) {
         details.append(make("p", {}, `${member.slice(2)}: `, ...kind(schema)));
@@ -301,12 +301,12 @@ function shownOperation(method, path, operation) {
     const view = sampleView(() => sampleCall(method, path, operation, values(), body()));
     details.append(view, answersOf(operation));
     details.addEventListener("input", view.update);
-    // Samples are made when they are seen, in the language that is chosen by then.
+    // A sample is written when it becomes visible, in the language that is chosen then.
     details.addEventListener("toggle", () => details.open && view.update());
     return details;
 }
 
-/** A part of the contents; `entries` are ids, nodes to show, and the text that a search looks at. */
+/** Returns a part of the contents; `entries` are ids, nodes to show, and the text for the search. */
 function contentsOf(name, entries) {
     const items = entries.map(([id, shown, text]) => {
         const item = make("li", {}, make("a", { href: `#${id}` }, ...shown));
@@ -326,7 +326,7 @@ function schemaEntry([name, schema]) {
     return [`schema-${name}`, [make("code", {}, name)], `${name} ${members}`];
 }
 
-/** Shows the contents that have all words of the search. */
+/** Shows only the entries of the contents that have all words of the search. */
 function search() {
     const words = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     let found = 0;
@@ -345,7 +345,7 @@ function goToFirst(event) {
     document.querySelector("#contents section:not([hidden]) li:not([hidden]) a")?.click();
 }
 
-/** The document, once it is there. */
+/** The OpenAPI document, once it is loaded. */
 let described;
 
 function show() {
@@ -366,7 +366,7 @@ function show() {
     document.getElementById("schemas").append(...schemas);
 }
 
-/** A link to what is folded opens it. */
+/** Unfolds the target of a link. */
 function unfold() {
     const target = location.hash && document.getElementById(location.hash.slice(1));
     if (target) {

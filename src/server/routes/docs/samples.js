@@ -1,12 +1,13 @@
-// Programs that do what an operation of the document does: for curl, and for the clients in Python and TypeScript,
-// or where those have no method for it, for httpx and fetch. No DOM: a test runs each of them.
+// Writes sample programs for the operations of the document: with curl, and with the Python and TypeScript clients, or
+// with httpx and fetch for operations that the clients have no method for. Uses no DOM, because a test writes and runs
+// each sample.
 
-/** A word of the shell. */
+/** Quotes a text as one word of the shell, if that is necessary. */
 function word(text) {
     return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-/** A value of JSON as Python writes it. */
+/** Returns a JSON value as a Python literal. */
 function literal(value) {
     if (value === null) return "None";
     if (typeof value === "boolean") return value ? "True" : "False";
@@ -52,7 +53,7 @@ function fetched({ method, url, needsKey, body }) {
     return `${call}\nconsole.log(answer.status, await answer.text());`;
 }
 
-/** `ExecutionRequest(…)` and, where the body has them, `Options(…)`. */
+/** Returns `ExecutionRequest(…)` and, if the body has options, `Options(…)`. */
 function pythonArguments({ request, options }) {
     const snake = (name) => name.replaceAll(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
     const named = (members) => Object.entries(members).map(([name, value]) => `${snake(name)}=${literal(value)}`);
@@ -62,7 +63,7 @@ function pythonArguments({ request, options }) {
     return words.join(", ");
 }
 
-/** The calls of the Python client for an operation: lines in a `with` block. */
+/** Returns the calls of the Python client for an operation: lines in a `with` block. */
 const PYTHON = {
     execute: ({ json }) => [`result = isol8.execute(${pythonArguments(json)})`, "print(result.exit_code, result.stdout)"],
     stream: ({ json }) => [
@@ -110,7 +111,7 @@ function followed(argumentsOf) {
     return ["for await (const event of await isol8.executeStream(" + argumentsOf + ")) {", "  console.log(event.type, event.data);", "}"];
 }
 
-/** The calls of the TypeScript client for an operation. */
+/** Returns the calls of the TypeScript client for an operation. */
 const TYPESCRIPT = {
     execute: ({ json }) => [
         `const result = await isol8.execute(${typescriptArguments(json)});`,
@@ -147,7 +148,7 @@ function typescript(operation, { base, id, json }, lines) {
 }
 
 /**
- * The samples of an operation, by the name of their language.
+ * Returns the samples of an operation by language.
  *
  * `call` has `operation` (its id), `method`, `url`, `base` (the server's address without a slash at its end),
  * `needsKey`, `isStream`, `id` and `path` (values of the parameters of these names), and `body`: `undefined`,
@@ -159,7 +160,7 @@ export function samples(call) {
     const isRun = ["execute", "stream", "websocket"].includes(operation);
     const known = operation in PYTHON && (!isRun || body?.json?.request !== undefined);
     const shown = {};
-    // The upgrade to a WebSocket is not for curl.
+    // curl cannot use the WebSocket after an upgrade.
     if (operation !== "websocket") shown.curl = curl(call);
     shown.Python = known ? python(operation, given, PYTHON[operation](given)) : httpx(call);
     shown.TypeScript = known ? typescript(operation, given, TYPESCRIPT[operation](given)) : fetched(call);

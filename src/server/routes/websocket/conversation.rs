@@ -1,4 +1,5 @@
-//! The messages over one WebSocket, from its start to its end.
+//! One WebSocket from its first message to its close: waits for an `execute` message, runs the job, and passes
+//! events to the client and input to the run.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -15,56 +16,56 @@ use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, SessionId, StreamEve
 use tokio::time::{Instant, sleep, timeout};
 
 use super::frames::{FrameLimit, Refusal};
-use super::input::Hand;
+use super::input::RunInput;
 use super::message::{MessageError, parse};
 use crate::config::Config;
 use crate::jobs::{self, ParsedRequest};
-use crate::server::State;
-use crate::server::accept::{self, Sent};
+use crate::server::ServerState;
+use crate::server::accept::{self, ParsedBody};
 use crate::server::auth::Caller;
-use crate::server::bodies::Share;
+use crate::server::bodies::MemoryShare;
 use crate::server::connection::closed;
 use crate::server::error::ApiError;
 use crate::server::json::Parsed;
 
-/// How many times in a row a client may answer no ping.
-const UNANSWERED: u32 = 3;
+/// Pings in a row that a client may leave unanswered.
+const MAX_UNANSWERED_PINGS: u32 = 3;
 
-/// How long a client may take to see that it is over.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Time for a client to close its half of the connection after the server's close message.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A WebSocket's two directions.
+/// An open WebSocket: both directions, and the caller that opened it.
 pub(super) struct Conversation {
     caller: Caller,
-    /// Members that are not known are refused.
+    /// Whether unknown members are refused.
     is_strict: bool,
-    state: web::Data<State>,
+    state: web::Data<ServerState>,
     config: Arc<Config>,
-    voice: Voice,
+    sender: EventSender,
     messages: AggregatedMessageStream,
     frames: Rc<FrameLimit>,
-    /// When the client was heard last; `None` while its messages are not read, because the program does not read its
-    /// input.
-    heard: Rc<Cell<Option<Instant>>>,
+    /// When the last message of the client arrived; `None` while the server reads none, because the program does not
+    /// read its input.
+    last_heard: Rc<Cell<Option<Instant>>>,
 }
 
-/// A message that was understood.
-struct Received {
+/// A message that was parsed.
+struct ReceivedMessage {
     message: ClientMessage,
-    /// Paths of members that are not known, in a message of the type `execute`.
+    /// Paths of the unknown members of an `execute` message.
     unknown: Vec<String>,
-    /// Bytes of its text.
+    /// Length of the message's text in bytes.
     bytes: usize,
-    /// Its share of the memory for bodies.
-    share: Share,
+    /// The message's share of the memory for request bodies.
+    share: MemoryShare,
 }
 
-/// Why a conversation ends.
+/// Reason why a WebSocket ends.
 #[derive(Debug)]
 enum End {
-    /// The client is gone.
+    /// The client has gone.
     Gone,
-    /// The server closes, and says why.
+    /// The server closes the WebSocket with this code and reason.
     Close(CloseCode, &'static str),
 }
 
@@ -78,7 +79,7 @@ impl Conversation {
     pub(super) fn new(
         caller: Caller,
         is_strict: bool,
-        state: web::Data<State>,
+        state: web::Data<ServerState>,
         config: Arc<Config>,
         session: Session,
         messages: MessageStream,
@@ -88,7 +89,7 @@ impl Conversation {
             .max_frame_size(config.max_body)
             .aggregate_continuations()
             .max_continuation_size(config.max_body);
-        let voice = Voice {
+        let sender = EventSender {
             session,
             stall: config.stall_timeout,
         };
@@ -97,80 +98,85 @@ impl Conversation {
             is_strict,
             state,
             config,
-            voice,
+            sender,
             messages,
             frames,
-            heard: Rc::new(Cell::new(Some(Instant::now()))),
+            last_heard: Rc::new(Cell::new(Some(Instant::now()))),
         }
     }
 
-    /// Holds the conversation. Whatever ends it ends the run.
-    pub(super) async fn hold(self, request: HttpRequest) {
-        let voice = self.voice.clone();
+    /// Serves the WebSocket until its end. The run ends with the WebSocket, for whatever reason.
+    pub(super) async fn serve(self, request: HttpRequest) {
+        let sender = self.sender.clone();
         let end = tokio::select! {
-            end = self.converse() => end,
+            end = self.serve_messages() => end,
             () = closed(&request) => End::Gone,
         };
         if let End::Close(code, description) = end {
             let reason = CloseReason::from((code, description));
-            // The socket stays open until the client has closed its half: a socket that is closed with
-            // something unread takes back what was written.
-            let farewell = async {
-                let _ = voice.session.close(Some(reason)).await;
+            // The socket stays open until the client has closed its half: if a socket is closed with unread input,
+            // the kernel resets the connection, and output that the client has not read may be lost.
+            let closing = async {
+                let _ = sender.session.close(Some(reason)).await;
                 closed(&request).await;
             };
-            let _ = timeout(FAREWELL, farewell).await;
+            let _ = timeout(CLOSE_TIMEOUT, closing).await;
         }
     }
 
-    async fn converse(mut self) -> End {
+    async fn serve_messages(mut self) -> End {
         let idle = self.config.message_within;
         loop {
-            let (order, share) = match timeout(idle, self.listen_for_order()).await {
-                Ok(Ok(ordered)) => ordered,
+            let (request, share) = match timeout(idle, self.wait_for_request()).await {
+                Ok(Ok(received)) => received,
                 Ok(Err(end)) => return end,
                 Err(_) => {
                     let problem = format!("no execute message within {} ms", idle.as_millis());
-                    let _ = self.voice.error(problem).await;
+                    let _ = self.sender.send_error(problem).await;
                     return End::Close(CloseCode::Policy, "No execute message");
                 }
             };
-            let problem = match self.state.remote_code.complete(order, &self.config).await {
+            let problem = match self.state.remote_code.complete(request, &self.config).await {
                 Ok(complete) => {
-                    let end = self.run(complete).await;
-                    // The content of the message was in memory until now.
+                    let end = self.run_job(complete).await;
+                    // The job holds the message's content until its end.
                     drop(share);
                     return end;
                 }
                 Err(problem) => problem,
             };
-            let refused = self.voice.refuse(problem.code, problem.to_string());
+            let refused = self.sender.send_refusal(problem.code, problem.to_string());
             if refused.await.is_err() {
                 return End::Gone;
             }
         }
     }
 
-    /// Waits for a good `execute` message.
-    async fn listen_for_order(&mut self) -> Result<(ParsedRequest, Share), End> {
+    /// Waits for a valid `execute` message, and refuses all others.
+    async fn wait_for_request(&mut self) -> Result<(ParsedRequest, MemoryShare), End> {
         loop {
-            let message = self.message(self.config.max_body).await?;
-            let ordered = match message {
-                Ok(message) => self.order(message).await,
+            let message = self.next_message(self.config.max_body).await?;
+            let checked = match message {
+                Ok(message) => self.check_request(message).await,
                 Err(problem) => Err(problem),
             };
-            match ordered {
-                Ok(ordered) => return Ok(ordered),
+            match checked {
+                Ok(request) => return Ok(request),
                 Err(problem) => {
-                    let refusal = self.voice.refuse(problem.code(), problem.to_string());
+                    let refusal = self
+                        .sender
+                        .send_refusal(problem.code(), problem.to_string());
                     refusal.await?;
                 }
             }
         }
     }
 
-    async fn order(&self, received: Received) -> Result<(ParsedRequest, Share), ApiError> {
-        let Received {
+    async fn check_request(
+        &self,
+        received: ReceivedMessage,
+    ) -> Result<(ParsedRequest, MemoryShare), ApiError> {
+        let ReceivedMessage {
             message,
             unknown,
             bytes,
@@ -181,78 +187,78 @@ impl Conversation {
             return Err(ApiError::new(ErrorCode::InvalidRequest, problem));
         };
         let tenant = &self.caller.tenant;
-        let sent = Sent {
+        let parsed = ParsedBody {
             body: *body,
             unknown,
             bytes,
         };
-        let order = accept::order(sent, self.is_strict, tenant, &self.state, &self.config).await?;
-        Ok((order, share))
+        let checked = accept::check(parsed, self.is_strict, tenant, &self.state, &self.config);
+        Ok((checked.await?, share))
     }
 
-    async fn run(mut self, (job, session): (Job, Option<SessionId>)) -> End {
+    async fn run_job(mut self, (job, session): (Job, Option<SessionId>)) -> End {
         self.frames.set(self.config.max_message);
-        let (hand, input) = Hand::new(&job);
+        let (run_input, input) = RunInput::new(&job);
         let tenant = self.caller.tenant.clone();
         let service = &self.state.service;
         let events = service.execute_stream(tenant, session, job, Some(input));
-        let (speaker, pinger) = (self.voice.clone(), self.voice.clone());
-        let (heard, ping_every) = (Rc::clone(&self.heard), self.config.ping_every);
+        let (sender, pinger) = (self.sender.clone(), self.sender.clone());
+        let (last_heard, ping_every) = (Rc::clone(&self.last_heard), self.config.ping_every);
         tokio::select! {
-            end = speak(events, speaker) => end,
-            end = self.listen(hand) => end,
-            end = ping(pinger, ping_every, heard) => end,
+            end = send_events(events, sender) => end,
+            end = self.read_input(run_input) => end,
+            end = ping(pinger, ping_every, last_heard) => end,
         }
     }
 
-    /// Carries out what the client sends while its run goes on.
-    async fn listen(&mut self, mut hand: Hand) -> End {
+    /// Passes the client's input to its run, until the client closes the WebSocket.
+    async fn read_input(&mut self, mut run_input: RunInput) -> End {
         loop {
-            let carried_out = match self.message(self.config.max_message).await {
-                Ok(Ok(received)) => self.carry_out(received.message, &mut hand).await,
+            let applied = match self.next_message(self.config.max_message).await {
+                Ok(Ok(received)) => self.apply(received.message, &mut run_input).await,
                 Ok(Err(problem)) => Err(problem.to_string()),
                 Err(end) => return end,
             };
-            if let Err(problem) = carried_out
-                && self.voice.error(problem).await.is_err()
+            if let Err(problem) = applied
+                && self.sender.send_error(problem).await.is_err()
             {
                 return End::Gone;
             }
         }
     }
 
-    async fn carry_out(&self, message: ClientMessage, hand: &mut Hand) -> Result<(), String> {
+    async fn apply(&self, message: ClientMessage, run_input: &mut RunInput) -> Result<(), String> {
         match message {
             ClientMessage::Execute(_) => {
                 Err("a run is under way, open another WebSocket for the next".to_owned())
             }
-            ClientMessage::Signal { signal } => hand.signal(signal),
-            ClientMessage::Resize { cols, rows } => hand.resize(cols, rows),
+            ClientMessage::Signal { signal } => run_input.signal(signal),
+            ClientMessage::Resize { cols, rows } => run_input.resize(cols, rows),
             ClientMessage::Stdin { data, encoding } => {
-                let open = hand.stdin()?;
+                let stdin = run_input.stdin()?;
                 let bytes = jobs::bytes("stdin.data", data, encoding);
                 let bytes = bytes.map_err(|error| error.to_string())?;
-                self.heard.set(None);
-                // If the run has ended, its exit is on the way.
-                let _ = open.send(bytes).await;
-                self.heard.set(Some(Instant::now()));
+                self.last_heard.set(None);
+                // If the run has ended, its `exit` event is on the way to the client.
+                let _ = stdin.send(bytes).await;
+                self.last_heard.set(Some(Instant::now()));
                 Ok(())
             }
-            ClientMessage::StdinEnd => hand.end_stdin(),
+            ClientMessage::StdinEnd => run_input.end_stdin(),
         }
     }
 
     async fn parse(
         &self,
         text: impl AsRef<str> + Send + 'static,
-    ) -> Result<Result<Received, MessageError>, ApiError> {
+    ) -> Result<Result<ReceivedMessage, MessageError>, ApiError> {
         let (bytes, bodies) = (text.as_ref().len(), &self.state.bodies);
-        // The message is in memory already, so it is refused rather than kept waiting for a share.
+        // The message is in memory already: waiting for a share would not save any, so it is refused instead.
         let share = bodies.try_share(bytes).ok_or_else(ApiError::no_memory)?;
         let bounds = accept::bounds(&self.config);
         let parsing = bodies.work(bytes, move || parse(text.as_ref(), &bounds));
         let parsed = parsing.await?;
-        Ok(parsed.map(|Parsed { value, unknown }| Received {
+        Ok(parsed.map(|Parsed { value, unknown }| ReceivedMessage {
             message: value,
             unknown,
             bytes,
@@ -260,23 +266,26 @@ impl Conversation {
         }))
     }
 
-    /// Tells the client why nothing more is read from it.
+    /// Sends the client the reason why the server reads no more of its frames.
     async fn refuse_frame(&mut self, refusal: Refusal, limit: usize) -> End {
         if refusal == Refusal::LongControl {
             return End::Close(CloseCode::Protocol, "Protocol error");
         }
         let problem = format!("message is larger than {limit} bytes");
-        match self.voice.error(problem).await {
+        match self.sender.send_error(problem).await {
             Ok(()) => End::Close(CloseCode::Size, "Message too large"),
             Err(Closed) => End::Gone,
         }
     }
 
-    /// The next message, or what is wrong with it.
-    async fn message(&mut self, limit: usize) -> Result<Result<Received, ApiError>, End> {
+    /// Waits for the next message. The inner error is about this message, the outer one ends the WebSocket.
+    async fn next_message(
+        &mut self,
+        limit: usize,
+    ) -> Result<Result<ReceivedMessage, ApiError>, End> {
         loop {
             let received = self.messages.recv().await;
-            self.heard.set(Some(Instant::now()));
+            self.last_heard.set(Some(Instant::now()));
             if let Some(refusal) = self.frames.refused() {
                 return Err(self.refuse_frame(refusal, limit).await);
             }
@@ -284,7 +293,7 @@ impl Conversation {
                 Some(Ok(AggregatedMessage::Text(text))) if text.len() <= limit => {
                     match self.parse(text).await {
                         Ok(Err(MessageError::NotJson(problem))) => {
-                            self.voice.error(problem).await?;
+                            self.sender.send_error(problem).await?;
                             return Err(End::Close(CloseCode::Unsupported, "Invalid JSON"));
                         }
                         Ok(Err(MessageError::Invalid(problem))) => {
@@ -299,10 +308,12 @@ impl Conversation {
                 }
                 Some(Ok(AggregatedMessage::Binary(_))) => {
                     let problem = "message is binary, expected text".to_owned();
-                    self.voice.error(problem).await?;
+                    self.sender.send_error(problem).await?;
                     return Err(End::Close(CloseCode::Unsupported, "Binary message"));
                 }
-                Some(Ok(AggregatedMessage::Ping(bytes))) => self.voice.session.pong(&bytes).await?,
+                Some(Ok(AggregatedMessage::Ping(bytes))) => {
+                    self.sender.session.pong(&bytes).await?
+                }
                 Some(Ok(AggregatedMessage::Pong(_))) => {}
                 Some(Ok(AggregatedMessage::Close(_))) => {
                     return Err(End::Close(CloseCode::Normal, ""));
@@ -314,12 +325,12 @@ impl Conversation {
     }
 }
 
-/// Tells the client what happens in its run.
-async fn speak(mut events: JobStream, mut voice: Voice) -> End {
+/// Sends the events of the run to the client, until the last one.
+async fn send_events(mut events: JobStream, mut sender: EventSender) -> End {
     while let Some(event) = events.next().await {
         let failed = event.is_err();
         let event = event.unwrap_or_else(|error| error.last_event());
-        if voice.say(&event).await.is_err() {
+        if sender.send(&event).await.is_err() {
             return End::Gone;
         }
         if failed {
@@ -329,47 +340,51 @@ async fn speak(mut events: JobStream, mut voice: Voice) -> End {
     End::Close(CloseCode::Normal, "Execution complete")
 }
 
-/// Asks the client whether it is there, until it is not.
-async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>>) -> End {
-    let patience = every.saturating_mul(UNANSWERED);
+/// Pings the client at this interval, and returns when it has left [`MAX_UNANSWERED_PINGS`] unanswered.
+async fn ping(
+    mut sender: EventSender,
+    every: Duration,
+    last_heard: Rc<Cell<Option<Instant>>>,
+) -> End {
+    let timeout_after = every.saturating_mul(MAX_UNANSWERED_PINGS);
     loop {
         sleep(every).await;
-        let silent = heard.get().map(|heard| heard.elapsed());
-        if silent.is_some_and(|silent| silent > patience) {
+        let silent = last_heard.get().map(|heard| heard.elapsed());
+        if silent.is_some_and(|silent| silent > timeout_after) {
             return End::Gone;
         }
-        // A client that takes nothing answers nothing.
-        if let Ok(Err(Closed)) = timeout(every, voice.session.ping(b"")).await {
+        // A ping that cannot be sent in time counts as unanswered: a client that reads no data sends no answers.
+        if let Ok(Err(Closed)) = timeout(every, sender.session.ping(b"")).await {
             return End::Gone;
         }
     }
 }
 
-/// The sender of messages to the client.
+/// Sends events to the client. Clones share the connection.
 #[derive(Clone)]
-struct Voice {
+struct EventSender {
     session: Session,
-    /// How long the client may take nothing.
+    /// Time in which the client has to accept an event.
     stall: Duration,
 }
 
-impl Voice {
-    async fn error(&mut self, data: String) -> Result<(), Closed> {
+impl EventSender {
+    async fn send_error(&mut self, data: String) -> Result<(), Closed> {
         let event = StreamEvent::new(EventKind::Error, data, Phase::Code);
-        self.say(&event).await
+        self.send(&event).await
     }
 
-    /// Says that what was asked for is not done, as an answer over HTTP would.
-    async fn refuse(&mut self, code: ErrorCode, data: String) -> Result<(), Closed> {
+    /// Sends the refusal of a request, with the code that the response over HTTP would have.
+    async fn send_refusal(&mut self, code: ErrorCode, data: String) -> Result<(), Closed> {
         let mut event = StreamEvent::new(EventKind::Error, data, Phase::Code);
         event.ending.code = Some(code);
-        self.say(&event).await
+        self.send(&event).await
     }
 
-    async fn say(&mut self, event: &StreamEvent) -> Result<(), Closed> {
-        // Strings and fixed names: nothing that JSON does not know.
+    async fn send(&mut self, event: &StreamEvent) -> Result<(), Closed> {
+        // An event consists of strings and fixed names, which JSON can always express.
         let text = serde_json::to_string(event).map_err(|_| Closed)?;
-        let saying = self.session.text(text);
-        timeout(self.stall, saying).await.unwrap_or(Err(Closed))
+        let sending = self.session.text(text);
+        timeout(self.stall, sending).await.unwrap_or(Err(Closed))
     }
 }

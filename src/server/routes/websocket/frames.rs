@@ -1,7 +1,7 @@
-//! The frames of a WebSocket's client, refused by the length that they declare.
+//! Refuses the frames of a WebSocket's client by the length that their headers declare.
 //!
-//! actix-http compares a frame's length with the limit when it has all of the frame. [`FrameGuard`] reads the
-//! headers of the frames that pass through it, and ends the input with the header of one that is too large.
+//! actix-http compares a frame's length with the limit only once the whole frame is in memory. [`FrameGuard`] reads the
+//! headers of the frames that pass through it, and ends the input at the header of a frame that is too large.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -13,25 +13,25 @@ use actix_web::error::PayloadError;
 use actix_web::web::Bytes;
 use futures::Stream;
 
-/// Length of the longest header: two bytes, an extended length, and a mask.
-const LONGEST_HEADER: usize = 14;
+/// Length of the longest header in bytes: 2 fixed ones, 8 of an extended length, and 4 of a mask.
+const MAX_HEADER: usize = 14;
 
-/// Largest payload of a ping, a pong or a close.
-const MOST_CONTROL: u64 = 125;
+/// Largest payload of a ping, pong or close frame in bytes (RFC 6455, 5.5).
+const MAX_CONTROL_PAYLOAD: u64 = 125;
 
-/// Why the input has ended before its client ended it.
+/// Reason why the server ended a client's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// A message is larger than the limit.
+    /// A message is larger than its limit.
     TooLarge,
-    /// A control frame is longer than any may be.
+    /// A control frame is longer than RFC 6455 allows.
     LongControl,
 }
 
-/// State that a [`FrameGuard`] and its conversation share.
+/// The limit of a [`FrameGuard`] and its result, shared with the reader of the messages.
 #[derive(Debug, Default)]
 pub(super) struct FrameLimit {
-    /// Bytes of one message, in however many frames.
+    /// Largest message in bytes, all its frames together.
     limit: Cell<u64>,
     refused: Cell<Option<Refusal>>,
 }
@@ -43,12 +43,12 @@ impl FrameLimit {
         Rc::new(this)
     }
 
-    /// Sets the limit for the frames that come from now on.
+    /// Sets the limit for frames that arrive from now on.
     pub(super) fn set(&self, limit: usize) {
         self.limit.set(limit as u64);
     }
 
-    /// Returns why the input was ended, if it was.
+    /// Returns why the server ended the input, if it did.
     pub(super) fn refused(&self) -> Option<Refusal> {
         self.refused.get()
     }
@@ -58,12 +58,12 @@ impl FrameLimit {
 pub(super) struct FrameGuard {
     payload: Payload,
     limit: Rc<FrameLimit>,
-    headers: Headers,
+    headers: HeaderScanner,
 }
 
 impl FrameGuard {
     pub(super) fn new(payload: Payload, limit: Rc<FrameLimit>) -> Self {
-        let headers = Headers::default();
+        let headers = HeaderScanner::default();
         Self {
             payload,
             limit,
@@ -84,7 +84,7 @@ impl Stream for FrameGuard {
             return Poll::Ready(piece);
         };
         let limit = self.limit.limit.get();
-        if let Err(refusal) = self.headers.pass(bytes, limit) {
+        if let Err(refusal) = self.headers.scan(bytes, limit) {
             self.limit.refused.set(Some(refusal));
             return Poll::Ready(None);
         }
@@ -92,20 +92,23 @@ impl Stream for FrameGuard {
     }
 }
 
-/// Follows a stream of frames from header to header.
+/// Reads the headers in a stream of frames, and skips the payloads.
 #[derive(Debug, Default)]
-struct Headers {
-    /// The bytes of a header that have arrived.
+struct HeaderScanner {
+    /// The bytes of an incomplete header.
     header: Vec<u8>,
-    /// Bytes of the current frame's payload that have not arrived.
+    /// Bytes of the current frame's payload that are still to come.
     payload: u64,
-    /// Bytes of the current message in the frames before.
+    /// Payload bytes of the current message, in the frames so far.
     message: u64,
 }
 
-impl Headers {
-    /// Passes on bytes, where no header among them declares too much.
-    fn pass(&mut self, mut bytes: &[u8], limit: u64) -> Result<(), Refusal> {
+impl HeaderScanner {
+    /// Scans bytes of the stream.
+    ///
+    /// # Errors
+    /// If a header in them declares a frame or a message that is too large.
+    fn scan(&mut self, mut bytes: &[u8], limit: u64) -> Result<(), Refusal> {
         while let Some((first, rest)) = bytes.split_first() {
             if self.payload > 0 {
                 let skipped = bytes
@@ -117,7 +120,7 @@ impl Headers {
             }
             self.header.push(*first);
             bytes = rest;
-            if let Some(frame) = Frame::read(&self.header) {
+            if let Some(frame) = FrameHeader::decode(&self.header) {
                 self.header.clear();
                 self.payload = frame.length;
                 self.admit(&frame, limit)?;
@@ -126,12 +129,12 @@ impl Headers {
         Ok(())
     }
 
-    fn admit(&mut self, frame: &Frame, limit: u64) -> Result<(), Refusal> {
+    fn admit(&mut self, frame: &FrameHeader, limit: u64) -> Result<(), Refusal> {
         if frame.length > limit {
             return Err(Refusal::TooLarge);
         }
         if frame.is_control {
-            return match frame.length <= MOST_CONTROL {
+            return match frame.length <= MAX_CONTROL_PAYLOAD {
                 true => Ok(()),
                 false => Err(Refusal::LongControl),
             };
@@ -147,17 +150,17 @@ impl Headers {
     }
 }
 
-/// The header of a frame (RFC 6455, 5.2).
+/// The decoded header of a frame (RFC 6455, 5.2).
 #[derive(Debug)]
-struct Frame {
+struct FrameHeader {
     is_last: bool,
     is_control: bool,
     length: u64,
 }
 
-impl Frame {
-    /// A header that has arrived whole; `None` where something of it is missing.
-    fn read(header: &[u8]) -> Option<Self> {
+impl FrameHeader {
+    /// Decodes a header; returns `None` if the header is incomplete.
+    fn decode(header: &[u8]) -> Option<Self> {
         let [first, second, rest @ ..] = header else {
             return None;
         };
@@ -176,7 +179,7 @@ impl Frame {
         if is_masked && rest.len() < 4 {
             return None;
         }
-        debug_assert!(header.len() <= LONGEST_HEADER);
+        debug_assert!(header.len() <= MAX_HEADER);
         Some(Self {
             is_last: first & 0x80 != 0,
             is_control: first & 0x08 != 0,
@@ -194,7 +197,7 @@ mod tests {
     const PING: u8 = 0x9;
     const LAST: u8 = 0x80;
 
-    /// A masked frame of that many bytes, with `sent` of them.
+    /// Returns a masked frame that declares `length` payload bytes and has `sent` of them.
     fn frame(first: u8, length: u64, sent: usize) -> Vec<u8> {
         let mut bytes = vec![first];
         match length {
@@ -209,17 +212,17 @@ mod tests {
             }
         }
         bytes.extend([1, 2, 3, 4]);
-        // Bytes that would be headers of huge frames.
+        // As a header, these payload bytes would declare a huge frame.
         bytes.resize(bytes.len() + sent, 0xff);
         bytes
     }
 
     fn pass(frames: &[Vec<u8>], limit: u64, piece: usize) -> Result<(), Refusal> {
-        let mut headers = Headers::default();
+        let mut headers = HeaderScanner::default();
         let bytes = frames.concat();
         bytes
             .chunks(piece)
-            .try_for_each(|piece| headers.pass(piece, limit))
+            .try_for_each(|piece| headers.scan(piece, limit))
     }
 
     #[test]

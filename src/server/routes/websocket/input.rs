@@ -1,4 +1,4 @@
-//! The way of a client's input to its run.
+//! Passes the input that a client sends over its WebSocket to the run.
 
 use isol8_actors::{Input, Job, Signal, TerminalSize};
 use isol8_api::SignalName;
@@ -7,27 +7,28 @@ use tokio::sync::{mpsc, watch};
 
 use crate::jobs;
 
-/// The client's side of a run. If the run has ended, its exit is on the way, and input that comes too late is dropped.
-pub(super) struct Hand {
+/// The senders for the input of a run: standard input, signals and terminal sizes. Input that arrives after the run's
+/// end is dropped, because the `exit` event is already on its way to the client.
+pub(super) struct RunInput {
     stdin: Stdin,
     signals: mpsc::Sender<Signal>,
-    /// Sizes for a run at a terminal. Only the last one counts.
+    /// Sizes of the run's terminal, if it has one. Only the latest counts.
     size: Option<watch::Sender<TerminalSize>>,
 }
 
 /// A run's standard input.
 enum Stdin {
     Open(mpsc::Sender<Vec<u8>>),
-    /// The request had all of it.
+    /// The request held all of standard input.
     Given,
     Ended,
 }
 
-impl Hand {
-    /// Both ends, for this job.
+impl RunInput {
+    /// Makes both ends of the input of this job.
     pub(super) fn new(job: &Job) -> (Self, Input) {
         let (sender, input) = Input::channel(job.terminal);
-        let hand = Self {
+        let run_input = Self {
             stdin: match &job.stdin {
                 Some(_) => Stdin::Given,
                 None => Stdin::Open(sender.stdin),
@@ -35,10 +36,13 @@ impl Hand {
             signals: sender.signals,
             size: sender.size,
         };
-        (hand, input)
+        (run_input, input)
     }
 
     /// Returns the channel of standard input.
+    ///
+    /// # Errors
+    /// If the client may not write to it any more, or never could.
     pub(super) fn stdin(&self) -> Result<&mpsc::Sender<Vec<u8>>, String> {
         match &self.stdin {
             Stdin::Open(sender) => Ok(sender),
@@ -90,19 +94,24 @@ mod tests {
 
     #[test]
     fn only_the_last_size_counts_and_only_at_a_terminal() {
-        let (hand, _input) = Hand::new(&job());
-        assert!(hand.resize(80, 24).unwrap_err().contains("request.tty"));
+        let (run_input, _input) = RunInput::new(&job());
+        assert!(
+            run_input
+                .resize(80, 24)
+                .unwrap_err()
+                .contains("request.tty")
+        );
         let mut job = job();
         job.terminal = Some(TerminalSize {
             columns: 80,
             rows: 24,
         });
-        let (hand, input) = Hand::new(&job);
+        let (run_input, input) = RunInput::new(&job);
         for columns in 1..100 {
-            hand.resize(columns, 30).unwrap();
+            run_input.resize(columns, 30).unwrap();
         }
         assert_eq!(
-            hand.resize(1001, 30).unwrap_err(),
+            run_input.resize(1001, 30).unwrap_err(),
             "resize.cols: 1001 is out of range, expected 1 to 1000"
         );
         let mut sizes = input.size.unwrap();
@@ -113,13 +122,13 @@ mod tests {
 
     #[test]
     fn input_that_has_ended_is_not_taken() {
-        let (mut hand, _input) = Hand::new(&job());
-        assert!(hand.stdin().is_ok());
-        hand.end_stdin().unwrap();
-        assert!(hand.stdin().unwrap_err().contains("ended"));
-        assert!(hand.end_stdin().is_err());
+        let (mut run_input, _input) = RunInput::new(&job());
+        assert!(run_input.stdin().is_ok());
+        run_input.end_stdin().unwrap();
+        assert!(run_input.stdin().unwrap_err().contains("ended"));
+        assert!(run_input.end_stdin().is_err());
         let mut job = job();
         job.stdin = Some(Vec::new());
-        assert!(Hand::new(&job).0.end_stdin().is_err());
+        assert!(RunInput::new(&job).0.end_stdin().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! From the text of a WebSocket message to what it asks for.
+//! Parses the text of a client's WebSocket message.
 
 use isol8_api::{ClientMessage, Encoding, ExecuteBody, SignalName};
 use serde::Deserialize;
@@ -7,17 +7,17 @@ use serde::de::DeserializeOwned;
 use crate::server::body;
 use crate::server::json::{self, Bound, Parsed};
 
-/// A message that asks for nothing.
+/// Reason why a message cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum MessageError {
     /// The message is not JSON: the client does not speak this protocol.
     NotJson(String),
-    /// The message is not one of the contract's; the text names the fault.
+    /// The message is JSON, but does not follow the contract; the text names the fault.
     Invalid(String),
 }
 
-/// Parses a message. Each type by itself: what parses any of them keeps all of a message until it knows its
-/// type, at a multiple of its size.
+/// Parses a message: first its type, then the content by that type. serde's tagged enums would buffer the whole message
+/// until the type is known, at a multiple of its size.
 pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<Parsed<ClientMessage>, MessageError> {
     #[derive(Deserialize)]
     struct Tagged {
@@ -51,7 +51,7 @@ pub(super) fn parse(text: &str, bounds: &[Bound]) -> Result<Parsed<ClientMessage
     })?;
     let message = match tagged.r#type.as_str() {
         "execute" => {
-            // An error within names the path to the member at fault.
+            // The error names the path of the member at fault.
             let body = body::parse::<ExecuteBody>(text.as_bytes(), bounds)
                 .map_err(|error| MessageError::Invalid(error.to_string()))?;
             return Ok(Parsed {

@@ -1,4 +1,4 @@
-//! The way of a [`Reader`] into what a value consists of.
+//! Tracked visitors: follow a value into its elements, members and variants.
 
 use std::fmt;
 
@@ -7,32 +7,26 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::fault::{Fault, Shortened};
-use super::{Bound, NAME_SHOWN, Reader, Seed, Step, Tracker};
+use super::short_error::{ShortError, Shortened};
+use super::{Bound, MAX_NAME_SHOWN, Step, Tracked, Tracker};
 
-/// A visitor that is watched.
-pub(super) struct Watched<'t, 'a, V> {
-    pub(super) visitor: V,
-    pub(super) tracker: &'t mut Tracker<'a>,
-}
-
-/// Methods that visit a value without parts: its error becomes a short one.
-macro_rules! shortly {
+/// Methods that visit a value without parts, and shorten its error.
+macro_rules! with_short_error {
     ($($method:ident($value:ty))*) => {$(
         fn $method<E: Error>(self, value: $value) -> Result<Self::Value, E> {
-            self.visitor.$method::<Fault>(value).map_err(E::custom)
+            self.inner.$method::<ShortError>(value).map_err(E::custom)
         }
     )*};
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Watched<'_, '_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for Tracked<'_, '_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.visitor.expecting(f)
+        self.inner.expecting(f)
     }
 
-    shortly! {
+    with_short_error! {
         visit_bool(bool) visit_char(char)
         visit_i8(i8) visit_i16(i16) visit_i32(i32) visit_i64(i64) visit_i128(i128)
         visit_u8(u8) visit_u16(u16) visit_u32(u32) visit_u64(u64) visit_u128(u128)
@@ -42,67 +36,61 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watched<'_, '_, V> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        self.visitor.visit_unit::<Fault>().map_err(E::custom)
+        self.inner.visit_unit::<ShortError>().map_err(E::custom)
     }
 
     fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
-        self.visitor.visit_none::<Fault>().map_err(E::custom)
+        self.inner.visit_none::<ShortError>().map_err(E::custom)
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
-        self.visitor.visit_some(Reader {
-            inner,
-            tracker: self.tracker,
-        })
+        let (visitor, inner) = self.wrap(inner);
+        visitor.visit_some(inner)
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
-        self.visitor.visit_newtype_struct(Reader {
-            inner,
-            tracker: self.tracker,
-        })
+        let (visitor, inner) = self.wrap(inner);
+        visitor.visit_newtype_struct(inner)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, inner: A) -> Result<Self::Value, A::Error> {
         let bound = self.tracker.bound();
-        let visited = self.visitor.visit_seq(Elements {
+        let visited = self.inner.visit_seq(TrackedElements {
             inner,
             bound,
             count: 0,
             tracker: &mut *self.tracker,
         });
-        self.tracker.at_fault(visited)
+        self.tracker.note_error(visited)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, inner: A) -> Result<Self::Value, A::Error> {
         let bound = self.tracker.bound();
-        let visited = self.visitor.visit_map(Members {
+        let visited = self.inner.visit_map(TrackedMembers {
             inner,
             bound,
             count: 0,
             name: String::new(),
             tracker: &mut *self.tracker,
         });
-        self.tracker.at_fault(visited)
+        self.tracker.note_error(visited)
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, inner: A) -> Result<Self::Value, A::Error> {
-        self.visitor.visit_enum(Variant {
-            inner,
-            tracker: self.tracker,
-        })
+        let (visitor, inner) = self.wrap(inner);
+        visitor.visit_enum(inner)
     }
 }
 
-/// The elements of a list.
-struct Elements<'t, 'a, A> {
+/// Access to the elements of a list, which it counts.
+struct TrackedElements<'t, 'a, A> {
     inner: A,
     bound: Option<Bound>,
     count: usize,
     tracker: &'t mut Tracker<'a>,
 }
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, '_, A> {
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for TrackedElements<'_, '_, A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(
@@ -110,11 +98,11 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, '_, A> {
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
         self.tracker.path.push(Step::Index(self.count));
-        let read = self.inner.next_element_seed(Seed {
-            seed,
+        let read = self.inner.next_element_seed(Tracked {
+            inner: seed,
             tracker: &mut *self.tracker,
         });
-        let read = self.tracker.at_fault(read);
+        let read = self.tracker.note_error(read);
         self.tracker.path.pop();
         let read = read?;
         self.count += usize::from(read.is_some());
@@ -123,17 +111,17 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Elements<'_, '_, A> {
     }
 }
 
-/// The members of an object.
-struct Members<'t, 'a, A> {
+/// Access to the members of an object, which it counts.
+struct TrackedMembers<'t, 'a, A> {
     inner: A,
     bound: Option<Bound>,
     count: usize,
-    /// Name of the last one, or its begin.
+    /// Name of the current member, shortened if it is long.
     name: String,
     tracker: &'t mut Tracker<'a>,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, '_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for TrackedMembers<'_, '_, A> {
     type Error = A::Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(
@@ -141,7 +129,9 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, '_, A> {
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
         let name = &mut self.name;
-        let read = self.inner.next_key_seed(Named { inner: seed, name })?;
+        let read = self
+            .inner
+            .next_key_seed(NameRecorder { inner: seed, name })?;
         self.count += usize::from(read.is_some());
         self.tracker.check(self.bound, self.count)?;
         Ok(read)
@@ -150,38 +140,39 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, '_, A> {
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
         let name = std::mem::take(&mut self.name);
         self.tracker.path.push(Step::Member(name));
-        let read = self.inner.next_value_seed(Seed {
-            seed,
+        let read = self.inner.next_value_seed(Tracked {
+            inner: seed,
             tracker: &mut *self.tracker,
         });
-        let read = self.tracker.at_fault(read);
+        let read = self.tracker.note_error(read);
         self.tracker.path.pop();
         read
     }
 }
 
-/// Notes the begin of a member's name: as a seed, as the deserializer for it, and as its visitor.
-struct Named<'n, T> {
+/// Records a member's name, shortened if it is long. The value is a seed, then the deserializer of the name, then its
+/// visitor.
+struct NameRecorder<'n, T> {
     inner: T,
     name: &'n mut String,
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Named<'_, S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for NameRecorder<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Named {
+        self.inner.deserialize(NameRecorder {
             inner: deserializer,
             name: self.name,
         })
     }
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Named<'_, D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for NameRecorder<'_, D> {
     type Error = D::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_any(Named {
+        self.inner.deserialize_any(NameRecorder {
             inner: visitor,
             name: self.name,
         })
@@ -193,7 +184,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Named<'_, D> {
     }
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Named<'_, V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for NameRecorder<'_, V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -201,42 +192,36 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Named<'_, V> {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<V::Value, E> {
-        *self.name = Shortened::of(name, NAME_SHOWN);
-        self.inner.visit_str::<Fault>(name).map_err(E::custom)
+        *self.name = Shortened::of(name, MAX_NAME_SHOWN);
+        self.inner.visit_str::<ShortError>(name).map_err(E::custom)
     }
 
     fn visit_borrowed_str<E: Error>(self, name: &'de str) -> Result<V::Value, E> {
-        *self.name = Shortened::of(name, NAME_SHOWN);
-        let visited = self.inner.visit_borrowed_str::<Fault>(name);
+        *self.name = Shortened::of(name, MAX_NAME_SHOWN);
+        let visited = self.inner.visit_borrowed_str::<ShortError>(name);
         visited.map_err(E::custom)
     }
 }
 
-/// A value of an enum: its variant, and then its content.
-struct Variant<'t, 'a, A> {
-    inner: A,
-    tracker: &'t mut Tracker<'a>,
-}
-
-impl<'t, 'a, 'de, A: EnumAccess<'de>> EnumAccess<'de> for Variant<'t, 'a, A> {
+impl<'t, 'a, 'de, A: EnumAccess<'de>> EnumAccess<'de> for Tracked<'t, 'a, A> {
     type Error = A::Error;
-    type Variant = Variant<'t, 'a, A::Variant>;
+    type Variant = Tracked<'t, 'a, A::Variant>;
 
     fn variant_seed<S: DeserializeSeed<'de>>(
         self,
         seed: S,
     ) -> Result<(S::Value, Self::Variant), A::Error> {
         let Self { inner, tracker } = self;
-        let seed = Seed {
-            seed,
+        let seed = Tracked {
+            inner: seed,
             tracker: &mut *tracker,
         };
         let (value, inner) = inner.variant_seed(seed)?;
-        Ok((value, Variant { inner, tracker }))
+        Ok((value, Tracked { inner, tracker }))
     }
 }
 
-impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Variant<'_, '_, A> {
+impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Tracked<'_, '_, A> {
     type Error = A::Error;
 
     fn unit_variant(self) -> Result<(), A::Error> {
@@ -244,15 +229,13 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Variant<'_, '_, A> {
     }
 
     fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
-        self.inner.newtype_variant_seed(Seed {
-            seed,
-            tracker: self.tracker,
-        })
+        let (variant, seed) = self.wrap(seed);
+        variant.newtype_variant_seed(seed)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
-        let tracker = self.tracker;
-        self.inner.tuple_variant(len, Watched { visitor, tracker })
+        let (variant, visitor) = self.wrap(visitor);
+        variant.tuple_variant(len, visitor)
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -260,8 +243,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Variant<'_, '_, A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        let tracker = self.tracker;
-        self.inner
-            .struct_variant(fields, Watched { visitor, tracker })
+        let (variant, visitor) = self.wrap(visitor);
+        variant.struct_variant(fields, visitor)
     }
 }

@@ -1,42 +1,44 @@
-//! Errors that repeat only the begin of what was sent.
+//! Errors that repeat only the beginning of the client's text.
 
 use std::fmt::{self, Display, Write};
 
 use serde::de::{Error, Expected, Unexpected};
 
-/// Most bytes of an error, and of a value in it.
-const ERROR_SHOWN: usize = 400;
-const VALUE_SHOWN: usize = 80;
+/// Most bytes of an error.
+const MAX_ERROR: usize = 400;
 
-/// Error of a visitor about a value that it does not take.
+/// Most bytes of a value that an error shows.
+const MAX_VALUE_SHOWN: usize = 80;
+
+/// Error of a visitor about a value that it does not accept, shortened.
 #[derive(Debug)]
-pub(super) struct Fault(String);
+pub(super) struct ShortError(String);
 
-impl Display for Fault {
+impl Display for ShortError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for ShortError {}
 
-impl Error for Fault {
+impl Error for ShortError {
     fn custom<T: Display>(text: T) -> Self {
-        Self(shortened(text, ERROR_SHOWN))
+        Self(shortened(text, MAX_ERROR))
     }
 
     fn invalid_type(given: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let given = shortened(given, VALUE_SHOWN);
+        let given = shortened(given, MAX_VALUE_SHOWN);
         Self::custom(format_args!("invalid type: {given}, expected {expected}"))
     }
 
     fn invalid_value(given: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let given = shortened(given, VALUE_SHOWN);
+        let given = shortened(given, MAX_VALUE_SHOWN);
         Self::custom(format_args!("invalid value: {given}, expected {expected}"))
     }
 
     fn unknown_variant(given: &str, expected: &'static [&'static str]) -> Self {
-        let given = shortened(given, VALUE_SHOWN);
+        let given = shortened(given, MAX_VALUE_SHOWN);
         let expected = expected.join(", ");
         Self::custom(format_args!(
             "unknown value {given:?}, expected one of {expected}"
@@ -67,13 +69,13 @@ impl Shortened {
         }
     }
 
-    /// The begin of a text.
+    /// Returns the beginning of a text.
     pub(super) fn of(text: &str, most: usize) -> String {
         shortened(text, most)
     }
 
     pub(super) fn add(&mut self, text: fmt::Arguments<'_>) {
-        // Formatting ends where the text is full, which is no error.
+        // The error only says that the text is full, and that formatting stopped.
         let _ = self.write_fmt(text);
     }
 
