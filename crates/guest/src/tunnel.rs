@@ -9,17 +9,18 @@ use isol8_protocol::{Failure, GRANT_STEP, StreamId, TunnelId, WINDOW};
 use crate::failure::internal;
 use crate::write_buffer::WriteBuffer;
 
-/// The port, if it is free: user code may have taken it.
+/// The preferred port. Another one is used if user code has bound it.
 const PORT: u16 = 8118;
 
-/// Variables by which programs find the proxy. Both spellings are in use, and curl reads the lower case of one only.
+/// Variables by which programs find the proxy. Both spellings are in use; curl reads `http_proxy` in lower case only.
 const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
 
-/// Variables that list the hosts reached without it: loopback in all its forms, and the sandbox by its own name.
+/// Variables that list the hosts to reach without the proxy.
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// Loopback in all its forms, and the sandbox by its host name.
 const LOOPBACK: &str = "localhost,127.0.0.1,127.0.0.0/8,::1,0.0.0.0,sandbox";
 
-/// Has node look at the others.
+/// The variable that makes node use the others.
 const NODE: &str = "NODE_USE_ENV_PROXY";
 
 /// The port that the programs of a run connect to.
@@ -41,7 +42,7 @@ impl Port {
         prepared.map_err(|error| internal("no port for the network of the run", error))
     }
 
-    /// The variables that tell programs of it, but for those that the run sets itself.
+    /// Returns the variables that describe the proxy to programs, except those that the run sets itself.
     pub(crate) fn variables(&self, own: &[(String, String)]) -> Vec<(String, String)> {
         let proxy = format!("http://127.0.0.1:{}", self.number);
         let proxies = PROXY.iter().map(|name| (*name, proxy.as_str()));
@@ -52,7 +53,7 @@ impl Port {
             .collect()
     }
 
-    /// The next connection that waits.
+    /// Accepts the next connection.
     pub(crate) fn accept(&self) -> io::Result<TcpStream> {
         let (socket, _) = self.listener.accept()?;
         socket.set_nonblocking(true)?;
@@ -65,26 +66,27 @@ impl Port {
     }
 }
 
-/// The result of reading from a program.
+/// The outcome of reading from a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
-    /// So many bytes.
+    /// Number of bytes that were read.
     Bytes(usize),
-    /// Nothing now.
+    /// No bytes can be read now.
     Nothing,
-    /// The program sends nothing more.
+    /// The program has ended its direction.
     End,
-    /// The program's socket is gone.
+    /// The program's socket has failed.
     Gone,
 }
 
-/// The directions that the host has ended.
+/// The host's side of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Host {
+    /// The host may send.
     Sends,
     /// The host sends nothing more.
     Ended,
-    /// The host takes nothing more either.
+    /// The host neither sends nor takes anything more.
     Closed,
 }
 
@@ -93,16 +95,16 @@ enum Host {
 pub(crate) struct Tunnel {
     pub(crate) id: TunnelId,
     pub(crate) run: StreamId,
-    /// The program's socket, until this side has closed it. The tunnel waits for the host's close then.
+    /// The program's socket; `None` once the guest has closed the tunnel and waits for the host to close it.
     socket: Option<TcpStream>,
-    /// The program sends nothing more.
+    /// Whether the program has ended its direction.
     ended: bool,
-    /// Bytes that the host takes now.
+    /// Bytes that may still be sent to the host.
     credit: u64,
     host: Host,
     /// Bytes that the program has not taken yet.
     pending: WriteBuffer,
-    /// Bytes that the host may still send, and those that it was not told of.
+    /// Bytes that the host may still send, and bytes that were written to the program and not yet granted back.
     window: u32,
     owed: u32,
 }
@@ -122,7 +124,7 @@ impl Tunnel {
         }
     }
 
-    /// The socket to wait for, and whether for reading and for writing.
+    /// Returns the socket to wait for, whether for reading, and whether for writing.
     pub(crate) fn waits_for(&self) -> Option<(BorrowedFd<'_>, bool, bool)> {
         let (reads, writes) = (self.may_read(), !self.pending.is_empty());
         let socket = self.socket.as_ref().filter(|_| reads || writes)?;
@@ -133,28 +135,28 @@ impl Tunnel {
         !self.ended && self.host != Host::Closed && self.credit > 0
     }
 
-    /// Whether nothing is left of it on either side.
+    /// Whether the tunnel is closed and can be removed.
     pub(crate) fn is_over(&self) -> bool {
         self.host == Host::Closed && (self.socket.is_none() || self.pending.is_empty())
     }
 
-    /// Whether this side has not closed it yet.
+    /// Whether the guest has not closed the tunnel yet.
     pub(crate) fn is_open(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Lets go of the program.
+    /// Closes the program's socket.
     pub(crate) fn close(&mut self) {
         self.socket = None;
         self.pending.clear();
     }
 
     pub(crate) fn grant(&mut self, bytes: u32) {
-        // The host grants back what it took, so more than a window is never under way.
+        // The host grants only bytes that it took, so credit never exceeds a window.
         self.credit = (self.credit + u64::from(bytes)).min(WINDOW.into());
     }
 
-    /// Reads what the program says now.
+    /// Reads as much as the program has sent, within the buffer and the credit.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Said {
         if !self.may_read() {
             return Said::Nothing;
@@ -203,8 +205,8 @@ impl Tunnel {
         self.host = Host::Closed;
     }
 
-    /// Writes as much as the program takes now, and ends its input behind the last byte. An error says
-    /// that it is gone; else these are the bytes to grant to the host.
+    /// Writes as much as the program takes now, and ends its input after the last byte. Returns the credit in bytes to
+    /// grant to the host. The error means that the program's socket has failed.
     pub(crate) fn feed(&mut self) -> io::Result<u32> {
         let Some(socket) = &mut self.socket else {
             return Ok(0);
@@ -222,7 +224,7 @@ impl Tunnel {
             }
         }
         if self.pending.is_empty() && self.host >= Host::Ended {
-            // A program that is gone says so when it is read from.
+            // If the socket has failed, the next read reports it.
             let _ = socket.shutdown(Shutdown::Write);
         }
         if self.owed < GRANT_STEP || self.host != Host::Sends {
@@ -264,7 +266,7 @@ mod tests {
         assert_ne!(first.number, second.number);
     }
 
-    /// A tunnel, and the program at its end.
+    /// Returns a tunnel, and the program's end of it.
     fn connected() -> (Tunnel, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

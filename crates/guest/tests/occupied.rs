@@ -1,4 +1,4 @@
-//! Places that user code has filled or occupied: neither a session nor the guest is lost to that.
+//! Directories and names that user code has filled or occupied: neither the session nor the guest is lost by that.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -31,7 +31,7 @@ fn cell_of(kernel: KernelKind, source: &str) -> RunSpec {
     })
 }
 
-/// A cell for every interpreter that is installed, which prints 42.
+/// Returns a cell that prints 42 for every interpreter that is installed.
 async fn cells(sandbox: &Sandbox) -> Vec<RunSpec> {
     let mut specs = Vec::new();
     for (kernel, program, source) in [
@@ -56,7 +56,7 @@ async fn failure_of(sandbox: &Sandbox, spec: RunSpec) -> (FailureKind, String) {
     (error.failure_kind().unwrap(), error.to_string())
 }
 
-/// Runs a cell of which the host sends the input as it goes.
+/// Runs a cell whose input the host sends while the cell runs.
 async fn piped(sandbox: &Sandbox, mut spec: RunSpec, input: &[u8]) -> Outcome {
     spec.stdin = Stdin::Piped;
     let run = sandbox.control.run(spec).unwrap();
@@ -101,7 +101,7 @@ async fn a_kernel_that_finds_no_place_fails_its_cell_at_once_and_the_next_one_bo
     sandbox.sh("rm /tmp/* /dev/shm/*").await.ok();
     assert_eq!(sandbox.run(bash("echo 2")).await.ok(), "2");
 
-    // The same for an interpreter that boots because its predecessor died, while no run waits.
+    // The same holds for an interpreter that boots because the one before died, while no run waits.
     sandbox.run(bash("x=1")).await.ok();
     fill(&sandbox, &["/dev/shm", "/tmp"]).await;
     assert!(sandbox.run(bash("kill -9 $$")).await.exit.state_lost);
@@ -216,7 +216,7 @@ async fn what_lies_where_scripts_do_holds_no_kernel_up() {
             let outcome = finish(sandbox.control.run(spec.clone()).unwrap()).await;
             match outcome {
                 Ok(outcome) => assert_eq!(outcome.ok(), "42"),
-                // Bun cannot start without it, and says so.
+                // Bun cannot start without the file, and reports that.
                 Err(error) => {
                     assert_eq!(error.failure_kind(), Some(FailureKind::Refused), "{error}");
                     assert!(error.to_string().contains("/sandbox/main.ts"), "{error}");

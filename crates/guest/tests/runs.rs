@@ -1,4 +1,4 @@
-//! Programs: output, input, ends.
+//! Programs: their output, their input, and their end.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 

@@ -24,7 +24,7 @@ fn at_terminal(mut spec: RunSpec) -> RunSpec {
     spec
 }
 
-/// Takes output until it ends in `end`, and gives all of it.
+/// Takes output until it ends in `end`, and returns all of it.
 async fn until(run: &mut RunHandle, end: &str) -> String {
     let mut shown = String::new();
     while !shown.ends_with(end) {
@@ -61,7 +61,7 @@ print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.is
     let mut dumb = at_terminal(sh("echo $TERM; stty size; tty"));
     dumb.env = vec![("TERM".into(), "dumb".into())];
     assert_eq!(sandbox.run(dumb).await.ok(), "dumb\r\n24 80\r\n/dev/pts/0");
-    // An interpreter that was kept booted still waits for scripts without a terminal.
+    // The spare still waits for a script without a terminal.
     assert_eq!(
         sandbox.python("print(open(0).isatty())").await.ok(),
         "False"
@@ -100,7 +100,7 @@ async fn scripts_of_every_interpreter_find_it() {
         });
         spec.env = vec![("NO_COLOR".into(), "1".into())];
         let outcome = sandbox.run(at_terminal(spec)).await;
-        // Deno clears its progress off the line first.
+        // Deno clears its progress from the line first.
         let shown = outcome.stdout.rsplit("\u{1b}[J").next();
         assert_eq!(
             (shown, outcome.code()),
@@ -132,7 +132,7 @@ while os.get_terminal_size().columns > 1: time.sleep(0.05)";
     }
     assert_eq!(finish(run).await.unwrap().code(), 0);
 
-    // As early as the program itself, and in a place without a terminal.
+    // The size may also change while the program starts, and for a run without a terminal.
     let run = sandbox.control.run(at_terminal(sh("stty size"))).unwrap();
     run.input()
         .resize(TerminalSize {
@@ -229,7 +229,7 @@ async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
 #[tokio::test]
 async fn input_that_nobody_reads_waits() {
     let sandbox = Sandbox::start().await;
-    // Character by character, and line by line.
+    // In raw mode the terminal passes input on by characters, in cooked mode by lines.
     for (mode, typed) in [
         ("raw", "xxxxx".repeat(60_000)),
         ("cooked", "four\n".repeat(60_000)),
@@ -247,7 +247,7 @@ async fn input_that_nobody_reads_waits() {
     }
 }
 
-/// Processor time of the guest, in hundredths of a second.
+/// Returns the processor time of the guest, in hundredths of a second.
 fn processor_time(sandbox: &Sandbox) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", sandbox.guest())).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();

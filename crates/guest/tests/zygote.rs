@@ -1,5 +1,4 @@
-//! The interpreter that others are forked from: what its children do not share, and what happens
-//! when it goes.
+//! The zygote, from which interpreters are forked: the state that its children do not share, and its end.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -23,7 +22,7 @@ async fn kept(settings: PrewarmSettings) -> Sandbox {
     sandbox
 }
 
-/// The zygotes of a sandbox, seen from outside.
+/// Returns the process ids of a sandbox's zygotes in the namespace of the tests.
 fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
     let guest = sandbox.guest();
     let children = fs::read_to_string(format!("/proc/{guest}/task/{guest}/children")).unwrap();
@@ -37,7 +36,8 @@ fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
         .collect()
 }
 
-/// Returns the one zygote. A process that it forks is a second one for a moment.
+/// Waits until there is one zygote, and returns its process id. A process that it forks counts as a second one for a
+/// moment.
 async fn zygote(sandbox: &Sandbox) -> Pid {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -51,7 +51,7 @@ async fn zygote(sandbox: &Sandbox) -> Pid {
 
 /// Makes every fork of a zygote fail.
 fn forbid_forks(zygote: Pid) {
-    // The process's own user may do so, and on a machine whose root lacks a capability no other.
+    // The limit is set as the zygote's own user: root may lack the capability that another user needs.
     let limited = Command::new("prlimit")
         .args(["--pid", &zygote.to_string(), "--nproc=0:0"])
         .uid(ZYGOTE_UID)
@@ -163,7 +163,7 @@ async fn none_is_made_for_a_single_run() {
     };
     let sandbox = kept(settings.clone()).await;
     assert_eq!(zygotes(&sandbox), []);
-    // Its own interpreter waited all the same.
+    // The spare was booted without a zygote.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let age = "start = int(open('/proc/self/stat').read().split()[21]) / 100\n\
                print(float(open('/proc/uptime').read().split()[0]) - start > 0.25)";
@@ -180,7 +180,7 @@ async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
     let sandbox = kept(PrewarmSettings::default()).await;
     let before = zygote(&sandbox).await;
     forbid_forks(before);
-    // The interpreter was started on this name, and must not get there.
+    // The zygote was started with the path of this script, and must never run it.
     let trap = "import os\nwith open('/sandbox/main.py', 'w') as script:\n  \
                 script.write(\"import os; open(f'/tmp/proof-{os.getuid()}', 'w')\")\nos._exit(0)";
     assert!(sandbox.cell(trap).await.exit.state_lost);

@@ -1,5 +1,5 @@
-//! Handles the frames of the host. An error of these functions ends the connection, because its peer breaks the
-//! protocol.
+//! Handles the frames of the host. An error of these functions means that the host broke the protocol, and ends the
+//! connection.
 
 use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId, TerminalSize, WINDOW};
 use nix::sys::signal::{Signal as Os, killpg};
@@ -84,7 +84,7 @@ impl Guest {
         }
         match self.write_transfer(id, bytes) {
             Taken::Beyond => Err(beyond()),
-            // A stream that has ended here while the frame was under way.
+            // The stream ended on this side while the frame was on its way.
             Taken::Unknown | Taken::Yes => Ok(()),
         }
     }
@@ -100,7 +100,7 @@ impl Guest {
     }
 
     fn grant(&mut self, id: StreamId, bytes: u32) {
-        // The host grants back what it took, so more than a window is never under way.
+        // The host grants only bytes that it took, so credit never exceeds a window.
         let add = |credit: &mut u64| *credit = (*credit + u64::from(bytes)).min(WINDOW.into());
         match self.run_of(id, false) {
             Some(run) => add(&mut run.credit),
@@ -127,8 +127,8 @@ impl Guest {
         } else if let (Some(terminal), Some(pid)) = (&run.terminal, run.pid()) {
             terminal.signal(pid, os);
         } else if let Some(pid) = run.pid() {
-            // The program leads a group of its own: what it started in it gets the signal too, as
-            // from a terminal.
+            // The program leads its own process group. The other processes of the group get the signal too, as from a
+            // terminal.
             let _ = killpg(pid, os);
         }
     }

@@ -1,4 +1,4 @@
-//! How runs begin.
+//! The start of runs.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
@@ -24,7 +24,7 @@ use crate::run::terminal::{TERM, Terminal};
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 use crate::tunnel::Port;
 
-/// Working directory of programs for which the host names none.
+/// Working directory of programs for which the host specifies none.
 const HOME: &str = "/sandbox";
 
 /// The settings that all kinds of programs have in common.
@@ -41,7 +41,7 @@ struct Common {
 }
 
 impl Common {
-    /// The variables of the run, those included that tell of its network.
+    /// Returns the variables of the run, including those that describe its network.
     fn environment(&mut self) -> Vec<(String, String)> {
         let port = self.port.as_ref();
         let mut all = port.map_or_else(Vec::new, |port| port.variables(&self.env));
@@ -50,7 +50,7 @@ impl Common {
     }
 }
 
-/// A program that runs, with the near ends of its pipes.
+/// A program that was started, with the guest's ends of its pipes.
 struct Started {
     child: Child,
     output: [Rc<OwnedFd>; 2],
@@ -113,8 +113,8 @@ impl Guest {
         file.write(source)?;
         file.finish()?;
         let recipe = Interpreter::of(kernel);
-        // An interpreter that was booted before has no terminal, and its session cannot get one. Variables that
-        // describe the network are set in a booted interpreter, even if it reads them at its start.
+        // A spare has no terminal, and its session (`setsid`) cannot get one. Variables that describe the network are
+        // set in a spare, even if an interpreter reads them at its start.
         let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
         let kept = fits.then_some(kernel);
         let argv = recipe.command_line(&path);
@@ -205,7 +205,7 @@ impl Guest {
         Ok(run)
     }
 
-    /// Starts every program that waits for nothing.
+    /// Starts every pending program for which no interpreter has to boot first.
     pub(super) fn place_programs(&mut self) {
         for position in 0..self.runs.len() {
             let run = &self.runs[position];
@@ -227,8 +227,8 @@ impl Guest {
         match self.prewarmer.offer(start.kernel) {
             Offer::Ready if start.is_configured() => self.start_fresh(position),
             Offer::Ready => self.release(position),
-            // A fork is there sooner than a start would be, and so is a bash that has begun to boot; the others
-            // boot as long as a start takes, or longer.
+            // A fork is ready sooner than a new process would be, and so is a bash that has begun to boot. The other
+            // interpreters boot for as long as a start takes, or longer.
             Offer::Booting
                 if matches!(start.kernel, Some(KernelKind::Python | KernelKind::Bash)) =>
             {
@@ -279,7 +279,7 @@ impl Guest {
             return Ok(());
         }
         let prelude = start.prelude.and_then(|prelude| {
-            // Without it the script still runs.
+            // The script runs without the prelude, too.
             DriverDirectory::prelude(prelude).ok()
         });
         let started = spawn(
@@ -301,7 +301,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Starts a script afresh whose kernel had died while it waited.
+    /// Starts a script in a new process after its spare interpreter had died while it waited.
     pub(super) fn start_again(&mut self, position: usize) {
         let run = &mut self.runs[position];
         let Work::Released(_, start) = &run.work else {
@@ -318,8 +318,8 @@ impl Guest {
         self.place_programs();
     }
 
-    /// Gives the first waiting cell to the resident kernel, once that is free and nothing of the
-    /// cell before is left in its pipes. Returns whether there was one.
+    /// Gives the first waiting cell to the resident interpreter, once the interpreter is free and its pipes hold no
+    /// output of the cell before. Returns whether a cell was started or has failed.
     pub(super) fn start_next_cell(&mut self) -> bool {
         if self.runs.iter().any(Run::is_cell) {
             return false;
@@ -338,7 +338,7 @@ impl Guest {
         let kind = *kind;
         let other = self.resident.as_ref().filter(|it| it.kind != kind);
         if let Some(other) = other {
-            let text = format!("cells of this sandbox are {:?}'s", other.kind);
+            let text = format!("this sandbox runs cells of {:?} only", other.kind);
             let refusal = failure(FailureKind::Refused, text);
             self.runs[position].end(Err(refusal), None);
             return true;
@@ -379,13 +379,13 @@ impl Guest {
             return;
         };
         if let Err(error) = kernel.start_cell(number, request) {
-            // Its end, which follows, ends the run.
-            log(&format!("kernel takes no cell: {error}"));
+            // The end of the interpreter, which follows, ends the run.
+            log(&format!("interpreter takes no cell: {error}"));
             kernel.end();
         }
-        // The interpreter starts meanwhile. Time below one tick is not counted.
+        // Read after the cell was sent, so that the interpreter starts meanwhile. Time below one tick is not counted.
         run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
-        // Late output comes first, also where the cell writes nothing.
+        // Late output is sent first, even if the cell writes nothing.
         while self.runs[position].sends_head() && self.has_room() && self.pump(position, 1) {}
     }
 }
@@ -433,7 +433,7 @@ fn spawn_interactive(
     launcher.start(&argv, environment, cwd, &files, Role::Interactive)
 }
 
-/// Returns the file from which a cell reads, or a pipe and the bytes that go into it.
+/// Returns the file that is a cell's standard input; or a named pipe, and the input to write to it.
 fn cell_input(privileges: Privileges, stdin: Stdin) -> Result<(Option<StdinFile>, Input), Failure> {
     match &stdin {
         Stdin::Empty => return Ok((None, Input::empty())),
@@ -481,5 +481,5 @@ fn check_spec(spec: &RunSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The status of a run that was ended from outside.
+/// The status of a run that was ended by the guest.
 pub(super) const ENDED_BY_FORCE: ExitStatus = ExitStatus::Signal(libc::SIGKILL);

@@ -1,8 +1,10 @@
-//! The guest itself: everything that it holds, and the loop that serves it.
+//! The guest itself: its state and its event loop.
 //!
 //! The guest has one thread and one `poll`. The descriptors to wait for are derived from the state before each wait, so
-//! that no registration can go stale. Reading order: this file (events), [`frames`] (requests of the host), [`launch`]
-//! (how runs start), [`termination`] (how they end), [`prewarm`] (how interpreters are kept ready), [`transfers`], [`network`].
+//! that no registration can go stale.
+//!
+//! Reading order: this file (events), [`frames`] (requests of the host), [`launch`] (the start of runs),
+//! [`termination`] (their end), [`prewarm`] (interpreters that are kept ready), [`transfers`], [`network`].
 
 mod frames;
 mod launch;
@@ -35,28 +37,28 @@ use prewarm::Prewarmer;
 use transfers::Transfer;
 use wait::{Source, Waits};
 
-/// Runs at once, those that wait included. Beyond what a sandbox's process limit makes sense of,
-/// and few enough that looking at all of them is cheap.
+/// Highest number of runs at once, including those that wait. A sandbox's process limit allows fewer, and so few runs
+/// are cheap to iterate over.
 const MAX_RUNS: usize = 64;
 
-/// Pipes of ended runs that are kept open for what they left behind. Beyond this the oldest is
-/// closed, and who still writes to it gets SIGPIPE.
+/// Highest number of pipes of ended runs that are kept open for the processes that the runs left behind. Beyond it the
+/// oldest pipe is closed, and a process that still writes to it gets SIGPIPE.
 const MAX_ORPHANS: usize = 256;
 
-/// Pieces of late output that are read before a cell begins.
+/// Highest number of pieces of late output that are read before a cell starts.
 const MAX_LATE_PIECES: usize = 8;
 
-/// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
+/// Longest text of a failure that is sent, in bytes. A path in the text may be as long as a frame.
 const MAX_MESSAGE: usize = 4096;
 
-/// The descriptors that the guest listens to beside its connection and its runs.
+/// The descriptors that exist for as long as the guest does.
 #[derive(Debug)]
 pub(crate) struct Sources {
     /// The socket to which the host connects.
     pub(crate) listener: OwnedFd,
-    /// Ends of children.
+    /// Readable when a child has ended.
     pub(crate) signals: SignalFd,
-    /// Programs that ask a name server.
+    /// The name server of programs, if the guest has its port.
     pub(crate) names: Option<Names>,
 }
 
@@ -70,24 +72,24 @@ pub(crate) struct Guest {
     peer: Option<HostConnection>,
     runs: Vec<Run>,
     transfers: Vec<Transfer>,
-    /// Those that the host has not closed; and the last one.
+    /// Tunnels in use, and the id that was given out last.
     tunnels: Vec<Tunnel>,
     last_tunnel: TunnelId,
-    /// The interpreter that waits for its first code, and the means to make it.
+    /// The spare interpreter, which waits for its first code, and the state that is needed to make one.
     prewarmer: Prewarmer,
-    /// The interpreter that cells run in.
+    /// The interpreter that runs the cells.
     resident: Option<Kernel>,
-    /// A resident kernel died, and no run has said so yet.
+    /// Set if a resident interpreter died, until the result of a run reports it.
     unreported_loss: bool,
-    /// A connection was lost in the middle of a run.
+    /// Set if a connection was lost during a run.
     interrupted: bool,
     /// Set if leftover processes are to be ended as soon as no run is active.
     sweep_due: bool,
-    /// Or then, where nothing is asked for before.
+    /// When leftover processes are ended, unless a request comes before.
     sweep_at: Option<Instant>,
     /// Output that the resident interpreter has written since its last cell.
     late: LateOutput,
-    /// Output of what ended runs left behind.
+    /// Output pipes that processes of ended runs may still hold.
     orphans: Vec<Rc<OwnedFd>>,
     buffer: Box<[u8; CHUNK_SIZE]>,
 }
@@ -121,7 +123,7 @@ impl Guest {
         }
     }
 
-    /// Serves until waiting itself fails, which leaves nothing to go on with.
+    /// Serves until `poll` itself fails, after which the guest cannot go on.
     pub(crate) fn serve(&mut self) -> io::Error {
         loop {
             self.ring_alarms();
@@ -140,7 +142,7 @@ impl Guest {
         self.peer.as_ref().is_none_or(HostConnection::has_room)
     }
 
-    /// Everything that could let the guest go on.
+    /// Returns the descriptors to wait for.
     fn waits(&self) -> Waits {
         let mut waits = Waits::default();
         waits.readable(Source::Signals, &self.sources.signals);
@@ -215,7 +217,7 @@ impl Guest {
     }
 
     fn attend_signals(&mut self) {
-        // A signal may stand for many ends; its content is of no use.
+        // A signal may stand for several ended children, so its content is not used.
         while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);
@@ -307,14 +309,15 @@ impl Guest {
         }
     }
 
-    /// Keeps a piece of what the resident kernel writes while no cell runs. Returns whether there may be more.
+    /// Keeps a piece of the output that the resident interpreter writes while no cell runs. Returns whether there may
+    /// be more.
     fn keep_kernel_output(&mut self, index: usize) -> bool {
         let Some(kernel) = &self.resident else {
             return false;
         };
         let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
         let Some(piece) = read_piece(pipe, &mut self.buffer[..]) else {
-            // The interpreter closed its own streams: without them it can serve no cell.
+            // The interpreter has closed its streams, without which it can run no cell.
             kernel.signal(nix::sys::signal::Signal::SIGKILL);
             return false;
         };
@@ -322,10 +325,10 @@ impl Guest {
         !piece.is_empty()
     }
 
-    /// Has the run that is about to begin in the resident kernel show first what came before it.
+    /// Puts the late output of earlier cells in front of the standard error of the cell that is about to start.
     fn show_late_output(&mut self, position: usize) {
         for index in 0..2 {
-            // Programs that earlier cells left may write for ever.
+            // Programs that earlier cells left behind may write forever.
             let mut pieces = 0..MAX_LATE_PIECES;
             while pieces.next().is_some() && self.keep_kernel_output(index) {}
         }
@@ -335,8 +338,8 @@ impl Guest {
         }
     }
 
-    /// Orphans are attended from the last to the first, so that removing one moves none of those
-    /// that are still to come.
+    /// Discards the output of an orphaned pipe. Orphans are handled from the last to the first, so that removing one
+    /// does not change the index of those that follow.
     fn drop_orphan_output(&mut self, index: usize) {
         let Some(pipe) = self.orphans.get(index) else {
             return;
@@ -368,7 +371,7 @@ impl Guest {
     }
 }
 
-/// Says something to the operator: standard error of PID 1 is the container's log.
+/// Writes a line for the operator: the standard error of PID 1 is the container's log.
 fn log(text: &str) {
     eprintln!("isol8-guest: {text}");
 }

@@ -1,8 +1,8 @@
-//! Connections that programs of runs with network make.
+//! The connections that programs of a run with network make.
 //!
-//! Each such run has a port of its own, which exists while the run does. A connection is accepted when there is room
-//! for it, and is read when its bytes find room: a program that does not read, or is not read from, makes only itself
-//! wait.
+//! Each such run has its own port, which exists while the run does. A connection is accepted when the number of tunnels
+//! allows it, and read when the outgoing buffer has room. A program that does not read, or is not read from, delays
+//! only itself.
 
 use isol8_protocol::{GuestFrame, MAX_TUNNELS, StreamId, TunnelFrame, TunnelId};
 
@@ -28,7 +28,7 @@ impl Guest {
         }
     }
 
-    /// Takes a connection.
+    /// Accepts a connection of a program.
     pub(super) fn attend_port(&mut self, id: StreamId) {
         if self.tunnels.len() >= MAX_TUNNELS {
             return;
@@ -39,7 +39,7 @@ impl Guest {
         else {
             return;
         };
-        // The connection may be gone again.
+        // The program may have closed the connection again.
         let Ok(socket) = port.accept() else { return };
         self.last_tunnel.0 += 1;
         let tunnel = Tunnel::new(self.last_tunnel, id, socket);
@@ -47,7 +47,7 @@ impl Guest {
         self.tunnels.push(tunnel);
     }
 
-    /// A program takes something, or says something.
+    /// Handles a program's socket that is readable or writable.
     pub(super) fn attend_tunnel(&mut self, id: TunnelId) {
         self.feed_tunnel(id);
         if !self.has_room() {
@@ -121,7 +121,7 @@ impl Guest {
         }
         self.tunnels.retain(|tunnel| !tunnel.is_over());
         for id in closed {
-            // If the host has closed the tunnel before, it ignores this.
+            // The host ignores the frame if it has closed the tunnel before.
             self.tell_tunnel(id, TunnelFrame::Close);
         }
     }

@@ -1,8 +1,7 @@
-//! How an interpreter is kept ready: the spare that waits for its first code, and the zygote that it
-//! is forked from.
+//! Keeps an interpreter ready: the spare, which waits for its first code, and the zygote that it is forked from.
 //!
-//! Nothing here may be lost on a zygote: where one dies, hangs or cannot be had, kernels are booted
-//! one by one, and where that fails too, scripts are started as programs.
+//! No run may fail because of a zygote. If a zygote dies, hangs or cannot be made, spares are booted one by one; if
+//! that fails too, scripts are started as programs.
 
 use std::time::{Duration, Instant};
 
@@ -26,32 +25,32 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a zygote that is booted may take to fork.
 const FORK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long no interpreter is booted in a new sandbox. A sandbox that was made for a request gets the request at once,
-/// and an interpreter that boots beside the program only takes its processor.
+/// How long the boot of the first interpreter is delayed in a new sandbox. A sandbox that was made for a request gets
+/// the request at once, and an interpreter that boots beside the request's program only takes processor time from it.
 const GRACE: Duration = Duration::from_millis(3);
 
-/// Failures in a row after which zygotes, and then kernels, are given up until the next reset.
+/// Consecutive failures after which zygotes, and then spares, are no longer made until the next reset.
 const MAX_FAILURES: u32 = 3;
 
-/// The interpreter that is available to a run.
+/// Whether an interpreter is available to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
-    /// A kernel that waits.
+    /// An interpreter waits.
     Ready,
-    /// An interpreter that will soon be ready.
+    /// An interpreter will soon be ready.
     Booting,
-    /// None.
+    /// No interpreter is ready or boots.
     Nothing,
 }
 
-/// Whether the first interpreter is held back.
+/// Whether the boot of the first interpreter is delayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum BootDelay {
     #[default]
     No,
-    /// A program may come.
+    /// Delayed until this moment, because a program may come.
     Until(Instant),
-    /// A run has come.
+    /// Delayed while a run is active.
     WhileBusy,
 }
 
@@ -62,24 +61,24 @@ struct Wanted {
     settings: PrewarmSettings,
 }
 
-/// The kept interpreters.
+/// The interpreters that are kept ready, and those that boot.
 #[derive(Debug, Default)]
 pub(super) struct Prewarmer {
     wanted: Option<Wanted>,
-    /// Runs that wait for the first spare interpreter.
+    /// `Prepare` requests, answered once the spare is ready.
     asked: Vec<StreamId>,
     spare: Option<Kernel>,
-    /// When the spare, or the zygote that it comes from, is given up.
+    /// When the spare, or the zygote that it is forked from, is given up because it has not booted.
     patience: Option<Instant>,
-    /// A spare of this kind should be made.
+    /// The kind of the spare that is to be made.
     due: Option<KernelKind>,
-    /// Variables of a session's first cell that the spare is to start with.
+    /// The variables of a session's first cell with which the spare is to start.
     due_with: Variables,
     hold: BootDelay,
     zygote: Option<Zygote>,
-    /// The zygote that takes this one's place once it is booted.
+    /// The zygote that replaces `zygote` once it is booted.
     successor: Option<Zygote>,
-    /// Failures in a row, of zygotes and of kernels.
+    /// Consecutive failures of zygotes, and of spares.
     zygote_failures: u32,
     failures: u32,
     last_failure: Option<Failure>,
@@ -106,8 +105,8 @@ impl Prewarmer {
         }
     }
 
-    /// Returns the interpreter that is available to a session's first cell. An interpreter is made if none was started
-    /// with these variables and the present files of configuration. An error says why none can be made.
+    /// Returns whether an interpreter is available to a session's first cell. Asks for a new one unless the spare was
+    /// started with these variables and the present configuration files. The error is the reason why none can be made.
     pub(super) fn offer_resident(
         &mut self,
         kind: KernelKind,
@@ -141,15 +140,15 @@ impl Prewarmer {
         self.spare.take_if(|spare| spare.is_ready)
     }
 
-    /// Asks for a spare where the host wants one to be kept.
+    /// Asks for a new spare if the host wants one to be kept.
     pub(super) fn renew(&mut self) {
         self.hold = BootDelay::No;
         self.due_with.clear();
         self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
     }
 
-    /// Notes that a script starts without an interpreter that waits. If it is the only script to come, none is needed
-    /// any more.
+    /// Cancels the delayed boot of a spare if the sandbox serves one run only, because the script of that run starts
+    /// without a spare.
     pub(super) fn skip_boot(&mut self) {
         let is_only = |wanted: &Wanted| wanted.settings.max_runs == 1;
         if self.hold != BootDelay::No && self.wanted.as_ref().is_some_and(is_only) {
@@ -158,7 +157,7 @@ impl Prewarmer {
         }
     }
 
-    /// As after a reset: what failed before is tried again.
+    /// Forgets earlier failures and asks for a new spare, after a reset.
     pub(super) fn start_over(&mut self) {
         self.failures = 0;
         self.zygote_failures = 0;
@@ -166,7 +165,7 @@ impl Prewarmer {
         self.renew();
     }
 
-    /// The spare is gone with everything else that ran as user code does.
+    /// Forgets the spare, which was killed together with all user code. Returns whether there was one.
     pub(super) fn forget_spare(&mut self) -> bool {
         self.patience = None;
         self.spare.take().is_some()
@@ -216,7 +215,7 @@ impl Prewarmer {
         wanted.map_or_else(PrewarmSettings::default, |wanted| wanted.settings.clone())
     }
 
-    /// Whether forking saves more than the interpreter costs that is forked.
+    /// Whether forking saves more time than booting the zygote costs.
     fn is_worth_forking(&self) -> bool {
         let wanted = self.wanted.as_ref();
         wanted.is_none_or(|wanted| {
@@ -244,14 +243,14 @@ impl Guest {
             if self.prewarmer.spare.is_none() && self.prewarmer.zygote.is_none() {
                 self.prewarmer.hold = BootDelay::Until(Instant::now() + GRACE);
                 if self.runs.iter().any(Run::is_active) {
-                    // The run came before this frame.
+                    // The run's frame came before this one.
                     self.prewarmer.skip_boot();
                 }
             }
         }
     }
 
-    /// Whether what is due is not to be booted yet.
+    /// Whether the spare that is due must not be booted yet.
     fn is_held_back(&mut self) -> bool {
         if self.sweep_at.is_some() {
             return true;
@@ -264,8 +263,8 @@ impl Guest {
         hold != BootDelay::No
     }
 
-    /// Makes the spare that is due, where that needs no waiting. Returns whether that, as far as it
-    /// went, did not fail.
+    /// Makes the spare that is due, or takes the next step towards it that does not block. Returns `false` if the step
+    /// failed.
     pub(super) fn boot_spare(&mut self) -> bool {
         let Some(kind) = self.prewarmer.due else {
             return true;
@@ -315,7 +314,7 @@ impl Guest {
         }
     }
 
-    /// A kernel forked from the zygote; `None` where that is still booting.
+    /// Returns an interpreter that was forked from the zygote; `None` while the zygote boots.
     fn fork_spare(&mut self) -> Result<Option<Kernel>, Failure> {
         let settings = self.prewarmer.settings();
         let Some(zygote) = &mut self.prewarmer.zygote else {
@@ -329,14 +328,14 @@ impl Guest {
         }
         let kernel = zygote.fork(&self.launcher)?;
         if zygote.is_worn(&settings) && self.prewarmer.successor.is_none() {
-            // The new zygote boots while this one goes on, so that no run waits for it.
+            // The new zygote boots while the old one still serves, so that no run waits for it.
             let booted = Zygote::boot(&self.launcher, &self.drivers, &settings);
             self.prewarmer.successor = booted.inspect_err(|failure| log(&failure.message)).ok();
         }
         Ok(Some(kernel))
     }
 
-    /// The spare says that it is ready, or lets go.
+    /// Handles a message of the spare, or the close of its control socket.
     pub(super) fn attend_spare(&mut self) {
         let Some(spare) = &mut self.prewarmer.spare else {
             return;
@@ -359,7 +358,7 @@ impl Guest {
                 self.zygote_failed(failure(FailureKind::Exhausted, text));
                 self.prewarmer.due.get_or_insert(kind);
             }
-            // Its end, which follows, says why.
+            // The end of the process, which follows, tells the reason.
             Err(_) => spare.end(),
         }
     }
@@ -396,7 +395,7 @@ impl Guest {
         }
     }
 
-    /// A module cannot be imported ahead: who asked for it is told, and runs import it themselves.
+    /// Handles a module that cannot be imported ahead: reports it to the host, and lets runs import it themselves.
     fn refuse_zygote(&mut self, reason: String) {
         log(&format!("zygote refused: {reason}"));
         if let Some(wanted) = &mut self.prewarmer.wanted {
@@ -415,7 +414,7 @@ impl Guest {
         self.prewarmer.zygote_failures += 1;
     }
 
-    /// A spare did not come to be, or died before it was ready.
+    /// Handles a spare that could not be made, or died before it was ready.
     fn spare_failed(&mut self, kind: KernelKind, failure: Failure) {
         log(&failure.message);
         self.prewarmer.patience = None;
@@ -432,13 +431,13 @@ impl Guest {
         }
         self.prewarmer.failures = 0;
         self.prewarmer.due = None;
-        // If no run waits, the next one tries again.
+        // If no cell waits, the next one tries again.
         let waits = self.runs.iter().any(Run::is_waiting_cell);
         self.prewarmer.last_failure = waits.then_some(failure);
     }
 
-    /// Refuses a cell whose variables kept its interpreter from starting. The fault is the cell's: nothing is tried
-    /// again, and the sandbox stays.
+    /// Refuses a cell whose variables kept its interpreter from starting. The cause is in the request, so nothing is
+    /// tried again, and the sandbox stays.
     fn refuse_variables(&mut self) {
         let names: Vec<&str> = self
             .prewarmer
@@ -455,14 +454,14 @@ impl Guest {
         self.prewarmer.last_failure = waits.then(|| failure(FailureKind::Refused, text));
     }
 
-    /// The spare's process has ended.
+    /// Handles the end of the spare's process.
     pub(super) fn note_spare_died(&mut self) {
         let Some(spare) = self.prewarmer.spare.take() else {
             return;
         };
         self.prewarmer.patience = None;
         if spare.is_ready {
-            // Runs that need an interpreter start one themselves.
+            // A run that needs an interpreter starts one itself.
             return;
         }
         let kind = spare.kind;
@@ -473,7 +472,7 @@ impl Guest {
         self.spare_failed(kind, why);
     }
 
-    /// A zygote has ended. Its socket says so too, but not why.
+    /// Handles the end of a zygote's process. The zygote's socket shows the end too, but not the reason.
     pub(super) fn note_zygote_died(&mut self, pid: Pid) {
         if self
             .prewarmer
@@ -486,7 +485,7 @@ impl Guest {
         let Some(zygote) = self.prewarmer.zygote.as_mut() else {
             return;
         };
-        // Messages that it sent before its end still count.
+        // A refusal that the zygote sent before its end still counts.
         if let Ok(Some(Word::Refused(reason))) = zygote.next() {
             self.prewarmer.zygote = None;
             return self.refuse_zygote(reason);
@@ -498,7 +497,7 @@ impl Guest {
         self.zygote_failed(why);
     }
 
-    /// Gives up what did not come in time.
+    /// Handles the end of the boot delay, and gives up an interpreter that did not boot in time.
     pub(super) fn ring_boot_alarm(&mut self, now: Instant) {
         if matches!(self.prewarmer.hold, BootDelay::Until(end) if end <= now) {
             self.prewarmer.hold = BootDelay::WhileBusy;
@@ -511,8 +510,8 @@ impl Guest {
             return;
         }
         self.prewarmer.patience = None;
-        // User code can bring this about, by a pipe in the place of a file that the interpreter
-        // reads while it boots. So it is no reason to end the sandbox, or to wait once more.
+        // User code can cause this with a pipe in the place of a file that the interpreter reads while it boots. So it
+        // is no reason to end the sandbox, nor to wait a second time.
         let text =
             "interpreter did not boot in time: the machine, or a file in /sandbox, holds it up";
         let late = failure(FailureKind::Exhausted, text);

@@ -1,4 +1,4 @@
-//! How runs end: by themselves, by their time, by the host, with their connection, by a reset.
+//! The end of runs: by themselves, at their timeout, by the host, with their connection, by a reset.
 
 use std::time::{Duration, Instant};
 
@@ -16,25 +16,23 @@ use crate::reaper::{self, Reaped, children_cpu_us, own_cpu_us};
 use crate::run::output::drop_output;
 use crate::run::{Run, Work};
 
-/// How long an interrupted cell, or a program whose terminal is taken away, may take to end by itself,
-/// which saves the kernel's state. Long
-/// enough for `finally` blocks, short enough that a timeout still means what it says.
+/// How long an interrupted cell, or a program whose terminal was hung up, may take to end by itself, which saves the
+/// interpreter's state. Long enough for `finally` blocks, short enough that the run ends close to its timeout.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// How long processes that a run left behind may live if the host sends no frame; a frame, mostly one that resets the
-/// sandbox, ends them first. Ending them at once would hold up the result that is on its way, because the kernel takes
-/// their memory apart in that moment.
+/// How long processes that a run left behind may live if the host sends no frame. The next frame, mostly a reset, ends
+/// them before. Ending them at once would delay the run's result, because the kernel frees their memory at that moment.
 const LEFT_BEHIND: Duration = Duration::from_millis(2);
 
 impl Guest {
-    /// Brings everything forward that needs no waiting.
+    /// Does all work that can be done without waiting.
     pub(super) fn settle(&mut self) {
         self.begin_runs();
-        // The results are on their way before what is left of the runs is ended.
+        // Results are sent before leftover processes are ended.
         self.flush();
         self.sweep();
         while !self.boot_spare() {
-            // No event will tell of it, and there may be runs that wait for the spare.
+            // No event follows the failure, and runs may wait for the spare.
             self.begin_runs();
         }
         self.advance_transfers();
@@ -45,7 +43,7 @@ impl Guest {
         self.place_programs();
         self.drain_ended();
         while self.start_next_cell() {
-            // The run may have failed at once.
+            // The cell may have failed at once.
             self.drain_ended();
         }
     }
@@ -58,7 +56,7 @@ impl Guest {
         }
     }
 
-    /// Ends runs whose time is over.
+    /// Handles every timer that has expired.
     pub(super) fn ring_alarms(&mut self) {
         let now = Instant::now();
         self.ring_boot_alarm(now);
@@ -71,18 +69,18 @@ impl Guest {
                 self.end_everything();
             } else if run.deadline.is_some_and(|deadline| deadline <= now) {
                 run.deadline = None;
-                // A run that the host gave up before is not late.
+                // A run that the host killed before has not timed out.
                 run.timed_out = !run.killed;
                 self.cut_short(position - 1);
             }
         }
     }
 
-    /// The host gives a run up.
+    /// Handles the host's request to end a run.
     pub(super) fn kill_run(&mut self, position: usize) {
         let run = &mut self.runs[position];
         if run.ended.is_some() {
-            // Its output has no taker any more.
+            // The host takes no more of the run's output.
             return run.discard_output();
         }
         if !run.timed_out {
@@ -96,8 +94,8 @@ impl Guest {
         }
     }
 
-    /// Ends a run whatever it does: a cell, and what runs at a terminal beside a kernel, with the chance
-    /// to leave that its state, all else at once.
+    /// Ends a run. A cell is interrupted and a program at a terminal beside a resident interpreter is hung up first, so
+    /// that the interpreter can keep its state; any other run is killed at once.
     fn cut_short(&mut self, position: usize) {
         let run = &mut self.runs[position];
         if run.is_waiting() {
@@ -115,7 +113,7 @@ impl Guest {
         run.grace = Some(Instant::now() + GRACE);
     }
 
-    /// Kills all processes, and with them every run that was started. Returns whether all are gone.
+    /// Kills all processes except zygotes, and so ends every run that was started. Returns whether all are gone.
     pub(super) fn end_everything(&mut self) -> bool {
         let was_active: Vec<bool> = self.runs.iter().map(Run::is_active).collect();
         let had_resident = self.resident.is_some();
@@ -147,13 +145,13 @@ impl Guest {
         gone
     }
 
-    /// Ends what runs left behind, but not the kernels.
+    /// Kills the processes that runs left behind, but not the resident interpreter and the spare.
     fn end_others(&mut self) {
         let resident = self.resident.as_ref().and_then(Kernel::pid);
         let spare = self.prewarmer.spare_pid();
         let kept: Vec<Pid> = [resident, spare].into_iter().flatten().collect();
         let mut reaped = Vec::new();
-        // If no process is to stay, one signal reaches all, however fast they fork.
+        // If no process is to stay, one signal reaches all of them, however fast they fork.
         let gone = if kept.is_empty() && !self.prewarmer.has_zygote() {
             reaper::kill_all(&mut reaped)
         } else {
@@ -165,12 +163,12 @@ impl Guest {
         }
     }
 
-    /// A run has ended by itself.
+    /// Schedules the end of leftover processes, after a run has ended by itself.
     fn sweep_later(&mut self) {
         self.sweep_at = Instant::now().checked_add(LEFT_BEHIND);
     }
 
-    /// Before anything is begun that must not meet what was left behind.
+    /// Ends leftover processes now if that is scheduled, before work that they must not interfere with.
     pub(super) fn sweep_now(&mut self) {
         self.sweep_due |= self.sweep_at.take().is_some();
         self.sweep();
@@ -185,8 +183,8 @@ impl Guest {
         }
     }
 
-    /// Gives every ended process to whom it belonged. With `restart`, what was given to a kernel
-    /// that died before it began gets another chance.
+    /// Handles processes that have ended. With `restart`, a script or cell that was given to an interpreter that died
+    /// before it started on it is started again.
     pub(super) fn note_reaped(&mut self, reaped: &[Reaped], restart: bool) {
         for one in reaped {
             if let Some(position) = self
@@ -220,7 +218,7 @@ impl Guest {
         let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
         run.end(failed.map_or(Ok(reaped.status), Err), Some(cpu_us));
         if run.timed_out || run.killed {
-            // A run that was ended from outside leaves no process behind.
+            // A run that was ended by the guest leaves no process behind.
             self.sweep_due = true;
         } else if run.sweep {
             self.sweep_later();
@@ -231,9 +229,9 @@ impl Guest {
         let Some(mut kernel) = self.resident.take() else {
             return;
         };
-        // Answers that it sent before its end still count.
+        // Messages that the interpreter sent before its end still count.
         self.take_answers(&mut kernel);
-        // The next interpreter boots while no run waits for it.
+        // The next interpreter boots before a run needs it.
         self.prewarmer.renew();
         let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             self.unreported_loss = true;
@@ -252,7 +250,7 @@ impl Guest {
         self.sweep_due |= run.sweep;
     }
 
-    /// The kernel may have begun or ended its cell.
+    /// Handles messages of the resident interpreter about its cell.
     pub(super) fn attend_kernel(&mut self) {
         let Some(mut kernel) = self.resident.take() else {
             return;
@@ -260,12 +258,12 @@ impl Guest {
         let ended = self.take_answers(&mut kernel);
         self.resident = Some(kernel);
         if ended {
-            // Processes that the cell started are ended, as with every run that was ended from outside.
+            // The processes that the cell started are ended, as with every run that the guest ended.
             self.end_others();
         }
     }
 
-    /// Returns whether a cell has ended that was cut short.
+    /// Takes the messages of the resident interpreter. Returns whether a cell has ended that the guest had interrupted.
     fn take_answers(&mut self, kernel: &mut Kernel) -> bool {
         let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             return false;
@@ -278,7 +276,8 @@ impl Guest {
                 Ok(Some(Message::Begun(begun))) if begun == *number => request.stdin = None,
                 Ok(Some(Message::Cell(of, end))) if of == *number => break end,
                 Ok(Some(_)) => {}
-                // Without a line it may have executed another program: that one's end is the cell's.
+                // An interpreter that has closed its control socket may have executed another program, whose end is the
+                // cell's end.
                 Ok(None) | Err(_) => return false,
             }
         };
@@ -294,8 +293,8 @@ impl Guest {
         cut_short
     }
 
-    /// An interpreter that runs a script reports its progress. If it reports the end before its process ends, the
-    /// script has said and written everything; the rest of the process is of no use.
+    /// Handles messages of an interpreter that runs a script. If it reports the end before its process ends, the script
+    /// has written all of its output, and the rest of the process is of no use.
     pub(super) fn attend_released(&mut self, id: StreamId, detached: bool) {
         let Some(run) = self.run_of(id, detached) else {
             return;
@@ -324,7 +323,7 @@ impl Guest {
         }
     }
 
-    /// Moves the rest of ended runs' output, and reports those of which nothing is left.
+    /// Sends the remaining output of ended runs, and reports the runs that have none left.
     fn drain_ended(&mut self) {
         let mut position = 0;
         while position < self.runs.len() {
@@ -339,7 +338,7 @@ impl Guest {
         }
     }
 
-    /// Returns whether all output of an ended run was taken.
+    /// Sends the remaining output of an ended run. Returns whether none is left.
     fn drain(&mut self, position: usize) -> bool {
         for index in 0..2 {
             self.runs[position].output[index].mark_end();
@@ -365,14 +364,14 @@ impl Guest {
         true
     }
 
-    /// Sends a run's last frame and lets go of it.
+    /// Sends a run's last frame and removes the run.
     fn report(&mut self, position: usize) {
         let mut run = self.runs.remove(position);
         // Closes the terminal's last descriptor here, so that the terminal shows as gone.
         run.terminal = None;
         if !matches!(run.work, Work::Cell(..)) {
             for pipe in run.output.iter_mut().filter_map(|pump| pump.detach()) {
-                // Processes that the run left behind may still write: their pipe must neither block nor break.
+                // Processes that the run left behind may still write, and must neither block nor get SIGPIPE.
                 if drop_output(std::os::fd::AsFd::as_fd(&pipe), &mut self.buffer[..]) {
                     self.orphans.push(pipe);
                 }
@@ -393,7 +392,8 @@ impl Guest {
         }
     }
 
-    /// Returns the names that programs asked for. Questions that a program sent before its end are still in the socket.
+    /// Returns the names that programs asked for. The socket may still hold questions that a program sent before its
+    /// end.
     fn take_asked_names(&mut self) -> Vec<String> {
         let Some(names) = &mut self.sources.names else {
             return Vec::new();
@@ -402,11 +402,11 @@ impl Guest {
         names.take_asked()
     }
 
-    /// The connection is gone: its runs end, the resident kernel stays if it can.
+    /// Handles the loss of the connection: ends its runs, and keeps the resident interpreter if possible.
     pub(super) fn lose_peer(&mut self, reason: &str) {
         log(&format!("connection ended: {reason}"));
         self.peer = None;
-        // A transfer that is not complete has changed no file.
+        // A transfer that was not completed has changed no file.
         self.interrupted |= self.runs.iter().any(|run| !run.detached);
         self.transfers.clear();
         self.tunnels.clear();
@@ -434,7 +434,7 @@ impl Guest {
         }
     }
 
-    /// Makes the sandbox as new.
+    /// Restores the sandbox to its initial state.
     pub(super) fn try_reset(&mut self) -> Result<(), Failure> {
         self.interrupted = false;
         while !self.transfers.is_empty() {
@@ -449,7 +449,7 @@ impl Guest {
             }
         }
         let gone = self.end_everything();
-        // Active runs end first, and the rest of their output is not waited for.
+        // The guest does not wait for the rest of the output of runs that it ended.
         self.runs.iter_mut().for_each(Run::discard_output);
         self.drain_ended();
         self.orphans.clear();
@@ -466,7 +466,7 @@ impl Guest {
     }
 }
 
-/// Processor time of a process and the children that it waited for, beyond what it had taken `before`.
+/// Returns the processor time of a process and of the children that it waited for, less `before`, in microseconds.
 fn cpu_us(pid: Pid, before: u64) -> u64 {
     (own_cpu_us(pid) + children_cpu_us(pid)).saturating_sub(before)
 }

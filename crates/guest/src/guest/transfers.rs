@@ -1,4 +1,4 @@
-//! Files on their way in and out.
+//! Transfers of files and directory listings between the host and the sandbox.
 
 use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId, WINDOW};
 
@@ -6,7 +6,7 @@ use super::Guest;
 use crate::files::{Reader, Writer};
 use crate::listing::Lister;
 
-/// A file transfer under way.
+/// A transfer in progress.
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) id: StreamId,
@@ -16,11 +16,11 @@ pub(super) struct Transfer {
 #[derive(Debug)]
 enum Direction {
     In(Box<Writer>),
-    /// With the bytes that the host takes now.
+    /// Content for the host, with the credit in bytes.
     Out(Content, u64),
 }
 
-/// Content on its way to the host.
+/// The source of the content that is sent to the host.
 #[derive(Debug)]
 enum Content {
     File(Reader),
@@ -43,7 +43,7 @@ impl Content {
     }
 }
 
-/// The outcome of content that the host sent.
+/// The outcome of writing content that the host sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Yes,
@@ -86,7 +86,7 @@ impl Guest {
         self.transfers.iter().position(|transfer| transfer.id == id)
     }
 
-    /// Content goes to the file at once, so the credit for it comes back at once.
+    /// Writes content to its file. The write is done when this returns, so its credit is granted back at once.
     pub(super) fn write_transfer(&mut self, id: StreamId, bytes: &[u8]) -> Taken {
         let Some(position) = self.position(id) else {
             return Taken::Unknown;
@@ -138,13 +138,13 @@ impl Guest {
         self.tell_failed(transfer.id, failure);
     }
 
-    /// Sends what credit and the connection allow of every file and list.
+    /// Sends as much of every file and listing as the credit and the connection allow.
     pub(super) fn advance_transfers(&mut self) {
         let mut position = 0;
         while position < self.transfers.len() {
             let before = self.transfers.len();
             self.advance_reader(position);
-            // A transfer that has ended left its position to the next one.
+            // If the transfer has ended, the next one is at its position now.
             if self.transfers.len() == before {
                 position += 1;
             }

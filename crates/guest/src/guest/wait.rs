@@ -1,4 +1,4 @@
-//! Waiting for descriptors.
+//! Waiting for descriptors with `ppoll`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -6,20 +6,20 @@ use std::time::Instant;
 
 use isol8_protocol::{StreamId, TunnelId};
 
-/// The owner of a descriptor. A detached run of an earlier connection may have the id of a current one, so both are
-/// named.
+/// The owner of a descriptor. A run is identified by its stream id and by whether it is detached, because a detached
+/// run of an earlier connection may have the id of a current run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Signals,
     Listener,
-    /// Programs that ask a name server.
+    /// The socket of the name server.
     Names,
     HostConnection,
     Output(StreamId, bool, usize),
     Input(StreamId, bool),
     Kernel,
     KernelOutput(usize),
-    /// The line of a run's kernel.
+    /// The control socket of the interpreter that runs a script.
     Released(StreamId, bool),
     Spare,
     Zygote,
@@ -51,7 +51,7 @@ impl Waits {
         self.add(source, file, events);
     }
 
-    /// For reading, for writing, or for both.
+    /// Waits for reading, for writing, for both, or for neither.
     pub(super) fn either(
         &mut self,
         source: Source,
@@ -75,7 +75,7 @@ impl Waits {
         self.sources.push(source);
     }
 
-    /// Waits until one of them is ready, or for the alarm.
+    /// Waits until a descriptor is ready, or until the moment `alarm`.
     pub(super) fn wait(&mut self, alarm: Option<Instant>) -> io::Result<()> {
         let timeout = alarm.map(|alarm| {
             let left = alarm.saturating_duration_since(Instant::now());
@@ -95,14 +95,14 @@ impl Waits {
         if result >= 0 {
             return Ok(());
         }
-        // The results are not written then: nothing is ready.
+        // The kernel wrote no results, so nothing is ready.
         match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             error => Err(error),
         }
     }
 
-    /// Those that are ready, in the order in which they were added.
+    /// Returns the sources that are ready, in the order in which they were added.
     pub(super) fn ready(&self) -> impl Iterator<Item = Source> {
         let entries = self.entries.iter().zip(&self.sources);
         entries.filter_map(|(entry, source)| (entry.revents != 0).then_some(*source))

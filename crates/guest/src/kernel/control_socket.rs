@@ -1,7 +1,7 @@
-//! The control descriptor of a kernel: short lines of text, in both directions.
+//! The control socket of an interpreter: short lines of text, in both directions.
 //!
 //! Messages of an interpreter are hostile once it has run user code. A line counts if it is short and of a known form;
-//! anything else is passed over, and can do no more than end the sender's own run.
+//! any other line is ignored. The worst that a message can do is to end the sender's own run.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,39 +15,39 @@ use nix::unistd::{Pid, read, write};
 /// Longest line, in bytes.
 const MAX_LINE: usize = 256;
 
-/// Lines of one kernel that are looked at before others get their turn.
+/// Highest number of ignored lines of one interpreter before other descriptors are served.
 const LINES_AT_ONCE: u32 = 64;
 
 /// A message of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// The interpreter is booted and waits; its process, if it says so.
+    /// The interpreter is booted and waits; with its process id, if it sends that.
     Ready(Option<Pid>),
-    /// The script begins.
+    /// The script starts.
     Started,
     /// The script's working directory cannot be entered.
     NoDirectory,
-    /// The script has ended with this code, and all that it printed was written.
+    /// The script has ended with this code, and all of its output was written.
     Ended(i32),
-    /// The same, unless it has written to standard error: then the code may be another, and more
-    /// may follow.
+    /// The script has ended with this code, if it has written nothing to standard error. If it has, the code may be
+    /// another, and more output may follow.
     EndedIfQuiet(i32),
-    /// Code of the cell of this number is about to be executed.
+    /// The code of the cell with this number is about to be executed.
     Begun(u64),
-    /// The cell of this number has ended.
+    /// The cell with this number has ended.
     Cell(u64, CellEnd),
 }
 
-/// How a cell ended, as the kernel tells it.
+/// The end of a cell, as the interpreter reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CellEnd {
-    /// With this status.
+    /// The cell ended with this status.
     Ended(ExitStatus),
-    /// Not started: its working directory cannot be entered.
+    /// The cell was not started, because its working directory cannot be entered.
     NoDirectory,
 }
 
-/// The guest's end.
+/// The guest's end of the control socket.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     socket: OwnedFd,
@@ -55,7 +55,7 @@ pub(crate) struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// A line, and the kernel's end of it, which blocks.
+    /// Makes the guest's end, and the interpreter's end, which blocks.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let family = AddressFamily::Unix;
         let (socket, far) = socketpair(family, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
@@ -71,8 +71,8 @@ impl ControlSocket {
         self.socket.as_fd()
     }
 
-    /// Sends a line. A single request is under way at a time, so there is room for it; an interpreter without room does
-    /// not work.
+    /// Sends a line. Only one request is in progress at a time, so the socket has room for it, unless the interpreter
+    /// does not read.
     pub(crate) fn send(&self, line: &str) -> io::Result<()> {
         if write(&self.socket, line.as_bytes())? == line.len() {
             Ok(())
@@ -81,7 +81,7 @@ impl ControlSocket {
         }
     }
 
-    /// The next message, if it is there. An error says that the kernel let go of its end.
+    /// Returns the next message, if one was received. The error means that the interpreter has closed its end.
     pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
         let mut passed_over = 0;
         loop {
@@ -96,7 +96,8 @@ impl ControlSocket {
                 return Ok(None);
             }
             if self.received.len() > MAX_LINE {
-                // Too long to be a message, and so is what follows up to the line's end.
+                // The line is too long to be a message. A byte of it is kept, so that the rest of the line is no
+                // message either.
                 self.received.truncate(1);
                 passed_over += 1;
             }

@@ -1,4 +1,4 @@
-//! A zip archive in memory: the form in which CPython takes modules from a single descriptor.
+//! A zip archive in memory: CPython can import modules from one through a single descriptor.
 
 fn word(bytes: &mut Vec<u8>, value: usize) {
     bytes.extend_from_slice(&(value as u32).to_le_bytes());
@@ -8,7 +8,7 @@ fn half(bytes: &mut Vec<u8>, value: usize) {
     bytes.extend_from_slice(&(value as u16).to_le_bytes());
 }
 
-/// The fields that a local header and a directory entry share.
+/// Appends the fields that a local header and a directory entry have in common.
 fn description(bytes: &mut Vec<u8>, name: &str, content: &str) {
     half(bytes, 20); // version that reads it
     half(bytes, 0); // flags
@@ -22,7 +22,7 @@ fn description(bytes: &mut Vec<u8>, name: &str, content: &str) {
     half(bytes, 0); // no extra field
 }
 
-/// An archive of small files, stored uncompressed.
+/// Returns an archive of small files, stored uncompressed.
 pub(super) fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut directory = Vec::new();

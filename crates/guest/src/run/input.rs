@@ -1,4 +1,4 @@
-//! The way of a program's input from the host to the program.
+//! Moves the input of a program from the host to the program.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -13,14 +13,14 @@ use crate::write_buffer::WriteBuffer;
 #[derive(Debug)]
 pub(crate) struct Input {
     pipe: Option<OwnedFd>,
-    /// The pipe is a terminal, whose input has no end but the key for it.
+    /// Whether the pipe is a terminal, whose input ends with a key and not with a close.
     is_terminal: bool,
-    /// The last byte that was sent.
+    /// The last byte of the input so far.
     last: Option<u8>,
-    /// Set while there is no pipe.
+    /// Set until the pipe exists.
     parked: bool,
     pending: WriteBuffer,
-    /// The program may have read some.
+    /// Whether the program may have read some of the input.
     touched: bool,
     ended: bool,
     /// Bytes that the host may still send.
@@ -28,7 +28,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// Nothing to read.
+    /// Returns an input that is empty.
     pub(crate) fn empty() -> Self {
         Self {
             pipe: None,
@@ -42,7 +42,7 @@ impl Input {
         }
     }
 
-    /// The input of a run, before there is a pipe for it.
+    /// Returns the input of a run that has no pipe yet.
     pub(crate) fn parked(stdin: Stdin) -> Self {
         let (pending, ended, window) = match stdin {
             Stdin::Empty => return Self::empty(),
@@ -58,7 +58,7 @@ impl Input {
         }
     }
 
-    /// The input that is typed at a terminal.
+    /// Returns the input of a run at a terminal.
     pub(crate) fn typed(stdin: Stdin, terminal: OwnedFd) -> Self {
         let mut input = Self::parked(stdin);
         input.last = input.pending.rest().last().copied();
@@ -70,7 +70,7 @@ impl Input {
         input
     }
 
-    /// Whether there may ever be something to read.
+    /// Whether the program may ever get input.
     pub(crate) fn is_wanted(&self) -> bool {
         self.parked || self.pipe.is_some()
     }
@@ -90,7 +90,7 @@ impl Input {
         true
     }
 
-    /// There will be no more.
+    /// Marks the end of the input.
     pub(crate) fn end(&mut self) {
         if !self.ended && self.is_terminal {
             self.type_end();
@@ -105,25 +105,25 @@ impl Input {
         }
     }
 
-    /// The pipe, if there are bytes to write to it.
+    /// Returns the pipe if there are bytes to write to it.
     pub(crate) fn waits_for(&self) -> Option<BorrowedFd<'_>> {
         let pipe = self.pipe.as_ref().filter(|_| !self.pending.is_empty());
         pipe.map(|pipe| pipe.as_fd())
     }
 
-    /// Whether the program cannot have read any of it.
+    /// Whether the program cannot have read any of the input.
     pub(crate) fn is_untouched(&self) -> bool {
         !self.touched && (self.is_wanted() || self.pending.is_empty())
     }
 
-    /// Puts what it has into a pipe, from the start.
+    /// Sets the pipe, to which the input is written from its first byte on.
     pub(crate) fn direct(&mut self, pipe: OwnedFd) {
         self.parked = false;
         self.pipe = Some(pipe);
     }
 
-    /// Writes as much as the program takes now, and closes the pipe behind the last byte. Returns
-    /// the bytes that the host may send again.
+    /// Writes as much as the pipe takes now, and closes it after the last byte. Returns the credit in bytes to grant to
+    /// the host.
     pub(crate) fn feed(&mut self) -> u32 {
         if self.parked {
             return 0;
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_is_dropped_and_does_not_stall_the_host() {
+    fn input_that_is_not_read_is_dropped_and_does_not_stall_the_host() {
         let (reader, writer) = pipe(Near::Writer).unwrap();
         drop(reader);
         let mut input = directed(Stdin::Piped, writer);

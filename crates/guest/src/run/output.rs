@@ -1,4 +1,4 @@
-//! The way of a program's output to the host.
+//! Moves the output of a program to the host.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -9,30 +9,30 @@ use isol8_protocol::OutputStream;
 use nix::errno::Errno;
 use nix::unistd::read;
 
-/// Bytes that a terminal may hold that were not read: more than the 12 KiB or so of the kernel's
-/// buffers, which it does not tell of.
+/// Most bytes of output that a terminal may hold. The kernel does not report how many it holds; its buffers have about
+/// 12 KiB.
 const TERMINAL_HOLDS: u64 = 64 * 1024;
 
 /// One of a run's two output streams.
 ///
-/// Without credit nothing is read, so the pipe fills and the program waits. Beyond the limit
-/// everything is read, counted and dropped, so the program does not wait.
+/// Without credit nothing is read, so the pipe fills and the program waits. Output beyond the limit is read, counted
+/// and dropped, so the program does not wait.
 #[derive(Debug)]
 pub(crate) struct Pump {
     pub(crate) stream: OutputStream,
     pipe: Option<Rc<OwnedFd>>,
     is_terminal: bool,
-    /// Sent before what the pipe has.
+    /// Bytes to send before those of the pipe.
     head: Vec<u8>,
     total: u64,
-    /// Bytes that will still be sent; `None` for no bound.
+    /// Bytes that may still be sent below the limit; `None` without a limit.
     allowance: Option<u64>,
-    /// Bytes that the run left in the pipe at its end; `None` before. Later bytes do not belong to it.
+    /// Bytes of the run that are left in the pipe after its end; `None` before the end. Later bytes are not the run's.
     left: Option<u64>,
 }
 
 impl Pump {
-    /// A pump of a run that has not started.
+    /// Returns the pump of a run that has not started.
     pub(crate) fn idle(stream: OutputStream, limit: Option<u64>) -> Self {
         Self {
             stream,
@@ -54,7 +54,7 @@ impl Pump {
         self.pipe = Some(terminal);
     }
 
-    /// Sends these bytes before what is read.
+    /// Sets the bytes to send before those of the pipe.
     pub(crate) fn begin_with(&mut self, head: Vec<u8>) {
         self.head = head;
     }
@@ -63,12 +63,12 @@ impl Pump {
         !self.head.is_empty()
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes that the program wrote and the guest read so far.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// Whether nothing was written so far.
+    /// Whether the program has written nothing so far.
     pub(crate) fn is_silent(&self) -> bool {
         self.total == 0 && self.unread() == 0
     }
@@ -83,7 +83,7 @@ impl Pump {
         u64::try_from(count).unwrap_or_default()
     }
 
-    /// From here on nothing is sent.
+    /// Drops all further output.
     pub(crate) fn discard(&mut self) {
         self.allowance = Some(0);
     }
@@ -92,7 +92,7 @@ impl Pump {
         self.allowance == Some(0)
     }
 
-    /// Whether there is credit for reading on, or none is needed.
+    /// Whether there is credit for reading on, or the output is dropped, which needs none.
     pub(crate) fn may_read(&self, credit: u64) -> bool {
         credit > 0 || self.is_dropping()
     }
@@ -101,9 +101,9 @@ impl Pump {
         self.pipe.as_ref().map(|pipe| pipe.as_fd())
     }
 
-    /// Notes that the run has ended: the bytes in the pipe now are the rest of its output. Another process may write to
-    /// the pipe forever, so waiting until it is empty would not do. A terminal is empty once a read says so, or has
-    /// given as much as one can hold.
+    /// Records that the run has ended: the bytes that are in the pipe now are the rest of its output. The guest does
+    /// not read until the pipe is empty, because another process may write to it forever. A terminal counts as empty
+    /// once a read finds nothing, or [`TERMINAL_HOLDS`] bytes were read.
     pub(crate) fn mark_end(&mut self) {
         if self.left.is_none() {
             let is_terminal = self.is_terminal;
@@ -115,12 +115,12 @@ impl Pump {
         }
     }
 
-    /// Whether all that the ended run wrote was taken.
+    /// Whether the output of the ended run was read to its end.
     pub(crate) fn is_drained(&self) -> bool {
         self.head.is_empty() && (self.pipe.is_none() || self.left == Some(0))
     }
 
-    /// Reads once. Returns the bytes to send, `None` if there is nothing to read now.
+    /// Reads once. Returns the bytes to send; `None` if nothing can be read now.
     pub(crate) fn read<'a>(&mut self, credit: &mut u64, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
         if !self.head.is_empty() {
             return self.read_head(credit, buffer);
@@ -132,7 +132,7 @@ impl Pump {
         }
         let room = room.min(self.left.unwrap_or(u64::MAX)) as usize;
         if room == 0 {
-            // Reading nothing would look like the end.
+            // A read of 0 bytes would look like the end of the pipe.
             return None;
         }
         let count = match read(pipe, &mut buffer[..room]) {
@@ -156,7 +156,7 @@ impl Pump {
         Some(&buffer[..sent as usize])
     }
 
-    /// Counts bytes of the program. Returns how many of them are to be sent.
+    /// Counts bytes of the program. Returns how many of them to send.
     fn account(&mut self, count: u64, credit: &mut u64) -> u64 {
         self.total += count;
         let sent = count.min(self.allowance.unwrap_or(u64::MAX));
@@ -181,18 +181,18 @@ impl Pump {
         Some(&buffer[..sent as usize])
     }
 
-    /// Gives the pipe away.
+    /// Takes the pipe out of the pump.
     pub(crate) fn detach(&mut self) -> Option<Rc<OwnedFd>> {
         self.pipe.take()
     }
 }
 
-/// Reads and forgets. Returns whether the pipe is still open.
+/// Reads and discards a piece. Returns whether the pipe is still open.
 pub(crate) fn drop_output(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
     read_piece(pipe, buffer).is_some()
 }
 
-/// Reads what is there now, which may be nothing; `None` where the pipe is closed.
+/// Reads a piece without waiting, which may be empty; `None` if the pipe is closed.
 pub(crate) fn read_piece<'a>(pipe: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     match read(pipe, buffer) {
         Ok(0) => None,
