@@ -33,7 +33,7 @@ const CLONE_FS: c_int = 0x200;
 const CLONE_FILES: c_int = 0x400;
 
 /// How long the memory of a process outlives it, in nanoseconds: longer than the guest takes to reap the process.
-const STAY: c_long = 10_000_000;
+const LINGER: c_long = 10_000_000;
 
 /// `METH_O` of `methodobject.h`: the function takes one object.
 const METH_O: c_int = 0x0008;
@@ -189,12 +189,12 @@ unsafe fn failed_step(id: c_uint) -> c_long {
     0
 }
 
-/// Stack on which [`stay`] runs; `u128` gives it the alignment of a stack.
+/// Stack on which [`linger`] runs; `u128` gives it the alignment of a stack.
 static mut STACK: [u128; 512] = [0; 512];
 
 /// Implements `leave(code)`: ends the process. A process can be reaped only after the kernel has freed its memory,
 /// which takes several times as long as the rest of its exit. The kernel does not free memory that another process
-/// shares. So this leaves a process behind that shares the memory and sleeps for [`STAY`]; the memory is freed at its
+/// shares. So this leaves a process behind that shares the memory and sleeps for [`LINGER`]; the memory is freed at its
 /// end.
 unsafe extern "C" fn leave(_module: *mut c_void, code: *mut c_void) -> *mut c_void {
     // SAFETY: the interpreter holds its lock and passes an object. Only the other process uses the stack, which grows
@@ -202,13 +202,13 @@ unsafe extern "C" fn leave(_module: *mut c_void, code: *mut c_void) -> *mut c_vo
     unsafe {
         let code = PyLong_AsLong(code) as c_int;
         let stack = (&raw mut STACK).add(1).cast();
-        clone(stay, stack, CLONE_VM | CLONE_FS | CLONE_FILES, null());
+        clone(linger, stack, CLONE_VM | CLONE_FS | CLONE_FILES, null());
         _exit(code)
     }
 }
 
-extern "C" fn stay(_: *mut c_void) -> c_int {
-    let time = [0, STAY];
+extern "C" fn linger(_: *mut c_void) -> c_int {
+    let time = [0, LINGER];
     // SAFETY: plain system calls, which use nothing of the memory but this stack.
     unsafe {
         syscall(

@@ -24,7 +24,7 @@ use crate::failure::{failure, file_failure, internal};
 use crate::lockdown::Privileges;
 
 /// The directories that files may be written to and read from.
-pub(crate) const PLACES: [&str; 2] = ["/sandbox", "/tmp"];
+pub(crate) const TRANSFER_DIRECTORIES: [&str; 2] = ["/sandbox", "/tmp"];
 
 /// Returns a random name for a file of the guest in a directory of user code, which cannot have used the name before.
 pub(crate) fn unguessable_name() -> String {
@@ -35,13 +35,13 @@ pub(crate) fn unguessable_name() -> String {
 
 /// Returns the result of `make` for the first directory in which it succeeds. If it succeeds in none, returns the error
 /// for the first directory, which is the usual one and so is the most helpful.
-pub(crate) fn in_any_place<T, const N: usize>(
-    places: [&str; N],
+pub(crate) fn in_first_usable<T, const N: usize>(
+    directories: [&str; N],
     make: impl Fn(&str) -> io::Result<T>,
 ) -> io::Result<T> {
     let mut failed = None;
-    for place in places {
-        match make(place) {
+    for directory in directories {
+        match make(directory) {
             Ok(made) => return Ok(made),
             Err(error) => failed = failed.or(Some(error)),
         }
@@ -49,20 +49,20 @@ pub(crate) fn in_any_place<T, const N: usize>(
     Err(failed.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-/// The path of one of [`PLACES`], or a path below one.
+/// The path of one of [`TRANSFER_DIRECTORIES`], or a path below one.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) place: &'static str,
+pub(crate) struct SandboxPath {
+    pub(crate) base: &'static str,
     names: Vec<OsString>,
 }
 
-impl Place {
+impl SandboxPath {
     pub(crate) fn parse(path: &str) -> Result<Self, Failure> {
-        let place = PLACES
+        let base = TRANSFER_DIRECTORIES
             .into_iter()
-            .find(|place| Path::new(path).starts_with(place))
+            .find(|base| Path::new(path).starts_with(base))
             .ok_or_else(|| refused(path, "is not inside /sandbox or /tmp"))?;
-        let rest = Path::new(path).strip_prefix(place);
+        let rest = Path::new(path).strip_prefix(base);
         let rest = rest.map_err(|_| refused(path, "is not inside /sandbox or /tmp"))?;
         if path.contains('\0') {
             return Err(refused(path, "contains a NUL character"));
@@ -75,28 +75,28 @@ impl Place {
                 _ => return Err(refused(path, "contains ..")),
             }
         }
-        Ok(Self { place, names })
+        Ok(Self { base, names })
     }
 
-    /// Returns the path relative to the directory of [`PLACES`].
+    /// Returns the path relative to the directory of [`TRANSFER_DIRECTORIES`].
     pub(crate) fn relative(&self) -> PathBuf {
         Path::new(".").join(self.names.iter().collect::<PathBuf>())
     }
 }
 
-/// The path of a file below one of [`PLACES`].
+/// The path of a file below one of [`TRANSFER_DIRECTORIES`].
 #[derive(Debug, PartialEq, Eq)]
-struct Within {
-    place: &'static str,
+struct FilePath {
+    base: &'static str,
     parents: Vec<OsString>,
     name: OsString,
 }
 
-fn parse(path: &str) -> Result<Within, Failure> {
-    let Place { place, mut names } = Place::parse(path)?;
+fn parse(path: &str) -> Result<FilePath, Failure> {
+    let SandboxPath { base, mut names } = SandboxPath::parse(path)?;
     match names.pop() {
-        Some(name) if !path.ends_with('/') => Ok(Within {
-            place,
+        Some(name) if !path.ends_with('/') => Ok(FilePath {
+            base,
             parents: names,
             name,
         }),
@@ -115,15 +115,15 @@ pub(crate) fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<
     openat2(root, path, how)
 }
 
-pub(crate) fn open_place(place: &str) -> nix::Result<OwnedFd> {
+pub(crate) fn open_directory(base: &str) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(place, flags, Mode::empty())
+    open(base, flags, Mode::empty())
 }
 
-impl Within {
+impl FilePath {
     /// Returns the directory of the file, creating it if it is missing.
     fn directory(&self) -> nix::Result<OwnedFd> {
-        let root = open_place(self.place)?;
+        let root = open_directory(self.base)?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let mut current = beneath(&root, Path::new("."), flags)?;
         let mut path = PathBuf::new();
@@ -270,7 +270,7 @@ impl Drop for Writer {
 }
 
 /// Refuses to replace anything but a regular file or a link.
-fn refuse_special(directory: &OwnedFd, within: &Within) -> nix::Result<()> {
+fn refuse_special(directory: &OwnedFd, within: &FilePath) -> nix::Result<()> {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
     match fstatat(directory, within.name.as_os_str(), flags) {
         Ok(found) => match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
@@ -296,7 +296,7 @@ impl Reader {
     pub(crate) fn open(privileges: Privileges, path: &str) -> Result<Self, Failure> {
         let within = parse(path)?;
         let open = || -> nix::Result<OwnedFd> {
-            let root = open_place(within.place)?;
+            let root = open_directory(within.base)?;
             // With `O_NONBLOCK`, opening a pipe does not wait for its other end.
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
             beneath(&root, &within.relative(), flags)
@@ -381,13 +381,13 @@ mod tests {
     fn a_path_is_taken_apart_below_its_place() {
         assert_eq!(
             parse("/sandbox/a/./b//c.txt").unwrap(),
-            Within {
-                place: "/sandbox",
+            FilePath {
+                base: "/sandbox",
                 parents: vec!["a".into(), "b".into()],
                 name: "c.txt".into()
             }
         );
-        assert_eq!(parse("/tmp/x").unwrap().place, "/tmp");
+        assert_eq!(parse("/tmp/x").unwrap().base, "/tmp");
     }
 
     #[test]

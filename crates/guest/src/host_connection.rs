@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt::PeerCredentials};
 
 /// Bytes that may wait in the outgoing buffer before the guest stops producing more.
-const OUTGOING: usize = 256 * 1024;
+const MAX_OUTGOING: usize = 256 * 1024;
 
 /// Whether the peer may control the guest: the host, which has no process id in this PID namespace, or root of this
 /// sandbox. User code is neither. If user code has the guest's user id, only the host is trusted.
@@ -35,18 +35,18 @@ impl HostConnection {
     /// Begins a connection with the guest's greeting. `interrupted` says whether an earlier connection was lost during
     /// a run.
     pub(crate) fn new(socket: OwnedFd, interrupted: bool) -> Self {
-        let mut peer = Self {
+        let mut connection = Self {
             socket,
             decoder: Decoder::new(MAX_HOST_FRAME),
             greeted: false,
             outgoing: Vec::new(),
             sent: 0,
         };
-        peer.send(&GuestFrame::Hello {
+        connection.send(&GuestFrame::Hello {
             version: VERSION,
             interrupted,
         });
-        peer
+        connection
     }
 
     /// Queues a frame.
@@ -58,7 +58,7 @@ impl HostConnection {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.outgoing.len() - self.sent < OUTGOING
+        self.outgoing.len() - self.sent < MAX_OUTGOING
     }
 
     pub(crate) fn has_outgoing(&self) -> bool {
@@ -80,7 +80,7 @@ impl HostConnection {
             self.sent = 0;
             self.outgoing.clear();
             self.outgoing.shrink_to(CHUNK_SIZE);
-        } else if self.sent > OUTGOING {
+        } else if self.sent > MAX_OUTGOING {
             self.outgoing.drain(..self.sent);
             self.sent = 0;
         }

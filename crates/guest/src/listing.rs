@@ -9,7 +9,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 
 use crate::failure::{failure, file_failure, internal};
-use crate::files::{Place, beneath, open_place};
+use crate::files::{SandboxPath, beneath, open_directory};
 use crate::lockdown::Privileges;
 
 /// A listing in progress.
@@ -27,9 +27,9 @@ pub(crate) struct Lister {
 
 impl Lister {
     pub(crate) fn open(privileges: Privileges, path: &str, limit: u32) -> Result<Self, Failure> {
-        let within = Place::parse(path)?;
+        let within = SandboxPath::parse(path)?;
         let open = || -> nix::Result<OwnedFd> {
-            let root = open_place(within.place)?;
+            let root = open_directory(within.base)?;
             // With these flags, only a directory can be opened.
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
             beneath(&root, &within.relative(), flags)

@@ -30,7 +30,7 @@ const MAX_PENDING_SIGNALS: u64 = 1024;
 const MAX_FILES: u64 = 4096;
 
 #[repr(C)]
-struct Header {
+struct CapabilityHeader {
     version: u32,
     pid: c_int,
 }
@@ -38,7 +38,7 @@ struct Header {
 /// Half of the capability sets: capget(2) has 64 bits in two words.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Word {
+struct CapabilityWord {
     effective: u32,
     permitted: u32,
     inheritable: u32,
@@ -53,11 +53,11 @@ fn check(result: c_int) -> io::Result<()> {
 }
 
 fn permitted() -> io::Result<u64> {
-    let mut header = Header {
+    let mut header = CapabilityHeader {
         version: VERSION,
         pid: 0,
     };
-    let mut words = [Word::default(); 2];
+    let mut words = [CapabilityWord::default(); 2];
     // SAFETY: both pointers are valid, and version 3 writes exactly two words.
     let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
     check(result as c_int)?;
@@ -70,11 +70,11 @@ fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
 }
 
 fn set_all_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    let mut header = Header {
+    let mut header = CapabilityHeader {
         version: VERSION,
         pid: 0,
     };
-    let word = |shift: u32| Word {
+    let word = |shift: u32| CapabilityWord {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
         inheritable: (inheritable >> shift) as u32,
@@ -211,7 +211,7 @@ impl Privileges {
 
     /// Runs `work`, which accesses files, with the rights of user code.
     pub(crate) fn as_sandbox_user<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let _guard = Acting::begin(self, false)?;
+        let _guard = CredentialsGuard::begin(self, false)?;
         Ok(work())
     }
 
@@ -227,7 +227,7 @@ impl Privileges {
 
     /// Runs `work`, which accesses files, as the user of user code and regardless of file modes.
     pub(crate) fn as_owner<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let _guard = Acting::begin(self, true)?;
+        let _guard = CredentialsGuard::begin(self, true)?;
         Ok(work())
     }
 
@@ -295,12 +295,12 @@ fn bound_resources() -> io::Result<()> {
 }
 
 /// A guard: while it exists, the guest accesses files as the sandbox user.
-struct Acting {
+struct CredentialsGuard {
     privileges: Privileges,
     held: u64,
 }
 
-impl Acting {
+impl CredentialsGuard {
     fn begin(privileges: Privileges, overriding: bool) -> io::Result<Self> {
         let held = permitted()?;
         let guard = Self { privileges, held };
@@ -318,7 +318,7 @@ impl Acting {
     }
 }
 
-impl Drop for Acting {
+impl Drop for CredentialsGuard {
     fn drop(&mut self) {
         if !self.privileges.shared_uid {
             set_file_ids(0);

@@ -67,9 +67,9 @@ use guest::{Guest, Sources};
 use isol8_protocol::SANDBOX_UID;
 use kernel::Drivers;
 use lockdown::Privileges;
-use names::Names;
-use process::{Environment, Launcher};
-use reset::Places;
+use names::NameServer;
+use process::{Environment, ProgramLauncher};
+use reset::Baseline;
 
 const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH | --handover PATH) \
     [--uid N | --shared-uid] [--loopback] [--names]";
@@ -170,21 +170,21 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         Listen::HandedOver(path) => receive(path),
     }?;
     if arguments.loopback {
-        lockdown::raise_loopback().map_err(naming("loopback cannot be brought up"))?;
+        lockdown::raise_loopback().map_err(with_context("loopback cannot be brought up"))?;
     }
     // The port is bound before the capability for low ports is dropped. Without the port, programs that ask a name
     // server wait for their timeout.
-    let names = arguments.names.then(Names::open).and_then(|opened| {
+    let names = arguments.names.then(NameServer::open).and_then(|opened| {
         let failed = |error: &io::Error| eprintln!("isol8-guest: no port for names: {error}");
         opened.inspect_err(failed).ok()
     });
     let privileges = Privileges::new(arguments.shared_uid, arguments.uid);
     privileges
         .harden()
-        .map_err(naming("privileges cannot be dropped"))?;
-    let places = Places::record(privileges);
-    let launcher = Launcher::new(privileges, Environment::base());
-    let drivers = Drivers::new().map_err(naming("interpreter drivers cannot be stored"))?;
+        .map_err(with_context("privileges cannot be dropped"))?;
+    let baseline = Baseline::record(privileges);
+    let launcher = ProgramLauncher::new(privileges, Environment::base());
+    let drivers = Drivers::new().map_err(with_context("interpreter drivers cannot be stored"))?;
     let signals = child_signals()?;
     confine_calls()?;
     let sources = Sources {
@@ -192,19 +192,19 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         signals,
         names,
     };
-    Ok(Guest::new(launcher, drivers, places, sources))
+    Ok(Guest::new(launcher, drivers, baseline, sources))
 }
 
 /// Installs the filter of system calls for the guest, and so for every program, which inherits it. The guest needs no
 /// call that user code may not make. Setting the filter up takes the kernel longer than most programs take to start, so
 /// it is done once.
 fn confine_calls() -> io::Result<()> {
-    let filter = seccomp::strict(Places::lists_queues()).map_err(io::Error::other)?;
+    let filter = seccomp::strict(Baseline::lists_queues()).map_err(io::Error::other)?;
     let installed = seccompiler::apply_filter(&filter).map_err(io::Error::other);
-    installed.map_err(naming("system calls cannot be filtered"))
+    installed.map_err(with_context("system calls cannot be filtered"))
 }
 
-fn naming(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+fn with_context(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
@@ -213,7 +213,7 @@ fn inherit(number: RawFd) -> io::Result<OwnedFd> {
     // calls fail if it is not open.
     let listener = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-        .map_err(|error| naming("inherited socket cannot be used")(error.into()))?;
+        .map_err(|error| with_context("inherited socket cannot be used")(error.into()))?;
     if !matches!(getsockopt(&listener, AcceptConn), Ok(true)) {
         return Err(io::Error::other(
             "inherited descriptor is not a listening socket",
@@ -233,7 +233,7 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
     let listener = UnixListener::bind(path);
     // SAFETY: as above.
     unsafe { libc::umask(before) };
-    let listener = listener.map_err(naming("socket cannot be bound"))?;
+    let listener = listener.map_err(with_context("socket cannot be bound"))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     set_nonblocking(listener.into())
 }
@@ -241,12 +241,13 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
 /// Receives the socket to listen on. The host connects to it by a path that does not exist in the sandbox, so the
 /// sandbox needs no writable directory that is shared with the host.
 fn receive(path: &Path) -> io::Result<OwnedFd> {
-    let handover = UnixStream::connect(path).map_err(naming("host cannot be reached"))?;
-    let listener = receive_descriptor(&handover).map_err(naming("socket cannot be received"))?;
+    let handover = UnixStream::connect(path).map_err(with_context("host cannot be reached"))?;
+    let listener =
+        receive_descriptor(&handover).map_err(with_context("socket cannot be received"))?;
     // The guest calls `listen`, not the host: a connecting process learns from the kernel which process did
     // (`SO_PEERCRED`).
     listen(&listener, Backlog::MAXCONN)
-        .map_err(|error| naming("socket cannot listen")(error.into()))?;
+        .map_err(|error| with_context("socket cannot listen")(error.into()))?;
     set_nonblocking(listener)
 }
 

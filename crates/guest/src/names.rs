@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 const PORT: u16 = 53;
 
 /// Longest question that is read, in bytes: RFC 1035 allows no more without an extension, and programs need no more.
-const LONGEST: usize = 512;
+const MAX_QUESTION: usize = 512;
 
 /// Bytes of a message's header, and of a question after its name.
 const HEADER: usize = 12;
@@ -32,17 +32,17 @@ const REASON: &str =
     "isol8: no name server here, programs reach the network through HTTPS_PROXY only";
 
 /// Highest number of names that are reported at the end of a run.
-const MOST_TOLD: usize = 8;
+const MAX_REPORTED_NAMES: usize = 8;
 
 /// The socket to which programs send questions for names.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(crate) struct NameServer {
     socket: UdpSocket,
     /// Names that were asked for and not reported yet.
     asked: Vec<String>,
 }
 
-impl Names {
+impl NameServer {
     /// Binds the port, which needs the capability for low ports.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT))?;
@@ -57,21 +57,21 @@ impl Names {
         self.socket.as_fd()
     }
 
-    /// Returns the names that were asked for since the last call, at most [`MOST_TOLD`].
+    /// Returns the names that were asked for since the last call, at most [`MAX_REPORTED_NAMES`].
     pub(crate) fn take_asked(&mut self) -> Vec<String> {
         std::mem::take(&mut self.asked)
     }
 
     /// Forgets all names and pending questions. Called when no program runs any more.
     pub(crate) fn forget(&mut self) {
-        let mut question = [0; LONGEST];
+        let mut question = [0; MAX_QUESTION];
         while self.socket.recv_from(&mut question).is_ok() {}
         self.asked.clear();
     }
 
     /// Answers the next question, if there is one.
     pub(crate) fn answer(&mut self) {
-        let mut message = [0; LONGEST];
+        let mut message = [0; MAX_QUESTION];
         let Ok((size, from)) = self.socket.recv_from(&mut message) else {
             return;
         };
@@ -81,14 +81,14 @@ impl Names {
         if let Some(answer) = answer(message).filter(|_| is_here) {
             // Errors are ignored: the program may have closed its socket.
             let _ = self.socket.send_to(&answer, from);
-            self.note(message);
+            self.record(message);
         }
     }
 
-    fn note(&mut self, message: &[u8]) {
+    fn record(&mut self, message: &[u8]) {
         let name = message.get(HEADER..).and_then(question).map(readable);
         if let Some(name) = name
-            && self.asked.len() < MOST_TOLD
+            && self.asked.len() < MAX_REPORTED_NAMES
             && !self.asked.contains(&name)
         {
             self.asked.push(name);
@@ -168,7 +168,7 @@ fn explain(answer: &mut Vec<u8>) {
     // The length is that of a constant, so it fits.
     let length = 2 + text.len() as u16;
     answer.extend([0, 0, 41]);
-    answer.extend((LONGEST as u16).to_be_bytes());
+    answer.extend((MAX_QUESTION as u16).to_be_bytes());
     answer.extend([0; 4]);
     answer.extend((4 + length).to_be_bytes());
     answer.extend(EXPLANATION.to_be_bytes());
@@ -210,7 +210,7 @@ mod tests {
         question.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
         let answer = answer(&question).unwrap();
         assert_eq!(answer[11], 1);
-        assert!(answer.ends_with(REASON.as_bytes()) && answer.len() <= LONGEST);
+        assert!(answer.ends_with(REASON.as_bytes()) && answer.len() <= MAX_QUESTION);
     }
 
     #[test]

@@ -167,7 +167,7 @@ pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
 
 /// The settings that all programs of a sandbox have in common.
 #[derive(Debug)]
-pub(crate) struct Launcher {
+pub(crate) struct ProgramLauncher {
     pub(crate) privileges: Privileges,
     /// The environment of the guest's own programs. Nothing in it leads to files that user code writes, unless the
     /// image's variables do.
@@ -178,7 +178,7 @@ pub(crate) struct Launcher {
     pub(crate) at_terminal: Environment,
 }
 
-impl Launcher {
+impl ProgramLauncher {
     pub(crate) fn new(privileges: Privileges, base: Environment) -> Self {
         let at_terminal = base.for_user_code();
         Self {
@@ -190,7 +190,7 @@ impl Launcher {
     }
 
     /// Returns the environment of user code without a terminal, for a Python interpreter or for any other program.
-    pub(crate) fn user_of(&self, is_python: bool) -> Environment {
+    pub(crate) fn user_environment(&self, is_python: bool) -> Environment {
         let mut user = self.user.clone();
         let (name, value) = PYTHON_UNBUFFERED;
         if !is_python && user.get(name).is_none() {
@@ -261,7 +261,7 @@ impl Stage {
     }
 }
 
-impl Launcher {
+impl ProgramLauncher {
     /// Starts a program with `files` as its descriptors from 0 on, and no others.
     pub(crate) fn start(
         &self,
@@ -284,7 +284,7 @@ impl Launcher {
         let directory = c_string(cwd.as_bytes(), "working directory")?;
         let (report, child_report) =
             pipe2(OFlag::O_CLOEXEC).map_err(|error| internal("pipe failed", error))?;
-        let plan = Plan {
+        let plan = ChildPlan {
             launcher: self,
             paths: &paths,
             arguments: &pointers(&arguments),
@@ -335,8 +335,8 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 }
 
 /// Everything that the child needs, prepared before the fork.
-struct Plan<'a> {
-    launcher: &'a Launcher,
+struct ChildPlan<'a> {
+    launcher: &'a ProgramLauncher,
     paths: &'a [CString],
     arguments: &'a [*const c_char],
     variables: &'a [*const c_char],
@@ -346,7 +346,7 @@ struct Plan<'a> {
     report: RawFd,
 }
 
-impl Plan<'_> {
+impl ChildPlan<'_> {
     fn carry_out(mut self) -> ! {
         let (stage, error) = self.try_carry_out();
         let mut text = [0; 5];
@@ -449,11 +449,11 @@ fn duplicate_above(file: RawFd) -> io::Result<RawFd> {
 }
 
 /// Makes a pipe whose guest end does not block. The other end blocks, as programs expect.
-pub(crate) fn pipe(near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pipe(near: GuestSide) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let near = match near {
-        Near::Reader => &reader,
-        Near::Writer => &writer,
+        GuestSide::Reader => &reader,
+        GuestSide::Writer => &writer,
     };
     // SAFETY: an open descriptor that this function owns. Each end of a pipe has flags of its own.
     check(unsafe { libc::fcntl(near.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
@@ -461,7 +461,7 @@ pub(crate) fn pipe(near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Makes a pipe that user code may open by a path such as `/dev/stdin`.
-pub(crate) fn user_pipe(privileges: Privileges, near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn user_pipe(privileges: Privileges, near: GuestSide) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe(near)?;
     privileges.hand_over(&reader)?;
     Ok((reader, writer))
@@ -469,7 +469,7 @@ pub(crate) fn user_pipe(privileges: Privileges, near: Near) -> io::Result<(Owned
 
 /// The end of a pipe that stays with the guest.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Near {
+pub(crate) enum GuestSide {
     /// The guest reads.
     Reader,
     /// The guest writes.

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::lockdown::Privileges;
 
 /// How long killed processes may take to end. A process that frees gigabytes takes part of a second.
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the process table is read for stragglers. A pass finds the processes that existed when it began, and only
 /// a fork bomb outruns a few passes.
@@ -95,7 +95,7 @@ fn micros(time: libc::timeval) -> u64 {
 /// Signalling all is atomic in the kernel with respect to forks: a process either exists and gets
 /// the signal, or its fork fails.
 pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
-    let deadline = Instant::now() + KILL_PATIENCE;
+    let deadline = Instant::now() + KILL_TIMEOUT;
     // The signal also reaches processes that entered the namespace from outside and have no parent in it.
     while kill(Pid::from_raw(-1), Signal::SIGKILL) != Err(Errno::ESRCH) {
         if Instant::now() >= deadline {
@@ -112,7 +112,7 @@ pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
 /// Ends every process of user code, and returns whether all of them are gone. Zygotes stay: the signal is sent with the
 /// user id of user code, which has no permission to signal them.
 pub(crate) fn kill_user_code(privileges: Privileges, reaped: &mut Vec<Reaped>) -> bool {
-    let deadline = Instant::now() + KILL_PATIENCE;
+    let deadline = Instant::now() + KILL_TIMEOUT;
     while Instant::now() < deadline {
         let all = Pid::from_raw(-1);
         if privileges
@@ -149,13 +149,13 @@ pub(crate) fn kill_others(privileges: Privileges, kept: &[Pid], reaped: &mut Vec
     false
 }
 
-/// Sleeps until a child changes its state, or for `patience`.
-fn wait_for_child(patience: Duration) {
+/// Sleeps until a child changes its state, or for `timeout`.
+fn wait_for_child(timeout: Duration) {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     let timeout = libc::timespec {
         tv_sec: 0,
-        tv_nsec: patience.subsec_nanos().into(),
+        tv_nsec: timeout.subsec_nanos().into(),
     };
     // SAFETY: the set and the time are valid through the call. SIGCHLD is blocked, so the call can consume it; the
     // caller reaps afterwards, so no ended child is missed.

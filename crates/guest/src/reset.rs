@@ -49,7 +49,7 @@ const DIRECTORY: OFlag = OFlag::O_RDONLY
 
 /// A path, and its attributes before any user code ran.
 #[derive(Debug)]
-struct Place {
+struct BaselineEntry {
     path: &'static str,
     mode: u32,
     /// Inode flags (`FS_IOC_GETFLAGS`), if its file system has them.
@@ -58,18 +58,25 @@ struct Place {
 
 /// The paths that a reset restores, with their attributes before any user code ran.
 #[derive(Debug)]
-pub(crate) struct Places {
-    writable: Vec<Place>,
+pub(crate) struct Baseline {
+    writable: Vec<BaselineEntry>,
     /// Paths that user code cannot write to, but whose attributes it can change as their owner.
-    owned: Vec<Place>,
+    owned: Vec<BaselineEntry>,
 }
 
-impl Places {
+impl Baseline {
     pub(crate) fn record(privileges: Privileges) -> Self {
         let owned: &[&str] = if privileges.shared_uid() { &OWNED } else { &[] };
         Self {
-            writable: WRITABLE.into_iter().filter_map(Place::directory).collect(),
-            owned: owned.iter().copied().filter_map(Place::of).collect(),
+            writable: WRITABLE
+                .into_iter()
+                .filter_map(BaselineEntry::directory)
+                .collect(),
+            owned: owned
+                .iter()
+                .copied()
+                .filter_map(BaselineEntry::of)
+                .collect(),
         }
     }
 
@@ -89,17 +96,17 @@ impl Places {
     /// code may live.
     pub(crate) fn clear(&self, privileges: Privileges) -> Result<(), Failure> {
         let acting = |error| internal("acting as the sandbox user failed", error);
-        for place in &self.writable {
+        for entry in &self.writable {
             privileges
-                .as_owner(|| place.clear())
+                .as_owner(|| entry.clear())
                 .map_err(acting)?
-                .map_err(|error| internal(&format!("{} cannot be emptied", place.path), error))?;
+                .map_err(|error| internal(&format!("{} cannot be emptied", entry.path), error))?;
         }
-        for place in &self.owned {
-            let restored = place.restore_mode().and_then(|()| place.restore_times());
+        for entry in &self.owned {
+            let restored = entry.restore_mode().and_then(|()| entry.restore_times());
             restored.map_err(|error| {
                 internal(
-                    &format!("attributes of {} cannot be restored", place.path),
+                    &format!("attributes of {} cannot be restored", entry.path),
                     error,
                 )
             })?;
@@ -111,7 +118,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl BaselineEntry {
     fn of(path: &'static str) -> Option<Self> {
         let metadata = fs::symlink_metadata(path).ok()?;
         Some(Self {
@@ -124,7 +131,7 @@ impl Place {
     fn directory(path: &'static str) -> Option<Self> {
         let directory = Dir::open(path, DIRECTORY, Mode::empty()).ok()?;
         let flags = flags_of(&directory);
-        Self::of(path).map(|place| Self { flags, ..place })
+        Self::of(path).map(|entry| Self { flags, ..entry })
     }
 
     fn clear(&self) -> nix::Result<()> {

@@ -25,12 +25,12 @@ const NODE: &str = "NODE_USE_ENV_PROXY";
 
 /// The port that the programs of a run connect to.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub(crate) struct ProxyPort {
     listener: TcpListener,
     number: u16,
 }
 
-impl Port {
+impl ProxyPort {
     pub(crate) fn open() -> Result<Self, Failure> {
         let usual = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT));
         let opened = usual.or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
@@ -68,7 +68,7 @@ impl Port {
 
 /// The outcome of reading from a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum TunnelRead {
     /// Number of bytes that were read.
     Bytes(usize),
     /// No bytes can be read now.
@@ -81,7 +81,7 @@ pub(crate) enum Said {
 
 /// The host's side of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-enum Host {
+enum HostSide {
     /// The host may send.
     Sends,
     /// The host sends nothing more.
@@ -92,7 +92,7 @@ enum Host {
 
 /// A connection of a program, carried by the host.
 #[derive(Debug)]
-pub(crate) struct Tunnel {
+pub(crate) struct GuestTunnel {
     pub(crate) id: TunnelId,
     pub(crate) run: StreamId,
     /// The program's socket; `None` once the guest has closed the tunnel and waits for the host to close it.
@@ -101,7 +101,7 @@ pub(crate) struct Tunnel {
     ended: bool,
     /// Bytes that may still be sent to the host.
     credit: u64,
-    host: Host,
+    host: HostSide,
     /// Bytes that the program has not taken yet.
     pending: WriteBuffer,
     /// Bytes that the host may still send, and bytes that were written to the program and not yet granted back.
@@ -109,7 +109,7 @@ pub(crate) struct Tunnel {
     owed: u32,
 }
 
-impl Tunnel {
+impl GuestTunnel {
     pub(crate) fn new(id: TunnelId, run: StreamId, socket: TcpStream) -> Self {
         Self {
             id,
@@ -117,7 +117,7 @@ impl Tunnel {
             socket: Some(socket),
             ended: false,
             credit: WINDOW.into(),
-            host: Host::Sends,
+            host: HostSide::Sends,
             pending: WriteBuffer::default(),
             window: WINDOW,
             owed: 0,
@@ -132,12 +132,12 @@ impl Tunnel {
     }
 
     fn may_read(&self) -> bool {
-        !self.ended && self.host != Host::Closed && self.credit > 0
+        !self.ended && self.host != HostSide::Closed && self.credit > 0
     }
 
     /// Whether the tunnel is closed and can be removed.
     pub(crate) fn is_over(&self) -> bool {
-        self.host == Host::Closed && (self.socket.is_none() || self.pending.is_empty())
+        self.host == HostSide::Closed && (self.socket.is_none() || self.pending.is_empty())
     }
 
     /// Whether the guest has not closed the tunnel yet.
@@ -157,25 +157,25 @@ impl Tunnel {
     }
 
     /// Reads as much as the program has sent, within the buffer and the credit.
-    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Said {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> TunnelRead {
         if !self.may_read() {
-            return Said::Nothing;
+            return TunnelRead::Nothing;
         }
         let Some(socket) = &mut self.socket else {
-            return Said::Nothing;
+            return TunnelRead::Nothing;
         };
         let room = buffer.len().min(self.credit as usize);
         match socket.read(&mut buffer[..room]) {
             Ok(0) => {
                 self.ended = true;
-                Said::End
+                TunnelRead::End
             }
             Ok(size) => {
                 self.credit -= size as u64;
-                Said::Bytes(size)
+                TunnelRead::Bytes(size)
             }
-            Err(error) if is_temporary(&error) => Said::Nothing,
-            Err(_) => Said::Gone,
+            Err(error) if is_temporary(&error) => TunnelRead::Nothing,
+            Err(_) => TunnelRead::Gone,
         }
     }
 
@@ -185,7 +185,7 @@ impl Tunnel {
         let Some(window) = self.window.checked_sub(size) else {
             return false;
         };
-        if self.host != Host::Sends {
+        if self.host != HostSide::Sends {
             return false;
         }
         self.window = window;
@@ -196,13 +196,13 @@ impl Tunnel {
     }
 
     pub(crate) fn end(&mut self) {
-        if self.host == Host::Sends {
-            self.host = Host::Ended;
+        if self.host == HostSide::Sends {
+            self.host = HostSide::Ended;
         }
     }
 
     pub(crate) fn host_closed(&mut self) {
-        self.host = Host::Closed;
+        self.host = HostSide::Closed;
     }
 
     /// Writes as much as the program takes now, and ends its input after the last byte. Returns the credit in bytes to
@@ -223,11 +223,11 @@ impl Tunnel {
                 Err(error) => return Err(error),
             }
         }
-        if self.pending.is_empty() && self.host >= Host::Ended {
+        if self.pending.is_empty() && self.host >= HostSide::Ended {
             // If the socket has failed, the next read reports it.
             let _ = socket.shutdown(Shutdown::Write);
         }
-        if self.owed < GRANT_STEP || self.host != Host::Sends {
+        if self.owed < GRANT_STEP || self.host != HostSide::Sends {
             return Ok(0);
         }
         self.window += self.owed;
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_run_s_own_variables_go_first() {
-        let port = Port::open().unwrap();
+        let port = ProxyPort::open().unwrap();
         let own = [("Https_Proxy".to_owned(), "x".to_owned())];
         let variables = port.variables(&own);
         let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
@@ -262,17 +262,17 @@ mod tests {
 
     #[test]
     fn where_the_usual_port_is_taken_there_is_another() {
-        let (first, second) = (Port::open().unwrap(), Port::open().unwrap());
+        let (first, second) = (ProxyPort::open().unwrap(), ProxyPort::open().unwrap());
         assert_ne!(first.number, second.number);
     }
 
     /// Returns a tunnel, and the program's end of it.
-    fn connected() -> (Tunnel, TcpStream) {
+    fn connected() -> (GuestTunnel, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, _) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        (Tunnel::new(TunnelId(1), StreamId(1), socket), program)
+        (GuestTunnel::new(TunnelId(1), StreamId(1), socket), program)
     }
 
     #[test]

@@ -28,7 +28,7 @@ async fn programs_have_no_privilege() {
 }
 
 #[tokio::test]
-async fn kernels_have_no_privilege() {
+async fn interpreters_have_no_privilege() {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;
     let source = "import os\nfor l in open('/proc/self/status'):\n  \

@@ -11,7 +11,7 @@ use isol8_protocol::{
     ExitStatus, FailureKind, KernelKind, OutputStream, Program, RunSpec, Signal, Stdin,
     TerminalSize,
 };
-use support::{PATIENCE, Sandbox, cell, command, finish, python, sh};
+use support::{Sandbox, TIMEOUT, cell, command, finish, python, sh};
 
 const SIZE: TerminalSize = TerminalSize {
     columns: 80,
@@ -28,7 +28,7 @@ fn at_terminal(mut spec: RunSpec) -> RunSpec {
 async fn until(run: &mut RunHandle, end: &str) -> String {
     let mut shown = String::new();
     while !shown.ends_with(end) {
-        match tokio::time::timeout(PATIENCE, run.next()).await {
+        match tokio::time::timeout(TIMEOUT, run.next()).await {
             Ok(Ok(RunEvent::Output(OutputStream::Stdout, bytes))) => {
                 shown.push_str(std::str::from_utf8(&bytes).unwrap());
             }
@@ -220,14 +220,14 @@ async fn what_is_printed_last_is_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
+async fn a_program_whose_output_is_not_taken_waits_and_ends_with_its_run() {
     let sandbox = Sandbox::start().await;
     let loud = sh("echo $$ >/tmp/pid; exec yes");
     sandbox.waits_and_ends_with_its_run(at_terminal(loud)).await;
 }
 
 #[tokio::test]
-async fn input_that_nobody_reads_waits() {
+async fn input_that_is_not_read_waits() {
     let sandbox = Sandbox::start().await;
     // In raw mode the terminal passes input on by characters, in cooked mode by lines.
     for (mode, typed) in [
@@ -256,7 +256,7 @@ fn processor_time(sandbox: &Sandbox) -> u64 {
 }
 
 #[tokio::test]
-async fn who_holds_the_terminal_afterwards_delays_nothing() {
+async fn a_process_that_holds_the_terminal_afterwards_delays_nothing() {
     let sandbox = Sandbox::start().await;
     for left in [
         "sleep 100 &",
@@ -295,7 +295,7 @@ async fn a_timeout_ends_what_holds_the_terminal() {
 }
 
 #[tokio::test]
-async fn a_terminal_that_is_taken_away_leaves_the_kernel_its_state() {
+async fn a_terminal_that_is_hung_up_leaves_the_interpreter_its_state() {
     let sandbox = Sandbox::start().await;
     sandbox.cell("x = 41").await.ok();
     let left = "(setsid sleep 1000 &) ; echo on; sleep 1000";

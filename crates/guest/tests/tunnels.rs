@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use isol8_backend::{RunHandle, Tunnel, Tunnels};
 use isol8_protocol::{KernelKind, MAX_TUNNELS, Program, RunSpec, WINDOW};
-use support::{PATIENCE, Sandbox, cell, finish, python, sh};
+use support::{Sandbox, TIMEOUT, cell, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// A program that defines a function to connect to the port in the environment.
@@ -40,7 +40,7 @@ fn start(sandbox: &Sandbox, source: &str) -> (RunHandle, Tunnels) {
 }
 
 async fn next(tunnels: &mut Tunnels) -> Tunnel {
-    let next = tokio::time::timeout(PATIENCE, tunnels.next()).await;
+    let next = tokio::time::timeout(TIMEOUT, tunnels.next()).await;
     next.unwrap().unwrap()
 }
 
@@ -119,7 +119,7 @@ print(s.recv(1))";
     assert_eq!(outcome.unwrap().ok(), "b'y'");
     // The connection that the interpreter still holds is closed on both sides.
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(PATIENCE, tunnel.read_to_end(&mut rest)).await;
+    let ended = tokio::time::timeout(TIMEOUT, tunnel.read_to_end(&mut rest)).await;
     assert!(ended.unwrap().is_err());
     let source = "import os, socket
 print(s.recv(1), [name for name in os.environ if 'PROXY' in name.upper()])
@@ -179,7 +179,7 @@ print('all')",
 }
 
 #[tokio::test]
-async fn who_does_not_read_makes_nobody_else_wait() {
+async fn a_program_that_does_not_read_delays_only_itself() {
     let sandbox = Sandbox::start().await;
     let (run, mut tunnels) = start(
         &sandbox,
@@ -256,8 +256,7 @@ print(s.recv(9))",
                 tunnel.write_all(&[7; 1000]).await?;
             }
         };
-        let ended: Result<(), std::io::Error> =
-            tokio::time::timeout(PATIENCE, flood).await.unwrap();
+        let ended: Result<(), std::io::Error> = tokio::time::timeout(TIMEOUT, flood).await.unwrap();
         assert!(ended.is_err());
         next(&mut tunnels).await.write_all(b"next").await.unwrap();
     };

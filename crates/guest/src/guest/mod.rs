@@ -24,18 +24,18 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
 use crate::host_connection::{self, HostConnection};
-use crate::kernel::{Drivers, Kernel};
-use crate::names::Names;
-use crate::process::Launcher;
+use crate::kernel::{Drivers, Interpreter};
+use crate::names::NameServer;
+use crate::process::ProgramLauncher;
 use crate::reaper;
-use crate::reset::Places;
-use crate::run::Run;
+use crate::reset::Baseline;
+use crate::run::GuestRun;
 use crate::run::late::LateOutput;
 use crate::run::output::{drop_output, read_piece};
-use crate::tunnel::Tunnel;
+use crate::tunnel::GuestTunnel;
 use prewarm::Prewarmer;
 use transfers::Transfer;
-use wait::{Source, Waits};
+use wait::{PollSet, PollSource};
 
 /// Highest number of runs at once, including those that wait. A sandbox's process limit allows fewer, and so few runs
 /// are cheap to iterate over.
@@ -59,26 +59,26 @@ pub(crate) struct Sources {
     /// Readable when a child has ended.
     pub(crate) signals: SignalFd,
     /// The name server of programs, if the guest has its port.
-    pub(crate) names: Option<Names>,
+    pub(crate) names: Option<NameServer>,
 }
 
 /// The agent's state.
 #[derive(Debug)]
 pub(crate) struct Guest {
-    launcher: Launcher,
+    launcher: ProgramLauncher,
     drivers: Drivers,
-    places: Places,
+    baseline: Baseline,
     sources: Sources,
-    peer: Option<HostConnection>,
-    runs: Vec<Run>,
+    host: Option<HostConnection>,
+    runs: Vec<GuestRun>,
     transfers: Vec<Transfer>,
     /// Tunnels in use, and the id that was given out last.
-    tunnels: Vec<Tunnel>,
+    tunnels: Vec<GuestTunnel>,
     last_tunnel: TunnelId,
     /// The spare interpreter, which waits for its first code, and the state that is needed to make one.
     prewarmer: Prewarmer,
     /// The interpreter that runs the cells.
-    resident: Option<Kernel>,
+    resident: Option<Interpreter>,
     /// Set if a resident interpreter died, until the result of a run reports it.
     unreported_loss: bool,
     /// Set if a connection was lost during a run.
@@ -96,17 +96,17 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(
-        launcher: Launcher,
+        launcher: ProgramLauncher,
         drivers: Drivers,
-        places: Places,
+        baseline: Baseline,
         sources: Sources,
     ) -> Self {
         Self {
             launcher,
             drivers,
-            places,
+            baseline,
             sources,
-            peer: None,
+            host: None,
             runs: Vec::new(),
             transfers: Vec::new(),
             tunnels: Vec::new(),
@@ -126,102 +126,108 @@ impl Guest {
     /// Serves until `poll` itself fails, after which the guest cannot go on.
     pub(crate) fn serve(&mut self) -> io::Error {
         loop {
-            self.ring_alarms();
-            self.settle();
-            let mut waits = self.waits();
-            if let Err(error) = waits.wait(self.next_alarm()) {
+            self.fire_timers();
+            self.advance();
+            let mut poll_set = self.poll_set();
+            if let Err(error) = poll_set.wait(self.next_timer()) {
                 return error;
             }
-            for source in waits.ready() {
-                self.attend(source);
+            for source in poll_set.ready() {
+                self.on_ready(source);
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        self.peer.as_ref().is_none_or(HostConnection::has_room)
+        self.host.as_ref().is_none_or(HostConnection::has_room)
     }
 
     /// Returns the descriptors to wait for.
-    fn waits(&self) -> Waits {
-        let mut waits = Waits::default();
-        waits.readable(Source::Signals, &self.sources.signals);
-        waits.readable(Source::Listener, &self.sources.listener);
+    fn poll_set(&self) -> PollSet {
+        let mut poll_set = PollSet::default();
+        poll_set.readable(PollSource::Signals, &self.sources.signals);
+        poll_set.readable(PollSource::Listener, &self.sources.listener);
         if let Some(names) = &self.sources.names {
-            waits.readable(Source::Names, &names.fd());
+            poll_set.readable(PollSource::NameServer, &names.fd());
         }
-        if let Some(peer) = &self.peer {
-            waits.both(Source::HostConnection, peer, peer.has_outgoing());
+        if let Some(host) = &self.host {
+            poll_set.both(PollSource::HostConnection, host, host.has_outgoing());
         }
         let room = self.has_room();
-        let is_read = |run: &&Run| run.is_active() && run.gathers_until.is_none();
+        let is_read = |run: &&GuestRun| run.is_active() && run.output_delayed_until.is_none();
         for run in self.runs.iter().filter(is_read) {
             for (index, pump) in run.output.iter().enumerate() {
                 if let Some(pipe) = pump.pipe()
                     && pump.may_read(run.credit)
                     && (room || run.detached)
                 {
-                    waits.readable(Source::Output(run.id, run.detached, index), &pipe);
+                    poll_set.readable(PollSource::Output(run.id, run.detached, index), &pipe);
                 }
             }
         }
         for run in &self.runs {
             if let Some(pipe) = run.input.waits_for() {
-                waits.writable(Source::Input(run.id, run.detached), &pipe);
+                poll_set.writable(PollSource::Input(run.id, run.detached), &pipe);
             }
         }
-        self.prewarmer.add_waits(&mut waits);
-        self.add_network_waits(&mut waits);
+        self.prewarmer.add_to_poll_set(&mut poll_set);
+        self.add_network_to_poll_set(&mut poll_set);
         for run in self.runs.iter().filter(|run| run.is_active()) {
-            if let Some(kernel) = run.released().filter(|kernel| kernel.may_tell_end()) {
-                waits.readable(Source::Released(run.id, run.detached), &kernel.line());
+            if let Some(interpreter) = run
+                .released()
+                .filter(|interpreter| interpreter.may_tell_end())
+            {
+                poll_set.readable(
+                    PollSource::Released(run.id, run.detached),
+                    &interpreter.control(),
+                );
             }
         }
-        if let Some(kernel) = &self.resident {
-            if self.runs.iter().any(Run::is_active_cell) {
-                if !kernel.is_silent {
-                    waits.readable(Source::Kernel, &kernel.line());
+        if let Some(interpreter) = &self.resident {
+            if self.runs.iter().any(GuestRun::is_active_cell) {
+                if !interpreter.is_silent {
+                    poll_set.readable(PollSource::Resident, &interpreter.control());
                 }
-            } else if !self.runs.iter().any(Run::is_cell) {
-                for (index, pipe) in kernel.output.iter().enumerate() {
-                    waits.readable(Source::KernelOutput(index), pipe);
+            } else if !self.runs.iter().any(GuestRun::is_cell) {
+                for (index, pipe) in interpreter.output.iter().enumerate() {
+                    poll_set.readable(PollSource::ResidentOutput(index), pipe);
                 }
             }
         }
         for (index, pipe) in self.orphans.iter().enumerate().rev() {
-            waits.readable(Source::Orphan(index), pipe);
+            poll_set.readable(PollSource::Orphan(index), pipe);
         }
-        waits
+        poll_set
     }
 
-    fn attend(&mut self, source: Source) {
+    fn on_ready(&mut self, source: PollSource) {
         match source {
-            Source::Signals => self.attend_signals(),
-            Source::Listener => self.accept(),
-            Source::Names => self.sources.names.iter_mut().for_each(Names::answer),
-            Source::HostConnection => self.attend_peer(),
-            Source::Output(id, detached, index) => self.attend_output(id, detached, index),
-            Source::Input(id, detached) => self.attend_input(id, detached),
-            Source::Kernel => self.attend_kernel(),
-            Source::KernelOutput(index) => {
-                self.keep_kernel_output(index);
+            PollSource::Signals => self.on_child_signal(),
+            PollSource::Listener => self.accept(),
+            PollSource::NameServer => self.sources.names.iter_mut().for_each(NameServer::answer),
+            PollSource::HostConnection => self.on_host_frames(),
+            PollSource::Output(id, detached, index) => self.on_output(id, detached, index),
+            PollSource::Input(id, detached) => self.feed_input(id, detached),
+            PollSource::Resident => self.on_resident_message(),
+            PollSource::ResidentOutput(index) => {
+                self.keep_late_output(index);
             }
-            Source::Released(id, detached) => self.attend_released(id, detached),
-            Source::Spare => self.attend_spare(),
-            Source::Zygote => self.attend_zygote(false),
-            Source::Successor => self.attend_zygote(true),
-            Source::Port(id) => self.attend_port(id),
-            Source::Tunnel(id) => self.attend_tunnel(id),
-            Source::Orphan(index) => self.drop_orphan_output(index),
+            PollSource::Released(id, detached) => self.on_released_message(id, detached),
+            PollSource::Spare => self.on_spare_message(),
+            PollSource::Zygote => self.on_zygote_message(false),
+            PollSource::Successor => self.on_zygote_message(true),
+            PollSource::Port(id) => self.on_port_connection(id),
+            PollSource::Tunnel(id) => self.on_tunnel_ready(id),
+            PollSource::Orphan(index) => self.drop_orphan_output(index),
         }
     }
 
-    fn attend_signals(&mut self) {
+    fn on_child_signal(&mut self) {
         // A signal may stand for several ended children, so its content is not used.
         while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);
-        self.note_reaped(&reaped, true);
+        self.on_reaped(&reaped, true);
     }
 
     fn accept(&mut self) {
@@ -235,41 +241,41 @@ impl Guest {
         if !host_connection::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
             return;
         }
-        if self.peer.is_some() {
-            self.lose_peer("replaced by a new connection");
+        if self.host.is_some() {
+            self.lose_connection("replaced by a new connection");
         }
-        self.peer = Some(HostConnection::new(socket, self.interrupted));
+        self.host = Some(HostConnection::new(socket, self.interrupted));
     }
 
-    fn attend_peer(&mut self) {
-        let Some(peer) = &mut self.peer else { return };
-        let received = peer.receive(&mut self.buffer[..]);
+    fn on_host_frames(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        let received = host.receive(&mut self.buffer[..]);
         match received {
             Ok(false) => {}
             Ok(true) => self.take_frames(),
-            Err(error) => self.lose_peer(&error.to_string()),
+            Err(error) => self.lose_connection(&error.to_string()),
         }
     }
 
     fn take_frames(&mut self) {
-        while let Some(peer) = &mut self.peer {
-            let handled = match peer.next() {
+        while let Some(host) = &mut self.host {
+            let handled = match host.next() {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.handle(frame),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(reason) = handled {
-                self.lose_peer(&reason);
+                self.lose_connection(&reason);
             }
         }
     }
 
-    fn run_of(&mut self, id: StreamId, detached: bool) -> Option<&mut Run> {
+    fn run_of(&mut self, id: StreamId, detached: bool) -> Option<&mut GuestRun> {
         let mut runs = self.runs.iter_mut();
         runs.find(|run| run.id == id && run.detached == detached)
     }
 
-    fn attend_output(&mut self, id: StreamId, detached: bool, index: usize) {
+    fn on_output(&mut self, id: StreamId, detached: bool, index: usize) {
         let position = self
             .runs
             .iter()
@@ -288,9 +294,9 @@ impl Guest {
         };
         if !bytes.is_empty()
             && !run.detached
-            && let Some(peer) = &mut self.peer
+            && let Some(host) = &mut self.host
         {
-            peer.send(&GuestFrame::Output {
+            host.send(&GuestFrame::Output {
                 id: run.id,
                 stream: pump.stream,
                 bytes: bytes.to_vec(),
@@ -299,26 +305,26 @@ impl Guest {
         true
     }
 
-    fn attend_input(&mut self, id: StreamId, detached: bool) {
+    fn feed_input(&mut self, id: StreamId, detached: bool) {
         let Some(run) = self.run_of(id, detached) else {
             return;
         };
         let bytes = run.input.feed();
         if bytes > 0 && !detached {
-            self.tell(&GuestFrame::Credit { id, bytes });
+            self.send(&GuestFrame::Credit { id, bytes });
         }
     }
 
     /// Keeps a piece of the output that the resident interpreter writes while no cell runs. Returns whether there may
     /// be more.
-    fn keep_kernel_output(&mut self, index: usize) -> bool {
-        let Some(kernel) = &self.resident else {
+    fn keep_late_output(&mut self, index: usize) -> bool {
+        let Some(interpreter) = &self.resident else {
             return false;
         };
-        let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
+        let pipe = std::os::fd::AsFd::as_fd(&interpreter.output[index]);
         let Some(piece) = read_piece(pipe, &mut self.buffer[..]) else {
             // The interpreter has closed its streams, without which it can run no cell.
-            kernel.signal(nix::sys::signal::Signal::SIGKILL);
+            interpreter.signal(nix::sys::signal::Signal::SIGKILL);
             return false;
         };
         self.late.push(index, piece);
@@ -330,7 +336,7 @@ impl Guest {
         for index in 0..2 {
             // Programs that earlier cells left behind may write forever.
             let mut pieces = 0..MAX_LATE_PIECES;
-            while pieces.next().is_some() && self.keep_kernel_output(index) {}
+            while pieces.next().is_some() && self.keep_late_output(index) {}
         }
         if let Some(text) = self.late.take() {
             let [_, stderr] = &mut self.runs[position].output;
@@ -349,23 +355,23 @@ impl Guest {
         }
     }
 
-    fn tell(&mut self, frame: &GuestFrame) {
-        if let Some(peer) = &mut self.peer {
-            peer.send(frame);
+    fn send(&mut self, frame: &GuestFrame) {
+        if let Some(host) = &mut self.host {
+            host.send(frame);
         }
     }
 
-    fn tell_failed(&mut self, id: StreamId, mut failure: Failure) {
+    fn send_failure(&mut self, id: StreamId, mut failure: Failure) {
         if failure.message.len() > MAX_MESSAGE {
             let end = failure.message.floor_char_boundary(MAX_MESSAGE);
             failure.message.truncate(end);
         }
-        self.tell(&GuestFrame::Failed { id, failure });
+        self.send(&GuestFrame::Failed { id, failure });
     }
 
-    fn next_alarm(&self) -> Option<Instant> {
-        let runs = self.runs.iter().filter_map(Run::alarm);
-        runs.chain(self.prewarmer.alarm())
+    fn next_timer(&self) -> Option<Instant> {
+        let runs = self.runs.iter().filter_map(GuestRun::next_timer);
+        runs.chain(self.prewarmer.next_timer())
             .chain(self.sweep_at)
             .min()
     }

@@ -45,10 +45,11 @@ impl Content {
 
 /// The outcome of writing content that the host sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    Yes,
-    Beyond,
-    Unknown,
+pub(super) enum TransferWrite {
+    /// Written, or the transfer has failed.
+    Done,
+    BeyondCredit,
+    UnknownStream,
 }
 
 impl Guest {
@@ -58,7 +59,7 @@ impl Guest {
                 id,
                 direction: Direction::In(Box::new(writer)),
             }),
-            Err(failure) => self.tell_failed(id, failure),
+            Err(failure) => self.send_failure(id, failure),
         }
     }
 
@@ -78,7 +79,7 @@ impl Guest {
                 id,
                 direction: Direction::Out(content, WINDOW.into()),
             }),
-            Err(failure) => self.tell_failed(id, failure),
+            Err(failure) => self.send_failure(id, failure),
         }
     }
 
@@ -87,24 +88,24 @@ impl Guest {
     }
 
     /// Writes content to its file. The write is done when this returns, so its credit is granted back at once.
-    pub(super) fn write_transfer(&mut self, id: StreamId, bytes: &[u8]) -> Taken {
+    pub(super) fn write_transfer(&mut self, id: StreamId, bytes: &[u8]) -> TransferWrite {
         let Some(position) = self.position(id) else {
-            return Taken::Unknown;
+            return TransferWrite::UnknownStream;
         };
         let Direction::In(writer) = &mut self.transfers[position].direction else {
-            return Taken::Beyond;
+            return TransferWrite::BeyondCredit;
         };
         if bytes.len() > WINDOW as usize {
-            return Taken::Beyond;
+            return TransferWrite::BeyondCredit;
         }
         match writer.write(bytes) {
             Ok(()) => {
                 let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                self.tell(&GuestFrame::Credit { id, bytes });
+                self.send(&GuestFrame::Credit { id, bytes });
             }
             Err(failure) => self.fail_transfer(position, failure),
         }
-        Taken::Yes
+        TransferWrite::Done
     }
 
     pub(super) fn finish_writer(&mut self, id: StreamId) {
@@ -116,8 +117,8 @@ impl Guest {
         }
         if let Direction::In(writer) = self.transfers.remove(position).direction {
             match writer.finish() {
-                Ok(()) => self.tell(&GuestFrame::Done { id }),
-                Err(failure) => self.tell_failed(id, failure),
+                Ok(()) => self.send(&GuestFrame::Done { id }),
+                Err(failure) => self.send_failure(id, failure),
             }
         }
     }
@@ -135,7 +136,7 @@ impl Guest {
 
     pub(super) fn fail_transfer(&mut self, position: usize, failure: Failure) {
         let transfer = self.transfers.remove(position);
-        self.tell_failed(transfer.id, failure);
+        self.send_failure(transfer.id, failure);
     }
 
     /// Sends as much of every file and listing as the credit and the connection allow.
@@ -161,7 +162,7 @@ impl Guest {
             };
             if content.is_at_end() {
                 self.transfers.remove(position);
-                return self.tell(&GuestFrame::Done { id });
+                return self.send(&GuestFrame::Done { id });
             }
             if *credit == 0 || !room {
                 return;
@@ -170,7 +171,7 @@ impl Guest {
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => {
                     *credit -= bytes.len() as u64;
-                    self.tell(&GuestFrame::Data { id, bytes });
+                    self.send(&GuestFrame::Data { id, bytes });
                 }
                 Err(failure) => return self.fail_transfer(position, failure),
             }

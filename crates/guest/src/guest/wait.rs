@@ -9,16 +9,16 @@ use isol8_protocol::{StreamId, TunnelId};
 /// The owner of a descriptor. A run is identified by its stream id and by whether it is detached, because a detached
 /// run of an earlier connection may have the id of a current run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum PollSource {
     Signals,
     Listener,
     /// The socket of the name server.
-    Names,
+    NameServer,
     HostConnection,
     Output(StreamId, bool, usize),
     Input(StreamId, bool),
-    Kernel,
-    KernelOutput(usize),
+    Resident,
+    ResidentOutput(usize),
     /// The control socket of the interpreter that runs a script.
     Released(StreamId, bool),
     Spare,
@@ -32,21 +32,21 @@ pub(super) enum Source {
 
 /// The descriptors of one wait.
 #[derive(Debug, Default)]
-pub(super) struct Waits {
+pub(super) struct PollSet {
     entries: Vec<libc::pollfd>,
-    sources: Vec<Source>,
+    sources: Vec<PollSource>,
 }
 
-impl Waits {
-    pub(super) fn readable(&mut self, source: Source, file: &impl AsFd) {
+impl PollSet {
+    pub(super) fn readable(&mut self, source: PollSource, file: &impl AsFd) {
         self.add(source, file, libc::POLLIN);
     }
 
-    pub(super) fn writable(&mut self, source: Source, file: &impl AsFd) {
+    pub(super) fn writable(&mut self, source: PollSource, file: &impl AsFd) {
         self.add(source, file, libc::POLLOUT);
     }
 
-    pub(super) fn both(&mut self, source: Source, file: &impl AsFd, writable: bool) {
+    pub(super) fn both(&mut self, source: PollSource, file: &impl AsFd, writable: bool) {
         let events = libc::POLLIN | if writable { libc::POLLOUT } else { 0 };
         self.add(source, file, events);
     }
@@ -54,7 +54,7 @@ impl Waits {
     /// Waits for reading, for writing, for both, or for neither.
     pub(super) fn either(
         &mut self,
-        source: Source,
+        source: PollSource,
         file: &impl AsFd,
         readable: bool,
         writable: bool,
@@ -66,7 +66,7 @@ impl Waits {
         }
     }
 
-    fn add(&mut self, source: Source, file: &impl AsFd, events: i16) {
+    fn add(&mut self, source: PollSource, file: &impl AsFd, events: i16) {
         self.entries.push(libc::pollfd {
             fd: file.as_fd().as_raw_fd(),
             events,
@@ -75,10 +75,10 @@ impl Waits {
         self.sources.push(source);
     }
 
-    /// Waits until a descriptor is ready, or until the moment `alarm`.
-    pub(super) fn wait(&mut self, alarm: Option<Instant>) -> io::Result<()> {
-        let timeout = alarm.map(|alarm| {
-            let left = alarm.saturating_duration_since(Instant::now());
+    /// Waits until a descriptor is ready, or until the moment `next_timer`.
+    pub(super) fn wait(&mut self, next_timer: Option<Instant>) -> io::Result<()> {
+        let timeout = next_timer.map(|next_timer| {
+            let left = next_timer.saturating_duration_since(Instant::now());
             libc::timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
@@ -103,7 +103,7 @@ impl Waits {
     }
 
     /// Returns the sources that are ready, in the order in which they were added.
-    pub(super) fn ready(&self) -> impl Iterator<Item = Source> {
+    pub(super) fn ready(&self) -> impl Iterator<Item = PollSource> {
         let entries = self.entries.iter().zip(&self.sources);
         entries.filter_map(|(entry, source)| (entry.revents != 0).then_some(*source))
     }

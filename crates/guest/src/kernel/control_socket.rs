@@ -16,26 +16,26 @@ use nix::unistd::{Pid, read, write};
 const MAX_LINE: usize = 256;
 
 /// Highest number of ignored lines of one interpreter before other descriptors are served.
-const LINES_AT_ONCE: u32 = 64;
+const MAX_LINES_AT_ONCE: u32 = 64;
 
 /// A message of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Message {
+pub(crate) enum InterpreterMessage {
     /// The interpreter is booted and waits; with its process id, if it sends that.
     Ready(Option<Pid>),
     /// The script starts.
-    Started,
+    ScriptStarted,
     /// The script's working directory cannot be entered.
     NoDirectory,
     /// The script has ended with this code, and all of its output was written.
-    Ended(i32),
+    ScriptEnded(i32),
     /// The script has ended with this code, if it has written nothing to standard error. If it has, the code may be
     /// another, and more output may follow.
-    EndedIfQuiet(i32),
+    ScriptEndedIfQuiet(i32),
     /// The code of the cell with this number is about to be executed.
-    Begun(u64),
+    CellStarted(u64),
     /// The cell with this number has ended.
-    Cell(u64, CellEnd),
+    CellEnded(u64, CellEnd),
 }
 
 /// The end of a cell, as the interpreter reports it.
@@ -60,11 +60,11 @@ impl ControlSocket {
         let family = AddressFamily::Unix;
         let (socket, far) = socketpair(family, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let line = Self {
+        let near = Self {
             socket,
             received: Vec::new(),
         };
-        Ok((line, far))
+        Ok((near, far))
     }
 
     pub(crate) fn readable(&self) -> BorrowedFd<'_> {
@@ -82,7 +82,7 @@ impl ControlSocket {
     }
 
     /// Returns the next message, if one was received. The error means that the interpreter has closed its end.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<InterpreterMessage>> {
         let mut passed_over = 0;
         loop {
             while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
@@ -92,7 +92,7 @@ impl ControlSocket {
                 }
                 passed_over += 1;
             }
-            if passed_over >= LINES_AT_ONCE {
+            if passed_over >= MAX_LINES_AT_ONCE {
                 return Ok(None);
             }
             if self.received.len() > MAX_LINE {
@@ -113,19 +113,23 @@ impl ControlSocket {
     }
 }
 
-fn parse(line: &[u8]) -> Option<Message> {
+fn parse(line: &[u8]) -> Option<InterpreterMessage> {
     let words: Vec<&str> = std::str::from_utf8(line).ok()?.split(' ').collect();
     let message = match words[..] {
-        ["ready"] => Message::Ready(None),
-        ["ready", pid] => Message::Ready(Some(Pid::from_raw(
+        ["ready"] => InterpreterMessage::Ready(None),
+        ["ready", pid] => InterpreterMessage::Ready(Some(Pid::from_raw(
             pid.parse().ok().filter(|pid| *pid > 1)?,
         ))),
-        ["started"] => Message::Started,
-        ["directory"] => Message::NoDirectory,
-        ["ended", code] => Message::Ended(code.parse::<i32>().ok()? & 0xff),
-        ["ended", code, "quiet"] => Message::EndedIfQuiet(code.parse::<i32>().ok()? & 0xff),
-        ["begun", number] => Message::Begun(number.parse().ok()?),
-        ["cell", number, ref end @ ..] => Message::Cell(number.parse().ok()?, parse_end(end)?),
+        ["started"] => InterpreterMessage::ScriptStarted,
+        ["directory"] => InterpreterMessage::NoDirectory,
+        ["ended", code] => InterpreterMessage::ScriptEnded(code.parse::<i32>().ok()? & 0xff),
+        ["ended", code, "quiet"] => {
+            InterpreterMessage::ScriptEndedIfQuiet(code.parse::<i32>().ok()? & 0xff)
+        }
+        ["begun", number] => InterpreterMessage::CellStarted(number.parse().ok()?),
+        ["cell", number, ref end @ ..] => {
+            InterpreterMessage::CellEnded(number.parse().ok()?, parse_end(end)?)
+        }
         _ => return None,
     };
     Some(message)
@@ -149,41 +153,53 @@ mod tests {
 
     #[test]
     fn lines_are_read_however_they_are_cut() {
-        let (mut line, far) = ControlSocket::pair().unwrap();
+        let (mut socket, far) = ControlSocket::pair().unwrap();
         let say = |bytes: &[u8]| write(&far, bytes).unwrap();
         say(b"ready 7\nbeg");
         assert_eq!(
-            line.next().unwrap(),
-            Some(Message::Ready(Some(Pid::from_raw(7))))
+            socket.next().unwrap(),
+            Some(InterpreterMessage::Ready(Some(Pid::from_raw(7))))
         );
-        assert_eq!(line.next().unwrap(), None);
+        assert_eq!(socket.next().unwrap(), None);
         say(b"un 3\ncell 3 code 256\ncell 3 signal 2\n");
-        assert_eq!(line.next().unwrap(), Some(Message::Begun(3)));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::CellStarted(3))
+        );
         let end = CellEnd::Ended(ExitStatus::Code(0));
-        assert_eq!(line.next().unwrap(), Some(Message::Cell(3, end)));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::CellEnded(3, end))
+        );
         let end = CellEnd::Ended(ExitStatus::Signal(2));
-        assert_eq!(line.next().unwrap(), Some(Message::Cell(3, end)));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::CellEnded(3, end))
+        );
         drop(far);
-        assert!(line.next().is_err());
+        assert!(socket.next().is_err());
     }
 
     #[test]
     fn what_is_no_message_is_passed_over() {
-        let (mut line, far) = ControlSocket::pair().unwrap();
+        let (mut socket, far) = ControlSocket::pair().unwrap();
         let noise =
             b"\nready x\nready 1\nready -1\ncell 1\ncell 1 signal 70\n\xff\nended\nstarted\n";
         write(&far, noise).unwrap();
-        assert_eq!(line.next().unwrap(), Some(Message::Started));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::ScriptStarted)
+        );
     }
 
     #[test]
     fn a_flood_without_an_end_takes_no_memory_and_no_other_s_turn() {
-        let (mut line, far) = ControlSocket::pair().unwrap();
+        let (mut socket, far) = ControlSocket::pair().unwrap();
         write(&far, &[b'x'; 100_000]).unwrap();
-        assert_eq!(line.next().unwrap(), None);
-        assert!(line.received.len() <= 2 * MAX_LINE);
+        assert_eq!(socket.next().unwrap(), None);
+        assert!(socket.received.len() <= 2 * MAX_LINE);
         write(&far, b"\nstarted\n").unwrap();
-        let mut next = || (0..100).find_map(|_| line.next().unwrap());
-        assert_eq!(next(), Some(Message::Started));
+        let mut next = || (0..100).find_map(|_| socket.next().unwrap());
+        assert_eq!(next(), Some(InterpreterMessage::ScriptStarted));
     }
 }

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use nix::unistd::unlink;
 
 use super::interpreters::{DriverFiles, Files, Prelude};
-use crate::files::{in_any_place, unguessable_name};
+use crate::files::{in_first_usable, unguessable_name};
 use crate::lockdown::Privileges;
 
 /// Directories for the files. In both, a user cannot remove or rename files of another user.
-const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
+const PARENT_DIRECTORIES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 /// The files of a driver, and the placeholder that must exist while the interpreter boots.
 #[derive(Debug)]
@@ -27,7 +27,9 @@ pub(crate) struct DriverDirectory {
 
 impl DriverDirectory {
     pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
-        let directory = in_any_place(PLACES, |place| Directory::make(place, driver.files))?;
+        let directory = in_first_usable(PARENT_DIRECTORIES, |parent| {
+            Directory::make(parent, driver.files)
+        })?;
         let placeholder = driver.placeholder;
         let placeholder = placeholder.map(|path| Placeholder::make(path, privileges));
         Ok(Self {
@@ -38,7 +40,9 @@ impl DriverDirectory {
 
     /// Makes the file that an interpreter loads before it runs the script that it is started on.
     pub(crate) fn prelude(prelude: Prelude) -> io::Result<Self> {
-        let directory = in_any_place(PLACES, |place| Directory::make(place, prelude.files))?;
+        let directory = in_first_usable(PARENT_DIRECTORIES, |parent| {
+            Directory::make(parent, prelude.files)
+        })?;
         Ok(Self {
             directory,
             _placeholder: None,
@@ -67,8 +71,8 @@ struct Directory {
 }
 
 impl Directory {
-    fn make(place: &str, files: Files) -> io::Result<Self> {
-        let path = Path::new(place).join(unguessable_name());
+    fn make(parent: &str, files: Files) -> io::Result<Self> {
+        let path = Path::new(parent).join(unguessable_name());
         fs::DirBuilder::new().mode(0o755).create(&path)?;
         let made = Self { path, files };
         for (name, content) in files {

@@ -9,9 +9,9 @@ use crate::process::Environment;
 
 /// The facts about one interpreter.
 #[derive(Debug)]
-pub(crate) struct Interpreter {
+pub(crate) struct InterpreterSpec {
     /// The command line that starts it on a script, without the script's path at the end.
-    pub(crate) bare: &'static [&'static str],
+    pub(crate) command: &'static [&'static str],
     /// The code that an interpreter loads first if it is started on a script.
     pub(crate) prelude: Option<Prelude>,
     /// How it is booted ahead of its code.
@@ -20,16 +20,16 @@ pub(crate) struct Interpreter {
     pub(crate) scripts: &'static [&'static str],
     /// Variables that the interpreter, or a library that it loads, reads at its start. A run with one of these needs an
     /// interpreter that is started with the variable; all other variables are set in a spare.
-    names: &'static [&'static str],
+    start_names: &'static [&'static str],
     /// Whether a spare can set a variable of this name.
     can_set: fn(&str) -> bool,
     /// Prefixes of the names of variables that are read at the start.
-    prefixes: &'static [&'static str],
+    start_prefixes: &'static [&'static str],
     /// Variables with one of the prefixes that are read only when they are used.
     exceptions: &'static [&'static str],
     /// Prefixes of the names of variables that cannot be set later in a session's interpreter. If the first cell has
     /// such a variable, an interpreter is started with it.
-    cells: &'static [&'static str],
+    session_prefixes: &'static [&'static str],
     /// Configuration files that the interpreter reads at its start, beside the script or in the working directory. If
     /// one exists, the run needs an interpreter that is started after it was written.
     pub(crate) configuration: &'static [&'static str],
@@ -86,9 +86,9 @@ pub(crate) struct DriverFiles {
 }
 
 /// Prefixes of the names of variables that the dynamic linker and the C library read.
-const EVERYWHERE: [&str; 4] = ["LD_", "LC_", "MALLOC_", "GLIBC_"];
+const LIBC_PREFIXES: [&str; 4] = ["LD_", "LC_", "MALLOC_", "GLIBC_"];
 /// Variables that the C library reads for the locale and the time zone.
-const LOCALE: [&str; 7] = [
+const LIBC_NAMES: [&str; 7] = [
     "LANG",
     "LANGUAGE",
     "LOCPATH",
@@ -100,26 +100,26 @@ const LOCALE: [&str; 7] = [
 
 /// Longest environment that is given to a spare, in bytes. An exec fails with a longer variable (`MAX_ARG_STRLEN`), and
 /// the run should report the failure of the exec.
-const LONGEST: usize = 128 * 1024;
+const MAX_ENVIRONMENT: usize = 128 * 1024;
 
-static PYTHON: Interpreter = Interpreter {
-    bare: &["python3"],
+static PYTHON: InterpreterSpec = InterpreterSpec {
+    command: &["python3"],
     prelude: None,
     driver: Driver::Python,
     // The spare is started with this path.
     scripts: &["/sandbox/main.py"],
     // The interpreter is looked up in `PATH`, and `sys.executable` is the path that was found. The user's own packages
     // are below `HOME`.
-    names: &["PATH", "HOME"],
+    start_names: &["PATH", "HOME"],
     can_set: any_name,
-    prefixes: &["PYTHON"],
+    start_prefixes: &["PYTHON"],
     exceptions: &[],
-    cells: &["PYTHON"],
+    session_prefixes: &["PYTHON"],
     configuration: &[],
 };
 
-static BASH: Interpreter = Interpreter {
-    bare: &["bash"],
+static BASH: InterpreterSpec = InterpreterSpec {
+    command: &["bash"],
     prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[("bash.sh", include_str!("bash.sh"))],
@@ -130,19 +130,19 @@ static BASH: Interpreter = Interpreter {
         placeholder: None,
     }),
     scripts: &["/sandbox/main.sh"],
-    names: shell::NAMES,
+    start_names: shell::NAMES,
     can_set: shell::can_have,
-    prefixes: shell::PREFIXES,
+    start_prefixes: shell::PREFIXES,
     exceptions: &[],
-    cells: &[],
+    session_prefixes: &[],
     configuration: &[],
 };
 
 const NODE_NETWORK: &str = include_str!("node_network.cjs");
 const NODE_TYPES: &str = include_str!("node_types.cjs");
 
-static NODE: Interpreter = Interpreter {
-    bare: &["node"],
+static NODE: InterpreterSpec = InterpreterSpec {
+    command: &["node"],
     prelude: Some(Prelude {
         files: &[
             ("prelude.cjs", include_str!("node_prelude.cjs")),
@@ -177,7 +177,7 @@ static NODE: Interpreter = Interpreter {
         placeholder: None,
     }),
     scripts: &[".mjs", ".cjs", ".js", ".mts", ".cts", ".ts"],
-    names: &[
+    start_names: &[
         "WATCH_REPORT_DEPENDENCIES",
         "HTTPS_PROXY",
         "HTTP_PROXY",
@@ -187,17 +187,17 @@ static NODE: Interpreter = Interpreter {
         "no_proxy",
     ],
     can_set: any_name,
-    prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
+    start_prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     exceptions: &["NODE_ENV"],
-    cells: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
+    session_prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     configuration: &[],
 };
 
 const BUN_ENVIRONMENT: &str = include_str!("bun_environment.js");
 const BUN_SYNC: &str = include_str!("bun_sync.js");
 
-static BUN: Interpreter = Interpreter {
-    bare: &["bun", "run"],
+static BUN: InterpreterSpec = InterpreterSpec {
+    command: &["bun", "run"],
     prelude: Some(Prelude {
         files: &[
             ("prelude.js", include_str!("bun_prelude.js")),
@@ -228,7 +228,7 @@ static BUN: Interpreter = Interpreter {
         placeholder: Some("/sandbox/main.ts"),
     }),
     scripts: &["/sandbox/main.ts"],
-    names: &[
+    start_names: &[
         "CI",
         "COLORTERM",
         "DATABASE_URL",
@@ -255,7 +255,7 @@ static BUN: Interpreter = Interpreter {
         "no_proxy",
     ],
     can_set: any_name,
-    prefixes: &[
+    start_prefixes: &[
         "AWS_",
         "BUN_",
         "JSC_",
@@ -268,7 +268,7 @@ static BUN: Interpreter = Interpreter {
         "npm_",
     ],
     exceptions: &[],
-    cells: &[
+    session_prefixes: &[
         "AWS_",
         "BUN_",
         "JSC_",
@@ -293,9 +293,9 @@ static BUN: Interpreter = Interpreter {
     ],
 };
 
-static DENO: Interpreter = Interpreter {
+static DENO: InterpreterSpec = InterpreterSpec {
     // The sandbox confines programs, so deno need not: without the flag they could not even read their environment.
-    bare: &["deno", "run", "--allow-all"],
+    command: &["deno", "run", "--allow-all"],
     // Deno's streams write without delay, so it needs no prelude.
     prelude: None,
     driver: Driver::Files(DriverFiles {
@@ -324,9 +324,9 @@ static DENO: Interpreter = Interpreter {
         placeholder: None,
     }),
     scripts: &["/sandbox/main.mts"],
-    names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
+    start_names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
     can_set: any_name,
-    prefixes: &[
+    start_prefixes: &[
         "DENO_",
         "NODE_",
         "NPM_CONFIG_",
@@ -336,7 +336,7 @@ static DENO: Interpreter = Interpreter {
         "TOKIO_",
     ],
     exceptions: &["NODE_ENV"],
-    cells: &[
+    session_prefixes: &[
         "DENO_",
         "NODE_",
         "NPM_CONFIG_",
@@ -357,7 +357,7 @@ static DENO: Interpreter = Interpreter {
     ],
 };
 
-impl Interpreter {
+impl InterpreterSpec {
     pub(crate) fn of(kind: KernelKind) -> &'static Self {
         match kind {
             KernelKind::Python => &PYTHON,
@@ -387,12 +387,12 @@ impl Interpreter {
 
     /// Returns the command line that runs a script in a new interpreter.
     pub(crate) fn command_line(&self, path: &str) -> Vec<Vec<u8>> {
-        let words = self.bare.iter().copied().chain([path]);
+        let words = self.command.iter().copied().chain([path]);
         words.map(|word| word.as_bytes().to_vec()).collect()
     }
 
     /// Whether a spare can run this script exactly like an interpreter that is started on it.
-    pub(crate) fn runs(&self, path: &str, env: &[(String, String)]) -> bool {
+    pub(crate) fn can_run(&self, path: &str, env: &[(String, String)]) -> bool {
         self.scripts.iter().any(|ending| path.ends_with(ending)) && !self.needs_fresh_start(env)
     }
 
@@ -401,17 +401,17 @@ impl Interpreter {
             .iter()
             .map(|(name, value)| name.len() + value.len())
             .sum();
-        total > LONGEST || env.iter().any(|(name, _)| self.is_read_at_start(name))
+        total > MAX_ENVIRONMENT || env.iter().any(|(name, _)| self.is_read_at_start(name))
     }
 
     /// Whether a session's interpreter can be given this variable only at its start.
     pub(crate) fn is_for_start_of_cells(&self, name: &str) -> bool {
         // A shell can pass on variables that it was not started with.
-        if self.cells.is_empty() || self.exceptions.contains(&name) {
+        if self.session_prefixes.is_empty() || self.exceptions.contains(&name) {
             return false;
         }
-        let mut prefixes = EVERYWHERE.iter().chain(self.cells);
-        LOCALE.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
+        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.session_prefixes);
+        LIBC_NAMES.contains(&name) || start_prefixes.any(|prefix| name.starts_with(prefix))
     }
 
     fn is_read_at_start(&self, name: &str) -> bool {
@@ -421,9 +421,10 @@ impl Interpreter {
         if self.exceptions.contains(&name) {
             return false;
         }
-        let mut names = LOCALE.iter().chain(self.names);
-        let mut prefixes = EVERYWHERE.iter().chain(self.prefixes);
-        names.any(|known| *known == name) || prefixes.any(|prefix| name.starts_with(prefix))
+        let mut start_names = LIBC_NAMES.iter().chain(self.start_names);
+        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.start_prefixes);
+        start_names.any(|known| *known == name)
+            || start_prefixes.any(|prefix| name.starts_with(prefix))
     }
 }
 
@@ -437,12 +438,16 @@ pub(crate) fn may_load_user_code(environment: &Environment) -> bool {
     environment.iter().any(|(name, value)| {
         let is_read = PYTHON.is_read_at_start(&String::from_utf8_lossy(name));
         // The zygote gets another `HOME`.
-        is_read && name != b"HOME" && REACHED_BY_USER_CODE.iter().any(|place| holds(value, place))
+        is_read
+            && name != b"HOME"
+            && REACHED_BY_USER_CODE
+                .iter()
+                .any(|directory| holds(value, directory))
     })
 }
 
-fn holds(value: &[u8], place: &[u8]) -> bool {
-    value.windows(place.len()).any(|part| part == place)
+fn holds(value: &[u8], directory: &[u8]) -> bool {
+    value.windows(directory.len()).any(|part| part == directory)
 }
 
 fn any_name(_: &str) -> bool {
@@ -453,8 +458,8 @@ fn any_name(_: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn runs(kind: KernelKind, path: &str, name: &str) -> bool {
-        Interpreter::of(kind).runs(path, &[(name.into(), "x".into())])
+    fn can_run(kind: KernelKind, path: &str, name: &str) -> bool {
+        InterpreterSpec::of(kind).can_run(path, &[(name.into(), "x".into())])
     }
 
     #[test]
@@ -468,7 +473,7 @@ mod tests {
             "PATH",
         ] {
             assert!(
-                !runs(KernelKind::Python, "/sandbox/main.py", name),
+                !can_run(KernelKind::Python, "/sandbox/main.py", name),
                 "{name}"
             );
         }
@@ -477,15 +482,18 @@ mod tests {
     #[test]
     fn other_variables_are_set_in_the_booted_one() {
         for name in ["TZ", "API_KEY", "OMP_NUM_THREADS", "MY_PYTHON", "TMPDIR"] {
-            assert!(runs(KernelKind::Python, "/sandbox/main.py", name), "{name}");
+            assert!(
+                can_run(KernelKind::Python, "/sandbox/main.py", name),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn of_variables_of_one_prefix_some_are_read_later() {
-        assert!(!runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
-        assert!(runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
-        assert!(!runs(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
+        assert!(!can_run(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
+        assert!(can_run(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
+        assert!(!can_run(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
     }
 
     #[test]
@@ -502,7 +510,7 @@ mod tests {
             (KernelKind::Deno, "A", false),
             (KernelKind::Bash, "LD_PRELOAD", false),
         ] {
-            let found = Interpreter::of(kind).is_for_start_of_cells(name);
+            let found = InterpreterSpec::of(kind).is_for_start_of_cells(name);
             assert_eq!(found, expected, "{kind:?} {name}");
         }
     }
@@ -518,7 +526,7 @@ mod tests {
             ("IFS", false),
         ] {
             assert_eq!(
-                runs(KernelKind::Bash, "/sandbox/main.sh", name),
+                can_run(KernelKind::Bash, "/sandbox/main.sh", name),
                 waits,
                 "{name}"
             );
@@ -546,13 +554,13 @@ mod tests {
 
     #[test]
     fn an_environment_that_no_exec_takes_is_left_to_one() {
-        let env = [("A".to_owned(), "x".repeat(LONGEST))];
-        assert!(!Interpreter::of(KernelKind::Python).runs("/sandbox/main.py", &env));
+        let env = [("A".to_owned(), "x".repeat(MAX_ENVIRONMENT))];
+        assert!(!InterpreterSpec::of(KernelKind::Python).can_run("/sandbox/main.py", &env));
     }
 
     #[test]
     fn a_script_of_another_name_is_started_afresh() {
-        assert!(!runs(KernelKind::Python, "/sandbox/main.pyw", "A"));
-        assert!(!runs(KernelKind::Bash, "/sandbox/other.sh", "A"));
+        assert!(!can_run(KernelKind::Python, "/sandbox/main.pyw", "A"));
+        assert!(!can_run(KernelKind::Bash, "/sandbox/other.sh", "A"));
     }
 }

@@ -27,11 +27,11 @@ use nix::unistd::Pid;
 
 use crate::failure::{internal, occupied};
 use crate::lockdown::{Privileges, Role};
-use crate::process::{Child, Environment, Launcher, Near, user_pipe};
-use crate::run::{CellRequest, Start};
-use control_socket::{ControlSocket, Message};
+use crate::process::{Child, Environment, GuestSide, ProgramLauncher, user_pipe};
+use crate::run::{CellRequest, ProgramStart};
+use control_socket::{ControlSocket, InterpreterMessage};
 use driver_files::DriverDirectory;
-use interpreters::{Driver, Interpreter};
+use interpreters::{Driver, InterpreterSpec};
 
 /// The variable of a driver that lists options, to which the environment's own options are added.
 const OPTIONS: &str = "NODE_OPTIONS";
@@ -83,7 +83,7 @@ impl Drivers {
 impl Drivers {
     /// Returns the file that an interpreter started on a script gets as its descriptor 3, and the environment that
     /// makes it load the file; `None` if it needs no file.
-    pub(crate) fn for_fresh(&self, start: &Start) -> Option<(BorrowedFd<'_>, Environment)> {
+    pub(crate) fn for_fresh(&self, start: &ProgramStart) -> Option<(BorrowedFd<'_>, Environment)> {
         if start.language != Some(KernelKind::Python) {
             return None;
         }
@@ -134,7 +134,7 @@ fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8
 
 /// How far a released interpreter came with its script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Release {
+pub(crate) enum ReleaseReport {
     /// The script has started.
     Started,
     /// The script's working directory could not be entered.
@@ -145,37 +145,37 @@ pub(crate) enum Release {
 
 /// The guest's ends of an interpreter's streams and control socket.
 #[derive(Debug)]
-struct Ends {
+struct GuestEnds {
     output: [Rc<OwnedFd>; 2],
     input: OwnedFd,
-    line: ControlSocket,
+    control: ControlSocket,
 }
 
 /// The interpreter's ends of its streams and control socket.
 #[derive(Debug)]
-struct FarEnds {
+struct InterpreterEnds {
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
-    line: OwnedFd,
+    control: OwnedFd,
 }
 
-impl Ends {
-    fn new(privileges: Privileges) -> io::Result<(Self, FarEnds)> {
-        let (stdin, input) = user_pipe(privileges, Near::Writer)?;
-        let (stdout_near, stdout) = user_pipe(privileges, Near::Reader)?;
-        let (stderr_near, stderr) = user_pipe(privileges, Near::Reader)?;
-        let (line, far) = ControlSocket::pair()?;
+impl GuestEnds {
+    fn new(privileges: Privileges) -> io::Result<(Self, InterpreterEnds)> {
+        let (stdin, input) = user_pipe(privileges, GuestSide::Writer)?;
+        let (stdout_near, stdout) = user_pipe(privileges, GuestSide::Reader)?;
+        let (stderr_near, stderr) = user_pipe(privileges, GuestSide::Reader)?;
+        let (control, far) = ControlSocket::pair()?;
         let near = Self {
             output: [Rc::new(stdout_near), Rc::new(stderr_near)],
             input,
-            line,
+            control,
         };
-        let far = FarEnds {
+        let far = InterpreterEnds {
             stdin,
             stdout,
             stderr,
-            line: far,
+            control: far,
         };
         Ok((near, far))
     }
@@ -183,7 +183,7 @@ impl Ends {
 
 /// An interpreter that boots or is booted.
 #[derive(Debug)]
-pub(crate) struct Kernel {
+pub(crate) struct Interpreter {
     pub(crate) kind: KernelKind,
     /// Process id. For an interpreter that was forked from a zygote, it is known once its first message has arrived.
     pid: Option<Pid>,
@@ -191,7 +191,7 @@ pub(crate) struct Kernel {
     child: Option<Child>,
     pub(crate) output: [Rc<OwnedFd>; 2],
     pub(crate) input: Option<OwnedFd>,
-    line: ControlSocket,
+    control: ControlSocket,
     mailbox: fs::File,
     files: Option<DriverDirectory>,
     /// Variables that it was started with, in addition to those that every program gets.
@@ -201,45 +201,45 @@ pub(crate) struct Kernel {
     pub(crate) is_ready: bool,
     /// Set once the interpreter has closed its control socket.
     pub(crate) is_silent: bool,
-    release: Release,
+    release: ReleaseReport,
     /// Number of the last cell that it was given, and of the last cell that it started.
     cells: u64,
-    begun: u64,
+    started_cell: u64,
 }
 
-impl Kernel {
-    fn new(kind: KernelKind, ends: Ends, mailbox: fs::File) -> Self {
+impl Interpreter {
+    fn new(kind: KernelKind, ends: GuestEnds, mailbox: fs::File) -> Self {
         Self {
             kind,
             pid: None,
             child: None,
             output: ends.output,
             input: Some(ends.input),
-            line: ends.line,
+            control: ends.control,
             mailbox,
             files: None,
             started_with: Variables::new(),
             is_configured: false,
             is_ready: false,
             is_silent: false,
-            release: Release::Never,
+            release: ReleaseReport::Never,
             cells: 0,
-            begun: 0,
+            started_cell: 0,
         }
     }
 
     /// Starts an interpreter with these variables. Does not wait until it is booted.
     pub(crate) fn boot(
-        launcher: &Launcher,
+        launcher: &ProgramLauncher,
         drivers: &Drivers,
         kind: KernelKind,
         variables: &Variables,
     ) -> Result<Self, Failure> {
         let what = "interpreter cannot be booted";
         let failed = |error: io::Error| internal(what, error);
-        let driver = &Interpreter::of(kind).driver;
-        let is_configured = Interpreter::of(kind).is_configured_in(HOME);
-        let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
+        let driver = &InterpreterSpec::of(kind).driver;
+        let is_configured = InterpreterSpec::of(kind).is_configured_in(HOME);
+        let (ends, far) = GuestEnds::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
         let mailbox = mailbox(&single.0).map_err(failed)?;
@@ -247,11 +247,13 @@ impl Kernel {
             far.stdin.as_fd(),
             far.stdout.as_fd(),
             far.stderr.as_fd(),
-            far.line.as_fd(),
+            far.control.as_fd(),
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.user_of(kind == KernelKind::Python).with(variables);
+        let mut environment = launcher
+            .user_environment(kind == KernelKind::Python)
+            .with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {
@@ -280,21 +282,21 @@ impl Kernel {
         let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
         let child = launcher.start(&argv, &environment, &cwd, &files, Role::UserCode)?;
         drop(files);
-        let mut kernel = Self::new(kind, ends, mailbox);
-        kernel.pid = Some(child.pid);
-        kernel.child = Some(child);
-        kernel.files = installed;
-        kernel.started_with.clone_from(variables);
-        kernel.is_configured = is_configured;
-        Ok(kernel)
+        let mut interpreter = Self::new(kind, ends, mailbox);
+        interpreter.pid = Some(child.pid);
+        interpreter.child = Some(child);
+        interpreter.files = installed;
+        interpreter.started_with.clone_from(variables);
+        interpreter.is_configured = is_configured;
+        Ok(interpreter)
     }
 
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.pid
     }
 
-    pub(crate) fn line(&self) -> BorrowedFd<'_> {
-        self.line.readable()
+    pub(crate) fn control(&self) -> BorrowedFd<'_> {
+        self.control.readable()
     }
 
     /// Returns why the interpreter was not started, if it was not. Valid once it was reaped.
@@ -304,11 +306,11 @@ impl Kernel {
 
     /// Whether configuration files were added after it was booted. The first cell expects that it has read them.
     pub(crate) fn lacks_configuration(&self) -> bool {
-        !self.is_configured && Interpreter::of(self.kind).is_configured_in(HOME)
+        !self.is_configured && InterpreterSpec::of(self.kind).is_configured_in(HOME)
     }
 
     /// Makes a spare run a script.
-    pub(crate) fn release(&mut self, start: &Start) -> io::Result<()> {
+    pub(crate) fn release(&mut self, start: &ProgramStart) -> io::Result<()> {
         let (request, line) = match self.kind {
             KernelKind::Bash => (shell::script(start), shell::SCRIPT.to_owned()),
             _ => {
@@ -319,7 +321,7 @@ impl Kernel {
             }
         };
         self.put(&request)?;
-        self.line.send(&line)
+        self.control.send(&line)
     }
 
     /// Returns the number of the next cell, from 1. Tracebacks and `linecache` show the number.
@@ -350,13 +352,13 @@ impl Kernel {
         self.put(&request)?;
         // Only scripts read from the pipe that the interpreter was booted with.
         self.input = None;
-        self.line.send(&line)
+        self.control.send(&line)
     }
 
     /// Whether the interpreter has started the cell with this number, which it reports before it executes the cell's
     /// code.
-    pub(crate) fn took_cell(&self, number: u64) -> bool {
-        self.begun == number
+    pub(crate) fn has_started_cell(&self, number: u64) -> bool {
+        self.started_cell == number
     }
 
     /// Whether it has run a cell before the last one, so that state can be lost.
@@ -365,26 +367,26 @@ impl Kernel {
     }
 
     /// Returns how far a released interpreter came. Valid once its process was reaped.
-    pub(crate) fn release_report(&mut self) -> Release {
+    pub(crate) fn release_report(&mut self) -> ReleaseReport {
         while let Ok(Some(_)) = self.next() {}
         self.release
     }
 
     /// Returns the next message, if one was received. The error means that the interpreter has closed its control
     /// socket.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
-        let message = self.line.next().inspect_err(|_| self.is_silent = true)?;
+    pub(crate) fn next(&mut self) -> io::Result<Option<InterpreterMessage>> {
+        let message = self.control.next().inspect_err(|_| self.is_silent = true)?;
         match message {
-            Some(Message::Ready(pid)) if !self.is_ready => {
+            Some(InterpreterMessage::Ready(pid)) if !self.is_ready => {
                 self.is_ready = true;
                 self.files = None;
                 self.pid = self.pid.or(pid);
             }
             // A second `ready` comes from user code.
-            Some(Message::Ready(_)) => return Ok(None),
-            Some(Message::Started) => self.release = Release::Started,
-            Some(Message::NoDirectory) => self.release = Release::NoDirectory,
-            Some(Message::Begun(number)) => self.begun = number,
+            Some(InterpreterMessage::Ready(_)) => return Ok(None),
+            Some(InterpreterMessage::ScriptStarted) => self.release = ReleaseReport::Started,
+            Some(InterpreterMessage::NoDirectory) => self.release = ReleaseReport::NoDirectory,
+            Some(InterpreterMessage::CellStarted(number)) => self.started_cell = number,
             _ => {}
         }
         Ok(message)
@@ -399,14 +401,14 @@ impl Kernel {
     }
 
     /// Kills the interpreter's process, and no other.
-    pub(crate) fn end(&self) {
+    pub(crate) fn kill(&self) {
         if let Some(pid) = self.pid {
             let _ = kill(pid, Signal::SIGKILL);
         }
     }
 
     /// Stops the process (SIGSTOP) until the next sweep kills it.
-    pub(crate) fn stop(&self) {
+    pub(crate) fn suspend(&self) {
         if let Some(pid) = self.pid {
             let _ = kill(pid, Signal::SIGSTOP);
         }

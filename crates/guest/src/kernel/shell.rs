@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use crate::run::{CellRequest, Start};
+use crate::run::{CellRequest, ProgramStart};
 
 /// Variables that bash itself sets at its start, or gives a meaning to.
 pub(super) const NAMES: &[&str] = &[
@@ -101,7 +101,7 @@ pub(super) fn lines(number: u64) -> String {
 }
 
 /// Returns the content of the mailbox for a script.
-pub(super) fn script(start: &Start) -> Vec<u8> {
+pub(super) fn script(start: &ProgramStart) -> Vec<u8> {
     closed(start.fields())
 }
 

@@ -15,17 +15,17 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 
-use super::{Drivers, Ends, Fields, Kernel, SCRIPT, mailbox, with_modules_of};
+use super::{Drivers, Fields, GuestEnds, Interpreter, SCRIPT, mailbox, with_modules_of};
 use crate::failure::internal;
 use crate::lockdown::Role;
-use crate::process::{Child, Launcher, Near, pipe};
+use crate::process::{Child, GuestSide, ProgramLauncher, pipe};
 
 /// Longest reason of a refusal.
 const MAX_REASON: usize = 1024;
 
 /// A message of a zygote.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Word {
+pub(crate) enum ZygoteMessage {
     /// The zygote is booted and can fork.
     Ready,
     /// The zygote cannot be made with the requested settings; with the reason.
@@ -49,14 +49,14 @@ pub(crate) struct Zygote {
 impl Zygote {
     /// Starts a zygote. Does not wait until it is booted.
     pub(crate) fn boot(
-        launcher: &Launcher,
+        launcher: &ProgramLauncher,
         drivers: &Drivers,
         settings: &PrewarmSettings,
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| internal("zygote cannot be booted", error);
-        let (stdin, input) = pipe(Near::Writer).map_err(failed)?;
-        let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
-        let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
+        let (stdin, input) = pipe(GuestSide::Writer).map_err(failed)?;
+        let (stdout, stdout_far) = pipe(GuestSide::Reader).map_err(failed)?;
+        let (stderr, stderr_far) = pipe(GuestSide::Reader).map_err(failed)?;
         let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
         let (control, far) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|error| failed(error.into()))?;
@@ -123,7 +123,7 @@ impl Zygote {
     }
 
     /// Returns the next message, if one was received. The error means that the zygote has ended.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Word>> {
+    pub(crate) fn next(&mut self) -> io::Result<Option<ZygoteMessage>> {
         let mut message = [0; MAX_REASON];
         let flags = MsgFlags::MSG_DONTWAIT;
         let size = match recv(self.control.as_raw_fd(), &mut message, flags) {
@@ -135,26 +135,26 @@ impl Zygote {
         match &message[..size] {
             b"ready" => {
                 self.is_ready = true;
-                Ok(Some(Word::Ready))
+                Ok(Some(ZygoteMessage::Ready))
             }
             [b'r', b'e', b'f', b'u', b's', b'e', b'd', b' ', reason @ ..] => {
                 let reason = String::from_utf8_lossy(reason).into_owned();
-                Ok(Some(Word::Refused(reason)))
+                Ok(Some(ZygoteMessage::Refused(reason)))
             }
             _ => Ok(None),
         }
     }
 
     /// Asks the zygote for a child, which reports itself over its control socket once it is ready.
-    pub(crate) fn fork(&mut self, launcher: &Launcher) -> Result<Kernel, Failure> {
+    pub(crate) fn fork(&mut self, launcher: &ProgramLauncher) -> Result<Interpreter, Failure> {
         let failed = |error: io::Error| internal("interpreter cannot be forked", error);
-        let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
+        let (ends, far) = GuestEnds::new(launcher.privileges).map_err(failed)?;
         let mailbox = mailbox(&[]).map_err(failed)?;
         let files = [
             far.stdin.as_raw_fd(),
             far.stdout.as_raw_fd(),
             far.stderr.as_raw_fd(),
-            far.line.as_raw_fd(),
+            far.control.as_raw_fd(),
             mailbox.as_raw_fd(),
         ];
         sendmsg::<()>(
@@ -166,7 +166,7 @@ impl Zygote {
         )
         .map_err(|error| failed(error.into()))?;
         self.forks = self.forks.saturating_add(1);
-        Ok(Kernel::new(KernelKind::Python, ends, mailbox))
+        Ok(Interpreter::new(KernelKind::Python, ends, mailbox))
     }
 }
 

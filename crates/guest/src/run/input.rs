@@ -18,7 +18,7 @@ pub(crate) struct Input {
     /// The last byte of the input so far.
     last: Option<u8>,
     /// Set until the pipe exists.
-    parked: bool,
+    unattached: bool,
     pending: WriteBuffer,
     /// Whether the program may have read some of the input.
     touched: bool,
@@ -34,7 +34,7 @@ impl Input {
             pipe: None,
             is_terminal: false,
             last: None,
-            parked: false,
+            unattached: false,
             pending: WriteBuffer::default(),
             touched: false,
             ended: true,
@@ -43,14 +43,14 @@ impl Input {
     }
 
     /// Returns the input of a run that has no pipe yet.
-    pub(crate) fn parked(stdin: Stdin) -> Self {
+    pub(crate) fn unattached(stdin: Stdin) -> Self {
         let (pending, ended, window) = match stdin {
             Stdin::Empty => return Self::empty(),
             Stdin::Bytes(bytes) => (bytes, true, 0),
             Stdin::Piped => (Vec::new(), false, WINDOW),
         };
         Self {
-            parked: true,
+            unattached: true,
             pending: WriteBuffer::new(pending),
             ended,
             window,
@@ -59,11 +59,11 @@ impl Input {
     }
 
     /// Returns the input of a run at a terminal.
-    pub(crate) fn typed(stdin: Stdin, terminal: OwnedFd) -> Self {
-        let mut input = Self::parked(stdin);
+    pub(crate) fn at_terminal(stdin: Stdin, terminal: OwnedFd) -> Self {
+        let mut input = Self::unattached(stdin);
         input.last = input.pending.rest().last().copied();
         input.is_terminal = true;
-        input.direct(terminal);
+        input.attach(terminal);
         if input.ended {
             input.type_end();
         }
@@ -72,7 +72,7 @@ impl Input {
 
     /// Whether the program may ever get input.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.parked || self.pipe.is_some()
+        self.unattached || self.pipe.is_some()
     }
 
     /// Takes bytes of the host; returns `false` if the host exceeded its credit.
@@ -117,15 +117,15 @@ impl Input {
     }
 
     /// Sets the pipe, to which the input is written from its first byte on.
-    pub(crate) fn direct(&mut self, pipe: OwnedFd) {
-        self.parked = false;
+    pub(crate) fn attach(&mut self, pipe: OwnedFd) {
+        self.unattached = false;
         self.pipe = Some(pipe);
     }
 
     /// Writes as much as the pipe takes now, and closes it after the last byte. Returns the credit in bytes to grant to
     /// the host.
     pub(crate) fn feed(&mut self) -> u32 {
-        if self.parked {
+        if self.unattached {
             return 0;
         }
         let mut taken = 0;
@@ -161,17 +161,17 @@ impl Input {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{Near, pipe};
+    use crate::process::{GuestSide, pipe};
 
     fn directed(stdin: Stdin, pipe: OwnedFd) -> Input {
-        let mut input = Input::parked(stdin);
-        input.direct(pipe);
+        let mut input = Input::unattached(stdin);
+        input.attach(pipe);
         input
     }
 
     #[test]
     fn credit_is_given_back_as_the_program_reads() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Piped, writer);
         assert!(input.push(&[7; 100_000]));
         let first = input.feed();
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_program_that_never_catches_up_costs_a_window_at_most() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Piped, writer);
         let mut buffer = vec![0; WINDOW as usize];
         for _ in 0..100 {
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn more_than_the_window_is_refused() {
-        let (_reader, writer) = pipe(Near::Writer).unwrap();
+        let (_reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Piped, writer);
         assert!(!input.push(&vec![0; WINDOW as usize + 1]));
         assert!(input.push(&[0; 10]));
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn input_that_is_not_read_is_dropped_and_does_not_stall_the_host() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         drop(reader);
         let mut input = directed(Stdin::Piped, writer);
         assert!(input.push(&[1; 500]));
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn known_input_ends_behind_its_last_byte() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Bytes(b"abc".to_vec()), writer);
         assert_eq!(input.feed(), 0);
         let mut buffer = [0; 8];

@@ -17,10 +17,10 @@ use isol8_protocol::{
 use nix::unistd::Pid;
 
 use crate::kernel::driver_files::DriverDirectory;
-use crate::kernel::interpreters::{Interpreter, Prelude};
-use crate::kernel::{Kernel, Variables};
+use crate::kernel::interpreters::{InterpreterSpec, Prelude};
+use crate::kernel::{Interpreter, Variables};
 use crate::process::{Child, Environment};
-use crate::tunnel::Port;
+use crate::tunnel::ProxyPort;
 use input::Input;
 use output::Pump;
 use stdin_file::StdinFile;
@@ -28,29 +28,29 @@ use terminal::Terminal;
 
 /// How long output that is not urgent may wait in its pipe for the end of the run. Most runs have ended by then, and
 /// the host wakes up once for the output and the end. A program that fills the pipe waits for the same time.
-const GATHERING: Duration = Duration::from_millis(3);
+const OUTPUT_DELAY: Duration = Duration::from_millis(3);
 
 /// The work that a run executes.
 #[derive(Debug)]
 pub(crate) enum Work {
     /// A cell that waits for its interpreter or for earlier cells.
-    Waiting(CellRequest),
+    QueuedCell(CellRequest),
     /// The cell with this number, in the resident interpreter.
     Cell(u64, CellRequest),
     /// A program that is about to be started, or a script that waits for an interpreter to boot.
-    Pending(Start),
+    QueuedProgram(ProgramStart),
     /// A program in its own process.
     Process(Child),
     /// A script in an interpreter that was a spare; and the script's start, which is needed again if the interpreter
     /// had died while it waited.
-    Released(Box<Kernel>, Start),
+    Released(Box<Interpreter>, ProgramStart),
 }
 
 /// A program that is to be started.
 #[derive(Clone, Debug)]
-pub(crate) struct Start {
+pub(crate) struct ProgramStart {
     /// The kind of spare that can run the script in place of a new interpreter.
-    pub(crate) kernel: Option<KernelKind>,
+    pub(crate) spare_kind: Option<KernelKind>,
     /// Language of the script, if the run has one.
     pub(crate) language: Option<KernelKind>,
     /// The code that a new interpreter loads before the script.
@@ -62,7 +62,7 @@ pub(crate) struct Start {
     pub(crate) cwd: String,
 }
 
-impl Start {
+impl ProgramStart {
     /// Returns the fields that a spare gets after the path: the working directory, then names and values of variables.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &[u8]> {
         let pairs = self.environment.iter();
@@ -72,8 +72,8 @@ impl Start {
     /// Whether there are configuration files that the script's interpreter reads at its start.
     pub(crate) fn is_configured(&self) -> bool {
         let names = self
-            .kernel
-            .map_or(&[][..], |kind| Interpreter::of(kind).configuration);
+            .spare_kind
+            .map_or(&[][..], |kind| InterpreterSpec::of(kind).configuration);
         let beside = Path::new(&self.path).parent();
         let directories = beside.into_iter().chain([Path::new(&self.cwd)]);
         let mut files =
@@ -122,7 +122,7 @@ pub(crate) struct Ended {
 
 /// A run from its request to its last frame.
 #[derive(Debug)]
-pub(crate) struct Run {
+pub(crate) struct GuestRun {
     pub(crate) id: StreamId,
     pub(crate) work: Work,
     pub(crate) output: [Pump; 2],
@@ -132,13 +132,13 @@ pub(crate) struct Run {
     /// The terminal that both streams lead to, if the run has one.
     pub(crate) terminal: Option<Terminal>,
     /// The port that its programs connect to, if the run has network.
-    pub(crate) port: Option<Port>,
+    pub(crate) port: Option<ProxyPort>,
     /// Bytes of output that may still be sent to the host.
     pub(crate) credit: u64,
     /// Whether its output is sent as it comes.
     pub(crate) eager: bool,
     /// Until this moment its output is not read, unless the run ends.
-    pub(crate) gathers_until: Option<Instant>,
+    pub(crate) output_delayed_until: Option<Instant>,
     /// Whether processes that it leaves behind are ended.
     pub(crate) sweep: bool,
     /// Processor time that its process used before it became this run's, in microseconds.
@@ -147,7 +147,7 @@ pub(crate) struct Run {
     /// When it times out.
     pub(crate) deadline: Option<Instant>,
     /// When it is killed, if it was interrupted and has not ended by then.
-    pub(crate) grace: Option<Instant>,
+    pub(crate) kill_at: Option<Instant>,
     pub(crate) timed_out: bool,
     /// Set once the host, or the loss of its connection, has ended the run.
     pub(crate) killed: bool,
@@ -160,7 +160,7 @@ pub(crate) struct Run {
     pub(crate) ended: Option<Ended>,
 }
 
-impl Run {
+impl GuestRun {
     pub(crate) fn new(id: StreamId, work: Work, output: [Pump; 2], input: Input) -> Self {
         Self {
             id,
@@ -172,12 +172,12 @@ impl Run {
             port: None,
             credit: u64::from(WINDOW),
             eager: true,
-            gathers_until: None,
+            output_delayed_until: None,
             sweep: false,
             boot_cpu_us: 0,
             started: Instant::now(),
             deadline: None,
-            grace: None,
+            kill_at: None,
             timed_out: false,
             killed: false,
             detached: false,
@@ -192,34 +192,34 @@ impl Run {
     pub(crate) fn pid(&self) -> Option<Pid> {
         match &self.work {
             Work::Process(child) => Some(child.pid),
-            Work::Released(kernel, _) => kernel.pid(),
-            Work::Waiting(_) | Work::Cell(..) | Work::Pending(_) => None,
+            Work::Released(interpreter, _) => interpreter.pid(),
+            Work::QueuedCell(_) | Work::Cell(..) | Work::QueuedProgram(_) => None,
         }
     }
 
     /// Returns the released interpreter that runs its script, if there is one.
-    pub(crate) fn released(&self) -> Option<&Kernel> {
+    pub(crate) fn released(&self) -> Option<&Interpreter> {
         match &self.work {
-            Work::Released(kernel, _) => Some(kernel),
+            Work::Released(interpreter, _) => Some(interpreter),
             _ => None,
         }
     }
 
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.ended.is_none() && matches!(self.work, Work::Waiting(_) | Work::Pending(_))
+    pub(crate) fn is_queued(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::QueuedCell(_) | Work::QueuedProgram(_))
     }
 
-    pub(crate) fn is_waiting_cell(&self) -> bool {
-        self.ended.is_none() && matches!(self.work, Work::Waiting(_))
+    pub(crate) fn is_queued_cell(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::QueuedCell(_))
     }
 
-    pub(crate) fn is_pending(&self) -> bool {
-        self.ended.is_none() && matches!(self.work, Work::Pending(_))
+    pub(crate) fn is_queued_program(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::QueuedProgram(_))
     }
 
     /// Whether code of this run may execute now.
     pub(crate) fn is_active(&self) -> bool {
-        self.ended.is_none() && !self.is_waiting()
+        self.ended.is_none() && !self.is_queued()
     }
 
     /// Whether it is a cell that was given to the resident interpreter.
@@ -232,8 +232,8 @@ impl Run {
     }
 
     /// Records which of a waiting cell's variables an interpreter that was started with `started_with` reads no more.
-    pub(crate) fn note_late_variables(&mut self, started_with: &Variables) {
-        let Work::Waiting(request) = &self.work else {
+    pub(crate) fn record_late_variables(&mut self, started_with: &Variables) {
+        let Work::QueuedCell(request) = &self.work else {
             return;
         };
         let is_late = |variable: &(String, String)| {
@@ -245,8 +245,8 @@ impl Run {
     }
 
     /// Turns a waiting cell into one that runs, and starts its timeout.
-    pub(crate) fn begin_cell(&mut self, number: u64) -> Option<&CellRequest> {
-        let Work::Waiting(request) = &mut self.work else {
+    pub(crate) fn mark_cell_started(&mut self, number: u64) -> Option<&CellRequest> {
+        let Work::QueuedCell(request) = &mut self.work else {
             return None;
         };
         let request = std::mem::take(request);
@@ -260,15 +260,15 @@ impl Run {
 
     /// Makes a cell wait again after its interpreter died before it started the cell. Returns `false` at the second
     /// time, and for a run that was ended by the guest: that run ends.
-    pub(crate) fn wait_again(&mut self) -> bool {
-        let cut_short = self.timed_out || self.killed;
+    pub(crate) fn requeue(&mut self) -> bool {
+        let ended_by_guest = self.timed_out || self.killed;
         let Work::Cell(_, request) = &mut self.work else {
             return false;
         };
-        if cut_short || std::mem::replace(&mut request.again, true) {
+        if ended_by_guest || std::mem::replace(&mut request.again, true) {
             return false;
         }
-        self.work = Work::Waiting(std::mem::take(request));
+        self.work = Work::QueuedCell(std::mem::take(request));
         self.deadline = None;
         true
     }
@@ -278,13 +278,13 @@ impl Run {
         // A timeout beyond the clock's range never expires.
         self.deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
         if !self.eager {
-            self.gathers_until = self.started.checked_add(GATHERING);
+            self.output_delayed_until = self.started.checked_add(OUTPUT_DELAY);
         }
     }
 
     /// Returns the moment at which the next of its timers expires.
-    pub(crate) fn alarm(&self) -> Option<Instant> {
-        let moments = [self.deadline, self.grace, self.gathers_until];
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        let moments = [self.deadline, self.kill_at, self.output_delayed_until];
         moments.into_iter().flatten().min()
     }
 
@@ -294,8 +294,8 @@ impl Run {
             return;
         }
         self.deadline = None;
-        self.grace = None;
-        self.gathers_until = None;
+        self.kill_at = None;
+        self.output_delayed_until = None;
         self.ended = Some(Ended {
             outcome,
             cpu_us,
@@ -317,9 +317,9 @@ impl Run {
     pub(crate) fn last_frame(&self) -> Option<GuestFrame> {
         let ended = self.ended.as_ref()?;
         let id = self.id;
-        let cut_short = self.timed_out || self.killed;
+        let ended_by_guest = self.timed_out || self.killed;
         let status = match &ended.outcome {
-            _ if cut_short => ExitStatus::Signal(libc::SIGKILL),
+            _ if ended_by_guest => ExitStatus::Signal(libc::SIGKILL),
             Ok(status) => *status,
             Err(failure) => {
                 let failure = failure.clone();

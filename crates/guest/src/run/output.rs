@@ -11,7 +11,7 @@ use nix::unistd::read;
 
 /// Most bytes of output that a terminal may hold. The kernel does not report how many it holds; its buffers have about
 /// 12 KiB.
-const TERMINAL_HOLDS: u64 = 64 * 1024;
+const TERMINAL_CAPACITY: u64 = 64 * 1024;
 
 /// One of a run's two output streams.
 ///
@@ -26,9 +26,9 @@ pub(crate) struct Pump {
     head: Vec<u8>,
     total: u64,
     /// Bytes that may still be sent below the limit; `None` without a limit.
-    allowance: Option<u64>,
+    remaining: Option<u64>,
     /// Bytes of the run that are left in the pipe after its end; `None` before the end. Later bytes are not the run's.
-    left: Option<u64>,
+    left_at_end: Option<u64>,
 }
 
 impl Pump {
@@ -40,8 +40,8 @@ impl Pump {
             is_terminal: false,
             head: Vec::new(),
             total: 0,
-            allowance: limit,
-            left: None,
+            remaining: limit,
+            left_at_end: None,
         }
     }
 
@@ -85,11 +85,11 @@ impl Pump {
 
     /// Drops all further output.
     pub(crate) fn discard(&mut self) {
-        self.allowance = Some(0);
+        self.remaining = Some(0);
     }
 
     fn is_dropping(&self) -> bool {
-        self.allowance == Some(0)
+        self.remaining == Some(0)
     }
 
     /// Whether there is credit for reading on, or the output is dropped, which needs none.
@@ -103,12 +103,12 @@ impl Pump {
 
     /// Records that the run has ended: the bytes that are in the pipe now are the rest of its output. The guest does
     /// not read until the pipe is empty, because another process may write to it forever. A terminal counts as empty
-    /// once a read finds nothing, or [`TERMINAL_HOLDS`] bytes were read.
+    /// once a read finds nothing, or [`TERMINAL_CAPACITY`] bytes were read.
     pub(crate) fn mark_end(&mut self) {
-        if self.left.is_none() {
+        if self.left_at_end.is_none() {
             let is_terminal = self.is_terminal;
-            self.left = Some(if is_terminal {
-                TERMINAL_HOLDS
+            self.left_at_end = Some(if is_terminal {
+                TERMINAL_CAPACITY
             } else {
                 self.unread()
             });
@@ -117,7 +117,7 @@ impl Pump {
 
     /// Whether the output of the ended run was read to its end.
     pub(crate) fn is_drained(&self) -> bool {
-        self.head.is_empty() && (self.pipe.is_none() || self.left == Some(0))
+        self.head.is_empty() && (self.pipe.is_none() || self.left_at_end == Some(0))
     }
 
     /// Reads once. Returns the bytes to send; `None` if nothing can be read now.
@@ -130,7 +130,7 @@ impl Pump {
         if !self.is_dropping() {
             room = room.min(*credit);
         }
-        let room = room.min(self.left.unwrap_or(u64::MAX)) as usize;
+        let room = room.min(self.left_at_end.unwrap_or(u64::MAX)) as usize;
         if room == 0 {
             // A read of 0 bytes would look like the end of the pipe.
             return None;
@@ -142,7 +142,7 @@ impl Pump {
             }
             Ok(count) => count as u64,
             Err(Errno::EAGAIN) => {
-                self.left = self.left.map(|_| 0);
+                self.left_at_end = self.left_at_end.map(|_| 0);
                 return None;
             }
             Err(Errno::EINTR) => return Some(&[]),
@@ -151,7 +151,9 @@ impl Pump {
                 return None;
             }
         };
-        self.left = self.left.map(|left| left.saturating_sub(count));
+        self.left_at_end = self
+            .left_at_end
+            .map(|left_at_end| left_at_end.saturating_sub(count));
         let sent = self.account(count, credit);
         Some(&buffer[..sent as usize])
     }
@@ -159,8 +161,8 @@ impl Pump {
     /// Counts bytes of the program. Returns how many of them to send.
     fn account(&mut self, count: u64, credit: &mut u64) -> u64 {
         self.total += count;
-        let sent = count.min(self.allowance.unwrap_or(u64::MAX));
-        self.allowance = self.allowance.map(|allowance| allowance - sent);
+        let sent = count.min(self.remaining.unwrap_or(u64::MAX));
+        self.remaining = self.remaining.map(|remaining| remaining - sent);
         *credit -= sent;
         sent
     }
@@ -208,10 +210,10 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::process::{Near, pipe};
+    use crate::process::{GuestSide, pipe};
 
     fn pump(limit: Option<u64>) -> (Pump, std::fs::File) {
-        let (reader, writer) = pipe(Near::Reader).unwrap();
+        let (reader, writer) = pipe(GuestSide::Reader).unwrap();
         let mut pump = Pump::idle(OutputStream::Stdout, limit);
         pump.attach(Rc::new(reader));
         (pump, writer.into())

@@ -12,11 +12,11 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{mkfifo, unlink};
 
-use crate::files::{in_any_place, unguessable_name};
+use crate::files::{in_first_usable, unguessable_name};
 use crate::lockdown::Privileges;
 
 /// Directories for the file, in the order in which they are tried: the one that matters least to users comes first.
-const PLACES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
+const PARENT_DIRECTORIES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
 
 /// The path of the file, which is removed when this is dropped. User code that replaces the file only changes its own
 /// input.
@@ -32,8 +32,8 @@ impl StdinFile {
     /// Makes a file with the whole input. A program that opens `/dev/stdin` can read it again; with a pipe that has no
     /// writer any more, it would wait forever.
     pub(crate) fn file(privileges: Privileges, bytes: &[u8]) -> io::Result<Self> {
-        in_any_place(PLACES, |place| {
-            let named = Self::new(privileges, place);
+        in_first_usable(PARENT_DIRECTORIES, |parent| {
+            let named = Self::new(privileges, parent);
             privileges.as_sandbox_user(|| File::create_new(&named.path)?.write_all(bytes))??;
             Ok(named)
         })
@@ -41,8 +41,8 @@ impl StdinFile {
 
     /// Makes a named pipe for input that is still to come, and returns the end to write to as well.
     pub(crate) fn pipe(privileges: Privileges) -> io::Result<(Self, OwnedFd)> {
-        in_any_place(PLACES, |place| {
-            let mut named = Self::new(privileges, place);
+        in_first_usable(PARENT_DIRECTORIES, |parent| {
+            let mut named = Self::new(privileges, parent);
             let (hold, writer) = privileges.as_sandbox_user(|| make_pipe(&named.path))??;
             named.hold = Some(hold);
             Ok((named, writer))
@@ -50,9 +50,9 @@ impl StdinFile {
     }
 
     /// Returns a random path, at which nothing exists yet.
-    fn new(privileges: Privileges, place: &str) -> Self {
+    fn new(privileges: Privileges, parent: &str) -> Self {
         Self {
-            path: format!("{place}/{}", unguessable_name()),
+            path: format!("{parent}/{}", unguessable_name()),
             privileges,
             hold: None,
         }

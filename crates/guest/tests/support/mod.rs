@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 /// Deadline of every wait: longer than any step takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A script that makes the root file system and executes the guest in it. `$1` is an empty directory that stays visible
 /// as `/run/isol8`, `$2` the guest's executable; the rest are the guest's arguments.
@@ -140,7 +140,7 @@ impl Sandbox {
 
     /// Waits until `script` succeeds.
     pub(crate) async fn wait_until(&self, script: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.sh(script).await.code() != 0 {
             assert!(Instant::now() < deadline, "never became true: {script}");
         }
@@ -202,7 +202,7 @@ fn only_child(parent: u32) -> Option<i32> {
 }
 
 pub(crate) async fn connect(socket: &Path) -> UnixStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => return stream,
@@ -238,7 +238,7 @@ impl Outcome {
 pub(crate) async fn finish(mut run: RunHandle) -> Result<Outcome, ControlError> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let exit = loop {
-        let event = tokio::time::timeout(PATIENCE, run.next()).await;
+        let event = tokio::time::timeout(TIMEOUT, run.next()).await;
         match event.expect("the run does not go on")? {
             RunEvent::Output(OutputStream::Stdout, bytes) => stdout.extend(bytes),
             RunEvent::Output(OutputStream::Stderr, bytes) => stderr.extend(bytes),

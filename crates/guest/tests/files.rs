@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use isol8_backend::Control;
 use isol8_protocol::{EntryKind, FailureKind, KernelKind};
-use support::{PATIENCE, Sandbox, command, connect, finish, python, sh};
+use support::{Sandbox, TIMEOUT, command, connect, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn malformed_frames_end_the_connection_and_not_the_guest() {
         stream.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
         // The guest sends its greeting, and then closes the connection.
-        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await;
         assert!(end.is_ok(), "{bytes:?} did not end the connection");
         assert!(sandbox.is_alive());
     }
@@ -276,7 +276,7 @@ async fn a_new_connection_takes_the_place_of_the_old_one() {
     let old: Control = sandbox.control.clone();
     sandbox.sh("echo kept > file").await.ok();
     sandbox.reconnect().await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     tokio::time::timeout_at(deadline.into(), old.closed())
         .await
         .unwrap();

@@ -159,7 +159,7 @@ async fn a_cell_may_await() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_cell_is_not_the_end_of_its_kernel() {
+async fn the_end_of_a_cell_is_not_the_end_of_its_interpreter() {
     let sandbox = prepared().await;
     sandbox.cell("kept = 1").await.ok();
     for (source, code, stderr) in [
@@ -263,7 +263,7 @@ async fn a_cell_that_can_be_interrupted_keeps_its_state_at_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_command_that_runs_out_of_time_says_that_the_kernel_went_with_it() {
+async fn a_command_that_times_out_says_that_the_interpreter_ended_with_it() {
     let sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();
     let mut spec = support::sh("sleep 100");
@@ -316,7 +316,7 @@ async fn a_forged_answer_ends_its_own_cell_only() {
 }
 
 #[tokio::test]
-async fn connection_loss_ends_runs_and_keeps_the_kernel() {
+async fn connection_loss_ends_runs_and_keeps_the_interpreter() {
     let mut sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();
     let busy = sandbox
@@ -333,7 +333,7 @@ async fn connection_loss_ends_runs_and_keeps_the_kernel() {
 }
 
 #[tokio::test]
-async fn a_sweep_spares_the_kernel_and_its_state() {
+async fn a_sweep_spares_the_interpreter_and_its_state() {
     let sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();
     let mut spec = support::sh("setsid sleep 23456 & echo end");
@@ -569,7 +569,7 @@ print('end'); time.sleep(60)";
         let mut run = sandbox.control.run(spec).unwrap();
         let mut text = Vec::new();
         while !text.ends_with(b"\nend\n") {
-            match tokio::time::timeout(support::PATIENCE, run.next())
+            match tokio::time::timeout(support::TIMEOUT, run.next())
                 .await
                 .unwrap()
             {
