@@ -10,7 +10,7 @@ const SOURCE: &str = "native/confine.rs";
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={SOURCE}");
     let output = Path::new(&env::var("OUT_DIR")?).join("confine.so");
-    // Without a C library of its own: the interpreter that loads it has one.
+    // The extension is linked without a C library, because the interpreter that loads it has one.
     let status = Command::new(env::var("RUSTC")?)
         .args(["--edition", "2024", "--crate-type", "cdylib"])
         .args([

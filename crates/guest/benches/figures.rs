@@ -1,6 +1,6 @@
-//! The figures that the guest is held to: how soon it accepts, what it holds, what a run costs.
+//! Measures the guest: the time until it accepts connections, its memory, and the time of runs.
 //!
-//! `cargo bench -p isol8-guest`, as root, measures the guest that cargo built for it.
+//! `cargo bench -p isol8-guest`, run as root, measures the guest that cargo built for the benchmark.
 
 #![allow(clippy::unwrap_used)] // a measurement that cannot go on should end at once
 #![allow(clippy::expect_used)] // as above
@@ -23,7 +23,7 @@ fn report(what: &str, mut times: Vec<Duration>) {
     println!("{what:<44} p50 {:8.3} ms   p95 {:8.3} ms", at(50), at(95));
 }
 
-/// From the start of the process, PID 1 of a namespace of its own, to its first connection.
+/// Returns the time from the start of the process, as PID 1 of a new namespace, to its first connection.
 fn start_once() -> Duration {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("socket");
@@ -46,8 +46,8 @@ fn start_once() -> Duration {
     took
 }
 
-/// Bytes that go through one connection of a program, in a second: with `source` as what the program does
-/// with its socket `s`.
+/// Reports the throughput of one connection of a program, in MB/s. `source` is the code that uses the connection's
+/// socket `s`.
 async fn through_tunnel(sandbox: &Sandbox, what: &str, source: &str) {
     const SIZE: usize = 1 << 30;
     let begin =
@@ -120,7 +120,7 @@ async fn main() {
     let mut times = Vec::new();
     for _ in 0..100 {
         sandbox.prepare(KernelKind::Python).await;
-        // The guest's own work between requests is not measured.
+        // The guest does its own work between requests in this time, so it is not measured.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let begin = Instant::now();
         let run = sandbox.control.run(python("print(1)")).unwrap();

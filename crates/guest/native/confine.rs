@@ -1,9 +1,8 @@
-//! A Python extension for the children that are forked from the zygote: `confine` makes the calling
-//! process as powerless as user code is, and `leave` ends it.
+//! A Python extension for the children of the zygote: `confine` drops the privileges of the calling process, and
+//! `leave` ends the process.
 //!
-//! CPython cannot ask the kernel for either by itself. The extension is built into the guest and needs
-//! nothing but what the interpreter has loaded already: the interpreter's own functions and those
-//! of its C library, whichever that is.
+//! CPython has no functions for the system calls of either. The extension is built into the guest, and uses only
+//! functions that the interpreter has loaded already: its own, and those of its C library, whichever that is.
 
 #![no_std]
 
@@ -33,10 +32,10 @@ const CLONE_VM: c_int = 0x100;
 const CLONE_FS: c_int = 0x200;
 const CLONE_FILES: c_int = 0x400;
 
-/// How long a memory outlives its process, in nanoseconds: longer than that takes to be reaped.
-const STAY: c_long = 10_000_000;
+/// How long the memory of a process outlives it, in nanoseconds: longer than the guest takes to reap the process.
+const LINGER: c_long = 10_000_000;
 
-/// `METH_O` of `methodobject.h`: one argument, as it is.
+/// `METH_O` of `methodobject.h`: the function takes one object.
 const METH_O: c_int = 0x0008;
 /// `PYTHON_API_VERSION` of `modsupport.h`, the same for every Python 3.
 const API_VERSION: c_int = 1013;
@@ -127,7 +126,7 @@ static mut DEFINITION: Definition = Definition {
     free: null(),
 };
 
-/// The function that the interpreter calls to make the module.
+/// Makes the module. The interpreter calls this function when it imports the module.
 ///
 /// # Safety
 /// To be called by the interpreter, with its lock held.
@@ -137,19 +136,21 @@ pub unsafe extern "C" fn PyInit_confine() -> *mut c_void {
     unsafe { PyModule_Create2(&raw mut DEFINITION, API_VERSION) }
 }
 
-/// `confine(id)`: takes on the user and group id, and gives up every capability. Returns 0, or the
-/// number of the step that failed, after which the process must end.
+/// Implements `confine(id)`: takes on the user and group id, and drops every capability. Returns 0, or the number of
+/// the step that failed, after which the process must end.
 unsafe extern "C" fn confine(_module: *mut c_void, id: *mut c_void) -> *mut c_void {
     // SAFETY: the interpreter holds its lock and passes an object.
     unsafe {
         match c_uint::try_from(PyLong_AsLong(id)) {
-            // To the calls below the highest number means "as it is".
+            // For the calls below, the highest number means "unchanged".
             Ok(id) if id != c_uint::MAX => PyLong_FromLong(failed_step(id)),
             _ => PyLong_FromLong(-1),
         }
     }
 }
 
+/// Drops the privileges. Returns 0, or the number of the step that failed.
+///
 /// # Safety
 /// To be called while the process has a single thread.
 unsafe fn failed_step(id: c_uint) -> c_long {
@@ -179,7 +180,8 @@ unsafe fn failed_step(id: c_uint) -> c_long {
         if syscall(SYS_CAPSET, header.as_ptr(), none.as_ptr()) != 0 {
             return 5;
         }
-        // As after an exec: without this the process could not use its own files in /proc.
+        // The change of ids has made the process not dumpable, and it could not access its own files in /proc. An exec
+        // would make it dumpable, too.
         if prctl(PR_SET_DUMPABLE, 1_u64, 0_u64, 0_u64, 0_u64) != 0 {
             return 6;
         }
@@ -187,26 +189,27 @@ unsafe fn failed_step(id: c_uint) -> c_long {
     0
 }
 
-/// Stack on which [`stay`] runs; aligned as stacks are.
+/// Stack on which [`linger`] runs; `u128` gives it the alignment of a stack.
 static mut STACK: [u128; 512] = [0; 512];
 
-/// `leave(code)`: ends the process. A process is reaped after its memory was taken apart, which takes
-/// a multiple of the rest; but not where another one has the same memory. So one is left behind that
-/// sleeps a moment, and takes it apart then.
+/// Implements `leave(code)`: ends the process. A process can be reaped only after the kernel has freed its memory,
+/// which takes several times as long as the rest of its exit. The kernel does not free memory that another process
+/// shares. So this leaves a process behind that shares the memory and sleeps for [`LINGER`]; the memory is freed at its
+/// end.
 unsafe extern "C" fn leave(_module: *mut c_void, code: *mut c_void) -> *mut c_void {
-    // SAFETY: the interpreter holds its lock and passes an object. Nothing but the other process uses
-    // the stack, whose end is its beginning; that it cannot be made costs time only.
+    // SAFETY: the interpreter holds its lock and passes an object. Only the other process uses the stack, which grows
+    // down from the end that is passed. If `clone` fails, the exit only takes longer.
     unsafe {
         let code = PyLong_AsLong(code) as c_int;
         let stack = (&raw mut STACK).add(1).cast();
-        clone(stay, stack, CLONE_VM | CLONE_FS | CLONE_FILES, null());
+        clone(linger, stack, CLONE_VM | CLONE_FS | CLONE_FILES, null());
         _exit(code)
     }
 }
 
-extern "C" fn stay(_: *mut c_void) -> c_int {
-    let time = [0, STAY];
-    // SAFETY: plain system calls, which need nothing of the memory that another process leaves.
+extern "C" fn linger(_: *mut c_void) -> c_int {
+    let time = [0, LINGER];
+    // SAFETY: plain system calls, which use nothing of the memory but this stack.
     unsafe {
         syscall(
             SYS_CLOCK_NANOSLEEP,

@@ -1,4 +1,4 @@
-//! Failures as the host is told of them.
+//! Failures in the form in which they are reported to the host.
 
 use std::io;
 
@@ -11,7 +11,7 @@ pub(crate) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure 
     }
 }
 
-/// The guest itself could not do something.
+/// Returns the failure of an operation of the guest itself.
 pub(crate) fn internal(what: &str, error: impl Into<io::Error>) -> Failure {
     let error = error.into();
     let kind = if is_exhausted(&error) {
@@ -22,8 +22,8 @@ pub(crate) fn internal(what: &str, error: impl Into<io::Error>) -> Failure {
     failure(kind, format!("{what}: {error}"))
 }
 
-/// The guest could not put a file of its own where user code writes too: no fault of the guest's, and
-/// no reason to end the sandbox.
+/// Returns the failure to create one of the guest's files in a directory that user code writes to. User code may
+/// have caused it, so it is no internal error, and the sandbox need not end.
 pub(crate) fn occupied(what: &str, error: io::Error) -> Failure {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => {
@@ -35,7 +35,7 @@ pub(crate) fn occupied(what: &str, error: io::Error) -> Failure {
     }
 }
 
-/// Whether it is a limit that user code can reach, and by itself no fault of the guest's.
+/// Whether the error is a limit that user code can reach, which is no fault of the guest.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -43,7 +43,7 @@ pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     )
 }
 
-/// A file operation that was tried with the rights of user code did not succeed.
+/// Returns the failure of a file operation that was made with the rights of user code.
 pub(crate) fn file_failure(path: &str, error: impl Into<io::Error>) -> Failure {
     let error = error.into();
     if is_exhausted(&error) {
@@ -55,9 +55,10 @@ pub(crate) fn file_failure(path: &str, error: impl Into<io::Error>) -> Failure {
             FailureKind::NoSpace,
             "does not fit: the sandbox is full".to_owned(),
         ),
-        Some(libc::EXDEV | libc::ELOOP) => {
-            (FailureKind::Refused, "leads out of its place".to_owned())
-        }
+        Some(libc::EXDEV | libc::ELOOP) => (
+            FailureKind::Refused,
+            "leads out of /sandbox or /tmp".to_owned(),
+        ),
         Some(libc::ENXIO | libc::EISDIR | libc::EEXIST | libc::ENODEV) => {
             (FailureKind::Refused, "is not a regular file".to_owned())
         }

@@ -1,8 +1,8 @@
-//! Files in and out, with the rights of user code and confined to the writable places.
+//! Reading and writing of files for the host, with the rights of user code, below the writable directories.
 //!
-//! A path is opened beneath the place that it starts with: the kernel refuses every component
-//! that would leave it, links included. A written file gets its name when it is complete; what
-//! had that name before, were it a link, is replaced and not followed.
+//! A path is opened beneath the directory that it starts with: the kernel refuses every component, including a link,
+//! that would lead out of it. A written file gets its name once it is complete. A file or link that had the name before
+//! is replaced; the link is not followed.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -24,24 +24,24 @@ use crate::failure::{failure, file_failure, internal};
 use crate::lockdown::Privileges;
 
 /// The directories that files may be written to and read from.
-pub(crate) const PLACES: [&str; 2] = ["/sandbox", "/tmp"];
+pub(crate) const TRANSFER_DIRECTORIES: [&str; 2] = ["/sandbox", "/tmp"];
 
-/// A name for a file of the guest's among those of user code, which could not have taken it before.
+/// Returns a random name for a file of the guest in a directory of user code, which cannot have used the name before.
 pub(crate) fn unguessable_name() -> String {
-    // Keyed with what the system gave as random.
+    // The hasher's keys are random numbers of the system.
     let number = RandomState::new().build_hasher().finish();
     format!(".isol8-{number:016x}")
 }
 
-/// Returns the result of `make` for the first place in which it succeeds, or its error for the first place, which is
-/// the usual one and so says more.
-pub(crate) fn in_any_place<T, const N: usize>(
-    places: [&str; N],
+/// Returns the result of `make` for the first directory in which it succeeds. If it succeeds in none, returns the error
+/// for the first directory, which is the usual one and so is the most helpful.
+pub(crate) fn in_first_usable<T, const N: usize>(
+    directories: [&str; N],
     make: impl Fn(&str) -> io::Result<T>,
 ) -> io::Result<T> {
     let mut failed = None;
-    for place in places {
-        match make(place) {
+    for directory in directories {
+        match make(directory) {
             Ok(made) => return Ok(made),
             Err(error) => failed = failed.or(Some(error)),
         }
@@ -49,20 +49,20 @@ pub(crate) fn in_any_place<T, const N: usize>(
     Err(failed.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
-/// One of [`PLACES`], or a path within one.
+/// The path of one of [`TRANSFER_DIRECTORIES`], or a path below one.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) place: &'static str,
+pub(crate) struct SandboxPath {
+    pub(crate) base: &'static str,
     names: Vec<OsString>,
 }
 
-impl Place {
+impl SandboxPath {
     pub(crate) fn parse(path: &str) -> Result<Self, Failure> {
-        let place = PLACES
+        let base = TRANSFER_DIRECTORIES
             .into_iter()
-            .find(|place| Path::new(path).starts_with(place))
+            .find(|base| Path::new(path).starts_with(base))
             .ok_or_else(|| refused(path, "is not inside /sandbox or /tmp"))?;
-        let rest = Path::new(path).strip_prefix(place);
+        let rest = Path::new(path).strip_prefix(base);
         let rest = rest.map_err(|_| refused(path, "is not inside /sandbox or /tmp"))?;
         if path.contains('\0') {
             return Err(refused(path, "contains a NUL character"));
@@ -75,28 +75,28 @@ impl Place {
                 _ => return Err(refused(path, "contains ..")),
             }
         }
-        Ok(Self { place, names })
+        Ok(Self { base, names })
     }
 
-    /// Seen from the place itself.
+    /// Returns the path relative to the directory of [`TRANSFER_DIRECTORIES`].
     pub(crate) fn relative(&self) -> PathBuf {
         Path::new(".").join(self.names.iter().collect::<PathBuf>())
     }
 }
 
-/// A path within one of [`PLACES`] that names a file.
+/// The path of a file below one of [`TRANSFER_DIRECTORIES`].
 #[derive(Debug, PartialEq, Eq)]
-struct Within {
-    place: &'static str,
+struct FilePath {
+    base: &'static str,
     parents: Vec<OsString>,
     name: OsString,
 }
 
-fn parse(path: &str) -> Result<Within, Failure> {
-    let Place { place, mut names } = Place::parse(path)?;
+fn parse(path: &str) -> Result<FilePath, Failure> {
+    let SandboxPath { base, mut names } = SandboxPath::parse(path)?;
     match names.pop() {
-        Some(name) if !path.ends_with('/') => Ok(Within {
-            place,
+        Some(name) if !path.ends_with('/') => Ok(FilePath {
+            base,
             parents: names,
             name,
         }),
@@ -115,15 +115,15 @@ pub(crate) fn beneath(root: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<
     openat2(root, path, how)
 }
 
-pub(crate) fn open_place(place: &str) -> nix::Result<OwnedFd> {
+pub(crate) fn open_directory(base: &str) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(place, flags, Mode::empty())
+    open(base, flags, Mode::empty())
 }
 
-impl Within {
+impl FilePath {
     /// Returns the directory of the file, creating it if it is missing.
     fn directory(&self) -> nix::Result<OwnedFd> {
-        let root = open_place(self.place)?;
+        let root = open_directory(self.base)?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         let mut current = beneath(&root, Path::new("."), flags)?;
         let mut path = PathBuf::new();
@@ -164,7 +164,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Begins a file.
+    /// Creates the file under a temporary name.
     pub(crate) fn create(privileges: Privileges, path: &str, mode: u32) -> Result<Self, Failure> {
         let within = parse(path)?;
         let temporary = unguessable_name();
@@ -196,7 +196,7 @@ impl Writer {
         })
     }
 
-    /// Adds content.
+    /// Appends content.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let written = self.file.write_all(bytes);
         written.map_err(|error| file_failure(&self.path, error))
@@ -208,7 +208,7 @@ impl Writer {
             fchmod(&self.file, self.mode)?;
             let (temporary, name) = (self.temporary.as_str(), self.name.as_os_str());
             renameat(&self.directory, temporary, &self.directory, name)?;
-            // Only now: an import at the same time compiles the new file.
+            // Removed after the rename, so that an import at the same time compiles the new file.
             remove_compiled(&self.directory, name);
             Ok(())
         };
@@ -221,14 +221,14 @@ impl Writer {
     }
 }
 
-/// Directory in which Python keeps what it compiled from the modules of a directory.
+/// Directory in which Python caches the compiled modules of a directory.
 const COMPILED: &str = "__pycache__";
 
-/// Entries of that directory that are looked at: user code may fill it, and the guest has one thread.
+/// Highest number of entries of that directory that are read: user code may fill it, and the guest has one thread.
 const MAX_COMPILED: usize = 10_000;
 
-/// Removes what Python compiled from the module that had this name before. Python takes it for up to date where the
-/// new file has the same size and the same second.
+/// Removes the compiled form of the module that had this name before. Python would consider it up to date if the new
+/// file has the same size and was modified in the same second.
 fn remove_compiled(directory: &OwnedFd, module: &OsStr) {
     let Some(stem) = module.as_bytes().strip_suffix(b".py") else {
         return;
@@ -245,12 +245,12 @@ fn remove_compiled(directory: &OwnedFd, module: &OsStr) {
         .filter(|name| is_compiled_from(stem, name.to_bytes()))
         .collect();
     for name in names {
-        // User code may have removed it meanwhile.
+        // User code may have removed the file meanwhile.
         let _ = unlinkat(&compiled, name.as_c_str(), UnlinkatFlags::NoRemoveDir);
     }
 }
 
-/// Whether a name such as `module.cpython-313.opt-1.pyc` is that of something compiled from the module.
+/// Whether a name such as `module.cpython-313.opt-1.pyc` is that of a compiled form of the module.
 fn is_compiled_from(stem: &[u8], name: &[u8]) -> bool {
     name.strip_prefix(stem)
         .is_some_and(|rest| rest.starts_with(b".") && rest.ends_with(b".pyc"))
@@ -263,14 +263,14 @@ impl Drop for Writer {
                 let temporary = self.temporary.as_str();
                 unlinkat(&self.directory, temporary, UnlinkatFlags::NoRemoveDir)
             };
-            // User code may have removed it before.
+            // User code may have removed the file before.
             let _ = self.privileges.as_sandbox_user(remove);
         }
     }
 }
 
-/// Only a file, or a link that will be replaced, may have the name already.
-fn refuse_special(directory: &OwnedFd, within: &Within) -> nix::Result<()> {
+/// Refuses to replace anything but a regular file or a link.
+fn refuse_special(directory: &OwnedFd, within: &FilePath) -> nix::Result<()> {
     let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
     match fstatat(directory, within.name.as_os_str(), flags) {
         Ok(found) => match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
@@ -288,8 +288,7 @@ fn refuse_special(directory: &OwnedFd, within: &Within) -> nix::Result<()> {
 pub(crate) struct Reader {
     path: String,
     file: File,
-    /// Bytes still to come: what a file grows by while it is read does not count, so that every
-    /// transfer ends.
+    /// Bytes still to read. Bytes that are appended while the file is read do not count, so that every transfer ends.
     left: u64,
 }
 
@@ -297,8 +296,8 @@ impl Reader {
     pub(crate) fn open(privileges: Privileges, path: &str) -> Result<Self, Failure> {
         let within = parse(path)?;
         let open = || -> nix::Result<OwnedFd> {
-            let root = open_place(within.place)?;
-            // Opening a pipe must not wait for its other end.
+            let root = open_directory(within.base)?;
+            // With `O_NONBLOCK`, opening a pipe does not wait for its other end.
             let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
             beneath(&root, &within.relative(), flags)
         };
@@ -318,7 +317,7 @@ impl Reader {
         })
     }
 
-    /// At most `limit` bytes; none at the end.
+    /// Reads at most `limit` bytes; none at the end.
     pub(crate) fn read(&mut self, limit: u64) -> Result<Vec<u8>, Failure> {
         let size = limit.min(self.left).min(CHUNK_SIZE as u64) as usize;
         let mut bytes = vec![0; size];
@@ -338,7 +337,7 @@ impl Reader {
     }
 }
 
-/// Whether user code could have `path` as its working directory.
+/// Checks that user code can use `path` as its working directory.
 pub(crate) fn check_directory(privileges: Privileges, path: &str) -> Result<(), Failure> {
     let look = || {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -382,13 +381,13 @@ mod tests {
     fn a_path_is_taken_apart_below_its_place() {
         assert_eq!(
             parse("/sandbox/a/./b//c.txt").unwrap(),
-            Within {
-                place: "/sandbox",
+            FilePath {
+                base: "/sandbox",
                 parents: vec!["a".into(), "b".into()],
                 name: "c.txt".into()
             }
         );
-        assert_eq!(parse("/tmp/x").unwrap().place, "/tmp");
+        assert_eq!(parse("/tmp/x").unwrap().base, "/tmp");
     }
 
     #[test]

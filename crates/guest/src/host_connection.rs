@@ -1,4 +1,4 @@
-//! The connection to the host.
+//! The connection to the host: framing, greeting, and the outgoing buffer.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -9,11 +9,11 @@ use isol8_protocol::{
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt::PeerCredentials};
 
-/// Bytes that may wait for the host to read them, before the guest stops making more.
-const OUTGOING: usize = 256 * 1024;
+/// Bytes that may wait in the outgoing buffer before the guest stops producing more.
+const MAX_OUTGOING: usize = 256 * 1024;
 
-/// Whether the peer may speak to the guest: the host (a process that this PID namespace has no number for) or root of
-/// this sandbox. User code is neither. If it shares the guest's user id, only the host is left.
+/// Whether the peer may control the guest: the host, which has no process id in this PID namespace, or root of this
+/// sandbox. User code is neither. If user code has the guest's user id, only the host is trusted.
 pub(crate) fn is_trusted(socket: &OwnedFd, shared_uid: bool) -> bool {
     let Ok(credentials) = getsockopt(socket, PeerCredentials) else {
         return false;
@@ -21,7 +21,7 @@ pub(crate) fn is_trusted(socket: &OwnedFd, shared_uid: bool) -> bool {
     credentials.pid() == 0 || (credentials.uid() == 0 && !shared_uid)
 }
 
-/// The host's end of a connection, seen from here.
+/// The guest's end of the connection to the host.
 #[derive(Debug)]
 pub(crate) struct HostConnection {
     socket: OwnedFd,
@@ -32,39 +32,40 @@ pub(crate) struct HostConnection {
 }
 
 impl HostConnection {
-    /// Begins a connection: both sides greet. `interrupted` is what became of one before.
+    /// Begins a connection with the guest's greeting. `interrupted` says whether an earlier connection was lost during
+    /// a run.
     pub(crate) fn new(socket: OwnedFd, interrupted: bool) -> Self {
-        let mut peer = Self {
+        let mut connection = Self {
             socket,
             decoder: Decoder::new(MAX_HOST_FRAME),
             greeted: false,
             outgoing: Vec::new(),
             sent: 0,
         };
-        peer.send(&GuestFrame::Hello {
+        connection.send(&GuestFrame::Hello {
             version: VERSION,
             interrupted,
         });
-        peer
+        connection
     }
 
     /// Queues a frame.
     pub(crate) fn send(&mut self, frame: &GuestFrame) {
-        // Output and content come in chunks that fit; the one text that is not the guest's own
-        // wording, a path or program name in a failure, is cut by `failed`.
+        // Output and content are sent in chunks that fit. The text of a failure, which may hold a path or a program
+        // name of any length, was truncated before.
         let fits = encode(frame, MAX_GUEST_FRAME, &mut self.outgoing);
         debug_assert!(fits.is_ok(), "frame beyond the limit");
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.outgoing.len() - self.sent < OUTGOING
+        self.outgoing.len() - self.sent < MAX_OUTGOING
     }
 
     pub(crate) fn has_outgoing(&self) -> bool {
         self.sent < self.outgoing.len()
     }
 
-    /// Sends what the socket takes now.
+    /// Sends as much as the socket takes now.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         while self.has_outgoing() {
             let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
@@ -79,14 +80,14 @@ impl HostConnection {
             self.sent = 0;
             self.outgoing.clear();
             self.outgoing.shrink_to(CHUNK_SIZE);
-        } else if self.sent > OUTGOING {
+        } else if self.sent > MAX_OUTGOING {
             self.outgoing.drain(..self.sent);
             self.sent = 0;
         }
         Ok(())
     }
 
-    /// Reads once; returns whether there was something. An error ends the connection.
+    /// Reads once. Returns whether there was data. An error ends the connection.
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
         match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -99,7 +100,7 @@ impl HostConnection {
         }
     }
 
-    /// The next frame that was received whole. An error ends the connection.
+    /// Returns the next frame, if one was received whole. An error ends the connection.
     pub(crate) fn next(&mut self) -> io::Result<Option<HostFrame>> {
         loop {
             let frame = self.decoder.next().map_err(io::Error::other)?;
@@ -108,7 +109,8 @@ impl HostConnection {
                     self.greeted = true;
                 }
                 Some(HostFrame::Hello { version }) => {
-                    let text = format!("greeting for version {version} where none is right");
+                    let text =
+                        format!("unexpected greeting for version {version}, guest has {VERSION}");
                     return Err(io::Error::other(text));
                 }
                 Some(_) if !self.greeted => return Err(io::Error::other("frame before greeting")),

@@ -1,4 +1,4 @@
-//! Lists a directory in pieces: a directory of a hundred thousand files holds nothing up.
+//! Lists a directory in pieces, so that a directory of a hundred thousand files does not delay other work.
 
 use std::os::fd::OwnedFd;
 
@@ -9,28 +9,28 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 
 use crate::failure::{failure, file_failure, internal};
-use crate::files::{Place, beneath, open_place};
+use crate::files::{SandboxPath, beneath, open_directory};
 use crate::lockdown::Privileges;
 
-/// A directory that is being listed.
+/// A listing in progress.
 #[derive(Debug)]
 pub(crate) struct Lister {
     privileges: Privileges,
     path: String,
     directory: OwnedFd,
     names: OwningIter,
-    /// Entries still to come, at most.
+    /// Most entries that are still to come.
     left: u32,
-    /// Entries that were read, and not taken yet.
+    /// Encoded entries that were not taken yet.
     encoded: Vec<u8>,
 }
 
 impl Lister {
     pub(crate) fn open(privileges: Privileges, path: &str, limit: u32) -> Result<Self, Failure> {
-        let within = Place::parse(path)?;
+        let within = SandboxPath::parse(path)?;
         let open = || -> nix::Result<OwnedFd> {
-            let root = open_place(within.place)?;
-            // Only directories are opened.
+            let root = open_directory(within.base)?;
+            // With these flags, only a directory can be opened.
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
             beneath(&root, &within.relative(), flags)
         };
@@ -58,7 +58,7 @@ impl Lister {
         })
     }
 
-    /// At most `limit` bytes of encoded entries; none at the end.
+    /// Returns at most `limit` bytes of encoded entries; none at the end.
     pub(crate) fn read(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {
         let privileges = self.privileges;
         privileges
@@ -87,12 +87,12 @@ impl Lister {
             }
             let found = match fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Ok(found) => found,
-                // The entry went while the list was made.
+                // The entry was removed during the listing.
                 Err(Errno::ENOENT) => continue,
                 Err(error) => return Err(error),
             };
             let entry = entry(name.to_bytes(), &found);
-            // A name is at most 255 bytes, so that it fits.
+            // A name has at most 255 bytes, so the entry fits.
             if encode(&entry, MAX_ENTRY, &mut self.encoded).is_ok() {
                 self.left -= 1;
             }
@@ -108,7 +108,7 @@ fn entry(name: &[u8], found: &FileStat) -> RawDirectoryEntry {
         SFlag::S_IFLNK => EntryKind::Link,
         _ => EntryKind::Other,
     };
-    // User code sets times as it likes.
+    // User code can set any time, so the conversion saturates.
     let modified_ms = found
         .st_mtime
         .saturating_mul(1000)

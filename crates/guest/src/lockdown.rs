@@ -13,7 +13,7 @@ const KILL: u32 = 5;
 const SETGID: u32 = 6;
 const SETUID: u32 = 7;
 const SETPCAP: u32 = 8;
-/// More than any kernel has; the call says where they end.
+/// Upper bound for capability numbers, above that of every kernel. The call fails for numbers that a kernel lacks.
 const CAPABILITIES: u32 = 64;
 
 /// The capabilities for starting, killing and cleaning up after the sandbox user.
@@ -22,23 +22,23 @@ const KEPT: u64 = 1 << CHOWN | 1 << DAC_OVERRIDE | 1 << KILL | 1 << SETGID | 1 <
 /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
 const VERSION: u32 = 0x2008_0522;
 
-/// Queued signals, and timers of `timer_create`, of one sandbox.
+/// Highest number of queued signals, including timers of `timer_create`, for the user id of a sandbox.
 const MAX_PENDING_SIGNALS: u64 = 1024;
 
-/// Files that one program may have open. Enough for servers and test suites, few enough that
-/// closing all of them stays cheap.
+/// Highest number of files that one program may have open: enough for servers and test suites, and few enough that
+/// closing all of them is cheap.
 const MAX_FILES: u64 = 4096;
 
 #[repr(C)]
-struct Header {
+struct CapabilityHeader {
     version: u32,
     pid: c_int,
 }
 
-/// A half of the sets: capget(2) has 64 bits in two words.
+/// Half of the capability sets: capget(2) has 64 bits in two words.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Word {
+struct CapabilityWord {
     effective: u32,
     permitted: u32,
     inheritable: u32,
@@ -53,11 +53,11 @@ fn check(result: c_int) -> io::Result<()> {
 }
 
 fn permitted() -> io::Result<u64> {
-    let mut header = Header {
+    let mut header = CapabilityHeader {
         version: VERSION,
         pid: 0,
     };
-    let mut words = [Word::default(); 2];
+    let mut words = [CapabilityWord::default(); 2];
     // SAFETY: both pointers are valid, and version 3 writes exactly two words.
     let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
     check(result as c_int)?;
@@ -70,11 +70,11 @@ fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
 }
 
 fn set_all_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    let mut header = Header {
+    let mut header = CapabilityHeader {
         version: VERSION,
         pid: 0,
     };
-    let word = |shift: u32| Word {
+    let word = |shift: u32| CapabilityWord {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
         inheritable: (inheritable >> shift) as u32,
@@ -112,7 +112,7 @@ pub(crate) fn raise_loopback() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
 }
 
-/// The user that user code runs as, and the ways in which the guest acts in its name.
+/// The user id of user code, and the ways in which the guest acts as that user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Privileges {
     shared_uid: bool,
@@ -121,7 +121,7 @@ pub(crate) struct Privileges {
 }
 
 impl Privileges {
-    /// User code has the id `user`; with `shared_uid` it has the guest's own instead, and no capability.
+    /// With `shared_uid`, user code has the guest's own id in place of `user`, and no capability.
     pub(crate) fn new(shared_uid: bool, user: u32) -> Self {
         Self { shared_uid, user }
     }
@@ -130,24 +130,25 @@ impl Privileges {
         self.shared_uid
     }
 
-    /// User and group id of user code, unless it shares the guest's.
+    /// Returns the user and group id of user code, unless it has the guest's id.
     pub(crate) fn user(self) -> u32 {
         self.user
     }
 
-    /// User and group id of the zygote. Not user code's, so that user code can neither signal nor trace it.
+    /// Returns the user and group id of the zygote. The id differs from that of user code, so that user code can
+    /// neither signal nor trace the zygote.
     pub(crate) fn zygote(self) -> u32 {
         self.user + 1
     }
 
-    /// Drops what the guest does not need, for good: capabilities, the gain of new ones, the
-    /// chance to be traced. Signals get their default dispositions, which PID 1 ignores.
+    /// Permanently drops the privileges that the guest does not need: it loses capabilities, cannot gain new ones, and
+    /// cannot be traced. Signals get their default dispositions, which the kernel does not apply to PID 1.
     pub(crate) fn harden(self) -> io::Result<()> {
         let held = permitted()?;
         if held & 1 << SETPCAP != 0 {
             set_capabilities(held, held)?;
             for capability in (0..CAPABILITIES).filter(|one| KEPT & 1 << one == 0) {
-                // Fails for numbers that this kernel does not know.
+                // The call fails for numbers that this kernel does not know.
                 let _ = control(libc::PR_CAPBSET_DROP, u64::from(capability));
             }
         }
@@ -159,31 +160,32 @@ impl Privileges {
         control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
         control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
         control(libc::PR_SET_DUMPABLE, 0)?;
-        // Zero is a kernel `sigaction` with the default disposition and nothing masked.
+        // All zeros are a kernel `sigaction` with the default disposition and an empty mask.
         let default = [0_u64; 4];
         for signal in 1..=libc::SIGRTMAX() {
-            // The call itself, because the C library keeps two signals to itself, which may have
-            // been inherited as ignored all the same.
+            // The system call is made directly, because the C library reserves two signals, which may also have been
+            // inherited as ignored.
             // SAFETY: the array is as large as the kernel's structure on 64-bit machines, and a
-            // default disposition runs no code of ours. KILL and STOP cannot be set, nor ignored.
+            // default disposition runs no code of the guest. KILL and STOP can be neither set nor ignored.
             unsafe {
                 let (new, old) = (default.as_ptr(), std::ptr::null_mut::<u64>());
                 libc::syscall(libc::SYS_rt_sigaction, signal, new, old, size_of::<u64>());
             }
         }
-        // SAFETY: ignoring runs no code. A peer that went away must show as an error.
+        // SAFETY: ignoring a signal runs no code. With SIGPIPE ignored, a write to a closed pipe or socket returns an
+        // error.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
-        // SAFETY: has no preconditions. Modes that the guest creates with are explicit.
+        // SAFETY: has no preconditions. The guest passes explicit modes for the files that it creates.
         unsafe { libc::umask(0) };
-        // No core files, and no program of the host's that takes them: core(5) says that a pipe in
-        // `core_pattern` is started for a limit of 0 too, and only 1 keeps it from that. Programs
-        // inherit this, and the filter keeps them from changing it.
+        // A limit of 1 byte prevents core files, and keeps the kernel from starting the host's program for them: by
+        // core(5), a pipe in `core_pattern` is started even with a limit of 0, but not with 1. Programs inherit the
+        // limit, and the filter keeps them from changing it.
         limit(libc::RLIMIT_CORE, 1)?;
         raise_file_limit()
     }
 
-    /// Makes the calling process, a child that is about to become a program, fit for its role. Nothing is allocated and
-    /// no lock taken.
+    /// Confines the calling process, a child that is about to execute a program, to its role. Allocates nothing and
+    /// takes no lock.
     pub(crate) fn confine(self, role: Role) -> io::Result<()> {
         match role {
             Role::UserCode | Role::Interactive => self.become_powerless(),
@@ -207,13 +209,13 @@ impl Privileges {
         set_capabilities(0, 0)
     }
 
-    /// Does file work with the rights of user code.
+    /// Runs `work`, which accesses files, with the rights of user code.
     pub(crate) fn as_sandbox_user<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let _guard = Acting::begin(self, false)?;
+        let _guard = CredentialsGuard::begin(self, false)?;
         Ok(work())
     }
 
-    /// Makes a file, or a pipe with both of its ends, user code's own.
+    /// Makes user code the owner of a file, or of both ends of a pipe.
     pub(crate) fn hand_over(self, file: &OwnedFd) -> io::Result<()> {
         if self.shared_uid {
             return Ok(());
@@ -223,13 +225,13 @@ impl Privileges {
         Ok(())
     }
 
-    /// Does file work as the owner of what user code made, whatever the modes say.
+    /// Runs `work`, which accesses files, as the user of user code and regardless of file modes.
     pub(crate) fn as_owner<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let _guard = Acting::begin(self, true)?;
+        let _guard = CredentialsGuard::begin(self, true)?;
         Ok(work())
     }
 
-    /// Does IPC work as the owner of what user code made: those calls look at the effective id.
+    /// Runs `work` with the effective id of user code, which IPC calls and signals check.
     pub(crate) fn as_effective_user<T>(self, work: impl FnOnce() -> T) -> io::Result<T> {
         if self.shared_uid {
             return Ok(work());
@@ -248,19 +250,20 @@ impl Privileges {
 /// The purpose of a program that the guest starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Running what users send.
+    /// The program runs the code of a request.
     UserCode,
-    /// The same at a terminal, its standard input, that controls the program's session.
+    /// The program runs the code of a request at a terminal, which is its standard input and controls its session.
     Interactive,
-    /// Being forked into what runs it: it keeps the right to change its user, which every child
-    /// gives up.
+    /// The program is a zygote, from which interpreters are forked. A zygote keeps the right to change its user id,
+    /// which every child gives up.
     Zygote,
 }
 
-/// Takes on the zygote's user id, and keeps two capabilities over the coming exec.
+/// Takes on the zygote's user id, and keeps two capabilities across the exec that follows.
 fn become_zygote(id: u32) -> io::Result<()> {
     const KEPT: u64 = 1 << SETGID | 1 << SETUID;
-    // Before a run's, if memory is short: what it forked goes on without it.
+    // The score is between the guest's and that of user code: under memory pressure runs end first, and a zygote before
+    // the guest. Interpreters that it has forked go on without it.
     set_oom_score(b"750")?;
     control(libc::PR_SET_KEEPCAPS, 1)?;
     // SAFETY: plain system calls without pointers; this process has a single thread.
@@ -278,32 +281,33 @@ fn become_zygote(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the limits that hold for everything that the guest starts.
+/// Sets the limits of every program that the guest starts.
 fn bound_resources() -> io::Result<()> {
-    // A bounded table of files. Memory, processes and processor time are the cgroup's, which counts
-    // all of a sandbox together; the rest stays as inherited.
-    // The kernel counts these per user of the host, not per sandbox: without a bound one
-    // sandbox could take what all others have. A POSIX message queue of the default size
-    // would need more than a fair share, so there is none.
+    // The cgroup limits memory, processes and processor time, for the whole sandbox. Here the size of the table of open
+    // files is limited; all other limits stay as inherited.
+    //
+    // The kernel counts pending signals and message queues per user of the host, not per sandbox: without a limit, one
+    // sandbox could use up those of all others. A POSIX message queue of the default size would need more than a fair
+    // share, so none is allowed.
     limit(libc::RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)?;
     limit(libc::RLIMIT_MSGQUEUE, 0)?;
     limit(libc::RLIMIT_NOFILE, MAX_FILES)
 }
 
-/// While it lives, this process's file accesses are the sandbox user's.
-struct Acting {
+/// A guard: while it exists, the guest accesses files as the sandbox user.
+struct CredentialsGuard {
     privileges: Privileges,
     held: u64,
 }
 
-impl Acting {
+impl CredentialsGuard {
     fn begin(privileges: Privileges, overriding: bool) -> io::Result<Self> {
         let held = permitted()?;
         let guard = Self { privileges, held };
         if !privileges.shared_uid {
             set_file_ids(privileges.user);
         }
-        // Leaving user 0 dropped the effective file capabilities; a shared id drops them here.
+        // The change from user 0 has dropped the effective file capabilities. With a shared id, this call drops them.
         let effective = if overriding {
             held & 1 << DAC_OVERRIDE
         } else {
@@ -314,12 +318,12 @@ impl Acting {
     }
 }
 
-impl Drop for Acting {
+impl Drop for CredentialsGuard {
     fn drop(&mut self) {
         if !self.privileges.shared_uid {
             set_file_ids(0);
         }
-        // A guest that cannot act as itself any more could not end a run: better no sandbox.
+        // A guest without its own rights could not end a run, so the sandbox ends instead.
         if set_capabilities(self.held, self.held).is_err() {
             std::process::abort();
         }
@@ -340,10 +344,10 @@ fn set_file_ids(id: u32) {
     }
 }
 
-/// Takes a score above the guest's, so that memory pressure never ends that: user code has the highest
-/// there is.
+/// Sets the OOM score of the calling process. The score is above the guest's, so that memory pressure ends other
+/// processes before the guest. User code has the highest score, 1000.
 fn set_oom_score(score: &[u8]) -> io::Result<()> {
-    // A process that is not dumpable does not own its own files in /proc.
+    // A process that is not dumpable does not own its files in /proc.
     control(libc::PR_SET_DUMPABLE, 1)?;
     let path = c"/proc/self/oom_score_adj";
     // SAFETY: the path ends in a zero byte; the descriptor is closed below.
@@ -360,7 +364,7 @@ fn set_oom_score(score: &[u8]) -> io::Result<()> {
     failed.map_or(Ok(()), Err)
 }
 
-/// Sets both limits, or as much as an unprivileged process may.
+/// Sets the soft and the hard limit to `wanted`, or to the present hard limit if that is lower.
 fn limit(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<()> {
     let mut current = libc::rlimit {
         rlim_cur: 0,
@@ -377,7 +381,7 @@ fn limit(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(resource, &raw const limits) })
 }
 
-/// The guest keeps pipes of many programs: it may open as many files as it is allowed.
+/// Raises the guest's soft limit of open files, because the guest keeps the pipes of many programs.
 fn raise_file_limit() -> io::Result<()> {
     let mut limits = libc::rlimit {
         rlim_cur: 0,

@@ -1,31 +1,36 @@
 //! The guest agent: PID 1 of every sandbox.
 //!
 //! The host connects to the guest over a Unix socket and asks, in the frames of `isol8-protocol`, for runs, files and
-//! resets. The guest starts programs as the sandbox user, who has no rights, keeps interpreters booted, enforces time
-//! and output limits, reaps everything, and gives back a sandbox as new.
+//! resets. The guest starts programs as the sandbox user, who has no privileges, keeps interpreters booted, enforces
+//! time and output limits, reaps every process, and restores the sandbox to its initial state on a reset.
 //!
 //! # Map
 //!
-//! - [`guest`]: the state and the loop; what the host asks, how runs begin and end
-//! - [`host_connection`]: the connection, framing, who may connect
+//! - [`guest`]: the state and the event loop; the host's requests, the start and the end of runs
+//! - [`host_connection`]: the connection, its framing, and the check of the connecting process
 //! - [`run`]: one run, its output and input with credit, its terminal
-//! - [`process`]: fork and exec; [`lockdown`], [`seccomp`]: what programs go without
+//! - [`process`]: fork and exec; [`lockdown`], [`seccomp`]: the privileges and system calls that programs lack
 //! - [`reaper`]: ending and reaping every process
-//! - [`kernel`]: interpreters that wait for code, and their Python side
-//! - [`files`], [`reset`]: content of the writable places
-//! - [`mod@tunnel`]: the network of a run; [`names`]: what programs hear that ask for addresses
+//! - [`kernel`]: interpreters that are booted before there is code to run
+//! - [`files`], [`reset`]: content of the writable directories
+//! - [`mod@tunnel`]: the network of a run; [`names`]: the answers to programs that ask a name server
 //!
 //! # Threats
 //!
-//! The host is trusted, user code is not. User code has another user id (or, in a sandbox that has only one, no
-//! capabilities where the guest has some), so it cannot trace or signal the guest, and PID 1 ignores the signals that
-//! it could send. The guest is not dumpable: its memory and descriptors are closed to others. Nothing that user code
-//! can delay is waited for: not an exec (a child can be stopped), not a pipe, not an answer of an interpreter.
-//! Everything that user code can make grow is bounded: output by credit, runs, tunnels and kept pipes by number,
-//! messages by size. Paths are resolved by the kernel beneath the writable directories with the rights of user code. No
-//! input of any kind ends the guest; an input that breaks the protocol ends its connection.
+//! The host is trusted, user code is not.
 //!
-//! There is a single thread, so that fork, `setfsuid` and the like are sound without locks.
+//! - User code has another user id than the guest, or, in a sandbox with a single user id, none of the capabilities
+//!   that the guest has. So user code cannot trace or signal the guest, and PID 1 ignores the signals that user code
+//!   could send.
+//! - The guest is not dumpable, so other processes cannot access its memory and descriptors.
+//! - The guest never blocks on anything that user code can delay: not on an exec (a child can be stopped), not on a
+//!   pipe, not on an answer of an interpreter.
+//! - Everything that user code can make grow is bounded: output by credit; runs, tunnels and kept pipes by number;
+//!   messages by size.
+//! - The kernel resolves paths beneath the writable directories, with the rights of user code.
+//! - No input ends the guest. An input that breaks the protocol ends the connection that it came over.
+//!
+//! The guest has a single thread, so that fork, `setfsuid` and the like are sound without locks.
 
 mod failure;
 mod files;
@@ -62,9 +67,9 @@ use guest::{Guest, Sources};
 use isol8_protocol::SANDBOX_UID;
 use kernel::Drivers;
 use lockdown::Privileges;
-use names::Names;
-use process::{Environment, Launcher};
-use reset::Places;
+use names::NameServer;
+use process::{Environment, ProgramLauncher};
+use reset::Baseline;
 
 const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH | --handover PATH) \
     [--uid N | --shared-uid] [--loopback] [--names]";
@@ -76,12 +81,12 @@ enum Listen {
     Inherited(RawFd),
     /// A path to bind.
     Path(PathBuf),
-    /// The path of a socket of the host's, over which the host sends the socket to listen on.
+    /// The path of the host's socket, over which the host sends the socket to listen on.
     HandedOver(PathBuf),
 }
 
 impl Listen {
-    /// The standard streams are not sockets to listen on.
+    /// Refuses the descriptors of the standard streams, 0 to 2.
     fn checked(self) -> Option<Self> {
         (!matches!(self, Self::Inherited(..=2))).then_some(self)
     }
@@ -91,10 +96,10 @@ impl Listen {
 struct Arguments {
     listen: Listen,
     loopback: bool,
-    /// Answer programs that ask a name server on loopback.
+    /// Whether the guest answers programs that ask a name server on loopback.
     names: bool,
     shared_uid: bool,
-    /// User and group id of user code; the one above it is the zygote's.
+    /// User and group id of user code. The zygote has the next higher id.
     uid: u32,
 }
 
@@ -132,7 +137,8 @@ impl Arguments {
     }
 }
 
-/// A user id of user code's own: neither root's, nor so high that the zygote's, one above it, is none.
+/// Parses the user id of user code. The id is not root's, and leaves room for the zygote's id, which is one higher:
+/// the highest number is no user id.
 fn user_id(text: &str) -> Option<u32> {
     let uid = text.parse().ok()?;
     (1..u32::MAX - 1).contains(&uid).then_some(uid)
@@ -153,7 +159,8 @@ fn main() -> ExitCode {
 
 fn prepare(arguments: &Arguments) -> io::Result<Guest> {
     if std::process::id() != 1 {
-        // Ending a run kills every process that this one may kill.
+        // At the end of a run the guest kills every process that it may kill: in a PID namespace with other processes,
+        // that would be those too.
         let text = "not PID 1: start it in a PID namespace of its own";
         return Err(io::Error::other(text));
     }
@@ -163,20 +170,21 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         Listen::HandedOver(path) => receive(path),
     }?;
     if arguments.loopback {
-        lockdown::raise_loopback().map_err(naming("loopback cannot be brought up"))?;
+        lockdown::raise_loopback().map_err(with_context("loopback cannot be brought up"))?;
     }
-    // While there is the right to a low port. Programs only wait longer for nothing without it.
-    let names = arguments.names.then(Names::open).and_then(|opened| {
+    // The port is bound before the capability for low ports is dropped. Without the port, programs that ask a name
+    // server wait for their timeout.
+    let names = arguments.names.then(NameServer::open).and_then(|opened| {
         let failed = |error: &io::Error| eprintln!("isol8-guest: no port for names: {error}");
         opened.inspect_err(failed).ok()
     });
     let privileges = Privileges::new(arguments.shared_uid, arguments.uid);
     privileges
         .harden()
-        .map_err(naming("privileges cannot be dropped"))?;
-    let places = Places::record(privileges);
-    let launcher = Launcher::new(privileges, Environment::base());
-    let drivers = Drivers::new().map_err(naming("kernel drivers cannot be stored"))?;
+        .map_err(with_context("privileges cannot be dropped"))?;
+    let baseline = Baseline::record(privileges);
+    let launcher = ProgramLauncher::new(privileges, Environment::base());
+    let drivers = Drivers::new().map_err(with_context("interpreter drivers cannot be stored"))?;
     let signals = child_signals()?;
     confine_calls()?;
     let sources = Sources {
@@ -184,18 +192,19 @@ fn prepare(arguments: &Arguments) -> io::Result<Guest> {
         signals,
         names,
     };
-    Ok(Guest::new(launcher, drivers, places, sources))
+    Ok(Guest::new(launcher, drivers, baseline, sources))
 }
 
-/// The guest itself needs no more calls than user code may use; every program inherits the filter,
-/// which takes the kernel longer to set up than most of them take to start.
+/// Installs the filter of system calls for the guest, and so for every program, which inherits it. The guest needs no
+/// call that user code may not make. Setting the filter up takes the kernel longer than most programs take to start, so
+/// it is done once.
 fn confine_calls() -> io::Result<()> {
-    let filter = seccomp::strict(Places::lists_queues()).map_err(io::Error::other)?;
+    let filter = seccomp::strict(Baseline::lists_queues()).map_err(io::Error::other)?;
     let installed = seccompiler::apply_filter(&filter).map_err(io::Error::other);
-    installed.map_err(naming("system calls cannot be filtered"))
+    installed.map_err(with_context("system calls cannot be filtered"))
 }
 
-fn naming(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
+fn with_context(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
@@ -204,7 +213,7 @@ fn inherit(number: RawFd) -> io::Result<OwnedFd> {
     // calls fail if it is not open.
     let listener = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-        .map_err(|error| naming("inherited socket cannot be used")(error.into()))?;
+        .map_err(|error| with_context("inherited socket cannot be used")(error.into()))?;
     if !matches!(getsockopt(&listener, AcceptConn), Ok(true)) {
         return Err(io::Error::other(
             "inherited descriptor is not a listening socket",
@@ -224,19 +233,21 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
     let listener = UnixListener::bind(path);
     // SAFETY: as above.
     unsafe { libc::umask(before) };
-    let listener = listener.map_err(naming("socket cannot be bound"))?;
+    let listener = listener.map_err(with_context("socket cannot be bound"))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     set_nonblocking(listener.into())
 }
 
-/// Receives the socket to listen on. The host connects to it by a path that does not exist in the sandbox, so
-/// that nothing in the sandbox can be written to that the host shares.
+/// Receives the socket to listen on. The host connects to it by a path that does not exist in the sandbox, so the
+/// sandbox needs no writable directory that is shared with the host.
 fn receive(path: &Path) -> io::Result<OwnedFd> {
-    let handover = UnixStream::connect(path).map_err(naming("host cannot be reached"))?;
-    let listener = receive_descriptor(&handover).map_err(naming("socket cannot be received"))?;
-    // The guest calls this, and not the host: the kernel tells a connecting process which one did.
+    let handover = UnixStream::connect(path).map_err(with_context("host cannot be reached"))?;
+    let listener =
+        receive_descriptor(&handover).map_err(with_context("socket cannot be received"))?;
+    // The guest calls `listen`, not the host: a connecting process learns from the kernel which process did
+    // (`SO_PEERCRED`).
     listen(&listener, Backlog::MAXCONN)
-        .map_err(|error| naming("socket cannot listen")(error.into()))?;
+        .map_err(|error| with_context("socket cannot listen")(error.into()))?;
     set_nonblocking(listener)
 }
 
@@ -261,7 +272,7 @@ fn set_nonblocking(listener: OwnedFd) -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-/// Ends of children, as a descriptor to wait for.
+/// Returns a descriptor that is readable when a child has ended.
 fn child_signals() -> io::Result<SignalFd> {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);

@@ -1,9 +1,9 @@
-//! Answers to programs that ask a name server, in a sandbox that has none.
+//! A name server that knows no names, for programs in a sandbox without one.
 //!
-//! The host's proxy resolves the names that programs send to it. A program that asks for an address itself would
-//! wait for its resolver's timeout, which is ten seconds with some C libraries. Every question is therefore
-//! answered at once: no such name, with the reason where the program takes one (RFC 8914). The run's end tells the host
-//! which names were asked for, so that its client learns why a program did not find them.
+//! The host's proxy resolves the names in the requests that programs send to it. A program that looks an address up
+//! itself would wait for its resolver's timeout, which is ten seconds with some C libraries. So every question is
+//! answered at once with "no such name", and with the reason if the program takes one (RFC 8914). The end of the run
+//! reports the names to the host, so that its client learns why a program did not find them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -12,38 +12,38 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// The port of name servers.
 const PORT: u16 = 53;
 
-/// Longest question that is looked at: RFC 1035 allows no more without an extension, and programs need no more.
-const LONGEST: usize = 512;
+/// Longest question that is read, in bytes: RFC 1035 allows no more without an extension, and programs need no more.
+const MAX_QUESTION: usize = 512;
 
-/// Bytes of a message's header, and of a question behind its name.
+/// Bytes of a message's header, and of a question after its name.
 const HEADER: usize = 12;
 const AFTER_NAME: usize = 4;
 
-/// Codes of answers: the question is malformed, there is no such name, the kind of question is not known.
+/// Response codes: the question is malformed, there is no such name, the kind of question is not supported.
 const FORMAT_ERROR: u8 = 1;
 const NO_SUCH_NAME: u8 = 3;
 const NOT_IMPLEMENTED: u8 = 4;
 
-/// The option that explains an answer, and its code for what is blocked.
+/// The option that explains an answer (RFC 8914), and its code for "blocked".
 const EXPLANATION: u16 = 15;
 const BLOCKED: u16 = 15;
 
 const REASON: &str =
     "isol8: no name server here, programs reach the network through HTTPS_PROXY only";
 
-/// Names that are told at the end of a run.
-const MOST_TOLD: usize = 8;
+/// Highest number of names that are reported at the end of a run.
+const MAX_REPORTED_NAMES: usize = 8;
 
 /// The socket to which programs send questions for names.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(crate) struct NameServer {
     socket: UdpSocket,
-    /// Names that were asked for and not told yet.
+    /// Names that were asked for and not reported yet.
     asked: Vec<String>,
 }
 
-impl Names {
-    /// Takes the port, which needs the right to a low one.
+impl NameServer {
+    /// Binds the port, which needs the capability for low ports.
     pub(crate) fn open() -> io::Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT))?;
         socket.set_nonblocking(true)?;
@@ -57,38 +57,38 @@ impl Names {
         self.socket.as_fd()
     }
 
-    /// The first few names that were asked for since this was called last.
+    /// Returns the names that were asked for since the last call, at most [`MAX_REPORTED_NAMES`].
     pub(crate) fn take_asked(&mut self) -> Vec<String> {
         std::mem::take(&mut self.asked)
     }
 
-    /// Forgets what was asked. Nothing that could ask may run any more.
+    /// Forgets all names and pending questions. Called when no program runs any more.
     pub(crate) fn forget(&mut self) {
-        let mut question = [0; LONGEST];
+        let mut question = [0; MAX_QUESTION];
         while self.socket.recv_from(&mut question).is_ok() {}
         self.asked.clear();
     }
 
     /// Answers the next question, if there is one.
     pub(crate) fn answer(&mut self) {
-        let mut message = [0; LONGEST];
+        let mut message = [0; MAX_QUESTION];
         let Ok((size, from)) = self.socket.recv_from(&mut message) else {
             return;
         };
         let message = &message[..size];
-        // From a port of loopback: nothing else reaches the socket.
+        // Only loopback addresses can reach the socket.
         let is_here = matches!(from, SocketAddr::V4(from) if from.ip().is_loopback());
         if let Some(answer) = answer(message).filter(|_| is_here) {
-            // A program that takes no answer has none.
+            // Errors are ignored: the program may have closed its socket.
             let _ = self.socket.send_to(&answer, from);
-            self.note(message);
+            self.record(message);
         }
     }
 
-    fn note(&mut self, message: &[u8]) {
+    fn record(&mut self, message: &[u8]) {
         let name = message.get(HEADER..).and_then(question).map(readable);
         if let Some(name) = name
-            && self.asked.len() < MOST_TOLD
+            && self.asked.len() < MAX_REPORTED_NAMES
             && !self.asked.contains(&name)
         {
             self.asked.push(name);
@@ -96,7 +96,7 @@ impl Names {
     }
 }
 
-/// The name of a question, with what belongs into no name escaped.
+/// Returns the name of a question as text. Bytes that are not printable ASCII are escaped.
 fn readable(question: &[u8]) -> String {
     let mut name = String::new();
     let mut rest = question;
@@ -126,11 +126,11 @@ fn answer(message: &[u8]) -> Option<Vec<u8>> {
         None => FORMAT_ERROR,
         Some(_) => NO_SUCH_NAME,
     };
-    // An additional record is the extension that says that the program takes others.
+    // An additional record is taken for the extension record (RFC 6891), which says that the program takes one too.
     let is_extended = header[10..12] != [0, 0];
     let explains = question.is_some() && is_extended;
     let mut answer = header[..2].to_vec();
-    // An answer, to a query of this kind, as recursive as was asked for.
+    // The flags: an answer, with the opcode and the recursion flag of the question, and the response code.
     answer.extend([0x80 | header[2] & 0x79, 0x80 | code]);
     answer.extend([
         0,
@@ -149,26 +149,26 @@ fn answer(message: &[u8]) -> Option<Vec<u8>> {
     Some(answer)
 }
 
-/// The question that a text begins with.
+/// Returns the question at the start of the bytes.
 fn question(text: &[u8]) -> Option<&[u8]> {
     let mut at = 0;
     loop {
         match *text.get(at)? {
             0 => return text.get(..at + 1 + AFTER_NAME),
-            // A pointer leads nowhere from the first name.
+            // A longer length is a compression pointer, which the first name cannot use.
             length if length > 63 => return None,
             length => at += 1 + usize::from(length),
         }
     }
 }
 
-/// Adds the record that carries options (RFC 6891), with the reason.
+/// Appends the record for options (RFC 6891), with the reason.
 fn explain(answer: &mut Vec<u8>) {
     let text = REASON.as_bytes();
-    // Every length is that of a constant.
+    // The length is that of a constant, so it fits.
     let length = 2 + text.len() as u16;
     answer.extend([0, 0, 41]);
-    answer.extend((LONGEST as u16).to_be_bytes());
+    answer.extend((MAX_QUESTION as u16).to_be_bytes());
     answer.extend([0; 4]);
     answer.extend((4 + length).to_be_bytes());
     answer.extend(EXPLANATION.to_be_bytes());
@@ -181,7 +181,7 @@ fn explain(answer: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// A question for `a.bc`, of a kind and with so many additional records.
+    /// Returns a question for `a.bc` with these flags and number of additional records.
     fn asked(flags: u8, additional: u8) -> Vec<u8> {
         let mut message = vec![7, 8, flags, 0, 0, 1, 0, 0, 0, 0, 0, additional];
         message.extend(b"\x01a\x02bc\0\0\x01\0\x01");
@@ -210,7 +210,7 @@ mod tests {
         question.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
         let answer = answer(&question).unwrap();
         assert_eq!(answer[11], 1);
-        assert!(answer.ends_with(REASON.as_bytes()) && answer.len() <= LONGEST);
+        assert!(answer.ends_with(REASON.as_bytes()) && answer.len() <= MAX_QUESTION);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Starting a program: fork, confine, exec.
 //!
-//! The guest has a single thread, so a forked child may do anything. The child still allocates nothing: all that it
-//! needs is prepared before. The guest does not wait for the child, because user code of the same user could stop it
-//! before its exec, and must not be able to stop the guest with it. Why a program could not be started is read from a
-//! pipe once the child was reaped.
+//! The guest has a single thread, so a forked child may make any call. The child still allocates nothing: all that it
+//! needs is prepared before the fork. The guest does not wait for the exec, because user code with the same user id
+//! could stop the child before its exec, and would then stop the guest too. The child reports a failed start over a
+//! pipe, which the guest reads once the child was reaped.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::io::{self, Read as _};
@@ -17,15 +17,15 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::{Privileges, Role};
 
-/// Variables that hold unless the guest's own environment sets them.
+/// Default variables, used where the guest's own environment does not set them.
 const DEFAULTS: [(&str, &str); 7] = [
     (
         "PATH",
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ),
     ("LANG", "C.UTF-8"),
-    // Programs contact nothing that no code asked for: deno and npm look for their updates else, many packages
-    // of npm for their own, pip for its; and bun sends reports of its crashes.
+    // Without these, programs contact servers that no code asked for: deno, npm, pip and many npm packages look for
+    // updates of themselves, and bun sends crash reports.
     ("DENO_NO_UPDATE_CHECK", "1"),
     ("NPM_CONFIG_UPDATE_NOTIFIER", "false"),
     ("NO_UPDATE_NOTIFIER", "1"),
@@ -33,32 +33,33 @@ const DEFAULTS: [(&str, &str); 7] = [
     ("DO_NOT_TRACK", "1"),
 ];
 
-/// The variable by which programs print no colours, <https://no-color.org>.
+/// The variable that tells programs to print no colours, <https://no-color.org>.
 const NO_COLOR: (&[u8], &[u8]) = (b"NO_COLOR", b"1");
 
-/// Variables that ask for colours wherever output goes.
+/// Variables that ask for colours even if the output is no terminal.
 const COLORS: [&[u8]; 2] = [b"FORCE_COLOR", b"CLICOLOR_FORCE"];
 
-/// Variable by which a Python that another program starts writes its output as it is printed, so that it is seen at
-/// once and not lost at a timeout (<https://docs.python.org/3/using/cmdline.html#envvar-PYTHONUNBUFFERED>). An
-/// interpreter that the guest starts itself does without: its driver writes line by line, which costs less.
+/// The variable that makes a Python started by another program write its output as it is printed, so that the output is
+/// seen at once and not lost at a timeout (<https://docs.python.org/3/using/cmdline.html#envvar-PYTHONUNBUFFERED>). An
+/// interpreter that the guest starts itself does not get it: its driver writes line by line, which costs less.
 const PYTHON_UNBUFFERED: (&[u8], &[u8]) = (b"PYTHONUNBUFFERED", b"1");
 
-/// The user that a program runs as: engines describe their own user to the guest instead.
+/// Variables that describe the user of programs. The values replace the guest's own, in which container engines
+/// describe the guest's user.
 const USER: [(&str, &str); 3] = [
     ("HOME", "/sandbox"),
     ("USER", "sandbox"),
     ("LOGNAME", "sandbox"),
 ];
 
-/// Directories for programs that user code installs. These directories come last in `PATH`, so that none of their
-/// programs takes the place of one of the system.
+/// Directories for programs that user code installs, last in `PATH`, so that none of their programs shadows a program
+/// of the system.
 const INSTALLED_PROGRAMS: &str =
     "/sandbox/.local/bin:/sandbox/node_modules/.bin:/sandbox/.bun/bin:/sandbox/.deno/bin";
 
-/// Settings by which package managers install for the sandbox's user where they would refuse, or try a directory
-/// that is read-only. Debian's pip refuses because it means the system's own place.
-/// None looks for newer versions of itself on its own.
+/// Variables that make package managers install for the sandbox's user. Without them, Debian's pip refuses, because it
+/// protects the system's packages, and npm tries a read-only directory. Two of the
+/// variables keep pip and npm from looking for newer versions of themselves.
 const PACKAGE_MANAGERS: [(&str, &str); 4] = [
     ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
     ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
@@ -66,7 +67,7 @@ const PACKAGE_MANAGERS: [(&str, &str); 4] = [
     ("npm_config_update_notifier", "false"),
 ];
 
-/// Descriptors below this are given to programs; the child moves its sources above it first.
+/// Lowest descriptor to which the child moves its sources before it gives programs the descriptors below.
 const ABOVE_TARGETS: RawFd = 64;
 
 /// An environment: names and values in order, each name once.
@@ -74,7 +75,7 @@ const ABOVE_TARGETS: RawFd = 64;
 pub(crate) struct Environment(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Environment {
-    /// Returns the guest's own environment with [`USER`], and with those of [`DEFAULTS`] that it lacks.
+    /// Returns the guest's own environment with [`USER`], and with the variables of [`DEFAULTS`] that it lacks.
     pub(crate) fn base() -> Self {
         let mut base = Self::default();
         for (name, value) in std::env::vars_os() {
@@ -91,7 +92,7 @@ impl Environment {
         base
     }
 
-    /// The environment of programs whose output no terminal shows: without colours, unless it asks for them.
+    /// Returns the environment for programs without a terminal, with `NO_COLOR` unless a variable asks for colours.
     pub(crate) fn without_colors(&self) -> Self {
         let mut plain = self.clone();
         let names = COLORS.iter().chain([&NO_COLOR.0]);
@@ -101,7 +102,7 @@ impl Environment {
         plain
     }
 
-    /// The environment for user code, which finds the programs there that it has installed.
+    /// Returns the environment for user code, whose `PATH` includes the programs that user code installs.
     pub(crate) fn for_user_code(&self) -> Self {
         let mut environment = self.clone();
         let path = environment.get(b"PATH").unwrap_or_default();
@@ -115,7 +116,7 @@ impl Environment {
         environment
     }
 
-    /// The environment with further variables. If these ask for colours, no other variable refuses them.
+    /// Returns the environment with further variables. If these ask for colours, `NO_COLOR` is removed.
     pub(crate) fn with(&self, overlay: &[(String, String)]) -> Self {
         let mut merged = self.clone();
         if overlay
@@ -166,20 +167,20 @@ pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
 
 /// The settings that all programs of a sandbox have in common.
 #[derive(Debug)]
-pub(crate) struct Launcher {
+pub(crate) struct ProgramLauncher {
     pub(crate) privileges: Privileges,
-    /// The environment of what the guest itself trusts: nothing in it leads to what user code writes, unless an
+    /// The environment of the guest's own programs. Nothing in it leads to files that user code writes, unless the
     /// image's variables do.
     pub(crate) base: Environment,
     /// The environment of a Python interpreter without a terminal that the guest starts.
     pub(crate) python: Environment,
     /// The environment of any other program of user code without a terminal.
     pub(crate) user: Environment,
-    /// The environment of user code that has one.
+    /// The environment of user code at a terminal.
     pub(crate) at_terminal: Environment,
 }
 
-impl Launcher {
+impl ProgramLauncher {
     pub(crate) fn new(privileges: Privileges, base: Environment) -> Self {
         let at_terminal = base.for_user_code();
         let python = at_terminal.without_colors();
@@ -206,7 +207,7 @@ impl Launcher {
     }
 }
 
-/// A program that was started, or is about to fail at it.
+/// A forked child that is, or is about to become, the program; its exec may still fail.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: Pid,
@@ -220,7 +221,7 @@ impl Child {
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         let mut text = [0; 5];
         let report = self.report.try_clone().ok()?;
-        // The child is dead, so this neither blocks nor returns a part.
+        // The child is dead, so the read neither blocks nor returns only a part.
         std::fs::File::from(report).read_exact(&mut text).ok()?;
         let [stage, error @ ..] = text;
         let error = io::Error::from_raw_os_error(i32::from_ne_bytes(error));
@@ -267,7 +268,7 @@ impl Stage {
     }
 }
 
-impl Launcher {
+impl ProgramLauncher {
     /// Starts a program with `files` as its descriptors from 0 on, and no others.
     pub(crate) fn start(
         &self,
@@ -290,7 +291,7 @@ impl Launcher {
         let directory = c_string(cwd.as_bytes(), "working directory")?;
         let (report, child_report) =
             pipe2(OFlag::O_CLOEXEC).map_err(|error| internal("pipe failed", error))?;
-        let plan = Plan {
+        let plan = ChildPlan {
             launcher: self,
             paths: &paths,
             arguments: &pointers(&arguments),
@@ -318,7 +319,7 @@ impl Launcher {
     }
 }
 
-/// The paths to try, in order.
+/// Returns the paths to try for a program, in order.
 fn candidates(program: &[u8], environment: &Environment) -> Result<Vec<CString>, Failure> {
     if program.contains(&b'/') {
         return Ok(vec![c_string(program, "program")?]);
@@ -334,15 +335,15 @@ fn candidates(program: &[u8], environment: &Environment) -> Result<Vec<CString>,
         .collect()
 }
 
-/// Pointers as exec wants them: closed by a null.
+/// Returns the strings in the form for exec: pointers, closed by a null.
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     let strings = strings.iter().map(|string| string.as_ptr());
     strings.chain([std::ptr::null()]).collect()
 }
 
-/// The prepared steps of the child.
-struct Plan<'a> {
-    launcher: &'a Launcher,
+/// Everything that the child needs, prepared before the fork.
+struct ChildPlan<'a> {
+    launcher: &'a ProgramLauncher,
     paths: &'a [CString],
     arguments: &'a [*const c_char],
     variables: &'a [*const c_char],
@@ -352,7 +353,7 @@ struct Plan<'a> {
     report: RawFd,
 }
 
-impl Plan<'_> {
+impl ChildPlan<'_> {
     fn carry_out(mut self) -> ! {
         let (stage, error) = self.try_carry_out();
         let mut text = [0; 5];
@@ -364,7 +365,7 @@ impl Plan<'_> {
         unsafe { libc::_exit(127) }
     }
 
-    /// Returns only where something failed.
+    /// Confines the child and executes the program. Returns only if a step failed.
     fn try_carry_out(&mut self) -> (Stage, io::Error) {
         if let Err(error) = self.confine() {
             return (Stage::Confine, error);
@@ -407,7 +408,7 @@ impl Plan<'_> {
         let report = duplicate_above(self.report)?;
         let mut next: RawFd = 0;
         for from in moved.iter() {
-            // SAFETY: `from` is open; whatever `next` was, its owner is the guest's copy.
+            // SAFETY: `from` is open. The dup replaces the child's copy of `next` only; the guest keeps its own.
             check(unsafe { libc::dup3(*from, next, 0) })?;
             next += 1;
         }
@@ -454,20 +455,20 @@ fn duplicate_above(file: RawFd) -> io::Result<RawFd> {
     check(unsafe { libc::fcntl(file, libc::F_DUPFD_CLOEXEC, ABOVE_TARGETS) })
 }
 
-/// A pipe that this process does not block on; the far end blocks, as programs expect.
-pub(crate) fn pipe(near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
+/// Makes a pipe whose guest end does not block. The other end blocks, as programs expect.
+pub(crate) fn pipe(near: GuestSide) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let near = match near {
-        Near::Reader => &reader,
-        Near::Writer => &writer,
+        GuestSide::Reader => &reader,
+        GuestSide::Writer => &writer,
     };
-    // SAFETY: an open descriptor of ours. Each end of a pipe has flags of its own.
+    // SAFETY: an open descriptor that this function owns. Each end of a pipe has flags of its own.
     check(unsafe { libc::fcntl(near.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     Ok((reader, writer))
 }
 
-/// A pipe that user code may open by a name, as `/dev/stdin`.
-pub(crate) fn user_pipe(privileges: Privileges, near: Near) -> io::Result<(OwnedFd, OwnedFd)> {
+/// Makes a pipe that user code may open by a path such as `/dev/stdin`.
+pub(crate) fn user_pipe(privileges: Privileges, near: GuestSide) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe(near)?;
     privileges.hand_over(&reader)?;
     Ok((reader, writer))
@@ -475,14 +476,14 @@ pub(crate) fn user_pipe(privileges: Privileges, near: Near) -> io::Result<(Owned
 
 /// The end of a pipe that stays with the guest.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Near {
+pub(crate) enum GuestSide {
     /// The guest reads.
     Reader,
     /// The guest writes.
     Writer,
 }
 
-/// `/dev/null`, for reading.
+/// Opens `/dev/null` for reading.
 pub(crate) fn null() -> io::Result<OwnedFd> {
     let path = c"/dev/null";
     // SAFETY: the path ends in a zero byte.

@@ -16,23 +16,23 @@ use nix::unistd::Pid;
 
 use crate::lockdown::Privileges;
 
-/// How long the killed may take to be gone. A process that frees gigabytes needs part of a second.
-const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long killed processes may take to end. A process that frees gigabytes takes part of a second.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the process table is read for stragglers. A pass finds the processes that existed when it began, and only
 /// a fork bomb outruns a few passes.
 const SWEEP_PASSES: u32 = 50;
 
-/// A process that ended and is no more.
+/// A process that has ended and was reaped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reaped {
     pub(crate) pid: Pid,
     pub(crate) status: ExitStatus,
-    /// Processor time of it and of the children that it waited for.
+    /// Processor time of the process and of the children that it waited for, in microseconds.
     pub(crate) cpu_us: u64,
 }
 
-/// Takes every process that has ended; returns whether there are others.
+/// Reaps every process that has ended. Returns whether there are others.
 pub(crate) fn reap(reaped: &mut Vec<Reaped>) -> bool {
     loop {
         let mut status = 0;
@@ -61,7 +61,7 @@ fn exit_status(status: i32) -> ExitStatus {
     }
 }
 
-/// Processor time that a process has taken so far, in microseconds; 0 if the process has ended.
+/// Returns the processor time that a process has used so far, in microseconds; 0 if the process has ended.
 pub(crate) fn own_cpu_us(pid: Pid) -> u64 {
     let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
     taken.map_or(0, |time| {
@@ -69,14 +69,14 @@ pub(crate) fn own_cpu_us(pid: Pid) -> u64 {
     })
 }
 
-/// Processor time of the children that a process has waited for so far, in microseconds but counted in the
-/// kernel's ticks of 10 ms; 0 where the process has ended.
+/// Returns the processor time of the children that a process has waited for so far, in microseconds, to the kernel's
+/// tick of 10 ms; 0 if the process has ended.
 pub(crate) fn children_cpu_us(pid: Pid) -> u64 {
     let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     children_ticks(&stat).unwrap_or(0) * 10_000
 }
 
-/// The fields `cutime` and `cstime` of a `stat` file (proc_pid_stat(5)), the 16th and 17th.
+/// Returns the sum of the fields `cutime` and `cstime` of a `stat` file (proc_pid_stat(5)), the 16th and 17th.
 fn children_ticks(stat: &[u8]) -> Option<u64> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     let text = std::str::from_utf8(&stat[end..]).ok()?;
@@ -95,8 +95,8 @@ fn micros(time: libc::timeval) -> u64 {
 /// Signalling all is atomic in the kernel with respect to forks: a process either exists and gets
 /// the signal, or its fork fails.
 pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
-    let deadline = Instant::now() + KILL_PATIENCE;
-    // Processes that entered from outside have no parent here, but are found by this too.
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    // The signal also reaches processes that entered the namespace from outside and have no parent in it.
     while kill(Pid::from_raw(-1), Signal::SIGKILL) != Err(Errno::ESRCH) {
         if Instant::now() >= deadline {
             reap(reaped);
@@ -109,10 +109,10 @@ pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
     true
 }
 
-/// Ends every process of user code, and returns whether all of them are gone. Zygotes stay: the
-/// signal goes out as from the user of that code, who may not send it to them.
+/// Ends every process of user code, and returns whether all of them are gone. Zygotes stay: the signal is sent with the
+/// user id of user code, which has no permission to signal them.
 pub(crate) fn kill_user_code(privileges: Privileges, reaped: &mut Vec<Reaped>) -> bool {
-    let deadline = Instant::now() + KILL_PATIENCE;
+    let deadline = Instant::now() + KILL_TIMEOUT;
     while Instant::now() < deadline {
         let all = Pid::from_raw(-1);
         if privileges
@@ -130,7 +130,7 @@ pub(crate) fn kill_user_code(privileges: Privileges, reaped: &mut Vec<Reaped>) -
     false
 }
 
-/// Ends every process but the guest, zygotes and those of `kept`, and returns whether all are gone.
+/// Ends every process but the guest, the zygotes and those in `kept`. Returns whether all others are gone.
 pub(crate) fn kill_others(privileges: Privileges, kept: &[Pid], reaped: &mut Vec<Reaped>) -> bool {
     for _ in 0..SWEEP_PASSES {
         reap(reaped);
@@ -141,7 +141,7 @@ pub(crate) fn kill_others(privileges: Privileges, kept: &[Pid], reaped: &mut Vec
             return true;
         }
         for pid in others {
-            // The process may have ended by now. Its id cannot be another's yet: ids are reused slowly.
+            // The process may have ended by now. Its id belongs to no other process yet, because ids are reused slowly.
             let _ = kill(pid, Signal::SIGKILL);
         }
         wait_for_child(Duration::from_millis(5));
@@ -149,20 +149,20 @@ pub(crate) fn kill_others(privileges: Privileges, kept: &[Pid], reaped: &mut Vec
     false
 }
 
-/// Sleeps until a child changes its state, or for `patience`.
-fn wait_for_child(patience: Duration) {
+/// Sleeps until a child changes its state, or for `timeout`.
+fn wait_for_child(timeout: Duration) {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGCHLD);
     let timeout = libc::timespec {
         tv_sec: 0,
-        tv_nsec: patience.subsec_nanos().into(),
+        tv_nsec: timeout.subsec_nanos().into(),
     };
-    // SAFETY: the set and the time are valid through the call. SIGCHLD is blocked, so it can be taken here; the caller
-    // reaps afterwards, so nothing is missed.
+    // SAFETY: the set and the time are valid through the call. SIGCHLD is blocked, so the call can consume it; the
+    // caller reaps afterwards, so no ended child is missed.
     unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), &raw const timeout) };
 }
 
-/// Every process that has not ended, but for the guest's and the zygotes'.
+/// Returns every process that has not ended, except the guest and the zygotes.
 fn living(privileges: Privileges) -> impl Iterator<Item = Pid> {
     let zygote = privileges.zygote();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -172,7 +172,7 @@ fn living(privileges: Privileges) -> impl Iterator<Item = Pid> {
         .map(Pid::from_raw)
 }
 
-/// Whether a process has this user id; with the zygote's, it is a zygote or what one is about to fork.
+/// Whether a process has this user id. A process with the zygote's id is a zygote, or a child that it has just forked.
 fn belongs_to(pid: i32, uid: u32) -> bool {
     fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == uid)
 }
@@ -184,8 +184,8 @@ fn is_zombie(pid: i32) -> bool {
     matches!(state(&stat), Some(b'Z' | b'X') | None)
 }
 
-/// The state letter. The name before it is the program's choice and may hold anything, so the
-/// last parenthesis counts.
+/// Returns the state letter of a `stat` file. The program chooses the name before it, which may hold parentheses, so
+/// the last parenthesis ends the name.
 fn state(stat: &[u8]) -> Option<u8> {
     let end = stat.iter().rposition(|byte| *byte == b')')?;
     stat.get(end + 2).copied()

@@ -1,11 +1,11 @@
-//! Making the sandbox as new: nothing that a run left may be there for the next.
+//! Resets the files of the sandbox: the next run finds nothing that an earlier one left.
 //!
-//! The directory at the top of each writable place stays, and with it whatever its owner can set: mode,
-//! extended attributes, inode flags and times. So these are set back too.
+//! The writable directories themselves stay, with the attributes that their owner can set: mode, extended attributes,
+//! inode flags and times. So these attributes are restored too.
 //!
-//! All of this happens while no process but the guest lives, so nothing changes underneath. Trees
-//! are emptied without recursion: a directory that still holds something is moved up to the top
-//! and its turn comes later. So two descriptors do for any depth, and no path grows long.
+//! Apart from zygotes, no process but the guest lives during a reset, so nothing changes the files meanwhile. Trees are
+//! emptied without recursion: a directory that is not empty is moved up to the top and emptied later. So two
+//! descriptors suffice for any depth, and no path grows long.
 
 use std::ffi::{CStr, CString};
 use std::fs;
@@ -28,11 +28,11 @@ use crate::lockdown::Privileges;
 /// Directories that user code may write to, if they exist.
 const WRITABLE: [&str; 4] = ["/sandbox", "/tmp", "/dev/shm", QUEUES];
 
-/// Paths that user code owns, and whose attributes it may change, if it has the guest's user id. The first one is a
-/// directory whose content is the kernel's.
+/// Paths that user code owns if it has the guest's user id, and whose attributes it may then change. The content of
+/// `/dev/pts` is the kernel's.
 const OWNED: [&str; 2] = ["/dev/pts", "/dev/pts/ptmx"];
 
-/// The directory that shows POSIX message queues, once mounted.
+/// The mount point of the file system that lists POSIX message queues.
 const QUEUES: &str = "/dev/mqueue";
 
 /// `XATTR_LIST_MAX` of `linux/limits.h`.
@@ -41,39 +41,46 @@ const MAX_ATTRIBUTE_NAMES: usize = 65_536;
 /// `MQUEUE_MAGIC` of `linux/magic.h`.
 const QUEUES_MAGIC: i64 = 0x1980_0202;
 
-/// How a directory of a writable place is opened.
+/// Flags for opening a directory that is emptied.
 const DIRECTORY: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
     .union(OFlag::O_CLOEXEC);
 
-/// A writable place, and what its directory began with.
+/// A path, and its attributes before any user code ran.
 #[derive(Debug)]
-struct Place {
+struct BaselineEntry {
     path: &'static str,
     mode: u32,
-    /// Inode flags (`FS_IOC_GETFLAGS`), where its file system has them.
+    /// Inode flags (`FS_IOC_GETFLAGS`), if its file system has them.
     flags: Option<libc::c_int>,
 }
 
-/// The writable places as they were before any user code ran.
+/// The paths that a reset restores, with their attributes before any user code ran.
 #[derive(Debug)]
-pub(crate) struct Places {
-    writable: Vec<Place>,
-    /// Places that user code cannot write to although it has their owner's id.
-    owned: Vec<Place>,
+pub(crate) struct Baseline {
+    writable: Vec<BaselineEntry>,
+    /// Paths that user code cannot write to, but whose attributes it can change as their owner.
+    owned: Vec<BaselineEntry>,
 }
 
-impl Places {
+impl Baseline {
     pub(crate) fn record(privileges: Privileges) -> Self {
         let owned: &[&str] = if privileges.shared_uid() { &OWNED } else { &[] };
         Self {
-            writable: WRITABLE.into_iter().filter_map(Place::directory).collect(),
-            owned: owned.iter().copied().filter_map(Place::of).collect(),
+            writable: WRITABLE
+                .into_iter()
+                .filter_map(BaselineEntry::directory)
+                .collect(),
+            owned: owned
+                .iter()
+                .copied()
+                .filter_map(BaselineEntry::of)
+                .collect(),
         }
     }
 
-    /// Whether message queues can be listed, and so removed.
+    /// Whether POSIX message queues can be listed, and so removed.
     pub(crate) fn lists_queues() -> bool {
         let Ok(path) = CString::new(QUEUES) else {
             return false;
@@ -85,19 +92,24 @@ impl Places {
         result == 0 && found.f_type == QUEUES_MAGIC
     }
 
-    /// Empties all of them, and removes System V IPC objects. No other process may live.
+    /// Empties the writable directories, restores all attributes, and removes System V IPC objects. No process of user
+    /// code may live.
     pub(crate) fn clear(&self, privileges: Privileges) -> Result<(), Failure> {
         let acting = |error| internal("acting as the sandbox user failed", error);
-        for place in &self.writable {
+        for entry in &self.writable {
             privileges
-                .as_owner(|| place.clear())
+                .as_owner(|| entry.clear())
                 .map_err(acting)?
-                .map_err(|error| internal(&format!("{} cannot be emptied", place.path), error))?;
+                .map_err(|error| internal(&format!("{} cannot be emptied", entry.path), error))?;
         }
-        for place in &self.owned {
-            let restored = place.restore_mode().and_then(|()| place.restore_times());
-            restored
-                .map_err(|error| internal(&format!("{} cannot be set back", place.path), error))?;
+        for entry in &self.owned {
+            let restored = entry.restore_mode().and_then(|()| entry.restore_times());
+            restored.map_err(|error| {
+                internal(
+                    &format!("attributes of {} cannot be restored", entry.path),
+                    error,
+                )
+            })?;
         }
         privileges
             .as_effective_user(remove_ipc)
@@ -106,7 +118,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl BaselineEntry {
     fn of(path: &'static str) -> Option<Self> {
         let metadata = fs::symlink_metadata(path).ok()?;
         Some(Self {
@@ -119,11 +131,11 @@ impl Place {
     fn directory(path: &'static str) -> Option<Self> {
         let directory = Dir::open(path, DIRECTORY, Mode::empty()).ok()?;
         let flags = flags_of(&directory);
-        Self::of(path).map(|place| Self { flags, ..place })
+        Self::of(path).map(|entry| Self { flags, ..entry })
     }
 
     fn clear(&self) -> nix::Result<()> {
-        // Before the mode: an access list is a part of it.
+        // Removed before the mode is restored, because removing an access list changes the mode.
         if self.path != QUEUES {
             remove_attributes(Path::new(self.path))?;
         }
@@ -131,7 +143,7 @@ impl Place {
         let mut directory = Dir::open(self.path, DIRECTORY, Mode::empty())?;
         self.restore_flags(&directory)?;
         empty(&mut directory)?;
-        // At last, because emptying it changes its times as well.
+        // Restored last, because emptying the directory changes its times.
         self.restore_times()
     }
 
@@ -157,7 +169,7 @@ impl Place {
     fn restore_flags(&self, directory: &Dir) -> nix::Result<()> {
         match self.flags {
             Some(flags) if flags_of(directory) != Some(flags) => {
-                // SAFETY: the call reads one `int`, whatever type its number names.
+                // SAFETY: the call reads one `int`, although its number is defined with another type.
                 let set = unsafe {
                     libc::ioctl(
                         directory.as_raw_fd(),
@@ -172,19 +184,19 @@ impl Place {
     }
 }
 
-/// Inode flags of a directory. Not every file system has them, nor `tmpfs` before Linux 6.0.
+/// Returns the inode flags of a directory. Not every file system has them; `tmpfs` does since Linux 6.0.
 fn flags_of(directory: &Dir) -> Option<libc::c_int> {
     let mut flags = 0;
-    // SAFETY: the call writes one `int`, whatever type its number names.
+    // SAFETY: the call writes one `int`, although its number is defined with another type.
     let got = unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) };
     (got == 0).then_some(flags)
 }
 
-/// Removes a place's extended attributes and access lists, which its owner can have set.
+/// Removes the extended attributes and access lists of a path, which its owner can set.
 fn remove_attributes(path: &Path) -> nix::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     let mut names = vec![0_u8; MAX_ATTRIBUTE_NAMES];
-    // SAFETY: the path ends in a zero byte, and the buffer is as long as is said.
+    // SAFETY: the path ends in a zero byte, and the buffer has the length that is passed.
     let length = unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
     let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
     for name in names[..length].split_inclusive(|byte| *byte == 0) {
@@ -195,7 +207,7 @@ fn remove_attributes(path: &Path) -> nix::Result<()> {
     Ok(())
 }
 
-/// Removes all that a directory holds.
+/// Removes the content of a directory.
 fn empty(top: &mut Dir) -> nix::Result<()> {
     let mut serial = 0;
     loop {
@@ -218,8 +230,8 @@ fn empty(top: &mut Dir) -> nix::Result<()> {
     }
 }
 
-/// Leaves the directory `name` of `top` without content: what is not a directory is removed, what
-/// cannot be removed at once is moved up to `top`.
+/// Empties the directory `name` of `top`: files and empty directories are removed, other directories are moved up to
+/// `top`.
 fn hollow(top: &Dir, name: &CStr, serial: &mut u64) -> nix::Result<()> {
     let mut inner = Dir::openat(top, name, DIRECTORY, Mode::empty())?;
     loop {
@@ -259,7 +271,7 @@ fn move_up(from: &Dir, name: &CStr, top: &Dir, serial: &mut u64) -> nix::Result<
     }
 }
 
-/// How many names are held at once: enough to make reading cheap, few enough to bound memory.
+/// Most names that are held at once: enough that reading is cheap, few enough that memory is bounded.
 const BATCH: usize = 4096;
 
 fn names(directory: &mut Dir) -> nix::Result<Vec<CString>> {
@@ -273,14 +285,14 @@ fn names(directory: &mut Dir) -> nix::Result<Vec<CString>> {
             break;
         }
     }
-    // Dropping the iterator rewound the directory: the next call reads what is there then.
+    // Dropping the iterator rewinds the directory, so the next call reads it from the start again.
     Ok(names)
 }
 
 /// Removes shared memory segments, message queues and semaphore sets.
 fn remove_ipc() -> nix::Result<()> {
     for id in ipc_objects("shm") {
-        // SAFETY: removal reads no third argument.
+        // SAFETY: `IPC_RMID` ignores the third argument.
         ignore_gone(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
     }
     for id in ipc_objects("msg") {
@@ -288,7 +300,7 @@ fn remove_ipc() -> nix::Result<()> {
         ignore_gone(unsafe { libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
     }
     for id in ipc_objects("sem") {
-        // SAFETY: as above; the semaphore's number is not looked at.
+        // SAFETY: as above; the semaphore's number is ignored too.
         ignore_gone(unsafe { libc::semctl(id, 0, libc::IPC_RMID) })?;
     }
     Ok(())
@@ -301,13 +313,13 @@ fn ignore_gone(result: i32) -> nix::Result<()> {
     }
 }
 
-/// Ids of this namespace's objects of one kind. A kernel without them has no such file.
+/// Returns the ids of this namespace's objects of one kind. A kernel without System V IPC has no such file.
 fn ipc_objects(kind: &str) -> Vec<i32> {
     let table = fs::read_to_string(format!("/proc/sysvipc/{kind}")).unwrap_or_default();
     parse_ipc(&table)
 }
 
-/// The second column, below a line of titles.
+/// Returns the numbers in the second column, below the title line.
 fn parse_ipc(table: &str) -> Vec<i32> {
     let lines = table.lines().skip(1);
     lines

@@ -1,9 +1,9 @@
-//! The system calls that user code, and the guest with it, may make: an allow-list, in force from the guest's start on.
+//! The filter of system calls, an allow-list, in force for the guest from its start on, and so for user code.
 //!
-//! The list follows the default profile of the container engines, and is narrower where no language runtime asks for
-//! more: no namespace, no mount, no keyring, no io_uring, no asynchronous I/O, no eBPF, no file handles. A call that is
-//! not listed fails with `EPERM`, which also covers the x32 numbers. Before the list, [`answers`] gives some calls an
-//! answer of the filter's own: success for calls that have no effect in a sandbox but one on the host, `ENOSYS` for
+//! The list follows the default profile of the container engines, without calls that no language runtime needs: no
+//! namespaces, mounts, keyrings, io_uring, asynchronous I/O, eBPF or file handles. A call that is not listed, such as
+//! every x32 number, fails with `EPERM`. Before the list is checked, [`answers`] answers some calls itself: with
+//! success for calls that would affect the host but nothing in the sandbox, and with an error such as `ENOSYS` for
 //! calls that programs can do without.
 
 mod answers;
@@ -21,7 +21,7 @@ const ARCH: TargetArch = TargetArch::x86_64;
 #[cfg(target_arch = "aarch64")]
 const ARCH: TargetArch = TargetArch::aarch64;
 
-/// Namespaces that a `clone` may not make.
+/// Flags of `clone` for new namespaces, which are denied.
 const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -30,15 +30,15 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as u64;
 
-/// Execution domains that change nothing but the address layout (debuggers ask for that), and the
-/// query.
+/// Allowed arguments of `personality`: the default, the one that only disables address randomisation
+/// (`ADDR_NO_RANDOMIZE`, used by debuggers), and the query.
 const PERSONALITIES: [u64; 3] = [0, 0x0004_0000, 0xffff_ffff];
 
-/// The type argument of `socket`, an `int`, without the flags that it may have.
+/// Mask of the type in the second argument of `socket`, an `int`, without the flags in it.
 const SOCKET_TYPE: u64 = 0xffff_ffff & !((libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) as u64);
 
-/// Types of internet sockets with the protocols that they may have: TCP, UDP, and 0 for the type's
-/// usual one. Any other number would make the kernel look for a module that implements it.
+/// Allowed types and protocols of internet sockets: TCP, UDP, and 0 for the default protocol of the type. Any other
+/// protocol would make the kernel look for a module that implements it.
 const INTERNET_SOCKETS: [(c_int, c_int); 4] = [
     (libc::SOCK_STREAM, 0),
     (libc::SOCK_STREAM, libc::IPPROTO_TCP),
@@ -46,14 +46,14 @@ const INTERNET_SOCKETS: [(c_int, c_int); 4] = [
     (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
 ];
 
-/// The newer `F_SETLEASE`, of `linux/fcntl.h`.
+/// `F_SETDELEG` of `linux/fcntl.h`, the newer form of `F_SETLEASE`.
 const F_SETDELEG: u64 = 1024 + 16;
 
-/// The guest's process id. If user code has the guest's user id, the kernel would let it change the guest's limits and
-/// scheduling, for good.
+/// The guest's process id. Without a rule, the kernel would let user code that has the guest's user id change the
+/// guest's limits and scheduling permanently.
 const GUEST: u64 = 1;
 
-/// Calls that change the process that their first argument names.
+/// Calls that change the process with the id in their first argument.
 const ON_ONE_PROCESS: [c_long; 5] = [
     libc::SYS_prlimit64,
     libc::SYS_sched_setaffinity,
@@ -62,14 +62,14 @@ const ON_ONE_PROCESS: [c_long; 5] = [
     libc::SYS_sched_setscheduler,
 ];
 
-/// Calls that change the process, the process group or all processes of the user that their second argument names,
-/// with the first argument that stands for the user: `PRIO_USER`, and `IOPRIO_WHO_USER` of `linux/ioprio.h`.
+/// Calls that change a process, a process group or all processes of a user. The second argument is the id. With each
+/// call stands the first argument that means a user: `PRIO_USER`, and `IOPRIO_WHO_USER` of `linux/ioprio.h`.
 const ON_SEVERAL_PROCESSES: [(c_long, u64); 2] = [
     (libc::SYS_setpriority, libc::PRIO_USER as u64),
     (libc::SYS_ioprio_set, 3),
 ];
 
-/// Numbers that the `libc` crate does not name on both architectures; the same on both.
+/// Calls that the `libc` crate does not name on both architectures. The numbers are the same on both.
 const RECENT: [c_long; 5] = [
     452, // fchmodat2
     453, // map_shadow_stack
@@ -78,8 +78,8 @@ const RECENT: [c_long; 5] = [
     456, // futex_requeue
 ];
 
-/// POSIX message queues. Queues outlive their processes, and only a mounted queue file system can list them: without
-/// one a reset could not remove them, so user code cannot make them.
+/// Calls for POSIX message queues. Queues outlive their processes, and only a mounted `mqueue` file system lists them.
+/// Without that a reset could not remove them, so user code must not create any.
 const QUEUES: [c_long; 6] = [
     libc::SYS_mq_getsetattr,
     libc::SYS_mq_notify,
@@ -89,7 +89,7 @@ const QUEUES: [c_long; 6] = [
     libc::SYS_mq_unlink,
 ];
 
-/// The filter, or why it could not be compiled. `queues` says whether message queues may be used.
+/// Compiles the filter. `queues` says whether POSIX message queues are allowed.
 pub(crate) fn strict(queues: bool) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
     let plain = COMMON.iter().chain(LEGACY).chain(&RECENT);
@@ -126,7 +126,7 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
     for value in PERSONALITIES {
         personalities.push(SeccompRule::new(vec![is(0, value)?])?);
     }
-    // `socket` takes flags together with the type.
+    // The type argument of `socket` also holds flags.
     let is_type = |value: c_int| word(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), value as u64);
     let mut sockets = vec![SeccompRule::new(vec![is(0, libc::AF_UNIX as u64)?])?];
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -139,17 +139,17 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
     let netlink = is(0, libc::AF_NETLINK as u64)?;
     let route = is(2, libc::NETLINK_ROUTE as u64)?;
     sockets.push(SeccompRule::new(vec![netlink, route])?);
-    // Two put characters into a terminal as if typed there; the third gives it another protocol, which
-    // may be any that the host's kernel has.
+    // `TIOCSTI` and `TIOCLINUX` put characters into a terminal as if they were typed. `TIOCSETD` sets the terminal's
+    // line discipline, which may be any that the host's kernel has.
     let terminals = vec![
         is_not(1, libc::TIOCSTI)?,
         is_not(1, libc::TIOCLINUX)?,
         is_not(1, libc::TIOCSETD)?,
     ];
 
-    // A process that opens a leased file waits for the lease's holder, or has it killed by the signal that asks for the
-    // file: so would the guest, which reads files for the host. The third call shows which files others open in a
-    // directory.
+    // A process that opens a leased file waits until the holder of the lease gives it up, or causes a signal that kills
+    // the holder. The guest, which reads files for the host, would wait too. `F_NOTIFY` shows which files other
+    // processes open in a directory.
     let leases = vec![
         is_not(1, libc::F_SETLEASE as u64)?,
         is_not(1, F_SETDELEG)?,
@@ -224,7 +224,7 @@ const COMMON: &[c_long] = calls![
     SYS_unlinkat SYS_utimensat SYS_vmsplice SYS_wait4 SYS_waitid SYS_write SYS_writev
 ];
 
-/// Older forms that only x86_64 has.
+/// Older forms of calls, which only x86_64 has.
 #[cfg(target_arch = "x86_64")]
 const LEGACY: &[c_long] = calls![
     SYS_access SYS_alarm SYS_arch_prctl SYS_chmod SYS_chown SYS_creat SYS_dup2 SYS_epoll_create
@@ -279,7 +279,7 @@ mod tests {
             libc::SYS_socket,
             libc::SYS_personality,
             libc::SYS_fcntl,
-            // Calls that are counted or done for the whole machine.
+            // Calls that are counted for, or affect, the whole machine.
             libc::SYS_io_setup,
             libc::SYS_io_submit,
             libc::SYS_sync,

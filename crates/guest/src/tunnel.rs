@@ -9,27 +9,28 @@ use isol8_protocol::{Failure, GRANT_STEP, StreamId, TunnelId, WINDOW};
 use crate::failure::internal;
 use crate::write_buffer::WriteBuffer;
 
-/// The port, if it is free: user code may have taken it.
+/// The preferred port. Another one is used if user code has bound it.
 const PORT: u16 = 8118;
 
-/// Variables by which programs find the proxy. Both spellings are in use, and curl reads the lower case of one only.
+/// Variables by which programs find the proxy. Both spellings are in use; curl reads `http_proxy` in lower case only.
 const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
 
-/// Variables that list the hosts reached without it: loopback in all its forms, and the sandbox by its own name.
+/// Variables that list the hosts to reach without the proxy.
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// Loopback in all its forms, and the sandbox by its host name.
 const LOOPBACK: &str = "localhost,127.0.0.1,127.0.0.0/8,::1,0.0.0.0,sandbox";
 
-/// Has node look at the others.
+/// The variable that makes node use the others.
 const NODE: &str = "NODE_USE_ENV_PROXY";
 
 /// The port that the programs of a run connect to.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub(crate) struct ProxyPort {
     listener: TcpListener,
     number: u16,
 }
 
-impl Port {
+impl ProxyPort {
     pub(crate) fn open() -> Result<Self, Failure> {
         let usual = TcpListener::bind((Ipv4Addr::LOCALHOST, PORT));
         let opened = usual.or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
@@ -41,7 +42,7 @@ impl Port {
         prepared.map_err(|error| internal("no port for the network of the run", error))
     }
 
-    /// The variables that tell programs of it, but for those that the run sets itself.
+    /// Returns the variables that describe the proxy to programs, except those that the run sets itself.
     pub(crate) fn variables(&self, own: &[(String, String)]) -> Vec<(String, String)> {
         let proxy = format!("http://127.0.0.1:{}", self.number);
         let proxies = PROXY.iter().map(|name| (*name, proxy.as_str()));
@@ -52,7 +53,7 @@ impl Port {
             .collect()
     }
 
-    /// The next connection that waits.
+    /// Accepts the next connection.
     pub(crate) fn accept(&self) -> io::Result<TcpStream> {
         let (socket, _) = self.listener.accept()?;
         socket.set_nonblocking(true)?;
@@ -65,49 +66,50 @@ impl Port {
     }
 }
 
-/// The result of reading from a program.
+/// The outcome of reading from a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
-    /// So many bytes.
+pub(crate) enum TunnelRead {
+    /// Number of bytes that were read.
     Bytes(usize),
-    /// Nothing now.
+    /// No bytes can be read now.
     Nothing,
-    /// The program sends nothing more.
+    /// The program has ended its direction.
     End,
-    /// The program's socket is gone.
+    /// The program's socket has failed.
     Gone,
 }
 
-/// The directions that the host has ended.
+/// The host's side of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-enum Host {
+enum HostSide {
+    /// The host may send.
     Sends,
     /// The host sends nothing more.
     Ended,
-    /// The host takes nothing more either.
+    /// The host neither sends nor takes anything more.
     Closed,
 }
 
 /// A connection of a program, carried by the host.
 #[derive(Debug)]
-pub(crate) struct Tunnel {
+pub(crate) struct GuestTunnel {
     pub(crate) id: TunnelId,
     pub(crate) run: StreamId,
-    /// The program's socket, until this side has closed it. The tunnel waits for the host's close then.
+    /// The program's socket; `None` once the guest has closed the tunnel and waits for the host to close it.
     socket: Option<TcpStream>,
-    /// The program sends nothing more.
+    /// Whether the program has ended its direction.
     ended: bool,
-    /// Bytes that the host takes now.
+    /// Bytes that may still be sent to the host.
     credit: u64,
-    host: Host,
+    host: HostSide,
     /// Bytes that the program has not taken yet.
     pending: WriteBuffer,
-    /// Bytes that the host may still send, and those that it was not told of.
+    /// Bytes that the host may still send, and bytes that were written to the program and not yet granted back.
     window: u32,
     owed: u32,
 }
 
-impl Tunnel {
+impl GuestTunnel {
     pub(crate) fn new(id: TunnelId, run: StreamId, socket: TcpStream) -> Self {
         Self {
             id,
@@ -115,14 +117,14 @@ impl Tunnel {
             socket: Some(socket),
             ended: false,
             credit: WINDOW.into(),
-            host: Host::Sends,
+            host: HostSide::Sends,
             pending: WriteBuffer::default(),
             window: WINDOW,
             owed: 0,
         }
     }
 
-    /// The socket to wait for, and whether for reading and for writing.
+    /// Returns the socket to wait for, whether for reading, and whether for writing.
     pub(crate) fn waits_for(&self) -> Option<(BorrowedFd<'_>, bool, bool)> {
         let (reads, writes) = (self.may_read(), !self.pending.is_empty());
         let socket = self.socket.as_ref().filter(|_| reads || writes)?;
@@ -130,50 +132,50 @@ impl Tunnel {
     }
 
     fn may_read(&self) -> bool {
-        !self.ended && self.host != Host::Closed && self.credit > 0
+        !self.ended && self.host != HostSide::Closed && self.credit > 0
     }
 
-    /// Whether nothing is left of it on either side.
+    /// Whether the tunnel is closed and can be removed.
     pub(crate) fn is_over(&self) -> bool {
-        self.host == Host::Closed && (self.socket.is_none() || self.pending.is_empty())
+        self.host == HostSide::Closed && (self.socket.is_none() || self.pending.is_empty())
     }
 
-    /// Whether this side has not closed it yet.
+    /// Whether the guest has not closed the tunnel yet.
     pub(crate) fn is_open(&self) -> bool {
         self.socket.is_some()
     }
 
-    /// Lets go of the program.
+    /// Closes the program's socket.
     pub(crate) fn close(&mut self) {
         self.socket = None;
         self.pending.clear();
     }
 
     pub(crate) fn grant(&mut self, bytes: u32) {
-        // The host grants back what it took, so more than a window is never under way.
+        // The host grants only bytes that it took, so credit never exceeds a window.
         self.credit = (self.credit + u64::from(bytes)).min(WINDOW.into());
     }
 
-    /// Reads what the program says now.
-    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Said {
+    /// Reads as much as the program has sent, within the buffer and the credit.
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> TunnelRead {
         if !self.may_read() {
-            return Said::Nothing;
+            return TunnelRead::Nothing;
         }
         let Some(socket) = &mut self.socket else {
-            return Said::Nothing;
+            return TunnelRead::Nothing;
         };
         let room = buffer.len().min(self.credit as usize);
         match socket.read(&mut buffer[..room]) {
             Ok(0) => {
                 self.ended = true;
-                Said::End
+                TunnelRead::End
             }
             Ok(size) => {
                 self.credit -= size as u64;
-                Said::Bytes(size)
+                TunnelRead::Bytes(size)
             }
-            Err(error) if is_temporary(&error) => Said::Nothing,
-            Err(_) => Said::Gone,
+            Err(error) if is_temporary(&error) => TunnelRead::Nothing,
+            Err(_) => TunnelRead::Gone,
         }
     }
 
@@ -183,7 +185,7 @@ impl Tunnel {
         let Some(window) = self.window.checked_sub(size) else {
             return false;
         };
-        if self.host != Host::Sends {
+        if self.host != HostSide::Sends {
             return false;
         }
         self.window = window;
@@ -194,17 +196,17 @@ impl Tunnel {
     }
 
     pub(crate) fn end(&mut self) {
-        if self.host == Host::Sends {
-            self.host = Host::Ended;
+        if self.host == HostSide::Sends {
+            self.host = HostSide::Ended;
         }
     }
 
     pub(crate) fn host_closed(&mut self) {
-        self.host = Host::Closed;
+        self.host = HostSide::Closed;
     }
 
-    /// Writes as much as the program takes now, and ends its input behind the last byte. An error says
-    /// that it is gone; else these are the bytes to grant to the host.
+    /// Writes as much as the program takes now, and ends its input after the last byte. Returns the credit in bytes to
+    /// grant to the host. The error means that the program's socket has failed.
     pub(crate) fn feed(&mut self) -> io::Result<u32> {
         let Some(socket) = &mut self.socket else {
             return Ok(0);
@@ -221,11 +223,11 @@ impl Tunnel {
                 Err(error) => return Err(error),
             }
         }
-        if self.pending.is_empty() && self.host >= Host::Ended {
-            // A program that is gone says so when it is read from.
+        if self.pending.is_empty() && self.host >= HostSide::Ended {
+            // If the socket has failed, the next read reports it.
             let _ = socket.shutdown(Shutdown::Write);
         }
-        if self.owed < GRANT_STEP || self.host != Host::Sends {
+        if self.owed < GRANT_STEP || self.host != HostSide::Sends {
             return Ok(0);
         }
         self.window += self.owed;
@@ -246,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_run_s_own_variables_go_first() {
-        let port = Port::open().unwrap();
+        let port = ProxyPort::open().unwrap();
         let own = [("Https_Proxy".to_owned(), "x".to_owned())];
         let variables = port.variables(&own);
         let names: Vec<_> = variables.iter().map(|(name, _)| name.as_str()).collect();
@@ -260,17 +262,17 @@ mod tests {
 
     #[test]
     fn where_the_usual_port_is_taken_there_is_another() {
-        let (first, second) = (Port::open().unwrap(), Port::open().unwrap());
+        let (first, second) = (ProxyPort::open().unwrap(), ProxyPort::open().unwrap());
         assert_ne!(first.number, second.number);
     }
 
-    /// A tunnel, and the program at its end.
-    fn connected() -> (Tunnel, TcpStream) {
+    /// Returns a tunnel, and the program's end of it.
+    fn connected() -> (GuestTunnel, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let program = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (socket, _) = listener.accept().unwrap();
         socket.set_nonblocking(true).unwrap();
-        (Tunnel::new(TunnelId(1), StreamId(1), socket), program)
+        (GuestTunnel::new(TunnelId(1), StreamId(1), socket), program)
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Bytes for a program that it has not taken yet.
+//! A buffer for bytes that a program has not taken yet.
 
-/// Bytes that wait to be written. Memory is held for these alone: bytes that were taken are freed with the next push,
-/// even if the program never catches up.
+/// Bytes that wait to be written. Bytes that were taken are freed with the next push, so that the buffer stays bounded
+/// even if it is never empty.
 #[derive(Debug, Default)]
 pub(crate) struct WriteBuffer {
     bytes: Vec<u8>,
@@ -27,7 +27,7 @@ impl WriteBuffer {
         self.rest().is_empty()
     }
 
-    /// The program took so many bytes of the rest.
+    /// Removes `count` bytes, which the program has taken.
     pub(crate) fn take(&mut self, count: usize) {
         self.taken += count;
         if self.is_empty() {
@@ -39,7 +39,7 @@ impl WriteBuffer {
         *self = Self::default();
     }
 
-    /// Bytes in memory.
+    /// Returns the number of bytes in memory, including those that were taken.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()

@@ -1,4 +1,4 @@
-//! The rights of user code, and what it sees.
+//! The privileges of user code, and the parts of the system that it can access.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -28,7 +28,7 @@ async fn programs_have_no_privilege() {
 }
 
 #[tokio::test]
-async fn kernels_have_no_privilege() {
+async fn interpreters_have_no_privilege() {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;
     let source = "import os\nfor l in open('/proc/self/status'):\n  \
@@ -72,8 +72,8 @@ async fn a_shared_user_id_has_no_capability() {
     assert_eq!(sandbox.sh("ls -A /tmp").await.ok(), "");
 }
 
-/// Every call that takes a process, and every file of a process that can be written to, with the guest as the process.
-/// Prints those that must fail and do not, then whether a program's own limits and priority can be set.
+/// A program that tries every call that takes a process, and every writable file of a process, on the guest. The
+/// program prints those that must fail and do not, then whether a program's own limits and priority can be set.
 const CHANGES_TO_THE_GUEST: &str = r#"
 import ctypes, os, resource, signal, stat, struct, subprocess
 libc = ctypes.CDLL(None, use_errno=True)
@@ -131,7 +131,7 @@ child.kill()
 print('own limits can be set')
 "#;
 
-/// Settings of a process that another process could change for good.
+/// Returns the settings of a process that another process could change permanently.
 fn settings_of(process: i32) -> Vec<String> {
     const COUNTED: [&str; 6] = ["SigQ", "Vm", "Rss", "HugetlbPages", "FDSize", "State"];
     let read =
@@ -241,7 +241,7 @@ socket.create_server(('127.0.0.1', 8080)).close()
 #[tokio::test]
 async fn what_would_reach_the_host_s_disk_succeeds_without_being_done() {
     let sandbox = Sandbox::start().await;
-    // No descriptor has this number, which none of these calls would accept.
+    // The number belongs to no descriptor, so the kernel itself would refuse every one of these calls.
     let source = r#"
 import ctypes, mmap, os
 libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-//! Places that user code has filled or occupied: neither a session nor the guest is lost to that.
+//! Directories and names that user code has filled or occupied: neither the session nor the guest is lost by that.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -31,7 +31,7 @@ fn cell_of(kernel: KernelKind, source: &str) -> RunSpec {
     })
 }
 
-/// A cell for every interpreter that is installed, which prints 42.
+/// Returns a cell that prints 42 for every interpreter that is installed.
 async fn cells(sandbox: &Sandbox) -> Vec<RunSpec> {
     let mut specs = Vec::new();
     for (kernel, program, source) in [
@@ -56,7 +56,7 @@ async fn failure_of(sandbox: &Sandbox, spec: RunSpec) -> (FailureKind, String) {
     (error.failure_kind().unwrap(), error.to_string())
 }
 
-/// Runs a cell of which the host sends the input as it goes.
+/// Runs a cell whose input the host sends while the cell runs.
 async fn piped(sandbox: &Sandbox, mut spec: RunSpec, input: &[u8]) -> Outcome {
     spec.stdin = Stdin::Piped;
     let run = sandbox.control.run(spec).unwrap();
@@ -66,7 +66,7 @@ async fn piped(sandbox: &Sandbox, mut spec: RunSpec, input: &[u8]) -> Outcome {
 }
 
 #[tokio::test]
-async fn kernels_boot_where_shared_memory_and_the_sandbox_are_full() {
+async fn interpreters_boot_where_shared_memory_and_the_sandbox_are_full() {
     let sandbox = Sandbox::start().await;
     for spec in cells(&sandbox).await {
         fill(&sandbox, &["/dev/shm", "/sandbox"]).await;
@@ -77,7 +77,7 @@ async fn kernels_boot_where_shared_memory_and_the_sandbox_are_full() {
 }
 
 #[tokio::test]
-async fn kernels_boot_where_names_like_the_guest_s_were_taken() {
+async fn interpreters_boot_where_names_like_the_guest_s_were_taken() {
     let sandbox = Sandbox::start().await;
     let take = "import os\nfor n in range(1000):\n  os.mkdir(f'/dev/shm/.isol8-{n:08x}')\n  \
                 for place in ('/dev/shm', '/tmp', '/sandbox'): os.mkdir(f'{place}/.isol8-{n:016x}')";
@@ -92,7 +92,7 @@ async fn kernels_boot_where_names_like_the_guest_s_were_taken() {
 }
 
 #[tokio::test]
-async fn a_kernel_that_finds_no_place_fails_its_cell_at_once_and_the_next_one_boots() {
+async fn an_interpreter_without_room_for_its_files_fails_its_cell_at_once_and_the_next_one_boots() {
     let sandbox = Sandbox::start().await;
     fill(&sandbox, &["/dev/shm", "/tmp"]).await;
     let (kind, text) = failure_of(&sandbox, bash("echo 1")).await;
@@ -101,7 +101,7 @@ async fn a_kernel_that_finds_no_place_fails_its_cell_at_once_and_the_next_one_bo
     sandbox.sh("rm /tmp/* /dev/shm/*").await.ok();
     assert_eq!(sandbox.run(bash("echo 2")).await.ok(), "2");
 
-    // The same for an interpreter that boots because its predecessor died, while no run waits.
+    // The same holds for an interpreter that boots because the one before died, while no run waits.
     sandbox.run(bash("x=1")).await.ok();
     fill(&sandbox, &["/dev/shm", "/tmp"]).await;
     assert!(sandbox.run(bash("kill -9 $$")).await.exit.state_lost);
@@ -138,7 +138,7 @@ async fn more_input_than_a_pipe_holds_comes_where_places_are_full() {
 }
 
 #[tokio::test]
-async fn input_that_user_code_removes_does_not_end_the_kernel() {
+async fn input_that_user_code_removes_does_not_end_the_interpreter() {
     let sandbox = Sandbox::start().await;
     for mut spec in cells(&sandbox).await {
         let Program::Cell { kernel, .. } = spec.program else {
@@ -174,7 +174,7 @@ async fn input_that_user_code_removes_does_not_end_the_kernel() {
 }
 
 #[tokio::test]
-async fn nobody_can_lease_a_file_that_the_guest_reads() {
+async fn user_code_cannot_lease_a_file_that_the_guest_reads() {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;
     let source = r#"
@@ -202,7 +202,7 @@ for path in ("/tmp/leased", "/sandbox/leased"):
 }
 
 #[tokio::test]
-async fn what_lies_where_scripts_do_holds_no_kernel_up() {
+async fn files_in_the_place_of_scripts_delay_no_interpreter() {
     let sandbox = Sandbox::start().await;
     for spec in cells(&sandbox).await {
         for make in [
@@ -216,7 +216,7 @@ async fn what_lies_where_scripts_do_holds_no_kernel_up() {
             let outcome = finish(sandbox.control.run(spec.clone()).unwrap()).await;
             match outcome {
                 Ok(outcome) => assert_eq!(outcome.ok(), "42"),
-                // Bun cannot start without it, and says so.
+                // Bun cannot start without the file, and reports that.
                 Err(error) => {
                     assert_eq!(error.failure_kind(), Some(FailureKind::Refused), "{error}");
                     assert!(error.to_string().contains("/sandbox/main.ts"), "{error}");
@@ -230,7 +230,7 @@ async fn what_lies_where_scripts_do_holds_no_kernel_up() {
 }
 
 #[tokio::test]
-async fn a_cell_whose_input_finds_no_place_fails_alone() {
+async fn a_cell_without_room_for_its_input_fails_alone() {
     // If user code has the guest's user id, it owns all directories. `r-x` still lets it enter /sandbox.
     let sandbox = Sandbox::start_with(&["--shared-uid"]).await;
     let close = "import os, sys\nx = 1\ndef change(mode):\n  \

@@ -1,4 +1,4 @@
-//! Programs: output, input, ends.
+//! Programs: their output, their input, and their end.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use isol8_backend::RunEvent;
 use isol8_protocol::{ExitStatus, FailureKind, Signal, Stdin};
-use support::{PATIENCE, Sandbox, command, finish, sh};
+use support::{Sandbox, TIMEOUT, command, finish, sh};
 
 #[tokio::test]
 async fn output_and_exit_code_arrive() {
@@ -92,7 +92,7 @@ async fn output_beyond_the_limit_is_counted_and_dropped() {
 }
 
 #[tokio::test]
-async fn output_that_nobody_is_eager_for_comes_before_the_end_of_a_long_run() {
+async fn output_that_is_not_urgent_comes_before_the_end_of_a_long_run() {
     let sandbox = Sandbox::start().await;
     let mut spec = sh("echo first; head -c 300000 /dev/zero >&2; read -r line; echo $line");
     spec.stdin = Stdin::Piped;
@@ -139,7 +139,7 @@ async fn every_form_of_input_is_read() {
 }
 
 #[tokio::test]
-async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
+async fn a_program_whose_output_is_not_taken_waits_and_ends_with_its_run() {
     let sandbox = Sandbox::start().await;
     let loud = sh("echo $$ >/tmp/pid; exec yes");
     sandbox.waits_and_ends_with_its_run(loud).await;
@@ -214,7 +214,7 @@ async fn more_runs_than_the_guest_serves_are_refused() {
         .unwrap_err();
     assert_eq!(error.failure_kind(), Some(FailureKind::Refused));
     drop(runs);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while finish(sandbox.control.run(sh("true")).unwrap())
         .await
         .is_err()

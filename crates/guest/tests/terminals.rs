@@ -11,7 +11,7 @@ use isol8_protocol::{
     ExitStatus, FailureKind, KernelKind, OutputStream, Program, RunSpec, Signal, Stdin,
     TerminalSize,
 };
-use support::{PATIENCE, Sandbox, cell, command, finish, python, sh};
+use support::{Sandbox, TIMEOUT, cell, command, finish, python, sh};
 
 const SIZE: TerminalSize = TerminalSize {
     columns: 80,
@@ -24,11 +24,11 @@ fn at_terminal(mut spec: RunSpec) -> RunSpec {
     spec
 }
 
-/// Takes output until it ends in `end`, and gives all of it.
+/// Takes output until it ends in `end`, and returns all of it.
 async fn until(run: &mut RunHandle, end: &str) -> String {
     let mut shown = String::new();
     while !shown.ends_with(end) {
-        match tokio::time::timeout(PATIENCE, run.next()).await {
+        match tokio::time::timeout(TIMEOUT, run.next()).await {
             Ok(Ok(RunEvent::Output(OutputStream::Stdout, bytes))) => {
                 shown.push_str(std::str::from_utf8(&bytes).unwrap());
             }
@@ -61,7 +61,7 @@ print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.is
     let mut dumb = at_terminal(sh("echo $TERM; stty size; tty"));
     dumb.env = vec![("TERM".into(), "dumb".into())];
     assert_eq!(sandbox.run(dumb).await.ok(), "dumb\r\n24 80\r\n/dev/pts/0");
-    // An interpreter that was kept booted still waits for scripts without a terminal.
+    // The spare still waits for a script without a terminal.
     assert_eq!(
         sandbox.python("print(open(0).isatty())").await.ok(),
         "False"
@@ -100,7 +100,7 @@ async fn scripts_of_every_interpreter_find_it() {
         });
         spec.env = vec![("NO_COLOR".into(), "1".into())];
         let outcome = sandbox.run(at_terminal(spec)).await;
-        // Deno clears its progress off the line first.
+        // Deno clears its progress from the line first.
         let shown = outcome.stdout.rsplit("\u{1b}[J").next();
         assert_eq!(
             (shown, outcome.code()),
@@ -132,7 +132,7 @@ while os.get_terminal_size().columns > 1: time.sleep(0.05)";
     }
     assert_eq!(finish(run).await.unwrap().code(), 0);
 
-    // As early as the program itself, and in a place without a terminal.
+    // The size may also change while the program starts, and for a run without a terminal.
     let run = sandbox.control.run(at_terminal(sh("stty size"))).unwrap();
     run.input()
         .resize(TerminalSize {
@@ -220,16 +220,16 @@ async fn what_is_printed_last_is_whole_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_program_whose_output_nobody_takes_waits_and_ends_with_its_run() {
+async fn a_program_whose_output_is_not_taken_waits_and_ends_with_its_run() {
     let sandbox = Sandbox::start().await;
     let loud = sh("echo $$ >/tmp/pid; exec yes");
     sandbox.waits_and_ends_with_its_run(at_terminal(loud)).await;
 }
 
 #[tokio::test]
-async fn input_that_nobody_reads_waits() {
+async fn input_that_is_not_read_waits() {
     let sandbox = Sandbox::start().await;
-    // Character by character, and line by line.
+    // In raw mode the terminal passes input on by characters, in cooked mode by lines.
     for (mode, typed) in [
         ("raw", "xxxxx".repeat(60_000)),
         ("cooked", "four\n".repeat(60_000)),
@@ -247,7 +247,7 @@ async fn input_that_nobody_reads_waits() {
     }
 }
 
-/// Processor time of the guest, in hundredths of a second.
+/// Returns the processor time of the guest, in hundredths of a second.
 fn processor_time(sandbox: &Sandbox) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", sandbox.guest())).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
@@ -256,7 +256,7 @@ fn processor_time(sandbox: &Sandbox) -> u64 {
 }
 
 #[tokio::test]
-async fn who_holds_the_terminal_afterwards_delays_nothing() {
+async fn a_process_that_holds_the_terminal_afterwards_delays_nothing() {
     let sandbox = Sandbox::start().await;
     for left in [
         "sleep 100 &",
@@ -295,7 +295,7 @@ async fn a_timeout_ends_what_holds_the_terminal() {
 }
 
 #[tokio::test]
-async fn a_terminal_that_is_taken_away_leaves_the_kernel_its_state() {
+async fn a_terminal_that_is_hung_up_leaves_the_interpreter_its_state() {
     let sandbox = Sandbox::start().await;
     sandbox.cell("x = 41").await.ok();
     let left = "(setsid sleep 1000 &) ; echo on; sleep 1000";

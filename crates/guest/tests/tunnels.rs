@@ -1,4 +1,4 @@
-//! The network of a run: connections of its programs, carried to the host.
+//! The network of a run: connections of its programs, which the guest forwards to the host.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use isol8_backend::{RunHandle, Tunnel, Tunnels};
 use isol8_protocol::{KernelKind, MAX_TUNNELS, Program, RunSpec, WINDOW};
-use support::{PATIENCE, Sandbox, cell, finish, python, sh};
+use support::{Sandbox, TIMEOUT, cell, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// Connects to the port that the environment tells.
+/// A program that defines a function to connect to the port in the environment.
 const CONNECT: &str = "import os, socket, sys
 def connect():
     host, port = os.environ['HTTP_PROXY'].removeprefix('http://').split(':')
@@ -32,7 +32,7 @@ fn script(source: &str) -> RunSpec {
     networked(python(""), source)
 }
 
-/// A run with network, and its connections.
+/// Starts a run with network. Returns the run and its connections.
 fn start(sandbox: &Sandbox, source: &str) -> (RunHandle, Tunnels) {
     let mut run = sandbox.control.run(script(source)).unwrap();
     let tunnels = run.tunnels().unwrap();
@@ -40,11 +40,11 @@ fn start(sandbox: &Sandbox, source: &str) -> (RunHandle, Tunnels) {
 }
 
 async fn next(tunnels: &mut Tunnels) -> Tunnel {
-    let next = tokio::time::timeout(PATIENCE, tunnels.next()).await;
+    let next = tokio::time::timeout(TIMEOUT, tunnels.next()).await;
     next.unwrap().unwrap()
 }
 
-/// Sends back what comes.
+/// Sends every byte back.
 async fn echo(mut tunnel: Tunnel) {
     let (mut reader, mut writer) = tokio::io::split(&mut tunnel);
     let _ = tokio::io::copy(&mut reader, &mut writer).await;
@@ -91,7 +91,7 @@ async fn the_environment_tells_of_it_and_the_run_s_own_goes_first() {
 async fn a_script_with_network_is_run_by_the_interpreter_that_waits() {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;
-    // An interpreter that was forked from another keeps the objects of that one apart.
+    // An interpreter that was forked from a zygote has frozen the objects of the zygote (`gc.freeze`).
     let source = "import gc; print(gc.get_freeze_count() > 0, 'HTTP_PROXY' in os.environ)";
     let forked = sandbox.run(script(source)).await;
     assert_eq!(forked.ok(), "True True");
@@ -117,9 +117,9 @@ print(s.recv(1))";
         tunnel
     });
     assert_eq!(outcome.unwrap().ok(), "b'y'");
-    // The connection that the interpreter still holds is over on both sides.
+    // The connection that the interpreter still holds is closed on both sides.
     let mut rest = Vec::new();
-    let ended = tokio::time::timeout(PATIENCE, tunnel.read_to_end(&mut rest)).await;
+    let ended = tokio::time::timeout(TIMEOUT, tunnel.read_to_end(&mut rest)).await;
     assert!(ended.unwrap().is_err());
     let source = "import os, socket
 print(s.recv(1), [name for name in os.environ if 'PROXY' in name.upper()])
@@ -179,7 +179,7 @@ print('all')",
 }
 
 #[tokio::test]
-async fn who_does_not_read_makes_nobody_else_wait() {
+async fn a_program_that_does_not_read_delays_only_itself() {
     let sandbox = Sandbox::start().await;
     let (run, mut tunnels) = start(
         &sandbox,
@@ -256,8 +256,7 @@ print(s.recv(9))",
                 tunnel.write_all(&[7; 1000]).await?;
             }
         };
-        let ended: Result<(), std::io::Error> =
-            tokio::time::timeout(PATIENCE, flood).await.unwrap();
+        let ended: Result<(), std::io::Error> = tokio::time::timeout(TIMEOUT, flood).await.unwrap();
         assert!(ended.is_err());
         next(&mut tunnels).await.write_all(b"next").await.unwrap();
     };

@@ -1,5 +1,4 @@
-//! The interpreter that others are forked from: what its children do not share, and what happens
-//! when it goes.
+//! The zygote, from which interpreters are forked: the state that its children do not share, and its end.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -14,16 +13,16 @@ use std::time::{Duration, Instant};
 use isol8_protocol::{FailureKind, KernelKind, PrewarmSettings, ZYGOTE_UID};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{PATIENCE, Sandbox};
+use support::{Sandbox, TIMEOUT};
 
-async fn kept(settings: PrewarmSettings) -> Sandbox {
+async fn start_prewarmed(settings: PrewarmSettings) -> Sandbox {
     let sandbox = Sandbox::start().await;
     let prepared = sandbox.control.prepare(KernelKind::Python, settings);
     prepared.await.unwrap();
     sandbox
 }
 
-/// The zygotes of a sandbox, seen from outside.
+/// Returns the process ids of a sandbox's zygotes in the namespace of the tests.
 fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
     let guest = sandbox.guest();
     let children = fs::read_to_string(format!("/proc/{guest}/task/{guest}/children")).unwrap();
@@ -37,9 +36,10 @@ fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
         .collect()
 }
 
-/// Returns the one zygote. A process that it forks is a second one for a moment.
+/// Waits until there is one zygote, and returns its process id. A process that it forks counts as a second one for a
+/// moment.
 async fn zygote(sandbox: &Sandbox) -> Pid {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let [zygote] = zygotes(sandbox)[..] {
             return zygote;
@@ -51,7 +51,7 @@ async fn zygote(sandbox: &Sandbox) -> Pid {
 
 /// Makes every fork of a zygote fail.
 fn forbid_forks(zygote: Pid) {
-    // The process's own user may do so, and on a machine whose root lacks a capability no other.
+    // The limit is set as the zygote's own user: root may lack the capability that another user needs.
     let limited = Command::new("prlimit")
         .args(["--pid", &zygote.to_string(), "--nproc=0:0"])
         .uid(ZYGOTE_UID)
@@ -60,7 +60,7 @@ fn forbid_forks(zygote: Pid) {
     assert!(limited.unwrap().success());
 }
 
-async fn again(sandbox: &Sandbox) {
+async fn reset_and_prepare(sandbox: &Sandbox) {
     sandbox.control.reset().await.unwrap();
     sandbox.prepare(KernelKind::Python).await;
 }
@@ -68,7 +68,7 @@ async fn again(sandbox: &Sandbox) {
 #[tokio::test]
 async fn children_of_one_zygote_differ_in_what_is_random() {
     let preload = ["random", "ssl", "tempfile", "uuid"].map(str::to_owned);
-    let sandbox = kept(PrewarmSettings {
+    let sandbox = start_prewarmed(PrewarmSettings {
         preload: preload.into(),
         ..PrewarmSettings::default()
     })
@@ -123,7 +123,7 @@ async fn a_module_that_leaves_a_thread_running_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_zygote_that_is_killed_or_hangs_costs_no_run() {
-    let sandbox = kept(PrewarmSettings::default()).await;
+    let sandbox = start_prewarmed(PrewarmSettings::default()).await;
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
         let before = zygote(&sandbox).await;
         kill(before, signal).unwrap();
@@ -131,14 +131,14 @@ async fn a_zygote_that_is_killed_or_hangs_costs_no_run() {
             assert_eq!(sandbox.python("print(1)").await.ok(), "1");
             sandbox.control.reset().await.unwrap();
         }
-        again(&sandbox).await;
+        reset_and_prepare(&sandbox).await;
         assert_ne!(zygote(&sandbox).await, before, "after {signal}");
     }
 }
 
 #[tokio::test]
 async fn a_zygote_is_replaced_after_its_share_of_runs() {
-    let sandbox = kept(PrewarmSettings {
+    let sandbox = start_prewarmed(PrewarmSettings {
         max_runs: 2,
         ..PrewarmSettings::default()
     })
@@ -156,20 +156,20 @@ async fn a_zygote_is_replaced_after_its_share_of_runs() {
 }
 
 #[tokio::test]
-async fn none_is_made_for_a_single_run() {
+async fn no_zygote_is_made_for_a_single_run() {
     let settings = PrewarmSettings {
         max_runs: 1,
         ..PrewarmSettings::default()
     };
-    let sandbox = kept(settings.clone()).await;
+    let sandbox = start_prewarmed(settings.clone()).await;
     assert_eq!(zygotes(&sandbox), []);
-    // Its own interpreter waited all the same.
+    // The spare was booted without a zygote.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let age = "start = int(open('/proc/self/stat').read().split()[21]) / 100\n\
                print(float(open('/proc/uptime').read().split()[0]) - start > 0.25)";
     assert_eq!(sandbox.python(age).await.ok(), "True");
 
-    let sandbox = kept(settings).await;
+    let sandbox = start_prewarmed(settings).await;
     assert_eq!(sandbox.cell("x = 41").await.ok(), "");
     assert_eq!(sandbox.cell("print(x + 1)").await.ok(), "42");
     assert_eq!(zygotes(&sandbox), []);
@@ -177,10 +177,10 @@ async fn none_is_made_for_a_single_run() {
 
 #[tokio::test]
 async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
-    let sandbox = kept(PrewarmSettings::default()).await;
+    let sandbox = start_prewarmed(PrewarmSettings::default()).await;
     let before = zygote(&sandbox).await;
     forbid_forks(before);
-    // The interpreter was started on this name, and must not get there.
+    // The zygote was started with the path of this script, and must never run it.
     let trap = "import os\nwith open('/sandbox/main.py', 'w') as script:\n  \
                 script.write(\"import os; open(f'/tmp/proof-{os.getuid()}', 'w')\")\nos._exit(0)";
     assert!(sandbox.cell(trap).await.exit.state_lost);

@@ -1,11 +1,11 @@
-//! Handles the frames of the host. An error of these functions ends the connection, because its peer breaks the
-//! protocol.
+//! Handles the frames of the host. An error of these functions means that the host broke the protocol, and ends the
+//! connection.
 
 use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId, TerminalSize, WINDOW};
-use nix::sys::signal::{Signal as Os, killpg};
+use nix::sys::signal::{Signal as OsSignal, killpg};
 
 use super::Guest;
-use super::transfers::Taken;
+use super::transfers::TransferWrite;
 use crate::run::Work;
 
 type Handled = Result<(), String>;
@@ -79,13 +79,13 @@ impl Guest {
             if !run.input.push(bytes) {
                 return Err(beyond());
             }
-            self.attend_input(id, false);
+            self.feed_input(id, false);
             return Ok(());
         }
         match self.write_transfer(id, bytes) {
-            Taken::Beyond => Err(beyond()),
-            // A stream that has ended here while the frame was under way.
-            Taken::Unknown | Taken::Yes => Ok(()),
+            TransferWrite::BeyondCredit => Err(beyond()),
+            // The stream ended on this side while the frame was on its way.
+            TransferWrite::UnknownStream | TransferWrite::Done => Ok(()),
         }
     }
 
@@ -93,14 +93,14 @@ impl Guest {
         match self.run_of(id, false) {
             Some(run) => {
                 run.input.end();
-                self.attend_input(id, false);
+                self.feed_input(id, false);
             }
             None => self.finish_writer(id),
         }
     }
 
     fn grant(&mut self, id: StreamId, bytes: u32) {
-        // The host grants back what it took, so more than a window is never under way.
+        // The host grants only bytes that it took, so credit never exceeds a window.
         let add = |credit: &mut u64| *credit = (*credit + u64::from(bytes)).min(WINDOW.into());
         match self.run_of(id, false) {
             Some(run) => add(&mut run.credit),
@@ -110,8 +110,8 @@ impl Guest {
 
     fn signal(&mut self, id: StreamId, signal: Signal) {
         let os = match signal {
-            Signal::Interrupt => Os::SIGINT,
-            Signal::Terminate => Os::SIGTERM,
+            Signal::Interrupt => OsSignal::SIGINT,
+            Signal::Terminate => OsSignal::SIGTERM,
             Signal::Kill => return self.kill(id),
         };
         let Some(run) = self.run_of(id, false) else {
@@ -121,14 +121,14 @@ impl Guest {
             return;
         }
         if let Work::Cell(..) = run.work {
-            if let Some(kernel) = &self.resident {
-                kernel.signal(os);
+            if let Some(interpreter) = &self.resident {
+                interpreter.signal(os);
             }
         } else if let (Some(terminal), Some(pid)) = (&run.terminal, run.pid()) {
             terminal.signal(pid, os);
         } else if let Some(pid) = run.pid() {
-            // The program leads a group of its own: what it started in it gets the signal too, as
-            // from a terminal.
+            // The program leads its own process group. The other processes of the group get the signal too, as from a
+            // terminal.
             let _ = killpg(pid, os);
         }
     }
@@ -153,8 +153,8 @@ impl Guest {
 
     fn reset(&mut self, id: StreamId) {
         match self.try_reset() {
-            Ok(()) => self.tell(&GuestFrame::Done { id }),
-            Err(failure) => self.tell_failed(id, failure),
+            Ok(()) => self.send(&GuestFrame::Done { id }),
+            Err(failure) => self.send_failure(id, failure),
         }
     }
 }

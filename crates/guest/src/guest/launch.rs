@@ -1,4 +1,4 @@
-//! How runs begin.
+//! The start of runs.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
@@ -8,23 +8,23 @@ use isol8_protocol::{
     ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
 };
 
-use super::prewarm::Offer;
+use super::prewarm::Availability;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
 use crate::kernel::Drivers;
 use crate::kernel::driver_files::DriverDirectory;
-use crate::kernel::interpreters::Interpreter;
+use crate::kernel::interpreters::InterpreterSpec;
 use crate::lockdown::{Privileges, Role};
-use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
+use crate::process::{Child, GuestSide, ProgramLauncher, is_variable_name, null, user_pipe};
 use crate::reaper::{children_cpu_us, own_cpu_us};
 use crate::run::input::Input;
 use crate::run::stdin_file::StdinFile;
 use crate::run::terminal::{TERM, Terminal};
-use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
-use crate::tunnel::Port;
+use crate::run::{CellRequest, GuestRun, ProgramStart, Work, idle_pumps};
+use crate::tunnel::ProxyPort;
 
-/// Working directory of programs for which the host names none.
+/// Working directory of programs for which the host specifies none.
 const HOME: &str = "/sandbox";
 
 /// The settings that all kinds of programs have in common.
@@ -37,11 +37,11 @@ struct Common {
     eager: bool,
     sweep: bool,
     terminal: Option<TerminalSize>,
-    port: Option<Port>,
+    port: Option<ProxyPort>,
 }
 
 impl Common {
-    /// The variables of the run, those included that tell of its network.
+    /// Returns the variables of the run, including those that describe its network.
     fn environment(&mut self) -> Vec<(String, String)> {
         let port = self.port.as_ref();
         let mut all = port.map_or_else(Vec::new, |port| port.variables(&self.env));
@@ -50,7 +50,7 @@ impl Common {
     }
 }
 
-/// A program that runs, with the near ends of its pipes.
+/// A program that was started, with the guest's ends of its pipes.
 struct Started {
     child: Child,
     output: [Rc<OwnedFd>; 2],
@@ -60,7 +60,7 @@ struct Started {
 impl Guest {
     pub(super) fn exec(&mut self, id: StreamId, spec: RunSpec) {
         if let Err(failure) = self.try_exec(id, spec) {
-            self.tell_failed(id, failure);
+            self.send_failure(id, failure);
         }
     }
 
@@ -79,7 +79,7 @@ impl Guest {
             eager: spec.eager,
             sweep: spec.sweep,
             terminal: spec.terminal,
-            port: spec.network.then(Port::open).transpose()?,
+            port: spec.network.then(ProxyPort::open).transpose()?,
         };
         let run = match spec.program {
             Program::Command { argv } => {
@@ -87,16 +87,19 @@ impl Guest {
                 self.queue_program(id, None, argv, common)?
             }
             Program::Script {
-                kernel,
+                kernel: kind,
                 path,
                 source,
-            } => self.queue_script(id, kernel, path, &source, common)?,
-            Program::Cell { kernel, source } => self.queue_cell(id, kernel, source, common)?,
+            } => self.queue_script(id, kind, path, &source, common)?,
+            Program::Cell {
+                kernel: kind,
+                source,
+            } => self.queue_cell(id, kind, source, common)?,
         };
-        let is_cell = run.is_waiting_cell();
+        let is_cell = run.is_queued_cell();
         self.runs.push(run);
         if is_cell {
-            self.attend_input(id, false);
+            self.feed_input(id, false);
         }
         Ok(())
     }
@@ -104,25 +107,25 @@ impl Guest {
     fn queue_script(
         &self,
         id: StreamId,
-        kernel: KernelKind,
+        kind: KernelKind,
         path: String,
         source: &[u8],
         common: Common,
-    ) -> Result<Run, Failure> {
+    ) -> Result<GuestRun, Failure> {
         let mut file = Writer::create(self.launcher.privileges, &path, 0o644)?;
         file.write(source)?;
         file.finish()?;
-        let recipe = Interpreter::of(kernel);
-        // An interpreter that was booted before has no terminal, and its session cannot get one. Variables that
-        // describe the network are set in a booted interpreter, even if it reads them at its start.
-        let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
-        let kept = fits.then_some(kernel);
-        let argv = recipe.command_line(&path);
-        let mut run = self.queue_program(id, Some(kernel), argv, common)?;
-        if let Work::Pending(start) = &mut run.work {
-            start.kernel = kept;
+        let interpreter = InterpreterSpec::of(kind);
+        // A spare has no terminal, and its session (`setsid`) cannot get one. Variables that describe the network are
+        // set in a spare, even if an interpreter reads them at its start.
+        let fits = common.terminal.is_none() && interpreter.can_run(&path, &common.env);
+        let spare_kind = fits.then_some(kind);
+        let argv = interpreter.command_line(&path);
+        let mut run = self.queue_program(id, Some(kind), argv, common)?;
+        if let Work::QueuedProgram(start) = &mut run.work {
+            start.spare_kind = spare_kind;
             start.path = path;
-            start.prelude = recipe.prelude.filter(|_| run.terminal.is_none());
+            start.prelude = interpreter.prelude.filter(|_| run.terminal.is_none());
         }
         Ok(run)
     }
@@ -133,7 +136,7 @@ impl Guest {
         language: Option<KernelKind>,
         argv: Vec<Vec<u8>>,
         mut common: Common,
-    ) -> Result<Run, Failure> {
+    ) -> Result<GuestRun, Failure> {
         let privileges = self.launcher.privileges;
         let (base, terminal) = match common.terminal {
             None => (self.launcher.environment_of(language).clone(), None),
@@ -143,8 +146,8 @@ impl Guest {
                 (base, Some(Terminal::open(privileges, size)?))
             }
         };
-        let start = Start {
-            kernel: None,
+        let start = ProgramStart {
+            spare_kind: None,
             language,
             prelude: None,
             path: String::new(),
@@ -154,13 +157,13 @@ impl Guest {
         };
         let mut output = idle_pumps(common.output_limit);
         let input = match &terminal {
-            None => Input::parked(common.stdin),
+            None => Input::unattached(common.stdin),
             Some(terminal) => {
                 output[0].attach_terminal(terminal.output());
-                Input::typed(common.stdin, terminal.input()?)
+                Input::at_terminal(common.stdin, terminal.input()?)
             }
         };
-        let mut run = Run::new(id, Work::Pending(start), output, input);
+        let mut run = GuestRun::new(id, Work::QueuedProgram(start), output, input);
         run.terminal = terminal;
         run.eager = common.eager;
         run.sweep = common.sweep;
@@ -175,10 +178,10 @@ impl Guest {
         kind: KernelKind,
         source: Vec<u8>,
         mut common: Common,
-    ) -> Result<Run, Failure> {
-        let recipe = Interpreter::of(kind);
+    ) -> Result<GuestRun, Failure> {
+        let interpreter = InterpreterSpec::of(kind);
         let at_start = common.env.iter();
-        let at_start = at_start.filter(|(name, _)| recipe.is_for_start_of_cells(name));
+        let at_start = at_start.filter(|(name, _)| interpreter.is_for_start_of_cells(name));
         let at_start = at_start.cloned().collect();
         let own = common.env.len();
         let env = common.environment();
@@ -195,54 +198,57 @@ impl Guest {
             again: false,
         };
         let output = idle_pumps(common.output_limit);
-        let mut run = Run::new(id, Work::Waiting(request), output, input);
+        let mut run = GuestRun::new(id, Work::QueuedCell(request), output, input);
         run.eager = common.eager;
         run.sweep = common.sweep;
         run.port = common.port;
         Ok(run)
     }
 
-    /// Starts every program that waits for nothing.
-    pub(super) fn place_programs(&mut self) {
+    /// Starts every pending program for which no interpreter has to boot first.
+    pub(super) fn start_programs(&mut self) {
         for position in 0..self.runs.len() {
             let run = &self.runs[position];
-            if !run.is_pending() {
+            if !run.is_queued_program() {
                 continue;
             }
             let (id, detached) = (run.id, run.detached);
-            match self.place(position) {
-                Ok(()) => self.attend_input(id, detached),
+            match self.start_program(position) {
+                Ok(()) => self.feed_input(id, detached),
                 Err(failure) => self.runs[position].end(Err(failure), None),
             }
         }
     }
 
-    fn place(&mut self, position: usize) -> Result<(), Failure> {
-        let Work::Pending(start) = &self.runs[position].work else {
+    fn start_program(&mut self, position: usize) -> Result<(), Failure> {
+        let Work::QueuedProgram(start) = &self.runs[position].work else {
             return Ok(());
         };
-        match self.prewarmer.offer(start.kernel) {
-            Offer::Ready if start.is_configured() => self.start_fresh(position),
-            Offer::Ready => self.release(position),
-            // A fork is there sooner than a start would be, and so is a bash that has begun to boot; the others
-            // boot as long as a start takes, or longer.
-            Offer::Booting
-                if matches!(start.kernel, Some(KernelKind::Python | KernelKind::Bash)) =>
+        match self.prewarmer.availability(start.spare_kind) {
+            Availability::Ready if start.is_configured() => self.start_new_process(position),
+            Availability::Ready => self.release_spare(position),
+            // A fork is ready sooner than a new process would be, and so is a bash that has begun to boot. The other
+            // interpreters boot for as long as a start takes, or longer.
+            Availability::Booting
+                if matches!(
+                    start.spare_kind,
+                    Some(KernelKind::Python | KernelKind::Bash)
+                ) =>
             {
                 Ok(())
             }
-            Offer::Booting | Offer::Nothing => {
-                if start.kernel.is_some() {
+            Availability::Booting | Availability::Nothing => {
+                if start.spare_kind.is_some() {
                     self.prewarmer.skip_boot();
                 }
-                self.start_fresh(position)
+                self.start_new_process(position)
             }
         }
     }
 
-    fn release(&mut self, position: usize) -> Result<(), Failure> {
+    fn release_spare(&mut self, position: usize) -> Result<(), Failure> {
         let run = &mut self.runs[position];
-        let Work::Pending(start) = &run.work else {
+        let Work::QueuedProgram(start) = &run.work else {
             return Ok(());
         };
         let start = start.clone();
@@ -253,22 +259,22 @@ impl Guest {
         let boot_cpu_us = spare.pid().map_or(0, own_cpu_us);
         if spare.release(&start).is_err() {
             // The interpreter died while it waited; its end has not been seen yet.
-            return self.start_fresh(position);
+            return self.start_new_process(position);
         }
         for (pump, pipe) in run.output.iter_mut().zip(&spare.output) {
             pump.attach(Rc::clone(pipe));
         }
         if let Some(input) = spare.input.take().filter(|_| run.input.is_wanted()) {
-            run.input.direct(input);
+            run.input.attach(input);
         }
         run.work = Work::Released(Box::new(spare), start);
         run.boot_cpu_us = boot_cpu_us;
         Ok(())
     }
 
-    fn start_fresh(&mut self, position: usize) -> Result<(), Failure> {
+    fn start_new_process(&mut self, position: usize) -> Result<(), Failure> {
         let run = &mut self.runs[position];
-        let Work::Pending(start) = &run.work else {
+        let Work::QueuedProgram(start) = &run.work else {
             return Ok(());
         };
         if let Some(terminal) = &run.terminal {
@@ -276,7 +282,7 @@ impl Guest {
             return Ok(());
         }
         let prelude = start.prelude.and_then(|prelude| {
-            // Without it the script still runs.
+            // The script runs without the prelude, too.
             DriverDirectory::prelude(prelude).ok()
         });
         let started = spawn(
@@ -291,15 +297,15 @@ impl Guest {
             pump.attach(pipe);
         }
         if let Some(input) = started.input {
-            run.input.direct(input);
+            run.input.attach(input);
         }
         run.work = Work::Process(started.child);
         run.boot_cpu_us = 0;
         Ok(())
     }
 
-    /// Starts a script afresh whose kernel had died while it waited.
-    pub(super) fn start_again(&mut self, position: usize) {
+    /// Starts a script in a new process after its spare interpreter had died while it waited.
+    pub(super) fn restart_program(&mut self, position: usize) {
         let run = &mut self.runs[position];
         let Work::Released(_, start) = &run.work else {
             return;
@@ -308,23 +314,23 @@ impl Guest {
             let text = "interpreter died before the script began";
             return run.end(Err(failure(FailureKind::Internal, text)), None);
         }
-        run.work = Work::Pending(Start {
-            kernel: None,
+        run.work = Work::QueuedProgram(ProgramStart {
+            spare_kind: None,
             ..start.clone()
         });
-        self.place_programs();
+        self.start_programs();
     }
 
-    /// Gives the first waiting cell to the resident kernel, once that is free and nothing of the
-    /// cell before is left in its pipes. Returns whether there was one.
+    /// Gives the first waiting cell to the resident interpreter, once the interpreter is free and its pipes hold no
+    /// output of the cell before. Returns whether a cell was started or has failed.
     pub(super) fn start_next_cell(&mut self) -> bool {
-        if self.runs.iter().any(Run::is_cell) {
+        if self.runs.iter().any(GuestRun::is_cell) {
             return false;
         }
-        let Some(position) = self.runs.iter().position(Run::is_waiting_cell) else {
+        let Some(position) = self.runs.iter().position(GuestRun::is_queued_cell) else {
             return false;
         };
-        let Work::Waiting(CellRequest {
+        let Work::QueuedCell(CellRequest {
             kind: Some(kind),
             at_start,
             ..
@@ -335,14 +341,14 @@ impl Guest {
         let kind = *kind;
         let other = self.resident.as_ref().filter(|it| it.kind != kind);
         if let Some(other) = other {
-            let text = format!("cells of this sandbox are {:?}'s", other.kind);
+            let text = format!("this sandbox runs cells of {:?} only", other.kind);
             let refusal = failure(FailureKind::Refused, text);
             self.runs[position].end(Err(refusal), None);
             return true;
         }
         if self.resident.is_none() {
-            match self.prewarmer.offer_resident(kind, at_start) {
-                Ok(Offer::Ready) => self.resident = self.prewarmer.take(),
+            match self.prewarmer.request_resident(kind, at_start) {
+                Ok(Availability::Ready) => self.resident = self.prewarmer.take(),
                 Ok(_) => return false,
                 Err(failure) => {
                     self.runs[position].end(Err(failure), None);
@@ -355,50 +361,50 @@ impl Guest {
     }
 
     fn start_cell(&mut self, position: usize) {
-        let Some(kernel) = &mut self.resident else {
+        let Some(interpreter) = &mut self.resident else {
             return;
         };
-        let number = kernel.next_cell();
+        let number = interpreter.next_cell();
         if number > 1 {
             self.show_late_output(position);
         }
-        let Some(kernel) = &mut self.resident else {
+        let Some(interpreter) = &mut self.resident else {
             return;
         };
         let run = &mut self.runs[position];
         run.state_lost |= std::mem::take(&mut self.unreported_loss);
-        for (pump, pipe) in run.output.iter_mut().zip(&kernel.output) {
+        for (pump, pipe) in run.output.iter_mut().zip(&interpreter.output) {
             pump.attach(Rc::clone(pipe));
         }
-        run.boot_cpu_us = kernel.pid().map_or(0, own_cpu_us);
-        run.note_late_variables(&kernel.started_with);
-        let Some(request) = run.begin_cell(number) else {
+        run.boot_cpu_us = interpreter.pid().map_or(0, own_cpu_us);
+        run.record_late_variables(&interpreter.started_with);
+        let Some(request) = run.mark_cell_started(number) else {
             return;
         };
-        if let Err(error) = kernel.start_cell(number, request) {
-            // Its end, which follows, ends the run.
-            log(&format!("kernel takes no cell: {error}"));
-            kernel.end();
+        if let Err(error) = interpreter.start_cell(number, request) {
+            // The end of the interpreter, which follows, ends the run.
+            log(&format!("interpreter takes no cell: {error}"));
+            interpreter.kill();
         }
-        // The interpreter starts meanwhile. Time below one tick is not counted.
-        run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
-        // Late output comes first, also where the cell writes nothing.
+        // Read after the cell was sent, so that the interpreter starts meanwhile. Time below one tick is not counted.
+        run.boot_cpu_us += interpreter.pid().map_or(0, children_cpu_us);
+        // Late output is sent first, even if the cell writes nothing.
         while self.runs[position].sends_head() && self.has_room() && self.pump(position, 1) {}
     }
 }
 
 /// Starts a program with pipes of its own.
 fn spawn(
-    launcher: &Launcher,
+    launcher: &ProgramLauncher,
     drivers: &Drivers,
-    start: &Start,
+    start: &ProgramStart,
     prelude: Option<&DriverDirectory>,
     reads: bool,
 ) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
     let privileges = launcher.privileges;
-    let (stdout, stdout_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
-    let (stderr, stderr_far) = user_pipe(privileges, Near::Reader).map_err(failed)?;
+    let (stdout, stdout_far) = user_pipe(privileges, GuestSide::Reader).map_err(failed)?;
+    let (stderr, stderr_far) = user_pipe(privileges, GuestSide::Reader).map_err(failed)?;
     let (stdin, input) = stdin(privileges, reads)?;
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
     let mut files = vec![stdin.as_fd(), stdout_far.as_fd(), stderr_far.as_fd()];
@@ -420,8 +426,8 @@ fn spawn(
 
 /// Starts a program at a terminal.
 fn spawn_interactive(
-    launcher: &Launcher,
-    start: &Start,
+    launcher: &ProgramLauncher,
+    start: &ProgramStart,
     terminal: &Terminal,
 ) -> Result<Child, Failure> {
     let argv: Vec<&[u8]> = start.argv.iter().map(Vec::as_slice).collect();
@@ -430,7 +436,7 @@ fn spawn_interactive(
     launcher.start(&argv, environment, cwd, &files, Role::Interactive)
 }
 
-/// Returns the file from which a cell reads, or a pipe and the bytes that go into it.
+/// Returns the file that is a cell's standard input; or a named pipe, and the input to write to it.
 fn cell_input(privileges: Privileges, stdin: Stdin) -> Result<(Option<StdinFile>, Input), Failure> {
     match &stdin {
         Stdin::Empty => return Ok((None, Input::empty())),
@@ -443,8 +449,8 @@ fn cell_input(privileges: Privileges, stdin: Stdin) -> Result<(Option<StdinFile>
     }
     let made = StdinFile::pipe(privileges);
     let (named, writer) = made.map_err(|error| occupied("standard input failed", error))?;
-    let mut input = Input::parked(stdin);
-    input.direct(writer);
+    let mut input = Input::unattached(stdin);
+    input.attach(writer);
     Ok((Some(named), input))
 }
 
@@ -452,7 +458,7 @@ fn cell_input(privileges: Privileges, stdin: Stdin) -> Result<(Option<StdinFile>
 fn stdin(privileges: Privileges, reads: bool) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
     let failed = |error| internal("standard input failed", error);
     if reads {
-        let (reader, writer) = user_pipe(privileges, Near::Writer).map_err(failed)?;
+        let (reader, writer) = user_pipe(privileges, GuestSide::Writer).map_err(failed)?;
         Ok((reader, Some(writer)))
     } else {
         Ok((null().map_err(failed)?, None))
@@ -478,5 +484,5 @@ fn check_spec(spec: &RunSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The status of a run that was ended from outside.
+/// The status of a run that was ended by the guest.
 pub(super) const ENDED_BY_FORCE: ExitStatus = ExitStatus::Signal(libc::SIGKILL);

@@ -1,8 +1,10 @@
-//! The guest itself: everything that it holds, and the loop that serves it.
+//! The guest itself: its state and its event loop.
 //!
 //! The guest has one thread and one `poll`. The descriptors to wait for are derived from the state before each wait, so
-//! that no registration can go stale. Reading order: this file (events), [`frames`] (requests of the host), [`launch`]
-//! (how runs start), [`termination`] (how they end), [`prewarm`] (how interpreters are kept ready), [`transfers`], [`network`].
+//! that no registration can go stale.
+//!
+//! Reading order: this file (events), [`frames`] (requests of the host), [`launch`] (the start of runs),
+//! [`termination`] (their end), [`prewarm`] (interpreters that are kept ready), [`transfers`], [`network`].
 
 mod frames;
 mod launch;
@@ -22,89 +24,89 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
 use crate::host_connection::{self, HostConnection};
-use crate::kernel::{Drivers, Kernel};
-use crate::names::Names;
-use crate::process::Launcher;
+use crate::kernel::{Drivers, Interpreter};
+use crate::names::NameServer;
+use crate::process::ProgramLauncher;
 use crate::reaper;
-use crate::reset::Places;
-use crate::run::Run;
+use crate::reset::Baseline;
+use crate::run::GuestRun;
 use crate::run::late::LateOutput;
 use crate::run::output::{drop_output, read_piece};
-use crate::tunnel::Tunnel;
+use crate::tunnel::GuestTunnel;
 use prewarm::Prewarmer;
 use transfers::Transfer;
-use wait::{Source, Waits};
+use wait::{PollSet, PollSource};
 
-/// Runs at once, those that wait included. Beyond what a sandbox's process limit makes sense of,
-/// and few enough that looking at all of them is cheap.
+/// Highest number of runs at once, including those that wait. A sandbox's process limit allows fewer, and so few runs
+/// are cheap to iterate over.
 const MAX_RUNS: usize = 64;
 
-/// Pipes of ended runs that are kept open for what they left behind. Beyond this the oldest is
-/// closed, and who still writes to it gets SIGPIPE.
+/// Highest number of pipes of ended runs that are kept open for the processes that the runs left behind. Beyond it the
+/// oldest pipe is closed, and a process that still writes to it gets SIGPIPE.
 const MAX_ORPHANS: usize = 256;
 
-/// Pieces of late output that are read before a cell begins.
+/// Highest number of pieces of late output that are read before a cell starts.
 const MAX_LATE_PIECES: usize = 8;
 
-/// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
+/// Longest text of a failure that is sent, in bytes. A path in the text may be as long as a frame.
 const MAX_MESSAGE: usize = 4096;
 
-/// The descriptors that the guest listens to beside its connection and its runs.
+/// The descriptors that exist for as long as the guest does.
 #[derive(Debug)]
 pub(crate) struct Sources {
     /// The socket to which the host connects.
     pub(crate) listener: OwnedFd,
-    /// Ends of children.
+    /// Readable when a child has ended.
     pub(crate) signals: SignalFd,
-    /// Programs that ask a name server.
-    pub(crate) names: Option<Names>,
+    /// The name server of programs, if the guest has its port.
+    pub(crate) names: Option<NameServer>,
 }
 
 /// The agent's state.
 #[derive(Debug)]
 pub(crate) struct Guest {
-    launcher: Launcher,
+    launcher: ProgramLauncher,
     drivers: Drivers,
-    places: Places,
+    baseline: Baseline,
     sources: Sources,
-    peer: Option<HostConnection>,
-    runs: Vec<Run>,
+    host: Option<HostConnection>,
+    runs: Vec<GuestRun>,
     transfers: Vec<Transfer>,
-    /// Those that the host has not closed; and the last one.
-    tunnels: Vec<Tunnel>,
+    /// Tunnels in use, and the id that was given out last.
+    tunnels: Vec<GuestTunnel>,
     last_tunnel: TunnelId,
-    /// The interpreter that waits for its first code, and the means to make it.
+    /// The spare interpreter, which waits for its first code, and the state that is needed to make one.
     prewarmer: Prewarmer,
-    /// The interpreter that cells run in.
-    resident: Option<Kernel>,
-    /// A resident kernel died, and no run has said so yet.
+    /// The interpreter that runs the cells.
+    resident: Option<Interpreter>,
+    /// Set if a resident interpreter died, until the result of a run reports it.
     unreported_loss: bool,
-    /// A connection was lost in the middle of a run.
+    /// Set if a connection was lost during a run.
     interrupted: bool,
     /// Set if leftover processes are to be ended as soon as no run is active.
     sweep_due: bool,
-    /// Or then, where nothing is asked for before.
+    /// When leftover processes are ended, unless a request comes before.
     sweep_at: Option<Instant>,
     /// Output that the resident interpreter has written since its last cell.
     late: LateOutput,
-    /// Output of what ended runs left behind.
+    /// Output pipes that processes of ended runs may still hold.
     orphans: Vec<Rc<OwnedFd>>,
     buffer: Box<[u8; CHUNK_SIZE]>,
 }
 
 impl Guest {
     pub(crate) fn new(
-        launcher: Launcher,
+        launcher: ProgramLauncher,
         drivers: Drivers,
-        places: Places,
+        baseline: Baseline,
         sources: Sources,
     ) -> Self {
         Self {
             launcher,
             drivers,
-            places,
+            baseline,
             sources,
-            peer: None,
+            host: None,
             runs: Vec::new(),
             transfers: Vec::new(),
             tunnels: Vec::new(),
@@ -121,105 +123,111 @@ impl Guest {
         }
     }
 
-    /// Serves until waiting itself fails, which leaves nothing to go on with.
+    /// Serves until `poll` itself fails, after which the guest cannot go on.
     pub(crate) fn serve(&mut self) -> io::Error {
         loop {
-            self.ring_alarms();
-            self.settle();
-            let mut waits = self.waits();
-            if let Err(error) = waits.wait(self.next_alarm()) {
+            self.fire_timers();
+            self.advance();
+            let mut poll_set = self.poll_set();
+            if let Err(error) = poll_set.wait(self.next_timer()) {
                 return error;
             }
-            for source in waits.ready() {
-                self.attend(source);
+            for source in poll_set.ready() {
+                self.on_ready(source);
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        self.peer.as_ref().is_none_or(HostConnection::has_room)
+        self.host.as_ref().is_none_or(HostConnection::has_room)
     }
 
-    /// Everything that could let the guest go on.
-    fn waits(&self) -> Waits {
-        let mut waits = Waits::default();
-        waits.readable(Source::Signals, &self.sources.signals);
-        waits.readable(Source::Listener, &self.sources.listener);
+    /// Returns the descriptors to wait for.
+    fn poll_set(&self) -> PollSet {
+        let mut poll_set = PollSet::default();
+        poll_set.readable(PollSource::Signals, &self.sources.signals);
+        poll_set.readable(PollSource::Listener, &self.sources.listener);
         if let Some(names) = &self.sources.names {
-            waits.readable(Source::Names, &names.fd());
+            poll_set.readable(PollSource::NameServer, &names.fd());
         }
-        if let Some(peer) = &self.peer {
-            waits.both(Source::HostConnection, peer, peer.has_outgoing());
+        if let Some(host) = &self.host {
+            poll_set.both(PollSource::HostConnection, host, host.has_outgoing());
         }
         let room = self.has_room();
-        let is_read = |run: &&Run| run.is_active() && run.gathers_until.is_none();
+        let is_read = |run: &&GuestRun| run.is_active() && run.output_delayed_until.is_none();
         for run in self.runs.iter().filter(is_read) {
             for (index, pump) in run.output.iter().enumerate() {
                 if let Some(pipe) = pump.pipe()
                     && pump.may_read(run.credit)
                     && (room || run.detached)
                 {
-                    waits.readable(Source::Output(run.id, run.detached, index), &pipe);
+                    poll_set.readable(PollSource::Output(run.id, run.detached, index), &pipe);
                 }
             }
         }
         for run in &self.runs {
             if let Some(pipe) = run.input.waits_for() {
-                waits.writable(Source::Input(run.id, run.detached), &pipe);
+                poll_set.writable(PollSource::Input(run.id, run.detached), &pipe);
             }
         }
-        self.prewarmer.add_waits(&mut waits);
-        self.add_network_waits(&mut waits);
+        self.prewarmer.add_to_poll_set(&mut poll_set);
+        self.add_network_to_poll_set(&mut poll_set);
         for run in self.runs.iter().filter(|run| run.is_active()) {
-            if let Some(kernel) = run.released().filter(|kernel| kernel.may_tell_end()) {
-                waits.readable(Source::Released(run.id, run.detached), &kernel.line());
+            if let Some(interpreter) = run
+                .released()
+                .filter(|interpreter| interpreter.may_tell_end())
+            {
+                poll_set.readable(
+                    PollSource::Released(run.id, run.detached),
+                    &interpreter.control(),
+                );
             }
         }
-        if let Some(kernel) = &self.resident {
-            if self.runs.iter().any(Run::is_active_cell) {
-                if !kernel.is_silent {
-                    waits.readable(Source::Kernel, &kernel.line());
+        if let Some(interpreter) = &self.resident {
+            if self.runs.iter().any(GuestRun::is_active_cell) {
+                if !interpreter.is_silent {
+                    poll_set.readable(PollSource::Resident, &interpreter.control());
                 }
-            } else if !self.runs.iter().any(Run::is_cell) {
-                for (index, pipe) in kernel.output.iter().enumerate() {
-                    waits.readable(Source::KernelOutput(index), pipe);
+            } else if !self.runs.iter().any(GuestRun::is_cell) {
+                for (index, pipe) in interpreter.output.iter().enumerate() {
+                    poll_set.readable(PollSource::ResidentOutput(index), pipe);
                 }
             }
         }
         for (index, pipe) in self.orphans.iter().enumerate().rev() {
-            waits.readable(Source::Orphan(index), pipe);
+            poll_set.readable(PollSource::Orphan(index), pipe);
         }
-        waits
+        poll_set
     }
 
-    fn attend(&mut self, source: Source) {
+    fn on_ready(&mut self, source: PollSource) {
         match source {
-            Source::Signals => self.attend_signals(),
-            Source::Listener => self.accept(),
-            Source::Names => self.sources.names.iter_mut().for_each(Names::answer),
-            Source::HostConnection => self.attend_peer(),
-            Source::Output(id, detached, index) => self.attend_output(id, detached, index),
-            Source::Input(id, detached) => self.attend_input(id, detached),
-            Source::Kernel => self.attend_kernel(),
-            Source::KernelOutput(index) => {
-                self.keep_kernel_output(index);
+            PollSource::Signals => self.on_child_signal(),
+            PollSource::Listener => self.accept(),
+            PollSource::NameServer => self.sources.names.iter_mut().for_each(NameServer::answer),
+            PollSource::HostConnection => self.on_host_frames(),
+            PollSource::Output(id, detached, index) => self.on_output(id, detached, index),
+            PollSource::Input(id, detached) => self.feed_input(id, detached),
+            PollSource::Resident => self.on_resident_message(),
+            PollSource::ResidentOutput(index) => {
+                self.keep_late_output(index);
             }
-            Source::Released(id, detached) => self.attend_released(id, detached),
-            Source::Spare => self.attend_spare(),
-            Source::Zygote => self.attend_zygote(false),
-            Source::Successor => self.attend_zygote(true),
-            Source::Port(id) => self.attend_port(id),
-            Source::Tunnel(id) => self.attend_tunnel(id),
-            Source::Orphan(index) => self.drop_orphan_output(index),
+            PollSource::Released(id, detached) => self.on_released_message(id, detached),
+            PollSource::Spare => self.on_spare_message(),
+            PollSource::Zygote => self.on_zygote_message(false),
+            PollSource::Successor => self.on_zygote_message(true),
+            PollSource::Port(id) => self.on_port_connection(id),
+            PollSource::Tunnel(id) => self.on_tunnel_ready(id),
+            PollSource::Orphan(index) => self.drop_orphan_output(index),
         }
     }
 
-    fn attend_signals(&mut self) {
-        // A signal may stand for many ends; its content is of no use.
+    fn on_child_signal(&mut self) {
+        // A signal may stand for several ended children, so its content is not used.
         while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);
-        self.note_reaped(&reaped, true);
+        self.on_reaped(&reaped, true);
     }
 
     fn accept(&mut self) {
@@ -233,41 +241,41 @@ impl Guest {
         if !host_connection::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
             return;
         }
-        if self.peer.is_some() {
-            self.lose_peer("replaced by a new connection");
+        if self.host.is_some() {
+            self.lose_connection("replaced by a new connection");
         }
-        self.peer = Some(HostConnection::new(socket, self.interrupted));
+        self.host = Some(HostConnection::new(socket, self.interrupted));
     }
 
-    fn attend_peer(&mut self) {
-        let Some(peer) = &mut self.peer else { return };
-        let received = peer.receive(&mut self.buffer[..]);
+    fn on_host_frames(&mut self) {
+        let Some(host) = &mut self.host else { return };
+        let received = host.receive(&mut self.buffer[..]);
         match received {
             Ok(false) => {}
             Ok(true) => self.take_frames(),
-            Err(error) => self.lose_peer(&error.to_string()),
+            Err(error) => self.lose_connection(&error.to_string()),
         }
     }
 
     fn take_frames(&mut self) {
-        while let Some(peer) = &mut self.peer {
-            let handled = match peer.next() {
+        while let Some(host) = &mut self.host {
+            let handled = match host.next() {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.handle(frame),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(reason) = handled {
-                self.lose_peer(&reason);
+                self.lose_connection(&reason);
             }
         }
     }
 
-    fn run_of(&mut self, id: StreamId, detached: bool) -> Option<&mut Run> {
+    fn run_of(&mut self, id: StreamId, detached: bool) -> Option<&mut GuestRun> {
         let mut runs = self.runs.iter_mut();
         runs.find(|run| run.id == id && run.detached == detached)
     }
 
-    fn attend_output(&mut self, id: StreamId, detached: bool, index: usize) {
+    fn on_output(&mut self, id: StreamId, detached: bool, index: usize) {
         let position = self
             .runs
             .iter()
@@ -286,9 +294,9 @@ impl Guest {
         };
         if !bytes.is_empty()
             && !run.detached
-            && let Some(peer) = &mut self.peer
+            && let Some(host) = &mut self.host
         {
-            peer.send(&GuestFrame::Output {
+            host.send(&GuestFrame::Output {
                 id: run.id,
                 stream: pump.stream,
                 bytes: bytes.to_vec(),
@@ -297,37 +305,38 @@ impl Guest {
         true
     }
 
-    fn attend_input(&mut self, id: StreamId, detached: bool) {
+    fn feed_input(&mut self, id: StreamId, detached: bool) {
         let Some(run) = self.run_of(id, detached) else {
             return;
         };
         let bytes = run.input.feed();
         if bytes > 0 && !detached {
-            self.tell(&GuestFrame::Credit { id, bytes });
+            self.send(&GuestFrame::Credit { id, bytes });
         }
     }
 
-    /// Keeps a piece of what the resident kernel writes while no cell runs. Returns whether there may be more.
-    fn keep_kernel_output(&mut self, index: usize) -> bool {
-        let Some(kernel) = &self.resident else {
+    /// Keeps a piece of the output that the resident interpreter writes while no cell runs. Returns whether there may
+    /// be more.
+    fn keep_late_output(&mut self, index: usize) -> bool {
+        let Some(interpreter) = &self.resident else {
             return false;
         };
-        let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
+        let pipe = std::os::fd::AsFd::as_fd(&interpreter.output[index]);
         let Some(piece) = read_piece(pipe, &mut self.buffer[..]) else {
-            // The interpreter closed its own streams: without them it can serve no cell.
-            kernel.signal(nix::sys::signal::Signal::SIGKILL);
+            // The interpreter has closed its streams, without which it can run no cell.
+            interpreter.signal(nix::sys::signal::Signal::SIGKILL);
             return false;
         };
         self.late.push(index, piece);
         !piece.is_empty()
     }
 
-    /// Has the run that is about to begin in the resident kernel show first what came before it.
+    /// Puts the late output of earlier cells in front of the standard error of the cell that is about to start.
     fn show_late_output(&mut self, position: usize) {
         for index in 0..2 {
-            // Programs that earlier cells left may write for ever.
+            // Programs that earlier cells left behind may write forever.
             let mut pieces = 0..MAX_LATE_PIECES;
-            while pieces.next().is_some() && self.keep_kernel_output(index) {}
+            while pieces.next().is_some() && self.keep_late_output(index) {}
         }
         if let Some(text) = self.late.take() {
             let [_, stderr] = &mut self.runs[position].output;
@@ -335,8 +344,8 @@ impl Guest {
         }
     }
 
-    /// Orphans are attended from the last to the first, so that removing one moves none of those
-    /// that are still to come.
+    /// Discards the output of an orphaned pipe. Orphans are handled from the last to the first, so that removing one
+    /// does not change the index of those that follow.
     fn drop_orphan_output(&mut self, index: usize) {
         let Some(pipe) = self.orphans.get(index) else {
             return;
@@ -346,29 +355,29 @@ impl Guest {
         }
     }
 
-    fn tell(&mut self, frame: &GuestFrame) {
-        if let Some(peer) = &mut self.peer {
-            peer.send(frame);
+    fn send(&mut self, frame: &GuestFrame) {
+        if let Some(host) = &mut self.host {
+            host.send(frame);
         }
     }
 
-    fn tell_failed(&mut self, id: StreamId, mut failure: Failure) {
+    fn send_failure(&mut self, id: StreamId, mut failure: Failure) {
         if failure.message.len() > MAX_MESSAGE {
             let end = failure.message.floor_char_boundary(MAX_MESSAGE);
             failure.message.truncate(end);
         }
-        self.tell(&GuestFrame::Failed { id, failure });
+        self.send(&GuestFrame::Failed { id, failure });
     }
 
-    fn next_alarm(&self) -> Option<Instant> {
-        let runs = self.runs.iter().filter_map(Run::alarm);
-        runs.chain(self.prewarmer.alarm())
+    fn next_timer(&self) -> Option<Instant> {
+        let runs = self.runs.iter().filter_map(GuestRun::next_timer);
+        runs.chain(self.prewarmer.next_timer())
             .chain(self.sweep_at)
             .min()
     }
 }
 
-/// Says something to the operator: standard error of PID 1 is the container's log.
+/// Writes a line for the operator: the standard error of PID 1 is the container's log.
 fn log(text: &str) {
     eprintln!("isol8-guest: {text}");
 }

@@ -1,54 +1,59 @@
-//! Connections that programs of runs with network make.
+//! The connections that programs of a run with network make.
 //!
-//! Each such run has a port of its own, which exists while the run does. A connection is accepted when there is room
-//! for it, and is read when its bytes find room: a program that does not read, or is not read from, makes only itself
-//! wait.
+//! Each such run has its own port, which exists while the run does. A connection is accepted when the number of tunnels
+//! allows it, and read when the outgoing buffer has room. A program that does not read, or is not read from, delays
+//! only itself.
 
 use isol8_protocol::{GuestFrame, MAX_TUNNELS, StreamId, TunnelFrame, TunnelId};
 
 use super::Guest;
-use super::wait::{Source, Waits};
-use crate::run::Run;
-use crate::tunnel::{Said, Tunnel};
+use super::wait::{PollSet, PollSource};
+use crate::run::GuestRun;
+use crate::tunnel::{GuestTunnel, TunnelRead};
 
 impl Guest {
-    pub(super) fn add_network_waits(&self, waits: &mut Waits) {
+    pub(super) fn add_network_to_poll_set(&self, poll_set: &mut PollSet) {
         let room = self.has_room();
         if room && self.tunnels.len() < MAX_TUNNELS {
             for run in &self.runs {
                 if let Some(port) = &run.port {
-                    waits.readable(Source::Port(run.id), &port.fd());
+                    poll_set.readable(PollSource::Port(run.id), &port.fd());
                 }
             }
         }
         for tunnel in &self.tunnels {
             if let Some((socket, reads, writes)) = tunnel.waits_for() {
-                waits.either(Source::Tunnel(tunnel.id), &socket, reads && room, writes);
+                poll_set.either(
+                    PollSource::Tunnel(tunnel.id),
+                    &socket,
+                    reads && room,
+                    writes,
+                );
             }
         }
     }
 
-    /// Takes a connection.
-    pub(super) fn attend_port(&mut self, id: StreamId) {
+    /// Accepts a connection of a program.
+    pub(super) fn on_port_connection(&mut self, id: StreamId) {
         if self.tunnels.len() >= MAX_TUNNELS {
             return;
         }
-        let Some(Run {
+        let Some(GuestRun {
             port: Some(port), ..
         }) = self.run_of(id, false)
         else {
             return;
         };
-        // The connection may be gone again.
+        // The program may have closed the connection again.
         let Ok(socket) = port.accept() else { return };
         self.last_tunnel.0 += 1;
-        let tunnel = Tunnel::new(self.last_tunnel, id, socket);
-        self.tell_tunnel(tunnel.id, TunnelFrame::Open { run: id });
+        let tunnel = GuestTunnel::new(self.last_tunnel, id, socket);
+        self.send_tunnel_frame(tunnel.id, TunnelFrame::Open { run: id });
         self.tunnels.push(tunnel);
     }
 
-    /// A program takes something, or says something.
-    pub(super) fn attend_tunnel(&mut self, id: TunnelId) {
+    /// Handles a program's socket that is readable or writable.
+    pub(super) fn on_tunnel_ready(&mut self, id: TunnelId) {
         self.feed_tunnel(id);
         if !self.has_room() {
             return;
@@ -57,13 +62,13 @@ impl Guest {
             return;
         };
         match tunnel.read(&mut self.buffer[..]) {
-            Said::Nothing => {}
-            Said::Bytes(size) => {
+            TunnelRead::Nothing => {}
+            TunnelRead::Bytes(size) => {
                 let bytes = self.buffer[..size].to_vec();
-                self.tell_tunnel(id, TunnelFrame::Data { bytes });
+                self.send_tunnel_frame(id, TunnelFrame::Data { bytes });
             }
-            Said::End => self.tell_tunnel(id, TunnelFrame::End),
-            Said::Gone => self.close_tunnels(|tunnel| tunnel.id == id),
+            TunnelRead::End => self.send_tunnel_frame(id, TunnelFrame::End),
+            TunnelRead::Gone => self.close_tunnels(|tunnel| tunnel.id == id),
         }
     }
 
@@ -73,7 +78,7 @@ impl Guest {
         };
         match tunnel.feed() {
             Ok(0) => {}
-            Ok(bytes) => self.tell_tunnel(id, TunnelFrame::Credit { bytes }),
+            Ok(bytes) => self.send_tunnel_frame(id, TunnelFrame::Credit { bytes }),
             Err(_) => self.close_tunnels(|tunnel| tunnel.id == id),
         }
         self.tunnels.retain(|tunnel| !tunnel.is_over());
@@ -111,7 +116,7 @@ impl Guest {
         }
     }
 
-    fn close_tunnels(&mut self, which: impl Fn(&Tunnel) -> bool) {
+    fn close_tunnels(&mut self, which: impl Fn(&GuestTunnel) -> bool) {
         let mut closed = Vec::new();
         for tunnel in self.tunnels.iter_mut().filter(|tunnel| which(tunnel)) {
             if tunnel.is_open() {
@@ -121,12 +126,12 @@ impl Guest {
         }
         self.tunnels.retain(|tunnel| !tunnel.is_over());
         for id in closed {
-            // If the host has closed the tunnel before, it ignores this.
-            self.tell_tunnel(id, TunnelFrame::Close);
+            // The host ignores the frame if it has closed the tunnel before.
+            self.send_tunnel_frame(id, TunnelFrame::Close);
         }
     }
 
-    fn tell_tunnel(&mut self, id: TunnelId, frame: TunnelFrame) {
-        self.tell(&GuestFrame::Tunnel { id, frame });
+    fn send_tunnel_frame(&mut self, id: TunnelId, frame: TunnelFrame) {
+        self.send(&GuestFrame::Tunnel { id, frame });
     }
 }

@@ -1,57 +1,56 @@
-//! How an interpreter is kept ready: the spare that waits for its first code, and the zygote that it
-//! is forked from.
+//! Keeps an interpreter ready: the spare, which waits for its first code, and the zygote that it is forked from.
 //!
-//! Nothing here may be lost on a zygote: where one dies, hangs or cannot be had, kernels are booted
-//! one by one, and where that fails too, scripts are started as programs.
+//! No run may fail because of a zygote. If a zygote dies, hangs or cannot be made, spares are booted one by one; if
+//! that fails too, scripts are started as programs.
 
 use std::time::{Duration, Instant};
 
 use isol8_protocol::{Failure, FailureKind, GuestFrame, KernelKind, PrewarmSettings, StreamId};
 use nix::unistd::Pid;
 
-use super::wait::{Source, Waits};
+use super::wait::{PollSet, PollSource};
 use super::{Guest, log};
 use crate::failure::failure;
-use crate::kernel::control_socket::Message;
-use crate::kernel::interpreters::{Interpreter, may_load_user_code};
-use crate::kernel::zygote::{Word, Zygote};
-use crate::kernel::{Kernel, Variables};
-use crate::run::Run;
+use crate::kernel::control_socket::InterpreterMessage;
+use crate::kernel::interpreters::{InterpreterSpec, may_load_user_code};
+use crate::kernel::zygote::{Zygote, ZygoteMessage};
+use crate::kernel::{Interpreter, Variables};
+use crate::run::GuestRun;
 use crate::run::output::drop_output;
 
 /// How long an interpreter may take to boot. A large module that is imported ahead takes seconds on a
 /// slow machine.
-const BOOT_PATIENCE: Duration = Duration::from_secs(30);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a zygote that is booted may take to fork.
-const FORK_PATIENCE: Duration = Duration::from_secs(2);
+const FORK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long no interpreter is booted in a new sandbox. A sandbox that was made for a request gets the request at once,
-/// and an interpreter that boots beside the program only takes its processor.
-const GRACE: Duration = Duration::from_millis(3);
+/// How long the boot of the first interpreter is delayed in a new sandbox. A sandbox that was made for a request gets
+/// the request at once, and an interpreter that boots beside the request's program only takes processor time from it.
+const BOOT_DELAY: Duration = Duration::from_millis(3);
 
-/// Failures in a row after which zygotes, and then kernels, are given up until the next reset.
+/// Consecutive failures after which zygotes, and then spares, are no longer made until the next reset.
 const MAX_FAILURES: u32 = 3;
 
-/// The interpreter that is available to a run.
+/// Whether an interpreter is available to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Offer {
-    /// A kernel that waits.
+pub(super) enum Availability {
+    /// An interpreter waits.
     Ready,
-    /// An interpreter that will soon be ready.
+    /// An interpreter will soon be ready.
     Booting,
-    /// None.
+    /// No interpreter is ready or boots.
     Nothing,
 }
 
-/// Whether the first interpreter is held back.
+/// Whether the boot of the first interpreter is delayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum BootDelay {
     #[default]
     No,
-    /// A program may come.
+    /// Delayed until this moment, because a program may come.
     Until(Instant),
-    /// A run has come.
+    /// Delayed while a run is active.
     WhileBusy,
 }
 
@@ -62,24 +61,24 @@ struct Wanted {
     settings: PrewarmSettings,
 }
 
-/// The kept interpreters.
+/// The interpreters that are kept ready, and those that boot.
 #[derive(Debug, Default)]
 pub(super) struct Prewarmer {
     wanted: Option<Wanted>,
-    /// Runs that wait for the first spare interpreter.
-    asked: Vec<StreamId>,
-    spare: Option<Kernel>,
-    /// When the spare, or the zygote that it comes from, is given up.
-    patience: Option<Instant>,
-    /// A spare of this kind should be made.
+    /// `Prepare` requests, answered once the spare is ready.
+    prepare_requests: Vec<StreamId>,
+    spare: Option<Interpreter>,
+    /// When the spare, or the zygote that it is forked from, is given up because it has not booted.
+    boot_deadline: Option<Instant>,
+    /// The kind of the spare that is to be made.
     due: Option<KernelKind>,
-    /// Variables of a session's first cell that the spare is to start with.
+    /// The variables of a session's first cell with which the spare is to start.
     due_with: Variables,
-    hold: BootDelay,
+    boot_delay: BootDelay,
     zygote: Option<Zygote>,
-    /// The zygote that takes this one's place once it is booted.
+    /// The zygote that replaces `zygote` once it is booted.
     successor: Option<Zygote>,
-    /// Failures in a row, of zygotes and of kernels.
+    /// Consecutive failures of zygotes, and of spares.
     zygote_failures: u32,
     failures: u32,
     last_failure: Option<Failure>,
@@ -87,33 +86,37 @@ pub(super) struct Prewarmer {
 
 impl Prewarmer {
     /// Returns the interpreter that is available to a script of this kind.
-    pub(super) fn offer(&self, kind: Option<KernelKind>) -> Offer {
+    pub(super) fn availability(&self, kind: Option<KernelKind>) -> Availability {
         let Some(kind) = kind else {
-            return Offer::Nothing;
+            return Availability::Nothing;
         };
         match &self.spare {
-            Some(spare) if spare.kind != kind || !spare.started_with.is_empty() => Offer::Nothing,
-            _ => self.offer_any(kind),
+            Some(spare) if spare.kind != kind || !spare.started_with.is_empty() => {
+                Availability::Nothing
+            }
+            _ => self.availability_of_any(kind),
         }
     }
 
-    fn offer_any(&self, kind: KernelKind) -> Offer {
+    fn availability_of_any(&self, kind: KernelKind) -> Availability {
         match &self.spare {
-            Some(spare) if spare.is_ready => Offer::Ready,
-            Some(_) => Offer::Booting,
-            None if self.due == Some(kind) && self.hold == BootDelay::No => Offer::Booting,
-            None => Offer::Nothing,
+            Some(spare) if spare.is_ready => Availability::Ready,
+            Some(_) => Availability::Booting,
+            None if self.due == Some(kind) && self.boot_delay == BootDelay::No => {
+                Availability::Booting
+            }
+            None => Availability::Nothing,
         }
     }
 
-    /// Returns the interpreter that is available to a session's first cell. An interpreter is made if none was started
-    /// with these variables and the present files of configuration. An error says why none can be made.
-    pub(super) fn offer_resident(
+    /// Returns whether an interpreter is available to a session's first cell. Asks for a new one unless the spare was
+    /// started with these variables and the present configuration files. The error is the reason why none can be made.
+    pub(super) fn request_resident(
         &mut self,
         kind: KernelKind,
         variables: &Variables,
-    ) -> Result<Offer, Failure> {
-        let fits = |spare: &Kernel| {
+    ) -> Result<Availability, Failure> {
+        let fits = |spare: &Interpreter| {
             spare.kind == kind && spare.started_with == *variables && !spare.lacks_configuration()
         };
         if self.spare.as_ref().is_some_and(|spare| !fits(spare)) {
@@ -123,42 +126,42 @@ impl Prewarmer {
             self.due_with.clone_from(variables);
             self.due = None;
         }
-        match self.offer_any(kind) {
-            Offer::Nothing => match self.last_failure.take() {
+        match self.availability_of_any(kind) {
+            Availability::Nothing => match self.last_failure.take() {
                 Some(failure) => Err(failure),
                 None => {
                     self.due = Some(kind);
-                    self.hold = BootDelay::No;
-                    Ok(Offer::Booting)
+                    self.boot_delay = BootDelay::No;
+                    Ok(Availability::Booting)
                 }
             },
-            offer => Ok(offer),
+            availability => Ok(availability),
         }
     }
 
-    pub(super) fn take(&mut self) -> Option<Kernel> {
+    pub(super) fn take(&mut self) -> Option<Interpreter> {
         self.due_with.clear();
         self.spare.take_if(|spare| spare.is_ready)
     }
 
-    /// Asks for a spare where the host wants one to be kept.
+    /// Asks for a new spare if the host wants one to be kept.
     pub(super) fn renew(&mut self) {
-        self.hold = BootDelay::No;
+        self.boot_delay = BootDelay::No;
         self.due_with.clear();
         self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
     }
 
-    /// Notes that a script starts without an interpreter that waits. If it is the only script to come, none is needed
-    /// any more.
+    /// Cancels the delayed boot of a spare if the sandbox serves one run only, because the script of that run starts
+    /// without a spare.
     pub(super) fn skip_boot(&mut self) {
         let is_only = |wanted: &Wanted| wanted.settings.max_runs == 1;
-        if self.hold != BootDelay::No && self.wanted.as_ref().is_some_and(is_only) {
-            self.hold = BootDelay::No;
+        if self.boot_delay != BootDelay::No && self.wanted.as_ref().is_some_and(is_only) {
+            self.boot_delay = BootDelay::No;
             self.due = None;
         }
     }
 
-    /// As after a reset: what failed before is tried again.
+    /// Forgets earlier failures and asks for a new spare, after a reset.
     pub(super) fn start_over(&mut self) {
         self.failures = 0;
         self.zygote_failures = 0;
@@ -166,21 +169,21 @@ impl Prewarmer {
         self.renew();
     }
 
-    /// The spare is gone with everything else that ran as user code does.
+    /// Forgets the spare, which was killed together with all user code. Returns whether there was one.
     pub(super) fn forget_spare(&mut self) -> bool {
-        self.patience = None;
+        self.boot_deadline = None;
         self.spare.take().is_some()
     }
 
     fn drop_spare(&mut self) {
         if let Some(spare) = self.spare.take() {
-            spare.end();
+            spare.kill();
         }
-        self.patience = None;
+        self.boot_deadline = None;
     }
 
     pub(super) fn spare_pid(&self) -> Option<Pid> {
-        self.spare.as_ref().and_then(Kernel::pid)
+        self.spare.as_ref().and_then(Interpreter::pid)
     }
 
     pub(super) fn has_zygote(&self) -> bool {
@@ -192,22 +195,22 @@ impl Prewarmer {
         zygotes.map(Zygote::pid)
     }
 
-    pub(super) fn alarm(&self) -> Option<Instant> {
-        match self.hold {
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        match self.boot_delay {
             BootDelay::Until(end) => Some(end),
-            BootDelay::No | BootDelay::WhileBusy => self.patience,
+            BootDelay::No | BootDelay::WhileBusy => self.boot_deadline,
         }
     }
 
-    pub(super) fn add_waits(&self, waits: &mut Waits) {
+    pub(super) fn add_to_poll_set(&self, poll_set: &mut PollSet) {
         if let Some(spare) = self.spare.as_ref().filter(|spare| !spare.is_ready) {
-            waits.readable(Source::Spare, &spare.line());
+            poll_set.readable(PollSource::Spare, &spare.control());
         }
         if let Some(zygote) = &self.zygote {
-            waits.readable(Source::Zygote, &zygote.control());
+            poll_set.readable(PollSource::Zygote, &zygote.control());
         }
         if let Some(zygote) = &self.successor {
-            waits.readable(Source::Successor, &zygote.control());
+            poll_set.readable(PollSource::Successor, &zygote.control());
         }
     }
 
@@ -216,7 +219,7 @@ impl Prewarmer {
         wanted.map_or_else(PrewarmSettings::default, |wanted| wanted.settings.clone())
     }
 
-    /// Whether forking saves more than the interpreter costs that is forked.
+    /// Whether forking saves more time than booting the zygote costs.
     fn is_worth_forking(&self) -> bool {
         let wanted = self.wanted.as_ref();
         wanted.is_none_or(|wanted| {
@@ -224,48 +227,48 @@ impl Prewarmer {
         })
     }
 
-    fn wait_for(&mut self, patience: Duration) {
-        self.patience = Instant::now().checked_add(patience);
+    fn set_boot_deadline(&mut self, timeout: Duration) {
+        self.boot_deadline = Instant::now().checked_add(timeout);
     }
 }
 
 impl Guest {
     pub(super) fn prepare(&mut self, id: StreamId, kind: KernelKind, settings: PrewarmSettings) {
-        if !Interpreter::of(kind).is_worth_keeping() {
-            return self.tell(&GuestFrame::Done { id });
+        if !InterpreterSpec::of(kind).is_worth_keeping() {
+            return self.send(&GuestFrame::Done { id });
         }
         self.prewarmer.wanted = Some(Wanted { kind, settings });
-        if self.prewarmer.offer(Some(kind)) == Offer::Ready {
-            return self.tell(&GuestFrame::Done { id });
+        if self.prewarmer.availability(Some(kind)) == Availability::Ready {
+            return self.send(&GuestFrame::Done { id });
         }
-        self.prewarmer.asked.push(id);
+        self.prewarmer.prepare_requests.push(id);
         if self.resident.is_none() {
             self.prewarmer.due = Some(kind);
             if self.prewarmer.spare.is_none() && self.prewarmer.zygote.is_none() {
-                self.prewarmer.hold = BootDelay::Until(Instant::now() + GRACE);
-                if self.runs.iter().any(Run::is_active) {
-                    // The run came before this frame.
+                self.prewarmer.boot_delay = BootDelay::Until(Instant::now() + BOOT_DELAY);
+                if self.runs.iter().any(GuestRun::is_active) {
+                    // The run's frame came before this one.
                     self.prewarmer.skip_boot();
                 }
             }
         }
     }
 
-    /// Whether what is due is not to be booted yet.
+    /// Whether the spare that is due must not be booted yet.
     fn is_held_back(&mut self) -> bool {
         if self.sweep_at.is_some() {
             return true;
         }
-        let hold = match self.prewarmer.hold {
-            BootDelay::WhileBusy if !self.runs.iter().any(Run::is_active) => BootDelay::No,
-            hold => hold,
+        let boot_delay = match self.prewarmer.boot_delay {
+            BootDelay::WhileBusy if !self.runs.iter().any(GuestRun::is_active) => BootDelay::No,
+            boot_delay => boot_delay,
         };
-        self.prewarmer.hold = hold;
-        hold != BootDelay::No
+        self.prewarmer.boot_delay = boot_delay;
+        boot_delay != BootDelay::No
     }
 
-    /// Makes the spare that is due, where that needs no waiting. Returns whether that, as far as it
-    /// went, did not fail.
+    /// Makes the spare that is due, or takes the next step towards it that does not block. Returns `false` if the step
+    /// failed.
     pub(super) fn boot_spare(&mut self) -> bool {
         let Some(kind) = self.prewarmer.due else {
             return true;
@@ -286,14 +289,14 @@ impl Guest {
         let made = if forks {
             match self.fork_spare() {
                 Ok(None) => return true,
-                Ok(Some(kernel)) => Ok(kernel),
+                Ok(Some(interpreter)) => Ok(interpreter),
                 Err(failure) => {
                     self.zygote_failed(failure);
                     return false;
                 }
             }
         } else {
-            Kernel::boot(
+            Interpreter::boot(
                 &self.launcher,
                 &self.drivers,
                 kind,
@@ -302,10 +305,10 @@ impl Guest {
         };
         self.prewarmer.due = None;
         match made {
-            Ok(kernel) => {
-                let patience = if forks { FORK_PATIENCE } else { BOOT_PATIENCE };
-                self.prewarmer.wait_for(patience);
-                self.prewarmer.spare = Some(kernel);
+            Ok(interpreter) => {
+                let timeout = if forks { FORK_TIMEOUT } else { BOOT_TIMEOUT };
+                self.prewarmer.set_boot_deadline(timeout);
+                self.prewarmer.spare = Some(interpreter);
                 true
             }
             Err(failure) => {
@@ -315,41 +318,41 @@ impl Guest {
         }
     }
 
-    /// A kernel forked from the zygote; `None` where that is still booting.
-    fn fork_spare(&mut self) -> Result<Option<Kernel>, Failure> {
+    /// Returns an interpreter that was forked from the zygote; `None` while the zygote boots.
+    fn fork_spare(&mut self) -> Result<Option<Interpreter>, Failure> {
         let settings = self.prewarmer.settings();
         let Some(zygote) = &mut self.prewarmer.zygote else {
             let zygote = Zygote::boot(&self.launcher, &self.drivers, &settings)?;
             self.prewarmer.zygote = Some(zygote);
-            self.prewarmer.wait_for(BOOT_PATIENCE);
+            self.prewarmer.set_boot_deadline(BOOT_TIMEOUT);
             return Ok(None);
         };
         if !zygote.is_ready {
             return Ok(None);
         }
-        let kernel = zygote.fork(&self.launcher)?;
+        let interpreter = zygote.fork(&self.launcher)?;
         if zygote.is_worn(&settings) && self.prewarmer.successor.is_none() {
-            // The new zygote boots while this one goes on, so that no run waits for it.
+            // The new zygote boots while the old one still serves, so that no run waits for it.
             let booted = Zygote::boot(&self.launcher, &self.drivers, &settings);
             self.prewarmer.successor = booted.inspect_err(|failure| log(&failure.message)).ok();
         }
-        Ok(Some(kernel))
+        Ok(Some(interpreter))
     }
 
-    /// The spare says that it is ready, or lets go.
-    pub(super) fn attend_spare(&mut self) {
+    /// Handles a message of the spare, or the close of its control socket.
+    pub(super) fn on_spare_message(&mut self) {
         let Some(spare) = &mut self.prewarmer.spare else {
             return;
         };
         let kind = spare.kind;
         match spare.next() {
-            Ok(Some(Message::Ready(_))) => {
-                self.prewarmer.patience = None;
+            Ok(Some(InterpreterMessage::Ready(_))) => {
+                self.prewarmer.boot_deadline = None;
                 self.prewarmer.failures = 0;
                 self.prewarmer.zygote_failures = 0;
                 self.prewarmer.last_failure = None;
-                for id in std::mem::take(&mut self.prewarmer.asked) {
-                    self.tell(&GuestFrame::Done { id });
+                for id in std::mem::take(&mut self.prewarmer.prepare_requests) {
+                    self.send(&GuestFrame::Done { id });
                 }
             }
             Ok(_) => {}
@@ -359,35 +362,35 @@ impl Guest {
                 self.zygote_failed(failure(FailureKind::Exhausted, text));
                 self.prewarmer.due.get_or_insert(kind);
             }
-            // Its end, which follows, says why.
-            Err(_) => spare.end(),
+            // The end of the process, which follows, tells the reason.
+            Err(_) => spare.kill(),
         }
     }
 
-    pub(super) fn attend_zygote(&mut self, successor: bool) {
-        let place = if successor {
+    pub(super) fn on_zygote_message(&mut self, successor: bool) {
+        let slot = if successor {
             &mut self.prewarmer.successor
         } else {
             &mut self.prewarmer.zygote
         };
-        let Some(zygote) = place else { return };
+        let Some(zygote) = slot else { return };
         for pipe in &zygote.output {
             drop_output(std::os::fd::AsFd::as_fd(pipe), &mut self.buffer[..]);
         }
         match zygote.next() {
             Ok(None) => {}
-            Ok(Some(Word::Ready)) if successor => {
+            Ok(Some(ZygoteMessage::Ready)) if successor => {
                 self.prewarmer.zygote = self.prewarmer.successor.take()
             }
-            Ok(Some(Word::Ready)) => self.prewarmer.patience = None,
-            Ok(Some(Word::Refused(reason))) => {
-                *place = None;
+            Ok(Some(ZygoteMessage::Ready)) => self.prewarmer.boot_deadline = None,
+            Ok(Some(ZygoteMessage::Refused(reason))) => {
+                *slot = None;
                 if !successor {
                     self.refuse_zygote(reason);
                 }
             }
             Err(_) => {
-                *place = None;
+                *slot = None;
                 if !successor {
                     let text = "zygote died";
                     self.zygote_failed(failure(FailureKind::Internal, text));
@@ -396,29 +399,29 @@ impl Guest {
         }
     }
 
-    /// A module cannot be imported ahead: who asked for it is told, and runs import it themselves.
+    /// Handles a module that cannot be imported ahead: reports it to the host, and lets runs import it themselves.
     fn refuse_zygote(&mut self, reason: String) {
         log(&format!("zygote refused: {reason}"));
         if let Some(wanted) = &mut self.prewarmer.wanted {
             wanted.settings.preload.clear();
         }
-        self.prewarmer.patience = None;
-        for id in std::mem::take(&mut self.prewarmer.asked) {
-            self.tell_failed(id, failure(FailureKind::Refused, reason.clone()));
+        self.prewarmer.boot_deadline = None;
+        for id in std::mem::take(&mut self.prewarmer.prepare_requests) {
+            self.send_failure(id, failure(FailureKind::Refused, reason.clone()));
         }
     }
 
     pub(super) fn zygote_failed(&mut self, failure: Failure) {
         log(&failure.message);
         self.prewarmer.zygote = None;
-        self.prewarmer.patience = None;
+        self.prewarmer.boot_deadline = None;
         self.prewarmer.zygote_failures += 1;
     }
 
-    /// A spare did not come to be, or died before it was ready.
+    /// Handles a spare that could not be made, or died before it was ready.
     fn spare_failed(&mut self, kind: KernelKind, failure: Failure) {
         log(&failure.message);
-        self.prewarmer.patience = None;
+        self.prewarmer.boot_deadline = None;
         if !self.prewarmer.due_with.is_empty() {
             return self.refuse_variables();
         }
@@ -427,18 +430,18 @@ impl Guest {
             self.prewarmer.due = Some(kind);
             return;
         }
-        for id in std::mem::take(&mut self.prewarmer.asked) {
-            self.tell_failed(id, failure.clone());
+        for id in std::mem::take(&mut self.prewarmer.prepare_requests) {
+            self.send_failure(id, failure.clone());
         }
         self.prewarmer.failures = 0;
         self.prewarmer.due = None;
-        // If no run waits, the next one tries again.
-        let waits = self.runs.iter().any(Run::is_waiting_cell);
-        self.prewarmer.last_failure = waits.then_some(failure);
+        // If no cell waits, the next one tries again.
+        let cell_waits = self.runs.iter().any(GuestRun::is_queued_cell);
+        self.prewarmer.last_failure = cell_waits.then_some(failure);
     }
 
-    /// Refuses a cell whose variables kept its interpreter from starting. The fault is the cell's: nothing is tried
-    /// again, and the sandbox stays.
+    /// Refuses a cell whose variables kept its interpreter from starting. The cause is in the request, so nothing is
+    /// tried again, and the sandbox stays.
     fn refuse_variables(&mut self) {
         let names: Vec<&str> = self
             .prewarmer
@@ -451,18 +454,18 @@ impl Guest {
             names.join(", ")
         );
         self.prewarmer.due = None;
-        let waits = self.runs.iter().any(Run::is_waiting_cell);
-        self.prewarmer.last_failure = waits.then(|| failure(FailureKind::Refused, text));
+        let cell_waits = self.runs.iter().any(GuestRun::is_queued_cell);
+        self.prewarmer.last_failure = cell_waits.then(|| failure(FailureKind::Refused, text));
     }
 
-    /// The spare's process has ended.
-    pub(super) fn note_spare_died(&mut self) {
+    /// Handles the end of the spare's process.
+    pub(super) fn on_spare_died(&mut self) {
         let Some(spare) = self.prewarmer.spare.take() else {
             return;
         };
-        self.prewarmer.patience = None;
+        self.prewarmer.boot_deadline = None;
         if spare.is_ready {
-            // Runs that need an interpreter start one themselves.
+            // A run that needs an interpreter starts one itself.
             return;
         }
         let kind = spare.kind;
@@ -473,8 +476,8 @@ impl Guest {
         self.spare_failed(kind, why);
     }
 
-    /// A zygote has ended. Its socket says so too, but not why.
-    pub(super) fn note_zygote_died(&mut self, pid: Pid) {
+    /// Handles the end of a zygote's process. The zygote's socket shows the end too, but not the reason.
+    pub(super) fn on_zygote_died(&mut self, pid: Pid) {
         if self
             .prewarmer
             .successor
@@ -486,8 +489,8 @@ impl Guest {
         let Some(zygote) = self.prewarmer.zygote.as_mut() else {
             return;
         };
-        // Messages that it sent before its end still count.
-        if let Ok(Some(Word::Refused(reason))) = zygote.next() {
+        // A refusal that the zygote sent before its end still counts.
+        if let Ok(Some(ZygoteMessage::Refused(reason))) = zygote.next() {
             self.prewarmer.zygote = None;
             return self.refuse_zygote(reason);
         }
@@ -498,27 +501,27 @@ impl Guest {
         self.zygote_failed(why);
     }
 
-    /// Gives up what did not come in time.
-    pub(super) fn ring_boot_alarm(&mut self, now: Instant) {
-        if matches!(self.prewarmer.hold, BootDelay::Until(end) if end <= now) {
-            self.prewarmer.hold = BootDelay::WhileBusy;
+    /// Handles the end of the boot delay, and gives up an interpreter that did not boot in time.
+    pub(super) fn fire_boot_timers(&mut self, now: Instant) {
+        if matches!(self.prewarmer.boot_delay, BootDelay::Until(end) if end <= now) {
+            self.prewarmer.boot_delay = BootDelay::WhileBusy;
         }
         if self
             .prewarmer
-            .patience
-            .is_none_or(|patience| patience > now)
+            .boot_deadline
+            .is_none_or(|boot_deadline| boot_deadline > now)
         {
             return;
         }
-        self.prewarmer.patience = None;
-        // User code can bring this about, by a pipe in the place of a file that the interpreter
-        // reads while it boots. So it is no reason to end the sandbox, or to wait once more.
+        self.prewarmer.boot_deadline = None;
+        // User code can cause this with a pipe in the place of a file that the interpreter reads while it boots. So it
+        // is no reason to end the sandbox, nor to wait a second time.
         let text =
             "interpreter did not boot in time: the machine, or a file in /sandbox, holds it up";
         let late = failure(FailureKind::Exhausted, text);
         match self.prewarmer.spare.take() {
             Some(spare) if spare.pid().is_some() => {
-                spare.end();
+                spare.kill();
                 self.spare_failed(spare.kind, late);
             }
             Some(spare) => {

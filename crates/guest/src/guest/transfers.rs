@@ -1,4 +1,4 @@
-//! Files on their way in and out.
+//! Transfers of files and directory listings between the host and the sandbox.
 
 use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId, WINDOW};
 
@@ -6,7 +6,7 @@ use super::Guest;
 use crate::files::{Reader, Writer};
 use crate::listing::Lister;
 
-/// A file transfer under way.
+/// A transfer in progress.
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) id: StreamId,
@@ -16,11 +16,11 @@ pub(super) struct Transfer {
 #[derive(Debug)]
 enum Direction {
     In(Box<Writer>),
-    /// With the bytes that the host takes now.
+    /// Content for the host, with the credit in bytes.
     Out(Content, u64),
 }
 
-/// Content on its way to the host.
+/// The source of the content that is sent to the host.
 #[derive(Debug)]
 enum Content {
     File(Reader),
@@ -43,12 +43,13 @@ impl Content {
     }
 }
 
-/// The outcome of content that the host sent.
+/// The outcome of writing content that the host sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    Yes,
-    Beyond,
-    Unknown,
+pub(super) enum TransferWrite {
+    /// Written, or the transfer has failed.
+    Done,
+    BeyondCredit,
+    UnknownStream,
 }
 
 impl Guest {
@@ -58,7 +59,7 @@ impl Guest {
                 id,
                 direction: Direction::In(Box::new(writer)),
             }),
-            Err(failure) => self.tell_failed(id, failure),
+            Err(failure) => self.send_failure(id, failure),
         }
     }
 
@@ -78,7 +79,7 @@ impl Guest {
                 id,
                 direction: Direction::Out(content, WINDOW.into()),
             }),
-            Err(failure) => self.tell_failed(id, failure),
+            Err(failure) => self.send_failure(id, failure),
         }
     }
 
@@ -86,25 +87,25 @@ impl Guest {
         self.transfers.iter().position(|transfer| transfer.id == id)
     }
 
-    /// Content goes to the file at once, so the credit for it comes back at once.
-    pub(super) fn write_transfer(&mut self, id: StreamId, bytes: &[u8]) -> Taken {
+    /// Writes content to its file. The write is done when this returns, so its credit is granted back at once.
+    pub(super) fn write_transfer(&mut self, id: StreamId, bytes: &[u8]) -> TransferWrite {
         let Some(position) = self.position(id) else {
-            return Taken::Unknown;
+            return TransferWrite::UnknownStream;
         };
         let Direction::In(writer) = &mut self.transfers[position].direction else {
-            return Taken::Beyond;
+            return TransferWrite::BeyondCredit;
         };
         if bytes.len() > WINDOW as usize {
-            return Taken::Beyond;
+            return TransferWrite::BeyondCredit;
         }
         match writer.write(bytes) {
             Ok(()) => {
                 let bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                self.tell(&GuestFrame::Credit { id, bytes });
+                self.send(&GuestFrame::Credit { id, bytes });
             }
             Err(failure) => self.fail_transfer(position, failure),
         }
-        Taken::Yes
+        TransferWrite::Done
     }
 
     pub(super) fn finish_writer(&mut self, id: StreamId) {
@@ -116,8 +117,8 @@ impl Guest {
         }
         if let Direction::In(writer) = self.transfers.remove(position).direction {
             match writer.finish() {
-                Ok(()) => self.tell(&GuestFrame::Done { id }),
-                Err(failure) => self.tell_failed(id, failure),
+                Ok(()) => self.send(&GuestFrame::Done { id }),
+                Err(failure) => self.send_failure(id, failure),
             }
         }
     }
@@ -135,16 +136,16 @@ impl Guest {
 
     pub(super) fn fail_transfer(&mut self, position: usize, failure: Failure) {
         let transfer = self.transfers.remove(position);
-        self.tell_failed(transfer.id, failure);
+        self.send_failure(transfer.id, failure);
     }
 
-    /// Sends what credit and the connection allow of every file and list.
+    /// Sends as much of every file and listing as the credit and the connection allow.
     pub(super) fn advance_transfers(&mut self) {
         let mut position = 0;
         while position < self.transfers.len() {
             let before = self.transfers.len();
             self.advance_reader(position);
-            // A transfer that has ended left its position to the next one.
+            // If the transfer has ended, the next one is at its position now.
             if self.transfers.len() == before {
                 position += 1;
             }
@@ -161,7 +162,7 @@ impl Guest {
             };
             if content.is_at_end() {
                 self.transfers.remove(position);
-                return self.tell(&GuestFrame::Done { id });
+                return self.send(&GuestFrame::Done { id });
             }
             if *credit == 0 || !room {
                 return;
@@ -170,7 +171,7 @@ impl Guest {
                 Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => {
                     *credit -= bytes.len() as u64;
-                    self.tell(&GuestFrame::Data { id, bytes });
+                    self.send(&GuestFrame::Data { id, bytes });
                 }
                 Err(failure) => return self.fail_transfer(position, failure),
             }

@@ -1,4 +1,4 @@
-//! Waiting for descriptors.
+//! Waiting for descriptors with `ppoll`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -6,20 +6,20 @@ use std::time::Instant;
 
 use isol8_protocol::{StreamId, TunnelId};
 
-/// The owner of a descriptor. A detached run of an earlier connection may have the id of a current one, so both are
-/// named.
+/// The owner of a descriptor. A run is identified by its stream id and by whether it is detached, because a detached
+/// run of an earlier connection may have the id of a current run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum PollSource {
     Signals,
     Listener,
-    /// Programs that ask a name server.
-    Names,
+    /// The socket of the name server.
+    NameServer,
     HostConnection,
     Output(StreamId, bool, usize),
     Input(StreamId, bool),
-    Kernel,
-    KernelOutput(usize),
-    /// The line of a run's kernel.
+    Resident,
+    ResidentOutput(usize),
+    /// The control socket of the interpreter that runs a script.
     Released(StreamId, bool),
     Spare,
     Zygote,
@@ -32,29 +32,29 @@ pub(super) enum Source {
 
 /// The descriptors of one wait.
 #[derive(Debug, Default)]
-pub(super) struct Waits {
+pub(super) struct PollSet {
     entries: Vec<libc::pollfd>,
-    sources: Vec<Source>,
+    sources: Vec<PollSource>,
 }
 
-impl Waits {
-    pub(super) fn readable(&mut self, source: Source, file: &impl AsFd) {
+impl PollSet {
+    pub(super) fn readable(&mut self, source: PollSource, file: &impl AsFd) {
         self.add(source, file, libc::POLLIN);
     }
 
-    pub(super) fn writable(&mut self, source: Source, file: &impl AsFd) {
+    pub(super) fn writable(&mut self, source: PollSource, file: &impl AsFd) {
         self.add(source, file, libc::POLLOUT);
     }
 
-    pub(super) fn both(&mut self, source: Source, file: &impl AsFd, writable: bool) {
+    pub(super) fn both(&mut self, source: PollSource, file: &impl AsFd, writable: bool) {
         let events = libc::POLLIN | if writable { libc::POLLOUT } else { 0 };
         self.add(source, file, events);
     }
 
-    /// For reading, for writing, or for both.
+    /// Waits for reading, for writing, for both, or for neither.
     pub(super) fn either(
         &mut self,
-        source: Source,
+        source: PollSource,
         file: &impl AsFd,
         readable: bool,
         writable: bool,
@@ -66,7 +66,7 @@ impl Waits {
         }
     }
 
-    fn add(&mut self, source: Source, file: &impl AsFd, events: i16) {
+    fn add(&mut self, source: PollSource, file: &impl AsFd, events: i16) {
         self.entries.push(libc::pollfd {
             fd: file.as_fd().as_raw_fd(),
             events,
@@ -75,10 +75,10 @@ impl Waits {
         self.sources.push(source);
     }
 
-    /// Waits until one of them is ready, or for the alarm.
-    pub(super) fn wait(&mut self, alarm: Option<Instant>) -> io::Result<()> {
-        let timeout = alarm.map(|alarm| {
-            let left = alarm.saturating_duration_since(Instant::now());
+    /// Waits until a descriptor is ready, or until the moment `next_timer`.
+    pub(super) fn wait(&mut self, next_timer: Option<Instant>) -> io::Result<()> {
+        let timeout = next_timer.map(|next_timer| {
+            let left = next_timer.saturating_duration_since(Instant::now());
             libc::timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),
@@ -95,15 +95,15 @@ impl Waits {
         if result >= 0 {
             return Ok(());
         }
-        // The results are not written then: nothing is ready.
+        // The kernel wrote no results, so nothing is ready.
         match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             error => Err(error),
         }
     }
 
-    /// Those that are ready, in the order in which they were added.
-    pub(super) fn ready(&self) -> impl Iterator<Item = Source> {
+    /// Returns the sources that are ready, in the order in which they were added.
+    pub(super) fn ready(&self) -> impl Iterator<Item = PollSource> {
         let entries = self.entries.iter().zip(&self.sources);
         entries.filter_map(|(entry, source)| (entry.revents != 0).then_some(*source))
     }

@@ -1,7 +1,7 @@
-//! The control descriptor of a kernel: short lines of text, in both directions.
+//! The control socket of an interpreter: short lines of text, in both directions.
 //!
 //! Messages of an interpreter are hostile once it has run user code. A line counts if it is short and of a known form;
-//! anything else is passed over, and can do no more than end the sender's own run.
+//! any other line is ignored. The worst that a message can do is to end the sender's own run.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -15,39 +15,39 @@ use nix::unistd::{Pid, read, write};
 /// Longest line, in bytes.
 const MAX_LINE: usize = 256;
 
-/// Lines of one kernel that are looked at before others get their turn.
-const LINES_AT_ONCE: u32 = 64;
+/// Highest number of ignored lines of one interpreter before other descriptors are served.
+const MAX_LINES_AT_ONCE: u32 = 64;
 
 /// A message of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Message {
-    /// The interpreter is booted and waits; its process, if it says so.
+pub(crate) enum InterpreterMessage {
+    /// The interpreter is booted and waits; with its process id, if it sends that.
     Ready(Option<Pid>),
-    /// The script begins.
-    Started,
+    /// The script starts.
+    ScriptStarted,
     /// The script's working directory cannot be entered.
     NoDirectory,
-    /// The script has ended with this code, and all that it printed was written.
-    Ended(i32),
-    /// The same, unless it has written to standard error: then the code may be another, and more
-    /// may follow.
-    EndedIfQuiet(i32),
-    /// Code of the cell of this number is about to be executed.
-    Begun(u64),
-    /// The cell of this number has ended.
-    Cell(u64, CellEnd),
+    /// The script has ended with this code, and all of its output was written.
+    ScriptEnded(i32),
+    /// The script has ended with this code, if it has written nothing to standard error. If it has, the code may be
+    /// another, and more output may follow.
+    ScriptEndedIfQuiet(i32),
+    /// The code of the cell with this number is about to be executed.
+    CellStarted(u64),
+    /// The cell with this number has ended.
+    CellEnded(u64, CellEnd),
 }
 
-/// How a cell ended, as the kernel tells it.
+/// The end of a cell, as the interpreter reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CellEnd {
-    /// With this status.
+    /// The cell ended with this status.
     Ended(ExitStatus),
-    /// Not started: its working directory cannot be entered.
+    /// The cell was not started, because its working directory cannot be entered.
     NoDirectory,
 }
 
-/// The guest's end.
+/// The guest's end of the control socket.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
     socket: OwnedFd,
@@ -55,24 +55,24 @@ pub(crate) struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// A line, and the kernel's end of it, which blocks.
+    /// Makes the guest's end, and the interpreter's end, which blocks.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let family = AddressFamily::Unix;
         let (socket, far) = socketpair(family, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let line = Self {
+        let near = Self {
             socket,
             received: Vec::new(),
         };
-        Ok((line, far))
+        Ok((near, far))
     }
 
     pub(crate) fn readable(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Sends a line. A single request is under way at a time, so there is room for it; an interpreter without room does
-    /// not work.
+    /// Sends a line. Only one request is in progress at a time, so the socket has room for it, unless the interpreter
+    /// does not read.
     pub(crate) fn send(&self, line: &str) -> io::Result<()> {
         if write(&self.socket, line.as_bytes())? == line.len() {
             Ok(())
@@ -81,8 +81,8 @@ impl ControlSocket {
         }
     }
 
-    /// The next message, if it is there. An error says that the kernel let go of its end.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
+    /// Returns the next message, if one was received. The error means that the interpreter has closed its end.
+    pub(crate) fn next(&mut self) -> io::Result<Option<InterpreterMessage>> {
         let mut passed_over = 0;
         loop {
             while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
@@ -92,11 +92,12 @@ impl ControlSocket {
                 }
                 passed_over += 1;
             }
-            if passed_over >= LINES_AT_ONCE {
+            if passed_over >= MAX_LINES_AT_ONCE {
                 return Ok(None);
             }
             if self.received.len() > MAX_LINE {
-                // Too long to be a message, and so is what follows up to the line's end.
+                // The line is too long to be a message. A byte of it is kept, so that the rest of the line is no
+                // message either.
                 self.received.truncate(1);
                 passed_over += 1;
             }
@@ -112,19 +113,23 @@ impl ControlSocket {
     }
 }
 
-fn parse(line: &[u8]) -> Option<Message> {
+fn parse(line: &[u8]) -> Option<InterpreterMessage> {
     let words: Vec<&str> = std::str::from_utf8(line).ok()?.split(' ').collect();
     let message = match words[..] {
-        ["ready"] => Message::Ready(None),
-        ["ready", pid] => Message::Ready(Some(Pid::from_raw(
+        ["ready"] => InterpreterMessage::Ready(None),
+        ["ready", pid] => InterpreterMessage::Ready(Some(Pid::from_raw(
             pid.parse().ok().filter(|pid| *pid > 1)?,
         ))),
-        ["started"] => Message::Started,
-        ["directory"] => Message::NoDirectory,
-        ["ended", code] => Message::Ended(code.parse::<i32>().ok()? & 0xff),
-        ["ended", code, "quiet"] => Message::EndedIfQuiet(code.parse::<i32>().ok()? & 0xff),
-        ["begun", number] => Message::Begun(number.parse().ok()?),
-        ["cell", number, ref end @ ..] => Message::Cell(number.parse().ok()?, parse_end(end)?),
+        ["started"] => InterpreterMessage::ScriptStarted,
+        ["directory"] => InterpreterMessage::NoDirectory,
+        ["ended", code] => InterpreterMessage::ScriptEnded(code.parse::<i32>().ok()? & 0xff),
+        ["ended", code, "quiet"] => {
+            InterpreterMessage::ScriptEndedIfQuiet(code.parse::<i32>().ok()? & 0xff)
+        }
+        ["begun", number] => InterpreterMessage::CellStarted(number.parse().ok()?),
+        ["cell", number, ref end @ ..] => {
+            InterpreterMessage::CellEnded(number.parse().ok()?, parse_end(end)?)
+        }
         _ => return None,
     };
     Some(message)
@@ -148,41 +153,53 @@ mod tests {
 
     #[test]
     fn lines_are_read_however_they_are_cut() {
-        let (mut line, far) = ControlSocket::pair().unwrap();
+        let (mut socket, far) = ControlSocket::pair().unwrap();
         let say = |bytes: &[u8]| write(&far, bytes).unwrap();
         say(b"ready 7\nbeg");
         assert_eq!(
-            line.next().unwrap(),
-            Some(Message::Ready(Some(Pid::from_raw(7))))
+            socket.next().unwrap(),
+            Some(InterpreterMessage::Ready(Some(Pid::from_raw(7))))
         );
-        assert_eq!(line.next().unwrap(), None);
+        assert_eq!(socket.next().unwrap(), None);
         say(b"un 3\ncell 3 code 256\ncell 3 signal 2\n");
-        assert_eq!(line.next().unwrap(), Some(Message::Begun(3)));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::CellStarted(3))
+        );
         let end = CellEnd::Ended(ExitStatus::Code(0));
-        assert_eq!(line.next().unwrap(), Some(Message::Cell(3, end)));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::CellEnded(3, end))
+        );
         let end = CellEnd::Ended(ExitStatus::Signal(2));
-        assert_eq!(line.next().unwrap(), Some(Message::Cell(3, end)));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::CellEnded(3, end))
+        );
         drop(far);
-        assert!(line.next().is_err());
+        assert!(socket.next().is_err());
     }
 
     #[test]
     fn what_is_no_message_is_passed_over() {
-        let (mut line, far) = ControlSocket::pair().unwrap();
+        let (mut socket, far) = ControlSocket::pair().unwrap();
         let noise =
             b"\nready x\nready 1\nready -1\ncell 1\ncell 1 signal 70\n\xff\nended\nstarted\n";
         write(&far, noise).unwrap();
-        assert_eq!(line.next().unwrap(), Some(Message::Started));
+        assert_eq!(
+            socket.next().unwrap(),
+            Some(InterpreterMessage::ScriptStarted)
+        );
     }
 
     #[test]
     fn a_flood_without_an_end_takes_no_memory_and_no_other_s_turn() {
-        let (mut line, far) = ControlSocket::pair().unwrap();
+        let (mut socket, far) = ControlSocket::pair().unwrap();
         write(&far, &[b'x'; 100_000]).unwrap();
-        assert_eq!(line.next().unwrap(), None);
-        assert!(line.received.len() <= 2 * MAX_LINE);
+        assert_eq!(socket.next().unwrap(), None);
+        assert!(socket.received.len() <= 2 * MAX_LINE);
         write(&far, b"\nstarted\n").unwrap();
-        let mut next = || (0..100).find_map(|_| line.next().unwrap());
-        assert_eq!(next(), Some(Message::Started));
+        let mut next = || (0..100).find_map(|_| socket.next().unwrap());
+        assert_eq!(next(), Some(InterpreterMessage::ScriptStarted));
     }
 }

@@ -1,8 +1,8 @@
-//! Files of a driver, there until its kernel has loaded them.
+//! The files of a driver, which exist until the interpreter has loaded them.
 //!
-//! The files lie where user code writes too: interpreters look for the files of a driver beside it, by its path, and
-//! the guest can have no directory of its own. So their names cannot be guessed, and so taken, beforehand; and if one
-//! directory is full, another serves.
+//! The files lie in directories that user code writes to as well, because interpreters find the files of a driver by
+//! path, beside it, and the guest has no directory of its own. So the directory's name is random, which user code
+//! cannot guess and occupy beforehand; and if one directory is full, the next is tried.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use nix::unistd::unlink;
 
 use super::interpreters::{DriverFiles, Files, Prelude};
-use crate::files::{in_any_place, unguessable_name};
+use crate::files::{in_first_usable, unguessable_name};
 use crate::lockdown::Privileges;
 
-/// Directories for the files. In both a user cannot remove or rename files of another user.
-const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
+/// Directories for the files. In both, a user cannot remove or rename files of another user.
+const PARENT_DIRECTORIES: [&str; 2] = ["/dev/shm", "/tmp"];
 
-/// The files, and what else must be there meanwhile.
+/// The files of a driver, and the placeholder that must exist while the interpreter boots.
 #[derive(Debug)]
 pub(crate) struct DriverDirectory {
     directory: Directory,
@@ -27,7 +27,9 @@ pub(crate) struct DriverDirectory {
 
 impl DriverDirectory {
     pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
-        let directory = in_any_place(PLACES, |place| Directory::make(place, driver.files))?;
+        let directory = in_first_usable(PARENT_DIRECTORIES, |parent| {
+            Directory::make(parent, driver.files)
+        })?;
         let placeholder = driver.placeholder;
         let placeholder = placeholder.map(|path| Placeholder::make(path, privileges));
         Ok(Self {
@@ -38,7 +40,9 @@ impl DriverDirectory {
 
     /// Makes the file that an interpreter loads before it runs the script that it is started on.
     pub(crate) fn prelude(prelude: Prelude) -> io::Result<Self> {
-        let directory = in_any_place(PLACES, |place| Directory::make(place, prelude.files))?;
+        let directory = in_first_usable(PARENT_DIRECTORIES, |parent| {
+            Directory::make(parent, prelude.files)
+        })?;
         Ok(Self {
             directory,
             _placeholder: None,
@@ -47,19 +51,19 @@ impl DriverDirectory {
 
     pub(super) fn open(&self, name: &str) -> io::Result<File> {
         let mut options = fs::OpenOptions::new();
-        // If there is only one user id, user code may have put a pipe there meanwhile.
+        // In a sandbox with a single user id, user code may have replaced the file by a pipe.
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
         options.read(true).custom_flags(flags);
         options.open(self.directory.path.join(name))
     }
 
-    /// Puts the directory's path for `{}`.
+    /// Replaces `{}` in the text by the directory's path.
     pub(crate) fn fill_in(&self, text: &str) -> String {
         text.replace("{}", &self.directory.path.display().to_string())
     }
 }
 
-/// A directory of the files alone. If user code has a user id of its own, only the guest can change the directory.
+/// A directory that holds only the files. If user code has its own user id, only the guest can change the directory.
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
@@ -67,8 +71,8 @@ struct Directory {
 }
 
 impl Directory {
-    fn make(place: &str, files: Files) -> io::Result<Self> {
-        let path = Path::new(place).join(unguessable_name());
+    fn make(parent: &str, files: Files) -> io::Result<Self> {
+        let path = Path::new(parent).join(unguessable_name());
         fs::DirBuilder::new().mode(0o755).create(&path)?;
         let made = Self { path, files };
         for (name, content) in files {
@@ -83,8 +87,8 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // Removes only the files that were put there: to remove what user code may add might take long. The rest goes
-        // with the sandbox.
+        // Removes only the guest's files, because removing files that user code added might take long. Those are
+        // removed with the sandbox.
         for (name, _) in self.files {
             let _ = fs::remove_file(self.path.join(name));
         }
@@ -92,12 +96,12 @@ impl Drop for Directory {
     }
 }
 
-/// An empty file in a place that had none.
+/// An empty file that was created because none existed at the path.
 #[derive(Debug)]
 struct Placeholder {
     path: &'static str,
     privileges: Privileges,
-    /// Identity of the file: a script may have put another in its place.
+    /// Device and inode number of the file: user code may put another file at the path.
     id: (u64, u64),
 }
 
@@ -120,7 +124,8 @@ impl Placeholder {
     }
 }
 
-/// An interpreter would wait forever for a pipe that no process writes to, and end if it finds a directory.
+/// Checks that the existing file is a regular file. With a pipe that no process writes to, the interpreter would wait
+/// forever; with a directory, it would end.
 fn check_readable(path: &str, privileges: Privileges) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.read(true).custom_flags(libc::O_NONBLOCK);
@@ -128,13 +133,13 @@ fn check_readable(path: &str, privileges: Privileges) -> io::Result<()> {
     if found.is_ok_and(|metadata| metadata.is_file()) {
         return Ok(());
     }
-    let text = format!("{path} is there, and no file that can be read");
+    let text = format!("{path} exists, but is no regular file that can be read");
     Err(io::Error::other(text))
 }
 
 impl Drop for Placeholder {
     fn drop(&mut self) {
-        // Removes it with the rights of user code: if user code has put something else there, nothing else is removed.
+        // The file is removed with the rights of user code, and only if user code has not replaced it.
         let _ = self.privileges.as_sandbox_user(|| {
             let found = fs::symlink_metadata(self.path)?;
             if (found.dev(), found.ino()) == self.id {

@@ -1,4 +1,4 @@
-//! How each interpreter is started: on a script file, and as a kernel.
+//! The facts about each interpreter: how it is started on a script, and how it is booted ahead of its code.
 
 use std::path::Path;
 
@@ -7,49 +7,50 @@ use isol8_protocol::KernelKind;
 use super::shell;
 use crate::process::Environment;
 
-/// Facts of one interpreter.
+/// The facts about one interpreter.
 #[derive(Debug)]
-pub(crate) struct Interpreter {
-    /// How it is started on a script, whose path follows.
-    pub(crate) bare: &'static [&'static str],
-    /// File that is loaded first by an interpreter that is started on a script.
+pub(crate) struct InterpreterSpec {
+    /// The command line that starts it on a script, without the script's path at the end.
+    pub(crate) command: &'static [&'static str],
+    /// The code that an interpreter loads first if it is started on a script.
     pub(crate) prelude: Option<Prelude>,
-    /// How it is made a kernel.
+    /// How it is booted ahead of its code.
     pub(crate) driver: Driver,
-    /// Extensions of the scripts that its interpreter can run; empty if it runs cells only.
+    /// Endings of the paths of scripts that a spare can run; empty if it runs cells only.
     pub(crate) scripts: &'static [&'static str],
-    /// Variables that it, or a library that it loads, reads while it starts. A run with one of
-    /// these needs an interpreter that starts with it; all others are set in the booted one.
-    names: &'static [&'static str],
-    /// Whether the booted one has a way to set a variable of this name.
+    /// Variables that the interpreter, or a library that it loads, reads at its start. A run with one of these needs an
+    /// interpreter that is started with the variable; all other variables are set in a spare.
+    start_names: &'static [&'static str],
+    /// Whether a spare can set a variable of this name.
     can_set: fn(&str) -> bool,
-    /// Variables that are read at the start, by their first letters.
-    prefixes: &'static [&'static str],
-    /// Variables among those that are read only when they are used.
+    /// Prefixes of the names of variables that are read at the start.
+    start_prefixes: &'static [&'static str],
+    /// Variables with one of the prefixes that are read only when they are used.
     exceptions: &'static [&'static str],
-    /// Names and first letters of variables that a session's interpreter cannot be given later: an interpreter is
-    /// started with them if the first cell has one.
-    cells: &'static [&'static str],
-    /// Files beside the script, or in the working directory, that the interpreter reads while it starts. An interpreter
-    /// that started without them does not serve.
+    /// Prefixes of the names of variables that cannot be set later in a session's interpreter. If the first cell has
+    /// such a variable, an interpreter is started with it.
+    session_prefixes: &'static [&'static str],
+    /// Configuration files that the interpreter reads at its start, beside the script or in the working directory. If
+    /// one exists, the run needs an interpreter that is started after it was written.
     pub(crate) configuration: &'static [&'static str],
 }
 
-/// Names and contents.
+/// Names and contents of files.
 pub(crate) type Files = &'static [(&'static str, &'static str)];
 
-/// Code that an interpreter loads before the script that it is started on, so that its standard streams
-/// write as those of a waiting one do.
+/// Code that an interpreter loads before the script that it is started on, so that its standard streams write like
+/// those of a spare.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prelude {
     pub(crate) files: Files,
-    /// The variable with options that the interpreter takes, and the option that has it load the first file.
+    /// The variable that holds options for the interpreter, and the option that makes it load the first file.
     variable: &'static str,
     option: &'static str,
 }
 
 impl Prelude {
-    /// Has an interpreter load the files, which are in this directory. The prelude takes its option away again.
+    /// Adds the option that makes an interpreter load the files in this directory. The prelude removes the option
+    /// again.
     pub(crate) fn add_to(&self, environment: &mut Environment, directory: &str) {
         let [(name, _), ..] = self.files else { return };
         let mut options = format!("{}={directory}/{name}", self.option).into_bytes();
@@ -64,13 +65,13 @@ impl Prelude {
 /// How an interpreter is made to wait.
 #[derive(Debug)]
 pub(crate) enum Driver {
-    /// By modules in an archive, as `driver.py` tells.
+    /// By modules in an archive; `driver.py` explains how.
     Python,
-    /// By files that it loads while it starts.
+    /// By files that the interpreter loads at its start.
     Files(DriverFiles),
 }
 
-/// A driver in files of its own. `{}` stands for their directory.
+/// A driver in separate files. `{}` stands for their directory.
 #[derive(Debug)]
 pub(crate) struct DriverFiles {
     pub(crate) files: Files,
@@ -78,15 +79,16 @@ pub(crate) struct DriverFiles {
     pub(crate) cwd: &'static str,
     /// Variables beside those that every program gets.
     pub(crate) env: &'static [(&'static str, &'static str)],
-    /// The one that the interpreter finds open, as its descriptor 5.
+    /// The file that the interpreter finds open as its descriptor 5.
     pub(crate) open: Option<&'static str>,
     /// A script that must exist while the interpreter boots, though it is not read.
     pub(crate) placeholder: Option<&'static str>,
 }
 
-/// Read by the dynamic linker and the C library.
-const EVERYWHERE: [&str; 4] = ["LD_", "LC_", "MALLOC_", "GLIBC_"];
-const LOCALE: [&str; 7] = [
+/// Prefixes of the names of variables that the dynamic linker and the C library read.
+const LIBC_PREFIXES: [&str; 4] = ["LD_", "LC_", "MALLOC_", "GLIBC_"];
+/// Variables that the C library reads for the locale and the time zone.
+const LIBC_NAMES: [&str; 7] = [
     "LANG",
     "LANGUAGE",
     "LOCPATH",
@@ -96,27 +98,28 @@ const LOCALE: [&str; 7] = [
     "TZDIR",
 ];
 
-/// Above this an exec fails (`MAX_ARG_STRLEN`): the real thing should say so.
-const LONGEST: usize = 128 * 1024;
+/// Longest environment that is given to a spare, in bytes. An exec fails with a longer variable (`MAX_ARG_STRLEN`), and
+/// the run should report the failure of the exec.
+const MAX_ENVIRONMENT: usize = 128 * 1024;
 
-static PYTHON: Interpreter = Interpreter {
-    bare: &["python3"],
+static PYTHON: InterpreterSpec = InterpreterSpec {
+    command: &["python3"],
     prelude: None,
     driver: Driver::Python,
-    // The interpreter was started on this name.
+    // The spare is started with this path.
     scripts: &["/sandbox/main.py"],
-    // The interpreter is looked up in the first, and `sys.executable` is what was found; the user's
-    // own packages are under the second.
-    names: &["PATH", "HOME"],
+    // The interpreter is looked up in `PATH`, and `sys.executable` is the path that was found. The user's own packages
+    // are below `HOME`.
+    start_names: &["PATH", "HOME"],
     can_set: any_name,
-    prefixes: &["PYTHON"],
+    start_prefixes: &["PYTHON"],
     exceptions: &[],
-    cells: &["PYTHON"],
+    session_prefixes: &["PYTHON"],
     configuration: &[],
 };
 
-static BASH: Interpreter = Interpreter {
-    bare: &["bash"],
+static BASH: InterpreterSpec = InterpreterSpec {
+    command: &["bash"],
     prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[("bash.sh", include_str!("bash.sh"))],
@@ -127,19 +130,19 @@ static BASH: Interpreter = Interpreter {
         placeholder: None,
     }),
     scripts: &["/sandbox/main.sh"],
-    names: shell::NAMES,
+    start_names: shell::NAMES,
     can_set: shell::can_have,
-    prefixes: shell::PREFIXES,
+    start_prefixes: shell::PREFIXES,
     exceptions: &[],
-    cells: &[],
+    session_prefixes: &[],
     configuration: &[],
 };
 
 const NODE_NETWORK: &str = include_str!("node_network.cjs");
 const NODE_TYPES: &str = include_str!("node_types.cjs");
 
-static NODE: Interpreter = Interpreter {
-    bare: &["node"],
+static NODE: InterpreterSpec = InterpreterSpec {
+    command: &["node"],
     prelude: Some(Prelude {
         files: &[
             ("prelude.cjs", include_str!("node_prelude.cjs")),
@@ -167,14 +170,14 @@ static NODE: Interpreter = Interpreter {
         cwd: "/",
         env: &[
             ("NODE_OPTIONS", "--require=/proc/self/fd/5"),
-            // There is no proxy yet. The variable decides that modules which are loaded later look for one.
+            // At this time there is no proxy. The variable makes modules that are loaded later look for one.
             ("NODE_USE_ENV_PROXY", "1"),
         ],
         open: Some("node.cjs"),
         placeholder: None,
     }),
     scripts: &[".mjs", ".cjs", ".js", ".mts", ".cts", ".ts"],
-    names: &[
+    start_names: &[
         "WATCH_REPORT_DEPENDENCIES",
         "HTTPS_PROXY",
         "HTTP_PROXY",
@@ -184,17 +187,17 @@ static NODE: Interpreter = Interpreter {
         "no_proxy",
     ],
     can_set: any_name,
-    prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
+    start_prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     exceptions: &["NODE_ENV"],
-    cells: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
+    session_prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
     configuration: &[],
 };
 
 const BUN_ENVIRONMENT: &str = include_str!("bun_environment.js");
 const BUN_SYNC: &str = include_str!("bun_sync.js");
 
-static BUN: Interpreter = Interpreter {
-    bare: &["bun", "run"],
+static BUN: InterpreterSpec = InterpreterSpec {
+    command: &["bun", "run"],
     prelude: Some(Prelude {
         files: &[
             ("prelude.js", include_str!("bun_prelude.js")),
@@ -225,7 +228,7 @@ static BUN: Interpreter = Interpreter {
         placeholder: Some("/sandbox/main.ts"),
     }),
     scripts: &["/sandbox/main.ts"],
-    names: &[
+    start_names: &[
         "CI",
         "COLORTERM",
         "DATABASE_URL",
@@ -252,7 +255,7 @@ static BUN: Interpreter = Interpreter {
         "no_proxy",
     ],
     can_set: any_name,
-    prefixes: &[
+    start_prefixes: &[
         "AWS_",
         "BUN_",
         "JSC_",
@@ -265,7 +268,7 @@ static BUN: Interpreter = Interpreter {
         "npm_",
     ],
     exceptions: &[],
-    cells: &[
+    session_prefixes: &[
         "AWS_",
         "BUN_",
         "JSC_",
@@ -290,11 +293,10 @@ static BUN: Interpreter = Interpreter {
     ],
 };
 
-static DENO: Interpreter = Interpreter {
-    // The sandbox is what bounds its programs: without this they could not even read their own
-    // environment.
-    bare: &["deno", "run", "--allow-all"],
-    // Its streams write at once.
+static DENO: InterpreterSpec = InterpreterSpec {
+    // The sandbox confines programs, so deno need not: without the flag they could not even read their environment.
+    command: &["deno", "run", "--allow-all"],
+    // Deno's streams write without delay, so it needs no prelude.
     prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[
@@ -322,9 +324,9 @@ static DENO: Interpreter = Interpreter {
         placeholder: None,
     }),
     scripts: &["/sandbox/main.mts"],
-    names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
+    start_names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
     can_set: any_name,
-    prefixes: &[
+    start_prefixes: &[
         "DENO_",
         "NODE_",
         "NPM_CONFIG_",
@@ -334,7 +336,7 @@ static DENO: Interpreter = Interpreter {
         "TOKIO_",
     ],
     exceptions: &["NODE_ENV"],
-    cells: &[
+    session_prefixes: &[
         "DENO_",
         "NODE_",
         "NPM_CONFIG_",
@@ -355,7 +357,7 @@ static DENO: Interpreter = Interpreter {
     ],
 };
 
-impl Interpreter {
+impl InterpreterSpec {
     pub(crate) fn of(kind: KernelKind) -> &'static Self {
         match kind {
             KernelKind::Python => &PYTHON,
@@ -366,12 +368,12 @@ impl Interpreter {
         }
     }
 
-    /// Whether one should wait before there is anything to run. Cells boot their own.
+    /// Whether a spare should be kept. Interpreters that run cells only are booted by the first cell.
     pub(crate) fn is_worth_keeping(&self) -> bool {
         !self.scripts.is_empty()
     }
 
-    /// Whether there are files that an interpreter reads while it boots in this directory.
+    /// Whether a spare boots in this directory, and the directory holds configuration files that it reads.
     pub(crate) fn is_configured_in(&self, directory: &str) -> bool {
         let Driver::Files(driver) = &self.driver else {
             return false;
@@ -383,14 +385,14 @@ impl Interpreter {
         driver.cwd == directory && files.any(|file| file.symlink_metadata().is_ok())
     }
 
-    /// The command line that runs a script in an interpreter of its own.
+    /// Returns the command line that runs a script in a new interpreter.
     pub(crate) fn command_line(&self, path: &str) -> Vec<Vec<u8>> {
-        let words = self.bare.iter().copied().chain([path]);
+        let words = self.command.iter().copied().chain([path]);
         words.map(|word| word.as_bytes().to_vec()).collect()
     }
 
-    /// Whether a kernel can run this script as the interpreter would that is started on it.
-    pub(crate) fn runs(&self, path: &str, env: &[(String, String)]) -> bool {
+    /// Whether a spare can run this script exactly like an interpreter that is started on it.
+    pub(crate) fn can_run(&self, path: &str, env: &[(String, String)]) -> bool {
         self.scripts.iter().any(|ending| path.ends_with(ending)) && !self.needs_fresh_start(env)
     }
 
@@ -399,17 +401,17 @@ impl Interpreter {
             .iter()
             .map(|(name, value)| name.len() + value.len())
             .sum();
-        total > LONGEST || env.iter().any(|(name, _)| self.is_read_at_start(name))
+        total > MAX_ENVIRONMENT || env.iter().any(|(name, _)| self.is_read_at_start(name))
     }
 
-    /// Whether a session's interpreter has this variable from its start, or not at all.
+    /// Whether a session's interpreter can be given this variable only at its start.
     pub(crate) fn is_for_start_of_cells(&self, name: &str) -> bool {
-        // A shell passes on what it was not started with.
-        if self.cells.is_empty() || self.exceptions.contains(&name) {
+        // A shell can pass on variables that it was not started with.
+        if self.session_prefixes.is_empty() || self.exceptions.contains(&name) {
             return false;
         }
-        let mut prefixes = EVERYWHERE.iter().chain(self.cells);
-        LOCALE.contains(&name) || prefixes.any(|prefix| name.starts_with(prefix))
+        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.session_prefixes);
+        LIBC_NAMES.contains(&name) || start_prefixes.any(|prefix| name.starts_with(prefix))
     }
 
     fn is_read_at_start(&self, name: &str) -> bool {
@@ -419,28 +421,33 @@ impl Interpreter {
         if self.exceptions.contains(&name) {
             return false;
         }
-        let mut names = LOCALE.iter().chain(self.names);
-        let mut prefixes = EVERYWHERE.iter().chain(self.prefixes);
-        names.any(|known| *known == name) || prefixes.any(|prefix| name.starts_with(prefix))
+        let mut start_names = LIBC_NAMES.iter().chain(self.start_names);
+        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.start_prefixes);
+        start_names.any(|known| *known == name)
+            || start_prefixes.any(|prefix| name.starts_with(prefix))
     }
 }
 
-/// Places from which a variable may have a program load what user code has put there. The last two lead to all
-/// others.
+/// Directories to which user code writes, and from which a variable may make a program load files. Every other
+/// directory can be reached through the last two.
 const REACHED_BY_USER_CODE: [&[u8]; 4] = [b"/sandbox", b"/tmp", b"/dev", b"/proc"];
 
-/// Whether a Python that starts in this environment may load code that user code has written. An image's
-/// variables decide that; a Python that keeps a right of root's must not start so.
+/// Whether a Python that starts with this environment may load code that user code has written. The variables of the
+/// image decide that. A Python that keeps one of root's capabilities must not start with such an environment.
 pub(crate) fn may_load_user_code(environment: &Environment) -> bool {
     environment.iter().any(|(name, value)| {
         let is_read = PYTHON.is_read_at_start(&String::from_utf8_lossy(name));
-        // The zygote gets another home.
-        is_read && name != b"HOME" && REACHED_BY_USER_CODE.iter().any(|place| holds(value, place))
+        // The zygote gets another `HOME`.
+        is_read
+            && name != b"HOME"
+            && REACHED_BY_USER_CODE
+                .iter()
+                .any(|directory| holds(value, directory))
     })
 }
 
-fn holds(value: &[u8], place: &[u8]) -> bool {
-    value.windows(place.len()).any(|part| part == place)
+fn holds(value: &[u8], directory: &[u8]) -> bool {
+    value.windows(directory.len()).any(|part| part == directory)
 }
 
 fn any_name(_: &str) -> bool {
@@ -451,8 +458,8 @@ fn any_name(_: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn runs(kind: KernelKind, path: &str, name: &str) -> bool {
-        Interpreter::of(kind).runs(path, &[(name.into(), "x".into())])
+    fn can_run(kind: KernelKind, path: &str, name: &str) -> bool {
+        InterpreterSpec::of(kind).can_run(path, &[(name.into(), "x".into())])
     }
 
     #[test]
@@ -466,7 +473,7 @@ mod tests {
             "PATH",
         ] {
             assert!(
-                !runs(KernelKind::Python, "/sandbox/main.py", name),
+                !can_run(KernelKind::Python, "/sandbox/main.py", name),
                 "{name}"
             );
         }
@@ -475,15 +482,18 @@ mod tests {
     #[test]
     fn other_variables_are_set_in_the_booted_one() {
         for name in ["TZ", "API_KEY", "OMP_NUM_THREADS", "MY_PYTHON", "TMPDIR"] {
-            assert!(runs(KernelKind::Python, "/sandbox/main.py", name), "{name}");
+            assert!(
+                can_run(KernelKind::Python, "/sandbox/main.py", name),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn of_variables_of_one_prefix_some_are_read_later() {
-        assert!(!runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
-        assert!(runs(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
-        assert!(!runs(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
+        assert!(!can_run(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
+        assert!(can_run(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
+        assert!(!can_run(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
     }
 
     #[test]
@@ -500,7 +510,7 @@ mod tests {
             (KernelKind::Deno, "A", false),
             (KernelKind::Bash, "LD_PRELOAD", false),
         ] {
-            let found = Interpreter::of(kind).is_for_start_of_cells(name);
+            let found = InterpreterSpec::of(kind).is_for_start_of_cells(name);
             assert_eq!(found, expected, "{kind:?} {name}");
         }
     }
@@ -516,7 +526,7 @@ mod tests {
             ("IFS", false),
         ] {
             assert_eq!(
-                runs(KernelKind::Bash, "/sandbox/main.sh", name),
+                can_run(KernelKind::Bash, "/sandbox/main.sh", name),
                 waits,
                 "{name}"
             );
@@ -544,13 +554,13 @@ mod tests {
 
     #[test]
     fn an_environment_that_no_exec_takes_is_left_to_one() {
-        let env = [("A".to_owned(), "x".repeat(LONGEST))];
-        assert!(!Interpreter::of(KernelKind::Python).runs("/sandbox/main.py", &env));
+        let env = [("A".to_owned(), "x".repeat(MAX_ENVIRONMENT))];
+        assert!(!InterpreterSpec::of(KernelKind::Python).can_run("/sandbox/main.py", &env));
     }
 
     #[test]
     fn a_script_of_another_name_is_started_afresh() {
-        assert!(!runs(KernelKind::Python, "/sandbox/main.pyw", "A"));
-        assert!(!runs(KernelKind::Bash, "/sandbox/other.sh", "A"));
+        assert!(!can_run(KernelKind::Python, "/sandbox/main.pyw", "A"));
+        assert!(!can_run(KernelKind::Bash, "/sandbox/other.sh", "A"));
     }
 }

@@ -1,10 +1,9 @@
-//! Interpreters that were booted before there is anything to run.
+//! Interpreters that are booted before there is code to run.
 //!
-//! A kernel starts as a spare. A script releases it, and it becomes that run's process; a cell
-//! makes it resident, and it serves cells until it dies. [`interpreters`] tells how each interpreter is
-//! started, and how it is made to wait; Python's are forked from a [`zygote`]. Requests lie in a
-//! mailbox, a file in memory, so that their size never fills the [`control_socket`]. The guest reads
-//! nothing from the mailbox.
+//! An interpreter starts as a *spare*. A script *releases* it, and it becomes the process of that run; a cell makes it
+//! *resident*, and it serves cells until it dies. [`interpreters`] lists how each interpreter is started, and how it is
+//! made to wait; those of Python are forked from a [`zygote`]. Requests are written to a mailbox, a file in memory, so
+//! that they never fill the [`control_socket`]. The guest reads nothing from the mailbox.
 
 pub(crate) mod control_socket;
 pub(crate) mod driver_files;
@@ -28,29 +27,29 @@ use nix::unistd::Pid;
 
 use crate::failure::{internal, occupied};
 use crate::lockdown::{Privileges, Role};
-use crate::process::{Child, Environment, Launcher, Near, user_pipe};
-use crate::run::{CellRequest, Start};
-use control_socket::{ControlSocket, Message};
+use crate::process::{Child, Environment, GuestSide, ProgramLauncher, user_pipe};
+use crate::run::{CellRequest, ProgramStart};
+use control_socket::{ControlSocket, InterpreterMessage};
 use driver_files::DriverDirectory;
-use interpreters::{Driver, Interpreter};
+use interpreters::{Driver, InterpreterSpec};
 
-/// The one of the drivers' variables that lists options.
+/// The variable of a driver that lists options, to which the environment's own options are added.
 const OPTIONS: &str = "NODE_OPTIONS";
 
 /// Names and values of variables.
 pub(crate) type Variables = Vec<(String, String)>;
 
-/// The script that a Python kernel was started on.
+/// The script that a spare Python is started with.
 const SCRIPT: &str = "/sandbox/main.py";
 
-/// Working directory of programs and cells for which the host names none.
+/// Working directory of programs and cells for which the host specifies none.
 const HOME: &str = "/sandbox";
 
-/// The files that Python interpreters boot with, which no process can change.
+/// The files that Python interpreters boot with. The files are sealed, so no process can change them.
 #[derive(Debug)]
 pub(crate) struct Drivers {
     archive: OwnedFd,
-    /// For an interpreter that is started on a script.
+    /// The archive for an interpreter that is started on a script.
     fresh: OwnedFd,
     extension: OwnedFd,
 }
@@ -82,9 +81,9 @@ impl Drivers {
 }
 
 impl Drivers {
-    /// Returns the file that an interpreter which is started on a script finds as its descriptor 3, and the environment
-    /// that has it look there; `None` if it needs no file.
-    pub(crate) fn for_fresh(&self, start: &Start) -> Option<(BorrowedFd<'_>, Environment)> {
+    /// Returns the file that an interpreter started on a script gets as its descriptor 3, and the environment that
+    /// makes it load the file; `None` if it needs no file.
+    pub(crate) fn for_fresh(&self, start: &ProgramStart) -> Option<(BorrowedFd<'_>, Environment)> {
         if start.language != Some(KernelKind::Python) {
             return None;
         }
@@ -111,7 +110,7 @@ fn mailbox(content: &[u8]) -> io::Result<fs::File> {
     Ok(file)
 }
 
-/// An environment with an archive as the first place of modules.
+/// Returns the environment with an archive as the first entry of the module path.
 pub(super) fn with_modules_of(archive: &[u8], environment: &Environment) -> Environment {
     let mut path = archive.to_vec();
     if let Some(own) = environment.get(b"PYTHONPATH") {
@@ -123,7 +122,7 @@ pub(super) fn with_modules_of(archive: &[u8], environment: &Environment) -> Envi
     environment
 }
 
-/// The driver's value of a variable that lists options, with those that were there.
+/// Returns the driver's value of a variable. If the variable lists options, those of the environment are appended.
 fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8> {
     let mut options = value.as_bytes().to_vec();
     if let Some(own) = environment.get(name.as_bytes()).filter(|_| name == OPTIONS) {
@@ -133,114 +132,114 @@ fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8
     options
 }
 
-/// The report of a released spare interpreter before it was reaped.
+/// How far a released interpreter came with its script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Release {
+pub(crate) enum ReleaseReport {
     /// The script has started.
     Started,
-    /// Its working directory could not be entered.
+    /// The script's working directory could not be entered.
     NoDirectory,
-    /// Nothing: no code of the run was executed.
+    /// No code of the run was executed.
     Never,
 }
 
-/// The guest's ends of what connects it with a kernel.
+/// The guest's ends of an interpreter's streams and control socket.
 #[derive(Debug)]
-struct Ends {
+struct GuestEnds {
     output: [Rc<OwnedFd>; 2],
     input: OwnedFd,
-    line: ControlSocket,
+    control: ControlSocket,
 }
 
-/// The kernel's.
+/// The interpreter's ends of its streams and control socket.
 #[derive(Debug)]
-struct FarEnds {
+struct InterpreterEnds {
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
-    line: OwnedFd,
+    control: OwnedFd,
 }
 
-impl Ends {
-    fn new(privileges: Privileges) -> io::Result<(Self, FarEnds)> {
-        let (stdin, input) = user_pipe(privileges, Near::Writer)?;
-        let (stdout_near, stdout) = user_pipe(privileges, Near::Reader)?;
-        let (stderr_near, stderr) = user_pipe(privileges, Near::Reader)?;
-        let (line, far) = ControlSocket::pair()?;
+impl GuestEnds {
+    fn new(privileges: Privileges) -> io::Result<(Self, InterpreterEnds)> {
+        let (stdin, input) = user_pipe(privileges, GuestSide::Writer)?;
+        let (stdout_near, stdout) = user_pipe(privileges, GuestSide::Reader)?;
+        let (stderr_near, stderr) = user_pipe(privileges, GuestSide::Reader)?;
+        let (control, far) = ControlSocket::pair()?;
         let near = Self {
             output: [Rc::new(stdout_near), Rc::new(stderr_near)],
             input,
-            line,
+            control,
         };
-        let far = FarEnds {
+        let far = InterpreterEnds {
             stdin,
             stdout,
             stderr,
-            line: far,
+            control: far,
         };
         Ok((near, far))
     }
 }
 
-/// A booted, or still booting, interpreter.
+/// An interpreter that boots or is booted.
 #[derive(Debug)]
-pub(crate) struct Kernel {
+pub(crate) struct Interpreter {
     pub(crate) kind: KernelKind,
-    /// Process id: known from the start, or from the message of an interpreter that is forked from another.
+    /// Process id. For an interpreter that was forked from a zygote, it is known once its first message has arrived.
     pid: Option<Pid>,
-    /// The start of the process, unless it was forked from another.
+    /// The child process, unless it was forked from a zygote.
     child: Option<Child>,
     pub(crate) output: [Rc<OwnedFd>; 2],
     pub(crate) input: Option<OwnedFd>,
-    line: ControlSocket,
+    control: ControlSocket,
     mailbox: fs::File,
     files: Option<DriverDirectory>,
-    /// Variables that it was started with, beside those that every program gets.
+    /// Variables that it was started with, in addition to those that every program gets.
     pub(crate) started_with: Variables,
-    /// There were files of configuration when it was booted.
+    /// Whether there were configuration files when it was booted.
     is_configured: bool,
     pub(crate) is_ready: bool,
     /// Set once the interpreter has closed its control socket.
     pub(crate) is_silent: bool,
-    release: Release,
-    /// Cells that it was given, and the last one that it took up.
+    release: ReleaseReport,
+    /// Number of the last cell that it was given, and of the last cell that it started.
     cells: u64,
-    begun: u64,
+    started_cell: u64,
 }
 
-impl Kernel {
-    fn new(kind: KernelKind, ends: Ends, mailbox: fs::File) -> Self {
+impl Interpreter {
+    fn new(kind: KernelKind, ends: GuestEnds, mailbox: fs::File) -> Self {
         Self {
             kind,
             pid: None,
             child: None,
             output: ends.output,
             input: Some(ends.input),
-            line: ends.line,
+            control: ends.control,
             mailbox,
             files: None,
             started_with: Variables::new(),
             is_configured: false,
             is_ready: false,
             is_silent: false,
-            release: Release::Never,
+            release: ReleaseReport::Never,
             cells: 0,
-            begun: 0,
+            started_cell: 0,
         }
     }
 
-    /// Starts an interpreter with these variables, which boots while the guest goes on.
+    /// Starts an interpreter with these variables. Does not wait until it is booted.
     pub(crate) fn boot(
-        launcher: &Launcher,
+        launcher: &ProgramLauncher,
         drivers: &Drivers,
         kind: KernelKind,
         variables: &Variables,
     ) -> Result<Self, Failure> {
-        let what = "kernel cannot be booted";
+        let what = "interpreter cannot be booted";
         let failed = |error: io::Error| internal(what, error);
-        let driver = &Interpreter::of(kind).driver;
-        let is_configured = Interpreter::of(kind).is_configured_in(HOME);
-        let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
+        let driver = &InterpreterSpec::of(kind).driver;
+        let is_configured = InterpreterSpec::of(kind).is_configured_in(HOME);
+        let (ends, far) = GuestEnds::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
         let mailbox = mailbox(&single.0).map_err(failed)?;
@@ -248,7 +247,7 @@ impl Kernel {
             far.stdin.as_fd(),
             far.stdout.as_fd(),
             far.stderr.as_fd(),
-            far.line.as_fd(),
+            far.control.as_fd(),
             mailbox.as_fd(),
         ];
         let mut installed = None;
@@ -281,21 +280,21 @@ impl Kernel {
         let argv: Vec<&[u8]> = argv.iter().map(String::as_bytes).collect();
         let child = launcher.start(&argv, &environment, &cwd, &files, Role::UserCode)?;
         drop(files);
-        let mut kernel = Self::new(kind, ends, mailbox);
-        kernel.pid = Some(child.pid);
-        kernel.child = Some(child);
-        kernel.files = installed;
-        kernel.started_with.clone_from(variables);
-        kernel.is_configured = is_configured;
-        Ok(kernel)
+        let mut interpreter = Self::new(kind, ends, mailbox);
+        interpreter.pid = Some(child.pid);
+        interpreter.child = Some(child);
+        interpreter.files = installed;
+        interpreter.started_with.clone_from(variables);
+        interpreter.is_configured = is_configured;
+        Ok(interpreter)
     }
 
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.pid
     }
 
-    pub(crate) fn line(&self) -> BorrowedFd<'_> {
-        self.line.readable()
+    pub(crate) fn control(&self) -> BorrowedFd<'_> {
+        self.control.readable()
     }
 
     /// Returns why the interpreter was not started, if it was not. Valid once it was reaped.
@@ -303,13 +302,13 @@ impl Kernel {
         self.child.as_ref().and_then(Child::start_failure)
     }
 
-    /// Whether files of configuration came after it was booted, which the first cell expects it to have read.
+    /// Whether configuration files were added after it was booted. The first cell expects that it has read them.
     pub(crate) fn lacks_configuration(&self) -> bool {
-        !self.is_configured && Interpreter::of(self.kind).is_configured_in(HOME)
+        !self.is_configured && InterpreterSpec::of(self.kind).is_configured_in(HOME)
     }
 
-    /// Lets a spare run its script.
-    pub(crate) fn release(&mut self, start: &Start) -> io::Result<()> {
+    /// Makes a spare run a script.
+    pub(crate) fn release(&mut self, start: &ProgramStart) -> io::Result<()> {
         let (request, line) = match self.kind {
             KernelKind::Bash => (shell::script(start), shell::SCRIPT.to_owned()),
             _ => {
@@ -320,92 +319,94 @@ impl Kernel {
             }
         };
         self.put(&request)?;
-        self.line.send(&line)
+        self.control.send(&line)
     }
 
-    /// Returns the number of the next cell, from 1. Traces and `linecache` show it.
+    /// Returns the number of the next cell, from 1. Tracebacks and `linecache` show the number.
     pub(crate) fn next_cell(&mut self) -> u64 {
         self.cells += 1;
         self.cells
     }
 
-    /// Whether a released one may say that its script has ended before its process does: some hold that back
-    /// until all is written, and others have nothing more to say.
+    /// Whether a released interpreter may report the end of its script before its process ends. Python and bash do not.
     pub(crate) fn may_tell_end(&self) -> bool {
         !self.is_silent && !matches!(self.kind, KernelKind::Python | KernelKind::Bash)
     }
 
-    /// Starts the cell of this number.
+    /// Starts the cell with this number.
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
         let stdin = cell.stdin.as_ref().map_or("", |named| named.path());
         let (request, line) = match self.kind {
             KernelKind::Bash => (shell::cell(number, cell, stdin), shell::lines(number)),
             _ => {
                 let fields = Fields::of(cell.fields(stdin));
-                // Those that wait for what a cell has started answer before its timeout; 0 for none.
+                // The timeout in milliseconds, 0 for none. A driver that waits for work that the cell started answers
+                // before it.
                 let limit = cell.timeout.map_or(0, |timeout| timeout.as_millis());
                 let line = format!("C {number} {} {limit}\n", fields.len());
                 (fields, line)
             }
         };
         self.put(&request)?;
-        // Only a script reads from the pipe that it was booted with.
+        // Only scripts read from the pipe that the interpreter was booted with.
         self.input = None;
-        self.line.send(&line)
+        self.control.send(&line)
     }
 
-    /// Whether the cell of this number was taken up: the kernel says so before it runs any of it.
-    pub(crate) fn took_cell(&self, number: u64) -> bool {
-        self.begun == number
+    /// Whether the interpreter has started the cell with this number, which it reports before it executes the cell's
+    /// code.
+    pub(crate) fn has_started_cell(&self, number: u64) -> bool {
+        self.started_cell == number
     }
 
-    /// Whether there was a cell before the last one, so that there is state to lose.
+    /// Whether it has run a cell before the last one, so that state can be lost.
     pub(crate) fn has_state(&self) -> bool {
         self.cells > 1
     }
 
-    /// Returns the report of a released spare interpreter. Valid once it was reaped.
-    pub(crate) fn release_report(&mut self) -> Release {
+    /// Returns how far a released interpreter came. Valid once its process was reaped.
+    pub(crate) fn release_report(&mut self) -> ReleaseReport {
         while let Ok(Some(_)) = self.next() {}
         self.release
     }
 
-    /// The next message, if it is there. An error says that the kernel let go of its line.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
-        let message = self.line.next().inspect_err(|_| self.is_silent = true)?;
+    /// Returns the next message, if one was received. The error means that the interpreter has closed its control
+    /// socket.
+    pub(crate) fn next(&mut self) -> io::Result<Option<InterpreterMessage>> {
+        let message = self.control.next().inspect_err(|_| self.is_silent = true)?;
         match message {
-            Some(Message::Ready(pid)) if !self.is_ready => {
+            Some(InterpreterMessage::Ready(pid)) if !self.is_ready => {
                 self.is_ready = true;
                 self.files = None;
                 self.pid = self.pid.or(pid);
             }
-            // A second message of this kind comes from user code.
-            Some(Message::Ready(_)) => return Ok(None),
-            Some(Message::Started) => self.release = Release::Started,
-            Some(Message::NoDirectory) => self.release = Release::NoDirectory,
-            Some(Message::Begun(number)) => self.begun = number,
+            // A second `ready` comes from user code.
+            Some(InterpreterMessage::Ready(_)) => return Ok(None),
+            Some(InterpreterMessage::ScriptStarted) => self.release = ReleaseReport::Started,
+            Some(InterpreterMessage::NoDirectory) => self.release = ReleaseReport::NoDirectory,
+            Some(InterpreterMessage::CellStarted(number)) => self.started_cell = number,
             _ => {}
         }
         Ok(message)
     }
 
-    /// Sends a signal to the kernel and to what it started in its own group.
+    /// Sends a signal to the interpreter's process group.
     pub(crate) fn signal(&self, signal: Signal) {
-        // The process may be gone; then its end tells everything.
+        // The process may have ended, which the guest handles when it is reaped.
         if let Some(pid) = self.pid {
             let _ = killpg(pid, signal);
         }
     }
 
-    /// Ends the process, and no other.
-    pub(crate) fn end(&self) {
+    /// Kills the interpreter's process, and no other.
+    pub(crate) fn kill(&self) {
         if let Some(pid) = self.pid {
             let _ = kill(pid, Signal::SIGKILL);
         }
     }
 
-    /// Keeps the process from going on, until it is ended with all others.
-    pub(crate) fn stop(&self) {
+    /// Stops the process (SIGSTOP) until the next sweep kills it.
+    pub(crate) fn suspend(&self) {
         if let Some(pid) = self.pid {
             let _ = kill(pid, Signal::SIGSTOP);
         }
@@ -417,7 +418,7 @@ impl Kernel {
     }
 }
 
-/// Strings of bytes, each behind its length.
+/// Byte strings, each preceded by its length as 4 bytes, little-endian.
 #[derive(Default)]
 struct Fields(Vec<u8>);
 
@@ -429,7 +430,7 @@ impl Fields {
     }
 
     fn push(&mut self, field: &[u8]) {
-        // Every field came in one frame, so none is longer than that.
+        // Every field came in one frame, so its length fits.
         self.0
             .extend_from_slice(&(field.len() as u32).to_le_bytes());
         self.0.extend_from_slice(field);

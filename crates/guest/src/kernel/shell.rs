@@ -1,10 +1,10 @@
-//! How bash is asked for a script, and for cells, where its control line is the script that it reads.
+//! The requests to bash. For cells, bash reads its control socket as a script.
 
 use std::iter;
 
-use crate::run::{CellRequest, Start};
+use crate::run::{CellRequest, ProgramStart};
 
-/// Variables of its own: some it makes of what it finds at its start, some mean something to it.
+/// Variables that bash itself sets at its start, or gives a meaning to.
 pub(super) const NAMES: &[&str] = &[
     "CDPATH",
     "CHILD_MAX",
@@ -60,7 +60,7 @@ pub(super) const NAMES: &[&str] = &[
     "histchars",
 ];
 
-/// The same, by their first letters, and those of `bash.sh`.
+/// Prefixes of the names of such variables, and of the variables of `bash.sh`.
 pub(super) const PREFIXES: &[&str] = &[
     "BASH",
     "COMP_",
@@ -72,26 +72,26 @@ pub(super) const PREFIXES: &[&str] = &[
     "isol8_",
 ];
 
-/// Whether bash can have a variable of this name. Bash passes others on to programs, but has no command that sets them.
+/// Whether bash can set a variable of this name. Bash passes variables of other names on to programs, but has no
+/// command that sets them.
 pub(super) fn can_have(name: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     name.bytes().all(is_word) && !name.starts_with(|first: char| first.is_ascii_digit())
 }
 
-/// The line that has it run its script.
+/// The line that makes bash run its script.
 pub(super) const SCRIPT: &str = "script\n";
 
 /// The line before the first cell.
 const CELLS: &str = "cells\n";
 
-/// The lines that have a cell read from the mailbox and evaluated. `bash.sh` tells why they are as
-/// they are.
+/// The lines that make bash read a cell from the mailbox and evaluate it. `bash.sh` explains their form.
 const CELL: &str = r#"\isol8_begin; { \isol8_status; } <&"$((LINENO=0))"
 \builtin eval "$isol8_source" <"$isol8_stdin" 251>&- 252>&- 253>&-; { \isol8_end; } >/dev/null 2>&1
 \isol8_end
 "#;
 
-/// The lines that evaluate the cell of this number, from 1.
+/// Returns the lines that evaluate the cell with this number, from 1.
 pub(super) fn lines(number: u64) -> String {
     if number == 1 {
         format!("{CELLS}{CELL}")
@@ -100,17 +100,18 @@ pub(super) fn lines(number: u64) -> String {
     }
 }
 
-/// The content of the mailbox for a script.
-pub(super) fn script(start: &Start) -> Vec<u8> {
+/// Returns the content of the mailbox for a script.
+pub(super) fn script(start: &ProgramStart) -> Vec<u8> {
     closed(start.fields())
 }
 
-/// The content of the mailbox for a cell.
+/// Returns the content of the mailbox for a cell.
 pub(super) fn cell(number: u64, cell: &CellRequest, stdin: &str) -> Vec<u8> {
     closed(iter::once(number.to_string().as_bytes()).chain(cell.fields(stdin)))
 }
 
-/// Strings, each closed by a zero byte, which no string of the shell can hold.
+/// Joins the fields, each closed by a zero byte. Zero bytes within a field are left out, because no string of the shell
+/// can hold one.
 fn closed<'a>(fields: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut text = Vec::new();
     for field in fields {

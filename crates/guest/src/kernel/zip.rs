@@ -1,28 +1,28 @@
-//! A zip archive in memory: the form in which CPython takes modules from a single descriptor.
+//! A zip archive in memory: CPython can import modules from one through a single descriptor.
 
-fn word(bytes: &mut Vec<u8>, value: usize) {
+fn put_u32(bytes: &mut Vec<u8>, value: usize) {
     bytes.extend_from_slice(&(value as u32).to_le_bytes());
 }
 
-fn half(bytes: &mut Vec<u8>, value: usize) {
+fn put_u16(bytes: &mut Vec<u8>, value: usize) {
     bytes.extend_from_slice(&(value as u16).to_le_bytes());
 }
 
-/// The fields that a local header and a directory entry share.
+/// Appends the fields that a local header and a directory entry have in common.
 fn description(bytes: &mut Vec<u8>, name: &str, content: &str) {
-    half(bytes, 20); // version that reads it
-    half(bytes, 0); // flags
-    half(bytes, 0); // stored as it is
-    half(bytes, 0); // time
-    half(bytes, 0x21); // date: 1980-01-01
-    word(bytes, crc32fast::hash(content.as_bytes()) as usize);
-    word(bytes, content.len());
-    word(bytes, content.len());
-    half(bytes, name.len());
-    half(bytes, 0); // no extra field
+    put_u16(bytes, 20); // version that reads it
+    put_u16(bytes, 0); // flags
+    put_u16(bytes, 0); // stored as it is
+    put_u16(bytes, 0); // time
+    put_u16(bytes, 0x21); // date: 1980-01-01
+    put_u32(bytes, crc32fast::hash(content.as_bytes()) as usize);
+    put_u32(bytes, content.len());
+    put_u32(bytes, content.len());
+    put_u16(bytes, name.len());
+    put_u16(bytes, 0); // no extra field
 }
 
-/// An archive of small files, stored uncompressed.
+/// Returns an archive of small files, stored uncompressed.
 pub(super) fn archive(files: &[(&str, &str)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut directory = Vec::new();
@@ -34,25 +34,25 @@ pub(super) fn archive(files: &[(&str, &str)]) -> Vec<u8> {
         bytes.extend_from_slice(content.as_bytes());
 
         directory.extend_from_slice(b"PK\x01\x02");
-        half(&mut directory, 20); // version that made it
+        put_u16(&mut directory, 20); // version that made it
         description(&mut directory, name, content);
-        half(&mut directory, 0); // no comment
-        half(&mut directory, 0); // first disk
-        half(&mut directory, 0); // internal attributes
-        word(&mut directory, 0); // external attributes
-        word(&mut directory, offset);
+        put_u16(&mut directory, 0); // no comment
+        put_u16(&mut directory, 0); // first disk
+        put_u16(&mut directory, 0); // internal attributes
+        put_u32(&mut directory, 0); // external attributes
+        put_u32(&mut directory, offset);
         directory.extend_from_slice(name.as_bytes());
     }
     let start = bytes.len();
     bytes.extend_from_slice(&directory);
     bytes.extend_from_slice(b"PK\x05\x06");
-    half(&mut bytes, 0); // this disk
-    half(&mut bytes, 0); // the directory's disk
-    half(&mut bytes, files.len());
-    half(&mut bytes, files.len());
-    word(&mut bytes, directory.len());
-    word(&mut bytes, start);
-    half(&mut bytes, 0); // no comment
+    put_u16(&mut bytes, 0); // this disk
+    put_u16(&mut bytes, 0); // the directory's disk
+    put_u16(&mut bytes, files.len());
+    put_u16(&mut bytes, files.len());
+    put_u32(&mut bytes, directory.len());
+    put_u32(&mut bytes, start);
+    put_u16(&mut bytes, 0); // no comment
     bytes
 }
 

@@ -1,7 +1,7 @@
-//! The interpreter that others are forked from.
+//! The Python interpreter that others are forked from.
 //!
-//! A zygote is started once and never runs user code. Requests come to it over a socket that only the zygote has; each
-//! process that it forks has a control socket of its own.
+//! A zygote never runs user code. Its requests come over a socket that its children do not have; each child has its
+//! own control socket.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -15,20 +15,20 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 
-use super::{Drivers, Ends, Fields, Kernel, SCRIPT, mailbox, with_modules_of};
+use super::{Drivers, Fields, GuestEnds, Interpreter, SCRIPT, mailbox, with_modules_of};
 use crate::failure::internal;
 use crate::lockdown::Role;
-use crate::process::{Child, Launcher, Near, pipe};
+use crate::process::{Child, GuestSide, ProgramLauncher, pipe};
 
 /// Longest reason of a refusal.
 const MAX_REASON: usize = 1024;
 
 /// A message of a zygote.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Word {
-    /// The zygote is booted, and may be asked to fork.
+pub(crate) enum ZygoteMessage {
+    /// The zygote is booted and can fork.
     Ready,
-    /// The zygote cannot be made as it was asked for.
+    /// The zygote cannot be made with the requested settings; with the reason.
     Refused(String),
 }
 
@@ -36,9 +36,10 @@ pub(crate) enum Word {
 pub(crate) struct Zygote {
     child: Child,
     control: OwnedFd,
-    /// Output of the zygote's imports, which is dropped.
+    /// The zygote's output streams. The output of its imports is discarded.
     pub(crate) output: [OwnedFd; 2],
-    /// An interpreter's standard input is a pipe; nothing comes out of this one.
+    /// The guest's end of the zygote's standard input, which is a pipe as for every interpreter. Nothing is written to
+    /// it.
     _input: OwnedFd,
     pub(crate) is_ready: bool,
     forks: u32,
@@ -46,23 +47,23 @@ pub(crate) struct Zygote {
 }
 
 impl Zygote {
-    /// Starts one, which boots while the guest goes on.
+    /// Starts a zygote. Does not wait until it is booted.
     pub(crate) fn boot(
-        launcher: &Launcher,
+        launcher: &ProgramLauncher,
         drivers: &Drivers,
         settings: &PrewarmSettings,
     ) -> Result<Self, Failure> {
         let failed = |error: io::Error| internal("zygote cannot be booted", error);
-        let (stdin, input) = pipe(Near::Writer).map_err(failed)?;
-        let (stdout, stdout_far) = pipe(Near::Reader).map_err(failed)?;
-        let (stderr, stderr_far) = pipe(Near::Reader).map_err(failed)?;
+        let (stdin, input) = pipe(GuestSide::Writer).map_err(failed)?;
+        let (stdout, stdout_far) = pipe(GuestSide::Reader).map_err(failed)?;
+        let (stderr, stderr_far) = pipe(GuestSide::Reader).map_err(failed)?;
         let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
         let (control, far) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|error| failed(error.into()))?;
         let mut fields = Fields::default();
         fields.push(b"zygote");
         fields.push(launcher.privileges.user().to_string().as_bytes());
-        // Its children's; the zygote itself finds no program that user code may have written.
+        // The `PATH` of the children. The zygote's own has no directory that user code writes to.
         fields.push(launcher.python.get(b"PATH").unwrap_or_default());
         settings
             .preload
@@ -74,7 +75,7 @@ impl Zygote {
         if let Some(path) = launcher.base.get(b"PATH") {
             environment.set(b"PATH", path);
         }
-        // Nothing of what user code may write to is looked at while it boots.
+        // With this `HOME` the zygote reads no file that user code may write while it boots.
         environment.set(b"HOME", b"/");
         let child = launcher.start(
             &[b"python3", SCRIPT.as_bytes()],
@@ -115,14 +116,14 @@ impl Zygote {
         self.child.start_failure()
     }
 
-    /// Whether another should take its place.
+    /// Whether the zygote has reached its number of forks or its age, and should be replaced.
     pub(crate) fn is_worn(&self, settings: &PrewarmSettings) -> bool {
         self.forks >= settings.max_runs
             || self.started.elapsed() >= Duration::from_millis(settings.max_age_ms)
     }
 
-    /// Its next word; an error says that it is no more.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Word>> {
+    /// Returns the next message, if one was received. The error means that the zygote has ended.
+    pub(crate) fn next(&mut self) -> io::Result<Option<ZygoteMessage>> {
         let mut message = [0; MAX_REASON];
         let flags = MsgFlags::MSG_DONTWAIT;
         let size = match recv(self.control.as_raw_fd(), &mut message, flags) {
@@ -134,26 +135,26 @@ impl Zygote {
         match &message[..size] {
             b"ready" => {
                 self.is_ready = true;
-                Ok(Some(Word::Ready))
+                Ok(Some(ZygoteMessage::Ready))
             }
             [b'r', b'e', b'f', b'u', b's', b'e', b'd', b' ', reason @ ..] => {
                 let reason = String::from_utf8_lossy(reason).into_owned();
-                Ok(Some(Word::Refused(reason)))
+                Ok(Some(ZygoteMessage::Refused(reason)))
             }
             _ => Ok(None),
         }
     }
 
-    /// Asks for a child, which says itself when it is there.
-    pub(crate) fn fork(&mut self, launcher: &Launcher) -> Result<Kernel, Failure> {
-        let failed = |error: io::Error| internal("kernel cannot be forked", error);
-        let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
+    /// Asks the zygote for a child, which reports itself over its control socket once it is ready.
+    pub(crate) fn fork(&mut self, launcher: &ProgramLauncher) -> Result<Interpreter, Failure> {
+        let failed = |error: io::Error| internal("interpreter cannot be forked", error);
+        let (ends, far) = GuestEnds::new(launcher.privileges).map_err(failed)?;
         let mailbox = mailbox(&[]).map_err(failed)?;
         let files = [
             far.stdin.as_raw_fd(),
             far.stdout.as_raw_fd(),
             far.stderr.as_raw_fd(),
-            far.line.as_raw_fd(),
+            far.control.as_raw_fd(),
             mailbox.as_raw_fd(),
         ];
         sendmsg::<()>(
@@ -165,14 +166,13 @@ impl Zygote {
         )
         .map_err(|error| failed(error.into()))?;
         self.forks = self.forks.saturating_add(1);
-        Ok(Kernel::new(KernelKind::Python, ends, mailbox))
+        Ok(Interpreter::new(KernelKind::Python, ends, mailbox))
     }
 }
 
 impl Drop for Zygote {
     fn drop(&mut self) {
-        // The zygote may be gone already; its id cannot be another's before it was reaped, which the guest does after
-        // this at the earliest, or has just done.
+        // The zygote may have ended before. No other process has its id: it was not reaped yet, or has just been.
         let _ = kill(self.child.pid, Signal::SIGKILL);
     }
 }

@@ -1,4 +1,4 @@
-//! The way of a program's input from the host to the program.
+//! Moves the input of a program from the host to the program.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -13,14 +13,14 @@ use crate::write_buffer::WriteBuffer;
 #[derive(Debug)]
 pub(crate) struct Input {
     pipe: Option<OwnedFd>,
-    /// The pipe is a terminal, whose input has no end but the key for it.
+    /// Whether the pipe is a terminal, whose input ends with a key and not with a close.
     is_terminal: bool,
-    /// The last byte that was sent.
+    /// The last byte of the input so far.
     last: Option<u8>,
-    /// Set while there is no pipe.
-    parked: bool,
+    /// Set until the pipe exists.
+    unattached: bool,
     pending: WriteBuffer,
-    /// The program may have read some.
+    /// Whether the program may have read some of the input.
     touched: bool,
     ended: bool,
     /// Bytes that the host may still send.
@@ -28,13 +28,13 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// Nothing to read.
+    /// Returns an input that is empty.
     pub(crate) fn empty() -> Self {
         Self {
             pipe: None,
             is_terminal: false,
             last: None,
-            parked: false,
+            unattached: false,
             pending: WriteBuffer::default(),
             touched: false,
             ended: true,
@@ -42,15 +42,15 @@ impl Input {
         }
     }
 
-    /// The input of a run, before there is a pipe for it.
-    pub(crate) fn parked(stdin: Stdin) -> Self {
+    /// Returns the input of a run that has no pipe yet.
+    pub(crate) fn unattached(stdin: Stdin) -> Self {
         let (pending, ended, window) = match stdin {
             Stdin::Empty => return Self::empty(),
             Stdin::Bytes(bytes) => (bytes, true, 0),
             Stdin::Piped => (Vec::new(), false, WINDOW),
         };
         Self {
-            parked: true,
+            unattached: true,
             pending: WriteBuffer::new(pending),
             ended,
             window,
@@ -58,21 +58,21 @@ impl Input {
         }
     }
 
-    /// The input that is typed at a terminal.
-    pub(crate) fn typed(stdin: Stdin, terminal: OwnedFd) -> Self {
-        let mut input = Self::parked(stdin);
+    /// Returns the input of a run at a terminal.
+    pub(crate) fn at_terminal(stdin: Stdin, terminal: OwnedFd) -> Self {
+        let mut input = Self::unattached(stdin);
         input.last = input.pending.rest().last().copied();
         input.is_terminal = true;
-        input.direct(terminal);
+        input.attach(terminal);
         if input.ended {
             input.type_end();
         }
         input
     }
 
-    /// Whether there may ever be something to read.
+    /// Whether the program may ever get input.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.parked || self.pipe.is_some()
+        self.unattached || self.pipe.is_some()
     }
 
     /// Takes bytes of the host; returns `false` if the host exceeded its credit.
@@ -90,7 +90,7 @@ impl Input {
         true
     }
 
-    /// There will be no more.
+    /// Marks the end of the input.
     pub(crate) fn end(&mut self) {
         if !self.ended && self.is_terminal {
             self.type_end();
@@ -105,27 +105,27 @@ impl Input {
         }
     }
 
-    /// The pipe, if there are bytes to write to it.
+    /// Returns the pipe if there are bytes to write to it.
     pub(crate) fn waits_for(&self) -> Option<BorrowedFd<'_>> {
         let pipe = self.pipe.as_ref().filter(|_| !self.pending.is_empty());
         pipe.map(|pipe| pipe.as_fd())
     }
 
-    /// Whether the program cannot have read any of it.
+    /// Whether the program cannot have read any of the input.
     pub(crate) fn is_untouched(&self) -> bool {
         !self.touched && (self.is_wanted() || self.pending.is_empty())
     }
 
-    /// Puts what it has into a pipe, from the start.
-    pub(crate) fn direct(&mut self, pipe: OwnedFd) {
-        self.parked = false;
+    /// Sets the pipe, to which the input is written from its first byte on.
+    pub(crate) fn attach(&mut self, pipe: OwnedFd) {
+        self.unattached = false;
         self.pipe = Some(pipe);
     }
 
-    /// Writes as much as the program takes now, and closes the pipe behind the last byte. Returns
-    /// the bytes that the host may send again.
+    /// Writes as much as the pipe takes now, and closes it after the last byte. Returns the credit in bytes to grant to
+    /// the host.
     pub(crate) fn feed(&mut self) -> u32 {
-        if self.parked {
+        if self.unattached {
             return 0;
         }
         let mut taken = 0;
@@ -161,17 +161,17 @@ impl Input {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::{Near, pipe};
+    use crate::process::{GuestSide, pipe};
 
     fn directed(stdin: Stdin, pipe: OwnedFd) -> Input {
-        let mut input = Input::parked(stdin);
-        input.direct(pipe);
+        let mut input = Input::unattached(stdin);
+        input.attach(pipe);
         input
     }
 
     #[test]
     fn credit_is_given_back_as_the_program_reads() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Piped, writer);
         assert!(input.push(&[7; 100_000]));
         let first = input.feed();
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_program_that_never_catches_up_costs_a_window_at_most() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Piped, writer);
         let mut buffer = vec![0; WINDOW as usize];
         for _ in 0..100 {
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn more_than_the_window_is_refused() {
-        let (_reader, writer) = pipe(Near::Writer).unwrap();
+        let (_reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Piped, writer);
         assert!(!input.push(&vec![0; WINDOW as usize + 1]));
         assert!(input.push(&[0; 10]));
@@ -210,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_is_dropped_and_does_not_stall_the_host() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+    fn input_that_is_not_read_is_dropped_and_does_not_stall_the_host() {
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         drop(reader);
         let mut input = directed(Stdin::Piped, writer);
         assert!(input.push(&[1; 500]));
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn known_input_ends_behind_its_last_byte() {
-        let (reader, writer) = pipe(Near::Writer).unwrap();
+        let (reader, writer) = pipe(GuestSide::Writer).unwrap();
         let mut input = directed(Stdin::Bytes(b"abc".to_vec()), writer);
         assert_eq!(input.feed(), 0);
         let mut buffer = [0; 8];

@@ -1,15 +1,15 @@
-//! Output that a resident interpreter writes while no cell runs.
+//! The output that a resident interpreter writes while no cell runs.
 
 use std::fmt::Write as _;
 use std::mem;
 
-/// Bytes of each stream that are kept until the next cell.
+/// Most bytes of each stream that are kept until the next cell.
 const MAX_KEPT: usize = 64 * 1024;
 
-/// The streams, in the order in which a run has them.
+/// The names of the streams, in the order of a run's output.
 const STREAMS: [&str; 2] = ["stdout", "stderr"];
 
-/// Output of work that earlier cells have left, until the next cell's result shows it.
+/// Output of background work of earlier cells, kept until the next cell shows it.
 #[derive(Debug, Default)]
 pub(crate) struct LateOutput {
     kept: [Vec<u8>; 2],
@@ -17,7 +17,7 @@ pub(crate) struct LateOutput {
 }
 
 impl LateOutput {
-    /// Keeps a piece of a stream, as far as there is room.
+    /// Keeps a piece of a stream. Bytes beyond [`MAX_KEPT`] are dropped and counted.
     pub(crate) fn push(&mut self, stream: usize, bytes: &[u8]) {
         let kept = &mut self.kept[stream];
         let room = MAX_KEPT - kept.len();
@@ -30,7 +30,7 @@ impl LateOutput {
         *self = Self::default();
     }
 
-    /// Takes everything, marked as late; returns `None` if there is nothing.
+    /// Takes the kept output as a text that marks it as late; returns `None` if there is none.
     pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
         let Self { kept, dropped } = mem::take(self);
         if kept.iter().all(Vec::is_empty) {

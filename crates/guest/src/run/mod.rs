@@ -1,4 +1,4 @@
-//! A run: its program, its streams, its clock, and how it ended.
+//! A run: its program, its streams, its timers, and its end.
 
 pub(crate) mod input;
 pub(crate) mod late;
@@ -17,63 +17,63 @@ use isol8_protocol::{
 use nix::unistd::Pid;
 
 use crate::kernel::driver_files::DriverDirectory;
-use crate::kernel::interpreters::{Interpreter, Prelude};
-use crate::kernel::{Kernel, Variables};
+use crate::kernel::interpreters::{InterpreterSpec, Prelude};
+use crate::kernel::{Interpreter, Variables};
 use crate::process::{Child, Environment};
-use crate::tunnel::Port;
+use crate::tunnel::ProxyPort;
 use input::Input;
 use output::Pump;
 use stdin_file::StdinFile;
 use terminal::Terminal;
 
-/// How long output that is not urgent may wait in its pipe for the end of the run. Most runs are over by then, and the
-/// host awakes once for both; a program that fills the pipe waits as long.
-const GATHERING: Duration = Duration::from_millis(3);
+/// How long output that is not urgent may wait in its pipe for the end of the run. Most runs have ended by then, and
+/// the host wakes up once for the output and the end. A program that fills the pipe waits for the same time.
+const OUTPUT_DELAY: Duration = Duration::from_millis(3);
 
 /// The work that a run executes.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// A cell whose turn has not come.
-    Waiting(CellRequest),
-    /// The cell of this number, in the resident kernel.
+    /// A cell that waits for its interpreter or for earlier cells.
+    QueuedCell(CellRequest),
+    /// The cell with this number, in the resident interpreter.
     Cell(u64, CellRequest),
-    /// A script whose kernel is still booting, or a program that is about to be started.
-    Pending(Start),
-    /// A process of its own.
+    /// A program that is about to be started, or a script that waits for an interpreter to boot.
+    QueuedProgram(ProgramStart),
+    /// A program in its own process.
     Process(Child),
-    /// A script in a kernel that was booted before, and how to start it afresh should that kernel
-    /// turn out to have died while it waited.
-    Released(Box<Kernel>, Start),
+    /// A script in an interpreter that was a spare; and the script's start, which is needed again if the interpreter
+    /// had died while it waited.
+    Released(Box<Interpreter>, ProgramStart),
 }
 
 /// A program that is to be started.
 #[derive(Clone, Debug)]
-pub(crate) struct Start {
-    /// The kernel that can run it in the program's stead.
-    pub(crate) kernel: Option<KernelKind>,
+pub(crate) struct ProgramStart {
+    /// The kind of spare that can run the script in place of a new interpreter.
+    pub(crate) spare_kind: Option<KernelKind>,
     /// Language of the script, if the run has one.
     pub(crate) language: Option<KernelKind>,
-    /// Loaded first by an interpreter that is started on the script.
+    /// The code that a new interpreter loads before the script.
     pub(crate) prelude: Option<Prelude>,
-    /// File of the script, if the run has one.
+    /// Path of the script's file; empty if the run has no script.
     pub(crate) path: String,
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) environment: Environment,
     pub(crate) cwd: String,
 }
 
-impl Start {
-    /// The fields that a waiting interpreter gets, beside the path: directory, names and values.
+impl ProgramStart {
+    /// Returns the fields that a spare gets after the path: the working directory, then names and values of variables.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &[u8]> {
         let pairs = self.environment.iter();
         iter::once(self.cwd.as_bytes()).chain(pairs.flat_map(|(name, value)| [name, value]))
     }
 
-    /// Whether there are files that its interpreter reads while it starts.
+    /// Whether there are configuration files that the script's interpreter reads at its start.
     pub(crate) fn is_configured(&self) -> bool {
         let names = self
-            .kernel
-            .map_or(&[][..], |kind| Interpreter::of(kind).configuration);
+            .spare_kind
+            .map_or(&[][..], |kind| InterpreterSpec::of(kind).configuration);
         let beside = Path::new(&self.path).parent();
         let directories = beside.into_iter().chain([Path::new(&self.cwd)]);
         let mut files =
@@ -82,26 +82,27 @@ impl Start {
     }
 }
 
-/// A cell, as it was asked for.
+/// A cell that the host requested.
 #[derive(Debug, Default)]
 pub(crate) struct CellRequest {
     pub(crate) source: Vec<u8>,
     pub(crate) env: Variables,
-    /// Those of them that the host sent, in its order; the others tell of the network.
+    /// The range of the variables that the host sent, in its order. The others describe the network.
     pub(crate) own: Range<usize>,
-    /// Those that an interpreter reads at its start only.
+    /// The variables that an interpreter reads only at its start.
     pub(crate) at_start: Variables,
     pub(crate) cwd: Option<String>,
     pub(crate) kind: Option<KernelKind>,
-    /// Until the kernel has opened it.
+    /// The standard input, until the interpreter has opened it.
     pub(crate) stdin: Option<StdinFile>,
     pub(crate) timeout: Option<Duration>,
-    /// Set if the cell was given to an interpreter that died before it took it.
+    /// Set if the cell was given to an interpreter that died before it started the cell.
     pub(crate) again: bool,
 }
 
 impl CellRequest {
-    /// The fields that an interpreter gets: directory, standard input, source, names and values.
+    /// Returns the fields that an interpreter gets: working directory, path of the standard input, source, then names
+    /// and values of variables.
     pub(crate) fn fields<'a>(&'a self, stdin: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let cwd = self.cwd.as_deref().unwrap_or_default();
         let pairs = self.env.iter();
@@ -111,7 +112,7 @@ impl CellRequest {
     }
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Debug)]
 pub(crate) struct Ended {
     outcome: Result<ExitStatus, Failure>,
@@ -119,46 +120,47 @@ pub(crate) struct Ended {
     wall: Duration,
 }
 
-/// A run under way.
+/// A run from its request to its last frame.
 #[derive(Debug)]
-pub(crate) struct Run {
+pub(crate) struct GuestRun {
     pub(crate) id: StreamId,
     pub(crate) work: Work,
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
-    /// Files that its interpreter loads before the script.
+    /// The files of the prelude that its interpreter loads before the script.
     pub(crate) prelude: Option<DriverDirectory>,
     /// The terminal that both streams lead to, if the run has one.
     pub(crate) terminal: Option<Terminal>,
-    /// The port that its programs connect to, if it has a network.
-    pub(crate) port: Option<Port>,
-    /// Bytes of output that the host takes now.
+    /// The port that its programs connect to, if the run has network.
+    pub(crate) port: Option<ProxyPort>,
+    /// Bytes of output that may still be sent to the host.
     pub(crate) credit: u64,
-    /// Whether its output is wanted as it comes.
+    /// Whether its output is sent as it comes.
     pub(crate) eager: bool,
-    /// Before this its output is read at its end only.
-    pub(crate) gathers_until: Option<Instant>,
+    /// Until this moment its output is not read, unless the run ends.
+    pub(crate) output_delayed_until: Option<Instant>,
+    /// Whether processes that it leaves behind are ended.
     pub(crate) sweep: bool,
-    /// Processor time that its process took before it became this run's.
+    /// Processor time that its process used before it became this run's, in microseconds.
     pub(crate) boot_cpu_us: u64,
     pub(crate) started: Instant,
-    /// When its time is over.
+    /// When it times out.
     pub(crate) deadline: Option<Instant>,
-    /// When what was asked to end is ended by force.
-    pub(crate) grace: Option<Instant>,
+    /// When it is killed, if it was interrupted and has not ended by then.
+    pub(crate) kill_at: Option<Instant>,
     pub(crate) timed_out: bool,
-    /// The host does not want it any more.
+    /// Set once the host, or the loss of its connection, has ended the run.
     pub(crate) killed: bool,
-    /// Set once its connection is gone: its end is not reported.
+    /// Set once its connection was lost: its end is not reported.
     pub(crate) detached: bool,
     pub(crate) state_lost: bool,
-    /// As [`Exit`] has them.
+    /// The bits of [`Exit::late_variables`].
     late_variables: u64,
     pub(crate) asked_names: Vec<String>,
     pub(crate) ended: Option<Ended>,
 }
 
-impl Run {
+impl GuestRun {
     pub(crate) fn new(id: StreamId, work: Work, output: [Pump; 2], input: Input) -> Self {
         Self {
             id,
@@ -170,12 +172,12 @@ impl Run {
             port: None,
             credit: u64::from(WINDOW),
             eager: true,
-            gathers_until: None,
+            output_delayed_until: None,
             sweep: false,
             boot_cpu_us: 0,
             started: Instant::now(),
             deadline: None,
-            grace: None,
+            kill_at: None,
             timed_out: false,
             killed: false,
             detached: false,
@@ -190,37 +192,37 @@ impl Run {
     pub(crate) fn pid(&self) -> Option<Pid> {
         match &self.work {
             Work::Process(child) => Some(child.pid),
-            Work::Released(kernel, _) => kernel.pid(),
-            Work::Waiting(_) | Work::Cell(..) | Work::Pending(_) => None,
+            Work::Released(interpreter, _) => interpreter.pid(),
+            Work::QueuedCell(_) | Work::Cell(..) | Work::QueuedProgram(_) => None,
         }
     }
 
-    /// The kernel that runs its script, where one does.
-    pub(crate) fn released(&self) -> Option<&Kernel> {
+    /// Returns the released interpreter that runs its script, if there is one.
+    pub(crate) fn released(&self) -> Option<&Interpreter> {
         match &self.work {
-            Work::Released(kernel, _) => Some(kernel),
+            Work::Released(interpreter, _) => Some(interpreter),
             _ => None,
         }
     }
 
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.ended.is_none() && matches!(self.work, Work::Waiting(_) | Work::Pending(_))
+    pub(crate) fn is_queued(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::QueuedCell(_) | Work::QueuedProgram(_))
     }
 
-    pub(crate) fn is_waiting_cell(&self) -> bool {
-        self.ended.is_none() && matches!(self.work, Work::Waiting(_))
+    pub(crate) fn is_queued_cell(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::QueuedCell(_))
     }
 
-    pub(crate) fn is_pending(&self) -> bool {
-        self.ended.is_none() && matches!(self.work, Work::Pending(_))
+    pub(crate) fn is_queued_program(&self) -> bool {
+        self.ended.is_none() && matches!(self.work, Work::QueuedProgram(_))
     }
 
-    /// Whether code of this run may be executed at this moment.
+    /// Whether code of this run may execute now.
     pub(crate) fn is_active(&self) -> bool {
-        self.ended.is_none() && !self.is_waiting()
+        self.ended.is_none() && !self.is_queued()
     }
 
-    /// Whether it has, or had, the resident kernel for itself.
+    /// Whether it is a cell that was given to the resident interpreter.
     pub(crate) fn is_cell(&self) -> bool {
         matches!(self.work, Work::Cell(..))
     }
@@ -229,9 +231,9 @@ impl Run {
         self.ended.is_none() && self.is_cell()
     }
 
-    /// Notes which of a waiting cell's variables come too late for an interpreter that was started with these.
-    pub(crate) fn note_late_variables(&mut self, started_with: &Variables) {
-        let Work::Waiting(request) = &self.work else {
+    /// Records which of a waiting cell's variables an interpreter that was started with `started_with` reads no more.
+    pub(crate) fn record_late_variables(&mut self, started_with: &Variables) {
+        let Work::QueuedCell(request) = &self.work else {
             return;
         };
         let is_late = |variable: &(String, String)| {
@@ -242,9 +244,9 @@ impl Run {
         self.late_variables = late.fold(0, |bits, (index, _)| bits | 1 << index);
     }
 
-    /// Turns a waiting cell into one that runs, and starts its clock.
-    pub(crate) fn begin_cell(&mut self, number: u64) -> Option<&CellRequest> {
-        let Work::Waiting(request) = &mut self.work else {
+    /// Turns a waiting cell into one that runs, and starts its timeout.
+    pub(crate) fn mark_cell_started(&mut self, number: u64) -> Option<&CellRequest> {
+        let Work::QueuedCell(request) = &mut self.work else {
             return None;
         };
         let request = std::mem::take(request);
@@ -256,44 +258,44 @@ impl Run {
         }
     }
 
-    /// Makes a cell wait again whose interpreter died before it took it. This happens once: an interpreter that never
-    /// takes one is the run's end.
-    pub(crate) fn wait_again(&mut self) -> bool {
-        let cut_short = self.timed_out || self.killed;
+    /// Makes a cell wait again after its interpreter died before it started the cell. Returns `false` at the second
+    /// time, and for a run that was ended by the guest: that run ends.
+    pub(crate) fn requeue(&mut self) -> bool {
+        let ended_by_guest = self.timed_out || self.killed;
         let Work::Cell(_, request) = &mut self.work else {
             return false;
         };
-        if cut_short || std::mem::replace(&mut request.again, true) {
+        if ended_by_guest || std::mem::replace(&mut request.again, true) {
             return false;
         }
-        self.work = Work::Waiting(std::mem::take(request));
+        self.work = Work::QueuedCell(std::mem::take(request));
         self.deadline = None;
         true
     }
 
     pub(crate) fn start_clock(&mut self, timeout: Option<Duration>) {
         self.started = Instant::now();
-        // A timeout beyond the clock's range never comes.
+        // A timeout beyond the clock's range never expires.
         self.deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
         if !self.eager {
-            self.gathers_until = self.started.checked_add(GATHERING);
+            self.output_delayed_until = self.started.checked_add(OUTPUT_DELAY);
         }
     }
 
-    /// The next moment at which something must happen.
-    pub(crate) fn alarm(&self) -> Option<Instant> {
-        let moments = [self.deadline, self.grace, self.gathers_until];
+    /// Returns the moment at which the next of its timers expires.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        let moments = [self.deadline, self.kill_at, self.output_delayed_until];
         moments.into_iter().flatten().min()
     }
 
-    /// Notes how it ended; the first report counts.
+    /// Records the end of the run. Only the first call counts.
     pub(crate) fn end(&mut self, outcome: Result<ExitStatus, Failure>, cpu_us: Option<u64>) {
         if self.ended.is_some() {
             return;
         }
         self.deadline = None;
-        self.grace = None;
-        self.gathers_until = None;
+        self.kill_at = None;
+        self.output_delayed_until = None;
         self.ended = Some(Ended {
             outcome,
             cpu_us,
@@ -301,23 +303,23 @@ impl Run {
         });
     }
 
-    /// Whether late output waits to be sent, and the host takes it.
+    /// Whether late output waits to be sent, and the credit allows it.
     pub(crate) fn sends_head(&self) -> bool {
         self.output[1].has_head() && self.output[1].may_read(self.credit)
     }
 
-    /// Sends nothing more of its output.
+    /// Discards the output that was not sent yet.
     pub(crate) fn discard_output(&mut self) {
         self.output.iter_mut().for_each(Pump::discard);
     }
 
-    /// The frame that ends its stream.
+    /// Returns the frame that ends its stream, once the run has ended.
     pub(crate) fn last_frame(&self) -> Option<GuestFrame> {
         let ended = self.ended.as_ref()?;
         let id = self.id;
-        let cut_short = self.timed_out || self.killed;
+        let ended_by_guest = self.timed_out || self.killed;
         let status = match &ended.outcome {
-            _ if cut_short => ExitStatus::Signal(libc::SIGKILL),
+            _ if ended_by_guest => ExitStatus::Signal(libc::SIGKILL),
             Ok(status) => *status,
             Err(failure) => {
                 let failure = failure.clone();
@@ -340,7 +342,7 @@ impl Run {
     }
 }
 
-/// The two pumps of a run that has no pipes yet.
+/// Returns the two pumps of a run that has no pipes yet.
 pub(crate) fn idle_pumps(limit: Option<u64>) -> [Pump; 2] {
     [OutputStream::Stdout, OutputStream::Stderr].map(|stream| Pump::idle(stream, limit))
 }

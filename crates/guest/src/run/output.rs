@@ -1,4 +1,4 @@
-//! The way of a program's output to the host.
+//! Moves the output of a program to the host.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -9,30 +9,30 @@ use isol8_protocol::OutputStream;
 use nix::errno::Errno;
 use nix::unistd::read;
 
-/// Bytes that a terminal may hold that were not read: more than the 12 KiB or so of the kernel's
-/// buffers, which it does not tell of.
-const TERMINAL_HOLDS: u64 = 64 * 1024;
+/// Most bytes of output that a terminal may hold. The kernel does not report how many it holds; its buffers have about
+/// 12 KiB.
+const TERMINAL_CAPACITY: u64 = 64 * 1024;
 
 /// One of a run's two output streams.
 ///
-/// Without credit nothing is read, so the pipe fills and the program waits. Beyond the limit
-/// everything is read, counted and dropped, so the program does not wait.
+/// Without credit nothing is read, so the pipe fills and the program waits. Output beyond the limit is read, counted
+/// and dropped, so the program does not wait.
 #[derive(Debug)]
 pub(crate) struct Pump {
     pub(crate) stream: OutputStream,
     pipe: Option<Rc<OwnedFd>>,
     is_terminal: bool,
-    /// Sent before what the pipe has.
+    /// Bytes to send before those of the pipe.
     head: Vec<u8>,
     total: u64,
-    /// Bytes that will still be sent; `None` for no bound.
-    allowance: Option<u64>,
-    /// Bytes that the run left in the pipe at its end; `None` before. Later bytes do not belong to it.
-    left: Option<u64>,
+    /// Bytes that may still be sent below the limit; `None` without a limit.
+    remaining: Option<u64>,
+    /// Bytes of the run that are left in the pipe after its end; `None` before the end. Later bytes are not the run's.
+    left_at_end: Option<u64>,
 }
 
 impl Pump {
-    /// A pump of a run that has not started.
+    /// Returns the pump of a run that has not started.
     pub(crate) fn idle(stream: OutputStream, limit: Option<u64>) -> Self {
         Self {
             stream,
@@ -40,8 +40,8 @@ impl Pump {
             is_terminal: false,
             head: Vec::new(),
             total: 0,
-            allowance: limit,
-            left: None,
+            remaining: limit,
+            left_at_end: None,
         }
     }
 
@@ -54,7 +54,7 @@ impl Pump {
         self.pipe = Some(terminal);
     }
 
-    /// Sends these bytes before what is read.
+    /// Sets the bytes to send before those of the pipe.
     pub(crate) fn begin_with(&mut self, head: Vec<u8>) {
         self.head = head;
     }
@@ -63,12 +63,12 @@ impl Pump {
         !self.head.is_empty()
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes that the program wrote and the guest read so far.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// Whether nothing was written so far.
+    /// Whether the program has written nothing so far.
     pub(crate) fn is_silent(&self) -> bool {
         self.total == 0 && self.unread() == 0
     }
@@ -83,16 +83,16 @@ impl Pump {
         u64::try_from(count).unwrap_or_default()
     }
 
-    /// From here on nothing is sent.
+    /// Drops all further output.
     pub(crate) fn discard(&mut self) {
-        self.allowance = Some(0);
+        self.remaining = Some(0);
     }
 
     fn is_dropping(&self) -> bool {
-        self.allowance == Some(0)
+        self.remaining == Some(0)
     }
 
-    /// Whether there is credit for reading on, or none is needed.
+    /// Whether there is credit for reading on, or the output is dropped, which needs none.
     pub(crate) fn may_read(&self, credit: u64) -> bool {
         credit > 0 || self.is_dropping()
     }
@@ -101,26 +101,26 @@ impl Pump {
         self.pipe.as_ref().map(|pipe| pipe.as_fd())
     }
 
-    /// Notes that the run has ended: the bytes in the pipe now are the rest of its output. Another process may write to
-    /// the pipe forever, so waiting until it is empty would not do. A terminal is empty once a read says so, or has
-    /// given as much as one can hold.
+    /// Records that the run has ended: the bytes that are in the pipe now are the rest of its output. The guest does
+    /// not read until the pipe is empty, because another process may write to it forever. A terminal counts as empty
+    /// once a read finds nothing, or [`TERMINAL_CAPACITY`] bytes were read.
     pub(crate) fn mark_end(&mut self) {
-        if self.left.is_none() {
+        if self.left_at_end.is_none() {
             let is_terminal = self.is_terminal;
-            self.left = Some(if is_terminal {
-                TERMINAL_HOLDS
+            self.left_at_end = Some(if is_terminal {
+                TERMINAL_CAPACITY
             } else {
                 self.unread()
             });
         }
     }
 
-    /// Whether all that the ended run wrote was taken.
+    /// Whether the output of the ended run was read to its end.
     pub(crate) fn is_drained(&self) -> bool {
-        self.head.is_empty() && (self.pipe.is_none() || self.left == Some(0))
+        self.head.is_empty() && (self.pipe.is_none() || self.left_at_end == Some(0))
     }
 
-    /// Reads once. Returns the bytes to send, `None` if there is nothing to read now.
+    /// Reads once. Returns the bytes to send; `None` if nothing can be read now.
     pub(crate) fn read<'a>(&mut self, credit: &mut u64, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
         if !self.head.is_empty() {
             return self.read_head(credit, buffer);
@@ -130,9 +130,9 @@ impl Pump {
         if !self.is_dropping() {
             room = room.min(*credit);
         }
-        let room = room.min(self.left.unwrap_or(u64::MAX)) as usize;
+        let room = room.min(self.left_at_end.unwrap_or(u64::MAX)) as usize;
         if room == 0 {
-            // Reading nothing would look like the end.
+            // A read of 0 bytes would look like the end of the pipe.
             return None;
         }
         let count = match read(pipe, &mut buffer[..room]) {
@@ -142,7 +142,7 @@ impl Pump {
             }
             Ok(count) => count as u64,
             Err(Errno::EAGAIN) => {
-                self.left = self.left.map(|_| 0);
+                self.left_at_end = self.left_at_end.map(|_| 0);
                 return None;
             }
             Err(Errno::EINTR) => return Some(&[]),
@@ -151,16 +151,18 @@ impl Pump {
                 return None;
             }
         };
-        self.left = self.left.map(|left| left.saturating_sub(count));
+        self.left_at_end = self
+            .left_at_end
+            .map(|left_at_end| left_at_end.saturating_sub(count));
         let sent = self.account(count, credit);
         Some(&buffer[..sent as usize])
     }
 
-    /// Counts bytes of the program. Returns how many of them are to be sent.
+    /// Counts bytes of the program. Returns how many of them to send.
     fn account(&mut self, count: u64, credit: &mut u64) -> u64 {
         self.total += count;
-        let sent = count.min(self.allowance.unwrap_or(u64::MAX));
-        self.allowance = self.allowance.map(|allowance| allowance - sent);
+        let sent = count.min(self.remaining.unwrap_or(u64::MAX));
+        self.remaining = self.remaining.map(|remaining| remaining - sent);
         *credit -= sent;
         sent
     }
@@ -181,18 +183,18 @@ impl Pump {
         Some(&buffer[..sent as usize])
     }
 
-    /// Gives the pipe away.
+    /// Takes the pipe out of the pump.
     pub(crate) fn detach(&mut self) -> Option<Rc<OwnedFd>> {
         self.pipe.take()
     }
 }
 
-/// Reads and forgets. Returns whether the pipe is still open.
+/// Reads and discards a piece. Returns whether the pipe is still open.
 pub(crate) fn drop_output(pipe: BorrowedFd<'_>, buffer: &mut [u8]) -> bool {
     read_piece(pipe, buffer).is_some()
 }
 
-/// Reads what is there now, which may be nothing; `None` where the pipe is closed.
+/// Reads a piece without waiting, which may be empty; `None` if the pipe is closed.
 pub(crate) fn read_piece<'a>(pipe: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     match read(pipe, buffer) {
         Ok(0) => None,
@@ -208,10 +210,10 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::process::{Near, pipe};
+    use crate::process::{GuestSide, pipe};
 
     fn pump(limit: Option<u64>) -> (Pump, std::fs::File) {
-        let (reader, writer) = pipe(Near::Reader).unwrap();
+        let (reader, writer) = pipe(GuestSide::Reader).unwrap();
         let mut pump = Pump::idle(OutputStream::Stdout, limit);
         pump.attach(Rc::new(reader));
         (pump, writer.into())

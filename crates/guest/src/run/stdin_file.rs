@@ -1,8 +1,8 @@
-//! The standard input of a cell: a file or a pipe with a name, which a kernel can open.
+//! The standard input of a cell: a file or a named pipe, which the interpreter opens by its path.
 //!
-//! The file lies where user code writes too, because there is no other directory that both can reach. So its name
-//! cannot be guessed, and so taken, beforehand; and if one directory is full, another serves. A pipe needs no space,
-//! only a name: it is used if all directories are full.
+//! The file lies in a directory that user code writes to as well, because the guest and the interpreter can both access
+//! no other. So its name is random, which user code cannot guess and occupy beforehand; and if one directory is full,
+//! the next is tried. A named pipe needs no space for its content, and is used if all directories are full.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -12,46 +12,47 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{mkfifo, unlink};
 
-use crate::files::{in_any_place, unguessable_name};
+use crate::files::{in_first_usable, unguessable_name};
 use crate::lockdown::Privileges;
 
-/// Directories for the file, the one with the least meaning for users first.
-const PLACES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
+/// Directories for the file, in the order in which they are tried: the one that matters least to users comes first.
+const PARENT_DIRECTORIES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
 
-/// The name. User code that puts something else in its place gets what it could write itself.
+/// The path of the file, which is removed when this is dropped. User code that replaces the file only changes its own
+/// input.
 #[derive(Debug)]
 pub(crate) struct StdinFile {
     path: String,
     privileges: Privileges,
-    /// Keeps the bytes that were written to a pipe until a program reads.
+    /// An open end of the pipe, which keeps the bytes in it until a program reads them.
     hold: Option<OwnedFd>,
 }
 
 impl StdinFile {
-    /// A file with all that there is to read. Programs that open `/dev/stdin` find it there, where
-    /// a pipe whose writer is done would let them wait for ever.
+    /// Makes a file with the whole input. A program that opens `/dev/stdin` can read it again; with a pipe that has no
+    /// writer any more, it would wait forever.
     pub(crate) fn file(privileges: Privileges, bytes: &[u8]) -> io::Result<Self> {
-        in_any_place(PLACES, |place| {
-            let named = Self::new(privileges, place);
+        in_first_usable(PARENT_DIRECTORIES, |parent| {
+            let named = Self::new(privileges, parent);
             privileges.as_sandbox_user(|| File::create_new(&named.path)?.write_all(bytes))??;
             Ok(named)
         })
     }
 
-    /// A pipe for what is still to come, and the end to write to.
+    /// Makes a named pipe for input that is still to come, and returns the end to write to as well.
     pub(crate) fn pipe(privileges: Privileges) -> io::Result<(Self, OwnedFd)> {
-        in_any_place(PLACES, |place| {
-            let mut named = Self::new(privileges, place);
+        in_first_usable(PARENT_DIRECTORIES, |parent| {
+            let mut named = Self::new(privileges, parent);
             let (hold, writer) = privileges.as_sandbox_user(|| make_pipe(&named.path))??;
             named.hold = Some(hold);
             Ok((named, writer))
         })
     }
 
-    /// Nothing yet; what will have the name goes with it.
-    fn new(privileges: Privileges, place: &str) -> Self {
+    /// Returns a random path, at which nothing exists yet.
+    fn new(privileges: Privileges, parent: &str) -> Self {
         Self {
-            path: format!("{place}/{}", unguessable_name()),
+            path: format!("{parent}/{}", unguessable_name()),
             privileges,
             hold: None,
         }
@@ -64,15 +65,15 @@ impl StdinFile {
 
 impl Drop for StdinFile {
     fn drop(&mut self) {
-        // A program that has opened the file keeps it; if user code has removed the name, nothing is left.
+        // A program that has opened the file keeps it. The call fails if user code has removed the file.
         let _ = self
             .privileges
             .as_sandbox_user(|| unlink(self.path.as_str()));
     }
 }
 
-/// A pipe of this name: an end that keeps it open, and the one to write to. Neither open waits for
-/// anything, whatever user code has put there in between.
+/// Makes a named pipe. Returns an end that keeps it open, and the end to write to. Opening does not block, even if user
+/// code replaces the pipe in between.
 fn make_pipe(path: &str) -> io::Result<(OwnedFd, OwnedFd)> {
     mkfifo(path, Mode::from_bits_truncate(0o600))?;
     let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;

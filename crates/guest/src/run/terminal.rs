@@ -1,4 +1,4 @@
-//! A run's terminal: the guest's end of a pseudo-terminal, and how a program gets the other.
+//! The terminal of a run: both ends of a pseudo-terminal, of which the program gets the far one.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -16,29 +16,29 @@ use nix::unistd::{Pid, tcgetpgrp};
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::Privileges;
 
-/// The device that makes the sandbox's pseudo-terminals.
+/// The device that creates pseudo-terminals in the sandbox.
 const MULTIPLEXER: &str = "/dev/ptmx";
 
-/// The type of terminal that a program sees unless a variable names another.
+/// The default type of the terminal, which a variable of the run can replace.
 pub(crate) const TERM: (&[u8], &[u8]) = (b"TERM", b"xterm-256color");
 
 /// The terminal of one run.
 #[derive(Debug)]
 pub(crate) struct Terminal {
     near: Rc<OwnedFd>,
-    /// Kept open for as long as the run goes on: a terminal that no process has open is reported as gone by the kernel,
-    /// but a program that closed it may open it again.
+    /// Kept open for as long as the run lasts. If no process has the terminal open, the kernel reports it as hung up,
+    /// but a program that has closed it may open it again.
     far: OwnedFd,
 }
 
 impl Terminal {
-    /// A new one, which is user code's own.
+    /// Opens a new terminal that belongs to the user of user code.
     pub(crate) fn open(privileges: Privileges, size: TerminalSize) -> Result<Self, Failure> {
         let made = privileges.as_sandbox_user(|| make(size)).and_then(|it| it);
         made.map_err(|error| {
             let none_left = error.raw_os_error() == Some(libc::ENOSPC);
             if none_left || is_exhausted(&error) {
-                let text = "no terminal is left in the sandbox, end what holds them";
+                let text = "no terminal is left in the sandbox, end programs that hold one";
                 return failure(FailureKind::Exhausted, text);
             }
             let text = format!("terminal cannot be opened: {error}");
@@ -46,17 +46,17 @@ impl Terminal {
         })
     }
 
-    /// The end that the program reads from and writes to.
+    /// Returns the end that the program reads from and writes to.
     pub(crate) fn far(&self) -> BorrowedFd<'_> {
         self.far.as_fd()
     }
 
-    /// The end from which the program's output is read.
+    /// Returns the end from which the guest reads the program's output.
     pub(crate) fn output(&self) -> Rc<OwnedFd> {
         Rc::clone(&self.near)
     }
 
-    /// The end to which the program's input is written.
+    /// Returns the end to which the guest writes the program's input.
     pub(crate) fn input(&self) -> Result<OwnedFd, Failure> {
         let input = self.near.try_clone();
         input.map_err(|error| internal("terminal cannot be written to", error))
@@ -64,23 +64,23 @@ impl Terminal {
 
     /// Changes the size. If the size differs, the kernel signals the foreground processes.
     pub(crate) fn resize(&self, size: TerminalSize) {
-        // Cannot fail for a terminal that is open.
+        // The call cannot fail for a terminal that is open.
         let _ = set_size(&self.near, size);
     }
 
-    /// Tells the program and what is in the foreground that the terminal is gone.
+    /// Sends a hangup to the group of the program and to the foreground processes.
     pub(crate) fn hang_up(&self, program: Pid) {
         let foreground = tcgetpgrp(&self.near).ok().filter(|it| it.as_raw() > 1);
         for group in [Some(program), foreground].into_iter().flatten() {
-            // A stopped process has to go on to end.
+            // A stopped process ends only once it is continued.
             for signal in [Signal::SIGHUP, Signal::SIGCONT] {
                 let _ = killpg(group, signal);
             }
         }
     }
 
-    /// Sends a signal to the foreground processes, as a key would; one that asks for the end also to
-    /// the group of the program itself, which a shell with job control is alone in.
+    /// Sends a signal to the foreground processes, as a key would. SIGTERM is also sent to the program's own group,
+    /// because a shell with job control is alone in its group.
     pub(crate) fn signal(&self, program: Pid, signal: Signal) {
         let foreground = tcgetpgrp(&self.near).ok().filter(|it| it.as_raw() > 1);
         if let Some(group) = foreground {
@@ -92,8 +92,8 @@ impl Terminal {
     }
 }
 
-/// The bytes that end the input behind `last`. Within a line the first Ctrl-D only hands over the beginning of the
-/// line.
+/// Returns the bytes that end the input after the byte `last`. Within a line two Ctrl-D are needed, because the first
+/// only passes the beginning of the line on to the program.
 pub(crate) fn end_of_input(terminal: BorrowedFd<'_>, last: Option<u8>) -> Vec<u8> {
     let Ok(settings) = tcgetattr(terminal) else {
         return Vec::new();
@@ -102,7 +102,7 @@ pub(crate) fn end_of_input(terminal: BorrowedFd<'_>, last: Option<u8>) -> Vec<u8
     let by_lines = settings.local_flags.contains(LocalFlags::ICANON);
     let within_line = by_lines && last.is_some_and(|last| last != b'\n');
     match key {
-        // The program has switched it off.
+        // The program has disabled the key.
         0 => Vec::new(),
         _ => vec![key; if within_line { 2 } else { 1 }],
     }
@@ -115,13 +115,13 @@ fn make(size: TerminalSize) -> io::Result<Terminal> {
     // SAFETY: an open terminal, and a number that is valid through the call.
     check(unsafe { libc::ioctl(near.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) })?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // No path leads there: this is the other end, whatever is mounted at `/dev/pts`.
+    // The call opens the other end without a path, so it does not depend on the mount at `/dev/pts`.
     // SAFETY: as above; the argument is a number.
     let far = check(unsafe { libc::ioctl(near.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
     // SAFETY: just opened, and without another owner.
     let far = unsafe { OwnedFd::from_raw_fd(far) };
     let mut settings = tcgetattr(&far)?;
-    // A key that erases takes a character, and not a byte of it.
+    // With this flag, the erase key removes a whole UTF-8 character, and not a byte.
     settings.input_flags |= InputFlags::IUTF8;
     tcsetattr(&far, SetArg::TCSANOW, &settings)?;
     set_size(&far, size)?;

@@ -1,13 +1,13 @@
-//! Calls that the filter answers in the kernel's place.
+//! System calls that the filter answers itself, without executing them.
 //!
-//! Some calls have no effect in a sandbox, where every file that can be written is in memory, and one
-//! on the host: these succeed without being made. Others are counted for the whole machine, and
-//! programs know how to do without them: these fail as on a kernel that lacks them.
+//! Some calls have no effect in a sandbox, where every writable file is in memory, but affect the host: these succeed
+//! without being executed. Others are counted for the whole machine, and programs can do without them: these fail as on
+//! a kernel that lacks them.
 
 use libc::{c_int, c_long};
 use seccompiler::{BpfProgram, sock_filter};
 
-/// The error number of a call that succeeds.
+/// The error number that makes a call succeed.
 const DONE: c_int = 0;
 
 #[cfg(target_arch = "x86_64")]
@@ -27,21 +27,22 @@ const IO_PGETEVENTS: c_long = 333;
 const IO_PGETEVENTS: c_long = 292;
 const CACHESTAT: c_long = 451;
 
-/// A call, the arguments that it must have, and the error number that it gets.
+/// A call, conditions on its arguments, and the error number that it returns.
 struct Answer {
     number: c_long,
     when: &'static [Check],
     errno: c_int,
 }
 
-/// A condition on an argument. Only the lower half is compared, which is all that the kernel
-/// looks at for arguments of the type `int`.
+/// A condition on an argument, given by its index. Only the lower half of the argument is compared, because the kernel
+/// ignores the upper half of arguments of type `int`.
 #[derive(Clone, Copy)]
 enum Check {
+    /// The argument has this value.
     Is(u32, u32),
-    /// A bit of the mask is set.
+    /// The argument has a bit of this mask.
     HasAny(u32, u32),
-    /// A pointer, of which both halves count.
+    /// The argument is a pointer that is not null. Both halves are compared.
     IsNotNull(u32),
 }
 
@@ -61,7 +62,7 @@ const fn done_when(number: c_long, when: &'static [Check]) -> Answer {
     }
 }
 
-/// A socket option that this kernel has not.
+/// Answers a call for a socket option as a kernel without the option does.
 const fn option_missing(when: &'static [Check]) -> Answer {
     Answer {
         number: libc::SYS_setsockopt,
@@ -70,7 +71,7 @@ const fn option_missing(when: &'static [Check]) -> Answer {
     }
 }
 
-/// Calls that ask for huge pages, of which the host has a fixed number, get what a host without any says.
+/// Answers a call for huge pages as a host without any does: the host has a fixed number of them.
 const fn huge(number: c_long, when: &'static [Check], errno: c_int) -> Answer {
     Answer {
         number,
@@ -104,12 +105,12 @@ const ANSWERS: [Answer; 23] = [
         Check::Is(1, libc::SOL_SOCKET as u32),
         Check::Is(2, libc::SO_ATTACH_REUSEPORT_CBPF as u32),
     ]),
-    // Pages that are sent without a copy count for the user of the host.
+    // Pages that are sent without a copy are counted per user of the host.
     option_missing(&[
         Check::Is(1, libc::SOL_SOCKET as u32),
         Check::Is(2, libc::SO_ZEROCOPY as u32),
     ]),
-    // Its flags lie in memory that a filter cannot read; glibc falls back to `clone`.
+    // The flags of `clone3` are in memory, which a filter cannot read. glibc falls back to `clone`.
     always(libc::SYS_clone3, libc::ENOSYS),
     // Events of asynchronous I/O are counted for the whole machine (`fs.aio-max-nr`).
     always(libc::SYS_io_setup, libc::ENOSYS),
@@ -118,23 +119,23 @@ const ANSWERS: [Answer; 23] = [
     always(libc::SYS_io_cancel, libc::ENOSYS),
     always(libc::SYS_io_getevents, libc::ENOSYS),
     always(IO_PGETEVENTS, libc::ENOSYS),
-    // Before Linux 6.13 it tells which parts of shared files other programs have read.
+    // Before Linux 6.13, `cachestat` shows which parts of shared files other programs have read.
     always(CACHESTAT, libc::ENOSYS),
-    // The first two write back every file system of the host. The others reach the host's disk too,
-    // by a file of a shared directory: even where nothing is to be written, its cache is flushed.
+    // `sync` and `syncfs` write back every file system of the host. The others reach the host's disk through a file of
+    // a shared directory: the cache of the disk is flushed even if there is nothing to write.
     always(libc::SYS_sync, DONE),
     always(libc::SYS_syncfs, DONE),
     always(libc::SYS_fsync, DONE),
     always(libc::SYS_fdatasync, DONE),
     always(SYNC_FILE_RANGE, DONE),
     done_when(libc::SYS_msync, &[Check::HasAny(2, libc::MS_SYNC as u32)]),
-    // Takes pages of shared files out of the host's cache.
+    // The advice removes pages of shared files from the host's cache.
     done_when(
         libc::SYS_fadvise64,
         &[Check::Is(3, libc::POSIX_FADV_DONTNEED as u32)],
     ),
-    // The limit that the guest begins with keeps a crash from starting the host's `core_pattern`
-    // program. A lower one, which any process may choose, would not.
+    // The limit of 1 that the guest sets keeps a crash from starting the host's `core_pattern` program. Every process
+    // may lower its limits, and with 0 the program would be started.
     done_when(
         libc::SYS_prlimit64,
         &[Check::Is(1, libc::RLIMIT_CORE), Check::IsNotNull(2)],
@@ -142,13 +143,14 @@ const ANSWERS: [Answer; 23] = [
     done_when(SETRLIMIT, &[Check::Is(0, libc::RLIMIT_CORE)]),
 ];
 
-/// Instructions that answer these calls, and let all others go on to what follows.
+/// Returns the instructions that answer these calls. For any other call, they continue with the instructions that
+/// follow.
 pub(super) fn program() -> BpfProgram {
     ANSWERS.iter().flat_map(Answer::compile).collect()
 }
 
 impl Answer {
-    /// Compares the number and the arguments; where one differs, jumps behind the answer.
+    /// Returns instructions that compare the number and the arguments, and jump behind the answer if one differs.
     fn compile(&self) -> BpfProgram {
         let answer = (libc::BPF_RET | libc::BPF_K) as u16;
         let errno = libc::SECCOMP_RET_ERRNO | self.errno as u32;
@@ -168,7 +170,8 @@ impl Answer {
 }
 
 impl Check {
-    /// Goes on with what follows, or `behind` instructions later.
+    /// Returns instructions that continue with the next one if the condition holds, and else skip `behind`
+    /// instructions.
     fn compile(self, behind: u8) -> BpfProgram {
         match self {
             Self::Is(argument, value) => {
@@ -187,12 +190,12 @@ impl Check {
     }
 }
 
-/// An answer has a dozen instructions at most.
+/// Returns the number of instructions; an answer has a dozen at most.
 fn length(program: &BpfProgram) -> u8 {
     program.len() as u8
 }
 
-/// The offset of the lower half of an argument in `seccomp_data`, on little-endian machines.
+/// Returns the offset of the lower half of an argument in `seccomp_data`, on little-endian machines.
 fn low(argument: u32) -> u32 {
     16 + 8 * argument
 }
@@ -214,7 +217,7 @@ fn step(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
 mod tests {
     use super::*;
 
-    /// Runs the filter on a call. Returns its answer, or `None` where the filter goes on.
+    /// Runs the filter on a call. Returns its answer, or `None` if it continues.
     fn run(number: c_long, arguments: [u64; 6]) -> Option<u32> {
         let mut data = vec![number as u32, 0, 0, 0];
         for argument in arguments {

@@ -1,6 +1,5 @@
-//! A sandbox for tests: the guest as PID 1 in namespaces and a root of its own, and the host's end
-//! of its control connection. Needs root, and touches nothing of the machine but a directory in
-//! its temporary one.
+//! A sandbox for tests: the guest as PID 1 in new namespaces with its own root file system, and the host's end of its
+//! control connection. The sandbox needs root, and changes nothing on the machine but a temporary directory.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 #![allow(clippy::expect_used)] // as above
@@ -17,11 +16,11 @@ use isol8_protocol::{
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
-/// Longer than anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Deadline of every wait: longer than any step takes on a busy machine.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Makes the root file system and becomes the guest in it. `$1` is an empty directory that stays
-/// visible as `/run/isol8`, `$2` the guest; the rest are its arguments.
+/// A script that makes the root file system and executes the guest in it. `$1` is an empty directory that stays visible
+/// as `/run/isol8`, `$2` the guest's executable; the rest are the guest's arguments.
 const SETUP: &str = r#"
 set -eu
 shared=$1 guest=$2
@@ -72,8 +71,8 @@ pub(crate) struct Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // Dropping capabilities made the guest forget that it should die with its parent. Ending
-        // PID 1 ends all of its namespace.
+        // The guest does not die with its parent any more, because dropping capabilities has cleared that setting. The
+        // end of PID 1 ends all processes of its namespace.
         let pid = nix::unistd::Pid::from_raw(self.guest);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
@@ -89,7 +88,7 @@ impl Sandbox {
         Self::launch(tempfile::tempdir().unwrap(), &arguments).await
     }
 
-    /// A guest that is given the socket `socket` of `directory` by number.
+    /// Starts a guest that inherits the listening socket `socket` of `directory` as the descriptor `number`.
     pub(crate) async fn start_listening(directory: tempfile::TempDir, number: i32) -> Self {
         Self::launch(directory, &["--fd", &number.to_string()]).await
     }
@@ -141,7 +140,7 @@ impl Sandbox {
 
     /// Waits until `script` succeeds.
     pub(crate) async fn wait_until(&self, script: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.sh(script).await.code() != 0 {
             assert!(Instant::now() < deadline, "never became true: {script}");
         }
@@ -158,12 +157,12 @@ impl Sandbox {
         self.wait_until("[ ! -d /proc/$(cat /tmp/pid) ]").await;
     }
 
-    /// The guest's process, seen from outside.
+    /// Returns the guest's process id in the namespace of the tests.
     pub(crate) fn guest(&self) -> i32 {
         self.guest
     }
 
-    /// Whether the guest itself still lives.
+    /// Whether the guest still lives.
     pub(crate) fn is_alive(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }
@@ -196,14 +195,14 @@ pub(crate) fn spawn(directory: &Path, arguments: &[&str]) -> Child {
         .expect("unshare (of util-linux) must be installed")
 }
 
-/// The guest: the only child of the `unshare` with this process id.
+/// Returns the process id of the guest: the only child of the `unshare` with this process id.
 fn only_child(parent: u32) -> Option<i32> {
     let children = format!("/proc/{parent}/task/{parent}/children");
     std::fs::read_to_string(children).ok()?.trim().parse().ok()
 }
 
 pub(crate) async fn connect(socket: &Path) -> UnixStream {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => return stream,
@@ -226,7 +225,7 @@ impl Outcome {
         self.exit.status.code()
     }
 
-    /// Standard output of a run that succeeded.
+    /// Returns the standard output of a run, and asserts that the run succeeded.
     #[track_caller]
     pub(crate) fn ok(&self) -> &str {
         assert_eq!(self.exit.status, ExitStatus::Code(0), "{}", self.stderr);
@@ -235,11 +234,11 @@ impl Outcome {
     }
 }
 
-/// Takes all events of a run.
+/// Takes all events of a run, and returns its outcome.
 pub(crate) async fn finish(mut run: RunHandle) -> Result<Outcome, ControlError> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let exit = loop {
-        let event = tokio::time::timeout(PATIENCE, run.next()).await;
+        let event = tokio::time::timeout(TIMEOUT, run.next()).await;
         match event.expect("the run does not go on")? {
             RunEvent::Output(OutputStream::Stdout, bytes) => stdout.extend(bytes),
             RunEvent::Output(OutputStream::Stderr, bytes) => stderr.extend(bytes),

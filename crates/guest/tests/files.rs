@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use isol8_backend::Control;
 use isol8_protocol::{EntryKind, FailureKind, KernelKind};
-use support::{PATIENCE, Sandbox, command, connect, finish, python, sh};
+use support::{Sandbox, TIMEOUT, command, connect, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_path_that_leaves_its_place_is_refused_in_both_directions() {
         .await
         .unwrap_err();
     assert_eq!(missing.failure_kind(), Some(FailureKind::NotFound));
-    // A link that stays inside is fine; one as the file itself is replaced and not followed.
+    // A link that stays inside is followed. A link in the place of the file itself is replaced and not followed.
     assert_eq!(
         sandbox
             .control
@@ -167,8 +167,8 @@ async fn a_reset_leaves_nothing() {
     let look = "ls -A /sandbox /tmp /dev/shm /dev/mqueue; stat -c '%a %u' /sandbox /tmp; \
                 tail -qn +2 /proc/sysvipc/*; set -- /proc/[0-9]*; echo $#";
     sandbox.prepare(KernelKind::Python).await;
-    // The guest, the zygote, the spare that was forked again, and this shell: counted by itself, so
-    // that nothing is just being started.
+    // Four processes: the guest, the zygote, the spare that was forked again, and this shell. The shell counts them
+    // without starting a program.
     assert_eq!(
         sandbox.sh(look).await.ok(),
         "/dev/mqueue:\n\n/dev/shm:\n\n/sandbox:\n\n/tmp:\n755 64800\n1777 0\n4"
@@ -181,7 +181,7 @@ async fn a_reset_leaves_nothing() {
     assert_eq!(sandbox.run(python("print(1)")).await.ok(), "1");
 }
 
-/// Prints all attributes of every writable place's directory but its times, which it compares with the time
+/// A program that prints all attributes of every writable directory except its times, which it compares with the time
 /// of the last reset.
 const ATTRIBUTES: &str = r#"
 import fcntl, os, struct
@@ -197,7 +197,7 @@ for place in ('/sandbox', '/tmp', '/dev/shm', '/dev/mqueue', '/dev/pts', '/dev/p
     print(place, oct(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, os.listxattr(place), flags, odd)
 "#;
 
-/// Changes every attribute that can be changed.
+/// A program that changes every attribute that it can change.
 const CHANGE: &str = r#"
 import fcntl, os, struct
 changed = []
@@ -220,7 +220,8 @@ print(*changed)
 
 async fn attributes_are_set_back(arguments: &[&str]) {
     let sandbox = Sandbox::start_with(arguments).await;
-    // Without a script file, which user code could not have in a place that is not its own.
+    // The code is passed on the command line: a script file could not be written to a directory that user code does not
+    // own.
     let python = async |code: &str| {
         let outcome = sandbox.run(command(&["python3", "-c", code])).await;
         outcome.ok().to_owned()
@@ -233,7 +234,7 @@ async fn attributes_are_set_back(arguments: &[&str]) {
             assert!(changed.contains(attribute), "{changed}");
         }
         assert_ne!(python(&look).await, fresh);
-        // Message queues have times of whole seconds.
+        // The file system of message queues has times of whole seconds.
         let earliest = std::time::UNIX_EPOCH.elapsed().unwrap() - Duration::from_secs(2);
         sandbox.control.reset().await.unwrap();
         let look = ATTRIBUTES.replace("EARLIEST", &earliest.as_nanos().to_string());
@@ -260,8 +261,8 @@ async fn malformed_frames_end_the_connection_and_not_the_guest() {
         let mut stream = connect(&sandbox.socket()).await;
         stream.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
-        // The guest's greeting, and the end.
-        let end = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        // The guest sends its greeting, and then closes the connection.
+        let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await;
         assert!(end.is_ok(), "{bytes:?} did not end the connection");
         assert!(sandbox.is_alive());
     }
@@ -275,7 +276,7 @@ async fn a_new_connection_takes_the_place_of_the_old_one() {
     let old: Control = sandbox.control.clone();
     sandbox.sh("echo kept > file").await.ok();
     sandbox.reconnect().await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     tokio::time::timeout_at(deadline.into(), old.closed())
         .await
         .unwrap();

@@ -1,4 +1,4 @@
-//! Interpreters that were booted before the code came: scripts and cells.
+//! Interpreters that were booted before their code came: scripts and cells.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
@@ -10,14 +10,14 @@ use isol8_protocol::{
 };
 use support::{Outcome, Sandbox, cell, finish, python};
 
-/// A sandbox whose spare interpreter waits.
+/// Returns a sandbox whose spare interpreter waits.
 async fn prepared() -> Sandbox {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;
     sandbox
 }
 
-/// Runs a script in a booted and in a fresh interpreter, and returns what both came to.
+/// Runs a script in a spare and in a new interpreter. Asserts that both have the same outcome, and returns it.
 async fn both_ways(sandbox: &Sandbox, source: &str) -> Outcome {
     sandbox.prepare(KernelKind::Python).await;
     let booted = sandbox.python(source).await;
@@ -159,7 +159,7 @@ async fn a_cell_may_await() {
 }
 
 #[tokio::test]
-async fn the_end_of_a_cell_is_not_the_end_of_its_kernel() {
+async fn the_end_of_a_cell_is_not_the_end_of_its_interpreter() {
     let sandbox = prepared().await;
     sandbox.cell("kept = 1").await.ok();
     for (source, code, stderr) in [
@@ -263,7 +263,7 @@ async fn a_cell_that_can_be_interrupted_keeps_its_state_at_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_command_that_runs_out_of_time_says_that_the_kernel_went_with_it() {
+async fn a_command_that_times_out_says_that_the_interpreter_ended_with_it() {
     let sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();
     let mut spec = support::sh("sleep 100");
@@ -307,7 +307,7 @@ async fn cells_wait_for_each_other_and_keep_their_output_apart() {
 #[tokio::test]
 async fn a_forged_answer_ends_its_own_cell_only() {
     let sandbox = prepared().await;
-    // All that the interpreter holds but for its output.
+    // Writes to every descriptor of the interpreter but its output.
     let forger = "import os, stat\nfor fd in range(3000, 3010):\n  for _ in range(100):\n    \
                   try: stat.S_ISFIFO(os.fstat(fd).st_mode) or os.write(fd, b'x' * 16)\n    \
                   except OSError: break\nprint('done')";
@@ -316,7 +316,7 @@ async fn a_forged_answer_ends_its_own_cell_only() {
 }
 
 #[tokio::test]
-async fn connection_loss_ends_runs_and_keeps_the_kernel() {
+async fn connection_loss_ends_runs_and_keeps_the_interpreter() {
     let mut sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();
     let busy = sandbox
@@ -333,7 +333,7 @@ async fn connection_loss_ends_runs_and_keeps_the_kernel() {
 }
 
 #[tokio::test]
-async fn a_sweep_spares_the_kernel_and_its_state() {
+async fn a_sweep_spares_the_interpreter_and_its_state() {
     let sandbox = prepared().await;
     sandbox.cell("x = 1").await.ok();
     let mut spec = support::sh("setsid sleep 23456 & echo end");
@@ -356,7 +356,7 @@ async fn threads_of_a_cell_live_on_and_what_they_print_meanwhile_is_dropped() {
     assert_eq!(sandbox.cell(more).await.code(), 0);
 }
 
-/// A cell of bash.
+/// Returns a cell of bash.
 fn bash(source: &str) -> RunSpec {
     support::spec(Program::Cell {
         kernel: KernelKind::Bash,
@@ -399,7 +399,7 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
             source: source.as_bytes().to_vec(),
         })
     };
-    // A variable that it was started with tells it from an interpreter that was started for the script.
+    // The variable that the spare was started with distinguishes it from an interpreter started for the script.
     let waited = "tr '\\0' '\\n' </proc/$$/environ | grep -c ^BASH_ENV=";
     let source = format!(
         "{waited}\nread -r line; [ . -ef /tmp ]; echo \"$line $A $? $(date +%Z) ${{BASH_ENV-gone}} $SECONDS\""
@@ -428,7 +428,7 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
     assert_eq!(sandbox.run(bash("echo $x")).await.ok(), "42");
 }
 
-/// Counts the processes of the sandbox, some time after an interpreter could have begun to boot.
+/// A command that counts the processes of the sandbox, some time after an interpreter could have started to boot.
 const COUNT: &str =
     "import os, time; time.sleep(0.1); print(sum(p.isdigit() for p in os.listdir('/proc')))";
 
@@ -439,9 +439,9 @@ async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
     sandbox
         .control
         .prepare_in_background(KernelKind::Python, settings);
-    // The guest, and the script in an interpreter of its own.
+    // Two processes: the guest, and the script in a new interpreter.
     assert_eq!(sandbox.python(COUNT).await.ok(), "2");
-    // Afterwards an interpreter is booted, as nothing else would serve the runs that wait for it.
+    // Afterwards an interpreter is booted, because runs may wait for it.
     sandbox.prepare(KernelKind::Python).await;
     assert!(sandbox.control.is_prepared());
     assert_ne!(sandbox.python(COUNT).await.ok(), "2");
@@ -496,7 +496,7 @@ async fn a_cell_is_charged_its_own_time_and_not_the_start_of_its_interpreter() {
     assert!((290_000..2_000_000).contains(&cpu_us), "{cpu_us}");
 }
 
-/// Ends of a program at which the interpreter itself writes nothing any more.
+/// Code that ends a program in such a way that the interpreter does not flush its output.
 const SUDDEN_ENDS: [&str; 3] = [
     "os._exit(3)",
     "os.kill(os.getpid(), 9)",
@@ -524,7 +524,7 @@ async fn what_python_printed_is_not_lost_with_its_process() {
 
 #[tokio::test]
 async fn lines_that_come_in_thousands_are_complete_and_in_order() {
-    // Also around a fork and from threads.
+    // The lines come from threads and around a fork, too.
     let source = "
 import os, sys, threading, time
 for i in range(100_000): print(i)
@@ -569,7 +569,7 @@ print('end'); time.sleep(60)";
         let mut run = sandbox.control.run(spec).unwrap();
         let mut text = Vec::new();
         while !text.ends_with(b"\nend\n") {
-            match tokio::time::timeout(support::PATIENCE, run.next())
+            match tokio::time::timeout(support::TIMEOUT, run.next())
                 .await
                 .unwrap()
             {
