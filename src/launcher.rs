@@ -104,7 +104,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
         roots: config
             .images_root
             .as_deref()
-            .map(|directory| Roots::at(directory).directory().to_owned()),
+            .map(|directory| Roots::new(directory).directory().to_owned()),
         instance: None,
     };
     launcher.serve().map_err(failed)
