@@ -152,7 +152,7 @@ async fn find(config: &Config) -> Result<(), SetupError> {
         .iter()
         .map(|one| one.image.clone())
         .collect();
-    let found = custom::look(&backends::docker_config(config), &wanted).await?;
+    let found = custom::find_packages(&backends::docker_config(config), &wanted).await?;
     // What was found before is as good.
     let _ = images.own.set(found.runtimes);
     for (prebuilt, packages) in images.prebuilt.iter().zip(found.images) {
