@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Builds it static, because it runs in images whose C library, if any, is another one.
+/// Builds the guest as a static executable, because it runs in images with another C library or none.
 fn build_guest() -> Result<PathBuf, Box<dyn Error>> {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH")?;
     let target = format!("{architecture}-unknown-linux-gnu");
@@ -29,7 +29,7 @@ fn build_guest() -> Result<PathBuf, Box<dyn Error>> {
         .args(["--target", &target, "--target-dir"])
         .arg(&directory)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        // What the outer cargo set for itself, and for clippy, is not for this build.
+        // Do not pass on the settings that the outer cargo made for itself and for clippy.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .status()?;
@@ -39,8 +39,8 @@ fn build_guest() -> Result<PathBuf, Box<dyn Error>> {
     Ok(directory.join(target).join("guest/isol8-guest"))
 }
 
-/// One directory for the guest whatever the profile of the outer build is:
-/// `OUT_DIR` is `<target>/<profile>/build/<package>/out`.
+/// Returns the build directory of the guest, which is the same for every profile of the outer build: `OUT_DIR` is
+/// `<target>/<profile>/build/<package>/out`.
 fn target_directory() -> Result<PathBuf, Box<dyn Error>> {
     let out = env::var("OUT_DIR")?;
     let target = Path::new(&out).ancestors().nth(4);

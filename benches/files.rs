@@ -24,7 +24,7 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use times::Times;
 
-/// What is printed of the slow ones.
+/// The percentile of slow requests that is printed.
 const PERCENTILE: usize = 90;
 
 /// Bytes through the raw routes.

@@ -1,12 +1,12 @@
-//! What one request costs: `cargo bench --bench latency`, all of it or what is named:
-//! `cargo bench --bench latency -- node bun`.
+//! The latency of a request: `cargo bench --bench latency`, all of it or the named parts: `cargo bench --bench latency
+//! -- node bun`.
 //!
-//! Prints the median and the 95th percentile of one small program over HTTP with keep-alive, on each
-//! backend: ephemeral, in a session, as a session's first request, and ephemeral without a pool; each
-//! beside a bare start of the same interpreter on the host, and a whole `isol8 run` of the native backend. Requests that take a sandbox are paced, so
-//! that the pool can refill, as it can in service that is not overloaded. Where a native sandbox waits,
-//! its memory is printed too: pages of its own, and pages that others use as well.
-//! Needs what the black-box suite needs: root, the interpreters, and Docker with its images.
+//! Prints the median and the 95th percentile of one small program over HTTP with keep-alive, on each backend:
+//! ephemeral, in a session, as a session's first request, and ephemeral without a pool; each beside a bare start of the
+//! same interpreter on the host, and a whole `isol8 run` of the native backend. Requests that take a sandbox are paced,
+//! so that the pool can refill, as it can in service that is not overloaded. The memory of idle native sandboxes is
+//! printed too: pages of their own, and pages that others use as well. The benchmark needs root, the interpreters, and
+//! Docker with its images, as the black-box suite does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
 
@@ -26,7 +26,7 @@ use times::Times;
 
 const RUNS: usize = 100;
 
-/// What is printed of the slow ones.
+/// The percentile of slow requests that is printed.
 const PERCENTILE: usize = 95;
 
 /// Requests before those that are timed.
@@ -35,7 +35,7 @@ const WARM_UP: usize = 5;
 /// Between two sandboxes that are made anew: longer than either backend takes for one.
 const PACE_OF_NEW: Duration = Duration::from_millis(300);
 
-/// What is timed. Each prints `1`.
+/// The programs that are timed. Each prints `1`.
 const PROGRAMS: [Program; 7] = [
     Program {
         name: "python",
@@ -234,14 +234,14 @@ async fn measure(kind: Kind, program: &Program, bare: Duration) {
     server.stop();
 }
 
-/// What each process in the waiting sandboxes of a native server has in memory.
+/// Prints the memory of each process in the idle sandboxes of a native server.
 fn show_memory(server: &Server) {
-    // It is in one cgroup for each controller.
+    // A process is in one cgroup for each controller.
     let processes = sandboxed_processes(server.kind, server.state());
     for process in BTreeSet::from_iter(processes) {
         let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"));
         let name = fs::read_to_string(format!("/proc/{process}/comm"));
-        // It may have ended meanwhile.
+        // The process may have ended meanwhile.
         let (Ok(rollup), Ok(name)) = (rollup, name) else {
             continue;
         };

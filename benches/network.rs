@@ -1,5 +1,5 @@
-//! What a network costs: `cargo bench --bench network`, all of it or the requests of the runtimes that are
-//! named: `cargo bench --bench network -- node`.
+//! The cost of a network: `cargo bench --bench network`, all of it or the requests of the named runtimes: `cargo bench
+//! --bench network -- node`.
 //!
 //! Prints, on each backend with a warm pool, what `network: "filtered"` adds to a request whose program does
 //! not use it: the median and the 95th percentile of requests without and with it, in turns, and the
@@ -25,13 +25,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 const RUNS: usize = 200;
 
-/// What is printed of the slow ones.
+/// The percentile of slow requests that is printed.
 const PERCENTILE: usize = 95;
 
 /// Pairs of requests before those that are timed.
 const WARM_UP: usize = 10;
 
-/// What comes through, in bytes.
+/// The size of the download, in bytes.
 const SIZE: u64 = 1_000_000_000;
 
 /// Programs that print `1`, and the time between two: longer than it takes until an interpreter waits again.
@@ -66,7 +66,7 @@ async fn measure(kind: Kind, named: &[String]) {
         }
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for turn in 0..RUNS + WARM_UP {
-            // Who is first changes, so that neither always follows the other.
+            // The order alternates, so that neither always follows the other.
             for network in [turn % 2 == 0, turn % 2 == 1] {
                 tokio::time::sleep(pace).await;
                 let took = one(&server.client(), runtime, code, network).await;

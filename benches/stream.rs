@@ -1,11 +1,10 @@
 //! How soon a program is heard: `cargo bench --bench stream`.
 //!
-//! Prints the median and the 99th percentile of the time from a request to the first byte of a program
-//! that prints at once, of 500 (or `STREAM_RUNS`), on each backend with a warm pool: as server-sent
-//! events, over a WebSocket from the `execute` message and from the handshake, and at a terminal, whose
-//! interpreter is started afresh.
-//! What a slow reader costs is a test's: `a_slow_client_slows_its_run_and_costs_no_memory`.
-//! Needs what the black-box suite needs: root, the interpreters, and Docker with its images.
+//! Prints the median and the 99th percentile of the time from a request to the first byte of a program that prints at
+//! once, of 500 (or `STREAM_RUNS`), on each backend with a warm pool: as server-sent events, over a WebSocket from the
+//! `execute` message and from the handshake, and at a terminal, whose interpreter is started afresh. The test
+//! `a_slow_client_slows_its_run_and_costs_no_memory` measures the cost of a slow reader. The benchmark needs root, the
+//! interpreters, and Docker with its images, as the black-box suite does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A benchmark that cannot measure stops.
 
@@ -25,7 +24,7 @@ use serde_json::{Value, json};
 use socket::Socket;
 use times::Times;
 
-/// What is printed of the slow ones.
+/// The percentile of slow requests that is printed.
 const PERCENTILE: usize = 99;
 
 /// Requests before those that are timed.

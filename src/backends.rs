@@ -1,4 +1,4 @@
-//! The backends there are, and which one to use.
+//! The available backends, and the choice between them.
 
 mod choice;
 
@@ -14,38 +14,38 @@ use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
 
 use crate::config::{BackendChoice, Config};
-use crate::launcher::client::Client;
-pub use choice::{Chosen, Needs, pick};
+use crate::launcher::client::LauncherClient;
+pub use choice::{ChosenBackend, Needs, pick};
 
-/// First argument of this executable where it is to be the spawner.
+/// First argument with which this executable runs as the spawner.
 pub(crate) const SPAWNER_ARGUMENT: &str = "__spawner";
 
-/// Where a spawner that outlives its command writes its log.
+/// Log file of a spawner that outlives its command.
 const SPAWNER_LOG: &str = "spawner.log";
 
-/// This executable, even where its file was replaced in the meantime.
+/// Path of this executable, valid even after its file has been replaced.
 pub(crate) const THIS_EXECUTABLE: &str = "/proc/self/exe";
 
-/// Root of the file system whose programs sandboxes share.
-pub(crate) const HOST: &str = "/";
+/// Root of the file system whose programs the native backend's sandboxes share.
+pub(crate) const HOST_ROOT: &str = "/";
 
 /// The guest agent, built with this executable.
 static GUEST: &[u8] = include_bytes!(env!("ISOL8_GUEST"));
 
 /// A concrete backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum BackendKind {
     /// Linux namespaces.
     Native,
     /// The Docker engine.
     Docker,
 }
 
-impl Kind {
-    /// Every backend there is.
+impl BackendKind {
+    /// All backends.
     pub const ALL: [Self; 2] = [Self::Native, Self::Docker];
 
-    /// As it stands in the configuration.
+    /// Returns the backend's name in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -55,38 +55,37 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// Whether this process was started as the spawner of another one.
+/// Returns whether this process was started as the spawner of another process.
 #[must_use]
 pub fn is_spawner() -> bool {
     std::env::args_os().nth(1).as_deref() == Some(SPAWNER_ARGUMENT.as_ref())
 }
 
-/// The bounds that a launcher gave the spawner which this process is.
+/// Returns the bounds that the launcher gave to this process as its spawner.
 #[must_use]
 pub fn spawner_grant() -> Option<String> {
     std::env::args().nth(2)
 }
 
-/// What a backend is started for.
+/// The kind of process that a backend is started for.
 #[derive(Clone, Debug)]
 pub enum Purpose {
-    /// A server, which goes on with the sessions of one that is gone; with a launcher where it runs without
-    /// privileges.
-    Serve(Option<Arc<Client>>),
+    /// A server, which takes over the sessions of a server that has ended. Holds the launcher if the server runs
+    /// without privileges.
+    Serve(Option<Arc<LauncherClient>>),
     /// A single command.
     Command,
-    /// A command that goes on with the session of an earlier one, and leaves it to the next.
+    /// A command that continues the session of an earlier command and leaves it to the next.
     Session,
 }
 
-/// Starts the backend that the configuration asks for; `needs` is what counts beside it where the choice is left to
-/// this program.
+/// Starts the configured backend. With `auto`, `needs` takes part in the choice.
 ///
 /// # Errors
 /// [`BackendError`], which names the fix.
@@ -94,9 +93,9 @@ pub async fn start(
     config: &Config,
     purpose: Purpose,
     needs: &Needs,
-) -> Result<Chosen, BackendError> {
+) -> Result<ChosenBackend, BackendError> {
     let chosen = match candidates(config.backend) {
-        [kind] => Chosen {
+        [kind] => ChosenBackend {
             backend: start_kind(*kind, config, &purpose).await?,
             reason: configured(*kind),
         },
@@ -109,36 +108,39 @@ pub async fn start(
     Ok(chosen)
 }
 
-/// The reason for a backend that the configuration names.
+/// Returns the reason shown for a backend that the configuration names.
 #[must_use]
-pub fn configured(kind: Kind) -> String {
+pub fn configured(kind: BackendKind) -> String {
     format!("backend = \"{kind}\" is set")
 }
 
-/// The backends that a configuration leaves to choose from.
+/// Returns the backends that a configuration allows.
 #[must_use]
-pub fn candidates(choice: BackendChoice) -> &'static [Kind] {
+pub fn candidates(choice: BackendChoice) -> &'static [BackendKind] {
     match choice {
-        BackendChoice::Native => &[Kind::Native],
-        BackendChoice::Docker => &[Kind::Docker],
-        BackendChoice::Auto => &Kind::ALL,
+        BackendChoice::Native => &[BackendKind::Native],
+        BackendChoice::Docker => &[BackendKind::Docker],
+        BackendChoice::Auto => &BackendKind::ALL,
     }
 }
 
-/// Removes what dead processes left. A server adopts first what it wants to go on with.
+/// Removes what dead processes left behind. A server must adopt the sessions that it wants to keep before this
+/// call.
 pub async fn sweep(backend: &dyn Backend) {
     let name = backend.name();
     match backend.sweep().await {
         Ok(0) => {}
-        Ok(count) => log::info!(backend = name, count; "removed what dead processes left"),
-        Err(error) => log::warn!(backend = name, error:%; "something of dead processes is left"),
+        Ok(count) => log::info!(backend = name, count; "removed leftovers of dead processes"),
+        Err(error) => {
+            log::warn!(backend = name, error:%; "cannot remove leftovers of dead processes")
+        }
     }
 }
 
-/// Makes sure that the modules which runs are to find imported can be: in a sandbox made for it.
+/// Checks in a new sandbox of each runtime that the configured `preload` modules can be imported.
 ///
 /// # Errors
-/// [`BackendError`]; a module that is refused is named with the reason.
+/// Returns a [`BackendError`] that names the module and the reason.
 pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(), BackendError> {
     for runtime in Runtime::ALL {
         let settings = config.kernels.of(runtime);
@@ -165,29 +167,29 @@ pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(),
 /// # Errors
 /// [`BackendError`], which names the fix.
 pub async fn start_kind(
-    kind: Kind,
+    kind: BackendKind,
     config: &Config,
     purpose: &Purpose,
 ) -> Result<Arc<dyn Backend>, BackendError> {
     match kind {
-        Kind::Native => {
+        BackendKind::Native => {
             let instance = match purpose {
-                Purpose::Serve(Some(launcher)) => given_instance(launcher, config).await?,
+                Purpose::Serve(Some(launcher)) => instance_from_launcher(launcher, config).await?,
                 _ => instance(kind, config, purpose)?,
             };
             let backend = NativeBackend::start(native_config(config, purpose), instance);
             Ok(Arc::new(backend.await?))
         }
-        Kind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
+        BackendKind::Docker => Ok(Arc::new(docker(config, purpose).await?)),
     }
 }
 
 async fn docker(config: &Config, purpose: &Purpose) -> Result<DockerBackend, BackendError> {
-    let instance = instance(Kind::Docker, config, purpose)?;
+    let instance = instance(BackendKind::Docker, config, purpose)?;
     DockerBackend::connect(docker_config(config), instance).await
 }
 
-/// What the Docker backend needs to know, for running sandboxes and for building images.
+/// Returns the Docker backend's configuration, for running sandboxes and for building images.
 #[must_use]
 pub fn docker_config(config: &Config) -> DockerConfig {
     let mut images = DockerConfig::default().images;
@@ -204,7 +206,7 @@ pub fn docker_config(config: &Config) -> DockerConfig {
 
 fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
     NativeConfig {
-        state: state_of(Kind::Native, config),
+        state: state_of(BackendKind::Native, config),
         spawner: SpawnerCommand {
             program: THIS_EXECUTABLE.into(),
             arguments: vec![SPAWNER_ARGUMENT.to_owned()],
@@ -212,7 +214,7 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
                 Purpose::Serve(Some(launcher)) => Some(Arc::clone(launcher) as _),
                 _ => None,
             },
-            host: HOST.into(),
+            host: HOST_ROOT.into(),
             roots: config.images_root.as_deref().map(Roots::new),
             adoptable_for: config.adoptable_for,
             certificates: config.certificates.clone(),
@@ -223,12 +225,16 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
     }
 }
 
-/// Each backend sweeps only what it made.
-pub(crate) fn state_of(kind: Kind, config: &Config) -> PathBuf {
+/// Returns the backend's own state directory. Each backend has one, so that it sweeps only sandboxes that it made.
+pub(crate) fn state_of(kind: BackendKind, config: &Config) -> PathBuf {
     config.state.join(kind.name())
 }
 
-fn instance(kind: Kind, config: &Config, purpose: &Purpose) -> Result<Arc<Instance>, BackendError> {
+fn instance(
+    kind: BackendKind,
+    config: &Config,
+    purpose: &Purpose,
+) -> Result<Arc<Instance>, BackendError> {
     let state = state_of(kind, config);
     match purpose {
         Purpose::Command => Instance::create(&state, GUEST),
@@ -237,7 +243,7 @@ fn instance(kind: Kind, config: &Config, purpose: &Purpose) -> Result<Arc<Instan
     .map(Arc::new)
 }
 
-/// The instance that an earlier process left with something claimed, or a new one.
+/// Returns the instance of an earlier process if it holds claimed sandboxes, otherwise a new one.
 ///
 /// # Errors
 /// [`BackendError::Io`] naming the path.
@@ -248,12 +254,12 @@ pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
     }
 }
 
-/// The native backend's instance, which root makes for a server without privileges.
-async fn given_instance(
-    launcher: &Arc<Client>,
+/// Returns the native backend's instance, made by the launcher as root for a server without privileges.
+async fn instance_from_launcher(
+    launcher: &Arc<LauncherClient>,
     config: &Config,
 ) -> Result<Arc<Instance>, BackendError> {
-    let (launcher, state) = (Arc::clone(launcher), state_of(Kind::Native, config));
+    let (launcher, state) = (Arc::clone(launcher), state_of(BackendKind::Native, config));
     let given = tokio::task::spawn_blocking(move || launcher.instance(&state)).await;
     let given = given.unwrap_or_else(|panic| Err(BackendError::Unavailable(panic.to_string())));
     given.map(Arc::new)

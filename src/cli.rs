@@ -1,4 +1,4 @@
-//! The command line, as far as words and flags go.
+//! The command line: its commands, flags and help texts.
 
 mod completions;
 mod duration;
@@ -14,13 +14,16 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::ArgValueCandidates;
 use isol8_api::Runtime;
 
-use crate::commands::say;
+use crate::commands::message;
 use crate::config::BackendChoice;
-pub use completions::Completions;
+pub use completions::CompletionsArgs;
 pub(crate) use flags::with_flags;
-pub use remote::{Cleanup, Cp, Host, Login, Ls, Session, SessionDelete, Sessions, Whose};
-pub use run::{Run, Sandbox};
-pub use shell::Shell;
+pub use remote::{
+    CleanupArgs, CpArgs, LoginArgs, LsArgs, ServerArgs, SessionCommand, SessionDeleteArgs,
+    SessionsArgs, TargetArgs,
+};
+pub use run::{RunArgs, SandboxArgs};
+pub use shell::ShellArgs;
 
 /// Run untrusted code in isolated containers.
 #[derive(Debug, Parser)]
@@ -33,48 +36,48 @@ pub struct Cli {
     command: Option<Command>,
 }
 
-/// What to do.
+/// The command to run.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Start the HTTP server
-    Serve(Serve),
+    Serve(ServeArgs),
     /// Run code in a sandbox, here or on a server
-    Run(Box<Run>),
+    Run(Box<RunArgs>),
     /// Open a shell in a sandbox
-    Shell(Box<Shell>),
+    Shell(Box<ShellArgs>),
     /// List sessions, of a server or of this host
-    Sessions(Sessions),
+    Sessions(SessionsArgs),
     /// End a session
     #[command(subcommand)]
-    Session(Session),
+    Session(SessionCommand),
     /// List a directory of a session
-    Ls(Ls),
+    Ls(LsArgs),
     /// Copy files into and out of sessions
-    Cp(Cp),
-    /// End every session, and remove what is not needed
-    Cleanup(Cleanup),
-    /// Keep a server's address and key for later commands
-    Login(Login),
-    /// Forget what login has kept
+    Cp(CpArgs),
+    /// End every session, and remove leftover sandboxes; with --images, outdated images too
+    Cleanup(CleanupArgs),
+    /// Store a server's address and key for later commands
+    Login(LoginArgs),
+    /// Delete the address and key that login has stored
     #[command(after_help = "Examples:\n  isol8 logout")]
     Logout,
     /// Build the Docker images of the runtimes and of prebuiltImages, and unpack roots for the native backend
-    Setup(Setup),
+    Setup(SetupArgs),
     /// Build a Docker image with packages in it
-    Build(Build),
-    /// Say what can run on this host, and how to mend what cannot
+    Build(BuildArgs),
+    /// Check what can run on this host, and suggest a fix for each problem
     #[command(after_help = "Examples:\n  isol8 doctor\n  isol8 doctor --config config.toml")]
-    Doctor(Common),
+    Doctor(CommonArgs),
     /// Show the configuration that is in effect, and where each value comes from
-    Config(ShowConfig),
-    /// Print a script that has a shell complete this command line
-    Completions(Completions),
+    Config(ConfigArgs),
+    /// Print the completion script for a shell
+    Completions(CompletionsArgs),
 }
 
 impl Command {
-    /// What every command takes that reads a configuration.
+    /// Returns the arguments shared by all commands that read a configuration.
     #[must_use]
-    pub fn common(&self) -> Option<&Common> {
+    pub fn common(&self) -> Option<&CommonArgs> {
         match self {
             Self::Serve(serve) => Some(&serve.common),
             Self::Run(run) => Some(&run.common),
@@ -83,26 +86,26 @@ impl Command {
             Self::Build(build) => Some(&build.common),
             Self::Config(config) => Some(&config.common),
             Self::Doctor(common) => Some(common),
-            Self::Sessions(sessions) => Some(&sessions.whose.common),
-            Self::Session(Session::Delete(delete)) => Some(&delete.whose.common),
-            Self::Ls(ls) => Some(&ls.whose.common),
-            Self::Cp(cp) => Some(&cp.whose.common),
-            Self::Cleanup(cleanup) => Some(&cleanup.whose.common),
+            Self::Sessions(sessions) => Some(&sessions.target.common),
+            Self::Session(SessionCommand::Delete(delete)) => Some(&delete.target.common),
+            Self::Ls(ls) => Some(&ls.target.common),
+            Self::Cp(cp) => Some(&cp.target.common),
+            Self::Cleanup(cleanup) => Some(&cleanup.target.common),
             Self::Login(_) | Self::Logout | Self::Completions(_) => None,
         }
     }
 }
 
-/// What every command takes.
+/// Arguments shared by all commands that read a configuration.
 #[derive(Args, Clone, Debug)]
-pub struct Common {
+pub struct CommonArgs {
     /// Read this configuration file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// auto, docker or native [default: from the configuration]
     #[arg(long, add = ArgValueCandidates::new(completions::backends))]
     pub backend: Option<BackendChoice>,
-    /// Log what happens in detail
+    /// Write a detailed log
     #[arg(long)]
     pub debug: bool,
 }
@@ -113,11 +116,11 @@ pub struct Common {
   ISOL8_API_KEY=secret isol8 serve
   isol8 serve --port 8080 --backend native --config /etc/isol8/config.toml
   isol8 serve --user isol8")]
-pub struct Serve {
+pub struct ServeArgs {
     /// Port to listen on; 0 for any free one [default: ISOL8_PORT, PORT or 3000]
     #[arg(long, short)]
     pub port: Option<u16>,
-    /// The master key; better set in ISOL8_API_KEY, which no process list shows
+    /// The master key; better set in ISOL8_API_KEY, where no process list shows it
     #[arg(
         long,
         short,
@@ -126,30 +129,30 @@ pub struct Serve {
         value_name = "KEY"
     )]
     pub key: Option<String>,
-    /// Run the HTTP server as this user, who may do nothing else; started as root, which goes on making the
-    /// sandboxes: NAME, UID or UID:GID [default: server.user of the configuration]
+    /// Run the HTTP server as this user, without any privileges; needs root, and a separate process that stays root
+    /// makes the sandboxes: NAME, UID or UID:GID [default: server.user of the configuration]
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 setup`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  isol8 setup\n  isol8 setup --force")]
-pub struct Setup {
-    /// Build images that are up to date too
+pub struct SetupArgs {
+    /// Also rebuild images that are up to date
     #[arg(long)]
     pub force: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 config`.
 #[derive(Args, Debug)]
-pub struct ShowConfig {
+pub struct ConfigArgs {
     /// Print the values as JSON
     #[arg(long)]
     pub json: bool,
@@ -158,41 +161,41 @@ pub struct ShowConfig {
     pub schema: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
 /// `isol8 build`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Packages are for every program of the image, and need no network at run time; what a setup \
-    script leaves in /sandbox or /tmp is not kept. It runs as root, once, with the network. For bash, packages \
-    are Debian's.\n\n\
+    after_help = "Packages are available to every program in the image, without network at run time. Files that a setup \
+    script leaves in /sandbox or /tmp are not kept. It runs as root, once, with network. For bash, packages \
+    come from Debian.\n\n\
     Examples:\n  isol8 build --base python --install numpy --install 'pandas>=2' --tag isol8:data\n  \
     isol8 build --base bash --install jq --setup 'useradd --uid 70000 x' --tag isol8:tools\n  \
     isol8 run --image isol8:data -e 'import numpy; print(numpy.ones(3).sum())'"
 )]
-pub struct Build {
-    /// Runtime that it is for: python, node, bun, deno or bash
+pub struct BuildArgs {
+    /// Runtime of the image: python, node, bun, deno or bash
     #[arg(long, value_name = "RUNTIME", add = ArgValueCandidates::new(completions::runtimes))]
     pub base: Runtime,
     /// Package to install, with the runtime's package manager; may be repeated
     #[arg(long, value_name = "PACKAGE")]
     pub install: Vec<String>,
-    /// Bash to run then: a command, or the path of a script file; may be repeated
+    /// Bash to run after the packages are installed: a command, or the path of a script file; may be repeated
     #[arg(long, value_name = "SCRIPT", value_hint = ValueHint::FilePath)]
     pub setup: Vec<String>,
     /// Name of the image, such as isol8:data
     #[arg(long)]
     pub tag: String,
-    /// Build it anew where it is up to date too
+    /// Also rebuild the image if it is up to date
     #[arg(long)]
     pub force: bool,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
-/// Parses the process's arguments. `None` where all that was asked for has been printed.
+/// Parses the process's arguments. Returns `None` if the output that was asked for has already been printed.
 #[must_use]
 pub fn parse() -> Option<Command> {
     if completions::complete() {
@@ -201,12 +204,12 @@ pub fn parse() -> Option<Command> {
     parse_from(std::env::args_os())
 }
 
-/// The same with other arguments, the program's name among them.
+/// Parses the given arguments, the first of which is the program's name; otherwise the same as [`parse`].
 #[must_use]
 pub fn parse_from(arguments: impl Iterator<Item = OsString>) -> Option<Command> {
     let cli = Cli::parse_from(arguments);
     if cli.version {
-        say::to_stdout(concat!(env!("CARGO_PKG_VERSION"), "\n"));
+        message::to_stdout(concat!(env!("CARGO_PKG_VERSION"), "\n"));
         return None;
     }
     if cli.command.is_none() {

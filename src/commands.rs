@@ -1,4 +1,4 @@
-//! What each command does.
+//! The implementation of each command.
 
 mod build;
 mod config;
@@ -6,13 +6,13 @@ mod cp;
 mod doctor;
 mod follow;
 mod login;
-mod place;
+pub(crate) mod message;
 mod run;
-pub(crate) mod say;
 mod serve;
 mod sessions;
 mod setup;
 mod shell;
+mod target;
 mod terminal;
 
 use std::fmt::Display;
@@ -20,39 +20,40 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use env_logger::fmt::{Formatter, default_kv_format};
+use jiff::Timestamp;
 use log::{LevelFilter, Record};
 
-use crate::cli::{Command, Common, Session, with_flags};
+use crate::cli::{Command, CommonArgs, SessionCommand, with_flags};
 use crate::config::{Config, ConfigError, Loaded, Overrides, Reader};
 use crate::launcher::client::Launched;
 pub(crate) use sessions::known_sessions;
 
-/// A command that could not do its work; the text is for its user.
+/// The error of a command; the text is for its user.
 #[derive(Debug)]
-struct Failure(String);
+struct CommandError(String);
 
-impl<E: Display> From<E> for Failure {
+impl<E: Display> From<E> for CommandError {
     fn from(error: E) -> Self {
         Self(error.to_string())
     }
 }
 
-impl Failure {
-    /// Names flags where the text names members of a request, which the command has made from flags.
+impl CommandError {
+    /// Replaces request members, which the command made from flags, by those flags.
     fn with_flags(self) -> Self {
         Self(with_flags(&self.0).into_owned())
     }
 }
 
-/// Runs a command; its exit code is 1 where isol8 itself failed. `launched` is what the server of a launcher
-/// was given.
+/// Runs a command; the exit code is 1 if isol8 itself failed. `launched` holds what a launcher handed to this
+/// process, if it is the server of one.
 #[must_use]
 pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>) -> ExitCode {
     let Some(command) = command else {
         return ExitCode::SUCCESS;
     };
     let is_debugged = command.common().is_some_and(|common| common.debug);
-    // What an operator wants to know of a server is noise around a program's output.
+    // Log messages that the operator of a server needs would be noise around a program's output.
     log_from(match &command {
         _ if is_debugged => LevelFilter::Debug,
         Command::Serve(_) => LevelFilter::Info,
@@ -60,37 +61,40 @@ pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>)
     });
     let done = match (&command, launched) {
         (Command::Serve(serve), None) => serve::launch(serve),
-        (_, None) => Ok(Start::Here(None)),
+        (_, None) => Ok(Startup::ThisProcess(None)),
         (_, Some(launched)) => launched
-            .map(|it| Start::Here(Some(it)))
-            .map_err(Failure::from),
+            .map(|it| Startup::ThisProcess(Some(it)))
+            .map_err(CommandError::from),
     };
     let done = done.and_then(|start| match start {
-        Start::Ended(code) => Ok(code),
-        Start::Here(launched) => run_here(command, launched),
+        Startup::Ended(code) => Ok(code),
+        Startup::ThisProcess(launched) => run_in_this_process(command, launched),
     });
-    done.unwrap_or_else(|Failure(text)| {
-        say::to_stderr(&format!("{}{text}\n", say::prefix()));
+    done.unwrap_or_else(|CommandError(text)| {
+        message::to_stderr(&format!("{}{text}\n", message::prefix()));
         ExitCode::FAILURE
     })
 }
 
-/// Where a command runs.
-enum Start {
-    /// In this process.
-    Here(Option<Launched>),
-    /// In another one, which has ended.
+/// The process that runs a command.
+enum Startup {
+    /// This process.
+    ThisProcess(Option<Launched>),
+    /// Another process, which has ended.
     Ended(ExitCode),
 }
 
-fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Failure> {
+fn run_in_this_process(
+    command: Command,
+    launched: Option<Launched>,
+) -> Result<ExitCode, CommandError> {
     actix_web::rt::System::new().block_on(async {
         match command {
             Command::Serve(serve) => serve::serve(serve, launched).await,
-            Command::Run(run) => run::run(*run).await.map_err(Failure::with_flags),
-            Command::Shell(shell) => shell::shell(*shell).await.map_err(Failure::with_flags),
+            Command::Run(run) => run::run(*run).await.map_err(CommandError::with_flags),
+            Command::Shell(shell) => shell::shell(*shell).await.map_err(CommandError::with_flags),
             Command::Sessions(sessions) => sessions::sessions(sessions).await,
-            Command::Session(Session::Delete(delete)) => sessions::delete(delete).await,
+            Command::Session(SessionCommand::Delete(delete)) => sessions::delete(delete).await,
             Command::Ls(ls) => cp::ls::ls(ls).await,
             Command::Cp(cp) => cp::cp(cp).await,
             Command::Cleanup(cleanup) => sessions::cleanup(cleanup).await,
@@ -108,7 +112,7 @@ fn run_here(command: Command, launched: Option<Launched>) -> Result<ExitCode, Fa
     })
 }
 
-/// Decides what is logged, where it is set.
+/// Environment variable that selects the messages to log.
 const FILTER: &str = "RUST_LOG";
 
 fn is_filtered() -> bool {
@@ -120,9 +124,9 @@ pub fn log_from(level: LevelFilter) {
     let mut logger = env_logger::Builder::new();
     match std::env::var(FILTER) {
         Ok(filter) if is_filtered() => logger.parse_filters(&filter),
-        // libcontainer tells of every container and warns of controllers that a kernel lacks; its
-        // failures, and those of certificates, come back as errors. So do actix-http's, which logs an error for
-        // every client that sends no HTTP; the server logs them for who wants to see them.
+        // libcontainer logs every container and warns of controllers that the kernel lacks; its errors, and those
+        // of certificates, are returned and need no log. actix-http logs an error for every client that does not
+        // send HTTP; the server logs these itself, at a level for operators who want to see them.
         _ => logger
             .filter_level(LevelFilter::Debug)
             .filter_module("actix_http", LevelFilter::Off)
@@ -137,29 +141,31 @@ pub fn log_from(level: LevelFilter) {
     }
 }
 
-/// `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
+/// Formats a record: `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
 fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let style = line.default_level_style(record.level());
-    let (time, level, target) = (line.timestamp(), record.level(), record.target());
+    let (level, target) = (record.level(), record.target());
+    let time = Timestamp::now();
     write!(
         line,
-        "{time} {style}[{level}]{style:#} {target}: {}",
+        "{time:.0} {style}[{level}]{style:#} {target}: {}",
         record.args()
     )?;
     default_kv_format(line, record.key_values())?;
     writeln!(line)
 }
 
-/// The configuration of a command that works on this machine: a file of the working directory only restricts.
-fn load_config(common: &Common) -> Result<Config, ConfigError> {
+/// Loads the configuration of a command that works on this machine: files in the working directory may only
+/// restrict it.
+fn load_config(common: &CommonArgs) -> Result<Config, ConfigError> {
     Ok(load(common, Reader::Command, None)?.config)
 }
 
-fn load(common: &Common, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
+fn load(common: &CommonArgs, reader: Reader, port: Option<u16>) -> Result<Loaded, ConfigError> {
     load_over(&overrides(common, reader, port))
 }
 
-fn overrides(common: &Common, reader: Reader, port: Option<u16>) -> Overrides {
+fn overrides(common: &CommonArgs, reader: Reader, port: Option<u16>) -> Overrides {
     Overrides {
         reader,
         config: common.config.clone(),
@@ -170,10 +176,10 @@ fn overrides(common: &Common, reader: Reader, port: Option<u16>) -> Overrides {
     }
 }
 
-/// Reads the configuration, and tells on standard error what is ignored of it or may be a mistake.
+/// Reads the configuration, and reports ignored or suspicious settings on standard error.
 fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     let loaded = read(overrides)?;
-    tell_ignored(&loaded);
+    report_ignored(&loaded);
     for (path, keys) in &loaded.config.unused {
         for key in keys.iter().filter(|key| **key != "$schema") {
             log::warn!(
@@ -192,13 +198,13 @@ fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     Ok(loaded)
 }
 
-/// Reads it without a word to the log.
+/// Reads the configuration without logging anything.
 fn read(overrides: &Overrides) -> Result<Loaded, ConfigError> {
     Loaded::load(overrides, &|name| std::env::var(name).ok())
 }
 
-fn tell_ignored(loaded: &Loaded) {
+fn report_ignored(loaded: &Loaded) {
     for warning in &loaded.ignored {
-        say::to_stderr(&format!("{}{warning}\n", say::prefix()));
+        message::to_stderr(&format!("{}{warning}\n", message::prefix()));
     }
 }

@@ -63,7 +63,7 @@ pub enum ConfigError {
         path: PathBuf,
         /// Line of the fault, from 1.
         line: usize,
-        /// What was expected, and the nearest valid name.
+        /// The expected values, and the nearest valid name.
         message: String,
     },
     /// A value is out of its range, and no file says it.
@@ -71,9 +71,9 @@ pub enum ConfigError {
     OutOfRange {
         /// The key or variable.
         key: &'static str,
-        /// What it was set to.
+        /// The value that was given.
         given: String,
-        /// What is valid.
+        /// The valid values.
         expected: String,
     },
     /// Each file is valid, and together they are not.
@@ -90,9 +90,9 @@ pub struct Config {
     pub unused: Vec<(PathBuf, Vec<&'static str>)>,
     /// Whether to log in detail.
     pub debug: bool,
-    /// Which backend to run sandboxes on.
+    /// The backend to run sandboxes on.
     pub backend: BackendChoice,
-    /// Where instances keep their sandboxes' directories.
+    /// Directory in which instances keep their sandboxes' directories.
     pub state: PathBuf,
     /// Address to listen on.
     pub host: String,
@@ -136,11 +136,11 @@ pub struct Config {
     pub idempotency: Duration,
     /// Sessions that may exist at once.
     pub max_sessions: usize,
-    /// Of these, sessions of one tenant.
+    /// Highest number of sessions of one tenant.
     pub max_sessions_per_tenant: usize,
     /// Requests that may wait for one session.
     pub session_queue: usize,
-    /// What happens to a used sandbox.
+    /// Treatment of used sandboxes.
     pub strategy: Strategy,
     /// How many sandboxes wait.
     pub pools: BTreeMap<Runtime, PoolSize>,
@@ -150,9 +150,9 @@ pub struct Config {
     pub pool_refill_width: usize,
     /// How interpreters are kept booted.
     pub kernels: PrewarmConfig,
-    /// What a request gets that asks for nothing.
+    /// Settings of requests that name none.
     pub defaults: Defaults,
-    /// What a request may ask for at most.
+    /// Upper limits of what a request may ask for.
     pub ceilings: Ceilings,
     /// How much a request may bring.
     pub limits: RequestLimits,
@@ -166,11 +166,11 @@ pub struct Config {
     pub registries: BTreeMap<Runtime, Vec<String>>,
     /// The Docker backend's settings.
     pub docker: DockerSettings,
-    /// Where the native backend's unpacked roots are; `None` for the host's own programs.
+    /// Directory of the native backend's unpacked roots; `None` for the host's own programs.
     pub images_root: Option<PathBuf>,
-    /// What is reached through the network, by sandboxes and for clients.
+    /// Rules for the network of sandboxes and for fetches of clients.
     pub network: EgressConfig,
-    /// What reaches it, by these rules.
+    /// The proxy that applies these rules.
     pub egress: Egress,
     /// The certificates that sandboxes trust.
     pub certificates: Option<Certificates>,
@@ -182,7 +182,7 @@ pub struct Config {
     pub package_cache: Option<RegistryCache>,
 }
 
-/// What a request gets that asks for nothing.
+/// Settings of requests that name none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Defaults {
     /// Milliseconds until a run is ended.
@@ -195,7 +195,7 @@ pub struct Defaults {
     pub max_output_size: u64,
 }
 
-/// What a request may ask for at most. More is an error, never silently less.
+/// Upper limits of what a request may ask for. A request for more is an error, never silently reduced.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ceilings {
     /// Milliseconds until a run is ended.
@@ -253,7 +253,7 @@ pub struct Overrides {
     pub port: Option<u16>,
     /// `--debug`.
     pub debug: bool,
-    /// The state directory where none is configured; `None` for that of this user.
+    /// The state directory if none is configured; `None` for the usual one of this user.
     pub default_state: Option<PathBuf>,
 }
 
@@ -345,7 +345,7 @@ impl Config {
         kept
     }
 
-    /// What the service needs of it.
+    /// Returns the settings of the service.
     #[must_use]
     pub fn service(&self) -> ServiceConfig {
         ServiceConfig {

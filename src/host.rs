@@ -1,5 +1,5 @@
-//! Settings of the host that weaken sandboxes or the server, each with its fix. `isol8 doctor` shows them, and
-//! a server logs them when it starts.
+//! Settings of the host that weaken sandboxes or the server, each with its fix. `isol8 doctor` prints them, and a
+//! server logs them when it starts.
 
 mod cgroups;
 
@@ -7,10 +7,10 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use crate::backends::Kind;
+use crate::backends::BackendKind;
 
-/// Descriptors below which a server runs out of them soon: a connection takes two, a sandbox some more.
-const FEW_DESCRIPTORS: u64 = 8192;
+/// Number of descriptors below which a server soon runs out of them: a connection takes two, a sandbox several.
+const MIN_DESCRIPTORS: u64 = 8192;
 
 /// A weakness of the host's settings, and its fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,27 +27,27 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Looks at the settings that matter to these backends. `root` is the root directory of the host's files,
-/// `is_root` says whether isol8 runs as root.
+/// Returns the warnings that matter to these backends. `root` is the root directory of the host's files, and
+/// `is_root` tells whether isol8 runs as root.
 #[must_use]
-pub fn warnings(root: &Path, backends: &[Kind], is_root: bool) -> Vec<Warning> {
+pub fn warnings(root: &Path, backends: &[BackendKind], is_root: bool) -> Vec<Warning> {
     let proc = root.join("proc");
     let mut found: Vec<_> = [core_pattern(&proc), descriptors(&proc)]
         .into_iter()
         .flatten()
         .collect();
-    if backends.contains(&Kind::Native) {
+    if backends.contains(&BackendKind::Native) {
         found.extend(user_namespaces(&proc, is_root));
         if is_root {
-            // Limits of an ordinary user's sandboxes are not enforced, which the backend itself tells.
+            // An ordinary user's sandboxes have no enforced limits; the backend itself reports that.
             found.extend(cgroups::warnings(&proc, &root.join("sys/fs/cgroup")));
         }
     }
     found
 }
 
-/// A crash anywhere starts the helper as root in the host's own namespaces, whatever limit of core files a
-/// sandbox has: core(5).
+/// Checks for a core-dump helper. A crash in a sandbox starts the helper as root in the host's own namespaces,
+/// regardless of the sandbox's limit for core files: core(5).
 fn core_pattern(proc: &Path) -> Option<Warning> {
     let pattern = read(&proc.join("sys/kernel/core_pattern"))?;
     let receiver = match pattern.chars().next()? {
@@ -57,29 +57,29 @@ fn core_pattern(proc: &Path) -> Option<Warning> {
     };
     Some(Warning {
         problem: format!(
-            "kernel.core_pattern is \"{pattern}\": a program that crashes in a sandbox {receiver}, and its memory goes there"
+            "kernel.core_pattern is \"{pattern}\": a program that crashes in a sandbox {receiver} and receives its memory"
         ),
         fix: "`sysctl kernel.core_pattern=core`, and the same in /etc/sysctl.d".to_owned(),
     })
 }
 
-/// The hard limit, to which the server raises the soft one.
+/// Checks the hard limit of open files, to which the server raises the soft limit.
 fn descriptors(proc: &Path) -> Option<Warning> {
     let limits = read(&proc.join("self/limits"))?;
     let line = limits
         .lines()
         .find_map(|line| line.strip_prefix("Max open files"))?;
     let hard: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    (hard < FEW_DESCRIPTORS).then(|| Warning {
+    (hard < MIN_DESCRIPTORS).then(|| Warning {
         problem: format!(
-            "no more than {hard} files and connections can be open at once: a few hundred clients are enough to \
-             have the server refuse others"
+            "at most {hard} files and connections can be open at once: with a few hundred clients \
+             the server refuses further ones"
         ),
         fix: "`ulimit -Hn 65536` before the start, or LimitNOFILE=65536 in the unit".to_owned(),
     })
 }
 
-/// Settings that keep root or ordinary users from making user namespaces.
+/// Checks for settings that keep root or ordinary users from creating user namespaces.
 fn user_namespaces(proc: &Path, is_root: bool) -> Option<Warning> {
     let sysctl = proc.join("sys");
     let most = read(&sysctl.join("user/max_user_namespaces"));
@@ -92,7 +92,7 @@ fn user_namespaces(proc: &Path, is_root: bool) -> Option<Warning> {
     match most.as_deref() {
         None => {
             return warning(
-                "this kernel has no user namespaces, which native sandboxes are made of",
+                "this kernel has no user namespaces, which native sandboxes need",
                 "a kernel with CONFIG_USER_NS, or the docker backend",
             );
         }
@@ -124,7 +124,7 @@ fn user_namespaces(proc: &Path, is_root: bool) -> Option<Warning> {
     None
 }
 
-/// A file of the kernel's, without the newline at its end.
+/// Reads a file of `/proc` or `/sys`, without its trailing newline.
 fn read(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     Some(text.trim_end().to_owned())
@@ -134,7 +134,7 @@ fn read(path: &Path) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// A host on which nothing is wrong.
+    /// Returns a host without any problem.
     fn host() -> tempfile::TempDir {
         let host = tempfile::tempdir().unwrap();
         put(host.path(), "proc/sys/kernel/core_pattern", "core\n");
@@ -160,14 +160,14 @@ mod tests {
         )
     }
 
-    fn told(host: &Path, backend: Kind, is_root: bool) -> Vec<String> {
+    fn told(host: &Path, backend: BackendKind, is_root: bool) -> Vec<String> {
         let warnings = warnings(host, &[backend], is_root);
         warnings.iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn nothing_is_said_of_a_host_that_is_well() {
-        for backend in Kind::ALL {
+        for backend in BackendKind::ALL {
             for is_root in [true, false] {
                 assert_eq!(told(host().path(), backend, is_root), [""; 0]);
             }
@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn each_setting_is_named_with_its_fix() {
-        let native = [Kind::Native].as_slice();
-        let both = Kind::ALL.as_slice();
+        let native = [BackendKind::Native].as_slice();
+        let both = BackendKind::ALL.as_slice();
         for (file, text, backends, users, problem, fix) in [
             (
                 "proc/sys/kernel/core_pattern",
@@ -200,7 +200,7 @@ mod tests {
                 &limits("4096"),
                 both,
                 &[true, false],
-                "no more than 4096 files",
+                "at most 4096 files",
                 "LimitNOFILE=65536",
             ),
             (
@@ -238,7 +238,7 @@ mod tests {
         ] {
             let host = host();
             put(host.path(), file, text);
-            for backend in Kind::ALL {
+            for backend in BackendKind::ALL {
                 for is_root in [true, false] {
                     let told = told(host.path(), backend, is_root);
                     if !backends.contains(&backend) || !users.contains(&is_root) {
@@ -258,7 +258,7 @@ mod tests {
     fn a_kernel_without_user_namespaces_is_named() {
         let host = host();
         fs::remove_file(host.path().join("proc/sys/user/max_user_namespaces")).unwrap();
-        let told = told(host.path(), Kind::Native, true);
+        let told = told(host.path(), BackendKind::Native, true);
         assert!(told[0].contains("no user namespaces"), "{told:?}");
     }
 }

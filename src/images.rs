@@ -1,9 +1,9 @@
-//! Images beside the runtimes' own, and packages in either: what is configured, what is there of it, and which
-//! image a request gets.
+//! Custom images and packages in images: the configured ones, the known content of each, and the choice for a
+//! request.
 //!
-//! A request that asks for packages gets the smallest image that holds them all, and then nothing is installed
-//! for it ([`choice`]). What an image holds is what its label says; that is looked up once, when a server or a
-//! command starts, and after a build. Until then an image counts as missing, and packages are installed.
+//! A request with packages gets the smallest image that holds all of them, and then nothing is installed for it
+//! ([`choice`]). The label of an image lists its packages. Labels are read once, when a server or a command starts,
+//! and after a build. Until then an image counts as missing, and packages are installed.
 
 mod build;
 pub mod choice;
@@ -22,33 +22,33 @@ use crate::config::Config;
 
 pub use build::build_missing;
 
-/// The name of the only backend that has images.
+/// Name of the only backend that has images.
 const DOCKER: &str = "docker";
 
-/// Packages in an image, once that is known. Clones share it.
-type Held = Arc<OnceLock<Vec<String>>>;
+/// Packages in an image, once they are known. Clones share the value.
+type KnownPackages = Arc<OnceLock<Vec<String>>>;
 
-/// The images of a configuration. Clones share what is known of them.
+/// The images of a configuration. Clones share the knowledge about their content.
 #[derive(Clone, Debug, Default)]
 pub struct Images {
-    /// Packages that `isol8 setup` puts into the runtimes' own images.
+    /// Packages that `isol8 setup` installs in the runtimes' own images.
     pub dependencies: BTreeMap<Runtime, Vec<String>>,
-    /// Images beside those.
+    /// Images in addition to the runtimes' own.
     pub prebuilt: Vec<Prebuilt>,
-    own: Arc<OnceLock<BTreeMap<Runtime, Vec<String>>>>,
+    runtime_packages: Arc<OnceLock<BTreeMap<Runtime, Vec<String>>>>,
 }
 
-/// One image of `prebuiltImages`.
+/// An image of `prebuiltImages`.
 #[derive(Clone, Debug)]
 pub struct Prebuilt {
-    /// How it is made.
+    /// The specification from which the image is built.
     pub image: CustomImage,
-    /// How many sandboxes of it wait; `None` for no clean ones, and as many used ones as its runtime has.
+    /// Number of idle sandboxes of the image; `None` for no clean ones, and as many dirty ones as its runtime has.
     pub pool: Option<PoolSize>,
-    held: Held,
+    packages: KnownPackages,
 }
 
-/// By what is configured, and not by what is known of it.
+/// Compares the configuration only, not the known content.
 impl PartialEq for Images {
     fn eq(&self, other: &Self) -> bool {
         self.dependencies == other.dependencies && self.prebuilt == other.prebuilt
@@ -62,45 +62,48 @@ impl PartialEq for Prebuilt {
 }
 
 impl Prebuilt {
-    /// One that nothing is known of yet.
+    /// Returns an image whose content is not known yet.
     #[must_use]
     pub fn new(image: CustomImage, pool: Option<PoolSize>) -> Self {
         Self {
             image,
             pool,
-            held: Held::default(),
+            packages: KnownPackages::default(),
         }
     }
 
-    /// What is in it, where it is there and up to date.
+    /// Returns the packages in the image if it exists and is up to date.
     #[must_use]
-    pub fn held(&self) -> Option<&[String]> {
-        self.held.get().map(Vec::as_slice)
+    pub fn packages(&self) -> Option<&[String]> {
+        self.packages.get().map(Vec::as_slice)
     }
 }
 
 impl Images {
-    /// Images of which nothing is known yet.
+    /// Returns images whose content is not known yet.
     #[must_use]
     pub fn new(dependencies: BTreeMap<Runtime, Vec<String>>, prebuilt: Vec<Prebuilt>) -> Self {
         Self {
             dependencies,
             prebuilt,
-            own: Arc::default(),
+            runtime_packages: Arc::default(),
         }
     }
 
-    /// What is in a runtime's own image.
+    /// Returns the packages in a runtime's own image.
     #[must_use]
-    pub fn held_by(&self, runtime: Runtime) -> &[String] {
-        let held = self.own.get().and_then(|own| own.get(&runtime));
+    pub fn packages_of(&self, runtime: Runtime) -> &[String] {
+        let held = self
+            .runtime_packages
+            .get()
+            .and_then(|own| own.get(&runtime));
         held.map_or(&[], Vec::as_slice)
     }
 
-    /// How many sandboxes wait of the images that are there.
+    /// Returns the pool sizes of the images that exist.
     #[must_use]
     pub fn pools(&self, usual: &BTreeMap<Runtime, PoolSize>) -> BTreeMap<Kind, PoolSize> {
-        let there = self.prebuilt.iter().filter(|one| one.held().is_some());
+        let there = self.prebuilt.iter().filter(|one| one.packages().is_some());
         let pools = there.map(|Prebuilt { image, pool, .. }| {
             let kind = Kind {
                 runtime: image.runtime,
@@ -116,27 +119,26 @@ impl Images {
         self.prebuilt.is_empty() && self.dependencies.is_empty()
     }
 
-    /// The runtimes whose own images lack something that they should hold, with what they lack.
+    /// Returns the runtimes whose own images lack configured packages, with the missing packages.
     fn lacking(&self) -> impl Iterator<Item = (Runtime, Vec<String>)> {
         self.dependencies.iter().filter_map(|(&runtime, wanted)| {
-            let missing = package::missing(runtime, wanted, self.held_by(runtime));
+            let missing = package::missing(runtime, wanted, self.packages_of(runtime));
             (!missing.is_empty()).then_some((runtime, missing))
         })
     }
 }
 
-/// Looks which images are there. Where the backend has none, what is configured of them is of no effect, which
-/// is said.
-pub async fn look(config: &Config, backend: &str) {
+/// Looks up which images exist. If the backend has no images, warns that their configuration has no effect.
+pub async fn look_up(config: &Config, backend: &str) {
     let images = &config.images;
     if backend != DOCKER {
         if !images.is_empty() {
-            log::warn!(backend; "prebuiltImages and dependencies are ignored, they need the docker backend");
+            log::warn!(backend; "ignoring prebuiltImages and dependencies, which need the docker backend");
         }
         return;
     }
     if let Err(error) = find(config).await {
-        log::warn!(error:%; "images could not be looked at, packages are installed for each request");
+        log::warn!(error:%; "cannot look up images, so packages are installed for each request");
         return;
     }
     for (runtime, missing) in images.lacking() {
@@ -153,17 +155,17 @@ async fn find(config: &Config) -> Result<(), SetupError> {
         .map(|one| one.image.clone())
         .collect();
     let found = custom::find_packages(&backends::docker_config(config), &wanted).await?;
-    // What was found before is as good.
-    let _ = images.own.set(found.runtimes);
+    // Keep an earlier result, which is as good.
+    let _ = images.runtime_packages.set(found.runtimes);
     for (prebuilt, packages) in images.prebuilt.iter().zip(found.images) {
         if let Some(packages) = packages {
-            let _ = prebuilt.held.set(packages);
+            let _ = prebuilt.packages.set(packages);
         }
     }
     Ok(())
 }
 
-/// What `isol8 doctor` says of the images, a line each.
+/// Returns the lines of `isol8 doctor` about images.
 pub async fn report(config: &Config, backend: &str) -> Vec<String> {
     let images = &config.images;
     if images.is_empty() {
@@ -171,11 +173,11 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
     }
     if backend != DOCKER {
         let text =
-            "note prebuiltImages and dependencies are for the docker backend, and ignored here";
+            "note prebuiltImages and dependencies need the docker backend and are ignored here";
         return vec![text.to_owned()];
     }
     if let Err(error) = find(config).await {
-        return vec![format!("note images could not be looked at: {error}")];
+        return vec![format!("note cannot look up images: {error}")];
     }
     let mut lines = Vec::new();
     for (runtime, missing) in images.lacking() {
@@ -186,7 +188,7 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
     }
     for prebuilt in &images.prebuilt {
         let CustomImage { tag, runtime, .. } = &prebuilt.image;
-        lines.push(match prebuilt.held() {
+        lines.push(match prebuilt.packages() {
             Some(held) => format!("{runtime} ok: {tag} holds {}", held.join(", ")),
             None => {
                 format!("{runtime} no: {tag} is missing or not up to date: run `isol8 setup`")
@@ -198,13 +200,13 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
 
 #[cfg(test)]
 impl Images {
-    /// As if this had been found.
+    /// Returns the images as if this content had been found.
     pub(crate) fn with_found(self, own: &[(Runtime, &[&str])], prebuilt: &[&[&str]]) -> Self {
         let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
         let own = own.iter().map(|(runtime, words)| (*runtime, owned(words)));
-        self.own.set(own.collect()).unwrap();
+        self.runtime_packages.set(own.collect()).unwrap();
         for (one, words) in self.prebuilt.iter().zip(prebuilt) {
-            one.held.set(owned(words)).unwrap();
+            one.packages.set(owned(words)).unwrap();
         }
         self
     }

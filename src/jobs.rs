@@ -1,5 +1,5 @@
-//! Requests into jobs: everything that a client sent is checked here, before any sandbox is
-//! touched, and an error names the member that is at fault.
+//! Turns requests into jobs. All client input is checked here, before any sandbox is used, and an error names the
+//! member at fault.
 
 mod limits;
 mod session;
@@ -23,30 +23,30 @@ use isol8_backend::{Limits, SandboxSpec};
 use crate::config::{Ceilings, Config, RequestLimits};
 use crate::images::choice;
 use crate::module_kind;
-use crate::network::Filtered;
+use crate::network::FilteredNetwork;
 use crate::packages;
 use crate::remote_code::RemoteSource;
-pub(crate) use limits::LARGEST_VARIABLE;
+pub(crate) use limits::MAX_VARIABLE_BYTES;
 use limits::check_secrets;
 pub(crate) use limits::shown;
-pub use session::{bare_session, session};
+pub use session::{create_session, empty_session};
 pub use terminal::terminal_size;
 
-/// Least memory that an interpreter starts in.
-const LEAST_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
+/// Smallest memory limit in which an interpreter starts.
+const MIN_MEMORY: ByteSize = ByteSize::from_mebibytes(16);
 
-/// Least size of a writable place: one script must fit.
-const LEAST_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
+/// Smallest size of a writable file system: one script must fit.
+const MIN_TMPFS: ByteSize = ByteSize::from_mebibytes(1);
 
-/// Least number of processes: the guest, the interpreter that others are forked from and two while it
-/// forks, and a program with a child.
-const LEAST_PIDS: u32 = 6;
+/// Smallest limit of processes: the guest, the interpreter that programs are forked from and two processes while it
+/// forks, and a program with one child.
+const MIN_PIDS: u32 = 6;
 
-/// Least share of a core that the kernel accounts for sensibly.
-const LEAST_CPUS: f64 = 0.01;
+/// Smallest share of a core that the kernel accounts for reliably.
+const MIN_CPUS: f64 = 0.01;
 
-/// Memory beside a request's files that a program needs to start.
-const MEMORY_BESIDE_FILES: u64 = 8 << 20;
+/// Memory that a program needs to start, in addition to the request's files, in bytes.
+const PROGRAM_MEMORY: u64 = 8 << 20;
 
 /// A request that cannot become a job.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,9 +54,9 @@ const MEMORY_BESIDE_FILES: u64 = 8 << 20;
 pub struct JobError {
     /// The member at fault, such as `request.timeoutMs`.
     pub path: String,
-    /// What was given and what is valid.
+    /// The given value and the valid range.
     pub problem: String,
-    /// The contract's kind of error.
+    /// The error code of the contract.
     pub code: ErrorCode,
 }
 
@@ -77,52 +77,56 @@ impl JobError {
     }
 }
 
-/// What the body of a request asks for.
+/// The checked body of a request.
 #[derive(Debug)]
-pub struct Order {
-    /// The job; its code is empty where it is fetched first.
+pub struct ParsedRequest {
+    /// The job. Its code is empty if it has to be fetched first.
     pub job: Job,
-    /// The session to run in.
+    /// The session to run in, if any.
     pub session: Option<SessionId>,
-    /// The code that is to be fetched.
+    /// The source of code that has to be fetched, if any.
     pub remote: Option<RemoteSource>,
 }
 
-/// Turns the body of a request into an order.
+/// Checks the body of a request, and turns it into a job.
 ///
 /// # Errors
-/// [`JobError`] for the first member at fault.
-pub fn order(body: ExecuteBody, tenant: &TenantId, config: &Config) -> Result<Order, JobError> {
+/// Returns a [`JobError`] for the first member at fault.
+pub fn parse(
+    body: ExecuteBody,
+    tenant: &TenantId,
+    config: &Config,
+) -> Result<ParsedRequest, JobError> {
     let mut request = body.request;
     let options = body.options.unwrap_or_default();
     choice::check_named(&options, request.runtime, tenant, config)?;
     let remote = RemoteSource::take(&mut request, &config.remote_code)?;
     let mut job = job(request, options, config)?;
     choice::choose(&mut job, config)?;
-    Ok(Order {
+    Ok(ParsedRequest {
         job,
         session: body.session_id,
         remote,
     })
 }
 
-/// Refuses a terminal to a client that cannot type while its program runs.
+/// Refuses a terminal on a route whose client cannot send input during the run.
 ///
 /// # Errors
-/// [`JobError`] where the body asks for one.
+/// Returns a [`JobError`] if the body requests a terminal.
 pub fn refuse_terminal(body: &ExecuteBody) -> Result<(), JobError> {
     if body.request.tty {
-        let problem = "a terminal needs GET /execute/ws, where its client can type";
+        let problem = "a terminal needs GET /execute/ws, which accepts input during the run";
         return Err(JobError::invalid("request.tty", problem));
     }
     Ok(())
 }
 
-/// Turns a request and its options into a job, with the configuration's defaults and ceilings. Its code
-/// is in it. Which image its packages come with is chosen afterwards, by [`choice::choose`].
+/// Turns a request with its code and options into a job, with the configuration's defaults and ceilings. The image
+/// is chosen afterwards, by [`choice::choose`].
 ///
 /// # Errors
-/// [`JobError`] for the first member at fault.
+/// Returns a [`JobError`] for the first member at fault.
 pub fn job(
     mut request: ExecutionRequest,
     options: Options,
@@ -213,19 +217,19 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
         });
     }
     match mode {
-        // In the host's network there is nothing to carry.
+        // A program in the host's network needs no proxy.
         NetworkMode::None | NetworkMode::Host => Ok(None),
         NetworkMode::Filtered => {
             let filter = options.network_filter.clone().unwrap_or_default();
             let is_logged = options.log_network == Some(true);
-            let network = Filtered::new(&config.egress, &filter, is_logged)
+            let network = FilteredNetwork::new(&config.egress, &filter, is_logged)
                 .map_err(|error| JobError::invalid("options.networkFilter", error))?;
             Ok(Some(Arc::new(network)))
         }
     }
 }
 
-/// Takes the program out of a request: it may be most of it.
+/// Moves the program out of a request, because copying large code would be expensive.
 fn program(request: &mut ExecutionRequest) -> Result<Program, JobError> {
     let sources = [&request.code, &request.code_url, &request.cmd];
     let given = sources.iter().filter(|source| source.is_some()).count();
@@ -273,17 +277,12 @@ fn sandbox(
     Ok(SandboxSpec {
         runtime: request.runtime,
         limits: Limits {
-            cpus: at_most("options.cpuLimit", cpus, LEAST_CPUS, limits.cpus)?,
-            memory: at_most("options.memoryLimit", memory, LEAST_MEMORY, limits.memory)?,
-            pids: at_most("options.pidsLimit", pids, LEAST_PIDS, limits.pids)?,
+            cpus: at_most("options.cpuLimit", cpus, MIN_CPUS, limits.cpus)?,
+            memory: at_most("options.memoryLimit", memory, MIN_MEMORY, limits.memory)?,
+            pids: at_most("options.pidsLimit", pids, MIN_PIDS, limits.pids)?,
         },
-        sandbox_size: at_most(
-            "options.sandboxSize",
-            sandbox_size,
-            LEAST_TMPFS,
-            *tmpfs_size,
-        )?,
-        tmp_size: at_most("options.tmpSize", tmp_size, LEAST_TMPFS, *tmpfs_size)?,
+        sandbox_size: at_most("options.sandboxSize", sandbox_size, MIN_TMPFS, *tmpfs_size)?,
+        tmp_size: at_most("options.tmpSize", tmp_size, MIN_TMPFS, *tmpfs_size)?,
         single_use: false,
         host_network: network_mode(options, config) == NetworkMode::Host,
         image: options.image.clone(),
@@ -347,7 +346,7 @@ fn output_paths(paths: &[String], limits: &RequestLimits) -> Result<Vec<SandboxP
     checked.collect()
 }
 
-/// Files live in the sandbox's memory: what does not fit there would take the sandbox with it.
+/// Checks that the files fit into the sandbox's memory, where they live: too many would end the sandbox.
 fn check_memory(job: &Job) -> Result<(), JobError> {
     let files: u64 = job
         .files
@@ -355,7 +354,7 @@ fn check_memory(job: &Job) -> Result<(), JobError> {
         .map(|(_, content)| content.len() as u64)
         .sum();
     let memory = job.sandbox.limits.memory;
-    if files == 0 || files + MEMORY_BESIDE_FILES <= memory.bytes() {
+    if files == 0 || files + PROGRAM_MEMORY <= memory.bytes() {
         return Ok(());
     }
     let problem = format!("{files} bytes do not fit into a memoryLimit of {memory}");

@@ -1,16 +1,15 @@
-//! The root half of `isol8 serve --user`: starts the server without privileges, and does for it the little
-//! that needs them.
+//! The privileged half of `isol8 serve --user`: starts the server without privileges, and performs for it the few
+//! operations that need root.
 //!
-//! The launcher is a process with one thread. It reads the configuration, binds the server's addresses,
-//! prepares the state directory (`state`) and starts the server, which is this executable again
-//! ([`client`]): that becomes the user it was told, gives up all capabilities (`privileges`) and denies
-//! itself the system calls that it never makes (`seccomp`). From then on the launcher forwards signals,
-//! and answers two requests (`message`): for an instance of the native backend, and for a spawner. HTTP,
-//! TLS, JSON of clients and the frames of guests are the server's to read. The spawner checks what the
-//! server asks of it against its [`Grant`].
+//! The launcher, a process with one thread, reads the configuration, binds the server's addresses, prepares the
+//! state directory (`state`) and starts the server, which is this executable again ([`client`]). The server changes
+//! to the configured user, gives up all capabilities (`privileges`) and denies itself the system calls that it
+//! never makes (`seccomp`). From then on the launcher forwards signals, and answers two requests (`message`): for
+//! an instance of the native backend, and for a spawner. Only the server reads HTTP, TLS, JSON of clients and
+//! frames of guests. The spawner checks each request of the server against its [`Grant`].
 //!
-//! Where the server ends, so does the launcher, with its exit code; where the launcher ends, so does the
-//! server. Spawners outlive both, as they outlive a server that has its privileges.
+//! When the server ends, the launcher ends with its exit code; when the launcher ends, the server ends. Spawners
+//! outlive both, as they outlive a server with privileges.
 
 pub mod client;
 mod message;
@@ -36,42 +35,47 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use crate::backends::{self, Kind};
+use crate::backends::{self, BackendKind};
 use crate::config::{BackendChoice, Config};
 use crate::server::socket;
-use message::{Answer, Channel, INSTANCE, MAX_DESCRIPTORS, SPAWNER, Welcome};
+use message::{Answer, Channel, Handover, INSTANCE_REQUEST, MAX_DESCRIPTORS, SPAWNER_REQUEST};
 use user::Account;
 
-/// First argument of this executable where it is to be the server of a launcher.
+/// First argument with which this executable runs as the server of a launcher.
 const SERVER_ARGUMENT: &str = "__server";
 
-/// Spawners that may live at once: the server's own, and those that are ending.
+/// Largest number of spawners alive at once: the server's own, and those that are ending.
 const MAX_SPAWNERS: usize = 8;
 
-/// Number that a shell adds to the signal that ended a process, to make its exit code.
+/// Number that shells add to a signal's number to get the exit code of a process that the signal ended.
 const SIGNALLED: u8 = 128;
 
-/// Whether this process was started by a launcher, as its server.
+/// Returns whether this process was started by a launcher as its server.
 #[must_use]
 pub fn is_server() -> bool {
     std::env::args_os().nth(1).as_deref() == Some(SERVER_ARGUMENT.as_ref())
 }
 
-/// The arguments of such a server, as its operator wrote them.
+/// Returns the arguments of a launcher's server, as the operator wrote them.
 pub fn server_arguments() -> impl Iterator<Item = OsString> {
     let program = std::env::args_os().take(1);
     program.chain(std::env::args_os().skip(2))
 }
 
-/// Runs a server as `user`, and returns when it has ended. `kind` is the backend that it is to use, `reason` why.
+/// Runs a server as `user`, and returns when it has ended. The server uses the backend `kind`, chosen for `reason`.
 ///
-/// Call it before the process has started any thread.
+/// Must be called before the process has started any thread.
 ///
 /// # Errors
-/// A text for the operator: what could not be prepared.
-pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<ExitCode, String> {
+/// Returns a text for the operator that names what could not be prepared.
+pub fn run(
+    config: &Config,
+    kind: BackendKind,
+    reason: String,
+    user: &str,
+) -> Result<ExitCode, String> {
     let mut account = Account::find(user)?;
-    if kind == Kind::Docker {
+    if kind == BackendKind::Docker {
         account.groups.extend(engine_group(config));
     }
     state::prepare(config, kind, account.owner)?;
@@ -82,7 +86,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
     let (channel, far) = Channel::pair().map_err(failed)?;
     let server = start_server(far).map_err(failed)?;
     log::debug!(uid = account.owner.uid, process = server.id(); "server started without privileges");
-    let welcome = Welcome {
+    let handover = Handover {
         owner: account.owner,
         groups: account.groups,
         backend: choice(kind),
@@ -92,7 +96,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
     };
     let given: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
     let given = &given[..given.len().min(MAX_DESCRIPTORS)];
-    channel.send_json(&welcome, given).map_err(failed)?;
+    channel.send_json(&handover, given).map_err(failed)?;
     drop(sockets);
     let launcher = Launcher {
         channel: Some(channel),
@@ -100,7 +104,7 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
         server,
         spawners: Vec::new(),
         owner: account.owner,
-        state: backends::state_of(Kind::Native, config),
+        state: backends::state_of(BackendKind::Native, config),
         roots: config
             .images_root
             .as_deref()
@@ -110,21 +114,21 @@ pub fn run(config: &Config, kind: Kind, reason: String, user: &str) -> Result<Ex
     launcher.serve().map_err(failed)
 }
 
-fn choice(kind: Kind) -> BackendChoice {
+fn choice(kind: BackendKind) -> BackendChoice {
     match kind {
-        Kind::Native => BackendChoice::Native,
-        Kind::Docker => BackendChoice::Docker,
+        BackendKind::Native => BackendChoice::Native,
+        BackendKind::Docker => BackendChoice::Docker,
     }
 }
 
-/// The group that the engine's socket belongs to.
+/// Returns the group that owns the engine's socket.
 fn engine_group(config: &Config) -> Option<u32> {
     use std::os::unix::fs::MetadataExt as _;
     let socket = isol8_backend_docker::engine_socket(config.docker.host.as_deref())?;
     Some(std::fs::metadata(socket).ok()?.gid())
 }
 
-/// Signals that operators send, and the end of a child, as a descriptor to wait for.
+/// Blocks the signals that operators send and the signal for the end of a child, and returns a descriptor for them.
 fn block_signals() -> io::Result<SignalFd> {
     let mut signals = SigSet::empty();
     for signal in [
@@ -135,7 +139,7 @@ fn block_signals() -> io::Result<SignalFd> {
     ] {
         signals.add(signal);
     }
-    // Children inherit that, and unblock them as the first they do.
+    // Children inherit the blocked signals, and unblock them first.
     signals.thread_block()?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     Ok(SignalFd::with_flags(&signals, flags)?)
@@ -151,16 +155,16 @@ fn start_server(channel: Channel) -> io::Result<Child> {
 
 #[derive(Debug)]
 struct Launcher {
-    /// `None` once the server has closed its end.
+    /// The socket to the server; `None` once the server has closed its end.
     channel: Option<Channel>,
     signals: SignalFd,
     server: Child,
     spawners: Vec<Child>,
     /// The user that the server runs as.
     owner: Owner,
-    /// The directory of the native backend's instances.
+    /// The directory with the native backend's instances.
     state: PathBuf,
-    /// The directory of unpacked roots.
+    /// The directory with the unpacked roots.
     roots: Option<PathBuf>,
     instance: Option<Instance>,
 }
@@ -182,7 +186,7 @@ impl Launcher {
         }
     }
 
-    /// Waits for signals, or for a request of the server's.
+    /// Waits for signals or a request of the server, and returns which of them are ready.
     fn wait(&self) -> io::Result<(bool, bool)> {
         let mut polled = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let channel = self.channel.as_ref();
@@ -202,14 +206,14 @@ impl Launcher {
                 continue;
             };
             if signal != Signal::SIGCHLD {
-                // The server has not been reaped, so its id is its own.
+                // The server has not been reaped, so the process id cannot belong to another process.
                 let _ = kill(pid_of(&self.server), signal);
             }
         }
         Ok(())
     }
 
-    /// Reaps what has ended. Returns how the server ended, once it has.
+    /// Reaps ended children. Returns the server's exit status once it has ended.
     fn reap(&mut self) -> io::Result<Option<ExitStatus>> {
         self.spawners
             .retain_mut(|spawner| matches!(spawner.try_wait(), Ok(None)));
@@ -220,23 +224,23 @@ impl Launcher {
         let Some(channel) = &self.channel else { return };
         let (message, descriptors) = match channel.receive() {
             Ok((message, descriptors)) if !message.is_empty() => (message, descriptors),
-            // The server has ended, or is about to.
+            // The server has ended, or is about to end.
             _ => {
                 self.channel = None;
                 return;
             }
         };
         let answered = match message.first() {
-            Some(&INSTANCE) => self.give_instance(),
-            Some(&SPAWNER) => self.start_spawner(descriptors),
-            _ => Err("launcher knows no such request".to_owned()),
+            Some(&INSTANCE_REQUEST) => self.give_instance(),
+            Some(&SPAWNER_REQUEST) => self.start_spawner(descriptors),
+            _ => Err("unknown request to the launcher".to_owned()),
         };
         let sent = match &answered {
             Ok((text, descriptor)) => self.send(&Answer::Ok(text.clone()), Some(descriptor)),
             Err(reason) => self.send(&Answer::Err(reason.clone()), None),
         };
         if let Err(error) = sent {
-            log::warn!(error:%; "server could not be answered");
+            log::warn!(error:%; "cannot answer the server");
         }
     }
 
@@ -248,11 +252,11 @@ impl Launcher {
         }
     }
 
-    /// The native backend's instance, with its lock: that holds for as long as the server or this process
+    /// Returns the native backend's instance with its lock, which is held for as long as the server or this process
     /// lives.
     fn give_instance(&mut self) -> Result<(String, OwnedFd), String> {
         if self.instance.is_some() {
-            return Err("the server has an instance".to_owned());
+            return Err("the server already has an instance".to_owned());
         }
         let instance = backends::adopt_or_create(&self.state)
             .and_then(|instance| instance.share_with(self.owner).map(|()| instance))
@@ -260,7 +264,7 @@ impl Launcher {
         let lock = instance
             .lock()
             .try_clone_to_owned()
-            .map_err(|error| format!("lock of the instance cannot be given: {error}"))?;
+            .map_err(|error| format!("cannot pass on the lock of the instance: {error}"))?;
         let name = instance.id().to_string();
         self.instance = Some(instance);
         Ok((name, lock))
@@ -278,7 +282,7 @@ impl Launcher {
         let grant = Grant {
             owner: self.owner,
             instance: instance.directory().to_owned(),
-            host: backends::HOST.into(),
+            host: backends::HOST_ROOT.into(),
             roots: self.roots.clone(),
         }
         .to_argument();
@@ -296,8 +300,8 @@ impl Launcher {
         Ok((String::new(), process?))
     }
 
-    /// Removes the instance where nothing is in it and no spawner does: one that never came to make
-    /// sandboxes, mostly. What is claimed is left to the next server.
+    /// Removes the instance if it is empty and no spawner removes it, mostly because no sandbox was ever made.
+    /// Claimed sandboxes are left to the next server.
     fn clean_up(self) {
         let Some(instance) = self.instance else {
             return;
@@ -306,18 +310,18 @@ impl Launcher {
         if is_needed || !instance.directory().exists() {
             instance.leave();
         } else if let Err(error) = cgroup::remove_instance(instance.id().as_str()) {
-            log::warn!(error:%; "sandboxes are left until the next start");
+            log::warn!(error:%; "cannot remove sandboxes, leaving them until the next start");
             instance.leave();
         }
     }
 }
 
 fn pid_of(child: &Child) -> Pid {
-    // The kernel has no ids beyond 2^22.
+    // Process ids of Linux are below 2^22.
     Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
 }
 
-/// A descriptor of a process that has not been reaped.
+/// Returns a descriptor of a process that has not been reaped.
 fn open_process(child: &Child) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_child(child);
     Ok(rustix::process::pidfd_open(

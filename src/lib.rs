@@ -1,14 +1,20 @@
 //! isol8: runs untrusted code in isolated containers, over HTTP and from the command line.
 //!
-//! This package puts the parts together and holds no logic of its own about sandboxes: the
-//! command line ([`cli`], [`commands`]), the configuration ([`config`]), the HTTP server
-//! ([`server`]), the network of jobs ([`network`]), the images that hold packages ([`images`]), what
-//! weakens sandboxes on a host ([`host`]), the root half of a server that runs without privileges ([`launcher`]), and the only place that knows which backends there are ([`backends`]). What a
-//! request means is in `isol8-actors`; how a sandbox is made, in the backends.
+//! This package puts the parts together and holds no logic of its own about sandboxes:
+//!
+//! - the command line ([`cli`], [`commands`]) and the HTTP server ([`server`]),
+//! - the configuration ([`config`]),
+//! - the network of jobs ([`network`]),
+//! - the images that hold packages ([`images`]),
+//! - the checks for host settings that weaken sandboxes ([`host`]),
+//! - the privileged half of a server that runs without privileges ([`launcher`]),
+//! - the choice of a backend ([`backends`]), the only place that names concrete backends.
+//!
+//! Requests are executed by `isol8-actors`, and sandboxes are created by the backends.
 //!
 //! Read [`cli`], then [`commands`], then [`server`]. `ARCHITECTURE.md` follows one request.
 
-// `println!` and `eprintln!` panic on a closed pipe; `commands::say` does not.
+// `println!` and `eprintln!` panic on a closed pipe; `commands::message` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::process::ExitCode;
@@ -33,8 +39,8 @@ pub mod reload;
 pub mod remote_code;
 pub mod server;
 
-/// What the executable does, by the arguments of its process. To be called before any thread is started:
-/// the native backend starts this executable again, as its spawner, and that forks.
+/// Runs the executable as the process's arguments demand. Must be called before any thread is started: the native
+/// backend starts this executable again as its spawner, which forks.
 #[must_use]
 pub fn start() -> ExitCode {
     if backends::is_spawner() {

@@ -1,12 +1,12 @@
 //! Sandboxes of this host without a server: one for a single run, or one that stays between commands.
 //!
-//! What stays is a *session*, as a server's are: its sandbox is claimed, outlives the command that made
-//! it, and is adopted by the next one. Each has a state directory of its own, `<state>/cli/<session>`,
-//! so that neither a server nor a command for another session takes it for its own. Whoever uses a
-//! session holds the lock of that directory.
+//! A sandbox that stays belongs to a *session*, as on a server: it is claimed, outlives the command that created
+//! it, and is adopted by the next command. Each session has a state directory of its own, `<state>/cli/<session>`,
+//! so that neither a server nor a command for another session adopts its sandbox. A command holds the lock of that
+//! directory while it uses the session.
 //!
-//! A session ends with [`delete`], or when nobody has used it for `cleanup.maxContainerAgeMs`: on the native
-//! backend by itself, else with the next command that looks after sessions ([`expire`]).
+//! A session ends with [`delete`], or when it has not been used for `cleanup.maxContainerAgeMs`: on the native
+//! backend by itself, on Docker with the next command that removes expired sessions ([`expire`]).
 
 mod lock;
 mod sessions;
@@ -22,24 +22,24 @@ use isol8_backend::instance::Instance;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::backends::{self, Kind, Needs, Purpose};
+use crate::backends::{self, BackendKind, Needs, Purpose};
 use crate::config::{BackendChoice, Config};
-use lock::Lock;
+use lock::SessionLock;
 pub use sessions::{LocalSession, clean_up, delete, expire, list};
 
-/// Longer than anybody waits: a session that does not end by itself.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// Idle time of a session that does not end by itself: a hundred years.
+const NO_EXPIRY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// How long a command may take to end that has given up its session.
-const LETTING_GO: Duration = Duration::from_secs(30);
+/// Longest time that a command may take to end after it has released its session's lock.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Between two looks whether it has.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Interval between checks whether that command has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Why there is nothing to run in.
+/// The reason why no sandbox can be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
-    /// The backend cannot be used; the text names the fix.
+    /// The backend cannot be used. The text names the fix.
     #[error(transparent)]
     Backend(#[from] BackendError),
     /// The session cannot be used.
@@ -53,31 +53,31 @@ pub enum LocalError {
     Io {
         /// The directory.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
-/// What a command runs programs in.
+/// The service with which a command runs programs.
 #[derive(Debug)]
-pub struct Local {
+pub struct LocalService {
     service: Service,
     kind: &'static str,
-    session: Option<(SessionId, Lock)>,
-    /// Of what killed commands left.
+    session: Option<(SessionId, SessionLock)>,
+    /// The task that removes leftovers of killed commands.
     sweeping: Option<JoinHandle<()>>,
 }
 
-impl Local {
-    /// Starts what makes a sandbox for each run, and removes it afterwards.
+impl LocalService {
+    /// Starts a service that creates a sandbox for each run, and removes it afterwards.
     ///
     /// # Errors
-    /// [`LocalError::Backend`].
+    /// Returns [`LocalError::Backend`].
     pub async fn start(config: &Config, needs: &Needs) -> Result<Self, LocalError> {
         let backend = backends::start(config, Purpose::Command, needs)
             .await?
             .backend;
-        // Beside the run, which does not depend on it.
+        // The run does not depend on the sweep, so both go on at the same time.
         let sweeping = tokio::spawn({
             let backend = backend.clone();
             async move { backends::sweep(backend.as_ref()).await }
@@ -90,16 +90,16 @@ impl Local {
         })
     }
 
-    /// Goes on in a session, or begins it. Waits while another command uses it.
+    /// Opens a session, which is created if needed. Waits while another command uses it.
     ///
     /// # Errors
-    /// Any [`LocalError`] but [`LocalError::Busy`].
+    /// Returns any [`LocalError`] except [`LocalError::Busy`].
     pub async fn session(
         config: &Config,
         id: SessionId,
         needs: &Needs,
     ) -> Result<Self, LocalError> {
-        let lock = Lock::wait(config, &id).await?;
+        let lock = SessionLock::wait(config, &id).await?;
         let local = Self::open(config, id.clone(), lock, needs).await?;
         if sessions::is_expired(config, &id) {
             local.remove_session(&id).await?;
@@ -107,16 +107,17 @@ impl Local {
         Ok(local)
     }
 
-    /// Goes on in a session, where there is one and nobody uses it.
+    /// Opens an existing session that no other command uses. Returns `None` if there is none.
     ///
     /// # Errors
-    /// Any [`LocalError`].
+    /// Returns any [`LocalError`].
     pub async fn existing(config: &Config, id: SessionId) -> Result<Option<Self>, LocalError> {
         if !sessions::exists(config, &id) {
             return Ok(None);
         }
-        let lock = Lock::try_now(config, &id)?.ok_or_else(|| LocalError::Busy(id.clone()))?;
-        // Where a session is, is known.
+        let lock =
+            SessionLock::try_now(config, &id)?.ok_or_else(|| LocalError::Busy(id.clone()))?;
+        // No requirements: the backend of an existing session is known.
         Self::open(config, id, lock, &Needs::default())
             .await
             .map(Some)
@@ -125,11 +126,11 @@ impl Local {
     async fn open(
         config: &Config,
         id: SessionId,
-        lock: Lock,
+        lock: SessionLock,
         needs: &Needs,
     ) -> Result<Self, LocalError> {
         let config = session_config(config, &id);
-        if !is_let_go(&config.state).await {
+        if !wait_for_release(&config.state).await {
             return Err(LocalError::Busy(id));
         }
         let backend = backends::start(&config, Purpose::Session, needs)
@@ -147,19 +148,19 @@ impl Local {
         })
     }
 
-    /// The name of the backend.
+    /// Returns the name of the backend.
     #[must_use]
     pub fn backend(&self) -> &'static str {
         self.kind
     }
 
-    /// For files of the session, which is the master's.
+    /// Returns the service, for files of the session, which belongs to the master tenant.
     #[must_use]
     pub fn service(&self) -> &Service {
         &self.service
     }
 
-    /// Runs a job. Dropping the stream ends it.
+    /// Runs a job. Dropping the stream ends the job.
     #[must_use]
     pub fn stream(&self, job: Job, input: Option<Input>) -> JobStream {
         let session = self.session.as_ref().map(|(id, _)| id.clone());
@@ -172,13 +173,13 @@ impl Local {
         Ok(deleted.await?)
     }
 
-    /// Removes what is not to stay.
+    /// Ends the use of the sandbox, and removes a sandbox that does not belong to a session.
     ///
     /// # Errors
-    /// What the backend could not remove.
+    /// Returns an error if the backend could not remove a sandbox.
     pub async fn end(self) -> Result<(), LocalError> {
         if let Some(sweeping) = self.sweeping {
-            // It tells of its own failures, and cannot panic without having told.
+            // Ignore the result: the sweep logs its own failures, and so does a panic.
             let _ = sweeping.await;
         }
         self.service.shutdown().await?;
@@ -189,25 +190,26 @@ impl Local {
     }
 }
 
-/// Waits until the command before has let go of the session's sandbox, which it does at its very end, after
-/// it has given up the session's lock. Beside it, another sandbox would be made.
-async fn is_let_go(state: &Path) -> bool {
+/// Waits until the previous command has released the session's sandbox, and returns whether it has. A command does
+/// so at its very end, after it has released the session's lock; without the wait, this command would create a
+/// second sandbox.
+async fn wait_for_release(state: &Path) -> bool {
     let is_in_use = || {
-        Kind::ALL
+        BackendKind::ALL
             .iter()
             .any(|kind| Instance::is_any_in_use(&state.join(kind.name())))
     };
-    let deadline = Instant::now() + LETTING_GO;
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
     while is_in_use() {
         if Instant::now() > deadline {
             return false;
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
     true
 }
 
-/// A service that makes one sandbox when it is asked for, and none ahead of time.
+/// Returns the configuration of a service that creates each sandbox on demand, and none ahead of time.
 pub(crate) fn service_without_pool(config: &Config) -> ServiceConfig {
     let mut service = config.service();
     service.pool.sizes.clear();
@@ -216,36 +218,36 @@ pub(crate) fn service_without_pool(config: &Config) -> ServiceConfig {
     service
 }
 
-/// The configuration of a session's own instance.
+/// Returns the configuration of a session's own instance.
 fn session_config(config: &Config, id: &SessionId) -> Config {
     let mut own = config.clone();
     own.state = directory(config, id);
     own.keep_sessions = true;
-    own.adoptable_for = max_age(config).unwrap_or(FOR_EVER);
-    // Where there is one already, no engine need be asked.
+    own.adoptable_for = max_age(config).unwrap_or(NO_EXPIRY);
+    // Use the session's backend if the session exists, so that the engine need not be asked.
     if config.backend == BackendChoice::Auto {
         own.backend = match sessions::kind_of(config, id) {
-            Some(Kind::Native) => BackendChoice::Native,
-            Some(Kind::Docker) => BackendChoice::Docker,
+            Some(BackendKind::Native) => BackendChoice::Native,
+            Some(BackendKind::Docker) => BackendChoice::Docker,
             None => BackendChoice::Auto,
         };
     }
     own
 }
 
-/// How long a session may be idle.
+/// Returns how long a session may be idle; `None` for any time.
 fn max_age(config: &Config) -> Option<Duration> {
     let cleanup = config.cleanup;
     cleanup.auto_prune.then_some(cleanup.max_age)
 }
 
-/// Where the directories of all sessions are.
+/// Returns the directory that holds the directories of all sessions.
 fn root(config: &Config) -> PathBuf {
     config.state.join("cli")
 }
 
-/// The state directory of a session. An id is no path: none has a slash, and what could be taken for a
-/// special name has one more character.
+/// Returns the state directory of a session. The suffix makes any id a safe file name: an id has no slash, and the
+/// suffix keeps it from being a special name such as `..`.
 fn directory(config: &Config, id: &SessionId) -> PathBuf {
     root(config).join(format!("{id}@"))
 }

@@ -1,4 +1,4 @@
-//! What `isol8 login` keeps between commands: `~/.isol8/login.json`, which nobody else may read.
+//! The server and key that `isol8 login` stores in `~/.isol8/login.json`, which only the user may read.
 
 use std::fmt;
 use std::fs::{self, DirBuilder};
@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// A server, and the key that it takes.
+/// A server and its API key.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
     /// The server's address.
     pub host: String,
-    /// The key.
+    /// The API key.
     pub key: String,
 }
 
-/// The key stays out of logs.
+/// Leaves out the key, which must not appear in logs.
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Login")
@@ -26,27 +26,27 @@ impl fmt::Debug for Login {
     }
 }
 
-/// A login that cannot be kept, read or forgotten.
+/// The error of storing, reading or deleting a login.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// There is no place for it.
-    #[error("a login is kept in ~/.isol8, and HOME is not set")]
+    /// The user has no home directory.
+    #[error("HOME is not set, so there is no ~/.isol8 to store the login in")]
     NoHome,
     /// The file cannot be used.
     #[error("{path}: {source}", path = .path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl Login {
-    /// The one that is kept, if any.
+    /// Returns the stored login, if any.
     ///
     /// # Errors
-    /// [`LoginError::Io`].
+    /// Returns [`LoginError::Io`].
     pub fn load() -> Result<Option<Self>, LoginError> {
         match path() {
             Ok(path) => Self::load_from(&path),
@@ -54,20 +54,20 @@ impl Login {
         }
     }
 
-    /// Keeps it, instead of another.
+    /// Stores the login, and replaces an earlier one.
     ///
     /// # Errors
-    /// [`LoginError`].
+    /// Returns a [`LoginError`].
     pub fn store(&self) -> Result<PathBuf, LoginError> {
         let path = path()?;
         self.store_at(&path)?;
         Ok(path)
     }
 
-    /// Forgets the one that is kept. Says whether there was one.
+    /// Deletes the stored login, and returns whether there was one.
     ///
     /// # Errors
-    /// [`LoginError`].
+    /// Returns a [`LoginError`].
     pub fn forget() -> Result<bool, LoginError> {
         let path = path()?;
         match fs::remove_file(&path) {
@@ -86,10 +86,13 @@ impl Login {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text.map_err(failed)?,
         };
-        // Where the text is at fault is said, not what stands there.
+        // Report the line of the fault, but not its text, which may be the key.
         let login = serde_json::from_str(&text).map_err(|error| {
-            let place = format!("not a login, at line {} (isol8 logout)", error.line());
-            failed(io::Error::new(io::ErrorKind::InvalidData, place))
+            let problem = format!(
+                "not a valid login file, at line {} (delete it with `isol8 logout`)",
+                error.line()
+            );
+            failed(io::Error::new(io::ErrorKind::InvalidData, problem))
         });
         login.map(Some)
     }
@@ -101,8 +104,8 @@ impl Login {
         })
     }
 
-    /// All or nothing, and never readable by others: the file that takes the name is new, and such a file
-    /// is its owner's alone.
+    /// Writes the file atomically, and never readable by others: it is created under another name, with its owner's
+    /// rights only, and then renamed.
     fn write(&self, path: &Path) -> io::Result<()> {
         let directory = path.parent().unwrap_or(Path::new("."));
         DirBuilder::new()

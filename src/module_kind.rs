@@ -1,9 +1,8 @@
-//! Whether a script of JavaScript is a CommonJS or an ES module, where its request does not say.
+//! Decides whether a JavaScript script is a CommonJS or an ES module if its request does not say.
 //!
-//! The default names of scripts (`main.mjs`, `main.mts`) make ES modules of them, in which `require` is not
-//! defined. A script that uses what only CommonJS has is named so that its runtime decides as it does for files
-//! without a format: node looks at the syntax (from 20.19 on), and deno takes `.cts` for CommonJS. Bun has both in
-//! every file.
+//! The default names of scripts (`main.mjs`, `main.mts`) make them ES modules, in which `require` is not defined. A
+//! script that uses features of CommonJS gets a name with which its runtime decides as for files without a format:
+//! node looks at the syntax (from 20.19 on), and deno takes `.cts` for CommonJS. Bun accepts both in every file.
 
 use std::sync::LazyLock;
 
@@ -11,7 +10,7 @@ use isol8_actors::FileExtension;
 use isol8_api::Runtime;
 use regex::Regex;
 
-/// What only CommonJS has.
+/// Matches features that only CommonJS has.
 static COMMON: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
         r"\b(?:require\s*\(|require\.\w|module\.exports\b|exports\.\w|__dirname\b|__filename\b)",
@@ -19,7 +18,7 @@ static COMMON: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// What only an ES module has, or uses to get a `require` of its own.
+/// Matches features that only an ES module has, or uses to get its own `require`.
 static MODULE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let import = r#"import\s*(?:[\w$]+\s*,|[\w$]+\s+from\b|[{*"'])"#;
     let export = r"export\s*(?:default\b|const\b|let\b|var\b|function\b|class\b|async\b|[{*])";
@@ -29,11 +28,11 @@ static MODULE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// `await`, which is no CommonJS at the top, and `async`, which has it in a function.
+/// Match `await`, which CommonJS does not allow at the top level, and `async`, which allows it in a function.
 static AWAIT: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\bawait\b").ok());
 static ASYNC: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\basync\b").ok());
 
-/// Returns the extension of a script whose request names none.
+/// Returns the file extension of a script whose request names none.
 pub(crate) fn extension_of(runtime: Runtime, code: &str) -> FileExtension {
     let has = |pattern: &Option<Regex>| pattern.as_ref().is_some_and(|it| it.is_match(code));
     let usual = FileExtension::default_of(runtime);

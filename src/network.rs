@@ -1,4 +1,4 @@
-//! The network of jobs: what carries their connections is the egress proxy.
+//! The network of jobs: the egress proxy carries their connections.
 
 use std::sync::Arc;
 
@@ -12,16 +12,17 @@ use isol8_egress::{
 
 /// The network of one job.
 #[derive(Debug)]
-pub struct Filtered {
+pub struct FilteredNetwork {
     egress: RunEgress,
     is_logged: bool,
 }
 
-impl Filtered {
-    /// What the server's rules and this filter let through. With `is_logged`, the result tells of it.
+impl FilteredNetwork {
+    /// Returns a network that allows what both the server's rules and this filter allow. With `is_logged`, the
+    /// result contains a log of it.
     ///
     /// # Errors
-    /// [`EgressError`] names the pattern that cannot be used.
+    /// Returns an [`EgressError`] that names the invalid pattern.
     pub fn new(egress: &Egress, filter: &Filter, is_logged: bool) -> Result<Self, EgressError> {
         let policy = egress.policy(filter)?;
         Ok(Self {
@@ -30,9 +31,10 @@ impl Filtered {
         })
     }
 
-    /// What a policy of the server's own lets through, and a host inside the server. Nothing tells of it.
+    /// Returns a network with a policy of the server's own, and optionally a host inside the server. Nothing is
+    /// logged.
     #[must_use]
-    pub fn inner(egress: &Egress, policy: Policy, local: Option<Arc<dyn LocalHost>>) -> Self {
+    pub fn internal(egress: &Egress, policy: Policy, local: Option<Arc<dyn LocalHost>>) -> Self {
         Self {
             egress: egress.run_with(policy, false, local),
             is_logged: false,
@@ -40,7 +42,7 @@ impl Filtered {
     }
 }
 
-/// A sentence for the client, with the key of the configuration that changes it.
+/// Describes a problem in a sentence for the client, with the configuration key that fixes it.
 fn describe(problem: &Problem) -> String {
     let fix = match problem.kind {
         ProblemKind::NotPublic => {
@@ -48,14 +50,14 @@ fn describe(problem: &Problem) -> String {
         }
         ProblemKind::Denied => "list it among runtimes.*.registries",
         ProblemKind::Untrusted => {
-            "where a proxy inspects TLS, name its authority's certificate in network.caBundle"
+            "if a proxy inspects TLS, name its authority's certificate in network.caBundle"
         }
-        ProblemKind::Unreachable => "see that the server itself reaches it",
+        ProblemKind::Unreachable => "check that the server itself can reach it",
     };
     format!("registry not reached: {}; {fix}", problem.text)
 }
 
-impl Network for Filtered {
+impl Network for FilteredNetwork {
     fn serve(&self, connection: Tunnel) -> BoxFuture<'static, ()> {
         let egress = self.egress.clone();
         Box::pin(async move { egress.serve(connection).await })

@@ -1,4 +1,4 @@
-//! Packages that a request has installed: which names are taken, and what their installation reaches.
+//! Packages that a request installs: the accepted names, and the registries that the installation can reach.
 
 mod npm;
 mod python;
@@ -14,9 +14,9 @@ use regex::Regex;
 
 use crate::config::Config;
 use crate::jobs::JobError;
-use crate::network::Filtered;
+use crate::network::FilteredNetwork;
 
-/// Where the usual packages of a runtime come from: names of hosts.
+/// Returns the host names of the registries that a runtime's packages usually come from.
 #[must_use]
 pub fn registries(runtime: Runtime) -> Vec<String> {
     let hosts: &[&str] = match runtime {
@@ -28,16 +28,16 @@ pub fn registries(runtime: Runtime) -> Vec<String> {
     hosts.iter().map(|host| (*host).to_owned()).collect()
 }
 
-/// Of an environment: names and values.
+/// Environment variables: names and values.
 type Variables = Vec<(String, String)>;
 
 const MEMBER: &str = "request.installPackages";
 
-/// Most packages of one request, and the longest in bytes.
-pub(crate) const MOST_PACKAGES: usize = 100;
-const LONGEST: usize = 256;
+/// Largest number of packages in one request, and largest size of one in bytes.
+pub(crate) const MAX_PACKAGES: usize = 100;
+const MAX_PACKAGE_LENGTH: usize = 256;
 
-/// What pip, npm and bun take for archives.
+/// Endings that pip, npm and bun treat as archives.
 const ARCHIVES: [&str; 13] = [
     ".whl",
     ".zip",
@@ -54,20 +54,20 @@ const ARCHIVES: [&str; 13] = [
     ".tar.zst",
 ];
 
-#[allow(clippy::expect_used)] // They are constants, and a test compiles each.
+#[allow(clippy::expect_used)] // All patterns are constants, and a test compiles each.
 fn pattern(text: &str) -> Regex {
     Regex::new(&format!("^(?:{text})$")).expect("a constant pattern compiles")
 }
 
-/// A package of Debian, and perhaps its version.
+/// Matches a package of Debian, with an optional version.
 static DEBIAN: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?"));
 
-/// Whether all of these are packages that a package manager takes from its registry. A URL is one where its host is
-/// among `registries`.
+/// Checks that all packages are ones that a package manager takes from its registry. A URL is accepted if its host
+/// is among `registries`.
 ///
 /// # Errors
-/// The place of the first that is not, and what it is.
+/// Returns the index of the first package that is not accepted, and the problem.
 pub fn check(
     runtime: Runtime,
     packages: &[String],
@@ -75,43 +75,45 @@ pub fn check(
 ) -> Result<(), (usize, String)> {
     for (index, package) in packages.iter().enumerate() {
         let checked = match runtime {
-            _ if package.len() > LONGEST => Err(format!("longer than {LONGEST} bytes")),
+            _ if package.len() > MAX_PACKAGE_LENGTH => {
+                Err(format!("longer than {MAX_PACKAGE_LENGTH} bytes"))
+            }
             Runtime::Python if package.contains("://") => python::check(package, registries),
             _ if is_archive(package) => Err("it names a file".to_owned()),
             Runtime::Python => python::check(package, registries),
             Runtime::Node | Runtime::Bun => npm::check(package),
             Runtime::Deno => npm::check_of_deno(package),
             Runtime::Bash if DEBIAN.is_match(package) => Ok(()),
-            Runtime::Bash => Err("expected a name of Debian's such as jq".to_owned()),
+            Runtime::Bash => Err("expected the name of a Debian package such as jq".to_owned()),
         };
         if let Err(problem) = checked {
-            let given: String = package.chars().take(LONGEST).collect();
-            return Err((index, format!("{given:?} is no package: {problem}")));
+            let given: String = package.chars().take(MAX_PACKAGE_LENGTH).collect();
+            return Err((index, format!("{given:?} is not a package: {problem}")));
         }
     }
     Ok(())
 }
 
-/// As [`check`], for packages that an image holds. Deno finds those of npm there, and no others.
+/// Checks packages for an image, like [`check`]. In an image, deno finds packages of npm and no others.
 ///
 /// # Errors
-/// The place of the first that cannot be, and why.
+/// Returns the index of the first package that is not accepted, and the problem.
 pub fn check_for_image(runtime: Runtime, packages: &[String]) -> Result<(), (usize, String)> {
     check(runtime, packages, &[])?;
     let of_jsr = |package: &String| package.starts_with("jsr:");
     match packages.iter().position(of_jsr) {
         Some(index) => Err((
             index,
-            "expected a package of npm, images hold none of jsr".to_owned(),
+            "expected a package of npm, images cannot hold packages of jsr".to_owned(),
         )),
         None => Ok(()),
     }
 }
 
-/// What a request asks to be installed.
+/// Returns the installation that a request asks for, if any.
 ///
 /// # Errors
-/// [`JobError`] names the first that cannot be.
+/// Returns a [`JobError`] that names the first package that is not accepted.
 pub fn install(
     runtime: Runtime,
     packages: Vec<String>,
@@ -120,9 +122,9 @@ pub fn install(
     if packages.is_empty() {
         return Ok(None);
     }
-    if packages.len() > MOST_PACKAGES {
+    if packages.len() > MAX_PACKAGES {
         let problem = format!(
-            "{} entries, expected at most {MOST_PACKAGES}",
+            "{} entries, expected at most {MAX_PACKAGES}",
             packages.len()
         );
         return Err(JobError::invalid(MEMBER, problem));
@@ -146,8 +148,8 @@ pub fn install(
     }))
 }
 
-/// The variables that say where packages of a runtime come from, and what reaches their registries; `None`
-/// where nothing is installed for it.
+/// Returns the variables that point a package manager to its registry, and the network that reaches the runtime's
+/// registries; `None` if packages are not installed for the runtime.
 fn network(
     runtime: Runtime,
     config: &Config,
@@ -156,18 +158,18 @@ fn network(
         .registries
         .get(&runtime)
         .map_or(&[][..], Vec::as_slice);
-    // A filter that lists no host would admit every one.
+    // Refuse an empty list, because a filter without hosts would allow every host.
     if registries.is_empty() || runtime == Runtime::Bash {
         return Ok((Vec::new(), None));
     }
     let policy = policy(registries, &config.egress);
     let policy = policy.map_err(|error| JobError::invalid(MEMBER, error))?;
     let (source, site) = cached(runtime, registries, config, &policy);
-    let network = Filtered::inner(&config.egress, policy, site);
+    let network = FilteredNetwork::internal(&config.egress, policy, site);
     Ok((source, Some(Arc::new(network))))
 }
 
-/// Why what no image holds cannot be had.
+/// Returns the error for packages that are missing from all images and cannot be installed.
 pub(crate) fn not_installed(runtime: Runtime) -> JobError {
     if runtime == Runtime::Bash {
         let problem =
@@ -179,7 +181,7 @@ pub(crate) fn not_installed(runtime: Runtime) -> JobError {
     JobError::unsupported(MEMBER, &problem)
 }
 
-/// The registries alone, each on the port that it names, or the Web's.
+/// Returns a policy that allows only the registries, each on the port that it names or the ports of the Web.
 fn policy(registries: &[String], egress: &Egress) -> Result<Policy, EgressError> {
     let named = registries.iter().map(|registry| host_and_port(registry));
     let ports = named.clone();
@@ -193,7 +195,7 @@ fn policy(registries: &[String], egress: &Egress) -> Result<Policy, EgressError>
     Ok(egress.policy(&filter)?.on_web_ports(ports))
 }
 
-/// An entry of `registries`: an IPv6 address has no port there.
+/// Splits an entry of `registries` into host and port. An IPv6 address cannot have a port there.
 pub(crate) fn host_and_port(registry: &str) -> (&str, Option<u16>) {
     match registry.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') => (host, port.parse().ok()),
@@ -201,8 +203,8 @@ pub(crate) fn host_and_port(registry: &str) -> (&str, Option<u16>) {
     }
 }
 
-/// The variables that lead a package manager to the cache, and the cache as it sees it; nothing where it may
-/// be meant to ask another registry than the one that is cached.
+/// Returns the variables that point a package manager to the cache, and the cache as a host for it. Returns nothing
+/// if the configuration may mean another registry than the cached one.
 fn cached(
     runtime: Runtime,
     registries: &[String],
@@ -248,13 +250,13 @@ fn cached(
     }
 }
 
-/// Whether package managers take it for a file of the working directory, where there is one of that name.
+/// Returns whether package managers take the name for a file in the working directory, if such a file exists.
 fn is_archive(package: &str) -> bool {
     let package = package.to_ascii_lowercase();
     ARCHIVES.iter().any(|ending| package.ends_with(ending))
 }
 
-/// Deno wants to be told where from.
+/// Adds the registry's prefix that deno requires to a package without one.
 pub(crate) fn complete(runtime: Runtime, package: String) -> String {
     let is_bare =
         runtime == Runtime::Deno && !package.starts_with("npm:") && !package.starts_with("jsr:");
@@ -265,7 +267,7 @@ pub(crate) fn complete(runtime: Runtime, package: String) -> String {
     }
 }
 
-/// Registries of every runtime, with those that the configuration names instead.
+/// Returns the registries of every runtime; the configured ones replace the usual ones.
 #[must_use]
 pub fn registries_with(
     own: impl IntoIterator<Item = (Runtime, Vec<String>)>,

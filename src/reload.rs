@@ -1,7 +1,7 @@
 //! Changes of the configuration, applied while the server runs.
 //!
-//! At SIGHUP, and when the file is another one. What cannot change without a restart stays as it
-//! was, with a warning that names it; a file that is wrong is refused as a whole.
+//! The file is read again at SIGHUP, and when it has changed. A setting that cannot change without a restart stays as
+//! it was, with a warning that names it; a file with an error is refused as a whole.
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Follows the configuration for as long as the future is polled.
 ///
 /// # Errors
-/// Where signals cannot be received.
+/// If signals cannot be received.
 pub async fn follow(
     load: impl Fn() -> Result<Config, ConfigError> + Clone + Send + 'static,
     current: watch::Sender<Arc<Config>>,

@@ -1,4 +1,4 @@
-//! Code that a request names by its URL: whether it may be fetched, and what was.
+//! Code that a request names by URL: checks whether it may be fetched, fetches it, and caches it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,47 +12,47 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::{Config, RemoteCodeConfig};
-use crate::jobs::{JobError, Order, shown};
+use crate::jobs::{JobError, ParsedRequest, shown};
 
-/// The member that asks for it.
+/// The member with the URL.
 const CODE_URL: &str = "request.codeUrl";
 
-/// Longest URL that is fetched, in bytes: what servers on the Web take at least (RFC 9110, 4.1).
-const LONGEST_URL: usize = 8_000;
+/// Longest URL that is fetched, in bytes: the length that servers on the Web accept at least (RFC 9110, 4.1).
+const MAX_URL_LENGTH: usize = 8_000;
 
-/// The member that says what it must be.
+/// The member with the expected hash of the code.
 const CODE_HASH: &str = "request.codeHash";
 
-/// Redirects that are followed.
-const REDIRECTS: usize = 5;
+/// Largest number of redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
 
-/// Fetches at once. Each may hold as much as code may have.
-const FETCHES: usize = 32;
+/// Largest number of simultaneous fetches. Each may hold as many bytes as code may have.
+const MAX_FETCHES: usize = 32;
 
-/// What an entry of the cache takes beside its texts, about.
+/// Approximate size of a cache entry in addition to its texts, in bytes.
 const ENTRY_BYTES: usize = 256;
 
-/// Code that is to be fetched; its URL's scheme and the hash's form are checked.
+/// Code that has to be fetched. The scheme of the URL and the form of the hash have been checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteSource {
     url: String,
-    /// Whether `http:` may be used, for redirects too.
+    /// Whether `http:` may be used, also in redirects.
     allow_http: bool,
-    /// In lower case.
+    /// The expected SHA-256 in lower-case hexadecimal digits.
     hash: Option<String>,
 }
 
 impl RemoteSource {
-    /// Takes the URL out of a request that has one instead of code; then its code is empty.
+    /// Takes the URL out of a request that has one instead of code, and leaves empty code in it.
     ///
     /// # Errors
-    /// [`JobError`] where the configuration does not accept it.
+    /// Returns a [`JobError`] if the configuration does not accept the URL or the hash.
     pub fn take(
         request: &mut ExecutionRequest,
         config: &RemoteCodeConfig,
     ) -> Result<Option<Self>, JobError> {
         if request.code.is_some() || request.cmd.is_some() {
-            return Ok(None); // Whoever checks the rest of the request says that it is too much.
+            return Ok(None); // The check of the rest of the request refuses more than one source.
         }
         let Some(url) = request.code_url.take() else {
             return Ok(None);
@@ -78,14 +78,14 @@ impl RemoteSource {
     }
 }
 
-/// What follows is the fetch's matter, which sees redirects too.
+/// Checks the scheme and length of a URL. The fetch checks the rest, because it also sees redirects.
 fn check_scheme(
     url: &str,
     allow_insecure: bool,
     config: &RemoteCodeConfig,
 ) -> Result<(), JobError> {
-    if url.len() > LONGEST_URL {
-        let problem = format!("{} bytes, expected at most {LONGEST_URL}", url.len());
+    if url.len() > MAX_URL_LENGTH {
+        let problem = format!("{} bytes, expected at most {MAX_URL_LENGTH}", url.len());
         return Err(JobError::invalid(CODE_URL, problem));
     }
     let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
@@ -108,53 +108,53 @@ fn check_form(hash: &str) -> Result<String, JobError> {
     Err(JobError::invalid(CODE_HASH, problem))
 }
 
-/// Fetches code, and keeps it for a while.
+/// Fetches code, and caches it for a while.
 #[derive(Clone, Debug)]
 pub struct RemoteCode {
     fetches: Arc<Semaphore>,
-    /// By URL, and whether it was allowed to come over `http:`.
-    kept: Cache<(String, bool), Kept>,
+    /// Cached code by URL, and by whether it was allowed to come over `http:`.
+    cache: Cache<(String, bool), CachedCode>,
 }
 
 #[derive(Clone, Debug)]
-struct Kept {
+struct CachedCode {
     code: Arc<str>,
     hash: String,
     since: Instant,
-    /// What it was fetched under: another configuration may not accept it.
+    /// The configuration it was fetched under, because another configuration may not accept it.
     config: Arc<RemoteCodeConfig>,
 }
 
 impl RemoteCode {
-    /// Keeps what was fetched within these bounds.
+    /// Returns a cache with the configured bounds.
     #[must_use]
     pub fn new(config: &RemoteCodeConfig) -> Self {
-        let bytes = |(url, _): &(String, bool), kept: &Kept| {
+        let bytes = |(url, _): &(String, bool), kept: &CachedCode| {
             u32::try_from(url.len() + kept.code.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         Self {
-            fetches: Arc::new(Semaphore::new(FETCHES)),
-            kept: Cache::builder()
+            fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
+            cache: Cache::builder()
                 .max_capacity(config.keep_bytes)
                 .weigher(bytes)
                 .build(),
         }
     }
 
-    /// The job with its code, fetched where it has to be.
+    /// Returns the job with its code, which is fetched if necessary.
     ///
     /// # Errors
-    /// [`JobError`] names the member, and what was found under the URL.
+    /// Returns a [`JobError`] that names the member and the problem found under the URL.
     pub async fn complete(
         &self,
-        order: Order,
+        parsed: ParsedRequest,
         config: &Config,
     ) -> Result<(Job, Option<SessionId>), JobError> {
-        let Order {
+        let ParsedRequest {
             mut job,
             session,
             remote,
-        } = order;
+        } = parsed;
         if let Some(source) = remote {
             let fetched = self.get(&source, config).await?;
             check_hash(&source, &fetched)?;
@@ -165,21 +165,21 @@ impl RemoteCode {
         Ok((job, session))
     }
 
-    async fn get(&self, source: &RemoteSource, all: &Config) -> Result<Kept, JobError> {
+    async fn get(&self, source: &RemoteSource, all: &Config) -> Result<CachedCode, JobError> {
         let (config, egress) = (&all.remote_code, &all.egress);
         let key = (source.url.clone(), source.allow_http);
-        if let Some(kept) = self.kept.get(&key).await {
+        if let Some(kept) = self.cache.get(&key).await {
             if kept.since.elapsed() < config.keep && Arc::ptr_eq(&kept.config, config) {
                 return Ok(kept);
             }
-            self.kept.invalidate(&key).await;
+            self.cache.invalidate(&key).await;
         }
         if config.keep.is_zero() {
             return self.fetch(source, config, egress).await;
         }
-        // Whoever asks for the same meanwhile waits for this one.
+        // Simultaneous requests for the same URL wait for this fetch.
         let fetched = self
-            .kept
+            .cache
             .try_get_with(key, self.fetch(source, config, egress));
         fetched.await.map_err(|error| JobError::clone(&error))
     }
@@ -189,18 +189,18 @@ impl RemoteCode {
         source: &RemoteSource,
         config: &Arc<RemoteCodeConfig>,
         egress: &Egress,
-    ) -> Result<Kept, JobError> {
+    ) -> Result<CachedCode, JobError> {
         let Ok(Ok(_place)) = timeout(config.timeout, self.fetches.acquire()).await else {
             return Err(JobError {
                 path: CODE_URL.to_owned(),
-                problem: format!("{FETCHES} others are being fetched, try again later"),
+                problem: format!("too many fetches in progress ({MAX_FETCHES}), try again later"),
                 code: ErrorCode::Unavailable,
             });
         };
         let limits = FetchLimits {
             max_bytes: config.max_bytes,
             timeout: config.timeout,
-            redirects: REDIRECTS,
+            redirects: MAX_REDIRECTS,
             allow_http: source.allow_http,
             hosts: config.hosts.clone(),
         };
@@ -208,8 +208,8 @@ impl RemoteCode {
         let bytes = fetched.map_err(|error| JobError::invalid(CODE_URL, error))?;
         let hash = hex(&Sha256::digest(&bytes));
         let code = String::from_utf8(bytes.into())
-            .map_err(|_| JobError::invalid(CODE_URL, "what is there is not UTF-8 text"))?;
-        Ok(Kept {
+            .map_err(|_| JobError::invalid(CODE_URL, "the content is not UTF-8 text"))?;
+        Ok(CachedCode {
             code: code.into(),
             hash,
             since: Instant::now(),
@@ -218,7 +218,7 @@ impl RemoteCode {
     }
 }
 
-fn check_hash(source: &RemoteSource, fetched: &Kept) -> Result<(), JobError> {
+fn check_hash(source: &RemoteSource, fetched: &CachedCode) -> Result<(), JobError> {
     if source
         .hash
         .as_ref()
@@ -226,7 +226,7 @@ fn check_hash(source: &RemoteSource, fetched: &Kept) -> Result<(), JobError> {
     {
         return Ok(());
     }
-    let problem = format!("what {CODE_URL} gives has the SHA-256 {}", fetched.hash);
+    let problem = format!("the code at {CODE_URL} has the SHA-256 {}", fetched.hash);
     Err(JobError::invalid(CODE_HASH, problem))
 }
 

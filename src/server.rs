@@ -54,7 +54,7 @@ pub enum ServeError {
     Shutdown(#[from] BackendError),
 }
 
-/// What the routes share.
+/// The state that the routes share.
 #[derive(Debug)]
 pub struct State {
     /// Runs jobs and knows the sessions.
@@ -69,7 +69,7 @@ pub struct State {
     pub backend_reason: String,
     /// Memory and processors for the bodies of requests.
     pub bodies: Bodies,
-    /// Of requests with an idempotency key.
+    /// Results of requests with an idempotency key.
     pub results: Results,
     /// Fetches code for requests.
     pub remote_code: RemoteCode,

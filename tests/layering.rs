@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Every package, where it stands, and which of ours it may depend on.
+/// Every package, its directory, and those of ours that it may depend on.
 const ALLOWED: [(&str, &[&str]); 12] = [
     (
         ".",

@@ -1,4 +1,4 @@
-//! What it takes to list many sessions: `cargo bench --package isol8-actors --bench sessions`.
+//! Measures how long it takes to list many sessions: `cargo bench --package isol8-actors --bench sessions`.
 //!
 //! Makes 10,000 sessions over the fake backend and prints the median of 50 listings.
 

@@ -1,10 +1,9 @@
 //! How many jobs run at once, and who waits.
 //!
-//! Turns go round the tenants that wait, so that the many jobs of one do not delay the one of another.
-//! Where the queue is full, room for a tenant that has fewer jobs in it is made at the end of the
-//! longest line.
+//! Tenants that have waiting jobs take turns, so that the many jobs of one do not delay the one of another. If the
+//! queue is full, a tenant with fewer waiting jobs gets its place from the end of the longest tenant queue.
 
-mod lines;
+mod fair_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,14 +14,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::ExecuteError;
-use lines::{Lines, Ticket};
+use fair_queue::{FairQueue, Ticket};
 
 /// Bounds of [`Admission`].
 #[derive(Clone, Debug)]
 pub struct AdmissionConfig {
     /// Jobs that run at once; at least 1.
     pub max_concurrent: usize,
-    /// Of these, jobs of one tenant; at least 1.
+    /// Highest number of concurrent jobs of one tenant; at least 1.
     pub max_concurrent_per_tenant: usize,
     /// Jobs that wait for their turn beyond those.
     pub max_waiting: usize,
@@ -57,22 +56,22 @@ pub struct Admission {
 struct State {
     config: AdmissionConfig,
     running: usize,
-    lines: Lines,
+    queue: FairQueue,
     usual: Duration,
 }
 
 /// The right to run one job; given back when dropped.
 #[derive(Debug)]
-pub struct Permit(Option<Turn>);
+pub struct Permit(Option<RunningJob>);
 
 #[derive(Debug)]
-struct Turn {
+struct RunningJob {
     admission: Admission,
     tenant: TenantId,
     since: Instant,
 }
 
-/// What [`Admission`] shows of itself.
+/// The state that [`Admission`] reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AdmissionState {
@@ -91,7 +90,7 @@ impl Admission {
         let state = State {
             config,
             running: 0,
-            lines: Lines::default(),
+            queue: FairQueue::default(),
             usual: FIRST_GUESS,
         };
         Self {
@@ -115,7 +114,7 @@ impl Admission {
         }
     }
 
-    /// Changes the bounds. Who runs, runs on; who waits keeps the place.
+    /// Changes the limits. Running jobs run on, and waiting jobs keep their places.
     pub fn set_config(&self, config: AdmissionConfig) {
         let mut state = self.lock();
         state.config = config;
@@ -128,7 +127,7 @@ impl Admission {
         let state = self.lock();
         AdmissionState {
             running: state.running,
-            waiting: state.lines.len(),
+            waiting: state.queue.len(),
             usual_ms: state.usual.as_millis(),
         }
     }
@@ -139,12 +138,12 @@ impl Admission {
     ) -> Result<(Place<'a>, oneshot::Receiver<Permit>), ExecuteError> {
         let mut state = self.lock();
         let (reply, turn) = oneshot::channel();
-        let ticket = state.lines.push(tenant, reply);
+        let ticket = state.queue.push(tenant, reply);
         self.give_turns(&mut state);
-        if state.lines.len() > state.config.max_waiting {
-            match state.lines.drop_from_longest() {
+        if state.queue.len() > state.config.max_waiting {
+            match state.queue.drop_from_longest() {
                 Some(dropped) if dropped == ticket => {
-                    let alone = state.lines.len() == state.lines.of(tenant);
+                    let alone = state.queue.len() == state.queue.of(tenant);
                     return Err(if alone {
                         state.overloaded()
                     } else {
@@ -166,11 +165,11 @@ impl Admission {
     fn give_turns(&self, state: &mut State) {
         while state.running < state.config.max_concurrent.max(1) {
             let most = state.config.max_concurrent_per_tenant.max(1);
-            let Some((tenant, reply)) = state.lines.next(most) else {
+            let Some((tenant, reply)) = state.queue.next(most) else {
                 return;
             };
             state.running += 1;
-            let turn = Turn {
+            let turn = RunningJob {
                 admission: self.clone(),
                 tenant,
                 since: Instant::now(),
@@ -191,7 +190,7 @@ impl Admission {
 impl State {
     fn end(&mut self, tenant: &TenantId) {
         self.running -= 1;
-        self.lines.ended(tenant);
+        self.queue.ended(tenant);
     }
 
     /// When those before a new job should have had their turns, by what jobs took of late.
@@ -203,20 +202,20 @@ impl State {
     }
 
     fn overloaded(&self) -> ExecuteError {
-        let retry_after = self.retry_after(self.lines.len(), self.config.max_concurrent);
+        let retry_after = self.retry_after(self.queue.len(), self.config.max_concurrent);
         ExecuteError::Overloaded { retry_after }
     }
 
     fn tenant_overloaded(&self, tenant: &TenantId) -> ExecuteError {
         let width = self.config.max_concurrent_per_tenant;
         ExecuteError::TenantOverloaded {
-            retry_after: self.retry_after(self.lines.of(tenant), width),
+            retry_after: self.retry_after(self.queue.of(tenant), width),
         }
     }
 }
 
 impl Permit {
-    fn taken(mut self) -> Option<Turn> {
+    fn taken(mut self) -> Option<RunningJob> {
         self.0.take()
     }
 }
@@ -240,6 +239,6 @@ struct Place<'a> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.admission.lock().lines.remove(self.tenant, self.ticket);
+        self.admission.lock().queue.remove(self.tenant, self.ticket);
     }
 }

@@ -9,10 +9,10 @@ use isol8_protocol::FailureKind;
 /// A job that has no result. A program that fails or runs out of time is a result, not an error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExecuteError {
-    /// What was asked for cannot be done; the text names it.
+    /// The request cannot be served; the text names what is wrong with it.
     #[error("{0}")]
     Invalid(String),
-    /// What was to be written does not fit.
+    /// The content to be written does not fit.
     #[error("sandbox is full, raise sandboxSize or tmpSize or delete files: {0}")]
     NoSpace(String),
     /// The backend cannot run the runtime; the text names the fix.
@@ -20,10 +20,10 @@ pub enum ExecuteError {
     RuntimeUnavailable(String),
     /// The setup script failed.
     #[error("Setup script {0}")]
-    SetupFailed(Unprepared),
+    SetupFailed(PreparationFailed),
     /// Packages could not be installed.
     #[error("installPackages {0}")]
-    InstallFailed(Unprepared),
+    InstallFailed(PreparationFailed),
     /// A session cannot change its runtime.
     #[error(
         "Cannot switch runtime of session {session} from {bound} to {asked}, use another session id or delete it first"
@@ -49,7 +49,7 @@ pub enum ExecuteError {
     SessionLost {
         /// The session.
         session: SessionId,
-        /// What became of the sandbox.
+        /// How the sandbox was lost.
         reason: String,
     },
     /// The session was deleted while the job ran or waited in it.
@@ -113,7 +113,7 @@ pub enum ExecuteError {
     /// The sandbox died under the job.
     #[error("sandbox was lost during the run: {0}")]
     SandboxLost(String),
-    /// Whoever asked is gone.
+    /// The client that asked has gone.
     #[error("request was cancelled")]
     Cancelled,
     /// A bug.
@@ -132,7 +132,7 @@ fn after_colon(text: &str) -> String {
 /// How a preparation (the setup script or the installation) failed, so that the program was not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}{}", after_colon(.stderr))]
-pub struct Unprepared {
+pub struct PreparationFailed {
     /// Exit code of the preparation.
     pub exit_code: i32,
     /// Why it ended so.
@@ -144,7 +144,7 @@ pub struct Unprepared {
 /// Why a preparation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FailureCause {
-    /// It ended by itself, or by a signal.
+    /// The program ended by itself, or by a signal.
     #[error("failed with exit code {0}")]
     Exit(i32),
     /// Its time was over.
@@ -226,7 +226,7 @@ impl From<ControlError> for ExecuteError {
                     Self::Invalid(failure.message)
                 }
                 FailureKind::NoSpace => Self::NoSpace(failure.message),
-                // What the guest cannot explain makes its sandbox suspect.
+                // A failure that the guest cannot explain makes its sandbox suspect.
                 FailureKind::Internal => Self::SandboxLost(failure.message),
             },
         }

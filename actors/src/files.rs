@@ -1,5 +1,4 @@
-//! Files of a session's sandbox. They go over its control connection beside the jobs, and wait for
-//! none of them.
+//! Files of a session's sandbox. Transfers use its control connection beside the jobs, and wait for no job.
 
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ const PIECE: u64 = 1 << 20;
 /// Memory that files leave to programs, the guest among them: what takes the last of it, the kernel ends.
 pub(crate) const MEMORY_BESIDE_FILES: u64 = 4 << 20;
 
-/// One entry more than a list shows, which tells that there is more.
+/// Entries to ask for: one more than a list shows, which tells that there are more.
 const LIST_LIMIT: u32 = DirectoryListing::MAX_ENTRIES as u32 + 1;
 
 /// Refuses files that the sandbox's memory, where they lie, has no room for: the kernel would end
@@ -45,7 +44,7 @@ pub(crate) async fn check_memory(sandbox: &dyn Sandbox, bytes: u64) -> Result<()
 
 /// The right to one transfer. The session is in use as long as there is one.
 #[derive(Debug)]
-pub(crate) struct Access {
+pub(crate) struct TransferPermit {
     pub(crate) id: SessionId,
     pub(crate) sandbox: Arc<dyn Sandbox>,
     pub(crate) status: Arc<Status>,
@@ -53,7 +52,7 @@ pub(crate) struct Access {
     pub(crate) _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Access {
+impl Drop for TransferPermit {
     fn drop(&mut self) {
         self.status.note_use();
         self.session.do_send(Used);
@@ -62,14 +61,14 @@ impl Drop for Access {
 
 /// A transfer under way.
 #[derive(Debug)]
-pub(crate) struct Visit {
-    pub(crate) access: Access,
+pub(crate) struct Transfer {
+    pub(crate) access: TransferPermit,
     pub(crate) stop: CancellationToken,
     /// A shutdown gives it time as it gives jobs.
     pub(crate) _counted: TaskTrackerToken,
 }
 
-impl Visit {
+impl Transfer {
     pub(crate) fn runtime(&self) -> Runtime {
         self.access.status.runtime
     }
@@ -114,11 +113,11 @@ pub struct Upload {
     writer: FileWriter,
     /// Bytes that there is surely memory for.
     room: u64,
-    visit: Visit,
+    visit: Transfer,
 }
 
 impl Upload {
-    pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
+    pub(crate) fn open(visit: Transfer, path: &SandboxPath) -> Result<Self, ExecuteError> {
         let opened = visit.control().open_writer(path.as_str(), FILE_MODE);
         let writer = opened.map_err(|error| visit.error(error))?;
         Ok(Self {
@@ -161,11 +160,11 @@ impl Upload {
 #[derive(Debug)]
 pub struct Download {
     reader: FileReader,
-    visit: Visit,
+    visit: Transfer,
 }
 
 impl Download {
-    pub(crate) fn open(visit: Visit, path: &SandboxPath) -> Result<Self, ExecuteError> {
+    pub(crate) fn open(visit: Transfer, path: &SandboxPath) -> Result<Self, ExecuteError> {
         let opened = visit.control().open_reader(path.as_str());
         let reader = opened.map_err(|error| visit.error(error))?;
         Ok(Self { reader, visit })
@@ -174,7 +173,7 @@ impl Download {
     /// The next piece, or `None` at the end, after which this must not be called.
     ///
     /// # Errors
-    /// Any [`ExecuteError`] of file operations; the first call says where there is no such file.
+    /// Any [`ExecuteError`] of file operations; the first call reports a file that does not exist.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ExecuteError> {
         self.visit.step(self.reader.next()).await
     }
@@ -186,7 +185,7 @@ impl Download {
 }
 
 pub(crate) async fn list(
-    visit: Visit,
+    visit: Transfer,
     path: &SandboxPath,
 ) -> Result<DirectoryListing, ExecuteError> {
     let listing = visit.control().list(path.as_str(), LIST_LIMIT);

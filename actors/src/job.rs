@@ -1,4 +1,4 @@
-//! What is asked for, checked before any sandbox is touched.
+//! The work that a request asks for, checked before any sandbox is touched.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,10 +24,10 @@ pub const MAX_SECRETS: usize = 256;
 /// while the job runs.
 pub const MAX_SECRET_BYTES: usize = 256 * 1024;
 
-/// One program and everything that it needs.
+/// A program and everything that its run needs.
 #[derive(Clone)]
 pub struct Job {
-    /// What to run.
+    /// The program to run.
     pub program: Program,
     /// The sandbox that it needs, and so its runtime.
     pub sandbox: SandboxSpec,
@@ -60,18 +60,18 @@ pub struct Job {
     pub output_limit: u64,
     /// Values that become `***` in the output: at most [`MAX_SECRETS`] of [`MAX_SECRET_BYTES`].
     pub secrets: Vec<String>,
-    /// What its programs reach beyond the sandbox, if anything. It belongs to this job alone.
+    /// The network that its programs reach, if they reach any. No other job uses it.
     pub network: Option<Arc<dyn Network>>,
-    /// What its client is to be warned of, beside what the run finds. Each is a sentence without its full stop.
+    /// Warnings for its client, beside those that the run finds. Each is a sentence without its full stop.
     pub warnings: Vec<String>,
-    /// Makes a session with these settings, which is an error where there is one; without it a session is made
-    /// where there is none.
+    /// Creates a session with these settings, and fails if the session exists. `None` creates a session only if there
+    /// is none.
     pub creates: Option<SessionDefaults>,
-    /// Which of the sandbox's limits the client named; the others are the session's, where that has any.
+    /// The sandbox limits that the client named; the others are the session's, if it has any.
     pub named_limits: NamedLimits,
 }
 
-/// Which limits a client named.
+/// The sandbox limits that a client named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NamedLimits {
     /// Processor cores.
@@ -159,16 +159,16 @@ pub struct Install {
     pub packages: Vec<String>,
     /// Those that an image lacks, of images that are known to hold some of them. `None` is the runtime's own.
     pub missing: BTreeMap<Option<String>, Vec<String>>,
-    /// Variables that say where packages come from. They count only where the job's own say nothing of it.
+    /// Variables that tell package managers their registry. The job's own variables take precedence.
     pub source: Vec<(String, String)>,
     /// How long the installation may take.
     pub timeout: Duration,
-    /// What reaches the registries, where anything is installed. The job's own programs do not use it.
+    /// The network that reaches the registries, if anything is installed. The job's own programs do not use it.
     pub network: Option<Arc<dyn Network>>,
 }
 
 impl Install {
-    /// What is to be installed in a sandbox of this image.
+    /// Returns the packages that a sandbox of this image lacks.
     #[must_use]
     pub fn missing_in(&self, image: &Option<String>) -> &[String] {
         self.missing.get(image).unwrap_or(&self.packages)
@@ -182,7 +182,7 @@ pub enum Program {
     Source {
         /// The text.
         code: String,
-        /// Of the script file.
+        /// Extension of the script file.
         extension: FileExtension,
     },
     /// A command line for `bash -c`.

@@ -1,4 +1,4 @@
-//! What carries the connections of a job's programs to the network.
+//! The connections of a job's programs to the network.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -17,7 +17,7 @@ pub trait Network: Debug + Send + Sync {
     /// Bytes that came in, and that went out.
     fn bytes(&self) -> (u64, u64);
 
-    /// What was asked for, where that is kept.
+    /// Returns the recorded requests of programs, if the job records them.
     fn log(&self) -> Option<Vec<NetworkLogEntry>>;
 
     /// Why hosts could not be reached, a sentence each with the configuration key that changes it.

@@ -1,18 +1,18 @@
 //! Sandboxes that wait for work: for ephemeral runs, and for new sessions.
 //!
-//! A request takes what is on the shelf. Where nothing is, it waits for a used sandbox of its tenant, or for one
-//! that is made for it, depending on which is sooner (`supply.rs`), and takes whichever comes first. A used
-//! sandbox never serves another tenant.
+//! A request takes an idle sandbox. If there is none, the request waits for a used sandbox of its tenant or for one
+//! that is made for it, depending on which is sooner (`supply.rs`), and takes the first that arrives. A used sandbox
+//! never serves another tenant.
 
 mod circulation;
 mod config;
 mod demand;
 mod lease;
+mod maintenance;
 mod message;
 mod processors;
-mod shelf;
+mod sub_pool;
 mod supply;
-mod upkeep;
 mod work;
 
 use std::collections::BTreeMap;
@@ -27,34 +27,34 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::run::Memory;
-use crate::supervisor::{Life, Supervised};
+use crate::run::SandboxHistory;
+use crate::supervisor::{StateGuard, Supervised};
 use crate::watch::DeathWatch;
 pub use config::{Kind, PoolConfig, PoolSize, SandboxDefaults, Strategy};
 use lease::Fate;
-pub use lease::{Held, Lease};
+pub use lease::{Lease, PooledSandbox};
 use message::{
-    Acquire, Cleaned, Create, Created, Died, Evict, LookAfter, Refill, Release, Removed, Retry,
+    Acquire, Cleaned, Create, Created, Died, Evict, HealthCheck, Refill, Release, Removed, Retry,
     Supply,
 };
-pub use message::{Configure, Observe, PoolError, PoolState, ShelfState, Shutdown, acquire};
+pub use message::{Configure, Observe, PoolError, PoolState, Shutdown, SubPoolState, acquire};
 pub use processors::{FixedProcessors, HostProcessors, Processors};
-use shelf::{Shelf, Waiter, Warm};
+use sub_pool::{IdleSandbox, SubPool, Waiter};
 
 /// The actor.
 #[derive(Debug)]
 pub struct Pool {
     backend: Arc<dyn Backend>,
-    own: Life<Self, Estate>,
+    own: StateGuard<Self, ActorState>,
     /// Not a timer of the actor's context, which would keep the actor alive.
     _clock: AbortOnDropHandle<()>,
 }
 
-/// What a pool knows and owns, and leaves to its successor.
+/// The state of a pool, which a restarted pool takes over.
 #[derive(Debug, Default)]
-struct Estate {
+struct ActorState {
     config: PoolConfig,
-    shelves: BTreeMap<Kind, Shelf>,
+    sub_pools: BTreeMap<Kind, SubPool>,
     /// Number of the next request or order.
     next_number: u64,
     /// Leases count themselves.
@@ -66,9 +66,9 @@ struct Estate {
     refill_is_put_off: bool,
     /// A look at the requests that wait is due.
     looks_again: bool,
-    /// Who waits for the end of the shutdown, once there is one.
+    /// Callers that wait for the end of the shutdown; `None` before the shutdown.
     draining: Option<Vec<oneshot::Sender<()>>>,
-    /// Ends what is being made or reset, once nobody can use it any more.
+    /// Cancels creations and resets whose result can no longer be used.
     closing: CancellationToken,
 }
 
@@ -76,35 +76,35 @@ impl Actor for Pool {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        self.settle();
+        self.reconcile();
     }
 }
 
-/// Starts a pool on the current arbiter, which fills itself. `restarts` counts its successors.
+/// Starts a pool on the current arbiter, which fills itself. `restarts` counts the restarted actors.
 pub fn start(
     backend: Arc<dyn Backend>,
     config: PoolConfig,
     restarts: Arc<AtomicU64>,
 ) -> Supervised<Pool> {
-    let estate = Estate {
+    let state = ActorState {
         config,
-        ..Estate::default()
+        ..ActorState::default()
     };
-    Supervised::start("pool", restarts, estate, move |own| {
+    Supervised::start("pool", restarts, state, move |own| {
         Pool::new(Arc::clone(&backend), own)
     })
 }
 
 impl Pool {
-    fn new(backend: Arc<dyn Backend>, mut own: Life<Self, Estate>) -> Self {
+    fn new(backend: Arc<dyn Backend>, mut own: StateGuard<Self, ActorState>) -> Self {
         // Their timers ended with the actor that had set them.
-        for shelf in own.shelves.values_mut() {
-            shelf.backing_off = false;
-            shelf.evicting = false;
+        for sub_pool in own.sub_pools.values_mut() {
+            sub_pool.backing_off = false;
+            sub_pool.evicting = false;
         }
         own.refill_is_put_off = false;
         own.looks_again = false;
-        let clock = upkeep::clock(own.handle());
+        let clock = maintenance::clock(own.handle());
         Self {
             backend,
             own,
@@ -112,8 +112,8 @@ impl Pool {
         }
     }
 
-    fn shelf(&mut self, kind: &Kind) -> &mut Shelf {
-        self.own.shelves.entry(kind.clone()).or_default()
+    fn sub_pool(&mut self, kind: &Kind) -> &mut SubPool {
+        self.own.sub_pools.entry(kind.clone()).or_default()
     }
 
     /// Has a request wait for a sandbox.
@@ -123,7 +123,7 @@ impl Pool {
             ticket: self.next_number(),
             wanted,
         };
-        self.shelf(&kind).waiters.push_back(waiter);
+        self.sub_pool(&kind).waiters.push_back(waiter);
         self.supply();
     }
 
@@ -133,13 +133,13 @@ impl Pool {
     }
 
     /// Hands a sandbox to whom it will serve, with the limits that were asked for.
-    fn hand_out(&mut self, held: Held, wanted: Acquire) {
+    fn hand_out(&mut self, held: PooledSandbox, wanted: Acquire) {
         let tenant = wanted.tenant.clone();
-        let shelf = self.shelf(&Kind::of(&held.spec));
-        shelf.circulation.lend(&tenant);
+        let sub_pool = self.sub_pool(&Kind::of(&held.spec));
+        sub_pool.circulation.lend(&tenant);
         let lease = Lease::new(held, tenant, &self.own.leased, self.own.handle());
         if lease.held.spec.limits == wanted.spec.limits {
-            // Where nobody waits any longer, the lease finds its way back.
+            // If the requester is gone, the lease returns the sandbox when it is dropped.
             let _ = wanted.reply.send(Ok(lease));
         } else {
             tokio::spawn(work::fit(lease, wanted, self.own.handle()));
@@ -154,25 +154,25 @@ impl Pool {
             took,
         } = created;
         let kind = Kind::of(&spec);
-        let shelf = self.shelf(&kind);
-        let ticket = order.and_then(|id| shelf.close_order(id));
+        let sub_pool = self.sub_pool(&kind);
+        let ticket = order.and_then(|id| sub_pool.close_order(id));
         if order.is_none() {
-            shelf.refilling -= 1;
+            sub_pool.refilling -= 1;
         }
         match made.and_then(alive) {
             Ok(sandbox) => {
-                shelf.demand.made(took);
-                shelf.failures = 0;
-                shelf.unavailable = false;
-                let memory = Memory::fresh();
-                let held = Held {
+                sub_pool.demand.made(took);
+                sub_pool.failures = 0;
+                sub_pool.unavailable = false;
+                let memory = SandboxHistory::fresh();
+                let held = PooledSandbox {
                     sandbox,
                     made: Instant::now(),
                     spec,
                     memory,
                 };
                 if order.is_none() && self.is_spared(&held) {
-                    self.shelve_fresh(held);
+                    self.return_clean(held);
                 } else {
                     self.offer(held, ticket, None);
                 }
@@ -180,66 +180,66 @@ impl Pool {
             Err(error) if order.is_none() => self.back_off(&kind, &error),
             // Requests that counted on this sandbox have another one made.
             Err(error) => {
-                if let Some(waiter) = ticket.and_then(|ticket| shelf.take_waiter(ticket)) {
+                if let Some(waiter) = ticket.and_then(|ticket| sub_pool.take_waiter(ticket)) {
                     waiter.refuse(error);
                 }
             }
         }
-        self.settle();
+        self.reconcile();
     }
 
-    /// Gives a sandbox that has become free to whoever waits, else to the shelf, else to nobody.
-    fn offer(&mut self, held: Held, ticket: Option<u64>, owner: Option<TenantId>) {
+    /// Hands a sandbox that has become free to a waiting request, or returns it to the idle sandboxes, or removes it.
+    fn offer(&mut self, held: PooledSandbox, ticket: Option<u64>, owner: Option<TenantId>) {
         if self.own.draining.is_some() || held.sandbox.control().is_closed() {
             return self.destroy(held);
         }
         let waiter = self
-            .shelf(&Kind::of(&held.spec))
+            .sub_pool(&Kind::of(&held.spec))
             .waiter_for(&held, ticket, owner.as_ref());
         match (waiter, owner) {
             (Some(waiter), _) => self.hand_out(held, waiter),
-            (None, None) => self.shelve_fresh(held),
+            (None, None) => self.return_clean(held),
             (None, Some(owner)) => self.shelve_used(held, owner),
         }
     }
 
     /// Whether a sandbox that was made ahead of time is left to tenants that have none: all requests that wait
     /// have other sandboxes to wait for.
-    fn is_spared(&self, held: &Held) -> bool {
-        let Some(shelf) = self.own.shelves.get(&Kind::of(&held.spec)) else {
+    fn is_spared(&self, held: &PooledSandbox) -> bool {
+        let Some(sub_pool) = self.own.sub_pools.get(&Kind::of(&held.spec)) else {
             return false;
         };
-        let mut waiters = shelf.waiters.iter().map(|waiter| &waiter.wanted);
+        let mut waiters = sub_pool.waiters.iter().map(|waiter| &waiter.wanted);
         self.own.draining.is_none()
             && !held.sandbox.control().is_closed()
             && waiters.all(|wanted| self.waits_for_used(&wanted.spec, &wanted.tenant))
     }
 
-    fn shelve_fresh(&mut self, held: Held) {
+    fn return_clean(&mut self, held: PooledSandbox) {
         if !self.own.config.sandbox.sizes_fit(&held.spec) {
             return self.destroy(held);
         }
         let kind = Kind::of(&held.spec);
         let warm = self.watched(held);
-        self.shelf(&kind).fresh.push_back(warm);
+        self.sub_pool(&kind).fresh.push_back(warm);
         self.evict(&kind);
     }
 
-    fn shelve_used(&mut self, held: Held, owner: TenantId) {
+    fn shelve_used(&mut self, held: PooledSandbox, owner: TenantId) {
         let kind = Kind::of(&held.spec);
         let warm = self.watched(held);
-        self.shelf(&kind).used.push_back((owner, warm));
+        self.sub_pool(&kind).used.push_back((owner, warm));
         self.evict(&kind);
     }
 
-    /// Puts the pool's eye on a sandbox that nobody uses.
-    fn watched(&self, held: Held) -> Warm {
+    /// Starts to watch an idle sandbox for its death.
+    fn watched(&self, held: PooledSandbox) -> IdleSandbox {
         let (kind, id) = (Kind::of(&held.spec), held.sandbox.id().clone());
         let pool = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             pool.do_send(Died { kind, id, reason });
         });
-        Warm {
+        IdleSandbox {
             held,
             since: Instant::now(),
             checked: Instant::now(),
@@ -248,15 +248,15 @@ impl Pool {
     }
 
     /// Makes a used sandbox as new, in the background.
-    fn clean(&mut self, held: Held, owner: TenantId) {
+    fn clean(&mut self, held: PooledSandbox, owner: TenantId) {
         let kind = Kind::of(&held.spec);
-        self.shelf(&kind).circulation.begin_reset(&owner);
+        self.sub_pool(&kind).circulation.begin_reset(&owner);
         self.evict(&kind);
         self.reset(held, owner);
     }
 
     /// Whether a sandbox may serve its tenant again.
-    fn is_reusable(&self, held: &Held, tenant: &TenantId) -> bool {
+    fn is_reusable(&self, held: &PooledSandbox, tenant: &TenantId) -> bool {
         self.may_reuse(&held.spec)
             && !held.spec.single_use
             && self.own.draining.is_none()
@@ -265,24 +265,25 @@ impl Pool {
     }
 
     /// Whether there is room for one more used sandbox, or a request of its tenant waits for it.
-    fn is_wanted(&self, held: &Held, tenant: &TenantId) -> bool {
+    fn is_wanted(&self, held: &PooledSandbox, tenant: &TenantId) -> bool {
         let kind = Kind::of(&held.spec);
-        let Some(shelf) = self.own.shelves.get(&kind) else {
+        let Some(sub_pool) = self.own.sub_pools.get(&kind) else {
             return true;
         };
         let room = 2 * self.own.config.size_of(&kind).dirty;
-        let waiters = shelf.waiters.iter();
+        let waiters = sub_pool.waiters.iter();
         let waiting = waiters.filter(|waiter| waiter.wanted.tenant == *tenant);
-        shelf.circulation.resets() < room || shelf.circulation.resets_of(tenant) < waiting.count()
+        sub_pool.circulation.resets() < room
+            || sub_pool.circulation.resets_of(tenant) < waiting.count()
     }
 
-    /// What follows from any change: the shelves are filled, or the shutdown is over.
-    fn settle(&mut self) {
+    /// Brings the pool to its target state after a change: refills idle sandboxes, or ends the shutdown.
+    fn reconcile(&mut self) {
         let own = &mut *self.own;
-        // Whoever may name images names many.
+        // Clients that may name images name many.
         let images = &own.config.images;
-        own.shelves.retain(|kind, shelf| {
-            kind.image.is_none() || images.contains_key(kind) || !shelf.is_idle()
+        own.sub_pools.retain(|kind, sub_pool| {
+            kind.image.is_none() || images.contains_key(kind) || !sub_pool.is_idle()
         });
         let Some(waiting) = &mut own.draining else {
             self.supply();
@@ -290,11 +291,11 @@ impl Pool {
             self.own.was_full = self.own.was_full || self.is_full();
             return;
         };
-        let idle = |shelf: &Shelf| shelf.under_way() == 0;
+        let idle = |sub_pool: &SubPool| sub_pool.under_way() == 0;
         let leased = own.leased.load(Ordering::Acquire);
-        if leased + own.destroying == 0 && own.shelves.values().all(idle) {
+        if leased + own.destroying == 0 && own.sub_pools.values().all(idle) {
             for reply in waiting.drain(..) {
-                // Whoever is gone by now needs no answer.
+                // Ignore a closed channel: the caller has gone.
                 let _ = reply.send(());
             }
         }
@@ -322,8 +323,8 @@ impl Handler<Acquire> for Pool {
         // Python's are forked, and bash is there at once.
         let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
         let spares_fresh = self.waits_for_used(&wanted.spec, &wanted.tenant);
-        let shelf = self.shelf(&Kind::of(&wanted.spec));
-        let picked = fits.then(|| shelf.pick(&wanted.tenant, boots_slowly, spares_fresh));
+        let sub_pool = self.sub_pool(&Kind::of(&wanted.spec));
+        let picked = fits.then(|| sub_pool.pick(&wanted.tenant, boots_slowly, spares_fresh));
         match picked.flatten() {
             Some(held) => {
                 self.hand_out(held, wanted);
@@ -355,9 +356,9 @@ impl Handler<Cleaned> for Pool {
             owner,
             took,
         } = cleaned;
-        let shelf = self.shelf(&Kind::of(&held.spec));
+        let sub_pool = self.sub_pool(&Kind::of(&held.spec));
         let took = cleaned.is_ok().then_some(took);
-        shelf.circulation.end_reset(&owner, took);
+        sub_pool.circulation.end_reset(&owner, took);
         match cleaned {
             Ok(clean) => self.offer(clean, None, Some(owner)),
             Err(reason) => {
@@ -365,7 +366,7 @@ impl Handler<Cleaned> for Pool {
                 self.destroy(held);
             }
         }
-        self.settle();
+        self.reconcile();
     }
 }
 
@@ -374,7 +375,7 @@ impl Handler<Removed> for Pool {
 
     fn handle(&mut self, _: Removed, _: &mut Self::Context) {
         self.own.destroying -= 1;
-        self.settle();
+        self.reconcile();
     }
 }
 
@@ -382,7 +383,7 @@ impl Handler<Evict> for Pool {
     type Result = ();
 
     fn handle(&mut self, Evict(kind): Evict, _: &mut Self::Context) {
-        self.shelf(&kind).evicting = false;
+        self.sub_pool(&kind).evicting = false;
         self.evict(&kind);
     }
 }
@@ -392,7 +393,7 @@ impl Handler<Refill> for Pool {
 
     fn handle(&mut self, _: Refill, _: &mut Self::Context) {
         self.own.refill_is_put_off = false;
-        self.settle();
+        self.reconcile();
     }
 }
 
@@ -405,11 +406,11 @@ impl Handler<Supply> for Pool {
     }
 }
 
-impl Handler<LookAfter> for Pool {
+impl Handler<HealthCheck> for Pool {
     type Result = ();
 
-    fn handle(&mut self, _: LookAfter, _: &mut Self::Context) {
-        self.look_after();
+    fn handle(&mut self, _: HealthCheck, _: &mut Self::Context) {
+        self.maintain();
     }
 }
 
@@ -417,8 +418,8 @@ impl Handler<Retry> for Pool {
     type Result = ();
 
     fn handle(&mut self, Retry(kind): Retry, _: &mut Self::Context) {
-        self.shelf(&kind).backing_off = false;
-        self.settle();
+        self.sub_pool(&kind).backing_off = false;
+        self.reconcile();
     }
 }
 
@@ -438,14 +439,14 @@ impl Handler<Release> for Pool {
 
     fn handle(&mut self, released: Release, _: &mut Self::Context) {
         let Release { held, tenant, fate } = released;
-        let shelf = self.shelf(&Kind::of(&held.spec));
-        shelf.circulation.give_back(&tenant);
+        let sub_pool = self.sub_pool(&Kind::of(&held.spec));
+        sub_pool.circulation.give_back(&tenant);
         match fate {
             Fate::Taken => {}
             Fate::Return if self.is_reusable(&held, &tenant) => self.clean(held, tenant),
             Fate::Return | Fate::Discard => self.destroy(held),
         }
-        self.settle();
+        self.reconcile();
     }
 }
 
@@ -453,12 +454,12 @@ impl Handler<Died> for Pool {
     type Result = ();
 
     fn handle(&mut self, died: Died, _: &mut Self::Context) {
-        // It may have been handed out in the meantime: then its user finds out.
-        if let Some(held) = self.shelf(&died.kind).remove(&died.id) {
+        // A sandbox that was handed out meanwhile is not here; its user notices the death.
+        if let Some(held) = self.sub_pool(&died.kind).remove(&died.id) {
             log::warn!(sandbox:% = died.id, reason:% = died.reason; "waiting sandbox died");
             self.destroy(held);
         }
-        self.settle();
+        self.reconcile();
     }
 }
 
@@ -470,16 +471,16 @@ impl Handler<Shutdown> for Pool {
         self.own.draining.get_or_insert_default().push(reply);
         self.own.closing.cancel();
         let mut left = Vec::new();
-        for shelf in self.own.shelves.values_mut() {
-            for waiter in shelf.waiters.drain(..) {
+        for sub_pool in self.own.sub_pools.values_mut() {
+            for waiter in sub_pool.waiters.drain(..) {
                 waiter.wanted.refuse(PoolError::Closed);
             }
-            left.extend(shelf.clear());
+            left.extend(sub_pool.clear());
         }
         for held in left {
             self.destroy(held);
         }
-        self.settle();
+        self.reconcile();
         // A pool that is gone has shut down.
         Box::pin(async { done.await.unwrap_or_default() })
     }
@@ -490,19 +491,19 @@ impl Handler<Configure> for Pool {
 
     fn handle(&mut self, Configure(config): Configure, _: &mut Self::Context) {
         self.own.config = config;
-        let kinds: Vec<_> = self.own.shelves.keys().cloned().collect();
+        let kinds: Vec<_> = self.own.sub_pools.keys().cloned().collect();
         for kind in &kinds {
             let sandbox = self.own.config.sandbox;
             let misfits = self
-                .shelf(kind)
+                .sub_pool(kind)
                 .take_out(|held| !sandbox.sizes_fit(&held.spec));
             for held in misfits {
                 self.destroy(held);
             }
-            self.shelf(kind).backing_off = false;
+            self.sub_pool(kind).backing_off = false;
             self.evict(kind);
         }
-        self.settle();
+        self.reconcile();
     }
 }
 
@@ -510,21 +511,21 @@ impl Handler<Observe> for Pool {
     type Result = PoolState;
 
     fn handle(&mut self, _: Observe, _: &mut Self::Context) -> PoolState {
-        let state = |shelf: &Shelf| ShelfState {
-            clean: shelf.fresh.len(),
-            used: shelf.used.len(),
-            cleaning: shelf.circulation.resets(),
-            creating: shelf.orders.len() + shelf.refilling,
-            waiting: shelf.waiters.len(),
-            failures: shelf.failures,
-            unavailable: shelf.unavailable,
+        let state = |sub_pool: &SubPool| SubPoolState {
+            clean: sub_pool.fresh.len(),
+            used: sub_pool.used.len(),
+            cleaning: sub_pool.circulation.resets(),
+            creating: sub_pool.orders.len() + sub_pool.refilling,
+            waiting: sub_pool.waiters.len(),
+            failures: sub_pool.failures,
+            unavailable: sub_pool.unavailable,
         };
         let mut runtimes = BTreeMap::new();
         let mut images = BTreeMap::new();
-        for (kind, shelf) in &self.own.shelves {
+        for (kind, sub_pool) in &self.own.sub_pools {
             match &kind.image {
-                None => drop(runtimes.insert(kind.runtime, state(shelf))),
-                Some(image) => drop(images.insert(image.clone(), state(shelf))),
+                None => drop(runtimes.insert(kind.runtime, state(sub_pool))),
+                Some(image) => drop(images.insert(image.clone(), state(sub_pool))),
             }
         }
         PoolState {

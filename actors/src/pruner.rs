@@ -1,5 +1,4 @@
-//! Ends what nobody uses any more: sessions that have been idle for long, and sandboxes whose process
-//! is gone.
+//! Ends sessions that have been idle for too long, and sandboxes whose process is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::registry::{self, Registry};
-use crate::supervisor::{Life, Supervised};
+use crate::supervisor::{StateGuard, Supervised};
 
 /// How long a look for what dead processes left may take.
 const SWEEP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,7 +37,7 @@ impl Default for PrunerConfig {
     }
 }
 
-/// What the pruner shows of itself.
+/// The state that the pruner reports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PrunerState {
@@ -75,29 +74,29 @@ pub struct Configure(pub PrunerConfig);
 pub struct Pruner {
     registry: Supervised<Registry>,
     backend: Arc<dyn Backend>,
-    own: Life<Self, Estate>,
+    own: StateGuard<Self, ActorState>,
     clock: Option<AbortOnDropHandle<()>>,
 }
 
-/// What a pruner knows, and leaves to its successor.
+/// The state of a pruner, which a restarted pruner takes over.
 #[derive(Clone, Copy, Debug, Default)]
-struct Estate {
+struct ActorState {
     config: PrunerConfig,
     state: PrunerState,
 }
 
-/// Starts a pruner on the current arbiter. `restarts` counts its successors.
+/// Starts a pruner on the current arbiter. `restarts` counts the restarted actors.
 pub fn start(
     config: PrunerConfig,
     registry: Supervised<Registry>,
     backend: Arc<dyn Backend>,
     restarts: Arc<AtomicU64>,
 ) -> Supervised<Pruner> {
-    let estate = Estate {
+    let state = ActorState {
         config,
-        ..Estate::default()
+        ..ActorState::default()
     };
-    Supervised::start("pruner", restarts, estate, move |own| Pruner {
+    Supervised::start("pruner", restarts, state, move |own| Pruner {
         registry: registry.clone(),
         backend: Arc::clone(&backend),
         own,
@@ -123,7 +122,7 @@ impl Pruner {
             ..
         } = self.own.config;
         let max_idle = auto_prune.then_some(max_age);
-        self.registry.do_send(registry::LookAfter { max_idle });
+        self.registry.do_send(registry::HealthCheck { max_idle });
         let backend = Arc::clone(&self.backend);
         let sweeping = async move { timeout(SWEEP_TIMEOUT, backend.sweep()).await };
         self.own.handle().report(sweeping, |swept| Swept {

@@ -1,4 +1,4 @@
-//! Which sessions there are.
+//! The registry of sessions.
 
 mod open;
 
@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::{Held, Pool};
-use crate::run::{Live, Memory};
-use crate::session::{self, Run, Session, SessionKey, SessionState, Setting, Status};
-use crate::supervisor::{ATTEMPTS, Life, Restarts, Supervised};
+use crate::pool::{Pool, PooledSandbox};
+use crate::run::{Attachment, SandboxHistory};
+use crate::session::{self, Run, Session, SessionContext, SessionKey, SessionState, Status};
+use crate::supervisor::{ATTEMPTS, Restarts, StateGuard, Supervised};
 pub(crate) use open::Open;
 
-/// Losses that nobody was told of yet, at most; the oldest is forgotten.
+/// Highest number of unreported losses that are remembered; the oldest is dropped.
 const MAX_LOSSES: usize = 10_000;
 
 /// Bounds of the registry.
@@ -33,7 +33,7 @@ const MAX_LOSSES: usize = 10_000;
 pub struct RegistryConfig {
     /// Sessions of all tenants together.
     pub max_sessions: usize,
-    /// Of these, sessions of one tenant.
+    /// Highest number of sessions of one tenant.
     pub max_sessions_per_tenant: usize,
     /// Jobs that wait in one session, beside the one that runs.
     pub queue_limit: usize,
@@ -49,7 +49,7 @@ impl Default for RegistryConfig {
     }
 }
 
-/// Runs a job in a session, which is made where there is none.
+/// Runs a job in a session, which is created if it does not exist.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<ExecutionResult, ExecuteError>")]
 pub struct Execute {
@@ -57,9 +57,9 @@ pub struct Execute {
     pub key: SessionKey,
     /// The job.
     pub job: Arc<Job>,
-    /// Whoever follows it.
-    pub live: Option<Live>,
-    /// Triggered when nobody waits for the answer any longer.
+    /// The client that follows the run, if there is one.
+    pub live: Option<Attachment>,
+    /// Triggered when the requester has gone.
     pub cancel: CancellationToken,
 }
 
@@ -93,7 +93,7 @@ pub struct Adopt(pub Vec<Adopted>);
 /// Has every session look after itself.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub struct LookAfter {
+pub struct HealthCheck {
     /// Ends those that have been idle for this long. Each decides for itself.
     pub max_idle: Option<Duration>,
 }
@@ -108,7 +108,7 @@ pub struct Configure(pub RegistryConfig);
 #[rtype(result = "RegistryState")]
 pub struct Observe;
 
-/// Asks for the state of one session, where there is one.
+/// Asks for the state of one session, if it exists.
 #[derive(Debug, Message)]
 #[rtype(result = "Option<SessionState>")]
 pub struct ObserveSession(pub SessionKey);
@@ -119,7 +119,7 @@ pub struct ObserveSession(pub SessionKey);
 pub(crate) struct Ended {
     pub(crate) key: SessionKey,
     pub(crate) generation: u64,
-    /// Why, where it was lost and nobody was told.
+    /// Reason of a loss that no request has been told yet.
     pub(crate) lost: Option<String>,
 }
 
@@ -128,7 +128,7 @@ pub(crate) struct Ended {
 #[rtype(result = "()")]
 pub(crate) struct LossReported(pub(crate) SessionKey);
 
-/// What the registry shows of itself.
+/// The state that the registry reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct RegistryState {
@@ -136,7 +136,7 @@ pub struct RegistryState {
     pub sessions: usize,
     /// Sessions that run a job.
     pub active: usize,
-    /// Losses that nobody was told of yet.
+    /// Number of losses that no request has been told yet.
     pub losses: usize,
     /// Whether no more sessions are made.
     pub draining: bool,
@@ -148,12 +148,12 @@ pub struct Registry {
     pool: Supervised<Pool>,
     admission: Admission,
     restarts: Restarts,
-    own: Life<Self, Estate>,
+    own: StateGuard<Self, ActorState>,
 }
 
-/// What a registry knows and owns, and leaves to its successor.
+/// The state of a registry, which a restarted registry takes over.
 #[derive(Debug, Default)]
-struct Estate {
+struct ActorState {
     config: RegistryConfig,
     live: HashMap<SessionKey, Slot>,
     losses: Losses,
@@ -185,12 +185,12 @@ pub(crate) fn start(
     admission: Admission,
     restarts: Restarts,
 ) -> Supervised<Registry> {
-    let estate = Estate {
+    let state = ActorState {
         config,
-        ..Estate::default()
+        ..ActorState::default()
     };
     let counter = Arc::clone(&restarts.registry);
-    Supervised::start("registry", counter, estate, move |own| Registry {
+    Supervised::start("registry", counter, state, move |own| Registry {
         pool: pool.clone(),
         admission: admission.clone(),
         restarts: restarts.clone(),
@@ -199,7 +199,7 @@ pub(crate) fn start(
 }
 
 impl Registry {
-    /// Hears of the sessions that ended while nobody listened.
+    /// Handles the ends of sessions that happened while no registry ran.
     fn catch_up(&mut self) {
         let ended = |(key, slot): (&SessionKey, &Slot)| {
             let lost = slot.status.ended.get()?.clone();
@@ -233,8 +233,8 @@ impl Registry {
         }
     }
 
-    /// The session of this key. It is entered before it has a sandbox: so the second of two first
-    /// requests finds it.
+    /// Returns the session of this key, or starts it. The session is entered before it has a sandbox, so that the
+    /// second of two first requests finds it.
     fn find_or_start(
         &mut self,
         key: &SessionKey,
@@ -281,10 +281,15 @@ impl Registry {
         Ok(session)
     }
 
-    fn setting(&mut self, key: &SessionKey, spec: SandboxSpec, status: &Arc<Status>) -> Setting {
+    fn setting(
+        &mut self,
+        key: &SessionKey,
+        spec: SandboxSpec,
+        status: &Arc<Status>,
+    ) -> SessionContext {
         let generation = self.own.next_generation;
         self.own.next_generation += 1;
-        Setting {
+        SessionContext {
             key: key.clone(),
             generation,
             spec,
@@ -318,11 +323,11 @@ impl Registry {
         let mut setting = self.setting(&key, claim.spec.clone(), &status);
         setting.defaults = claim.defaults;
         let generation = setting.generation;
-        let held = Held {
+        let held = PooledSandbox {
             sandbox,
             made: Instant::now(),
             spec: claim.spec,
-            memory: Memory {
+            memory: SandboxHistory {
                 usage: None,
                 unreported_loss: false,
             },
@@ -367,7 +372,7 @@ impl Handler<Again> for Registry {
     fn handle(&mut self, Again { key, run }: Again, _: &mut Self::Context) {
         match self.find_or_start(&key, &run.job) {
             Ok(session) => session.do_send(run),
-            // Whoever is gone by now needs no answer.
+            // Ignore a closed channel: the requester has gone.
             Err(error) => drop(run.reply.send(Err(error))),
         }
     }
@@ -421,9 +426,9 @@ impl Handler<List> for Registry {
                 last_accessed_at: status.last_accessed_at.load(Ordering::Relaxed),
                 runtime: status.runtime,
                 created_at: status.created_at,
-                // What has no sandbox yet is no session yet.
+                // A session without a sandbox is not listed.
                 container_id: status.container.get()?.clone(),
-                // Who asks knows what the configuration says.
+                // The caller computes this from the configuration.
                 expires_at: None,
                 tenant_id: list.tenant.is_none().then(|| key.tenant.clone()),
             })
@@ -456,12 +461,12 @@ impl Handler<Delete> for Registry {
     }
 }
 
-impl Handler<LookAfter> for Registry {
+impl Handler<HealthCheck> for Registry {
     type Result = ();
 
-    fn handle(&mut self, LookAfter { max_idle }: LookAfter, _: &mut Self::Context) {
+    fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, _: &mut Self::Context) {
         for slot in self.own.live.values() {
-            slot.session.do_send(session::LookAfter { max_idle });
+            slot.session.do_send(session::HealthCheck { max_idle });
         }
     }
 }
@@ -549,7 +554,7 @@ impl Handler<ObserveSession> for Registry {
     }
 }
 
-/// Losses that nobody was told of, in the order in which they happened.
+/// Losses that no request has been told yet, in the order in which they happened.
 #[derive(Debug, Default)]
 struct Losses(VecDeque<(SessionKey, String)>);
 

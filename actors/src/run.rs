@@ -1,7 +1,7 @@
-//! One job in one sandbox: files in, setup, the program, files out, the result.
+//! Runs a job in a sandbox: files in, setup, the program, files out, the result.
 //!
-//! Everything that the guest does is bounded twice: the guest ends a run at its timeout, and
-//! where it does not, the host takes the sandbox for lost a little later.
+//! Every step in the guest is bounded twice: the guest ends a run at its timeout, and if it does not, the host takes
+//! the sandbox for lost a little later.
 
 pub(crate) mod events;
 mod live;
@@ -28,11 +28,11 @@ use isol8_protocol::{Exit, ExitStatus, FailureKind, RunSpec, Signal};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{ExecuteError, FailureCause, Unprepared};
+use crate::error::{ExecuteError, FailureCause, PreparationFailed};
 use crate::job::{Install, Job};
 use crate::loss;
 use crate::network::{self, Network};
-pub use live::{Input, InputSender, Live};
+pub use live::{Attachment, Input, InputSender};
 use output::{Carried, Finished, Output, Sink, Written};
 use secrets::Secrets;
 
@@ -81,7 +81,7 @@ const NOTHING: Exit = Exit {
     asked_names: Vec::new(),
 };
 
-/// What becomes of what a run leaves behind.
+/// The treatment of processes and files that a run leaves behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Nothing stays.
@@ -90,17 +90,17 @@ pub enum Mode {
     Session,
 }
 
-/// What a sandbox's owner remembers from one run to the next.
+/// Facts about a sandbox that its owner keeps between runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// What was last known to be used; `None` where it is not known.
+pub struct SandboxHistory {
+    /// Usage at the last measurement; `None` if it is not known.
     pub usage: Option<SandboxUsage>,
-    /// The interpreter's state was lost and nobody was told yet.
+    /// Set if the interpreter's state was lost and no result has reported that yet.
     pub unreported_loss: bool,
 }
 
-impl Memory {
-    /// Of a sandbox that was just made.
+impl SandboxHistory {
+    /// For a sandbox that was just made.
     #[must_use]
     pub fn fresh() -> Self {
         Self {
@@ -109,7 +109,7 @@ impl Memory {
         }
     }
 
-    /// Of a sandbox whose last run ended nobody knows how.
+    /// For a sandbox whose last run ended in an unknown state.
     #[must_use]
     pub fn unknown() -> Self {
         Self {
@@ -119,18 +119,17 @@ impl Memory {
     }
 }
 
-/// What happened to a job before it met its sandbox.
+/// How long a job waited before it reached its sandbox.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Waits {
+pub struct QueueTimings {
     /// Waiting for its turn.
     pub queue: Duration,
     /// Getting a sandbox.
     pub acquire: Duration,
 }
 
-/// Runs a job. Once `cancel` is triggered, what runs is ended and the answer is
-/// [`ExecuteError::Cancelled`]. What it writes goes to whoever follows it, and where nobody does into
-/// the result.
+/// Runs a job. Once `cancel` is triggered, the running program is ended and the answer is [`ExecuteError::Cancelled`].
+/// Output goes to the client that follows the run, or into the result.
 ///
 /// # Errors
 /// After [`ExecuteError::SandboxLost`] the sandbox may not be used again; after any other error
@@ -139,9 +138,9 @@ pub async fn run(
     sandbox: &dyn Sandbox,
     job: &Job,
     mode: Mode,
-    waits: Waits,
-    memory: &mut Memory,
-    live: Option<&Live>,
+    waits: QueueTimings,
+    memory: &mut SandboxHistory,
+    live: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     Execution {
@@ -167,22 +166,22 @@ pub async fn run(
 struct Execution<'a> {
     sandbox: &'a dyn Sandbox,
     job: &'a Job,
-    memory: &'a mut Memory,
-    live: Option<&'a Live>,
+    memory: &'a mut SandboxHistory,
+    live: Option<&'a Attachment>,
     sink: Sink,
     cancel: &'a CancellationToken,
     secrets: Option<Arc<Secrets>>,
     mode: Mode,
     /// The kernel ended the guest, and with it the run, because memory was out.
     lost_to_memory: bool,
-    /// What the client is to be warned of.
+    /// Warnings for the client.
     warnings: Vec<String>,
     /// Memory was out before the run, and is after it: not the program holds it, files do.
     is_full: bool,
 }
 
 impl Execution<'_> {
-    async fn all(mut self, waits: Waits) -> Result<ExecutionResult, ExecuteError> {
+    async fn all(mut self, waits: QueueTimings) -> Result<ExecutionResult, ExecuteError> {
         let timestamp = format!("{:.3}", jiff::Timestamp::now());
         let start = Instant::now();
         self.write_files().await?;
@@ -205,7 +204,7 @@ impl Execution<'_> {
         let ran = start.elapsed() - setup;
         self.warn_of(&exit);
         let files = match self.read_files().await {
-            // The program has ended, and whoever followed it is to know how.
+            // The program has ended, and the client that follows it must learn how.
             Err(error @ ExecuteError::Invalid(_)) if self.live.is_some() => {
                 self.sink.tell(error.event()).await?;
                 None
@@ -342,13 +341,13 @@ impl Execution<'_> {
         prepared.map_err(ExecuteError::SetupFailed)
     }
 
-    /// Runs what comes before the program, and says how that failed, where it did.
+    /// Runs the steps before the program, and returns how they failed, if they did.
     async fn prepare(
         &mut self,
         spec: RunSpec,
         network: Option<&dyn Network>,
         timeout_key: &'static str,
-    ) -> Result<Result<(), Unprepared>, ExecuteError> {
+    ) -> Result<Result<(), PreparationFailed>, ExecuteError> {
         let limit = self.timeout_of(&spec);
         let (exit, _) = self.supervise(Phase::Setup, spec, network).await?;
         let Written { stderr, .. } = self.sink.take();
@@ -366,7 +365,7 @@ impl Execution<'_> {
         } else {
             FailureCause::Exit(exit_code)
         };
-        Ok(Err(Unprepared {
+        Ok(Err(PreparationFailed {
             exit_code,
             cause,
             stderr: Carried::new(stderr, true).text,
@@ -493,7 +492,7 @@ impl Execution<'_> {
         Ok((exit, finished?))
     }
 
-    /// What the program asked for, where the job keeps that.
+    /// Returns the program's network requests, if the job records them.
     async fn network_log(&self) -> Option<Vec<NetworkLogEntry>> {
         let entries = self.job.network.as_ref()?.log()?;
         match &self.secrets {
@@ -508,7 +507,7 @@ impl Execution<'_> {
         usage.memory_bytes + crate::files::MEMORY_BESIDE_FILES > limit
     }
 
-    /// What the run used, and whether the kernel ended a part of it for want of memory.
+    /// Returns the run's resource usage, and whether the kernel killed one of its processes for lack of memory.
     async fn account(&mut self, exit: &Exit) -> (Option<ResourceUsage>, bool) {
         if self.lost_to_memory {
             return (None, true);
@@ -629,7 +628,7 @@ fn cpu_us(exit: &Exit, most: Option<u64>) -> u64 {
     }
 }
 
-// Figures for people; nobody counts on the last of 53 bits.
+// Figures for people: the last of 53 bits does not matter.
 #[allow(clippy::cast_precision_loss)]
 fn resource_usage(usage: &SandboxUsage, cpu_us: u64, wall_us: u64) -> ResourceUsage {
     let mebibytes = |bytes: u64| thousandths(bytes as f64 / f64::from(1 << 20));

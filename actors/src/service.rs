@@ -1,4 +1,4 @@
-//! What the server and the command line hold: all actors behind one handle.
+//! The handle of the server and the command line to all actors.
 
 mod files;
 
@@ -21,10 +21,10 @@ use crate::job::Job;
 use crate::pool::{self, Pool, PoolConfig, PoolState};
 use crate::pruner::{self, Pruner, PrunerConfig, PrunerState};
 use crate::registry::{self, Registry, RegistryConfig, RegistryState};
-use crate::run::{self, Input, Live, Mode, Waits};
+use crate::run::{self, Attachment, Input, Mode, QueueTimings};
 use crate::session::{SessionKey, SessionState};
 use crate::stream::JobStream;
-use crate::supervisor::{Gone, Restarts, Supervised};
+use crate::supervisor::{ActorGone, Restarts, Supervised};
 
 /// How long each step of the end of a shutdown may take. Beyond it the backend removes what is
 /// left without asking.
@@ -37,13 +37,13 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(45);
 /// Bounds of all parts.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
-    /// Of waiting sandboxes.
+    /// Limits for idle sandboxes in the pool.
     pub pool: PoolConfig,
-    /// Of sessions.
+    /// Limits for sessions.
     pub sessions: RegistryConfig,
-    /// Of concurrent jobs.
+    /// Limits for concurrent jobs.
     pub admission: AdmissionConfig,
-    /// Of idleness.
+    /// Limits for idle time.
     pub pruner: PrunerConfig,
     /// How long jobs may go on once a shutdown has begun.
     pub shutdown_grace: Duration,
@@ -64,16 +64,16 @@ impl Default for ServiceConfig {
     }
 }
 
-/// What the service shows of itself.
+/// The state that the service reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ServiceState {
-    /// Who runs and waits.
+    /// Running and waiting jobs.
     pub admission: AdmissionState,
-    /// What waits for work.
+    /// Idle sandboxes.
     pub pool: PoolState,
-    /// What keeps state.
+    /// Sessions.
     pub sessions: RegistryState,
-    /// What was cleaned up.
+    /// Sessions that were ended.
     pub pruner: PrunerState,
     /// Actors that panicked and were restarted.
     pub restarts: RestartCounts,
@@ -95,10 +95,10 @@ pub struct RestartCounts {
 /// Why requests are better sent elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unready {
-    /// It has just begun.
+    /// The service has just started.
     #[error("sandboxes are being made")]
     Warming,
-    /// It is about to end.
+    /// The service is shutting down.
     #[error("server is shutting down")]
     Draining,
 }
@@ -123,8 +123,7 @@ struct Shared {
     stop: CancellationToken,
     grace: Duration,
     keep_sessions: bool,
-    /// Where the actors are, and connections to sandboxes with them: whoever talks to these is best
-    /// there, too.
+    /// The runtime of the actors and of the connections to sandboxes. Tasks that talk to these run best on it.
     runtime: Handle,
 }
 
@@ -168,8 +167,8 @@ impl Service {
         }
     }
 
-    /// Goes on with the sessions that an earlier server left. What was lost is told to the next request
-    /// for it. To be called before any request.
+    /// Takes over the sessions that an earlier server left. A loss is reported to the next request for that session.
+    /// Must be called before any request.
     ///
     /// # Errors
     /// [`ExecuteError::Internal`] where the service has ended.
@@ -218,7 +217,7 @@ impl Service {
         tenant: TenantId,
         session: Option<SessionId>,
         job: Job,
-        live: Option<Live>,
+        live: Option<Attachment>,
     ) -> Result<ExecutionResult, ExecuteError> {
         let shared = &self.shared;
         let _counted = self.count()?;
@@ -280,12 +279,12 @@ impl Service {
         match pool {
             Ok(pool) if pool.draining => Err(Unready::Draining),
             Ok(pool) if pool.was_full => Ok(()),
-            Ok(_) | Err(Gone) => Err(Unready::Warming),
+            Ok(_) | Err(ActorGone) => Err(Unready::Warming),
         }
     }
 
-    /// Replaces the bounds of all parts. What runs, runs on, and what waits keeps its place. The grace
-    /// of a shutdown, and what it does to sessions, stay as they were.
+    /// Replaces the limits of all parts. Running jobs run on, and waiting jobs keep their places. The grace period of a
+    /// shutdown, and its effect on sessions, do not change.
     ///
     /// # Errors
     /// [`ExecuteError::ShuttingDown`].
@@ -322,8 +321,8 @@ impl Service {
         Ok(self.shared.registry.ask(list).await?)
     }
 
-    /// Makes a session by a job that says so ([`Job::creates`]), and tells of it. Where the job's files do not fit
-    /// into it, there is none.
+    /// Creates a session by a job that asks for it ([`Job::creates`]), and returns its state. If the job's files do not
+    /// fit into the sandbox, no session is created.
     ///
     /// # Errors
     /// [`ExecuteError::SessionExists`], and any other [`ExecuteError`].
@@ -362,8 +361,8 @@ impl Service {
     /// were of each.
     ///
     /// # Errors
-    /// [`ExecuteError::Internal`] where the service has ended. What the backend could not remove is in
-    /// the answer.
+    /// [`ExecuteError::Internal`] if the service has ended. The answer contains the backend's failures to remove
+    /// sandboxes.
     pub async fn clean_up(&self) -> Result<(usize, Result<usize, BackendError>), ExecuteError> {
         let sessions = self.sessions(None).await?;
         let deleting = sessions.into_iter().filter_map(|session| {
@@ -396,7 +395,7 @@ impl Service {
         })
     }
 
-    /// A snapshot of one session, where there is one.
+    /// Returns a snapshot of one session, if it exists.
     ///
     /// # Errors
     /// [`ExecuteError::ShuttingDown`].
@@ -414,7 +413,7 @@ impl Service {
     /// sessions that are kept.
     ///
     /// # Errors
-    /// What the backend could not remove.
+    /// The backend's failure to remove a sandbox.
     pub async fn shutdown(&self) -> Result<(), BackendError> {
         self.end(self.shared.keep_sessions).await
     }
@@ -423,7 +422,7 @@ impl Service {
     /// not begin.
     ///
     /// # Errors
-    /// What the backend could not remove.
+    /// The backend's failure to remove a sandbox.
     pub async fn leave(&self) -> Result<(), BackendError> {
         self.end(true).await
     }
@@ -456,19 +455,19 @@ impl Service {
     }
 }
 
-impl From<Gone> for ExecuteError {
-    fn from(_: Gone) -> Self {
+impl From<ActorGone> for ExecuteError {
+    fn from(_: ActorGone) -> Self {
         Self::Internal("an actor does not answer".to_owned())
     }
 }
 
-/// A job in a sandbox that nobody uses before or after it, but for its own tenant's others.
+/// Runs a job in a sandbox that serves only jobs of the same tenant before and after it.
 async fn ephemeral(
     pool: Supervised<Pool>,
     admission: Admission,
     tenant: TenantId,
     job: Job,
-    live: Option<Live>,
+    live: Option<Attachment>,
     cancel: CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let start = Instant::now();
@@ -479,7 +478,7 @@ async fn ephemeral(
     let acquiring = pool::acquire(&pool, tenant, spec);
     let acquired = cancel.run_until_cancelled(acquiring).await;
     let mut lease = acquired.ok_or(ExecuteError::Cancelled)??;
-    let waits = Waits {
+    let waits = QueueTimings {
         queue,
         acquire: start.elapsed() - queue,
     };

@@ -1,12 +1,12 @@
-//! One sandbox that keeps its state, and the jobs that run in it one after another.
+//! A sandbox that keeps its state, and the jobs that run in it one after another.
 //!
-//! A session takes its sandbox from the pool when it starts, so jobs may wait for it from the
-//! first moment, and two first requests make one sandbox. It ends once: deleted, or lost with its
-//! sandbox. Then it tells the registry, and answers what is still on its way.
+//! A session takes its sandbox from the pool when it starts, so that jobs may wait for it from the first moment, and
+//! two first requests make one sandbox. A session ends once: deleted, or lost with its sandbox. At its end it informs
+//! the registry, and answers the requests that are still on their way.
 
+mod job_task;
 mod message;
 mod open;
-mod turn;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,34 +21,34 @@ use tokio::time::Instant;
 
 use crate::error::ExecuteError;
 use crate::loss;
-use crate::pool::{self, Held, Lease, PoolError};
+use crate::pool::{self, Lease, PoolError, PooledSandbox};
 use crate::registry::{Again, Ended, LossReported};
-use crate::run::{Memory, Waits};
-use crate::supervisor::{Life, Supervised};
+use crate::run::{QueueTimings, SandboxHistory};
+use crate::supervisor::{StateGuard, Supervised};
 use crate::watch::{DeathWatch, destroy};
+use job_task::RunningJob;
 use message::{Acquired, Died, TurnEnded};
-pub(crate) use message::{Delete, Leave, LookAfter, Open, Run, Setting, Status, Used};
+pub(crate) use message::{Delete, HealthCheck, Leave, Open, Run, SessionContext, Status, Used};
 pub use message::{Observe, Phase, SessionKey, SessionState};
-use turn::Turn;
 
 /// The actor.
 #[derive(Debug)]
 pub struct Session {
-    setting: Setting,
-    own: Life<Self, Estate>,
+    setting: SessionContext,
+    own: StateGuard<Self, ActorState>,
 }
 
-/// What a session knows and owns, and leaves to its successor.
+/// The state of a session, which a restarted session takes over.
 #[derive(Debug)]
-struct Estate {
+struct ActorState {
     state: State,
     queue: VecDeque<Run>,
     started: Instant,
-    /// What the sandbox cost the first job in time; later ones find it there.
+    /// How long the first job waited for the sandbox; later jobs find it ready.
     acquire: Duration,
 }
 
-impl Default for Estate {
+impl Default for ActorState {
     fn default() -> Self {
         Self {
             state: State::New,
@@ -61,35 +61,35 @@ impl Default for Estate {
 
 #[derive(Debug)]
 enum State {
-    /// It has not asked for a sandbox yet.
+    /// The session has not asked for a sandbox yet.
     New,
-    /// It has one from an earlier process, idle for this long.
-    Adopted(Held, Duration),
+    /// A sandbox of an earlier process, idle for this long.
+    Adopted(PooledSandbox, Duration),
     /// The pool was asked for a sandbox.
     Starting,
-    Idle(Home),
-    Running(Home, Turn),
+    Idle(SessionSandbox),
+    Running(SessionSandbox, RunningJob),
     Ended(Ending),
-    /// On the way from one to another. Where an actor finds its predecessor there, what that owned is
+    /// The session is between two states. If an actor finds its predecessor in this state, the predecessor's sandbox is
     /// gone.
     Between,
 }
 
 /// The session's sandbox.
 #[derive(Debug)]
-struct Home {
-    held: Held,
+struct SessionSandbox {
+    held: PooledSandbox,
     /// When it was last used.
     used: Instant,
-    /// It was used, and that is not written down yet.
+    /// Set if the session was used since its last use was persisted.
     is_touched: bool,
-    /// Whose it is is being written down. The first answer waits for that: a session that has answered
-    /// once outlives the server.
+    /// The claim is being persisted; the first answer waits for it, so that a session that has answered once outlives
+    /// the server.
     claiming: Option<JoinHandle<()>>,
     _watch: DeathWatch,
 }
 
-impl Home {
+impl SessionSandbox {
     fn note_use(&mut self) {
         self.used = Instant::now();
         self.is_touched = true;
@@ -103,11 +103,11 @@ pub(crate) enum Ending {
     Lost(String),
     /// Its user wanted it so.
     Deleted,
-    /// It got no sandbox.
+    /// The session got no sandbox.
     Failed(ExecuteError),
-    /// Nobody has used it for this long.
+    /// The session was idle for this long.
     Pruned(Duration),
-    /// Whoever wanted it was gone before it had a sandbox.
+    /// The requester had gone before the session had a sandbox.
     Unused,
     /// The server ends, and leaves the sandbox to the next one.
     Left,
@@ -128,7 +128,7 @@ impl Actor for Session {
                 let reason = "its actor panicked".to_owned();
                 self.end(Ending::Lost(reason), ctx);
             }
-            // What is on its way comes to whoever is the session by then.
+            // A transition under way reports to the restarted actor.
             State::Starting | State::Running(..) | State::Ended(_) => {}
             State::Idle(_) => self.next(),
         }
@@ -136,26 +136,30 @@ impl Actor for Session {
 }
 
 /// Starts a session on the current arbiter. `restarts` counts its successors.
-pub(crate) fn start(setting: Setting, restarts: Arc<AtomicU64>) -> Supervised<Session> {
-    start_with(setting, restarts, Estate::default())
+pub(crate) fn start(setting: SessionContext, restarts: Arc<AtomicU64>) -> Supervised<Session> {
+    start_with(setting, restarts, ActorState::default())
 }
 
 /// As [`start`], with a sandbox from an earlier process that was last used so long ago.
 pub(crate) fn adopt(
-    setting: Setting,
+    setting: SessionContext,
     restarts: Arc<AtomicU64>,
-    held: Held,
+    held: PooledSandbox,
     idle: Duration,
 ) -> Supervised<Session> {
-    let estate = Estate {
+    let state = ActorState {
         state: State::Adopted(held, idle),
-        ..Estate::default()
+        ..ActorState::default()
     };
-    start_with(setting, restarts, estate)
+    start_with(setting, restarts, state)
 }
 
-fn start_with(setting: Setting, restarts: Arc<AtomicU64>, estate: Estate) -> Supervised<Session> {
-    Supervised::start("session", restarts, estate, move |own| Session {
+fn start_with(
+    setting: SessionContext,
+    restarts: Arc<AtomicU64>,
+    state: ActorState,
+) -> Supervised<Session> {
+    Supervised::start("session", restarts, state, move |own| Session {
         setting: setting.clone(),
         own,
     })
@@ -197,13 +201,18 @@ impl Session {
     }
 
     /// Settles a sandbox that was last used so long ago.
-    fn home(&self, held: Held, idle: Duration, claiming: Option<JoinHandle<()>>) -> Home {
+    fn home(
+        &self,
+        held: PooledSandbox,
+        idle: Duration,
+        claiming: Option<JoinHandle<()>>,
+    ) -> SessionSandbox {
         let session = self.own.handle();
         let watch = DeathWatch::new(held.sandbox.control(), move |reason| {
             session.do_send(Died(reason));
         });
         let now = Instant::now();
-        Home {
+        SessionSandbox {
             held,
             used: now.checked_sub(idle).unwrap_or(now),
             is_touched: false,
@@ -213,7 +222,7 @@ impl Session {
     }
 
     /// Writes down whose the sandbox is.
-    fn claim(&self, held: &Held) -> JoinHandle<()> {
+    fn claim(&self, held: &PooledSandbox) -> JoinHandle<()> {
         let sandbox = Arc::clone(&held.sandbox);
         let key = &self.setting.key;
         let claim = Claim {
@@ -226,12 +235,12 @@ impl Session {
         tokio::spawn(async move {
             if let Err(error) = sandbox.claim(&claim).await {
                 let session = &claim.session;
-                log::warn!(session:%, error:%; "session will not outlive the server");
+                log::warn!(session:%, error:%; "session handoff not outlive the server");
             }
         })
     }
 
-    /// Begins the next job, where there is one and none is running.
+    /// Starts the next job, if there is one and none is running.
     fn next(&mut self) {
         if !matches!(self.own.state, State::Idle(_)) {
             return;
@@ -245,20 +254,20 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, mut home: Home, run: Run) {
+    fn begin(&mut self, mut home: SessionSandbox, run: Run) {
         let acquire = std::mem::take(&mut self.own.acquire);
-        let waits = Waits {
+        let waits = QueueTimings {
             queue: run.received.elapsed().saturating_sub(acquire),
             acquire,
         };
         let session = self.own.handle();
-        let beginning = turn::Beginning {
+        let beginning = job_task::JobStart {
             run,
             held: home.held.clone(),
             claiming: home.claiming.take(),
             waits,
         };
-        let turn = Turn::begin(beginning, &self.setting, session);
+        let turn = RunningJob::begin(beginning, &self.setting, session);
         self.own.state = State::Running(home, turn);
         self.setting.status.set_active(true);
     }
@@ -276,7 +285,7 @@ impl Session {
         self.setting.status.set_active(false);
         match held {
             Some(held) => home.held = held,
-            None => home.held.memory = Memory::unknown(),
+            None => home.held.memory = SandboxHistory::unknown(),
         }
         home.note_use();
         if let Err(ExecuteError::SandboxLost(reason)) = result {
@@ -291,7 +300,8 @@ impl Session {
         self.next();
     }
 
-    /// Ends the session: everybody who waits is told, and the sandbox goes. The future says when.
+    /// Ends the session: all waiting requests are answered, and the sandbox is removed. The future completes with the
+    /// removal.
     fn end(&mut self, ending: Ending, ctx: &mut Context<Self>) {
         let error = self.error_for(&ending);
         let state = std::mem::replace(&mut self.own.state, State::Ended(ending.clone()));
@@ -324,7 +334,7 @@ impl Session {
             Ending::Pruned(idle) => Some(pruned(idle)),
             _ => None,
         };
-        // It ends once.
+        // A session ends only once.
         let _ = self.setting.status.ended.set(lost.clone());
         self.setting.registry.do_send(Ended {
             key: self.setting.key.clone(),
@@ -340,7 +350,7 @@ impl Session {
         }
     }
 
-    /// Somebody was told after the end how it came.
+    /// Notes that a request was told after the end how the session ended.
     fn note_told(&self, ending: &Ending) {
         if matches!(ending, Ending::Lost(_) | Ending::Pruned(_)) {
             let reported = LossReported(self.setting.key.clone());
@@ -372,7 +382,7 @@ impl Session {
         self.own.state = State::Between;
     }
 
-    /// Why a job may not even wait, where it may not.
+    /// Returns why a job may not even wait, if it may not.
     fn refusal(&mut self, run: &Run) -> Option<ExecuteError> {
         let session = self.setting.key.id.clone();
         let bound = self.setting.spec.runtime;
@@ -428,7 +438,7 @@ impl Handler<Run> for Session {
     fn handle(&mut self, run: Run, _: &mut Self::Context) {
         if let State::Ended(ending) = &self.own.state {
             if matches!(ending, Ending::Unused) {
-                // Whoever sent it could not know yet.
+                // The sender could not know yet.
                 let key = self.setting.key.clone();
                 return self.setting.registry.do_send(Again { key, run });
             }
@@ -439,7 +449,7 @@ impl Handler<Run> for Session {
             return;
         }
         if let Some(refusal) = self.refusal(&run) {
-            // Whoever is gone by now needs no answer.
+            // Ignore a closed channel: the requester has gone.
             let _ = run.reply.send(Err(refusal));
             return;
         }
@@ -473,10 +483,10 @@ impl Handler<Leave> for Session {
     }
 }
 
-impl Handler<LookAfter> for Session {
+impl Handler<HealthCheck> for Session {
     type Result = ();
 
-    fn handle(&mut self, LookAfter { max_idle }: LookAfter, ctx: &mut Self::Context) {
+    fn handle(&mut self, HealthCheck { max_idle }: HealthCheck, ctx: &mut Self::Context) {
         let (State::Idle(home) | State::Running(home, _)) = &mut self.own.state else {
             return;
         };

@@ -1,4 +1,4 @@
-//! A job that somebody follows while it runs.
+//! A job that a client follows while it runs.
 
 use std::fmt;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::error::{ExecuteError, FailureCause};
 use crate::run::events::{self, EventReceiver};
-use crate::run::{Input, Live};
+use crate::run::{Attachment, Input};
 
 type Outcome = Result<ExecutionResult, ExecuteError>;
 
@@ -29,13 +29,13 @@ enum State {
 }
 
 impl JobStream {
-    pub(crate) fn new<F>(input: Option<Input>, run: impl FnOnce(Live) -> F) -> Self
+    pub(crate) fn new<F>(input: Option<Input>, run: impl FnOnce(Attachment) -> F) -> Self
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
         let (sender, events) = events::channel();
         let (begin, begun) = watch::channel(false);
-        let live = Live {
+        let live = Attachment {
             events: sender,
             begun: begin,
             input: input.map(|input| Arc::new(Mutex::new(input))),
@@ -57,8 +57,7 @@ impl JobStream {
         self.state = State::Ended(exit);
     }
 
-    /// What the job would have answered, once its program has ended, but for what the events told: its
-    /// output and files.
+    /// Returns the job's result once its program has ended, without the output and files that the events carried.
     #[must_use]
     pub fn result(&self) -> Option<&ExecutionResult> {
         self.result.as_ref()

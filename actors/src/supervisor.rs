@@ -1,10 +1,9 @@
-//! Keeps an actor alive: where one panics, a successor is made that owns what it owned.
+//! Keeps an actor alive: after a panic a new actor is made, which takes over the state.
 //!
-//! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its
-//! mailbox closes. So this one holds how to make the actor rather than the actor. An actor keeps its estate
-//! (all that it knows and owns) in a [`Life`], which leaves it to the next one when the actor is dropped,
-//! however that comes. What takes time reports by a message to the handle, so whoever is the actor by then
-//! hears of it.
+//! Actix's own supervisor does not survive a panic in a handler: the actor's task ends, and its mailbox closes. So this
+//! one holds the factory of the actor rather than the actor. An actor keeps its state (all that it knows and owns) in a
+//! [`StateGuard`], which hands the state to the restarted actor when the actor is dropped for any reason. Tasks report by a
+//! message to the handle, which reaches the actor that runs by then.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -19,12 +18,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout};
 
-/// How often a message is sent that nobody answers. One that itself makes the actor panic must not
-/// do so for ever.
+/// How often a message without an answer is sent. A message that makes the actor panic must not do so forever.
 pub(crate) const ATTEMPTS: usize = 4;
 
-/// How long a sender waits for a successor.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a sender waits for a restarted actor.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Pause before the second restart in a row; doubled with each further one. The first is at once.
 const BACK_OFF: Duration = Duration::from_millis(10);
@@ -33,37 +31,37 @@ const BACK_OFF: Duration = Duration::from_millis(10);
 const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 
 /// An actor that has lived for this long has not failed in a row.
-const SETTLED: Duration = Duration::from_secs(60);
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// No actor answers: it panics again and again, or has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
+pub struct ActorGone;
 
 /// A handle to whichever actor lives at the moment. The actor ends with the last of them.
 pub struct Supervised<A: Actor> {
-    post: Arc<Post<A>>,
+    post: Arc<ActorSlot<A>>,
 }
 
 /// A handle that does not keep its actor alive.
 pub(crate) struct WeakSupervised<A: Actor> {
-    post: Weak<Post<A>>,
+    post: Weak<ActorSlot<A>>,
 }
 
-/// Where the address of the living actor is found.
-struct Post<A: Actor> {
+/// The place where the address of the current actor is found.
+struct ActorSlot<A: Actor> {
     name: &'static str,
     current: watch::Sender<Option<Addr<A>>>,
 }
 
-/// An actor's estate, `E`, and its own handle. Where the actor is dropped, however that comes, the
-/// estate goes to its successor.
-pub(crate) struct Life<A: Actor, E: Default> {
-    estate: E,
-    will: Option<oneshot::Sender<E>>,
-    post: Weak<Post<A>>,
+/// An actor's state, `E`, and its own handle. If the actor is dropped for any reason, the restarted actor gets the
+/// state.
+pub(crate) struct StateGuard<A: Actor, E: Default> {
+    state: E,
+    handoff: Option<oneshot::Sender<E>>,
+    post: Weak<ActorSlot<A>>,
 }
 
-impl<A: Actor, E: Default> Life<A, E> {
+impl<A: Actor, E: Default> StateGuard<A, E> {
     /// The actor's own handle.
     pub(crate) fn handle(&self) -> WeakSupervised<A> {
         WeakSupervised {
@@ -72,67 +70,67 @@ impl<A: Actor, E: Default> Life<A, E> {
     }
 }
 
-impl<A: Actor, E: Default> Deref for Life<A, E> {
+impl<A: Actor, E: Default> Deref for StateGuard<A, E> {
     type Target = E;
 
     fn deref(&self) -> &E {
-        &self.estate
+        &self.state
     }
 }
 
-impl<A: Actor, E: Default> DerefMut for Life<A, E> {
+impl<A: Actor, E: Default> DerefMut for StateGuard<A, E> {
     fn deref_mut(&mut self) -> &mut E {
-        &mut self.estate
+        &mut self.state
     }
 }
 
-impl<A: Actor, E: Default> Drop for Life<A, E> {
+impl<A: Actor, E: Default> Drop for StateGuard<A, E> {
     fn drop(&mut self) {
-        if let Some(will) = self.will.take() {
-            // Without a supervisor there is no successor, and what was owned is dropped.
-            let _ = will.send(std::mem::take(&mut self.estate));
+        if let Some(handoff) = self.handoff.take() {
+            // Without a supervisor there is no restarted actor, and what was owned is dropped.
+            let _ = handoff.send(std::mem::take(&mut self.state));
         }
     }
 }
 
 impl<A: Actor<Context = Context<A>>> Supervised<A> {
-    /// Starts an actor on the current arbiter, and its successors after it. `make` puts one together;
-    /// `restarts` counts the successors.
+    /// Starts an actor on the current arbiter, and the restarted actors after it. `make` puts one together;
+    /// `restarts` counts the restarted actors.
     pub(crate) fn start<E: Default + Send + 'static>(
         name: &'static str,
         restarts: Arc<AtomicU64>,
-        estate: E,
-        mut make: impl FnMut(Life<A, E>) -> A + 'static,
+        state: E,
+        mut make: impl FnMut(StateGuard<A, E>) -> A + 'static,
     ) -> Self {
         let (current, _) = watch::channel(None);
-        let post = Arc::new(Post { name, current });
+        let post = Arc::new(ActorSlot { name, current });
         let weak = Arc::downgrade(&post);
-        let mut place = move |estate| {
+        let mut place = move |state| {
             let post = weak.upgrade()?;
-            let (will, left) = oneshot::channel();
-            let life = Life {
-                estate,
-                will: Some(will),
+            let (handoff, left) = oneshot::channel();
+            let life = StateGuard {
+                state,
+                handoff: Some(handoff),
                 post: Weak::clone(&weak),
             };
             let address = make(life).start();
             post.current.send_replace(Some(address));
             Some(left)
         };
-        let mut left = place(estate);
+        let mut left = place(state);
         actix::spawn(async move {
             let mut in_a_row = 0;
             while let Some(ended) = left {
                 let begun = Instant::now();
-                // Every actor leaves its estate; where the whole system ends, nobody is here to take it.
-                let Ok(estate) = ended.await else { return };
-                in_a_row = if begun.elapsed() < SETTLED {
+                // Every actor hands over its state; if the whole system ends, no one is left to take it.
+                let Ok(state) = ended.await else { return };
+                in_a_row = if begun.elapsed() < STABLE_AFTER {
                     in_a_row + 1
                 } else {
                     0
                 };
                 tokio::time::sleep(pause(in_a_row)).await;
-                left = place(estate);
+                left = place(state);
                 if left.is_some() {
                     restarts.fetch_add(1, Ordering::Relaxed);
                     log::error!(actor = name, in_a_row; "actor panicked, and was restarted");
@@ -142,7 +140,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         Self { post }
     }
 
-    /// Sends a message that needs no answer. Where the actor has just panicked, its successor gets it.
+    /// Sends a message that needs no answer. If the actor has just panicked, the restarted actor gets the message.
     pub(crate) fn do_send<M>(&self, message: M)
     where
         M: Message + Send + 'static,
@@ -154,7 +152,7 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
             Some(address) => address.do_send(message),
             None => {
                 let post = Arc::clone(&self.post);
-                // Outside of a runtime there is nobody to send to any more.
+                // Outside of a runtime no actor is left.
                 if let Ok(runtime) = Handle::try_current() {
                     runtime.spawn(async move {
                         if let Some(address) = post.wait_living().await {
@@ -166,11 +164,11 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         }
     }
 
-    /// Asks, and asks the successor where the actor panics before it answers.
+    /// Asks, and asks the restarted actor where the actor panics before it answers.
     ///
     /// # Errors
-    /// [`Gone`] where the actor panics again and again, or has ended.
-    pub async fn ask<M>(&self, message: impl Fn() -> M) -> Result<M::Result, Gone>
+    /// [`ActorGone`] where the actor panics again and again, or has ended.
+    pub async fn ask<M>(&self, message: impl Fn() -> M) -> Result<M::Result, ActorGone>
     where
         M: Message + Send + 'static,
         M::Result: Send,
@@ -180,18 +178,18 @@ impl<A: Actor<Context = Context<A>>> Supervised<A> {
         for _ in 0..ATTEMPTS {
             let address = match self.post.living() {
                 Some(address) => address,
-                None => self.post.wait_living().await.ok_or(Gone)?,
+                None => self.post.wait_living().await.ok_or(ActorGone)?,
             };
             if let Ok(answer) = address.send(message()).await {
                 return Ok(answer);
             }
         }
         log::error!(actor = self.post.name; "actor panics again and again");
-        Err(Gone)
+        Err(ActorGone)
     }
 }
 
-impl<A: Actor<Context = Context<A>>> Post<A> {
+impl<A: Actor<Context = Context<A>>> ActorSlot<A> {
     /// The address, where the actor lives.
     fn living(&self) -> Option<Addr<A>> {
         self.current.borrow().clone().filter(Addr::connected)
@@ -201,7 +199,7 @@ impl<A: Actor<Context = Context<A>>> Post<A> {
     async fn wait_living(&self) -> Option<Addr<A>> {
         let mut current = self.current.subscribe();
         let is_living = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
-        let found = timeout(PATIENCE, current.wait_for(is_living)).await;
+        let found = timeout(RESTART_TIMEOUT, current.wait_for(is_living)).await;
         found.ok()?.ok()?.clone()
     }
 }
@@ -222,7 +220,7 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
         })
     }
 
-    /// As [`Supervised::do_send`], where there still is somebody.
+    /// Sends like [`Supervised::do_send`] if the actor still exists.
     pub(crate) fn do_send<M>(&self, message: M)
     where
         M: Message + Send + 'static,
@@ -235,8 +233,8 @@ impl<A: Actor<Context = Context<A>>> WeakSupervised<A> {
         }
     }
 
-    /// Does work in a task of its own, where a panic is an error and no more, and tells whoever is the
-    /// actor by then what came of it.
+    /// Runs work in a task of its own, in which a panic is only an error, and reports the outcome to the actor that
+    /// runs by then.
     pub(crate) fn report<T, M>(
         self,
         work: impl Future<Output = T> + Send + 'static,
@@ -281,9 +279,9 @@ impl<A: Actor> fmt::Debug for WeakSupervised<A> {
     }
 }
 
-impl<A: Actor, E: Default + fmt::Debug> fmt::Debug for Life<A, E> {
+impl<A: Actor, E: Default + fmt::Debug> fmt::Debug for StateGuard<A, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.estate.fmt(f)
+        self.state.fmt(f)
     }
 }
 

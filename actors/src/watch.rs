@@ -1,4 +1,4 @@
-//! Notices the death of a sandbox that nobody is using.
+//! Notices the death of an idle sandbox.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,7 @@ use std::time::Duration;
 use isol8_backend::{Control, Sandbox};
 use tokio::task::AbortHandle;
 
-/// How long removing a sandbox may take before nobody waits for it any longer. The backend tries
-/// again at shutdown and in its sweep.
+/// How long the removal of a sandbox is waited for. The backend tries again at shutdown and in its sweep.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Calls back once a connection is gone, unless dropped before.

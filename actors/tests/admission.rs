@@ -1,4 +1,4 @@
-//! Whose turn it is.
+//! The order in which waiting jobs run.
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 mod common;

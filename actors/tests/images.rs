@@ -32,8 +32,8 @@ fn with_image(clean: usize) -> ServiceConfig {
 async fn until_waiting(house: &House, clean: usize, used: usize) {
     for _ in 0..60_000 {
         let state = house.service.observe().await.unwrap().pool;
-        let shelf = state.images.get(DATA).cloned().unwrap_or_default();
-        if (shelf.clean, shelf.used, shelf.cleaning) == (clean, used, 0) {
+        let sub_pool = state.images.get(DATA).cloned().unwrap_or_default();
+        if (sub_pool.clean, sub_pool.used, sub_pool.cleaning) == (clean, used, 0) {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;

@@ -13,7 +13,7 @@ use isol8_api::{NetworkAction, NetworkLogEntry};
 use isol8_backend::Tunnel;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// Answers each connection with what it sent, backwards. One that sends `hang` gets none.
+/// Answers each connection with the bytes it sent, backwards. A connection that sends `hang` gets no answer.
 #[derive(Clone, Debug, Default)]
 struct Backwards {
     asked: Arc<Mutex<Vec<String>>>,

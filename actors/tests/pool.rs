@@ -51,7 +51,10 @@ async fn a_run_takes_a_waiting_sandbox_which_is_replaced() {
     house.backend.slow_create(Duration::from_secs(5));
     let start = Instant::now();
     assert_eq!(house.output("print 1").await, "1");
-    assert!(start.elapsed() < Duration::from_secs(1), "from the shelf");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "from the sub_pool"
+    );
     house.until_waiting(1, 0).await;
     assert_eq!(house.backend.counters().created, 2);
     house.finish().await;
@@ -65,7 +68,7 @@ async fn a_sandbox_that_was_taken_is_replaced_once_its_work_has_begun() {
     let first = house.spawn_as("a", None, job("sleep 100"));
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(attempts(), 2, "not at once");
-    // Who comes meanwhile does not put it off again.
+    // A request that comes meanwhile does not postpone the first.
     let second = house.spawn_as("a", None, job("sleep 100"));
     tokio::time::sleep(Duration::from_millis(4)).await;
     assert_eq!(attempts(), 4);
@@ -385,7 +388,7 @@ async fn an_acquire_that_is_given_up_leaks_nothing() {
     let acquiring = pool::acquire(&pool, tenant("t"), spec());
     assert!(tokio::time::timeout(wait, acquiring).await.is_err());
     tokio::time::sleep(Duration::from_secs(10)).await;
-    // What was made for it waits for the next.
+    // The sandbox that was made for the request waits for the next one.
     let state = pool.ask(|| pool::Observe).await.unwrap();
     assert_eq!(
         (state.leased, state.runtimes[&Runtime::Python].clean),
@@ -617,7 +620,7 @@ async fn a_tenant_without_a_sandbox_comes_before_those_that_have_some() {
             .stdout,
         "1"
     );
-    // One making under way at most, and its own.
+    // At most one creation under way, and the tenant's own.
     assert!(
         start.elapsed() <= Duration::from_millis(450),
         "{:?}",

@@ -1,4 +1,4 @@
-//! Sessions that nobody uses end.
+//! Idle sessions are ended.
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 mod common;

@@ -1,4 +1,4 @@
-//! One job in one sandbox, and its result.
+//! A job in a sandbox, and its result.
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{House, config, job, job_in};
-use isol8_actors::{ExecuteError, FailureCause, Job, Program, Unprepared};
+use isol8_actors::{ExecuteError, FailureCause, Job, PreparationFailed, Program};
 use isol8_api::{ByteSize, ErrorCode, Runtime, SandboxPath};
 
 #[actix::test]
@@ -156,7 +156,7 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
     let (exit_code, stderr) = (4, "no such package".to_owned());
     assert_eq!(
         error,
-        ExecuteError::SetupFailed(Unprepared {
+        ExecuteError::SetupFailed(PreparationFailed {
             exit_code,
             cause: FailureCause::Exit(exit_code),
             stderr
@@ -168,7 +168,7 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
     assert!(
         matches!(
             error,
-            ExecuteError::SetupFailed(Unprepared {
+            ExecuteError::SetupFailed(PreparationFailed {
                 exit_code: 137,
                 cause: FailureCause::TimedOut { .. },
                 ..

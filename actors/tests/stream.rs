@@ -151,7 +151,7 @@ async fn the_exit_tells_what_a_result_would() {
     };
     let told = rest(follow(&house, Some("s"), job("set x 1\ncrash"))).await;
     assert!(lost(&told));
-    // Whoever was told is not told again.
+    // A loss that was reported is not reported again.
     let next = house.in_session("s", "print 1").await.unwrap();
     assert!(!next.state_lost);
     let told = rest(follow(&house, Some("s"), job("print 1"))).await;

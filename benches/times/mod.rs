@@ -1,4 +1,4 @@
-//! What a benchmark prints of the times that it took.
+//! The lines that a benchmark prints about the times that it took.
 
 use std::fmt;
 use std::time::Duration;

@@ -8,16 +8,16 @@ use libfuzzer_sys::fuzz_target;
 use nix::unistd::write;
 
 #[allow(dead_code)] // The target reads lines and sends none.
-#[path = "../../crates/guest/src/kernel/line.rs"]
-mod line;
+#[path = "../../crates/guest/src/kernel/control_socket.rs"]
+mod control_socket;
 
-use line::Line;
+use control_socket::ControlSocket;
 
 /// Bytes that certainly fit into a socket at once.
 const AT_ONCE: usize = 4096;
 
 fuzz_target!(|input: &[u8]| {
-    let Ok((mut line, far)) = Line::pair() else {
+    let Ok((mut socket, far)) = ControlSocket::pair() else {
         panic!("no socket pair");
     };
     for piece in input.chunks(AT_ONCE) {
@@ -25,11 +25,11 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(written, piece.len());
         // Every call makes progress, so as many calls as there are bytes read everything.
         let mut calls = 0;
-        while let Ok(Some(_)) = line.next() {
+        while let Ok(Some(_)) = socket.next() {
             calls += 1;
             assert!(calls <= AT_ONCE, "more messages than bytes");
         }
     }
     drop(far);
-    while line.next().is_ok() {}
+    while socket.next().is_ok() {}
 });

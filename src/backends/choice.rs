@@ -1,95 +1,101 @@
-//! Which backend `auto` takes: native where it can do all that the configuration and the request need, because a cold
-//! run takes a fifth of the time there and no daemon; Docker where it offers something that native lacks.
+//! The choice of a backend for `auto`.
+//!
+//! Native is taken if it offers everything that the configuration and the request need, because a cold run takes a
+//! fifth of the time there and no daemon is required. Docker is taken if it offers something that native lacks.
 
 use std::sync::Arc;
 
 use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, RuntimeStatus};
 
-use super::{Kind, Purpose, check_preload, start_kind};
+use super::{BackendKind, Purpose, check_preload, start_kind};
 use crate::config::Config;
 
-/// What a request needs beside what the configuration does.
+/// Requirements of a request, in addition to those of the configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// The only runtime that is needed; all of them where there is none.
+    /// The only runtime that is needed; `None` means all of them.
     pub runtime: Option<Runtime>,
-    /// What only images offer, in the words of the user: `--image names one`.
+    /// A requirement that only images meet, in the words of the user: `--image names one`.
     pub images: Option<String>,
 }
 
-/// A backend that was taken, and why.
+/// A started backend, and the reason for choosing it.
 #[derive(Clone, Debug)]
-pub struct Chosen {
-    /// The backend, started.
+pub struct ChosenBackend {
+    /// The started backend.
     pub backend: Arc<dyn Backend>,
-    /// The reason, for the operator.
+    /// The reason, shown to the operator.
     pub reason: String,
 }
 
 /// Starts the backend that suits the configuration and the request best.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`] with what is wrong with each backend.
+/// Returns [`BackendError::Unavailable`] with the problem of each backend.
 pub(super) async fn start(
     config: &Config,
     purpose: &Purpose,
     needs: &Needs,
-) -> Result<Chosen, BackendError> {
+) -> Result<ChosenBackend, BackendError> {
     match purpose {
         Purpose::Command => choose(config, needs).await,
-        // These take over what an earlier process left, which a backend that is not taken must not touch.
+        // A server or session takes over what an earlier process left; a backend that is only tried must not touch
+        // that. So the choice is made with an instance of its own, and the chosen backend started again.
         Purpose::Serve(_) | Purpose::Session => {
-            let Chosen { backend, reason } = choose(config, needs).await?;
+            let ChosenBackend { backend, reason } = choose(config, needs).await?;
             let kind = kind_of(backend.as_ref());
             backend.shutdown().await?;
             let backend = start_kind(kind, config, purpose).await?;
-            Ok(Chosen { backend, reason })
+            Ok(ChosenBackend { backend, reason })
         }
     }
 }
 
-/// Chooses without leaving a backend started, and says why.
+/// Chooses a backend, stops it, and returns its kind with the reason for the choice.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`] with what is wrong with each backend.
-pub async fn pick(config: &Config, needs: &Needs) -> Result<(Kind, String), BackendError> {
-    let Chosen { backend, reason } = choose(config, needs).await?;
+/// Returns [`BackendError::Unavailable`] with the problem of each backend.
+pub async fn pick(config: &Config, needs: &Needs) -> Result<(BackendKind, String), BackendError> {
+    let ChosenBackend { backend, reason } = choose(config, needs).await?;
     backend.shutdown().await?;
     Ok((kind_of(backend.as_ref()), reason))
 }
 
-fn kind_of(backend: &dyn Backend) -> Kind {
-    let named = |kind: &Kind| kind.name() == backend.name();
-    Kind::ALL.into_iter().find(named).unwrap_or(Kind::Native)
+fn kind_of(backend: &dyn Backend) -> BackendKind {
+    let named = |kind: &BackendKind| kind.name() == backend.name();
+    BackendKind::ALL
+        .into_iter()
+        .find(named)
+        .unwrap_or(BackendKind::Native)
 }
 
-async fn choose(config: &Config, needs: &Needs) -> Result<Chosen, BackendError> {
+async fn choose(config: &Config, needs: &Needs) -> Result<ChosenBackend, BackendError> {
     let purpose = &Purpose::Command;
     let native = match wants_images(config, needs) {
-        Some(reason) => Err(Lack::everything(reason)),
-        None => match start_kind(Kind::Native, config, purpose).await {
+        Some(reason) => Err(Shortfall::general(reason)),
+        None => match start_kind(BackendKind::Native, config, purpose).await {
             Ok(backend) => Ok(backend),
-            Err(error) => Err(Lack::everything(format!("native is not usable: {error}"))),
+            Err(error) => Err(Shortfall::general(format!("native is not usable: {error}"))),
         },
     };
-    let (native, lack) = match native {
-        Err(lack) => (None, lack),
-        Ok(backend) => match lack_of(backend.as_ref(), config, needs).await {
+    let (native, shortfall) = match native {
+        Err(shortfall) => (None, shortfall),
+        Ok(backend) => match shortfall_of(backend.as_ref(), config, needs).await {
             None => {
                 let reason = "native offers all that the configuration asks for".to_owned();
-                return Ok(Chosen { backend, reason });
+                return Ok(ChosenBackend { backend, reason });
             }
-            Some(lack) => (Some(backend), lack),
+            Some(shortfall) => (Some(backend), shortfall),
         },
     };
-    let because = lack.reason;
-    match with_docker(config, needs, &lack.runtimes).await {
+    let because = shortfall.reason;
+    match with_docker(config, needs, &shortfall.runtimes).await {
         Ok(docker) => {
             if let Some(native) = native {
                 native.shutdown().await?;
             }
-            Ok(Chosen {
+            Ok(ChosenBackend {
                 backend: docker,
                 reason: because,
             })
@@ -97,12 +103,12 @@ async fn choose(config: &Config, needs: &Needs) -> Result<Chosen, BackendError> 
         Err(refusal) => {
             let backend = match native {
                 Some(native) => native,
-                None => start_kind(Kind::Native, config, purpose)
+                None => start_kind(BackendKind::Native, config, purpose)
                     .await
                     .map_err(|error| neither(&error, &refusal))?,
             };
             let reason = format!("{because}, and docker is no alternative: {refusal}");
-            Ok(Chosen { backend, reason })
+            Ok(ChosenBackend { backend, reason })
         }
     }
 }
@@ -111,15 +117,15 @@ fn neither(native: &BackendError, docker: &str) -> BackendError {
     BackendError::Unavailable(format!("native: {native}; docker: {docker}"))
 }
 
-/// Something that native lacks.
-struct Lack {
+/// A requirement that native does not meet.
+struct Shortfall {
     reason: String,
-    /// Runtimes that it lacks, where that is all.
+    /// The runtimes that native lacks; empty if it lacks something else.
     runtimes: Vec<Runtime>,
 }
 
-impl Lack {
-    fn everything(reason: String) -> Self {
+impl Shortfall {
+    fn general(reason: String) -> Self {
         Self {
             reason,
             runtimes: Vec::new(),
@@ -127,7 +133,7 @@ impl Lack {
     }
 }
 
-/// Why images are needed, which only Docker has.
+/// Returns the reason why images are needed, which only Docker has.
 fn wants_images(config: &Config, needs: &Needs) -> Option<String> {
     let key = if !config.images.dependencies.is_empty() {
         Some("dependencies".to_owned())
@@ -141,7 +147,7 @@ fn wants_images(config: &Config, needs: &Needs) -> Option<String> {
     configured.or_else(|| needs.images.clone())
 }
 
-async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option<Lack> {
+async fn shortfall_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option<Shortfall> {
     let mut runtimes = Vec::new();
     for runtime in needed(needs) {
         if let RuntimeStatus::Unavailable(_) = native.runtime_status(runtime).await {
@@ -151,19 +157,19 @@ async fn lack_of(native: &dyn Backend, config: &Config, needs: &Needs) -> Option
     if !runtimes.is_empty() {
         let names: Vec<_> = runtimes.iter().map(ToString::to_string).collect();
         let reason = format!("native has no {} here", names.join(", "));
-        return Some(Lack { reason, runtimes });
+        return Some(Shortfall { reason, runtimes });
     }
     if let Some(shortcoming) = native.shortcomings().into_iter().next() {
-        return Some(Lack::everything(format!(
+        return Some(Shortfall::general(format!(
             "native falls short: {shortcoming}"
         )));
     }
-    // A single command looks when it runs.
+    // A single command checks its modules when it runs.
     if needs.runtime.is_some() {
         return None;
     }
     let error = check_preload(native, config).await.err()?;
-    Some(Lack::everything(format!("native falls short: {error}")))
+    Some(Shortfall::general(format!("native falls short: {error}")))
 }
 
 fn needed(needs: &Needs) -> Vec<Runtime> {
@@ -173,13 +179,13 @@ fn needed(needs: &Needs) -> Vec<Runtime> {
     }
 }
 
-/// The Docker backend, where its engine answers and it has what is needed.
+/// Starts the Docker backend; fails if the engine does not answer or lacks the needed runtimes.
 async fn with_docker(
     config: &Config,
     needs: &Needs,
     lacking: &[Runtime],
 ) -> Result<Arc<dyn Backend>, String> {
-    let docker = start_kind(Kind::Docker, config, &Purpose::Command).await;
+    let docker = start_kind(BackendKind::Docker, config, &Purpose::Command).await;
     let docker = docker.map_err(|error| error.to_string())?;
     let wanted = match lacking {
         [] => needed(needs),

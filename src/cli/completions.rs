@@ -1,7 +1,7 @@
-//! `isol8 completions`, and what a shell asks for while a command line is typed.
+//! `isol8 completions`, and the candidates for completing a command line.
 //!
-//! The script of `isol8 completions` has the shell call this executable with [`VARIABLE`] set, so that it completes
-//! what only a running program knows, such as sessions.
+//! The script printed by `isol8 completions` makes the shell call this executable with [`VARIABLE`] set, so that it
+//! can complete values which only a running program knows, such as sessions.
 
 use std::env;
 use std::ffi::OsStr;
@@ -15,13 +15,13 @@ use clap_complete::{CompleteEnv, Shell};
 use isol8_api::{NetworkMode, Runtime};
 
 use super::Cli;
-use crate::backends::Kind;
-use crate::commands::{self, say};
+use crate::backends::BackendKind;
+use crate::commands::{self, message};
 
-/// Set by the shell's script where the process is to complete a command line.
+/// Environment variable that the shell's script sets to have this process complete a command line.
 const VARIABLE: &str = "ISOL8_COMPLETE";
 
-/// The longest time that a person waits for sessions of a server after TAB.
+/// Longest time that a user waits for the sessions of a server after TAB.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// `isol8 completions`.
@@ -31,32 +31,32 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
   isol8 completions bash > /usr/share/bash-completion/completions/isol8
   isol8 completions zsh  > ~/.zfunc/_isol8        (a directory of $fpath)
   isol8 completions fish > ~/.config/fish/completions/isol8.fish")]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell
     pub shell: Shell,
 }
 
-impl Completions {
+impl CompletionsArgs {
     /// Prints the shell's script.
     ///
     /// # Errors
-    /// A shell that is not known.
+    /// Returns an error for an unknown shell.
     pub(crate) fn print(self) -> Result<(), String> {
         let shells = Shells::builtins();
         let name = self.shell.to_string();
         let shell = shells
             .completer(&name)
-            .ok_or_else(|| format!("{name} cannot complete commands of isol8"))?;
+            .ok_or_else(|| format!("there is no completion script for {name}"))?;
         let mut script = Vec::new();
         shell
             .write_registration(VARIABLE, "isol8", "isol8", &executable(), &mut script)
             .map_err(|error| error.to_string())?;
-        say::to_stdout(&String::from_utf8_lossy(&script));
+        message::to_stdout(&String::from_utf8_lossy(&script));
         Ok(())
     }
 }
 
-/// How the shell calls this executable: by its name where it was found in PATH, else by its path.
+/// Returns how the shell calls this executable: by name if it was found in PATH, otherwise by path.
 fn executable() -> String {
     let called = env::args_os().next().unwrap_or_default();
     let is_path = Path::new(&called).components().count() > 1;
@@ -64,11 +64,12 @@ fn executable() -> String {
     path.map_or_else(|| "isol8".to_owned(), |path| path.display().to_string())
 }
 
-/// Completes a command line where the shell asks for that. Says whether it did.
+/// Completes a command line if the shell asks for it, and returns whether it did.
 pub(super) fn complete() -> bool {
     let completing = CompleteEnv::with_factory(Cli::command).var(VARIABLE);
     let here = env::current_dir().ok();
-    // What fails here, or finds a closed pipe, cannot be told: the shell shows the line that is being typed.
+    // Ignore errors and a closed pipe: the shell shows the line that is being typed, so there is no place for a
+    // message.
     completing
         .try_complete(env::args_os(), here.as_deref())
         .unwrap_or(true)
@@ -79,7 +80,7 @@ pub(super) fn runtimes() -> Vec<CompletionCandidate> {
 }
 
 pub(super) fn backends() -> Vec<CompletionCandidate> {
-    let names = Kind::ALL.map(Kind::name);
+    let names = BackendKind::ALL.map(BackendKind::name);
     candidates(names.into_iter().chain(["auto"]))
 }
 
@@ -87,12 +88,12 @@ pub(super) fn networks() -> Vec<CompletionCandidate> {
     candidates([NetworkMode::None, NetworkMode::Filtered, NetworkMode::Host])
 }
 
-/// The sessions of this host, and those of the login's server where it answers at once.
+/// Returns the sessions of this host, and those of the login's server if it answers within [`SERVER_TIMEOUT`].
 pub(super) fn sessions() -> Vec<CompletionCandidate> {
     candidates(commands::known_sessions(SERVER_TIMEOUT))
 }
 
-/// Files of this host, and `session:` for a path in a session.
+/// Returns the files of this host, and `session:` for a path in a session.
 pub(super) fn files_and_sessions(typed: &OsStr) -> Vec<CompletionCandidate> {
     let mut found = PathCompleter::any().stdio().complete(typed);
     let typed = typed.to_string_lossy();
@@ -104,7 +105,7 @@ pub(super) fn files_and_sessions(typed: &OsStr) -> Vec<CompletionCandidate> {
     found
 }
 
-/// `session:` for a path in a session.
+/// Returns `session:` for a path in each known session.
 pub(super) fn session_paths() -> Vec<CompletionCandidate> {
     let sessions = commands::known_sessions(SERVER_TIMEOUT).into_iter();
     candidates(sessions.map(|id| format!("{id}:/sandbox/")))

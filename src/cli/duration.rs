@@ -1,11 +1,11 @@
-//! Durations in flags.
+//! Durations as values of flags.
 
 use jiff::SignedDuration;
 
 /// Parses `5s`, `2m`, `1h30m` or `500ms`; a bare number counts milliseconds, as in the API.
 ///
 /// # Errors
-/// A text that is none of these, or negative.
+/// Returns an error for a text in another format, or a negative duration.
 pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     let text = text.trim();
     if let Ok(milliseconds) = text.parse() {

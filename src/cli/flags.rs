@@ -1,11 +1,11 @@
-//! The flags behind the members of a request, so that an error names what its user has typed.
+//! Translates request members in error messages to the flags that the user typed.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 
-/// Members of the API that flags of `isol8 run` and `isol8 shell` fill in.
+/// Members of the API that flags of `isol8 run` and `isol8 shell` set.
 const FLAGS: [(&str, &str); 20] = [
     ("request.runtime", "--runtime"),
     ("request.stdin", "--stdin"),
@@ -29,15 +29,16 @@ const FLAGS: [(&str, &str); 20] = [
     ("options.image", "--image"),
 ];
 
-/// A member with its object and perhaps an index, or alone where its name can be nothing else.
+/// Matches a member with its object and an optional index, or a camel-case name alone, which can be nothing else.
 static MEMBER: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let member = r"(?:request|options)\.[A-Za-z]+(?:\[\d+\])?|[a-z]+[A-Z][A-Za-z]+";
-    // Keys of the configuration, such as `ceilings.memoryLimit`, stay as they are.
+    // Do not match keys of the configuration, such as `ceilings.memoryLimit`.
     Regex::new(&format!(r"(?P<before>^|[^\w.])(?P<member>{member})")).ok()
 });
 
-/// Names flags where an error names members of the API: `options.memoryLimit: 99g is out of range` becomes
-/// `--memory: 99g is out of range`.
+/// Replaces members of the API in an error by flags.
+///
+/// `options.memoryLimit: 99g is out of range` becomes `--memory: 99g is out of range`.
 pub(crate) fn with_flags(error: &str) -> Cow<'_, str> {
     let Some(members) = &*MEMBER else {
         return error.into();
@@ -71,8 +72,8 @@ mod tests {
                 "--memory: 99g is out of range, expected 16m to 8g",
             ),
             (
-                "request.installPackages[1]: \"a b\" is no package",
-                "--install: \"a b\" is no package",
+                "request.installPackages[1]: \"a b\" is not a package",
+                "--install: \"a b\" is not a package",
             ),
             (
                 "request.files: 9 bytes do not fit into a memoryLimit of 16m",

@@ -1,4 +1,4 @@
-//! `isol8 run`, as far as words and flags go.
+//! Arguments of `isol8 run`.
 
 use std::path::PathBuf;
 
@@ -7,15 +7,15 @@ use clap_complete::ArgValueCandidates;
 use isol8_api::{ByteSize, NetworkMode, Runtime, SessionId};
 
 use super::duration::milliseconds;
-use super::{Common, Host, completions};
+use super::{CommonArgs, ServerArgs, completions};
 
 /// `isol8 run`.
 #[derive(Args, Debug)]
 #[command(after_help = "Exit codes:
-  the program's own; 128 and the signal's number where a signal ended it
-  137  its time or its memory was over
-  130  ended by a second Ctrl-C (the first one is the program's), 143 by SIGTERM
-  1    isol8 itself failed, and said why; 2 for a flag that does not exist
+  the program's own; 128 plus the signal's number if a signal ended it
+  137  it exceeded its time or memory limit
+  130  ended by a second Ctrl-C (the first is passed to the program), 143 by SIGTERM
+  1    isol8 itself failed and printed the reason; 2 for an unknown flag
 
 Examples:
   isol8 run -e 'print(6 * 7)'
@@ -27,20 +27,20 @@ Examples:
   isol8 run main.py --files ./project --install requests --out result.txt
   isol8 run -e 'print(1)' --json
   isol8 run script.py --host http://127.0.0.1:3000 --session-id demo")]
-pub struct Run {
-    /// Script to run; without it and -e, or with -, standard input is the script
+pub struct RunArgs {
+    /// Script to run; with -, or with neither FILE nor -e, the script is read from standard input
     #[arg(conflicts_with = "eval", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
     /// Code to run
     #[arg(long, short, value_name = "CODE", allow_hyphen_values = true)]
     pub eval: Option<String>,
-    /// python, node, bun, deno or bash [default: by the file's extension, else python]
+    /// python, node, bun, deno or bash [default: by the file's extension, otherwise python]
     #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
-    /// All of the program's standard input, rather than that of this command
+    /// Text for the program's standard input, instead of the command's own standard input
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub stdin: Option<String>,
-    /// Give the program no standard input: a loop that reads its lines keeps them
+    /// Give the program no standard input, so that it takes no lines from a surrounding shell loop
     #[arg(long, short = 'n', conflicts_with = "stdin")]
     pub no_stdin: bool,
     /// Working directory, in /sandbox
@@ -48,20 +48,20 @@ pub struct Run {
     pub workdir: Option<String>,
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
-    pub sandbox: Sandbox,
+    pub sandbox: SandboxArgs,
     /// Time after which the program is ended, such as 500ms, 5s or 2m; a bare number counts milliseconds
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub timeout: Option<u64>,
     /// Bytes kept of each of stdout and stderr
     #[arg(long, value_name = "BYTES")]
     pub max_output: Option<u64>,
-    /// Go on in the runtime's session on this host, with its variables, files and packages
+    /// Run in the runtime's session on this host, with its variables, files and packages
     #[arg(long, conflicts_with = "persist")]
     pub persistent: bool,
-    /// Leave the sandbox up afterwards, and say how to look into it
+    /// Keep the sandbox afterwards, and print how to enter it
     #[arg(long)]
     pub persist: bool,
-    /// Print what the program writes when it has ended, rather than at once
+    /// Print the program's output when it has ended, instead of at once
     #[arg(long)]
     pub no_stream: bool,
     /// Print the whole result as one line of JSON
@@ -73,18 +73,18 @@ pub struct Run {
     /// Bash to run first: a command, or the path of a script file; may be repeated
     #[arg(long, value_name = "SCRIPT", allow_hyphen_values = true, value_hint = ValueHint::FilePath)]
     pub setup: Vec<String>,
-    /// Set in the environment and masked in the output; may be repeated
+    /// Variable for the environment, whose value is masked in the output; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     pub secret: Vec<String>,
-    /// Copy this directory's files into /sandbox first, but for .git, node_modules and the like
+    /// Copy this directory's files into /sandbox first, except .git, node_modules and the like
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub files: Option<PathBuf>,
-    /// Write standard output to this file too
+    /// Also write standard output to this file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub out: Option<PathBuf>,
-    /// Run on a server, rather than here
+    /// Run on a server instead of this host
     #[command(flatten)]
-    pub remote: Host,
+    pub remote: ServerArgs,
     /// With --host, run in this session, with its variables, files and packages
     #[arg(
         long,
@@ -95,14 +95,14 @@ pub struct Run {
     pub session_id: Option<SessionId>,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }
 
-/// What a sandbox is to be like. Where nothing is given, the configuration's defaults hold.
+/// Properties of the sandbox. Those not given come from the configuration's defaults.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Sandbox {
-    /// Network of the program: none, filtered or host [default: the configuration's]; host is this machine's
-    /// own network
+pub struct SandboxArgs {
+    /// Network of the program: none, filtered or host [default: the configuration's]; host is this machine's own
+    /// network
     #[arg(long, value_name = "MODE", add = ArgValueCandidates::new(completions::networks))]
     pub net: Option<NetworkMode>,
     /// With --net filtered, reach only hosts that match this regular expression, such as '^pypi\.org$' (without
@@ -112,7 +112,7 @@ pub struct Sandbox {
     /// With --net filtered, reach no host that matches this regular expression; may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub deny: Vec<String>,
-    /// Tell on standard error what the program asked the network for
+    /// Print the program's network requests on standard error
     #[arg(long)]
     pub log_network: bool,
     /// Memory, such as 256m
@@ -130,14 +130,14 @@ pub struct Sandbox {
     /// Size of /tmp
     #[arg(long, value_name = "SIZE")]
     pub tmp_size: Option<ByteSize>,
-    /// Image to run in, of `isol8 build` or of prebuiltImages; for Docker
+    /// Image to run in, made by `isol8 build` or prebuiltImages; needs Docker
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
 }
 
-impl Sandbox {
-    /// The flags that were given for limits which need a cgroup, each with the property of a systemd unit that bounds
-    /// the same.
+impl SandboxArgs {
+    /// Returns the given flags for limits that need a cgroup, each with the property of a systemd unit that sets
+    /// the same limit.
     pub(crate) fn limits(&self) -> impl Iterator<Item = (&'static str, String)> {
         let memory = self
             .memory

@@ -1,23 +1,23 @@
-//! `isol8 shell`, as far as words and flags go.
+//! Arguments of `isol8 shell`.
 
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use isol8_api::{Runtime, SessionId};
 
 use super::duration::milliseconds;
-use super::{Common, Host, Sandbox, completions};
+use super::{CommonArgs, SandboxArgs, ServerArgs, completions};
 
 /// `isol8 shell`.
 #[derive(Args, Debug)]
 #[command(after_help = "The exit code is that of the shell.
 
 Examples:
-  isol8 shell                             a sandbox that is gone afterwards
+  isol8 shell                             a sandbox that is removed afterwards
   isol8 shell -r node --net filtered
-  isol8 shell --persistent                beside what `isol8 run --persistent` keeps
+  isol8 shell --persistent                in the session of `isol8 run --persistent`
   isol8 shell --session-id kept-0123456789abcdef
   isol8 shell --host http://127.0.0.1:3000 --session-id demo")]
-pub struct Shell {
+pub struct ShellArgs {
     /// The session to enter
     #[arg(
         long,
@@ -26,29 +26,29 @@ pub struct Shell {
         add = ArgValueCandidates::new(completions::sessions)
     )]
     pub session_id: Option<SessionId>,
-    /// python, node, bun, deno or bash [default: the session's, else python]
+    /// python, node, bun, deno or bash [default: the session's, otherwise python]
     #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
     /// Enter the runtime's session on this host
     #[arg(long)]
     pub persistent: bool,
-    /// Directory to begin in, in /sandbox
+    /// Directory to start in, in /sandbox
     #[arg(long, value_name = "DIR")]
     pub workdir: Option<String>,
     /// Time after which the shell is ended, such as 90s, 30m or 1h; a bare number counts milliseconds [default:
     /// never; on a server, an hour]
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     pub timeout: Option<u64>,
-    /// Bytes after which nothing more is shown [default: no end; on a server, 67108864]
+    /// Bytes of output after which no more is shown [default: no limit; on a server, 67108864]
     #[arg(long, value_name = "BYTES")]
     pub max_output: Option<u64>,
     /// Limits, sizes and network of the sandbox
     #[command(flatten)]
-    pub sandbox: Sandbox,
-    /// Open it on a server, rather than here
+    pub sandbox: SandboxArgs,
+    /// Open the shell on a server instead of this host
     #[command(flatten)]
-    pub remote: Host,
+    pub remote: ServerArgs,
     /// Configuration and backend
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
 }

@@ -1,21 +1,21 @@
-//! `isol8 build`: a custom image.
+//! `isol8 build`: builds a custom image.
 
 use std::process::ExitCode;
 
 use isol8_backend_docker::setup::custom::{self, CustomImage};
 
-use super::run::order::setup_script;
+use super::run::request::setup_script;
 use super::setup::Progress;
-use super::{Failure, load_config};
+use super::{CommandError, load_config};
 use crate::backends;
-use crate::cli::Build;
+use crate::cli::BuildArgs;
 use crate::images::choice::is_name;
 use crate::packages;
 
-pub(super) async fn build(arguments: Build) -> Result<ExitCode, Failure> {
+pub(super) async fn build(arguments: BuildArgs) -> Result<ExitCode, CommandError> {
     let config = load_config(&arguments.common)?;
     let docker = backends::docker_config(&config);
-    let Build {
+    let BuildArgs {
         base,
         install: packages,
         setup,
@@ -30,7 +30,7 @@ pub(super) async fn build(arguments: Build) -> Result<ExitCode, Failure> {
     }
     if docker.images.values().any(|image| *image == tag) {
         let text = format!(
-            "--tag: {tag} is the image of a runtime, which others build on: choose another"
+            "--tag: {tag} is the image of a runtime, on which other images are based: choose another name"
         );
         return Err(text.into());
     }

@@ -1,34 +1,35 @@
-//! `isol8 config`: what is in effect, and why.
+//! `isol8 config`: shows the configuration that is in effect, and the origin of each value.
 
 use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::{Failure, load, overrides, read, say, tell_ignored};
-use crate::cli::ShowConfig;
+use super::{CommandError, load, message, overrides, read, report_ignored};
+use crate::cli::ConfigArgs;
 use crate::config::schema::schema;
 use crate::config::{Loaded, Reader};
 
-/// Of the keys without a table.
+/// Heading of the keys outside any table.
 const GENERAL: &str = "General";
 
-pub(super) fn config(arguments: &ShowConfig) -> Result<ExitCode, Failure> {
+pub(super) fn config(arguments: &ConfigArgs) -> Result<ExitCode, CommandError> {
     let text = if arguments.schema {
         serde_json::to_string_pretty(&schema())?
     } else {
-        // As a server in this directory has it; other commands take less of the directory's own files.
+        // Show the configuration as a server in this directory reads it; other commands ignore some of the
+        // directory's own settings.
         let loaded = load(&arguments.common, Reader::Server, None)?;
-        tell_ignored(&read(&overrides(&arguments.common, Reader::Command, None))?);
+        report_ignored(&read(&overrides(&arguments.common, Reader::Command, None))?);
         match arguments.json {
             true => serde_json::to_string_pretty(&loaded.contract()?)?,
             false => page(&loaded)?,
         }
     };
-    say::to_stdout(&format!("{}\n", text.trim_end()));
+    message::to_stdout(&format!("{}\n", text.trim_end()));
     Ok(ExitCode::SUCCESS)
 }
 
-fn page(loaded: &Loaded) -> Result<String, Failure> {
+fn page(loaded: &Loaded) -> Result<String, CommandError> {
     let sources: Vec<String> = loaded
         .config
         .sources
@@ -59,12 +60,15 @@ fn page(loaded: &Loaded) -> Result<String, Failure> {
     Ok(page)
 }
 
-/// Widest column that others are lined up with; a longer text pushes its own line only.
-const WIDEST: usize = 40;
+/// Widest text that a column is aligned to; a longer text moves only its own line.
+const MAX_WIDTH: usize = 40;
 
 fn width<'t>(column: impl Iterator<Item = &'t str>) -> usize {
     let widths = column.map(|text| text.chars().count());
-    widths.filter(|width| *width <= WIDEST).max().unwrap_or(0)
+    widths
+        .filter(|width| *width <= MAX_WIDTH)
+        .max()
+        .unwrap_or(0)
 }
 
 fn shown(value: &Value) -> String {
@@ -74,7 +78,7 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// `remoteCode` as `Remote Code`.
+/// Turns `remoteCode` into `Remote Code`.
 fn capitalized(key: &str) -> String {
     let mut title = String::new();
     for letter in key.chars() {

@@ -1,4 +1,4 @@
-//! `isol8 cp` and `isol8 ls`: files of sessions, on a server or here.
+//! `isol8 cp` and `isol8 ls`: files of sessions on a server or on this host.
 
 pub(super) mod ls;
 mod session;
@@ -10,37 +10,37 @@ use std::process::ExitCode;
 use isol8_api::SessionId;
 use tokio::io::{stdin, stdout};
 
-use super::Failure;
-use super::place::Place;
-use crate::cli::Cp;
-use session::Files;
-use tree::Copying;
+use super::CommandError;
+use super::target::Target;
+use crate::cli::CpArgs;
+use session::SessionFiles;
+use tree::TreeCopy;
 
-/// One side of a copy.
+/// Source or destination of a copy.
 #[derive(Debug, PartialEq, Eq)]
-enum Side {
+enum CopyEndpoint {
     /// Standard input or output.
-    Stream,
-    Here(String),
+    Stdio,
+    Local(String),
     Session(SessionId, String),
 }
 
-impl Side {
-    fn read(text: &str) -> Result<Self, Failure> {
+impl CopyEndpoint {
+    fn read(text: &str) -> Result<Self, CommandError> {
         if text == "-" {
-            return Ok(Self::Stream);
+            return Ok(Self::Stdio);
         }
-        if Cp::here(text).is_some() {
-            return Ok(Self::Here(text.to_owned()));
+        if CpArgs::local_path(text).is_some() {
+            return Ok(Self::Local(text.to_owned()));
         }
         let (session, path) = split(text)?;
         Ok(Self::Session(session, path))
     }
 }
 
-/// The session and the path of `SESSION:PATH`. A session's id may have colons, and a path without a slash at
-/// its begin is one within `/sandbox`.
-fn split(text: &str) -> Result<(SessionId, String), Failure> {
+/// Splits `SESSION:PATH` into session and path. A session's id may contain colons, and a path without a leading
+/// slash is relative to `/sandbox`.
+fn split(text: &str) -> Result<(SessionId, String), CommandError> {
     let absolute = text.find(":/");
     let colon = absolute.or_else(|| text.rfind(':'));
     let (session, path) = text.split_at(colon.ok_or("expected SESSION:PATH")?);
@@ -57,11 +57,14 @@ fn absolute_path(path: &str) -> String {
     }
 }
 
-pub(super) async fn cp(arguments: Cp) -> Result<ExitCode, Failure> {
-    let (from, to) = (Side::read(&arguments.from)?, Side::read(&arguments.to)?);
-    let place = Place::of(&arguments.whose)?;
+pub(super) async fn cp(arguments: CpArgs) -> Result<ExitCode, CommandError> {
+    let (from, to) = (
+        CopyEndpoint::read(&arguments.from)?,
+        CopyEndpoint::read(&arguments.to)?,
+    );
+    let target = Target::of(&arguments.target)?;
     let mut opened = Vec::new();
-    let copied = copy(&place, from, to, &mut opened).await;
+    let copied = copy(&target, from, to, &mut opened).await;
     for files in opened {
         files.close().await?;
     }
@@ -73,19 +76,19 @@ pub(super) async fn cp(arguments: Cp) -> Result<ExitCode, Failure> {
     })
 }
 
-/// Copies, and says whether something was left out.
+/// Copies, and returns whether something was left out.
 async fn copy(
-    place: &Place,
-    from: Side,
-    to: Side,
-    opened: &mut Vec<Files>,
-) -> Result<bool, Failure> {
+    target: &Target,
+    from: CopyEndpoint,
+    to: CopyEndpoint,
+    opened: &mut Vec<SessionFiles>,
+) -> Result<bool, CommandError> {
     let mut open = Vec::new();
     for side in [&from, &to] {
-        if let Side::Session(id, _) = side
+        if let CopyEndpoint::Session(id, _) = side
             && !open.contains(id)
         {
-            opened.push(Files::open(place, id.clone()).await?);
+            opened.push(SessionFiles::open(target, id.clone()).await?);
             open.push(id.clone());
         }
     }
@@ -96,28 +99,28 @@ async fn copy(
             .ok_or("a session is not open")
     };
     match (from, to) {
-        (Side::Stream, Side::Session(id, path)) => {
+        (CopyEndpoint::Stdio, CopyEndpoint::Session(id, path)) => {
             files(&id)?.put(&path, Box::pin(stdin())).await?;
             Ok(false)
         }
-        (Side::Session(id, path), Side::Stream) => {
+        (CopyEndpoint::Session(id, path), CopyEndpoint::Stdio) => {
             files(&id)?.get(&path, &mut stdout()).await?;
             Ok(false)
         }
-        (Side::Here(from), Side::Session(id, to)) => {
-            let mut copying = Copying::default();
+        (CopyEndpoint::Local(from), CopyEndpoint::Session(id, to)) => {
+            let mut copying = TreeCopy::default();
             copying.copy_in(Path::new(&from), files(&id)?, &to).await?;
             Ok(copying.left_out)
         }
-        (Side::Session(id, from), Side::Here(to)) => {
-            let mut copying = Copying::default();
+        (CopyEndpoint::Session(id, from), CopyEndpoint::Local(to)) => {
+            let mut copying = TreeCopy::default();
             copying.copy_out(files(&id)?, &from, Path::new(&to)).await?;
             Ok(copying.left_out)
         }
-        (Side::Session(one, from), Side::Session(other, to)) => {
-            // By way of here, so that directories and big files are copied as any are.
+        (CopyEndpoint::Session(one, from), CopyEndpoint::Session(other, to)) => {
+            // Copy through a local directory, so that directories and large files are handled as in any other copy.
             let between = tempfile::tempdir()?;
-            let mut copying = Copying::default();
+            let mut copying = TreeCopy::default();
             let name = tree::name_of(&from);
             let here = between.path().join(name.unwrap_or("all"));
             copying.copy_out(files(&one)?, &from, &here).await?;
@@ -128,7 +131,9 @@ async fn copy(
             copying.copy_in(&here, files(&other)?, &to).await?;
             Ok(copying.left_out)
         }
-        _ => Err("one side has to be SESSION:PATH, such as demo:/sandbox/data.csv".into()),
+        _ => {
+            Err("source or destination must be SESSION:PATH, such as demo:/sandbox/data.csv".into())
+        }
     }
 }
 
@@ -138,19 +143,20 @@ mod tests {
 
     #[test]
     fn a_side_is_a_session_only_where_it_cannot_be_a_file() {
-        let session = |id: &str, path: &str| Side::Session(id.parse().unwrap(), path.to_owned());
+        let session =
+            |id: &str, path: &str| CopyEndpoint::Session(id.parse().unwrap(), path.to_owned());
         for (text, side) in [
-            ("-", Side::Stream),
-            ("data.csv", Side::Here("data.csv".to_owned())),
-            ("./a:b", Side::Here("./a:b".to_owned())),
-            ("/a:/b", Side::Here("/a:/b".to_owned())),
+            ("-", CopyEndpoint::Stdio),
+            ("data.csv", CopyEndpoint::Local("data.csv".to_owned())),
+            ("./a:b", CopyEndpoint::Local("./a:b".to_owned())),
+            ("/a:/b", CopyEndpoint::Local("/a:/b".to_owned())),
             ("demo:/tmp/x:/y", session("demo", "/tmp/x:/y")),
             ("a:b:/sandbox/x", session("a:b", "/sandbox/x")),
             ("demo:out/x", session("demo", "/sandbox/out/x")),
             ("demo:", session("demo", "/sandbox/")),
         ] {
-            assert_eq!(Side::read(text).unwrap(), side, "{text}");
+            assert_eq!(CopyEndpoint::read(text).unwrap(), side, "{text}");
         }
-        assert!(Side::read("no session:/x").is_err());
+        assert!(CopyEndpoint::read("no session:/x").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `isol8 doctor`: what can run here, shown by running it, and the fix for what cannot.
+//! `isol8 doctor`: shows what can run on this host by running it, with a fix for each problem.
 
 mod certificates;
 mod checks;
@@ -14,23 +14,23 @@ use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
 use isol8_backend_docker::setup as images_setup;
 
-use super::{Failure, load_config, say, setup};
-use crate::backends::{self, Kind, Needs, Purpose};
-use crate::cli::Common;
+use super::{CommandError, load_config, message, setup};
+use crate::backends::{self, BackendKind, Needs, Purpose};
+use crate::cli::CommonArgs;
 use crate::config::Config;
 use crate::host;
 use crate::images;
 use crate::local::service_without_pool;
 
-/// Longest wait for one program that prints one line.
+/// Longest wait for a probe, a program that prints one line.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug)]
 struct Finding {
     subject: String,
     text: String,
-    /// What to do; nothing where all is well.
+    /// The fix; `None` if the check passed.
     fix: Option<String>,
 }
 
@@ -60,7 +60,7 @@ impl Finding {
     }
 }
 
-pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
+pub(super) async fn doctor(common: CommonArgs) -> Result<ExitCode, CommandError> {
     let config = load_config(&common)?;
     show_host();
     checks::findings(&config).iter().for_each(Finding::show);
@@ -68,7 +68,7 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     let registries = registries::findings(&config).await;
     registries.iter().for_each(Finding::show);
     let mut usable = false;
-    for kind in Kind::ALL {
+    for kind in BackendKind::ALL {
         match backends::start_kind(kind, &config, &Purpose::Command).await {
             Ok(backend) => {
                 line(format_args!("{kind}: ready"));
@@ -83,7 +83,7 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
                 for image in images {
                     line(format_args!("  {image}"));
                 }
-                if kind == Kind::Docker {
+                if kind == BackendKind::Docker {
                     show_outdated(&config).await;
                 }
                 service.shutdown().await?;
@@ -99,24 +99,22 @@ pub(super) async fn doctor(common: Common) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows the images that another version of this program has built.
+/// Prints the images that were built by another version of this program.
 async fn show_outdated(config: &Config) {
     let options = setup::options(config, false);
     match images_setup::outdated(&backends::docker_config(config), &options).await {
         Ok(outdated) => {
             for (runtime, tag) in outdated {
-                let text = format!("{tag} was not built from what this isol8 builds images from");
+                let text = format!("{tag} is outdated: this isol8 builds it from other sources");
                 Finding::bad(runtime.to_string(), text, "run `isol8 setup`").show();
             }
         }
-        Err(error) => line(format_args!(
-            "  note      images could not be compared: {error}"
-        )),
+        Err(error) => line(format_args!("  note      cannot compare images: {error}")),
     }
 }
 
-/// Shows which backend a server and a command take.
-async fn show_choice(config: &Config) -> Result<(), Failure> {
+/// Prints the backend that a server and a command use.
+async fn show_choice(config: &Config) -> Result<(), CommandError> {
     let (kind, reason) = match backends::candidates(config.backend) {
         [kind] => (*kind, backends::configured(*kind)),
         _ => backends::pick(config, &Needs::default()).await?,
@@ -125,12 +123,12 @@ async fn show_choice(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Shows what of the host's settings weakens sandboxes.
+/// Prints the settings of the host that weaken sandboxes.
 fn show_host() {
     let is_root = nix::unistd::geteuid().is_root();
-    let warnings = host::warnings(Path::new(backends::HOST), &Kind::ALL, is_root);
+    let warnings = host::warnings(Path::new(backends::HOST_ROOT), &BackendKind::ALL, is_root);
     if warnings.is_empty() {
-        line("host: nothing weakens sandboxes");
+        line("host: no setting weakens sandboxes");
         return;
     }
     line("host:");
@@ -140,7 +138,7 @@ fn show_host() {
     }
 }
 
-/// Whether any runtime works.
+/// Probes every runtime, and returns whether any works.
 async fn probe_all(service: &Service, config: &Config) -> bool {
     let mut any = false;
     for runtime in Runtime::ALL {
@@ -159,7 +157,7 @@ async fn probe_all(service: &Service, config: &Config) -> bool {
     any
 }
 
-/// Runs one program in a sandbox made for it.
+/// Runs one program in a new sandbox, and returns how long it took.
 async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<Duration, String> {
     let code = match runtime {
         Runtime::Python => "print(42)",
@@ -186,5 +184,5 @@ async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<D
 }
 
 fn line(text: impl Display) {
-    say::to_stdout(&format!("{text}\n"));
+    message::to_stdout(&format!("{text}\n"));
 }

@@ -1,10 +1,10 @@
-//! Follows one run from this terminal, wherever it goes on: here or on a server.
+//! Follows one run from this terminal, on this host or on a server.
 //!
-//! A run is two things: a stream of the contract's events, whose exit comes last, and an
-//! [`Input`](isol8_actors::Input) that takes what the user does to it. [`hand`] makes the latter and fills
-//! it from standard input and signals; [`output`] is where the events' text goes.
+//! A run has two sides: a stream of the contract's events, which ends with the exit, and an
+//! [`Input`](isol8_actors::Input) that takes the user's input. [`input`] makes the latter and fills it from
+//! standard input and signals; [`output`] writes the text of the events.
 
-pub(super) mod hand;
+pub(super) mod input;
 pub(super) mod output;
 pub(super) mod signals;
 
@@ -12,54 +12,54 @@ use futures::StreamExt as _;
 use futures::stream::LocalBoxStream;
 use isol8_api::{Encoding, Ending, EventKind, Phase, StreamEvent};
 
-use super::Failure;
-use hand::Hand;
+use super::CommandError;
+use input::UserInput;
 use output::Output;
-use signals::{Signals, Stop};
+use signals::{Signals, StopReason};
 
-/// The events of one run. An error ends it; nothing comes after that, or after the exit.
-pub(super) type Events<'a> = LocalBoxStream<'a, Result<StreamEvent, Failure>>;
+/// The events of one run. An error ends the stream; no event follows an error or the exit.
+pub(super) type Events<'a> = LocalBoxStream<'a, Result<StreamEvent, CommandError>>;
 
-/// What became of a run.
+/// The outcome of a run.
 #[derive(Debug)]
-pub(super) enum Followed {
-    /// Its program ended.
+pub(super) enum RunOutcome {
+    /// The program ended.
     Exited {
-        /// With this code.
+        /// The program's exit code.
         code: i32,
-        /// And this beside it.
+        /// Further information about the end.
         ending: Ending,
     },
-    /// The user ended it before. Whoever made the run ends it by dropping its events.
-    Stopped(Stop),
+    /// The user ended the run. The caller ends it by dropping its events.
+    Stopped(StopReason),
 }
 
-/// Follows a run to its end. Ctrl-C is passed on to the program once, and ends the run the next time.
+/// Follows a run to its end. The first Ctrl-C is passed on to the program, the second ends the run.
 ///
 /// # Errors
-/// Why the run has no exit code of its program.
+/// Returns the reason why the run has no exit code.
 pub(super) async fn follow(
     mut events: Events<'_>,
-    hand: &Hand,
+    user_input: &UserInput,
     signals: &mut Signals,
     output: &mut Output,
-) -> Result<Followed, Failure> {
+) -> Result<RunOutcome, CommandError> {
     let gone = output.gone();
     tokio::select! {
         exited = print(&mut events, output) => exited,
-        stop = signals.pass_on(hand) => Ok(Followed::Stopped(stop)),
-        () = gone => Ok(Followed::Stopped(Stop::ReaderGone)),
+        stop = signals.pass_on(user_input) => Ok(RunOutcome::Stopped(stop)),
+        () = gone => Ok(RunOutcome::Stopped(StopReason::ReaderGone)),
     }
 }
 
-async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed, Failure> {
+async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<RunOutcome, CommandError> {
     let mut failure = None;
     while let Some(event) = events.next().await {
         let event = event?;
         match event.kind {
             EventKind::Stdout => output.stdout(written(event)?).await,
             EventKind::Stderr => output.stderr(written(event)?).await,
-            // What comes with an exit code is told of beside it.
+            // An error that comes with an exit code is reported next to it.
             EventKind::Error => failure = Some(event.data),
             EventKind::Exit if event.phase == Phase::Setup => break,
             EventKind::Exit => {
@@ -67,18 +67,18 @@ async fn print(events: &mut Events<'_>, output: &mut Output) -> Result<Followed,
                     output.note(&failure);
                 }
                 let code = event.data.parse();
-                let code = code.map_err(|_| format!("{:?} is no exit code", event.data))?;
+                let code = code.map_err(|_| format!("invalid exit code {:?}", event.data))?;
                 let ending = event.ending;
-                return Ok(Followed::Exited { code, ending });
+                return Ok(RunOutcome::Exited { code, ending });
             }
         }
     }
     let ended = || "the run ended without an exit code".to_owned();
-    Err(Failure(failure.unwrap_or_else(ended)))
+    Err(CommandError(failure.unwrap_or_else(ended)))
 }
 
-/// The bytes that an event carries.
-fn written(event: StreamEvent) -> Result<Vec<u8>, Failure> {
+/// Returns the bytes that an event carries.
+fn written(event: StreamEvent) -> Result<Vec<u8>, CommandError> {
     match event.encoding {
         Encoding::Utf8 => Ok(event.data.into_bytes()),
         Encoding::Base64 => Ok(event.encoding.decode(&event.data)?.into_owned()),
@@ -90,11 +90,11 @@ mod tests {
     use futures::stream;
 
     use super::*;
-    use output::Manner;
+    use output::OutputMode;
 
-    async fn printed(events: Vec<StreamEvent>) -> Result<Followed, Failure> {
+    async fn printed(events: Vec<StreamEvent>) -> Result<RunOutcome, CommandError> {
         let events = stream::iter(events).map(Ok);
-        let mut output = Output::new(Manner::Collect, None).unwrap();
+        let mut output = Output::new(OutputMode::Collect, None).unwrap();
         print(&mut events.boxed_local(), &mut output).await
     }
 
@@ -112,7 +112,7 @@ mod tests {
         let error = event(EventKind::Error, "path cannot be read", Phase::Code);
         let exit = event(EventKind::Exit, "3", Phase::Code);
         let exited = printed(vec![error, exit]).await.unwrap();
-        assert!(matches!(exited, Followed::Exited { code: 3, .. }));
+        assert!(matches!(exited, RunOutcome::Exited { code: 3, .. }));
     }
 
     #[tokio::test]

@@ -1,33 +1,31 @@
-//! `isol8 run`: one program, in a sandbox of this host or of a server.
+//! `isol8 run`: runs one program in a sandbox of this host or of a server.
 
 mod files;
 mod inspect;
 pub(super) mod local;
-pub(super) mod order;
 pub(super) mod remote;
+pub(super) mod request;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use isol8_api::{Ending, ExecutionResult, NetworkAction, NetworkLogEntry};
 
-use super::follow::output::{Manner, Output};
-use super::follow::signals::{Signals, Stop};
-use super::{Failure, place, say};
-use crate::cli::Run;
-use order::Order;
+use super::follow::output::{Output, OutputMode};
+use super::follow::signals::{Signals, StopReason};
+use super::{CommandError, message, target};
+use crate::cli::RunArgs;
+use request::RunRequest;
 
-/// How long what was printed last may take where the user wants an end.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Longest wait for the remaining output to be written when the user ends a run.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
-    // Before anything is made that is to be removed again.
+pub(super) async fn run(arguments: RunArgs) -> Result<ExitCode, CommandError> {
+    // Listen before anything is created that has to be removed again.
     let signals = Signals::new()?;
-    let server = place::server(&arguments.remote)?;
+    let server = target::server(&arguments.remote)?;
     if server.is_none() && arguments.session_id.is_some() {
-        return Err(
-            "--session-id needs --host: the sessions of this host are those of --persistent".into(),
-        );
+        return Err("--session-id needs --host: on this host, use --persistent".into());
     }
     if server.is_some() && (arguments.persistent || arguments.persist) {
         return Err(
@@ -35,36 +33,37 @@ pub(super) async fn run(arguments: Run) -> Result<ExitCode, Failure> {
                 .into(),
         );
     }
-    let order = Order::read(&arguments)?;
-    let output = Output::new(manner(&arguments), arguments.out.as_deref()).map_err(|error| {
-        let out = arguments.out.as_deref().unwrap_or("the output".as_ref());
-        format!("{} cannot be written: {error}", out.display())
-    })?;
+    let request = RunRequest::read(&arguments)?;
+    let output =
+        Output::new(output_mode(&arguments), arguments.out.as_deref()).map_err(|error| {
+            let out = arguments.out.as_deref().unwrap_or("the output".as_ref());
+            format!("cannot write {}: {error}", out.display())
+        })?;
     match server {
-        Some(server) => remote::run(server, &arguments, order, signals, output).await,
-        None => local::run(&arguments, order, signals, output).await,
+        Some(server) => remote::run(server, &arguments, request, signals, output).await,
+        None => local::run(&arguments, request, signals, output).await,
     }
 }
 
-fn manner(arguments: &Run) -> Manner {
+fn output_mode(arguments: &RunArgs) -> OutputMode {
     match arguments {
-        Run { json: true, .. } => Manner::Collect,
-        Run {
+        RunArgs { json: true, .. } => OutputMode::Collect,
+        RunArgs {
             no_stream: true, ..
-        } => Manner::AtEnd,
-        _ => Manner::Live,
+        } => OutputMode::AtEnd,
+        _ => OutputMode::Live,
     }
 }
 
-/// Says what a program's exit code does not, and ends with that.
+/// Prints what the exit code does not tell, and returns the exit code.
 ///
 /// # Errors
-/// Where the output could not be written.
+/// Returns an error if the output could not be written.
 pub(super) async fn exited(
     code: i32,
     ending: &Ending,
     mut output: Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     if ending.truncated {
         output.note("the output was truncated: raise the limit with --max-output");
     }
@@ -81,42 +80,42 @@ pub(super) async fn exited(
     exit_code(code)
 }
 
-/// As [`exited`], where the result itself is asked for. It goes to standard output as one line.
+/// Prints the result to standard output as one line of JSON, and returns the program's exit code.
 ///
 /// # Errors
-/// Where the output could not be written.
+/// Returns an error if the output could not be written.
 pub(super) async fn exited_with(
     result: &ExecutionResult,
     output: Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let line = serde_json::to_string(result)?;
     output.finish().await?;
-    say::to_stdout(&format!("{line}\n"));
+    message::to_stdout(&format!("{line}\n"));
     exit_code(result.exit_code)
 }
 
-/// Ends as a program does that the signal ended.
+/// Returns the exit code of a program that was ended by the signal.
 ///
 /// # Errors
-/// Where the output could not be written.
-pub(super) async fn stopped(stop: Stop, output: Output) -> Result<ExitCode, Failure> {
+/// Returns an error if the output could not be written.
+pub(super) async fn stopped(stop: StopReason, output: Output) -> Result<ExitCode, CommandError> {
     let printing = output.finish();
-    // A terminal that is stuck is to be left all the same.
-    let printed = tokio::time::timeout(LAST_WORDS, printing).await;
+    // Do not wait for a blocked terminal.
+    let printed = tokio::time::timeout(FLUSH_TIMEOUT, printing).await;
     match (stop, printed) {
-        (Stop::ReaderGone | Stop::HungUp, _) | (_, Err(_)) => {}
+        (StopReason::ReaderGone | StopReason::HungUp, _) | (_, Err(_)) => {}
         (_, Ok(printed)) => printed?,
     }
     Ok(ExitCode::from(stop.exit_code()))
 }
 
-/// What a process reports is one byte; of a larger code Linux keeps the lowest.
-fn exit_code(code: i32) -> Result<ExitCode, Failure> {
+/// Reduces a code to one byte, as Linux does: a process reports only the lowest byte.
+fn exit_code(code: i32) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::from(u8::try_from(code & 0xff)?))
 }
 
-/// Tells of what a program asked the network for.
-pub(super) fn tell_network(entries: &[NetworkLogEntry], output: &mut Output) {
+/// Prints the program's network requests.
+pub(super) fn print_network_log(entries: &[NetworkLogEntry], output: &mut Output) {
     for entry in entries {
         output.line(&line(entry));
     }

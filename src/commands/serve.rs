@@ -1,4 +1,4 @@
-//! `isol8 serve`.
+//! `isol8 serve`: runs the HTTP server.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,9 +8,9 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Failure, Start, load_over, overrides, read};
-use crate::backends::{self, Chosen, Kind, Needs, Purpose};
-use crate::cli::Serve;
+use super::{CommandError, Startup, load_over, overrides, read};
+use crate::backends::{self, BackendKind, ChosenBackend, Needs, Purpose};
+use crate::cli::ServeArgs;
 use crate::config::{Config, Reader};
 use crate::host;
 use crate::images;
@@ -24,33 +24,34 @@ use crate::server::bodies::Bodies;
 use crate::server::idempotency::Results;
 use crate::server::{self, ServeError, State};
 
-/// Runs the server as another user where that is asked for, and else leaves it to [`serve`].
-pub(super) fn launch(arguments: &Serve) -> Result<Start, Failure> {
+/// Runs the server as another user if one is configured; otherwise leaves it to [`serve`].
+pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
     let overrides = overrides(&arguments.common, Reader::Server, arguments.port);
     let config = read(&overrides)?.config;
     let Some(user) = arguments.user.clone().or_else(|| config.user.clone()) else {
-        return Ok(Start::Here(None));
+        return Ok(Startup::ThisProcess(None));
     };
     if !nix::unistd::geteuid().is_root() {
-        log::warn!(user; "only root can start the server as another user; it runs as this one");
-        return Ok(Start::Here(None));
+        log::warn!(user; "only root can start the server as another user; continuing as the current user");
+        return Ok(Startup::ThisProcess(None));
     }
     let (kind, reason) = match backends::candidates(config.backend) {
         [kind] => (*kind, backends::configured(*kind)),
-        // Whether the server may use the engine follows from it. No thread of this is left.
+        // The choice decides whether the server may use the engine's socket. The runtime ends here, because the
+        // launcher needs a process without other threads.
         _ => {
             let needs = Needs::default();
             let picking = backends::pick(&config, &needs);
             actix_web::rt::Runtime::new()?.block_on(picking)?
         }
     };
-    Ok(Start::Ended(launcher::run(&config, kind, reason, &user)?))
+    Ok(Startup::Ended(launcher::run(&config, kind, reason, &user)?))
 }
 
 pub(super) async fn serve(
-    arguments: Serve,
+    arguments: ServeArgs,
     launched: Option<Launched>,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let mut overrides = overrides(&arguments.common, Reader::Server, arguments.port);
     if let Some(launched) = &launched {
         overrides.backend = Some(launched.backend);
@@ -58,13 +59,13 @@ pub(super) async fn serve(
     }
     let load = move || Ok(load_over(&overrides)?.config);
     let config: Config = load()?;
-    tell_sources(&config);
+    log_sources(&config);
     let key = arguments
         .key
         .and_then(MasterKey::new)
         .ok_or("API key required: set ISOL8_API_KEY, or pass --key")?;
     server::raise_file_limit();
-    // Before the first sandbox is made: from then on a signal must not just end the process.
+    // Listen before the first sandbox is made: from then on a signal must not simply end the process.
     let stop = stop_signal()?;
     let (bound, launcher, known_reason) = match launched {
         Some(launched) => (
@@ -78,26 +79,26 @@ pub(super) async fn serve(
     let makes_as_root = is_root || launcher.is_some();
     if is_root {
         log::info!(
-            "HTTP, JSON and TLS run as root: --user USER or server.user leaves only sandboxes to it"
+            "the HTTP server runs as root: use --user USER or server.user, so that only sandboxes are made as root"
         );
     }
-    let Chosen { backend, reason } =
+    let ChosenBackend { backend, reason } =
         backends::start(&config, Purpose::Serve(launcher), &Needs::default()).await?;
-    // The launcher has chosen, and left the server no choice.
+    // The launcher has made the choice, and its reason is the real one.
     let reason = known_reason.unwrap_or(reason);
     warn_of_host(backend.name(), makes_as_root);
     log::info!(
         backend = backend.name(), reason = reason.as_str(), state:% = config.state.display(); "starting"
     );
-    // Before the pool makes the first sandbox of this server.
+    // Adopt before the pool makes the first sandbox of this server.
     let adopted = backend.adopt().await.unwrap_or_else(|error| {
-        log::error!(error:%; "sessions of the last server cannot be taken over");
+        log::error!(error:%; "cannot take over the sessions of the previous server");
         Vec::new()
     });
     if !adopted.is_empty() {
-        log::info!(sessions = adopted.len(); "taking over from the last server");
+        log::info!(sessions = adopted.len(); "taking over sessions of the previous server");
     }
-    images::look(&config, backend.name()).await;
+    images::look_up(&config, backend.name()).await;
     let service = Service::start(backend.clone(), config.service());
     service.adopt(adopted).await?;
     backends::sweep(backend.as_ref()).await;
@@ -122,43 +123,43 @@ pub(super) async fn serve(
     let served = tokio::select! {
         served = server::serve(state, bound, stop) => served,
         never = building => match never {},
-        never = memory::give_back() => match never {},
+        never = memory::return_free_memory() => match never {},
         followed = reload::follow(load, current, service.clone()) => {
             followed.map_err(ServeError::Listen)
         }
     };
     if let Err(error) = served {
-        // Where it could not even listen, the sandboxes are still there.
+        // The server may have failed before it listened; the sandboxes must be left in any case.
         service.leave().await?;
         return Err(error.into());
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs which files the configuration comes from: one may lie in the working directory by chance.
-fn tell_sources(config: &Config) {
+/// Logs the files of the configuration, because one may be in the working directory by accident.
+fn log_sources(config: &Config) {
     for path in &config.sources {
         let whole = path.canonicalize();
         let path = whole.as_deref().unwrap_or(path);
         log::info!(file:% = path.display(); "configuration read");
     }
     if config.sources.is_empty() {
-        log::info!("no configuration file, the defaults hold");
+        log::info!("no configuration file, using defaults");
     }
 }
 
-/// Logs what of the host's settings weakens sandboxes of this backend, which root makes or this user.
+/// Logs the settings of the host that weaken sandboxes of this backend, made by root or by this user.
 fn warn_of_host(backend: &str, makes_as_root: bool) {
-    let kinds: Vec<_> = Kind::ALL
+    let kinds: Vec<_> = BackendKind::ALL
         .into_iter()
         .filter(|kind| kind.name() == backend)
         .collect();
-    for warning in host::warnings(Path::new(backends::HOST), &kinds, makes_as_root) {
+    for warning in host::warnings(Path::new(backends::HOST_ROOT), &kinds, makes_as_root) {
         log::warn!("{warning}");
     }
 }
 
-/// Done at the first SIGTERM or SIGINT; from this call on they do nothing else.
+/// Completes at the first SIGTERM or SIGINT. From this call on, the signals have no other effect.
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

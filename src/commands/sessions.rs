@@ -11,18 +11,18 @@ use isol8_client::RemoteIsol8;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::place::Place;
-use super::{Failure, read, say};
+use super::target::Target;
+use super::{CommandError, message, read};
 use crate::backends::{self, Purpose};
-use crate::cli::{Cleanup, SessionDelete, Sessions};
+use crate::cli::{CleanupArgs, SessionDeleteArgs, SessionsArgs};
 use crate::config::{Config, Overrides, Reader};
 use crate::local;
 use crate::login::Login;
 
-pub(super) async fn sessions(arguments: Sessions) -> Result<ExitCode, Failure> {
-    let sessions = match Place::of(&arguments.whose)? {
-        Place::Server(server) => server.sessions().await?,
-        Place::Here(config) => {
+pub(super) async fn sessions(arguments: SessionsArgs) -> Result<ExitCode, CommandError> {
+    let sessions = match Target::of(&arguments.target)? {
+        Target::Remote(server) => server.sessions().await?,
+        Target::Local(config) => {
             let sessions = local::list(&config).into_iter();
             sessions.map(|session| session.info).collect()
         }
@@ -30,15 +30,15 @@ pub(super) async fn sessions(arguments: Sessions) -> Result<ExitCode, Failure> {
     if arguments.json {
         print_json(&SessionList { sessions })?;
     } else if sessions.is_empty() {
-        say::to_stderr("no sessions\n");
+        message::to_stderr("no sessions\n");
     } else {
-        say::to_stdout(&format!("{}\n", table(&sessions)));
+        message::to_stdout(&format!("{}\n", table(&sessions)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The names of the sessions of this host, and of those of the login's server where it answers within `timeout`;
-/// for a shell that completes one. What cannot be read has none.
+/// Returns the ids of the sessions of this host, and of the login's server if it answers within `timeout`; used for
+/// shell completion. Sources that cannot be read are skipped.
 pub(crate) fn known_sessions(timeout: Duration) -> Vec<String> {
     let overrides = Overrides {
         reader: Reader::Command,
@@ -64,7 +64,7 @@ async fn sessions_of(login: &Login, timeout: Duration) -> Option<Vec<SessionInfo
     server.with_deadline(timeout).sessions().await.ok()
 }
 
-/// One line for each, as wide as what stands in it; the tenant where it is told.
+/// Formats one line for each session, with the tenant if the server reports it.
 fn table(sessions: &[SessionInfo]) -> String {
     let has_tenants = sessions.iter().any(|session| session.tenant_id.is_some());
     let mut table = Table::new();
@@ -88,7 +88,7 @@ fn table(sessions: &[SessionInfo]) -> String {
     plain(table)
 }
 
-/// A table for people and for `awk`: columns apart by two spaces, and nothing around them.
+/// Formats a table for users and for `awk`: columns separated by two spaces, without borders.
 pub(super) fn plain(mut table: Table) -> String {
     table.load_preset(presets::NOTHING);
     for column in table.column_iter_mut() {
@@ -97,53 +97,53 @@ pub(super) fn plain(mut table: Table) -> String {
     table.trim_fmt()
 }
 
-/// To the second, in UTC.
+/// Formats a time in UTC, to the second.
 pub(super) fn time(milliseconds: Option<u64>) -> String {
     let time = milliseconds.and_then(|time| i64::try_from(time).ok());
     let time = time.and_then(|time| Timestamp::from_second(time / 1000).ok());
     time.map_or_else(|| "-".to_owned(), |time| time.to_string())
 }
 
-pub(super) async fn delete(arguments: SessionDelete) -> Result<ExitCode, Failure> {
+pub(super) async fn delete(arguments: SessionDeleteArgs) -> Result<ExitCode, CommandError> {
     let id = arguments.id;
-    match Place::of(&arguments.whose)? {
-        Place::Server(server) => {
+    match Target::of(&arguments.target)? {
+        Target::Remote(server) => {
             let all = server.sessions().await?;
             server.delete_session(&id).await?;
             if !all.iter().any(|session| session.id == id) {
                 return Err(format!("Session not found: {id}").into());
             }
         }
-        Place::Here(config) => {
+        Target::Local(config) => {
             if !local::delete(&config, &id).await? {
-                return Err(format!("Session not found: {id} is no session of this host").into());
+                return Err(format!("Session not found: {id} does not exist on this host").into());
             }
         }
     }
-    say::to_stdout(&format!("{id} is deleted\n"));
+    message::to_stdout(&format!("{id} is deleted\n"));
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn cleanup(arguments: Cleanup) -> Result<ExitCode, Failure> {
-    let place = Place::of(&arguments.whose)?;
-    let of_whom = match &place {
-        Place::Server(_) => "of the server, those of all tenants",
-        Place::Here(_) => "of this host",
+pub(super) async fn cleanup(arguments: CleanupArgs) -> Result<ExitCode, CommandError> {
+    let target = Target::of(&arguments.target)?;
+    let owner = match &target {
+        Target::Remote(_) => "of the server, those of all tenants",
+        Target::Local(_) => "of this host",
     };
-    if !arguments.force && !confirmed(of_whom)? {
+    if !arguments.force && !confirmed(owner)? {
         return Err("nothing was removed".into());
     }
-    let cleaned_up = match place {
-        Place::Server(server) => on_server(&server, arguments.images).await?,
-        Place::Here(config) => here(&config, arguments.images).await?,
+    let cleaned_up = match target {
+        Target::Remote(server) => clean_up_remote(&server, arguments.images).await?,
+        Target::Local(config) => clean_up_local(&config, arguments.images).await?,
     };
     if arguments.json {
         print_json(&cleaned_up)?;
     } else {
-        tell("sessions", &cleaned_up.sessions);
-        tell("sandboxes", &cleaned_up.containers);
+        print_removed("sessions", &cleaned_up.sessions);
+        print_removed("sandboxes", &cleaned_up.containers);
         if let Some(images) = &cleaned_up.images {
-            tell("images", images);
+            print_removed("images", images);
         }
     }
     Ok(if cleaned_up.ok {
@@ -153,11 +153,11 @@ pub(super) async fn cleanup(arguments: Cleanup) -> Result<ExitCode, Failure> {
     })
 }
 
-async fn on_server(server: &RemoteIsol8, images: bool) -> Result<CleanedUp, Failure> {
+async fn clean_up_remote(server: &RemoteIsol8, images: bool) -> Result<CleanedUp, CommandError> {
     Ok(server.cleanup(images).await?)
 }
 
-async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
+async fn clean_up_local(config: &Config, images: bool) -> Result<CleanedUp, CommandError> {
     let (removed, left) = local::clean_up(config).await;
     let sessions = Removed {
         removed,
@@ -174,12 +174,12 @@ async fn here(config: &Config, images: bool) -> Result<CleanedUp, Failure> {
     })
 }
 
-/// Removes what dead processes left on each backend of the configuration. Where the choice is this program's, one that
-/// cannot be used here has left nothing that could be removed.
+/// Removes leftovers of dead processes on each configured backend. With `auto`, a backend that cannot be used here
+/// is skipped, because it has left nothing that could be removed.
 async fn clean_backends(
     config: &Config,
     with_images: bool,
-) -> Result<(Removed, Option<Removed>), Failure> {
+) -> Result<(Removed, Option<Removed>), CommandError> {
     let kinds = backends::candidates(config.backend);
     let mut containers = Removed::default();
     let mut images = with_images.then(Removed::default);
@@ -204,28 +204,30 @@ async fn clean_backends(
     }
 }
 
-/// Asks whoever sits at the terminal.
-fn confirmed(of_whom: &str) -> Result<bool, Failure> {
+/// Asks the user at the terminal for confirmation.
+fn confirmed(owner: &str) -> Result<bool, CommandError> {
     if !io::stdin().is_terminal() {
-        return Err("nothing was removed: nobody can be asked, so pass --force".into());
+        return Err(
+            "nothing was removed: standard input is not a terminal, so pass --force".into(),
+        );
     }
-    say::to_stderr(&format!(
-        "This ends every session {of_whom}, with its variables and files. Go on? [y/N] "
+    message::to_stderr(&format!(
+        "This ends every session {owner}, with its variables and files. Continue? [y/N] "
     ));
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn tell(what: &str, removed: &Removed) {
-    say::to_stdout(&format!("{what}: {} removed\n", removed.removed));
+fn print_removed(what: &str, removed: &Removed) {
+    message::to_stdout(&format!("{what}: {} removed\n", removed.removed));
     for error in &removed.errors {
-        say::to_stderr(&format!("{}{what}: {error}\n", say::prefix()));
+        message::to_stderr(&format!("{}{what}: {error}\n", message::prefix()));
     }
 }
 
-pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    say::to_stdout(&format!("{}\n", serde_json::to_string(value)?));
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+    message::to_stdout(&format!("{}\n", serde_json::to_string(value)?));
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! `isol8 setup`: builds the Docker images, those of the runtimes and those of `prebuiltImages`, and unpacks
-//! roots for the native backend.
+//! `isol8 setup`: builds the Docker images of the runtimes and of `prebuiltImages`, and unpacks roots for the
+//! native backend.
 
 mod native;
 
@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 
-use super::{Failure, load, say};
+use super::{CommandError, load, message};
 use crate::backends;
-use crate::cli::Setup;
+use crate::cli::SetupArgs;
 use crate::config::{BackendChoice, Config, Reader};
 
 const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
-                       and the pinned versions are unpacked there";
+                       and `isol8 setup` unpacks the pinned versions there";
 
-pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
+pub(super) async fn setup(arguments: SetupArgs) -> Result<ExitCode, CommandError> {
     let config = load(&arguments.common, Reader::Setup, None)?.config;
     let options = options(&config, arguments.force);
     let progress = Progress::new();
@@ -30,7 +30,7 @@ pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
         let images = backends::docker_config(&config);
         let mut report = |event| progress.show(event);
         match setup::setup(&images, &options, &mut report).await {
-            // Where either backend will do, roots need no engine.
+            // With `auto`, roots are enough, and they need no engine.
             Err(SetupError::Engine(reason)) if roots.is_some() => {
                 progress.line(&format!("no image is built: {reason}"));
             }
@@ -46,7 +46,7 @@ pub(super) async fn setup(arguments: Setup) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the images of a configuration are built from.
+/// Returns the settings from which the images of a configuration are built.
 pub(super) fn options(config: &Config, force: bool) -> SetupOptions {
     SetupOptions {
         base: config.docker.base.clone(),
@@ -59,13 +59,17 @@ pub(super) fn options(config: &Config, force: bool) -> SetupOptions {
 }
 
 /// Builds every image of `prebuiltImages` that is missing or not up to date.
-async fn build_prebuilt(config: &Config, force: bool, progress: &Progress) -> Result<(), Failure> {
+async fn build_prebuilt(
+    config: &Config,
+    force: bool,
+    progress: &Progress,
+) -> Result<(), CommandError> {
     let docker = backends::docker_config(config);
     let mut failed = 0;
     for prebuilt in &config.images.prebuilt {
         let mut show = |event| progress.show(event);
         let building = custom::build(&docker, &prebuilt.image, force, &mut show);
-        // The others may be fine.
+        // Continue: the other images may build.
         if let Err(error) = building.await {
             progress.complain(&error.to_string());
             failed += 1;
@@ -80,10 +84,10 @@ async fn build_prebuilt(config: &Config, force: bool, progress: &Progress) -> Re
     }
 }
 
-/// The image that is being built, since when, and the last line that its build has printed.
+/// Shows the image being built, the elapsed time, and the last line of the build's output.
 const SPINNER: &str = "{spinner} {prefix}{elapsed:>4} {wide_msg}";
 
-/// A line that changes on a terminal; lines one after the other elsewhere.
+/// The progress display: one changing line on a terminal, otherwise one line per event.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
 }
@@ -128,14 +132,14 @@ impl Progress {
     fn complain(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => say::to_stderr(&format!("{text}\n")),
+            None => message::to_stderr(&format!("{text}\n")),
         }
     }
 
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => say::to_stdout(&format!("{text}\n")),
+            None => message::to_stdout(&format!("{text}\n")),
         }
     }
 }

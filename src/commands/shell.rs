@@ -1,4 +1,4 @@
-//! `isol8 shell`: a shell at this terminal, in a sandbox.
+//! `isol8 shell`: a shell in a sandbox, at this terminal.
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -8,53 +8,53 @@ use isol8_actors::{Job, TerminalSize};
 use isol8_api::{Encoding, ExecutionRequest, Options, Runtime, SessionId, TenantId};
 use isol8_client::RemoteIsol8;
 
-use super::follow::hand::Hand;
-use super::follow::output::{Manner, Output};
+use super::follow::input::UserInput;
+use super::follow::output::{Output, OutputMode};
 use super::follow::signals::Signals;
-use super::follow::{Followed, follow};
+use super::follow::{RunOutcome, follow};
 use super::run::local::{close, events, grant_network, needs, open, refuse_unenforced};
-use super::run::order::sandbox_options;
 use super::run::remote::follow_run;
+use super::run::request::sandbox_options;
 use super::terminal::Raw;
-use super::{Failure, load_config, place, run, terminal};
-use crate::cli::Shell;
+use super::{CommandError, load_config, run, target, terminal};
+use crate::cli::ShellArgs;
 use crate::config::Config;
 use crate::images::choice;
 use crate::jobs;
 use crate::local;
 
-/// Of a terminal that does not tell its size.
-const USUAL_SIZE: TerminalSize = TerminalSize {
+/// Size assumed for a terminal that does not report its size.
+const DEFAULT_SIZE: TerminalSize = TerminalSize {
     columns: 80,
     rows: 24,
 };
 
-/// Milliseconds that a server lets a run take, and bytes that it lets it write, unless its ceilings were
-/// changed; then it names them, and the flags that fit can be given.
-const LONGEST_ON_SERVER: u64 = 3_600_000;
-const MOST_ON_SERVER: u64 = 64 << 20;
+/// A server's default ceilings: milliseconds that a run may take, and bytes that it may write. If the ceilings were
+/// changed, the server's error names them, and the user can pass fitting flags.
+const SERVER_MAX_TIMEOUT_MS: u64 = 3_600_000;
+const SERVER_MAX_OUTPUT: u64 = 64 << 20;
 
-/// What is run.
+/// The command that is run.
 const COMMAND: &str = "exec bash -i";
 
-/// Longer than anybody stays.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A year, longer than any shell stays open.
+const UNLIMITED: Duration = Duration::from_secs(365 * 24 * 3600);
 
-pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
+pub(super) async fn shell(arguments: ShellArgs) -> Result<ExitCode, CommandError> {
     if !io::stdin().is_terminal() {
-        return Err("standard input is no terminal: use isol8 run".into());
+        return Err("standard input is not a terminal: use isol8 run".into());
     }
     let mut signals = Signals::new()?;
-    let mut output = Output::new(Manner::Live, None)?;
-    if let Some(server) = place::server(&arguments.remote)? {
-        return on_server(server, &arguments, signals, output).await;
+    let mut output = Output::new(OutputMode::Live, None)?;
+    if let Some(server) = target::server(&arguments.remote)? {
+        return shell_on_server(server, &arguments, signals, output).await;
     }
     let mut config = load_config(&arguments.common)?;
     grant_network(&mut config, &arguments.sandbox);
-    let (session, runtime) = place(&arguments, &config)?;
-    let (request, options) = order(&arguments, runtime);
+    let (session, runtime) = session_and_runtime(&arguments, &config)?;
+    let (request, options) = shell_request(&arguments, runtime);
     let job = job(request, options, &arguments, &config)?;
-    let (mut hand, input) = Hand::new(job.terminal);
+    let (mut user_input, input) = UserInput::new(job.terminal);
     let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
         local = open(&config, session, &needs) => local?,
@@ -66,24 +66,24 @@ pub(super) async fn shell(arguments: Shell) -> Result<ExitCode, Failure> {
     }
     let mut shell = local.stream(job, Some(input));
     let raw = Raw::enter()?;
-    hand.type_stdin(true)?;
-    let followed = follow(events(&mut shell), &hand, &mut signals, &mut output).await;
+    user_input.forward_stdin(true)?;
+    let followed = follow(events(&mut shell), &user_input, &mut signals, &mut output).await;
     drop(raw);
     drop(shell);
     close(&config, local).await?;
     match followed? {
-        Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
-        Followed::Stopped(stop) => run::stopped(stop, output).await,
+        RunOutcome::Exited { code, ending } => run::exited(code, &ending, output).await,
+        RunOutcome::Stopped(stop) => run::stopped(stop, output).await,
     }
 }
 
-/// The same on a server.
-async fn on_server(
+/// Opens the shell on a server.
+async fn shell_on_server(
     server: RemoteIsol8,
-    arguments: &Shell,
+    arguments: &ShellArgs,
     mut signals: Signals,
     mut output: Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     if arguments.persistent {
         return Err("--persistent is a session of this host: with --host, use --session-id".into());
     }
@@ -100,25 +100,28 @@ async fn on_server(
         Some(session) => server.with_session(session),
         None => server,
     };
-    let (mut request, mut options) = order(arguments, runtime);
-    request.timeout_ms.get_or_insert(LONGEST_ON_SERVER);
-    options.max_output_size.get_or_insert(MOST_ON_SERVER);
-    let size = terminal::size().unwrap_or(USUAL_SIZE);
-    let (mut hand, input) = Hand::new(Some(size));
+    let (mut request, mut options) = shell_request(arguments, runtime);
+    request.timeout_ms.get_or_insert(SERVER_MAX_TIMEOUT_MS);
+    options.max_output_size.get_or_insert(SERVER_MAX_OUTPUT);
+    let size = terminal::size().unwrap_or(DEFAULT_SIZE);
+    let (mut user_input, input) = UserInput::new(Some(size));
     let mut shell = server.execute_stream_with(request, options).await?;
     let raw = Raw::enter()?;
-    hand.type_stdin(true)?;
-    let followed = follow_run(&mut shell, &hand, input, &mut signals, &mut output).await;
+    user_input.forward_stdin(true)?;
+    let followed = follow_run(&mut shell, &user_input, input, &mut signals, &mut output).await;
     drop(raw);
     drop(shell);
     match followed? {
-        Followed::Exited { code, ending } => run::exited(code, &ending, output).await,
-        Followed::Stopped(stop) => run::stopped(stop, output).await,
+        RunOutcome::Exited { code, ending } => run::exited(code, &ending, output).await,
+        RunOutcome::Stopped(stop) => run::stopped(stop, output).await,
     }
 }
 
-/// The session to enter, if any, and the runtime of the sandbox.
-fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runtime), Failure> {
+/// Returns the session to enter, if any, and the runtime of the sandbox.
+fn session_and_runtime(
+    arguments: &ShellArgs,
+    config: &Config,
+) -> Result<(Option<SessionId>, Runtime), CommandError> {
     let Some(id) = &arguments.session_id else {
         let runtime = arguments.runtime.unwrap_or(Runtime::Python);
         let session = arguments.persistent.then(|| runtime.to_string().parse());
@@ -126,7 +129,7 @@ fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runti
     };
     let mut sessions = local::list(config).into_iter();
     let Some(session) = sessions.find(|session| session.info.id == *id) else {
-        return Err(format!("Session not found: {id} is no session of this host").into());
+        return Err(format!("Session not found: {id} does not exist on this host").into());
     };
     Ok((
         Some(id.clone()),
@@ -134,8 +137,11 @@ fn place(arguments: &Shell, config: &Config) -> Result<(Option<SessionId>, Runti
     ))
 }
 
-/// A shell at this terminal, as a request of the contract.
-pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, Options) {
+/// Returns the request of the contract for a shell at this terminal.
+pub(super) fn shell_request(
+    arguments: &ShellArgs,
+    runtime: Runtime,
+) -> (ExecutionRequest, Options) {
     let mut request = ExecutionRequest::new(runtime);
     request.cmd = Some(COMMAND.to_owned());
     request.tty = true;
@@ -157,15 +163,15 @@ pub(super) fn order(arguments: &Shell, runtime: Runtime) -> (ExecutionRequest, O
 fn job(
     request: ExecutionRequest,
     options: Options,
-    arguments: &Shell,
+    arguments: &ShellArgs,
     config: &Config,
-) -> Result<Job, Failure> {
+) -> Result<Job, CommandError> {
     choice::check_named(&options, request.runtime, &TenantId::master(), config)?;
     let mut job = jobs::job(request, options, config)?;
-    // The bounds of a program that nobody watches.
+    // Lift the bounds, which are meant for programs without a user at the terminal.
     job.output_limit = arguments.max_output.unwrap_or(u64::MAX);
     if arguments.timeout.is_none() {
-        job.timeout = FOR_EVER;
+        job.timeout = UNLIMITED;
     }
     Ok(job)
 }

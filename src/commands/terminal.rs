@@ -1,22 +1,22 @@
-//! The terminal that this command runs at.
+//! The terminal that this command runs in.
 
 use std::io;
 
 use isol8_actors::TerminalSize;
 use rustix::termios::{self, OptionalActions, Termios};
 
-/// Most characters in a line, and most lines, that a run's terminal may have.
-const LONGEST_SIDE: u16 = 1000;
+/// Largest number of columns or rows of a run's terminal.
+const MAX_SIDE: u16 = 1000;
 
-/// Its size, where there is one.
+/// Returns the terminal's size, if there is a terminal.
 pub(super) fn size() -> Option<TerminalSize> {
     let size = termios::tcgetwinsize(std::io::stdout())
         .or_else(|_| termios::tcgetwinsize(std::io::stdin()))
         .ok()?;
-    // One that was never told its size says 0.
+    // A terminal whose size was never set reports 0.
     let side = |given: u16, usual| match given {
         0 => usual,
-        given => given.min(LONGEST_SIDE),
+        given => given.min(MAX_SIDE),
     };
     Some(TerminalSize {
         columns: side(size.ws_col, 80),
@@ -24,18 +24,18 @@ pub(super) fn size() -> Option<TerminalSize> {
     })
 }
 
-/// A terminal that passes on what is typed, as it is typed, and prints what it is told. Dropping this
-/// makes it as it was.
+/// The terminal of standard input in raw mode: it passes on each key at once, and prints output unchanged. Dropping
+/// the value restores the previous mode.
 #[derive(Debug)]
 pub(super) struct Raw {
     before: Termios,
 }
 
 impl Raw {
-    /// Makes the terminal of standard input raw.
+    /// Puts the terminal of standard input into raw mode.
     ///
     /// # Errors
-    /// Where standard input is no terminal.
+    /// Returns an error if standard input is not a terminal.
     pub(super) fn enter() -> io::Result<Self> {
         let before = termios::tcgetattr(io::stdin())?;
         let mut raw = before.clone();
@@ -47,7 +47,7 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // Where that fails, the terminal is gone.
+        // Ignore the error: the terminal is gone.
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
     }
 }

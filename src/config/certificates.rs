@@ -7,7 +7,8 @@ use isol8_backend::Certificates;
 
 use super::ConfigError;
 
-/// Where distributions keep the certificates that a host trusts: Debian and its relatives, Fedora, openSUSE, Alpine.
+/// Files in which distributions keep the certificates that a host trusts: Debian and its relatives, Fedora, openSUSE,
+/// Alpine.
 const USUAL: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -17,7 +18,7 @@ const USUAL: [&str; 4] = [
 
 const KEY: &str = "network.caBundle";
 
-/// The host's certificates, with those of the bundles that the configuration names; `None` where there are none at
+/// Returns the host's certificates, with those of the bundles that the configuration names; `None` if there are none at
 /// all.
 pub(super) fn all(named: Option<&str>, of_images: Option<&Path>) -> Option<Certificates> {
     // A setup says what is wrong with this one.
@@ -40,7 +41,7 @@ pub(crate) fn host_bundle() -> Option<PathBuf> {
 /// The bundle of `network.caBundle`.
 ///
 /// # Errors
-/// [`ConfigError::OutOfRange`] where it cannot be read or holds no certificate.
+/// [`ConfigError::OutOfRange`] if the file cannot be read or holds no certificate.
 pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
     let refused = |expected: String| ConfigError::OutOfRange {
         key: KEY,

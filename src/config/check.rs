@@ -1,4 +1,4 @@
-//! What checks of values share.
+//! Functions that checks of values share.
 
 use isol8_api::ByteSize;
 

@@ -1,4 +1,4 @@
-//! One file of configuration as it is written: what it says, and on which line.
+//! A configuration file as it is written: its values, and their lines.
 
 use std::fmt;
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::ConfigError;
 use super::file::ConfigFile;
 
-/// What the TypeScript product's file may hold beside the keys that are known here.
+/// Keys that the TypeScript product's file may hold beside those that are known here.
 pub(super) const UNUSED: [&str; 5] = [
     "$schema",
     "audit",
@@ -109,7 +109,7 @@ impl Document {
         Ok(document)
     }
 
-    /// The fault of a key that is in this file; nothing where it is not.
+    /// Returns the fault of a key that is in this file; `None` if the key is not in it.
     pub(super) fn fault(&self, key: &str, message: &str) -> Option<ConfigError> {
         let key = self.spelled_out(key)?;
         Some(ConfigError::Invalid {

@@ -4,12 +4,12 @@ use serde_json::{Map, Value, json};
 
 use super::layers::{Loaded, Origin, is_whole};
 
-/// One key.
+/// A key and its value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     /// Its full name, such as `cleanup.autoPrune`.
     pub key: String,
-    /// What is in effect.
+    /// The value in effect.
     pub value: Value,
     /// Why.
     pub origin: Origin,
@@ -19,7 +19,7 @@ impl Loaded {
     /// Every key; those without a table first, then table by table.
     ///
     /// # Errors
-    /// Where the configuration cannot be written as JSON.
+    /// If the configuration cannot be written as JSON.
     pub fn settings(&self) -> serde_json::Result<Vec<Setting>> {
         let mut settings = Vec::new();
         self.collect(&mut Vec::new(), &self.effective()?, &mut settings);
@@ -31,7 +31,7 @@ impl Loaded {
     /// no key here: nothing is audited, and keys come from no database.
     ///
     /// # Errors
-    /// Where the configuration cannot be written as JSON.
+    /// If the configuration cannot be written as JSON.
     pub fn contract(&self) -> serde_json::Result<Value> {
         let mut contract = self.effective()?;
         for (key, absent) in [

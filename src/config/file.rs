@@ -31,13 +31,13 @@ use crate::packages;
 pub struct ConfigFile {
     /// "native", "docker", or "auto": native, unless images are configured or native lacks something.
     backend: BackendChoice,
-    /// Where sandboxes' directories live; "" is /var/lib/isol8, or ~/.local/state/isol8.
+    /// Directory for sandboxes' directories; "" is /var/lib/isol8, or ~/.local/state/isol8.
     state_dir: String,
     /// Log what happens in detail.
     debug: bool,
     /// Runs at once; turns go round the tenants that wait.
     max_concurrent: usize,
-    /// Of these, runs of one tenant; 0 is as many as maxConcurrent.
+    /// Runs of one tenant at once; 0 is as many as maxConcurrent.
     max_concurrent_per_tenant: usize,
     /// Requests that may wait for their turn; beyond it, 503 with Retry-After, or 429 for the tenant that has most of them.
     max_queued: usize,
@@ -57,24 +57,24 @@ pub struct ConfigFile {
     sessions: Sessions,
     /// When unused sessions end.
     cleanup: Cleanup,
-    /// What happens when the server ends.
+    /// Treatment of sessions when the server ends.
     shutdown: Shutdown,
-    /// What a request gets that asks for nothing.
+    /// Settings of requests that name none.
     defaults: DefaultsTable,
-    /// What a request may ask for at most; more is an error.
+    /// Upper limits of what a request may ask for; more is an error.
     ceilings: CeilingsTable,
     /// How much a request may bring; more is an error.
     limits: LimitsTable,
     /// Options that weaken isolation; asking for one that is not granted is an error, 403.
     policy: PolicyTable,
-    /// What is kept ready for each runtime.
+    /// Sandboxes kept ready for each runtime.
     #[schemars(with = "RuntimeTables")]
     pub(super) runtimes: BTreeMap<Runtime, RuntimeTable>,
     /// The Docker engine.
     docker: DockerTable,
-    /// What `isol8 setup` builds.
+    /// Images that `isol8 setup` builds.
     images: ImagesTable,
-    /// What sandboxes with `network: "filtered"` reach, through the server's proxy.
+    /// Hosts that sandboxes with `network: "filtered"` reach, through the server's proxy.
     network: NetworkTable,
     /// Code that the server fetches for requests with `codeUrl`.
     remote_code: RemoteCodeTable,
@@ -83,7 +83,7 @@ pub struct ConfigFile {
     /// Packages in the runtimes' own Docker images.
     #[schemars(with = "BTreeMap<String, Vec<String>>")]
     dependencies: BTreeMap<Runtime, Vec<String>>,
-    /// What `installPackages` installs.
+    /// Settings of `installPackages`.
     packages: PackagesTable,
 }
 
@@ -129,11 +129,11 @@ impl Default for ConfigFile {
     }
 }
 
-/// Which backend to run sandboxes on.
+/// The backend to run sandboxes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChoice {
-    /// Native where it can do all that is asked for, else Docker.
+    /// Native if it can do all that is asked for, else Docker.
     #[default]
     Auto,
     /// Docker.
@@ -165,7 +165,7 @@ pub(super) struct DockerTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct ImagesTable {
-    /// Image to build on: Debian, or made from it; pulled where it is missing.
+    /// Image to build on: Debian, or made from it; pulled if it is missing.
     pub(super) base: String,
     /// Make the base from Debian's packages without trying to pull it.
     pub(super) bootstrap: bool,

@@ -21,9 +21,9 @@ use crate::packages;
 pub(super) struct PrebuiltTable {
     /// Its name, such as "isol8:data".
     tag: String,
-    /// Whose programs it is for.
+    /// The runtime whose programs it is for.
     runtime: Runtime,
-    /// What the runtime's package manager installs in it; Debian's packages for bash.
+    /// Packages that the runtime's package manager installs in it; Debian's packages for bash.
     #[serde(default)]
     install_packages: Vec<String>,
     /// Bash that is run as root, with the network, when the image is built.

@@ -1,4 +1,4 @@
-//! Where the configuration comes from: defaults, files, environment and flags, one over the other.
+//! The sources of the configuration: defaults, files, environment and flags, each over the one before.
 
 use std::path::{Path, PathBuf};
 
@@ -28,10 +28,10 @@ const BUNDLE_VARIABLES: [&str; 5] = [
     "NODE_EXTRA_CA_CERTS",
 ];
 
-/// Where a value came from.
+/// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nobody said anything else.
+    /// The built-in default.
     Default,
     /// A file.
     File(PathBuf),
@@ -52,16 +52,16 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// The checked configuration, and where it came from.
+/// The checked configuration and its sources.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// What the program works with.
+    /// The checked configuration.
     pub config: Config,
     /// Warnings, one for each file of the working directory that is ignored as a whole or in part.
     pub ignored: Vec<String>,
-    /// What the files, the environment and the flags say together.
+    /// The values of files, environment and flags together.
     pub(super) file: ConfigFile,
-    /// What each of them says; a later one overrides an earlier one.
+    /// The values of each source; a later one overrides an earlier one.
     pub(super) layers: Vec<(Origin, Value)>,
 }
 

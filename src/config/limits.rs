@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{bytes, within, within_kernels};
 use super::{Ceilings, ConfigError, Defaults, RequestLimits};
-use crate::jobs::LARGEST_VARIABLE;
+use crate::jobs::MAX_VARIABLE_BYTES;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -17,15 +17,15 @@ pub(super) struct DefaultsTable {
     pub(super) timeout_ms: u64,
     /// "filtered": what [network] lets through; "host" where [policy] grants it.
     pub(super) network: NetworkMode,
-    /// Of everything in the sandbox together, files included.
+    /// Memory of everything in the sandbox together, files included.
     pub(super) memory_limit: ByteSize,
     /// Cores.
     pub(super) cpu_limit: f64,
     /// Processes and threads.
     pub(super) pids_limit: u32,
-    /// Of /sandbox.
+    /// Size of /sandbox.
     pub(super) sandbox_size: ByteSize,
-    /// Of /tmp.
+    /// Size of /tmp.
     pub(super) tmp_size: ByteSize,
     /// Bytes kept of each of stdout and stderr.
     pub(super) max_output_size: u64,
@@ -51,13 +51,13 @@ impl Default for DefaultsTable {
 pub(super) struct CeilingsTable {
     /// Milliseconds until a run is ended.
     pub(super) timeout_ms: u64,
-    /// Of everything in a sandbox together.
+    /// Memory of everything in a sandbox together.
     pub(super) memory_limit: ByteSize,
     /// Cores.
     pub(super) cpu_limit: f64,
     /// Processes and threads.
     pub(super) pids_limit: u32,
-    /// Of sandboxSize and of tmpSize, each.
+    /// Size of sandboxSize and of tmpSize, each.
     pub(super) tmpfs_size: ByteSize,
     /// Bytes kept of each of stdout and stderr.
     pub(super) max_output_size: u64,
@@ -85,9 +85,9 @@ pub(super) struct LimitsTable {
     pub(super) path_length: usize,
     /// In request.env, in options.secrets (256 at most) and in request.metadata.
     pub(super) variables: usize,
-    /// Of one of them, name and value.
+    /// Size of one variable, name and value.
     pub(super) variable_size: ByteSize,
-    /// Of all of them together.
+    /// Size of all variables together.
     pub(super) environment_size: ByteSize,
 }
 
@@ -97,7 +97,7 @@ impl Default for LimitsTable {
             files: 1_000,
             path_length: SandboxPath::MAX_LENGTH,
             variables: 1_000,
-            variable_size: ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+            variable_size: ByteSize::from_bytes(MAX_VARIABLE_BYTES as u64),
             environment_size: ByteSize::from_mebibytes(1),
         }
     }
@@ -124,7 +124,7 @@ impl LimitsTable {
         within_kernels("limits.pathLength", self.path_length, most)?;
         let (given, most) = (
             self.variable_size,
-            ByteSize::from_bytes(LARGEST_VARIABLE as u64),
+            ByteSize::from_bytes(MAX_VARIABLE_BYTES as u64),
         );
         within_kernels("limits.variableSize", given, most)?;
         Ok(RequestLimits {

@@ -28,9 +28,9 @@ pub(super) struct NetworkTable {
     ports: Vec<PortEntry>,
     /// PEM file of certificates that sandboxes and the server trust beside this host's own; "" for none.
     ca_bundle: String,
-    /// Of one run at once; no more than 128 leave one sandbox.
+    /// Connections of one run at once; no more than 128 leave one sandbox.
     max_connections: usize,
-    /// That one run may receive and send, together.
+    /// Bytes that one run may receive and send, together.
     max_bytes: ByteSize,
     /// Milliseconds to resolve a name and to connect.
     connect_timeout_ms: u64,
@@ -106,7 +106,7 @@ pub(super) struct RemoteCodeTable {
     allowed_hosts: Vec<String>,
     /// Hosts that one matches are refused, whatever allowedHosts says.
     blocked_hosts: Vec<String>,
-    /// Of what is fetched.
+    /// Size of a fetched source text.
     max_code_size: ByteSize,
     /// Milliseconds, redirects included.
     fetch_timeout_ms: u64,
@@ -116,7 +116,7 @@ pub(super) struct RemoteCodeTable {
     enable_cache: bool,
     /// Seconds that what was fetched is used for the same URL.
     cache_ttl: u64,
-    /// Of what is kept; a change needs a restart.
+    /// Size of all cached source texts; a change needs a restart.
     cache_max_bytes: ByteSize,
 }
 

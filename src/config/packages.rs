@@ -17,7 +17,7 @@ use super::check::{given, require};
 pub(super) struct PackagesTable {
     /// The server fetches from the usual registries, once for all tenants.
     cache: bool,
-    /// Where the cache is; "" is packages in stateDir; several servers may share one.
+    /// Directory of the cache; "" is packages in stateDir; several servers may share one.
     cache_dir: String,
     /// Size of what is on disk; those used last stay, none larger than a quarter of it.
     cache_max_bytes: ByteSize,
@@ -50,7 +50,7 @@ impl Default for PackagesTable {
 pub struct PackagesConfig {
     /// Whether there is one.
     pub is_cached: bool,
-    /// Where it is, if not in the state directory.
+    /// Directory of the cache, if not in the state directory.
     pub directory: Option<PathBuf>,
     /// Most bytes of files on disk.
     pub max_bytes: u64,
@@ -87,7 +87,7 @@ impl PackagesTable {
 }
 
 impl PackagesConfig {
-    /// Where the cache is.
+    /// Returns the directory of the cache.
     #[must_use]
     pub fn place(&self, state: &Path) -> PathBuf {
         let configured = self.directory.clone();
@@ -107,7 +107,8 @@ impl PackagesConfig {
     }
 }
 
-/// The address of a registry. What it lists is relative to it, so it ends with a slash.
+/// Returns the address of a registry, which ends with a slash, because the addresses that a registry lists are
+/// relative.
 fn address(key: &'static str, text: &str) -> Result<Url, ConfigError> {
     let expected = || "expected a URL such as https://packages.example.com/simple/".to_owned();
     let refused = || ConfigError::OutOfRange {

@@ -11,7 +11,7 @@ use crate::images::choice::is_name;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct PolicyTable {
-    /// Of "none", "filtered" and "host"; "host" is the network of this machine.
+    /// Network modes that requests may name: "none", "filtered", "host"; "host" is the network of this machine.
     network: Vec<NetworkMode>,
     /// Images that requests may name in `options.image` whose key is not the master's.
     images: Vec<String>,
@@ -37,7 +37,7 @@ impl PolicyTable {
         Ok(self.images.clone())
     }
 
-    /// What requests may ask for, `usual` among it.
+    /// Returns the network modes that requests may name; `usual` must be among them.
     pub(super) fn networks(self, usual: NetworkMode) -> Result<Vec<NetworkMode>, ConfigError> {
         let granted = self.network.contains(&usual);
         require("defaults.network", usual, granted, || {

@@ -10,13 +10,13 @@ use super::ConfigError;
 use super::check::require;
 use crate::packages;
 
-/// What happens to a used sandbox.
+/// Treatment of used sandboxes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Strategy {
-    /// It is reset and serves its tenant again.
+    /// The sandbox is reset and serves its tenant again.
     Fast,
-    /// It is destroyed.
+    /// The sandbox is destroyed.
     Secure,
 }
 
@@ -146,11 +146,11 @@ pub(super) struct RuntimeTables {
     bash: Option<RuntimeTable>,
 }
 
-/// What is kept ready for a runtime.
+/// Settings of the sandboxes kept ready for a runtime.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct RuntimeTable {
-    /// Sandboxes that wait; as many as the poolSize of all runtimes where it is left out.
+    /// Number of idle sandboxes; the poolSize of all runtimes if it is left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pool_size: Option<PoolSize>,
     /// For Docker; "" is the one that `isol8 setup` builds.
@@ -170,7 +170,7 @@ pub(super) struct RuntimeTable {
 }
 
 impl RuntimeTable {
-    /// What only Python has shows with its defaults there, and nowhere else.
+    /// Settings that only Python has are shown with their defaults there, and for no other runtime.
     pub(super) fn python(pool_size: PoolSize) -> Self {
         let kept = PrewarmSettings::default();
         Self {

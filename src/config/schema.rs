@@ -1,4 +1,4 @@
-//! The JSON Schema of the file, for editors and for whoever writes it by program.
+//! The JSON Schema of the file, for editors and for programs that write it.
 
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
@@ -49,7 +49,7 @@ mod tests {
         }
     }
 
-    /// What a property refers to, also where it may be left out.
+    /// Returns the schema that a property refers to, also if the property is optional.
     fn target<'s>(root: &'s Value, property: &'s Value) -> &'s Value {
         let choices = property["anyOf"].as_array();
         let first = choices.and_then(|choices| choices.first());

@@ -1,4 +1,4 @@
-//! What the server itself keeps to, as it is written: its connections, its sessions and its end.
+//! The server's own settings, as they are written: connections, sessions and shutdown.
 
 use isol8_api::ByteSize;
 use schemars::JsonSchema;
@@ -17,7 +17,7 @@ pub(super) struct Server {
     pub(super) port: u16,
     /// User that the server runs as where root starts it, who may do nothing else: a name, "UID" or "UID:GID"; "" stays root.
     pub(super) user: String,
-    /// Of one request.
+    /// Size of the body of one request.
     pub(super) max_body_size: ByteSize,
     /// Bytes of all bodies under way together that are larger than 64k; further ones wait, and are refused with 503 after bodyTimeoutMs.
     pub(super) max_bodies_size: ByteSize,
@@ -25,7 +25,7 @@ pub(super) struct Server {
     pub(super) cors_origins: Vec<String>,
     /// Milliseconds that the result of a request with an Idempotency-Key is kept for its retries.
     pub(super) idempotency_ms: u64,
-    /// Of one message but the first, which may be as large as a request.
+    /// Size of one message but the first, which may be as large as a request.
     pub(super) max_web_socket_message: ByteSize,
     /// Milliseconds that a WebSocket may take to say what to run.
     pub(super) web_socket_idle_ms: u64,
@@ -70,7 +70,7 @@ impl Default for Server {
 pub(super) struct Sessions {
     /// Sessions that may exist at once.
     pub(super) max: usize,
-    /// Of these, sessions of one tenant; 0 is as many as max.
+    /// Sessions of one tenant; 0 is as many as max.
     pub(super) max_per_tenant: usize,
     /// Requests that may wait for one session; beyond it, 429.
     pub(super) max_queued: usize,
@@ -89,7 +89,7 @@ impl Default for Sessions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct Cleanup {
-    /// End sessions that nobody uses; the next request for one is told so, once.
+    /// End idle sessions; the next request for one is told so, once.
     pub(super) auto_prune: bool,
     /// Milliseconds of idleness after which a session ends; a running one never does.
     pub(super) max_container_age_ms: u64,

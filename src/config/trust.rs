@@ -37,7 +37,7 @@ pub(super) enum Rule {
     NetworkAtMost,
     /// A list of what is granted: taken if all of it is granted without the file.
     Subset,
-    /// A list that restricts where it is not empty: taken if there is none without the file.
+    /// A list that restricts unless it is empty: taken if there is none without the file.
     Whitelist,
     /// A list of what is refused: added to the one without the file.
     Blacklist,

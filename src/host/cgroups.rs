@@ -1,4 +1,4 @@
-//! The host's cgroups, as the limits of native sandboxes need them.
+//! Checks whether the host's cgroups can limit native sandboxes.
 
 use std::fs;
 use std::path::Path;
@@ -7,10 +7,10 @@ use isol8_backend::cgroup::{Layout, detect};
 
 use super::{Warning, read};
 
-/// Controllers that limits and figures come from.
+/// Controllers of cgroup v1 needed for limits and usage figures.
 const V1: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
 
-/// The same on v2, where `cpu` counts too.
+/// Controllers of cgroup v2 needed for the same; `cpu` includes accounting there.
 const V2: [&str; 3] = ["memory", "cpu", "pids"];
 
 pub(super) fn warnings(proc: &Path, cgroups: &Path) -> Vec<Warning> {
@@ -36,24 +36,24 @@ fn controllers(cgroups: &Path) -> Option<Warning> {
     };
     (!missing.is_empty()).then(|| Warning {
         problem: format!(
-            "{} has no controller for {}: native sandboxes cannot be limited, and are not made",
+            "{} has no controller for {}: native sandboxes cannot be limited, so none are created",
             cgroups.display(),
             missing.join(" and ")
         ),
-        fix: "mount cgroups there, and boot with `cgroup_enable=memory` where the kernel leaves that out"
+        fix: "mount cgroups there, and boot with `cgroup_enable=memory` if the kernel disables that controller"
             .to_owned(),
     })
 }
 
-/// Swap that the kernel does not count for a cgroup is beyond a sandbox's memory limit.
+/// Checks for swap that the kernel does not count for cgroups, which would be outside a sandbox's memory limit.
 fn swap(proc: &Path, cgroups: &Path) -> Option<Warning> {
     let is_on = read(&proc.join("swaps"))?.lines().count() > 1;
     if !is_on || is_swap_limited(cgroups) {
         return None;
     }
     Some(Warning {
-        problem: "swap is on, and the kernel does not count it for cgroups: what a sandbox has swapped out is \
-                  beyond its memory limit"
+        problem: "swap is on, and the kernel does not count it for cgroups: swapped memory of a sandbox is \
+                  outside its memory limit"
             .to_owned(),
         fix: "boot with `swapaccount=1`, or `swapoff --all`".to_owned(),
     })
@@ -61,7 +61,7 @@ fn swap(proc: &Path, cgroups: &Path) -> Option<Warning> {
 
 fn is_swap_limited(cgroups: &Path) -> bool {
     match detect(cgroups) {
-        // The root of the hierarchy has no limits; every cgroup with the memory controller shows them.
+        // The root cgroup has no limits; every other cgroup with the memory controller shows them.
         Layout::V2 => {
             let entries = fs::read_dir(cgroups).into_iter().flatten().flatten();
             let mut paths = entries.map(|entry| entry.path());

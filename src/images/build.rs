@@ -1,4 +1,4 @@
-//! Builds what is missing, while the server serves.
+//! Builds missing images while the server runs.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use super::DOCKER;
 use crate::backends;
 use crate::config::Config;
 
-/// Builds the prebuilt images that are missing or not up to date, one after the other, and has the pool know of
-/// each that is done. One that fails is logged and left: its packages are installed by the requests that ask
-/// for them. Then it waits for ever.
+/// Builds the missing or outdated prebuilt images one after the other, and adds each finished image to the pool. A
+/// failed build is logged and skipped: requests for its packages install them. Afterwards the function waits
+/// forever.
 pub async fn build_missing(current: watch::Receiver<Arc<Config>>, service: Service) -> Infallible {
     let config = Arc::clone(&current.borrow());
     let missing = config.images.prebuilt.iter();
-    let mut missing = missing.filter(|one| one.held().is_none());
+    let mut missing = missing.filter(|one| one.packages().is_none());
     if service.backend().name() == DOCKER {
         let docker = backends::docker_config(&config);
         for prebuilt in missing.by_ref() {
@@ -37,13 +37,13 @@ pub async fn build_missing(current: watch::Receiver<Arc<Config>>, service: Servi
                 Err(error) => Err(error),
             };
             if let Err(error) = found {
-                log::error!(image, error:%; "image cannot be used, its packages are installed instead");
+                log::error!(image, error:%; "cannot build or inspect the image, so its packages are installed for each request");
                 continue;
             }
             log::info!(image, seconds = begun.elapsed().as_secs(); "image is built");
             let configured = service.configure(current.borrow().service());
             if let Err(error) = configured.await {
-                log::warn!(error:%; "no sandboxes of new images are kept ready");
+                log::warn!(error:%; "cannot keep idle sandboxes of new images");
             }
         }
     }

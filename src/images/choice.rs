@@ -1,4 +1,4 @@
-//! Which image a request gets, and what is left to install in it.
+//! The choice of an image for a request, and of the packages left to install in it.
 
 use isol8_actors::Job;
 use isol8_api::{ErrorCode, Options, Runtime, TenantId};
@@ -10,13 +10,13 @@ use crate::packages;
 
 const IMAGE: &str = "options.image";
 
-/// Longest name of an image: repository and tag, as engines bound them.
-const LONGEST_NAME: usize = 384;
+/// Longest name of an image, in bytes: repository and tag, as engines limit them.
+const MAX_NAME_LENGTH: usize = 384;
 
-/// Whether a tenant may name this image.
+/// Checks whether a tenant may name this image.
 ///
 /// # Errors
-/// [`ErrorCode::PolicyDenied`], or what is wrong with the name.
+/// Returns [`ErrorCode::PolicyDenied`], or the problem with the name.
 pub fn check_named(
     options: &Options,
     runtime: Runtime,
@@ -54,31 +54,31 @@ pub fn check_named(
     }
 }
 
-/// Whether this can be the name of an image.
+/// Returns whether the text can be the name of an image.
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
     let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    begins && text.len() <= LONGEST_NAME && text.chars().all(fits)
+    begins && text.len() <= MAX_NAME_LENGTH && text.chars().all(fits)
 }
 
-/// Gives a job that asks for packages the smallest image that holds them all, unless it names one itself, and
-/// notes what each image lacks: a session stays with the image that it has.
+/// Gives a job with packages the smallest image that holds all of them, unless the job names an image. Also notes
+/// the packages that each image lacks, because a session keeps the image that it has.
 ///
 /// # Errors
-/// [`JobError`] where something is missing and nothing can be installed.
+/// Returns a [`JobError`] if a package is missing and cannot be installed.
 pub fn choose(job: &mut Job, config: &Config) -> Result<(), JobError> {
     let runtime = job.runtime();
     let Some(install) = &mut job.install else {
         return Ok(());
     };
     let images = &config.images;
-    let own = (None, images.held_by(runtime));
+    let own = (None, images.packages_of(runtime));
     let prebuilt = images.prebuilt.iter().filter_map(|one| {
         let of_runtime = one.image.runtime == runtime;
         Some((
             Some(one.image.tag.clone()),
-            one.held().filter(|_| of_runtime)?,
+            one.packages().filter(|_| of_runtime)?,
         ))
     });
     let mut smallest: Option<(usize, Option<String>)> = None;
@@ -88,7 +88,9 @@ pub fn choose(job: &mut Job, config: &Config) -> Result<(), JobError> {
         if missing.is_empty() && is_smaller {
             smallest = Some((held.len(), image.clone()));
         }
-        install.missing.insert(image, missing);
+        if !held.is_empty() {
+            install.missing.insert(image, missing);
+        }
     }
     if let (None, Some((_, image))) = (&job.sandbox.image, smallest) {
         job.sandbox.image = image;
@@ -100,8 +102,8 @@ pub fn choose(job: &mut Job, config: &Config) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Deno reads one description of a project: where a request adds one to its sandbox, the image's does not
-/// count, so that it has to list everything.
+/// Returns the packages left to install in an image. Deno reads only one project file: if a request adds one to its
+/// sandbox, the image's file is ignored, so the new one must list all packages.
 fn missing(runtime: Runtime, wanted: &[String], held: &[String]) -> Vec<String> {
     let missing = package::missing(runtime, wanted, held);
     if runtime == Runtime::Deno && !missing.is_empty() {
@@ -129,7 +131,7 @@ mod tests {
         Prebuilt::new(image, None)
     }
 
-    /// Images with what they hold.
+    /// Returns a configuration with images of this content.
     fn config(own: &[&str], images: &[(&str, Runtime, &[&str])]) -> Config {
         let mut config = crate::config::ConfigFile::default()
             .check("/state".into())
@@ -143,7 +145,7 @@ mod tests {
         config
     }
 
-    /// The image that packages get, and what is left to install.
+    /// Returns the image chosen for packages, and the packages left to install.
     fn chosen(config: &Config, packages: &[&str]) -> (Option<String>, Vec<String>) {
         chosen_for(config, packages, Runtime::Python, json!({})).unwrap()
     }

@@ -1,14 +1,14 @@
-//! Whether a package that is asked for is one that is there, by their names as they were asked for.
+//! Compares a requested package with the installed ones, by the names under which both were requested.
 
 use isol8_api::Runtime;
 
-/// A package as package managers are told of it.
+/// A package in the notation of a package manager.
 #[derive(Debug, PartialEq, Eq)]
 struct Package {
     name: String,
-    /// Python's extras.
+    /// Extras of a Python package.
     extras: String,
-    /// The versions that will do; empty for any.
+    /// The accepted versions; empty for any version.
     version: String,
 }
 
@@ -22,7 +22,8 @@ impl Package {
         }
     }
 
-    /// Names are the same in upper and lower case, and whatever separates their parts (PEP 503).
+    /// Parses a Python package. Names are compared without case, and with any separator between their parts (PEP
+    /// 503).
     fn of_python(text: &str) -> Self {
         let version = text.find(['=', '<', '>', '!', '~']);
         let Self { name, version, .. } = Self::split(text, version);
@@ -38,7 +39,7 @@ impl Package {
         }
     }
 
-    /// The first letter may be the `@` of a scope.
+    /// Parses an npm package. A leading `@` belongs to the scope.
     fn of_npm(text: &str) -> Self {
         let at = text.rfind('@').filter(|at| *at > 0);
         Self::split(text, at)
@@ -53,8 +54,8 @@ impl Package {
         }
     }
 
-    /// Whether what was installed by the other name will do: versions are not compared, so they have to be
-    /// written the same, unless any will do.
+    /// Returns whether an installed package satisfies this one. Versions are not compared, so they must be written
+    /// identically, unless any version is accepted.
     fn is_met_by(&self, there: &Self) -> bool {
         let any_or_same = |wanted: &str, there: &str| wanted.is_empty() || wanted == there;
         self.name == there.name
@@ -63,7 +64,7 @@ impl Package {
     }
 }
 
-/// Those of `wanted` that `held` has none for.
+/// Returns the packages in `wanted` that no package in `held` satisfies.
 pub(super) fn missing(runtime: Runtime, wanted: &[String], held: &[String]) -> Vec<String> {
     let held: Vec<_> = held
         .iter()

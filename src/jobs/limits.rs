@@ -1,4 +1,4 @@
-//! How much one request may bring.
+//! Limits on the content of one request.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use isol8_actors::job::{MAX_COMMAND, MAX_SECRET_BYTES, MAX_SECRETS};
 use super::JobError;
 use crate::config::RequestLimits;
 
-/// Longest part of a path or of a variable's name that is repeated to its sender.
-const SHOWN: usize = 80;
+/// Longest part of a path or variable name that an error repeats, in characters.
+const MAX_SHOWN: usize = 80;
 
 impl RequestLimits {
-    /// Checks a number of files.
+    /// Checks the number of files.
     ///
     /// # Errors
-    /// [`JobError`] naming the member that lists them.
+    /// Returns a [`JobError`] that names the member with the list.
     pub(super) fn check_files(&self, member: &str, count: usize) -> Result<(), JobError> {
         let most = self.files;
         require(member, count <= most, || {
@@ -25,7 +25,7 @@ impl RequestLimits {
     /// Checks the length of a path in a sandbox.
     ///
     /// # Errors
-    /// [`JobError`] naming the member that has it.
+    /// Returns a [`JobError`] that names the member with the path.
     pub fn check_path(&self, member: &str, path: &str) -> Result<(), JobError> {
         let (length, most) = (path.len(), self.path_length);
         require(member, length <= most, || {
@@ -36,10 +36,10 @@ impl RequestLimits {
         })
     }
 
-    /// Checks the variables of a run: how many they are, and each of them.
+    /// Checks the environment variables of a run: their number, each of them, and their total size.
     ///
     /// # Errors
-    /// [`JobError`] naming the member that has them.
+    /// Returns a [`JobError`] that names the member with the variables.
     pub(super) fn check_environment(
         &self,
         member: &str,
@@ -59,8 +59,8 @@ impl RequestLimits {
         })
     }
 
-    /// What the kernel would refuse or cut short, too: execve(2). The value may be a secret: only the name is
-    /// repeated.
+    /// Checks one variable, also for values that the kernel would refuse or truncate: execve(2). The value may be a
+    /// secret, so errors repeat only the name.
     fn check_variable(&self, member: &str, name: &str, value: &str) -> Result<(), JobError> {
         let sound = !name.is_empty() && !name.contains(['=', '\0']);
         require(member, sound, || {
@@ -77,11 +77,11 @@ impl RequestLimits {
     }
 }
 
-/// Largest variable, name and value together, that a configuration may allow: the kernel bounds one like an
-/// argument.
-pub(crate) const LARGEST_VARIABLE: usize = MAX_COMMAND;
+/// Largest variable (name and value together) that a configuration may allow, in bytes: the kernel limits one like
+/// an argument.
+pub(crate) const MAX_VARIABLE_BYTES: usize = MAX_COMMAND;
 
-/// Checks what is more expensive for secrets than for other variables.
+/// Checks the tighter limits on secrets, which are more expensive than other variables.
 pub(super) fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), JobError> {
     let (count, bytes) = (
         secrets.len(),
@@ -99,9 +99,9 @@ fn size((name, value): (&String, &String)) -> usize {
     name.len() + value.len()
 }
 
-/// The begin of a text that a client sent, for an error.
+/// Returns the beginning of a client's text, for an error.
 pub(crate) fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN).collect();
+    let mut shown: String = text.chars().take(MAX_SHOWN).collect();
     if shown.len() < text.len() {
         shown.push('…');
     }

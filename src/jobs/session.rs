@@ -1,4 +1,4 @@
-//! Sessions that are made before anything runs in them.
+//! Jobs that create a session before any program runs in it.
 
 use std::collections::BTreeMap;
 
@@ -12,27 +12,27 @@ use super::{JobError, job};
 use crate::config::Config;
 use crate::images::choice;
 
-/// Most bytes of names and values in a session's environment: those of each request come on top, and the kernel
-/// takes 2 MiB of both together.
+/// Largest total of names and values in a session's environment, in bytes. The environment of each request is added
+/// to it, and the kernel accepts 2 MiB for both together.
 const MAX_ENVIRONMENT: usize = 256 << 10;
 
-/// Turns the body of `POST /sessions` into the session's name and the job that makes it.
+/// Turns the body of `POST /sessions` into the session's id and the job that creates it.
 ///
 /// # Errors
-/// [`JobError`] for the first member at fault.
-pub fn session(
+/// Returns a [`JobError`] for the first member at fault.
+pub fn create_session(
     body: CreateSession,
     tenant: &TenantId,
     config: &Config,
 ) -> Result<(SessionId, Job), JobError> {
     let options = body.options.unwrap_or_default();
-    refuse_those_of_a_request(&options)?;
+    refuse_request_options(&options)?;
     choice::check_named(&options, body.runtime, tenant, config)?;
     check_environment(&body.env)?;
     let mut request = empty(body.runtime);
     request.env.clone_from(&body.env);
     request.files = body.files;
-    let mut job = job(request, options, config).map_err(of_the_body)?;
+    let mut job = job(request, options, config).map_err(with_body_path)?;
     job.program = Program::Nothing;
     job.creates = Some(SessionDefaults {
         env: body.env,
@@ -45,17 +45,17 @@ pub fn session(
     Ok((id, job))
 }
 
-/// The job that makes a session of this runtime where there is none, for a file that is to be written into it.
+/// Returns the job that creates a missing session of this runtime, for a file that is to be written into it.
 ///
 /// # Errors
-/// [`JobError`] where the configuration's defaults do not allow it.
-pub fn bare_session(runtime: Runtime, config: &Config) -> Result<Job, JobError> {
+/// Returns a [`JobError`] if the configuration's defaults are not valid for a job.
+pub fn empty_session(runtime: Runtime, config: &Config) -> Result<Job, JobError> {
     let mut job = job(empty(runtime), Options::default(), config)?;
     job.program = Program::Nothing;
     Ok(job)
 }
 
-/// A request that asks for nothing to be run.
+/// Returns a request that runs nothing.
 fn empty(runtime: Runtime) -> ExecutionRequest {
     let mut request = ExecutionRequest::new(runtime);
     request.cmd = Some(String::new());
@@ -81,16 +81,16 @@ fn random_id() -> Result<SessionId, JobError> {
     })
 }
 
-/// The error with the path that its member has in the body of `POST /sessions`.
-fn of_the_body(mut error: JobError) -> JobError {
+/// Renames the member in the error to its path in the body of `POST /sessions`.
+fn with_body_path(mut error: JobError) -> JobError {
     if let Some(path) = error.path.strip_prefix("request.") {
         error.path = path.to_owned();
     }
     error
 }
 
-/// Options that hold for one request are not kept with a session, so they would be ignored.
-fn refuse_those_of_a_request(options: &Options) -> Result<(), JobError> {
+/// Refuses options of a single request: they are not stored with a session, so they would be silently ignored.
+fn refuse_request_options(options: &Options) -> Result<(), JobError> {
     let given = [
         ("timeoutMs", options.timeout_ms.is_some()),
         ("maxOutputSize", options.max_output_size.is_some()),
@@ -102,7 +102,7 @@ fn refuse_those_of_a_request(options: &Options) -> Result<(), JobError> {
     let refused = given.into_iter().find(|(_, given)| *given);
     refused.map_or(Ok(()), |(name, _)| {
         let problem =
-            "belongs to each request alone, leave it out here and send it with those that need it";
+            "applies to single requests only, leave it out here and send it with each request that needs it";
         Err(JobError::invalid(format!("options.{name}"), problem))
     })
 }
@@ -118,7 +118,7 @@ mod tests {
             .check("/state".into())
             .unwrap();
         let body = serde_json::from_value(body).unwrap();
-        session(body, &TenantId::master(), &config)
+        create_session(body, &TenantId::master(), &config)
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
             ),
             (
                 json!({"options": {"timeoutMs": 5}}),
-                "options.timeoutMs: belongs to each",
+                "options.timeoutMs: applies to single requests",
             ),
             (
                 json!({"options": {"secrets": {"A": "b"}}}),

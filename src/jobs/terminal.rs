@@ -1,34 +1,34 @@
-//! The terminal that a program is to run at.
+//! The terminal of a program.
 
 use isol8_actors::TerminalSize;
 use isol8_api::ExecutionRequest;
 
 use super::{JobError, at_most};
 
-/// Most characters in a line of a terminal, and most lines.
-const LONGEST_SIDE: u32 = 1000;
+/// Largest number of columns or rows of a terminal.
+const MAX_SIDE: u32 = 1000;
 
-/// Size of a terminal where a request gives none.
-const USUAL_COLUMNS: u32 = 80;
-const USUAL_ROWS: u32 = 24;
+/// Default size of a terminal.
+const DEFAULT_COLUMNS: u32 = 80;
+const DEFAULT_ROWS: u32 = 24;
 
-/// The terminal that a request asks for.
+/// Returns the terminal that a request asks for.
 pub(super) fn terminal(request: &ExecutionRequest) -> Result<Option<TerminalSize>, JobError> {
     let size = terminal_size("request", request.cols, request.rows)?;
     let given = [("cols", request.cols), ("rows", request.rows)];
     match given.into_iter().find(|(_, side)| side.is_some()) {
         Some((side, _)) if !request.tty => {
-            let problem = "only a terminal has a size, set request.tty to have one";
+            let problem = "only a terminal has a size, set request.tty to get one";
             Err(JobError::invalid(format!("request.{side}"), problem))
         }
         _ => Ok(request.tty.then_some(size)),
     }
 }
 
-/// The size of a terminal, the usual one where none is given. `path` names what gives it.
+/// Returns the size of a terminal, with defaults for missing values. `path` names the object that contains them.
 ///
 /// # Errors
-/// [`JobError`] for a side that is out of range.
+/// Returns a [`JobError`] for a value out of range.
 pub fn terminal_size(
     path: &str,
     cols: Option<u32>,
@@ -36,13 +36,13 @@ pub fn terminal_size(
 ) -> Result<TerminalSize, JobError> {
     let side = |name, given: Option<u32>, usual| {
         let path = format!("{path}.{name}");
-        let side = at_most(&path, given.unwrap_or(usual), 1, LONGEST_SIDE)?;
-        // Within the range above, so that it fits.
+        let side = at_most(&path, given.unwrap_or(usual), 1, MAX_SIDE)?;
+        // Cannot fail: the value is within the range checked above.
         Ok(u16::try_from(side).unwrap_or(u16::MAX))
     };
     Ok(TerminalSize {
-        columns: side("cols", cols, USUAL_COLUMNS)?,
-        rows: side("rows", rows, USUAL_ROWS)?,
+        columns: side("cols", cols, DEFAULT_COLUMNS)?,
+        rows: side("rows", rows, DEFAULT_ROWS)?,
     })
 }
 

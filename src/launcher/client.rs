@@ -1,4 +1,5 @@
-//! The server's side: what a server without privileges was given, and how it asks for more.
+//! The server's side of the launcher: takes over what the launcher hands to a server without privileges, and sends
+//! requests to the launcher.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -10,84 +11,84 @@ use isol8_backend_native::spawner::client::Launch;
 use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
 
-use super::message::{Answer, Channel, INSTANCE, SPAWNER, Welcome};
+use super::message::{Answer, Channel, Handover, INSTANCE_REQUEST, SPAWNER_REQUEST};
 use super::{privileges, seccomp, state};
 use crate::config::BackendChoice;
 
 /// Resources that a launcher hands to its server.
 #[derive(Debug)]
 pub struct Launched {
-    /// The backend, where the configuration leaves the choice to the program.
+    /// The backend, if the configuration leaves the choice to the program.
     pub backend: BackendChoice,
-    /// Why it is that backend.
+    /// The reason for choosing the backend.
     pub backend_reason: String,
     /// The state directory.
     pub state: PathBuf,
-    /// Sockets that are bound to the server's addresses, and do not listen yet.
+    /// Sockets that are bound to the server's addresses, but do not listen yet.
     pub sockets: Vec<OwnedFd>,
-    /// The way to ask for what needs root.
-    pub launcher: Arc<Client>,
+    /// The connection for requests that need root.
+    pub launcher: Arc<LauncherClient>,
 }
 
 impl Launched {
-    /// Takes what the launcher gives, and gives up every privilege of this process.
+    /// Receives the resources from the launcher, and gives up every privilege of this process.
     ///
-    /// Call it before the process has started any thread.
+    /// Must be called before the process has started any thread.
     ///
     /// # Errors
-    /// A text: where no launcher has started this process, or a privilege cannot be given up.
+    /// Returns a text if no launcher has started this process, or a privilege cannot be given up.
     pub fn enter() -> Result<Self, String> {
-        let channel =
-            inherited().map_err(|error| format!("launcher cannot be reached: {error}"))?;
-        // The launcher blocks some, and children inherit that.
+        let channel = inherited().map_err(|error| format!("cannot reach the launcher: {error}"))?;
+        // The launcher blocks some signals, and children inherit that.
         SigSet::empty()
             .thread_set_mask()
-            .map_err(|error| format!("signals cannot be unblocked: {error}"))?;
-        let (welcome, sockets) = channel
-            .receive_json::<Welcome>()
+            .map_err(|error| format!("cannot unblock signals: {error}"))?;
+        let (handover, sockets) = channel
+            .receive_json::<Handover>()
             .map_err(|error| format!("launcher does not answer: {error}"))?;
-        privileges::drop_all(welcome.owner, &welcome.groups)
-            .map_err(|error| format!("privileges cannot be given up: {error}"))?;
-        seccomp::confine().map_err(|error| format!("system calls cannot be denied: {error}"))?;
-        match state::unreadable(&welcome.sources) {
+        privileges::drop_all(handover.owner, &handover.groups)
+            .map_err(|error| format!("cannot give up privileges: {error}"))?;
+        seccomp::confine()
+            .map_err(|error| format!("cannot install the seccomp filter: {error}"))?;
+        match state::unreadable(&handover.sources) {
             Some(text) => Err(text),
             None => Ok(Self {
-                backend: welcome.backend,
-                backend_reason: welcome.backend_reason,
-                state: welcome.state,
+                backend: handover.backend,
+                backend_reason: handover.backend_reason,
+                state: handover.state,
                 sockets,
-                launcher: Arc::new(Client(Mutex::new(channel))),
+                launcher: Arc::new(LauncherClient(Mutex::new(channel))),
             }),
         }
     }
 }
 
-/// The socket to the launcher is standard input, as it is for a spawner.
+/// Takes the socket to the launcher from standard input, where a spawner has its socket too.
 fn inherited() -> io::Result<Channel> {
     let channel = io::stdin().as_fd().try_clone_to_owned()?;
     dup2_stdin(std::fs::File::open("/dev/null")?)?;
     Ok(Channel::from_descriptor(channel))
 }
 
-/// Asks the launcher, one thing at a time.
+/// The connection to the launcher, for one request at a time.
 #[derive(Debug)]
-pub struct Client(Mutex<Channel>);
+pub struct LauncherClient(Mutex<Channel>);
 
-impl Client {
-    /// An instance of the native backend: one that a server before this one left, or a new one.
+impl LauncherClient {
+    /// Requests an instance of the native backend: one that an earlier server left, or a new one.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] with the launcher's reason.
+    /// Returns [`BackendError::Unavailable`] with the launcher's reason.
     pub fn instance(&self, state: &Path) -> Result<Instance, BackendError> {
         let refused = |error: io::Error| BackendError::Unavailable(error.to_string());
-        let (name, lock) = self.ask(INSTANCE, None).map_err(refused)?;
+        let (name, lock) = self.ask(INSTANCE_REQUEST, None).map_err(refused)?;
         let id = SandboxId::parse(&name)
             .ok_or_else(|| refused(io::Error::other("launcher gave an instance without a name")))?;
         Instance::with_lock(state, id, lock)
     }
 
     fn ask(&self, what: u8, socket: Option<OwnedFd>) -> io::Result<(String, OwnedFd)> {
-        // A request is sent and answered under the lock: a panic between the two ends the connection.
+        // The lock is held from the request to the answer, so a panic in between closes the connection.
         let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let socket: Vec<_> = socket.iter().map(|socket| socket.as_fd()).collect();
         channel.send(&[what], &socket)?;
@@ -100,8 +101,9 @@ impl Client {
     }
 }
 
-impl Launch for Client {
+impl Launch for LauncherClient {
     fn start_spawner(&self, socket: OwnedFd) -> io::Result<OwnedFd> {
-        self.ask(SPAWNER, Some(socket)).map(|(_, process)| process)
+        self.ask(SPAWNER_REQUEST, Some(socket))
+            .map(|(_, process)| process)
     }
 }

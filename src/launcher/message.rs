@@ -1,7 +1,7 @@
-//! Messages between the launcher and the server, over a socket that keeps messages apart and carries
+//! Messages between the launcher and the server, over a socket that preserves message boundaries and carries
 //! descriptors.
 //!
-//! The launcher reads nothing from the server but the first byte of a message and the descriptor with it.
+//! The launcher reads nothing from the server except the first byte of a message and its descriptor.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,28 +17,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::BackendChoice;
 
-/// Asks for an instance of the native backend. The answer is its name, with the descriptor of its lock.
-pub(super) const INSTANCE: u8 = b'I';
+/// Requests an instance of the native backend. The answer is its name, with the descriptor of its lock.
+pub(super) const INSTANCE_REQUEST: u8 = b'I';
 
-/// Asks for a spawner, and brings its end of a socket. The answer is empty, with a descriptor of the process.
-pub(super) const SPAWNER: u8 = b'S';
+/// Requests a spawner, and carries its end of a socket. The answer is empty, with a descriptor of the process.
+pub(super) const SPAWNER_REQUEST: u8 = b'S';
 
-/// Longest message; paths make the first one long.
+/// Largest message, in bytes; the paths make the first one long.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Most descriptors that come with one message: a host name with so many addresses is unheard of.
+/// Largest number of descriptors in one message; no host name is expected to have more addresses.
 pub(super) const MAX_DESCRIPTORS: usize = 16;
 
-/// The first message from the launcher: all that the server needs of what root found out.
+/// The first message from the launcher: all facts that the server needs and root has determined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Welcome {
-    /// The user to become.
+pub(super) struct Handover {
+    /// The user to change to.
     pub(super) owner: Owner,
-    /// Its supplementary groups.
+    /// The user's supplementary groups.
     pub(super) groups: Vec<u32>,
-    /// The backend, where the configuration leaves the choice to the program.
+    /// The backend, if the configuration leaves the choice to the program.
     pub(super) backend: BackendChoice,
-    /// Why it is that backend.
+    /// The reason for choosing the backend.
     pub(super) backend_reason: String,
     /// The state directory.
     pub(super) state: PathBuf,
@@ -46,7 +46,7 @@ pub(super) struct Welcome {
     pub(super) sources: Vec<PathBuf>,
 }
 
-/// An answer; an error is a text for the operator.
+/// An answer of the launcher. An error is a text for the operator.
 pub(super) type Answer = Result<String, String>;
 
 /// An end of the socket.
@@ -54,7 +54,7 @@ pub(super) type Answer = Result<String, String>;
 pub(super) struct Channel(OwnedFd);
 
 impl Channel {
-    /// Two ends that are connected.
+    /// Returns two connected ends.
     pub(super) fn pair() -> io::Result<(Self, Self)> {
         let (one, other) = socketpair(
             AddressFamily::UNIX,
@@ -73,7 +73,7 @@ impl Channel {
         self.0
     }
 
-    /// Sends a message as a whole.
+    /// Sends one message.
     pub(super) fn send(&self, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -102,7 +102,7 @@ impl Channel {
         self.send(&serde_json::to_vec(value)?, descriptors)
     }
 
-    /// Waits for a message. An empty one says that the other end is closed.
+    /// Waits for a message. An empty message means that the other end is closed.
     pub(super) fn receive(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         let mut message = vec![0; MAX_MESSAGE];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -152,12 +152,15 @@ mod tests {
         let path = directory.path().join("file");
         std::fs::write(&path, "content").unwrap();
         let file = File::open(&path).unwrap();
-        here.send(&[SPAWNER], &[file.as_fd(), file.as_fd()])
+        here.send(&[SPAWNER_REQUEST], &[file.as_fd(), file.as_fd()])
             .unwrap();
         here.send_json(&Answer::Ok("name".to_owned()), &[]).unwrap();
 
         let (message, mut descriptors) = there.receive().unwrap();
-        assert_eq!((message.as_slice(), descriptors.len()), (&[SPAWNER][..], 2));
+        assert_eq!(
+            (message.as_slice(), descriptors.len()),
+            (&[SPAWNER_REQUEST][..], 2)
+        );
         let mut text = String::new();
         File::from(descriptors.remove(0))
             .read_to_string(&mut text)

@@ -1,4 +1,4 @@
-//! How the server gives up what it does not need.
+//! Gives up the privileges that the server does not need.
 
 use std::io;
 
@@ -13,14 +13,14 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
-/// Makes this process the user's for good: without any capability, also in the bounding set, and without a
-/// way to gain one by executing a file. Other processes of the user can neither trace it nor read its memory
-/// and environment. It ends with its parent.
+/// Changes this process to the user permanently: without any capability, also in the bounding set, and without a
+/// way to gain one by executing a file. Other processes of the user can neither trace the process nor read its
+/// memory and environment. The process ends with its parent.
 ///
-/// Sound only while the process has one thread.
+/// Must be called while the process has only one thread.
 ///
 /// # Errors
-/// The kernel's first refusal; what was given up stays so.
+/// Returns the kernel's first refusal. Privileges given up before it stay given up.
 pub(super) fn drop_all(owner: Owner, groups: &[u32]) -> io::Result<()> {
     let parent = getppid();
     let none = CapabilitySet::empty();
@@ -39,7 +39,7 @@ pub(super) fn drop_all(owner: Owner, groups: &[u32]) -> io::Result<()> {
     set_capabilities(None, sets)?;
     set_no_new_privs(true)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    // The kernel forgets it where a process changes its user, so it comes last.
+    // Set this last: the kernel clears it when a process changes its user.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != parent {
         return Err(io::Error::other("the launcher has ended"));
@@ -47,7 +47,8 @@ pub(super) fn drop_all(owner: Owner, groups: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Up to the kernel's last capability, also where that is newer than the names known here.
+/// Clears the bounding set up to the kernel's last capability, including capabilities newer than those named by the
+/// library.
 fn clear_bounding_set() -> io::Result<()> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);

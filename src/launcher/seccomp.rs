@@ -1,7 +1,7 @@
-//! System calls that an HTTP server never makes, and that a program which has taken it over would want.
+//! Denies system calls that an HTTP server never makes, but that an attacker in control of it would use.
 //!
-//! A list of what is denied, and not of what is allowed: a call that a library needs some day must not end
-//! the server. The spawner does not inherit it, because the launcher starts that.
+//! The filter lists denied calls, not allowed ones: a call that a library needs in the future must not end the
+//! server. The spawner does not inherit the filter, because the launcher starts it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,17 +19,17 @@ const ARCH: TargetArch = TargetArch::aarch64;
 
 /// Calls that fail with `EPERM`.
 const DENIED: &[libc::c_long] = &[
-    // Other programs: the server starts none.
+    // Executing programs: the server starts none.
     libc::SYS_execve,
     libc::SYS_execveat,
-    // Other processes.
+    // Access to other processes.
     libc::SYS_kcmp,
     libc::SYS_pidfd_getfd,
     libc::SYS_process_madvise,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_ptrace,
-    // Namespaces and mounts, the way to most faults of the kernel that only its own root could reach.
+    // Namespaces and mounts, the way to most kernel vulnerabilities that otherwise only root can reach.
     libc::SYS_chroot,
     libc::SYS_fsconfig,
     libc::SYS_fsmount,
@@ -43,7 +43,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_setns,
     libc::SYS_umount2,
     libc::SYS_unshare,
-    // Parts of the kernel that are large or young.
+    // Large or recent subsystems of the kernel.
     libc::SYS_add_key,
     libc::SYS_bpf,
     libc::SYS_fanotify_init,
@@ -61,7 +61,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_request_key,
     libc::SYS_userfaultfd,
     libc::SYS_vmsplice,
-    // The machine.
+    // Settings of the machine.
     libc::SYS_acct,
     libc::SYS_adjtimex,
     libc::SYS_clock_adjtime,
@@ -82,9 +82,9 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_vhangup,
 ];
 
-/// The same, where only one architecture has them.
+/// Calls that fail with `EPERM` and exist on one architecture only.
 #[cfg(target_arch = "x86_64")]
-const DENIED_HERE: &[libc::c_long] = &[
+const DENIED_ON_ARCH: &[libc::c_long] = &[
     libc::SYS_ioperm,
     libc::SYS_iopl,
     libc::SYS_kexec_file_load,
@@ -92,9 +92,9 @@ const DENIED_HERE: &[libc::c_long] = &[
     libc::SYS_uselib,
 ];
 #[cfg(target_arch = "aarch64")]
-const DENIED_HERE: &[libc::c_long] = &[];
+const DENIED_ON_ARCH: &[libc::c_long] = &[];
 
-/// Namespaces that a `clone` may not make.
+/// Namespace flags that fail in `clone`.
 const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWCGROUP,
     libc::CLONE_NEWIPC,
@@ -108,7 +108,7 @@ const NAMESPACES: [i32; 7] = [
 /// Denies these calls to this process, and to every thread that it starts from now on.
 ///
 /// # Errors
-/// Where the kernel has no seccomp.
+/// Returns an error if the kernel lacks seccomp.
 pub(super) fn confine() -> io::Result<()> {
     for filter in [denials()?, clone3()?] {
         apply_filter(&filter).map_err(io::Error::other)?;
@@ -117,7 +117,7 @@ pub(super) fn confine() -> io::Result<()> {
 }
 
 fn denials() -> io::Result<BpfProgram> {
-    let denied = DENIED.iter().chain(DENIED_HERE);
+    let denied = DENIED.iter().chain(DENIED_ON_ARCH);
     let mut rules: BTreeMap<_, _> = denied.map(|call| (*call, Vec::new())).collect();
     let clone = NAMESPACES.into_iter().map(|flag| {
         let flag = u64::from(flag.cast_unsigned());
@@ -134,8 +134,8 @@ fn denials() -> io::Result<BpfProgram> {
     compile(rules, libc::EPERM)
 }
 
-/// Its flags lie in memory, which a filter cannot read. Where it does not exist, the C library starts its
-/// threads by `clone`.
+/// Makes `clone3` fail with `ENOSYS`: its flags lie in memory, which a filter cannot read. The C library then
+/// starts threads with `clone`.
 fn clone3() -> io::Result<BpfProgram> {
     compile(
         BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn threads_start_and_namespaces_and_programs_do_not() {
-        // A filter cannot be taken off again, and holds for the thread that installs it.
+        // A filter cannot be removed, and applies to the thread that installs it, so use another thread.
         let confined = std::thread::spawn(|| {
             confine().unwrap();
             let answered = std::thread::spawn(|| 42).join().unwrap();

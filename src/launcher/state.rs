@@ -1,4 +1,4 @@
-//! The state directory of a server that runs as another user: which parts of it are whose.
+//! Ownership of the state directory of a server that runs as another user.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -7,39 +7,39 @@ use std::path::{Path, PathBuf};
 
 use isol8_backend::{Instance, Owner};
 
-use crate::backends::{self, Kind};
+use crate::backends::{self, BackendKind};
 use crate::config::Config;
 
-/// Others may pass through these directories, and not list them.
+/// Mode that lets other users pass through a directory, but not list it.
 const MODE: u32 = 0o711;
 
-/// Makes the state directory and what the server needs in it. Root works below `native`, so that and the
-/// state directory stay root's; `docker` and the cache of packages become the user's, with what an earlier
-/// server that ran as root left there.
+/// Creates the state directory and the directories that the server needs in it. Root works below `native`, so that
+/// directory and the state directory stay root's. `docker` and the package cache become the user's, including files
+/// that an earlier server left there as root.
 ///
 /// # Errors
-/// A text that names the directory, and the fix.
-pub(super) fn prepare(config: &Config, kind: Kind, owner: Owner) -> Result<(), String> {
+/// Returns a text that names the directory and the fix.
+pub(super) fn prepare(config: &Config, kind: BackendKind, owner: Owner) -> Result<(), String> {
     let state = &config.state;
-    make_roots_own(state, owner)?;
+    make_for_root(state, owner)?;
     let backend = backends::state_of(kind, config);
     match kind {
-        Kind::Native => make_roots_own(&backend, owner)?,
-        Kind::Docker => {
-            give(&backend, owner)?;
+        BackendKind::Native => make_for_root(&backend, owner)?,
+        BackendKind::Docker => {
+            give_to_user(&backend, owner)?;
             for instance in Instance::all(&backend) {
-                give(&instance, owner)?;
+                give_to_user(&instance, owner)?;
             }
         }
     }
     if config.packages.is_cached && config.packages.directory.is_none() {
-        give(&config.packages.place(state), owner)?;
+        give_to_user(&config.packages.place(state), owner)?;
     }
     Ok(())
 }
 
-/// Makes a directory in which root may work: neither it nor one above is the user's.
-fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
+/// Creates a directory in which root may work: neither the directory nor one above it belongs to the user.
+fn make_for_root(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory).map_err(|error| failed(directory, &error))?;
     let whole = fs::canonicalize(directory).map_err(|error| failed(directory, &error))?;
     for place in whole.ancestors() {
@@ -48,7 +48,7 @@ fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
         let is_whole = place == whole && (found.uid() != 0 || found.mode() & 0o022 != 0);
         if is_theirs || is_whole {
             return Err(format!(
-                "state directory {} must be root's, because root makes sandboxes there; {place} belongs to uid {} \
+                "state directory {} must belong to root, because root creates sandboxes there; {place} belongs to uid {} \
                  (mode {:o}): `chown root {place} && chmod 711 {place}`, or set stateDir to another directory",
                 directory.display(),
                 found.uid(),
@@ -60,8 +60,8 @@ fn make_roots_own(directory: &Path, owner: Owner) -> Result<(), String> {
     Ok(())
 }
 
-/// Makes a directory in which the server works.
-fn give(directory: &Path, owner: Owner) -> Result<(), String> {
+/// Creates a directory for the server, and gives it to the user.
+fn give_to_user(directory: &Path, owner: Owner) -> Result<(), String> {
     make(directory)
         .and_then(|()| owner.chown_tree(directory))
         .map_err(|error| failed(directory, &error))
@@ -75,24 +75,21 @@ fn make(directory: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(MODE)
         .create(directory)?;
-    // The umask may have taken away what sandboxes' users need to pass through.
+    // The umask may have removed bits that sandboxes' users need to pass through.
     fs::set_permissions(directory, Permissions::from_mode(MODE))
 }
 
 fn failed(directory: &Path, error: &io::Error) -> String {
-    format!(
-        "directory {} cannot be prepared: {error}",
-        directory.display()
-    )
+    format!("cannot prepare directory {}: {error}", directory.display())
 }
 
-/// Which files of the configuration the server could not read again.
+/// Returns an error for the first configuration file that the server could not read again.
 pub(super) fn unreadable(sources: &[PathBuf]) -> Option<String> {
     sources.iter().find_map(|path| {
         let error = fs::File::open(path).err()?;
         Some(format!(
-            "configuration {} cannot be read by the server's user ({error}): it is read again when it changes, so \
-             give it a place and a mode that let the user read it; the key belongs into ISOL8_API_KEY",
+            "configuration {} cannot be read by the server's user ({error}): the server reads it again when it changes, so \
+             choose a directory and a mode that let the user read it, and put the API key in ISOL8_API_KEY",
             path.display()
         ))
     })
@@ -117,17 +114,17 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let top = fs::canonicalize(top.path()).unwrap();
         let state = top.join("state");
-        make_roots_own(&state, OWNER).unwrap();
+        make_for_root(&state, OWNER).unwrap();
         assert_eq!(fs::metadata(&state).unwrap().mode() & 0o7777, MODE);
-        make_roots_own(&state, OWNER).unwrap();
+        make_for_root(&state, OWNER).unwrap();
 
         fs::set_permissions(&state, Permissions::from_mode(0o777)).unwrap();
-        let error = make_roots_own(&state, OWNER).unwrap_err();
+        let error = make_for_root(&state, OWNER).unwrap_err();
         let fix = format!("`chown root {0} && chmod 711 {0}`", state.display());
         assert!(error.contains(&fix), "{error}");
         fs::set_permissions(&state, Permissions::from_mode(MODE)).unwrap();
         OWNER.chown(&top).unwrap();
-        let error = make_roots_own(&state, OWNER).unwrap_err();
+        let error = make_for_root(&state, OWNER).unwrap_err();
         let fix = format!("`chown root {} &&", top.display());
         assert!(
             error.contains(&fix) && error.contains("uid 54321"),

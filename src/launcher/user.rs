@@ -1,23 +1,23 @@
-//! The user that the server is to run as.
+//! The user that the server runs as.
 
 use std::ffi::CString;
 
 use isol8_backend::Owner;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
-/// A user of this host, with the groups that it is in.
+/// A user of this host, with its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) owner: Owner,
-    /// Supplementary groups.
+    /// The user's supplementary groups.
     pub(super) groups: Vec<u32>,
 }
 
 impl Account {
-    /// Looks up `NAME`, `UID`, `NAME:GROUP` or `UID:GID`. A group that is named is the only one.
+    /// Looks up `NAME`, `UID`, `NAME:GROUP` or `UID:GID`. A given group replaces all groups of the user.
     ///
     /// # Errors
-    /// A text that says what is wrong, and the fix.
+    /// Returns a text with the problem and its fix.
     pub(super) fn find(text: &str) -> Result<Self, String> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
@@ -26,20 +26,20 @@ impl Account {
         let known = known_user(user)?;
         let uid = known.as_ref().map(|known| known.uid.as_raw());
         let uid = uid.or_else(|| user.parse().ok()).ok_or_else(|| {
-            format!("user {user:?} is not known on this host: make it with `useradd --system`, or give UID:GID")
+            format!("user {user:?} is not known on this host: create it with `useradd --system`, or pass UID:GID")
         })?;
         let (gid, groups) = match (group, &known) {
             (Some(group), _) => (find_group(group)?, Vec::new()),
             (None, Some(known)) => (known.gid.as_raw(), groups_of(known)?),
             (None, None) => {
                 return Err(format!(
-                    "uid {uid} has no entry in /etc/passwd: give UID:GID"
+                    "uid {uid} has no entry in /etc/passwd: pass UID:GID"
                 ));
             }
         };
         if uid == 0 || gid == 0 || groups.contains(&0) {
             return Err(format!(
-                "user {text:?} is root, or in its group: give another one"
+                "user {text:?} is root, or in its group: choose another user"
             ));
         }
         Ok(Self {
@@ -54,7 +54,7 @@ fn known_user(user: &str) -> Result<Option<User>, String> {
         Ok(uid) => User::from_uid(Uid::from_raw(uid)),
         Err(_) => User::from_name(user),
     };
-    found.map_err(|error| format!("user {user:?} cannot be looked up: {error}"))
+    found.map_err(|error| format!("cannot look up user {user:?}: {error}"))
 }
 
 fn find_group(group: &str) -> Result<u32, String> {
@@ -62,17 +62,18 @@ fn find_group(group: &str) -> Result<u32, String> {
         return Ok(gid);
     }
     let found = Group::from_name(group);
-    match found.map_err(|error| format!("group {group:?} cannot be looked up: {error}"))? {
+    match found.map_err(|error| format!("cannot look up group {group:?}: {error}"))? {
         Some(found) => Ok(found.gid.as_raw()),
         None => Err(format!(
-            "group {group:?} is not known on this host: give its number"
+            "group {group:?} is not known on this host: pass its number"
         )),
     }
 }
 
 fn groups_of(user: &User) -> Result<Vec<u32>, String> {
-    let failed =
-        |error: &dyn std::fmt::Display| format!("groups of {} are not known: {error}", user.name);
+    let failed = |error: &dyn std::fmt::Display| {
+        format!("cannot look up the groups of {}: {error}", user.name)
+    };
     let name = CString::new(user.name.as_bytes()).map_err(|error| failed(&error))?;
     let groups = getgrouplist(&name, user.gid).map_err(|error| failed(&error))?;
     Ok(groups.into_iter().map(Gid::as_raw).collect())
@@ -91,7 +92,7 @@ mod tests {
         };
         assert_eq!((account.owner, account.groups), (owner, Vec::new()));
         let error = Account::find("54321").unwrap_err();
-        assert!(error.ends_with("give UID:GID"), "{error}");
+        assert!(error.ends_with("pass UID:GID"), "{error}");
     }
 
     #[test]

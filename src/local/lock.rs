@@ -1,7 +1,8 @@
-//! Who uses a session's directory at the moment.
+//! The lock on a session's directory, held by the command that uses the session.
 //!
-//! The lock is on a file in the directory, and the directory goes with its session. So a lock that was got
-//! counts only where the file still has its name; otherwise somebody has removed it in the meantime.
+//! The lock is on a file in the directory, and the directory is removed with its session. So an acquired lock
+//! counts only if the path still names the locked file; otherwise another command has removed the file in the
+//! meantime.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -20,18 +21,18 @@ use crate::config::Config;
 
 const NAME: &str = "lock";
 
-/// Between two looks whether the other command has ended. A wait in the kernel could not be given up.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Interval between attempts to get the lock. A blocking wait in the kernel could not be cancelled.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The right to use a session.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct SessionLock {
     directory: PathBuf,
     _file: Flock<File>,
 }
 
-impl Lock {
-    /// Waits for it.
+impl SessionLock {
+    /// Waits for the lock.
     pub(super) async fn wait(config: &Config, id: &SessionId) -> Result<Self, LocalError> {
         let mut is_told = false;
         loop {
@@ -39,14 +40,14 @@ impl Lock {
                 return Ok(lock);
             }
             if !is_told {
-                log::warn!("session {id} is in use by another command, waiting for that");
+                log::warn!("session {id} is in use by another command, waiting for it to end");
                 is_told = true;
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Takes it, unless somebody has it.
+    /// Takes the lock unless another command holds it.
     pub(super) fn try_now(config: &Config, id: &SessionId) -> Result<Option<Self>, LocalError> {
         let directory = directory(config, id);
         let taken = take(&directory).map_err(|source| LocalError::Io {
@@ -59,7 +60,7 @@ impl Lock {
         }))
     }
 
-    /// Whether somebody has it.
+    /// Returns whether a command holds the lock.
     pub(super) fn is_held(directory: &Path) -> bool {
         let Ok(file) = lock_file::open_existing(&directory.join(NAME)) else {
             return false;
@@ -67,25 +68,25 @@ impl Lock {
         Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
     }
 
-    /// Gives it up. The directory goes where nothing in it is left to a later command.
+    /// Releases the lock, and removes the directory if it holds nothing for a later command.
     pub(super) fn release(self) {
         if sessions::is_empty(&self.directory)
             && let Err(error) = fs::remove_dir_all(&self.directory)
         {
-            log::warn!(path:% = self.directory.display(), error:%; "session's directory is left");
+            log::warn!(path:% = self.directory.display(), error:%; "cannot remove the session's directory");
         }
     }
 }
 
 fn take(directory: &Path) -> io::Result<Option<Flock<File>>> {
-    // Others may pass through, as in every directory above a sandbox's own.
+    // Other users may pass through, as in every directory above a sandbox's own.
     DirBuilder::new()
         .recursive(true)
         .mode(0o711)
         .create(directory)?;
     let path = directory.join(NAME);
     let file = match lock_file::open(&path) {
-        // Removed since it was made.
+        // The directory was removed after it was created above.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
@@ -112,13 +113,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("x@");
         let file = take(&directory).unwrap().unwrap();
-        assert!(Lock::is_held(&directory));
+        assert!(SessionLock::is_held(&directory));
         assert!(take(&directory).unwrap().is_none());
         fs::remove_dir_all(&directory).unwrap();
         assert!(!has_its_name(&file, &directory.join(NAME)));
         let other = take(&directory).unwrap();
         assert!(other.is_some(), "the old file's lock is of no account");
         drop(other);
-        assert!(!Lock::is_held(&directory));
+        assert!(!SessionLock::is_held(&directory));
     }
 }

@@ -1,4 +1,4 @@
-//! The sessions that commands left on this host, as their directories tell of them.
+//! The sessions that commands left on this host, found by their directories.
 
 use std::fs;
 use std::path::Path;
@@ -8,24 +8,24 @@ use isol8_api::{SessionId, SessionInfo};
 use isol8_backend::instance::Instance;
 use isol8_backend::{Claim, Claims, SandboxId};
 
-use super::lock::Lock;
-use super::{Local, LocalError, directory, max_age, root};
-use crate::backends::Kind;
+use super::lock::SessionLock;
+use super::{LocalError, LocalService, directory, max_age, root};
+use crate::backends::BackendKind;
 use crate::config::{BackendChoice, Config};
 
 /// A session that stays between commands.
 #[derive(Clone, Debug)]
 pub struct LocalSession {
-    /// What a server would tell of it.
+    /// The session as a server would report it.
     pub info: SessionInfo,
-    /// Where it is.
-    pub backend: Kind,
-    /// The instance that has its sandbox.
+    /// The backend of the session's sandbox.
+    pub backend: BackendKind,
+    /// The instance that holds the session's sandbox.
     pub instance: String,
     idle: Duration,
 }
 
-/// All sessions of this host, by their ids.
+/// Returns all sessions of this host, sorted by id.
 #[must_use]
 pub fn list(config: &Config) -> Vec<LocalSession> {
     let ids = ids(config).into_iter();
@@ -34,7 +34,7 @@ pub fn list(config: &Config) -> Vec<LocalSession> {
     found
 }
 
-/// Those that have a directory: sessions, and what ended by itself.
+/// Returns the ids that have a directory: sessions, and sessions that ended by themselves.
 fn ids(config: &Config) -> Vec<SessionId> {
     let entries = fs::read_dir(root(config)).into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| {
@@ -44,37 +44,37 @@ fn ids(config: &Config) -> Vec<SessionId> {
     ids.collect()
 }
 
-/// Ends a session. Says whether there was one.
+/// Ends a session, and returns whether it existed.
 ///
 /// # Errors
-/// [`LocalError::Busy`] while another command uses it, and what could not be removed.
+/// Returns [`LocalError::Busy`] while another command uses the session, or the error of a failed removal.
 pub async fn delete(config: &Config, id: &SessionId) -> Result<bool, LocalError> {
     let mut deleted = false;
     for session in found(config, id) {
         let mut config = config.clone();
         config.backend = match session.backend {
-            Kind::Native => BackendChoice::Native,
-            Kind::Docker => BackendChoice::Docker,
+            BackendKind::Native => BackendChoice::Native,
+            BackendKind::Docker => BackendChoice::Docker,
         };
-        let Some(local) = Local::existing(&config, id.clone()).await? else {
+        let Some(local) = LocalService::existing(&config, id.clone()).await? else {
             continue;
         };
         let removed = local.remove_session(id).await;
         local.end().await?;
-        // One whose sandbox is lost is gone, too.
+        // Report the error only after `end`: a session whose sandbox is lost is gone too.
         removed?;
         deleted = true;
     }
     Ok(deleted)
 }
 
-/// Ends every session. Says how many there were, and why others are left.
+/// Ends every session. Returns the number of ended sessions, and the errors of the others.
 pub async fn clean_up(config: &Config) -> (usize, Vec<LocalError>) {
     delete_all(config, list(config)).await
 }
 
-/// Ends the sessions that nobody has used for too long, and removes the directories of those that ended by
-/// themselves. One that is in use is none of these.
+/// Ends the sessions that have been idle for too long, and removes the directories of sessions that ended by
+/// themselves. Sessions in use are left alone.
 pub async fn expire(config: &Config) {
     remove_ended(config);
     let Some(max_age) = max_age(config) else {
@@ -83,14 +83,14 @@ pub async fn expire(config: &Config) {
     let mut expired = list(config);
     expired.retain(|session| session.idle >= max_age && !session.info.is_active);
     for error in delete_all(config, expired).await.1 {
-        log::warn!(error:%; "an old session is left");
+        log::warn!(error:%; "cannot end an expired session");
     }
 }
 
 fn remove_ended(config: &Config) {
     for id in ids(config) {
         if is_empty(&directory(config, &id))
-            && let Ok(Some(lock)) = Lock::try_now(config, &id)
+            && let Ok(Some(lock)) = SessionLock::try_now(config, &id)
         {
             lock.release();
         }
@@ -112,29 +112,31 @@ pub(super) fn exists(config: &Config, id: &SessionId) -> bool {
     !found(config, id).is_empty()
 }
 
-/// The backend of a session, where there is one.
-pub(super) fn kind_of(config: &Config, id: &SessionId) -> Option<Kind> {
+/// Returns the backend of a session, if it exists.
+pub(super) fn kind_of(config: &Config, id: &SessionId) -> Option<BackendKind> {
     found(config, id).first().map(|session| session.backend)
 }
 
-/// Whether a session has not been used for too long.
+/// Returns whether a session has been idle for too long.
 pub(super) fn is_expired(config: &Config, id: &SessionId) -> bool {
     let idle = found(config, id).first().map(|session| session.idle);
     matches!((idle, max_age(config)), (Some(idle), Some(max_age)) if idle >= max_age)
 }
 
-/// Whether nothing in a session's directory is left to a later command.
+/// Returns whether a session's directory holds nothing for a later command.
 pub(super) fn is_empty(directory: &Path) -> bool {
-    let mut kinds = Kind::ALL.iter().map(|kind| directory.join(kind.name()));
+    let mut kinds = BackendKind::ALL
+        .iter()
+        .map(|kind| directory.join(kind.name()));
     kinds.all(|state| Instance::all(&state).is_empty())
 }
 
-/// At most one on each backend.
+/// Returns the session on each backend, at most one on each.
 fn found(config: &Config, id: &SessionId) -> Vec<LocalSession> {
     let directory = directory(config, id);
-    let is_active = Lock::is_held(&directory);
+    let is_active = SessionLock::is_held(&directory);
     let mut found = Vec::new();
-    for backend in Kind::ALL {
+    for backend in BackendKind::ALL {
         for instance in Instance::all(&directory.join(backend.name())) {
             let claims = Claims::of(&instance).all().into_iter();
             let name = instance.file_name().unwrap_or_default();
@@ -187,7 +189,7 @@ mod tests {
             ["ended", "used", "alive"].map(|id| directory(&config, &id.parse().unwrap()));
         fs::create_dir_all(ended.join("native")).unwrap();
         fs::create_dir_all(alive.join("native/0123456789abcdef")).unwrap();
-        let lock = Lock::try_now(&config, &"used".parse().unwrap());
+        let lock = SessionLock::try_now(&config, &"used".parse().unwrap());
         let lock = lock.unwrap().unwrap();
         remove_ended(&config);
         assert!(!ended.exists());

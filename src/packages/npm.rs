@@ -1,4 +1,4 @@
-//! Packages of npm and JSR, with a range of versions or a tag.
+//! Checks packages of npm and JSR, with a range of versions or a tag.
 
 use std::sync::LazyLock;
 
@@ -7,16 +7,16 @@ use regex::Regex;
 
 use super::pattern;
 
-/// A name, perhaps of a scope, and what is wanted of it.
+/// Matches a name, with an optional scope, and the wanted range or tag.
 static PACKAGE: LazyLock<Regex> = LazyLock::new(|| {
     pattern(r"(?:@[a-z0-9~-][a-z0-9._~-]*/)?[a-zA-Z0-9][a-zA-Z0-9._~-]*(?:@(?<wanted>.+))?")
 });
 
-/// A package of JSR always has a scope.
+/// Matches a package of JSR, which always has a scope.
 static OF_JSR: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"@[a-z0-9-]+/[a-z0-9][a-z0-9._-]*(?:@(?<wanted>.+))?"));
 
-/// What a range is made of. Paths, URLs and aliases have other characters.
+/// Matches the characters of a range. Paths, URLs and aliases contain others.
 static RANGE: LazyLock<Regex> = LazyLock::new(|| pattern(r"[A-Za-z0-9.^~<>=*+| -]+"));
 
 static TAG: LazyLock<Regex> = LazyLock::new(|| pattern(r"[A-Za-z][A-Za-z0-9._-]*"));
@@ -24,18 +24,18 @@ static TAG: LazyLock<Regex> = LazyLock::new(|| pattern(r"[A-Za-z][A-Za-z0-9._-]*
 const EXPECTED: &str =
     "expected a name such as chalk, @types/node@24, 'semver@>=7 <8' or typescript@next";
 
-/// Checks a package as npm and bun take it.
+/// Checks a package in the notation of npm and bun.
 ///
 /// # Errors
-/// The text says what is expected.
+/// Returns a text with the expected form.
 pub(super) fn check(package: &str) -> Result<(), String> {
     parse(&PACKAGE, package).map_err(|problem| format!("{problem}{EXPECTED}"))
 }
 
-/// Checks a package as deno takes it.
+/// Checks a package in the notation of deno.
 ///
 /// # Errors
-/// The text says what is expected.
+/// Returns a text with the expected form.
 pub(super) fn check_of_deno(package: &str) -> Result<(), String> {
     let parsed = match package.strip_prefix("jsr:") {
         Some(of_jsr) => parse(&OF_JSR, of_jsr),
@@ -46,13 +46,13 @@ pub(super) fn check_of_deno(package: &str) -> Result<(), String> {
     })
 }
 
-/// The error is empty, or a sentence about the range.
+/// Checks a package against the pattern. The error is empty, or a sentence about the range.
 fn parse(pattern: &Regex, package: &str) -> Result<(), String> {
     let found = pattern.captures(package).ok_or_else(String::new)?;
     let Some(wanted) = found.name("wanted").map(|wanted| wanted.as_str()) else {
         return Ok(());
     };
-    // The parser skips what it does not know; a hyphen alone stands between two versions.
+    // The parser skips unknown words, so reject options here; a hyphen alone stands between two versions.
     let is_option = |word: &str| word.starts_with('-') && word != "-";
     let is_range = RANGE.is_match(wanted) && !wanted.split(' ').any(is_option);
     let is_wanted = TAG.is_match(wanted) || is_range && Range::parse(wanted).is_ok();

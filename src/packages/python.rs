@@ -1,4 +1,4 @@
-//! Requirements of Python packages, as PEP 508 has them.
+//! Checks requirements of Python packages, in the notation of PEP 508.
 
 use std::str::FromStr as _;
 
@@ -7,12 +7,12 @@ use url::Url;
 
 use super::host_and_port;
 
-/// Checks one requirement: a name, extras, versions, markers, and a URL where its host is among `registries`.
+/// Checks one requirement: a name, extras, versions, markers, and a URL if its host is among `registries`.
 ///
 /// # Errors
-/// The text says what is expected.
+/// Returns a text with the expected form.
 pub(super) fn check(requirement: &str, registries: &[String]) -> Result<(), String> {
-    // A requirement is one line; package managers read more from a second one.
+    // A requirement is one line; package managers would read more from a second line.
     if requirement.contains(|found: char| found.is_control()) {
         return Err("expected one line".to_owned());
     }

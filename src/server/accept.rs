@@ -14,13 +14,13 @@ use super::error::ApiError;
 use super::json::{Bound, Parsed};
 use super::{unanchored, unknown};
 use crate::config::Config;
-use crate::jobs::{self, Order};
-use crate::packages::MOST_PACKAGES;
+use crate::jobs::{self, ParsedRequest};
+use crate::packages::MAX_PACKAGES;
 
 /// The body of an execution, as it was sent.
 #[derive(Debug)]
 pub struct Sent {
-    /// What it asks for.
+    /// The work that the request asks for.
     pub body: ExecuteBody,
     /// Paths of the members in it that this server does not know, such as `request.timeoutMS`.
     pub unknown: Vec<String>,
@@ -38,7 +38,7 @@ pub fn bounds(config: &Config) -> [Bound; 8] {
         bound(&["request", "metadata"], variables, "entries"),
         bound(&["request", "files"], files, "entries"),
         bound(&["request", "outputPaths"], files, "entries"),
-        bound(&["request", "installPackages"], MOST_PACKAGES, "entries"),
+        bound(&["request", "installPackages"], MAX_PACKAGES, "entries"),
         bound(
             &["options", "secrets"],
             variables.min(MAX_SECRETS),
@@ -80,18 +80,18 @@ pub fn session_bounds(config: &Config) -> Vec<Bound> {
     moved.collect()
 }
 
-/// Makes an order of a body, for a client that cannot type while its program runs. What the client is to be
-/// warned of is in the order's job.
+/// Checks a body and turns it into a job, for a client that sends no input while its program runs. Warnings for the
+/// client are in the job.
 ///
 /// # Errors
-/// 400 with the path of the member at fault, 403 where it is not granted.
+/// 400 with the path of the member at fault, 403 if the policy does not grant the request.
 pub async fn accept(
     body: Bytes,
     is_strict: bool,
     tenant: &TenantId,
     state: &State,
     config: &Arc<Config>,
-) -> Result<Order, ApiError> {
+) -> Result<ParsedRequest, ApiError> {
     let bytes = body.len();
     let limits = Arc::clone(config);
     let parsing = state.bodies.work(bytes, move || {
@@ -110,14 +110,14 @@ pub async fn accept(
 /// Makes an order of a body that was parsed. A strict client has unknown members refused.
 ///
 /// # Errors
-/// 400 with the path of the member at fault, 403 where it is not granted.
+/// 400 with the path of the member at fault, 403 if the policy does not grant the request.
 pub async fn order(
     sent: Sent,
     is_strict: bool,
     tenant: &TenantId,
     state: &State,
     config: &Arc<Config>,
-) -> Result<Order, ApiError> {
+) -> Result<ParsedRequest, ApiError> {
     let Sent {
         body,
         unknown,
@@ -126,12 +126,12 @@ pub async fn order(
     let mut warnings = unknown::told(&unknown, is_strict)?;
     warnings.extend(unanchored::warning(&body));
     let mut order = if bytes <= SMALL && !has_patterns(&body) {
-        jobs::order(body, tenant, config)?
+        jobs::parse(body, tenant, config)?
     } else {
         let (tenant, config) = (tenant.clone(), Arc::clone(config));
         let ordering = state
             .bodies
-            .aside(move || jobs::order(body, &tenant, &config));
+            .aside(move || jobs::parse(body, &tenant, &config));
         ordering.await??
     };
     order.job.warnings = warnings;

@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Authentication of callers.
 
 use std::fmt;
 use std::future::{Ready, ready};
@@ -16,7 +16,7 @@ use super::error::ApiError;
 pub struct MasterKey(String);
 
 impl MasterKey {
-    /// A key; `None` where it is empty, which would let everybody in.
+    /// Makes a key; returns `None` if the text is empty, because an empty key would admit every caller.
     #[must_use]
     pub fn new(key: String) -> Option<Self> {
         (!key.is_empty()).then_some(Self(key))
@@ -33,10 +33,10 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// A caller whose key is good. A handler that takes one runs for nobody else.
+/// A caller with a valid key. A handler that takes one runs for no other caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Whose sessions and sandboxes the request may touch.
+    /// The tenant whose sessions and sandboxes the request may touch.
     pub tenant: TenantId,
 }
 

@@ -8,8 +8,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
-/// Bytes of a body that is read without a share and parsed where it was read, because that takes a millisecond
-/// at most.
+/// Bytes of a body that is read without a share of memory and parsed on the reading thread, because that takes a
+/// millisecond at most.
 pub const SMALL: usize = 64 << 10;
 
 /// The unit in which memory is shared out: a semaphore counts to 2^32 at once.

@@ -56,10 +56,10 @@ pub fn parse<T: DeserializeOwned>(body: &[u8], bounds: &[Bound]) -> Result<Parse
     json::read(body, bounds).map_err(invalid)
 }
 
-/// Reads a whole body. One that is not small waits until there is memory for it.
+/// Reads a whole body. A body that is not small waits until there is memory for it.
 ///
 /// # Errors
-/// 408 where it is slow, 413 where it is large, 503 where there was no memory for it in the time that it has.
+/// 408 if the body is slow, 413 if it is too large, 503 if there was no memory for it in the time that it has.
 pub async fn read(
     request: &HttpRequest,
     payload: web::Payload,

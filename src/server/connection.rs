@@ -41,9 +41,9 @@ pub(super) struct Connection {
     table: Weak<Table>,
     /// The table's time, in its ticks.
     clock: Rc<Cell<u64>>,
-    /// When the head that is arriving began to; `None` where none is.
+    /// Start of the head that is arriving; `None` if none is arriving.
     head_since: Cell<Option<u64>>,
-    /// When the client began to take nothing of what is to be sent; `None` where it takes all.
+    /// Time since which the client takes nothing of the answer; `None` if the client takes all.
     blocked_since: Cell<Option<u64>>,
     /// When something was last read or written.
     active_at: Cell<u64>,

@@ -28,7 +28,7 @@ pub(crate) fn raise_limit() {
 /// open. The other half is for sandboxes, for what they reach, and for files.
 ///
 /// # Errors
-/// Where that is none.
+/// If no connection is possible.
 pub(super) fn connections(wanted: usize) -> io::Result<usize> {
     let files = getrlimit(Resource::Nofile).current;
     let most = files.map_or(usize::MAX, |files| {

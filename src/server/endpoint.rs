@@ -78,7 +78,7 @@ impl Endpoint {
         self.descriptions
     }
 
-    /// What actix-web serves. A method that is not there is answered with those that are.
+    /// Returns the resource for actix-web. A method that the route lacks is answered with the methods that it has.
     #[must_use]
     pub fn resource(self) -> Resource {
         let methods: Vec<_> = self

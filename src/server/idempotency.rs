@@ -1,8 +1,8 @@
 //! Requests that a client sends again get the first one's result.
 //!
-//! With an `Idempotency-Key`, a request runs once per tenant and key: whoever sends it again, also while
-//! it runs, gets the same result. The run goes on where its client goes away, because the next try will
-//! ask for it. Errors are not kept: what failed may be tried again.
+//! With an `Idempotency-Key`, a request runs once per tenant and key: a client that sends it again, also while it runs,
+//! gets the same result. The run goes on if its client goes away, because the next try will ask for it. Errors are not
+//! kept: a request that failed may be tried again.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -28,7 +28,7 @@ pub const LONGEST_KEY: usize = 255;
 /// Bytes of results that are kept, all tenants' together; the oldest go first.
 const MOST_BYTES: usize = 64 << 20;
 
-/// What an entry takes beside its result.
+/// Bytes that an entry takes beside its result.
 const ENTRY_BYTES: usize = 1024;
 
 type Outcome = Result<Arc<ExecutionResult>, ApiError>;
@@ -41,10 +41,10 @@ pub struct IdempotencyKey {
 }
 
 impl IdempotencyKey {
-    /// Returns the text of the key that a request was sent with, where there is one.
+    /// Returns the text of the key that a request was sent with, if it has one.
     ///
     /// # Errors
-    /// 400 where it is none.
+    /// 400 if the text is not a valid key.
     pub fn given(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         let Some(header) = headers.get(IDEMPOTENCY_KEY) else {
             return Ok(None);
@@ -58,7 +58,7 @@ impl IdempotencyKey {
         Ok(Some(String::from_utf8_lossy(bytes).into_owned()))
     }
 
-    /// The key of this text, sent with this body. The body is hashed, which takes time where it is large.
+    /// Returns the key of this text, sent with this body. The body is hashed, which takes time if it is large.
     #[must_use]
     pub fn new(text: String, body: &[u8]) -> Self {
         Self {
@@ -96,8 +96,8 @@ struct Entry {
 }
 
 impl Results {
-    /// The result of the first request with this key: waits for it where it runs, and runs it where there
-    /// is none that is younger than `keep`.
+    /// Returns the result of the first request with this key: waits for it if it runs, and runs it if there is no
+    /// result younger than `keep`.
     ///
     /// # Errors
     /// 400 where the key was used with another body; else the run's own.

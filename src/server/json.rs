@@ -1,12 +1,12 @@
 //! A request's JSON, read within bounds.
 //!
-//! A `Reader` stands between serde_json and the types of the contract. It
+//! A `Reader` stands between serde_json and the types of the contract. The reader
 //! - stops at the first entry of a list or map that is one too many, before it takes memory;
 //! - notes where a fault is, and members that the type does not know;
 //! - repeats no more than a few words of what was sent, in errors and in paths, however much that was.
 //!
-//! Every value is read by its own type rather than by the one that is expected, because serde_json repeats
-//! a whole text where it expects a number.
+//! Every value is read by its own type rather than by the expected one, because serde_json repeats a whole text if it
+//! expects a number.
 
 mod fault;
 mod visit;

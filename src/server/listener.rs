@@ -46,11 +46,11 @@ struct Setup {
     draining: GracefulShutdownSignal,
 }
 
-/// A server that answers at these addresses. It begins when it is polled first, and has ended by then where its
-/// workers cannot start.
+/// Starts a server that answers at these addresses. The server starts when it is polled first, and has ended by then if
+/// its workers cannot start.
 ///
 /// # Errors
-/// Where an address cannot be used.
+/// If an address cannot be used.
 pub(super) fn start(
     listeners: Vec<TcpListener>,
     state: &web::Data<State>,

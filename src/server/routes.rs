@@ -1,4 +1,4 @@
-//! One file per resource.
+//! The routes, one file per resource.
 
 pub mod auth;
 pub mod docs;

@@ -15,7 +15,7 @@ const BACKLOG: i32 = 2048;
 /// Binds a socket to each address of a host; one that can be bound is enough.
 ///
 /// # Errors
-/// The last address's, where none can be bound.
+/// The last address's error, if none can be bound.
 pub fn bind(host: &str, port: u16) -> io::Result<Vec<OwnedFd>> {
     let mut sockets = Vec::new();
     let mut failed = None;

@@ -19,7 +19,7 @@ const LONGEST_ID: usize = 128;
 /// Gives the answer the request's name, a new one where the client gave none, and logs both.
 ///
 /// # Errors
-/// What comes from further inside.
+/// The error of the inner service.
 pub async fn trace(
     mut request: ServiceRequest,
     next: Next<impl MessageBody + Unpin>,

@@ -36,7 +36,7 @@ pub enum Form {
 /// Writes a body to a file. A client that sends nothing for as long as `stall` is taken for gone.
 ///
 /// # Errors
-/// What the sandbox says; 400 and 408 where the body does not arrive. The file is as it was then.
+/// The sandbox's error; 400 and 408 if the body does not arrive. The file is unchanged then.
 pub async fn receive(
     mut payload: web::Payload,
     mut upload: Upload,
@@ -81,7 +81,7 @@ async fn drain(mut payload: web::Payload) {
     let _ = timeout(DRAIN_TIMEOUT, draining).await;
 }
 
-/// What a pump says to the body: a body that merely ended would look whole to the client.
+/// The items that a pump sends to the body: a body that merely ended would look whole to the client.
 enum Sent {
     Piece(Bytes),
     End,
@@ -91,7 +91,7 @@ enum Sent {
 /// an error of its own. A client that takes nothing for as long as `stall` is taken for gone.
 ///
 /// # Errors
-/// What the sandbox says.
+/// The sandbox's error.
 pub async fn send(
     mut download: Download,
     form: Form,
@@ -100,7 +100,7 @@ pub async fn send(
     let first = download.next().await?;
     let (pieces, body) = mpsc::channel(QUEUE);
     rt::spawn(async move {
-        // Where it fails the body breaks off, which is all that can be said by then.
+        // If it fails, the body breaks off, which is all that can be reported by then.
         if let Err(reason) = pump(download, first, form, &Taker { pieces, stall }).await {
             log::info!(reason:%; "download broke off");
         }

@@ -1,8 +1,8 @@
 //! Members of a request that this server does not know.
 //!
-//! They are ignored, because clients of other servers send more, but never silently: an option that was
-//! misspelt, or that has another name elsewhere, and so does not hold, is worth a warning. A client that asks
-//! for `?strict=1` has them refused.
+//! Unknown members are ignored, because clients of other servers send more, but never silently: an option that was
+//! misspelt, or that has another name elsewhere, and so does not hold, is worth a warning. A client that asks for
+//! `?strict=1` has them refused.
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponseBuilder};
@@ -94,7 +94,7 @@ const OTHER_ENGINES: [&str; 8] = [
     "options.mode",
 ];
 
-/// What other products call a member, in lower case and without underscores, and the member of this one.
+/// Names that other products give to a member, in lower case and without underscores, and this product's name.
 const SYNONYMS: [(&str, &str); 40] = [
     ("allow", "options.networkFilter.whitelist"),
     ("allowedhosts", "options.networkFilter.whitelist"),
@@ -153,7 +153,7 @@ pub fn is_strict(request: &HttpRequest) -> Result<bool, ApiError> {
     }
 }
 
-/// Tells of the members at these paths, in warnings. Where the client is strict, they are an error.
+/// Returns warnings about the members at these paths. For a strict client they are an error.
 ///
 /// # Errors
 /// 400 naming all of them.
@@ -176,7 +176,7 @@ pub fn warn(response: &mut HttpResponseBuilder, warnings: &[String]) {
     }
 }
 
-/// What to say of a member; nothing where it is another engine's.
+/// Returns the warning about a member; `None` if the member belongs to another engine.
 fn explain(path: &str) -> Option<String> {
     if OTHER_ENGINES.contains(&path) {
         return None;

@@ -12,9 +12,9 @@ use super::error::ApiError;
 /// A segment of the path, counted from 1; the fourth is all the rest.
 ///
 /// # Errors
-/// 400 where it is not UTF-8.
+/// 400 if the segment is not UTF-8.
 pub fn segment(request: &HttpRequest, index: usize) -> Result<String, ApiError> {
-    // What was escaped as %2F is no border between segments.
+    // A slash that was escaped as %2F is no border between segments.
     let given = request.uri().path().splitn(5, '/').nth(index);
     decoded("path", given.unwrap_or_default())
 }
@@ -22,7 +22,7 @@ pub fn segment(request: &HttpRequest, index: usize) -> Result<String, ApiError> 
 /// A parameter of the query, the first of that name.
 ///
 /// # Errors
-/// 400 where it is not UTF-8.
+/// 400 if the parameter is not UTF-8.
 pub fn parameter(request: &HttpRequest, name: &str) -> Result<Option<String>, ApiError> {
     let parameters = request.query_string().split('&');
     let mut parameters = parameters.filter_map(|pair| pair.split_once('='));

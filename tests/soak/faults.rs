@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use crate::harness::{Kind, sandboxed_processes};
 
-/// One call in this many fails.
+/// A single call in this many fails.
 const ODDS: usize = 100;
 
 /// Fails some calls of another backend, and kills some of its sandboxes.
@@ -38,7 +38,7 @@ struct Luck {
     killed: AtomicUsize,
 }
 
-/// What went wrong on purpose.
+/// Counts of the failures on purpose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Faults {
     calls: usize,
@@ -114,7 +114,7 @@ impl FaultyBackend {
                 let Some(id) = fastrand::choice(ids) else {
                     return;
                 };
-                // It may be gone by now.
+                // The container may be gone by now.
                 let _ = tokio::process::Command::new("docker")
                     .args(["kill", &format!("isol8-{id}")])
                     .stdout(Stdio::null())

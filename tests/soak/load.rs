@@ -28,7 +28,7 @@ pub(crate) struct Load {
     service: Service,
 }
 
-/// What became of the requests.
+/// Counts of the requests' outcomes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) right: usize,
@@ -85,7 +85,7 @@ struct Caller {
     service: Service,
     tenant: TenantId,
     number: usize,
-    /// The value of `x` in each session of this caller, where it must have one.
+    /// The value of `x` in each session of this caller, if it must have one.
     known: [Option<usize>; SESSIONS],
     tally: Tally,
     /// There was no room for its last request.
@@ -126,7 +126,7 @@ impl Caller {
         let code = format!("print(globals().get('x')); x = {number}");
         let answer = self.execute(Some(which), job(&code)).await;
         let Some(result) = self.count(answer) else {
-            // Nobody knows how far it came.
+            // The progress of that run is unknown.
             self.known[which] = None;
             return;
         };

@@ -33,8 +33,8 @@ use load::{Load, Tally};
 /// Jobs that run at once; there are twice as many callers.
 const CAPACITY: usize = 8;
 
-/// What the server's own memory may grow by while it only repeats itself: allocators keep some of what
-/// they once needed.
+/// Growth of the server's own memory that is allowed while it only repeats itself: allocators keep some of the memory
+/// that they once needed.
 const ROOM_TO_GROW: u64 = 24 << 20;
 
 /// Between two kills.
@@ -87,7 +87,7 @@ async fn soak(kind: Kind, length: Duration) {
 
     let start = Instant::now();
     let callers = load.start(2 * CAPACITY, start + length);
-    // What is kept of the first load is no leak.
+    // Memory that is kept from the first load is no leak.
     tokio::time::sleep(length / 4).await;
     let memory = resident_bytes();
     while start.elapsed() < length {
@@ -107,7 +107,7 @@ async fn soak(kind: Kind, length: Duration) {
         observed.restarts,
         isol8_actors::service::RestartCounts::default()
     );
-    // One in a hundred removals fails here too.
+    // A hundredth of the removals fails here too.
     let _ = service.shutdown().await;
     drop((service, load));
     let faults = backend.faults();

@@ -1,4 +1,4 @@
-//! What the configuration lets one request bring, and how long its client may take.
+//! The limits of the configuration on one request, and on the time that its client may take.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -76,7 +76,7 @@ async fn a_request_that_brings_too_much_is_told_what_and_how_much() {
     server.stop();
 }
 
-/// What the server says to what was sent, until it closes the connection; and after how long.
+/// Returns the server's answer, read until it closes the connection, and the time that it took.
 fn talk(server: &Server, sent: &str) -> (String, Duration) {
     let begun = Instant::now();
     let mut stream = TcpStream::connect(&server.address).unwrap();

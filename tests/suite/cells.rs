@@ -1,4 +1,4 @@
-//! What lives on between the cells of a session: tables of sessions, each with consecutive cells.
+//! State that lives on between the cells of a session: tables of sessions, each with consecutive cells.
 
 use std::collections::BTreeMap;
 
@@ -43,10 +43,10 @@ struct Cell {
     /// The standard output of a newer version of the interpreter, where that says the same in other words.
     #[serde(default)]
     or_stdout: Option<String>,
-    /// How long the standard output is, where it is not written here.
+    /// Length of the standard output, if its text is not written here.
     #[serde(default)]
     size: Option<usize>,
-    /// A regular expression; nothing at all where there is none.
+    /// A regular expression; `None` expects no output.
     #[serde(default)]
     stderr: Option<String>,
     #[serde(default)]

@@ -26,7 +26,7 @@ struct Case {
 enum Program {
     /// Code that the interpreter itself runs, which was started before any request.
     Code(&'static str),
-    /// A command that fails in any case, but names certificates only where it does not trust the server's.
+    /// A command that fails in any case, but names certificates only if it does not trust the server's.
     Command(&'static str),
 }
 
@@ -111,7 +111,7 @@ async fn ask(client: &RemoteIsol8, case: &Case, url: &str) -> String {
         }
     };
     request.timeout_ms = Some(120_000);
-    // What stands for the internet is an address of loopback.
+    // An address of loopback stands for the internet.
     request.env = [
         ("NO_PROXY".to_owned(), "localhost".to_owned()),
         ("no_proxy".to_owned(), "localhost".to_owned()),
@@ -155,7 +155,7 @@ fn config(more: &str) -> String {
 }
 
 async fn every_program_trusts_the_authority_that_the_operator_names(server: Server) {
-    // It is stopped at the end: by then its pool is full, and no making of a sandbox has to be cancelled.
+    // The server is stopped at the end: by then its pool is full, and no making of a sandbox has to be cancelled.
     let (kind, unconfigured) = (server.kind, server);
     let (internet, certificate) = Internet::over_tls().await;
     let bundle = tempfile::NamedTempFile::new().unwrap();
@@ -176,7 +176,7 @@ async fn every_program_trusts_the_authority_that_the_operator_names(server: Serv
 }
 
 async fn without_it_none_does(server: Server) {
-    // It is stopped at the end: by then its pool is full, and no making of a sandbox has to be cancelled.
+    // The server is stopped at the end: by then its pool is full, and no making of a sandbox has to be cancelled.
     let (kind, unconfigured) = (server.kind, server);
     let (internet, _) = Internet::over_tls().await;
     let server = Server::configured(kind, &config(""));

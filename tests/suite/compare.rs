@@ -52,7 +52,7 @@ struct Case {
     /// Both must give this exit code; by default only the same one.
     #[serde(default)]
     exit: Option<i32>,
-    /// Of the script's file, where it is not the runtime's own.
+    /// Extension of the script's file, if it is not the runtime's own.
     #[serde(default)]
     extension: Option<String>,
 }
@@ -89,14 +89,10 @@ impl Case {
 
 async fn python_scripts(server: Server) {
     let table = include_str!("compare/python.toml");
-    compare(
-        &server,
-        table,
-        Runtime::Python,
-        "/sandbox/main.py",
-        "python3",
-    )
-    .await;
+    // The interpreter of a script buffers its output as Python does by itself.
+    let command = "-u PYTHONUNBUFFERED python3";
+    let path = "/sandbox/main.py";
+    compare(&server, table, Runtime::Python, path, command).await;
 }
 
 async fn bash_scripts(server: Server) {

@@ -1,4 +1,4 @@
-//! What `deploy/` holds works as it stands there.
+//! The files of `deploy/` work as they are.
 
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt as _;
@@ -159,7 +159,7 @@ fn the_configurations_are_small_and_accepted() {
     }
 }
 
-/// Where `scripts/install-dependencies` puts it, unpacked: as a package it would start a server.
+/// The program that `scripts/install-dependencies` unpacks: as a package it would start a server.
 const NGINX: &str = "/usr/local/lib/isol8-tests/bin/nginx";
 
 /// nginx in the foreground with what deploy/nginx.conf says, on ports of loopback: one with TLS, one without.

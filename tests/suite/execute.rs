@@ -34,7 +34,7 @@ async fn python_answers_with_every_field(server: Server) {
     assert!(result.timestamp.ends_with('Z'), "{}", result.timestamp);
     assert!(!result.container_id.is_empty());
     let usage = result.resource_usage.unwrap();
-    // What its interpreter took before the request came is not the run's.
+    // Processor time that its interpreter took before the request came is not the run's.
     assert!(usage.cpu_percent < 150.0, "{usage:?}");
     assert!(usage.peak_memory_mb >= usage.memory_mb);
     server.stop();
@@ -72,7 +72,7 @@ async fn files_come_back(server: Server) {
     let mut request = python("open('/sandbox/out', 'wb').write(bytes(range(256)))");
     request.output_paths = vec!["/sandbox/out".to_owned(), "/tmp/none".to_owned()];
     let result = server.client().execute(request).await.unwrap();
-    // One that is missing is told.
+    // A missing file is reported.
     let expected = "request.outputPaths: nothing is at /tmp/none";
     assert_eq!(result.warnings, [expected]);
     let files = result.files.unwrap();

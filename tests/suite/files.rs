@@ -378,7 +378,7 @@ async fn a_lost_session_is_said_to_be(server: Server) {
     session.stop().await.unwrap();
     let error = session.get_file("/tmp/x").await.unwrap_err();
     assert_eq!(kind(&error), Some(ErrorCode::SessionNotFound), "{error}");
-    // What outlives its server goes on, and files are no job that could have been interrupted.
+    // A session that outlives its server goes on, and transfers are no job that could have been interrupted.
     let session = server.session("kept");
     session.execute(python("1")).await.unwrap();
     session.put_file("/sandbox/f", "kept").await.unwrap();
@@ -415,7 +415,7 @@ async fn each_route_says_that_a_sandbox_died(server: Server) {
             (410, "SESSION_LOST"),
             "{target}: {text}"
         );
-        // It is said until the session is gone, and then its name is free.
+        // The refusal lasts until the session is gone, and then its name is free.
         until("the session is gone", || {
             let (status, code, _) = refused(&server, method, target, body);
             assert!(matches!(status, 404 | 410), "{target}: {status} {code}");

@@ -24,7 +24,7 @@ pub(crate) const KEY: &str = "suite-key-8d1f";
 /// Nothing in the suite takes longer, unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `nobody`, also as a group.
+/// The user `nobody`, also as a group.
 const ORDINARY_USER: u32 = 65_534;
 
 /// Puts something that is no program over each program of the name that is the first argument, in
@@ -101,7 +101,7 @@ pub(crate) struct Server {
     pub(crate) kind: Kind,
     pub(crate) address: String,
     process: Child,
-    /// What it has logged so far.
+    /// The log so far.
     log: Arc<Mutex<String>>,
     state: TempDir,
 }
@@ -239,7 +239,7 @@ impl Server {
         self.client().execute(python(code)).await.unwrap()
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -300,13 +300,13 @@ impl Server {
     /// Kills everything in this server's sandboxes, as the kernel or an operator might.
     pub(crate) fn kill_sandboxes(&self) {
         for process in sandboxed_processes(self.kind, self.state()) {
-            // One that has ended by itself is as good.
+            // A process that has ended by itself is as good.
             let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
         }
         if self.kind == Kind::Docker {
             for id in containers(self.state()) {
                 until("the container has ended", || {
-                    // One that is just being made cannot be killed yet, and one that is gone not any more.
+                    // A container that is just being made cannot be killed yet, and one that is gone not any more.
                     let _ = Command::new("docker").args(["kill", &id]).output();
                     !is_running(&id)
                 });
@@ -425,8 +425,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// What the system shows of the sandboxes under a state directory: directories, mounts, cgroups,
-/// containers.
+/// Returns the traces of the sandboxes under a state directory: directories, mounts, cgroups, containers.
 pub(crate) fn traces(kind: Kind, state: &Path) -> BTreeSet<String> {
     let mut traces: BTreeSet<String> = instances(kind, state)
         .into_iter()
@@ -520,7 +519,7 @@ fn reused(process: i32) -> bool {
     !membership.contains("/isol8/")
 }
 
-/// The address in the server's log; none where it ended without one. The whole log is read and kept, so
+/// Returns the address in the server's log; `None` if the server ended without one. The whole log is read and kept, so
 /// that the server never waits for it.
 fn listening_address(
     lines: impl BufRead + Send + 'static,

@@ -1,4 +1,4 @@
-//! Images with packages in them. What is built here has names of this process's own.
+//! Images with packages in them. Images that are built here have names of this process's own.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -26,7 +26,7 @@ impl Images {
 
 impl Drop for Images {
     fn drop(&mut self) {
-        // One that was not built is as good as removed.
+        // An image that was not built is as good as removed.
         let _ = docker(&["rmi", "--force"], &self.0);
     }
 }
@@ -36,7 +36,7 @@ fn docker(arguments: &[&str], more: &[String]) -> Output {
     docker.args(arguments).args(more).output().unwrap()
 }
 
-/// What builds need on this machine: its certificates, where a proxy inspects TLS.
+/// Settings that builds need on this machine: its certificates, if a proxy inspects TLS.
 fn build_config() -> String {
     let bundle = std::env::var("SSL_CERT_FILE").unwrap_or_default();
     format!("[images]\ncaBundle = \"{bundle}\"\n")
@@ -348,7 +348,10 @@ async fn dependencies_are_in_the_runtimes_own_image() {
     );
     let without = Server::configured(Kind::Native, &config);
     let log = without.log();
-    assert!(log.contains("dependencies are ignored"), "{log}");
+    assert!(
+        log.contains("ignoring prebuiltImages and dependencies"),
+        "{log}"
+    );
     without.stop();
 
     let text = set_up(&config);
@@ -369,7 +372,7 @@ async fn the_native_backend_says_that_it_has_no_images() {
     let server = Server::configured(Kind::Native, &config);
     let log = server.log();
     assert!(
-        log.contains("prebuiltImages and dependencies are ignored"),
+        log.contains("ignoring prebuiltImages and dependencies"),
         "{log}"
     );
     let image = "isol8-test:prebuilt-never";
@@ -383,7 +386,7 @@ async fn the_native_backend_says_that_it_has_no_images() {
     );
     server.stop();
     let (_, doctor) = isol8(&config, &["doctor"]);
-    let line = "note prebuiltImages and dependencies are for the docker backend";
+    let line = "note prebuiltImages and dependencies need the docker backend";
     assert!(doctor.contains(line), "{doctor}");
     let missing = "python no: isol8-test:prebuilt-never is missing or not up to date";
     assert!(doctor.contains(missing), "{doctor}");

@@ -1,4 +1,4 @@
-//! What user code can see and do.
+//! The sights and rights of user code.
 
 use std::collections::BTreeSet;
 

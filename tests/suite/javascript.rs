@@ -1,5 +1,5 @@
-//! What programs of JavaScript rely on, in every runtime: that output arrives, that a cell waits for the work
-//! that it started, and that no error goes unsaid.
+//! Behaviour that programs of JavaScript rely on, in every runtime: output arrives, a cell waits for the work that it
+//! started, and no error goes unreported.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -309,7 +309,7 @@ async fn a_script_is_common_js_where_it_uses_what_only_that_has(server: Server) 
             "{runtime} {code}: {result:?}"
         );
     }
-    // One that is named is what its name says.
+    // A file with an extension has the kind that the extension names.
     let mut named = source(Runtime::Node, "console.log(typeof require('fs'))");
     named.file_extension = Some(".mjs".into());
     let result = server.client().execute(named).await.unwrap();
@@ -321,7 +321,7 @@ async fn a_script_is_common_js_where_it_uses_what_only_that_has(server: Server) 
     server.stop();
 }
 
-/// Node runs TypeScript where it can take its types away; else it says which one does.
+/// Node runs TypeScript if it can strip types; otherwise the refusal says why.
 async fn typescript_runs_in_node_or_is_refused_with_the_reason(server: Server) {
     let version = "console.log(process.features.typescript || 'none')";
     let able = server

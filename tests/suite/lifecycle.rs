@@ -1,4 +1,4 @@
-//! What is left when a server ends, however it ends.
+//! Traces that are left when a server ends, however it ends.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

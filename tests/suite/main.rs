@@ -1,7 +1,7 @@
 //! The black-box suite: the real executable, real sandboxes, the same tests on each backend.
 //!
-//! It needs root and a Docker engine with the images of `isol8 setup`; `scripts/test` provides
-//! them. Without them tests fail, and say what is missing: none is skipped.
+//! The suite needs root and a Docker engine with the images of `isol8 setup`; `scripts/test` provides them. Without
+//! them tests fail, and say what is missing: none is skipped.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 

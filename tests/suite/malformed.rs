@@ -1,5 +1,5 @@
-//! A thousand requests that nobody should send: each is refused or its connection closed, nothing is
-//! run, and the next answer is normal.
+//! A thousand invalid requests: each is refused or its connection closed, nothing is run, and the next answer is
+//! normal.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -9,13 +9,13 @@ use crate::harness::{KEY, Server, on_each_backend};
 
 on_each_backend!(a_thousand_malformed_requests_harm_nothing);
 
-/// Of each kind there are so many.
+/// Number of requests of each kind.
 const ROUNDS: usize = 50;
 
 /// The server closes a connection that says nothing later than this.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What is sent, byte for byte, and whether the sending direction is closed after it.
+/// The bytes that are sent, and whether the sending direction is closed after them.
 struct Malformed {
     bytes: Vec<u8>,
     half_closed: bool,

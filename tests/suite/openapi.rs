@@ -14,7 +14,7 @@ use crate::harness::{KEY, Kind, PATIENCE, Server, on_each_backend, python};
 
 on_each_backend!(the_server_does_what_its_document_says);
 
-/// Where `scripts/install-dependencies` puts what is used here.
+/// Directory in which `scripts/install-dependencies` puts the tools that are used here.
 const TOOLS: &str = "/usr/local/lib/isol8-tests";
 
 const SETTINGS: &str = concat!(
@@ -47,11 +47,11 @@ fn operations(document: &Value) -> BTreeMap<String, BTreeSet<String>> {
     operations.collect()
 }
 
-/// Runs one of the tools, and fails with what it says where it fails.
+/// Runs one of the tools, and fails with its output if the tool fails.
 async fn passes(arguments: Vec<String>) {
     let mut tool = Command::new("/usr/bin/python3");
     tool.args(&arguments).env("PYTHONPATH", TOOLS);
-    // They leave files where they run.
+    // The tools leave files in their working directory.
     let directory = tempfile::tempdir().unwrap();
     tool.current_dir(&directory);
     let output = tokio::task::spawn_blocking(move || tool.output().unwrap());
@@ -65,7 +65,7 @@ async fn passes(arguments: Vec<String>) {
 }
 
 async fn the_server_does_what_its_document_says(server: Server) {
-    // What the document's examples name.
+    // The session that the document's examples name.
     let session = server.session("demo");
     session.execute(python("1")).await.unwrap();
     session.put_file("/sandbox/data.csv", "a,b").await.unwrap();
@@ -75,7 +75,8 @@ async fn the_server_does_what_its_document_says(server: Server) {
         assert!(Instant::now() < deadline, "the server is never ready");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // What ends sessions comes last, so that the rest finds that one, and with it what makes many.
+    // Operations that end sessions come last, so that the rest finds that session, and with them the one that makes
+    // many.
     let last = ["cleanup", "createSession", "deleteSession"];
     for filter in ["--exclude-operation-id", "--include-operation-id"] {
         let url = format!("http://{}/openapi.json", server.address);
@@ -129,7 +130,7 @@ async fn what_is_described_is_served_and_nothing_else() {
             let status = answer.status().as_u16();
             let expected = match operation.get("security") {
                 Some(_) => &[401][..],
-                // Of /ready, while sandboxes are being made.
+                // For /ready, while sandboxes are being made.
                 None => &[200, 503],
             };
             assert!(expected.contains(&status), "{path}: {status}");
@@ -269,7 +270,7 @@ async fn the_page_needs_nothing_from_elsewhere() {
     assert!(policy.starts_with("default-src 'none'; "), "{policy}");
     assert!(!policy.contains("unsafe"), "{policy}");
     let html = page.text().await.unwrap();
-    // What the policy forbids would not work.
+    // Attributes that the policy forbids would not work.
     for inline in ["<style", " style=", "javascript:", " onclick="] {
         assert!(!html.contains(inline), "{inline}");
     }

@@ -1,4 +1,4 @@
-//! What programs print: nothing of it is lost, held back or changed, in every runtime and mode.
+//! Output of programs: nothing of it is lost, held back or changed, in every runtime and mode.
 
 mod bytes;
 mod colors;
@@ -31,10 +31,10 @@ pub(crate) const BYTES: [(Runtime, &str); 5] = [
     ),
 ];
 
-/// What the programs of [`BYTES`] write.
+/// The output of the programs of [`BYTES`].
 pub(crate) const WRITTEN: &[u8] = b"\xff\x00\xc3\n ";
 
-/// A program in its runtime, and where there is one the command line that does the same.
+/// Returns each program in its runtime, and for bash the command line that does the same.
 pub(crate) fn programs(table: &[(Runtime, &str)]) -> Vec<ExecutionRequest> {
     let mut requests: Vec<ExecutionRequest> = Vec::new();
     for (runtime, code) in table {

@@ -1,13 +1,15 @@
-//! Packages that a request brings with it. They come from the real registries.
+//! Packages that a request brings with it. The packages come from the real registries.
 
 mod by_code;
 mod cache;
 mod registry;
 
+use std::path::Path;
+
 use isol8_api::{EventKind, Options};
 use isol8_client::{ErrorCode, ExecutionRequest, Runtime};
 
-use crate::harness::{Server, on_each_backend, python, source};
+use crate::harness::{Kind, Server, on_each_backend, python, source};
 
 on_each_backend!(
     with super::CONFIG;
@@ -19,6 +21,7 @@ on_each_backend!(
     only_names_of_packages_are_taken,
     without_registries_nothing_is_installed,
     files_of_the_session_do_not_stand_in_for_pip,
+    uv_installs_where_the_system_has_it,
     the_installation_reaches_the_registries_only,
     an_installation_has_a_clock_of_its_own,
     an_installation_that_needs_too_much_memory_says_so,
@@ -149,6 +152,32 @@ async fn without_registries_nothing_is_installed(server: Server) {
     assert_eq!(error.code(), Some(ErrorCode::Unsupported), "{error}");
     let text = error.to_string();
     assert!(text.contains("runtimes.python.registries"), "{text}");
+    server.stop();
+}
+
+/// Each package says who installed it,
+/// <https://packaging.python.org/en/latest/specifications/recording-installed-packages/#the-installer-file>.
+const INSTALLER: &str =
+    "import importlib.metadata as m; print(m.distribution('toposort').read_text('INSTALLER'))";
+
+async fn uv_installs_where_the_system_has_it(server: Server) {
+    let has_uv = match server.kind {
+        Kind::Native => {
+            Path::new("/usr/local/bin/uv").exists() || Path::new("/usr/bin/uv").exists()
+        }
+        // The images bring it.
+        Kind::Docker => true,
+    };
+    let usual = if has_uv { "uv" } else { "pip" };
+    for (env, expected) in [(None, usual), (Some("PIP_RETRIES"), "pip")] {
+        let mut request = with(&["toposort"], python(INSTALLER));
+        request.env = env
+            .into_iter()
+            .map(|name| (name.to_owned(), "3".to_owned()))
+            .collect();
+        let result = server.client().execute(request).await.unwrap();
+        assert_eq!(result.stdout, expected, "{result:?}");
+    }
     server.stop();
 }
 

@@ -169,7 +169,7 @@ async fn what_is_wrong_with_a_url_is_named_before_a_sandbox_is_touched(kind: Kin
         ("none", "127.0.0.1 answered 404"),
         ("broken", "127.0.0.1 answered 503"),
         ("large", "larger than 65536 bytes"),
-        ("binary", "what is there is not UTF-8 text"),
+        ("binary", "the content is not UTF-8 text"),
         ("inward", "169.254.169.254 is not a public address"),
         ("to-file", "file: is not accepted"),
         ("round", "more than 5 redirects"),
@@ -223,7 +223,7 @@ async fn what_is_wrong_with_a_url_is_named_before_a_sandbox_is_touched(kind: Kin
     hashed.code_hash = Some("0".repeat(64));
     let (text, _) = refused(&server, hashed).await;
     let expected =
-        format!("request.codeHash: what request.codeUrl gives has the SHA-256 {PROGRAM_HASH}");
+        format!("request.codeHash: the code at request.codeUrl has the SHA-256 {PROGRAM_HASH}");
     assert_eq!(text, expected);
     assert_eq!(server.traces(), untouched);
     server.stop();

@@ -1,4 +1,4 @@
-//! What a run leaves behind is gone before its sandbox serves the next.
+//! Traces of a run are gone before its sandbox serves the next.
 
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ async fn nothing_of_a_hostile_run_meets_the_next(kind: Kind) {
     for pause in 1..10 {
         let mess = run(&server, MESS).await;
         assert_eq!(mess.stdout, "True True True", "{}", mess.stderr);
-        // Who comes while it is made clean gets another one.
+        // A request that comes during the reset gets another sandbox.
         tokio::time::sleep(Duration::from_secs(pause)).await;
         let next = run(&server, LOOK).await;
         assert_eq!(next.stdout, clean.stdout, "{}", next.stderr);

@@ -85,7 +85,7 @@ async fn a_server_waits_for_the_spawner_of_the_one_before() {
     });
     let server = Server::start_in(Kind::Native, state, "");
     going_on.join().unwrap();
-    // It was not replaced.
+    // The spawner was not replaced.
     kill(spawner, None).unwrap();
     let result = server.session("s").execute(python("print(x + 1)")).await;
     assert_eq!(result.unwrap().stdout, "42");

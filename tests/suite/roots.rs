@@ -11,7 +11,7 @@ use crate::harness::{ISOL8, Kind, Server, python, source, state_directory};
 use crate::hostile::filesystems::{NATIVE, leaks};
 use isol8_client::Runtime;
 
-/// What the Dockerfile pins, with a program that prints what it runs in.
+/// The versions that the Dockerfile pins, each with a program that prints the version it runs in.
 const PINNED: [(Runtime, &str, &str); 3] = [
     (
         Runtime::Node,
@@ -55,7 +55,7 @@ impl Roots {
         )
     }
 
-    /// What `isol8 setup` prints.
+    /// Returns the output of `isol8 setup`.
     fn set_up(&self, more: &[&str]) -> String {
         let file = self.directory.path().join("config.toml");
         fs::write(&file, self.config()).unwrap();
@@ -84,7 +84,7 @@ async fn the_pinned_versions_run(server: &Server) {
             result.stderr
         );
     }
-    // Of the host's own programs, nothing is there.
+    // The host's own programs are not there.
     assert!(Path::new("/usr/sbin/dockerd").exists());
     let code = "import os; print(os.path.exists('/usr/sbin/dockerd'))";
     assert_eq!(server.python(code).await.stdout, "False");

@@ -1,4 +1,4 @@
-//! What the server does around a run: names for requests, retries, readiness, clean-up, limits.
+//! The server's work around a run: names for requests, retries, readiness, clean-up, limits.
 
 use std::time::Duration;
 

@@ -192,7 +192,7 @@ async fn a_session_is_made_before_anything_runs_in_it(server: Server) {
     let session = server.client().with_session(chosen.id);
     assert_eq!(session.execute(bash("echo ok")).await.unwrap().stdout, "ok");
 
-    // One whose files do not fit is not there afterwards.
+    // A session whose files do not fit does not exist afterwards.
     let body = json!({"id": "full", "runtime": "js", "files": {"/tmp/x": "x".repeat(3 << 20)},
         "options": {"tmpSize": "1m"}});
     let (status, answer) = ask(&server, "POST", "/sessions", &body.to_string()).await;

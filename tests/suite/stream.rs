@@ -8,7 +8,7 @@ mod websocket;
 
 use isol8_api::{EventKind, Phase, StreamEvent};
 
-/// What was written to a stream, and the exit code, which comes last and once.
+/// Returns the text of each stream, and the exit code, which comes last and once.
 pub(super) fn joined(events: &[StreamEvent]) -> (String, String, String) {
     let (last, before) = events.split_last().expect("there is no event");
     assert_eq!(last.kind, EventKind::Exit, "{last:?}");

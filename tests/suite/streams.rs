@@ -1,4 +1,4 @@
-//! What a program prints arrives whole, in order, and once; a run ends when it has ended.
+//! Output of a program arrives whole, in order, and once; a run ends when its program has ended.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! What `docs/troubleshooting.md` says of each trouble is so.
+//! The statements of `docs/troubleshooting.md` about each trouble are true.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn state_needs_a_session(server: Server) {
 async fn file_operations_need_a_session(server: Server) {
     let expected = "File operations require a sessionId";
     assert!(PAGE.contains(expected));
-    // The client refuses by itself, and the server whoever does not.
+    // The client refuses by itself, and the server refuses other clients.
     let error = server.client().get_file("/sandbox/a").await.unwrap_err();
     assert!(matches!(error, ClientError::NoSession), "{error}");
     assert!(error.to_string().starts_with(expected), "{error}");

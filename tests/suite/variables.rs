@@ -118,7 +118,7 @@ async fn variables_of_the_start_count_in_a_session_s_first_request(server: Serve
             // Node says so of a file that is not there, when it starts with one.
             assert!(first.stderr.contains("/sandbox/none.pem"), "{first:?}");
         }
-        // It goes on so, and says where another value comes too late.
+        // The session keeps the value, and reports that another value comes too late.
         let again = shows(&session, request(case, value)).await;
         assert_eq!(again.warnings, [] as [String; 0], "{name}");
         let late = shows(&session, request(case, "/elsewhere")).await;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// Shortest time for which a request waits for a sandbox of its tenant that is in use.
 const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 
-/// The sandboxes of one shelf that come back, by tenant.
+/// The sandboxes of one sub-pool that come back, by tenant.
 #[derive(Debug, Default)]
 pub(super) struct Circulation {
     tenants: BTreeMap<TenantId, Circulating>,
@@ -48,7 +48,7 @@ impl Circulation {
         own.resets.push(Instant::now());
     }
 
-    /// A reset has ended; `took` is its duration where it succeeded.
+    /// Notes the end of a reset; `took` is its duration if it succeeded.
     pub(super) fn end_reset(&mut self, tenant: &TenantId, took: Option<Duration>) {
         self.reset = match took {
             Some(took) if self.reset.is_zero() => took,

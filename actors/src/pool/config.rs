@@ -10,17 +10,17 @@ use isol8_backend::{Limits, SandboxSpec};
 
 use super::processors::{FixedProcessors, Processors};
 
-/// What the sandboxes of one shelf have in common.
+/// The properties that all sandboxes of one sub-pool share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind {
     /// Their runtime.
     pub runtime: Runtime,
-    /// Their image, where it is not the runtime's own.
+    /// Image of the sandboxes; `None` for the runtime's own image.
     pub image: Option<String>,
 }
 
 impl Kind {
-    /// Of sandboxes that are made like this.
+    /// Returns the kind of the sandboxes that a specification describes.
     #[must_use]
     pub fn of(spec: &SandboxSpec) -> Self {
         Self {
@@ -48,13 +48,13 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What becomes of a sandbox after an ephemeral run.
+/// The pool's treatment of a sandbox after an ephemeral run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// It is reset in the background, and serves the same tenant again.
+    /// The sandbox is reset in the background, and serves the same tenant again.
     #[default]
     Fast,
-    /// It is destroyed.
+    /// The sandbox is destroyed.
     Secure,
 }
 
@@ -63,8 +63,8 @@ pub enum Strategy {
 pub struct PoolSize {
     /// Never used ones, made ahead of time; with `most_clean` the least of them.
     pub clean: usize,
-    /// Where their number follows the demand, the most of them: as many wait as were taken of late in
-    /// three times the time that making one takes.
+    /// Upper bound if the number of idle sandboxes follows the demand: as many are kept as were taken lately in three
+    /// times the time that making one takes.
     pub most_clean: Option<usize>,
     /// Used ones, being reset or waiting for their tenant. For [`PoolConfig::linger`] there may be
     /// twice as many.
@@ -83,7 +83,7 @@ impl PoolSize {
     }
 }
 
-/// What a sandbox has where a request says nothing else.
+/// The limits of a sandbox for requests that name none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SandboxDefaults {
     /// Its limits.
@@ -134,13 +134,13 @@ impl SandboxDefaults {
 /// Bounds of the pool.
 #[derive(Clone, Debug)]
 pub struct PoolConfig {
-    /// What becomes of used sandboxes.
+    /// The pool's treatment of used sandboxes.
     pub strategy: Strategy,
-    /// Of every runtime that `sizes` does not name.
+    /// Sizes for every runtime that `sizes` does not name.
     pub size: PoolSize,
-    /// Of single runtimes.
+    /// Sizes for single runtimes.
     pub sizes: BTreeMap<Runtime, PoolSize>,
-    /// Of images beside the runtimes' own. A sandbox of any other image waits for nobody: it goes after its
+    /// Sizes for images other than the runtimes' own. A sandbox of an image that is not listed is removed after its
     /// run.
     pub images: BTreeMap<Kind, PoolSize>,
     /// Sandboxes of one runtime that are made ahead of time at once.
@@ -152,7 +152,7 @@ pub struct PoolConfig {
     pub max_age: Duration,
     /// How long one may wait before it is asked whether it is well.
     pub check_after: Duration,
-    /// What waiting sandboxes have.
+    /// The limits of idle sandboxes.
     pub sandbox: SandboxDefaults,
     /// How long making a sandbox may take.
     pub create_timeout: Duration,

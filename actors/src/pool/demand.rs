@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is taken counts less and less: after this time, a third.
+/// Time constant of the decay: a sandbox that was taken this long ago counts a third.
 const MEMORY: Duration = Duration::from_secs(60);
 
 /// As many wait as are taken while one is made, times this: requests come in bursts.
@@ -31,13 +31,13 @@ impl Default for Demand {
 }
 
 impl Demand {
-    /// One was taken, or had to be made because there was none.
+    /// Notes that a sandbox was taken, or had to be made because none was idle.
     pub(super) fn taken(&mut self) {
         self.rate = self.rate_now() + 1.0 / MEMORY.as_secs_f64();
         self.updated = Instant::now();
     }
 
-    /// One was made, in this time.
+    /// Notes that a sandbox was made, and how long that took.
     pub(super) fn made(&mut self, time: Duration) {
         self.making = if self.making.is_zero() {
             time

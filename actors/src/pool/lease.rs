@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Pool;
 use super::message::Release;
-use crate::run::Memory;
+use crate::run::SandboxHistory;
 use crate::supervisor::WeakSupervised;
 
 /// How long changing limits may take: a few writes to files of the kernel, or one engine call.
@@ -19,18 +19,18 @@ const LIMITS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A sandbox, and what is known about it.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct PooledSandbox {
     /// The sandbox.
     pub sandbox: Arc<dyn Sandbox>,
     /// When it was made.
     pub made: Instant,
-    /// What it was made for, with the limits that hold now.
+    /// The specification it was made for, with the limits that hold now.
     pub spec: SandboxSpec,
-    /// What is known of its last run.
-    pub memory: Memory,
+    /// Facts about its last run.
+    pub memory: SandboxHistory,
 }
 
-impl Held {
+impl PooledSandbox {
     /// Makes `limits` hold.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Held {
     }
 }
 
-/// What the pool does with a sandbox that comes back.
+/// The pool's decision about a returned sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Used as its strategy says.
@@ -62,7 +62,7 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub struct Lease {
     /// The sandbox.
-    pub held: Held,
+    pub held: PooledSandbox,
     tenant: TenantId,
     fate: Fate,
     pool: WeakSupervised<Pool>,
@@ -71,7 +71,7 @@ pub struct Lease {
 
 impl Lease {
     pub(super) fn new(
-        held: Held,
+        held: PooledSandbox,
         tenant: TenantId,
         leased: &Arc<AtomicUsize>,
         pool: WeakSupervised<Pool>,
@@ -86,14 +86,14 @@ impl Lease {
         }
     }
 
-    /// Gives back a sandbox that nobody should use again.
+    /// Returns a sandbox that must not be used again.
     pub fn discard(mut self) {
         self.fate = Fate::Discard;
     }
 
     /// Makes the caller the sandbox's owner; the pool forgets it.
     #[must_use]
-    pub fn take(mut self) -> Held {
+    pub fn take(mut self) -> PooledSandbox {
         self.fate = Fate::Taken;
         self.held.clone()
     }
@@ -102,7 +102,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.counted.fetch_sub(1, Ordering::AcqRel);
-        // Where the pool is gone, dropping the sandbox removes it.
+        // If the pool is gone, dropping the sandbox removes it.
         self.pool.do_send(Release {
             held: self.held.clone(),
             tenant: self.tenant.clone(),

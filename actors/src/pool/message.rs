@@ -1,4 +1,4 @@
-//! What the pool is asked, and what it shows.
+//! Messages to the pool, and the state that it reports.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::lease::Fate;
-use super::{Held, Kind, Lease, Pool, PoolConfig};
+use super::{Kind, Lease, Pool, PoolConfig, PooledSandbox};
 use crate::error::ExecuteError;
 use crate::supervisor::{ATTEMPTS, Supervised};
 
@@ -70,7 +70,7 @@ pub async fn acquire(
 
 /// Hands out a sandbox. Legal in every state; a draining pool answers `Closed`.
 ///
-/// The answer has a channel of its own, which tells the pool when nobody waits any longer.
+/// The answer has a channel of its own, which tells the pool that the requester has gone.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Acquire {
@@ -81,7 +81,7 @@ pub(super) struct Acquire {
 
 impl Acquire {
     pub(super) fn refuse(self, error: PoolError) {
-        // Whoever is gone by now needs no answer.
+        // Ignore a closed channel: the requester has gone.
         let _ = self.reply.send(Err(error));
     }
 }
@@ -106,24 +106,24 @@ pub(super) struct Created {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Cleaned {
-    pub(super) cleaned: Result<Held, String>,
+    pub(super) cleaned: Result<PooledSandbox, String>,
     /// The sandbox as it was before.
-    pub(super) held: Held,
+    pub(super) held: PooledSandbox,
     pub(super) owner: TenantId,
     pub(super) took: Duration,
 }
 
-/// A sandbox was removed, or nobody waits for that any longer.
+/// A sandbox was removed, or the wait for its removal timed out.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Removed;
 
-/// It is time for another look at what waits too long.
+/// Asks the pool to look again for requests that wait too long.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Evict(pub(super) Kind);
 
-/// What was taken out has begun to work: it is time to make another ahead.
+/// A sandbox that was handed out has begun to work, so the pool may make its replacement.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Refill;
@@ -133,12 +133,12 @@ pub(super) struct Refill;
 #[rtype(result = "()")]
 pub(super) struct Supply;
 
-/// It is time to look at the age and the health of what waits.
+/// Asks the pool to check the age and the health of idle sandboxes.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct LookAfter;
+pub(super) struct HealthCheck;
 
-/// It is time to try again to make sandboxes ahead.
+/// Asks the pool to try again to make sandboxes ahead.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Retry(pub(super) Kind);
@@ -147,7 +147,7 @@ pub(super) struct Retry(pub(super) Kind);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Release {
-    pub(super) held: Held,
+    pub(super) held: PooledSandbox,
     pub(super) tenant: TenantId,
     pub(super) fate: Fate,
 }
@@ -177,14 +177,14 @@ pub struct Configure(pub PoolConfig);
 #[rtype(result = "PoolState")]
 pub struct Observe;
 
-/// What the pool shows of itself.
+/// The state that the pool reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolState {
     /// By runtime; those that nothing happened to are left out.
-    pub runtimes: BTreeMap<Runtime, ShelfState>,
+    pub runtimes: BTreeMap<Runtime, SubPoolState>,
     /// By image, of those that are no runtime's own; those that nothing happened to are left out.
-    pub images: BTreeMap<String, ShelfState>,
+    pub images: BTreeMap<String, SubPoolState>,
     /// Sandboxes handed out.
     pub leased: usize,
     /// Sandboxes being destroyed.
@@ -195,10 +195,10 @@ pub struct PoolState {
     pub draining: bool,
 }
 
-/// What the pool shows of one runtime.
+/// The state that the pool reports for one runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ShelfState {
+pub struct SubPoolState {
     /// Never used sandboxes that wait.
     pub clean: usize,
     /// Used ones that were reset and wait for their tenant.

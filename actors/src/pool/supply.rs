@@ -1,4 +1,4 @@
-//! Which of the requests that wait have a sandbox made for them.
+//! Decides which waiting requests have a sandbox made for them.
 //!
 //! Making a sandbox costs several times as much processor time as resetting a used one. So a request waits for a
 //! used sandbox of its tenant if that is sooner: if the reset of one ends before a new one would be made, and on a
@@ -13,7 +13,7 @@ use isol8_backend::SandboxSpec;
 use tokio::time::Instant;
 
 use super::message::{Acquire, Supply};
-use super::shelf::{Order, Shelf, Sizes, Waiter, sizes};
+use super::sub_pool::{PendingCreate, Sizes, SubPool, Waiter, sizes};
 use super::{Kind, Pool, Processors, Strategy};
 
 /// Pause between two looks at the requests that wait; other events bring further looks.
@@ -37,7 +37,7 @@ const LEAST_OVERDUE: Duration = Duration::from_secs(1);
 
 /// Facts that decide whether a request is served by a used sandbox.
 struct Outlook<'a> {
-    shelf: &'a Shelf,
+    sub_pool: &'a SubPool,
     busy: bool,
     /// Sandboxes of one tenant that can keep the machine busy.
     enough: usize,
@@ -56,9 +56,9 @@ impl Pool {
             return;
         }
         let mut kinds = Vec::new();
-        for (kind, shelf) in &mut self.own.shelves {
-            shelf.forget_gone();
-            if !shelf.waiters.is_empty() {
+        for (kind, sub_pool) in &mut self.own.sub_pools {
+            sub_pool.forget_gone();
+            if !sub_pool.waiters.is_empty() {
                 kinds.push(kind.clone());
             }
         }
@@ -87,8 +87,8 @@ impl Pool {
             true => processors,
             false => processors * MADE_PER_PROCESSOR,
         };
-        let shelves = self.own.shelves.values();
-        let made = shelves.map(|shelf| shelf.refilling + young_orders(shelf).count());
+        let sub_pools = self.own.sub_pools.values();
+        let made = sub_pools.map(|sub_pool| sub_pool.refilling + young_orders(sub_pool).count());
         most.saturating_sub(made.sum())
     }
 
@@ -97,14 +97,14 @@ impl Pool {
     /// made again.
     pub(super) fn waits_for_used(&self, spec: &SandboxSpec, tenant: &TenantId) -> bool {
         let processors = &*self.own.config.processors;
-        let Some(shelf) = self.own.shelves.get(&Kind::of(spec)) else {
+        let Some(sub_pool) = self.own.sub_pools.get(&Kind::of(spec)) else {
             return false;
         };
-        let circulation = &shelf.circulation;
+        let circulation = &sub_pool.circulation;
         circulation.count(tenant) >= enough(processors.count())
             && is_busy(processors)
             && self.may_reuse(spec)
-            && circulation.goes_round(tenant, shelf.demand.making())
+            && circulation.goes_round(tenant, sub_pool.demand.making())
     }
 
     /// Hands a fresh sandbox that waits to the request of a ticket, if there is one.
@@ -112,13 +112,13 @@ impl Pool {
         if !self.own.config.sandbox.sizes_fit(spec) {
             return false;
         }
-        let shelf = self.shelf(&Kind::of(spec));
-        let Some(held) = shelf.pick_fresh() else {
+        let sub_pool = self.sub_pool(&Kind::of(spec));
+        let Some(held) = sub_pool.pick_fresh() else {
             return false;
         };
-        match shelf.take_waiter(ticket) {
+        match sub_pool.take_waiter(ticket) {
             Some(waiter) => self.hand_out(held, waiter),
-            None => self.shelve_fresh(held),
+            None => self.return_clean(held),
         }
         true
     }
@@ -126,19 +126,19 @@ impl Pool {
     /// The requests of one kind that need a sandbox made for them. Requests of tenants that have no sandbox here
     /// come first.
     fn unserved(&self, kind: &Kind, busy: bool) -> Vec<(u64, SandboxSpec)> {
-        let Some(shelf) = self.own.shelves.get(kind) else {
+        let Some(sub_pool) = self.own.sub_pools.get(kind) else {
             return Vec::new();
         };
-        let mut outlook = Outlook::new(shelf, busy, self.own.config.processors.count());
-        let unserved = shelf.waiters.iter().filter(|waiter| {
+        let mut outlook = Outlook::new(sub_pool, busy, self.own.config.processors.count());
+        let unserved = sub_pool.waiters.iter().filter(|waiter| {
             let may_reuse = self.may_reuse(&waiter.wanted.spec);
             !outlook.is_served(waiter, may_reuse)
         });
         let mut unserved: Vec<_> = unserved.collect();
-        unserved.sort_by_key(|waiter| shelf.circulation.count(&waiter.wanted.tenant) > 0);
-        // Where everything hangs, a few more are tried, but not one after another for ever.
-        let most = shelf.waiters.len() + self.own.config.refill_width;
-        let room = most.saturating_sub(shelf.orders.len());
+        unserved.sort_by_key(|waiter| sub_pool.circulation.count(&waiter.wanted.tenant) > 0);
+        // If every creation hangs, a few more are tried, but not without end.
+        let most = sub_pool.waiters.len() + self.own.config.refill_width;
+        let room = most.saturating_sub(sub_pool.orders.len());
         let chosen = unserved.into_iter().take(room);
         chosen
             .map(|waiter| (waiter.ticket, waiter.wanted.spec.clone()))
@@ -156,26 +156,30 @@ impl Pool {
     /// Begins to make a sandbox for the request of a ticket.
     fn order(&mut self, ticket: u64, spec: SandboxSpec) {
         let id = self.next_number();
-        let order = Order {
+        let order = PendingCreate {
             id,
             ticket,
             sizes: sizes(&spec),
             begun: Instant::now(),
         };
-        self.shelf(&Kind::of(&spec)).orders.push(order);
+        self.sub_pool(&Kind::of(&spec)).orders.push(order);
         self.create(spec, Some(id));
     }
 }
 
 impl<'a> Outlook<'a> {
-    fn new(shelf: &'a Shelf, busy: bool, processors: usize) -> Self {
-        let waiting: BTreeSet<u64> = shelf.waiters.iter().map(|waiter| waiter.ticket).collect();
-        let open = young_orders(shelf).filter(|order| !waiting.contains(&order.ticket));
+    fn new(sub_pool: &'a SubPool, busy: bool, processors: usize) -> Self {
+        let waiting: BTreeSet<u64> = sub_pool
+            .waiters
+            .iter()
+            .map(|waiter| waiter.ticket)
+            .collect();
+        let open = young_orders(sub_pool).filter(|order| !waiting.contains(&order.ticket));
         Self {
-            shelf,
+            sub_pool,
             busy,
             enough: enough(processors),
-            tickets: young_orders(shelf).map(|order| order.ticket).collect(),
+            tickets: young_orders(sub_pool).map(|order| order.ticket).collect(),
             open: open.map(|order| order.sizes).collect(),
             counting: BTreeMap::new(),
         }
@@ -193,8 +197,8 @@ impl<'a> Outlook<'a> {
             return true;
         }
         let ahead = self.counting.get(tenant).copied().unwrap_or_default();
-        let making = self.shelf.demand.making();
-        let circulation = &self.shelf.circulation;
+        let making = self.sub_pool.demand.making();
+        let circulation = &self.sub_pool.circulation;
         let counts_on_used = may_reuse
             && (circulation.is_sooner(tenant, ahead, making)
                 || self.is_machine_full(tenant) && circulation.goes_round(tenant, making));
@@ -205,7 +209,7 @@ impl<'a> Outlook<'a> {
 
     /// Whether more sandboxes of a tenant would only slow down those that it has.
     fn is_machine_full(&self, tenant: &TenantId) -> bool {
-        self.busy && self.shelf.circulation.count(tenant) >= self.enough
+        self.busy && self.sub_pool.circulation.count(tenant) >= self.enough
     }
 }
 
@@ -220,8 +224,8 @@ pub(super) fn is_busy(processors: &dyn Processors) -> bool {
 }
 
 /// The sandboxes being made for requests that are not overdue.
-fn young_orders(shelf: &Shelf) -> impl Iterator<Item = &Order> {
-    let overdue = LEAST_OVERDUE.max(shelf.demand.making() * OVERDUE_FACTOR);
-    let orders = shelf.orders.iter();
+fn young_orders(sub_pool: &SubPool) -> impl Iterator<Item = &PendingCreate> {
+    let overdue = LEAST_OVERDUE.max(sub_pool.demand.making() * OVERDUE_FACTOR);
+    let orders = sub_pool.orders.iter();
     orders.filter(move |order| order.begun.elapsed() < overdue)
 }

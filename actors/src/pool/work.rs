@@ -1,5 +1,5 @@
-//! What takes time: making sandboxes, resetting them, removing them. Each is a task of its own, where a
-//! panic is an error and no more, and which reports to whoever is the pool by then.
+//! Tasks for slow work: making, resetting and removing sandboxes. A panic in one is reported as an error, to the pool
+//! that runs by then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use isol8_backend::{BackendError, Limits, SandboxSpec};
 use tokio::time::{Instant, timeout};
 
 use super::message::{Acquire, Cleaned, Create, Created, PoolError, Removed};
-use super::{Held, Lease, Pool, Strategy};
-use crate::run::Memory;
+use super::{Lease, Pool, PooledSandbox, Strategy};
+use crate::run::SandboxHistory;
 use crate::supervisor::WeakSupervised;
 use crate::watch::destroy;
 
@@ -47,7 +47,7 @@ impl Pool {
     }
 
     /// Makes a used sandbox as new.
-    pub(super) fn reset(&self, held: Held, owner: TenantId) {
+    pub(super) fn reset(&self, held: PooledSandbox, owner: TenantId) {
         let limits = self.own.config.sandbox.limits;
         let used = held.clone();
         let closing = self.own.closing.clone();
@@ -69,7 +69,7 @@ impl Pool {
     }
 
     /// Removes a sandbox.
-    pub(super) fn destroy(&mut self, held: Held) {
+    pub(super) fn destroy(&mut self, held: PooledSandbox) {
         let gone = destroy(held.sandbox);
         self.own.destroying += 1;
         self.own.handle().report(gone, |_| Removed);
@@ -80,7 +80,7 @@ impl Pool {
 pub(super) async fn fit(mut lease: Lease, wanted: Acquire, pool: WeakSupervised<Pool>) {
     match lease.held.set_limits(wanted.spec.limits).await {
         Ok(()) => {
-            // Where nobody waits any longer, the lease finds its way back.
+            // If the requester is gone, the lease returns the sandbox when it is dropped.
             let _ = wanted.reply.send(Ok(lease));
         }
         Err(error) => {
@@ -91,12 +91,12 @@ pub(super) async fn fit(mut lease: Lease, wanted: Acquire, pool: WeakSupervised<
     }
 }
 
-async fn cleaned(mut held: Held, limits: Limits) -> Result<Held, BackendError> {
+async fn cleaned(mut held: PooledSandbox, limits: Limits) -> Result<PooledSandbox, BackendError> {
     held.sandbox.control().reset().await?;
     held.set_limits(limits).await?;
-    // What its last run did between its end and the reset is not the next run's.
+    // Usage between the end of the last run and the reset does not belong to the next run.
     let usage = held.sandbox.usage().await.ok();
-    held.memory = Memory {
+    held.memory = SandboxHistory {
         usage,
         unreported_loss: false,
     };

@@ -4,16 +4,16 @@ use actix::prelude::*;
 
 use super::Registry;
 use crate::error::ExecuteError;
-use crate::files::Access;
+use crate::files::TransferPermit;
 use crate::session::{self, SessionKey};
 
 /// Asks for the right to one transfer in a session. None is made for it.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<Access, ExecuteError>")]
+#[rtype(result = "Result<TransferPermit, ExecuteError>")]
 pub(crate) struct Open(pub(crate) SessionKey);
 
 impl Handler<Open> for Registry {
-    type Result = ResponseFuture<Result<Access, ExecuteError>>;
+    type Result = ResponseFuture<Result<TransferPermit, ExecuteError>>;
 
     fn handle(&mut self, Open(key): Open, _: &mut Self::Context) -> Self::Result {
         if self.own.draining {

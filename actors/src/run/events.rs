@@ -29,7 +29,7 @@ pub(super) fn cost(event: &StreamEvent) -> usize {
     event.data.len() + EVENT_OVERHEAD
 }
 
-/// Where a run puts its events. Clones share it.
+/// The sending side of a run's events. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct EventSender {
     events: UnboundedSender<Queued>,
@@ -38,7 +38,7 @@ pub(crate) struct EventSender {
     room_after_end: Arc<Semaphore>,
 }
 
-/// Where the client takes them.
+/// The receiving side of a run's events.
 #[derive(Debug)]
 pub(crate) struct EventReceiver {
     events: UnboundedReceiver<Queued>,
@@ -68,7 +68,7 @@ impl EventSender {
     /// Sends an event as soon as there is room for it, and waits for that until `deadline`.
     ///
     /// # Errors
-    /// The event, where there was no room in time.
+    /// Returns the event if there was no room in time.
     pub(super) async fn send(
         &self,
         event: StreamEvent,

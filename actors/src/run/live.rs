@@ -1,4 +1,4 @@
-//! A run that somebody follows while it goes on.
+//! The connection between a run and the client that follows it.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -10,10 +10,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use super::events::EventSender;
 
-/// What a client does to its run. Clones are the same client.
+/// The client's side of a run. Clones belong to the same client.
 #[derive(Clone, Debug)]
-pub struct Live {
-    /// Where events go. Each waits until there is room, and the run with it.
+pub struct Attachment {
+    /// The channel for events. Each event waits until there is room, and the run with it.
     pub(crate) events: EventSender,
     /// Set once the job's program, or its setup script, is about to start.
     pub(crate) begun: watch::Sender<bool>,
@@ -21,31 +21,31 @@ pub struct Live {
     pub(crate) input: Option<Arc<Mutex<Input>>>,
 }
 
-/// What comes from a client while its run goes on.
+/// The input of a client while its run goes on.
 #[derive(Debug)]
 pub struct Input {
     /// Standard input; it ends with its sender.
     pub stdin: mpsc::Receiver<Vec<u8>>,
-    /// Signals. They do not wait for input that the program does not read.
+    /// Signals. A signal does not wait for input that the program does not read.
     pub signals: mpsc::Receiver<Signal>,
-    /// The size of the run's terminal, where it has one. Only a change is passed on.
+    /// The size of the run's terminal, if it has one. Only changes are passed on.
     pub size: Option<watch::Receiver<TerminalSize>>,
 }
 
 /// The client's ends of an [`Input`].
 #[derive(Debug)]
 pub struct InputSender {
-    /// Standard input. One piece waits here at most, and more with whoever has it.
+    /// Standard input. At most one piece waits here; the sender holds back the rest.
     pub stdin: mpsc::Sender<Vec<u8>>,
     /// Signals. [`Input::SIGNALS`] of them wait here at most.
     pub signals: mpsc::Sender<Signal>,
-    /// The size of the run's terminal, where it has one. Only the last counts.
+    /// The size of the run's terminal, if it has one. Only the last value counts.
     pub size: Option<watch::Sender<TerminalSize>>,
 }
 
 impl Input {
-    /// Signals that wait to be sent to the sandbox. That takes no time unless the run has not begun, or
-    /// somebody sends nothing else.
+    /// Highest number of signals that wait to be sent to the sandbox. The queue empties at once, unless the run has not
+    /// started or a client floods it.
     pub const SIGNALS: usize = 16;
 
     /// Both ends, of a run at a terminal of this size or at none.
@@ -68,7 +68,7 @@ impl Input {
     }
 }
 
-impl Live {
+impl Attachment {
     /// Carries what the client sends to the run, for as long as that goes on.
     pub(super) async fn feed(&self, run: &RunInput) -> Infallible {
         if let Some(input) = &self.input {

@@ -1,4 +1,4 @@
-//! What a run writes, on its way to a result or to whoever follows it.
+//! The way of a run's output into a result or to the client that follows the run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::error::ExecuteError;
 /// Last line of standard error of a run whose time was over.
 const TIMED_OUT: &str = "--- EXECUTION TIMED OUT ---";
 
-/// How long a client may take nothing at all. It holds a sandbox meanwhile.
+/// How long a client may take no output at all. The run occupies its sandbox meanwhile.
 const STALLED_AFTER: Duration = Duration::from_secs(60);
 
 /// Most text of one event, in bytes. A server has a few of them under way for each client.
@@ -24,7 +24,7 @@ const EVENT_SIZE: usize = 16 * 1024;
 /// Most bytes of an event in base64, which are as long as an event may be then.
 const MAX_EVENT_BYTES: usize = EVENT_SIZE / 4 * 3;
 
-/// Where text goes.
+/// The destination of text.
 #[derive(Debug)]
 pub(super) enum Sink {
     /// Into a result.
@@ -37,8 +37,8 @@ pub(super) enum Sink {
 #[derive(Debug)]
 pub(super) struct Follower {
     events: EventSender,
-    /// Until then the run goes on as fast as the client takes its events. What runs has ended by then, and what it
-    /// left is kept for the client.
+    /// Until this time the run goes on as fast as the client takes its events. After it, programs have ended, and the
+    /// rest of their output is kept for the client.
     waits_until: Instant,
     /// Output that the program left, until its end is known. Small pieces are joined: each event has a cost.
     left: Vec<StreamEvent>,
@@ -52,7 +52,7 @@ pub(super) struct Written {
     pub(super) stderr: Vec<u8>,
 }
 
-/// One stream of a result, as the contract carries it.
+/// An output stream of a result, encoded as the contract says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Carried {
     pub(super) text: String,
@@ -60,7 +60,7 @@ pub(super) struct Carried {
 }
 
 impl Carried {
-    /// Text, without white space at its end where it is trimmed, or base64 where the bytes are no text.
+    /// Encodes bytes as text, without white space at its end if `is_trimmed`, or as base64 if they are not UTF-8.
     pub(super) fn new(bytes: Vec<u8>, is_trimmed: bool) -> Self {
         let (mut text, encoding) = Encoding::encode(bytes);
         if is_trimmed && encoding.is_utf8() {
@@ -71,7 +71,7 @@ impl Carried {
 }
 
 impl Sink {
-    /// A client that follows the run. It is waited for from [`Self::wait_until`] on.
+    /// Returns the sink for a client that follows the run. The run waits for the client from [`Self::wait_until`] on.
     pub(super) fn stream(events: EventSender) -> Self {
         let waits_until = Instant::now();
         Self::Stream(Follower {
@@ -113,7 +113,7 @@ impl Sink {
         Ok(())
     }
 
-    /// Tells whoever follows the run of something that is no output of it.
+    /// Sends an event that is not output to the client that follows the run.
     pub(super) async fn tell(&mut self, event: StreamEvent) -> Result<(), ExecuteError> {
         match self {
             Self::Result(_) => Ok(()),
@@ -124,7 +124,7 @@ impl Sink {
         }
     }
 
-    /// What the phase that has just ended wrote, where it is kept.
+    /// Returns the output of the phase that has just ended, if it is kept.
     pub(super) fn take(&mut self) -> Written {
         match self {
             Self::Result(written) => std::mem::take(written),

@@ -13,26 +13,29 @@ struct Manager {
     /// Beside the job's own variables, which count for more: an index of the company's own comes with
     /// them.
     env: &'static [(&'static str, &'static str)],
-    /// Where it is started.
+    /// Working directory of the package manager.
     cwd: &'static str,
 }
 
-/// Where packages go, and what describes a project is.
+/// Directory for packages and for the files that describe a project.
 const PROJECT: &str = "/sandbox";
 
 /// The certificates of the image or the host.
 const CERTIFICATES: (&str, &str) = ("NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt");
 
-/// Installs by uv where the system has it, and by pip otherwise. pip too where pip was configured, by a variable of the
-/// request or a file: uv does not read what that says. uv unpacks beside the place that it links into, because the
-/// two must be on one file system.
+/// Installs by uv where the system has it, and by pip otherwise. pip installs too where a variable of the request or a
+/// file configures it: uv does not read those. Settings that say neither which packages nor from where, such as
+/// `cert`, do not count. uv unpacks beside the directory that it links into, because the two must be on one file system.
 ///
-/// pip is started from a directory that user code cannot write to: `-m` takes modules of the working directory first,
-/// such as a `pip.py` there. Packages go to the user's place, because the system's own is read-only. What was fetched
-/// is not kept: it would take up the session's memory.
+/// pip is started from a directory that user code cannot write to, because `-m` takes modules of the working directory
+/// first, such as a `pip.py` there. Packages go to the user's directory, because the system's is read-only. Downloads
+/// are not kept, because they would use the session's memory.
 const PIP_OR_UV: &str = r#"exec >&2
 for uv in /usr/local/bin/uv /usr/bin/uv; do [ -x "$uv" ] && break; uv=; done
-for file in "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf" /etc/pip.conf; do [ -e "$file" ] && uv=; done
+no_source='^[[:space:]]*([#;[].*|(cert|timeout|retries|progress-bar|no-input|user|no-cache-dir|break-system-packages|disable-pip-version-check|root-user-action|no-warn-script-location)[[:space:]]*[=:].*)?$'
+for file in "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf" /etc/pip.conf; do
+    [ ! -e "$file" ] || ! grep -qvE "$no_source" "$file" || uv=
+done
 if [ -z "$uv" ] || [ -n "$ISOL8_PIP" ]; then
     unset ISOL8_PIP
     exec python3 -m pip install --no-compile -- "$@"
@@ -103,8 +106,7 @@ const BUN: Manager = Manager {
     cwd: PROJECT,
 };
 
-/// It looks for what describes the project in the directories above, too, where that of an image is, which
-/// cannot be written to.
+/// Deno looks for the project's description in the parent directories too, and finds the image's, which is read-only.
 const DENO_ADD: &str =
     "for name in deno.json deno.jsonc package.json; do [ -e $name ] && found=1; done
 [ \"$found\" ] || echo '{}' >deno.json
@@ -116,7 +118,7 @@ const DENO: Manager = Manager {
     cwd: PROJECT,
 };
 
-/// Bash has none of its own: whoever checks a request refuses packages for it.
+/// Bash has no package manager: the checks of a request refuse packages for it.
 const NONE: Manager = Manager {
     argv: &["false"],
     env: &[],
@@ -150,9 +152,9 @@ pub(super) fn installation(job: &Job, install: &Install, packages: &[String]) ->
         run.env.extend(install.source.iter().cloned());
     }
     let configures_pip = |(name, _): &(String, String)| name.starts_with("PIP_");
-    let is_known = install.missing.contains_key(&job.sandbox.image);
-    if job.runtime() == Runtime::Python && (is_known || job.env.iter().any(configures_pip)) {
-        // uv installs anew what the image holds.
+    let holds_packages = install.missing.contains_key(&job.sandbox.image);
+    if job.runtime() == Runtime::Python && (holds_packages || job.env.iter().any(configures_pip)) {
+        // uv would install again what the image holds.
         run.env.push((USE_PIP.to_owned(), "1".to_owned()));
     }
     for (name, value) in *env {

@@ -5,17 +5,17 @@ use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
 
 use crate::job::{Job, Program};
 
-use super::{Live, Mode};
+use super::{Attachment, Mode};
 
-/// Where the setup script is put: not in `/sandbox`, where the program would find it.
+/// Path of the setup script: outside `/sandbox`, where the program would find it.
 const SETUP_PATH: &str = "/tmp/.isol8-setup.sh";
 
-/// Where a script is put that runs at a terminal beside a session's interpreter, without its
-/// extension: among the session's files, so that it finds them as modules, and none of theirs.
+/// Path, without extension, of a script that runs at a terminal beside a session's interpreter: in the session's
+/// directory, so that it can import the session's files, under a name that none of them has.
 const BESIDE_PATH: &str = "/sandbox/.isol8-terminal";
 
-/// The program's run, where there is a program.
-pub(super) fn program(job: &Job, mode: Mode, live: Option<&Live>) -> Option<RunSpec> {
+/// Returns the run of the program, if the job has a program.
+pub(super) fn program(job: &Job, mode: Mode, live: Option<&Attachment>) -> Option<RunSpec> {
     let program = match &job.program {
         Program::Nothing => return None,
         Program::ShellCommand(command) => GuestProgram::Command {
@@ -70,10 +70,10 @@ pub(super) fn base(job: &Job, program: GuestProgram) -> RunSpec {
         timeout_ms: Some(u64::try_from(job.timeout.as_millis()).unwrap_or(u64::MAX)),
         output_limit: Some(job.output_limit),
         eager: false,
-        // What a setup script leaves running (a service) is for the program.
+        // A process that a setup script leaves running (a service) is for the program.
         sweep: false,
         terminal: None,
-        // Said where it is run, by whoever serves it there.
+        // The caller that starts the run sets this.
         network: false,
     }
 }

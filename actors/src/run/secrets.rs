@@ -53,11 +53,11 @@ impl Scanner {
 }
 
 impl Secrets {
-    /// Prepares to mask these values; returns `None` where there is none. Many of them are prepared on a
-    /// thread of their own.
+    /// Prepares to mask these values; returns `None` if there are none. A large number of values is prepared on a
+    /// blocking thread.
     ///
     /// # Errors
-    /// [`ExecuteError::Invalid`] where there are more values, or more bytes of them, than a job may have.
+    /// [`ExecuteError::Invalid`] if there are more values, or more bytes in them, than a job may have.
     pub(super) async fn prepare(values: &[String]) -> Result<Option<Arc<Self>>, ExecuteError> {
         let bytes: usize = values.iter().map(String::len).sum();
         if values.len() > MAX_SECRETS || bytes > MAX_SECRET_BYTES {
@@ -74,7 +74,7 @@ impl Secrets {
         building.map_err(|_| ExecuteError::Internal("preparing secrets panicked".to_owned()))
     }
 
-    /// Prepares to mask these values; returns `None` where there is none.
+    /// Prepares to mask these values; returns `None` if there are none.
     pub(super) fn new(values: &[String]) -> Option<Arc<Self>> {
         let values = values.iter().map(String::as_bytes);
         let values: Vec<&[u8]> = values.filter(|value| !value.is_empty()).collect();
@@ -151,8 +151,8 @@ impl Secrets {
     }
 }
 
-/// Masks a stream that comes in pieces, as if it came in one: the leftmost values, and the longest of those
-/// that begin at the same place. It holds back bytes that may be the begin of a value, and no others.
+/// Masks a stream that comes in pieces as if it came whole: the leftmost values, and the longest of those that begin at
+/// the same byte. Only bytes that may be the beginning of a value are held back.
 #[derive(Debug)]
 pub(super) struct Masker {
     secrets: Option<Arc<Secrets>>,
@@ -177,7 +177,7 @@ impl Masker {
         masked
     }
 
-    /// Returns what was held back. Where the stream was cut, that may be a part of a value, and is masked.
+    /// Returns the bytes that were held back. If the stream was cut, they may be a part of a value and are masked.
     pub(super) fn finish(&mut self, cut: bool) -> Vec<u8> {
         let state = std::mem::take(&mut self.state);
         let mut rest = Vec::new();

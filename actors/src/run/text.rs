@@ -6,7 +6,7 @@ use isol8_api::Encoding;
 
 use super::secrets::{Masker, Secrets};
 
-/// One stream of a run.
+/// The text of one output stream of a run.
 #[derive(Debug)]
 pub(super) struct Text {
     limit: u64,
@@ -114,7 +114,7 @@ impl Characters {
     }
 }
 
-/// Where the character begins that `bytes` end in the middle of; their length where there is none.
+/// Returns the start of the character that is incomplete at the end of `bytes`, or their length if none is.
 fn begun_at(bytes: &[u8]) -> usize {
     // A character has at most four bytes, so a cut one has at most three here.
     for cut in 1..=bytes.len().min(3) {
@@ -195,7 +195,7 @@ mod tests {
         }
         let (text, _) = finished(8, &["aé€😀".as_bytes()], &[]);
         assert_eq!(text.lines().next(), Some("aé€"));
-        // What was broken before the cut is shown as broken.
+        // Bytes that were invalid before the cut are shown as invalid.
         let (text, _) = finished(2, &[b"a\xffbc"], &[]);
         assert_eq!(text.lines().next(), Some("a\u{fffd}"));
     }

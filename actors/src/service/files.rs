@@ -5,7 +5,7 @@ use isol8_api::{SandboxPath, SessionId, TenantId};
 
 use super::Service;
 use crate::error::ExecuteError;
-use crate::files::{self, Download, Upload, Visit};
+use crate::files::{self, Download, Transfer, Upload};
 use crate::job::Job;
 use crate::registry;
 use crate::session::SessionKey;
@@ -25,12 +25,11 @@ impl Service {
         Upload::open(self.visit(tenant, session).await?, path)
     }
 
-    /// As [`Self::upload`], and makes the session where there is none: by a job without a program, which says
-    /// what sandbox it has.
+    /// Uploads like [`Self::upload`], and creates a session that does not exist by a job without a program, which
+    /// describes its sandbox.
     ///
     /// # Errors
-    /// As [`Self::upload`] and [`Self::execute`]; [`ExecuteError::RuntimeMismatch`] where there is a session of
-    /// another runtime.
+    /// As [`Self::upload`] and [`Self::execute`]; [`ExecuteError::RuntimeMismatch`] if the session has another runtime.
     pub async fn upload_or_create(
         &self,
         tenant: TenantId,
@@ -70,7 +69,7 @@ impl Service {
     /// Lists a directory of a session's sandbox.
     ///
     /// # Errors
-    /// As [`Self::upload`], and where there is no such directory.
+    /// As [`Self::upload`]; also if the directory does not exist.
     pub async fn list_files(
         &self,
         tenant: TenantId,
@@ -80,7 +79,7 @@ impl Service {
         files::list(self.visit(tenant, session).await?, path).await
     }
 
-    async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Visit, ExecuteError> {
+    async fn visit(&self, tenant: TenantId, id: SessionId) -> Result<Transfer, ExecuteError> {
         let shared = &self.shared;
         let counted = self.count()?;
         let key = SessionKey { tenant, id };
@@ -88,7 +87,7 @@ impl Service {
             .registry
             .ask(|| registry::Open(key.clone()))
             .await??;
-        Ok(Visit {
+        Ok(Transfer {
             access,
             stop: shared.stop.child_token(),
             _counted: counted,

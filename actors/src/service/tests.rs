@@ -1,4 +1,4 @@
-//! A panic in any actor, under load, is noticed by nobody else.
+//! A panic in any actor, under load, disturbs no other part.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::registry::Registry;
 use crate::session::{Run, Session, SessionKey};
 use crate::supervisor::Supervised;
 
-/// Makes whoever gets it panic.
+/// Makes the receiving actor panic.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Panic;
@@ -109,7 +109,7 @@ async fn a_pool_that_panics_keeps_its_sandboxes_and_its_waiters() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = backend.living();
 
-    // One lease is out, and one request waits for a sandbox that is being made.
+    // A lease is held, and a request waits for a sandbox that is being made.
     let running = tokio::spawn({
         let service = service.clone();
         async move { output(&service, None, "sleep 2000\nprint 2").await }
@@ -165,7 +165,7 @@ async fn a_job_that_meets_a_session_nobody_waited_for_has_another() {
     let unused = session_of(&service, "s").await;
     gone.abort();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // It was on its way when the session ended.
+    // A message was on its way when the session ended.
     let (reply, answer) = oneshot::channel();
     unused.do_send(Run {
         job: Arc::new(job("print 2")),

@@ -1,4 +1,4 @@
-//! What a session is asked, what it shows, and what it is made with.
+//! Messages to a session, the state that it reports, and its settings.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,23 +14,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::error::ExecuteError;
-use crate::files::{Access, MAX_TRANSFERS};
+use crate::files::{MAX_TRANSFERS, TransferPermit};
 use crate::job::Job;
-use crate::pool::{Held, Lease, Pool, PoolError};
+use crate::pool::{Lease, Pool, PoolError, PooledSandbox};
 use crate::registry::Registry;
-use crate::run::Live;
+use crate::run::Attachment;
 use crate::supervisor::{Supervised, WeakSupervised};
 
 /// Names a session among all tenants'.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey {
-    /// Whose it is.
+    /// The tenant that owns the session.
     pub tenant: TenantId,
     /// The tenant's name for it.
     pub id: SessionId,
 }
 
-/// What is read about a session without asking it.
+/// The facts about a session that are read without a message to it.
 #[derive(Debug)]
 pub(crate) struct Status {
     pub(crate) runtime: Runtime,
@@ -41,12 +41,12 @@ pub(crate) struct Status {
     pub(crate) transfers: Arc<Semaphore>,
     /// Set once there is a sandbox.
     pub(crate) container: OnceLock<String>,
-    /// Set once it is over; why, where it was lost and nobody was told.
+    /// Set once the session has ended, with the reason of a loss that no request has been told yet.
     pub(crate) ended: OnceLock<Option<String>>,
 }
 
 impl Status {
-    /// Of a session of an earlier process.
+    /// The status of a session that an earlier process made.
     pub(crate) fn adopted(claim: &Claim, idle: Duration, container: &SandboxId) -> Self {
         let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
         let used = milliseconds_since_1970().saturating_sub(idle);
@@ -93,9 +93,9 @@ pub(super) type Reply = oneshot::Sender<Result<ExecutionResult, ExecuteError>>;
 #[rtype(result = "()")]
 pub(crate) struct Run {
     pub(crate) job: Arc<Job>,
-    /// Whoever follows it.
-    pub(crate) live: Option<Live>,
-    /// Triggered when nobody waits for the answer any longer.
+    /// The client that follows the run, if there is one.
+    pub(crate) live: Option<Attachment>,
+    /// Triggered when the requester has gone.
     pub(crate) cancel: CancellationToken,
     pub(crate) received: Instant,
     pub(crate) reply: Reply,
@@ -111,10 +111,10 @@ pub(crate) struct Delete;
 #[rtype(result = "()")]
 pub(crate) struct Leave;
 
-/// Asks for the right to one file transfer. Legal in every state; where there is no sandbox, there is
-/// no session yet.
+/// Asks for permission to transfer one file. Accepted in every state; a session without a sandbox answers that it does
+/// not exist.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Result<Access, ExecuteError>")]
+#[rtype(result = "Result<TransferPermit, ExecuteError>")]
 pub(crate) struct Open;
 
 /// A file transfer has ended.
@@ -122,10 +122,10 @@ pub(crate) struct Open;
 #[rtype(result = "()")]
 pub(crate) struct Used;
 
-/// Writes down when it was used last. Ends it where it has been idle for this long, and nobody waits.
+/// Persists the time of the last use. Ends the session if it has been idle for this long and no request waits.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct LookAfter {
+pub(crate) struct HealthCheck {
     pub(crate) max_idle: Option<Duration>,
 }
 
@@ -150,14 +150,14 @@ pub(super) struct Acquired(pub(super) Result<Lease, PoolError>);
 pub(super) struct TurnEnded {
     pub(super) result: Result<ExecutionResult, ExecuteError>,
     /// The sandbox as it is now; none where the run panicked.
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<PooledSandbox>,
 }
 
-/// What a session shows of itself.
+/// The state that a session reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, MessageResponse)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionState {
-    /// What it is doing.
+    /// The present activity of the session.
     pub phase: Phase,
     /// The runtime it is bound to.
     pub runtime: Runtime,
@@ -165,23 +165,23 @@ pub struct SessionState {
     pub waiting: usize,
 }
 
-/// What a session is doing.
+/// The activity of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// It has no sandbox yet.
+    /// The session has no sandbox yet.
     Starting,
-    /// It waits for a job.
+    /// The session waits for a job.
     Idle,
-    /// It runs a job.
+    /// The session runs a job.
     Running,
-    /// It is over.
+    /// The session has ended.
     Ended,
 }
 
-/// What a session is made with.
+/// The settings that a session is made with.
 #[derive(Clone, Debug)]
-pub(crate) struct Setting {
+pub(crate) struct SessionContext {
     pub(crate) key: SessionKey,
     /// Tells this session from others of the same key, before and after it.
     pub(crate) generation: u64,

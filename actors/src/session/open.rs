@@ -7,10 +7,10 @@ use actix::prelude::*;
 use super::message::{Open, Used};
 use super::{Session, State};
 use crate::error::ExecuteError;
-use crate::files::{Access, MAX_TRANSFERS};
+use crate::files::{MAX_TRANSFERS, TransferPermit};
 
 impl Session {
-    fn open(&mut self) -> Result<Access, ExecuteError> {
+    fn open(&mut self) -> Result<TransferPermit, ExecuteError> {
         let home = match &mut self.own.state {
             State::Idle(home) | State::Running(home, _) => home,
             State::Ended(ending) => {
@@ -18,7 +18,7 @@ impl Session {
                 self.note_told(&ending);
                 return Err(self.error_for(&ending));
             }
-            // It has no sandbox yet, and is not listed either.
+            // A session without a sandbox is not listed either.
             State::New | State::Adopted(..) | State::Starting | State::Between => {
                 return Err(ExecuteError::SessionNotFound);
             }
@@ -33,7 +33,7 @@ impl Session {
         };
         home.note_use();
         status.note_use();
-        Ok(Access {
+        Ok(TransferPermit {
             id,
             sandbox: Arc::clone(&home.held.sandbox),
             status: Arc::clone(status),
@@ -44,7 +44,7 @@ impl Session {
 }
 
 impl Handler<Open> for Session {
-    type Result = Result<Access, ExecuteError>;
+    type Result = Result<TransferPermit, ExecuteError>;
 
     fn handle(&mut self, _: Open, _: &mut Self::Context) -> Self::Result {
         self.open()

@@ -1,15 +1,15 @@
-//! Actors that panic, and what nobody notices of it.
+//! Actors that panic, and callers that do not notice.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
 
-use super::{Gone, Life, Supervised};
+use super::{ActorGone, StateGuard, Supervised};
 
 /// Counts, and remembers what it was told last.
 struct Counter {
-    count: Life<Self, u32>,
+    count: StateGuard<Self, u32>,
     started: Arc<Mutex<Vec<u32>>>,
 }
 
@@ -61,7 +61,7 @@ async fn a_successor_goes_on_with_what_its_predecessor_had() {
     let setup = counter();
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(1));
     setup.counter.do_send(Add(13));
-    // Sent while nobody knows of the panic yet, and right behind it.
+    // Sent before the panic is noticed, and right behind it.
     setup.counter.do_send(Add(1));
     assert_eq!(setup.counter.ask(|| Add(2)).await, Ok(3));
     setup.counter.do_send(Add(1));
@@ -73,7 +73,7 @@ async fn a_successor_goes_on_with_what_its_predecessor_had() {
 async fn a_message_that_always_panics_is_given_up_and_harms_no_other() {
     let setup = counter();
     assert_eq!(setup.counter.ask(|| Add(4)).await, Ok(4));
-    assert_eq!(setup.counter.ask(|| Add(13)).await, Err(Gone));
+    assert_eq!(setup.counter.ask(|| Add(13)).await, Err(ActorGone));
     assert_eq!(setup.counter.ask(|| Add(1)).await, Ok(5));
     let restarts = setup.restarts.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!(restarts, super::ATTEMPTS as u64);
@@ -89,5 +89,5 @@ async fn an_actor_ends_with_its_last_handle() {
         tokio::task::yield_now().await;
     }
     assert!(weak.upgrade().is_none());
-    assert_eq!(*setup.started.lock().unwrap(), [0], "no successor");
+    assert_eq!(*setup.started.lock().unwrap(), [0], "no restarted actor");
 }

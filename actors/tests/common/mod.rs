@@ -1,4 +1,4 @@
-//! What every actor test stands on: a service over the fake backend, under a paused clock.
+//! The base of every actor test: a service over the fake backend, under a paused clock.
 #![allow(dead_code, unreachable_pub)] // Each test file uses its own part.
 
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ impl House {
         Self { backend, service }
     }
 
-    /// Runs a job of nobody in particular.
+    /// Runs a job of the default tenant.
     pub async fn run(&self, job: Job) -> Outcome {
         self.run_as("t", None, job).await
     }
@@ -102,9 +102,9 @@ impl House {
     pub async fn until_waiting(&self, clean: usize, used: usize) {
         for _ in 0..60_000 {
             let state = self.service.observe().await.unwrap().pool;
-            let shelf = state.runtimes.get(&Runtime::Python).cloned();
-            let shelf = shelf.unwrap_or_default();
-            if (shelf.clean, shelf.used, shelf.cleaning) == (clean, used, 0) {
+            let sub_pool = state.runtimes.get(&Runtime::Python).cloned();
+            let sub_pool = sub_pool.unwrap_or_default();
+            if (sub_pool.clean, sub_pool.used, sub_pool.cleaning) == (clean, used, 0) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -39,7 +39,7 @@ def url() -> Iterator[str]:
     if "ISOL8" not in os.environ:
         pytest.exit("ISOL8 is not set: name isol8's executable in it", returncode=2)
     with TemporaryDirectory(prefix="isol8-client-") as state:
-        # Sandboxes' ids, which are nobody's here, must pass through.
+        # The ids of sandboxes have no user here, and must pass through.
         os.chmod(state, 0o711)
         yield from _serve(Path(state))
 
@@ -86,7 +86,7 @@ def anyio_backend() -> str:
 
 @dataclass
 class Answer:
-    """What a scripted server says to one request. Status 0: it hangs up."""
+    """The answer of a scripted server to one request. Status 0: the server hangs up."""
 
     status: int
     body: object = None
@@ -95,7 +95,7 @@ class Answer:
 
 @dataclass
 class Stub:
-    """A scripted server. What it was asked is in ``asked``: method, path, key of idempotency."""
+    """A scripted server. ``asked`` holds its requests: method, path, key of idempotency."""
 
     url: str
     script: List[Answer]

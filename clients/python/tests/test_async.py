@@ -58,6 +58,12 @@ async def test_a_session_keeps_variables_until_the_block_ends(url: str, name: st
         assert (await isol8.health()).backend == "native"
 
 
+async def test_a_session_is_created_before_anything_runs_in_it(isol8: AsyncIsol8, name: str) -> None:
+    created = await isol8.create_session("bash", name, files={"/tmp/in": "42"})
+    assert (created.id, created.runtime) == (name, "bash")
+    await isol8.delete_session(name)
+
+
 async def test_a_repeated_call_with_a_key_runs_once(isol8: AsyncIsol8, name: str) -> None:
     request = ExecutionRequest("bash", "echo $RANDOM$RANDOM")
     results = [await isol8.execute(request, idempotency_key=name) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What is said over a WebSocket, to a scripted server."""
+"""The messages over a WebSocket, to a scripted server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is tried again and what is not, with a scripted server."""
+"""Calls that are tried again and calls that are not, with a scripted server."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_what_does_no_harm_is_tried_again(stub: Stub, call: Verb, verb: Any, ans
 @pytest.mark.parametrize(
     "verb, answer, status",
     [
-        # It may have run.
+        # The run may have started.
         (EXECUTE, refusal(503, "0"), 503),
         (EXECUTE, HANGS_UP, None),
         # Too long, at no time, or by a date.
         (EXECUTE, refusal(429, "3"), 429),
         (DELETE, Answer(503, {"error": "e", "code": "UNAVAILABLE"}), 503),
         (DELETE, refusal(503, "Wed, 21 Oct 2026 07:28:00 GMT"), 503),
-        # It would be the same again.
+        # The answer would be the same again.
         (EXECUTE_ONCE, refusal(500, "0"), 500),
     ],
 )

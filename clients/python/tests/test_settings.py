@@ -1,4 +1,4 @@
-"""Which server is called, and with which key."""
+"""The server that is called, and the key."""
 
 from __future__ import annotations
 

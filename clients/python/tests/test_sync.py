@@ -69,6 +69,35 @@ def test_everything_that_a_request_may_hold_arrives(isol8: Isol8) -> None:
     assert result.files == {"/sandbox/made": "é".encode() + b"\x00\xff"}
 
 
+def test_a_session_is_created_before_anything_runs_in_it(url: str, isol8: Isol8, name: str) -> None:
+    created = isol8.create_session(
+        "py", name, options=Options(memory_limit="256m"), env={"STAGE": "test"}, files={"/tmp/in": b"\xff42"}
+    )
+    assert (created.id, created.runtime, created.is_active) == (name, "python", False)
+    with Isol8(url, KEY, session_id=name) as session:
+        code = "import os; print(os.environ['STAGE'], open('/tmp/in', 'rb').read())"
+        assert session.execute(ExecutionRequest("python", code)).stdout == "test b'\\xff42'"
+        with pytest.raises(Isol8Error) as error:
+            isol8.create_session("python", name)
+        assert error.value.code == "SESSION_EXISTS"
+    assert name not in [each.id for each in isol8.sessions()]
+
+
+def test_bytes_pass_unchanged_in_both_directions(isol8: Isol8) -> None:
+    content = b"\xff\x00\n "
+    request = ExecutionRequest("bash", "cat; printf 'text ' >&2", stdin=content, trim=False, output_encoding="base64")
+    result = isol8.execute(request)
+    assert result.stdout_bytes == content and result.stdout_encoding == "base64"
+    assert result.stderr == "text " and result.stderr_bytes == b"text "
+    assert result.resource_usage is not None and result.resource_usage.cpu_ms > 0
+    request = ExecutionRequest("bash", "cat", output_encoding="base64")
+    with isol8.execute_stream(request) as run:
+        run.send_stdin(content)
+        run.end_stdin()
+        written = [event.data_bytes for event in run if event.type == "stdout"]
+    assert b"".join(written) == content
+
+
 def test_a_timeout_is_a_result(isol8: Isol8) -> None:
     result = isol8.execute(ExecutionRequest("bash", "echo early; sleep 60", timeout_ms=200))
     assert result.timed_out and result.exit_code == 137 and result.stdout == "early"

@@ -4,6 +4,7 @@ import { settings } from "./settings.js";
 import { bodyOf, serverSentEvents } from "./sse.js";
 import { ExecutionStream } from "./stream.js";
 import type {
+  CreateSession,
   DirectoryListing,
   ExecutionRequest,
   ExecutionResult,
@@ -19,6 +20,7 @@ import {
   filePath,
   filesPath,
   result,
+  sessionBody,
   sessionPath,
   warningsOf,
 } from "./wire.js";
@@ -69,7 +71,7 @@ export interface StreamOptions extends CallOptions {
   transport?: "websocket" | "sse";
 }
 
-/** What a file can be made of. */
+/** The types of a file's content. */
 export type FileContent = string | Uint8Array | Blob | ReadableStream<Uint8Array>;
 
 interface Parts extends CallOptions {
@@ -101,7 +103,7 @@ export class Isol8 {
    * A server by its address, for example `http://127.0.0.1:3000`; else that of `ISOL8_HOST`, else that of
    * `isol8 login`. Nothing is sent yet.
    *
-   * @throws TypeError where there is no server or no key, or the address is not one of a server.
+   * @throws TypeError if there is no server or no key, or the address is not one of a server.
    */
   constructor(url?: string, options: ClientOptions = {}) {
     const found = settings(url, options.key);
@@ -120,7 +122,7 @@ export class Isol8 {
   }
 
   /**
-   * Runs a program and waits for its end. One that fails is a result.
+   * Runs a program and waits for its end. A program that fails is a result.
    *
    * Node's own `fetch` waits five minutes for an answer: follow longer runs with {@link executeStream}, or
    * give the client another `fetch`.
@@ -136,8 +138,8 @@ export class Isol8 {
   }
 
   /**
-   * Runs a program and follows it: over a WebSocket, or where none can be had, as in browsers, by server-sent
-   * events, which take neither standard input nor signals.
+   * Runs a program and follows it: over a WebSocket, or if none is available, as in browsers, by server-sent events,
+   * which take neither standard input nor signals.
    */
   async executeStream(request: ExecutionRequest, call: StreamOptions = {}): Promise<ExecutionStream> {
     const body = executeBody(request, call.options, this.sessionId);
@@ -200,6 +202,16 @@ export class Isol8 {
     return ((await read(response, (answer) => answer.json())) as { sessions: Session[] }).sessions;
   }
 
+  /**
+   * Creates a session before anything runs in it. A session that exists raises an {@link Isol8Error} with the code
+   * `SESSION_EXISTS`. A client for the session is `new Isol8(url, { sessionId: session.id })`.
+   */
+  async createSession(session: CreateSession, call: CallOptions = {}): Promise<Session> {
+    const body = JSON.stringify(sessionBody(session));
+    const response = await this.#request("POST", "sessions", "harmful", { ...call, body });
+    return (await read(response, (answer) => answer.json())) as Session;
+  }
+
   /** Deletes a session; one that is not there is as good as deleted. Ends its run. */
   async deleteSession(sessionId: string, call: CallOptions = {}): Promise<void> {
     const response = await this.#request("DELETE", sessionPath(sessionId), "harmless", call);
@@ -246,7 +258,7 @@ export class Isol8 {
       headers: { ...this.#headers, ...headers },
       ...(body === undefined ? {} : { body: body as BodyInit }),
       ...(signal === undefined ? {} : { signal }),
-      // What `fetch` wants to hear of a body that is a stream.
+      // Required by `fetch` for a body that is a stream.
       ...(body instanceof ReadableStream ? { duplex: "half" } : {}),
     };
     let response: Response;
@@ -262,7 +274,7 @@ export class Isol8 {
     return response;
   }
 
-  /** A WebSocket, where one can be had. Where not, a request over HTTP will tell why. */
+  /** Returns a WebSocket if one is available. If not, a request over HTTP will tell why. */
   async #connect(signal: AbortSignal | undefined): Promise<Socket | undefined> {
     const url = new URL("execute/ws", this.#base);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";

@@ -1,4 +1,4 @@
-/** What is known of a refusal beside its text. */
+/** The details of a refusal beside its text. */
 export interface ErrorDetails {
   /** The kind, for example `"SESSION_NOT_FOUND"`. */
   code?: string | undefined;
@@ -6,7 +6,7 @@ export interface ErrorDetails {
   status?: number | undefined;
   /** Milliseconds after which the server wants to be asked again. */
   retryAfterMs?: number | undefined;
-  /** What it came from. */
+  /** The error that led to this one. */
   cause?: unknown;
 }
 
@@ -18,9 +18,9 @@ export class Isol8Error extends Error {
    * errors within a stream, which have a text only.
    */
   readonly code: string | undefined;
-  /** HTTP status, where there was an answer over HTTP. */
+  /** HTTP status, if there was an answer over HTTP. */
   readonly status: number | undefined;
-  /** Milliseconds after which the server wants to be asked again, where it said so. */
+  /** Milliseconds after which the server wants to be asked again, if it said so. */
   readonly retryAfterMs: number | undefined;
 
   /** An error with this text. */
@@ -56,7 +56,7 @@ const NOT_CONNECTED = new Set([
   "UND_ERR_CONNECT_TIMEOUT",
 ]);
 
-/** What became of a request that `fetch` has no answer for. Browsers do not tell, so it may have been sent. */
+/** Returns the error of a request that `fetch` has no answer for. Browsers do not tell, so it may have been sent. */
 export function unreachable(error: unknown): Isol8ConnectionError {
   const at = error as { code?: unknown; cause?: { code?: unknown; message?: unknown } } | undefined;
   const code = at?.cause?.code ?? at?.code;
@@ -70,7 +70,7 @@ export function brokenOff(cause?: unknown): Isol8ConnectionError {
   return new Isol8ConnectionError("stream broke off before the exit", true, cause);
 }
 
-/** What an answer that is not a success says. */
+/** Returns the error of an unsuccessful answer. */
 export async function refusal(response: Response): Promise<Isol8Error> {
   const { status } = response;
   const after = response.headers.get("Retry-After") ?? "";

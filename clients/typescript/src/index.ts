@@ -20,8 +20,10 @@ export {
 export { type ErrorDetails, Isol8ConnectionError, Isol8Error } from "./errors.js";
 export { ExecutionStream } from "./stream.js";
 export type {
+  CreateSession,
   DirectoryEntry,
   DirectoryListing,
+  Encoding,
   ExecutionRequest,
   ExecutionResult,
   ExitEvent,
@@ -31,9 +33,11 @@ export type {
   OutputEvent,
   ResourceUsage,
   Runtime,
+  RuntimeAlias,
   Session,
   Signal,
   StreamEvent,
   Timings,
 } from "./types.js";
 export type { WebSocketFactory } from "./websocket.js";
+export { bytesOf } from "./wire.js";

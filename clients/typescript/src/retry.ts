@@ -10,7 +10,7 @@ export interface RetryPolicy {
   maxWaitMs: number;
 }
 
-/** What a repetition of a call can do. */
+/** The effect of repeating a call. */
 export type Repetition =
   /** No harm. */
   | "harmless"
@@ -20,10 +20,10 @@ export type Repetition =
   | "impossible";
 
 /**
- * Milliseconds until the next try; `undefined` where there is none.
+ * Returns the milliseconds until the next try; `undefined` if there is none.
  *
- * What may do harm is tried again only where it certainly was not carried out: a server that answers 503 may
- * be going down, and have ended a run that had begun.
+ * A call that may do harm is tried again only if it certainly was not carried out: a server that answers 503 may be
+ * going down, and have ended a run that had begun.
  */
 export function waitBeforeNext(
   policy: RetryPolicy,
@@ -44,7 +44,7 @@ export function waitBeforeNext(
   return safe && retryAfterMs !== undefined && retryAfterMs <= policy.maxWaitMs ? retryAfterMs : undefined;
 }
 
-/** Waits; throws the signal's reason where it is aborted. */
+/** Waits; throws the signal's reason if the signal is aborted. */
 export function sleep(ms: number, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
     const abort = () => {

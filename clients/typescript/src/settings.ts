@@ -1,4 +1,4 @@
-/** Which server is called, and with which key, where a program does not say so. */
+/** The server that is called, and the key, if a program names none. */
 
 /** A server and its key. */
 export interface Settings {
@@ -20,7 +20,7 @@ const NO_KEY = "API key required: pass `key`, set ISOL8_API_KEY, or use `isol8 l
  *
  * Empty texts count as missing. The key of a login is used for the server of that login only.
  *
- * @throws TypeError where there is no server or no key.
+ * @throws TypeError if there is no server or no key.
  */
 export function settings(givenUrl: string | undefined, givenKey: string | undefined): Settings {
   const url = givenUrl || environment("ISOL8_HOST");
@@ -57,7 +57,7 @@ function environment(name: string): string | undefined {
   }
 }
 
-/** What `isol8 login` keeps, if anything. */
+/** Returns the settings that `isol8 login` keeps, if there are any. */
 function readLogin(): Settings | undefined {
   const home = environment("HOME");
   const files = process()?.getBuiltinModule?.("node:fs");

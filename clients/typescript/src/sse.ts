@@ -23,7 +23,7 @@ export async function* serverSentEvents(body: ReadableStream<Uint8Array>): Async
       }
     }
   } finally {
-    // Nobody is left to be told that this failed.
+    // Ignore the error: the stream is not read any more.
     await reader.cancel().catch(() => undefined);
   }
 }

@@ -16,7 +16,7 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
   readonly #end: () => void;
   readonly #signal: AbortSignal | undefined;
 
-  /** What the server finds doubtful about the request, as far as it says so over server-sent events. */
+  /** Doubts of the server about the request, as far as server-sent events carry them. */
   readonly warnings: readonly string[];
 
   /** @internal */
@@ -30,7 +30,7 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
     this.warnings = warnings;
     this.#texts = texts;
     this.#socket = socket;
-    // One of its own: whoever made the stream may have listened with the other while it connected.
+    // A function of its own: the caller may have listened with the other while it connected.
     this.#end = () => end();
     this.#signal = signal;
     signal?.addEventListener("abort", this.#end, { once: true });
@@ -63,7 +63,7 @@ export class ExecutionStream implements AsyncIterable<StreamEvent> {
   }
 
   /** Writes to the program's standard input. */
-  sendStdin(text: string): void {
+  sendStdin(text: string | Uint8Array): void {
     for (const message of stdinMessages(text)) {
       this.#send(message);
     }

@@ -1,22 +1,27 @@
 /**
- * What is sent to a server and what it answers, member for member the JSON of its contract, except that
- * the content of files is bytes. Durations are milliseconds, points in time milliseconds since 1970, unless a
- * member says otherwise.
+ * Requests to a server and its answers, member for member the JSON of its contract, except that the content of files is
+ * bytes. Durations are milliseconds, points in time milliseconds since 1970, unless a member says otherwise.
  */
 
-/** The language of a program, and so the kind of its sandbox. */
+/** The language of a program, and so the kind of its sandbox; {@link RuntimeAlias} names the same. */
 export type Runtime = "python" | "node" | "bun" | "deno" | "bash";
+
+/** Other names of runtimes that a request may use. */
+export type RuntimeAlias = "py" | "python3" | "javascript" | "js" | "typescript" | "ts" | "sh" | "shell";
+
+/** How a text carries what was written: as it is, or as base64. {@link bytesOf} reads both. */
+export type Encoding = "utf8" | "base64";
 
 /** The signals that can be sent to a program. */
 export type Signal = "SIGINT" | "SIGTERM";
 
-/** One program and what it needs. Exactly one of `code`, `codeUrl` and `cmd` is given. */
+/** A program and everything that its run needs. Exactly one of `code`, `codeUrl` and `cmd` is given. */
 export interface ExecutionRequest {
   /** The language of the source text, and so the kind of sandbox. */
-  runtime: Runtime;
+  runtime: Runtime | RuntimeAlias;
   /** The source text. */
   code?: string;
-  /** Where the server fetches the source text from. */
+  /** The address from which the server fetches the source text. */
   codeUrl?: string;
   /** A command line for `bash -c`. */
   cmd?: string;
@@ -26,8 +31,12 @@ export interface ExecutionRequest {
   env?: Record<string, string>;
   /** Extension of the script file, with its dot. */
   fileExtension?: string;
-  /** All of standard input. */
-  stdin?: string;
+  /** All of standard input. Bytes arrive as they are, UTF-8 or not. */
+  stdin?: string | Uint8Array;
+  /** `false` keeps the white space at the end of the result's output, so that checksums fit. */
+  trim?: boolean;
+  /** `"base64"` has output that is not UTF-8 arrive whole, as base64, which {@link bytesOf} reads. */
+  outputEncoding?: Encoding;
   /** Absolute path to content; written before the run. */
   files?: Record<string, string | Uint8Array>;
   /** Absolute paths, read after the run into the result's `files`. */
@@ -62,13 +71,13 @@ export interface Options {
   logNetwork?: boolean;
   /** Processor cores. */
   cpuLimit?: number;
-  /** Of the whole sandbox; bytes, or text such as `"512m"`. */
+  /** Memory of the whole sandbox; bytes, or text such as `"512m"`. */
   memoryLimit?: number | string;
   /** Processes and threads. */
   pidsLimit?: number;
-  /** Of `/sandbox`; bytes, or text such as `"512m"`. */
+  /** Size of `/sandbox`; bytes, or text such as `"512m"`. */
   sandboxSize?: number | string;
-  /** Of `/tmp`; bytes, or text such as `"256m"`. */
+  /** Size of `/tmp`; bytes, or text such as `"256m"`. */
   tmpSize?: number | string;
   /** Bytes kept of each of stdout and stderr. */
   maxOutputSize?: number;
@@ -82,10 +91,14 @@ export interface Options {
 
 /** How a run went. A program that fails or runs out of time is a result, not an error. */
 export interface ExecutionResult {
-  /** Standard output, trailing white space trimmed. */
+  /** Standard output, trailing white space trimmed unless the request's `trim` is `false`. */
   stdout: string;
-  /** Standard error, trailing white space trimmed. */
+  /** Standard error, trailing white space trimmed unless the request's `trim` is `false`. */
   stderr: string;
+  /** How `stdout` carries what was written; missing for `"utf8"`. */
+  stdoutEncoding?: Encoding;
+  /** How `stderr` carries what was written; missing for `"utf8"`. */
+  stderrEncoding?: Encoding;
   /** 128 and the signal's number where a signal ended it. */
   exitCode: number;
   /** From the arrival of the request at the sandbox to its result. */
@@ -102,9 +115,9 @@ export interface ExecutionResult {
   containerId: string;
   /** Content of each of `outputPaths` that exists. */
   files?: Record<string, Uint8Array>;
-  /** What the run used. */
+  /** Resources that the run used. */
   resourceUsage?: ResourceUsage;
-  /** What the program reached, or tried to, where `logNetwork` asked for it. */
+  /** The program's requests to the network, if `logNetwork` asked for them. */
   networkLogs?: NetworkLog[];
   /** The run was ended because its time was over. */
   timedOut?: boolean;
@@ -112,13 +125,13 @@ export interface ExecutionResult {
   oomKilled?: boolean;
   /** The session's interpreter ended with this run; its variables are gone, its files are not. */
   stateLost?: boolean;
-  /** Where the time went. */
+  /** Durations of the request's steps. */
   timings?: Timings;
-  /** What the server finds doubtful about the request; `onWarning` of the client is told too. */
+  /** Doubts of the server about the request; `onWarning` of the client is told too. */
   warnings: string[];
 }
 
-/** What a run used. */
+/** Resources that a run used. */
 export interface ResourceUsage {
   /** Processor time as a share of wall time; 100 is one core. */
   cpuPercent: number;
@@ -130,9 +143,11 @@ export interface ResourceUsage {
   networkBytesIn: number;
   /** Sent through the network. */
   networkBytesOut: number;
+  /** Processor time of all processes of the run, in milliseconds. */
+  cpuMs: number;
 }
 
-/** One request that a program made of another host. */
+/** A request of a program to another host. */
 export interface NetworkLog {
   /** When it was made, ISO 8601 in UTC. */
   timestamp: string;
@@ -148,7 +163,7 @@ export interface NetworkLog {
   durationMs: number;
 }
 
-/** Where the time of a request went. */
+/** Durations of a request's steps. */
 export interface Timings {
   /** Waiting for its turn. */
   queueMs: number;
@@ -162,10 +177,12 @@ export interface Timings {
 
 /** Something was written. */
 export interface OutputEvent {
-  /** Where to. */
+  /** The stream that was written to. */
   type: "stdout" | "stderr";
-  /** What was written. */
+  /** The output. */
   data: string;
+  /** How `data` carries what was written; missing for `"utf8"`. */
+  encoding?: Encoding;
   /** Whether it is of the setup script or of the program. */
   phase: "setup" | "code";
 }
@@ -190,10 +207,26 @@ export interface ExitEvent {
   files?: Record<string, Uint8Array>;
 }
 
-/** One event of a run that is followed while it goes on. */
+/** An event of a run that is followed while it goes on. */
 export type StreamEvent = OutputEvent | ExitEvent;
 
-/** One session of the server. */
+/** The settings that a session is created with. */
+export interface CreateSession {
+  /** The runtime that the session is bound to. */
+  runtime: Runtime | RuntimeAlias;
+  /** The session's name; without one the server chooses a name. */
+  id?: string;
+  /** Sizes, image and network of its sandbox, and limits for those of its requests that name none. */
+  options?: Options;
+  /** Environment of all its requests, but for variables that a request sets itself. */
+  env?: Record<string, string>;
+  /** Absolute path to content; written before the answer. */
+  files?: Record<string, string | Uint8Array>;
+  /** Text that belongs to the session's creation, by name. */
+  metadata?: Record<string, string>;
+}
+
+/** A session of the server. */
 export interface Session {
   /** The client's name for it. */
   id: string;
@@ -207,13 +240,13 @@ export interface Session {
   createdAt: number;
   /** The sandbox it owns. */
   containerId: string;
-  /** When it ends if nobody uses it until then; missing where sessions do not end by themselves. */
+  /** When the session ends if it stays idle; missing if sessions do not end by themselves. */
   expiresAt?: number;
-  /** Whose it is; only the master key is told. */
+  /** The tenant that owns the session; shown to the master key only. */
   tenantId?: string;
 }
 
-/** What is in a directory, sorted by name. */
+/** The content of a directory, sorted by name. */
 export interface DirectoryListing {
   /** Each name in it. */
   entries: DirectoryEntry[];
@@ -221,11 +254,11 @@ export interface DirectoryListing {
   truncated: boolean;
 }
 
-/** One name in a directory. */
+/** An entry of a directory. */
 export interface DirectoryEntry {
-  /** The name. What is not UTF-8 in it is replaced by U+FFFD. */
+  /** The name. Bytes that are not UTF-8 are replaced by U+FFFD. */
   name: string;
-  /** What it is; a link is not followed. */
+  /** The kind of entry; a link is not followed. */
   type: "file" | "directory" | "symlink" | "other";
   /** Bytes. */
   size: number;
@@ -241,6 +274,6 @@ export interface Health {
   status: string;
   /** The server's version. */
   version: string;
-  /** What runs its sandboxes: `"native"` or `"docker"`. */
+  /** The backend that runs its sandboxes: `"native"` or `"docker"`. */
   backend: string;
 }

@@ -1,6 +1,6 @@
 import { brokenOff } from "./errors.js";
 
-/** Opens a WebSocket that sends these headers, or throws where it cannot. */
+/** Opens a WebSocket that sends these headers, or throws if it cannot. */
 export type WebSocketFactory = (url: string, headers: Record<string, string>) => WebSocket;
 
 /**
@@ -91,7 +91,7 @@ export class Socket {
     this.#wake();
   }
 
-  /** What arrives until the end. */
+  /** The texts that arrive until the end. */
   async *texts(): AsyncGenerator<string> {
     for (;;) {
       const text = this.#waiting.shift();

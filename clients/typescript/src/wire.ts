@@ -1,7 +1,7 @@
 /** Between the library's types and the JSON and URLs of the contract. No I/O. */
 
 import { Isol8Error } from "./errors.js";
-import type { ExecutionRequest, ExecutionResult, Options, StreamEvent } from "./types.js";
+import type { CreateSession, Encoding, ExecutionRequest, ExecutionResult, Options, StreamEvent } from "./types.js";
 
 /** Characters of one `stdin` message: escaped, still less than the mebibyte that a server takes. */
 const STDIN_PIECE = 64 * 1024;
@@ -22,7 +22,7 @@ export function baseUrl(url: string): URL {
 /** The header with what the server finds doubtful about a request. */
 const WARNING = "X-Isol8-Warning";
 
-/** The warnings of an answer. Where there are several, `fetch` joins them with commas. */
+/** The warnings of an answer. Several are joined with commas by `fetch`. */
 export function warningsOf(response: Response): string[] {
   const told = response.headers.get(WARNING);
   return told === null ? [] : [told];
@@ -71,22 +71,44 @@ function segment(text: string): string {
   return encodeURIComponent(text);
 }
 
-/** What is posted to `/execute`. */
+/** Returns the body of `POST /execute`. */
 export function executeBody(
   request: ExecutionRequest,
   options: Options | undefined,
   sessionId: string | undefined,
 ): Record<string, unknown> {
-  const files = Object.entries(request.files ?? {}).map(([path, content]) => [
+  const { stdin } = request;
+  const input = stdin instanceof Uint8Array ? { stdin: toBase64(stdin), stdinEncoding: "base64" } : {};
+  return { request: { ...encoded(request), ...input }, options, sessionId };
+}
+
+/** Returns the body of `POST /sessions`. */
+export function sessionBody(session: CreateSession): Record<string, unknown> {
+  return encoded(session);
+}
+
+/** Returns a copy whose files hold bytes as base64. */
+function encoded<T extends { files?: Record<string, string | Uint8Array> }>(holder: T): Record<string, unknown> {
+  const files = Object.entries(holder.files ?? {}).map(([path, content]) => [
     path,
     typeof content === "string" ? content : { base64: toBase64(content) },
   ]);
-  const sent = request.files ? { ...request, files: Object.fromEntries(files) } : request;
-  return { request: sent, options, sessionId };
+  return holder.files ? { ...holder, files: Object.fromEntries(files) } : { ...holder };
 }
 
-/** What writes this to the program. */
-export function* stdinMessages(text: string): Generator<object> {
+/** Returns output as bytes, decoded if it came as base64. */
+export function bytesOf(text: string, encoding: Encoding | undefined): Uint8Array {
+  return encoding === "base64" ? fromBase64(text) : new TextEncoder().encode(text);
+}
+
+/** Yields the messages that write an input to the program. */
+export function* stdinMessages(text: string | Uint8Array): Generator<object> {
+  if (text instanceof Uint8Array) {
+    for (let start = 0; start < text.length; start += STDIN_PIECE) {
+      yield { type: "stdin", data: toBase64(text.subarray(start, start + STDIN_PIECE)), encoding: "base64" };
+    }
+    return;
+  }
   for (let start = 0; start < text.length; ) {
     let end = start + STDIN_PIECE;
     // A character of two units stays whole.

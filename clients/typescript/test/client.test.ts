@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { after, before, describe, test } from "node:test";
 
-import { type ExecutionStream, Isol8, Isol8ConnectionError, type StreamEvent } from "../src/index.js";
+import { bytesOf, type ExecutionStream, Isol8, Isol8ConnectionError, type StreamEvent } from "../src/index.js";
 import { refused } from "./refused.js";
 import { KEY, type Server, startServer, untilActive } from "./server.js";
 
@@ -46,6 +46,43 @@ test("a program has a result", async () => {
   const result = await client().execute({ runtime: "python", code: "print(6 * 7)" });
   assert.deepEqual([result.stdout, result.stderr, result.exitCode], ["42", "", 0]);
   assert(result.executionId && result.timings && result.timings.runMs > 0);
+});
+
+test("a session is created before anything runs in it", async () => {
+  const id = `typescript-${randomUUID()}`;
+  const created = await client().createSession({
+    runtime: "py",
+    id,
+    options: { memoryLimit: "256m" },
+    env: { STAGE: "test" },
+    files: { "/tmp/in": Uint8Array.of(255, 52, 50) },
+  });
+  assert.deepEqual([created.id, created.runtime, created.isActive], [id, "python", false]);
+  const session = new Isol8(server.url, { key: KEY, sessionId: id });
+  try {
+    const code = "import os; print(os.environ['STAGE'], open('/tmp/in', 'rb').read())";
+    const { stdout } = await session.execute({ runtime: "python", code });
+    assert.equal(stdout, "test b'\\xff42'");
+    const { code: refusedBy, status } = await refused(client().createSession({ runtime: "python", id }));
+    assert.deepEqual([refusedBy, status], ["SESSION_EXISTS", 409]);
+  } finally {
+    await session.stop();
+  }
+});
+
+test("bytes pass unchanged in both directions", async () => {
+  const content = Uint8Array.of(255, 0, 10, 32);
+  const request = { runtime: "bash", outputEncoding: "base64", trim: false } as const;
+  const result = await client().execute({ ...request, code: "cat; printf 'text ' >&2", stdin: content });
+  assert.deepEqual(bytesOf(result.stdout, result.stdoutEncoding), content);
+  assert.equal(result.stderr, "text ");
+  assert(result.resourceUsage && result.resourceUsage.cpuMs > 0);
+  const run = await client().executeStream({ ...request, code: "cat" });
+  run.sendStdin(content);
+  run.endStdin();
+  const events = await all(run);
+  const written = events.flatMap((event) => (event.type === "stdout" ? [...bytesOf(event.data, event.encoding)] : []));
+  assert.deepEqual(Uint8Array.from(written), content);
 });
 
 test("everything that a request may hold arrives", async () => {

@@ -1,4 +1,4 @@
-/** What is said over a WebSocket, with a scripted one. */
+/** The messages over a WebSocket, with a scripted one. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -33,7 +33,7 @@ class Scripted extends EventTarget {
   }
 }
 
-/** Talks over a scripted WebSocket. What was said comes after how it was reached. */
+/** Talks over a scripted WebSocket. The messages come after the address and the headers. */
 async function talk(say: (run: ExecutionStream) => void): Promise<{ run: ExecutionStream; said: unknown[] }> {
   const said: unknown[] = [];
   const isol8 = new Isol8("https://host/isol8", {

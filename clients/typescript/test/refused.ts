@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 
 import { Isol8Error } from "../src/index.js";
 
-/** What a call is refused with. */
+/** Returns the error that a call is refused with. */
 export async function refused(call: Promise<unknown>): Promise<Isol8Error> {
   const outcome = await call.then(
     () => undefined,

@@ -1,4 +1,4 @@
-/** What is tried again and what is not, with a scripted server. */
+/** Calls that are tried again and calls that are not, with a scripted server. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -13,7 +13,7 @@ import { refused } from "./refused.js";
 const REQUEST = { runtime: "bash", code: "echo 1" } as const;
 const RESULT = { stdout: "1", stderr: "", exitCode: 0, executionId: "id", runtime: "bash" };
 
-/** What a scripted server says to one request; `undefined`: it hangs up. */
+/** The answer of a scripted server to one request; `undefined`: the server hangs up. */
 type Answer = { status: number; body: unknown; after?: string } | undefined;
 
 const done: Answer = { status: 200, body: RESULT };
@@ -80,14 +80,14 @@ test("what does no harm is tried again", async () => {
 
 test("what may do harm is not", async () => {
   const cases: [(isol8: Isol8) => Promise<unknown>, Answer, number | undefined][] = [
-    // It may have run.
+    // The run may have started.
     [execute, refusal(503, "0"), 503],
     [execute, hangsUp, undefined],
     // Too long, at no time, or by a date.
     [execute, refusal(429, "3"), 429],
     [stop, refusal(503), 503],
     [stop, refusal(503, "Wed, 21 Oct 2026 07:28:00 GMT"), 503],
-    // It would be the same again.
+    // The answer would be the same again.
     [executeOnce, refusal(500, "0"), 500],
     // Its body is gone.
     [(isol8) => isol8.putFile("/tmp/x", new Blob(["x"]).stream()), refusal(429, "0"), 429],

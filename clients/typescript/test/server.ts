@@ -24,7 +24,7 @@ export async function startServer(): Promise<Server> {
     throw new Error("ISOL8 is not set: name isol8's executable in it");
   }
   const state = await mkdtemp(join(tmpdir(), "isol8-client-"));
-  // Sandboxes' ids, which are nobody's here, must pass through.
+  // The ids of sandboxes have no user here, and must pass through.
   await chmod(state, 0o711);
   const config = join(state, "config.toml");
   await writeFile(config, "");

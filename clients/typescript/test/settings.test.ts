@@ -1,4 +1,4 @@
-/** Which server is called, with which key, and what is warned of. */
+/** The server that is called, the key, and the warnings about both. */
 
 import assert from "node:assert/strict";
 import { once } from "node:events";

@@ -20,7 +20,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// may be missing in a row.
 const KEEPALIVE: (Duration, u32) = (Duration::from_secs(15), 4);
 
-/// What may stand for itself in the path of a URL.
+/// The characters that may be in the path of a URL as they are.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'-')
@@ -147,7 +147,7 @@ impl RemoteIsol8 {
         Deadline::after(Some(self.deadline.unwrap_or(Self::SHORT)))
     }
 
-    /// What a server takes at most for what is no run, no file and no cleanup; longer, it hangs.
+    /// How long a server may take for a request that is no run, no file and no cleanup; longer, it hangs.
     const SHORT: Duration = Duration::from_secs(60);
 
     pub(crate) fn url(&self, path: &[&str]) -> Result<Url, ClientError> {
@@ -172,7 +172,7 @@ impl RemoteIsol8 {
         request.header(AUTHORIZATION, self.authorization.clone())
     }
 
-    /// What the server answers to a request, which is sent again where that is safe.
+    /// Returns the server's answer to a request, which is sent again if that is safe.
     pub(crate) async fn receive<T: DeserializeOwned>(
         &self,
         repeatable: Repeatable,

@@ -16,12 +16,12 @@ pub enum ClientError {
     /// The server's address is not a URL.
     #[error("{given:?} is not the URL of a server: {reason}")]
     InvalidUrl {
-        /// What was given.
+        /// The value that was given.
         given: String,
         /// Why not.
         reason: String,
     },
-    /// The key cannot be sent. It is not shown.
+    /// The key cannot be sent; this error does not contain it.
     #[error("the API key is empty, or has characters that no key has")]
     InvalidKey,
     /// A session id or a path that would become another one in a URL.
@@ -46,9 +46,9 @@ pub enum ClientError {
         status: u16,
         /// Kind of error; `None` where the answer is not one of isol8's, but of a proxy perhaps.
         code: Option<ErrorCode>,
-        /// What went wrong and what to do.
+        /// The fault, and the fix.
         message: String,
-        /// When the server wants to be asked again, where it said so.
+        /// When the server wants to be asked again, if it said so.
         retry_after: Option<Duration>,
     },
     /// A stream has ended with this instead of an exit.
@@ -56,7 +56,7 @@ pub enum ClientError {
     Failed {
         /// Kind of error; `None` where the server did not tell.
         code: Option<ErrorCode>,
-        /// What went wrong and what to do.
+        /// The fault, and the fix.
         message: String,
     },
     /// A stream has ended without an exit; how its run went on is not known.
@@ -74,7 +74,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The server's kind of error, where it answered with one.
+    /// The server's kind of error, if it answered with one.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -96,7 +96,7 @@ impl From<reqwest::Error> for ClientError {
     }
 }
 
-/// What an answer that is not a success says.
+/// Returns the error that an unsuccessful answer describes.
 pub(crate) async fn refusal(response: Response) -> ClientError {
     let status = response.status();
     // A date instead of seconds is none of isol8's.

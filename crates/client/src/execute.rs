@@ -35,9 +35,9 @@ impl RemoteIsol8 {
         self.deadline().bound(running).await
     }
 
-    /// Runs a program once, however often this is called with the same key, which is 1 to 255 visible
-    /// ASCII characters: whoever asks again, as this call does where the connection breaks, gets the first
-    /// one's result. The run goes on where nobody waits for it.
+    /// Runs a program once, however often this is called with the same key, which is 1 to 255 visible ASCII characters:
+    /// a caller that asks again, as this call does if the connection breaks, gets the first call's result. The run goes
+    /// on if its result is not waited for.
     ///
     /// ```standalone_crate
     /// # fn main() -> std::process::ExitCode { isol8_testing::example(async |url, key| {
@@ -82,7 +82,7 @@ impl RemoteIsol8 {
     /// something on the way lets none pass, over server-sent events.
     ///
     /// # Errors
-    /// [`ClientError`]. What is found to be wrong only later is an item of the stream.
+    /// [`ClientError`]. A fault that is found later is an item of the stream.
     pub async fn execute_stream_with(
         &self,
         request: ExecutionRequest,
@@ -240,7 +240,7 @@ mod tests {
     async fn a_run_that_may_have_begun_is_asked_for_again_only_with_a_key() {
         let unavailable = refusal("503 Service Unavailable", "UNAVAILABLE");
         let full = refusal("429 Too Many Requests", "TOO_MANY_REQUESTS");
-        // What is answered first, and how often is asked, without and with a key.
+        // The first answer, and the number of requests without and with a key.
         for (first, without, with) in [("", 1, 2), (&unavailable, 1, 2), (&full, 2, 2)] {
             let last = refusal("500 Internal Server Error", "INTERNAL");
             let fake = Fake::answering(&[first, &last]).await;

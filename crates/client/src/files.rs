@@ -74,7 +74,7 @@ impl RemoteIsol8 {
         self.deadline().bound(reading).await
     }
 
-    /// Reads a file piece by piece; the server waits for whoever takes them.
+    /// Reads a file piece by piece; the server waits until the pieces are taken.
     ///
     /// # Errors
     /// [`ClientError`], also as the last item: without one, the file is whole.

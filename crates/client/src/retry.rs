@@ -7,10 +7,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::ClientError;
 
-/// How often, and how patiently, a call is made again: only where nothing can happen twice. That is so
-/// where the server could not be connected to, and where it answers 429, because then it has begun
-/// nothing. At 503, and where a connection broke, it is so for calls that do the same when they are done
-/// twice: all but runs without an idempotency key, streams, and files whose content is a stream.
+/// How often, and how patiently, a call is made again: only if nothing can happen twice. That holds if the server could
+/// not be connected to, and if it answers 429, because then it has started nothing. At 503, and after a broken
+/// connection, it holds for calls that do the same when they are done twice: all but runs without an idempotency key,
+/// streams, and files whose content is a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retries {
     /// Tries after the first; 0 for none.
@@ -54,7 +54,7 @@ impl Retries {
             .await
     }
 
-    /// The wait before the next try; `None` where there is none.
+    /// The wait before the next try; `None` if there is none.
     fn wait(
         self,
         error: &ClientError,

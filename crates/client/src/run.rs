@@ -15,10 +15,10 @@ use crate::retry::Deadline;
 /// Characters of one `stdin` message: escaped, still less than the mebibyte that a server takes.
 const STDIN_PIECE: usize = 64 << 10;
 
-/// What happens in a run: a [`Stream`] of events, of which an [`EventKind::Exit`] is the last, or an error.
+/// The events of a run: a [`Stream`] whose last item is an [`EventKind::Exit`] or an error.
 ///
-/// Dropping it ends the run. What is not taken slows the program down; whoever leaves it for most of a
-/// minute finds the run ended.
+/// Dropping it ends the run. Events that are not taken slow the program down; a run whose events are not taken for most
+/// of a minute is ended.
 pub struct RunStream {
     events: mpsc::Receiver<Result<StreamEvent, ClientError>>,
     input: Option<RunInput>,
@@ -49,7 +49,7 @@ impl RunStream {
         input: Option<RunInput>,
         deadline: Deadline,
     ) -> Self {
-        // One at a time: what waits, waits where the run is slowed down.
+        // Events are passed one at a time: the rest waits in the run, which slows down.
         let (sender, receiver) = mpsc::channel(1);
         let carrier = async move {
             let listening = async {
@@ -78,9 +78,9 @@ impl RunStream {
         }
     }
 
-    /// What speaks to the program. `None` if it was taken, or if the run is followed over server-sent
-    /// events, or if nothing was asked to be taken before the first event was: a program whose standard
-    /// input nobody took reads its end, and `request.stdin` before that.
+    /// Returns the handle that speaks to the program. `None` if it was taken, or if the run is followed over
+    /// server-sent events, or if it was not asked for before the first event was taken: a program whose standard input
+    /// was not taken reads its end, and `request.stdin` before that.
     pub fn take_input(&mut self) -> Option<RunInput> {
         self.input.take()
     }
@@ -100,8 +100,8 @@ impl Stream for RunStream {
     }
 }
 
-/// Speaks to the program of a [`RunStream`]. What it says waits where the program is slow, in order.
-/// Clones speak to the same program; once the last is dropped, its standard input ends.
+/// Speaks to the program of a [`RunStream`]. Messages wait, in order, if the program is slow. Clones speak to the same
+/// program; once the last is dropped, its standard input ends.
 #[derive(Clone, Debug)]
 pub struct RunInput(pub(crate) mpsc::Sender<ClientMessage>);
 
@@ -135,7 +135,7 @@ impl RunInput {
         Ok(())
     }
 
-    /// Ends standard input. Where it has ended, this does nothing.
+    /// Ends standard input. If it has ended, this does nothing.
     ///
     /// # Errors
     /// [`ClientError::RunEnded`].
@@ -171,7 +171,7 @@ async fn pass_on(
     sender: &mpsc::Sender<Result<StreamEvent, ClientError>>,
 ) {
     let mut events = pin!(events);
-    // Of a server that does not mark the last.
+    // For a server that does not mark the last event.
     let mut complaint = None;
     loop {
         let (event, is_last) = match events.next().await {

@@ -45,7 +45,7 @@ impl RemoteIsol8 {
     /// server chooses and answers. Calls of [`Self::with_session`] with that name then use it.
     ///
     /// # Errors
-    /// [`ClientError`]; its code is [`ErrorCode::SessionExists`] where there is one of the name.
+    /// [`ClientError`]; its code is [`ErrorCode::SessionExists`] if a session has the name.
     pub async fn create_session(
         &self,
         mut session: CreateSession,
@@ -55,7 +55,7 @@ impl RemoteIsol8 {
         }
         let request = self.request(Method::POST, self.url(&["sessions"])?);
         let request = request.json(&session);
-        // A second one of a name that the server chooses would be one that nobody uses.
+        // A second session, of a name that the server chooses, would never be used.
         let making = self.receive(Repeatable::No, &request);
         self.deadline().bound(making).await
     }
@@ -82,8 +82,8 @@ impl RemoteIsol8 {
         }
     }
 
-    /// Ends every session of the server, and removes sandboxes that nobody owns and, where `images`,
-    /// images that newer ones have replaced. Needs the master key.
+    /// Ends every session of the server, and removes sandboxes without an owner and, if `images` is set, images that
+    /// newer ones have replaced. Needs the master key.
     ///
     /// # Errors
     /// [`ClientError`]; what could not be removed is in the answer.
@@ -102,7 +102,7 @@ impl RemoteIsol8 {
     pub async fn login(&self) -> Result<Option<LoggedIn>, ClientError> {
         let request = self.request(Method::POST, self.url(&["auth", "login"])?);
         let request = request.json(&serde_json::json!({}));
-        // A second key would be one that nobody uses.
+        // A second key would never be used.
         let logging_in = self.receive(Repeatable::No, &request);
         match self.short_deadline().bound(logging_in).await {
             Ok(token) => Ok(Some(token)),

@@ -11,7 +11,7 @@ use tokio_util::io::StreamReader;
 use crate::ClientError;
 use crate::run::event;
 
-/// What stands before the JSON of an event. Its data is one line; other lines are heartbeats or empty.
+/// The prefix of an event's JSON. Its data is one line; other lines are heartbeats or empty.
 const DATA: &str = "data:";
 
 /// The events of an answer.

@@ -21,7 +21,7 @@ use crate::run::{RunInput, RunStream, event};
 
 type Socket = WebSocketStream<Upgraded>;
 
-/// What came of asking for a WebSocket.
+/// The outcome of asking for a WebSocket.
 pub(crate) enum Opened {
     Socket(Box<Socket>),
     /// Something on the way, or the server, lets none pass.
@@ -86,10 +86,10 @@ pub(crate) fn run(
     let is_open = body.request.stdin.is_none();
     let execute = encoded(&ClientMessage::Execute(Box::new(body.clone())))?;
     let (sink, stream) = socket.split();
-    // One at a time: what waits, waits with whoever says it.
+    // Messages are passed one at a time: the rest waits at its sender.
     let (sender, messages) = mpsc::channel(1);
     let speaking = async move {
-        // Where it fails, the events end, and tell.
+        // If it fails, the events end, and report it.
         let _ = speak(sink, execute, messages, is_open).await;
     };
     let input = Some(RunInput(sender));
@@ -111,7 +111,7 @@ async fn speak(
     let broken = |_: Error| ClientError::BrokenOff;
     sink.send(execute).await.map_err(broken)?;
     while let Some(message) = messages.recv().await {
-        // What has ended, or was never open, need not be ended.
+        // An input that has ended, or was never open, need not be ended.
         if matches!(message, ClientMessage::StdinEnd) && !std::mem::take(&mut is_open) {
             continue;
         }

@@ -1,5 +1,5 @@
-//! Which addresses may be connected to: those that are public and not this host's, and those that the
-//! operator adds.
+//! Decides which addresses may be connected to: those that are public and not this host's, and those that the operator
+//! adds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,8 +12,8 @@ use crate::EgressError;
 type Range4 = ([u8; 4], u8);
 type Range6 = ([u16; 8], u8);
 
-/// IPv4 that is no public host's. Where nothing else is said: IANA IPv4 Special-Purpose Address Registry,
-/// <https://www.iana.org/assignments/iana-ipv4-special-registry>, whatever is not globally reachable.
+/// IPv4 ranges without public hosts. The default source is the IANA IPv4 Special-Purpose Address Registry,
+/// <https://www.iana.org/assignments/iana-ipv4-special-registry>: all ranges that are not globally reachable.
 const REFUSED_4: [Range4; 17] = [
     ([0, 0, 0, 0], 8),          // this network, RFC 791
     ([10, 0, 0, 0], 8),         // private use, RFC 1918
@@ -39,7 +39,7 @@ const REFUSED_4: [Range4; 17] = [
 /// local, multicast and the forms that hold an IPv4 address are outside.
 const UNICAST: Range6 = ([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
-/// Of these, what is no public host's: IANA IPv6 Special-Purpose Address Registry,
+/// Ranges among these without public hosts: IANA IPv6 Special-Purpose Address Registry,
 /// <https://www.iana.org/assignments/iana-ipv6-special-registry>.
 const REFUSED_6: [Range6; 4] = [
     ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // IETF protocol assignments, RFC 2928; Teredo, RFC 4380
@@ -239,7 +239,7 @@ mod tests {
     fn the_hosts_own_addresses_are_told_from_others() {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let mut own = vec!["127.0.0.1".parse().unwrap()];
-        // Sends nothing: the address that the host would send from, where it has a way out.
+        // Sends nothing: asks for the address that the host would send from, if it has a way out.
         if socket.connect("8.8.8.8:53").is_ok() {
             own.push(socket.local_addr().unwrap().ip());
         }

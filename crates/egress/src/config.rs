@@ -1,4 +1,4 @@
-//! What an operator decides, and what is wrong with it.
+//! The operator's rules, and their faults.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::ports::Ports;
 /// The rules of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressConfig {
-    /// Regular expressions on host names; where there is one, only what one matches is admitted.
+    /// Regular expressions on host names; if there are any, only hosts that one of them matches are admitted.
     pub whitelist: Vec<String>,
     /// Regular expressions on host names; what one matches is refused.
     pub blacklist: Vec<String>,
@@ -26,7 +26,7 @@ pub struct EgressConfig {
 /// Bounds of what a run may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections of one run at once, 1 or more. One more is answered with 429.
+    /// Connections of one run at once, 1 or more. A further one is answered with 429.
     pub connections: usize,
     /// Bytes that a run may receive and send, together. A connection that reaches it ends.
     pub bytes: u64,
@@ -62,7 +62,7 @@ pub enum EgressError {
     /// A pattern is no regular expression, or too complex.
     #[error("{list}[{index}]: {pattern:?} is not a usable regular expression: {reason}")]
     Pattern {
-        /// Where it stands.
+        /// The list that holds it.
         list: List,
         /// Its place there, from 0.
         index: usize,
@@ -74,15 +74,15 @@ pub enum EgressError {
     /// A list is too long, or its patterns too complex together.
     #[error("{list}: {reason}")]
     List {
-        /// Which one.
+        /// The list.
         list: List,
-        /// What is too much.
+        /// The fault.
         reason: String,
     },
     /// A range of addresses is none.
     #[error("{given:?} is not a range of addresses, expected one such as 10.1.0.0/16 or fd00::/8")]
     Cidr {
-        /// What was given.
+        /// The value that was given.
         given: String,
     },
 }
@@ -90,9 +90,9 @@ pub enum EgressError {
 /// The lists of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum List {
-    /// Of what is admitted.
+    /// The list of admitted hosts.
     White,
-    /// Of what is refused.
+    /// The list of refused hosts.
     Black,
 }
 

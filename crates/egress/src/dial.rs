@@ -25,8 +25,8 @@ pub(crate) enum DialError {
     /// The client itself named an address that is not public.
     #[error("{0} is not a public address")]
     NotPublic(IpAddr),
-    /// A name that does not exist, or that leads to addresses of the operator's network only. Which of the two
-    /// is not told: the names of that network could be found by trying.
+    /// A name that does not exist, or that leads to addresses of the operator's network only. The two are not told
+    /// apart: the names of that network could be found by trying.
     #[error("{0} has no public address, or cannot be resolved")]
     NoAddress(String),
     #[error("{0} does not accept connections on port {1}")]
@@ -72,7 +72,7 @@ impl Dialer {
         };
         let tries = addresses.len().min(TRIES);
         for (index, address) in addresses.into_iter().take(tries).enumerate() {
-            // One that does not answer leaves time for those after it.
+            // An address that does not answer leaves time for those after it.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(tries - index).unwrap_or(1);
             let connecting = TcpStream::connect(SocketAddr::new(address, target.port));

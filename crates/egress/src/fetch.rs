@@ -19,7 +19,7 @@ use crate::{Egress, Policy};
 pub struct FetchLimits {
     /// Most bytes of the body.
     pub max_bytes: u64,
-    /// Of everything together.
+    /// The time for everything together.
     pub timeout: Duration,
     /// Most redirects that are followed.
     pub redirects: usize,
@@ -53,7 +53,7 @@ pub enum FetchError {
     /// The host answered, with something else.
     #[error("{host} answered {status}")]
     Status {
-        /// Who answered.
+        /// The host that answered.
         host: String,
         /// The HTTP status.
         status: u16,
@@ -64,7 +64,7 @@ pub enum FetchError {
     /// The body is too large.
     #[error("larger than {0} bytes")]
     TooLarge(u64),
-    /// It took too long.
+    /// The fetch took too long.
     #[error("not there after {} ms", .0.as_millis())]
     TimedOut(Duration),
     /// This host cannot fetch at all.
@@ -138,7 +138,7 @@ impl Egress {
                 .dns_resolver(Guarded(self.0.dialer.clone()))
                 .connect_timeout(self.0.limits.connect_timeout)
                 .redirect(redirect::Policy::none())
-                // What it connects to would not be what was checked.
+                // A connection to a proxy would not be the one that was checked.
                 .no_proxy();
             let client = trusting(client, self.0.certificates.as_deref()).build();
             client.map_err(|error| FetchError::Setup(innermost(&error)))
@@ -153,7 +153,7 @@ fn check_port(url: &Url, host: &str, hosts: &Policy) -> Result<(), FetchError> {
     admitted.map_err(|denied| FetchError::Denied(denied.to_string()))
 }
 
-/// Where an answer leads to, if anywhere.
+/// Returns the address that an answer leads to, if it leads anywhere.
 fn redirect(from: &Url, response: &Response) -> Result<Option<Url>, FetchError> {
     match response.status().as_u16() {
         301 | 302 | 303 | 307 | 308 => {}
@@ -185,7 +185,7 @@ async fn read(host: &str, mut response: Response, limit: u64) -> Result<Bytes, F
     Ok(body.freeze())
 }
 
-/// What reqwest says it with has the URL and the address in it.
+/// The text of reqwest contains the URL and the address.
 pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     let mut cause: Option<&dyn Error> = Some(error);
     while let Some(error) = cause {

@@ -26,7 +26,7 @@ const LIST_MEMORY: usize = 1 << 20;
 /// How much of a pattern an error repeats, in characters.
 const REPEATED: usize = 80;
 
-/// What a run may reach: both filters must admit a host.
+/// The hosts that a run may reach: both filters must admit a host.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(crate) server: Arc<Rules>,
@@ -232,7 +232,7 @@ fn check_amount(list: List, patterns: &[String]) -> Result<(), EgressError> {
 /// The first pattern that is no regular expression, and why.
 fn syntax_error(patterns: &[String]) -> Option<(usize, String)> {
     let errors = patterns.iter().map(|pattern| {
-        // Nothing but the syntax is checked: compiling ends at once where it may take no memory.
+        // Only the syntax is checked: compiling ends at once if it may take no memory.
         let compiled = RegexBuilder::new(pattern)
             .unicode(false)
             .size_limit(0)

@@ -1,8 +1,8 @@
 //! The one way from a sandbox to the network: an HTTP proxy in the server's process.
 //!
-//! A sandbox has no network. What its programs send to their proxy arrives here as a stream;
-//! [`RunEgress::serve`] reads a request from it, decides, and connects. [`Egress::fetch`] fetches for the
-//! server itself, where a client names the address, and obeys the same rules.
+//! A sandbox has no network. Bytes that its programs send to their proxy arrive here as a stream; [`RunEgress::serve`]
+//! reads a request from it, decides, and connects. [`Egress::fetch`] fetches for the server itself, for addresses that
+//! a client names, and obeys the same rules.
 //!
 //! Whatever the names, only public addresses are connected to, and those that the operator adds: a name
 //! is resolved once, its addresses are checked, and what was checked is connected to. Every request is
@@ -107,7 +107,7 @@ impl Egress {
         })))
     }
 
-    /// What a run may reach, by the server's filter and by this one of its request.
+    /// Returns the hosts that a run may reach, by the server's filter and by that of its request.
     ///
     /// # Errors
     /// [`EgressError`] names the pattern that is no regular expression, or is too complex.

@@ -10,11 +10,11 @@ use hyper::http::request::Parts;
 
 use crate::problem::Problem;
 
-/// What such a host answers.
+/// The answer of such a host.
 pub type LocalAnswer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// A host inside the server, for the runs that it is given to. It is asked over `http:`, whatever the port,
-/// and never gets a request's body.
+/// A host inside the server, for the runs that it is given to. Requests come over `http:`, whatever the port, and never
+/// with a body.
 pub trait LocalHost: fmt::Debug + Send + Sync {
     /// Whether it has this name: in lower case, without a final dot.
     fn is_named(&self, host: &str) -> bool;

@@ -78,8 +78,8 @@ impl Activity {
     }
 }
 
-/// A stream whose activity is noted, and whose bytes are counted where there is a usage. Once that is
-/// spent, reading and writing fail.
+/// A stream whose activity is noted, and whose bytes are counted if there is a usage. Once the usage is spent, reading
+/// and writing fail.
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     stream: S,

@@ -1,4 +1,4 @@
-//! What the server fetches for itself and takes as it comes.
+//! Fetches of the server itself, taken as they come.
 
 use std::time::Duration;
 

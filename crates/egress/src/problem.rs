@@ -11,7 +11,7 @@ const KEPT: usize = 8;
 /// A host that was not reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What was the matter.
+    /// The kind of problem.
     pub kind: ProblemKind,
     /// The host and what happened, as a sentence without its end.
     pub text: String,

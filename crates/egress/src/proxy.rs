@@ -28,25 +28,25 @@ use crate::run::Run;
 use forward::Relayed;
 use refusal::Refusal;
 
-/// What is read at once of each side of a tunnel, in bytes.
+/// Bytes that are read at once from each side of a tunnel.
 const PIECE: usize = 64 << 10;
 
 /// An answer: a text of ours, or what the host answered, which may be one inside the server.
 pub(crate) type Answer = Response<Either<Full<Bytes>, Either<Relayed, Local>>>;
 
-/// What a host inside the server answered.
+/// The answer of a host inside the server.
 type Local = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The server's end of a connection to a host.
 pub(crate) type Upstream = Watched<TcpStream>;
 
-/// One connection from a sandbox.
+/// A connection from a sandbox.
 pub(crate) struct Connection<'run> {
     run: &'run Run,
     /// Whether it is within the limit of connections.
     admitted: bool,
     activity: Arc<Activity>,
-    /// What the connection becomes after a `CONNECT`. Nothing waits while it is locked.
+    /// The tunnel that the connection becomes after a `CONNECT`. Nothing waits while it is locked.
     tunnel: Mutex<Option<Tunnel>>,
 }
 
@@ -83,7 +83,7 @@ impl<'run> Connection<'run> {
             .max_buf_size(limits.header_bytes)
             .serve_connection(stream, service)
             .with_upgrades();
-        // Who waits for an answer is told first that there is none.
+        // A program that waits for an answer is told first that there is none.
         let still = limits.idle_timeout + limits.connect_timeout;
         tokio::select! {
             served = serving => if let Err(error) = served {
@@ -149,7 +149,7 @@ impl<'run> Connection<'run> {
         }
     }
 
-    /// What comes from inside the server counts as what comes from elsewhere.
+    /// Bytes from inside the server count like those from elsewhere.
     fn count(&self, answer: LocalAnswer) -> Answer {
         let (usage, activity) = (Arc::clone(&self.run.usage), Arc::clone(&self.activity));
         answer.map(|body| {

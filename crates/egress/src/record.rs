@@ -35,7 +35,7 @@ impl Recorded {
 }
 
 impl Record {
-    /// Keeps so many; none where there is no log.
+    /// Keeps so many entries; none without a log.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -67,7 +67,7 @@ impl Record {
         }
     }
 
-    /// What there is so far; a request that is not over has lasted until now.
+    /// Returns the entries so far; a request that is not over has lasted until now.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         let entries = self.lock();
         let shown = entries.iter().map(|recorded| {
@@ -90,7 +90,7 @@ impl Record {
 #[derive(Debug)]
 pub(crate) struct Open {
     record: Arc<Record>,
-    /// Of its entry; beyond the end where the log is full.
+    /// Index of its entry; beyond the end if the log is full.
     index: usize,
 }
 

@@ -79,7 +79,7 @@ impl RunEgress {
         }
     }
 
-    /// The requests that the run made, the first ones; empty where none are logged.
+    /// The requests that the run made, the first ones; empty if none are logged.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
         self.0.record.entries()

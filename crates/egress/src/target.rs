@@ -1,4 +1,4 @@
-//! Whom a request is for.
+//! The host that a request is for.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -41,7 +41,7 @@ impl Target {
         (port != 0).then_some(Self { host, port })
     }
 
-    /// As a `Host` header has it: without the port where it is the usual one.
+    /// The target in the form of a `Host` header: without the port if it is the usual one.
     pub(crate) fn authority(&self, usual: u16) -> String {
         let host = match &self.host {
             Host::Address(IpAddr::V6(address)) => format!("[{address}]"),

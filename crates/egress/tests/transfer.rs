@@ -13,7 +13,7 @@ const GIGABYTE: u64 = 1 << 30;
 /// Most that the process may grow by.
 const MOST_GROWTH: u64 = 32 << 20;
 
-/// A server that sends so many bytes to everybody.
+/// A server that sends so many bytes to every client.
 async fn origin(bytes: u64) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -109,7 +109,7 @@ async fn growth(work: impl Future<Output = ()>) -> u64 {
     }
 }
 
-/// One test, because each would measure the other.
+/// All in one test, because two would measure each other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gigabyte_and_fifty_downloads_at_once_cost_little_memory_and_time() {
     let run = run();

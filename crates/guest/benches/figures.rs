@@ -1,8 +1,8 @@
 //! The figures that the guest is held to: how soon it accepts, what it holds, what a run costs.
 //!
-//! `cargo bench -p isol8-guest`, as root. It measures the guest that cargo built for it.
+//! `cargo bench -p isol8-guest`, as root, measures the guest that cargo built for it.
 
-#![allow(clippy::unwrap_used)] // a measurement that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a measurement that cannot go on should end at once
 #![allow(clippy::expect_used)] // as above
 
 #[path = "../tests/support/mod.rs"]
@@ -120,7 +120,7 @@ async fn main() {
     let mut times = Vec::new();
     for _ in 0..100 {
         sandbox.prepare(KernelKind::Python).await;
-        // What it does while nothing is asked for is not measured.
+        // The guest's own work between requests is not measured.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let begin = Instant::now();
         let run = sandbox.control.run(python("print(1)")).unwrap();

@@ -127,7 +127,7 @@ static mut DEFINITION: Definition = Definition {
     free: null(),
 };
 
-/// What the interpreter calls to make the module.
+/// The function that the interpreter calls to make the module.
 ///
 /// # Safety
 /// To be called by the interpreter, with its lock held.
@@ -187,7 +187,7 @@ unsafe fn failed_step(id: c_uint) -> c_long {
     0
 }
 
-/// Where [`stay`] runs; aligned as stacks are.
+/// Stack on which [`stay`] runs; aligned as stacks are.
 static mut STACK: [u128; 512] = [0; 512];
 
 /// `leave(code)`: ends the process. A process is reaped after its memory was taken apart, which takes

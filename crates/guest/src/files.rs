@@ -33,8 +33,8 @@ pub(crate) fn unguessable_name() -> String {
     format!(".isol8-{number:016x}")
 }
 
-/// What `make` returns for the first place that it succeeds in, or why it does not in the first: what
-/// went wrong where something usually lies says more.
+/// Returns the result of `make` for the first place in which it succeeds, or its error for the first place, which is
+/// the usual one and so says more.
 pub(crate) fn in_any_place<T, const N: usize>(
     places: [&str; N],
     make: impl Fn(&str) -> io::Result<T>,
@@ -121,7 +121,7 @@ pub(crate) fn open_place(place: &str) -> nix::Result<OwnedFd> {
 }
 
 impl Within {
-    /// The directory of the file, made where it is missing.
+    /// Returns the directory of the file, creating it if it is missing.
     fn directory(&self) -> nix::Result<OwnedFd> {
         let root = open_place(self.place)?;
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
@@ -221,7 +221,7 @@ impl Writer {
     }
 }
 
-/// Where Python keeps what it compiled from the modules of a directory.
+/// Directory in which Python keeps what it compiled from the modules of a directory.
 const COMPILED: &str = "__pycache__";
 
 /// Entries of that directory that are looked at: user code may fill it, and the guest has one thread.

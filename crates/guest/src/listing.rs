@@ -1,4 +1,4 @@
-//! What is in a directory, a piece at a time: one of a hundred thousand files holds nothing up.
+//! Lists a directory in pieces: a directory of a hundred thousand files holds nothing up.
 
 use std::os::fd::OwnedFd;
 
@@ -30,7 +30,7 @@ impl Lister {
         let within = Place::parse(path)?;
         let open = || -> nix::Result<OwnedFd> {
             let root = open_place(within.place)?;
-            // What is no directory is not opened.
+            // Only directories are opened.
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
             beneath(&root, &within.relative(), flags)
         };
@@ -87,7 +87,7 @@ impl Lister {
             }
             let found = match fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
                 Ok(found) => found,
-                // It went while the list was made.
+                // The entry went while the list was made.
                 Err(Errno::ENOENT) => continue,
                 Err(error) => return Err(error),
             };

@@ -1,4 +1,4 @@
-//! What the guest gives up about itself, and what every program it starts goes without.
+//! The privileges that the guest gives up, and the limits of every program that it starts.
 
 use std::ffi::c_int;
 use std::io;
@@ -16,7 +16,7 @@ const SETPCAP: u32 = 8;
 /// More than any kernel has; the call says where they end.
 const CAPABILITIES: u32 = 64;
 
-/// What starting, killing and cleaning up after the sandbox user takes.
+/// The capabilities for starting, killing and cleaning up after the sandbox user.
 const KEPT: u64 = 1 << CHOWN | 1 << DAC_OVERRIDE | 1 << KILL | 1 << SETGID | 1 << SETUID;
 
 /// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
@@ -35,7 +35,7 @@ struct Header {
     pid: c_int,
 }
 
-/// One half of the sets: the kernel keeps 64 bits in two words.
+/// A half of the sets: capget(2) has 64 bits in two words.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Word {
@@ -112,7 +112,7 @@ pub(crate) fn raise_loopback() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
 }
 
-/// Who user code is, and how the guest acts in its name.
+/// The user that user code runs as, and the ways in which the guest acts in its name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Privileges {
     shared_uid: bool,
@@ -130,7 +130,7 @@ impl Privileges {
         self.shared_uid
     }
 
-    /// User and group id of user code, where it does not share the guest's.
+    /// User and group id of user code, unless it shares the guest's.
     pub(crate) fn user(self) -> u32 {
         self.user
     }
@@ -182,8 +182,8 @@ impl Privileges {
         raise_file_limit()
     }
 
-    /// Makes the calling process, a child that is about to become a program, fit for its role. It
-    /// allocates nothing and takes no lock.
+    /// Makes the calling process, a child that is about to become a program, fit for its role. Nothing is allocated and
+    /// no lock taken.
     pub(crate) fn confine(self, role: Role) -> io::Result<()> {
         match role {
             Role::UserCode | Role::Interactive => self.become_powerless(),
@@ -245,7 +245,7 @@ impl Privileges {
     }
 }
 
-/// What a program that the guest starts is for.
+/// The purpose of a program that the guest starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Running what users send.
@@ -278,7 +278,7 @@ fn become_zygote(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// What holds for everything that the guest starts.
+/// Sets the limits that hold for everything that the guest starts.
 fn bound_resources() -> io::Result<()> {
     // A bounded table of files. Memory, processes and processor time are the cgroup's, which counts
     // all of a sandbox together; the rest stays as inherited.
@@ -327,9 +327,9 @@ impl Drop for Acting {
 }
 
 fn set_file_ids(id: u32) {
-    // SAFETY: plain system calls that concern the calling thread only. They report no error: with
-    // SETUID and SETGID in the permitted set they cannot fail for ids that this namespace maps,
-    // and the second call of each returns what the first one set.
+    // SAFETY: plain system calls that concern the calling thread only. The calls report no error: with SETUID and
+    // SETGID in the permitted set they cannot fail for ids that this namespace maps, and the second call of each
+    // returns the id that the first one set.
     let set = unsafe {
         libc::setfsgid(id);
         libc::setfsuid(id);
@@ -354,7 +354,7 @@ fn set_oom_score(score: &[u8]) -> io::Result<()> {
     // SAFETY: the buffer is valid for its length.
     let written = unsafe { libc::write(file, score.as_ptr().cast(), score.len()) };
     let failed = (written < 0).then(io::Error::last_os_error);
-    // SAFETY: opened above and used by nobody else.
+    // SAFETY: opened above and not used elsewhere.
     unsafe { libc::close(file) };
     control(libc::PR_SET_DUMPABLE, 0)?;
     failed.map_or(Ok(()), Err)

@@ -1,13 +1,13 @@
 //! The guest agent: PID 1 of every sandbox.
 //!
-//! The host connects to it over a Unix socket and asks, in the frames of `isol8-protocol`, for
-//! runs, files and resets. It starts programs as the powerless sandbox user, keeps interpreters
-//! booted, enforces time and output limits, reaps everything, and gives back a sandbox as new.
+//! The host connects to the guest over a Unix socket and asks, in the frames of `isol8-protocol`, for runs, files and
+//! resets. The guest starts programs as the sandbox user, who has no rights, keeps interpreters booted, enforces time
+//! and output limits, reaps everything, and gives back a sandbox as new.
 //!
 //! # Map
 //!
 //! - [`guest`]: the state and the loop; what the host asks, how runs begin and end
-//! - [`peer`]: the connection, framing, who may connect
+//! - [`host_connection`]: the connection, framing, who may connect
 //! - [`run`]: one run, its output and input with credit, its terminal
 //! - [`process`]: fork and exec; [`lockdown`], [`seccomp`]: what programs go without
 //! - [`reaper`]: ending and reaping every process
@@ -17,32 +17,31 @@
 //!
 //! # Threats
 //!
-//! The host is trusted, user code is not. User code has another user id (or, where a sandbox has
-//! only one, no capabilities where the guest has some), so it cannot trace or signal the guest,
-//! and PID 1 ignores what it could send. The guest is not dumpable: its memory and descriptors are
-//! closed to others. Nothing that user code can delay is waited for: not an exec (a child can be
-//! stopped), not a pipe, not an answer of a kernel. What it can make grow is bounded: output by
-//! credit, runs, tunnels and kept pipes by number, messages by size. Paths are resolved by the kernel
-//! beneath the writable places with the rights of user code. No input of any kind ends the guest;
-//! an input that breaks the protocol ends its connection.
+//! The host is trusted, user code is not. User code has another user id (or, in a sandbox that has only one, no
+//! capabilities where the guest has some), so it cannot trace or signal the guest, and PID 1 ignores the signals that
+//! it could send. The guest is not dumpable: its memory and descriptors are closed to others. Nothing that user code
+//! can delay is waited for: not an exec (a child can be stopped), not a pipe, not an answer of an interpreter.
+//! Everything that user code can make grow is bounded: output by credit, runs, tunnels and kept pipes by number,
+//! messages by size. Paths are resolved by the kernel beneath the writable directories with the rights of user code. No
+//! input of any kind ends the guest; an input that breaks the protocol ends its connection.
 //!
 //! There is a single thread, so that fork, `setfsuid` and the like are sound without locks.
 
-mod backlog;
 mod failure;
 mod files;
 mod guest;
+mod host_connection;
 mod kernel;
 mod listing;
 mod lockdown;
 mod names;
-mod peer;
 mod process;
 mod reaper;
 mod reset;
 mod run;
 mod seccomp;
 mod tunnel;
+mod write_buffer;
 
 use std::ffi::OsString;
 use std::io::{self, IoSliceMut};
@@ -70,7 +69,7 @@ use reset::Places;
 const USAGE: &str = "usage: isol8-guest (--fd N | --socket PATH | --handover PATH) \
     [--uid N | --shared-uid] [--loopback] [--names]";
 
-/// Where the host connects to.
+/// The socket to which the host connects.
 #[derive(Debug, PartialEq, Eq)]
 enum Listen {
     /// A listening socket that was inherited.
@@ -201,8 +200,8 @@ fn naming(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 }
 
 fn inherit(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: whoever started the guest gave it this descriptor, and nothing here used it before;
-    // the next calls fail where it is not open.
+    // SAFETY: the process that started the guest gave it this descriptor, and nothing here used it before; the next
+    // calls fail if it is not open.
     let listener = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
         .map_err(|error| naming("inherited socket cannot be used")(error.into()))?;

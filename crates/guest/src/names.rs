@@ -34,7 +34,7 @@ const REASON: &str =
 /// Names that are told at the end of a run.
 const MOST_TOLD: usize = 8;
 
-/// Where programs ask.
+/// The socket to which programs send questions for names.
 #[derive(Debug)]
 pub(crate) struct Names {
     socket: UdpSocket,
@@ -111,7 +111,7 @@ fn readable(question: &[u8]) -> String {
     name
 }
 
-/// The answer to a message; nothing where it is no question.
+/// Returns the answer to a message; `None` if the message is no question.
 fn answer(message: &[u8]) -> Option<Vec<u8>> {
     let header = message.get(..HEADER)?;
     let is_answer = header[2] & 0x80 != 0;

@@ -1,9 +1,9 @@
 //! Starting a program: fork, confine, exec.
 //!
-//! The guest has a single thread, so a forked child may do anything. It still allocates nothing:
-//! all that it needs is prepared before. Nobody waits for the child. User code of the same user
-//! could stop it before its exec, and must not be able to stop the guest with it: why a program
-//! could not be started is read from a pipe once the child was reaped.
+//! The guest has a single thread, so a forked child may do anything. The child still allocates nothing: all that it
+//! needs is prepared before. The guest does not wait for the child, because user code of the same user could stop it
+//! before its exec, and must not be able to stop the guest with it. Why a program could not be started is read from a
+//! pipe once the child was reaped.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::io::{self, Read as _};
@@ -17,7 +17,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2};
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::{Privileges, Role};
 
-/// What holds where the guest's own environment does not say.
+/// Variables that hold unless the guest's own environment sets them.
 const DEFAULTS: [(&str, &str); 7] = [
     (
         "PATH",
@@ -33,21 +33,26 @@ const DEFAULTS: [(&str, &str); 7] = [
     ("DO_NOT_TRACK", "1"),
 ];
 
-/// What has programs print no colours, <https://no-color.org>.
+/// The variable by which programs print no colours, <https://no-color.org>.
 const NO_COLOR: (&[u8], &[u8]) = (b"NO_COLOR", b"1");
 
 /// Variables that ask for colours wherever output goes.
 const COLORS: [&[u8]; 2] = [b"FORCE_COLOR", b"CLICOLOR_FORCE"];
 
-/// Who a program runs as: engines tell the guest of its own user instead.
+/// Variable by which a Python that another program starts writes its output as it is printed, so that it is seen at
+/// once and not lost at a timeout (<https://docs.python.org/3/using/cmdline.html#envvar-PYTHONUNBUFFERED>). An
+/// interpreter that the guest starts itself does without: its driver writes line by line, which costs less.
+const PYTHON_UNBUFFERED: (&[u8], &[u8]) = (b"PYTHONUNBUFFERED", b"1");
+
+/// The user that a program runs as: engines describe their own user to the guest instead.
 const USER: [(&str, &str); 3] = [
     ("HOME", "/sandbox"),
     ("USER", "sandbox"),
     ("LOGNAME", "sandbox"),
 ];
 
-/// Where package managers put programs that user code installs. They come last in `PATH`, so that none takes the place
-/// of a program of the system.
+/// Directories for programs that user code installs. These directories come last in `PATH`, so that none of their
+/// programs takes the place of one of the system.
 const INSTALLED_PROGRAMS: &str =
     "/sandbox/.local/bin:/sandbox/node_modules/.bin:/sandbox/.bun/bin:/sandbox/.deno/bin";
 
@@ -69,7 +74,7 @@ const ABOVE_TARGETS: RawFd = 64;
 pub(crate) struct Environment(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Environment {
-    /// The guest's own, as [`USER`], and [`DEFAULTS`] where it lacks one.
+    /// Returns the guest's own environment with [`USER`], and with those of [`DEFAULTS`] that it lacks.
     pub(crate) fn base() -> Self {
         let mut base = Self::default();
         for (name, value) in std::env::vars_os() {
@@ -110,7 +115,7 @@ impl Environment {
         environment
     }
 
-    /// The environment with further variables. Where these ask for colours, nothing else refuses them.
+    /// The environment with further variables. If these ask for colours, no other variable refuses them.
     pub(crate) fn with(&self, overlay: &[(String, String)]) -> Self {
         let mut merged = self.clone();
         if overlay
@@ -159,7 +164,7 @@ pub(crate) fn c_string(bytes: &[u8], what: &str) -> Result<CString, Failure> {
         .map_err(|_| failure(FailureKind::Refused, format!("{what} holds a zero byte")))
 }
 
-/// What all programs of a sandbox have in common.
+/// The settings that all programs of a sandbox have in common.
 #[derive(Debug)]
 pub(crate) struct Launcher {
     pub(crate) privileges: Privileges,
@@ -182,6 +187,16 @@ impl Launcher {
             at_terminal,
         }
     }
+
+    /// The environment of user code without a terminal, for an interpreter of Python or for any other program.
+    pub(crate) fn user_of(&self, is_python: bool) -> Environment {
+        let mut user = self.user.clone();
+        let (name, value) = PYTHON_UNBUFFERED;
+        if !is_python && user.get(name).is_none() {
+            user.set(name, value);
+        }
+        user
+    }
 }
 
 /// A program that was started, or is about to fail at it.
@@ -194,7 +209,7 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Why the program was not started, where it was not. To be asked once the child was reaped.
+    /// Returns why the program was not started, if it was not. Valid once the child was reaped.
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         let mut text = [0; 5];
         let report = self.report.try_clone().ok()?;
@@ -318,7 +333,7 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.chain([std::ptr::null()]).collect()
 }
 
-/// What the child does, prepared.
+/// The prepared steps of the child.
 struct Plan<'a> {
     launcher: &'a Launcher,
     paths: &'a [CString],
@@ -451,7 +466,7 @@ pub(crate) fn user_pipe(privileges: Privileges, near: Near) -> io::Result<(Owned
     Ok((reader, writer))
 }
 
-/// Which end of a pipe stays with the guest.
+/// The end of a pipe that stays with the guest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Near {
     /// The guest reads.
@@ -465,7 +480,7 @@ pub(crate) fn null() -> io::Result<OwnedFd> {
     let path = c"/dev/null";
     // SAFETY: the path ends in a zero byte.
     let file = check(unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
-    // SAFETY: just opened, and owned by nobody else.
+    // SAFETY: just opened, and without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
 

@@ -19,8 +19,8 @@ use crate::lockdown::Privileges;
 /// How long the killed may take to be gone. A process that frees gigabytes needs part of a second.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often the process table is read for stragglers. One pass finds what existed when it began,
-/// and only a fork bomb outruns a few.
+/// How often the process table is read for stragglers. A pass finds the processes that existed when it began, and only
+/// a fork bomb outruns a few passes.
 const SWEEP_PASSES: u32 = 50;
 
 /// A process that ended and is no more.
@@ -61,7 +61,7 @@ fn exit_status(status: i32) -> ExitStatus {
     }
 }
 
-/// Processor time that a process has taken so far, in microseconds; 0 where it has ended.
+/// Processor time that a process has taken so far, in microseconds; 0 if the process has ended.
 pub(crate) fn own_cpu_us(pid: Pid) -> u64 {
     let taken = clock_getcpuclockid(pid).and_then(clock_gettime);
     taken.map_or(0, |time| {
@@ -96,7 +96,7 @@ fn micros(time: libc::timeval) -> u64 {
 /// the signal, or its fork fails.
 pub(crate) fn kill_all(reaped: &mut Vec<Reaped>) -> bool {
     let deadline = Instant::now() + KILL_PATIENCE;
-    // Processes that entered from outside are nobody's children here, but are found by this too.
+    // Processes that entered from outside have no parent here, but are found by this too.
     while kill(Pid::from_raw(-1), Signal::SIGKILL) != Err(Errno::ESRCH) {
         if Instant::now() >= deadline {
             reap(reaped);
@@ -141,7 +141,7 @@ pub(crate) fn kill_others(privileges: Privileges, kept: &[Pid], reaped: &mut Vec
             return true;
         }
         for pid in others {
-            // It may have ended by now. Its id cannot be another's yet: ids go round slowly.
+            // The process may have ended by now. Its id cannot be another's yet: ids are reused slowly.
             let _ = kill(pid, Signal::SIGKILL);
         }
         wait_for_child(Duration::from_millis(5));
@@ -157,8 +157,8 @@ fn wait_for_child(patience: Duration) {
         tv_sec: 0,
         tv_nsec: patience.subsec_nanos().into(),
     };
-    // SAFETY: the set and the time are valid through the call. SIGCHLD is blocked, so it can be
-    // taken here; whoever calls this reaps afterwards, so nothing is missed.
+    // SAFETY: the set and the time are valid through the call. SIGCHLD is blocked, so it can be taken here; the caller
+    // reaps afterwards, so nothing is missed.
     unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), &raw const timeout) };
 }
 

@@ -25,14 +25,14 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::failure::internal;
 use crate::lockdown::Privileges;
 
-/// What user code may write to, where it is there.
+/// Directories that user code may write to, if they exist.
 const WRITABLE: [&str; 4] = ["/sandbox", "/tmp", "/dev/shm", QUEUES];
 
-/// Paths that user code owns, and whose attributes it may change, where it has the guest's user id. The first
-/// one is a directory whose content is the kernel's.
+/// Paths that user code owns, and whose attributes it may change, if it has the guest's user id. The first one is a
+/// directory whose content is the kernel's.
 const OWNED: [&str; 2] = ["/dev/pts", "/dev/pts/ptmx"];
 
-/// Where the kernel shows POSIX message queues, once mounted.
+/// The directory that shows POSIX message queues, once mounted.
 const QUEUES: &str = "/dev/mqueue";
 
 /// `XATTR_LIST_MAX` of `linux/limits.h`.

@@ -1,12 +1,10 @@
-//! What user code, and the guest with it, may ask of the kernel: an allow-list, in force from the
-//! guest's start on.
+//! The system calls that user code, and the guest with it, may make: an allow-list, in force from the guest's start on.
 //!
-//! It follows the default profile of the container engines, and is narrower where no language
-//! runtime asks for more: no namespace, no mount, no keyring, no io_uring, no asynchronous I/O, no
-//! eBPF, no file handles. A call that is not listed fails with `EPERM`, which also covers the x32
-//! numbers. Before the list, [`answers`] gives some calls an answer of the filter's own: success for
-//! what has no effect in a sandbox but one on the host, `ENOSYS` for what programs know how to do
-//! without.
+//! The list follows the default profile of the container engines, and is narrower where no language runtime asks for
+//! more: no namespace, no mount, no keyring, no io_uring, no asynchronous I/O, no eBPF, no file handles. A call that is
+//! not listed fails with `EPERM`, which also covers the x32 numbers. Before the list, [`answers`] gives some calls an
+//! answer of the filter's own: success for calls that have no effect in a sandbox but one on the host, `ENOSYS` for
+//! calls that programs can do without.
 
 mod answers;
 
@@ -51,8 +49,8 @@ const INTERNET_SOCKETS: [(c_int, c_int); 4] = [
 /// The newer `F_SETLEASE`, of `linux/fcntl.h`.
 const F_SETDELEG: u64 = 1024 + 16;
 
-/// The guest's process id. Where user code has the guest's user id, the kernel would let it change the guest's
-/// limits and scheduling, for good.
+/// The guest's process id. If user code has the guest's user id, the kernel would let it change the guest's limits and
+/// scheduling, for good.
 const GUEST: u64 = 1;
 
 /// Calls that change the process that their first argument names.
@@ -80,8 +78,8 @@ const RECENT: [c_long; 5] = [
     456, // futex_requeue
 ];
 
-/// POSIX message queues. They outlive their processes, and only a mounted queue file system can
-/// list them: without one a reset could not remove them, so they cannot be made.
+/// POSIX message queues. Queues outlive their processes, and only a mounted queue file system can list them: without
+/// one a reset could not remove them, so user code cannot make them.
 const QUEUES: [c_long; 6] = [
     libc::SYS_mq_getsetattr,
     libc::SYS_mq_notify,
@@ -149,8 +147,9 @@ fn conditional() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::Backend
         is_not(1, libc::TIOCSETD)?,
     ];
 
-    // Whoever opens a leased file waits for its holder, or has it killed by the signal that asks for it
-    // back: so would the guest, which reads files for the host. The third tells what others open in a directory.
+    // A process that opens a leased file waits for the lease's holder, or has it killed by the signal that asks for the
+    // file: so would the guest, which reads files for the host. The third call shows which files others open in a
+    // directory.
     let leases = vec![
         is_not(1, libc::F_SETLEASE as u64)?,
         is_not(1, F_SETDELEG)?,

@@ -6,23 +6,23 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use isol8_protocol::{Failure, GRANT_STEP, StreamId, TunnelId, WINDOW};
 
-use crate::backlog::Backlog;
 use crate::failure::internal;
+use crate::write_buffer::WriteBuffer;
 
-/// The port where it is free: user code may have taken it.
+/// The port, if it is free: user code may have taken it.
 const PORT: u16 = 8118;
 
-/// What programs ask for the proxy. Both spellings are in use, and curl reads the lower case of one only.
+/// Variables by which programs find the proxy. Both spellings are in use, and curl reads the lower case of one only.
 const PROXY: [&str; 4] = ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"];
 
-/// What they reach without it: loopback in all its forms, and the sandbox by its own name.
+/// Variables that list the hosts reached without it: loopback in all its forms, and the sandbox by its own name.
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 const LOOPBACK: &str = "localhost,127.0.0.1,127.0.0.0/8,::1,0.0.0.0,sandbox";
 
 /// Has node look at the others.
 const NODE: &str = "NODE_USE_ENV_PROXY";
 
-/// Where the programs of a run connect to.
+/// The port that the programs of a run connect to.
 #[derive(Debug)]
 pub(crate) struct Port {
     listener: TcpListener,
@@ -65,43 +65,43 @@ impl Port {
     }
 }
 
-/// What a program had to say.
+/// The result of reading from a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     /// So many bytes.
     Bytes(usize),
     /// Nothing now.
     Nothing,
-    /// That it says nothing more.
+    /// The program sends nothing more.
     End,
-    /// It is gone.
+    /// The program's socket is gone.
     Gone,
 }
 
-/// What the host has ended.
+/// The directions that the host has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Host {
     Sends,
-    /// It sends nothing more.
+    /// The host sends nothing more.
     Ended,
-    /// It takes nothing more either.
+    /// The host takes nothing more either.
     Closed,
 }
 
-/// One connection of a program, carried by the host.
+/// A connection of a program, carried by the host.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) id: TunnelId,
     pub(crate) run: StreamId,
-    /// Until this side has closed it. It waits for the host's word then.
+    /// The program's socket, until this side has closed it. The tunnel waits for the host's close then.
     socket: Option<TcpStream>,
     /// The program sends nothing more.
     ended: bool,
     /// Bytes that the host takes now.
     credit: u64,
     host: Host,
-    /// What the program has not taken yet.
-    pending: Backlog,
+    /// Bytes that the program has not taken yet.
+    pending: WriteBuffer,
     /// Bytes that the host may still send, and those that it was not told of.
     window: u32,
     owed: u32,
@@ -116,13 +116,13 @@ impl Tunnel {
             ended: false,
             credit: WINDOW.into(),
             host: Host::Sends,
-            pending: Backlog::default(),
+            pending: WriteBuffer::default(),
             window: WINDOW,
             owed: 0,
         }
     }
 
-    /// What there is to wait for: the socket, and whether it is for reading and for writing.
+    /// The socket to wait for, and whether for reading and for writing.
     pub(crate) fn waits_for(&self) -> Option<(BorrowedFd<'_>, bool, bool)> {
         let (reads, writes) = (self.may_read(), !self.pending.is_empty());
         let socket = self.socket.as_ref().filter(|_| reads || writes)?;
@@ -177,7 +177,7 @@ impl Tunnel {
         }
     }
 
-    /// Takes what the host sent; `false` where it was not allowed to.
+    /// Takes bytes of the host; returns `false` if the host exceeded its credit.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let Some(window) = self.window.checked_sub(size) else {

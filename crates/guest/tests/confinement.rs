@@ -1,6 +1,6 @@
-//! What user code is, sees and may do.
+//! The rights of user code, and what it sees.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 

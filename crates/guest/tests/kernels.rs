@@ -1,6 +1,6 @@
 //! Interpreters that were booted before the code came: scripts and cells.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 
@@ -399,7 +399,7 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
             source: source.as_bytes().to_vec(),
         })
     };
-    // What it was started with tells it from one that was started for the script.
+    // A variable that it was started with tells it from an interpreter that was started for the script.
     let waited = "tr '\\0' '\\n' </proc/$$/environ | grep -c ^BASH_ENV=";
     let source = format!(
         "{waited}\nread -r line; [ . -ef /tmp ]; echo \"$line $A $? $(date +%Z) ${{BASH_ENV-gone}} $SECONDS\""
@@ -441,7 +441,7 @@ async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
         .prepare_in_background(KernelKind::Python, settings);
     // The guest, and the script in an interpreter of its own.
     assert_eq!(sandbox.python(COUNT).await.ok(), "2");
-    // Afterwards it is booted, as nothing else would free whoever waits for it.
+    // Afterwards an interpreter is booted, as nothing else would serve the runs that wait for it.
     sandbox.prepare(KernelKind::Python).await;
     assert!(sandbox.control.is_prepared());
     assert_ne!(sandbox.python(COUNT).await.ok(), "2");

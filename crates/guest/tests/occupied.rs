@@ -1,6 +1,6 @@
 //! Places that user code has filled or occupied: neither a session nor the guest is lost to that.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 
@@ -101,7 +101,7 @@ async fn a_kernel_that_finds_no_place_fails_its_cell_at_once_and_the_next_one_bo
     sandbox.sh("rm /tmp/* /dev/shm/*").await.ok();
     assert_eq!(sandbox.run(bash("echo 2")).await.ok(), "2");
 
-    // The same for one that boots because its predecessor died, while nobody waits.
+    // The same for an interpreter that boots because its predecessor died, while no run waits.
     sandbox.run(bash("x=1")).await.ok();
     fill(&sandbox, &["/dev/shm", "/tmp"]).await;
     assert!(sandbox.run(bash("kill -9 $$")).await.exit.state_lost);
@@ -231,7 +231,7 @@ async fn what_lies_where_scripts_do_holds_no_kernel_up() {
 
 #[tokio::test]
 async fn a_cell_whose_input_finds_no_place_fails_alone() {
-    // Where user code has the guest's user id, all places are its own. `r-x` still lets it enter /sandbox.
+    // If user code has the guest's user id, it owns all directories. `r-x` still lets it enter /sandbox.
     let sandbox = Sandbox::start_with(&["--shared-uid"]).await;
     let close = "import os, sys\nx = 1\ndef change(mode):\n  \
                  for place in ('/tmp', '/dev/shm', '/sandbox'): os.chmod(place, mode)\nchange(0o555)";

@@ -1,6 +1,6 @@
 //! Files, resets, and the connection.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Runs at a terminal.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 
@@ -61,7 +61,7 @@ print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.is
     let mut dumb = at_terminal(sh("echo $TERM; stty size; tty"));
     dumb.env = vec![("TERM".into(), "dumb".into())];
     assert_eq!(sandbox.run(dumb).await.ok(), "dumb\r\n24 80\r\n/dev/pts/0");
-    // One that was kept booted still waits for scripts without a terminal.
+    // An interpreter that was kept booted still waits for scripts without a terminal.
     assert_eq!(
         sandbox.python("print(open(0).isatty())").await.ok(),
         "False"
@@ -132,7 +132,7 @@ while os.get_terminal_size().columns > 1: time.sleep(0.05)";
     }
     assert_eq!(finish(run).await.unwrap().code(), 0);
 
-    // As early as the program itself, and where there is no terminal.
+    // As early as the program itself, and in a place without a terminal.
     let run = sandbox.control.run(at_terminal(sh("stty size"))).unwrap();
     run.input()
         .resize(TerminalSize {
@@ -247,7 +247,7 @@ async fn input_that_nobody_reads_waits() {
     }
 }
 
-/// Of the guest, in hundredths of a second.
+/// Processor time of the guest, in hundredths of a second.
 fn processor_time(sandbox: &Sandbox) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", sandbox.guest())).unwrap();
     let (_, fields) = stat.rsplit_once(") ").unwrap();
@@ -270,7 +270,7 @@ async fn who_holds_the_terminal_afterwards_delays_nothing() {
         assert_eq!(outcome.code(), 4);
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
-    // It writes on to what nobody reads any more, and does not wait for that.
+    // The program writes on to a terminal that is no longer read, and does not wait for that.
     sandbox.wait_until("pgrep -x sh").await;
     sandbox.control.reset().await.unwrap();
     assert_eq!(sandbox.sh("ls /dev/pts").await.ok(), "ptmx");

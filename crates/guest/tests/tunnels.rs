@@ -1,6 +1,6 @@
 //! The network of a run: connections of its programs, carried to the host.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 
@@ -91,7 +91,7 @@ async fn the_environment_tells_of_it_and_the_run_s_own_goes_first() {
 async fn a_script_with_network_is_run_by_the_interpreter_that_waits() {
     let sandbox = Sandbox::start().await;
     sandbox.prepare(KernelKind::Python).await;
-    // What was forked from another one keeps that one's objects apart.
+    // An interpreter that was forked from another keeps the objects of that one apart.
     let source = "import gc; print(gc.get_freeze_count() > 0, 'HTTP_PROXY' in os.environ)";
     let forked = sandbox.run(script(source)).await;
     assert_eq!(forked.ok(), "True True");
@@ -125,7 +125,7 @@ print(s.recv(1))";
 print(s.recv(1), [name for name in os.environ if 'PROXY' in name.upper()])
 try: socket.create_connection(('127.0.0.1', 8118))
 except OSError as error: print(error.errno)";
-    // 111 is ECONNREFUSED: nobody listens.
+    // 111 is ECONNREFUSED: no socket listens.
     assert_eq!(sandbox.cell(source).await.ok(), "b'' []\n111");
 }
 

@@ -1,7 +1,7 @@
 //! The interpreter that others are forked from: what its children do not share, and what happens
 //! when it goes.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 
 mod support;
 
@@ -37,7 +37,7 @@ fn zygotes(sandbox: &Sandbox) -> Vec<Pid> {
         .collect()
 }
 
-/// The one zygote. What it forks is another for a moment.
+/// Returns the one zygote. A process that it forks is a second one for a moment.
 async fn zygote(sandbox: &Sandbox) -> Pid {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -51,7 +51,7 @@ async fn zygote(sandbox: &Sandbox) -> Pid {
 
 /// Makes every fork of a zygote fail.
 fn forbid_forks(zygote: Pid) {
-    // Its own user may, and on a machine where root lacks a capability nobody else.
+    // The process's own user may do so, and on a machine whose root lacks a capability no other.
     let limited = Command::new("prlimit")
         .args(["--pid", &zygote.to_string(), "--nproc=0:0"])
         .uid(ZYGOTE_UID)
@@ -180,7 +180,7 @@ async fn a_zygote_that_cannot_fork_runs_nothing_itself() {
     let sandbox = kept(PrewarmSettings::default()).await;
     let before = zygote(&sandbox).await;
     forbid_forks(before);
-    // It was started on this name, and must not get there.
+    // The interpreter was started on this name, and must not get there.
     let trap = "import os\nwith open('/sandbox/main.py', 'w') as script:\n  \
                 script.write(\"import os; open(f'/tmp/proof-{os.getuid()}', 'w')\")\nos._exit(0)";
     assert!(sandbox.cell(trap).await.exit.state_lost);

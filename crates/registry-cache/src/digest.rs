@@ -6,10 +6,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
-/// What is read at once, in bytes.
+/// Bytes that are read at once.
 const PIECE: usize = 256 << 10;
 
-/// A hash that nobody can make another file for.
+/// A hash for which no second file can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Digest {
     Sha256(Vec<u8>),
@@ -105,7 +105,7 @@ impl Hasher {
 mod tests {
     use super::*;
 
-    /// Of the three letters "abc": FIPS 180-2, appendices B and C.
+    /// Hashes of the three letters "abc": FIPS 180-2, appendices B and C.
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     const ABC_512: &str = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
 

@@ -1,5 +1,5 @@
-//! Downloads: one for all who wait for the same file. They read it from disk while it comes in; its last byte
-//! waits until the hash of the whole is known to be right, so that nobody gets a file that is not.
+//! Downloads: a single one for all clients that wait for the same file. The clients read it from disk while it comes
+//! in; its last byte waits until the hash of the whole is known to be right, so that no client gets a wrong file whole.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,7 +23,7 @@ use crate::upstream::{self, Failure};
 /// runtime has 512.
 const AT_ONCE: usize = 128;
 
-/// What is read from disk at once, in bytes.
+/// Bytes that are read from disk at once.
 const PIECE: usize = 256 << 10;
 
 /// Pieces of a download that may wait for the disk.
@@ -44,7 +44,7 @@ pub(crate) struct Content {
     file: Arc<File>,
     /// Bytes that are there.
     there: u64,
-    /// Of the whole, where that is known.
+    /// Length of the whole, if it is known.
     pub(crate) length: Option<u64>,
 }
 
@@ -105,7 +105,7 @@ impl Flights {
                 Ok(Found::Stream(answer))
             }
             Progress::Failed(failure) => Err(failure),
-            Progress::Asked => Err(Failure::Disk), // It was waited for anything else.
+            Progress::Asked => Err(Failure::Disk), // The wait was for any other state.
         }
     }
 
@@ -165,7 +165,7 @@ impl Flights {
     }
 }
 
-/// One download. It ends when nobody waits for it any more.
+/// A download. It ends when no client waits for it any more.
 struct Download {
     flights: Flights,
     key: Key,
@@ -223,7 +223,7 @@ impl Download {
         };
         let writing = tokio::task::spawn_blocking(move || writer.write(taken));
         while let Some(piece) = answer.chunk().await? {
-            // Where the writer has ended, it says why.
+            // If the writer has ended, it reports why.
             if pieces.send(Some(piece)).await.is_err() {
                 break;
             }
@@ -234,7 +234,7 @@ impl Download {
     }
 }
 
-/// Puts a download on disk. It waits for the disk, on a thread of its own.
+/// Puts a download on disk. The writer waits for the disk, on a thread of its own.
 struct Writer {
     store: Arc<Store>,
     key: Key,
@@ -276,14 +276,14 @@ impl Writer {
                         .send_replace(Progress::Running(content.clone()));
                 }
                 Some(None) => break,
-                None => return Err(Failure::Altered.into()), // It was given up.
+                None => return Err(Failure::Altered.into()), // The download was given up.
             }
         }
         if hasher.finish() != self.digest {
             log::warn!(url_key:? = self.key; "registry sent a package that is not the one it lists");
             return Err(Failure::Altered.into());
         }
-        // Whoever asks from here on finds it there.
+        // Requests from here on find the file in the store.
         self.store.keep(partial, &self.key)?;
         self.progress.send_replace(Progress::Whole(content));
         Ok(())
@@ -311,13 +311,13 @@ impl From<io::Error> for WriteError {
 #[derive(Debug)]
 pub(crate) struct Reader {
     pub(crate) content: Content,
-    /// None where it is whole.
+    /// `None` if the file is whole.
     progress: Option<watch::Receiver<Progress>>,
     position: u64,
 }
 
 impl Reader {
-    /// The file in pieces. An error stands where it does not come to its end.
+    /// The file in pieces. An error comes in place of the rest if the download fails.
     pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::try_unfold(self, |mut reader| async move {
             Ok(reader.next().await?.map(|piece| (piece, reader)))
@@ -341,7 +341,7 @@ impl Reader {
         Ok(Some(piece.into()))
     }
 
-    /// Up to where it can be read: beyond the position, unless that is the end.
+    /// Returns the position up to which it can be read: beyond the current one, unless that is the end.
     async fn readable(&mut self) -> io::Result<u64> {
         let Some(progress) = &mut self.progress else {
             return Ok(self.content.there);
@@ -362,7 +362,7 @@ impl Reader {
                 Ok(self.content.there)
             }
             Progress::Failed(failure) => Err(io::Error::other(failure)),
-            Progress::Asked => Err(io::ErrorKind::UnexpectedEof.into()), // It is waited for anything else.
+            Progress::Asked => Err(io::ErrorKind::UnexpectedEof.into()), // The wait is for any other state.
         }
     }
 }

@@ -1,9 +1,9 @@
 //! A cache of package registries that every tenant shares and none can write to.
 //!
-//! Package managers in sandboxes ask a host that exists inside the server only, [`Client::host`], over their
-//! run's own connections. What they ask for is fetched from the real registry by the server itself, over TLS
-//! and by the rules of `isol8-egress`. Nothing that a sandbox sends gets in but the name of a package and of
-//! one of its files; a request with credentials is passed on and leaves nothing behind.
+//! Package managers in sandboxes ask a host that exists inside the server only, [`Client::host`], over their run's own
+//! connections. The server itself fetches their requests from the real registry, over TLS and by the rules of
+//! `isol8-egress`. From a sandbox only the name of a package and of one of its files get in; a request with credentials
+//! is passed on and leaves nothing behind.
 //!
 //! *Pages*, which list a package's files with their hashes, are kept in memory for a short while. *Files* are
 //! kept on disk, and each time one is served its hash is compared with what a page of the registry says. So
@@ -39,13 +39,13 @@ use page::Pages;
 use site::Site;
 use store::Store;
 
-/// The host that package managers are pointed at. It is not in the DNS: `.internal` is for private use.
+/// The host that package managers are pointed at. The name is not in the DNS: `.internal` is for private use.
 const HOST: &str = "registry.isol8.internal";
 
-/// What the cache is made with.
+/// The settings of the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where files are kept; made when the first one is. Several servers may share it.
+    /// Directory of the files; created with the first one. Several servers may share it.
     pub directory: PathBuf,
     /// Most bytes of files that are kept; those used last stay. No file larger than a quarter is kept.
     pub max_bytes: u64,
@@ -57,7 +57,7 @@ pub struct Settings {
     pub npm: Url,
 }
 
-/// Who asks: package managers differ in what they do with the URLs that a registry names.
+/// The client: package managers differ in their use of the URLs that a registry names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     /// Follows the URLs of its index.
@@ -76,7 +76,7 @@ impl Client {
     pub fn host(self) -> &'static str {
         match self {
             Self::Pip | Self::Npm | Self::Bun => HOST,
-            // Where the host stands in a URL with `https:`, it is the real one, reached by a tunnel.
+            // In a URL with `https:` the host is the real one, reached by a tunnel.
             Self::Deno => "registry.npmjs.org",
         }
     }
@@ -105,14 +105,14 @@ impl RegistryCache {
         }))
     }
 
-    /// What it was made with.
+    /// Returns the cache's settings.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    /// The registry as one package manager sees it. What is fetched for it, or was for another, comes from
-    /// hosts that the policy admits only.
+    /// The registry as one package manager sees it. Its fetches, and files that were fetched for others, come only from
+    /// hosts that the policy admits.
     #[must_use]
     pub fn site(&self, client: Client, egress: &Egress, policy: Policy) -> Arc<dyn LocalHost> {
         Arc::new(Site::new(self.clone(), client, egress.clone(), policy))

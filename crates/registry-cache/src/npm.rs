@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::page::{Listed, Malformed};
 use crate::route::npm_file;
 
-/// What npm asks for where it needs no more than an installation does.
+/// The content type that npm asks for if it needs no more than an installation does.
 pub(crate) const ABBREVIATED: &str = "application/vnd.npm.install-v1+json";
 
 /// Everything.
@@ -36,7 +36,7 @@ struct Dist {
     integrity: Option<String>,
 }
 
-/// What a page lists: files at the usual place of the registry only, others are not asked for here.
+/// Returns the files that a page lists, at the usual place of the registry only: others are not asked for here.
 pub(crate) fn read(
     registry: &Url,
     package: &str,
@@ -68,7 +68,7 @@ pub(crate) fn lead_to(address: &str, registry: &Url, body: &[u8]) -> Vec<u8> {
         // In a text within the page, each quotation mark follows a backslash, so that none matches.
         let pattern = format!(r#"("tarball"\s*:\s*"){}"#, regex::escape(base));
         let Ok(pattern) = Regex::new(&pattern) else {
-            continue; // It is too long to be the address of a registry.
+            continue; // Too long to be the address of a registry.
         };
         let replaced = pattern.replace_all(&body, |found: &regex::bytes::Captures<'_>| {
             [&found[1], NoExpand(address.as_bytes()).0].concat()

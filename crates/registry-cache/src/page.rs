@@ -21,16 +21,16 @@ use crate::{npm, python};
 /// Largest page in bytes. The largest of the usual registries have about 30 MiB.
 const LARGEST: usize = 64 << 20;
 
-/// Of all pages that are kept, in bytes.
+/// Bytes of all pages that are kept.
 const KEPT: u64 = 96 << 20;
 
-/// What a listed file takes beside its texts, about, in bytes.
+/// Bytes that a listed file takes beside its texts, about.
 const ENTRY_BYTES: usize = 256;
 
-/// Of pages that are being fetched, all together, in units of [`UNIT`].
+/// Memory of all pages that are being fetched together, in units of [`UNIT`].
 const FETCHED: usize = 4096;
 
-/// One unit, in bytes.
+/// Bytes of one unit.
 const UNIT: usize = 64 << 10;
 
 /// A page of a registry.
@@ -55,7 +55,7 @@ pub(crate) struct Listed {
 #[derive(Debug)]
 pub(crate) struct Malformed;
 
-/// Which page.
+/// Identifies a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     Python(String),
@@ -124,7 +124,7 @@ impl Pages {
         fetched.map_err(|failure| Failure::clone(&failure))
     }
 
-    /// What a page lists under a name. It may be an old page: a file never becomes another.
+    /// Returns the file that a page lists under a name. An old page serves too: a file never becomes another.
     pub(crate) async fn listed(&self, keys: &[Key], file: &str) -> Option<Listed> {
         for key in keys {
             if let Some(page) = self.kept.get(key).await
@@ -172,7 +172,7 @@ impl Pages {
         })
     }
 
-    /// Reads a page. What all pages take that are being read is bounded.
+    /// Reads a page. The memory of all pages that are being read is bounded.
     async fn read(
         &self,
         url: &Url,

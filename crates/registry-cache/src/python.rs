@@ -9,7 +9,7 @@ use url::Url;
 use crate::digest::Digest;
 use crate::page::{Listed, Malformed};
 
-/// What the index is asked for, and what package managers get.
+/// The content type that the index is asked for, and that package managers get.
 pub(crate) const JSON: &str = "application/vnd.pypi.simple.v1+json";
 
 /// The page as package managers get it, and what it lists. Every file whose URL can be followed gets one that
@@ -49,7 +49,7 @@ fn relative(url: &Url) -> Option<String> {
     Some(format!("{}{port}{}", url.host_str()?, url.path()))
 }
 
-/// What PEP 658 has beside a file, under its name with a word more.
+/// The metadata of PEP 658 beside a file, under its name with a further extension.
 fn metadata(file: &Value, url: &Url) -> Option<Listed> {
     let named = file
         .get("core-metadata")

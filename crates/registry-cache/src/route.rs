@@ -1,4 +1,4 @@
-//! What can be asked for: the paths that registries have, and no others.
+//! The paths that registries have; no others can be asked for.
 
 use percent_encoding::percent_decode_str;
 
@@ -10,7 +10,7 @@ const LONGEST_NAME: usize = 214;
 /// Longest path in bytes.
 const LONGEST_PATH: usize = 2048;
 
-/// One thing that a registry has.
+/// A resource of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     /// The list of a package's files.

@@ -21,7 +21,7 @@ use crate::share::Share;
 use crate::upstream::{self, Failure};
 use crate::{Client, RegistryCache, npm};
 
-/// What files are sent as.
+/// The content type of files.
 const BINARY: &str = "application/octet-stream";
 
 /// The registry as one package manager sees it.
@@ -118,7 +118,7 @@ impl Site {
     }
 
     async fn page(&self, key: &Key) -> Result<Page, Failure> {
-        // One that was fetched for others may come from where these may not reach.
+        // A file that was fetched for others may come from a host that this run may not reach.
         self.egress.admit(self.registry(), &self.policy)?;
         let pages = &self.cache.0.pages;
         pages
@@ -193,7 +193,7 @@ impl Site {
             (Route::File { file, .. }, Client::Npm | Client::Deno | Client::Bun) => {
                 registry.join(file)
             }
-            // Where it is says a page that was fetched without these credentials.
+            // Its address is on a page that was fetched without these credentials.
             (Route::File { .. }, Client::Pip) => return Err(Failure::NotFound),
         };
         let url = url.map_err(|_| Failure::NotFound)?;
@@ -229,7 +229,7 @@ fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> LocalAnswer {
     with_length(answer, Some(length), kind)
 }
 
-/// What a registry sends, as it comes.
+/// The registry's answer, as it comes.
 fn streamed(passed: Opened) -> LocalAnswer {
     let length = passed.length();
     let kind = passed

@@ -1,4 +1,4 @@
-//! Files on disk. What lies there is trusted by nobody: a file is given out only with the hash that it must have.
+//! Files on disk. The directory's content is not trusted: a file is given out only with the hash that it must have.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Seek as _};
@@ -13,16 +13,16 @@ use url::Url;
 
 use crate::digest::Digest;
 
-/// Where files are until they are whole.
+/// Directory of files until they are whole.
 const PARTIAL: &str = "partial";
 
-/// A file that nobody has locked may just have been made by another server.
+/// A file without a lock may just have been made by another server.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// Between two looks at what there is, this part of what may be there comes in.
 const LOOKS: u64 = 16;
 
-/// What a file takes at least, its name in the directory included, in bytes.
+/// Bytes that a file takes at least, its name in the directory included.
 const LEAST: u64 = 4096;
 
 /// The name of a file on disk.
@@ -41,7 +41,7 @@ impl Key {
 pub(crate) struct Store {
     directory: PathBuf,
     max_bytes: u64,
-    /// What has come in since the last look; more than there can be before the first.
+    /// Bytes that have come in since the last look; before the first look, more than there can be.
     added: AtomicU64,
 }
 
@@ -59,7 +59,7 @@ impl Store {
         self.max_bytes / 4
     }
 
-    /// A file, at its begin, and its size. One that has another hash is removed.
+    /// Opens a file at its start, and returns its size. A file with another hash is removed.
     pub(crate) fn open(&self, key: &Key, digest: &Digest) -> io::Result<Option<(File, u64)>> {
         let path = self.directory.join(&key.0);
         let mut file = match File::open(&path) {
@@ -74,7 +74,7 @@ impl Store {
             return Ok(None);
         }
         file.rewind()?;
-        // Those used last stay. Where nobody may write, that order is all that is lost.
+        // The files used last stay. If the directory is read-only, only that order is lost.
         let _ = file.set_modified(SystemTime::now());
         let size = file.metadata()?.len();
         Ok(Some((file, size)))
@@ -111,7 +111,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what dead servers left unfinished, and what was not used for longest where there is too much.
+    /// Removes files that dead servers left unfinished, and the files that were not used for longest if there are too
+    /// many.
     fn tidy(&self) -> io::Result<()> {
         self.added.store(0, Ordering::Relaxed);
         remove_abandoned(&self.directory.join(PARTIAL))?;
@@ -138,7 +139,7 @@ impl Store {
             if total <= aim {
                 break;
             }
-            // Who reads it goes on reading.
+            // A client that reads the file goes on reading.
             match fs::remove_file(&path) {
                 Ok(()) => log::debug!(file:% = path.display(); "cached package removed"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -43,8 +43,8 @@ pub(crate) async fn page(
     .await
 }
 
-/// Asks for anything, following redirects to hosts that are admitted too. What a client sent with its request
-/// goes to the host only that it was meant for.
+/// Fetches an address, following redirects to hosts that are admitted too. A client's headers go only to the host that
+/// they were meant for.
 pub(crate) async fn get(
     url: &Url,
     headers: &[(&str, &str)],

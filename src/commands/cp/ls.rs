@@ -1,36 +1,36 @@
-//! `isol8 ls`.
+//! `isol8 ls`: lists a directory of a session.
 
 use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table};
 use isol8_api::{DirectoryListing, EntryType};
 
-use super::session::Files;
+use super::session::SessionFiles;
 use super::{absolute_path, split};
-use crate::cli::Ls;
-use crate::commands::place::Place;
-use crate::commands::{Failure, say, sessions};
+use crate::cli::LsArgs;
+use crate::commands::target::Target;
+use crate::commands::{CommandError, message, sessions};
 
-pub(in crate::commands) async fn ls(arguments: Ls) -> Result<ExitCode, Failure> {
+pub(in crate::commands) async fn ls(arguments: LsArgs) -> Result<ExitCode, CommandError> {
     let (session, path) = match arguments.session_id.clone() {
         Some(session) => (session, absolute_path(&arguments.path)),
-        None => split(&arguments.path).map_err(|Failure(reason)| {
+        None => split(&arguments.path).map_err(|CommandError(reason)| {
             format!("{reason}: name the session, as in demo:/sandbox or by --session-id")
         })?,
     };
-    let files = Files::open(&Place::of(&arguments.whose)?, session).await?;
+    let files = SessionFiles::open(&Target::of(&arguments.target)?, session).await?;
     let listed = files.list(&path).await;
     files.close().await?;
     let listing = listed?;
     if arguments.json {
         sessions::print_json(&listing)?;
     } else if !listing.entries.is_empty() {
-        say::to_stdout(&format!("{}\n", table(&listing)));
+        message::to_stdout(&format!("{}\n", table(&listing)));
     }
     if listing.truncated {
-        say::to_stderr(&format!(
-            "{}there is more in {path} than a listing holds\n",
-            say::prefix()
+        message::to_stderr(&format!(
+            "{}the listing of {path} is incomplete: the directory has too many entries\n",
+            message::prefix()
         ));
     }
     Ok(ExitCode::SUCCESS)
@@ -46,7 +46,7 @@ fn table(listing: &DirectoryListing) -> String {
             EntryType::Other => ("?", ""),
         };
         let time = sessions::time(u64::try_from(entry.mtime).ok());
-        // What a program has named shall not control the terminal.
+        // Escape the name: the program that chose it must not control the terminal.
         let name = entry.name.escape_debug();
         table.add_row([
             format!("{kind}{}", entry.mode),

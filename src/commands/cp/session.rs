@@ -1,4 +1,4 @@
-//! The files of one session.
+//! Access to the files of one session, on a server or on this host.
 
 use std::pin::Pin;
 
@@ -8,50 +8,52 @@ use isol8_client::{Body, ClientError, RemoteIsol8};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
-use crate::commands::Failure;
-use crate::commands::place::Place;
-use crate::local::Local;
+use crate::commands::CommandError;
+use crate::commands::target::Target;
+use crate::local::LocalService;
 
-/// Bytes that are passed on at once.
-const PIECE: usize = 64 << 10;
+/// Size of the chunks in which content is passed on, in bytes.
+const CHUNK_SIZE: usize = 64 << 10;
 
-/// What a file's content comes from.
+/// Source of a file's content.
 pub(super) type Content = Pin<Box<dyn AsyncRead + Send>>;
 
-/// A session whose files are copied. To be closed.
+/// A session whose files are copied. Must be closed.
 #[derive(Debug)]
-pub(super) enum Files {
-    Server(RemoteIsol8),
-    Here(Box<Local>, SessionId),
+pub(super) enum SessionFiles {
+    Remote(RemoteIsol8),
+    Local(Box<LocalService>, SessionId),
 }
 
-impl Files {
+impl SessionFiles {
+    /// Opens the session's files.
+    ///
     /// # Errors
-    /// Where there is no such session here. A server says so at the first file.
-    pub(super) async fn open(place: &Place, session: SessionId) -> Result<Self, Failure> {
-        match place {
-            Place::Server(server) => Ok(Self::Server(server.clone().with_session(session))),
-            Place::Here(config) => match Local::existing(config, session.clone()).await? {
-                Some(local) => Ok(Self::Here(Box::new(local), session)),
+    /// Returns an error if this host has no such session. A server reports a missing session at the first file.
+    pub(super) async fn open(target: &Target, session: SessionId) -> Result<Self, CommandError> {
+        match target {
+            Target::Remote(server) => Ok(Self::Remote(server.clone().with_session(session))),
+            Target::Local(config) => match LocalService::existing(config, session.clone()).await? {
+                Some(local) => Ok(Self::Local(Box::new(local), session)),
                 None => {
-                    Err(format!("Session not found: {session} is no session of this host").into())
+                    Err(format!("Session not found: {session} does not exist on this host").into())
                 }
             },
         }
     }
 
-    pub(super) async fn close(self) -> Result<(), Failure> {
-        if let Self::Here(local, _) = self {
+    pub(super) async fn close(self) -> Result<(), CommandError> {
+        if let Self::Local(local, _) = self {
             local.end().await?;
         }
         Ok(())
     }
 
-    pub(super) async fn list(&self, path: &str) -> Result<DirectoryListing, Failure> {
+    pub(super) async fn list(&self, path: &str) -> Result<DirectoryListing, CommandError> {
         match self {
-            Self::Server(server) => Ok(server.list_files(path).await?),
-            Self::Here(local, id) => {
-                let path = SandboxPath::directory(path).map_err(|error| at(path, error))?;
+            Self::Remote(server) => Ok(server.list_files(path).await?),
+            Self::Local(local, id) => {
+                let path = SandboxPath::directory(path).map_err(|error| with_path(path, error))?;
                 let listing = local
                     .service()
                     .list_files(TenantId::master(), id.clone(), &path);
@@ -60,21 +62,21 @@ impl Files {
         }
     }
 
-    /// Whether the path is a directory's; a path of nothing, or of a file, is not.
-    pub(super) async fn is_directory(&self, path: &str) -> Result<bool, Failure> {
+    /// Returns whether the path is a directory. A file or a missing path is not.
+    pub(super) async fn is_directory(&self, path: &str) -> Result<bool, CommandError> {
         let code = match self {
-            Self::Server(server) => match server.list_files(path).await {
+            Self::Remote(server) => match server.list_files(path).await {
                 Ok(_) => return Ok(true),
-                Err(error) => (error.code(), Failure::from(error)),
+                Err(error) => (error.code(), CommandError::from(error)),
             },
-            Self::Here(local, id) => {
-                let path = SandboxPath::directory(path).map_err(|error| at(path, error))?;
+            Self::Local(local, id) => {
+                let path = SandboxPath::directory(path).map_err(|error| with_path(path, error))?;
                 let listing = local
                     .service()
                     .list_files(TenantId::master(), id.clone(), &path);
                 match listing.await {
                     Ok(_) => return Ok(true),
-                    Err(error) => (Some(error.code()), Failure::from(error)),
+                    Err(error) => (Some(error.code()), CommandError::from(error)),
                 }
             }
         };
@@ -84,15 +86,15 @@ impl Files {
         }
     }
 
-    pub(super) async fn put(&self, path: &str, content: Content) -> Result<(), Failure> {
+    pub(super) async fn put(&self, path: &str, content: Content) -> Result<(), CommandError> {
         match self {
-            Self::Server(server) => {
-                let pieces = ReaderStream::with_capacity(content, PIECE);
+            Self::Remote(server) => {
+                let pieces = ReaderStream::with_capacity(content, CHUNK_SIZE);
                 let written = server.put_file(path, Body::wrap_stream(pieces)).await;
-                written.map_err(|error| at(path, error))
+                written.map_err(|error| with_path(path, error))
             }
-            Self::Here(local, id) => {
-                let target = path.parse().map_err(|error| at(path, error))?;
+            Self::Local(local, id) => {
+                let target = path.parse().map_err(|error| with_path(path, error))?;
                 write(local, id, &target, content).await
             }
         }
@@ -102,22 +104,22 @@ impl Files {
         &self,
         path: &str,
         to: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandError> {
         match self {
-            Self::Server(server) => {
+            Self::Remote(server) => {
                 let pieces = server.get_file_stream(path).await;
-                let pieces = pieces.map_err(|error| at(path, error))?;
+                let pieces = pieces.map_err(|error| with_path(path, error))?;
                 let mut pieces = std::pin::pin!(pieces);
                 while let Some(piece) = pieces
                     .try_next()
                     .await
-                    .map_err(|error: ClientError| at(path, error))?
+                    .map_err(|error: ClientError| with_path(path, error))?
                 {
                     to.write_all(&piece).await?;
                 }
             }
-            Self::Here(local, id) => {
-                let source: SandboxPath = path.parse().map_err(|error| at(path, error))?;
+            Self::Local(local, id) => {
+                let source: SandboxPath = path.parse().map_err(|error| with_path(path, error))?;
                 let service = local.service();
                 let mut download = service
                     .download(TenantId::master(), id.clone(), &source)
@@ -132,14 +134,14 @@ impl Files {
 }
 
 async fn write(
-    local: &Local,
+    local: &LocalService,
     id: &SessionId,
     path: &SandboxPath,
     mut content: Content,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let service = local.service();
     let mut upload = service.upload(TenantId::master(), id.clone(), path).await?;
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; CHUNK_SIZE];
     loop {
         let count = content.read(&mut piece).await?;
         let Some(read) = piece.get(..count).filter(|read| !read.is_empty()) else {
@@ -149,6 +151,6 @@ async fn write(
     }
 }
 
-fn at(path: &str, error: impl std::fmt::Display) -> Failure {
-    Failure(format!("{path}: {error}"))
+fn with_path(path: &str, error: impl std::fmt::Display) -> CommandError {
+    CommandError(format!("{path}: {error}"))
 }

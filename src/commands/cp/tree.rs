@@ -1,4 +1,4 @@
-//! Files and directories, from one side to the other.
+//! Copies files and directories between this host and a session.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,28 +7,28 @@ use std::path::{Path, PathBuf};
 use isol8_api::{DirectoryEntry, EntryType};
 use tokio::fs::File;
 
-use super::session::Files;
-use crate::commands::{Failure, say};
+use super::session::SessionFiles;
+use crate::commands::{CommandError, message};
 
-/// Directories within each other that are copied. A sandbox's own may be without end for whoever looks
-/// while they change.
-const DEEPEST: usize = 128;
+/// Deepest nesting of directories that is copied. A hostile sandbox can make its directories appear endless by
+/// changing them during the copy.
+const MAX_DEPTH: usize = 128;
 
-/// A copy under way.
+/// A copy in progress.
 #[derive(Debug, Default)]
-pub(super) struct Copying {
-    /// Something could not be copied, and was told of.
+pub(super) struct TreeCopy {
+    /// Whether something could not be copied and was reported.
     pub(super) left_out: bool,
 }
 
-impl Copying {
+impl TreeCopy {
     /// Copies a file or directory of this host.
     pub(super) async fn copy_in(
         &mut self,
         from: &Path,
-        files: &Files,
+        files: &SessionFiles,
         to: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandError> {
         if !from.exists() {
             return Err(format!("File not found: {}", from.display()).into());
         }
@@ -44,7 +44,7 @@ impl Copying {
                 waiting.extend(self.entries(&from, &to)?);
             } else if from.is_file() {
                 let file = File::open(&from).await;
-                let file = file.map_err(|error| here(&from, error))?;
+                let file = file.map_err(|error| with_path(&from, error))?;
                 files.put(&to, Box::pin(file)).await?;
             } else {
                 self.leave_out(&from.to_string_lossy(), "neither a file nor a directory");
@@ -53,9 +53,9 @@ impl Copying {
         Ok(())
     }
 
-    /// What is to be copied of a directory of this host, and where to.
-    fn entries(&mut self, from: &Path, to: &str) -> Result<Vec<(PathBuf, String)>, Failure> {
-        let unreadable = |error| here(from, error);
+    /// Returns the entries of a directory of this host to copy, each with its destination.
+    fn entries(&mut self, from: &Path, to: &str) -> Result<Vec<(PathBuf, String)>, CommandError> {
+        let unreadable = |error| with_path(from, error);
         let entries = fs::read_dir(from).map_err(unreadable)?;
         let paths = entries.map(|entry| entry.map(|entry| entry.path()));
         let paths: Vec<_> = paths.collect::<Result<_, _>>().map_err(unreadable)?;
@@ -66,7 +66,7 @@ impl Copying {
         for path in paths {
             let name = path.file_name().and_then(|name| name.to_str());
             match name {
-                // It may lead round.
+                // A link to a directory may lead in a circle.
                 _ if path.is_symlink() && path.is_dir() => {
                     self.leave_out(&path.to_string_lossy(), "a link to a directory");
                 }
@@ -83,10 +83,10 @@ impl Copying {
     /// Copies a file or directory of a session.
     pub(super) async fn copy_out(
         &mut self,
-        files: &Files,
+        files: &SessionFiles,
         from: &str,
         to: &Path,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CommandError> {
         let target = match name_of(from) {
             Some(name) if to.is_dir() || ends_with_slash(to) => to.join(name),
             _ => to.to_owned(),
@@ -97,12 +97,10 @@ impl Copying {
         }
         let mut waiting = vec![(from.trim_end_matches('/').to_owned(), target, 0)];
         while let Some((from, to, depth)) = waiting.pop() {
-            if depth > DEEPEST {
-                return Err(
-                    format!("{from}: more than {DEEPEST} directories within each other").into(),
-                );
+            if depth > MAX_DEPTH {
+                return Err(format!("{from}: more than {MAX_DEPTH} nested directories").into());
             }
-            fs::create_dir_all(&to).map_err(|error| here(&to, error))?;
+            fs::create_dir_all(&to).map_err(|error| with_path(&to, error))?;
             let listing = files.list(&from).await?;
             if listing.truncated {
                 self.leave_out(&from, "more entries than a listing holds");
@@ -124,12 +122,15 @@ impl Copying {
     fn leave_out(&mut self, path: &str, reason: &str) {
         self.left_out = true;
         let path = path.escape_debug();
-        say::to_stderr(&format!("{}left out: {path}: {reason}\n", say::prefix()));
+        message::to_stderr(&format!(
+            "{}left out: {path}: {reason}\n",
+            message::prefix()
+        ));
     }
 }
 
-/// What an entry is, if it can be copied. A sandbox is hostile: no name leads out of the directory that it
-/// is written to.
+/// Returns the entry's type if it can be copied. The sandbox is hostile, so a name must not lead out of the
+/// directory that it is written to.
 fn kind(entry: &DirectoryEntry) -> Result<EntryType, &'static str> {
     let name = entry.name.as_str();
     if matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
@@ -145,32 +146,33 @@ fn kind(entry: &DirectoryEntry) -> Result<EntryType, &'static str> {
     }
 }
 
-/// Writes a file of this host, all of it or nothing.
-async fn download(files: &Files, from: &str, to: &Path) -> Result<(), Failure> {
+/// Writes a file of this host completely, or not at all.
+async fn download(files: &SessionFiles, from: &str, to: &Path) -> Result<(), CommandError> {
     let directory = match to.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let file = tempfile::Builder::new()
-        // Fewer where the user's mask says so.
+        // The user's umask removes bits from this mode.
         .permissions(Permissions::from_mode(0o666))
         .tempfile_in(directory)
-        .map_err(|error| here(to, error))?;
+        .map_err(|error| with_path(to, error))?;
     let mut writer = File::from_std(file.as_file().try_clone()?);
     files.get(from, &mut writer).await?;
-    file.persist(to).map_err(|error| here(to, error.error))?;
+    file.persist(to)
+        .map_err(|error| with_path(to, error.error))?;
     Ok(())
 }
 
-/// The last name of a path of a session; none of `/sandbox/.`, whose content is meant.
+/// Returns the last name of a path in a session; `None` for `/sandbox/.`, which stands for the content.
 pub(super) fn name_of(path: &str) -> Option<&str> {
     let name = path.trim_end_matches('/').rsplit('/').next();
     name.filter(|name| !matches!(*name, "" | "." | ".."))
 }
 
-/// The same of a path of this host.
+/// Returns the last name of a path of this host; `None` if the path stands for a directory's content.
 fn target_name(path: &Path) -> Option<String> {
-    // `Path` drops a `.` at the end.
+    // `Path` drops a trailing `.`, so look at the text.
     if path
         .as_os_str()
         .to_str()
@@ -186,8 +188,8 @@ fn ends_with_slash(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
-fn here(path: &Path, error: std::io::Error) -> Failure {
-    Failure(format!("{}: {error}", path.display()))
+fn with_path(path: &Path, error: std::io::Error) -> CommandError {
+    CommandError(format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The authorities that sandboxes trust, tried by a program in one.
+//! Checks the certificate authorities that sandboxes trust, with a program in a sandbox.
 
 use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
@@ -6,10 +6,10 @@ use isol8_api::{Runtime, TenantId};
 use super::PROBE_TIMEOUT;
 use crate::config::Config;
 
-/// Counts the certificates of the file that programs are told of.
+/// Counts the certificates in the file that programs are pointed to.
 const COUNT: &str = "grep -c 'BEGIN CERTIFICATE' \"$SSL_CERT_FILE\"";
 
-/// Describes the certificates that a sandbox of this backend has, and whether they are those of the configuration.
+/// Describes the certificates in a sandbox of this backend, compared with those of the configuration.
 pub(super) async fn report(service: &Service, config: &Config) -> String {
     let Some(certificates) = &config.certificates else {
         return "none: this host has no bundle; name one in network.caBundle".to_owned();

@@ -1,4 +1,4 @@
-//! Checks of this host beside its backends: cgroups, disk, and the server's port.
+//! Checks of this host other than its backends: cgroups, disk, and the server's port.
 
 use std::io;
 use std::net::TcpListener;
@@ -11,12 +11,12 @@ use super::Finding;
 use crate::backends;
 use crate::config::Config;
 
-/// Free space below which images and files of sandboxes run out of it soon, in bytes: the images take 1.2 GB.
-const LITTLE_SPACE: u64 = 2 << 30;
+/// Free disk space, in bytes, below which images and sandbox files soon fill the disk; the images take 1.2 GB.
+const MIN_FREE_SPACE: u64 = 2 << 30;
 
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     vec![
-        cgroups(&Path::new(backends::HOST).join("sys/fs/cgroup")),
+        cgroups(&Path::new(backends::HOST_ROOT).join("sys/fs/cgroup")),
         disk(&config.state),
         port(&config.host, config.port),
     ]
@@ -26,51 +26,51 @@ fn cgroups(root: &Path) -> Finding {
     let version = match detect(root) {
         Layout::V2 => "version 2",
         Layout::V1 => "version 1",
-        Layout::Hybrid => "version 1, beside version 2 without its controllers",
+        Layout::Hybrid => "version 1, with version 2 mounted without controllers",
     };
     Finding::good("cgroups", version)
 }
 
-/// The file system that the state directory is in, or will be.
+/// Checks the file system of the state directory, which may not exist yet.
 fn disk(state: &Path) -> Finding {
     let mut exists = state.ancestors().filter(|path| path.exists());
-    let place = exists.next().unwrap_or(Path::new("/"));
+    let existing = exists.next().unwrap_or(Path::new("/"));
     let shown = state.display();
-    match statvfs(place) {
+    match statvfs(existing) {
         Ok(found) => {
             let free = u128::from(found.blocks_available()) * u128::from(found.fragment_size());
             let text = format!("{:.1} GiB are free for {shown}", to_gibibytes(free));
-            match free < u128::from(LITTLE_SPACE) {
+            match free < u128::from(MIN_FREE_SPACE) {
                 false => Finding::good("disk", text),
                 true => Finding::bad("disk", text, "free some, or set stateDir to a larger disk"),
             }
         }
         Err(error) => {
-            let text = format!("{shown} cannot be looked at: {error}");
-            Finding::bad("disk", text, "set stateDir to a directory of yours")
+            let text = format!("cannot read the free space of {shown}: {error}");
+            Finding::bad("disk", text, "set stateDir to a directory that you own")
         }
     }
 }
 
-#[allow(clippy::cast_precision_loss)] // It is shown with one digit.
+#[allow(clippy::cast_precision_loss)] // The value is shown with one decimal place.
 fn to_gibibytes(bytes: u128) -> f64 {
     bytes as f64 / f64::from(1 << 30)
 }
 
-/// Whether a server could listen, or one does already.
+/// Checks whether a server could listen on this address, or a process already does.
 fn port(host: &str, port: u16) -> Finding {
     let address = format!("{host}:{port}");
     match TcpListener::bind((host, port)) {
         Ok(_) => Finding::good("port", format!("{address} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::bad(
             "port",
-            format!("something listens on {address} already"),
-            "leave it where that is isol8, else choose another by --port or server.port",
+            format!("another process already listens on {address}"),
+            "nothing to do if that is isol8; otherwise choose another port with --port or server.port",
         ),
         Err(error) => Finding::bad(
             "port",
-            format!("{address} cannot be listened on: {error}"),
-            "choose others by server.host and server.port",
+            format!("cannot listen on {address}: {error}"),
+            "choose another address with server.host and server.port",
         ),
     }
 }

@@ -1,5 +1,5 @@
-//! Whether packages can be had: each registry is asked as a run's package manager is served, by the same resolver,
-//! the same rules on addresses, and the same certificates.
+//! Checks whether packages can be downloaded. Each registry is asked in the way that a run's package manager is
+//! served: with the same resolver, address rules and certificates.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use url::Url;
 use super::Finding;
 use crate::config::Config;
 
-/// The longest that one registry is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for one registry.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where PyPI keeps the files that its index lists.
+/// PyPI's index, and the host of the files that it lists.
 const PYPI_FILES: (&str, &str) = ("pypi.org", "https://files.pythonhosted.org/");
 
 pub(super) async fn findings(config: &Config) -> Vec<Finding> {
@@ -26,8 +26,8 @@ pub(super) async fn findings(config: &Config) -> Vec<Finding> {
             return vec![Finding::bad("registries", error.to_string(), fix)];
         }
     };
-    let asked = addresses(config).into_iter();
-    join_all(asked.map(|url| ask(config, policy.clone(), url))).await
+    let urls = addresses(config).into_iter();
+    join_all(urls.map(|url| check_registry(config, policy.clone(), url))).await
 }
 
 fn addresses(config: &Config) -> Vec<Url> {
@@ -40,15 +40,15 @@ fn addresses(config: &Config) -> Vec<Url> {
     all
 }
 
-async fn ask(config: &Config, policy: Policy, url: Url) -> Finding {
+async fn check_registry(config: &Config, policy: Policy, url: Url) -> Finding {
     let name = url.host_str().unwrap_or_default().to_owned();
     let opening = config
         .egress
         .open(&url, &policy, url.scheme() == "http", &[]);
-    let refused = match timeout(PATIENCE, opening).await {
+    let refused = match timeout(REGISTRY_TIMEOUT, opening).await {
         Ok(Ok(_)) => return Finding::good(name, "answers"),
         Ok(Err(error)) => error,
-        Err(_) => FetchError::TimedOut(PATIENCE),
+        Err(_) => FetchError::TimedOut(REGISTRY_TIMEOUT),
     };
     match refused {
         FetchError::Denied(rule) | FetchError::NotPublic(rule) => denied(name, rule).await,
@@ -59,13 +59,13 @@ async fn ask(config: &Config, policy: Policy, url: Url) -> Finding {
     }
 }
 
-/// Says which of the rules kept a registry from being asked: its addresses are looked at again, because the rule's own
-/// words tell a sandbox nothing of this network.
+/// Finds out which rule kept a registry from being asked. The addresses are resolved again, because the rule's own
+/// text is for sandboxes and tells them nothing about this network.
 async fn denied(name: String, rule: String) -> Finding {
     let looking = SystemResolver::default();
     let found = match name.parse() {
         Ok(address) => Ok(vec![address]),
-        Err(_) => match timeout(PATIENCE, looking.resolve(&name)).await {
+        Err(_) => match timeout(REGISTRY_TIMEOUT, looking.resolve(&name)).await {
             Ok(found) => found.map_err(|error| error.to_string()),
             Err(_) => Err("no name server answers".to_owned()),
         },
@@ -82,9 +82,8 @@ async fn denied(name: String, rule: String) -> Finding {
         Ok(addresses) if !addresses.iter().copied().any(is_public) => {
             let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             let shown = shown.join(", ");
-            let text = format!("its address {shown} is not public, so that no sandbox reaches it");
-            let fix =
-                format!("add {shown} to network.allowedCidrs, where that is your mirror or proxy");
+            let text = format!("its address {shown} is not public, so sandboxes cannot reach it");
+            let fix = format!("add {shown} to network.allowedCidrs, if it is your mirror or proxy");
             Finding::bad(name, text, fix)
         }
         Ok(_) => Finding::bad(
@@ -95,7 +94,7 @@ async fn denied(name: String, rule: String) -> Finding {
     }
 }
 
-/// The fix for what is wrong with a registry.
+/// Returns the fix for an error of a registry.
 fn fix(error: &FetchError) -> &'static str {
     match error {
         FetchError::Untrusted(_) => {
@@ -120,7 +119,7 @@ mod tests {
         file.check("/state".into()).unwrap()
     }
 
-    /// The address of a server that speaks no TLS.
+    /// Starts a server that does not speak TLS, and returns its address.
     fn answering_in_clear() -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! Where the output of a run goes: bytes, unchanged.
+//! Writes the output of a run, as unchanged bytes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,57 +9,57 @@ use std::thread;
 use isol8_api::{ExecutionResult, NotBase64};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::commands::say;
+use crate::commands::message;
 
-/// Bytes that may wait to be written before a slow reader slows the run down. More than most programs
-/// may write at all: somebody who reads a page of it at a time is not to be taken for gone.
-const WAITING: u32 = 8 << 20;
+/// Bytes that may be buffered before a slow reader slows the run down. More than most programs may write at all,
+/// because a user who reads the output page by page must not be taken for a closed pipe.
+const MAX_BUFFERED: u32 = 8 << 20;
 
 /// When a run's output is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commands) enum Manner {
-    /// As it comes.
+pub(in crate::commands) enum OutputMode {
+    /// As it arrives.
     Live,
-    /// Once the run has ended; the same bytes.
+    /// Once the run has ended, with the same bytes.
     AtEnd,
-    /// Not at all: whoever asked puts it into a result.
+    /// Not at all; the caller puts the output into a result.
     Collect,
 }
 
-/// One of the two streams.
+/// One of the two output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stream {
     Stdout,
     Stderr,
 }
 
-/// What is written, by a thread of its own: a reader that is slow, or stands still, keeps nobody from
-/// ending the run.
+/// The output of a run, written by a thread of its own, so that a slow or blocked reader does not keep the user
+/// from ending the run.
 #[derive(Debug)]
 pub(in crate::commands) struct Output {
-    manner: Manner,
+    mode: OutputMode,
     writer: Option<mpsc::UnboundedSender<(Stream, Vec<u8>)>>,
     written: oneshot::Receiver<io::Result<()>>,
     gone: watch::Receiver<bool>,
-    /// A permit for each byte that may wait.
+    /// A permit for each byte that may be buffered.
     room: Arc<Semaphore>,
     kept: Vec<(Stream, Vec<u8>)>,
-    /// What went to standard error ends within a line.
+    /// Whether the last text on standard error ended within a line.
     within_line: bool,
 }
 
 impl Output {
-    /// An output that writes standard output to a file, too, where one is named.
+    /// Returns an output, which also writes standard output to the file `out`, if given.
     ///
     /// # Errors
-    /// Where the file cannot be made.
-    pub(in crate::commands) fn new(manner: Manner, out: Option<&Path>) -> io::Result<Self> {
+    /// Returns an error if the file cannot be created.
+    pub(in crate::commands) fn new(mode: OutputMode, out: Option<&Path>) -> io::Result<Self> {
         let copy = out.map(File::create).transpose()?;
         let (writer, pieces) = mpsc::unbounded_channel();
         let (finished, written) = oneshot::channel();
         let (is_gone, gone) = watch::channel(false);
-        let room = Arc::new(Semaphore::new(WAITING as usize));
-        let prints = manner != Manner::Collect;
+        let room = Arc::new(Semaphore::new(MAX_BUFFERED as usize));
+        let prints = mode != OutputMode::Collect;
         let taken = Arc::clone(&room);
         thread::Builder::new()
             .name("output".to_owned())
@@ -70,11 +70,11 @@ impl Output {
                     gone: is_gone,
                     room: taken,
                 };
-                // Nobody waits for it where the command has failed.
+                // Ignore a dropped receiver: a command that failed does not wait for the output.
                 let _ = finished.send(to.write_all(pieces));
             })?;
         Ok(Self {
-            manner,
+            mode,
             writer: Some(writer),
             written,
             gone,
@@ -84,13 +84,13 @@ impl Output {
         })
     }
 
-    /// Writes what the program wrote to standard output.
+    /// Writes the program's standard output.
     pub(super) async fn stdout(&mut self, bytes: Vec<u8>) {
         self.wait_for_room(&bytes).await;
         self.put(Stream::Stdout, bytes);
     }
 
-    /// Writes what the program wrote to standard error.
+    /// Writes the program's standard error.
     pub(super) async fn stderr(&mut self, bytes: Vec<u8>) {
         self.wait_for_room(&bytes).await;
         if let Some(last) = bytes.last() {
@@ -99,10 +99,10 @@ impl Output {
         self.put(Stream::Stderr, bytes);
     }
 
-    /// Writes what a program has written that has ended. The result must not be trimmed.
+    /// Writes the output of a program that has ended. The result must not be trimmed.
     ///
     /// # Errors
-    /// Where the result says base64 and is none.
+    /// Returns an error if the result claims to be base64 and is not.
     pub(in crate::commands) async fn result(
         &mut self,
         result: &ExecutionResult,
@@ -114,17 +114,17 @@ impl Output {
         Ok(())
     }
 
-    /// A line of ours, on standard error and in no result.
+    /// Writes a message of isol8 on standard error, and never into a result.
     pub(in crate::commands) fn note(&mut self, text: &str) {
-        let line = format!("{}{text}\n", say::prefix());
+        let line = format!("{}{text}\n", message::prefix());
         self.line(&line);
     }
 
-    /// A line that is printed as it is, on standard error and in no result.
+    /// Writes a line unchanged on standard error, and never into a result.
     pub(in crate::commands) fn line(&mut self, line: &str) {
-        if self.manner == Manner::Collect {
-            // Nothing of the program's is there to keep apart from.
-            say::to_stderr(line);
+        if self.mode == OutputMode::Collect {
+            // No output of the program is printed, so the line needs no separation from it.
+            message::to_stderr(line);
             return;
         }
         let begin = if self.within_line { "\n" } else { "" };
@@ -133,10 +133,12 @@ impl Output {
     }
 
     async fn wait_for_room(&self, written: &[u8]) {
-        if self.manner != Manner::Live {
+        if self.mode != OutputMode::Live {
             return;
         }
-        let bytes = u32::try_from(written.len()).unwrap_or(WAITING).min(WAITING);
+        let bytes = u32::try_from(written.len())
+            .unwrap_or(MAX_BUFFERED)
+            .min(MAX_BUFFERED);
         // The semaphore is never closed.
         if let Ok(room) = self.room.acquire_many(bytes).await {
             room.forget();
@@ -144,14 +146,14 @@ impl Output {
     }
 
     fn put(&mut self, stream: Stream, bytes: Vec<u8>) {
-        match (self.manner, &self.writer) {
-            // One that has ended is found by `gone`.
-            (Manner::Live, Some(writer)) => drop(writer.send((stream, bytes))),
+        match (self.mode, &self.writer) {
+            // Ignore a writer that has ended: `gone` reports it.
+            (OutputMode::Live, Some(writer)) => drop(writer.send((stream, bytes))),
             _ => self.kept.push((stream, bytes)),
         }
     }
 
-    /// Done once nobody reads standard output any more; never where that does not happen.
+    /// Completes once standard output has no reader any more; otherwise never.
     pub(super) fn gone(&self) -> impl Future<Output = ()> + use<> {
         let mut gone = self.gone.clone();
         async move {
@@ -161,7 +163,7 @@ impl Output {
         }
     }
 
-    /// What the program wrote, where it is collected.
+    /// Returns the program's standard output and standard error, if they are collected.
     pub(in crate::commands) fn collected(&self) -> (Vec<u8>, Vec<u8>) {
         let of = |wanted| {
             let kept = self.kept.iter().filter(|(stream, _)| *stream == wanted);
@@ -170,10 +172,10 @@ impl Output {
         (of(Stream::Stdout), of(Stream::Stderr))
     }
 
-    /// Prints what is left, and waits until all is written.
+    /// Prints the remaining output, and waits until everything is written.
     ///
     /// # Errors
-    /// Where something, a file or standard output, could not be written.
+    /// Returns an error if a file or standard output could not be written.
     pub(in crate::commands) async fn finish(mut self) -> io::Result<()> {
         if let Some(writer) = self.writer.take() {
             for piece in self.kept.drain(..) {
@@ -184,7 +186,7 @@ impl Output {
     }
 }
 
-/// The thread's part.
+/// The writing thread's part of the output.
 #[derive(Debug)]
 struct Writer {
     prints: bool,
@@ -194,8 +196,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes until nothing more comes. A reader that has gone away, as in `isol8 run … | head -1`, is no
-    /// fault.
+    /// Writes until the channel is closed. A reader that has gone away, as in `isol8 run … | head -1`, is not an
+    /// error.
     fn write_all(
         &mut self,
         mut pieces: mpsc::UnboundedReceiver<(Stream, Vec<u8>)>,
@@ -208,7 +210,7 @@ impl Writer {
                 }
                 written => written?,
             }
-            // What never waited for room gives some, too: a few lines of ours.
+            // Also add permits for bytes that never waited for any: only a few lines of isol8's own messages.
             self.room.add_permits(bytes.len());
         }
         Ok(())
@@ -221,7 +223,7 @@ impl Writer {
         match stream {
             _ if !self.prints => Ok(()),
             Stream::Stdout => print(&mut io::stdout(), bytes),
-            // Whoever closed it wants to know nothing.
+            // Ignore errors: standard error may be closed.
             Stream::Stderr => print(&mut io::stderr(), bytes).or(Ok(())),
         }
     }

@@ -1,17 +1,17 @@
-//! Signals to this process, and what they mean to a run.
+//! Signals to this process, and their effect on a run.
 
 use std::io;
 
 use isol8_actors::Signal as ToProgram;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::hand::Hand;
+use super::input::UserInput;
 use crate::commands::terminal;
 
-/// Why a run was ended before its program was.
+/// Why a run was ended before its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::commands) enum Stop {
-    /// Ctrl-C, for the second time.
+pub(in crate::commands) enum StopReason {
+    /// The second Ctrl-C.
     Interrupted,
     /// SIGTERM.
     Terminated,
@@ -19,12 +19,12 @@ pub(in crate::commands) enum Stop {
     Quit,
     /// The terminal is gone.
     HungUp,
-    /// Nobody reads the output any more.
+    /// Standard output has no reader any more.
     ReaderGone,
 }
 
-impl Stop {
-    /// What a shell reports of a program that the signal ended.
+impl StopReason {
+    /// Returns the exit code that a shell reports for a program ended by the signal.
     pub(in crate::commands) fn exit_code(self) -> u8 {
         match self {
             Self::HungUp => 129,
@@ -36,8 +36,8 @@ impl Stop {
     }
 }
 
-/// The signals that would end this process, and that of its terminal's size. From its making on they do
-/// nothing else.
+/// The signals that would end this process, and the signal for a new terminal size. Once this value exists, they
+/// have no other effect.
 #[derive(Debug)]
 pub(in crate::commands) struct Signals {
     interrupt: Signal,
@@ -48,7 +48,7 @@ pub(in crate::commands) struct Signals {
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Starts to listen for the signals.
     pub(in crate::commands) fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -59,34 +59,34 @@ impl Signals {
         })
     }
 
-    /// Done at the first signal that is to end the command; for what comes before a run, or after it.
-    pub(in crate::commands) async fn stop(&mut self) -> Stop {
+    /// Completes at the first signal that ends the command; used before and after a run.
+    pub(in crate::commands) async fn stop(&mut self) -> StopReason {
         tokio::select! {
-            _ = self.interrupt.recv() => Stop::Interrupted,
-            _ = self.terminate.recv() => Stop::Terminated,
-            _ = self.quit.recv() => Stop::Quit,
-            _ = self.hang_up.recv() => Stop::HungUp,
+            _ = self.interrupt.recv() => StopReason::Interrupted,
+            _ = self.terminate.recv() => StopReason::Terminated,
+            _ = self.quit.recv() => StopReason::Quit,
+            _ = self.hang_up.recv() => StopReason::HungUp,
         }
     }
 
-    /// Passes on what is the program's, until it is time to end the run.
-    pub(super) async fn pass_on(&mut self, hand: &Hand) -> Stop {
+    /// Passes signals on to the program, and returns when the run must end.
+    pub(super) async fn pass_on(&mut self, user_input: &UserInput) -> StopReason {
         let mut interrupted = false;
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => {
                     if interrupted {
-                        return Stop::Interrupted;
+                        return StopReason::Interrupted;
                     }
                     interrupted = true;
-                    hand.signal(ToProgram::Interrupt);
+                    user_input.signal(ToProgram::Interrupt);
                 }
-                _ = self.terminate.recv() => return Stop::Terminated,
-                _ = self.quit.recv() => return Stop::Quit,
-                _ = self.hang_up.recv() => return Stop::HungUp,
-                _ = self.resize.recv(), if hand.is_at_terminal() => {
+                _ = self.terminate.recv() => return StopReason::Terminated,
+                _ = self.quit.recv() => return StopReason::Quit,
+                _ = self.hang_up.recv() => return StopReason::HungUp,
+                _ = self.resize.recv(), if user_input.is_at_terminal() => {
                     if let Some(size) = terminal::size() {
-                        hand.resize(size);
+                        user_input.resize(size);
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! `--files`: a directory's files, as files of a request.
+//! `--files`: reads a directory into the files of a request.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,9 +6,9 @@ use std::path::Path;
 
 use isol8_api::FileContent;
 
-use crate::commands::Failure;
+use crate::commands::CommandError;
 
-/// Directories that are made from the rest, or are no part of it.
+/// Directories that are left out, because they are generated from the rest or are not part of the project.
 const LEFT_OUT: [&str; 6] = [
     ".git",
     "node_modules",
@@ -18,15 +18,15 @@ const LEFT_OUT: [&str; 6] = [
     ".tox",
 ];
 
-/// Where they go.
+/// Destination of the files.
 const ROOT: &str = "/sandbox";
 
-/// The files below a directory, by their paths in a sandbox. A link to a file counts as the file; one to
-/// a directory is left out, because it may lead round.
+/// Returns the files below a directory, by their paths in a sandbox. A link to a file counts as the file; a link to
+/// a directory is left out, because it may lead in a circle.
 ///
 /// # Errors
-/// What cannot be read, or has a name that is no text.
-pub(super) fn under(directory: &Path) -> Result<BTreeMap<String, FileContent>, Failure> {
+/// Returns an error for a file that cannot be read, or whose name is not UTF-8.
+pub(super) fn under(directory: &Path) -> Result<BTreeMap<String, FileContent>, CommandError> {
     if !directory.is_dir() {
         return Err(format!("--files: {} is not a directory", directory.display()).into());
     }
@@ -39,9 +39,9 @@ fn collect(
     directory: &Path,
     to: &str,
     files: &mut BTreeMap<String, FileContent>,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let unreadable = |path: &Path, error: std::io::Error| {
-        Failure(format!("--files: {}: {error}", path.display()))
+        CommandError(format!("--files: {}: {error}", path.display()))
     };
     let entries = fs::read_dir(directory).map_err(|error| unreadable(directory, error))?;
     for entry in entries {

@@ -1,14 +1,14 @@
-//! How to look into a sandbox that stays.
+//! Tells the user how to enter a sandbox that stays.
 
 use isol8_api::SessionId;
 use isol8_backend::SandboxId;
 
-use crate::backends::Kind;
+use crate::backends::BackendKind;
 use crate::commands::follow::output::Output;
 use crate::config::Config;
 use crate::local::{self, LocalSession};
 
-/// Says it on standard error. Nothing is said where no sandbox was left.
+/// Prints the commands on standard error. Prints nothing if no sandbox is left.
 pub(super) fn tell(config: &Config, session: &SessionId, output: &mut Output) {
     let mut sessions = local::list(config).into_iter();
     let Some(session) = sessions.find(|one| one.info.id == *session) else {
@@ -23,15 +23,15 @@ pub(super) fn tell(config: &Config, session: &SessionId, output: &mut Output) {
     output.line(&format!("  isol8 session delete {id}    removes it\n"));
 }
 
-/// The command that enters it without isol8.
+/// Returns the command that enters the sandbox without isol8.
 fn from_the_host(session: &LocalSession) -> Option<String> {
     let sandbox = session.info.container_id.as_str();
     match session.backend {
-        Kind::Docker => {
+        BackendKind::Docker => {
             let container = isol8_backend_docker::container_name(&SandboxId::parse(sandbox)?);
             Some(format!("docker exec -it {container} bash"))
         }
-        Kind::Native => {
+        BackendKind::Native => {
             let process = isol8_backend_native::cgroup::first_process(&session.instance, sandbox)?;
             Some(format!("nsenter --target {process} --all bash"))
         }

@@ -1,4 +1,4 @@
-//! A run without a server.
+//! A run on this host, without a server.
 
 use std::process::ExitCode;
 
@@ -9,32 +9,32 @@ use isol8_api::{Encoding, ExecutionResult, NetworkMode, Runtime, SessionId, Tena
 use isol8_backend::SandboxId;
 
 use super::inspect;
-use super::order::Order;
+use super::request::RunRequest;
 use crate::backends::Needs;
-use crate::cli::{Run, Sandbox};
-use crate::commands::follow::hand::Hand;
+use crate::cli::{RunArgs, SandboxArgs};
+use crate::commands::follow::input::UserInput;
 use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;
-use crate::commands::follow::{Events, Followed, follow};
-use crate::commands::{Failure, load_config, say};
+use crate::commands::follow::{Events, RunOutcome, follow};
+use crate::commands::{CommandError, load_config, message};
 use crate::config::Config;
 use crate::images::{self, choice};
 use crate::jobs::{self, JobError};
-use crate::local::{self, Local, LocalError};
+use crate::local::{self, LocalError, LocalService};
 
 pub(super) async fn run(
-    arguments: &Run,
-    order: Order,
+    arguments: &RunArgs,
+    request: RunRequest,
     mut signals: Signals,
     mut output: Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let mut config = load_config(&arguments.common)?;
     grant_network(&mut config, &arguments.sandbox);
-    let runtime = order.request.runtime;
+    let runtime = request.body.runtime;
     let session = session(arguments, runtime)?;
-    choice::check_named(&order.options, runtime, &TenantId::master(), &config)?;
-    let mut job = jobs::job(order.request, order.options, &config)?;
-    let (mut hand, input) = Hand::new(job.terminal);
+    choice::check_named(&request.options, runtime, &TenantId::master(), &config)?;
+    let mut job = jobs::job(request.body, request.options, &config)?;
+    let (mut user_input, input) = UserInput::new(job.terminal);
     let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
         local = open(&config, session.clone(), &needs) => local?,
@@ -43,19 +43,19 @@ pub(super) async fn run(
     let ready = match refuse_unenforced(&arguments.sandbox, &local) {
         Ok(()) => choose_image(&mut job, &config, &local)
             .await
-            .map_err(Failure::from),
+            .map_err(CommandError::from),
         refused => refused,
     };
     if let Err(failure) = ready {
         close(&config, local).await?;
         return Err(failure);
     }
-    hand.type_stdin(order.types_stdin)?;
+    user_input.forward_stdin(request.reads_stdin)?;
     let mut run = local.stream(job, Some(input));
-    let followed = follow(events(&mut run), &hand, &mut signals, &mut output).await;
+    let followed = follow(events(&mut run), &user_input, &mut signals, &mut output).await;
     let result = run.result().cloned();
     drop(run);
-    // Who does not want to wait for the removal leaves it to the next sweep.
+    // A user who does not want to wait for the removal leaves it to the next sweep.
     tokio::select! {
         ended = close(&config, local) => ended?,
         stop = signals.stop() => return super::stopped(stop, output).await,
@@ -66,33 +66,35 @@ pub(super) async fn run(
     end(followed, result, arguments.json, output).await
 }
 
-/// Grants the network that a flag names. On this machine such a flag is its operator's decision, also where the
-/// configuration, which is for requests of others, does not grant it.
-pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &Sandbox) {
+/// Grants the network that a flag names. On this machine the flag is the decision of its operator, even if the
+/// configuration, which is meant for requests of clients, does not grant it.
+pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &SandboxArgs) {
     let Some(mode) = sandbox.net.filter(|mode| !config.networks.contains(mode)) else {
         return;
     };
     config.networks.push(mode);
     let reach = match mode {
         NetworkMode::None => "nothing",
-        NetworkMode::Filtered => "what [network] lets through",
-        NetworkMode::Host => "all that this machine reaches, and what listens on its loopback",
+        NetworkMode::Filtered => "the hosts that [network] allows",
+        NetworkMode::Host => {
+            "everything that this machine reaches, including services on its loopback interface"
+        }
     };
-    say::to_stderr(&format!(
-        "{}--net {mode} is not in policy.network and granted for this command: the program reaches {reach}\n",
-        say::prefix()
+    message::to_stderr(&format!(
+        "{}--net {mode} is not in policy.network, but granted for this command: the program can reach {reach}\n",
+        message::prefix()
     ));
 }
 
-/// Refuses limits that a flag names and the backend does not enforce: a program that was bounded in the user's eyes
-/// would be free to take all memory. Defaults are taken for what they are, with the backend's warning.
+/// Refuses limits that a flag names if the backend does not enforce them: the user would believe the program
+/// bounded, while it is free to use all memory. Limits from defaults are accepted, with the backend's warning.
 ///
 /// # Errors
-/// [`Failure`] naming the flag and what enforces it.
+/// Returns a [`CommandError`] that names the flag and the ways to enforce it.
 pub(in crate::commands) fn refuse_unenforced(
-    sandbox: &Sandbox,
-    local: &Local,
-) -> Result<(), Failure> {
+    sandbox: &SandboxArgs,
+    local: &LocalService,
+) -> Result<(), CommandError> {
     let backend = local.service().backend();
     if backend.enforces_limits() {
         return Ok(());
@@ -101,28 +103,32 @@ pub(in crate::commands) fn refuse_unenforced(
     match sandbox.limits().next() {
         None => Ok(()),
         Some((flag, property)) => Err(format!(
-            "{flag}: the {name} backend cannot enforce it for an ordinary user; run isol8 as root, take --backend \
-             docker, or leave it out and bound the whole command by your own cgroup: systemd-run --user --scope -p \
+            "{flag}: the {name} backend cannot enforce it for an ordinary user; run isol8 as root, use --backend \
+             docker, or leave it out and limit the whole command with your own cgroup: systemd-run --user --scope -p \
              {property} isol8 run …"
         )
         .into()),
     }
 }
 
-/// The image that holds the packages which the job asks for, where there is one.
-async fn choose_image(job: &mut Job, config: &Config, local: &Local) -> Result<(), JobError> {
+/// Chooses the image that holds the packages which the job asks for, if there is one.
+async fn choose_image(
+    job: &mut Job,
+    config: &Config,
+    local: &LocalService,
+) -> Result<(), JobError> {
     if job.install.is_some() {
-        images::look(config, local.backend()).await;
+        images::look_up(config, local.backend()).await;
     }
     choice::choose(job, config)
 }
 
-/// The session that a run goes on in, if any.
-fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failure> {
+/// Returns the session of the run, if any.
+fn session(arguments: &RunArgs, runtime: Runtime) -> Result<Option<SessionId>, CommandError> {
     let name = if arguments.persistent {
         runtime.to_string()
     } else if arguments.persist {
-        // One that nothing else goes on in.
+        // A new session, which no other command uses.
         format!("kept-{}", SandboxId::random())
     } else {
         return Ok(None);
@@ -130,20 +136,20 @@ fn session(arguments: &Run, runtime: Runtime) -> Result<Option<SessionId>, Failu
     Ok(Some(name.parse()?))
 }
 
-/// What a command runs its program in.
+/// Opens the session, or starts a backend for a single run.
 pub(in crate::commands) async fn open(
     config: &Config,
     session: Option<SessionId>,
     needs: &Needs,
-) -> Result<Local, LocalError> {
+) -> Result<LocalService, LocalError> {
     match session {
-        Some(session) => Local::session(config, session, needs).await,
-        None => Local::start(config, needs).await,
+        Some(session) => LocalService::session(config, session, needs).await,
+        None => LocalService::start(config, needs).await,
     }
 }
 
-/// What the backend of one command has to offer.
-pub(in crate::commands) fn needs(sandbox: &Sandbox, runtime: Runtime) -> Needs {
+/// Returns the requirements of one command on its backend.
+pub(in crate::commands) fn needs(sandbox: &SandboxArgs, runtime: Runtime) -> Needs {
     Needs {
         runtime: Some(runtime),
         images: sandbox
@@ -153,23 +159,26 @@ pub(in crate::commands) fn needs(sandbox: &Sandbox, runtime: Runtime) -> Needs {
     }
 }
 
-/// Leaves it, and ends sessions that nobody uses any more.
-pub(in crate::commands) async fn close(config: &Config, local: Local) -> Result<(), LocalError> {
+/// Ends the use of the sandbox, and removes expired sessions.
+pub(in crate::commands) async fn close(
+    config: &Config,
+    local: LocalService,
+) -> Result<(), LocalError> {
     local.end().await?;
     local::expire(config).await;
     Ok(())
 }
 
-/// The events of a run on this host.
+/// Returns the events of a run on this host.
 pub(in crate::commands) fn events(run: &mut JobStream) -> Events<'_> {
     let events = stream::unfold(run, |run| async {
         let event = run.next().await?;
-        Some((event.map_err(Failure::from), run))
+        Some((event.map_err(CommandError::from), run))
     });
     events.boxed_local()
 }
 
-/// Output as a result has it: text without white space at its end, or base64.
+/// Encodes output as results contain it: text without trailing white space, or base64.
 fn carried(bytes: Vec<u8>) -> (String, Encoding) {
     let (mut text, encoding) = Encoding::encode(bytes);
     if encoding.is_utf8() {
@@ -179,14 +188,14 @@ fn carried(bytes: Vec<u8>) -> (String, Encoding) {
 }
 
 async fn end(
-    followed: Result<Followed, Failure>,
+    followed: Result<RunOutcome, CommandError>,
     result: Option<ExecutionResult>,
     as_json: bool,
     mut output: Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let (code, ending) = match followed {
-        Ok(Followed::Exited { code, ending }) => (code, ending),
-        Ok(Followed::Stopped(stop)) => return super::stopped(stop, output).await,
+        Ok(RunOutcome::Exited { code, ending }) => (code, ending),
+        Ok(RunOutcome::Stopped(stop)) => return super::stopped(stop, output).await,
         Err(failure) => {
             output.finish().await?;
             return Err(failure);
@@ -202,7 +211,7 @@ async fn end(
         }
         result => {
             let logs = result.and_then(|result| result.network_logs);
-            super::tell_network(&logs.unwrap_or_default(), &mut output);
+            super::print_network_log(&logs.unwrap_or_default(), &mut output);
             super::exited(code, &ending, output).await
         }
     }

@@ -8,42 +8,42 @@ use isol8_actors::{Input, Signal, TerminalSize};
 use isol8_api::{Encoding, Ending, SignalName};
 use isol8_client::{RemoteIsol8, RunInput, RunStream};
 
-use super::order::Order;
-use crate::cli::Run;
-use crate::commands::Failure;
-use crate::commands::follow::hand::Hand;
+use super::request::RunRequest;
+use crate::cli::RunArgs;
+use crate::commands::CommandError;
+use crate::commands::follow::input::UserInput;
 use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;
-use crate::commands::follow::{Events, Followed, follow};
+use crate::commands::follow::{Events, RunOutcome, follow};
 
 pub(super) async fn run(
     server: RemoteIsol8,
-    arguments: &Run,
-    order: Order,
+    arguments: &RunArgs,
+    request: RunRequest,
     mut signals: Signals,
     mut output: Output,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandError> {
     let server = match arguments.session_id.clone() {
         Some(session) => server.with_session(session),
         None => server,
     };
-    // What events do not tell.
+    // The event stream lacks the full result and the network log.
     if arguments.json || arguments.sandbox.log_network {
-        return for_the_result(&server, arguments, order, signals, output).await;
+        return for_the_result(&server, arguments, request, signals, output).await;
     }
-    let stdin = all_of_stdin(order.types_stdin);
-    let opening = server.execute_stream_feeding(order.request, order.options, stdin);
+    let stdin = all_of_stdin(request.reads_stdin);
+    let opening = server.execute_stream_feeding(request.body, request.options, stdin);
     let mut run = tokio::select! {
         run = opening => run?,
         stop = signals.stop() => return super::stopped(stop, output).await,
     };
-    let (mut hand, input) = Hand::new(None);
-    hand.type_stdin(order.types_stdin)?;
-    let followed = follow_run(&mut run, &hand, input, &mut signals, &mut output).await;
+    let (mut user_input, input) = UserInput::new(None);
+    user_input.forward_stdin(request.reads_stdin)?;
+    let followed = follow_run(&mut run, &user_input, input, &mut signals, &mut output).await;
     drop(run);
     match followed {
-        Ok(Followed::Exited { code, ending }) => super::exited(code, &ending, output).await,
-        Ok(Followed::Stopped(stop)) => super::stopped(stop, output).await,
+        Ok(RunOutcome::Exited { code, ending }) => super::exited(code, &ending, output).await,
+        Ok(RunOutcome::Stopped(stop)) => super::stopped(stop, output).await,
         Err(failure) => {
             output.finish().await?;
             Err(failure)
@@ -51,32 +51,32 @@ pub(super) async fn run(
     }
 }
 
-/// Follows a run on a server, and passes on what the user does to it.
+/// Follows a run on a server, and passes on the user's input.
 pub(in crate::commands) async fn follow_run(
     run: &mut RunStream,
-    hand: &Hand,
+    user_input: &UserInput,
     input: Input,
     signals: &mut Signals,
     output: &mut Output,
-) -> Result<Followed, Failure> {
+) -> Result<RunOutcome, CommandError> {
     let Some(to_program) = run.take_input() else {
-        output.note("no WebSocket reaches the server: nothing that is typed from now on, and no signal, reaches the program");
-        return follow(events(run), hand, signals, output).await;
+        output.note("cannot open a WebSocket to the server: further input and signals do not reach the program");
+        return follow(events(run), user_input, signals, output).await;
     };
     tokio::select! {
-        followed = follow(events(run), hand, signals, output) => followed,
+        followed = follow(events(run), user_input, signals, output) => followed,
         never = pass_on(input, to_program) => match never {},
     }
 }
 
 fn events(run: &mut RunStream) -> Events<'_> {
-    let events = run.map(|event| event.map_err(Failure::from));
+    let events = run.map(|event| event.map_err(CommandError::from));
     events.boxed_local()
 }
 
-/// Brings to the server what the hand takes. The events tell when it is over, so this never does.
+/// Sends the user's input to the server. Never returns: the events tell when the run is over.
 async fn pass_on(mut input: Input, to: RunInput) -> std::convert::Infallible {
-    let typing = type_stdin(input.stdin, to.clone());
+    let typing = forward_stdin(input.stdin, to.clone());
     let signalling = async {
         while let Some(signal) = input.signals.recv().await {
             let name = match signal {
@@ -97,35 +97,35 @@ async fn pass_on(mut input: Input, to: RunInput) -> std::convert::Infallible {
     std::future::pending().await
 }
 
-/// Standard input, as bytes.
-async fn type_stdin(mut stdin: tokio::sync::mpsc::Receiver<Vec<u8>>, to: RunInput) {
+/// Sends standard input to the server, as bytes.
+async fn forward_stdin(mut stdin: tokio::sync::mpsc::Receiver<Vec<u8>>, to: RunInput) {
     while let Some(piece) = stdin.recv().await {
-        // Where the run has ended, its exit is on the way.
+        // Ignore the error: the run has ended, and its exit arrives as an event.
         let _ = to.stdin_bytes(&piece).await;
     }
     let _ = to.end_stdin().await;
 }
 
-/// A run whose result is asked for: nothing is printed before it ends, and Ctrl-C ends it.
+/// Runs a program and prints its complete result. No output appears before the end, and Ctrl-C ends the run.
 async fn for_the_result(
     server: &RemoteIsol8,
-    arguments: &Run,
-    mut order: Order,
+    arguments: &RunArgs,
+    mut request: RunRequest,
     mut signals: Signals,
     mut output: Output,
-) -> Result<ExitCode, Failure> {
-    // A person is to see what the program wrote, and a program that reads the result what it always has.
-    order.request.trim = arguments.json;
-    if order.types_stdin {
+) -> Result<ExitCode, CommandError> {
+    // Trim the output only in JSON, as results always contain it; a user wants to see it unchanged.
+    request.body.trim = arguments.json;
+    if request.reads_stdin {
         let bytes = tokio::select! {
             bytes = read_stdin() => bytes?,
             stop = signals.stop() => return super::stopped(stop, output).await,
         };
         let (text, encoding) = Encoding::encode(bytes);
-        order.request.stdin = Some(text);
-        order.request.stdin_encoding = encoding;
+        request.body.stdin = Some(text);
+        request.body.stdin_encoding = encoding;
     }
-    let running = server.execute_with(order.request, order.options);
+    let running = server.execute_with(request.body, request.options);
     let mut result = tokio::select! {
         result = running => result?,
         stop = signals.stop() => return super::stopped(stop, output).await,
@@ -134,7 +134,7 @@ async fn for_the_result(
         return super::exited_with(&result, output).await;
     }
     output.result(&result).await?;
-    super::tell_network(&result.network_logs.take().unwrap_or_default(), &mut output);
+    super::print_network_log(&result.network_logs.take().unwrap_or_default(), &mut output);
     let ending = Ending {
         truncated: result.truncated,
         oom_killed: result.oom_killed,
@@ -145,7 +145,7 @@ async fn for_the_result(
     super::exited(result.exit_code, &ending, output).await
 }
 
-/// All of standard input.
+/// Reads all of standard input.
 async fn read_stdin() -> io::Result<Vec<u8>> {
     let reading = tokio::task::spawn_blocking(|| {
         let mut bytes = Vec::new();
@@ -155,11 +155,11 @@ async fn read_stdin() -> io::Result<Vec<u8>> {
     reading.await.map_err(io::Error::other)?
 }
 
-/// All of standard input, for a run that cannot be spoken to later. A person at a terminal is not waited for.
+/// Reads all of standard input, for a run that accepts no input later. Does not wait for a user at a terminal.
 async fn all_of_stdin(is_the_programs: bool) -> Option<Vec<u8>> {
     if !is_the_programs || io::stdin().is_terminal() {
         return None;
     }
-    // What cannot be read has ended.
+    // Treat an unreadable standard input as ended.
     read_stdin().await.ok()
 }

@@ -1,4 +1,4 @@
-//! The roots of the native backend, under `images.root`.
+//! Sets up the roots of the native backend, under `images.root`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -9,21 +9,21 @@ use isol8_backend_docker::setup::{SetupEvent, SetupOptions};
 use isol8_backend_native::roots::install::Installer;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{Failure, Progress};
+use super::{CommandError, Progress};
 use crate::backends;
 use crate::config::Config;
 
-/// What is part of the hash beside what images are made from: how roots are furnished. To be changed where
-/// the same archive becomes another root.
+/// Version of the layout of a root; part of the hash, together with the sources of the image. Increment it when the
+/// same archive must be turned into a different root.
 const FORMAT: &str = "1";
 
-/// Makes every root that is missing or not up to date, and removes those that nothing needs any more.
+/// Makes every root that is missing or outdated, and removes roots that are no longer needed.
 pub(super) async fn setup(
     config: &Config,
     directory: &Path,
     options: &SetupOptions,
     progress: &Progress,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let failed = |error| format!("images.root {}: {error}", directory.display());
     let source = Source::find(&backends::docker_config(config), options).await?;
     let installer = open(directory.to_owned()).await.map_err(failed)?;
@@ -49,7 +49,7 @@ pub(super) async fn setup(
     Ok(())
 }
 
-/// Waits where another setup is at work, so not on the runtime's own threads.
+/// Opens the installer on a blocking thread, because it waits while another setup works.
 async fn open(directory: std::path::PathBuf) -> std::io::Result<Installer> {
     tokio::task::spawn_blocking(move || Installer::open(&directory))
         .await
@@ -57,7 +57,7 @@ async fn open(directory: std::path::PathBuf) -> std::io::Result<Installer> {
         .flatten()
 }
 
-/// One root, for these runtimes.
+/// Makes one root for these runtimes.
 async fn make(
     source: &Source,
     group: &[Runtime],
@@ -65,7 +65,7 @@ async fn make(
     hash: &str,
     options: &SetupOptions,
     progress: &Progress,
-) -> Result<Installer, Failure> {
+) -> Result<Installer, CommandError> {
     if group.is_empty() {
         return Ok(installer);
     }
@@ -102,13 +102,14 @@ async fn make(
     Ok(installer)
 }
 
-/// With its causes: what reads an archive says only which file it was at.
+/// Returns the error's text with its causes. The reader of an archive reports only the file, and its cause the
+/// problem.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
-        // Some say their cause's text themselves.
+        // Skip causes whose text the error already contains.
         if !text.contains(&more) {
             text = format!("{text}: {more}");
         }

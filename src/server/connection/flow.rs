@@ -69,7 +69,7 @@ enum Phase {
     Sized(usize),
     Chunked,
     Upgraded,
-    /// A request is answered whose body, where it has one, was read.
+    /// A request is being answered whose body, if it has one, was read.
     Answer,
 }
 

@@ -15,7 +15,7 @@ use futures::Stream;
 use super::Connection;
 use super::flow::RequestBody;
 
-/// A request that is being answered. It ends when this is dropped.
+/// A request that is being answered, until this value is dropped.
 #[derive(Debug)]
 pub(in crate::server) struct ActiveRequest {
     connection: Rc<Connection>,

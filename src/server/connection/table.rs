@@ -56,7 +56,7 @@ pub(in crate::server) struct Table {
 }
 
 impl Table {
-    /// An empty table. It looks after its connections on the current thread, for as long as it is held.
+    /// Makes an empty table. The table maintains its connections on the current thread, for as long as it is held.
     pub(in crate::server) fn new(bounds: Bounds, count: Count) -> Rc<Self> {
         let shortest = bounds.header_timeout.min(bounds.stall_timeout);
         let tick = (shortest / 8).clamp(SHORTEST_TICK, LONGEST_TICK);
@@ -82,11 +82,11 @@ impl Table {
         table
     }
 
-    /// Takes in a new connection. Where there are as many as there may be, one that does nothing is closed for it;
-    /// `None` where all are at work.
+    /// Admits a new connection. If the limit is reached, an idle connection is closed for it; returns `None` if all are
+    /// active.
     ///
     /// # Errors
-    /// Where the socket cannot be set up.
+    /// If the socket cannot be set up.
     pub(in crate::server) fn admit(
         self: &Rc<Self>,
         socket: TcpStream,
@@ -123,8 +123,8 @@ impl Table {
         Ok(Some(ClientStream::new(reader, connection)))
     }
 
-    /// Connections are spread over the workers, and not quite evenly: where none of this worker's may be closed,
-    /// another's may with the next one.
+    /// Connections are spread over the workers, and not quite evenly: if none of this worker's may be closed, another
+    /// worker may close one with its next connection.
     fn hard_limit(&self) -> usize {
         self.bounds.most + self.bounds.most / 8
     }
@@ -215,7 +215,7 @@ mod tests {
         Table::new(bounds, Count::default())
     }
 
-    /// A connection: the server's end, where it was taken in, and the client's.
+    /// Returns a connection: the server's end, if it was admitted, and the client's.
     async fn connect(table: &Rc<Table>) -> (Option<ClientStream>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

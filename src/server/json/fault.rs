@@ -50,7 +50,7 @@ fn shortened(text: impl Display, most: usize) -> String {
     shown.into_text()
 }
 
-/// A text that ends with an ellipsis where it would be longer than it may be.
+/// A text that ends with an ellipsis if it would be longer than allowed.
 #[derive(Debug)]
 pub(super) struct Shortened {
     text: String,

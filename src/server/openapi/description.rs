@@ -1,4 +1,4 @@
-//! What a route is for, what it takes, and how it answers.
+//! Describes a route: its purpose, its parameters, and its answers.
 
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ pub struct Description {
 }
 
 impl Description {
-    /// A route that everybody may use; `id` is its name in generated clients.
+    /// Describes a route that needs no key; `id` is its name in generated clients.
     #[must_use]
     pub fn public(tag: Tag, id: &str, summary: &str) -> Self {
         let operation = OperationBuilder::new()

@@ -1,9 +1,9 @@
 //! `GET /openapi.json`, and `GET /docs`, a page to read and try it, where `GET /` leads.
 //!
 //! The page is the project's own: Swagger UI, Redoc and Scalar are one to four megabytes each, and need inline styles,
-//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. It loads nothing but its scripts, its
-//! style and the document, so that it works without a network, and no page of another origin may frame it. The
-//! key that is entered there stays in the page's memory.
+//! `data:` images or fonts, which the policy below forbids. The page is 30 KB. The page loads nothing but its scripts,
+//! its style and the document, so that it works without a network, and no page of another origin may frame it. A key
+//! that is entered there stays in the page's memory.
 
 use std::sync::LazyLock;
 
@@ -145,7 +145,7 @@ mod tests {
                     let one = luminance(colours(text)[mode]) + 0.05;
                     let other = luminance(colours(background)[mode]) + 0.05;
                     let contrast = one.max(other) / one.min(other);
-                    // What WCAG 2.2 asks of text, level AA.
+                    // The contrast that WCAG 2.2, level AA, asks of text.
                     assert!(contrast >= 4.5, "{text} on {background}: {contrast:.1}");
                 }
             }

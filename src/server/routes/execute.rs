@@ -17,7 +17,7 @@ use crate::server::idempotency::{IDEMPOTENCY_KEY, IdempotencyKey, LONGEST_KEY};
 use crate::server::openapi::{Description, Tag};
 use crate::server::{State, unknown};
 
-/// What stops a run from having a result, whichever way it is asked for.
+/// The errors that keep a run from having a result, in every way of asking for it.
 pub(super) const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unsupported,
     ErrorCode::RuntimeUnavailable,

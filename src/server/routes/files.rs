@@ -25,8 +25,7 @@ const RUNTIME: &str = "runtime";
 
 const NO_SESSION: &str = "File operations require a sessionId";
 
-/// What stops a file from being written or read. One that is written is not found where a part of its path
-/// is a file.
+/// The errors of writing and reading files. A written file is not found if a part of its path is a file.
 const REFUSALS: &[ErrorCode] = &[
     ErrorCode::SessionNotFound,
     ErrorCode::FileNotFound,
@@ -95,7 +94,7 @@ fn path() -> ObjectBuilder {
         .examples(["sandbox/data.csv"])
 }
 
-/// A route that writes a file, and makes the session where it is told of what kind.
+/// Describes a route that writes a file, and creates the session if a runtime is named.
 fn writes(id: &str, summary: &str) -> Description {
     let runtime = ObjectBuilder::new()
         .schema_type(Type::String)
@@ -200,7 +199,7 @@ async fn get_list(
     Ok(web::Json(listing))
 }
 
-/// Begins to write a file. The session is made where there is none and a runtime is named.
+/// Starts to write a file. The session is created if it does not exist and a runtime is named.
 async fn open(
     caller: Caller,
     state: &State,
@@ -219,7 +218,7 @@ async fn open(
             error => error.into(),
         });
     };
-    let job = jobs::bare_session(runtime, &state.config())?;
+    let job = jobs::empty_session(runtime, &state.config())?;
     let opening = service.upload_or_create(tenant, session, path, job);
     Ok(opening.await?)
 }

@@ -21,7 +21,7 @@ use crate::server::json::Parsed;
 use crate::server::openapi::{Description, Tag};
 use crate::server::{State, unknown};
 
-/// What stops a session from being made.
+/// The errors of creating a session.
 const REFUSALS: &[ErrorCode] = &[
     ErrorCode::Unsupported,
     ErrorCode::RuntimeUnavailable,
@@ -57,7 +57,7 @@ pub fn all() -> Endpoint {
         .on(Method::POST, post, create)
 }
 
-/// One session.
+/// The route of one session.
 #[must_use]
 pub fn delete() -> Endpoint {
     let summary = "Ends a session, and what runs in it";
@@ -97,7 +97,7 @@ async fn post(
     });
     let Parsed { value, unknown } = parsing.await??;
     let warnings = unknown::told(&unknown, is_strict)?;
-    let (id, job) = jobs::session(value, &caller.tenant, &config)?;
+    let (id, job) = jobs::create_session(value, &caller.tenant, &config)?;
     let making = state.service.create_session(caller.tenant, id, job);
     let making = async { Ok::<_, ApiError>(making.await?) };
     let mut session = while_connected(&request, making).await?;
@@ -107,7 +107,7 @@ async fn post(
     Ok(response.json(session))
 }
 
-/// When a session ends that nobody uses until then.
+/// Returns when a session ends if it stays idle.
 fn expiry(session: &SessionInfo, config: &Config) -> Option<u64> {
     let PrunerConfig {
         auto_prune,

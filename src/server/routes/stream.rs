@@ -72,7 +72,7 @@ async fn post(
         }
     });
     begun.await?;
-    // One at a time: what waits, waits where the run is slowed down.
+    // Events are passed one at a time: the rest waits in the run, which slows down.
     let (sender, mut receiver) = mpsc::channel(1);
     let stall_timeout = config.stall_timeout;
     rt::spawn(async move {
@@ -92,8 +92,8 @@ async fn post(
         })))
 }
 
-/// Passes events on for as long as somebody takes them. A task of its own: the server does not ask for
-/// the next piece of an answer while it cannot write, and would not see a client go.
+/// Passes events on for as long as the client takes them. This is a task of its own: the server does not ask for the
+/// next piece of an answer while it cannot write, and would not notice that a client has gone.
 async fn pass_on(
     request: HttpRequest,
     events: JobStream,

@@ -1,4 +1,4 @@
-//! Which backend `auto` takes, who says so, and what `isol8 doctor` finds.
+//! The backend that `auto` takes, the places that report it, and the findings of `isol8 doctor`.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -116,7 +116,7 @@ fn doctor_tells_what_can_run_what_is_taken_and_how_to_mend_the_rest() {
     for expected in [
         "cgroups   ok: version",
         "GiB are free for ",
-        &format!("something listens on 127.0.0.1:{port} already"),
+        &format!("another process already listens on 127.0.0.1:{port}"),
         "127.0.0.1 no: ",
         "network.allowedCidrs",
         "registry.npmjs.org ",
@@ -148,10 +148,7 @@ fn doctor_names_images_that_another_version_has_built() {
         .args(["rmi", "--force", &tag])
         .output();
     let text = succeeded(&arguments, &output);
-    assert!(
-        text.contains(&format!("{tag} was not built from")),
-        "{text}"
-    );
+    assert!(text.contains(&format!("{tag} is outdated")), "{text}");
     assert!(text.contains("run `isol8 setup`"), "{text}");
 }
 

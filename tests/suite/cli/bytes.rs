@@ -123,7 +123,7 @@ async fn bytes_pass_unchanged_on_every_transport(server: Server) {
         assert!(fs::read(&out).unwrap() == bytes, "{what}: --out differs");
         fs::remove_file(&out).unwrap();
     }
-    // What has no white space at its end gets none.
+    // Output without white space at its end gets none.
     for more in [&[][..], &["--log-network"]] {
         let arguments = [&["run", "-r", "bash", "-e", "printf x"], more].concat();
         assert_eq!(user.prints(&arguments), "x", "{more:?}");

@@ -1,4 +1,4 @@
-//! What a shell completes: values, files and sessions, through the script of `isol8 completions`.
+//! The completions of a shell: values, files and sessions, through the script of `isol8 completions`.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What the command line says where something is wrong: flags by their names, and servers that cannot be spoken to.
+//! Errors of the command line: flags by their names, and servers that cannot be spoken to.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -190,7 +190,7 @@ fn a_server_that_cannot_be_spoken_to_is_explained_with_the_fix() {
             &["login"],
             &["cp", "s:/sandbox/x", "-"],
         ];
-        // One that was not reached is tried again, which takes a while.
+        // A server that was not reached is tried again, which takes a while.
         let commands = if host.contains(&*http) {
             &all[..]
         } else {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use crate::harness::{ISOL8, state_directory};
 
-/// What Rust's runtime exits with after a panic.
+/// The exit code of Rust's runtime after a panic.
 const PANICKED: i32 = 101;
 
 /// Every command, each with all that it prints; and whether it succeeds.

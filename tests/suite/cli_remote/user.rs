@@ -1,4 +1,4 @@
-//! Who gives the commands.
+//! The user who gives the commands.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -21,7 +21,7 @@ impl User {
         }
     }
 
-    /// One who knows of no server.
+    /// A user who knows of no server.
     pub(crate) fn here() -> Self {
         Self {
             home: state_directory(),
@@ -57,7 +57,7 @@ impl User {
         self.command(arguments).output().unwrap()
     }
 
-    /// What a command prints that is to succeed.
+    /// Returns the output of a command that is to succeed.
     pub(crate) fn prints(&self, arguments: &[&str]) -> String {
         succeeded(arguments, &self.isol8(arguments))
     }
@@ -66,7 +66,8 @@ impl User {
         fed(self.command(arguments), input.as_bytes())
     }
 
-    /// What a command shows at a terminal of its own while this is typed. It ends as the command does.
+    /// Returns the text that a command shows at a terminal of its own while the input is typed. The terminal ends with
+    /// the command.
     pub(crate) fn at_a_terminal(
         &self,
         command: &str,
@@ -96,7 +97,7 @@ impl User {
     }
 }
 
-/// What a command makes of this standard input.
+/// Returns the output of a command for this standard input.
 pub(crate) fn fed(mut command: Command, input: &[u8]) -> Output {
     let mut command = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = command.stdin.take().unwrap();

@@ -302,8 +302,8 @@ fn every_bound_that_this_kernel_has_is_known() {
 /// More than a sandbox of 64 MB may hold in all.
 const TOO_MUCH: u64 = 100 << 20;
 
-/// Kinds of kernel memory that the kernel charges to the sandbox that takes it. It does not charge what waits in a
-/// TCP connection that was not accepted, nor datagrams that were begun and not sent: no sandbox can bound those.
+/// Kinds of kernel memory that the kernel charges to the sandbox that takes it. Bytes that wait in a TCP connection
+/// that was not accepted are not charged, nor are datagrams that were begun and not sent: no sandbox can bound those.
 ///
 /// Each with how as much as possible of it is taken: `held` counts its bytes.
 const MEMORY: [(&str, &str); 13] = [
@@ -481,8 +481,8 @@ async fn no_sandbox_is_spared_before_the_host_s_own_processes(server: Server) {
                 try:\n        with open('/proc/self/oom_score_adj', 'w') as file: file.write(str(score))\n        \
                 lowest = score\n    except OSError: break\nprint(lowest)";
     let lowest: i32 = server.python(code).await.stdout.parse().unwrap();
-    // Only a privileged writer of a score makes it the lowest one, too. Where the suite is not privileged, the
-    // engine and the spawner are not either.
+    // Only a privileged writer of a score makes it the lowest one, too. If the suite is not privileged, the engine and
+    // the spawner are not either.
     let least = if effective & SYS_RESOURCE == 0 {
         0
     } else {

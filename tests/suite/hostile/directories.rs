@@ -1,6 +1,5 @@
-//! The directory that a command is started in: its configuration loosens nothing, because it may belong to the
-//! code that is to be confined. Which key may do what is held to the schema by the tests of
-//! `src/config/trust.rs`.
+//! The directory that a command is started in: its configuration loosens nothing, because it may belong to the code
+//! that is to be confined. The tests of `src/config/trust.rs` hold the effect of each key to the schema.
 
 use std::fs;
 use std::io::Write as _;

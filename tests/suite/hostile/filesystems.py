@@ -32,7 +32,7 @@ def places():
 
 
 def some_of(directory, points, most):
-    """Of each kind the first and the last ones: the first directories of a tree are often empty."""
+    """Returns the first and the last ones of each kind: the first directories of a tree are often empty."""
     try:
         names = [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
     except OSError:
@@ -147,7 +147,7 @@ def read(file):
 
 
 def here(theirs, paths):
-    """Where a watcher's paths are here, if its mounts show a part of ours; and the same paths."""
+    """Returns the places here of a watcher's paths, if its mounts show a part of ours; and the same paths."""
     found = set(paths)
     for path in paths:
         under = [mount for mount in theirs if is_within(path, mount[2])]

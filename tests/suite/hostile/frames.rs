@@ -32,7 +32,7 @@ const LIMITS: [(u64, bool); 2] = [(4 << 20, false), (1 << 20, true)];
 
 const CONFIG: &str = "[server]\nmaxBodySize = \"4m\"\nmaxWebSocketMessage = \"1m\"\n";
 
-/// How much is sent of the payload that was declared, where it is taken.
+/// Bytes that are sent of the declared payload, if they are taken.
 const FLOOD: usize = 24 << 20;
 
 /// A frame's header, with a mask that changes nothing.

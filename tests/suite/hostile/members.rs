@@ -150,7 +150,7 @@ impl Scene {
         (status, answer.bytes().await.unwrap().len())
     }
 
-    /// Says one thing to a WebSocket, and waits for the answer. It counts as refused, whatever that is.
+    /// Sends one message to a WebSocket, and waits for the answer, which counts as a refusal in any case.
     async fn say(&self, message: String) -> (u16, usize) {
         let url = format!("ws://{}/execute/ws", self.server.address);
         let mut request = url.into_client_request().unwrap();

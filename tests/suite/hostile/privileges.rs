@@ -257,11 +257,11 @@ fn what_cannot_be_is_refused_with_the_fix_and_leaves_nothing() {
     let closed = PathBuf::from("config.toml");
     for (user, mode, expected) in [
         ("root", 0o644, "user \"root\" is root, or in its group"),
-        ("no-such-user", 0o644, "make it with `useradd --system`"),
+        ("no-such-user", 0o644, "create it with `useradd --system`"),
         (
             "54321",
             0o644,
-            "uid 54321 has no entry in /etc/passwd: give UID:GID",
+            "uid 54321 has no entry in /etc/passwd: pass UID:GID",
         ),
         (
             "54321:54322",

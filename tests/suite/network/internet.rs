@@ -1,5 +1,5 @@
-//! What stands for the internet: a web server of the test's own, on addresses of loopback that are not
-//! this machine's name for itself.
+//! A stand-in for the internet: a web server of the test's own, on addresses of loopback that are not this machine's
+//! name for itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ impl Internet {
         Self::serve(None).await
     }
 
-    /// One that speaks TLS, as 127.0.0.2, and the certificate to trust for it.
+    /// A server that speaks TLS, as 127.0.0.2, and the certificate to trust for it.
     pub(crate) async fn over_tls() -> (Self, String) {
         let names = vec!["127.0.0.2".to_owned()];
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed(names).unwrap();
@@ -50,7 +50,7 @@ impl Internet {
             while let Ok((stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Ordering::SeqCst);
                 let tls = tls.clone();
-                // Who asks may go away at any time, and who trusts nothing here does.
+                // A client may go away at any time, and one that trusts no certificate here does.
                 tokio::spawn(async move {
                     match tls {
                         None => answer(stream).await.ok(),

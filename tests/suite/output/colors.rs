@@ -32,7 +32,7 @@ const FAILING: [(Runtime, &str); 5] = [
 
 async fn no_runtime_prints_colors_without_a_terminal(server: Server) {
     let mut requests = programs(&FAILING);
-    // What a compiler says of a program that is none.
+    // The text of a compiler about a faulty program.
     for runtime in [Runtime::Node, Runtime::Bun, Runtime::Deno] {
         requests.push(source(runtime, "let let = 1"));
         requests.push(source(runtime, "import x from './no-such-module.js'"));

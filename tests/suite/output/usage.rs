@@ -4,11 +4,12 @@ use isol8_client::{ExecutionResult, Options, Runtime};
 use serde_json::json;
 
 use super::super::stream::joined;
-use crate::harness::{Server, on_each_backend, source};
+use crate::harness::{Server, on_each_backend, python, source};
 
 on_each_backend!(
     a_session_s_first_run_is_not_charged_for_its_interpreter,
     a_run_is_charged_what_it_took,
+    the_end_of_a_python_script_takes_no_longer_for_many_modules,
     times_are_whole_microseconds,
     a_run_that_is_out_of_memory_says_so_and_what_raises_the_limit,
 );
@@ -72,6 +73,27 @@ async fn a_run_is_charged_what_it_took(server: Server) {
             );
         }
     }
+    server.stop();
+}
+
+/// With hundreds of modules and many objects, as pandas has them: the interpreter's end once looked at all objects
+/// once for each module.
+async fn the_end_of_a_python_script_takes_no_longer_for_many_modules(server: Server) {
+    const CODE: &str = "
+import os, sys, time
+os.makedirs('/tmp/many')
+for i in range(400): open(f'/tmp/many/m{i}.py', 'w').write('def f(): pass')
+sys.path.insert(0, '/tmp/many')
+for i in range(400): __import__(f'm{i}')
+heap = [[] for _ in range(300_000)]
+print(time.process_time())";
+    let result = server.client().execute(python(CODE)).await.unwrap();
+    let before_the_end = result.stdout.parse::<f64>().expect(&result.stderr) * 1e3;
+    let (ms, _) = usage(&result);
+    assert!(
+        ms < 3.0 * before_the_end + 100.0,
+        "{before_the_end}: {result:?}"
+    );
     server.stop();
 }
 

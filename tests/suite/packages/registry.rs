@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Where the wheel is.
+/// The path of the wheel.
 pub(super) const WHEEL: &str = "/files/suite_made-1.0-py3-none-any.whl";
 
 /// Makes a wheel with one module, and prints it in hex.
@@ -55,7 +55,7 @@ impl Registry {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let shared = Arc::clone(&serving);
-                // Who asks may go away at any time.
+                // A client may go away at any time.
                 tokio::spawn(async move { shared.answer(stream).await.ok() });
             }
         });

@@ -17,7 +17,7 @@ on_each_backend!(
     a_large_input_and_output_pass_at_once,
 );
 
-/// What was printed, and the exit code.
+/// Returns the output and the exit code.
 async fn rest(mut run: RunStream) -> (String, String) {
     let mut printed = String::new();
     while let Some(event) = run.next().await {
@@ -81,7 +81,7 @@ async fn dropping_a_stream_ends_its_run(server: Server) {
     let input = run.take_input();
     run.next().await.unwrap().unwrap();
     drop(run);
-    // Its turn comes, although somebody could still speak to the first.
+    // The second run's turn comes, although the client could still write to the first.
     session.execute(python("1")).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(20));
     drop(input);

@@ -330,7 +330,7 @@ with open('/sandbox/count', 'w') as count:
         request["options"]["maxOutputSize"] = json!(64 << 20);
         request
     };
-    // What any such run leaves behind in the allocator is no matter of slowness.
+    // Memory that any such run leaves behind in the allocator does not count.
     stream(&server, request(100)).await.all().await;
     let before = server.memory("VmRSS");
     let (address, body) = (server.address.clone(), request(1_000_000).to_string());
@@ -347,7 +347,7 @@ with open('/sandbox/count', 'w') as count:
     let session = server.session("slow");
     let told = session.execute(python("print(open('/sandbox/count').read())"));
     let written: u64 = told.await.unwrap().stdout.parse::<u64>().unwrap() * 100_000;
-    // What the kernel keeps of a connection, and not what a program writes in four seconds.
+    // Room for the kernel's buffers of a connection, and less than a program writes in four seconds.
     assert!(written < 20_000_000, "{written} bytes written");
     println!("slow client: grown {grown}, written {written}");
     server.stop();

@@ -41,7 +41,7 @@ fn python_code(code: &str) -> Value {
     json!({"runtime": "python", "code": code})
 }
 
-/// What is shown up to `end`.
+/// Returns the text up to `end`.
 async fn until(socket: &mut Socket, end: &str) -> String {
     let mut shown = String::new();
     while !shown.contains(end) {
@@ -204,7 +204,7 @@ async fn a_session_s_interpreter_goes_on_beside_a_terminal(server: Server) {
         .await;
     assert_eq!(told.unwrap().stdout, "42 2");
 
-    // One that is left alone hangs up, and the variables stay.
+    // A terminal that is left alone hangs up, and the variables stay.
     let mut socket = open(
         &server,
         python_code("print('on', flush=True); input()"),
@@ -293,7 +293,7 @@ async fn a_client_that_goes_away_takes_its_terminal_with_it(server: Server) {
 async fn a_reset_leaves_nothing_of_a_terminal(started: Server) {
     let kind = started.kind;
     started.stop();
-    // One run at a time, so that a request waits for the sandbox that is being reset.
+    // A single run at a time, so that a request waits for the sandbox that is being reset.
     let config = "maxConcurrent = 1\n[runtimes.bash]\npoolSize = { clean = 0, dirty = 1 }";
     let server = Server::configured(kind, config);
     let code = "echo x >/sandbox/x; (trap '' HUP; sleep 1000 &) ; (setsid yes &) ; echo on";

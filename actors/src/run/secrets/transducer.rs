@@ -1,11 +1,10 @@
 //! The state machine that replaces secret values in a stream of bytes.
 //!
-//! A state is a node of the trie of all values: the bytes on the way to it are what is held back, because they
-//! may still become a value. Where the next byte leads to no child, the begin of what is held is decided: it
-//! is a value, or it is no part of one. Both the text to show then and the state to go on in depend on
-//! the node alone, so they are computed ahead, from the root outwards, as Aho and Corasick compute their failure
-//! links. The result is that of a search for the leftmost values, and the longest of those that begin at
-//! the same place.
+//! A state is a node of the trie of all values. The bytes on the path to the node are held back, because they may still
+//! become a value. If the next byte leads to no child, the beginning of the held bytes is decided: it is a value, or
+//! not a part of one. The text to show then and the next state depend on the node alone, so they are computed ahead,
+//! from the root outwards, as Aho and Corasick compute their failure links. The result equals that of a search for the
+//! leftmost values, and the longest of those that begin at the same byte.
 //!
 //! Memory is at most 21 bytes per byte of the values. Building takes linear time but for a binary search
 //! among the children of a node, and so does masking, whatever the values are and however the stream is cut.
@@ -25,7 +24,7 @@ const FIRST_PAIR: u32 = 257;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Transducer {
-    /// The child of the root for each byte; [`ROOT`] where there is none.
+    /// The root's child for each byte; [`ROOT`] if it has none.
     begins: Box<[u32; 256]>,
     /// Last byte of each node. Nodes are numbered by their depth, and children of one node by their bytes.
     labels: Vec<u8>,
@@ -63,7 +62,7 @@ impl Transducer {
         machine
     }
 
-    /// Computes what every node shows and where it resumes, parents before their children.
+    /// Computes the text and the next state of every node, parents before their children.
     fn link(&mut self, is_value: &[bool]) {
         for parent in 0..self.labels.len() {
             for node in self.children[parent]..self.children[parent + 1] {

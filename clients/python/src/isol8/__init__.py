@@ -12,6 +12,7 @@ from .errors import Isol8ConnectionError, Isol8Error, Isol8Warning
 from .types import (
     DirectoryEntry,
     DirectoryListing,
+    Encoding,
     ExecutionRequest,
     ExecutionResult,
     Health,
@@ -31,6 +32,7 @@ __all__ = [
     "AsyncIsol8",
     "DirectoryEntry",
     "DirectoryListing",
+    "Encoding",
     "ExecutionRequest",
     "ExecutionResult",
     "ExecutionStream",

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import Any, AsyncIterable, AsyncIterator, List, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterable, AsyncIterator, List, Mapping, Optional, Sequence, Type, Union
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
@@ -22,13 +22,14 @@ from .types import (
     ExecutionResult,
     Health,
     Options,
+    Runtime,
     Session,
     Signal,
     StreamEvent,
 )
 
 AsyncContent = Union[bytes, AsyncIterable[bytes]]
-"""What a file can be made of."""
+"""The types of a file's content."""
 
 
 async def _texts(socket: ClientConnection) -> AsyncIterator[str]:
@@ -54,7 +55,7 @@ async def _pieces(response: httpx.Response) -> AsyncIterator[bytes]:
 class AsyncExecutionStream:
     """The events of a run, while it goes on. Iterate over it once; the last event is the ``exit``.
 
-    What is not taken slows the program down. Who leaves it for a minute finds the run ended.
+    Events that are not taken slow the program down. A run whose events are not taken for a minute is ended.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class AsyncExecutionStream:
         self._texts = texts
         self._socket = socket
         self.warnings: List[str] = list(told)
-        """What the server finds doubtful about the request, as far as it says so over server-sent events."""
+        """Doubts of the server about the request, as far as server-sent events carry them."""
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         with _wire.noticing_the_end():
@@ -77,10 +78,10 @@ class AsyncExecutionStream:
                     return
         raise _wire.broken_off()
 
-    async def send_stdin(self, text: str) -> None:
+    async def send_stdin(self, text: Union[str, bytes]) -> None:
         """Writes to the program's standard input; waits for a program that does not read.
 
-        Where there is much to write, write from another task than the one that takes the events.
+        A large input is written best from another task than the one that takes the events.
         """
         for message in _wire.stdin_messages(text):
             await self._send(message)
@@ -161,7 +162,7 @@ class AsyncIsol8:
         *,
         idempotency_key: Optional[str] = None,
     ) -> ExecutionResult:
-        """Runs a program and waits for its end. One that fails is a result.
+        """Runs a program and waits for its end. A program that fails is a result.
 
         With an ``idempotency_key`` it runs once, however often the call is made; it then goes on where
         the client goes away.
@@ -183,7 +184,7 @@ class AsyncIsol8:
         *,
         websocket: bool = True,
     ) -> AsyncIterator[AsyncExecutionStream]:
-        """Runs a program and follows it: over a WebSocket, or where none can be had by server-sent events,
+        """Runs a program and follows it: over a WebSocket, or if none is available by server-sent events,
         which take neither standard input nor signals. Leaving the block before the ``exit`` ends the run.
 
         ``websocket=False`` asks for server-sent events at once. Their refusals are known by ``code`` and
@@ -240,6 +241,26 @@ class AsyncIsol8:
         response = await self._request("GET", "sessions", repeatable=True)
         return _wire.answer(response, _wire.sessions)
 
+    async def create_session(
+        self,
+        runtime: Runtime,
+        session_id: Optional[str] = None,
+        *,
+        options: Optional[Options] = None,
+        env: Optional[Mapping[str, str]] = None,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        metadata: Optional[Mapping[str, str]] = None,
+    ) -> Session:
+        """Creates a session before anything runs in it; without a name the server chooses one.
+
+        ``options`` hold the sizes, image and network of its sandbox, ``env`` the variables of all its requests,
+        ``files`` absolute paths to content. A session that exists raises the error ``SESSION_EXISTS``.
+        A client for the session is ``AsyncIsol8(url, key, session_id=session.id)``.
+        """
+        body = _wire.session_body(runtime, session_id, options, env, files, metadata)
+        response = await self._request("POST", "sessions", repeatable=False, json=body)
+        return _wire.answer(response, _wire.session)
+
     async def delete_session(self, session_id: str) -> None:
         """Deletes a session; one that is not there is as good as deleted. Ends its run."""
         await self._request("DELETE", _wire.session_path(session_id), repeatable=True)
@@ -287,7 +308,7 @@ class AsyncIsol8:
         return response
 
     async def _connect(self) -> Optional[ClientConnection]:
-        """A WebSocket, where one can be had. Where not, a request over HTTP will tell why."""
+        """Returns a WebSocket if one is available. If not, a request over HTTP will tell why."""
         try:
             return await connect(
                 _wire.web_socket_url(self._base),

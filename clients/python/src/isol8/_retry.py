@@ -20,9 +20,9 @@ class RetryPolicy:
     """Seconds. A server that wants more patience is not waited for."""
 
     def wait(self, error: Isol8Error, tried: int, repeatable: bool) -> Optional[float]:
-        """Seconds until the next try; ``None`` where there is none.
+        """Returns the seconds until the next try; ``None`` if there is none.
 
-        What is not repeatable is tried again only where it certainly was not carried out: a server that
+        A call that is not repeatable is tried again only if it certainly was not carried out: a server that
         answers 503 may be going down, and have ended a run that had begun.
         """
         if tried > self.retries:

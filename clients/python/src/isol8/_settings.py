@@ -1,4 +1,4 @@
-"""Which server is called, and with which key, where a program does not say so."""
+"""The server that is called, and the key, if a program names none."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import time
 from contextlib import closing, contextmanager
 from ssl import SSLContext
 from types import TracebackType
-from typing import IO, Any, Iterable, Iterator, List, Optional, Sequence, Type, Union
+from typing import IO, Any, Iterable, Iterator, List, Mapping, Optional, Sequence, Type, Union
 
 import httpx
 from websockets.exceptions import InvalidHandshake
@@ -22,6 +22,7 @@ from .types import (
     ExecutionResult,
     Health,
     Options,
+    Runtime,
     Session,
     Signal,
     StreamEvent,
@@ -29,7 +30,7 @@ from .types import (
 
 
 Content = Union[bytes, Iterable[bytes], IO[bytes]]
-"""What a file can be made of."""
+"""The types of a file's content."""
 
 
 
@@ -54,7 +55,7 @@ def _pieces(response: httpx.Response) -> Iterator[bytes]:
 class ExecutionStream:
     """The events of a run, while it goes on. Iterate over it once; the last event is the ``exit``.
 
-    What is not taken slows the program down. Who leaves it for a minute finds the run ended.
+    Events that are not taken slow the program down. A run whose events are not taken for a minute is ended.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class ExecutionStream:
         self._texts = texts
         self._socket = socket
         self.warnings: List[str] = list(told)
-        """What the server finds doubtful about the request, as far as it says so over server-sent events."""
+        """Doubts of the server about the request, as far as server-sent events carry them."""
 
     def __iter__(self) -> Iterator[StreamEvent]:
         with _wire.noticing_the_end():
@@ -77,10 +78,10 @@ class ExecutionStream:
                     return
         raise _wire.broken_off()
 
-    def send_stdin(self, text: str) -> None:
+    def send_stdin(self, text: Union[str, bytes]) -> None:
         """Writes to the program's standard input; waits for a program that does not read.
 
-        Where there is much to write, write from another thread than the one that takes the events.
+        A large input is written best from another thread than the one that takes the events.
         """
         for message in _wire.stdin_messages(text):
             self._send(message)
@@ -176,7 +177,7 @@ class Isol8:
         *,
         idempotency_key: Optional[str] = None,
     ) -> ExecutionResult:
-        """Runs a program and waits for its end. One that fails is a result.
+        """Runs a program and waits for its end. A program that fails is a result.
 
         With an ``idempotency_key`` it runs once, however often the call is made; it then goes on where
         the client goes away.
@@ -198,7 +199,7 @@ class Isol8:
         *,
         websocket: bool = True,
     ) -> Iterator[ExecutionStream]:
-        """Runs a program and follows it: over a WebSocket, or where none can be had by server-sent events,
+        """Runs a program and follows it: over a WebSocket, or if none is available by server-sent events,
         which take neither standard input nor signals. Leaving the block before the ``exit`` ends the run.
 
         ``websocket=False`` asks for server-sent events at once. Their refusals are known by ``code`` and
@@ -250,6 +251,26 @@ class Isol8:
         """The sessions that the key may see."""
         return _wire.answer(self._request("GET", "sessions", repeatable=True), _wire.sessions)
 
+    def create_session(
+        self,
+        runtime: Runtime,
+        session_id: Optional[str] = None,
+        *,
+        options: Optional[Options] = None,
+        env: Optional[Mapping[str, str]] = None,
+        files: Optional[Mapping[str, Union[str, bytes]]] = None,
+        metadata: Optional[Mapping[str, str]] = None,
+    ) -> Session:
+        """Creates a session before anything runs in it; without a name the server chooses one.
+
+        ``options`` hold the sizes, image and network of its sandbox, ``env`` the variables of all its requests,
+        ``files`` absolute paths to content. A session that exists raises the error ``SESSION_EXISTS``.
+        A client for the session is ``Isol8(url, key, session_id=session.id)``.
+        """
+        body = _wire.session_body(runtime, session_id, options, env, files, metadata)
+        response = self._request("POST", "sessions", repeatable=False, json=body)
+        return _wire.answer(response, _wire.session)
+
     def delete_session(self, session_id: str) -> None:
         """Deletes a session; one that is not there is as good as deleted. Ends its run."""
         self._request("DELETE", _wire.session_path(session_id), repeatable=True)
@@ -294,7 +315,7 @@ class Isol8:
         return response
 
     def _connect(self) -> Optional[ClientConnection]:
-        """A WebSocket, where one can be had. Where not, a request over HTTP will tell why."""
+        """Returns a WebSocket if one is available. If not, a request over HTTP will tell why."""
         try:
             socket: ClientConnection = connect(
                 _wire.web_socket_url(self._base),

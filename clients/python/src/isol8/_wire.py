@@ -8,7 +8,7 @@ import json
 import warnings
 from contextlib import contextmanager
 from dataclasses import Field, fields, is_dataclass
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Type, TypeVar
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Type, TypeVar, Union
 from urllib.parse import quote
 
 import httpx
@@ -41,8 +41,8 @@ WEB_SOCKET: Mapping[str, Any] = {
     "compression": None,
     "max_size": None,
     "open_timeout": CONNECT_TIMEOUT,
-    # The server asks whether its client is there. It does not answer the same while a program does not
-    # read its standard input.
+    # The server asks whether its client is there. The client does not ask, because the server does not answer while a
+    # program does not read its standard input.
     "ping_interval": None,
     # Each side would wait for the other to let go of the connection, and by then everything is said.
     "close_timeout": 0,
@@ -77,7 +77,7 @@ def is_loopback(host: str) -> bool:
 
 
 def web_socket_url(base: httpx.URL) -> str:
-    """Where a server takes WebSockets."""
+    """Returns the address at which a server takes WebSockets."""
     scheme = "wss" if base.scheme == "https" else "ws"
     return str(base.copy_with(scheme=scheme, path=base.path + "execute/ws"))
 
@@ -110,8 +110,32 @@ def _segment(text: str) -> str:
 def execute_body(
     request: ExecutionRequest, options: Optional[Options], session: Optional[str]
 ) -> dict[str, Any]:
-    """What is posted to ``/execute``."""
+    """Returns the body of ``POST /execute``."""
     body = {"request": request, "options": options, "sessionId": session}
+    sent = {name: _to_json(value) for name, value in body.items() if value is not None}
+    if isinstance(request.stdin, bytes):
+        stdin = base64.b64encode(request.stdin).decode()
+        sent["request"].update(stdin=stdin, stdinEncoding="base64")
+    return sent
+
+
+def session_body(
+    runtime: str,
+    session: Optional[str],
+    options: Optional[Options],
+    env: Optional[Mapping[str, str]],
+    files: Optional[Mapping[str, Union[str, bytes]]],
+    metadata: Optional[Mapping[str, str]],
+) -> dict[str, Any]:
+    """Returns the body of ``POST /sessions``."""
+    body = {
+        "runtime": runtime,
+        "id": session,
+        "options": options,
+        "env": env,
+        "files": files,
+        "metadata": metadata,
+    }
     return {name: _to_json(value) for name, value in body.items() if value is not None}
 
 
@@ -120,19 +144,24 @@ def execute_message(body: Mapping[str, Any]) -> str:
     return json.dumps({"type": "execute", **body})
 
 
-def stdin_messages(text: str) -> Iterator[str]:
-    """What writes this to the program."""
+def stdin_messages(text: Union[str, bytes]) -> Iterator[str]:
+    """Yields the messages that write an input to the program."""
+    if isinstance(text, bytes):
+        for start in range(0, len(text), STDIN_PIECE):
+            data = base64.b64encode(text[start : start + STDIN_PIECE]).decode()
+            yield json.dumps({"type": "stdin", "data": data, "encoding": "base64"})
+        return
     for start in range(0, len(text), STDIN_PIECE):
         yield json.dumps({"type": "stdin", "data": text[start : start + STDIN_PIECE]})
 
 
 def signal_message(signal: str) -> str:
-    """What signals the program."""
+    """Returns the message that signals the program."""
     return json.dumps({"type": "signal", "signal": signal})
 
 
 def resize_message(cols: int, rows: int) -> str:
-    """What changes the program's terminal."""
+    """Returns the message that changes the size of the program's terminal."""
     return json.dumps({"type": "resize", "cols": cols, "rows": rows})
 
 
@@ -202,6 +231,11 @@ def event(text: str) -> StreamEvent:
     return _from_json(StreamEvent, value, files=_files(value))
 
 
+def session(value: Any) -> Session:
+    """Returns the session that an answer describes."""
+    return _from_json(Session, value)
+
+
 def sessions(value: Any) -> List[Session]:
     """The list of sessions."""
     return [_from_json(Session, each) for each in value["sessions"]]
@@ -219,7 +253,7 @@ def health(value: Any) -> Health:
 
 
 def answer(response: httpx.Response, convert: Callable[[Any], T]) -> T:
-    """What a success says; its body has been read."""
+    """Converts the body of a success, which has been read."""
     try:
         return convert(response.json())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,7 +262,7 @@ def answer(response: httpx.Response, convert: Callable[[Any], T]) -> T:
 
 
 def refusal(response: httpx.Response) -> Isol8Error:
-    """What an answer that is not a success says; its body has been read."""
+    """Returns the error of an unsuccessful answer, whose body has been read."""
     after = response.headers.get("Retry-After", "")
     retry_after = float(after) if after.isdecimal() else None
     status = response.status_code
@@ -242,7 +276,7 @@ def refusal(response: httpx.Response) -> Isol8Error:
 
 
 def unreachable(error: httpx.TransportError) -> Isol8ConnectionError:
-    """What became of a request that has no answer."""
+    """Returns the error of a request that has no answer."""
     sent = not isinstance(error, NOTHING_SENT)
     return Isol8ConnectionError(f"server cannot be reached: {error!r}", maybe_sent=sent)
 
@@ -254,7 +288,7 @@ def broken_off() -> Isol8ConnectionError:
 
 @contextmanager
 def noticing_the_end() -> Iterator[None]:
-    """What the libraries raise when a stream's connection ends becomes our own."""
+    """Turns the libraries' errors about a stream's connection into this library's."""
     try:
         yield
     except (ConnectionClosed, httpx.TransportError) as error:

@@ -22,9 +22,9 @@ class Isol8Error(Exception):
         """The kind, for example ``"SESSION_NOT_FOUND"``; ``None`` where the answer is not one of isol8's, and
         for errors within a stream, which have a text only."""
         self.status = status
-        """HTTP status, where there was an answer over HTTP."""
+        """HTTP status, if there was an answer over HTTP."""
         self.retry_after = retry_after
-        """Seconds after which the server wants to be asked again, where it said so."""
+        """Seconds after which the server wants to be asked again, if it said so."""
 
 
 class Isol8ConnectionError(Isol8Error):
@@ -37,4 +37,4 @@ class Isol8ConnectionError(Isol8Error):
 
 
 class Isol8Warning(UserWarning):
-    """What the server finds doubtful about a request, or a key that is sent unencrypted."""
+    """A doubt of the server about a request, or a key that is sent unencrypted."""

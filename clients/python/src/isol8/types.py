@@ -1,4 +1,4 @@
-"""What is sent to a server and what it answers, member for member the JSON of its contract.
+"""Requests to a server and its answers, member for member the JSON of its contract.
 
 A member that is ``None`` is left out, and the server's default counts. Durations are milliseconds,
 points in time milliseconds since 1970, unless a member says otherwise.
@@ -6,11 +6,22 @@ points in time milliseconds since 1970, unless a member says otherwise.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import Dict, List, Literal, Mapping, Optional, Sequence, Union
 
-Runtime = Literal["python", "node", "bun", "deno", "bash"]
-"""The language of a program, and so the kind of its sandbox."""
+Runtime = Literal[
+    "python", "node", "bun", "deno", "bash",
+    "py", "python3", "javascript", "js", "typescript", "ts", "sh", "shell",
+]
+"""The language of a program, and so the kind of its sandbox. The names of the second line are aliases."""
+
+Encoding = Literal["utf8", "base64"]
+"""How a text carries what was written: as it is, or as base64."""
+
+
+def _bytes_of(text: str, encoding: Encoding) -> bytes:
+    return base64.b64decode(text) if encoding == "base64" else text.encode()
 
 Signal = Literal["SIGINT", "SIGTERM"]
 """The signals that can be sent to a program."""
@@ -18,14 +29,14 @@ Signal = Literal["SIGINT", "SIGTERM"]
 
 @dataclass(frozen=True)
 class ExecutionRequest:
-    """One program and what it needs. Exactly one of ``code``, ``code_url`` and ``cmd`` is given."""
+    """A program and everything that its run needs. Exactly one of ``code``, ``code_url`` and ``cmd`` is given."""
 
     runtime: Runtime
     """The language of the source text, and so the kind of sandbox."""
     code: Optional[str] = None
     """The source text."""
     code_url: Optional[str] = None
-    """Where the server fetches the source text from."""
+    """The address from which the server fetches the source text."""
     cmd: Optional[str] = None
     """A command line for ``bash -c``."""
     timeout_ms: Optional[int] = None
@@ -34,8 +45,12 @@ class ExecutionRequest:
     """Environment of this run only."""
     file_extension: Optional[str] = None
     """Extension of the script file, with its dot."""
-    stdin: Optional[str] = None
-    """All of standard input."""
+    stdin: Union[str, bytes, None] = None
+    """All of standard input. Bytes arrive as they are, UTF-8 or not."""
+    trim: Optional[bool] = None
+    """``False`` keeps the white space at the end of the result's output, so that checksums fit."""
+    output_encoding: Optional[Encoding] = None
+    """``"base64"`` has output that is not UTF-8 arrive whole, as base64; see :attr:`ExecutionResult.stdout_bytes`."""
     files: Optional[Mapping[str, Union[str, bytes]]] = None
     """Absolute path to content; written before the run."""
     output_paths: Optional[Sequence[str]] = None
@@ -80,13 +95,13 @@ class Options:
     cpu_limit: Optional[float] = None
     """Processor cores."""
     memory_limit: Union[int, str, None] = None
-    """Of the whole sandbox; bytes, or text such as ``"512m"``."""
+    """Memory of the whole sandbox; bytes, or text such as ``"512m"``."""
     pids_limit: Optional[int] = None
     """Processes and threads."""
     sandbox_size: Union[int, str, None] = None
-    """Of ``/sandbox``; bytes, or text such as ``"512m"``."""
+    """Size of ``/sandbox``; bytes, or text such as ``"512m"``."""
     tmp_size: Union[int, str, None] = None
-    """Of ``/tmp``; bytes, or text such as ``"256m"``."""
+    """Size of ``/tmp``; bytes, or text such as ``"256m"``."""
     max_output_size: Optional[int] = None
     """Bytes kept of each of stdout and stderr."""
     timeout_ms: Optional[int] = None
@@ -99,7 +114,7 @@ class Options:
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What a run used."""
+    """Resources that a run used."""
 
     cpu_percent: float
     """Processor time as a share of wall time; 100 is one core."""
@@ -111,11 +126,13 @@ class ResourceUsage:
     """Received through the network."""
     network_bytes_out: int
     """Sent through the network."""
+    cpu_ms: float = 0.0
+    """Processor time of all processes of the run, in milliseconds."""
 
 
 @dataclass(frozen=True)
 class NetworkLog:
-    """One request that a program made of another host."""
+    """A request of a program to another host."""
 
     timestamp: str
     """When it was made, ISO 8601 in UTC."""
@@ -133,7 +150,7 @@ class NetworkLog:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of a request went."""
+    """Durations of a request's steps."""
 
     queue_ms: float
     """Waiting for its turn."""
@@ -150,9 +167,9 @@ class ExecutionResult:
     """How a run went. A program that fails or runs out of time is a result, not an error."""
 
     stdout: str
-    """Standard output, trailing white space trimmed."""
+    """Standard output, trailing white space trimmed unless the request says ``trim=False``."""
     stderr: str
-    """Standard error, trailing white space trimmed."""
+    """Standard error, trailing white space trimmed unless the request says ``trim=False``."""
     exit_code: int
     """128 and the signal's number where a signal ended it."""
     duration_ms: float
@@ -170,9 +187,9 @@ class ExecutionResult:
     files: Dict[str, bytes] = field(default_factory=dict)
     """Content of each of ``output_paths`` that exists."""
     resource_usage: Optional[ResourceUsage] = None
-    """What the run used."""
+    """Resources that the run used."""
     network_logs: List[NetworkLog] = field(default_factory=list)
-    """What the program reached, or tried to, where ``log_network`` asked for it."""
+    """The program's requests to the network, if ``log_network`` asked for them."""
     timed_out: bool = False
     """The run was ended because its time was over."""
     oom_killed: bool = False
@@ -180,19 +197,33 @@ class ExecutionResult:
     state_lost: bool = False
     """The session's interpreter ended with this run; its variables are gone, its files are not."""
     timings: Optional[Timings] = None
-    """Where the time went."""
+    """Durations of the request's steps."""
     warnings: List[str] = field(default_factory=list)
-    """What the server finds doubtful about the request; each is raised as an :class:`Isol8Warning` too."""
+    """Doubts of the server about the request; each is raised as an :class:`Isol8Warning` too."""
+    stdout_encoding: Encoding = "utf8"
+    """How ``stdout`` carries what was written."""
+    stderr_encoding: Encoding = "utf8"
+    """How ``stderr`` carries what was written."""
+
+    @property
+    def stdout_bytes(self) -> bytes:
+        """Standard output as bytes, decoded if it came as base64."""
+        return _bytes_of(self.stdout, self.stdout_encoding)
+
+    @property
+    def stderr_bytes(self) -> bytes:
+        """Standard error as bytes, decoded if it came as base64."""
+        return _bytes_of(self.stderr, self.stderr_encoding)
 
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """One event of a run that is followed while it goes on."""
+    """An event of a run that is followed while it goes on."""
 
     type: Literal["stdout", "stderr", "exit"]
     """``exit`` comes last, and once."""
     data: str
-    """What was written; for ``exit`` the exit code."""
+    """The output; for ``exit`` the exit code."""
     phase: Literal["setup", "code"]
     """Whether it is of the setup script or of the program."""
     truncated: bool = False
@@ -201,16 +232,23 @@ class StreamEvent:
     oom_killed: bool = False
     state_lost: bool = False
     files: Dict[str, bytes] = field(default_factory=dict)
+    encoding: Encoding = "utf8"
+    """How ``data`` carries what was written."""
 
     @property
     def exit_code(self) -> Optional[int]:
         """The exit code, of an ``exit``."""
         return int(self.data) if self.type == "exit" else None
 
+    @property
+    def data_bytes(self) -> bytes:
+        """The data as bytes, decoded if it came as base64."""
+        return _bytes_of(self.data, self.encoding)
+
 
 @dataclass(frozen=True)
 class Session:
-    """One session of the server."""
+    """A session of the server."""
 
     id: str
     """The client's name for it."""
@@ -225,19 +263,19 @@ class Session:
     container_id: str
     """The sandbox it owns."""
     expires_at: Optional[int] = None
-    """When it ends if nobody uses it until then; ``None`` where sessions do not end by themselves."""
+    """When the session ends if it stays idle; ``None`` if sessions do not end by themselves."""
     tenant_id: Optional[str] = None
-    """Whose it is; only the master key is told."""
+    """The tenant that owns the session; shown to the master key only."""
 
 
 @dataclass(frozen=True)
 class DirectoryEntry:
-    """One name in a directory."""
+    """An entry of a directory."""
 
     name: str
-    """What is not UTF-8 in it is replaced by U+FFFD."""
+    """The name. Bytes that are not UTF-8 are replaced by U+FFFD."""
     type: Literal["file", "directory", "symlink", "other"]
-    """What it is; a link is not followed."""
+    """The kind of entry; a link is not followed."""
     size: int
     """Bytes."""
     mode: str
@@ -248,7 +286,7 @@ class DirectoryEntry:
 
 @dataclass(frozen=True)
 class DirectoryListing:
-    """What is in a directory, sorted by name."""
+    """The content of a directory, sorted by name."""
 
     entries: List[DirectoryEntry]
     """Each name in it."""
@@ -265,4 +303,4 @@ class Health:
     version: str
     """The server's version."""
     backend: str
-    """What runs its sandboxes: ``"native"`` or ``"docker"``."""
+    """The backend that runs its sandboxes: ``"native"`` or ``"docker"``."""

@@ -38,7 +38,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Whom a request is for: the target of a `CONNECT`, or the authority of an absolute `http:` URL. The
+/// Returns the host that a request is for: the target of a `CONNECT`, or the authority of an absolute `http:` URL. The
 /// `Host` header does not matter, RFC 9112, 3.2.2.
 pub(super) fn target(request: &Request<Incoming>) -> Result<Target, Refusal> {
     let uri = request.uri();
@@ -107,7 +107,7 @@ pub(super) async fn forward(
     })?;
     let (mut parts, body) = answer.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Refusal::Upstream); // Nobody asked for it: `Upgrade` is not passed on.
+        return Err(Refusal::Upstream); // Not asked for: `Upgrade` is not passed on.
     }
     strip(&mut parts.headers);
     parts.version = Version::HTTP_11;
@@ -145,7 +145,7 @@ fn strip(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse::<HeaderName>().ok())
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
-        // How long the body is must be said, whoever lists it.
+        // The length of the body must be sent, whatever headers list it.
         if name != CONTENT_LENGTH {
             headers.remove(name);
         }

@@ -56,7 +56,7 @@ impl Refusal {
         answer
     }
 
-    /// Where what follows on the connection could not be served either, or begins who knows where.
+    /// If the rest of the connection could not be served either, or starts at an unknown byte.
     fn ends_connection(&self) -> bool {
         matches!(self, Self::Malformed(_) | Self::Connections | Self::Bytes)
     }

@@ -1,4 +1,4 @@
-//! What the server fetches for its clients.
+//! Fetches of the server for its clients.
 
 use std::time::Duration;
 

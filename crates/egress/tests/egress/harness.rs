@@ -54,7 +54,7 @@ impl Resolve for Scripted {
     }
 }
 
-/// Where the tests' servers are, and nothing else.
+/// A configuration that admits the tests' servers only.
 pub(crate) fn config() -> EgressConfig {
     EgressConfig {
         allowed_cidrs: vec!["127.0.0.1".to_owned()],
@@ -105,7 +105,7 @@ pub(crate) fn connect(run: &RunEgress) -> (DuplexStream, JoinHandle<()>) {
 /// Everything that is answered to these bytes on a connection of their own.
 pub(crate) async fn exchange(run: &RunEgress, bytes: impl AsRef<[u8]>) -> String {
     let (mut client, _) = connect(run);
-    // It may have been closed already, where the first bytes were too much.
+    // The connection may have been closed already, if the first bytes were too much.
     let _ = client.write_all(bytes.as_ref()).await;
     read_to_end(&mut client).await
 }
@@ -178,7 +178,7 @@ impl Origin {
         Self { port, seen }
     }
 
-    /// One that says "hello".
+    /// A server that says "hello".
     pub(crate) async fn hello() -> Self {
         Self::start("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").await
     }

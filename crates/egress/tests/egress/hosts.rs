@@ -1,4 +1,4 @@
-//! Who may be reached.
+//! The hosts that may be reached.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ async fn the_address_of_a_name_is_looked_up_once_and_that_one_is_connected_to() 
 #[tokio::test]
 async fn of_several_addresses_those_that_are_allowed_are_tried() {
     let origin = Origin::hello().await;
-    // Nobody listens on the second one: the third is tried.
+    // No socket listens at the second one: the third is tried.
     let mut config = config();
     config.allowed_cidrs.push("127.0.0.3".to_owned());
     let answers: &[&[&str]] = &[&["10.0.0.1", "127.0.0.3", "127.0.0.1", "fe80::1"]];

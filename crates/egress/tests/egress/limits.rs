@@ -1,4 +1,4 @@
-//! What a run may use, and what a hostile one gets.
+//! The limits of a run, also of a hostile one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! What is passed on.
+//! The parts of requests and answers that are passed on.
 
 use isol8_egress::Action;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -54,7 +54,7 @@ async fn a_body_is_passed_on_whichever_way_its_length_is_said() {
             "Transfer-Encoding: chunked",
             "3\r\npay\r\n4\r\nload\r\n0\r\n\r\n",
         ),
-        // Whoever lists it, the length is no header of one connection.
+        // The length is no header of one connection, even if it is listed as one.
         ("Content-Length: 7\r\nConnection: content-length", "payload"),
     ] {
         let origin = Origin::until("load", "HTTP/1.1 204 No Content\r\n\r\n").await;

@@ -1,4 +1,5 @@
-//! What the host asks for. An error of these ends the connection: its peer breaks the protocol.
+//! Handles the frames of the host. An error of these functions ends the connection, because its peer breaks the
+//! protocol.
 
 use isol8_protocol::{GuestFrame, HostFrame, Signal, StreamId, TerminalSize, WINDOW};
 use nix::sys::signal::{Signal as Os, killpg};

@@ -8,26 +8,26 @@ use isol8_protocol::{
     ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
 };
 
-use super::keep::Offer;
+use super::prewarm::Offer;
 use super::{Guest, MAX_RUNS, log};
 use crate::failure::{failure, internal, occupied};
 use crate::files::{Writer, check_directory};
 use crate::kernel::Drivers;
-use crate::kernel::installed::Installed;
-use crate::kernel::recipe::Recipe;
+use crate::kernel::driver_files::DriverDirectory;
+use crate::kernel::interpreters::Interpreter;
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Launcher, Near, is_variable_name, null, user_pipe};
 use crate::reaper::{children_cpu_us, own_cpu_us};
 use crate::run::input::Input;
-use crate::run::named::NamedInput;
+use crate::run::stdin_file::StdinFile;
 use crate::run::terminal::{TERM, Terminal};
 use crate::run::{CellRequest, Run, Start, Work, idle_pumps};
 use crate::tunnel::Port;
 
-/// Where programs start that are not told otherwise.
+/// Working directory of programs for which the host names none.
 const HOME: &str = "/sandbox";
 
-/// What all kinds of programs have in common.
+/// The settings that all kinds of programs have in common.
 struct Common {
     env: Vec<(String, String)>,
     cwd: Option<String>,
@@ -84,7 +84,7 @@ impl Guest {
         let run = match spec.program {
             Program::Command { argv } => {
                 let argv = argv.into_iter().map(String::into_bytes).collect();
-                self.queue_program(id, argv, common)?
+                self.queue_program(id, None, argv, common)?
             }
             Program::Script {
                 kernel,
@@ -112,16 +112,15 @@ impl Guest {
         let mut file = Writer::create(self.launcher.privileges, &path, 0o644)?;
         file.write(source)?;
         file.finish()?;
-        let recipe = Recipe::of(kernel);
-        // One that was booted before has found no terminal, and its session cannot get one. Variables that
-        // tell of the network are set in the booted one, whatever reads them at its start.
+        let recipe = Interpreter::of(kernel);
+        // An interpreter that was booted before has no terminal, and its session cannot get one. Variables that
+        // describe the network are set in a booted interpreter, even if it reads them at its start.
         let fits = common.terminal.is_none() && recipe.runs(&path, &common.env);
         let kept = fits.then_some(kernel);
         let argv = recipe.command_line(&path);
-        let mut run = self.queue_program(id, argv, common)?;
+        let mut run = self.queue_program(id, Some(kernel), argv, common)?;
         if let Work::Pending(start) = &mut run.work {
             start.kernel = kept;
-            start.language = Some(kernel);
             start.path = path;
             start.prelude = recipe.prelude.filter(|_| run.terminal.is_none());
         }
@@ -131,12 +130,16 @@ impl Guest {
     fn queue_program(
         &self,
         id: StreamId,
+        language: Option<KernelKind>,
         argv: Vec<Vec<u8>>,
         mut common: Common,
     ) -> Result<Run, Failure> {
         let privileges = self.launcher.privileges;
         let (base, terminal) = match common.terminal {
-            None => (self.launcher.user.clone(), None),
+            None => (
+                self.launcher.user_of(language == Some(KernelKind::Python)),
+                None,
+            ),
             Some(size) => {
                 let mut base = self.launcher.at_terminal.clone();
                 base.set(TERM.0, TERM.1);
@@ -145,7 +148,7 @@ impl Guest {
         };
         let start = Start {
             kernel: None,
-            language: None,
+            language,
             prelude: None,
             path: String::new(),
             argv,
@@ -176,7 +179,7 @@ impl Guest {
         source: Vec<u8>,
         mut common: Common,
     ) -> Result<Run, Failure> {
-        let recipe = Recipe::of(kind);
+        let recipe = Interpreter::of(kind);
         let at_start = common.env.iter();
         let at_start = at_start.filter(|(name, _)| recipe.is_for_start_of_cells(name));
         let at_start = at_start.cloned().collect();
@@ -221,7 +224,7 @@ impl Guest {
         let Work::Pending(start) = &self.runs[position].work else {
             return Ok(());
         };
-        match self.keep.offer(start.kernel) {
+        match self.prewarmer.offer(start.kernel) {
             Offer::Ready if start.is_configured() => self.start_fresh(position),
             Offer::Ready => self.release(position),
             // A fork is there sooner than a start would be, and so is a bash that has begun to boot; the others
@@ -233,7 +236,7 @@ impl Guest {
             }
             Offer::Booting | Offer::Nothing => {
                 if start.kernel.is_some() {
-                    self.keep.forgo();
+                    self.prewarmer.skip_boot();
                 }
                 self.start_fresh(position)
             }
@@ -247,12 +250,12 @@ impl Guest {
         };
         let start = start.clone();
         check_directory(self.launcher.privileges, &start.cwd)?;
-        let Some(mut spare) = self.keep.take() else {
+        let Some(mut spare) = self.prewarmer.take() else {
             return Ok(());
         };
         let boot_cpu_us = spare.pid().map_or(0, own_cpu_us);
         if spare.release(&start).is_err() {
-            // It died while it waited; its end has not been seen yet.
+            // The interpreter died while it waited; its end has not been seen yet.
             return self.start_fresh(position);
         }
         for (pump, pipe) in run.output.iter_mut().zip(&spare.output) {
@@ -277,7 +280,7 @@ impl Guest {
         }
         let prelude = start.prelude.and_then(|prelude| {
             // Without it the script still runs.
-            Installed::prelude(prelude).ok()
+            DriverDirectory::prelude(prelude).ok()
         });
         let started = spawn(
             &self.launcher,
@@ -341,8 +344,8 @@ impl Guest {
             return true;
         }
         if self.resident.is_none() {
-            match self.keep.offer_resident(kind, at_start) {
-                Ok(Offer::Ready) => self.resident = self.keep.take(),
+            match self.prewarmer.offer_resident(kind, at_start) {
+                Ok(Offer::Ready) => self.resident = self.prewarmer.take(),
                 Ok(_) => return false,
                 Err(failure) => {
                     self.runs[position].end(Err(failure), None);
@@ -380,7 +383,7 @@ impl Guest {
             log(&format!("kernel takes no cell: {error}"));
             kernel.end();
         }
-        // The kernel begins meanwhile. What ended within microseconds took less than a tick.
+        // The interpreter starts meanwhile. Time below one tick is not counted.
         run.boot_cpu_us += kernel.pid().map_or(0, children_cpu_us);
         // Late output comes first, also where the cell writes nothing.
         while self.runs[position].sends_head() && self.has_room() && self.pump(position, 1) {}
@@ -392,7 +395,7 @@ fn spawn(
     launcher: &Launcher,
     drivers: &Drivers,
     start: &Start,
-    prelude: Option<&Installed>,
+    prelude: Option<&DriverDirectory>,
     reads: bool,
 ) -> Result<Started, Failure> {
     let failed = |error| internal("pipe failed", error);
@@ -430,28 +433,25 @@ fn spawn_interactive(
     launcher.start(&argv, environment, cwd, &files, Role::Interactive)
 }
 
-/// What a cell reads from: a file, or a pipe and what goes into it.
-fn cell_input(
-    privileges: Privileges,
-    stdin: Stdin,
-) -> Result<(Option<NamedInput>, Input), Failure> {
+/// Returns the file from which a cell reads, or a pipe and the bytes that go into it.
+fn cell_input(privileges: Privileges, stdin: Stdin) -> Result<(Option<StdinFile>, Input), Failure> {
     match &stdin {
         Stdin::Empty => return Ok((None, Input::empty())),
         Stdin::Bytes(bytes) => {
-            if let Ok(named) = NamedInput::file(privileges, bytes) {
+            if let Ok(named) = StdinFile::file(privileges, bytes) {
                 return Ok((Some(named), Input::empty()));
             }
         }
         Stdin::Piped => {}
     }
-    let made = NamedInput::pipe(privileges);
+    let made = StdinFile::pipe(privileges);
     let (named, writer) = made.map_err(|error| occupied("standard input failed", error))?;
     let mut input = Input::parked(stdin);
     input.direct(writer);
     Ok((Some(named), input))
 }
 
-/// The far end for a program, and the near one where it reads something.
+/// Returns the program's end, and the guest's end if the program reads anything.
 fn stdin(privileges: Privileges, reads: bool) -> Result<(OwnedFd, Option<OwnedFd>), Failure> {
     let failed = |error| internal("standard input failed", error);
     if reads {
@@ -462,7 +462,7 @@ fn stdin(privileges: Privileges, reads: bool) -> Result<(OwnedFd, Option<OwnedFd
     }
 }
 
-/// What no kind of program can be started with.
+/// Refuses settings with which no kind of program can be started.
 fn check_spec(spec: &RunSpec) -> Result<(), Failure> {
     let refused = |text: String| Err(failure(FailureKind::Refused, text));
     for (name, value) in &spec.env {

@@ -1,15 +1,14 @@
 //! The guest itself: everything that it holds, and the loop that serves it.
 //!
-//! One thread, one `poll`. What is waited for is derived from the state before each wait, so there
-//! is no registration that could go stale. Reading order: this file (what happens), [`frames`]
-//! (what the host asks), [`launch`] (how runs begin), [`ends`] (how they end),
-//! [`keep`] (how interpreters are kept ready), [`transfers`], [`network`].
+//! The guest has one thread and one `poll`. The descriptors to wait for are derived from the state before each wait, so
+//! that no registration can go stale. Reading order: this file (events), [`frames`] (requests of the host), [`launch`]
+//! (how runs start), [`termination`] (how they end), [`prewarm`] (how interpreters are kept ready), [`transfers`], [`network`].
 
-mod ends;
 mod frames;
-mod keep;
 mod launch;
 mod network;
+mod prewarm;
+mod termination;
 mod transfers;
 mod wait;
 
@@ -22,9 +21,9 @@ use isol8_protocol::{CHUNK_SIZE, Failure, GuestFrame, StreamId, TunnelId};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
+use crate::host_connection::{self, HostConnection};
 use crate::kernel::{Drivers, Kernel};
 use crate::names::Names;
-use crate::peer::{self, Peer};
 use crate::process::Launcher;
 use crate::reaper;
 use crate::reset::Places;
@@ -32,7 +31,7 @@ use crate::run::Run;
 use crate::run::late::LateOutput;
 use crate::run::output::{drop_output, read_piece};
 use crate::tunnel::Tunnel;
-use keep::Keep;
+use prewarm::Prewarmer;
 use transfers::Transfer;
 use wait::{Source, Waits};
 
@@ -50,10 +49,10 @@ const MAX_LATE_PIECES: usize = 8;
 /// Bytes of a failure's text that are sent: a path in it may be as long as a frame.
 const MAX_MESSAGE: usize = 4096;
 
-/// What the guest hears of, beside its connection and its runs.
+/// The descriptors that the guest listens to beside its connection and its runs.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    /// Where the host connects to.
+    /// The socket to which the host connects.
     pub(crate) listener: OwnedFd,
     /// Ends of children.
     pub(crate) signals: SignalFd,
@@ -68,25 +67,25 @@ pub(crate) struct Guest {
     drivers: Drivers,
     places: Places,
     sources: Sources,
-    peer: Option<Peer>,
+    peer: Option<HostConnection>,
     runs: Vec<Run>,
     transfers: Vec<Transfer>,
     /// Those that the host has not closed; and the last one.
     tunnels: Vec<Tunnel>,
     last_tunnel: TunnelId,
-    /// The interpreter that waits for its first code, and where it comes from.
-    keep: Keep,
+    /// The interpreter that waits for its first code, and the means to make it.
+    prewarmer: Prewarmer,
     /// The interpreter that cells run in.
     resident: Option<Kernel>,
     /// A resident kernel died, and no run has said so yet.
     unreported_loss: bool,
     /// A connection was lost in the middle of a run.
     interrupted: bool,
-    /// What runs left behind is to be ended as soon as none is active.
+    /// Set if leftover processes are to be ended as soon as no run is active.
     sweep_due: bool,
     /// Or then, where nothing is asked for before.
     sweep_at: Option<Instant>,
-    /// What the resident kernel has written since its last cell.
+    /// Output that the resident interpreter has written since its last cell.
     late: LateOutput,
     /// Output of what ended runs left behind.
     orphans: Vec<Rc<OwnedFd>>,
@@ -110,7 +109,7 @@ impl Guest {
             transfers: Vec::new(),
             tunnels: Vec::new(),
             last_tunnel: TunnelId(0),
-            keep: Keep::default(),
+            prewarmer: Prewarmer::default(),
             resident: None,
             unreported_loss: false,
             interrupted: false,
@@ -138,7 +137,7 @@ impl Guest {
     }
 
     fn has_room(&self) -> bool {
-        self.peer.as_ref().is_none_or(Peer::has_room)
+        self.peer.as_ref().is_none_or(HostConnection::has_room)
     }
 
     /// Everything that could let the guest go on.
@@ -150,7 +149,7 @@ impl Guest {
             waits.readable(Source::Names, &names.fd());
         }
         if let Some(peer) = &self.peer {
-            waits.both(Source::Peer, peer, peer.has_outgoing());
+            waits.both(Source::HostConnection, peer, peer.has_outgoing());
         }
         let room = self.has_room();
         let is_read = |run: &&Run| run.is_active() && run.gathers_until.is_none();
@@ -169,7 +168,7 @@ impl Guest {
                 waits.writable(Source::Input(run.id, run.detached), &pipe);
             }
         }
-        self.keep.add_waits(&mut waits);
+        self.prewarmer.add_waits(&mut waits);
         self.add_network_waits(&mut waits);
         for run in self.runs.iter().filter(|run| run.is_active()) {
             if let Some(kernel) = run.released().filter(|kernel| kernel.may_tell_end()) {
@@ -198,7 +197,7 @@ impl Guest {
             Source::Signals => self.attend_signals(),
             Source::Listener => self.accept(),
             Source::Names => self.sources.names.iter_mut().for_each(Names::answer),
-            Source::Peer => self.attend_peer(),
+            Source::HostConnection => self.attend_peer(),
             Source::Output(id, detached, index) => self.attend_output(id, detached, index),
             Source::Input(id, detached) => self.attend_input(id, detached),
             Source::Kernel => self.attend_kernel(),
@@ -216,7 +215,7 @@ impl Guest {
     }
 
     fn attend_signals(&mut self) {
-        // One signal may stand for many ends; its content says nothing.
+        // A signal may stand for many ends; its content is of no use.
         while let Ok(Some(_)) = self.sources.signals.read_signal() {}
         let mut reaped = Vec::new();
         reaper::reap(&mut reaped);
@@ -229,15 +228,15 @@ impl Guest {
         let Ok(socket) = accept4(listener, flags) else {
             return;
         };
-        // SAFETY: just accepted, and owned by nobody else.
+        // SAFETY: the descriptor was just accepted, and has no other owner.
         let socket: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(socket) };
-        if !peer::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
+        if !host_connection::is_trusted(&socket, self.launcher.privileges.shared_uid()) {
             return;
         }
         if self.peer.is_some() {
             self.lose_peer("replaced by a new connection");
         }
-        self.peer = Some(Peer::new(socket, self.interrupted));
+        self.peer = Some(HostConnection::new(socket, self.interrupted));
     }
 
     fn attend_peer(&mut self) {
@@ -315,7 +314,7 @@ impl Guest {
         };
         let pipe = std::os::fd::AsFd::as_fd(&kernel.output[index]);
         let Some(piece) = read_piece(pipe, &mut self.buffer[..]) else {
-            // It closed its own streams: without them it can serve no cell.
+            // The interpreter closed its own streams: without them it can serve no cell.
             kernel.signal(nix::sys::signal::Signal::SIGKILL);
             return false;
         };
@@ -363,7 +362,9 @@ impl Guest {
 
     fn next_alarm(&self) -> Option<Instant> {
         let runs = self.runs.iter().filter_map(Run::alarm);
-        runs.chain(self.keep.alarm()).chain(self.sweep_at).min()
+        runs.chain(self.prewarmer.alarm())
+            .chain(self.sweep_at)
+            .min()
     }
 }
 

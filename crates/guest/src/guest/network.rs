@@ -1,8 +1,8 @@
 //! Connections that programs of runs with network make.
 //!
-//! Each such run has a port of its own, which is there while the run is. A connection that waits there
-//! is taken when there is room for it, and is read from when its bytes find room: who does not read, or
-//! is not read from, makes nobody wait but itself.
+//! Each such run has a port of its own, which exists while the run does. A connection is accepted when there is room
+//! for it, and is read when its bytes find room: a program that does not read, or is not read from, makes only itself
+//! wait.
 
 use isol8_protocol::{GuestFrame, MAX_TUNNELS, StreamId, TunnelFrame, TunnelId};
 
@@ -39,7 +39,7 @@ impl Guest {
         else {
             return;
         };
-        // It may be gone again.
+        // The connection may be gone again.
         let Ok(socket) = port.accept() else { return };
         self.last_tunnel.0 += 1;
         let tunnel = Tunnel::new(self.last_tunnel, id, socket);
@@ -79,7 +79,7 @@ impl Guest {
         self.tunnels.retain(|tunnel| !tunnel.is_over());
     }
 
-    /// What the host says of a tunnel. An error ends the connection.
+    /// Handles a frame of the host about a tunnel. An error ends the connection.
     pub(super) fn take_tunnel_frame(
         &mut self,
         id: TunnelId,
@@ -121,7 +121,7 @@ impl Guest {
         }
         self.tunnels.retain(|tunnel| !tunnel.is_over());
         for id in closed {
-            // Where the host has closed it before, it takes no notice.
+            // If the host has closed the tunnel before, it ignores this.
             self.tell_tunnel(id, TunnelFrame::Close);
         }
     }

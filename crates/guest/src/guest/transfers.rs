@@ -20,7 +20,7 @@ enum Direction {
     Out(Content, u64),
 }
 
-/// What is on its way out.
+/// Content on its way to the host.
 #[derive(Debug)]
 enum Content {
     File(Reader),
@@ -43,7 +43,7 @@ impl Content {
     }
 }
 
-/// What became of content that the host sent.
+/// The outcome of content that the host sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Yes,
@@ -144,7 +144,7 @@ impl Guest {
         while position < self.transfers.len() {
             let before = self.transfers.len();
             self.advance_reader(position);
-            // One that has ended left its position to the next.
+            // A transfer that has ended left its position to the next one.
             if self.transfers.len() == before {
                 position += 1;
             }

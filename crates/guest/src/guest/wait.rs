@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use isol8_protocol::{StreamId, TunnelId};
 
-/// What a descriptor belongs to. A detached run of an earlier connection may have the id of a
-/// living one, so both are named.
+/// The owner of a descriptor. A detached run of an earlier connection may have the id of a current one, so both are
+/// named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Signals,
     Listener,
     /// Programs that ask a name server.
     Names,
-    Peer,
+    HostConnection,
     Output(StreamId, bool, usize),
     Input(StreamId, bool),
     Kernel,
@@ -24,7 +24,7 @@ pub(super) enum Source {
     Spare,
     Zygote,
     Successor,
-    /// Where the programs of a run connect to.
+    /// The port to which the programs of a run connect.
     Port(StreamId),
     Tunnel(TunnelId),
     Orphan(usize),

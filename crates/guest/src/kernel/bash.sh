@@ -20,18 +20,18 @@
 # does not undo), and messages begin with its `$0`, `cell <number>`. While it runs, bash keeps our
 # descriptors aside and closed for programs.
 #
-# What ends a cell from within (`exit`, `set -e`, `set -u`, `${x?}`, an interrupt) ends the process.
-# Nothing but the trap on EXIT can hold that up, and only once: it writes the state of the shell into
-# the mailbox and executes bash again, which takes the state up. The process stays, and with it its
-# descriptors, directory, limits and children; but `wait` and `jobs` know nothing of older ones.
+# Commands that end a cell from within (`exit`, `set -e`, `set -u`, `${x?}`, an interrupt) end the process. Only the
+# trap on EXIT can hold that up, and only once: it writes the state of the shell into the mailbox and executes bash
+# again, which takes the state up. The process stays, and with it its descriptors, directory, limits and children; but
+# `wait` and `jobs` do not know older children.
 #
 # `trap` is a function, since the traps on EXIT and on most signals that end a script are ours: bash would run
 # the trap on EXIT for such a signal too, and not say which it was. (Of SIGSEGV and its like it must be bash's
 # own: a trap would return to what failed, for ever.) The user's trap on EXIT runs at the end of the cell that
 # set it, as it would for a script; all others live on.
 #
-# `ulimit` is a function, since bash loses its own descriptors, the highest of which is 253, where it may have
-# fewer than that.
+# `ulimit` is a function, because bash loses its own descriptors, the highest of which is 253, if its limit is below
+# that.
 
 if [[ $- != *s* ]]; then
     # An older one, in an image of the user's: scripts are started afresh, and cells refused.
@@ -52,7 +52,7 @@ if [[ $- != *s* ]]; then
     fi
     for ((isol8_i = 1; isol8_i + 1 < ${#isol8_fields[@]}; isol8_i += 2)); do
         isol8_word=${isol8_fields[isol8_i]}
-        # What every program gets was there from the start.
+        # Variables that every program gets were there from the start.
         [[ ${!isol8_word-} == "${isol8_fields[isol8_i + 1]}" && ${!isol8_word@a} == *x* ]] ||
             export "$isol8_word=${isol8_fields[isol8_i + 1]}"
     done
@@ -88,7 +88,7 @@ isol8_begin() {
     done
     # Whatever the cell before has put in their place: it would silence this one.
     exec >&252 2>&253
-    # Where bash will put our descriptors aside: it takes the lowest free ones from 10 on.
+    # The numbers that bash will move our descriptors to: it takes the lowest free ones from 10 on.
     isol8_aside=()
     for ((isol8_i = 10; ${#isol8_aside[@]} < 4; isol8_i += 1)); do
         [[ -e /proc/self/fd/$isol8_i ]] || isol8_aside+=("$isol8_i")
@@ -136,7 +136,7 @@ isol8_settle() {
     isol8_settled=1
 }
 
-# What puts these options back is found out once, since matching costs more than all the rest.
+# The command that restores these options is computed once, because matching costs more than all the rest.
 isol8_learn_undo() {
     isol8_line=:
     [[ :$isol8_shopts: != *:expand_aliases:* ]] || isol8_line+='; builtin shopt -s expand_aliases'
@@ -154,8 +154,8 @@ isol8_status() {
 
 isol8_end() {
     isol8_status=$?
-    # It has ended, or its directory could not be entered. There is a second call because some errors
-    # make bash forget the line it is in.
+    # The cell has ended, or its directory could not be entered. There is a second call because some errors make bash
+    # forget the rest of the line.
     [[ $isol8_number ]] || builtin return 0
     isol8_code=$isol8_status
     isol8_settle
@@ -167,7 +167,7 @@ isol8_end() {
 isol8_finish() {
     for isol8_i in "${!isol8_old[@]}"; do
         isol8_name=${isol8_fields[isol8_i]}
-        # What the cell has changed itself is to stay.
+        # Variables that the cell has changed itself are to stay.
         [[ ${!isol8_name+x} && ${!isol8_name} == "${isol8_fields[isol8_i + 1]}" ]] || builtin continue
         if [[ ! ${isol8_old[isol8_i]} ]]; then
             builtin unset -v "$isol8_name"

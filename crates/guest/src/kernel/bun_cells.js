@@ -58,7 +58,7 @@ const previewOf = (source, line) => {
   return content === undefined ? "" : `${line} | ${content}\n`;
 };
 
-/** What bun prints of an uncaught error, with the frames and lines of cells only. */
+/** The text that bun prints for an uncaught error, with the frames and lines of cells only. */
 function describe(error, sources) {
   try {
     // Previews would show what the cell was rewritten to.
@@ -71,7 +71,7 @@ function describe(error, sources) {
     const shown = frames.map((frame) => `\n      ${frame}`).join("");
     const [, number, line] = /<cell (\d+)>:(\d+)/.exec(frames[0]) ?? [];
     const preview = previewOf(sources.get(Number(number)), line);
-    // Of several errors in one, bun shows those.
+    // For several errors in one, bun shows each of these.
     if (Object.prototype.toString.call(error.errors) === "[object Array]") {
       const all = error.errors.map((each) => `${describe(each, sources)}\n`).join("");
       return `${preview}${error.name}: ${error.message}${shown}\n${all.trimEnd()}`;
@@ -84,16 +84,16 @@ function describe(error, sources) {
   }
 }
 
-/** What bun prints of a cell that is no program. */
+/** The text that bun prints for a cell that is no program. */
 function refusal(error, number, source) {
   const tag = `<cell ${number}>`;
   if (error.name !== "SyntaxError") return Bun.inspect(error, { colors: false }).replaceAll("input.ts", tag).trimEnd();
-  // Of the engine, which says the line first.
+  // The trace is the engine's, which names the line first.
   const [, line] = /^<cell \d+>:(\d+)/.exec(error.stack) ?? [];
   return `${previewOf(source, line)}SyntaxError: ${error.message}\n      at ${tag}:${line ?? 1}`;
 }
 
-/** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
+/** The `require`, `import()` and the like of cells, which behave as in a module in the working directory. */
 class Modules {
   #directory;
   #globals = {};
@@ -174,7 +174,7 @@ const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("
 
 const define = (owner, name, value) => (owner[name] = value);
 
-/** What bun's event loop waits for, told apart for cells (see work.mjs). */
+/** The handles that bun's event loop waits for, told apart for cells (see work.mjs). */
 class Handles {
   #waiting = new Set();
   #open = new Set();
@@ -212,7 +212,7 @@ class Handles {
   #noteChildren() {
     const apply = (target, self, given) => {
       const child = Reflect.apply(target, self, given);
-      // It was given a pipe to read from.
+      // The child was given a pipe to read from.
       if (child.stdin) this.#add(this.#open, child);
       return child;
     };
@@ -355,7 +355,7 @@ async function serve({ libc, control, end, tell, words, fields, passEnvironment,
     try {
       const result = script.runInThisContext();
       await (result instanceof Promise ? result : undefined);
-      // What promises still call at this moment may be an exit.
+      // Callbacks of promises that run at this moment may exit.
       nextTick(() => background.wait(ended));
     } catch (error) {
       show(error);

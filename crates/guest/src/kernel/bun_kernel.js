@@ -1,4 +1,4 @@
-// What a waiting bun does: it gets ready, and runs a script or cells (see bun.js, bun_cells.js).
+// The program of a waiting bun: it gets ready, and runs a script or cells (see bun.js, bun_cells.js).
 //
 // To run a script is to return from here: bun goes on by its own means, so that errors, traces and
 // the exit code are bun's.
@@ -95,7 +95,7 @@ function setEnvironment(wanted) {
   return true;
 }
 
-/** Which file standard error is. */
+/** Identifies the file that standard error leads to. */
 function errorsFile() {
   const status = Buffer.alloc(256);
   if (libc.statx(2, Buffer.from("\0"), AT_EMPTY_PATH, STATX_INO, status) !== 0) return undefined;

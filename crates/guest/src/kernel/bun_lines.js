@@ -71,7 +71,7 @@ function align(words, others) {
   return partners;
 }
 
-/** What two texts have in common that differ only in line ends which mean nothing. */
+/** The common form of texts that differ only in line ends without meaning. */
 const plain = new Bun.Transpiler({ loader: "js", minifyWhitespace: true });
 
 /** The rewritten text with the lines of the source. */
@@ -94,7 +94,7 @@ function moveLines(source, text) {
       lines.push(line);
     }
   });
-  // What declares the names stands before the function that holds the code.
+  // The declarations of names stand before the function that holds the code.
   const body = Math.max(text.search(/^\((?:async )?\(\) => \{$/m), 0);
   const parts = tokens(text.slice(body));
   const own = parts.filter((part) => IS_WORD.test(part));
@@ -103,7 +103,7 @@ function moveLines(source, text) {
   let line = 0;
   let at = 0;
   let before = "";
-  /** Where the statement begins that has had no word yet, if its begin is known. */
+  /** Start of the statement that has had no word yet, if its start is known. */
   let statement = -1;
   let out = text.slice(0, body).replaceAll("\n", " ");
   for (const given of parts) {
@@ -117,7 +117,7 @@ function moveLines(source, text) {
     if (IS_WORD.test(part)) {
       const wanted = lines[partners[at++]];
       if (wanted > line && !HOLDS.has(before)) {
-        // What stands between a semicolon and the first word of a statement belongs to it.
+        // Text between a semicolon and the first word of a statement belongs to the statement.
         const cut = statement < 0 ? out.length : statement;
         out = out.slice(0, cut) + "\n".repeat(wanted - line) + out.slice(cut);
         line = wanted;

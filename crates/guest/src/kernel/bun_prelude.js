@@ -1,6 +1,6 @@
 // Loaded by a bun that is started on its script, before that.
 //
-// The guest adds this file to BUN_OPTIONS, where it is not to be seen, nor read by other programs.
+// The guest adds this file to BUN_OPTIONS, a value that other programs neither see nor read.
 
 import environment from "./bun_environment.js" with { type: "text" };
 import sync from "./bun_sync.js" with { type: "text" };

@@ -16,7 +16,7 @@ const F_DUPFD_CLOEXEC = 1030;
 /** Streams of earlier cells that may still be read. */
 const MOST_LEFT = 64;
 
-/** Which file a descriptor is; nothing if it is closed. */
+/** Identifies the file that a descriptor leads to; `undefined` if the descriptor is closed. */
 function identity(descriptor) {
   try {
     const { dev, ino } = fstatSync(descriptor);
@@ -100,7 +100,7 @@ class Input {
     } catch {
       descriptor = openSync(NOTHING); // the code has removed it
     }
-    // It is 0 where the code has closed that.
+    // The number is 0 if the code has closed descriptor 0.
     if (descriptor !== 0) {
       this.#libc.dup2(descriptor, 0);
       closeSync(descriptor);

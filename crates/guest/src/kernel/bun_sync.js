@@ -36,7 +36,7 @@ function write(descriptor, data) {
   return bytes.length;
 }
 
-/** What comes back undoes it. */
+/** Returns a function that undoes the change. */
 function synchronize() {
   const prototype = Object.getPrototypeOf(Bun.file("/dev/null"));
   const { writer } = prototype;

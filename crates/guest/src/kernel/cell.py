@@ -2,7 +2,7 @@
 
 A request is a line on the control descriptor; what it asks for lies in the mailbox file. The answers
 are lines with the request's number: that the cell has begun, and how it ended. Code of a cell can
-forge them, and so end its own cell early: it deceives nobody else.
+forge them, and so end its own cell early: only that code is deceived.
 """
 
 
@@ -45,7 +45,7 @@ def make(add_user_packages, renew_stdout, part):
             sys.path = path
 
     def load_later(name, complete):
-        """Makes a module of the interpreter's one in name only, until it is used: what everybody may
+        """Makes a module of the interpreter's one in name only, until it is used: a module that cells may
         ask for takes longer to load than most cells take. `complete` gets what was loaded."""
         module = sys.modules.get(name)
         if module is not None:
@@ -77,7 +77,7 @@ def make(add_user_packages, renew_stdout, part):
         sys.modules[name] = Unloaded(name)
 
     def line_keeper():
-        """Returns how to make the source of a cell known to `linecache`, where everybody looks for it, and how
+        """Returns how to make the source of a cell known to `linecache`, the place in which tools look for it, and how
         to get the names and lines of those that are known there."""
         kept, cache = {}, None
 
@@ -158,7 +158,7 @@ def make(add_user_packages, renew_stdout, part):
 
     control = mailbox = null = kernel = keep = cells = interrupt = namespace = outputs = None
     top_level_await, coroutine = 0x2000, 0x80
-    # What every code object may have; others come from `from __future__`.
+    # The flags that every code object may have; others come from `from __future__`.
     usual = 0x3FF
     flags = top_level_await
     context = contextvars.copy_context()
@@ -176,7 +176,7 @@ def make(add_user_packages, renew_stdout, part):
         return flags
 
     def idle(*_):
-        """An interrupt that comes too late belongs to nobody."""
+        """An interrupt that comes too late belongs to no cell."""
 
     def fields(size):
         data = os.pread(mailbox, size, 0)
@@ -411,7 +411,7 @@ def make(add_user_packages, renew_stdout, part):
         use_stdin(stdin)
         add_user_packages()
         for path, finder in list(sys.path_importer_cache.items()):
-            # It goes by a time that is coarse.
+            # The finder compares times that are coarse.
             if hasattr(finder, "invalidate_caches") and not path.startswith(sys.prefix):
                 finder.invalidate_caches()
         overlay = dict(zip(pairs[::2], pairs[1::2]))

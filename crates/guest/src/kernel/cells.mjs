@@ -1,12 +1,12 @@
-// What every kernel of JavaScript does around a cell.
+// The functions that every interpreter of JavaScript calls around a cell.
 
 /** Looked up before cells put others in their places: what they declare is global. */
 const { Number, Promise, process } = globalThis;
 
-/** What answers of cells say. */
+/** The answer that carries a cell's exit code. */
 export const code = (number) => `code ${Number(number ?? 0) & 255}`;
 
-/** Where relative paths begin; nothing where the code has removed that. */
+/** The directory at which relative paths begin; `undefined` if the code has removed it. */
 export function currentDirectory() {
   try {
     return process.cwd();

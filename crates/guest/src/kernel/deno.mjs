@@ -19,7 +19,7 @@ const F_GETFD = 1;
 const F_DUPFD_CLOEXEC = 1030;
 const O_WRONLY = 1;
 
-/** What deno was started on. */
+/** The script that deno was started on. */
 const MAIN = "file:///sandbox/main.mts";
 
 const libc = Deno.dlopen("libc.so.6", {
@@ -36,7 +36,7 @@ const libc = Deno.dlopen("libc.so.6", {
   write: { parameters: ["i32", "buffer", "usize"], result: "isize" },
 }).symbols;
 
-// What importing `node:module` leaves behind.
+// Importing `node:module` leaves this behind.
 delete globalThis.nodeBootstrap;
 
 const encoder = new TextEncoder();
@@ -87,8 +87,8 @@ function split(data) {
 }
 
 /**
- * What deno itself has put into its environment since it was started. Where there is no node, it has a
- * stand-in first in `PATH`, and says so.
+ * Finds the variables that deno itself has put into its environment since it was started. Without a node on the
+ * machine, deno puts a stand-in first into `PATH`, and says so.
  */
 function findOwnVariables() {
   const started = new Map();
@@ -131,8 +131,8 @@ function isExitCall() {
 }
 
 /**
- * Reports the end of a script whose code is certain, before deno takes its engine apart. It is not
- * reported where somebody else may still run, nor after uncaught errors: they do not come here.
+ * Reports the end of a script whose exit code is certain, before deno takes its engine apart. Nothing is reported while
+ * other code may still run, nor after uncaught errors, which do not lead here.
  */
 function reportEnd() {
   const { listenerCount, listeners, on } = process;

@@ -5,7 +5,7 @@
 // are replaced (imports.mjs) and types are erased, which leaves every position as it is. Only what
 // cannot be erased, as enums, is translated, and traces are mapped back.
 //
-// Code of a cell can forge an answer, and so end its own cell early: it deceives nobody else.
+// Code of a cell can forge an answer, and so end its own cell early: only that code is deceived.
 
 import { AsyncLocalStorage } from "node:async_hooks";
 import { ChildProcess } from "node:child_process";
@@ -32,7 +32,7 @@ const { Exit } = imports;
 
 const SIGINT = 2;
 
-/** Where cells run that are told no other place. */
+/** Working directory of cells for which the host names none. */
 const HOME = "/sandbox";
 
 /** The longest time of a timer, in milliseconds. */
@@ -79,7 +79,7 @@ async function translateAll(source) {
   }
 }
 
-/** Where `deno add` and `deno install` say by now that a name leads to. */
+/** The place that `deno add` and `deno install` have mapped a name to since the start. */
 function mappedLater(specifier) {
   for (const file of [Deno.cwd(), "/sandbox"].flatMap((place) => [`${place}/deno.json`, `${place}/deno.jsonc`])) {
     let imports;
@@ -102,7 +102,7 @@ function makeImporter() {
   let again = 0;
   let last = HOME;
 
-  /** Where modules are looked for: where the code has removed that, where they were before. */
+  /** The directory in which modules are looked for: the last one that existed, if the code has removed it. */
   function directory() {
     last = currentDirectory() ?? last;
     return last;
@@ -231,7 +231,7 @@ const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("
 
 const define = (owner, name, value) => Object.defineProperty(owner, name, { value, writable: true, configurable: true });
 
-/** What deno's event loop waits for, told apart for cells (see work.mjs). */
+/** The handles that deno's event loop waits for, told apart for cells (see work.mjs). */
 class Handles {
   #waiting = new Set();
   #open = new Set();
@@ -297,7 +297,7 @@ class Handles {
 
   #noteWorkers() {
     const { Worker } = globalThis;
-    // What node's workers use.
+    // The method that node's workers use.
     const method = Object.getOwnPropertySymbols(Worker.prototype).find((symbol) => !symbol.description);
     if (!method) return;
     const construct = (target, given, newTarget) => {
@@ -354,7 +354,7 @@ export async function serve({ libc, control, tell, words, fields, request, canDr
   Deno.exit = exit;
   process.exit = exit;
   process.reallyExit = exit;
-  // Exits are no errors, whoever listens.
+  // Exits are no errors, whatever listens.
   const emit = (event, ...values) =>
     values[0] instanceof Exit || Reflect.apply(EventEmitter.prototype.emit, process, [event, ...values]);
   Object.defineProperty(process, "emit", { value: emit, writable: true, configurable: true });
@@ -451,7 +451,7 @@ export async function serve({ libc, control, tell, words, fields, request, canDr
     }
     try {
       await promise;
-      // What promises still call at this moment may be an exit.
+      // Callbacks of promises that run at this moment may exit.
       await new Promise((resolve) => nextTick(resolve));
       const note = canDrain && (await new Promise((resolve) => background.wait(resolve, hasMore)));
       if (note) print(note);

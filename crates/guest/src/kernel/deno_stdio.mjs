@@ -1,7 +1,7 @@
 // Standard input and output of the cells, whatever a cell does to its own.
 //
-// What code closes here is a resource of deno's, and cannot be made anew: so cells get objects that
-// close nothing. The descriptors below stay open.
+// Streams that code closes here are resources of deno's, and cannot be made anew: so cells get objects that close
+// nothing. The descriptors below stay open.
 
 import fs from "node:fs";
 import process from "node:process";
@@ -50,7 +50,7 @@ class CellInput extends Deno.stdin.constructor {
     input.#begin();
   }
 
-  /** Once descriptor 0 is another's, nobody begins to read here. */
+  /** Once descriptor 0 leads to another file, no reader starts here. */
   static leave(input) {
     if (input.#descriptor === undefined) input.#end("read");
   }
@@ -113,7 +113,7 @@ export class Input {
   #libc;
   #input;
   #stream;
-  /** Descriptors of inputs that nobody can read any more. */
+  /** Descriptors of inputs that no reader can reach any more. */
   #unread;
 
   constructor(libc) {
@@ -194,7 +194,7 @@ export class Outputs {
     return writable;
   }
 
-  /** Whether they are still there after this code: it can close them where it has imported how by name. */
+  /** Whether the descriptors are still open after this code, which may have imported the functions that close them. */
   areThere(source) {
     this.#mayClose ||= source.includes("close");
     try {

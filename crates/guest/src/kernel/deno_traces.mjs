@@ -56,7 +56,7 @@ export class Traces {
     return text;
   }
 
-  /** The text for an error that nobody caught. */
+  /** The text for an uncaught error. */
   describe(error) {
     const isError = Error.isError(error);
     let text;

@@ -22,7 +22,7 @@ def wait():
     place = "/proc/self/fd/5"
     sources = {
         name: __loader__.get_data(f"{place}/{name}.py") for name in (
-            "cell", "finish", "loop", "names", "stdout", "workers", "zygote"
+            "cell", "finish", "loop", "names", "packages", "stdout", "workers", "zygote"
         )
     }
     # Leave no trace of how this module came in.
@@ -37,7 +37,7 @@ def wait():
     parts = {}
 
     def part(name):
-        """What a file defines, with builtins of its own, whatever the code does to them. It is
+        """Returns the names that a file defines, with builtins of its own, whatever the code does to them. The file is
         compiled when it is first asked for."""
         if name not in parts:
             parts[name] = {"__name__": "isol8", "__builtins__": dict(vars(builtins))}
@@ -54,8 +54,12 @@ def wait():
             yield data[at + 4 : at + 4 + length]
             at += 4 + length
 
+    # For each Python that the code starts; this interpreter writes line by line without it.
+    unbuffered = (b"PYTHONUNBUFFERED", b"1")
+
     def set_environment(pairs):
         zone = os.environ.get("TZ")
+        pairs = [unbuffered, *pairs]
         os.environ.clear()
         for name, value in pairs:
             os.environb[name] = value
@@ -64,62 +68,9 @@ def wait():
         if os.environ.get("TZ") != zone:
             time.tzset()
 
-    # What was read of the user's packages: when their directory was changed last, and which files.
-    changed, read = 0, None
-
-    def add_user_packages():
-        """What `pip install --user` brought since this was called last, or the interpreter started."""
-        nonlocal changed, read
-        user = site.ENABLE_USER_SITE and site.USER_SITE
-        try:
-            now_changed = posix.stat(user).st_mtime_ns if user else 0
-        except OSError:
-            return  # it is not there
-        if now_changed == changed:
-            return
-        # Its clock is coarse: what has just been changed may change again at the same time.
-        is_old = time.time_ns() - now_changed > 100_000_000
-        changed = now_changed if is_old else 0
-        files = {name for name in posix.listdir(user) if name.endswith(".pth")}
-        before = len(sys.path)
-        if user not in sys.path:
-            site.addsitedir(user)
-        elif read is not None:
-            for name in sorted(files - read):
-                site.addpackage(user, name, None)
-        read = files
-        added = sys.path[before:]
-        del sys.path[before:]
-        system = site.getsitepackages()
-        at = next((i for i, path in enumerate(sys.path) if path in system), before)
-        sys.path[at:at] = added
-
-    def find_late_packages():
-        """Has an import that finds nothing look once more where user packages have come since: what a program
-        installs, it can import at once."""
-        PathFinder = sys.modules["_frozen_importlib_external"].PathFinder
-        find_spec = PathFinder.find_spec
-        is_busy = False
-
-        def find(cls, fullname, path=None, target=None):
-            nonlocal is_busy
-            spec = find_spec(fullname, path, target)
-            if spec is not None or path is not None or is_busy or not is_users:
-                return spec
-            is_busy = True
-            try:
-                before = len(sys.path)
-                add_user_packages()
-                return find_spec(fullname, None, target) if len(sys.path) > before else None
-            finally:
-                is_busy = False
-
-        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
-            setattr(find, name, getattr(find_spec, name))
-        PathFinder.find_spec = classmethod(find)
-
     # Whether this process is user code's; the zygote looks at nothing that user code writes.
     is_users = False
+    add_user_packages, find_late_packages = part("packages")["finder"](lambda: is_users)
     cell = None
 
     def cells():
@@ -144,7 +95,7 @@ def wait():
         exec(compile("def f(x=1):\n    print(end='')\nf()\n", "<boot>", "exec"), {})
 
     def rehearse():
-        """Does what any request will bring, in steps. What that touches is then in memory, and a fork has
+        """Goes through the steps that any request will need. The pages that they touch are then in memory, and a fork has
         its own copy."""
         yield from rehearse_start()
         yield
@@ -179,14 +130,15 @@ def wait():
         soon, leave = part("zygote")["serve"](int(user), preload, share, lambda: part("cell"))
         os.environb[b"PATH"] = path
     else:
-        # Its memory is its own already, and whoever boots each anew has no processor to spare: what
-        # only cells need comes with the first.
+        # The memory of this process is its own already, and a guest that boots each interpreter anew has no processor
+        # to spare: parts that only cells need are made with the first.
         soon, leave = (lambda _: True), os._exit
         for _ in rehearse_start():
             pass
 
     # The user's own packages are under its home, which a zygote does not look at.
     os.environ["HOME"] = "/sandbox"
+    os.environb.setdefault(*unbuffered)
     os.chdir("/sandbox")
     if site.ENABLE_USER_SITE:
         site.USER_BASE = site.USER_SITE = None
@@ -194,7 +146,7 @@ def wait():
     os.write(control, b"ready %d\n" % os.getpid())
     if not soon(control):
         for _ in rehearse():
-            # Who asks now waits for one step, and not for all.
+            # A request that comes now waits for one step, and not for all.
             if soon(control, 0):
                 break
     request = os.read(control, 64).split()

@@ -1,8 +1,8 @@
 """Ends a script that came to its end, without taking the interpreter apart.
 
-What a user can see of CPython's finalization happens here too: threads were waited for and `atexit`
+The effects of CPython's finalization that a user can see happen here too: threads were waited for and `atexit`
 functions called before this, the last of them, is; the objects of the main module are released,
-and files are flushed. What is left out is the release of the interpreter itself, which costs more
+and files are flushed. The release of the interpreter itself is left out, which costs more
 than all the rest, and most of all in a forked process, which must copy every page for it.
 
 This is done only where the script surely ended well. In every other case, an exception or an exit
@@ -84,7 +84,8 @@ def finisher():
             if function is not None:
                 clear(function.__globals__)
                 function = None
-                gc.collect()
+        # Once, as CPython does: a collection after each module takes seconds where a package has a thousand of them.
+        gc.collect()
 
     def flush_files():
         for one in gc.get_objects():

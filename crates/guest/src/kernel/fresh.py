@@ -1,6 +1,6 @@
 """The first thing in an interpreter that the guest starts on a script: makes its lines seen as they are printed.
 
-It comes as `sitecustomize`, from an archive that is descriptor 3, and leaves no trace of that.
+The module comes as `sitecustomize`, from an archive that is descriptor 3, and leaves no trace of that.
 """
 
 
@@ -12,7 +12,7 @@ def begin():
 
     archive = 3
     place = f"/proc/self/fd/{archive}"
-    source = __loader__.get_data(f"{place}/stdout.py")
+    sources = [__loader__.get_data(f"{place}/{name}.py") for name in ("stdout", "packages")]
     sys.path.remove(place)
     sys.path_importer_cache.pop(place, None)
     sys.modules["zipimport"]._zip_directory_cache.pop(place, None)
@@ -22,10 +22,15 @@ def begin():
         os.environ["PYTHONPATH"] = rest
     else:
         os.environ.pop("PYTHONPATH", None)
+    # For each Python that the script starts; this interpreter writes line by line without it.
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
 
     names = {"__name__": "isol8", "__builtins__": dict(vars(builtins))}
-    exec(compile(source, "<isol8>", "exec"), names)
+    for source in sources:
+        exec(compile(source, "<isol8>", "exec"), names)
     names["make"]()
+    _, find_late_packages = names["finder"](lambda: True)
+    find_late_packages()
 
     this = sys.modules.pop("sitecustomize")
     try:

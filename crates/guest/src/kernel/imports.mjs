@@ -1,16 +1,16 @@
 // Makes a cell of JavaScript or TypeScript fit for evaluation: code that is evaluated is no module,
 // so it has neither `import` declarations nor `export`, and its `import()` does not know from where.
 //
-// `import a, { b as c } from "d"` becomes `const { default: a, "b": c } = await $import("d")`,
-// `import(…)` and `import.meta` become `$import(…)` and `$import.meta`. Of an `export`, what it declares
-// or loads is left. A `const enum` becomes an `enum`, or later cells would not have it. All lines stay
-// where they are. Types are understood, not removed.
+// `import a, { b as c } from "d"` becomes `const { default: a, "b": c } = await $import("d")`, `import(…)` and
+// `import.meta` become `$import(…)` and `$import.meta`. From an `export`, only the declaration or the loading is left.
+// A `const enum` becomes an `enum`, because later cells would not have it otherwise. All lines keep their numbers.
+// Types are understood, not removed.
 //
-// Where code that is evaluated by code does not know from where it imports either, `eval(…)` becomes
-// `eval($import.text(…))`, and `(0, eval)` becomes `(0, $import.evaluate)`, which do the same to that.
+// Code that is evaluated by code may not know from where it imports either: `eval(…)` becomes `eval($import.text(…))`
+// then, and `(0, eval)` becomes `(0, $import.evaluate)`, which do the same to that code.
 //
-// What an exit call throws is not for `catch`: `catch (a) {` becomes `catch (a) {$import.check(a);`, and
-// `.catch(…)` becomes `.catch(...$import.others(…))`, from the first cell on that may have to do with exits.
+// The value that an exit call throws must not reach a `catch`: `catch (a) {` becomes `catch (a) {$import.check(a);`,
+// and `.catch(…)` becomes `.catch(...$import.others(…))`, from the first cell on that may have to do with exits.
 
 /** The global function that imports go through; it has `meta` too. */
 export const NAME = "$import";
@@ -40,12 +40,12 @@ function match(pattern, source, at) {
 
 const skipBlank = (source, at) => at + match(BLANK, source, at).length;
 
-/** What is just before a place. */
+/** The text just before a position. */
 const before = (source, at) => source.slice(Math.max(0, at - 80), at);
 
 const linesOf = (text) => text.replace(/[^\n\r\u2028\u2029]/g, "");
 
-/** Where a declaration ends that has this specifier before `at`, and what it says of its loading. */
+/** The end of the declaration that has this specifier before `at`, and the attributes of its loading. */
 function attributes(source, at, specifier) {
   let options = "";
   // The blanks behind belong to what follows.
@@ -63,7 +63,7 @@ function attributes(source, at, specifier) {
   return { end, options };
 }
 
-/** What stands instead of the import declaration at `at`, and its end; nothing if it is none. */
+/** The replacement for the import declaration at `at`, and its end; `undefined` if it is none. */
 function declaration(source, at) {
   const begin = at;
   const bindings = [];
@@ -130,7 +130,7 @@ function declaration(source, at) {
   return { text: `;${text};${lines}`, end };
 }
 
-/** What stands instead of the `export` at `at`, without what it declares, and its end; or nothing. */
+/** The replacement for the `export` at `at`, without its declaration, and its end; or `undefined`. */
 function exported(source, at) {
   const behind = skipBlank(source, at + "export".length);
   const replace = (text, end) => ({ text: text + linesOf(source.slice(at, end)), end });
@@ -139,7 +139,7 @@ function exported(source, at) {
   const default_ = match(/default\b/y, source, behind);
   if (default_) {
     const end = skipBlank(source, behind + default_.length);
-    // What has no name is no declaration by itself.
+    // An export without a name is no declaration by itself.
     return replace(match(NAMED, source, end) ? "" : ";0, ", end);
   }
   if (/^=(?![=>])/.test(source.slice(behind, behind + 2))) return replace(";0, ", behind + 1);
@@ -184,12 +184,12 @@ export class Exit {
   stack = "";
 }
 
-/** What the global function has beside `meta`. */
+/** The properties of the global function beside `meta`. */
 export const helpers = {
-  /** What is given to `eval`, with its imports replaced. */
+  /** Replaces the imports in the text that is given to `eval`. */
   text: (source) => (typeof source === "string" && /\bimport\b/.test(source) ? rewrite(source, true) : source),
 
-  /** What stands for `eval` where it does not know the names around it. */
+  /** Stands for an `eval` that does not know the names around it. */
   evaluate: ((evaluate) => (source) => evaluate(helpers.text(source)))(eval),
 
   check(error) {
@@ -212,7 +212,7 @@ const { apply } = Reflect;
 /** Whether a cell so far may call, or hold, an exit. */
 let mayExit = false;
 
-/** What stands instead of the call of `eval` at `at`; nothing if it stays. */
+/** The replacement for the call of `eval` at `at`; `undefined` if it stays. */
 function evaluation(source, at, behind, body) {
   if (source[behind] === ")" && /\(\s*0\s*,\s*$/.test(before(source, at))) {
     return { text: `${NAME}.evaluate`, end: at + "eval".length };
@@ -223,7 +223,7 @@ function evaluation(source, at, behind, body) {
   return { text: `${source.slice(at, behind + 1)}${NAME}.text(`, end: behind + 1, opened: "call" };
 }
 
-/** What stands instead of the `catch` at `at`; nothing if it stays. */
+/** The replacement for the `catch` at `at`; `undefined` if it stays. */
 function catching(source, at, behind, isProperty) {
   if (isProperty) {
     if (source[behind] !== "(" || source[at - 1] !== ".") return;
@@ -236,7 +236,7 @@ function catching(source, at, behind, isProperty) {
   return { text: `${begin}${NAME}.check(${name ?? `${NAME}_`});`, end: at + clause.length, opened: "{" };
 }
 
-/** The source with its imports replaced, and with `isEvalBlind` those of `eval`; as it is where it has none. */
+/** The source with its imports replaced, and with `isEvalBlind` those of `eval`; unchanged if it has none. */
 export function rewrite(source, isEvalBlind = false) {
   mayExit ||= /exit/i.test(source);
   const words = [/\b(?:import|export|enum)\b/, isEvalBlind && /\beval\b/, mayExit && /\bcatch\b/];

@@ -1,16 +1,16 @@
 //! Interpreters that were booted before there is anything to run.
 //!
 //! A kernel starts as a spare. A script releases it, and it becomes that run's process; a cell
-//! makes it resident, and it serves cells until it dies. [`recipe`] tells how each interpreter is
+//! makes it resident, and it serves cells until it dies. [`interpreters`] tells how each interpreter is
 //! started, and how it is made to wait; Python's are forked from a [`zygote`]. Requests lie in a
-//! mailbox, a file in memory, so that their size never fills the control [`mod@line`]. The guest reads
+//! mailbox, a file in memory, so that their size never fills the [`control_socket`]. The guest reads
 //! nothing from the mailbox.
 
-mod archive;
-pub(crate) mod installed;
-pub(crate) mod line;
-pub(crate) mod recipe;
+pub(crate) mod control_socket;
+pub(crate) mod driver_files;
+pub(crate) mod interpreters;
 mod shell;
+mod zip;
 pub(crate) mod zygote;
 
 use std::fs;
@@ -30,9 +30,9 @@ use crate::failure::{internal, occupied};
 use crate::lockdown::{Privileges, Role};
 use crate::process::{Child, Environment, Launcher, Near, user_pipe};
 use crate::run::{CellRequest, Start};
-use installed::Installed;
-use line::{Line, Message};
-use recipe::{Driver, Recipe};
+use control_socket::{ControlSocket, Message};
+use driver_files::DriverDirectory;
+use interpreters::{Driver, Interpreter};
 
 /// The one of the drivers' variables that lists options.
 const OPTIONS: &str = "NODE_OPTIONS";
@@ -43,10 +43,10 @@ pub(crate) type Variables = Vec<(String, String)>;
 /// The script that a Python kernel was started on.
 const SCRIPT: &str = "/sandbox/main.py";
 
-/// Where programs and cells run that are told no other place.
+/// Working directory of programs and cells for which the host names none.
 const HOME: &str = "/sandbox";
 
-/// What Python kernels boot with, in files that nobody can change.
+/// The files that Python interpreters boot with, which no process can change.
 #[derive(Debug)]
 pub(crate) struct Drivers {
     archive: OwnedFd,
@@ -57,18 +57,20 @@ pub(crate) struct Drivers {
 
 impl Drivers {
     pub(crate) fn new() -> io::Result<Self> {
-        let archive = archive::archive(&[
+        let archive = zip::archive(&[
             ("sitecustomize.py", include_str!("driver.py")),
             ("cell.py", include_str!("cell.py")),
             ("finish.py", include_str!("finish.py")),
             ("loop.py", include_str!("loop.py")),
             ("stdout.py", include_str!("stdout.py")),
             ("names.py", include_str!("names.py")),
+            ("packages.py", include_str!("packages.py")),
             ("workers.py", include_str!("workers.py")),
             ("zygote.py", include_str!("zygote.py")),
         ]);
-        let fresh = archive::archive(&[
+        let fresh = zip::archive(&[
             ("sitecustomize.py", include_str!("fresh.py")),
+            ("packages.py", include_str!("packages.py")),
             ("stdout.py", include_str!("stdout.py")),
         ]);
         Ok(Self {
@@ -80,8 +82,8 @@ impl Drivers {
 }
 
 impl Drivers {
-    /// What an interpreter that is started on a script finds as its descriptor 3, where it needs anything there, and
-    /// the environment that has it look.
+    /// Returns the file that an interpreter which is started on a script finds as its descriptor 3, and the environment
+    /// that has it look there; `None` if it needs no file.
     pub(crate) fn for_fresh(&self, start: &Start) -> Option<(BorrowedFd<'_>, Environment)> {
         if start.language != Some(KernelKind::Python) {
             return None;
@@ -131,7 +133,7 @@ fn with_options_of(environment: &Environment, name: &str, value: &str) -> Vec<u8
     options
 }
 
-/// What a released spare told before it was reaped.
+/// The report of a released spare interpreter before it was reaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
     /// The script has started.
@@ -147,7 +149,7 @@ pub(crate) enum Release {
 struct Ends {
     output: [Rc<OwnedFd>; 2],
     input: OwnedFd,
-    line: Line,
+    line: ControlSocket,
 }
 
 /// The kernel's.
@@ -164,7 +166,7 @@ impl Ends {
         let (stdin, input) = user_pipe(privileges, Near::Writer)?;
         let (stdout_near, stdout) = user_pipe(privileges, Near::Reader)?;
         let (stderr_near, stderr) = user_pipe(privileges, Near::Reader)?;
-        let (line, far) = Line::pair()?;
+        let (line, far) = ControlSocket::pair()?;
         let near = Self {
             output: [Rc::new(stdout_near), Rc::new(stderr_near)],
             input,
@@ -184,21 +186,21 @@ impl Ends {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) kind: KernelKind,
-    /// Its process: from the start, or once it says so where it is forked from another.
+    /// Process id: known from the start, or from the message of an interpreter that is forked from another.
     pid: Option<Pid>,
-    /// How it was started, where it was not forked.
+    /// The start of the process, unless it was forked from another.
     child: Option<Child>,
     pub(crate) output: [Rc<OwnedFd>; 2],
     pub(crate) input: Option<OwnedFd>,
-    line: Line,
+    line: ControlSocket,
     mailbox: fs::File,
-    files: Option<Installed>,
+    files: Option<DriverDirectory>,
     /// Variables that it was started with, beside those that every program gets.
     pub(crate) started_with: Variables,
     /// There were files of configuration when it was booted.
     is_configured: bool,
     pub(crate) is_ready: bool,
-    /// It has let go of its line.
+    /// Set once the interpreter has closed its control socket.
     pub(crate) is_silent: bool,
     release: Release,
     /// Cells that it was given, and the last one that it took up.
@@ -236,8 +238,8 @@ impl Kernel {
     ) -> Result<Self, Failure> {
         let what = "kernel cannot be booted";
         let failed = |error: io::Error| internal(what, error);
-        let driver = &Recipe::of(kind).driver;
-        let is_configured = Recipe::of(kind).is_configured_in(HOME);
+        let driver = &Interpreter::of(kind).driver;
+        let is_configured = Interpreter::of(kind).is_configured_in(HOME);
         let (ends, far) = Ends::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
         single.push(b"single");
@@ -250,7 +252,7 @@ impl Kernel {
             mailbox.as_fd(),
         ];
         let mut installed = None;
-        let mut environment = launcher.user.with(variables);
+        let mut environment = launcher.user_of(kind == KernelKind::Python).with(variables);
         let mut opened = None;
         let (argv, cwd) = match driver {
             Driver::Python => {
@@ -260,7 +262,7 @@ impl Kernel {
                 (argv, "/sandbox".to_owned())
             }
             Driver::Files(driver) => {
-                let made = Installed::make(driver, launcher.privileges);
+                let made = DriverDirectory::make(driver, launcher.privileges);
                 let made = made.map_err(|error| occupied(what, error))?;
                 for (name, value) in driver.env {
                     let value = with_options_of(&environment, name, value);
@@ -296,14 +298,14 @@ impl Kernel {
         self.line.readable()
     }
 
-    /// Why it was not started, where it was not. To be asked once it was reaped.
+    /// Returns why the interpreter was not started, if it was not. Valid once it was reaped.
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         self.child.as_ref().and_then(Child::start_failure)
     }
 
     /// Whether files of configuration came after it was booted, which the first cell expects it to have read.
     pub(crate) fn lacks_configuration(&self) -> bool {
-        !self.is_configured && Recipe::of(self.kind).is_configured_in(HOME)
+        !self.is_configured && Interpreter::of(self.kind).is_configured_in(HOME)
     }
 
     /// Lets a spare run its script.
@@ -321,7 +323,7 @@ impl Kernel {
         self.line.send(&line)
     }
 
-    /// The number of the next cell, from 1. Code that is shown where it came from shows it.
+    /// Returns the number of the next cell, from 1. Traces and `linecache` show it.
     pub(crate) fn next_cell(&mut self) -> u64 {
         self.cells += 1;
         self.cells
@@ -362,7 +364,7 @@ impl Kernel {
         self.cells > 1
     }
 
-    /// What a released spare told. To be asked once it was reaped.
+    /// Returns the report of a released spare interpreter. Valid once it was reaped.
     pub(crate) fn release_report(&mut self) -> Release {
         while let Ok(Some(_)) = self.next() {}
         self.release
@@ -377,7 +379,7 @@ impl Kernel {
                 self.files = None;
                 self.pid = self.pid.or(pid);
             }
-            // Whoever says it twice is user code.
+            // A second message of this kind comes from user code.
             Some(Message::Ready(_)) => return Ok(None),
             Some(Message::Started) => self.release = Release::Started,
             Some(Message::NoDirectory) => self.release = Release::NoDirectory,
@@ -389,7 +391,7 @@ impl Kernel {
 
     /// Sends a signal to the kernel and to what it started in its own group.
     pub(crate) fn signal(&self, signal: Signal) {
-        // It may be gone; then its end says all.
+        // The process may be gone; then its end tells everything.
         if let Some(pid) = self.pid {
             let _ = killpg(pid, signal);
         }

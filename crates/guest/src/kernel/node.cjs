@@ -21,12 +21,12 @@ const CONTROL = 3;
 const MAILBOX = 4;
 const DRIVER = 5;
 const SANDBOX = "/sandbox";
-/** What node reports, and prints something at last, where a top-level `await` is never settled. */
+/** The code with which node ends if a top-level `await` is never settled; it prints a warning then. */
 const UNSETTLED = 13;
-/** The same for an error that nobody catches. */
+/** The code with which node ends after an uncaught error. */
 const UNCAUGHT = 1;
 
-/** What names a proxy, and who is reached without it. */
+/** Variables that name a proxy, and the hosts that are reached without it. */
 const PROXIES = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"];
 /** Under which undici has its dispatcher for everyone. */
 const DISPATCHER = Symbol.for("undici.globalDispatcher.1");
@@ -94,7 +94,7 @@ function setEnvironment(pairs) {
   else delete env.TZ;
   for (const name of Object.keys(env)) if (name !== "TZ") delete env[name];
   for (const [name, value] of wanted) env[name] = value;
-  // Where modules are looked for last is under the home.
+  // The last directory in which modules are looked for is under the home.
   if (env.HOME !== home) Module._initPaths();
 }
 
@@ -104,8 +104,8 @@ function useProxy() {
   if (env.NODE_USE_ENV_PROXY !== "1") return;
   // The first with such clients is one of these; loading them takes some milliseconds.
   if (Number.parseInt(process.versions.node) < 22) return;
-  // What they have for everyone remembers the environment that they were loaded in: not this one, which is
-  // that of a cell.
+  // The global agents and dispatchers remember the environment that they were loaded in: not this one, which is that of
+  // a cell.
   const hidden = PROXIES.filter((name) => name in env).map((name) => [name, env[name]]);
   for (const [name] of hidden) delete env[name];
   const http = require("node:http");
@@ -115,7 +115,7 @@ function useProxy() {
     // Older ones have no such function.
     return http.setGlobalProxyFromEnv?.();
   } catch {
-    // It is no address.
+    // The value is no address.
   }
 }
 
@@ -176,7 +176,7 @@ function reportEnd() {
   let isReported = false;
 
   function report(code) {
-    // What other threads are at, as writing to a file, node waits for.
+    // Node waits for work of other threads, such as writing to a file.
     if (isReported || process.reallyExit !== exit || activeRequests().length > 0) return;
     isReported = true;
     try {
@@ -190,7 +190,7 @@ function reportEnd() {
     }
   }
 
-  /** Where no listener of the script would run, be it after an exit call or not. */
+  /** Ends the process if no listener of the script would run, after an exit call or not. */
   function end(code) {
     // The text of an uncaught error comes later.
     if (code !== UNSETTLED && code !== UNCAUGHT) report(Number(code));
@@ -289,7 +289,7 @@ function boot() {
   for (const { _handle } of [process.stdout, process.stderr]) _handle?.setBlocking?.(true);
   if (pairs.includes("NODE_USE_ENV_PROXY")) routeConnections();
   if (pairs.includes("NODE_USE_ENV_PROXY") && canWait(pairs)) {
-    // Where node finds them now, it loads what `fetch` has itself.
+    // If node finds the proxies now, it loads the modules of `fetch` itself.
     setEnvironment(withoutProxies(pairs));
     replaceMain(file, () => {
       setEnvironment(pairs);

@@ -1,9 +1,8 @@
 // Runs cells one after the other in one global scope, for the guest.
 //
-// The engine's own console mode evaluates them, through an inspector session within the process: it
-// allows top-level await and declaring anew what an earlier cell declared. Before that, imports are
-// replaced (imports.mjs). Code of a cell can forge an answer, and so end its own cell early: it
-// deceives nobody else.
+// The engine's own console mode evaluates cells, through an inspector session within the process: it allows top-level
+// await and declaring anew what an earlier cell declared. Before that, imports are replaced (imports.mjs). Code of a
+// cell can forge an answer, and so end its own cell early: only that code is deceived.
 
 "use strict";
 
@@ -28,10 +27,10 @@ const SIGINT = 2;
 
 const major = Number.parseInt(process.versions.node);
 
-/** What node reports where a top-level `await` can never be settled. */
+/** The code with which node ends if a top-level `await` can never be settled. */
 const UNSETTLED = 13;
 
-/** What only the code of a module can do as one. */
+/** Functions that only code of a module can provide. */
 const FROM_MODULE = `
   exports.call = (call, ...words) => call(...words);
   exports.load = (name, options) => import(name, options);
@@ -39,12 +38,12 @@ const FROM_MODULE = `
   //# sourceURL=node:internal/cells
 `;
 
-/** What cells find as `require`, `import()` and the like: as in a module in the working directory. */
+/** The `require`, `import()` and the like of cells, which behave as in a module in the working directory. */
 class Modules {
   #directory;
   #globals = {};
   #setImport;
-  /** Calls a function from a module's code, for what is made there knows from where it imports. */
+  /** Calls a function from a module's code, because functions made there know from where they import. */
   #call;
   #helpers;
   #currentDirectory;
@@ -53,7 +52,7 @@ class Modules {
     this.#helpers = helpers;
     this.#currentDirectory = currentDirectory;
     this.#replaceConstructors();
-    // A variable of the script scope is a property of nothing, where it could be seen.
+    // A variable of the script scope is no property of any object, where code could see it.
     this.#setImport = vm.runInThisContext(`let ${name}; (value) => { ${name} = value }`);
   }
 
@@ -81,7 +80,7 @@ class Modules {
     this.#define({ require, module, exports: module.exports, __dirname: dirname, __filename: filename });
   }
 
-  /** Those of functions, and `eval` where it is not the call that knows the names around it. */
+  /** Replaces the constructors of functions, and `eval` in calls that do not know the names around them. */
   #replaceConstructors() {
     const apply = (target, _self, words) => this.#call(target, ...words);
     const construct = (target, words, newTarget) => this.#call(Reflect.construct, target, words, newTarget);
@@ -180,7 +179,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
   process.exit = exit;
   process.reallyExit = exit;
   process.argv.length = 1;
-  // Where code uses domains, node takes its own call of `beforeExit` for deprecated.
+  // If code uses domains, node takes its own call of `beforeExit` for deprecated.
   const { emitWarning } = process;
   process.emitWarning = function (...given) {
     if (!given.includes("DEP0097")) Reflect.apply(emitWarning, this, given);
@@ -188,7 +187,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
 
   const ours = {
     SIGINT: () => finish(`signal ${SIGINT}`),
-    // Where nobody listens, node opens its debugger.
+    // Without a listener, node opens its debugger.
     SIGUSR1() {},
     beforeExit() {
       if (background.isWaiting) return background.drained();
@@ -204,7 +203,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
     }
   }
 
-  /** Whether node is about to end because of an error that nobody caught. */
+  /** Whether node is about to end because of an uncaught error. */
   let isFatal = false;
   const { _fatalException: fatal } = process;
   process._fatalException = (...given) => {
@@ -215,7 +214,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
       isFatal = false;
     }
   };
-  /** To node, every error of a cell is one that somebody listens for; exits are no errors. */
+  /** Has node take every error of a cell for one that is listened for; exits are no errors. */
   function emit(event, ...values) {
     const [error] = values;
     if (error instanceof Exit) return true;
@@ -240,7 +239,7 @@ exports.serve = ({ CONTROL, tell, words, fields, useProxy, imports, first }) => 
         print(traces.refusal(details, number));
         return resolve(code(1));
       }
-      // What promises still call at this moment may be an exit.
+      // Callbacks of promises that run at this moment may exit.
       const fulfilled = () => nextTick(() => background.wait(ended));
       const ended = (note) => {
         if (note) print(`${note}\n`);

@@ -1,9 +1,9 @@
 // Leads node's connections through the proxy of a run, whatever makes them.
 //
 // Node's own clients find the proxy by themselves from 24 on; older ones, and everything that connects by `net` or
-// `tls` in any node, find no name server and no route. So a socket that is to be connected to another host connects
-// to the proxy instead, and asks it for a tunnel (`CONNECT`). Until the tunnel is there, the socket is one that
-// connects; where it is refused, the error says so.
+// `tls` in any node, find no name server and no route. So a socket that is to be connected to another host connects to
+// the proxy instead, and asks it for a tunnel (`CONNECT`). Until the tunnel is open, the socket counts as connecting;
+// if the tunnel is refused, the error says so.
 
 "use strict";
 
@@ -37,7 +37,7 @@ function proxyFor(host) {
   return isHere(host) || isExempt(host, env.NO_PROXY) ? undefined : Number(port);
 }
 
-/** What `connect` was called with, in all its forms: options, and a function. */
+/** The arguments of `connect` in all their forms, as options and a callback. */
 function normalized(given) {
   if (Array.isArray(given[0])) return given[0];
   const done = given.find((each) => typeof each === "function");
@@ -103,7 +103,7 @@ function holdBack(socket, host, port) {
   socket.emit = function (event, ...values) {
     if (event === "ready") return true;
     if (event !== "connect") return Reflect.apply(emit, socket, [event, ...values]);
-    // What is written and read meanwhile waits, as before.
+    // Reads and writes wait meanwhile, as before.
     socket.connecting = true;
     openTunnel(socket._handle.fd, host, port, () => socket.destroyed, opened);
     return true;

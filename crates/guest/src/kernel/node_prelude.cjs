@@ -1,6 +1,6 @@
 // Loaded by a node that is started on its script, before that.
 //
-// The guest adds this file to NODE_OPTIONS, where it is not to be seen, nor read by other programs.
+// The guest adds this file to NODE_OPTIONS, a value that other programs neither see nor read.
 
 "use strict";
 

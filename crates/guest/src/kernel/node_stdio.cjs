@@ -14,7 +14,7 @@ const { O_NONBLOCK, O_RDONLY, O_WRONLY } = fs.constants;
 
 const NOTHING = "/dev/null";
 
-/** Which file a descriptor is; nothing if it is closed. */
+/** Identifies the file that a descriptor leads to; `undefined` if the descriptor is closed. */
 function identity(descriptor) {
   try {
     const { dev, ino } = fstatSync(descriptor);
@@ -35,7 +35,7 @@ function replace(descriptor, path, flags) {
   openSync(path, flags);
 }
 
-/** A file that a cell reads from. What is left of it can still be read when it is no more descriptor 0. */
+/** A file that a cell reads from. Its rest can still be read when it is no longer descriptor 0. */
 class Source {
   #rest;
 
@@ -109,7 +109,7 @@ class Input {
     if (!path && this.#idle && this.#idle === identity(0)) return;
     try {
       replace(0, path || NOTHING, O_RDONLY);
-      // While somebody may still write: who opens it later is not told of its end.
+      // Opened while a writer may exist: a reader that comes later does not learn of the pipe's end.
       if (path && fstatSync(0).isFIFO()) this.#pipe = openSync(path, O_RDONLY | O_NONBLOCK);
     } catch {
       replace(0, NOTHING, O_RDONLY); // the code has removed it

@@ -10,7 +10,7 @@ const { Map, Number } = globalThis;
 /** Cells are called from here; properties of the error may follow. */
 const CALLERS = /(?:\n +at (?:Session\.post|process\.processTicksAndRejections) \(node:.*?\))+((?: \{)?$)/gm;
 
-/** What helps cells to call. */
+/** Frames of the functions that help cells to call. */
 const HELPERS = /\n +at (?:.* \()?node:internal\/cells:\d+:\d+\)?$/gm;
 
 exports.Traces = class Traces {
@@ -25,7 +25,7 @@ exports.Traces = class Traces {
     this.#cells.set(Traces.tag(number), source);
   }
 
-  /** The text for an error that nobody caught. */
+  /** The text for an uncaught error. */
   describe(error) {
     let text;
     try {

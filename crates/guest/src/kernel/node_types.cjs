@@ -10,7 +10,7 @@ const TYPESCRIPT = /\.[cm]?ts$/;
 /** Whether an option of the script's own may have node understand it. */
 const hasLoader = () => /strip-types|transform-types|loader|import|-r/.test(process.env.NODE_OPTIONS ?? "");
 
-/** Ends node where it cannot run this file. */
+/** Ends node if it cannot run this file. */
 exports.refuseTypes = (file) => {
   if (!TYPESCRIPT.test(file) || process.features.typescript || hasLoader()) return;
   const others = "node runs TypeScript from 22.18 on, and the runtimes bun and deno always do";

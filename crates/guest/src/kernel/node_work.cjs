@@ -1,4 +1,4 @@
-// What node's event loop waits for, told apart for cells (see work.mjs).
+// The handles that node's event loop waits for, told apart for cells (see work.mjs).
 
 "use strict";
 
@@ -18,7 +18,7 @@ const hasRef = (handle) => handle._handle?.hasRef?.() ?? false;
 /** Whether it is a connection of HTTP on which an answer is still to come. Idle ones do not count for node. */
 function isRequested(socket) {
   if (socket._httpMessage) return true;
-  // Of what `fetch` uses.
+  // The socket belongs to `fetch`.
   return Object.getOwnPropertySymbols(socket).some((symbol) => symbol.description === "parser");
 }
 

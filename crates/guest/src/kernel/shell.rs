@@ -72,8 +72,7 @@ pub(super) const PREFIXES: &[&str] = &[
     "isol8_",
 ];
 
-/// Whether it can have a variable of this name. It passes others on to programs, but has no command that
-/// sets them.
+/// Whether bash can have a variable of this name. Bash passes others on to programs, but has no command that sets them.
 pub(super) fn can_have(name: &str) -> bool {
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     name.bytes().all(is_word) && !name.starts_with(|first: char| first.is_ascii_digit())
@@ -92,7 +91,7 @@ const CELL: &str = r#"\isol8_begin; { \isol8_status; } <&"$((LINENO=0))"
 \isol8_end
 "#;
 
-/// What has the cell of this number, from 1, evaluated.
+/// The lines that evaluate the cell of this number, from 1.
 pub(super) fn lines(number: u64) -> String {
     if number == 1 {
         format!("{CELLS}{CELL}")
@@ -101,12 +100,12 @@ pub(super) fn lines(number: u64) -> String {
     }
 }
 
-/// What the mailbox holds for a script.
+/// The content of the mailbox for a script.
 pub(super) fn script(start: &Start) -> Vec<u8> {
     closed(start.fields())
 }
 
-/// What the mailbox holds for a cell.
+/// The content of the mailbox for a cell.
 pub(super) fn cell(number: u64, cell: &CellRequest, stdin: &str) -> Vec<u8> {
     closed(iter::once(number.to_string().as_bytes()).chain(cell.fields(stdin)))
 }

@@ -53,7 +53,7 @@ def make():
             hold_back()
 
     def hold_back():
-        """Starts to hold lines back. It waits for nothing: a handler of a signal may have come in between."""
+        """Starts to hold lines back. Nothing is waited for: a handler of a signal may have come in between."""
         nonlocal left
         if not is_watched:
             watch()
@@ -84,10 +84,10 @@ def make():
             is_releasing = True
             try:
                 text.reconfigure(line_buffering=True)
-                # What came while the first flush in it let other threads run.
+                # Text that was printed while the first flush let other threads run.
                 text.flush()
             except BaseException:
-                pass  # closed, or nobody reads
+                pass  # Standard output is closed, or its reader has gone.
             is_releasing = False
             running.release()
 
@@ -98,7 +98,7 @@ def make():
                 sooner.release()
             except RuntimeError:
                 pass  # two want it
-            # Whoever reads the output may be slow.
+            # The reader of the output may be slow.
             if running.acquire(timeout=1):
                 running.release()
             sooner.acquire(False)

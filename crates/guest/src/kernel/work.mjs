@@ -40,12 +40,12 @@ export class Background {
   #context;
   #cell = 0;
   #intervals = new Set();
-  /** Of setTimeout and setImmediate: those of the running cell, and those of earlier ones. */
+  /** Timers of setTimeout and setImmediate: those of the running cell, and those of earlier ones. */
   #timers = [];
   #old = [];
   /** Handles that earlier cells have left. */
   #left = new Set();
-  /** What is taken out of the account. */
+  /** Handles that do not count. */
   #held = new Set();
   #deadline = Infinity;
   #since = 0;
@@ -128,8 +128,8 @@ export class Background {
   }
 
   /**
-   * Calls `done` once no work of the cell is left, or its time is nearly over: then with a note. Where the engine
-   * can be asked whether it has more to do, `hasMore` does.
+   * Calls `done` once no work of the cell is left, or, with a note, when its time is nearly over. `hasMore` asks the
+   * engine whether it has more to do, if the engine can tell.
    */
   wait(done, hasMore) {
     this.#done = done;
@@ -192,7 +192,7 @@ export class Background {
     this.#left = new Set([...waiting, ...open]);
   }
 
-  /** What is due later is an earlier cell's from here on. */
+  /** Timers that are due later count as an earlier cell's from here on. */
   #leaveTimers() {
     if (this.#timers.length + this.#old.length === 0) return;
     this.#old = this.#old.concat(this.#timers).filter(isPending);

@@ -1,6 +1,6 @@
-"""What a worker of `multiprocessing` that is started afresh finds as its main module: what cells defined.
+"""The main module of a worker of `multiprocessing` that is started afresh: the definitions of cells.
 
-Such a worker (`spawn`, `forkserver`) loads the main module from a file, and a session has none. It gets one with
+Such a worker (`spawn`, `forkserver`) loads the main module from a file, and a session has none. So the worker gets
 the definitions, imports and constants of all cells, and nothing that computes. A name that is missing there is
 told as the error of the task that needs it: unpickling it must not fail, because that ends a worker, whose pool
 makes another, for ever.
@@ -63,7 +63,7 @@ def main_file(own_module, cells):
     parts = [HEAD]
     for source in cells:
         for statement in definitions(ast, source):
-            # What fails here is missing where it is used.
+            # A definition that fails here is missing when it is used.
             body = ast.Try(
                 body=[statement],
                 handlers=[ast.ExceptHandler(ast.Name("Exception", ast.Load()), None, [ast.Pass()])],

@@ -1,6 +1,6 @@
 """Forks an interpreter for each run, on the guest's request.
 
-This one never runs user code. It has a user id of its own and may change ids; a child gives up both
+The zygote never runs user code. A user id of its own lets it change ids; a child gives up both
 before it reads a byte of any request, with the help of the guest's extension (descriptor 6). The
 child is a grandchild, whose parent has ended: so its parent is the guest, as with every program.
 """
@@ -117,7 +117,7 @@ def serve(user, preload, share, grow):
         for file in files:
             os.close(file)
         os.waitpid(child, 0)
-        # What only sessions need comes once nothing is urgent.
+        # Parts that only sessions need are made once nothing is urgent.
         if not grown and not soon(channel_number):
             grown = True
             gc.enable()

@@ -1,7 +1,7 @@
 //! The interpreter that others are forked from.
 //!
-//! It is started once and never runs user code. What it is asked for comes over a socket that only
-//! it has; what it forks speaks for itself, over a line of its own.
+//! A zygote is started once and never runs user code. Requests come to it over a socket that only the zygote has; each
+//! process that it forks has a control socket of its own.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -23,12 +23,12 @@ use crate::process::{Child, Launcher, Near, pipe};
 /// Longest reason of a refusal.
 const MAX_REASON: usize = 1024;
 
-/// What a zygote says.
+/// A message of a zygote.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// It is booted, and may be asked to fork.
+    /// The zygote is booted, and may be asked to fork.
     Ready,
-    /// It cannot be made as it was asked for.
+    /// The zygote cannot be made as it was asked for.
     Refused(String),
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Word {
 pub(crate) struct Zygote {
     child: Child,
     control: OwnedFd,
-    /// What it prints while it imports; nobody reads it.
+    /// Output of the zygote's imports, which is dropped.
     pub(crate) output: [OwnedFd; 2],
     /// An interpreter's standard input is a pipe; nothing comes out of this one.
     _input: OwnedFd,
@@ -110,7 +110,7 @@ impl Zygote {
         self.control.as_fd()
     }
 
-    /// Why it was not started, where it was not. To be asked once it was reaped.
+    /// Returns why the zygote was not started, if it was not. Valid once it was reaped.
     pub(crate) fn start_failure(&self) -> Option<Failure> {
         self.child.start_failure()
     }
@@ -171,8 +171,8 @@ impl Zygote {
 
 impl Drop for Zygote {
     fn drop(&mut self) {
-        // It may be gone already; its id cannot be another's before it was reaped, which the guest
-        // does after this at the earliest, or has just done.
+        // The zygote may be gone already; its id cannot be another's before it was reaped, which the guest does after
+        // this at the earliest, or has just done.
         let _ = kill(self.child.pid, Signal::SIGKILL);
     }
 }

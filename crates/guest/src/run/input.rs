@@ -1,4 +1,4 @@
-//! What a program reads, on its way from the host.
+//! The way of a program's input from the host to the program.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::write;
 
 use super::terminal::end_of_input;
-use crate::backlog::Backlog;
+use crate::write_buffer::WriteBuffer;
 
 /// A run's standard input.
 #[derive(Debug)]
@@ -15,11 +15,11 @@ pub(crate) struct Input {
     pipe: Option<OwnedFd>,
     /// The pipe is a terminal, whose input has no end but the key for it.
     is_terminal: bool,
-    /// What was sent last.
+    /// The last byte that was sent.
     last: Option<u8>,
-    /// It has no pipe yet.
+    /// Set while there is no pipe.
     parked: bool,
-    pending: Backlog,
+    pending: WriteBuffer,
     /// The program may have read some.
     touched: bool,
     ended: bool,
@@ -35,14 +35,14 @@ impl Input {
             is_terminal: false,
             last: None,
             parked: false,
-            pending: Backlog::default(),
+            pending: WriteBuffer::default(),
             touched: false,
             ended: true,
             window: 0,
         }
     }
 
-    /// What a run reads, before there is a pipe for it.
+    /// The input of a run, before there is a pipe for it.
     pub(crate) fn parked(stdin: Stdin) -> Self {
         let (pending, ended, window) = match stdin {
             Stdin::Empty => return Self::empty(),
@@ -51,14 +51,14 @@ impl Input {
         };
         Self {
             parked: true,
-            pending: Backlog::new(pending),
+            pending: WriteBuffer::new(pending),
             ended,
             window,
             ..Self::empty()
         }
     }
 
-    /// What is typed at a terminal.
+    /// The input that is typed at a terminal.
     pub(crate) fn typed(stdin: Stdin, terminal: OwnedFd) -> Self {
         let mut input = Self::parked(stdin);
         input.last = input.pending.rest().last().copied();
@@ -75,7 +75,7 @@ impl Input {
         self.parked || self.pipe.is_some()
     }
 
-    /// Takes what the host sent; `false` where it was not allowed to.
+    /// Takes bytes of the host; returns `false` if the host exceeded its credit.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
         let size = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let Some(window) = self.window.checked_sub(size) else {
@@ -105,7 +105,7 @@ impl Input {
         }
     }
 
-    /// The pipe, where there is something to write to it.
+    /// The pipe, if there are bytes to write to it.
     pub(crate) fn waits_for(&self) -> Option<BorrowedFd<'_>> {
         let pipe = self.pipe.as_ref().filter(|_| !self.pending.is_empty());
         pipe.map(|pipe| pipe.as_fd())
@@ -138,7 +138,7 @@ impl Input {
                 }
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
-                // Nobody reads any more.
+                // The program has closed its input.
                 Err(_) => self.pipe = None,
             }
         }

@@ -30,7 +30,7 @@ impl LateOutput {
         *self = Self::default();
     }
 
-    /// Takes everything, marked as late; nothing where there is none.
+    /// Takes everything, marked as late; returns `None` if there is nothing.
     pub(crate) fn take(&mut self) -> Option<Vec<u8>> {
         let Self { kept, dropped } = mem::take(self);
         if kept.iter().all(Vec::is_empty) {

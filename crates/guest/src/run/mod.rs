@@ -1,9 +1,9 @@
-//! One run: its program, its streams, its clock, and how it ended.
+//! A run: its program, its streams, its clock, and how it ended.
 
 pub(crate) mod input;
 pub(crate) mod late;
-pub(crate) mod named;
 pub(crate) mod output;
+pub(crate) mod stdin_file;
 pub(crate) mod terminal;
 
 use std::iter;
@@ -16,21 +16,21 @@ use isol8_protocol::{
 };
 use nix::unistd::Pid;
 
-use crate::kernel::installed::Installed;
-use crate::kernel::recipe::{Prelude, Recipe};
+use crate::kernel::driver_files::DriverDirectory;
+use crate::kernel::interpreters::{Interpreter, Prelude};
 use crate::kernel::{Kernel, Variables};
 use crate::process::{Child, Environment};
 use crate::tunnel::Port;
 use input::Input;
-use named::NamedInput;
 use output::Pump;
+use stdin_file::StdinFile;
 use terminal::Terminal;
 
-/// How long output that nobody is eager for may wait in its pipe for the end of the run. Most runs are over
-/// by then, and the host awakens once for both; a program that fills the pipe waits as long.
+/// How long output that is not urgent may wait in its pipe for the end of the run. Most runs are over by then, and the
+/// host awakes once for both; a program that fills the pipe waits as long.
 const GATHERING: Duration = Duration::from_millis(3);
 
-/// What a run executes.
+/// The work that a run executes.
 #[derive(Debug)]
 pub(crate) enum Work {
     /// A cell whose turn has not come.
@@ -51,11 +51,11 @@ pub(crate) enum Work {
 pub(crate) struct Start {
     /// The kernel that can run it in the program's stead.
     pub(crate) kernel: Option<KernelKind>,
-    /// What the script is written in, where it is one.
+    /// Language of the script, if the run has one.
     pub(crate) language: Option<KernelKind>,
     /// Loaded first by an interpreter that is started on the script.
     pub(crate) prelude: Option<Prelude>,
-    /// The script's file, where it is one.
+    /// File of the script, if the run has one.
     pub(crate) path: String,
     pub(crate) argv: Vec<Vec<u8>>,
     pub(crate) environment: Environment,
@@ -63,7 +63,7 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// What a waiting interpreter is told of it, beside the path: directory, names and values.
+    /// The fields that a waiting interpreter gets, beside the path: directory, names and values.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &[u8]> {
         let pairs = self.environment.iter();
         iter::once(self.cwd.as_bytes()).chain(pairs.flat_map(|(name, value)| [name, value]))
@@ -73,7 +73,7 @@ impl Start {
     pub(crate) fn is_configured(&self) -> bool {
         let names = self
             .kernel
-            .map_or(&[][..], |kind| Recipe::of(kind).configuration);
+            .map_or(&[][..], |kind| Interpreter::of(kind).configuration);
         let beside = Path::new(&self.path).parent();
         let directories = beside.into_iter().chain([Path::new(&self.cwd)]);
         let mut files =
@@ -94,14 +94,14 @@ pub(crate) struct CellRequest {
     pub(crate) cwd: Option<String>,
     pub(crate) kind: Option<KernelKind>,
     /// Until the kernel has opened it.
-    pub(crate) stdin: Option<NamedInput>,
+    pub(crate) stdin: Option<StdinFile>,
     pub(crate) timeout: Option<Duration>,
-    /// It was given to a kernel that died before it took it.
+    /// Set if the cell was given to an interpreter that died before it took it.
     pub(crate) again: bool,
 }
 
 impl CellRequest {
-    /// What an interpreter is told of it: directory, standard input, source, names and values.
+    /// The fields that an interpreter gets: directory, standard input, source, names and values.
     pub(crate) fn fields<'a>(&'a self, stdin: &'a str) -> impl Iterator<Item = &'a [u8]> {
         let cwd = self.cwd.as_deref().unwrap_or_default();
         let pairs = self.env.iter();
@@ -127,10 +127,10 @@ pub(crate) struct Run {
     pub(crate) output: [Pump; 2],
     pub(crate) input: Input,
     /// Files that its interpreter loads before the script.
-    pub(crate) prelude: Option<Installed>,
-    /// What both lead to, where it is one.
+    pub(crate) prelude: Option<DriverDirectory>,
+    /// The terminal that both streams lead to, if the run has one.
     pub(crate) terminal: Option<Terminal>,
-    /// Where its programs connect to, if it has a network.
+    /// The port that its programs connect to, if it has a network.
     pub(crate) port: Option<Port>,
     /// Bytes of output that the host takes now.
     pub(crate) credit: u64,
@@ -149,7 +149,7 @@ pub(crate) struct Run {
     pub(crate) timed_out: bool,
     /// The host does not want it any more.
     pub(crate) killed: bool,
-    /// Its connection is gone: nobody is told of its end.
+    /// Set once its connection is gone: its end is not reported.
     pub(crate) detached: bool,
     pub(crate) state_lost: bool,
     /// As [`Exit`] has them.
@@ -186,7 +186,7 @@ impl Run {
         }
     }
 
-    /// The process that is this run, where it is one.
+    /// Returns the process of the run, if the run has one of its own.
     pub(crate) fn pid(&self) -> Option<Pid> {
         match &self.work {
             Work::Process(child) => Some(child.pid),
@@ -256,8 +256,8 @@ impl Run {
         }
     }
 
-    /// Makes a cell wait again whose kernel died before it took it. That happens once: a kernel
-    /// that never takes one is the run's end.
+    /// Makes a cell wait again whose interpreter died before it took it. This happens once: an interpreter that never
+    /// takes one is the run's end.
     pub(crate) fn wait_again(&mut self) -> bool {
         let cut_short = self.timed_out || self.killed;
         let Work::Cell(_, request) = &mut self.work else {

@@ -1,4 +1,4 @@
-//! What a program writes, on its way to the host.
+//! The way of a program's output to the host.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -27,7 +27,7 @@ pub(crate) struct Pump {
     total: u64,
     /// Bytes that will still be sent; `None` for no bound.
     allowance: Option<u64>,
-    /// Once the run has ended: bytes that it left in the pipe. What comes behind them is not its.
+    /// Bytes that the run left in the pipe at its end; `None` before. Later bytes do not belong to it.
     left: Option<u64>,
 }
 
@@ -76,8 +76,8 @@ impl Pump {
     fn unread(&self) -> u64 {
         let mut count: libc::c_int = 0;
         if let Some(pipe) = &self.pipe {
-            // SAFETY: the pipe is open, and the result is valid through the call. Where it fails,
-            // nothing is taken to be there.
+            // SAFETY: the pipe is open, and the result is valid through the call. If it fails, the pipe is taken to be
+            // empty.
             unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) };
         }
         u64::try_from(count).unwrap_or_default()
@@ -101,9 +101,9 @@ impl Pump {
         self.pipe.as_ref().map(|pipe| pipe.as_fd())
     }
 
-    /// The run has ended: what is in the pipe now is the rest of its output. Somebody else may
-    /// write to the pipe for ever, so waiting until it is empty would not do. A terminal is empty once
-    /// a read says so, or has given as much as one can hold.
+    /// Notes that the run has ended: the bytes in the pipe now are the rest of its output. Another process may write to
+    /// the pipe forever, so waiting until it is empty would not do. A terminal is empty once a read says so, or has
+    /// given as much as one can hold.
     pub(crate) fn mark_end(&mut self) {
         if self.left.is_none() {
             let is_terminal = self.is_terminal;
@@ -120,7 +120,7 @@ impl Pump {
         self.head.is_empty() && (self.pipe.is_none() || self.left == Some(0))
     }
 
-    /// Reads once. Returns what is to be sent, `None` where there is nothing to read now.
+    /// Reads once. Returns the bytes to send, `None` if there is nothing to read now.
     pub(crate) fn read<'a>(&mut self, credit: &mut u64, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
         if !self.head.is_empty() {
             return self.read_head(credit, buffer);

@@ -16,18 +16,18 @@ use nix::unistd::{Pid, tcgetpgrp};
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::Privileges;
 
-/// Where the sandbox's pseudo-terminals come from.
+/// The device that makes the sandbox's pseudo-terminals.
 const MULTIPLEXER: &str = "/dev/ptmx";
 
-/// What a program takes its terminal for that is not told otherwise.
+/// The type of terminal that a program sees unless a variable names another.
 pub(crate) const TERM: (&[u8], &[u8]) = (b"TERM", b"xterm-256color");
 
 /// The terminal of one run.
 #[derive(Debug)]
 pub(crate) struct Terminal {
     near: Rc<OwnedFd>,
-    /// Open for as long as the run goes on: the kernel says of a terminal that nobody has open that it
-    /// is gone, but a program that closed it may open it again.
+    /// Kept open for as long as the run goes on: a terminal that no process has open is reported as gone by the kernel,
+    /// but a program that closed it may open it again.
     far: OwnedFd,
 }
 
@@ -46,23 +46,23 @@ impl Terminal {
         })
     }
 
-    /// What the program reads from and writes to.
+    /// The end that the program reads from and writes to.
     pub(crate) fn far(&self) -> BorrowedFd<'_> {
         self.far.as_fd()
     }
 
-    /// Where what it writes is read.
+    /// The end from which the program's output is read.
     pub(crate) fn output(&self) -> Rc<OwnedFd> {
         Rc::clone(&self.near)
     }
 
-    /// Where what it reads is written.
+    /// The end to which the program's input is written.
     pub(crate) fn input(&self) -> Result<OwnedFd, Failure> {
         let input = self.near.try_clone();
         input.map_err(|error| internal("terminal cannot be written to", error))
     }
 
-    /// Changes the size. The kernel tells the foreground processes, where it is another one.
+    /// Changes the size. If the size differs, the kernel signals the foreground processes.
     pub(crate) fn resize(&self, size: TerminalSize) {
         // Cannot fail for a terminal that is open.
         let _ = set_size(&self.near, size);
@@ -72,7 +72,7 @@ impl Terminal {
     pub(crate) fn hang_up(&self, program: Pid) {
         let foreground = tcgetpgrp(&self.near).ok().filter(|it| it.as_raw() > 1);
         for group in [Some(program), foreground].into_iter().flatten() {
-            // What was stopped has to go on to end.
+            // A stopped process has to go on to end.
             for signal in [Signal::SIGHUP, Signal::SIGCONT] {
                 let _ = killpg(group, signal);
             }
@@ -92,8 +92,8 @@ impl Terminal {
     }
 }
 
-/// What is typed to end the input behind `last`. Within a line the first Ctrl-D only hands over what
-/// there is of it.
+/// The bytes that end the input behind `last`. Within a line the first Ctrl-D only hands over the beginning of the
+/// line.
 pub(crate) fn end_of_input(terminal: BorrowedFd<'_>, last: Option<u8>) -> Vec<u8> {
     let Ok(settings) = tcgetattr(terminal) else {
         return Vec::new();
@@ -118,7 +118,7 @@ fn make(size: TerminalSize) -> io::Result<Terminal> {
     // No path leads there: this is the other end, whatever is mounted at `/dev/pts`.
     // SAFETY: as above; the argument is a number.
     let far = check(unsafe { libc::ioctl(near.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
-    // SAFETY: just opened, and owned by nobody else.
+    // SAFETY: just opened, and without another owner.
     let far = unsafe { OwnedFd::from_raw_fd(far) };
     let mut settings = tcgetattr(&far)?;
     // A key that erases takes a character, and not a byte of it.

@@ -192,7 +192,7 @@ fn length(program: &BpfProgram) -> u8 {
     program.len() as u8
 }
 
-/// Where the lower half of an argument is in `seccomp_data`, on machines that begin with it.
+/// The offset of the lower half of an argument in `seccomp_data`, on little-endian machines.
 fn low(argument: u32) -> u32 {
     16 + 8 * argument
 }

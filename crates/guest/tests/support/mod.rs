@@ -2,7 +2,7 @@
 //! of its control connection. Needs root, and touches nothing of the machine but a directory in
 //! its temporary one.
 
-#![allow(clippy::unwrap_used)] // a test that cannot go on should end where it stands
+#![allow(clippy::unwrap_used)] // a test that cannot go on should end at once
 #![allow(clippy::expect_used)] // as above
 #![allow(dead_code)] // every test file uses its own part
 
@@ -147,8 +147,8 @@ impl Sandbox {
         }
     }
 
-    /// Runs a program that writes without end, and tells its process in `/tmp/pid`: it must wait once nobody
-    /// takes what it writes, and end with its run.
+    /// Runs a program that writes without end, and writes its process id to `/tmp/pid`: the program must wait once its
+    /// output is no longer taken, and end with its run.
     pub(crate) async fn waits_and_ends_with_its_run(&self, endless: RunSpec) {
         let mut run = self.control.run(endless).unwrap();
         assert!(matches!(run.next().await.unwrap(), RunEvent::Output(..)));
@@ -213,7 +213,7 @@ pub(crate) async fn connect(socket: &Path) -> UnixStream {
     }
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) stdout: String,

@@ -33,7 +33,7 @@ function nameOf(reference) {
     return reference.slice(reference.lastIndexOf("/") + 1);
 }
 
-/** What a schema is, in one line: nodes, some of them links to the schemas below. */
+/** Describes a schema in one line: nodes, some of them links to the schemas below. */
 function kind(schema) {
     if (schema === undefined) return ["any bytes"];
     if (schema.$ref) {
@@ -169,7 +169,7 @@ function resolved(schema) {
     return schema?.$ref ? described.components.schemas[nameOf(schema.$ref)] : (schema ?? {});
 }
 
-/** What a sample calls: what was entered, else the document's examples. */
+/** The call that a sample shows: the entered values, else the document's examples. */
 function sampleCall(method, path, operation, values, body) {
     const base = location.origin + location.pathname.replace(/\/[^/]*$/, "");
     const examples = { path: operation.operationId === "listFiles" ? "/sandbox" : undefined };
@@ -200,7 +200,7 @@ function sampleBody(operation, body, file) {
     try {
         return { json: JSON.parse(body.content) };
     } catch {
-        // What is being typed is no JSON yet.
+        // The text that is being typed is no JSON yet.
         return { json: exampleOf(operation) };
     }
 }
@@ -238,7 +238,7 @@ function choose(name) {
     for (const view of document.querySelectorAll("details[open] .sample")) view.update();
 }
 
-/** What sends a request: two buttons, and a place for the answer. */
+/** The form that sends a request: two buttons, and a place for the answer. */
 function trial(method, path, operation, values, body) {
     const output = make("div", { ariaLive: "polite" });
     const send = make("button", { type: "button" }, "Send");
@@ -306,7 +306,7 @@ function shownOperation(method, path, operation) {
     return details;
 }
 
-/** One part of the contents; `entries` are ids, nodes to show, and the text that a search looks at. */
+/** A part of the contents; `entries` are ids, nodes to show, and the text that a search looks at. */
 function contentsOf(name, entries) {
     const items = entries.map(([id, shown, text]) => {
         const item = make("li", {}, make("a", { href: `#${id}` }, ...shown));

@@ -62,7 +62,7 @@ function pythonArguments({ request, options }) {
     return words.join(", ");
 }
 
-/** What the client in Python does for an operation: lines in a `with` block. */
+/** The calls of the Python client for an operation: lines in a `with` block. */
 const PYTHON = {
     execute: ({ json }) => [`result = isol8.execute(${pythonArguments(json)})`, "print(result.exit_code, result.stdout)"],
     stream: ({ json }) => [
@@ -86,7 +86,7 @@ const PYTHON = {
     health: () => ["print(isol8.health())"],
 };
 
-/** Where the end of a `with` block would delete the session. */
+/** Operations for which the end of a `with` block must not delete the session. */
 const KEEPS_SESSION = new Set(["putFile", "getFile", "listFiles"]);
 
 function python(operation, { base, id, json }, lines) {
@@ -110,7 +110,7 @@ function followed(argumentsOf) {
     return ["for await (const event of await isol8.executeStream(" + argumentsOf + ")) {", "  console.log(event.type, event.data);", "}"];
 }
 
-/** What the client in TypeScript does for an operation. */
+/** The calls of the TypeScript client for an operation. */
 const TYPESCRIPT = {
     execute: ({ json }) => [
         `const result = await isol8.execute(${typescriptArguments(json)});`,

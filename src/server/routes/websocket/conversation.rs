@@ -1,4 +1,4 @@
-//! What is said over one WebSocket, from its begin to its end.
+//! The messages over one WebSocket, from its start to its end.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use super::frames::{FrameLimit, Refusal};
 use super::input::Hand;
 use super::message::{MessageError, parse};
 use crate::config::Config;
-use crate::jobs::{self, Order};
+use crate::jobs::{self, ParsedRequest};
 use crate::server::State;
 use crate::server::accept::{self, Sent};
 use crate::server::auth::Caller;
@@ -43,7 +43,8 @@ pub(super) struct Conversation {
     voice: Voice,
     messages: AggregatedMessageStream,
     frames: Rc<FrameLimit>,
-    /// When the client was heard last; `None` while nobody listens, because the program does not read.
+    /// When the client was heard last; `None` while its messages are not read, because the program does not read its
+    /// input.
     heard: Rc<Cell<Option<Instant>>>,
 }
 
@@ -151,7 +152,7 @@ impl Conversation {
     }
 
     /// Waits for a good `execute` message.
-    async fn listen_for_order(&mut self) -> Result<(Order, Share), End> {
+    async fn listen_for_order(&mut self) -> Result<(ParsedRequest, Share), End> {
         loop {
             let message = self.message(self.config.max_body).await?;
             let ordered = match message {
@@ -168,7 +169,7 @@ impl Conversation {
         }
     }
 
-    async fn order(&self, received: Received) -> Result<(Order, Share), ApiError> {
+    async fn order(&self, received: Received) -> Result<(ParsedRequest, Share), ApiError> {
         let Received {
             message,
             unknown,
@@ -232,7 +233,7 @@ impl Conversation {
                 let bytes = jobs::bytes("stdin.data", data, encoding);
                 let bytes = bytes.map_err(|error| error.to_string())?;
                 self.heard.set(None);
-                // Where the run has ended, its exit is on the way.
+                // If the run has ended, its exit is on the way.
                 let _ = open.send(bytes).await;
                 self.heard.set(Some(Instant::now()));
                 Ok(())
@@ -344,7 +345,7 @@ async fn ping(mut voice: Voice, every: Duration, heard: Rc<Cell<Option<Instant>>
     }
 }
 
-/// What is said to the client.
+/// The sender of messages to the client.
 #[derive(Clone)]
 struct Voice {
     session: Session,

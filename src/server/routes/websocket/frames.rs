@@ -48,7 +48,7 @@ impl FrameLimit {
         self.limit.set(limit as u64);
     }
 
-    /// Why the input was ended, where it was.
+    /// Returns why the input was ended, if it was.
     pub(super) fn refused(&self) -> Option<Refusal> {
         self.refused.get()
     }

@@ -1,4 +1,4 @@
-//! What a client does to its run, on the way there.
+//! The way of a client's input to its run.
 
 use isol8_actors::{Input, Job, Signal, TerminalSize};
 use isol8_api::SignalName;
@@ -7,12 +7,11 @@ use tokio::sync::{mpsc, watch};
 
 use crate::jobs;
 
-/// The client's end. Where the run has ended, its exit is on the way, and what comes too late is
-/// dropped.
+/// The client's side of a run. If the run has ended, its exit is on the way, and input that comes too late is dropped.
 pub(super) struct Hand {
     stdin: Stdin,
     signals: mpsc::Sender<Signal>,
-    /// Of a run at a terminal. Only the last size counts.
+    /// Sizes for a run at a terminal. Only the last one counts.
     size: Option<watch::Sender<TerminalSize>>,
 }
 
@@ -39,7 +38,7 @@ impl Hand {
         (hand, input)
     }
 
-    /// Where standard input goes.
+    /// Returns the channel of standard input.
     pub(super) fn stdin(&self) -> Result<&mpsc::Sender<Vec<u8>>, String> {
         match &self.stdin {
             Stdin::Open(sender) => Ok(sender),

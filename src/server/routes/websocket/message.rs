@@ -10,9 +10,9 @@ use crate::server::json::{self, Bound, Parsed};
 /// A message that asks for nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum MessageError {
-    /// It is not JSON: whoever sends that does not speak this protocol.
+    /// The message is not JSON: the client does not speak this protocol.
     NotJson(String),
-    /// It is not one of the contract's; the text names what is wrong.
+    /// The message is not one of the contract's; the text names the fault.
     Invalid(String),
 }
 

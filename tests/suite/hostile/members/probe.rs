@@ -67,7 +67,7 @@ impl Probe {
         }
     }
 
-    /// The longest wait since this was asked last. One that began since then and is not over yet counts.
+    /// Returns the longest wait since the last call. A wait that began since then and is not over yet counts.
     pub(super) fn longest(&self) -> Duration {
         self.wait_for(1);
         Duration::from_micros(self.shared.longest_us.swap(0, Ordering::Relaxed))

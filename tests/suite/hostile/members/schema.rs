@@ -137,7 +137,7 @@ fn with(body: &Value, path: &[String], beside: &Map<String, Value>) -> Value {
     body
 }
 
-/// The place of a path in a body, made where it is not there.
+/// Returns the place of a path in a body, which is made if it does not exist.
 fn place<'a>(body: &'a mut Value, path: &[String]) -> &'a mut Value {
     path.iter().fold(body, |body, name| {
         if !body.is_object() {

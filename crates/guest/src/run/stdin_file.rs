@@ -1,8 +1,8 @@
 //! The standard input of a cell: a file or a pipe with a name, which a kernel can open.
 //!
-//! It lies where user code writes too, for there is no other place that both can reach. So no name can
-//! be guessed, and so taken, beforehand; and where one place is full, another does. A pipe needs
-//! no space, only a name: it is what is left where all places are full.
+//! The file lies where user code writes too, because there is no other directory that both can reach. So its name
+//! cannot be guessed, and so taken, beforehand; and if one directory is full, another serves. A pipe needs no space,
+//! only a name: it is used if all directories are full.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -15,19 +15,19 @@ use nix::unistd::{mkfifo, unlink};
 use crate::files::{in_any_place, unguessable_name};
 use crate::lockdown::Privileges;
 
-/// Where it may lie, the place with the least meaning for users first.
+/// Directories for the file, the one with the least meaning for users first.
 const PLACES: [&str; 3] = ["/tmp", "/dev/shm", "/sandbox"];
 
 /// The name. User code that puts something else in its place gets what it could write itself.
 #[derive(Debug)]
-pub(crate) struct NamedInput {
+pub(crate) struct StdinFile {
     path: String,
     privileges: Privileges,
-    /// Keeps what was written to a pipe until somebody reads.
+    /// Keeps the bytes that were written to a pipe until a program reads.
     hold: Option<OwnedFd>,
 }
 
-impl NamedInput {
+impl StdinFile {
     /// A file with all that there is to read. Programs that open `/dev/stdin` find it there, where
     /// a pipe whose writer is done would let them wait for ever.
     pub(crate) fn file(privileges: Privileges, bytes: &[u8]) -> io::Result<Self> {
@@ -62,9 +62,9 @@ impl NamedInput {
     }
 }
 
-impl Drop for NamedInput {
+impl Drop for StdinFile {
     fn drop(&mut self) {
-        // Whoever has opened it keeps it; where user code has removed the name, nothing is left.
+        // A program that has opened the file keeps it; if user code has removed the name, nothing is left.
         let _ = self
             .privileges
             .as_sandbox_user(|| unlink(self.path.as_str()));

@@ -1,14 +1,14 @@
 //! Bytes for a program that it has not taken yet.
 
-/// What waits. Memory is held for that alone: what was taken goes with the next push, also where the
-/// program never catches up.
+/// Bytes that wait to be written. Memory is held for these alone: bytes that were taken are freed with the next push,
+/// even if the program never catches up.
 #[derive(Debug, Default)]
-pub(crate) struct Backlog {
+pub(crate) struct WriteBuffer {
     bytes: Vec<u8>,
     taken: usize,
 }
 
-impl Backlog {
+impl WriteBuffer {
     pub(crate) fn new(bytes: Vec<u8>) -> Self {
         Self { bytes, taken: 0 }
     }
@@ -18,7 +18,7 @@ impl Backlog {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// What the program is to take next.
+    /// Returns the bytes that the program is to take next.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.taken..]
     }

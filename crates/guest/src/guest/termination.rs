@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use super::launch::ENDED_BY_FORCE;
 use super::{Guest, MAX_ORPHANS, log};
 use crate::failure::failure;
-use crate::kernel::line::{CellEnd, Message};
+use crate::kernel::control_socket::{CellEnd, Message};
 use crate::kernel::{Kernel, Release};
 use crate::names::Names;
 use crate::reaper::{self, Reaped, children_cpu_us, own_cpu_us};
@@ -21,9 +21,9 @@ use crate::run::{Run, Work};
 /// enough for `finally` blocks, short enough that a timeout still means what it says.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// How long what a run left behind may stay where nobody asks for anything: the host's next frame comes
-/// first, mostly to reset everything. Ending it would hold up the result that is on its way, because the
-/// kernel takes the memory apart there and then.
+/// How long processes that a run left behind may live if the host sends no frame; a frame, mostly one that resets the
+/// sandbox, ends them first. Ending them at once would hold up the result that is on its way, because the kernel takes
+/// their memory apart in that moment.
 const LEFT_BEHIND: Duration = Duration::from_millis(2);
 
 impl Guest {
@@ -45,7 +45,7 @@ impl Guest {
         self.place_programs();
         self.drain_ended();
         while self.start_next_cell() {
-            // It may have failed at once.
+            // The run may have failed at once.
             self.drain_ended();
         }
     }
@@ -119,9 +119,9 @@ impl Guest {
     pub(super) fn end_everything(&mut self) -> bool {
         let was_active: Vec<bool> = self.runs.iter().map(Run::is_active).collect();
         let had_resident = self.resident.is_some();
-        let had_spare = self.keep.forget_spare();
+        let had_spare = self.prewarmer.forget_spare();
         let mut reaped = Vec::new();
-        let gone = if self.keep.has_zygote() {
+        let gone = if self.prewarmer.has_zygote() {
             reaper::kill_user_code(self.launcher.privileges, &mut reaped)
         } else {
             reaper::kill_all(&mut reaped)
@@ -142,7 +142,7 @@ impl Guest {
         self.sweep_due = false;
         self.sweep_at = None;
         if had_resident || had_spare {
-            self.keep.renew();
+            self.prewarmer.renew();
         }
         gone
     }
@@ -150,11 +150,11 @@ impl Guest {
     /// Ends what runs left behind, but not the kernels.
     fn end_others(&mut self) {
         let resident = self.resident.as_ref().and_then(Kernel::pid);
-        let spare = self.keep.spare_pid();
+        let spare = self.prewarmer.spare_pid();
         let kept: Vec<Pid> = [resident, spare].into_iter().flatten().collect();
         let mut reaped = Vec::new();
-        // Where nothing is to stay, one signal reaches all, however fast they fork.
-        let gone = if kept.is_empty() && !self.keep.has_zygote() {
+        // If no process is to stay, one signal reaches all, however fast they fork.
+        let gone = if kept.is_empty() && !self.prewarmer.has_zygote() {
             reaper::kill_all(&mut reaped)
         } else {
             reaper::kill_others(self.launcher.privileges, &kept, &mut reaped)
@@ -176,8 +176,8 @@ impl Guest {
         self.sweep();
     }
 
-    /// Sweeps if it is due. While another run is active, nobody can tell its processes from those
-    /// that were left behind, so the last one to end sweeps for all.
+    /// Ends leftover processes if that is due. While another run is active, its processes cannot be told from those
+    /// that were left behind, so the last run to end sweeps for all.
     fn sweep(&mut self) {
         if self.sweep_due && !self.runs.iter().any(Run::is_active) {
             self.sweep_due = false;
@@ -197,9 +197,9 @@ impl Guest {
                 self.note_run_reaped(position, one, restart);
             } else if self.resident.as_ref().and_then(Kernel::pid) == Some(one.pid) {
                 self.note_kernel_died(one, restart);
-            } else if self.keep.spare_pid() == Some(one.pid) {
+            } else if self.prewarmer.spare_pid() == Some(one.pid) {
                 self.note_spare_died();
-            } else if self.keep.zygote_pids().any(|pid| pid == one.pid) {
+            } else if self.prewarmer.zygote_pids().any(|pid| pid == one.pid) {
                 self.note_zygote_died(one.pid);
             }
         }
@@ -220,7 +220,7 @@ impl Guest {
         let cpu_us = reaped.cpu_us.saturating_sub(run.boot_cpu_us);
         run.end(failed.map_or(Ok(reaped.status), Err), Some(cpu_us));
         if run.timed_out || run.killed {
-            // What was ended from outside leaves nothing behind.
+            // A run that was ended from outside leaves no process behind.
             self.sweep_due = true;
         } else if run.sweep {
             self.sweep_later();
@@ -231,10 +231,10 @@ impl Guest {
         let Some(mut kernel) = self.resident.take() else {
             return;
         };
-        // What it said before its end still counts.
+        // Answers that it sent before its end still count.
         self.take_answers(&mut kernel);
-        // The next one boots while nobody waits for it.
-        self.keep.renew();
+        // The next interpreter boots while no run waits for it.
+        self.prewarmer.renew();
         let Some(run) = self.runs.iter_mut().find(|run| run.is_active_cell()) else {
             self.unreported_loss = true;
             return;
@@ -260,7 +260,7 @@ impl Guest {
         let ended = self.take_answers(&mut kernel);
         self.resident = Some(kernel);
         if ended {
-            // What the cell started goes, as with every run that was ended from outside.
+            // Processes that the cell started are ended, as with every run that was ended from outside.
             self.end_others();
         }
     }
@@ -294,8 +294,8 @@ impl Guest {
         cut_short
     }
 
-    /// A run's kernel says how its script goes on. One that ends before its process does has said
-    /// and written all; what is left of the process is of no use to anybody.
+    /// An interpreter that runs a script reports its progress. If it reports the end before its process ends, the
+    /// script has said and written everything; the rest of the process is of no use.
     pub(super) fn attend_released(&mut self, id: StreamId, detached: bool) {
         let Some(run) = self.run_of(id, detached) else {
             return;
@@ -351,7 +351,7 @@ impl Guest {
                     break;
                 }
                 if (run.killed || run.detached) && !pump.may_read(run.credit) {
-                    // Who gave the run up grants nothing more.
+                    // The host that cancelled the run grants no further credit.
                     pump.discard();
                 }
                 if !pump.may_read(run.credit) || !(room || run.detached) {
@@ -368,11 +368,11 @@ impl Guest {
     /// Sends a run's last frame and lets go of it.
     fn report(&mut self, position: usize) {
         let mut run = self.runs.remove(position);
-        // So that a terminal that nobody has open shows as gone.
+        // Closes the terminal's last descriptor here, so that the terminal shows as gone.
         run.terminal = None;
         if !matches!(run.work, Work::Cell(..)) {
             for pipe in run.output.iter_mut().filter_map(|pump| pump.detach()) {
-                // What it left behind may still write: it should neither block nor break.
+                // Processes that the run left behind may still write: their pipe must neither block nor break.
                 if drop_output(std::os::fd::AsFd::as_fd(&pipe), &mut self.buffer[..]) {
                     self.orphans.push(pipe);
                 }
@@ -393,7 +393,7 @@ impl Guest {
         }
     }
 
-    /// Names that programs asked for. What a program asked before it ended is still in the socket.
+    /// Returns the names that programs asked for. Questions that a program sent before its end are still in the socket.
     fn take_asked_names(&mut self) -> Vec<String> {
         let Some(names) = &mut self.sources.names else {
             return Vec::new();
@@ -449,7 +449,7 @@ impl Guest {
             }
         }
         let gone = self.end_everything();
-        // Runs under way end first, and nobody waits for the rest of their output.
+        // Active runs end first, and the rest of their output is not waited for.
         self.runs.iter_mut().for_each(Run::discard_output);
         self.drain_ended();
         self.orphans.clear();
@@ -461,7 +461,7 @@ impl Guest {
         }
         self.places.clear(self.launcher.privileges)?;
         self.sources.names.iter_mut().for_each(Names::forget);
-        self.keep.start_over();
+        self.prewarmer.start_over();
         Ok(())
     }
 }

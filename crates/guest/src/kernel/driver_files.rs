@@ -1,8 +1,8 @@
 //! Files of a driver, there until its kernel has loaded them.
 //!
-//! They lie where user code writes too: interpreters look for what a driver loads beside it, by its
-//! path, and the guest can have no place of its own. So the name cannot be guessed, and so taken,
-//! beforehand; and where one place is full, another does.
+//! The files lie where user code writes too: interpreters look for the files of a driver beside it, by its path, and
+//! the guest can have no directory of its own. So their names cannot be guessed, and so taken, beforehand; and if one
+//! directory is full, another serves.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,21 +11,21 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::unlink;
 
-use super::recipe::{DriverFiles, Files, Prelude};
+use super::interpreters::{DriverFiles, Files, Prelude};
 use crate::files::{in_any_place, unguessable_name};
 use crate::lockdown::Privileges;
 
-/// Where they may lie. In both nobody removes or renames what is another user's.
+/// Directories for the files. In both a user cannot remove or rename files of another user.
 const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 /// The files, and what else must be there meanwhile.
 #[derive(Debug)]
-pub(crate) struct Installed {
+pub(crate) struct DriverDirectory {
     directory: Directory,
     _placeholder: Option<Placeholder>,
 }
 
-impl Installed {
+impl DriverDirectory {
     pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
         let directory = in_any_place(PLACES, |place| Directory::make(place, driver.files))?;
         let placeholder = driver.placeholder;
@@ -36,7 +36,7 @@ impl Installed {
         })
     }
 
-    /// What an interpreter loads before it runs a script that it is started on.
+    /// Makes the file that an interpreter loads before it runs the script that it is started on.
     pub(crate) fn prelude(prelude: Prelude) -> io::Result<Self> {
         let directory = in_any_place(PLACES, |place| Directory::make(place, prelude.files))?;
         Ok(Self {
@@ -47,7 +47,7 @@ impl Installed {
 
     pub(super) fn open(&self, name: &str) -> io::Result<File> {
         let mut options = fs::OpenOptions::new();
-        // Where there is only one user id, user code may have put a pipe there meanwhile.
+        // If there is only one user id, user code may have put a pipe there meanwhile.
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
         options.read(true).custom_flags(flags);
         options.open(self.directory.path.join(name))
@@ -59,8 +59,7 @@ impl Installed {
     }
 }
 
-/// A directory of the files alone. Where user code has a user id of its own, nobody but the guest
-/// can change it.
+/// A directory of the files alone. If user code has a user id of its own, only the guest can change the directory.
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
@@ -84,8 +83,8 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // Only what was put there: to remove what user code could add might take long. What is left
-        // goes with the sandbox.
+        // Removes only the files that were put there: to remove what user code may add might take long. The rest goes
+        // with the sandbox.
         for (name, _) in self.files {
             let _ = fs::remove_file(self.path.join(name));
         }
@@ -93,12 +92,12 @@ impl Drop for Directory {
     }
 }
 
-/// An empty file where there was none.
+/// An empty file in a place that had none.
 #[derive(Debug)]
 struct Placeholder {
     path: &'static str,
     privileges: Privileges,
-    /// Which file it is: a script may have taken its place meanwhile.
+    /// Identity of the file: a script may have put another in its place.
     id: (u64, u64),
 }
 
@@ -121,8 +120,7 @@ impl Placeholder {
     }
 }
 
-/// An interpreter would wait for ever for a pipe that nobody writes to, and end where it finds a
-/// directory.
+/// An interpreter would wait forever for a pipe that no process writes to, and end if it finds a directory.
 fn check_readable(path: &str, privileges: Privileges) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.read(true).custom_flags(libc::O_NONBLOCK);
@@ -136,7 +134,7 @@ fn check_readable(path: &str, privileges: Privileges) -> io::Result<()> {
 
 impl Drop for Placeholder {
     fn drop(&mut self) {
-        // As user code could itself: where it has put something else there, nothing else goes.
+        // Removes it with the rights of user code: if user code has put something else there, nothing else is removed.
         let _ = self.privileges.as_sandbox_user(|| {
             let found = fs::symlink_metadata(self.path)?;
             if (found.dev(), found.ino()) == self.id {

@@ -8,7 +8,7 @@ use isol8_backend::{BackendError, SandboxSpec};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::message::{Died, Evict, LookAfter, PoolError, Refill, Retry};
+use super::message::{Died, Evict, HealthCheck, PoolError, Refill, Retry};
 use super::supply::is_busy;
 use super::{Kind, Pool, PoolConfig, PoolSize, Strategy};
 use crate::supervisor::WeakSupervised;
@@ -38,7 +38,7 @@ pub(super) fn clock(pool: WeakSupervised<Pool>) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             tokio::time::sleep(LOOK_AFTER).await;
-            pool.do_send(LookAfter);
+            pool.do_send(HealthCheck);
         }
     }))
 }
@@ -57,27 +57,27 @@ impl Pool {
         };
         let linger = self.own.config.linger;
         loop {
-            let shelf = self.shelf(kind);
-            let count = shelf.beside(clean);
+            let sub_pool = self.sub_pool(kind);
+            let count = sub_pool.beside(clean);
             if count <= dirty {
                 return;
             }
-            let Some(since) = shelf.oldest(clean).map(|warm| warm.since) else {
+            let Some(since) = sub_pool.oldest(clean).map(|warm| warm.since) else {
                 return;
             };
             let left = linger.saturating_sub(since.elapsed());
             if count <= 2 * dirty && !left.is_zero() {
                 return self.evict_later(kind, left);
             }
-            if let Some(held) = shelf.remove_oldest(clean) {
+            if let Some(held) = sub_pool.remove_oldest(clean) {
                 self.destroy(held);
             }
         }
     }
 
     fn evict_later(&mut self, kind: &Kind, delay: Duration) {
-        let shelf = self.shelf(kind);
-        if std::mem::replace(&mut shelf.evicting, true) {
+        let sub_pool = self.sub_pool(kind);
+        if std::mem::replace(&mut sub_pool.evicting, true) {
             return;
         }
         self.later(delay, Evict(kind.clone()));
@@ -89,26 +89,26 @@ impl Pool {
             clean, most_clean, ..
         } = self.own.config.size_of(kind);
         match most_clean {
-            Some(most) => self.shelf(kind).demand.clean(clean, most),
+            Some(most) => self.sub_pool(kind).demand.clean(clean, most),
             None => clean,
         }
     }
 
     /// Removes what has become too old, and asks what has waited long whether it is well.
-    pub(super) fn look_after(&mut self) {
+    pub(super) fn maintain(&mut self) {
         let PoolConfig {
             max_age,
             check_after,
             ..
         } = self.own.config;
-        let kinds: Vec<_> = self.own.shelves.keys().cloned().collect();
+        let kinds: Vec<_> = self.own.sub_pools.keys().cloned().collect();
         for kind in &kinds {
-            let shelf = self.shelf(kind);
-            for held in shelf.take_out(|held| held.made.elapsed() >= max_age) {
+            let sub_pool = self.sub_pool(kind);
+            for held in sub_pool.take_out(|held| held.made.elapsed() >= max_age) {
                 self.destroy(held);
             }
             self.evict(kind);
-            for held in self.shelf(kind).due_for_check(check_after) {
+            for held in self.sub_pool(kind).due_for_check(check_after) {
                 let (pool, kind) = (self.own.handle(), kind.clone());
                 tokio::spawn(async move {
                     if let Err(error) = held.sandbox.control().check().await {
@@ -121,7 +121,7 @@ impl Pool {
                 });
             }
         }
-        self.settle();
+        self.reconcile();
     }
 
     /// Makes sandboxes ahead of time, up to what should wait.
@@ -136,21 +136,21 @@ impl Pool {
             }
             let width = self.own.config.refill_width.max(1);
             let processors = Arc::clone(&self.own.config.processors);
-            let shelf = self.shelf(&kind);
-            if shelf.backing_off || shelf.unavailable {
+            let sub_pool = self.sub_pool(&kind);
+            if sub_pool.backing_off || sub_pool.unavailable {
                 continue;
             }
-            let missing = target.saturating_sub(shelf.fresh.len() + shelf.refilling);
-            let count = missing.min(width.saturating_sub(shelf.refilling));
+            let missing = target.saturating_sub(sub_pool.fresh.len() + sub_pool.refilling);
+            let count = missing.min(width.saturating_sub(sub_pool.refilling));
             if count == 0 {
                 continue;
             }
-            if is_busy(&*processors) && shelf.was_refilled_within(BUSY_PAUSE) {
+            if is_busy(&*processors) && sub_pool.was_refilled_within(BUSY_PAUSE) {
                 self.refill_after(BUSY_LOOK);
                 return;
             }
-            shelf.refilled = Some(Instant::now());
-            shelf.refilling += count;
+            sub_pool.refilled = Some(Instant::now());
+            sub_pool.refilling += count;
             for _ in 0..count {
                 let spec = SandboxSpec {
                     image: kind.image.clone(),
@@ -176,27 +176,27 @@ impl Pool {
     pub(super) fn is_full(&mut self) -> bool {
         self.own.config.kinds().iter().all(|kind| {
             let target = self.clean_of(kind);
-            let shelf = self.shelf(kind);
-            shelf.fresh.len() >= target || shelf.unavailable || shelf.failures > 0
+            let sub_pool = self.sub_pool(kind);
+            sub_pool.fresh.len() >= target || sub_pool.unavailable || sub_pool.failures > 0
         })
     }
 
     pub(super) fn back_off(&mut self, kind: &Kind, error: &PoolError) {
-        let shelf = self.shelf(kind);
+        let sub_pool = self.sub_pool(kind);
         if let PoolError::Backend(cause) = error
             && matches!(
                 **cause,
                 BackendError::RuntimeUnavailable { .. } | BackendError::ImageUnavailable { .. }
             )
         {
-            shelf.unavailable = true;
+            sub_pool.unavailable = true;
             log::warn!(kind:%, error:%; "no sandboxes are kept ready");
             return;
         }
-        let pause = BACK_OFF.saturating_mul(1 << shelf.failures.min(16));
-        shelf.failures += 1;
-        shelf.backing_off = true;
-        let failures = shelf.failures;
+        let pause = BACK_OFF.saturating_mul(1 << sub_pool.failures.min(16));
+        sub_pool.failures += 1;
+        sub_pool.backing_off = true;
+        let failures = sub_pool.failures;
         log::warn!(kind:%, failures, error:%; "sandbox could not be kept ready");
         self.later(pause.min(MAX_BACK_OFF), Retry(kind.clone()));
     }

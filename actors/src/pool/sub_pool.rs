@@ -1,4 +1,5 @@
-//! What waits of one kind, a runtime's or an image's: sandboxes, and requests for one.
+//! The part of the pool that serves one kind of sandbox (a runtime, or an image of it): its idle sandboxes and the
+//! requests waiting for one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,23 +10,23 @@ use tokio::time::Instant;
 
 use super::circulation::Circulation;
 use super::demand::Demand;
-use super::lease::Held;
+use super::lease::PooledSandbox;
 use super::message::Acquire;
 use crate::watch::DeathWatch;
 
-/// A sandbox on the shelf.
+/// An idle sandbox of the pool.
 #[derive(Debug)]
-pub(super) struct Warm {
-    pub(super) held: Held,
+pub(super) struct IdleSandbox {
+    pub(super) held: PooledSandbox,
     /// When it was put there.
     pub(super) since: Instant,
     /// When it was last known to be well.
     pub(super) checked: Instant,
-    /// Notices its death while nobody uses it.
+    /// Reports the sandbox's death while it is idle.
     pub(super) _watch: DeathWatch,
 }
 
-impl Warm {
+impl IdleSandbox {
     fn is_alive(&self) -> bool {
         !self.held.sandbox.control().is_closed()
     }
@@ -50,7 +51,7 @@ pub(super) struct Waiter {
 /// A sandbox that is being made for a request. If another sandbox serves the request before, this one serves
 /// the next request of its sizes.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct PendingCreate {
     pub(super) id: u64,
     /// Ticket of its request.
     pub(super) ticket: u64,
@@ -58,7 +59,8 @@ pub(super) struct Order {
     pub(super) begun: Instant,
 }
 
-/// What cannot be changed while a sandbox lives: of `/sandbox` and of `/tmp`, and whose network it has.
+/// The properties that cannot be changed while a sandbox lives: the sizes of `/sandbox` and `/tmp`, and whether it uses
+/// the host's network.
 pub(super) type Sizes = (ByteSize, ByteSize, bool);
 
 pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
@@ -67,15 +69,15 @@ pub(super) fn sizes(spec: &SandboxSpec) -> Sizes {
 
 /// The part of the pool that is of one kind.
 #[derive(Debug, Default)]
-pub(super) struct Shelf {
-    /// Never used, or used by nobody but the pool.
-    pub(super) fresh: VecDeque<Warm>,
+pub(super) struct SubPool {
+    /// Idle sandboxes that no client has used.
+    pub(super) fresh: VecDeque<IdleSandbox>,
     /// Used before and reset, each for its tenant alone; the one that waits longest is first.
-    pub(super) used: VecDeque<(TenantId, Warm)>,
+    pub(super) used: VecDeque<(TenantId, IdleSandbox)>,
     /// Requests that no waiting sandbox could serve, in order of arrival.
     pub(super) waiters: VecDeque<Waiter>,
     /// Sandboxes being made for requests.
-    pub(super) orders: Vec<Order>,
+    pub(super) orders: Vec<PendingCreate>,
     /// Sandboxes being made ahead of time.
     pub(super) refilling: usize,
     /// When the last one ahead of time was begun.
@@ -94,21 +96,25 @@ pub(super) struct Shelf {
     pub(super) unavailable: bool,
 }
 
-impl Shelf {
-    /// A living sandbox for `tenant`. Its own used ones first, so that others are left fresh ones;
-    /// of them the latest whose interpreter is there, because its pages are most likely in the
-    /// caches; else the one that has waited longest. Where interpreters boot slowly, a fresh one whose
-    /// interpreter is there comes before that. With `spares_fresh` no fresh one is taken. Dead ones are left to
-    /// their watch.
+impl SubPool {
+    /// Takes an idle sandbox for `tenant`, in this order of preference:
+    /// - one that the tenant has used, so that unused ones are left for others; of these the latest one whose
+    ///   interpreter is ready, because its pages are most likely in the caches, else the one that has waited longest;
+    /// - for runtimes whose interpreters boot slowly, an unused one whose interpreter is ready comes before a used one
+    ///   without;
+    /// - an unused one, unless `spares_fresh` is set.
+    ///
+    /// Dead sandboxes are left to their watch.
     pub(super) fn pick(
         &mut self,
         tenant: &TenantId,
         boots_slowly: bool,
         spares_fresh: bool,
-    ) -> Option<Held> {
-        let is_own = |(owner, warm): &(TenantId, Warm)| owner == tenant && warm.is_alive();
-        let is_ready = |one: &(TenantId, Warm)| is_own(one) && one.1.is_prepared();
-        let any_used = !boots_slowly || spares_fresh || !self.fresh.iter().any(Warm::is_ready);
+    ) -> Option<PooledSandbox> {
+        let is_own = |(owner, warm): &(TenantId, IdleSandbox)| owner == tenant && warm.is_alive();
+        let is_ready = |one: &(TenantId, IdleSandbox)| is_own(one) && one.1.is_prepared();
+        let any_used =
+            !boots_slowly || spares_fresh || !self.fresh.iter().any(IdleSandbox::is_ready);
         let ready = self.used.iter().rposition(is_ready);
         let oldest = || self.used.iter().position(is_own).filter(|_| any_used);
         if let Some(at) = ready.or_else(oldest) {
@@ -121,16 +127,16 @@ impl Shelf {
     }
 
     /// A living sandbox that no tenant has used; one whose interpreter is there comes first.
-    pub(super) fn pick_fresh(&mut self) -> Option<Held> {
+    pub(super) fn pick_fresh(&mut self) -> Option<PooledSandbox> {
         self.demand.taken();
-        let ready = self.fresh.iter().position(Warm::is_ready);
-        let at = ready.or_else(|| self.fresh.iter().position(Warm::is_alive))?;
+        let ready = self.fresh.iter().position(IdleSandbox::is_ready);
+        let at = ready.or_else(|| self.fresh.iter().position(IdleSandbox::is_alive))?;
         self.fresh.remove(at).map(|warm| warm.held)
     }
 
     /// Takes out one sandbox by its name.
-    pub(super) fn remove(&mut self, id: &SandboxId) -> Option<Held> {
-        let is_it = |warm: &Warm| warm.held.sandbox.id() == id;
+    pub(super) fn remove(&mut self, id: &SandboxId) -> Option<PooledSandbox> {
+        let is_it = |warm: &IdleSandbox| warm.held.sandbox.id() == id;
         if let Some(at) = self.fresh.iter().position(is_it) {
             return self.fresh.remove(at).map(|warm| warm.held);
         }
@@ -140,14 +146,14 @@ impl Shelf {
 
     /// The sandbox that waits longest, of the used ones if there is any; `clean` of the fresh ones
     /// are not looked at.
-    pub(super) fn oldest(&self, clean: usize) -> Option<&Warm> {
+    pub(super) fn oldest(&self, clean: usize) -> Option<&IdleSandbox> {
         let fresh = (self.fresh.len() > clean).then(|| self.fresh.front());
         let used = self.used.front().map(|(_, warm)| warm);
         used.or(fresh.flatten())
     }
 
     /// Takes that one out.
-    pub(super) fn remove_oldest(&mut self, clean: usize) -> Option<Held> {
+    pub(super) fn remove_oldest(&mut self, clean: usize) -> Option<PooledSandbox> {
         let id = self.oldest(clean)?.held.sandbox.id().clone();
         self.remove(&id)
     }
@@ -158,7 +164,7 @@ impl Shelf {
     }
 
     /// Those that were not known to be well for this long, which are taken to be from now on.
-    pub(super) fn due_for_check(&mut self, after: Duration) -> Vec<Held> {
+    pub(super) fn due_for_check(&mut self, after: Duration) -> Vec<PooledSandbox> {
         let used = self.used.iter_mut().map(|(_, warm)| warm);
         let warm = self.fresh.iter_mut().chain(used);
         let due = warm.filter(|warm| warm.checked.elapsed() >= after);
@@ -170,7 +176,10 @@ impl Shelf {
     }
 
     /// Takes out the sandboxes of which this is so.
-    pub(super) fn take_out(&mut self, unwanted: impl Fn(&Held) -> bool) -> Vec<Held> {
+    pub(super) fn take_out(
+        &mut self,
+        unwanted: impl Fn(&PooledSandbox) -> bool,
+    ) -> Vec<PooledSandbox> {
         let used = self.used.iter().map(|(_, warm)| warm);
         let held = self.fresh.iter().chain(used).map(|warm| &warm.held);
         let ids: Vec<_> = held
@@ -198,7 +207,7 @@ impl Shelf {
     }
 
     /// Takes out all sandboxes.
-    pub(super) fn clear(&mut self) -> Vec<Held> {
+    pub(super) fn clear(&mut self) -> Vec<PooledSandbox> {
         let used = self.used.drain(..).map(|(_, warm)| warm);
         self.fresh
             .drain(..)
@@ -211,7 +220,7 @@ impl Shelf {
     /// fits. `owner` is whose it was before.
     pub(super) fn waiter_for(
         &mut self,
-        held: &Held,
+        held: &PooledSandbox,
         ticket: Option<u64>,
         owner: Option<&TenantId>,
     ) -> Option<Acquire> {

@@ -1,4 +1,4 @@
-//! Who waits: a line for each tenant, and whose turn is next.
+//! Waiting jobs: one queue for each tenant, and the order in which tenants take turns.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,9 +13,9 @@ pub(super) struct Ticket(u64);
 
 /// All lines.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
-    /// Of tenants that have jobs.
-    tenants: HashMap<TenantId, Line>,
+pub(super) struct FairQueue {
+    /// The queues of tenants that have jobs.
+    tenants: HashMap<TenantId, TenantQueue>,
     /// Tenants that wait; the first has its turn next.
     order: VecDeque<TenantId>,
     next_ticket: u64,
@@ -23,12 +23,12 @@ pub(super) struct Lines {
 }
 
 #[derive(Debug, Default)]
-struct Line {
+struct TenantQueue {
     running: usize,
     waiting: VecDeque<(Ticket, Sender<Permit>)>,
 }
 
-impl Lines {
+impl FairQueue {
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -99,7 +99,7 @@ impl Lines {
     /// Takes out the last of the longest line, the latest where lines are equal. Dropping its sender
     /// tells it.
     pub(super) fn drop_from_longest(&mut self) -> Option<Ticket> {
-        let last = |line: &Line| line.waiting.back().map(|(ticket, _)| *ticket);
+        let last = |line: &TenantQueue| line.waiting.back().map(|(ticket, _)| *ticket);
         let longest = self
             .tenants
             .iter()
@@ -111,7 +111,7 @@ impl Lines {
     }
 
     fn forget_idle(&mut self, tenant: &TenantId) {
-        let idle = |line: &Line| line.running == 0 && line.waiting.is_empty();
+        let idle = |line: &TenantQueue| line.running == 0 && line.waiting.is_empty();
         if self.tenants.get(tenant).is_some_and(idle) {
             self.tenants.remove(tenant);
         }

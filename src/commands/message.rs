@@ -1,8 +1,8 @@
-//! What isol8 itself has to say, apart from what programs write.
+//! Messages of isol8 itself, as opposed to the output of programs.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-/// What stands before a message. Colours are for people only.
+/// Returns the prefix of a message, in colour only if a user reads it at a terminal.
 pub(super) fn prefix() -> &'static str {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if io::stderr().is_terminal() && !plain {
@@ -12,12 +12,12 @@ pub(super) fn prefix() -> &'static str {
     }
 }
 
-/// Writes to standard error. Ignores a closed pipe: its reader has nothing left to be told.
+/// Writes to standard error. Ignores errors, because the reader may have closed it.
 pub(crate) fn to_stderr(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Writes to standard output. Ignores a closed pipe, as in `isol8 doctor | head -1`, where `println!` panics.
+/// Writes to standard output. Ignores a closed pipe, as in `isol8 doctor | head -1`, on which `println!` panics.
 pub(crate) fn to_stdout(text: &str) {
     let _ = io::stdout().write_all(text.as_bytes());
 }

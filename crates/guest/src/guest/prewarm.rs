@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 use super::wait::{Source, Waits};
 use super::{Guest, log};
 use crate::failure::failure;
-use crate::kernel::line::Message;
-use crate::kernel::recipe::{Recipe, may_load_user_code};
+use crate::kernel::control_socket::Message;
+use crate::kernel::interpreters::{Interpreter, may_load_user_code};
 use crate::kernel::zygote::{Word, Zygote};
 use crate::kernel::{Kernel, Variables};
 use crate::run::Run;
@@ -26,19 +26,19 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a zygote that is booted may take to fork.
 const FORK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long nothing is booted in a new sandbox. One that was made for a request is given it at once, and an
-/// interpreter that boots beside the program only takes its processor.
+/// How long no interpreter is booted in a new sandbox. A sandbox that was made for a request gets the request at once,
+/// and an interpreter that boots beside the program only takes its processor.
 const GRACE: Duration = Duration::from_millis(3);
 
 /// Failures in a row after which zygotes, and then kernels, are given up until the next reset.
 const MAX_FAILURES: u32 = 3;
 
-/// What there is for a run.
+/// The interpreter that is available to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     /// A kernel that waits.
     Ready,
-    /// One that soon will.
+    /// An interpreter that will soon be ready.
     Booting,
     /// None.
     Nothing,
@@ -46,16 +46,16 @@ pub(super) enum Offer {
 
 /// Whether the first interpreter is held back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Hold {
+enum BootDelay {
     #[default]
     No,
     /// A program may come.
     Until(Instant),
-    /// It has come.
+    /// A run has come.
     WhileBusy,
 }
 
-/// What the host asked to be kept.
+/// The interpreters that the host asked to be kept ready.
 #[derive(Debug)]
 struct Wanted {
     kind: KernelKind,
@@ -64,9 +64,9 @@ struct Wanted {
 
 /// The kept interpreters.
 #[derive(Debug, Default)]
-pub(super) struct Keep {
+pub(super) struct Prewarmer {
     wanted: Option<Wanted>,
-    /// Who waits for the first spare.
+    /// Runs that wait for the first spare interpreter.
     asked: Vec<StreamId>,
     spare: Option<Kernel>,
     /// When the spare, or the zygote that it comes from, is given up.
@@ -75,9 +75,9 @@ pub(super) struct Keep {
     due: Option<KernelKind>,
     /// Variables of a session's first cell that the spare is to start with.
     due_with: Variables,
-    hold: Hold,
+    hold: BootDelay,
     zygote: Option<Zygote>,
-    /// It takes the zygote's place once it is booted.
+    /// The zygote that takes this one's place once it is booted.
     successor: Option<Zygote>,
     /// Failures in a row, of zygotes and of kernels.
     zygote_failures: u32,
@@ -85,8 +85,8 @@ pub(super) struct Keep {
     last_failure: Option<Failure>,
 }
 
-impl Keep {
-    /// What there is for a script that a kernel of this kind can run.
+impl Prewarmer {
+    /// Returns the interpreter that is available to a script of this kind.
     pub(super) fn offer(&self, kind: Option<KernelKind>) -> Offer {
         let Some(kind) = kind else {
             return Offer::Nothing;
@@ -101,13 +101,13 @@ impl Keep {
         match &self.spare {
             Some(spare) if spare.is_ready => Offer::Ready,
             Some(_) => Offer::Booting,
-            None if self.due == Some(kind) && self.hold == Hold::No => Offer::Booting,
+            None if self.due == Some(kind) && self.hold == BootDelay::No => Offer::Booting,
             None => Offer::Nothing,
         }
     }
 
-    /// What there is for a session's first cell; one is made where there is none that was started with these
-    /// variables, and with the files of configuration that there are. An error says why none can be.
+    /// Returns the interpreter that is available to a session's first cell. An interpreter is made if none was started
+    /// with these variables and the present files of configuration. An error says why none can be made.
     pub(super) fn offer_resident(
         &mut self,
         kind: KernelKind,
@@ -128,7 +128,7 @@ impl Keep {
                 Some(failure) => Err(failure),
                 None => {
                     self.due = Some(kind);
-                    self.hold = Hold::No;
+                    self.hold = BootDelay::No;
                     Ok(Offer::Booting)
                 }
             },
@@ -143,16 +143,17 @@ impl Keep {
 
     /// Asks for a spare where the host wants one to be kept.
     pub(super) fn renew(&mut self) {
-        self.hold = Hold::No;
+        self.hold = BootDelay::No;
         self.due_with.clear();
         self.due = self.wanted.as_ref().map(|wanted| wanted.kind);
     }
 
-    /// A script starts without one. Where it is the only one that is to come, none is needed any more.
-    pub(super) fn forgo(&mut self) {
+    /// Notes that a script starts without an interpreter that waits. If it is the only script to come, none is needed
+    /// any more.
+    pub(super) fn skip_boot(&mut self) {
         let is_only = |wanted: &Wanted| wanted.settings.max_runs == 1;
-        if self.hold != Hold::No && self.wanted.as_ref().is_some_and(is_only) {
-            self.hold = Hold::No;
+        if self.hold != BootDelay::No && self.wanted.as_ref().is_some_and(is_only) {
+            self.hold = BootDelay::No;
             self.due = None;
         }
     }
@@ -193,8 +194,8 @@ impl Keep {
 
     pub(super) fn alarm(&self) -> Option<Instant> {
         match self.hold {
-            Hold::Until(end) => Some(end),
-            Hold::No | Hold::WhileBusy => self.patience,
+            BootDelay::Until(end) => Some(end),
+            BootDelay::No | BootDelay::WhileBusy => self.patience,
         }
     }
 
@@ -230,21 +231,21 @@ impl Keep {
 
 impl Guest {
     pub(super) fn prepare(&mut self, id: StreamId, kind: KernelKind, settings: PrewarmSettings) {
-        if !Recipe::of(kind).is_worth_keeping() {
+        if !Interpreter::of(kind).is_worth_keeping() {
             return self.tell(&GuestFrame::Done { id });
         }
-        self.keep.wanted = Some(Wanted { kind, settings });
-        if self.keep.offer(Some(kind)) == Offer::Ready {
+        self.prewarmer.wanted = Some(Wanted { kind, settings });
+        if self.prewarmer.offer(Some(kind)) == Offer::Ready {
             return self.tell(&GuestFrame::Done { id });
         }
-        self.keep.asked.push(id);
+        self.prewarmer.asked.push(id);
         if self.resident.is_none() {
-            self.keep.due = Some(kind);
-            if self.keep.spare.is_none() && self.keep.zygote.is_none() {
-                self.keep.hold = Hold::Until(Instant::now() + GRACE);
+            self.prewarmer.due = Some(kind);
+            if self.prewarmer.spare.is_none() && self.prewarmer.zygote.is_none() {
+                self.prewarmer.hold = BootDelay::Until(Instant::now() + GRACE);
                 if self.runs.iter().any(Run::is_active) {
-                    // It came before this frame.
-                    self.keep.forgo();
+                    // The run came before this frame.
+                    self.prewarmer.skip_boot();
                 }
             }
         }
@@ -255,33 +256,33 @@ impl Guest {
         if self.sweep_at.is_some() {
             return true;
         }
-        let hold = match self.keep.hold {
-            Hold::WhileBusy if !self.runs.iter().any(Run::is_active) => Hold::No,
+        let hold = match self.prewarmer.hold {
+            BootDelay::WhileBusy if !self.runs.iter().any(Run::is_active) => BootDelay::No,
             hold => hold,
         };
-        self.keep.hold = hold;
-        hold != Hold::No
+        self.prewarmer.hold = hold;
+        hold != BootDelay::No
     }
 
     /// Makes the spare that is due, where that needs no waiting. Returns whether that, as far as it
     /// went, did not fail.
     pub(super) fn boot_spare(&mut self) -> bool {
-        let Some(kind) = self.keep.due else {
+        let Some(kind) = self.prewarmer.due else {
             return true;
         };
-        if self.keep.spare.is_some() {
-            self.keep.due = None;
+        if self.prewarmer.spare.is_some() {
+            self.prewarmer.due = None;
             return true;
         }
         if self.is_held_back() {
             return true;
         }
         let forks = kind == KernelKind::Python
-            && self.keep.due_with.is_empty()
-            && self.keep.is_worth_forking()
+            && self.prewarmer.due_with.is_empty()
+            && self.prewarmer.is_worth_forking()
             && !self.launcher.privileges.shared_uid()
             && !may_load_user_code(&self.launcher.base)
-            && self.keep.zygote_failures < MAX_FAILURES;
+            && self.prewarmer.zygote_failures < MAX_FAILURES;
         let made = if forks {
             match self.fork_spare() {
                 Ok(None) => return true,
@@ -292,14 +293,19 @@ impl Guest {
                 }
             }
         } else {
-            Kernel::boot(&self.launcher, &self.drivers, kind, &self.keep.due_with)
+            Kernel::boot(
+                &self.launcher,
+                &self.drivers,
+                kind,
+                &self.prewarmer.due_with,
+            )
         };
-        self.keep.due = None;
+        self.prewarmer.due = None;
         match made {
             Ok(kernel) => {
                 let patience = if forks { FORK_PATIENCE } else { BOOT_PATIENCE };
-                self.keep.wait_for(patience);
-                self.keep.spare = Some(kernel);
+                self.prewarmer.wait_for(patience);
+                self.prewarmer.spare = Some(kernel);
                 true
             }
             Err(failure) => {
@@ -311,47 +317,47 @@ impl Guest {
 
     /// A kernel forked from the zygote; `None` where that is still booting.
     fn fork_spare(&mut self) -> Result<Option<Kernel>, Failure> {
-        let settings = self.keep.settings();
-        let Some(zygote) = &mut self.keep.zygote else {
+        let settings = self.prewarmer.settings();
+        let Some(zygote) = &mut self.prewarmer.zygote else {
             let zygote = Zygote::boot(&self.launcher, &self.drivers, &settings)?;
-            self.keep.zygote = Some(zygote);
-            self.keep.wait_for(BOOT_PATIENCE);
+            self.prewarmer.zygote = Some(zygote);
+            self.prewarmer.wait_for(BOOT_PATIENCE);
             return Ok(None);
         };
         if !zygote.is_ready {
             return Ok(None);
         }
         let kernel = zygote.fork(&self.launcher)?;
-        if zygote.is_worn(&settings) && self.keep.successor.is_none() {
-            // It boots while this one goes on, so that no run waits for it.
+        if zygote.is_worn(&settings) && self.prewarmer.successor.is_none() {
+            // The new zygote boots while this one goes on, so that no run waits for it.
             let booted = Zygote::boot(&self.launcher, &self.drivers, &settings);
-            self.keep.successor = booted.inspect_err(|failure| log(&failure.message)).ok();
+            self.prewarmer.successor = booted.inspect_err(|failure| log(&failure.message)).ok();
         }
         Ok(Some(kernel))
     }
 
     /// The spare says that it is ready, or lets go.
     pub(super) fn attend_spare(&mut self) {
-        let Some(spare) = &mut self.keep.spare else {
+        let Some(spare) = &mut self.prewarmer.spare else {
             return;
         };
         let kind = spare.kind;
         match spare.next() {
             Ok(Some(Message::Ready(_))) => {
-                self.keep.patience = None;
-                self.keep.failures = 0;
-                self.keep.zygote_failures = 0;
-                self.keep.last_failure = None;
-                for id in std::mem::take(&mut self.keep.asked) {
+                self.prewarmer.patience = None;
+                self.prewarmer.failures = 0;
+                self.prewarmer.zygote_failures = 0;
+                self.prewarmer.last_failure = None;
+                for id in std::mem::take(&mut self.prewarmer.asked) {
                     self.tell(&GuestFrame::Done { id });
                 }
             }
             Ok(_) => {}
             Err(_) if spare.pid().is_none() => {
                 let text = "zygote cannot fork: the sandbox may be at its limit of processes";
-                self.keep.drop_spare();
+                self.prewarmer.drop_spare();
                 self.zygote_failed(failure(FailureKind::Exhausted, text));
-                self.keep.due.get_or_insert(kind);
+                self.prewarmer.due.get_or_insert(kind);
             }
             // Its end, which follows, says why.
             Err(_) => spare.end(),
@@ -360,9 +366,9 @@ impl Guest {
 
     pub(super) fn attend_zygote(&mut self, successor: bool) {
         let place = if successor {
-            &mut self.keep.successor
+            &mut self.prewarmer.successor
         } else {
-            &mut self.keep.zygote
+            &mut self.prewarmer.zygote
         };
         let Some(zygote) = place else { return };
         for pipe in &zygote.output {
@@ -370,8 +376,10 @@ impl Guest {
         }
         match zygote.next() {
             Ok(None) => {}
-            Ok(Some(Word::Ready)) if successor => self.keep.zygote = self.keep.successor.take(),
-            Ok(Some(Word::Ready)) => self.keep.patience = None,
+            Ok(Some(Word::Ready)) if successor => {
+                self.prewarmer.zygote = self.prewarmer.successor.take()
+            }
+            Ok(Some(Word::Ready)) => self.prewarmer.patience = None,
             Ok(Some(Word::Refused(reason))) => {
                 *place = None;
                 if !successor {
@@ -391,49 +399,49 @@ impl Guest {
     /// A module cannot be imported ahead: who asked for it is told, and runs import it themselves.
     fn refuse_zygote(&mut self, reason: String) {
         log(&format!("zygote refused: {reason}"));
-        if let Some(wanted) = &mut self.keep.wanted {
+        if let Some(wanted) = &mut self.prewarmer.wanted {
             wanted.settings.preload.clear();
         }
-        self.keep.patience = None;
-        for id in std::mem::take(&mut self.keep.asked) {
+        self.prewarmer.patience = None;
+        for id in std::mem::take(&mut self.prewarmer.asked) {
             self.tell_failed(id, failure(FailureKind::Refused, reason.clone()));
         }
     }
 
     pub(super) fn zygote_failed(&mut self, failure: Failure) {
         log(&failure.message);
-        self.keep.zygote = None;
-        self.keep.patience = None;
-        self.keep.zygote_failures += 1;
+        self.prewarmer.zygote = None;
+        self.prewarmer.patience = None;
+        self.prewarmer.zygote_failures += 1;
     }
 
     /// A spare did not come to be, or died before it was ready.
     fn spare_failed(&mut self, kind: KernelKind, failure: Failure) {
         log(&failure.message);
-        self.keep.patience = None;
-        if !self.keep.due_with.is_empty() {
+        self.prewarmer.patience = None;
+        if !self.prewarmer.due_with.is_empty() {
             return self.refuse_variables();
         }
-        self.keep.failures += 1;
-        if self.keep.failures < MAX_FAILURES && failure.kind == FailureKind::Internal {
-            self.keep.due = Some(kind);
+        self.prewarmer.failures += 1;
+        if self.prewarmer.failures < MAX_FAILURES && failure.kind == FailureKind::Internal {
+            self.prewarmer.due = Some(kind);
             return;
         }
-        for id in std::mem::take(&mut self.keep.asked) {
+        for id in std::mem::take(&mut self.prewarmer.asked) {
             self.tell_failed(id, failure.clone());
         }
-        self.keep.failures = 0;
-        self.keep.due = None;
-        // Where nobody waits, whoever comes next tries again.
+        self.prewarmer.failures = 0;
+        self.prewarmer.due = None;
+        // If no run waits, the next one tries again.
         let waits = self.runs.iter().any(Run::is_waiting_cell);
-        self.keep.last_failure = waits.then_some(failure);
+        self.prewarmer.last_failure = waits.then_some(failure);
     }
 
-    /// An interpreter did not start with the variables of a cell. That is the cell's fault, so that nothing is tried
-    /// again, and it costs no sandbox.
+    /// Refuses a cell whose variables kept its interpreter from starting. The fault is the cell's: nothing is tried
+    /// again, and the sandbox stays.
     fn refuse_variables(&mut self) {
         let names: Vec<&str> = self
-            .keep
+            .prewarmer
             .due_with
             .iter()
             .map(|(name, _)| name.as_str())
@@ -442,19 +450,19 @@ impl Guest {
             "request.env: the session's interpreter does not start with {}, leave out or correct what it does not take",
             names.join(", ")
         );
-        self.keep.due = None;
+        self.prewarmer.due = None;
         let waits = self.runs.iter().any(Run::is_waiting_cell);
-        self.keep.last_failure = waits.then(|| failure(FailureKind::Refused, text));
+        self.prewarmer.last_failure = waits.then(|| failure(FailureKind::Refused, text));
     }
 
     /// The spare's process has ended.
     pub(super) fn note_spare_died(&mut self) {
-        let Some(spare) = self.keep.spare.take() else {
+        let Some(spare) = self.prewarmer.spare.take() else {
             return;
         };
-        self.keep.patience = None;
+        self.prewarmer.patience = None;
         if spare.is_ready {
-            // Whoever needs one starts its interpreter itself.
+            // Runs that need an interpreter start one themselves.
             return;
         }
         let kind = spare.kind;
@@ -467,15 +475,20 @@ impl Guest {
 
     /// A zygote has ended. Its socket says so too, but not why.
     pub(super) fn note_zygote_died(&mut self, pid: Pid) {
-        if self.keep.successor.take_if(|it| it.pid() == pid).is_some() {
+        if self
+            .prewarmer
+            .successor
+            .take_if(|it| it.pid() == pid)
+            .is_some()
+        {
             return;
         }
-        let Some(zygote) = self.keep.zygote.as_mut() else {
+        let Some(zygote) = self.prewarmer.zygote.as_mut() else {
             return;
         };
-        // What it said before its end still counts.
+        // Messages that it sent before its end still count.
         if let Ok(Some(Word::Refused(reason))) = zygote.next() {
-            self.keep.zygote = None;
+            self.prewarmer.zygote = None;
             return self.refuse_zygote(reason);
         }
         let why = zygote.start_failure().unwrap_or_else(|| {
@@ -487,26 +500,30 @@ impl Guest {
 
     /// Gives up what did not come in time.
     pub(super) fn ring_boot_alarm(&mut self, now: Instant) {
-        if matches!(self.keep.hold, Hold::Until(end) if end <= now) {
-            self.keep.hold = Hold::WhileBusy;
+        if matches!(self.prewarmer.hold, BootDelay::Until(end) if end <= now) {
+            self.prewarmer.hold = BootDelay::WhileBusy;
         }
-        if self.keep.patience.is_none_or(|patience| patience > now) {
+        if self
+            .prewarmer
+            .patience
+            .is_none_or(|patience| patience > now)
+        {
             return;
         }
-        self.keep.patience = None;
+        self.prewarmer.patience = None;
         // User code can bring this about, by a pipe in the place of a file that the interpreter
         // reads while it boots. So it is no reason to end the sandbox, or to wait once more.
         let text =
             "interpreter did not boot in time: the machine, or a file in /sandbox, holds it up";
         let late = failure(FailureKind::Exhausted, text);
-        match self.keep.spare.take() {
+        match self.prewarmer.spare.take() {
             Some(spare) if spare.pid().is_some() => {
                 spare.end();
                 self.spare_failed(spare.kind, late);
             }
             Some(spare) => {
                 self.zygote_failed(late);
-                self.keep.due.get_or_insert(spare.kind);
+                self.prewarmer.due.get_or_insert(spare.kind);
             }
             None => self.zygote_failed(late),
         }

@@ -1,4 +1,4 @@
-//! What `isol8 run` was asked for, as a request of the contract.
+//! Turns the arguments of `isol8 run` into a request of the contract.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,29 +8,29 @@ use std::path::Path;
 use isol8_api::{Encoding, ExecutionRequest, NetworkFilter, Options, Runtime};
 
 use super::files;
-use crate::cli::{Run, Sandbox};
-use crate::commands::Failure;
-use crate::commands::follow::hand::is_stdin_for_the_program;
+use crate::cli::{RunArgs, SandboxArgs};
+use crate::commands::CommandError;
+use crate::commands::follow::input::is_stdin_for_program;
 
-/// One run, wherever it is to go on.
+/// The request of one run, on this host or on a server.
 #[derive(Debug)]
-pub(in crate::commands) struct Order {
-    pub(in crate::commands) request: ExecutionRequest,
+pub(in crate::commands) struct RunRequest {
+    pub(in crate::commands) body: ExecutionRequest,
     pub(in crate::commands) options: Options,
-    /// The program reads this process's standard input.
-    pub(in crate::commands) types_stdin: bool,
+    /// Whether the program reads this process's standard input.
+    pub(in crate::commands) reads_stdin: bool,
 }
 
-impl Order {
-    /// Reads what the arguments name: the script, the files.
+impl RunRequest {
+    /// Reads the arguments, the script and the files.
     ///
     /// # Errors
-    /// What cannot be read, or is not as it is to be.
-    pub(in crate::commands) fn read(arguments: &Run) -> Result<Self, Failure> {
+    /// Returns an error for a file that cannot be read, or an invalid argument.
+    pub(in crate::commands) fn read(arguments: &RunArgs) -> Result<Self, CommandError> {
         let mut request = ExecutionRequest::new(runtime(arguments)?);
         request.file_extension = extension(arguments).map(|extension| format!(".{extension}"));
         request.code = Some(code(arguments)?);
-        // What a program writes is printed as it is.
+        // Output is printed unchanged, so it must not be decoded as text.
         request.output_encoding = Encoding::Base64;
         request.stdin.clone_from(&arguments.stdin);
         request.workdir.clone_from(&arguments.workdir);
@@ -45,18 +45,18 @@ impl Order {
             secrets: secrets(&arguments.secret)?,
             ..sandbox_options(&arguments.sandbox)
         };
-        let is_free = !is_script_typed(arguments) && arguments.stdin.is_none();
-        let types_stdin = is_free && !arguments.no_stdin && is_stdin_for_the_program();
+        let is_free = !is_script_on_stdin(arguments) && arguments.stdin.is_none();
+        let reads_stdin = is_free && !arguments.no_stdin && is_stdin_for_program();
         Ok(Self {
-            request,
+            body: request,
             options,
-            types_stdin,
+            reads_stdin,
         })
     }
 }
 
-/// What the flags for a sandbox say, as options of the contract.
-pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
+/// Turns the flags for a sandbox into options of the contract.
+pub(in crate::commands) fn sandbox_options(sandbox: &SandboxArgs) -> Options {
     Options {
         network: sandbox.net,
         network_filter: Some(NetworkFilter {
@@ -74,25 +74,26 @@ pub(in crate::commands) fn sandbox_options(sandbox: &Sandbox) -> Options {
     }
 }
 
-/// Whether standard input is the script: where none is named, or `-` is.
-fn is_script_typed(arguments: &Run) -> bool {
+/// Returns whether the script comes from standard input: no script is named, or the name is `-`.
+fn is_script_on_stdin(arguments: &RunArgs) -> bool {
     let named = arguments.file.as_deref();
     arguments.eval.is_none() && named.is_none_or(|file| file == Path::new("-"))
 }
 
-fn code(arguments: &Run) -> Result<String, Failure> {
+fn code(arguments: &RunArgs) -> Result<String, CommandError> {
     if let Some(code) = &arguments.eval {
         return Ok(code.clone());
     }
-    if is_script_typed(arguments) && arguments.no_stdin {
-        let problem = "--no-stdin: standard input would be the script: name a file, or pass -e";
+    if is_script_on_stdin(arguments) && arguments.no_stdin {
+        let problem =
+            "--no-stdin: the script would be read from standard input; name a file, or pass -e";
         return Err(problem.into());
     }
     let mut code = String::new();
     match arguments
         .file
         .as_ref()
-        .filter(|_| !is_script_typed(arguments))
+        .filter(|_| !is_script_on_stdin(arguments))
     {
         Some(path) if !path.exists() => {
             return Err(format!("File not found: {}", path.display()).into());
@@ -104,17 +105,17 @@ fn code(arguments: &Run) -> Result<String, Failure> {
         None => {
             io::stdin()
                 .read_to_string(&mut code)
-                .map_err(|error| format!("standard input cannot be read as a script: {error}"))?;
+                .map_err(|error| format!("cannot read the script from standard input: {error}"))?;
         }
     }
     Ok(code)
 }
 
-fn extension(arguments: &Run) -> Option<&str> {
+fn extension(arguments: &RunArgs) -> Option<&str> {
     arguments.file.as_deref()?.extension()?.to_str()
 }
 
-fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
+fn runtime(arguments: &RunArgs) -> Result<Runtime, CommandError> {
     if let Some(runtime) = arguments.runtime {
         return Ok(runtime);
     }
@@ -124,15 +125,19 @@ fn runtime(arguments: &Run) -> Result<Runtime, Failure> {
         Some("ts") => Ok(Runtime::Bun),
         Some("mts") => Ok(Runtime::Deno),
         Some("sh") => Ok(Runtime::Bash),
-        Some(other) => Err(format!("no runtime is known for .{other}: name one with -r").into()),
+        Some(other) => {
+            Err(format!("unknown file extension .{other}: choose a runtime with -r").into())
+        }
     }
 }
 
-/// Each is a command, or the path of a script file.
+/// Joins setup scripts. Each is a command, or the path of a script file.
 ///
 /// # Errors
-/// A file that cannot be read.
-pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<String>, Failure> {
+/// Returns an error for a file that cannot be read.
+pub(in crate::commands) fn setup_script(
+    scripts: &[String],
+) -> Result<Option<String>, CommandError> {
     let mut joined = String::new();
     for script in scripts {
         if Path::new(script).is_file() {
@@ -144,14 +149,14 @@ pub(in crate::commands) fn setup_script(scripts: &[String]) -> Result<Option<Str
         }
         joined.push('\n');
     }
-    // As with commands that are joined by `&&`: the first that fails is the failure.
+    // Stop at the first failing command, as with commands joined by `&&`.
     Ok((!joined.is_empty()).then(|| format!("set -e\n{joined}")))
 }
 
-fn secrets(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+fn secrets(given: &[String]) -> Result<BTreeMap<String, String>, CommandError> {
     let split = given.iter().map(|secret| match secret.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        // What was given may be the secret itself, so it is not repeated.
+        // Do not repeat the value: it may be the secret itself.
         _ => Err("--secret: expected NAME=VALUE".into()),
     });
     split.collect()

@@ -1,4 +1,4 @@
-//! One job's turn in a session's sandbox.
+//! The task that runs one job in a session's sandbox.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,40 +10,40 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::message::{Reply, TurnEnded};
-use super::{Run, Session, Setting};
+use super::{Run, Session, SessionContext};
 use crate::admission::Permit;
 use crate::error::ExecuteError;
 use crate::job::Job;
-use crate::pool::Held;
-use crate::run::{self, Live, Mode, Waits};
+use crate::pool::PooledSandbox;
+use crate::run::{self, Attachment, Mode, QueueTimings};
 use crate::supervisor::WeakSupervised;
 
-/// What the session keeps of the job that runs. Dropping it ends the run.
+/// The session's hold on the running job. Dropping it ends the run.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct RunningJob {
     pub(super) reply: Reply,
     _cancel: DropGuard,
 }
 
-/// What a turn begins with.
+/// The values that a job's task starts with.
 #[derive(Debug)]
-pub(super) struct Beginning {
+pub(super) struct JobStart {
     pub(super) run: Run,
-    pub(super) held: Held,
+    pub(super) held: PooledSandbox,
     /// To be awaited before the answer.
     pub(super) claiming: Option<JoinHandle<()>>,
-    pub(super) waits: Waits,
+    pub(super) waits: QueueTimings,
 }
 
-impl Turn {
+impl RunningJob {
     /// Runs a job in a task of its own, where a panic is an error and no more. The session is told of
     /// the end by [`TurnEnded`].
     pub(super) fn begin(
-        beginning: Beginning,
-        setting: &Setting,
+        beginning: JobStart,
+        setting: &SessionContext,
         session: WeakSupervised<Session>,
     ) -> Self {
-        let Beginning {
+        let JobStart {
             run,
             mut held,
             claiming,
@@ -62,7 +62,7 @@ impl Turn {
             let job = in_session(&job, defaults.as_ref(), &held.spec.image);
             let result = execute(&mut held, &job, admitting, waits, live.as_ref(), &cancel).await;
             if let Some(claiming) = claiming {
-                // It says itself what went wrong.
+                // The task reports its own failure.
                 let _ = claiming.await;
             }
             TurnEnded {
@@ -85,11 +85,11 @@ impl Turn {
 }
 
 async fn execute(
-    held: &mut Held,
+    held: &mut PooledSandbox,
     job: &Job,
     admitting: impl Future<Output = Result<Permit, ExecuteError>>,
-    mut waits: Waits,
-    live: Option<&Live>,
+    mut waits: QueueTimings,
+    live: Option<&Attachment>,
     cancel: &CancellationToken,
 ) -> Result<ExecutionResult, ExecuteError> {
     let asked = Instant::now();
@@ -128,9 +128,9 @@ fn in_session<'a>(
     job
 }
 
-/// Applies the job's limits. What the sandbox holds already cannot be taken from it, so a limit
-/// below that is the request's fault and leaves the session as it is.
-async fn apply_limits(held: &mut Held, job: &Job) -> Result<(), ExecuteError> {
+/// Applies the job's limits. Memory and files that the sandbox already holds cannot be taken from it, so a limit below
+/// them is the request's fault and leaves the session as it is.
+async fn apply_limits(held: &mut PooledSandbox, job: &Job) -> Result<(), ExecuteError> {
     let limits = job.sandbox.limits;
     if limits != held.spec.limits
         && let Ok(usage) = held.sandbox.usage().await

@@ -12,9 +12,8 @@ use nix::sys::socket::{MsgFlags, getsockopt, recv, send, sockopt::PeerCredential
 /// Bytes that may wait for the host to read them, before the guest stops making more.
 const OUTGOING: usize = 256 * 1024;
 
-/// Whether whoever is at the other end may speak to the guest: the host (a process that this PID
-/// namespace has no number for) or root of this sandbox. User code is neither. Where it shares
-/// the guest's user id, only the host is left.
+/// Whether the peer may speak to the guest: the host (a process that this PID namespace has no number for) or root of
+/// this sandbox. User code is neither. If it shares the guest's user id, only the host is left.
 pub(crate) fn is_trusted(socket: &OwnedFd, shared_uid: bool) -> bool {
     let Ok(credentials) = getsockopt(socket, PeerCredentials) else {
         return false;
@@ -24,7 +23,7 @@ pub(crate) fn is_trusted(socket: &OwnedFd, shared_uid: bool) -> bool {
 
 /// The host's end of a connection, seen from here.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct HostConnection {
     socket: OwnedFd,
     decoder: Decoder,
     greeted: bool,
@@ -32,7 +31,7 @@ pub(crate) struct Peer {
     sent: usize,
 }
 
-impl Peer {
+impl HostConnection {
     /// Begins a connection: both sides greet. `interrupted` is what became of one before.
     pub(crate) fn new(socket: OwnedFd, interrupted: bool) -> Self {
         let mut peer = Self {
@@ -119,7 +118,7 @@ impl Peer {
     }
 }
 
-impl AsFd for Peer {
+impl AsFd for HostConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

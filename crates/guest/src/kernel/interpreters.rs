@@ -9,14 +9,14 @@ use crate::process::Environment;
 
 /// Facts of one interpreter.
 #[derive(Debug)]
-pub(crate) struct Recipe {
+pub(crate) struct Interpreter {
     /// How it is started on a script, whose path follows.
     pub(crate) bare: &'static [&'static str],
-    /// Loaded first where it is started on a script.
+    /// File that is loaded first by an interpreter that is started on a script.
     pub(crate) prelude: Option<Prelude>,
     /// How it is made a kernel.
     pub(crate) driver: Driver,
-    /// Endings of the scripts that its kernel can run; nothing where it runs cells only.
+    /// Extensions of the scripts that its interpreter can run; empty if it runs cells only.
     pub(crate) scripts: &'static [&'static str],
     /// Variables that it, or a library that it loads, reads while it starts. A run with one of
     /// these needs an interpreter that starts with it; all others are set in the booted one.
@@ -25,13 +25,13 @@ pub(crate) struct Recipe {
     can_set: fn(&str) -> bool,
     /// Variables that are read at the start, by their first letters.
     prefixes: &'static [&'static str],
-    /// Of those, the ones that are read only where they are used.
+    /// Variables among those that are read only when they are used.
     exceptions: &'static [&'static str],
-    /// Of those, the names and first letters that a session's interpreter cannot be given later: with one of
-    /// these among the first cell's variables, it is started with it.
+    /// Names and first letters of variables that a session's interpreter cannot be given later: an interpreter is
+    /// started with them if the first cell has one.
     cells: &'static [&'static str],
-    /// Files that it reads while it starts, where they are beside the script or in the working
-    /// directory. They too need one that starts with them.
+    /// Files that the interpreter reads while it starts, if they are beside the script or in the working directory.
+    /// These files too need an interpreter that starts with them.
     pub(crate) configuration: &'static [&'static str],
 }
 
@@ -99,11 +99,11 @@ const LOCALE: [&str; 7] = [
 /// Above this an exec fails (`MAX_ARG_STRLEN`): the real thing should say so.
 const LONGEST: usize = 128 * 1024;
 
-static PYTHON: Recipe = Recipe {
+static PYTHON: Interpreter = Interpreter {
     bare: &["python3"],
     prelude: None,
     driver: Driver::Python,
-    // It was started on this name.
+    // The interpreter was started on this name.
     scripts: &["/sandbox/main.py"],
     // The interpreter is looked up in the first, and `sys.executable` is what was found; the user's
     // own packages are under the second.
@@ -115,7 +115,7 @@ static PYTHON: Recipe = Recipe {
     configuration: &[],
 };
 
-static BASH: Recipe = Recipe {
+static BASH: Interpreter = Interpreter {
     bare: &["bash"],
     prelude: None,
     driver: Driver::Files(DriverFiles {
@@ -138,7 +138,7 @@ static BASH: Recipe = Recipe {
 const NODE_NETWORK: &str = include_str!("node_network.cjs");
 const NODE_TYPES: &str = include_str!("node_types.cjs");
 
-static NODE: Recipe = Recipe {
+static NODE: Interpreter = Interpreter {
     bare: &["node"],
     prelude: Some(Prelude {
         files: &[
@@ -163,11 +163,11 @@ static NODE: Recipe = Recipe {
             ("work.mjs", include_str!("work.mjs")),
         ],
         argv: &["node", "/sandbox/main.mjs"],
-        // It remembers what `package.json` says in the directory that it starts in.
+        // Node remembers the `package.json` of the directory that it starts in.
         cwd: "/",
         env: &[
             ("NODE_OPTIONS", "--require=/proc/self/fd/5"),
-            // There is no proxy yet. It decides that what is loaded later looks for one.
+            // There is no proxy yet. The variable decides that modules which are loaded later look for one.
             ("NODE_USE_ENV_PROXY", "1"),
         ],
         open: Some("node.cjs"),
@@ -193,7 +193,7 @@ static NODE: Recipe = Recipe {
 const BUN_ENVIRONMENT: &str = include_str!("bun_environment.js");
 const BUN_SYNC: &str = include_str!("bun_sync.js");
 
-static BUN: Recipe = Recipe {
+static BUN: Interpreter = Interpreter {
     bare: &["bun", "run"],
     prelude: Some(Prelude {
         files: &[
@@ -290,7 +290,7 @@ static BUN: Recipe = Recipe {
     ],
 };
 
-static DENO: Recipe = Recipe {
+static DENO: Interpreter = Interpreter {
     // The sandbox is what bounds its programs: without this they could not even read their own
     // environment.
     bare: &["deno", "run", "--allow-all"],
@@ -310,7 +310,7 @@ static DENO: Recipe = Recipe {
             "deno",
             "run",
             "--allow-all",
-            // It would be written for a script that nobody runs twice, and removed with it.
+            // The cache would be written for a script that runs once, and removed with it.
             "--no-code-cache",
             "--preload",
             "{}/deno.mjs",
@@ -355,7 +355,7 @@ static DENO: Recipe = Recipe {
     ],
 };
 
-impl Recipe {
+impl Interpreter {
     pub(crate) fn of(kind: KernelKind) -> &'static Self {
         match kind {
             KernelKind::Python => &PYTHON,
@@ -371,7 +371,7 @@ impl Recipe {
         !self.scripts.is_empty()
     }
 
-    /// Whether there are files that a kernel reads while it boots, where it starts in this directory.
+    /// Whether there are files that an interpreter reads while it boots in this directory.
     pub(crate) fn is_configured_in(&self, directory: &str) -> bool {
         let Driver::Files(driver) = &self.driver else {
             return false;
@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     fn runs(kind: KernelKind, path: &str, name: &str) -> bool {
-        Recipe::of(kind).runs(path, &[(name.into(), "x".into())])
+        Interpreter::of(kind).runs(path, &[(name.into(), "x".into())])
     }
 
     #[test]
@@ -500,7 +500,7 @@ mod tests {
             (KernelKind::Deno, "A", false),
             (KernelKind::Bash, "LD_PRELOAD", false),
         ] {
-            let found = Recipe::of(kind).is_for_start_of_cells(name);
+            let found = Interpreter::of(kind).is_for_start_of_cells(name);
             assert_eq!(found, expected, "{kind:?} {name}");
         }
     }
@@ -545,7 +545,7 @@ mod tests {
     #[test]
     fn an_environment_that_no_exec_takes_is_left_to_one() {
         let env = [("A".to_owned(), "x".repeat(LONGEST))];
-        assert!(!Recipe::of(KernelKind::Python).runs("/sandbox/main.py", &env));
+        assert!(!Interpreter::of(KernelKind::Python).runs("/sandbox/main.py", &env));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the user does to a run, on the way there.
+//! The user's input to a run: standard input, signals and the terminal's size.
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::thread;
@@ -8,37 +8,37 @@ use rustix::process::getpgrp;
 use rustix::termios::tcgetpgrp;
 use tokio::sync::{mpsc, watch};
 
-/// Most bytes of standard input that are read at once.
-const PIECE: usize = 16 * 1024;
+/// Size of one read of standard input, in bytes.
+const CHUNK_SIZE: usize = 16 * 1024;
 
-/// The user's end of a run. What comes too late for it is dropped.
+/// The sending end of a run's input. Input that arrives after the run's end is dropped.
 #[derive(Debug)]
-pub(in crate::commands) struct Hand {
+pub(in crate::commands) struct UserInput {
     stdin: Option<mpsc::Sender<Vec<u8>>>,
     signals: mpsc::Sender<Signal>,
-    /// Of a run at a terminal. Only the last size counts.
+    /// Size of the run's terminal, if it has one. Only the last size counts.
     size: Option<watch::Sender<TerminalSize>>,
 }
 
-impl Hand {
-    /// Both ends. Standard input ends at once, unless [`Self::type_stdin`] is called.
+impl UserInput {
+    /// Returns both ends of the channel. Standard input ends at once, unless [`Self::forward_stdin`] is called.
     pub(in crate::commands) fn new(terminal: Option<TerminalSize>) -> (Self, Input) {
         let (sender, input) = Input::channel(terminal);
-        let hand = Self {
+        let user_input = Self {
             stdin: Some(sender.stdin),
             signals: sender.signals,
             size: sender.size,
         };
-        (hand, input)
+        (user_input, input)
     }
 
-    /// Has the program read this process's standard input, or nothing.
-    pub(in crate::commands) fn type_stdin(&mut self, whether: bool) -> io::Result<()> {
+    /// Forwards this process's standard input to the program if `is_forwarded`, or closes the program's.
+    pub(in crate::commands) fn forward_stdin(&mut self, is_forwarded: bool) -> io::Result<()> {
         let Some(sender) = self.stdin.take() else {
             return Ok(());
         };
-        if whether {
-            // Nobody waits for this thread: it ends with the process where there is nothing to read.
+        if is_forwarded {
+            // Do not join this thread: without input it blocks until the process ends.
             let read = thread::Builder::new().name("stdin".to_owned());
             read.spawn(move || read_stdin(&sender))?;
         }
@@ -47,16 +47,16 @@ impl Hand {
 
     /// Sends a signal to the program.
     pub(super) fn signal(&self, signal: Signal) {
-        // So many that wait already say as much.
+        // Ignore a full queue: the signals in it already tell the program the same.
         let _ = self.signals.try_send(signal);
     }
 
-    /// Whether the run is at a terminal.
+    /// Returns whether the run has a terminal.
     pub(super) fn is_at_terminal(&self) -> bool {
         self.size.is_some()
     }
 
-    /// Tells of the terminal's new size.
+    /// Reports the terminal's new size.
     pub(super) fn resize(&self, size: TerminalSize) {
         if let Some(sender) = &self.size {
             sender.send_replace(size);
@@ -65,7 +65,7 @@ impl Hand {
 }
 
 fn read_stdin(to: &mpsc::Sender<Vec<u8>>) {
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; CHUNK_SIZE];
     loop {
         match io::stdin().lock().read(&mut piece) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -79,9 +79,9 @@ fn read_stdin(to: &mpsc::Sender<Vec<u8>>) {
     }
 }
 
-/// Whether there is somebody, or something, whose input a program is to have. A command in the
-/// background would be stopped if it read from its terminal.
-pub(in crate::commands) fn is_stdin_for_the_program() -> bool {
+/// Returns whether standard input is meant for the program: it is not a terminal, or this command runs in the
+/// foreground. A background command that reads from its terminal would be stopped.
+pub(in crate::commands) fn is_stdin_for_program() -> bool {
     let stdin = io::stdin();
     !stdin.is_terminal() || tcgetpgrp(&stdin).is_ok_and(|foreground| foreground == getpgrp())
 }

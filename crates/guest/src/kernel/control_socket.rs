@@ -1,7 +1,7 @@
 //! The control descriptor of a kernel: short lines of text, in both directions.
 //!
-//! What comes from a kernel is hostile once it has run user code. A line counts if it is short and of
-//! a known form; anything else is passed over, and can do no more than end the sender's own run.
+//! Messages of an interpreter are hostile once it has run user code. A line counts if it is short and of a known form;
+//! anything else is passed over, and can do no more than end the sender's own run.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -18,10 +18,10 @@ const MAX_LINE: usize = 256;
 /// Lines of one kernel that are looked at before others get their turn.
 const LINES_AT_ONCE: u32 = 64;
 
-/// What a kernel says.
+/// A message of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Message {
-    /// It is booted and waits; its process, where it says so.
+    /// The interpreter is booted and waits; its process, if it says so.
     Ready(Option<Pid>),
     /// The script begins.
     Started,
@@ -49,12 +49,12 @@ pub(crate) enum CellEnd {
 
 /// The guest's end.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ControlSocket {
     socket: OwnedFd,
     received: Vec<u8>,
 }
 
-impl Line {
+impl ControlSocket {
     /// A line, and the kernel's end of it, which blocks.
     pub(crate) fn pair() -> io::Result<(Self, OwnedFd)> {
         let family = AddressFamily::Unix;
@@ -71,8 +71,8 @@ impl Line {
         self.socket.as_fd()
     }
 
-    /// Sends a line. One request is under way at a time, so there is room for it; without room
-    /// the kernel is not one that works.
+    /// Sends a line. A single request is under way at a time, so there is room for it; an interpreter without room does
+    /// not work.
     pub(crate) fn send(&self, line: &str) -> io::Result<()> {
         if write(&self.socket, line.as_bytes())? == line.len() {
             Ok(())
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn lines_are_read_however_they_are_cut() {
-        let (mut line, far) = Line::pair().unwrap();
+        let (mut line, far) = ControlSocket::pair().unwrap();
         let say = |bytes: &[u8]| write(&far, bytes).unwrap();
         say(b"ready 7\nbeg");
         assert_eq!(
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_is_no_message_is_passed_over() {
-        let (mut line, far) = Line::pair().unwrap();
+        let (mut line, far) = ControlSocket::pair().unwrap();
         let noise =
             b"\nready x\nready 1\nready -1\ncell 1\ncell 1 signal 70\n\xff\nended\nstarted\n";
         write(&far, noise).unwrap();
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_flood_without_an_end_takes_no_memory_and_no_other_s_turn() {
-        let (mut line, far) = Line::pair().unwrap();
+        let (mut line, far) = ControlSocket::pair().unwrap();
         write(&far, &[b'x'; 100_000]).unwrap();
         assert_eq!(line.next().unwrap(), None);
         assert!(line.received.len() <= 2 * MAX_LINE);
