@@ -215,7 +215,7 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
                 _ => None,
             },
             host: HOST_ROOT.into(),
-            roots: config.images_root.as_deref().map(Roots::at),
+            roots: config.images_root.as_deref().map(Roots::new),
             adoptable_for: config.adoptable_for,
             certificates: config.certificates.clone(),
             log: matches!(purpose, Purpose::Session).then(|| SPAWNER_LOG.to_owned()),

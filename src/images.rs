@@ -154,7 +154,7 @@ async fn find(config: &Config) -> Result<(), SetupError> {
         .iter()
         .map(|one| one.image.clone())
         .collect();
-    let found = custom::look(&backends::docker_config(config), &wanted).await?;
+    let found = custom::find_packages(&backends::docker_config(config), &wanted).await?;
     // Keep an earlier result, which is as good.
     let _ = images.runtime_packages.set(found.runtimes);
     for (prebuilt, packages) in images.prebuilt.iter().zip(found.images) {

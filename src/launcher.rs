@@ -108,7 +108,7 @@ pub fn run(
         roots: config
             .images_root
             .as_deref()
-            .map(|directory| Roots::at(directory).directory().to_owned()),
+            .map(|directory| Roots::new(directory).directory().to_owned()),
         instance: None,
     };
     launcher.serve().map_err(failed)

@@ -192,9 +192,9 @@ async fn clean_backends(
                 continue;
             }
         };
-        containers.add(Removed::by(backend.sweep().await));
+        containers.add(Removed::from_result(backend.sweep().await));
         if let Some(images) = &mut images {
-            images.add(Removed::by(backend.remove_outdated_images().await));
+            images.add(Removed::from_result(backend.remove_outdated_images().await));
         }
         backend.shutdown().await?;
     }

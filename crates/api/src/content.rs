@@ -1,4 +1,4 @@
-//! Content of a file in a request, read without keeping more of it than its bytes.
+//! Content of a file in a request. Deserializing keeps nothing but the bytes in memory.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 const EXPECTED: &str = "text, {\"type\": \"Buffer\", \"data\": [bytes]} or {\"base64\": text}";
 
-/// Content of an injected file: text, what `JSON.stringify` makes of a Node `Buffer`, or base64.
+/// Content of an injected file: text, a Node `Buffer` as `JSON.stringify` writes it, or base64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FileContent(pub Vec<u8>);
 
@@ -27,13 +27,13 @@ impl Serialize for FileContent {
 
 impl<'de> Deserialize<'de> for FileContent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Content)
+        deserializer.deserialize_any(ContentVisitor)
     }
 }
 
-struct Content;
+struct ContentVisitor;
 
-impl<'de> Visitor<'de> for Content {
+impl<'de> Visitor<'de> for ContentVisitor {
     type Value = FileContent;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,7 +49,7 @@ impl<'de> Visitor<'de> for Content {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<FileContent, A::Error> {
-        let mut object = Object::default();
+        let mut object = ContentObject::default();
         while let Some(name) = members.next_key::<Name>()? {
             match name {
                 Name::Type => object.kind.add(members.next_value()?),
@@ -72,9 +72,9 @@ enum Name {
     Other,
 }
 
-/// The members of an object. Members come in any order, so their combination is checked at the end.
+/// The members of an object. Members come in any order, so they are interpreted once all of them are known.
 #[derive(Default)]
-struct Object {
+struct ContentObject {
     kind: Member,
     data: Member,
     base64: Member,
@@ -83,27 +83,29 @@ struct Object {
 /// A member of the object, and whether it was repeated.
 #[derive(Default)]
 struct Member {
-    given: Option<Given>,
+    value: Option<MemberValue>,
     is_repeated: bool,
 }
 
 impl Member {
-    fn add(&mut self, given: Given) {
-        self.is_repeated |= self.given.is_some();
-        self.given = Some(given);
+    fn add(&mut self, value: MemberValue) {
+        self.is_repeated |= self.value.is_some();
+        self.value = Some(value);
     }
 
-    fn once(self) -> Option<Given> {
-        self.given.filter(|_| !self.is_repeated)
+    /// Returns the value, unless the member was repeated.
+    fn once(self) -> Option<MemberValue> {
+        self.value.filter(|_| !self.is_repeated)
     }
 }
 
-impl Object {
+impl ContentObject {
     fn content<E: Error>(self) -> Result<FileContent, E> {
-        let is_buffer = matches!(self.kind.once(), Some(Given::Text(text)) if text == "Buffer");
+        let is_buffer =
+            matches!(self.kind.once(), Some(MemberValue::Text(text)) if text == "Buffer");
         match (self.data.once(), self.base64.once()) {
-            (Some(Given::Bytes(bytes)), _) if is_buffer => Ok(FileContent(bytes)),
-            (_, Some(Given::Text(text))) => BASE64_STANDARD
+            (Some(MemberValue::Bytes(bytes)), _) if is_buffer => Ok(FileContent(bytes)),
+            (_, Some(MemberValue::Text(text))) => BASE64_STANDARD
                 .decode(text)
                 .map(FileContent)
                 .map_err(|error| E::custom(format_args!("not base64: {error}"))),
@@ -112,30 +114,30 @@ impl Object {
     }
 }
 
-/// Any value, as far as it can be a part of a file's content.
-enum Given {
+/// A JSON value, reduced to the forms that can be part of a file's content.
+enum MemberValue {
     Text(String),
     Bytes(Vec<u8>),
     Other,
 }
 
-impl<'de> Deserialize<'de> for Given {
+impl<'de> Deserialize<'de> for MemberValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue)
+        deserializer.deserialize_any(MemberVisitor)
     }
 }
 
-/// A value that is a byte, or not.
+/// A byte, or `None` for any other JSON value.
 struct Byte(Option<u8>);
 
 impl<'de> Deserialize<'de> for Byte {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyByte)
+        deserializer.deserialize_any(ByteVisitor)
     }
 }
 
-/// Methods that take a value without parts for one of no use.
-macro_rules! of_no_use {
+/// Defines visitor methods for scalar values that all return the same value.
+macro_rules! visit_as {
     ($other:expr; $($method:ident($value:ty))*) => {$(
         fn $method<E: Error>(self, _: $value) -> Result<Self::Value, E> {
             Ok($other)
@@ -143,57 +145,57 @@ macro_rules! of_no_use {
     )*};
 }
 
-struct AnyValue;
+struct MemberVisitor;
 
-impl<'de> Visitor<'de> for AnyValue {
-    type Value = Given;
+impl<'de> Visitor<'de> for MemberVisitor {
+    type Value = MemberValue;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(EXPECTED)
     }
 
-    of_no_use! { Given::Other; visit_bool(bool) visit_u64(u64) visit_i64(i64) visit_f64(f64) }
+    visit_as! { MemberValue::Other; visit_bool(bool) visit_u64(u64) visit_i64(i64) visit_f64(f64) }
 
-    fn visit_unit<E: Error>(self) -> Result<Given, E> {
-        Ok(Given::Other)
+    fn visit_unit<E: Error>(self) -> Result<MemberValue, E> {
+        Ok(MemberValue::Other)
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Given, E> {
-        Ok(Given::Text(text.to_owned()))
+    fn visit_str<E: Error>(self, text: &str) -> Result<MemberValue, E> {
+        Ok(MemberValue::Text(text.to_owned()))
     }
 
-    fn visit_string<E: Error>(self, text: String) -> Result<Given, E> {
-        Ok(Given::Text(text))
+    fn visit_string<E: Error>(self, text: String) -> Result<MemberValue, E> {
+        Ok(MemberValue::Text(text))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Given, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<MemberValue, A::Error> {
         let mut bytes = Vec::new();
         while let Some(Byte(byte)) = elements.next_element()? {
             let Some(byte) = byte else {
                 while elements.next_element::<Byte>()?.is_some() {}
-                return Ok(Given::Other);
+                return Ok(MemberValue::Other);
             };
             bytes.push(byte);
         }
-        Ok(Given::Bytes(bytes))
+        Ok(MemberValue::Bytes(bytes))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Given, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<MemberValue, A::Error> {
         while members.next_entry::<Byte, Byte>()?.is_some() {}
-        Ok(Given::Other)
+        Ok(MemberValue::Other)
     }
 }
 
-struct AnyByte;
+struct ByteVisitor;
 
-impl<'de> Visitor<'de> for AnyByte {
+impl<'de> Visitor<'de> for ByteVisitor {
     type Value = Byte;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a byte")
     }
 
-    of_no_use! { Byte(None); visit_bool(bool) visit_f64(f64) visit_str(&str) }
+    visit_as! { Byte(None); visit_bool(bool) visit_f64(f64) visit_str(&str) }
 
     fn visit_u64<E: Error>(self, number: u64) -> Result<Byte, E> {
         Ok(Byte(u8::try_from(number).ok()))
@@ -236,7 +238,7 @@ mod tests {
             r#"{"type":"Buffer","data":[104,105]}"#,
             r#"{"data":[104,105],"more":{"x":[[]]},"type":"Buffer"}"#,
             r#"{"base64":"aGk="}"#,
-            // As the first form that fits.
+            // The first form that fits counts.
             r#"{"base64":"%","type":"Buffer","data":[104,105]}"#,
             r#"{"base64":7,"type":"Buffer","data":[104,105]}"#,
             r#"{"type":"Buffer","data":[104,300],"base64":"aGk="}"#,

@@ -1,4 +1,4 @@
-//! How a string member carries bytes: as text, or as base64 where text cannot carry them.
+//! Encoding of bytes in a string member: as text, or as base64 if the bytes are not valid text.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
-/// How a string of the contract carries bytes.
+/// Encoding of bytes in a string.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -19,19 +19,19 @@ pub enum Encoding {
     Base64,
 }
 
-/// A string that is not base64 although its encoding says so.
+/// The error of decoding a string that is not base64 although its encoding is `base64`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not base64: {0}")]
 pub struct NotBase64(String);
 
 impl Encoding {
-    /// Whether a string is the text itself.
+    /// Returns whether the encoding is `utf8`.
     #[must_use]
     pub fn is_utf8(&self) -> bool {
         *self == Self::Utf8
     }
 
-    /// Returns bytes as a string: as they are where they are UTF-8, and in base64 otherwise.
+    /// Returns bytes as a string: as text if they are valid UTF-8, and in base64 otherwise.
     #[must_use]
     pub fn encode(bytes: Vec<u8>) -> (String, Self) {
         match String::from_utf8(bytes) {
@@ -40,10 +40,10 @@ impl Encoding {
         }
     }
 
-    /// Returns the bytes that a string of this encoding carries.
+    /// Returns the bytes of a string in this encoding.
     ///
     /// # Errors
-    /// [`NotBase64`] where the encoding is base64 and the string is not.
+    /// [`NotBase64`] if the encoding is base64 and the string is not.
     pub fn decode(self, text: &str) -> Result<Cow<'_, [u8]>, NotBase64> {
         match self {
             Self::Utf8 => Ok(Cow::Borrowed(text.as_bytes())),
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_what_they_were_after_both_ways() {
+    fn bytes_survive_encoding_and_decoding() {
         for (bytes, encoding) in [
             ("é\n".as_bytes(), Encoding::Utf8),
             (b"", Encoding::Utf8),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_base64_is_refused() {
+    fn a_string_that_is_not_base64_is_refused() {
         let error = Encoding::Base64.decode("a!").unwrap_err();
         assert!(error.to_string().starts_with("not base64"), "{error}");
         assert!(Encoding::Utf8.decode("a!").is_ok());

@@ -1,60 +1,60 @@
-//! Errors as clients see them.
+//! Error responses.
 
 use serde::{Deserialize, Serialize};
 
-/// Body of every answer that is not a success.
+/// Body of every error response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
-    /// The fault, and the fix.
+    /// The problem and the fix, for display.
     pub error: String,
-    /// The kind, for a program.
+    /// The machine-readable kind.
     pub code: ErrorCode,
 }
 
-/// Kinds of error. Their HTTP statuses stand in one table of the server.
+/// Kinds of error. A single table in the server defines their HTTP statuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ErrorCode {
     /// A member or parameter is missing, of the wrong type, or out of range.
     InvalidRequest,
-    /// The contract has it, this server does not offer it.
+    /// The feature is part of the contract, but not offered by this server.
     Unsupported,
     /// The backend cannot run this runtime.
     RuntimeUnavailable,
     /// The setup script failed.
     SetupFailed,
-    /// No key was sent.
+    /// The request has no API key.
     Unauthorized,
-    /// The key is not one of ours.
+    /// The API key is not valid.
     Forbidden,
-    /// The option weakens isolation, and no policy grants it.
+    /// The option weakens isolation, and no policy permits it.
     PolicyDenied,
-    /// No such route.
+    /// The route does not exist.
     NotFound,
-    /// The route exists, not for this method.
+    /// The route does not accept this method.
     MethodNotAllowed,
-    /// No session of that id.
+    /// A session with this id does not exist.
     SessionNotFound,
-    /// No file or directory of that path in the session's sandbox.
+    /// A file or directory with this path does not exist in the session's sandbox.
     FileNotFound,
-    /// The request's body did not arrive in time.
+    /// The body of the request did not arrive in time.
     RequestTimeout,
     /// The session is bound to another runtime.
     RuntimeMismatch,
-    /// The session that was to be made is there already.
+    /// A session with the id of the new session already exists.
     SessionExists,
-    /// The session's sandbox is gone, and its state with it; the id is free again.
+    /// The session's sandbox and state are lost; the id can be used for a new session.
     SessionLost,
-    /// The request's body is too large.
+    /// The body of the request is too large.
     PayloadTooLarge,
-    /// The session has as many requests waiting, or files under way, as it may.
+    /// The session has reached its limit of waiting requests or file transfers.
     TooManyRequests,
-    /// The server is at its limit, or going down.
+    /// The server is at its capacity limit, or shutting down.
     Unavailable,
     /// The backend does not answer.
     BackendUnavailable,
-    /// A bug.
+    /// An internal error, which is a bug of the server.
     Internal,
 }

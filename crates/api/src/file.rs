@@ -1,4 +1,4 @@
-//! Bodies and answers of the file routes.
+//! Requests and responses of the file routes.
 
 use std::fmt;
 
@@ -27,14 +27,14 @@ impl Serialize for Base64 {
 
 impl<'de> Deserialize<'de> for Base64 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Text)
+        deserializer.deserialize_str(Base64Visitor)
     }
 }
 
-/// Decodes the text in place, without a copy of it.
-struct Text;
+/// Decodes the borrowed text, without copying it first.
+struct Base64Visitor;
 
-impl Visitor<'_> for Text {
+impl Visitor<'_> for Base64Visitor {
     type Value = Base64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,27 +49,27 @@ impl Visitor<'_> for Text {
     }
 }
 
-/// Body of `POST /file`. Every member is required; they are optional here so that the answer names
-/// the first that is missing.
+/// Body of `POST /file`. Every member is required; the fields of this type are optional so that the response can
+/// name the first missing member.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct WriteFile {
-    /// The session whose sandbox it is written to.
+    /// The session to whose sandbox the file is written.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub session_id: Option<SessionId>,
-    /// The path to write to; parents are created, a file of that name is replaced.
+    /// Path of the file. Parent directories are created; an existing file is replaced.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub path: Option<SandboxPath>,
-    /// All of it.
+    /// The complete content.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required = true, nullable = false))]
     pub content: Option<Base64>,
 }
 
-/// Answer where a file was written.
+/// Response to a written file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Written {
@@ -77,26 +77,26 @@ pub struct Written {
     pub ok: bool,
 }
 
-/// Answer of `GET /file`.
+/// Response of `GET /file`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct FileBody {
-    /// All of the file.
+    /// The complete content.
     pub content: Base64,
 }
 
-/// `GET /session/{id}/files`.
+/// Response of `GET /session/{id}/files`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DirectoryListing {
-    /// The entries of the directory, sorted by name.
+    /// Entries of the directory, sorted by name.
     pub entries: Vec<DirectoryEntry>,
-    /// There are more than 10,000, and some of it is left out.
+    /// Whether the directory has more than 10,000 entries, so that some are missing here.
     pub truncated: bool,
 }
 
 impl DirectoryListing {
-    /// Entries of one answer, at most.
+    /// Most entries of one response.
     pub const MAX_ENTRIES: usize = 10_000;
 }
 
@@ -106,14 +106,14 @@ impl DirectoryListing {
 pub struct DirectoryEntry {
     /// The name. Bytes that are not UTF-8 are replaced by U+FFFD.
     pub name: String,
-    /// The kind of entry; a link is not followed.
+    /// Type of the entry; a link is not followed.
     #[serde(rename = "type")]
     pub kind: EntryType,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
     /// Permission bits as four octal digits, for example `"0644"`.
     pub mode: String,
-    /// Last change of its content, in milliseconds since 1970.
+    /// Last change of the content, in milliseconds since 1970.
     pub mtime: i64,
 }
 

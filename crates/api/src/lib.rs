@@ -1,12 +1,12 @@
-//! The HTTP contract as types: what clients send, what the server answers.
+//! The HTTP contract as types: requests of clients and responses of the server.
 //!
-//! Two kinds of types live here. The *wire* types mirror the JSON, field for field, and accept
-//! what older clients send ([`request`], [`result`], [`stream`], [`mod@file`], [`network`],
-//! [`service`], [`error`]). The *value* types ([`value`]) hold a checked string or number; what takes
-//! one never checks it again.
+//! This crate has two kinds of types. The *wire* types mirror the JSON, field for field, and accept
+//! requests of older clients ([`request`], [`result`], [`stream`], [`mod@file`], [`network`],
+//! [`service`], [`error`]). The *value* types ([`value`]) hold a checked string or number, which need not be checked
+//! again.
 //!
-//! This crate does no I/O, and knows neither the server nor any backend: client programs depend
-//! on it alone.
+//! This crate does no I/O, and depends neither on the server nor on any backend: client programs need
+//! only this crate.
 
 pub mod auth;
 mod content;

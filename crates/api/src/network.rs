@@ -1,17 +1,17 @@
-//! The hosts that a run may reach, and the requests that it made.
+//! Network access of a run: the filter for hosts, and the log of its requests.
 
 use serde::{Deserialize, Serialize};
 
-/// The hosts that a run may reach: regular expressions, which match anywhere in a host's name unless they are anchored:
-/// `example\.com` admits `example.com.evil.org` too, `^example\.com$` does not. Case does not matter; names are matched
-/// in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
+/// Hosts that a run may reach, as regular expressions. A pattern matches anywhere in a host name unless it is
+/// anchored: `example\.com` also matches `example.com.evil.org`, `^example\.com$` does not. Matching ignores case.
+/// Names are matched in ASCII (`xn--…`) and without a final dot, addresses in their usual form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkFilter {
-    /// If the list is not empty, only hosts that one of its expressions matches are admitted.
+    /// Patterns of permitted hosts. If the list is not empty, all other hosts are refused.
     pub whitelist: Vec<String>,
-    /// Hosts that one of them matches are refused, whatever the whitelist says.
+    /// Patterns of refused hosts; takes precedence over the whitelist.
     pub blacklist: Vec<String>,
 }
 
@@ -20,26 +20,26 @@ pub struct NetworkFilter {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkLogEntry {
-    /// When it was made, ISO 8601 in UTC.
+    /// Time of the request, ISO 8601 in UTC.
     pub timestamp: String,
     /// The HTTP method; `CONNECT` for a tunnel.
     pub method: String,
-    /// The host that was asked for, without the port.
+    /// The requested host, without the port.
     pub host: String,
-    /// The path and the query; `None` for a tunnel.
+    /// The path and the query; `null` for a tunnel.
     pub path: Option<String>,
-    /// Whether the rules let it through.
+    /// Whether the rules allowed the request.
     pub action: NetworkAction,
     /// Milliseconds from the request to its end.
     pub duration_ms: f64,
 }
 
-/// The proxy's decision on a request.
+/// Decision of the network rules about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum NetworkAction {
-    /// The request was let through.
+    /// The request was allowed.
     Allow,
     /// The request was refused.
     Block,

@@ -1,4 +1,4 @@
-//! Structs that are objects in JSON and nothing else: serde would take a list of their members too.
+//! Deserializes structs from JSON objects only: serde itself also accepts a list of the members.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,18 +7,18 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A value that was an object in the JSON.
+/// A value that was a JSON object.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Members(PhantomData))
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
     }
 }
 
-struct Members<T>(PhantomData<T>);
+struct ObjectVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     type Value = Object<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,7 +30,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Members<T> {
     }
 }
 
-/// For `#[serde(deserialize_with)]`.
+/// Deserializes an object, for `#[serde(deserialize_with)]`.
 pub(crate) fn required<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: Deserialize<'de>,
@@ -39,7 +39,7 @@ where
     Object::deserialize(deserializer).map(|Object(value)| value)
 }
 
-/// The same where `null` stands for nothing.
+/// Deserializes an object or `null`, for `#[serde(deserialize_with)]`.
 pub(crate) fn optional<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: Deserialize<'de>,

@@ -1,4 +1,5 @@
-//! JSON schemas of the types that write and read themselves; those of the others are derived.
+//! OpenAPI schemas of the types with their own `Serialize` and `Deserialize` implementations. The schemas of all other
+//! types are derived.
 
 use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
@@ -26,7 +27,7 @@ fn text(description: &str) -> ObjectBuilder {
         .description(Some(description))
 }
 
-/// The schema of names of sessions and tenants.
+/// Returns the schema of a session's or tenant's name.
 fn name(description: &str) -> Object {
     text(description)
         .pattern(Some("^[A-Za-z0-9._:-]+$"))
@@ -38,13 +39,13 @@ fn name(description: &str) -> Object {
 
 schema!(
     SessionId,
-    name("A session's name, chosen by the client: 1 to 128 of `A-Z a-z 0-9 . _ : -`.")
+    name("Name of a session, chosen by the client: 1 to 128 of `A-Z a-z 0-9 . _ : -`.")
 );
-schema!(TenantId, name("Whom a session belongs to."));
+schema!(TenantId, name("Tenant that a session belongs to."));
 
 schema!(
     Runtime,
-    text("A language that a request runs in.")
+    text("Language and interpreter of a request.")
         .enum_values(Some(Runtime::ALL.map(Runtime::name)))
         .build()
 );
@@ -71,7 +72,7 @@ schema!(
     SandboxPath,
     text(
         "An absolute path inside `/sandbox` or `/tmp`, of at most 4095 bytes and 255 in each name. \
-         `.` and `..` are resolved, and may not lead out. That of a file does not end with a slash."
+         `.` and `..` are resolved, and must not lead outside. The path of a file does not end with a slash."
     )
     .pattern(Some("^/(sandbox|tmp)(/|$)"))
     .max_length(Some(Self::MAX_LENGTH))
@@ -93,7 +94,7 @@ schema!(
     FileContent,
     OneOfBuilder::new()
         .description(Some(
-            "Content of a file: text, what `JSON.stringify` makes of a Node `Buffer`, or base64."
+            "Content of a file: text, a Node `Buffer` as `JSON.stringify` writes it, or base64."
         ))
         .item(ObjectBuilder::new().schema_type(Type::String))
         .item(
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_writes_itself_says_what_it_takes() {
+    fn the_schemas_of_these_types_describe_the_accepted_values() {
         assert_eq!(
             schema_of::<Runtime>()["enum"],
             json!(["python", "node", "bun", "deno", "bash"])

@@ -1,4 +1,4 @@
-//! The body of `POST /execute`.
+//! Body of `POST /execute`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,108 +12,109 @@ use crate::network::NetworkFilter;
 use crate::object;
 use crate::value::{ByteSize, Runtime, SessionId};
 
-/// The whole body.
+/// Body of `POST /execute`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecuteBody {
-    /// The program to run.
+    /// The program to run, its input and its files.
     #[serde(deserialize_with = "object::required")]
     pub request: ExecutionRequest,
-    /// Merged over the server's defaults.
+    /// Limits and behavior of the run, which override the server's defaults.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "object::optional"
     )]
     pub options: Option<Options>,
-    /// The session to run in; without one the run is ephemeral.
+    /// The session to run in. Without a session the run is ephemeral.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,
 }
 
-/// A program and everything that its run needs.
+/// A program, its input and its files.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ExecutionRequest {
-    /// The source text. Exactly one of `code`, `codeUrl` and `cmd` is given.
+    /// The source text. A request has exactly one of `code`, `codeUrl` and `cmd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// The address to fetch the source text from.
+    /// URL of the source text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_url: Option<String>,
     /// A command line for `bash -c`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<String>,
-    /// The language of the source text, and so the kind of sandbox. Aliases are accepted: `javascript` and `js`
+    /// Language of the source text, which determines the kind of sandbox. Aliases are accepted: `javascript` and `js`
     /// for `node`, `typescript` and `ts` for `bun`, `py` and `python3` for `python`, `sh` and `shell` for `bash`.
     #[serde(deserialize_with = "Runtime::deserialize_alias")]
     pub runtime: Runtime,
-    /// Milliseconds; overrides the options' and the default.
+    /// Timeout in milliseconds; overrides `options.timeoutMs` and the server's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub timeout_ms: Option<u64>,
-    /// Environment of this run only.
+    /// Environment variables of this run only.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Extension of the script file, with its dot.
+    /// Extension of the script file, including the dot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_extension: Option<String>,
-    /// All of standard input.
+    /// The complete standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
-    /// How `stdin` carries its bytes.
+    /// Encoding of `stdin`.
     #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
     pub stdin_encoding: Encoding,
-    /// Whether white space at the end of the result's `stdout` and `stderr` is removed, as it is unless this is
-    /// `false`. Events of a stream are never trimmed.
+    /// Whether white space at the end of the result's `stdout` and `stderr` is removed; default `true`. Events of a
+    /// stream are never trimmed.
     #[serde(default = "trims", skip_serializing_if = "is_true")]
     pub trim: bool,
-    /// The encoding of output that is not UTF-8. With `utf8`, other bytes are shown as U+FFFD. With `base64`, a
-    /// `stdout` or `stderr` of the result, or an event of a stream, that is not UTF-8 as a whole comes in base64 and is
-    /// marked; others come as text. No note is added to output that is cut then: `truncated` reports it.
+    /// Encoding of output that is not UTF-8. With `utf8`, invalid bytes are replaced by U+FFFD. With `base64`, a
+    /// `stdout` or `stderr` of the result, or an event of a stream, that is not valid UTF-8 as a whole is sent in
+    /// base64 and marked; all other output is sent as text. With `base64` no note is added to output that is cut:
+    /// `truncated` reports it.
     #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
     pub output_encoding: Encoding,
-    /// Run at a terminal. Only for `GET /execute/ws`, whose client can type and see its echo.
+    /// Whether the program runs in a terminal. Only for `GET /execute/ws`, whose client can type and see the echo.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tty: bool,
-    /// Characters in a line of the terminal at first, 1 to 1000; 80 where nothing is given.
+    /// Initial number of characters per line of the terminal, 1 to 1000; default 80.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
     pub cols: Option<u32>,
-    /// Lines of the terminal at first, 1 to 1000; 24 where nothing is given.
+    /// Initial number of lines of the terminal, 1 to 1000; default 24.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 1000))]
     pub rows: Option<u32>,
-    /// Absolute path to content; written before the run.
+    /// Map of absolute path to content. The files are written before the run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileContent>,
-    /// Absolute paths, read after the run.
+    /// Absolute paths of files that are read after the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub output_paths: Vec<String>,
-    /// Packages installed before the run.
+    /// Packages that are installed before the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub install_packages: Vec<String>,
-    /// Bash, run before the program.
+    /// Bash script that runs before the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub setup_script: Option<String>,
     /// Working directory: absolute under `/sandbox`, or relative to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
-    /// SHA-256 of what `codeUrl` must give, in hex.
+    /// Required SHA-256 of the source text at `codeUrl`, in hex.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code_hash: Option<String>,
-    /// Accept an `http:` `codeUrl`.
+    /// Whether an `http:` URL is accepted as `codeUrl`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_insecure_code_url: bool,
-    /// Names and texts of the client's own. Their number and size are checked; nothing uses them yet.
+    /// Names and values for the client's own use. Their number and size are checked; nothing uses them yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }
 
 impl ExecutionRequest {
-    /// A request with nothing but a runtime; the caller fills in what to run.
+    /// Returns a request with a runtime and defaults for everything else; the caller adds the program.
     #[must_use]
     pub fn new(runtime: Runtime) -> Self {
         Self {
@@ -147,13 +148,13 @@ fn trims() -> bool {
     true
 }
 
-// serde passes a reference.
+// serde requires a function that takes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_true(value: &bool) -> bool {
     *value
 }
 
-/// How far a program may reach.
+/// Network access of a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
@@ -162,9 +163,9 @@ pub enum NetworkMode {
     /// Loopback only.
     #[default]
     None,
-    /// The hosts that the egress proxy's lists allow.
+    /// HTTP through the egress proxy, to hosts that its lists permit.
     Filtered,
-    /// The host's own network.
+    /// The host's network.
     Host,
 }
 
@@ -191,8 +192,8 @@ impl FromStr for NetworkMode {
     }
 }
 
-/// Limits and behaviour of a run. Unknown members are accepted: the TypeScript client sends some
-/// that only its own engine reads.
+/// Limits and behavior of a run. Unknown members are accepted: the TypeScript client sends some
+/// that only its own engine uses.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
@@ -200,13 +201,14 @@ pub struct Options {
     /// Network access.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
-    /// The hosts that may be reached, within the server's own lists; for [`NetworkMode::Filtered`].
+    /// Hosts that the run may reach with network mode `filtered`, in addition to the server's own lists: both must
+    /// permit a host.
     #[serde(
         skip_serializing_if = "Option::is_none",
         deserialize_with = "object::optional"
     )]
     pub network_filter: Option<NetworkFilter>,
-    /// Whether the result tells what the programs asked the network for.
+    /// Whether the result lists the network requests of the programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_network: Option<bool>,
     /// Processor cores.
@@ -216,10 +218,10 @@ pub struct Options {
     /// Memory of the whole sandbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<ByteSize>,
-    /// Processes and threads.
+    /// Number of processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<u32>,
-    /// Whether `/` refuses writing; always true unless a policy grants otherwise.
+    /// Whether the root file system is read-only; always true unless a policy permits otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readonly_root_fs: Option<bool>,
     /// Size of `/sandbox`.
@@ -228,21 +230,21 @@ pub struct Options {
     /// Size of `/tmp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmp_size: Option<ByteSize>,
-    /// Bytes kept of each of stdout and stderr.
+    /// Most bytes that are returned of each of stdout and stderr.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_output_size: Option<u64>,
-    /// Milliseconds.
+    /// Timeout in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1))]
     pub timeout_ms: Option<u64>,
-    /// Set in the environment, and masked in the output.
+    /// Environment variables whose values are masked in the output.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
-    /// The image to run in, where that is not to be the runtime's own. Needs the master key, or a policy that
-    /// lists it. A session stays in the image of its first request.
+    /// The image to run in, instead of the runtime's own image. Requires the master key, or a policy that
+    /// lists the image. A session keeps the image of its first request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Keep the container after the run.
+    /// Whether the container is kept after the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub persist: Option<bool>,
     /// Kernel-level confinement.
@@ -258,25 +260,25 @@ pub struct Options {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecurityOptions {
-    /// The system calls that are allowed.
+    /// The seccomp mode, which determines the permitted system calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompMode>,
-    /// Profile for `custom`.
+    /// Path of the profile for mode `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub custom_profile_path: Option<String>,
 }
 
-/// The system calls that a program may make.
+/// System calls that a program may make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum SeccompMode {
-    /// isol8's own list.
+    /// The allow-list of isol8.
     #[default]
     Strict,
-    /// Any.
+    /// All system calls.
     Unconfined,
-    /// The operator's profile.
+    /// The profile of the operator.
     Custom,
 }
 
@@ -285,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_no_object() {
+    fn a_list_is_not_accepted_for_an_object() {
         let read = |body: &str| serde_json::from_str::<ExecuteBody>(body).map(drop);
         let request = r#"{"code": "1", "runtime": "bash"}"#;
         assert!(read(&format!(r#"{{"request": {request}}}"#)).is_ok());
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_only_other_servers_read_are_accepted() {
+    fn members_that_only_other_servers_use_are_accepted() {
         let body = r#"{"request": {"code": "1", "runtime": "python"},
             "options": {"mode": "ephemeral", "poolStrategy": "fast", "poolSize": {"clean": 1}, "audit": {}, "debug": true}}"#;
         let body: ExecuteBody = serde_json::from_str(body).unwrap();

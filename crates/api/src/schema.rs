@@ -1,4 +1,4 @@
-//! JSON schemas of the values that stand in the configuration and read themselves.
+//! JSON schemas of configuration values that have their own `Deserialize` implementation.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! Answers of the session and service routes.
+//! Requests and responses of the session and service routes.
 
 use std::collections::BTreeMap;
 
@@ -9,23 +9,23 @@ use crate::object;
 use crate::request::Options;
 use crate::value::{Runtime, SessionId, TenantId};
 
-/// `GET /health`.
+/// Response of `GET /health`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// `"ok"`.
+    /// Always `"ok"`.
     pub status: String,
-    /// The server's version.
+    /// Version of the server.
     pub version: String,
     /// The backend that runs sandboxes: `"native"` or `"docker"`.
     pub backend: String,
-    /// Why it is that backend, without details of the host, which the log has.
+    /// The reason why this backend was chosen, without details of the host. The server's log has the details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_reason: Option<String>,
 }
 
-/// `GET /sessions`.
+/// Response of `GET /sessions`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SessionList {
@@ -38,14 +38,14 @@ pub struct SessionList {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CreateSession {
-    /// The session's name; without one the server chooses a name.
+    /// Name of the session; if it is missing, the server chooses a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<SessionId>,
-    /// The runtime that it is bound to. Aliases are accepted, as in a request.
+    /// The runtime of the session. Aliases are accepted, as in a request.
     #[serde(deserialize_with = "Runtime::deserialize_alias")]
     pub runtime: Runtime,
-    /// Sizes, image and network of its sandbox, and limits for those of its requests that name none: `cpuLimit`,
-    /// `memoryLimit`, `pidsLimit`, `sandboxSize`, `tmpSize`, `image`, `network`. Options that belong to a single
+    /// Sizes, image and network of the session's sandbox, and default limits of its requests: `cpuLimit`,
+    /// `memoryLimit`, `pidsLimit`, `sandboxSize`, `tmpSize`, `image`, `network`. Options that apply to a single
     /// request are refused.
     #[serde(
         default,
@@ -53,20 +53,20 @@ pub struct CreateSession {
         deserialize_with = "object::optional"
     )]
     pub options: Option<Options>,
-    /// Environment of all its requests; one that sets the same variable goes first. Variables that an interpreter
-    /// reads at its start are there then.
+    /// Environment variables of all requests of the session. A request's own variables take precedence. The
+    /// variables are set when the interpreter starts, so variables that it reads only then have an effect.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Absolute path to content; written before the answer.
+    /// Map of absolute path to content. The files are written before the response.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileContent>,
-    /// Names and texts of the client's own. Their number and size are checked; nothing uses them yet.
+    /// Names and values for the client's own use. Their number and size are checked; nothing uses them yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }
 
 impl CreateSession {
-    /// A session of this runtime, and nothing more.
+    /// Returns a request for a session of this runtime, with defaults for everything else.
     #[must_use]
     pub fn new(runtime: Runtime) -> Self {
         Self {
@@ -80,47 +80,47 @@ impl CreateSession {
     }
 }
 
-/// A session.
+/// Description of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SessionInfo {
-    /// The client's name for it.
+    /// Name of the session.
     pub id: SessionId,
-    /// Whether a request is running in it.
+    /// Whether a request of the session is running.
     pub is_active: bool,
     /// End of the last request, in milliseconds since 1970.
     pub last_accessed_at: u64,
-    /// The runtime it is bound to.
+    /// The runtime of the session.
     pub runtime: Runtime,
-    /// Its first request, in milliseconds since 1970.
+    /// Time of the first request, in milliseconds since 1970.
     pub created_at: u64,
-    /// The sandbox it owns.
+    /// Id of the session's sandbox.
     pub container_id: String,
-    /// When the session ends if it stays idle, in milliseconds since 1970; left out if sessions do not end by
-    /// themselves.
+    /// Time at which the session expires unless it is used, in milliseconds since 1970. Left out if sessions do
+    /// not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<u64>,
-    /// The tenant that owns the session; shown to the master key only.
+    /// Tenant that the session belongs to; only in responses to the master key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant_id: Option<TenantId>,
 }
 
-/// `DELETE /session/{id}`.
+/// Response of `DELETE /session/{id}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Deleted {
-    /// Always true: a session that is not there is as good as deleted.
+    /// Always true: deleting a session that does not exist succeeds.
     pub ok: bool,
 }
 
-/// `GET /ready`.
+/// Response of `GET /ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ready {
-    /// Whether requests are best sent here.
+    /// Whether a load balancer should send requests to this server.
     pub ready: bool,
-    /// Why not, where they are not.
+    /// The reason if the server is not ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -130,7 +130,7 @@ pub struct Ready {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Cleanup {
-    /// Whether outdated images go as well.
+    /// Whether outdated images are removed as well.
     pub images: bool,
 }
 
@@ -140,44 +140,44 @@ impl Default for Cleanup {
     }
 }
 
-/// Answer of `POST /cleanup`.
+/// Response of `POST /cleanup`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CleanedUp {
-    /// Whether nothing is left.
+    /// Whether everything was removed.
     pub ok: bool,
     /// Sessions of all tenants.
     pub sessions: Removed,
-    /// Sandboxes without an owner.
+    /// Sandboxes that belonged to no living server.
     pub containers: Removed,
-    /// Images that a newer one has replaced; left out where they were not asked for.
+    /// Images that newer ones have replaced; left out if the request excluded images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Removed>,
 }
 
-/// The removals of one kind.
+/// Result of removing one kind of resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Removed {
-    /// How many are gone.
+    /// Number of removed resources.
     pub removed: usize,
-    /// How many are left.
+    /// Number of resources that could not be removed.
     pub failed: usize,
-    /// Why.
+    /// Reasons of the failures.
     pub errors: Vec<String>,
 }
 
 impl Removed {
-    /// Adds what another removal came to.
+    /// Adds the result of another removal.
     pub fn add(&mut self, other: Self) {
         self.removed += other.removed;
         self.failed += other.failed;
         self.errors.extend(other.errors);
     }
 
-    /// Returns the outcome of a removal that reports its first failure and goes on.
+    /// Converts the result of a removal that continues after a failure and returns the first error.
     #[must_use]
-    pub fn by(removal: Result<usize, impl ToString>) -> Self {
+    pub fn from_result(removal: Result<usize, impl ToString>) -> Self {
         match removal {
             Ok(removed) => Self {
                 removed,

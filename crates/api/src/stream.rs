@@ -1,4 +1,4 @@
-//! The contents of streams: events to the client, and messages of a WebSocket client.
+//! Messages of streams: events to the client, and messages of a WebSocket client.
 
 use std::collections::BTreeMap;
 
@@ -12,24 +12,23 @@ use crate::request::ExecuteBody;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct StreamEvent {
-    /// The kind of event.
+    /// Type of the event.
     #[serde(rename = "type")]
     pub kind: EventKind,
     /// The output, the exit code, or the text of the error.
     pub data: String,
-    /// How `data` carries what was written: `base64` only where the request's `outputEncoding` is that, and what
-    /// was written is not UTF-8.
+    /// Encoding of `data`: `base64` only if the request's `outputEncoding` is `base64` and the output is not UTF-8.
     #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
     pub encoding: Encoding,
-    /// When it happened.
+    /// Part of the run in which the event occurred.
     pub phase: Phase,
-    /// Members of an exit beside the code, and of the last `error` beside its text.
+    /// Further members of an `exit` event, or of the last `error` event.
     #[serde(flatten)]
     pub ending: Ending,
 }
 
 impl StreamEvent {
-    /// An event with nothing to tell beside its text.
+    /// Returns an event without further members.
     #[must_use]
     pub fn new(kind: EventKind, data: impl Into<String>, phase: Phase) -> Self {
         Self {
@@ -42,37 +41,37 @@ impl StreamEvent {
     }
 }
 
-/// How a run ended, beside its exit code: the members of an [`ExecutionResult`](crate::ExecutionResult) of the same
-/// names. Members with their default value are left out.
+/// Result of a run beyond its exit code: the members of an
+/// [`ExecutionResult`](crate::ExecutionResult) with the same names. Members that are false or empty are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Ending {
-    /// Output was cut at `maxOutputSize`.
+    /// Whether output was cut at `maxOutputSize`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// The run was ended because its time was over.
+    /// Whether the run was ended because of its timeout.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
-    /// The kernel ended a process of the run because the sandbox was out of memory.
+    /// Whether the kernel ended a process of the run because the sandbox was out of memory.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub oom_killed: bool,
-    /// The session's interpreter ended with this run; its variables are gone, its files are not.
+    /// Whether the session's interpreter ended with this run, so that its variables are lost. Files are kept.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub state_lost: bool,
-    /// Path to base64 content, for each of `outputPaths` that exists.
+    /// Map of path to base64 content, for each of `outputPaths` that exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<BTreeMap<String, String>>,
-    /// Notes about things that were ignored, are missing, or went another way than asked.
+    /// Differences from the request: ignored members, missing files, and the like.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// The kind of an `error` after which nothing comes: the request was refused, or there will be no
-    /// exit code. Other errors have none.
+    /// Kind of an `error` event that is the last event: the request was refused, or there will be no
+    /// exit code. Other `error` events have no code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<ErrorCode>,
 }
 
-/// The kinds of events.
+/// Types of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -81,10 +80,10 @@ pub enum EventKind {
     Stdout,
     /// The program wrote to standard error.
     Stderr,
-    /// The program, or the setup script where that failed, ended with this code. Comes last.
+    /// The program, or a setup script that failed, ended with this code. The last event.
     Exit,
-    /// The setup script failed, an output path cannot be read, there will be no exit code, or a message was
-    /// not understood. The reason.
+    /// An error with its reason: the setup script failed, an output path cannot be read, there will be no exit code,
+    /// or a message was not understood.
     Error,
 }
 
@@ -104,28 +103,28 @@ pub enum Phase {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum ClientMessage {
-    /// Run this; the first message, and the only one of its kind.
+    /// Start a run. Must be the first message, and occurs only once.
     Execute(Box<ExecuteBody>),
-    /// Write this to the program's standard input.
+    /// Write to the program's standard input.
     Stdin {
         /// The text, or the bytes in base64.
         data: String,
-        /// How `data` carries the bytes.
+        /// Encoding of `data`.
         #[serde(default, skip_serializing_if = "Encoding::is_utf8")]
         encoding: Encoding,
     },
-    /// End the program's standard input.
+    /// Close the program's standard input.
     StdinEnd,
-    /// Signal the program.
+    /// Send a signal to the program.
     Signal {
-        /// The signal to send.
+        /// The signal.
         signal: SignalName,
     },
     /// Change the size of the program's terminal.
     Resize {
-        /// Characters in a line, 1 to 1000.
+        /// Characters per line, 1 to 1000.
         cols: u32,
-        /// Lines, 1 to 1000.
+        /// Number of lines, 1 to 1000.
         rows: u32,
     },
 }
@@ -135,14 +134,14 @@ impl ClientMessage {
     pub const TYPES: [&'static str; 5] = ["execute", "stdin", "stdinEnd", "signal", "resize"];
 }
 
-/// The signals that a client may send.
+/// Signals that a client may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum SignalName {
-    /// As Ctrl-C does.
+    /// Interrupts the program, as Ctrl-C does.
     #[serde(rename = "SIGINT")]
     Interrupt,
-    /// Asks the program to end.
+    /// Asks the program to terminate.
     #[serde(rename = "SIGTERM")]
     Terminate,
 }
@@ -153,7 +152,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_an_error_that_is_the_last_has_a_code() {
+    fn only_the_last_error_has_a_code() {
         let mut event = StreamEvent::new(EventKind::Error, "gone", Phase::Code);
         assert_eq!(json!(event).get("code"), None);
         event.ending.code = Some(ErrorCode::SessionLost);
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_three_members_and_an_exit_what_there_is_to_tell() {
+    fn an_event_has_three_members_and_an_exit_only_those_that_are_set() {
         let mut event = StreamEvent::new(EventKind::Exit, "137", Phase::Code);
         let mut expected = json!({"type": "exit", "data": "137", "phase": "code"});
         assert_eq!(json!(event), expected);

@@ -1,12 +1,12 @@
-//! Checked values: parsed once at the edge, trusted everywhere else.
+//! Checked values: parsed once at the boundary, and trusted everywhere else.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A text that is not a value of the type asked for. Its message names what was given and what is
-/// valid.
+/// The error of parsing a text that is not a value of the requested type. The message contains the text and the
+/// valid values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not {expected}")]
 pub struct InvalidValue {
@@ -15,11 +15,11 @@ pub struct InvalidValue {
 }
 
 impl InvalidValue {
-    /// Longest part of a bad value that is repeated to its sender.
-    const SHOWN: usize = 80;
+    /// Most characters of an invalid value that the message repeats.
+    const MAX_SHOWN: usize = 80;
 
     fn new(given: &str, expected: &'static str) -> Self {
-        let mut shown: String = given.chars().take(Self::SHOWN).collect();
+        let mut shown: String = given.chars().take(Self::MAX_SHOWN).collect();
         if shown.len() < given.len() {
             shown.push('…');
         }
@@ -53,7 +53,7 @@ macro_rules! text_serde {
     };
 }
 
-/// A language that a request runs in.
+/// Language and interpreter of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Runtime {
     /// CPython 3.
@@ -69,10 +69,10 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// Every runtime of the contract, in its order.
+    /// Every runtime, in the order of the contract.
     pub const ALL: [Self; 5] = [Self::Python, Self::Node, Self::Bun, Self::Deno, Self::Bash];
 
-    /// The name in requests, configuration and image tags.
+    /// Returns the name in requests, configuration and image tags.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -84,8 +84,8 @@ impl Runtime {
         }
     }
 
-    /// Other names that people and models give a runtime, and the runtime of each. Requests and the command
-    /// line accept them; the configuration does not, because two keys of one runtime would contradict each other.
+    /// Other names that people and models use for a runtime. Requests and the command
+    /// line accept them; the configuration does not, because two keys for one runtime could contradict each other.
     pub const ALIASES: [(&'static str, Self); 8] = [
         ("javascript", Self::Node),
         ("js", Self::Node),
@@ -99,12 +99,12 @@ impl Runtime {
 
     const EXPECTED: &'static str = "a runtime: python, node, bun, deno or bash";
 
-    /// The runtime of this name, aliases left out.
+    /// Returns the runtime with this name; aliases are not recognized.
     fn named(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|runtime| runtime.name() == text)
     }
 
-    /// Reads a runtime by its name or an alias, for `#[serde(deserialize_with)]`.
+    /// Deserializes a name or an alias, for `#[serde(deserialize_with)]`.
     pub(crate) fn deserialize_alias<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Self, D::Error> {
@@ -112,7 +112,7 @@ impl Runtime {
         text.parse().map_err(de::Error::custom)
     }
 
-    /// Extension of the script file where a request names none, with its dot.
+    /// Returns the default extension of the script file, including the dot.
     #[must_use]
     pub fn default_extension(self) -> &'static str {
         match self {
@@ -134,7 +134,7 @@ impl fmt::Display for Runtime {
 impl FromStr for Runtime {
     type Err = InvalidValue;
 
-    /// Reads a name or an alias.
+    /// Parses a name or an alias.
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let alias = || {
             let mut aliases = Self::ALIASES.into_iter();
@@ -148,7 +148,7 @@ impl FromStr for Runtime {
 
 text_serialize!(Runtime);
 
-/// Reads a name and no alias.
+/// Deserializes a name; aliases are refused.
 impl<'de> Deserialize<'de> for Runtime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
@@ -157,7 +157,7 @@ impl<'de> Deserialize<'de> for Runtime {
     }
 }
 
-/// A session's name: 1 to 128 of `A-Z a-z 0-9 . _ : -`, chosen by the client.
+/// Name of a session, chosen by the client: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(String);
 
@@ -165,7 +165,7 @@ impl SessionId {
     /// Largest number of characters.
     pub const MAX_LENGTH: usize = 128;
 
-    /// The id as the client wrote it.
+    /// Returns the id as the client wrote it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -196,18 +196,18 @@ impl FromStr for SessionId {
 
 text_serde!(SessionId);
 
-/// The owner of a request. Sandboxes and sessions of two tenants never meet.
+/// The tenant that a request belongs to. Tenants never share sandboxes or sessions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TenantId(String);
 
 impl TenantId {
-    /// The tenant of the master key, and of the command line.
+    /// Returns the tenant of the master key and of the command line.
     #[must_use]
     pub fn master() -> Self {
         Self("master".to_owned())
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -250,19 +250,19 @@ impl ByteSize {
         ('b', 1),
     ];
 
-    /// A size from its number of bytes.
+    /// Returns a size of this many bytes.
     #[must_use]
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// A size from a number of mebibytes.
+    /// Returns a size of this many mebibytes.
     #[must_use]
     pub const fn from_mebibytes(mebibytes: u32) -> Self {
         Self((mebibytes as u64) << 20)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.0
@@ -292,7 +292,7 @@ impl ByteSize {
         } else {
             return None;
         };
-        // Precise enough: a fraction is only sensible in front of a unit.
+        // The precision of f64 is sufficient: a fraction is only sensible in front of a unit.
         #[allow(
             clippy::cast_precision_loss,
             clippy::cast_sign_loss,
@@ -361,27 +361,27 @@ impl de::Visitor<'_> for BytesOrText {
     }
 }
 
-/// An absolute, normal path to something inside `/sandbox` or `/tmp`. Only its text is checked
-/// here; links are the guest's to resolve.
+/// An absolute, normalized path inside `/sandbox` or `/tmp`. This type checks only the text of the path;
+/// the guest resolves symbolic links.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SandboxPath(String);
 
 impl SandboxPath {
-    /// Largest number of bytes: Linux' `PATH_MAX` without its final NUL.
+    /// Largest number of bytes: `PATH_MAX` of Linux without the final NUL.
     pub const MAX_LENGTH: usize = 4095;
 
-    /// Largest number of bytes of one name in it: Linux' `NAME_MAX`.
+    /// Largest number of bytes of one name in the path: `NAME_MAX` of Linux.
     pub const MAX_NAME: usize = 255;
 
     const ROOTS: [&'static str; 2] = ["/sandbox", "/tmp"];
 
-    /// The path as text.
+    /// Returns the path as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// A working directory: absolute under `/sandbox`, or relative to it.
+    /// Parses a working directory: absolute under `/sandbox`, or relative to it.
     ///
     /// # Errors
     /// [`InvalidValue`] if the path leaves `/sandbox`.
@@ -400,10 +400,10 @@ impl SandboxPath {
         }
     }
 
-    /// A directory to be listed: `/sandbox`, `/tmp`, or within one of them.
+    /// Parses the path of a directory to list: `/sandbox`, `/tmp`, or a path within one of them.
     ///
     /// # Errors
-    /// [`InvalidValue`] if the path is elsewhere.
+    /// [`InvalidValue`] for any other path.
     pub fn directory(text: &str) -> Result<Self, InvalidValue> {
         Some(text)
             .filter(|text| text.starts_with('/'))
@@ -425,8 +425,8 @@ impl SandboxPath {
         })
     }
 
-    /// Resolves `.`, `..` and repeated slashes without looking at any file system; `None` where
-    /// that climbs above `/` or the text cannot be a path.
+    /// Resolves `.`, `..` and repeated slashes without accessing any file system. Returns `None` if the path
+    /// leads above `/` or the text cannot be a path.
     fn normalize(text: &str) -> Option<String> {
         if text.contains('\0') || text.len() > Self::MAX_LENGTH {
             return None;
@@ -455,7 +455,7 @@ impl fmt::Display for SandboxPath {
 impl FromStr for SandboxPath {
     type Err = InvalidValue;
 
-    /// Reads the path of a file; one that ends like a directory's is none.
+    /// Parses the path of a file; a path that ends like the path of a directory is refused.
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let ends_with_a_name = !matches!(text.rsplit('/').next(), Some("" | "." | ".."));
         let inside = Some(text)
@@ -466,7 +466,7 @@ impl FromStr for SandboxPath {
             Some(path) if ends_with_a_name => Ok(Self(path)),
             Some(_) => Err(InvalidValue::new(
                 text,
-                "the path of a file: it ends like a directory's, leave out the slash at its end or add a name",
+                "the path of a file: it ends like the path of a directory; remove the final slash or add a name",
             )),
             None => Err(InvalidValue::new(
                 text,
@@ -566,7 +566,7 @@ mod tests {
         }
         for directory in ["/sandbox/d/", "/sandbox/d//", "/tmp/x/.", "/tmp/x/y/.."] {
             let text = path(directory).unwrap_err().to_string();
-            assert!(text.contains("ends like a directory's"), "{text}");
+            assert!(text.contains("ends like the path of a directory"), "{text}");
             assert!(SandboxPath::directory(directory).is_ok(), "{directory}");
         }
     }
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_may_be_a_place_itself() {
+    fn a_directory_may_be_sandbox_or_tmp_itself() {
         let directory = |text: &str| SandboxPath::directory(text).map(|p| p.0);
         assert_eq!(directory("/sandbox/").unwrap(), "/sandbox");
         assert_eq!(directory("/tmp/a/..").unwrap(), "/tmp");

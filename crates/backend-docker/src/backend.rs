@@ -1,4 +1,4 @@
-//! The backend's calls of the engine: making, sweeping, shutting down.
+//! The backend's calls to an engine: making sandboxes, sweeping, shutting down.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -21,33 +21,33 @@ use crate::DockerConfig;
 use crate::container::{self, INSTANCE_LABEL, STATE_LABEL, label};
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 use crate::image;
-use crate::sandbox::{self, Owner};
+use crate::sandbox::{self, BackendContext};
 use crate::setup::{self, VERSION_LABEL};
 
-/// The backend's name.
+/// Name of the backend.
 pub(crate) const NAME: &str = "docker";
 
-/// Removals under way at once. The engine does most of one under a lock of its own, so more would
-/// only wait there, and let its other callers wait too.
-const REMOVALS_AT_ONCE: usize = 4;
+/// Most removals at the same time. The engine does most of a removal under a lock, so further removals would
+/// only wait there, and delay other callers of the engine.
+const MAX_CONCURRENT_REMOVALS: usize = 4;
 
-/// Makes sandboxes with a Docker engine.
+/// A backend that makes sandboxes with a Docker engine.
 #[derive(Debug)]
 pub struct DockerBackend {
-    owner: Arc<Owner>,
+    context: Arc<BackendContext>,
     images: BTreeMap<Runtime, String>,
-    /// Whether sandboxes may be made. Held for reading while one is; so a shutdown that has it for
-    /// writing knows that none is under way.
+    /// Whether sandboxes may be made. Each create holds a read lock, so no create is in progress while a shutdown
+    /// holds the write lock.
     open: Arc<RwLock<bool>>,
     adoptable_for: Duration,
 }
 
 impl DockerBackend {
-    /// Connects to an engine, which must answer now. Sandboxes belong to `instance`.
+    /// Connects to an engine, which must answer. Sandboxes belong to `instance`.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] naming the fix; [`BackendError::Io`] for a state directory
-    /// that cannot be read.
+    /// [`BackendError::Unavailable`] with the fix if the engine does not answer; [`BackendError::Io`] if the state
+    /// directory cannot be read.
     pub async fn connect(
         config: DockerConfig,
         instance: Arc<Instance>,
@@ -62,19 +62,19 @@ impl DockerBackend {
             parent.display()
         )))?;
         Ok(Self {
-            owner: Arc::new(Owner::new(engine, instance, state, &config)),
+            context: Arc::new(BackendContext::new(engine, instance, state, &config)),
             images: config.images,
             open: Arc::new(RwLock::new(true)),
             adoptable_for: config.adoptable_for,
         })
     }
 
-    /// Removes every container of a process that no longer lives, and says how many there were. The
-    /// instance's directory is left to the caller, who holds its [`DeadInstance`]: other backends
-    /// may have something to remove first.
+    /// Removes every container of a process that has ended. Returns the number of removed containers. The
+    /// caller, who holds the [`DeadInstance`], removes the instance's directory: other backends
+    /// may have to remove resources first.
     ///
     /// # Errors
-    /// [`BackendError::Destroy`] for what could not be removed; the rest was.
+    /// [`BackendError::Destroy`] for containers that cannot be removed; all others are removed.
     pub async fn remove_instance(&self, instance_id: &str) -> Result<usize, BackendError> {
         let labels = vec![self.state_filter(), label(INSTANCE_LABEL, instance_id)];
         let found = self.list(labels).await?;
@@ -82,7 +82,7 @@ impl DockerBackend {
     }
 
     async fn remove_unclaimed(&self) -> Result<(), BackendError> {
-        let instance = &self.owner.instance;
+        let instance = &self.context.instance;
         let labels = vec![
             self.state_filter(),
             label(INSTANCE_LABEL, instance.id().as_str()),
@@ -93,28 +93,31 @@ impl DockerBackend {
         self.remove_all(found).await.map(drop)
     }
 
-    fn no_image(&self) -> String {
+    fn no_image_reason(&self) -> String {
         let offered: Vec<&str> = self.images.keys().map(|runtime| runtime.name()).collect();
         let offered = offered.join(", ");
-        format!("no image is configured for it, only for: {offered}")
+        format!("no image is configured for this runtime, only for: {offered}")
     }
 
     fn state_filter(&self) -> String {
-        label(STATE_LABEL, &self.owner.state.display().to_string())
+        label(STATE_LABEL, &self.context.state.display().to_string())
     }
 
-    async fn list(&self, labels: Vec<String>) -> Result<Vec<Found>, BackendError> {
-        let containers = self.owner.engine.labelled(labels).await;
+    async fn list(&self, labels: Vec<String>) -> Result<Vec<FoundContainer>, BackendError> {
+        let containers = self.context.engine.containers_with_labels(labels).await;
         let containers =
             containers.map_err(|error| error.into_backend(BackendError::Unavailable))?;
-        Ok(containers.into_iter().filter_map(Found::read).collect())
+        Ok(containers
+            .into_iter()
+            .filter_map(FoundContainer::parse)
+            .collect())
     }
 
-    /// Removes what was found, a few at a time, and goes on after failures.
-    async fn remove_all(&self, found: Vec<Found>) -> Result<usize, BackendError> {
+    /// Removes containers, a few at a time, and continues after failures.
+    async fn remove_all(&self, found: Vec<FoundContainer>) -> Result<usize, BackendError> {
         let removals = found.into_iter().map(|found| self.remove(found));
         let results: Vec<Result<(), String>> = stream::iter(removals)
-            .buffer_unordered(REMOVALS_AT_ONCE)
+            .buffer_unordered(MAX_CONCURRENT_REMOVALS)
             .collect()
             .await;
         let total = results.len();
@@ -129,28 +132,28 @@ impl DockerBackend {
         }
     }
 
-    async fn remove(&self, found: Found) -> Result<(), String> {
-        let own = found.instance == self.owner.instance.id().as_str();
+    async fn remove(&self, found: FoundContainer) -> Result<(), String> {
+        let own = found.instance == self.context.instance.id().as_str();
         let removed = match container::id_of_name(&found.name) {
-            Some(id) if own => self.owner.remove(id).await,
-            _ => self.owner.engine.remove(&found.name).await,
+            Some(id) if own => self.context.remove(id).await,
+            _ => self.context.engine.remove(&found.name).await,
         };
         removed.map_err(|error| format!("{}: {error}", found.name))
     }
 
-    /// Whether no process is left that would remove this container.
-    fn is_orphan(&self, found: &Found, dead: &[DeadInstance]) -> bool {
-        if found.instance == self.owner.instance.id().as_str() {
+    /// Returns whether no living process will remove this container.
+    fn is_orphan(&self, found: &FoundContainer, dead: &[DeadInstance]) -> bool {
+        if found.instance == self.context.instance.id().as_str() {
             let id = container::id_of_name(&found.name);
             return !self
-                .owner
+                .context
                 .live()
                 .iter()
                 .any(|live| Some(live.as_str()) == id);
         }
         let is_dead = dead.iter().any(|dead| dead.id() == found.instance);
-        // An instance removes its directory at its end.
-        is_dead || !self.owner.state.join(&found.instance).exists()
+        // A process removes the directory of its instance when it ends.
+        is_dead || !self.context.state.join(&found.instance).exists()
     }
 }
 
@@ -162,9 +165,9 @@ impl Backend for DockerBackend {
 
     async fn runtime_status(&self, runtime: Runtime) -> RuntimeStatus {
         let Some(image) = self.images.get(&runtime) else {
-            return RuntimeStatus::Unavailable(self.no_image());
+            return RuntimeStatus::Unavailable(self.no_image_reason());
         };
-        let engine = &self.owner.engine;
+        let engine = &self.context.engine;
         let inspected = engine.docker.inspect_image(image);
         match engine.call(CALL_DEADLINE, inspected).await {
             Ok(inspected) => {
@@ -172,11 +175,11 @@ impl Backend for DockerBackend {
                     return RuntimeStatus::Unavailable(format!("image {image}: {reason}"));
                 }
                 let labels = inspected.config.and_then(|config| config.labels);
-                RuntimeStatus::Available(available(image, &labels.unwrap_or_default()))
+                RuntimeStatus::Available(describe_image(image, &labels.unwrap_or_default()))
             }
             Err(error) if error.is_not_found() => RuntimeStatus::Unavailable(missing_image(image)),
             Err(EngineError::Refused { message, .. }) => RuntimeStatus::Unavailable(message),
-            Err(EngineError::Silent(text)) => RuntimeStatus::Unavailable(text),
+            Err(EngineError::NoAnswer(text)) => RuntimeStatus::Unavailable(text),
         }
     }
 
@@ -185,16 +188,16 @@ impl Backend for DockerBackend {
             return Err(BackendError::RuntimeUnavailable {
                 runtime: spec.runtime,
                 backend: NAME,
-                reason: self.no_image(),
+                reason: self.no_image_reason(),
             });
         };
-        let (owner, open, spec) = (
-            Arc::clone(&self.owner),
+        let (context, open, spec) = (
+            Arc::clone(&self.context),
             Arc::clone(&self.open),
             spec.clone(),
         );
-        // A task of its own: where the caller goes away, no call to the engine is broken off with
-        // its outcome unknown, and what was made is removed by being dropped.
+        // A separate task: if the caller drops the future, no call to the engine is cancelled with
+        // an unknown outcome, and the sandbox is removed when the task's result is dropped.
         let making = tokio::spawn(async move {
             let open = open.read().await;
             if !*open {
@@ -202,62 +205,61 @@ impl Backend for DockerBackend {
                     "isol8 is shutting down".to_owned(),
                 ));
             }
-            sandbox::make(&owner, &spec, &image).await
+            sandbox::make(&context, &spec, &image).await
         });
         let made = making.await;
         made.unwrap_or_else(|error| Err(BackendError::Create(format!("internal error: {error}"))))
     }
 
     async fn adopt(&self) -> Result<Vec<Adopted>, BackendError> {
-        let claims = self.owner.instance.claims();
-        adoption::adopt(claims, |id| sandbox::find(&self.owner, id)).await
+        let claims = self.context.instance.claims();
+        adoption::adopt(claims, |id| sandbox::find(&self.context, id)).await
     }
 
-    /// Directories of dead instances stay: see [`DockerBackend::remove_instance`].
     async fn sweep(&self) -> Result<usize, BackendError> {
-        self.owner.instance.touch();
+        self.context.instance.touch();
         let mut found = self.list(vec![self.state_filter()]).await?;
-        // Held until the end, so that no other process sweeps them too.
-        let dead = DeadInstance::all(&self.owner.state, self.adoptable_for);
+        // The locks are held until the end, so that no other process sweeps the same instances.
+        let dead = DeadInstance::all(&self.context.state, self.adoptable_for);
         found.retain(|found| self.is_orphan(found, &dead));
         let removed = self.remove_all(found).await?;
         let volumes = vec![self.state_filter()];
-        let swept = self.owner.engine.remove_unused_volumes(volumes).await;
+        let swept = self.context.engine.remove_unused_volumes(volumes).await;
         swept.map_err(|error| error.into_backend(BackendError::Destroy))?;
-        // Only now: what could not be removed is found again by its directory.
+        // The directories are removed last: a later sweep finds the remains of an instance by its directory.
         dead.into_iter().for_each(DeadInstance::remove);
         Ok(removed)
     }
 
     async fn remove_outdated_images(&self) -> Result<usize, BackendError> {
-        let removed = setup::discard_outdated(&self.owner.engine).await;
+        let removed = setup::remove_outdated(&self.context.engine).await;
         removed.map_err(|error| error.into_backend(BackendError::Unavailable))
     }
 
     async fn shutdown(&self) -> Result<(), BackendError> {
         *self.open.write().await = false;
-        let instance = &self.owner.instance;
+        let instance = &self.context.instance;
         if instance.is_left() {
             instance.touch();
             return self.remove_unclaimed().await;
         }
         self.remove_instance(instance.id().as_str()).await?;
-        // Not left to the last owner of the instance: a worker thread may be it, which the process
-        // does not wait for.
+        // Dropping the last reference to the instance would remove the directory too, but possibly on a worker thread,
+        // which the process does not wait for.
         Instance::remove_directory(instance.directory());
         Ok(())
     }
 }
 
-/// A container that carries our labels.
+/// A container with isol8's labels.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+struct FoundContainer {
     name: String,
     instance: String,
 }
 
-impl Found {
-    fn read(container: ContainerSummary) -> Option<Self> {
+impl FoundContainer {
+    fn parse(container: ContainerSummary) -> Option<Self> {
         let name = container.names?.into_iter().next()?;
         Some(Self {
             name: name.trim_start_matches('/').to_owned(),
@@ -266,7 +268,7 @@ impl Found {
     }
 }
 
-fn available(image: &str, labels: &HashMap<String, String>) -> String {
+fn describe_image(image: &str, labels: &HashMap<String, String>) -> String {
     match labels.get(VERSION_LABEL) {
         Some(version) => format!("{image}, {version}"),
         None => image.to_owned(),
@@ -274,7 +276,7 @@ fn available(image: &str, labels: &HashMap<String, String>) -> String {
 }
 
 pub(crate) fn missing_image(image: &str) -> String {
-    format!("image {image} is missing: run `isol8 setup`")
+    format!("image {image} is missing; run `isol8 setup`")
 }
 
 #[cfg(test)]
@@ -293,20 +295,20 @@ mod tests {
             ),
             ..Default::default()
         };
-        let found = Found::read(summary("/isol8-1", &[(INSTANCE_LABEL, "abc")])).unwrap();
+        let found = FoundContainer::parse(summary("/isol8-1", &[(INSTANCE_LABEL, "abc")])).unwrap();
         assert_eq!(found.name, "isol8-1");
         assert_eq!(found.instance, "abc");
-        assert_eq!(Found::read(summary("/isol8-1", &[])), None);
-        assert_eq!(Found::read(ContainerSummary::default()), None);
+        assert_eq!(FoundContainer::parse(summary("/isol8-1", &[])), None);
+        assert_eq!(FoundContainer::parse(ContainerSummary::default()), None);
     }
 
     #[test]
-    fn a_status_names_the_version_where_the_image_tells_it() {
+    fn a_status_names_the_version_if_the_image_has_a_version_label() {
         let labels = HashMap::from([(VERSION_LABEL.to_owned(), "Python 3.11.2".to_owned())]);
         assert_eq!(
-            available("isol8:python", &labels),
+            describe_image("isol8:python", &labels),
             "isol8:python, Python 3.11.2"
         );
-        assert_eq!(available("mine:1", &HashMap::new()), "mine:1");
+        assert_eq!(describe_image("mine:1", &HashMap::new()), "mine:1");
     }
 }

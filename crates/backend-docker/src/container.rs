@@ -1,4 +1,4 @@
-//! Every setting of a container, and why.
+//! Every setting of a container, with its reason.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,13 +13,13 @@ use isol8_backend::certificates;
 use isol8_backend::spec::{OOM_SCORE, TCP_BUFFERS};
 use isol8_backend::{Limits, SandboxId, SandboxSpec};
 
-use crate::directory::{CERTIFICATES, Directory, NAMES, USERS};
+use crate::directory::{ACCOUNT_FILES, CERTIFICATES, NAME_RESOLUTION_FILES, SandboxDirectory};
 
-/// The base state directory of the installation that a container belongs to.
+/// Label with the base state directory of the installation that a container belongs to.
 pub(crate) const STATE_LABEL: &str = "isol8.state";
-/// The instance (one process of isol8) that made it.
+/// Label with the instance (one process of isol8) that made the container.
 pub(crate) const INSTANCE_LABEL: &str = "isol8.instance";
-/// The runtime it is for.
+/// Label with the runtime of the container.
 const RUNTIME_LABEL: &str = "isol8.runtime";
 
 pub(crate) const NAME_PREFIX: &str = "isol8-";
@@ -28,141 +28,142 @@ const GUEST: &str = "/.isol8/guest";
 const CONTROL: &str = "/.isol8/control";
 /// Name of the guest's socket in the sandbox's directory, which the container does not mount.
 pub(crate) const SOCKET: &str = "socket";
-/// Name of the socket over which the guest gets that one, in the control directory.
+/// Name of the socket in the control directory over which the guest receives its socket.
 pub(crate) const HANDOVER: &str = "handover";
 
-/// Directory of a container's pseudo-terminals.
+/// Mount point of a container's pseudo-terminals.
 const TERMINALS: &str = "/dev/pts";
 
-/// Mount options of the pseudo-terminals: those of engines, and a bound, the same as on the native backend. The
-/// kernel counts the terminals of all containers and of the host together.
+/// Mount options of the pseudo-terminals: the options that engines use, and a limit, the same as on the native backend.
+/// The kernel counts the terminals of all containers and of the host together.
 const TERMINAL_OPTIONS: &str = "newinstance,ptmxmode=0666,mode=0620,gid=5,nosuid,noexec,max=64";
 
-/// The engine's filter for system calls. It refuses the calls that need privileges. The filter that confines user code
-/// is the guest's own, an allow-list that is in force before the guest takes any request. So the engine's default
-/// profile would add nothing, and compiling it takes a fifth of a container's start.
+/// The engine's seccomp profile, which refuses the system calls that need privileges. The guest itself installs the
+/// filter that confines user code, an allow-list, before it handles any request. So the engine's
+/// default profile would add nothing, and compiling it takes a fifth of a container's start time.
 const SECCOMP: &str = include_str!("seccomp.json");
 
-/// Signal by which an engine that ends itself ends its containers. The guest, being PID 1, ignores any other until
-/// the engine has waited for 10 s.
+/// Signal that an engine sends to its containers when the engine shuts down. The guest is PID 1 and ignores any other
+/// signal, so with another signal the engine would wait for 10 s.
 const STOP_SIGNAL: &str = "SIGKILL";
 
-/// The capabilities that the guest needs to start and end other users' processes and to hand them their files. User
-/// code gets none of them.
+/// Capabilities that the guest needs to start and end processes of other users and to give them their files. User
+/// code gets no capability.
 const CAPABILITIES: [&str; 5] = ["SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE"];
 
-/// The kernel's default length of a scheduling period; a quota is a share of it.
+/// The kernel's default length of a scheduling period. CPU quotas refer to this period.
 const CPU_PERIOD_US: i64 = 100_000;
 
-/// The file in which programs of Debian, and so of every image, find the certificates that they trust.
-const TRUSTED: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Path at which programs of Debian, and so of every image, find the certificates that they trust.
+const CERTIFICATES_PATH: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The places of a container's parts on the host, and the container's owner.
+/// Inputs of a container's settings, in addition to the sandbox's specification.
 #[derive(Debug)]
-pub(crate) struct Placement<'a> {
-    /// The image's id.
+pub(crate) struct ContainerInputs<'a> {
+    /// Id of the image.
     pub(crate) image: &'a str,
-    /// The sandbox's own directory.
-    pub(crate) directory: &'a Directory,
+    /// The sandbox's directory on the host.
+    pub(crate) directory: &'a SandboxDirectory,
     /// User and group id of user code.
     pub(crate) user: u32,
     pub(crate) state: &'a Path,
     pub(crate) instance: &'a SandboxId,
-    /// Whether the sandbox's directory holds certificates.
+    /// Whether the sandbox's directory contains certificates.
     pub(crate) has_certificates: bool,
-    /// Least size of `/dev/shm`, in bytes.
+    /// Minimum size of `/dev/shm`, in bytes.
     pub(crate) shm_bytes: u64,
 }
 
-/// The container's name for the engine.
+/// Returns the name of a sandbox's container in the engine.
 #[must_use]
 pub fn name(id: &SandboxId) -> String {
     format!("{NAME_PREFIX}{id}")
 }
 
-/// The sandbox's id in the name that the engine reports.
+/// Returns the sandbox's id from a container name that the engine reports.
 pub(crate) fn id_of_name(name: &str) -> Option<&str> {
     name.trim_start_matches('/').strip_prefix(NAME_PREFIX)
 }
 
-/// A filter for, or a setting of, one label.
+/// Returns the text of a label, as used in filters and settings.
 pub(crate) fn label(key: &str, value: &str) -> String {
     format!("{key}={value}")
 }
 
-/// The body of the request that makes a container.
-pub(crate) fn create_body(spec: &SandboxSpec, placement: &Placement<'_>) -> ContainerCreateBody {
+/// Returns the settings of a new container.
+pub(crate) fn create_body(spec: &SandboxSpec, inputs: &ContainerInputs<'_>) -> ContainerCreateBody {
     let labels = [
-        (STATE_LABEL, placement.state.display().to_string()),
-        (INSTANCE_LABEL, placement.instance.to_string()),
+        (STATE_LABEL, inputs.state.display().to_string()),
+        (INSTANCE_LABEL, inputs.instance.to_string()),
         (RUNTIME_LABEL, spec.runtime.to_string()),
     ];
-    let (handover, user) = (format!("{CONTROL}/{HANDOVER}"), placement.user.to_string());
+    let (handover, user) = (format!("{CONTROL}/{HANDOVER}"), inputs.user.to_string());
     let mut guest = vec![GUEST, "--handover", &handover, "--uid", &user];
     if !spec.host_network {
         guest.push("--names");
     }
     ContainerCreateBody {
-        image: Some(placement.image.to_owned()),
+        image: Some(inputs.image.to_owned()),
         hostname: Some("sandbox".to_owned()),
-        // The guest's user. User code runs as another.
+        // This is the user of the guest. User code runs as another user.
         user: Some("0:0".to_owned()),
         working_dir: Some("/".to_owned()),
         entrypoint: Some(guest.into_iter().map(str::to_owned).collect()),
         cmd: Some(Vec::new()),
-        env: placement
+        env: inputs
             .has_certificates
-            .then(|| certificates::environment(TRUSTED).collect()),
-        // The engine would run an image's health check as root, and without the guest's filter.
+            .then(|| certificates::environment(CERTIFICATES_PATH).collect()),
+        // The engine would run an image's health check as root and without the guest's seccomp filter.
         healthcheck: Some(HealthConfig {
             test: Some(vec!["NONE".to_owned()]),
             ..Default::default()
         }),
         stop_signal: Some(STOP_SIGNAL.to_owned()),
         labels: Some(labels.map(|(key, value)| (key.to_owned(), value)).into()),
-        // A network namespace of its own all the same, with a loopback device and nothing else. The
-        // engine's network `none` comes to that too, but every start and every end would go through the
-        // locks of its network controller, where those of 20.10 were seen to wait for each other for ever.
+        // A container without network still gets its own network namespace, with a loopback device only. The
+        // engine's network `none` has the same result, but every start and every end of a container would take
+        // locks of the engine's network controller. In Docker 20.10 these locks were seen to deadlock.
         network_disabled: Some(!spec.host_network),
-        host_config: Some(host_config(spec, placement)),
+        host_config: Some(host_config(spec, inputs)),
         ..Default::default()
     }
 }
 
-/// Settings of the container's own network; in the host's network the settings must stay as they are.
+/// Returns the kernel settings of a container's own network namespace. A container in the host's network must not
+/// change the host's settings.
 fn network_settings() -> HashMap<String, String> {
     let settings = [
         TCP_BUFFERS[0],
         TCP_BUFFERS[1],
-        // A closed connection's port is free again at once: the next run may want it.
+        // The port of a closed connection becomes free at once: the next run may need it.
         ("net.ipv4.tcp_max_tw_buckets", "0"),
-        // As in any other container of the engine's: servers may listen on their usual ports.
+        // Programs may listen on ports below 1024, as in any other container of the engine.
         ("net.ipv4.ip_unprivileged_port_start", "0"),
     ];
     HashMap::from(settings.map(|(name, value)| (name.to_owned(), value.to_owned())))
 }
 
-fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
+fn host_config(spec: &SandboxSpec, inputs: &ContainerInputs<'_>) -> HostConfig {
     let memory = Some(signed(spec.limits.memory));
     HostConfig {
         memory,
-        // Memory and swap together: so there is no swap.
+        // The limit of memory and swap together equals the memory limit, so there is no swap.
         memory_swap: memory,
         cpu_period: Some(CPU_PERIOD_US),
         cpu_quota: Some(cpu_quota(spec.limits.cpus)),
         pids_limit: Some(i64::from(spec.limits.pids)),
         oom_score_adj: Some(i64::from(OOM_SCORE)),
-        mounts: Some(mounts(spec, placement)),
-        tmpfs: Some(tmpfs(spec, placement.user)),
-        // Charged to the memory limit, which may be raised later; the size may not.
+        mounts: Some(mounts(spec, inputs)),
+        tmpfs: Some(tmpfs(spec, inputs.user)),
+        // The content counts towards the memory limit, which may be raised later. This size cannot be changed later.
         shm_size: Some(signed(ByteSize::from_bytes(
-            placement.shm_bytes.max(spec.limits.memory.bytes()),
+            inputs.shm_bytes.max(spec.limits.memory.bytes()),
         ))),
         readonly_rootfs: Some(true),
-        // Without a network none of them is asked; `none` keeps other tools from showing a bridge.
+        // The engine ignores this without a network; `none` keeps other tools from showing a bridge.
         network_mode: Some(if spec.host_network { "host" } else { "none" }.to_owned()),
         ipc_mode: Some("private".to_owned()),
-        // The host's cgroup paths must not be visible inside.
+        // User code must not see the host's cgroup paths.
         cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         cap_drop: Some(vec!["ALL".to_owned()]),
         cap_add: Some(CAPABILITIES.map(str::to_owned).into()),
@@ -171,20 +172,20 @@ fn host_config(spec: &SandboxSpec, placement: &Placement<'_>) -> HostConfig {
             format!("seccomp={SECCOMP}"),
         ]),
         ulimits: Some(vec![core_limit()]),
-        // Nothing of a sandbox may fill the host's disk.
+        // The output of a sandbox must not fill the host's disk.
         log_config: Some(HostConfigLogConfig {
             typ: Some("none".to_owned()),
             config: None,
         }),
         sysctls: (!spec.host_network).then(network_settings),
-        // The guest is an init itself.
+        // The guest is the init process.
         init: Some(false),
         ..Default::default()
     }
 }
 
-/// The engine's structured form; its short one would read a colon in a path as a separator.
-fn mounts(spec: &SandboxSpec, placement: &Placement<'_>) -> Vec<Mount> {
+/// Returns the mounts in the engine's structured form. The short form would take a colon in a path for a separator.
+fn mounts(spec: &SandboxSpec, inputs: &ContainerInputs<'_>) -> Vec<Mount> {
     let bind = |source: &Path, target: &str| Mount {
         typ: Some(MountType::BIND),
         source: Some(source.display().to_string()),
@@ -192,34 +193,34 @@ fn mounts(spec: &SandboxSpec, placement: &Placement<'_>) -> Vec<Mount> {
         read_only: Some(true),
         ..Default::default()
     };
-    let directory = placement.directory;
+    let directory = inputs.directory;
     let etc = |name: &str| bind(&directory.etc(name), &format!("/etc/{name}"));
     let mut mounts = vec![
         bind(&directory.guest(), GUEST),
         bind(&directory.control(), CONTROL),
-        terminals(placement),
+        terminals(inputs),
     ];
-    mounts.extend(USERS.map(etc));
+    mounts.extend(ACCOUNT_FILES.map(etc));
     if !spec.host_network {
-        mounts.extend(NAMES.map(etc));
+        mounts.extend(NAME_RESOLUTION_FILES.map(etc));
     }
-    if placement.has_certificates {
-        mounts.push(bind(&directory.etc(CERTIFICATES), TRUSTED));
+    if inputs.has_certificates {
+        mounts.push(bind(&directory.etc(CERTIFICATES), CERTIFICATES_PATH));
     }
     mounts
 }
 
-/// A file system of the container's own for pseudo-terminals. The engine takes options only for a volume; this one has
-/// no name, and goes with the container.
-fn terminals(placement: &Placement<'_>) -> Mount {
+/// Returns the mount of the container's own `devpts`. The engine accepts mount options only for volumes, so this is an
+/// anonymous volume, which the engine removes with the container.
+fn terminals(inputs: &ContainerInputs<'_>) -> Mount {
     let options = [
         ("type", "devpts"),
         ("device", "devpts"),
         ("o", TERMINAL_OPTIONS),
     ];
     let labels = [
-        (STATE_LABEL, placement.state.display().to_string()),
-        (INSTANCE_LABEL, placement.instance.to_string()),
+        (STATE_LABEL, inputs.state.display().to_string()),
+        (INSTANCE_LABEL, inputs.instance.to_string()),
     ];
     let driver = MountVolumeOptionsDriverConfig {
         name: Some("local".to_owned()),
@@ -242,7 +243,7 @@ fn terminals(placement: &Placement<'_>) -> Mount {
     }
 }
 
-/// The places that user code may write to.
+/// Returns the directories that user code may write to, with their mount options.
 fn tmpfs(spec: &SandboxSpec, user: u32) -> HashMap<String, String> {
     let options = |size: ByteSize, owner: &str| {
         let size = size.bytes();
@@ -255,8 +256,8 @@ fn tmpfs(spec: &SandboxSpec, user: u32) -> HashMap<String, String> {
     ])
 }
 
-/// Keeps core files from being written, and crashes from starting the program that a pipe in the host's
-/// `core_pattern` names: the kernel starts that for a limit of 0 too, and for 1 byte only not, see core(5).
+/// Returns a limit that prevents core files, and prevents crashes from starting the program of a pipe in the host's
+/// `core_pattern`. The kernel starts that program even for a limit of 0, but not for a limit of 1 byte: see core(5).
 fn core_limit() -> ResourcesUlimits {
     ResourcesUlimits {
         name: Some("core".to_owned()),
@@ -265,12 +266,12 @@ fn core_limit() -> ResourcesUlimits {
     }
 }
 
-/// The body of the request that changes limits.
+/// Returns the changed settings of a container with new limits.
 pub(crate) fn update_body(limits: &Limits) -> ContainerUpdateBody {
     let memory = Some(signed(limits.memory));
     ContainerUpdateBody {
         memory,
-        // Set together, or a higher limit would be refused for exceeding the old one with swap.
+        // Both limits are set together: the engine refuses a memory limit above the old limit of memory and swap.
         memory_swap: memory,
         cpu_period: Some(CPU_PERIOD_US),
         cpu_quota: Some(cpu_quota(limits.cpus)),
@@ -279,9 +280,9 @@ pub(crate) fn update_body(limits: &Limits) -> ContainerUpdateBody {
     }
 }
 
-/// A quota rather than the engine's `NanoCpus`, which refuses more cores than the host has.
+/// Returns the CPU quota. The engine's alternative setting `NanoCpus` refuses more cores than the host has.
 fn cpu_quota(cpus: f64) -> i64 {
-    // Saturates; out of any sensible range the engine refuses.
+    // The cast saturates; the engine refuses absurd values.
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]
     let quota = (cpus * CPU_PERIOD_US as f64).round() as i64;
     quota
@@ -318,20 +319,20 @@ mod tests {
     }
 
     fn body_of(spec: &SandboxSpec) -> ContainerCreateBody {
-        let placement = Placement {
+        let inputs = ContainerInputs {
             image: "isol8:python",
-            directory: &Directory::of(Path::new("/state/i"), "s:1"),
+            directory: &SandboxDirectory::new(Path::new("/state/i"), "s:1"),
             user: 0x7000_0002,
             state: Path::new("/state"),
             instance: &SandboxId::random(),
             has_certificates: true,
             shm_bytes: 64 << 20,
         };
-        create_body(spec, &placement)
+        create_body(spec, &inputs)
     }
 
     #[test]
-    fn a_container_has_no_way_out_and_no_privilege_but_the_guests() {
+    fn a_container_has_no_network_and_only_the_guests_privileges() {
         assert_eq!(body().network_disabled, Some(true));
         let host = body().host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("none"));
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_hosts_network_none_of_its_settings_is_changed() {
+    fn a_container_in_the_hosts_network_changes_no_network_setting() {
         let spec = SandboxSpec {
             host_network: true,
             ..spec()
@@ -361,8 +362,11 @@ mod tests {
         assert_eq!(host.network_mode.as_deref(), Some("host"));
         assert_eq!(host.sysctls, None);
         let mounts = host.mounts.unwrap();
-        let is_of_names = |mount: &Mount| mount.target.as_deref() == Some("/etc/hosts");
-        assert!(!mounts.iter().any(is_of_names), "names are the host's");
+        let is_hosts_file = |mount: &Mount| mount.target.as_deref() == Some("/etc/hosts");
+        assert!(
+            !mounts.iter().any(is_hosts_file),
+            "the engine writes the files for name resolution"
+        );
         assert_eq!(host.cap_add.unwrap(), CAPABILITIES);
     }
 
@@ -404,7 +408,11 @@ mod tests {
             ("/state/i/s:1/etc/group", "/etc/group", true),
             ("/state/i/s:1/etc/hosts", "/etc/hosts", true),
             ("/state/i/s:1/etc/resolv.conf", "/etc/resolv.conf", true),
-            ("/state/i/s:1/etc/ca-certificates.crt", TRUSTED, true),
+            (
+                "/state/i/s:1/etc/ca-certificates.crt",
+                CERTIFICATES_PATH,
+                true,
+            ),
         ];
         assert_eq!(shared, expected);
         let [terminals] = own[..] else {
@@ -417,11 +425,11 @@ mod tests {
         assert!(options["o"].contains("newinstance") && options["o"].contains("max=64"));
     }
 
-    /// Settings that an engine takes from an image unless a container overrides them: `merge` in its `runconfig`.
-    /// Volumes are refused, see [`image`](crate::image). Variables are the image's to set; ports are published
-    /// nowhere.
+    /// Checks all settings that an engine takes from an image unless a container overrides them: see `merge` in the
+    /// engine's `runconfig`. Images with volumes are refused, see [`image`](crate::image). Environment variables may be
+    /// set by the image; ports are never published.
     #[test]
-    fn nothing_that_an_image_declares_to_be_run_or_to_decide_for_the_engine_is_taken() {
+    fn settings_that_an_image_declares_are_overridden() {
         let body = body();
         assert_eq!(body.user.as_deref(), Some("0:0"));
         assert_eq!(body.working_dir.as_deref(), Some("/"));
@@ -437,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_is_told_whose_user_code_is() {
+    fn the_guest_gets_the_user_id_of_user_code() {
         let guest = body().entrypoint.unwrap();
         let handover = "/.isol8/control/handover";
         assert_eq!(
@@ -454,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn writable_places_are_bounded_and_belong_to_the_sandbox_user() {
+    fn writable_directories_are_bounded_and_belong_to_the_sandbox_user() {
         let tmpfs = body().host_config.unwrap().tmpfs.unwrap();
         assert_eq!(
             tmpfs["/sandbox"],

@@ -1,7 +1,7 @@
-//! The directory of a sandbox on the host, and the files in it.
+//! The directory of a sandbox on the host, and its files.
 //!
-//! A container mounts some of them read-only. They are copies of its own, because a lock on a file, and a watch for its
-//! use, reach across all containers that mount the same file.
+//! A container mounts some of these files read-only. Each sandbox has its own copies, because locks and watches of a
+//! file affect all containers that mount the same file.
 
 use std::fs;
 use std::io;
@@ -11,26 +11,26 @@ use std::path::{Path, PathBuf};
 use isol8_backend::Certificates;
 use isol8_backend::spec::{HOSTS, RESOLV_CONF};
 
-/// The accounts of a Debian system, as its package `base-passwd` defines them.
+/// The accounts of a Debian system, as the package `base-passwd` defines them.
 const ACCOUNTS: &str = include_str!("etc/passwd");
-/// Its groups.
+/// The groups of a Debian system, as the package `base-passwd` defines them.
 const GROUPS: &str = include_str!("etc/group");
 
-/// Files that say who the users are.
-pub(crate) const USERS: [&str; 2] = ["passwd", "group"];
-/// Files by which programs find addresses for names, in a container without a network. In a network of the
-/// engine's the engine writes them, for each container.
-pub(crate) const NAMES: [&str; 2] = ["hosts", "resolv.conf"];
+/// Files of `/etc` that define users and groups.
+pub(crate) const ACCOUNT_FILES: [&str; 2] = ["passwd", "group"];
+/// Files of `/etc` for name resolution, in a container without a network. With a network, the engine writes these
+/// files for each container.
+pub(crate) const NAME_RESOLUTION_FILES: [&str; 2] = ["hosts", "resolv.conf"];
 
-/// The certificates that programs trust.
+/// File of the certificates that programs trust.
 pub(crate) const CERTIFICATES: &str = "ca-certificates.crt";
 
 /// The directory of one sandbox.
 #[derive(Clone, Debug)]
-pub(crate) struct Directory(PathBuf);
+pub(crate) struct SandboxDirectory(PathBuf);
 
-impl Directory {
-    pub(crate) fn of(instance: &Path, sandbox: &str) -> Self {
+impl SandboxDirectory {
+    pub(crate) fn new(instance: &Path, sandbox: &str) -> Self {
         Self(instance.join(sandbox))
     }
 
@@ -38,25 +38,25 @@ impl Directory {
         &self.0
     }
 
-    /// The guest agent's executable.
+    /// Returns the path of the guest agent's executable.
     pub(crate) fn guest(&self) -> PathBuf {
         self.0.join("guest")
     }
 
-    /// The only directory that a container mounts.
+    /// Returns the path of the only directory that a container mounts.
     pub(crate) fn control(&self) -> PathBuf {
         self.0.join("control")
     }
 
-    /// A file of [`USERS`] or [`NAMES`].
+    /// Returns the path of a file that a container mounts in `/etc`.
     pub(crate) fn etc(&self, name: &str) -> PathBuf {
         self.0.join("etc").join(name)
     }
 
-    /// Makes it, with all its files, for a sandbox whose user code has the id `user`.
+    /// Makes the directory with all its files, for a sandbox whose user code has the id `user`.
     ///
     /// # Errors
-    /// The first that could not be made; what was made by then stays.
+    /// The I/O error of the first file that cannot be made. Files that were made before stay.
     pub(crate) fn make(
         &self,
         guest: &Path,
@@ -78,13 +78,13 @@ impl Directory {
         for (name, content) in files.into_iter().chain(certificates) {
             let path = self.etc(name);
             fs::write(&path, content)?;
-            // Whatever the umask was: user code reads them.
+            // User code must be able to read the file, whatever the umask was.
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
         Ok(())
     }
 
-    /// Removes it with all that is in it.
+    /// Removes the directory with all its files.
     pub(crate) fn remove(&self) {
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -118,14 +118,15 @@ mod tests {
         fs::write(&guest, "program").unwrap();
         fs::set_permissions(&guest, fs::Permissions::from_mode(0o755)).unwrap();
         let made = ["one", "two"].map(|name| {
-            let directory = Directory::of(instance.path(), name);
+            let directory = SandboxDirectory::new(instance.path(), name);
             let certificates = Certificates::merge([PEM]).unwrap();
             let made = directory.make(&guest, 0x7000_0002, Some(&certificates));
             made.unwrap();
             directory
         });
         let inodes = made.each_ref().map(|one| {
-            let names = USERS.iter().chain(&NAMES).chain([&CERTIFICATES]);
+            let names = ACCOUNT_FILES.iter().chain(&NAME_RESOLUTION_FILES);
+            let names = names.chain([&CERTIFICATES]);
             let etc = names.map(|name| one.etc(name));
             let paths: Vec<PathBuf> = etc.chain([one.guest(), one.control()]).collect();
             let inode = |path: &PathBuf| fs::metadata(path).unwrap().ino();

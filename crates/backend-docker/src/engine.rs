@@ -1,4 +1,4 @@
-//! A connection to an engine: every call has a deadline, every error says what to do.
+//! A connection to an engine. Every call has a deadline, and every error text contains the fix.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,25 +15,25 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt as _;
 use isol8_backend::BackendError;
 
-/// The socket of engines unless the environment names another.
+/// Default socket of the engine.
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
-/// Deadline of the first question. An engine that needs longer to tell its version is of no use.
+/// Deadline of the first call, which asks for the version. An engine that needs longer for this is not usable.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// For one call. Each takes tens of milliseconds, but they queue up in an engine that starts and
+/// Deadline of a call. A call takes tens of milliseconds, but calls queue up in an engine that starts and
 /// removes many containers at once.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
-/// For a removal: the engine waits for the processes to die, up to 10 s by itself, and then for
+/// Deadline of a removal: the engine waits up to 10 s for the processes to die, and then for
 /// the mounts.
 pub(crate) const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
 
-/// The client's own bound for an answer to begin, longer than any deadline here: those decide.
+/// The client's own timeout for the begin of a response: longer than all deadlines here, so that the deadlines decide.
 const CLIENT_TIMEOUT_SECONDS: u64 = 2 * 60 * 60;
 
-/// How often a removal is tried again that the engine gave up, after 100 ms at first and twice as long
-/// each time.
+/// Most retries of a removal that failed in the engine. The first delay is 100 ms, and each further delay is twice as
+/// long.
 const REMOVAL_RETRIES: usize = 5;
 
 const NOT_FOUND: u16 = 404;
@@ -47,15 +47,15 @@ pub(crate) struct Engine {
     socket: PathBuf,
 }
 
-/// Why a call came to nothing.
+/// The reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// The engine answered that it will not.
+    /// The engine answered with an error.
     #[error("{message}")]
     Refused { status: u16, message: String },
-    /// The engine did not answer, or not sensibly. The text names the fix.
+    /// The engine did not answer, or sent an invalid response. The text contains the fix.
     #[error("{0}")]
-    Silent(String),
+    NoAnswer(String),
 }
 
 impl EngineError {
@@ -63,22 +63,23 @@ impl EngineError {
         matches!(self, Self::Refused { status, .. } if *status == NOT_FOUND)
     }
 
-    /// Whether the engine tried and failed, rather than being asked for what it must not do.
+    /// Returns whether the call failed in the engine, rather than being an invalid request.
     fn is_failure(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status >= SERVER_ERROR)
     }
 
-    /// For the caller: no answer is the same for all calls, a refusal means what `refused` says.
+    /// Converts the error for the caller of the backend. A missing answer becomes [`BackendError::Unavailable`] for all
+    /// calls; `refused` converts a refusal.
     pub(crate) fn into_backend(self, refused: fn(String) -> BackendError) -> BackendError {
         match self {
             Self::Refused { message, .. } => refused(message),
-            Self::Silent(text) => BackendError::Unavailable(text),
+            Self::NoAnswer(text) => BackendError::Unavailable(text),
         }
     }
 }
 
 impl Engine {
-    /// Connects to `host`, and makes sure that an engine answers there.
+    /// Connects to `host`, and checks that an engine answers.
     pub(crate) async fn connect(host: Option<&str>) -> Result<Self, EngineError> {
         let from_environment = std::env::var("DOCKER_HOST").ok();
         let socket = socket_path(host.or(from_environment.as_deref()))?;
@@ -92,12 +93,12 @@ impl Engine {
         Ok(Self { docker, socket })
     }
 
-    /// The path of the socket that it listens on.
+    /// Returns the path of the engine's socket.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Waits for one answer, no longer than `deadline`.
+    /// Waits for the response of a call, no longer than `deadline`.
     pub(crate) async fn call<T>(
         &self,
         deadline: Duration,
@@ -109,8 +110,8 @@ impl Engine {
         }
     }
 
-    /// Every container, running or not, that carries all of `labels`.
-    pub(crate) async fn labelled(
+    /// Returns every container, running or not, with all of `labels`.
+    pub(crate) async fn containers_with_labels(
         &self,
         labels: Vec<String>,
     ) -> Result<Vec<ContainerSummary>, EngineError> {
@@ -123,8 +124,8 @@ impl Engine {
             .await
     }
 
-    /// Removes the volumes that carry all of `labels` and whose container is gone: a container that is removed by
-    /// hand leaves its own. The engine's own way to do that leaves out volumes with options.
+    /// Removes the volumes with all of `labels` whose container is gone: a container that the operator removes
+    /// may leave its volume. The engine's prune call does not remove volumes with options.
     pub(crate) async fn remove_unused_volumes(
         &self,
         labels: Vec<String>,
@@ -149,17 +150,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends and removes a container with its volumes, and waits until it is gone. A container that does not exist
-    /// counts as removed. An engine under load gives up a removal that succeeds a moment later, when a mount is busy or
-    /// a process takes long to die: the removal is asked for again.
+    /// Ends and removes a container with its volumes, and waits until the container is gone. A container that does
+    /// not exist counts as removed. An engine under load may fail to remove a container because a mount is busy or a
+    /// process takes long to die; the call is repeated then.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), EngineError> {
-        let patience = ExponentialBuilder::default()
+        let backoff = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
             .with_max_times(REMOVAL_RETRIES);
         (|| self.try_to_remove(name))
-            .retry(patience)
+            .retry(backoff)
             .when(EngineError::is_failure)
-            .notify(|error, _| log::warn!(container = name, error:%; "removing it again"))
+            .notify(
+                |error, _| log::warn!(container = name, error:%; "retrying removal of a container"),
+            )
             .await
     }
 
@@ -176,7 +179,7 @@ impl Engine {
         }
     }
 
-    /// Waits for a removal that another process began.
+    /// Waits for a removal that another client of the engine began.
     async fn wait_removed(&self, name: &str) -> Result<(), EngineError> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("removed")
@@ -184,7 +187,7 @@ impl Engine {
         let mut waiting = self.docker.wait_container(name, Some(options));
         let removed = async {
             match waiting.next().await {
-                // The container's exit code comes as an error, and does not matter here.
+                // The client reports a non-zero exit code of the container as an error; it does not matter here.
                 None | Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Ok(()),
                 Some(Err(error)) => Err(error),
             }
@@ -201,16 +204,16 @@ fn is_being_removed(error: &EngineError) -> bool {
         if *status == CONFLICT && message.contains("already in progress"))
 }
 
-/// Returns the socket that a configuration leads to, as a file that [`DockerBackend`](crate::DockerBackend) connects
-/// to; `None` if it names no socket of this host.
+/// Returns the path of the socket that [`DockerBackend`](crate::DockerBackend) connects to for this configuration.
+/// Returns `None` if the configuration does not name a socket of this host.
 #[must_use]
 pub fn engine_socket(host: Option<&str>) -> Option<PathBuf> {
     let from_environment = std::env::var("DOCKER_HOST").ok();
     socket_path(host.or(from_environment.as_deref())).ok()
 }
 
-/// The socket that `host` names. Only an engine on this host will do: it must be able to mount the
-/// guest agent and a control directory, and this process to connect to a socket in the latter.
+/// Returns the socket that `host` names. Only an engine on this host can be used: the engine must be able to mount the
+/// guest agent and a control directory, and this process must connect to a socket in that directory.
 fn socket_path(host: Option<&str>) -> Result<PathBuf, EngineError> {
     let host = host.filter(|host| !host.is_empty());
     let path = match host {
@@ -220,8 +223,8 @@ fn socket_path(host: Option<&str>) -> Result<PathBuf, EngineError> {
     if path.starts_with('/') {
         return Ok(PathBuf::from(path));
     }
-    Err(EngineError::Silent(format!(
-        "docker engine {path} cannot be used: set docker.host or DOCKER_HOST to a socket of this host, for example unix://{DEFAULT_SOCKET}"
+    Err(EngineError::NoAnswer(format!(
+        "docker engine {path} cannot be used; set docker.host or DOCKER_HOST to a socket of this host, for example unix://{DEFAULT_SOCKET}"
     )))
 }
 
@@ -238,26 +241,26 @@ fn describe(socket: &Path, error: Error) -> EngineError {
             status: 500,
             message: error,
         },
-        other => EngineError::Silent(unavailable(socket, &root_cause(&other))),
+        other => EngineError::NoAnswer(unavailable(socket, &root_cause(&other))),
     }
 }
 
 fn no_answer(socket: &Path, deadline: Duration) -> EngineError {
     let reason = format!("no answer within {} s", deadline.as_secs());
-    EngineError::Silent(unavailable(socket, &reason))
+    EngineError::NoAnswer(unavailable(socket, &reason))
 }
 
 fn unavailable(socket: &Path, reason: &str) -> String {
     let fix = if reason.contains("ermission denied") {
         "run isol8 as root or as a member of the group docker"
     } else {
-        "start it with `systemctl start docker` or scripts/start-docker"
+        "start the engine with `systemctl start docker` or scripts/start-docker"
     };
     let socket = socket.display();
-    format!("docker engine at unix://{socket} does not answer ({reason}): {fix}")
+    format!("docker engine at unix://{socket} does not answer ({reason}); {fix}")
 }
 
-/// The innermost error: the client wraps what the system said in several that say less.
+/// Returns the text of the innermost error: the client wraps the I/O error in several less specific errors.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
@@ -293,7 +296,7 @@ mod tests {
         }
     }
 
-    /// An engine that fails this often, then removes what it is asked to.
+    /// Starts an engine whose first `failures` removals fail, and all further ones succeed.
     async fn failing_engine(directory: &Path, status: &'static str, failures: usize) -> Engine {
         let socket = directory.join("engine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_removal_that_the_engine_gives_up_is_asked_for_again() {
+    async fn a_removal_that_fails_in_the_engine_is_repeated() {
         const FAILURE: &str = "500 Internal Server Error";
         for (status, failures, removed) in [
             (FAILURE, 2, true),
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_the_callers_error_and_silence_is_unavailable() {
+    fn a_refusal_becomes_the_callers_error_and_a_missing_answer_unavailable() {
         let error = refused(400, "bad").into_backend(BackendError::Limits);
         assert!(matches!(error, BackendError::Limits(text) if text == "bad"));
         let error = no_answer(Path::new("/s"), CALL_DEADLINE).into_backend(BackendError::Limits);
@@ -357,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_for_a_closed_door_names_the_key() {
+    fn the_text_for_a_denied_or_missing_socket_contains_the_fix() {
         let denied = unavailable(Path::new("/s"), "Permission denied (os error 13)");
         assert!(denied.contains("group docker"), "{denied}");
         let absent = unavailable(Path::new("/s"), "Connection refused");
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_under_way_is_told_from_other_conflicts() {
+    fn a_removal_in_progress_is_distinguished_from_other_conflicts() {
         let under_way = "removal of container x is already in progress";
         assert!(is_being_removed(&refused(CONFLICT, under_way)));
         assert!(!is_being_removed(&refused(CONFLICT, "container is paused")));
@@ -373,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_nobody_serves_is_an_engine_that_does_not_answer() {
+    async fn a_socket_without_a_listener_is_an_engine_that_does_not_answer() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("engine.sock");
         let host = format!("unix://{}", socket.display());

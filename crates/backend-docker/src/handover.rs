@@ -1,8 +1,8 @@
-//! How a new container's guest comes to the socket that it listens on.
+//! Handover of the listening socket to the guest of a new container.
 //!
-//! The server makes the socket in a directory that no container mounts, and sends it to the guest over another
-//! one, whose directory the container mounts read-only. So nothing in a container can make or change a file on
-//! the host, whichever user it is.
+//! The server makes the guest's socket in a directory that no container mounts, and sends the descriptor to the guest
+//! over a second socket, whose directory the container mounts read-only. So no process in a container can make or
+//! change a file on the host, whatever its user is.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice};
@@ -18,12 +18,12 @@ use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::container::{HANDOVER, SOCKET};
-use crate::directory::Directory;
+use crate::directory::SandboxDirectory;
 
-/// A socket that waits for its guest.
+/// A guest's socket that has not been handed over yet.
 #[derive(Debug)]
 pub(crate) struct Handover {
-    /// Bound, and not listening yet: the guest does that.
+    /// The guest's socket, which is bound but not listening yet: the guest calls listen.
     socket: OwnedFd,
     listener: UnixListener,
     path: PathBuf,
@@ -33,9 +33,9 @@ impl Handover {
     /// Makes both sockets in a sandbox's directory.
     ///
     /// # Errors
-    /// If one of them cannot be made.
-    pub(crate) fn prepare(directory: &Directory) -> io::Result<Self> {
-        let socket = bound(&File::open(directory.path())?)?;
+    /// The I/O error of a socket that cannot be made.
+    pub(crate) fn prepare(directory: &SandboxDirectory) -> io::Result<Self> {
+        let socket = bind_socket(&File::open(directory.path())?)?;
         let control = File::open(directory.control())?;
         let listener = StdUnixListener::bind(instance::socket_in(&control, HANDOVER))?;
         listener.set_nonblocking(true)?;
@@ -46,11 +46,11 @@ impl Handover {
         })
     }
 
-    /// Waits for the guest, and sends it its socket. No other process can be the first to connect: the
-    /// container's own is the only one that finds a path to here.
+    /// Waits for the guest to connect, and sends the guest its socket. No other process can connect first: only the
+    /// container has a path to the second socket, and the guest is its first process.
     ///
     /// # Errors
-    /// If the connection fails.
+    /// The I/O error of the connection.
     pub(crate) async fn complete(self) -> io::Result<()> {
         let (stream, _) = self.listener.accept().await?;
         let send = || send_descriptor(&stream, &self.socket);
@@ -59,7 +59,7 @@ impl Handover {
     }
 }
 
-fn bound(directory: &File) -> io::Result<OwnedFd> {
+fn bind_socket(directory: &File) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     let address = UnixAddr::new(&instance::socket_in(directory, SOCKET))?;
@@ -88,11 +88,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_guest_gets_a_socket_that_it_has_no_path_to() {
+    async fn the_guest_gets_a_socket_without_having_a_path_to_it() {
         let instance = tempfile::tempdir().unwrap();
         let guest = instance.path().join("guest");
         fs::write(&guest, "").unwrap();
-        let directory = Directory::of(instance.path(), "one");
+        let directory = SandboxDirectory::new(instance.path(), "one");
         directory.make(&guest, 1, None).unwrap();
         let handover = Handover::prepare(&directory).unwrap();
         let mounted = directory.control().join(HANDOVER);

@@ -1,9 +1,9 @@
-//! Chooses the image that a container is made from, and checks whether it may be used.
+//! Checks of the image that a container is made from.
 //!
-//! An image brings more than files: its Dockerfile can declare volumes, which would be places on the host's disk
-//! without a bound, and every name leads to an image, also of another project. So an image is looked at each time
-//! before a container is made from it, and the container is made from the very one that was looked at. All else
-//! that an image declares is set by [`container`](crate::container) to another value.
+//! An image contains more than files: its Dockerfile can declare volumes, which would be directories on the host's disk
+//! without a size limit. And any name can lead to an image of another project. So each image is checked
+//! before a container is made from it, and the container is made from the id of the checked image. All other
+//! settings that an image declares are overridden by [`container`](crate::container).
 
 use bollard::models::ImageInspect;
 use isol8_backend::{BackendError, SandboxSpec};
@@ -11,12 +11,12 @@ use isol8_backend::{BackendError, SandboxSpec};
 use crate::backend::{NAME, missing_image};
 use crate::engine::{CALL_DEADLINE, Engine};
 
-/// Returns the id of the image for a sandbox: of the one that `spec` names, which has to be made from `own`, the
-/// runtime's image, else of `own` itself.
+/// Returns the id of the image for a sandbox. If `spec` names an image, that image must be made from `own`, the
+/// runtime's image; otherwise `own` is used.
 ///
 /// # Errors
-/// [`BackendError::ImageUnavailable`] for one that is named, [`BackendError::RuntimeUnavailable`] for the
-/// runtime's own; [`BackendError::Unavailable`] for an engine that does not answer.
+/// [`BackendError::ImageUnavailable`] if the named image cannot be used, [`BackendError::RuntimeUnavailable`] if the
+/// runtime's image cannot be used; [`BackendError::Unavailable`] if the engine does not answer.
 pub(crate) async fn choose(
     engine: &Engine,
     spec: &SandboxSpec,
@@ -42,7 +42,7 @@ pub(crate) async fn choose(
     let base = base.ok_or_else(|| image_error(missing_image(own)))?;
     if !is_made_from(&found, &base) {
         return Err(image_error(format!(
-            "it is not made from {own}, the image of runtime {} as it is now: build it again with \
+            "it is not made from {own}, the current image of runtime {}; build it again with \
              `isol8 build --base {}`, or from a Dockerfile that begins with FROM {own}",
             spec.runtime, spec.runtime
         )));
@@ -61,18 +61,18 @@ async fn inspect(engine: &Engine, name: &str) -> Result<Option<ImageInspect>, Ba
     }
 }
 
-/// The image's id, or why no container is made from it.
+/// Returns the image's id, or the reason why the image cannot be used.
 fn usable(image: ImageInspect) -> Result<String, String> {
     check_volumes(&image)?;
     image
         .id
-        .ok_or_else(|| "the engine does not say its id".to_owned())
+        .ok_or_else(|| "the engine did not return the image's id".to_owned())
 }
 
 /// Refuses an image that declares volumes.
 ///
 /// # Errors
-/// A text that names them, and the fix.
+/// A text with the volumes and the fix.
 pub(crate) fn check_volumes(image: &ImageInspect) -> Result<(), String> {
     let config = image.config.as_ref();
     let mut volumes = config
@@ -84,14 +84,14 @@ pub(crate) fn check_volumes(image: &ImageInspect) -> Result<(), String> {
     // The engine lists them in any order.
     volumes.sort_unstable();
     Err(format!(
-        "it declares volumes ({}), which would be places on this host's disk without a bound: build it \
-             without VOLUME, on a base that has none",
+        "it declares volumes ({}), which would be directories on this host's disk without a size limit; build it \
+             without VOLUME, on a base without volumes",
         volumes.join(", ")
     ))
 }
 
-/// Whether an image begins with all layers of another. A layer is named by the hash of its content, so this
-/// cannot be claimed by a label.
+/// Returns whether an image begins with all layers of another. Layers are identified by the hash of their content, so
+/// unlike a label this cannot be forged.
 fn is_made_from(image: &ImageInspect, base: &ImageInspect) -> bool {
     let (image, base) = (layers(image), layers(base));
     !base.is_empty() && image.starts_with(base)
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_made_from_another_where_it_begins_with_its_layers() {
+    fn an_image_is_made_from_another_if_it_begins_with_its_layers() {
         for (layers, base, expected) in [
             (&["a", "b"][..], &["a", "b"][..], true),
             (&["a", "b", "c"], &["a", "b"], true),

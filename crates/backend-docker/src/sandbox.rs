@@ -1,4 +1,4 @@
-//! The life of a container: made, connected to, used, and removed in every case.
+//! The life cycle of a container: it is made, connected to, used, and removed, also after errors.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -22,36 +22,36 @@ use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 
 use crate::DockerConfig;
-use crate::container::{self, Placement};
-use crate::directory::Directory;
+use crate::container::{self, ContainerInputs};
+use crate::directory::SandboxDirectory;
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 use crate::handover::Handover;
-use crate::ids::Ids;
+use crate::ids::UserIds;
 use crate::image;
 
-/// From the request to start the container to a guest that can be connected to. The guest itself
-/// needs a millisecond; the engine's queue needs the rest.
+/// Longest time from the request to start a container until the guest accepts a connection. The guest itself
+/// needs a millisecond; the rest is for the engine's queue.
 const GUEST_DEADLINE: Duration = CALL_DEADLINE;
 
-/// Pause between two attempts to connect. The guest listens as soon as it has its socket, so one is hardly ever
+/// Pause between two attempts to connect. The guest listens as soon as it has its socket, so a pause is rarely
 /// needed.
 const CONNECT_PAUSE: Duration = Duration::from_millis(1);
 
-/// The values that all containers of one backend share.
+/// Resources and settings that all containers of one backend share.
 #[derive(Debug)]
-pub(crate) struct Owner {
+pub(crate) struct BackendContext {
     pub(crate) engine: Engine,
     pub(crate) instance: Arc<Instance>,
-    /// The base state directory, without links: the same in every process that uses it.
+    /// The base state directory, resolved so that it is the same in every process that uses it.
     pub(crate) state: PathBuf,
     prewarm: PrewarmConfig,
     pub(crate) certificates: Option<Certificates>,
     pub(crate) shm_bytes: u64,
-    ids: Ids,
+    ids: UserIds,
     live: Mutex<HashSet<SandboxId>>,
 }
 
-impl Owner {
+impl BackendContext {
     pub(crate) fn new(
         engine: Engine,
         instance: Arc<Instance>,
@@ -59,7 +59,7 @@ impl Owner {
         config: &DockerConfig,
     ) -> Self {
         Self {
-            ids: Ids::of_engine(engine.socket()),
+            ids: UserIds::of_engine(engine.socket()),
             engine,
             instance,
             state,
@@ -70,10 +70,10 @@ impl Owner {
         }
     }
 
-    /// Sandboxes that are in use. Every other container with this instance's label was to be removed and was not.
-    /// Nothing is awaited under the lock, so a blocking lock is right.
+    /// Returns the sandboxes that are still referenced. All other containers with this instance's label should have
+    /// been removed. The lock is never held across an await, so it is a blocking one.
     pub(crate) fn live(&self) -> MutexGuard<'_, HashSet<SandboxId>> {
-        // Every change under the lock is a single operation: a panic cannot leave it half done.
+        // Every change under the lock is a single operation: a panic cannot leave a change half done.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -82,27 +82,27 @@ impl Owner {
         self.engine
             .remove(&format!("{}{id}", container::NAME_PREFIX))
             .await?;
-        // Small files only, so this is not worth a thread of its own.
+        // The directory contains only small files, so removing it does not need a separate thread.
         self.directory(id).remove();
         Ok(())
     }
 
-    fn directory(&self, id: &str) -> Directory {
-        Directory::of(self.instance.directory(), id)
+    fn directory(&self, id: &str) -> SandboxDirectory {
+        SandboxDirectory::new(self.instance.directory(), id)
     }
 }
 
 /// Makes a container, and waits until its guest answers. `own` is the image of the runtime.
 pub(crate) async fn make(
-    owner: &Arc<Owner>,
+    context: &Arc<BackendContext>,
     spec: &SandboxSpec,
     own: &str,
 ) -> Result<Arc<dyn Sandbox>, BackendError> {
-    let (container, user) = Container::reserve(owner)?;
-    // Both to their end: a directory that is still being made could not be removed.
+    let (container, user) = Container::reserve(context)?;
+    // Neither future is cancelled if the other fails: a directory that is still being made cannot be removed.
     let (handover, image) = tokio::join!(
         container.prepare(user),
-        image::choose(&owner.engine, spec, own)
+        image::choose(&context.engine, spec, own)
     );
     let (handover, image) = (handover?, image?);
     container.create(spec, &image, user).await?;
@@ -115,7 +115,7 @@ pub(crate) async fn make(
     let control = Control::open(stream)
         .await
         .map_err(|error| BackendError::Create(error.to_string()))?;
-    owner.prewarm.prepare(&control, spec);
+    context.prewarm.prepare(&control, spec);
     Ok(Arc::new(DockerSandbox {
         container,
         control,
@@ -123,9 +123,12 @@ pub(crate) async fn make(
     }))
 }
 
-/// A claimed container of an earlier process; one whose guest cannot be connected to goes with its claim.
-pub(crate) async fn find(owner: &Arc<Owner>, id: SandboxId) -> Result<Arc<dyn Sandbox>, String> {
-    let container = Container::found(owner, id);
+/// Connects to a claimed container of an earlier process. If that fails, removes the container and its claim.
+pub(crate) async fn find(
+    context: &Arc<BackendContext>,
+    id: SandboxId,
+) -> Result<Arc<dyn Sandbox>, String> {
+    let container = Container::new(context, id, true);
     let stream = connect_once(container.directory().path()).await;
     let stream = stream.map_err(|error| format!("guest cannot be reached: {error}"))?;
     let cgroup = guest_cgroup(&stream);
@@ -137,18 +140,19 @@ pub(crate) async fn find(owner: &Arc<Owner>, id: SandboxId) -> Result<Arc<dyn Sa
     }))
 }
 
-/// Found by the process that listens on the socket, which the kernel recorded: it saves asking the
-/// engine for the container's process.
+/// Returns the cgroup of the guest at the other end of a socket. The kernel recorded the process that listens on
+/// the socket, so the engine need not be asked for the container's process.
 fn guest_cgroup(stream: &UnixStream) -> Result<CgroupReader, String> {
     let credentials = stream.peer_cred().map_err(|error| error.to_string())?;
     let pid = credentials.pid().unwrap_or_default();
     CgroupReader::of_pid(pid).map_err(|error| error.to_string())
 }
 
-/// Bounds what the sandbox's sockets hold, where that does not count towards its memory limit. Engines pass
-/// their own setting for it to runtimes that ignore it, so it is written where the container's cgroup is.
+/// Bounds the memory of the sandbox's socket buffers, if they do not count towards the memory limit. Engines have a
+/// setting for this bound, but container runtimes ignore it, so the bound is written directly to the container's
+/// cgroup.
 fn bound_sockets(id: &SandboxId, cgroup: &Result<CgroupReader, String>, limits: &Limits) {
-    // A failure is reported when the usage is read.
+    // The reason of an unknown cgroup is reported when the usage is read.
     if let Ok(cgroup) = cgroup
         && let Err(error) = cgroup.bound_sockets(limits.memory.bytes())
     {
@@ -156,35 +160,45 @@ fn bound_sockets(id: &SandboxId, cgroup: &Result<CgroupReader, String>, limits: 
     }
 }
 
-/// A container that is removed when this value goes, at whatever point of its making.
+/// A container that is removed when this value is dropped, also if the container is not complete yet.
 #[derive(Debug)]
 struct Container {
-    owner: Arc<Owner>,
+    context: Arc<BackendContext>,
     id: SandboxId,
-    /// The runtime that removes the container in the background. If the runtime is gone by then, a later sweep finds
+    /// The async runtime that runs the removal on drop. If the runtime has shut down by then, a later sweep removes
     /// the container.
     runtime: Handle,
     is_claimed: AtomicBool,
-    /// To a later process.
+    /// Whether the container is left to a later process.
     is_left: AtomicBool,
     removed: OnceCell<()>,
 }
 
 impl Container {
-    /// Chooses a name, with an id for user code that no other sandbox has. From here on everything is undone
-    /// when the value is dropped.
-    fn reserve(owner: &Arc<Owner>) -> Result<(Self, u32), BackendError> {
-        let mut live = owner.live();
-        let (id, user) = owner.ids.name(live.iter()).ok_or_else(|| {
+    /// Reserves a name and a user id that no other sandbox has. Returns the container, whose resources are removed when
+    /// it is dropped, and the user id.
+    fn reserve(context: &Arc<BackendContext>) -> Result<(Self, u32), BackendError> {
+        let mut live = context.live();
+        let (id, user) = context.ids.allocate(live.iter()).ok_or_else(|| {
             let count = live.len();
-            BackendError::Create(format!(
-                "no user id is left beside those of {count} sandboxes"
-            ))
+            BackendError::Create(format!("{count} sandboxes use all available user ids"))
         })?;
-        // Under the same lock: another sandbox that is being made must not get the same.
+        // The id is inserted under the same lock, so that no concurrent create chooses the same user id.
         live.insert(id.clone());
         drop(live);
-        Ok((Self::owned(owner, id, false), user))
+        Ok((Self::new(context, id, false), user))
+    }
+
+    fn new(context: &Arc<BackendContext>, id: SandboxId, is_claimed: bool) -> Self {
+        context.live().insert(id.clone());
+        Self {
+            context: Arc::clone(context),
+            id,
+            runtime: Handle::current(),
+            is_claimed: AtomicBool::new(is_claimed),
+            is_left: AtomicBool::new(false),
+            removed: OnceCell::new(),
+        }
     }
 
     /// Makes the sandbox's directory, and the socket that its guest will listen on.
@@ -194,8 +208,8 @@ impl Container {
             "sandbox directory {} cannot be made",
             directory.path().display()
         ));
-        let (made, guest) = (directory.clone(), self.owner.instance.guest());
-        let certificates = self.owner.certificates.clone();
+        let (made, guest) = (directory.clone(), self.context.instance.guest());
+        let certificates = self.context.certificates.clone();
         let making =
             tokio::task::spawn_blocking(move || made.make(&guest, user, certificates.as_ref()));
         let made = making.await.unwrap_or_else(|panic| Err(panic.into()));
@@ -203,54 +217,38 @@ impl Container {
             .map_err(error)
     }
 
-    /// A container that exists already, and is claimed.
-    fn found(owner: &Arc<Owner>, id: SandboxId) -> Self {
-        Self::owned(owner, id, true)
-    }
-
-    fn owned(owner: &Arc<Owner>, id: SandboxId, is_claimed: bool) -> Self {
-        owner.live().insert(id.clone());
-        Self {
-            owner: Arc::clone(owner),
-            id,
-            runtime: Handle::current(),
-            is_claimed: AtomicBool::new(is_claimed),
-            is_left: AtomicBool::new(false),
-            removed: OnceCell::new(),
-        }
-    }
-
-    /// Before the container goes: a claim on one that is gone would be taken for a loss.
-    fn give_up_claim(&self) {
+    /// Removes the claim. Must be called before the container is removed: a claim without a container would be
+    /// reported as a lost session.
+    fn remove_claim(&self) {
         if self.is_claimed.swap(false, Ordering::AcqRel) {
-            self.owner.instance.claims().remove(&self.id);
+            self.context.instance.claims().remove(&self.id);
         }
     }
 
-    fn directory(&self) -> Directory {
-        self.owner.directory(self.id.as_str())
+    fn directory(&self) -> SandboxDirectory {
+        self.context.directory(self.id.as_str())
     }
 
     async fn create(&self, spec: &SandboxSpec, image: &str, user: u32) -> Result<(), BackendError> {
-        let Owner {
+        let BackendContext {
             engine,
             instance,
             state,
             ..
-        } = &*self.owner;
-        let placement = Placement {
+        } = &*self.context;
+        let inputs = ContainerInputs {
             image,
             directory: &self.directory(),
             user,
             state,
             instance: instance.id(),
-            has_certificates: self.owner.certificates.is_some(),
-            shm_bytes: self.owner.shm_bytes,
+            has_certificates: self.context.certificates.is_some(),
+            shm_bytes: self.context.shm_bytes,
         };
         let options = CreateContainerOptionsBuilder::new()
             .name(&container::name(&self.id))
             .build();
-        let body = container::create_body(spec, &placement);
+        let body = container::create_body(spec, &inputs);
         let created = engine.docker.create_container(Some(options), body);
         let created = engine.call(CALL_DEADLINE, created).await;
         let answer = created.map_err(engine_to_create)?;
@@ -259,7 +257,7 @@ impl Container {
     }
 
     async fn start(&self) -> Result<(), EngineError> {
-        let engine = &self.owner.engine;
+        let engine = &self.context.engine;
         let name = container::name(&self.id);
         let started = engine.docker.start_container(&name, None);
         engine.call(CALL_DEADLINE, started).await
@@ -276,16 +274,16 @@ impl Container {
         let reason = match tokio::time::timeout(GUEST_DEADLINE, connecting).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(reason)) => reason,
-            Err(_) => format!("not there within {} s", GUEST_DEADLINE.as_secs()),
+            Err(_) => format!("no guest within {} s", GUEST_DEADLINE.as_secs()),
         };
         let state = self.state().await;
         let text = format!("guest cannot be connected to: {reason}; its container {state}");
         Err(BackendError::Create(text))
     }
 
-    /// The container's state according to the engine, for a person who looks for the reason of a failure.
+    /// Returns the engine's description of the container's state, for error messages.
     async fn state(&self) -> String {
-        let engine = &self.owner.engine;
+        let engine = &self.context.engine;
         let name = container::name(&self.id);
         let inspected = engine.docker.inspect_container(&name, None);
         match engine.call(CALL_DEADLINE, inspected).await {
@@ -302,9 +300,9 @@ impl Container {
         }
     }
 
-    /// Whether the engine was told that the kernel ended a process of the container for want of memory.
+    /// Returns whether the engine has recorded that the OOM killer ended a process of the container.
     async fn was_oom_killed(&self) -> Option<bool> {
-        let engine = &self.owner.engine;
+        let engine = &self.context.engine;
         let name = container::name(&self.id);
         let inspected = engine.docker.inspect_container(&name, None);
         let container = engine.call(CALL_DEADLINE, inspected).await.ok()?;
@@ -312,20 +310,20 @@ impl Container {
     }
 
     async fn set_limits(&self, limits: &Limits) -> Result<(), EngineError> {
-        let engine = &self.owner.engine;
+        let engine = &self.context.engine;
         let name = container::name(&self.id);
         let update = container::update_body(limits);
         let updated = engine.docker.update_container(&name, update);
         engine.call(CALL_DEADLINE, updated).await
     }
 
-    /// Callers that come while a removal is under way wait for it; a failed one can be repeated.
+    /// Removes the container. Concurrent callers wait for the same removal; a failed removal can be repeated.
     async fn remove(&self) -> Result<(), BackendError> {
         let removal = || async {
-            // No longer live even where this fails: that is what the next sweep goes by.
-            self.owner.live().remove(&self.id);
-            self.give_up_claim();
-            let removed = self.owner.remove(self.id.as_str()).await;
+            // The id is no longer live even if the removal fails, so that the next sweep removes the container.
+            self.context.live().remove(&self.id);
+            self.remove_claim();
+            let removed = self.context.remove(self.id.as_str()).await;
             removed.map_err(|error| BackendError::Destroy(error.to_string()))
         };
         self.removed.get_or_try_init(removal).await.copied()
@@ -337,38 +335,38 @@ impl Drop for Container {
         if self.removed.initialized() || self.is_left.load(Ordering::Acquire) {
             return;
         }
-        self.give_up_claim();
-        self.owner.live().remove(&self.id);
-        let owner = Arc::clone(&self.owner);
+        self.remove_claim();
+        self.context.live().remove(&self.id);
+        let context = Arc::clone(&self.context);
         let id = self.id.clone();
         self.runtime.spawn(async move {
-            if let Err(error) = owner.remove(id.as_str()).await {
-                log::warn!(sandbox:% = id, error:%; "sandbox could not be removed, the next sweep tries again");
+            if let Err(error) = context.remove(id.as_str()).await {
+                log::warn!(sandbox:% = id, error:%; "sandbox could not be removed; the next sweep tries again");
             }
         });
     }
 }
 
-/// Tries until the guest listens.
+/// Connects to a guest, and waits until the guest listens.
 async fn connect(directory: &Path) -> io::Result<UnixStream> {
     let directory = File::open(directory)?;
     let path = instance::socket_in(&directory, container::SOCKET);
     loop {
         match UnixStream::connect(&path).await {
-            Err(error) if is_not_yet(&error) => tokio::time::sleep(CONNECT_PAUSE).await,
+            Err(error) if is_not_listening_yet(&error) => tokio::time::sleep(CONNECT_PAUSE).await,
             answer => return answer,
         }
     }
 }
 
-/// To a guest that has listened for long.
+/// Connects to a guest that already listens.
 async fn connect_once(directory: &Path) -> io::Result<UnixStream> {
     let directory = File::open(directory)?;
     UnixStream::connect(instance::socket_in(&directory, container::SOCKET)).await
 }
 
-/// Not bound, or bound and not listening.
-fn is_not_yet(error: &io::Error) -> bool {
+/// Returns whether a connection failed because the socket is not bound or not listening yet.
+fn is_not_listening_yet(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
@@ -384,7 +382,7 @@ fn engine_to_create(error: EngineError) -> BackendError {
 struct DockerSandbox {
     container: Container,
     control: Control,
-    /// The reader of resource usage, or the reason why it is not available.
+    /// Reader of the resource usage, or the reason why the cgroup is unknown.
     cgroup: Result<CgroupReader, String>,
 }
 
@@ -425,29 +423,29 @@ impl Sandbox for DockerSandbox {
             return Some(kills);
         }
         let killed = self.container.was_oom_killed().await?;
-        // The engine keeps no count, so the largest number stands for one more than before.
+        // The engine keeps no count. The largest number is certainly more than the last known count.
         Some(if killed { u64::MAX } else { 0 })
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
         let Container {
-            owner,
+            context,
             id,
             is_claimed,
             ..
         } = &self.container;
-        // First, so that whatever becomes of the rest is undone.
+        // Set first, so that a claim that is written only in part is removed too.
         is_claimed.store(true, Ordering::Release);
-        owner.instance.claim(id, claim).await
+        context.instance.claim(id, claim).await
     }
 
     async fn touch(&self) {
-        let Container { owner, id, .. } = &self.container;
-        owner.instance.touch_claim(id).await;
+        let Container { context, id, .. } = &self.container;
+        context.instance.touch_claim(id).await;
     }
 
     fn leave(&self) {
-        self.container.owner.instance.leave();
+        self.container.context.instance.leave();
         self.container.is_left.store(true, Ordering::Release);
     }
 

@@ -1,19 +1,18 @@
-//! How the images of the runtimes are made.
+//! Builds the images of the runtimes.
 //!
-//! All of them come from one Dockerfile, `images/Dockerfile`, carried in this crate. Its base is
-//! pulled, or, where no registry can be reached, bootstrapped from Debian's packages with
-//! `mmdebstrap`. Builds use the host's network rather than the engine's bridge: so they need neither
-//! packet forwarding nor a resolver that containers can reach (one on the host's loopback cannot
-//! be), and they work in an engine that was started without a bridge.
+//! All images are built from one Dockerfile, `images/Dockerfile`, which is included in this crate. Its base image is
+//! pulled. If no registry can be reached, the base is bootstrapped from Debian's packages with
+//! `mmdebstrap`. Builds use the host's network instead of the engine's bridge. So they need neither
+//! packet forwarding nor a resolver that containers can reach (containers cannot reach a resolver on the host's
+//! loopback interface), and they work in an engine that was started without a bridge.
 //!
-//! Interpreters that Debian has not come from PyPI and npm. A company's proxy or index is named in
-//! the environment of the setup, by the variables that pip, npm and apt read themselves (see
-//! `build::FORWARDED`).
+//! Interpreters that Debian does not have come from PyPI and npm. Environment variables of the setup name a company's
+//! proxy or index: the same variables that pip, npm and apt read themselves (see `build::FORWARDED`).
 //!
-//! An image carries a hash of all that it was made from; while that is the same it is left alone.
+//! An image has a label with a hash of all inputs of its build. The image is not built again while the hash is the
+//! same.
 //!
-//! Packages that every run of a runtime is to find, and images beside those of the runtimes, are made on top,
-//! by [`custom`].
+//! [`custom`] adds packages to the images of the runtimes, and builds further images on top of them.
 
 mod base;
 mod build;
@@ -32,11 +31,11 @@ use isol8_api::Runtime;
 
 use crate::DockerConfig;
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
-use build::Recipe;
+use build::ImageBuild;
 use context::Inputs;
 use custom::{CustomImage, UNFINISHED, UNFINISHED_LABEL};
 
-/// The runtimes that an image can be built for: all, in the order of their stages in the Dockerfile.
+/// All runtimes that an image can be built for, in the order of their stages in the Dockerfile.
 pub const RUNTIMES: [Runtime; 5] = [
     Runtime::Bash,
     Runtime::Python,
@@ -45,37 +44,37 @@ pub const RUNTIMES: [Runtime; 5] = [
     Runtime::Deno,
 ];
 
-/// The base that is used unless another is named.
+/// Default base image.
 pub const DEFAULT_BASE: &str = "debian:trixie-slim";
 
-/// The label that holds what an image was made from.
+/// Label with the hash of all inputs of an image's build.
 const HASH_LABEL: &str = "isol8.hash";
-/// The label of stages that no image keeps, in the Dockerfile.
+/// Label, in the Dockerfile, of stages that are not part of any final image.
 const STAGE_LABEL: &str = "isol8.stage";
-/// The label that holds the version of the image's interpreter.
+/// Label with the version of the image's interpreter.
 pub(crate) const VERSION_LABEL: &str = "isol8.version";
 
-/// Removing thousands of files takes seconds, on a busy disk more.
+/// Deadline of pruning images: removing thousands of files takes seconds, and longer on a busy disk.
 const PRUNE_DEADLINE: Duration = Duration::from_secs(5 * 60);
 
-/// The age at which what a build left is of no use as a cache, and no build is under way any more.
-const FAILED_LONG_AGO: &str = "24h";
+/// Age at which the remains of a build are useless as a cache, and at which no build is still running.
+const FAILED_BUILD_AGE: &str = "24h";
 
-/// The images to build.
+/// Options of a setup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetupOptions {
-    /// For which runtimes.
+    /// The runtimes whose images are built.
     pub runtimes: Vec<Runtime>,
-    /// The reference of the base image: Debian, or something made from it.
+    /// The reference of the base image: Debian, or an image made from Debian.
     pub base: String,
-    /// Bootstrap the base instead of using [`Self::base`].
+    /// Whether the base is bootstrapped instead of using [`Self::base`].
     pub bootstrap: bool,
-    /// A file of PEM certificates to trust in builds and in sandboxes, as those of a company's
+    /// A file of PEM certificates to trust in builds and in sandboxes, for example of a company's
     /// proxy that inspects TLS.
     pub ca_bundle: Option<PathBuf>,
-    /// Build anew what is up to date.
+    /// Whether images that are up to date are built again.
     pub force: bool,
-    /// Packages that the images of runtimes hold, as [`CustomImage::packages`].
+    /// Packages in the images of the runtimes, in the form of [`CustomImage::packages`].
     pub dependencies: BTreeMap<Runtime, Vec<String>>,
 }
 
@@ -92,75 +91,75 @@ impl Default for SetupOptions {
     }
 }
 
-/// How far a setup is.
+/// Progress of a setup.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SetupEvent {
     /// The image is up to date.
     Skipped {
-        /// Its runtime.
+        /// The image's runtime.
         runtime: Runtime,
-        /// Its tag.
+        /// The image's tag.
         tag: String,
     },
     /// The base image is being pulled.
     BasePulling {
-        /// Its reference.
+        /// The reference of the base image.
         reference: String,
     },
     /// The base image is being made from Debian's packages.
     BaseBootstrapping {
-        /// Why it is not pulled.
+        /// The reason why the base image is not pulled.
         reason: String,
     },
     /// An image is being built.
     Building {
-        /// Its runtime.
+        /// The image's runtime.
         runtime: Runtime,
-        /// Its tag.
+        /// The image's tag.
         tag: String,
     },
     /// A line that a tool or the engine printed.
     Log(String),
     /// An image is ready.
     Done {
-        /// Its runtime.
+        /// The image's runtime.
         runtime: Runtime,
-        /// Its tag.
+        /// The image's tag.
         tag: String,
-        /// How long that took.
+        /// Duration of the build.
         seconds: f64,
     },
 }
 
-/// Takes the events of a setup.
+/// Callback for the events of a setup.
 pub type Report<'a> = &'a mut (dyn FnMut(SetupEvent) + Send);
 
-/// Why there is no image.
+/// The reason why a setup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The engine does not answer, or refuses.
     #[error("{0}")]
     Engine(String),
-    /// The image has no name.
+    /// The configuration has no name for the image.
     #[error("no image can be built for {0}: the configuration does not name one")]
     Unnamed(Runtime),
     /// The certificates cannot be used.
     #[error("ca bundle {}: {reason}", .path.display())]
     CaBundle {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The fault.
+        /// The problem of the file.
         reason: String,
     },
-    /// An image cannot be built on one that there is not.
-    #[error("image {tag} cannot be built: image {base} is missing, run `isol8 setup`")]
+    /// The image that another image is built on is missing.
+    #[error("image {tag} cannot be built: image {base} is missing; run `isol8 setup`")]
     NoBase {
-        /// The image.
+        /// Tag of the image.
         tag: String,
-        /// The base that the image builds on.
+        /// Tag of the missing image.
         base: String,
     },
-    /// There is no base image.
+    /// The base image cannot be made.
     #[error("base image cannot be made: {0}{hint}", hint = certificate_hint(.0))]
     Base(String),
     /// A root file system cannot be made.
@@ -173,17 +172,17 @@ pub enum SetupError {
         runtime: Runtime,
         /// The image's tag.
         tag: String,
-        /// The engine's text.
+        /// The engine's error.
         reason: String,
-        /// The end of the build's output.
+        /// The last lines of the build's output.
         log: String,
     },
 }
 
-/// The fix if a tool did not trust a certificate; empty for other faults.
+/// Returns the fix for a certificate that a tool did not trust; empty for all other problems.
 fn certificate_hint(log: &str) -> &'static str {
-    // In the words of pip, npm, apt, curl, OpenSSL and rustls.
-    const WORDS: [&str; 9] = [
+    // Messages of pip, npm, apt, curl, OpenSSL and rustls.
+    const MESSAGES: [&str; 9] = [
         "certificate verify failed",
         "certificate verification failed",
         "self-signed certificate",
@@ -195,9 +194,9 @@ fn certificate_hint(log: &str) -> &'static str {
         "unknownissuer",
     ];
     let log = log.to_lowercase();
-    if WORDS.iter().any(|words| log.contains(words)) {
-        return "\na certificate is not trusted: set images.caBundle to the PEM file of its authority, such as that of a \
-                proxy that inspects TLS";
+    if MESSAGES.iter().any(|message| log.contains(message)) {
+        return "\na certificate is not trusted; set images.caBundle to the PEM file of its authority, for example of \
+                a proxy that inspects TLS";
     }
     ""
 }
@@ -208,8 +207,8 @@ impl From<EngineError> for SetupError {
     }
 }
 
-/// The images that were built from something else than [`setup`] would build them from now, as by another version of
-/// this program. Images that are missing, or were not built here, are none of them.
+/// Returns the images whose inputs differ from those that [`setup`] would use now, for example images of another version
+/// of this program. Images that are missing or were not built by isol8 are not included.
 ///
 /// # Errors
 /// [`SetupError::Engine`], [`SetupError::CaBundle`].
@@ -277,7 +276,7 @@ pub async fn setup(
 
     outdated.sort_by_key(|(runtime, ..)| stage_of(*runtime));
     if options.force {
-        // The last stage builds every other one before it, anew; they then come from the cache.
+        // The last stage builds all stages before it again; the other images then come from the cache.
         outdated.reverse();
     }
 
@@ -286,31 +285,31 @@ pub async fn setup(
         .archive()
         .map_err(|error| SetupError::Engine(format!("build context cannot be packed: {error}")))?;
     let forwarded = build::forwarded(|name| std::env::var(name).ok());
-    let mut forced: Option<build::Stages> = None;
+    let mut forced: Option<build::StageTimes> = None;
     for (position, (runtime, tag, old)) in outdated.into_iter().enumerate() {
         let start = Instant::now();
         report(SetupEvent::Building {
             runtime,
             tag: tag.clone(),
         });
-        let recipe = Recipe {
+        let image_build = ImageBuild {
             runtime,
             tag: &tag,
             base: &base,
             hash: &hash,
             context: &context,
             forwarded: &forwarded,
-            fresh: options.force && position == 0,
+            no_cache: options.force && position == 0,
         };
-        let stages = build::build(&engine, &recipe, report).await?;
+        let stages = build::build(&engine, &image_build, report).await?;
         if let Some(id) = old.and_then(|old| old.id) {
-            discard(&engine, &id).await?;
+            remove_if_untagged(&engine, &id).await?;
         }
-        // If the first build has made everything, the others only take their parts from the cache.
+        // A forced first build makes the stages of all images; the other builds take them from the cache.
         let own = start.elapsed();
         let took = match (&forced, position) {
-            (Some(all), _) => own + all.took(runtime).unwrap_or_default(),
-            (None, 0) if options.force => stages.took(runtime).unwrap_or(own),
+            (Some(all), _) => own + all.duration(runtime).unwrap_or_default(),
+            (None, 0) if options.force => stages.duration(runtime).unwrap_or(own),
             (None, _) => own,
         };
         if options.force && position == 0 {
@@ -323,11 +322,11 @@ pub async fn setup(
             seconds,
         });
     }
-    discard_stages(&engine).await?;
+    remove_stages(&engine).await?;
     add_dependencies(&engine, config, options, report).await
 }
 
-/// The packages of a runtime.
+/// Returns the packages of a runtime.
 fn dependencies_of(options: &SetupOptions, runtime: Runtime) -> &[String] {
     options
         .dependencies
@@ -335,7 +334,8 @@ fn dependencies_of(options: &SetupOptions, runtime: Runtime) -> &[String] {
         .map_or(&[], Vec::as_slice)
 }
 
-/// The name of a runtime's image before it has packages; if it is to have none, its final name.
+/// Returns the tag of a runtime's image without packages. If the configuration has no packages for the runtime, this is
+/// the final tag.
 fn plain_tag(
     config: &DockerConfig,
     options: &SetupOptions,
@@ -346,7 +346,7 @@ fn plain_tag(
     if dependencies_of(options, runtime).is_empty() {
         return Ok(tag.clone());
     }
-    // A name without a tag of its own has the usual tag.
+    // A name without a tag means the default tag.
     let name = tag.rsplit('/').next().unwrap_or_default();
     let tag = if name.contains(':') {
         format!("{tag}-plain")
@@ -356,7 +356,7 @@ fn plain_tag(
     Ok(tag)
 }
 
-/// Makes the images of the runtimes that are to hold packages.
+/// Builds the images of the runtimes that have packages in the configuration.
 async fn add_dependencies(
     engine: &Engine,
     config: &DockerConfig,
@@ -393,7 +393,7 @@ fn read_certificates(path: &Path) -> Result<Vec<String>, SetupError> {
     let text = std::fs::read_to_string(path).map_err(|e: io::Error| error(e.to_string()))?;
     let certificates = context::certificates(&text);
     if certificates.is_empty() {
-        return Err(error("no pem certificate in it".to_owned()));
+        return Err(error("no pem certificate in the file".to_owned()));
     }
     Ok(certificates)
 }
@@ -407,7 +407,7 @@ async fn inspect(engine: &Engine, image: &str) -> Result<Option<ImageInspect>, E
     }
 }
 
-/// The hash of the sources that an image was made from, if it was made here.
+/// Returns the hash of the inputs of an image, if isol8 built the image.
 fn hash_of(image: &ImageInspect) -> Option<&String> {
     label_of(image, HASH_LABEL)
 }
@@ -420,8 +420,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Removes an image that lost its last tag to a newer one.
-async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
+/// Removes an image that has no tag any more because a newer image got it.
+async fn remove_if_untagged(engine: &Engine, id: &str) -> Result<(), EngineError> {
     let tags = inspect(engine, id).await?.and_then(|image| image.repo_tags);
     if tags.is_none_or(|tags| !tags.is_empty()) {
         return Ok(());
@@ -430,28 +430,31 @@ async fn discard(engine: &Engine, id: &str) -> Result<(), EngineError> {
         .docker
         .remove_image(id, None::<RemoveImageOptions>, None);
     match engine.call(CALL_DEADLINE, removed).await {
-        // Containers still use it.
+        // Containers still use the image.
         Err(EngineError::Refused { message, .. }) => {
-            log::debug!(image = id, reason:% = message; "old image stays");
+            log::debug!(image = id, reason:% = message; "old image is not removed");
             Ok(())
         }
         answer => answer.map(|_| ()),
     }
 }
 
-/// Removes images that were made here and that a newer one has replaced, and the remains of builds that failed long
-/// ago. Images with a name stay, and those that are being built. Returns the number of removed images.
-pub(crate) async fn discard_outdated(engine: &Engine) -> Result<usize, EngineError> {
+/// Removes images of isol8 that newer ones have replaced, and the remains of old failed builds. Images with a name and
+/// running builds are not affected. Returns the number of removed images.
+pub(crate) async fn remove_outdated(engine: &Engine) -> Result<usize, EngineError> {
     let unfinished = format!("{UNFINISHED_LABEL}={UNFINISHED}");
     let replaced = [
         ("label", HASH_LABEL.to_owned()),
         ("label!", unfinished.clone()),
     ];
-    let failed = [("label", unfinished), ("until", FAILED_LONG_AGO.to_owned())];
+    let failed = [
+        ("label", unfinished),
+        ("until", FAILED_BUILD_AGE.to_owned()),
+    ];
     Ok(prune(engine, replaced).await? + prune(engine, failed).await?)
 }
 
-/// Removes what has no name and passes the filters.
+/// Removes images without a name that match the filters. Returns their number.
 async fn prune(engine: &Engine, filters: [(&str, String); 2]) -> Result<usize, EngineError> {
     let filters = filters.map(|(key, value)| (key.to_owned(), vec![value]));
     let mut filters = HashMap::from(filters);
@@ -460,12 +463,12 @@ async fn prune(engine: &Engine, filters: [(&str, String); 2]) -> Result<usize, E
     let pruned = engine.docker.prune_images(Some(options));
     let pruned = engine.call(PRUNE_DEADLINE, pruned).await?;
     let deleted = pruned.images_deleted.unwrap_or_default();
-    // The layers that went with them count too.
+    // The engine's list includes removed layers, which count too.
     Ok(deleted.iter().filter(|item| item.deleted.is_some()).count())
 }
 
-/// Removes what was only there to copy from: all that is downloaded, some 350 MB.
-async fn discard_stages(engine: &Engine) -> Result<(), EngineError> {
+/// Removes the stages that final images copy from: all downloads, about 350 MB.
+async fn remove_stages(engine: &Engine) -> Result<(), EngineError> {
     let filters = HashMap::from([
         ("dangling".to_owned(), vec!["true".to_owned()]),
         ("label".to_owned(), vec![STAGE_LABEL.to_owned()]),
@@ -475,8 +478,8 @@ async fn discard_stages(engine: &Engine) -> Result<(), EngineError> {
     engine.call(PRUNE_DEADLINE, pruned).await.map(|_| ())
 }
 
-/// Waits for `work` no longer than `deadline`; the error is for a person.
-async fn within<T>(
+/// Waits for `work` no longer than `deadline`. The error is a text for display.
+async fn with_deadline<T>(
     deadline: Duration,
     work: impl Future<Output = Result<T, String>>,
 ) -> Result<T, String> {
@@ -503,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_is_not_trusted_is_explained_whichever_tool_says_so() {
+    fn a_certificate_that_is_not_trusted_is_explained_for_every_tool() {
         for log in [
             "SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: \
              unable to get local issuer certificate (_ssl.c:1006)'))",
@@ -534,9 +537,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_never_ends_is_given_up() {
+    async fn work_that_exceeds_its_deadline_is_cancelled() {
         let work = std::future::pending::<Result<(), String>>();
-        let error = within(Duration::from_secs(120), work).await.unwrap_err();
+        let error = with_deadline(Duration::from_secs(120), work)
+            .await
+            .unwrap_err();
         assert_eq!(error, "not finished within 2 min");
     }
 }

@@ -1,9 +1,9 @@
-//! The backend against a real engine, with the real guest.
+//! Tests of the backend with a real engine and the real guest.
 //!
-//! Needs an engine (`scripts/start-docker`) and the images of `isol8 setup`. The guest
-//! comes from the file that `ISOL8_TEST_GUEST` names, else it is built first.
+//! The tests need an engine (`scripts/start-docker`) and the images of `isol8 setup`. The guest's executable
+//! is the file that `ISOL8_TEST_GUEST` names; without the variable the guest is built first.
 
-// These are tests throughout: a helper that cannot do its part should panic.
+// This file contains only tests: a helper that fails should panic.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
@@ -23,15 +23,15 @@ use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_protocol::{OutputStream, Program, RunSpec, Stdin};
 use tempfile::TempDir;
 
-/// This machine's target for a static executable.
+/// Returns the target triple of a static executable for this machine.
 fn target() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time until a condition must become true.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The guest's executable, built once for all tests.
+/// Returns the guest's executable, which is built once for all tests.
 fn guest() -> &'static [u8] {
     static GUEST: OnceLock<Vec<u8>> = OnceLock::new();
     GUEST.get_or_init(|| {
@@ -41,7 +41,7 @@ fn guest() -> &'static [u8] {
 }
 
 fn build_guest() -> PathBuf {
-    // A directory of its own: the build that runs this test holds the lock of the usual one.
+    // A separate directory, because the build that runs this test holds the lock of the default one.
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest");
     let target = target();
     let built = Command::new(env!("CARGO"))
@@ -85,14 +85,14 @@ impl Fixture {
         }
     }
 
-    /// Names of all containers of this state directory.
+    /// Returns the names of all containers of this state directory.
     fn containers(&self) -> Vec<String> {
         let filter = format!("label=isol8.state={}", self.state.path().display());
         let output = docker(&["ps", "-a", "--filter", &filter, "--format", "{{.Names}}"]);
         output.lines().map(str::to_owned).collect()
     }
 
-    /// Volumes of all containers of this state directory.
+    /// Returns the volumes of all containers of this state directory.
     fn volumes(&self) -> Vec<String> {
         let filter = format!("label=isol8.state={}", self.state.path().display());
         let output = docker(&["volume", "ls", "--quiet", "--filter", &filter]);
@@ -101,7 +101,7 @@ impl Fixture {
 
     fn directories(&self) -> usize {
         let entries = match fs::read_dir(self.instance.directory()) {
-            // After a shutdown it is gone with all that it held.
+            // A shutdown removes the directory.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return 0,
             entries => entries.unwrap(),
         };
@@ -115,7 +115,7 @@ impl Fixture {
         let start = Instant::now();
         while !self.containers().is_empty() || self.directories() > 0 || !self.volumes().is_empty()
         {
-            assert!(start.elapsed() < PATIENCE, "{:?}", self.containers());
+            assert!(start.elapsed() < TEST_TIMEOUT, "{:?}", self.containers());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -126,7 +126,7 @@ async fn connect(instance: &Arc<Instance>) -> DockerBackend {
     backend.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The engine's own client, so that what the backend says of itself is not all there is.
+/// Runs the engine's own client, so that the tests do not rely on the backend's reports only.
 fn docker(arguments: &[&str]) -> String {
     let output = Command::new("docker").args(arguments).output();
     let output = output.expect("docker is missing: run scripts/install-dependencies");
@@ -187,7 +187,7 @@ async fn run(control: &Control, argv: &[&str]) -> (String, i32) {
 }
 
 #[tokio::test]
-async fn a_sandbox_runs_code_as_nobody_and_leaves_nothing() {
+async fn a_sandbox_runs_code_without_privileges_and_leaves_nothing() {
     let fixture = Fixture::new().await;
     let sandbox = fixture.backend.create(&spec()).await.unwrap();
     let name = format!("isol8-{}", sandbox.id());
@@ -209,7 +209,7 @@ async fn a_sandbox_runs_code_as_nobody_and_leaves_nothing() {
     assert!(fixture.containers().is_empty());
     assert_eq!(fixture.directories(), 0);
     sandbox.destroy().await.unwrap();
-    let reason = tokio::time::timeout(PATIENCE, sandbox.control().closed()).await;
+    let reason = tokio::time::timeout(TEST_TIMEOUT, sandbox.control().closed()).await;
     reason.expect("the connection ends with the container");
 }
 
@@ -286,7 +286,7 @@ async fn limits_can_be_raised_and_lowered_while_a_sandbox_lives() {
 }
 
 #[tokio::test]
-async fn usage_is_that_of_the_sandbox() {
+async fn usage_is_measured_for_the_sandbox() {
     let fixture = Fixture::new().await;
     let sandbox = fixture.backend.create(&spec()).await.unwrap();
     let before = sandbox.usage().await.unwrap();
@@ -304,7 +304,7 @@ async fn usage_is_that_of_the_sandbox() {
 }
 
 #[tokio::test]
-async fn a_sandbox_that_nobody_holds_is_removed() {
+async fn a_dropped_sandbox_is_removed() {
     let fixture = Fixture::new().await;
     let sandbox = fixture.backend.create(&spec()).await.unwrap();
     drop(sandbox);
@@ -316,7 +316,7 @@ async fn a_sandbox_whose_guest_died_is_removed_all_the_same() {
     let fixture = Fixture::new().await;
     let sandbox = fixture.backend.create(&spec()).await.unwrap();
     docker(&["kill", &format!("isol8-{}", sandbox.id())]);
-    let reason = tokio::time::timeout(PATIENCE, sandbox.control().closed()).await;
+    let reason = tokio::time::timeout(TEST_TIMEOUT, sandbox.control().closed()).await;
     reason.expect("the connection ends with the guest");
     assert_eq!(fixture.containers().len(), 1);
     sandbox.destroy().await.unwrap();
@@ -324,14 +324,14 @@ async fn a_sandbox_whose_guest_died_is_removed_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_creation_that_nobody_waits_for_leaves_nothing() {
+async fn a_dropped_creation_leaves_nothing() {
     let fixture = Fixture::new().await;
     for milliseconds in [0, 5, 20, 60, 110] {
-        let patience = Duration::from_millis(milliseconds);
-        // Whether it was given up at this point or done by then: nothing may stay.
-        let _ = tokio::time::timeout(patience, fixture.backend.create(&spec())).await;
+        let limit = Duration::from_millis(milliseconds);
+        // Nothing may stay, whether the creation was cancelled at this point or had completed.
+        let _ = tokio::time::timeout(limit, fixture.backend.create(&spec())).await;
     }
-    // Waits for those under way, so none can appear later.
+    // The shutdown waits for creations in progress, so no container can appear later.
     fixture.backend.shutdown().await.unwrap();
     fixture.wait_until_empty().await;
 }
@@ -373,14 +373,14 @@ async fn shutdown_removes_every_sandbox_and_refuses_new_ones() {
 }
 
 #[tokio::test]
-async fn a_sweep_removes_what_dead_processes_left_and_nothing_else() {
+async fn a_sweep_removes_only_the_remains_of_dead_processes() {
     let fixture = Fixture::new().await;
     let mine = fixture.backend.create(&spec()).await.unwrap();
     let neighbour = Arc::new(Instance::create(fixture.state.path(), guest()).unwrap());
     let theirs = connect(&neighbour).await.create(&spec()).await.unwrap();
     assert_eq!(fixture.backend.sweep().await.unwrap(), 0);
 
-    // Two containers of processes that were killed: one left its directory, one not even that.
+    // Two containers of killed processes: only the first process left the directory of its instance.
     let left = fixture.state.path().join("00000000deadbeef");
     fs::create_dir(&left).unwrap();
     fs::write(left.join("lock"), "").unwrap();
@@ -410,14 +410,14 @@ async fn a_sweep_removes_own_containers_that_a_removal_missed() {
 }
 
 #[tokio::test]
-async fn a_sweep_removes_what_a_removal_by_hand_left() {
+async fn a_sweep_removes_the_remains_of_a_manual_removal() {
     let fixture = Fixture::new().await;
     let sandbox = fixture.backend.create(&spec()).await.unwrap();
     let removed = fixture.backend.create(&spec()).await.unwrap();
     docker(&["rm", "--force", &format!("isol8-{}", removed.id())]);
     assert_eq!(fixture.volumes().len(), 2);
     fixture.backend.sweep().await.unwrap();
-    assert_eq!(fixture.volumes().len(), 1, "that of the sandbox that lives");
+    assert_eq!(fixture.volumes().len(), 1, "of the existing sandbox");
     removed.destroy().await.unwrap();
     sandbox.destroy().await.unwrap();
     fixture.wait_until_empty().await;
@@ -463,8 +463,8 @@ async fn an_image_without_a_name_cannot_be_set_up() {
 }
 
 #[tokio::test]
-async fn a_build_that_fails_shows_what_the_engine_said() {
-    // A base without any program.
+async fn a_failed_build_shows_the_output_of_the_engine() {
+    // This base image contains no program.
     let base = "isol8-test-empty:latest";
     let empty = tempfile::NamedTempFile::new().unwrap();
     fs::write(empty.path(), [0; 1024]).unwrap();
@@ -495,7 +495,7 @@ async fn a_build_that_fails_shows_what_the_engine_said() {
     assert_eq!(events[0], building);
 }
 
-/// A container that carries the labels of an instance.
+/// Creates a container with the labels of an instance.
 fn leave_behind(fixture: &Fixture, instance: &str) {
     let state = format!("isol8.state={}", fixture.state.path().display());
     let instance = format!("isol8.instance={instance}");

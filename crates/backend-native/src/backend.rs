@@ -1,4 +1,4 @@
-//! The backend and its sandboxes, as the server sees them.
+//! The native backend and its sandboxes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use crate::cgroup;
 use crate::identity::Identity;
 use crate::rootfs;
-use crate::roots::Held;
+use crate::roots::LockedRoot;
 use crate::roots::install::Installer;
 use crate::spawner::client::{Spawner, SpawnerCommand};
 use crate::spawner::message::{Action, NewSandbox, Outcome, Started};
@@ -28,27 +28,27 @@ use crate::spawner::process::CONTROL_SOCKET;
 
 const NAME: &str = "native";
 
-/// The settings of the backend.
+/// Configuration of the backend.
 #[derive(Clone, Debug)]
 pub struct NativeConfig {
-    /// The state directory, which holds all instances.
+    /// The state directory, which contains all instances.
     pub state: PathBuf,
-    /// How the spawner is started.
+    /// Command that starts the spawner, and its settings.
     pub spawner: SpawnerCommand,
-    /// How interpreters are kept booted.
+    /// Settings of the interpreters that guests keep booted.
     pub prewarm: PrewarmConfig,
-    /// Least size of `/dev/shm` where cgroups bound the memory: the most that a request may ask for.
+    /// Minimum size of `/dev/shm` if cgroups bound the memory: the largest memory limit that a request may have.
     pub shm_bytes: u64,
 }
 
-/// Makes sandboxes from namespaces.
+/// A backend that makes sandboxes from namespaces.
 #[derive(Debug)]
 pub struct NativeBackend {
     config: NativeConfig,
     instance: Arc<Instance>,
     spawner: Arc<Spawner>,
     identity: Identity,
-    /// Directories whose files sandboxes share with the host and each other as they are.
+    /// Directories that sandboxes share with the host and each other without an overlay.
     shared: Vec<PathBuf>,
     closed: AtomicBool,
 }
@@ -57,7 +57,7 @@ impl NativeBackend {
     /// Starts the spawner.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] where this host cannot make sandboxes; it names the fix.
+    /// [`BackendError::Unavailable`] if this host cannot make sandboxes; the text contains the fix.
     pub async fn start(
         config: NativeConfig,
         instance: Arc<Instance>,
@@ -74,7 +74,7 @@ impl NativeBackend {
         })
     }
 
-    /// Describes the interpreter that runs, for a person.
+    /// Returns the interpreter of a runtime, for display.
     fn describe_runtime(&self, runtime: Runtime) -> Result<String, String> {
         match &self.config.spawner.roots {
             None => self
@@ -91,17 +91,16 @@ impl NativeBackend {
         rootfs::find_interpreter(&self.config.spawner.host, runtime).ok_or_else(|| {
             let program = rootfs::interpreter(runtime);
             format!(
-                "{program} is not in /usr of this host: install it there, or set `images.root` and run \
+                "{program} is not in /usr of this host; install it there, or set `images.root` and run \
                  `isol8 setup --backend native`"
             )
         })
     }
 
-    /// The root that a sandbox is made on, which stays as long as the answer is held; `None` for the host's own
-    /// programs.
-    fn base(&self, runtime: Runtime) -> Result<Option<Held>, BackendError> {
+    /// Returns the unpacked root for a sandbox, locked against removal; `None` for the host's programs.
+    fn base(&self, runtime: Runtime) -> Result<Option<LockedRoot>, BackendError> {
         let base = match &self.config.spawner.roots {
-            Some(roots) => roots.hold(runtime).map(Some),
+            Some(roots) => roots.lock_root(runtime).map(Some),
             None => self.host_interpreter(runtime).map(|_| None),
         };
         base.map_err(|reason| BackendError::RuntimeUnavailable {
@@ -111,8 +110,9 @@ impl NativeBackend {
         })
     }
 
-    /// Size of `/dev/shm`: what the memory limit may be raised to, because what is in it counts towards that. Without
-    /// cgroups there is no limit, so this size is the only bound.
+    /// Returns the size of `/dev/shm`: the largest value that the memory limit can be raised to, because the content
+    /// of `/dev/shm` counts towards that limit. Without cgroups there is no memory limit, so this size is the only
+    /// bound.
     fn shm_bytes(&self, spec: &SandboxSpec) -> u64 {
         match self.identity {
             Identity::Root => self.config.shm_bytes.max(spec.limits.memory.bytes()),
@@ -120,8 +120,8 @@ impl NativeBackend {
         }
     }
 
-    fn place(&self, id: &SandboxId, is_claimed: bool) -> Place {
-        Place {
+    fn resources(&self, id: &SandboxId, is_claimed: bool) -> SandboxResources {
+        SandboxResources {
             id: id.clone(),
             instance: Arc::clone(&self.instance),
             spawner: Arc::clone(&self.spawner),
@@ -138,29 +138,30 @@ impl NativeBackend {
         Ok(Control::open(stream).await?)
     }
 
-    /// A claimed sandbox of an earlier process; one that is not to be found goes with its claim.
+    /// Connects to a claimed sandbox of an earlier process. If that fails, removes the sandbox and its claim.
     async fn find(&self, id: SandboxId) -> Result<Arc<dyn Sandbox>, String> {
-        let place = self.place(&id, true);
+        let resources = self.resources(&id, true);
         let control = self.connect(&id).await.map_err(|error| error.to_string())?;
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
             control,
-            place,
+            resources,
         }))
     }
 
-    /// Removes the sandboxes of the instance that were not adopted: they were left if the spawner died too.
+    /// Removes the sandboxes of the instance that were not adopted. Such sandboxes exist if the spawner of the earlier
+    /// process died too.
     async fn remove_others(&self, adopted: &[Adopted]) -> Result<(), BackendError> {
         let adopted: Vec<_> = adopted
             .iter()
-            .filter_map(|one| Some(one.sandbox.as_ref().ok()?.id().clone()))
+            .filter_map(|adopted| Some(adopted.sandbox.as_ref().ok()?.id().clone()))
             .collect();
         let entries = std::fs::read_dir(self.instance.directory())
             .map_err(BackendError::io("instance directory cannot be read"))?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         for id in names.filter_map(|name| SandboxId::parse(&name)) {
             if !adopted.contains(&id) {
-                self.place(&id, false).remove().await?;
+                self.resources(&id, false).remove().await?;
             }
         }
         Ok(())
@@ -206,16 +207,16 @@ impl Backend for NativeBackend {
             return Err(BackendError::ImageUnavailable {
                 image: image.clone(),
                 backend: NAME,
-                reason: "it has none, custom images need the docker backend".to_owned(),
+                reason: "custom images need the docker backend".to_owned(),
             });
         }
-        // Until the sandbox has it mounted.
+        // The lock lasts until the sandbox has mounted the root.
         let base = self.base(spec.runtime)?;
         let id = SandboxId::random();
-        let place = self.place(&id, false);
+        let resources = self.resources(&id, false);
         let action = Action::Create(NewSandbox {
             id: id.as_str().to_owned(),
-            root: base.as_ref().map(|held| held.path.clone()),
+            root: base.as_ref().map(|root| root.path.clone()),
             limits: (&spec.limits).into(),
             sandbox_bytes: spec.sandbox_size.bytes(),
             tmp_bytes: spec.tmp_size.bytes(),
@@ -233,7 +234,7 @@ impl Backend for NativeBackend {
         Ok(Arc::new(NativeSandbox {
             reader: self.reader(&id),
             control,
-            place,
+            resources,
         }))
     }
 
@@ -247,7 +248,7 @@ impl Backend for NativeBackend {
     async fn sweep(&self) -> Result<usize, BackendError> {
         self.instance.touch();
         if self.config.spawner.launcher.is_some() {
-            // The leftovers are root's.
+            // The remains of dead instances belong to root, so the spawner removes them.
             return match self.spawner.request(Action::Sweep).await? {
                 Ok(Outcome::Swept { count }) => Ok(count),
                 Ok(_) => Ok(0),
@@ -257,7 +258,7 @@ impl Backend for NativeBackend {
         let state = self.config.state.clone();
         let adoptable_for = self.config.spawner.adoptable_for;
         let enforced = self.identity == Identity::Root;
-        // Waits for killed processes, so not on the runtime's own threads.
+        // The sweep waits for killed processes, which would block a thread of the async runtime.
         tokio::task::spawn_blocking(move || sweep(&state, adoptable_for, enforced))
             .await
             .map_err(|error| BackendError::Destroy(format!("sweep failed: {error}")))?
@@ -268,14 +269,14 @@ impl Backend for NativeBackend {
             return Ok(0);
         };
         if self.config.spawner.launcher.is_some() {
-            // Unused roots are root's, and the next setup removes them.
+            // Unused roots belong to root. The next setup removes them.
             return Ok(0);
         }
         let removal = move || {
-            let installer = Installer::if_idle(&roots);
+            let installer = Installer::try_open(&roots);
             installer.map_or(Ok(0), |installer| installer.remove_unused())
         };
-        // Thousands of files, so not on the runtime's own threads.
+        // Removing thousands of files would block a thread of the async runtime.
         tokio::task::spawn_blocking(removal)
             .await
             .map_err(io::Error::other)
@@ -290,8 +291,8 @@ impl Backend for NativeBackend {
             return self.spawner.leave().await;
         }
         self.spawner.stop().await?;
-        // Not left to the last owner of the instance: a worker thread may be it, which the process
-        // does not wait for.
+        // Dropping the last reference to the instance would remove the directory too, but possibly on a worker thread,
+        // which the process does not wait for.
         Instance::remove_directory(self.instance.directory());
         Ok(())
     }
@@ -304,17 +305,17 @@ fn describe_sharing(directories: &[PathBuf]) -> String {
         .collect();
     format!(
         "this kernel refuses overlay file systems of {}: user code can lock these files for the host and for other \
-         sandboxes, and so that it cannot watch them, inotify is off",
+         sandboxes; inotify is off, so that user code cannot watch these files",
         names.join(", ")
     )
 }
 
-/// Removes what dead instances left under `state`.
+/// Removes the remains of dead instances under `state`. Returns the number of removed instances.
 fn sweep(state: &Path, adoptable_for: Duration, enforced: bool) -> Result<usize, BackendError> {
     let mut swept = 0;
-    let mut left = None;
+    let mut failed = None;
     for dead in DeadInstance::all(state, adoptable_for) {
-        // As an ordinary user there are no cgroups, and sandboxes end with their spawner.
+        // An ordinary user has no cgroups, and the sandboxes end with their spawner.
         let removed = if enforced {
             cgroup::remove_instance(dead.id())
         } else {
@@ -322,14 +323,14 @@ fn sweep(state: &Path, adoptable_for: Duration, enforced: bool) -> Result<usize,
         };
         match removed {
             Ok(()) => {
-                log::info!(instance = dead.id(); "removed what a dead instance left");
+                log::info!(instance = dead.id(); "removed the remains of a dead instance");
                 dead.remove();
                 swept += 1;
             }
-            Err(error) => left = Some(format!("instance {}: {error}", dead.id())),
+            Err(error) => failed = Some(format!("instance {}: {error}", dead.id())),
         }
     }
-    match left {
+    match failed {
         None => Ok(swept),
         Some(reason) => Err(BackendError::Destroy(reason)),
     }
@@ -339,28 +340,29 @@ fn sweep(state: &Path, adoptable_for: Duration, enforced: bool) -> Result<usize,
 #[derive(Debug)]
 struct NativeSandbox {
     control: Control,
-    /// `None` where no limits, and so no cgroup, could be made.
+    /// `None` if limits are not enforced, so that the sandbox has no cgroup.
     reader: Option<CgroupReader>,
-    place: Place,
+    resources: SandboxResources,
 }
 
-/// The parts of a sandbox that have to be removed, from before it is made until it is known to be gone.
+/// The resources of a sandbox, which are removed on drop. This value exists from before the sandbox is made until
+/// the sandbox is known to be gone.
 #[derive(Debug)]
-struct Place {
+struct SandboxResources {
     id: SandboxId,
     instance: Arc<Instance>,
     spawner: Arc<Spawner>,
     is_claimed: AtomicBool,
-    /// Or left to a later process.
+    /// Whether the sandbox was removed, or left to a later process.
     removed: AtomicBool,
 }
 
-impl Place {
+impl SandboxResources {
     async fn remove(&self) -> Result<(), BackendError> {
         if self.removed.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.give_up_claim();
+        self.remove_claim();
         let id = self.id.as_str().to_owned();
         self.spawner
             .request(Action::Remove { id })
@@ -369,21 +371,20 @@ impl Place {
         self.removed.store(true, Ordering::Release);
         Ok(())
     }
-}
 
-impl Place {
-    /// Before the sandbox goes: a claim on one that is gone would be taken for a loss.
-    fn give_up_claim(&self) {
+    /// Removes the claim. Must be called before the sandbox is removed: a claim without a sandbox would be reported as
+    /// a lost session.
+    fn remove_claim(&self) {
         if self.is_claimed.swap(false, Ordering::AcqRel) {
             self.instance.claims().remove(&self.id);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for SandboxResources {
     fn drop(&mut self) {
         if !self.removed.load(Ordering::Acquire) {
-            self.give_up_claim();
+            self.remove_claim();
             let id = self.id.as_str().to_owned();
             self.spawner.remove_in_background(id);
         }
@@ -393,7 +394,7 @@ impl Drop for Place {
 #[async_trait]
 impl Sandbox for NativeSandbox {
     fn id(&self) -> &SandboxId {
-        &self.place.id
+        &self.resources.id
     }
 
     fn control(&self) -> &Control {
@@ -402,10 +403,10 @@ impl Sandbox for NativeSandbox {
 
     async fn set_limits(&self, limits: &Limits) -> Result<(), BackendError> {
         let action = Action::SetLimits {
-            id: self.place.id.as_str().to_owned(),
+            id: self.resources.id.as_str().to_owned(),
             limits: limits.into(),
         };
-        self.place
+        self.resources
             .spawner
             .request(action)
             .await?
@@ -428,26 +429,32 @@ impl Sandbox for NativeSandbox {
     }
 
     async fn final_oom_kills(&self) -> Option<u64> {
-        // The spawner leaves the cgroup of a sandbox that ended by itself until it is told to remove it.
+        // The spawner keeps the cgroup of a sandbox that ended by itself until the server requests its removal.
         self.reader.as_ref()?.oom_kills().ok()
     }
 
     async fn claim(&self, claim: &Claim) -> Result<(), BackendError> {
-        // First, so that whatever becomes of the rest is undone.
-        self.place.is_claimed.store(true, Ordering::Release);
-        self.place.instance.claim(&self.place.id, claim).await
+        // Set first, so that a claim that is written only in part is removed too.
+        self.resources.is_claimed.store(true, Ordering::Release);
+        self.resources
+            .instance
+            .claim(&self.resources.id, claim)
+            .await
     }
 
     async fn touch(&self) {
-        self.place.instance.touch_claim(&self.place.id).await;
+        self.resources
+            .instance
+            .touch_claim(&self.resources.id)
+            .await;
     }
 
     fn leave(&self) {
-        self.place.instance.leave();
-        self.place.removed.store(true, Ordering::Release);
+        self.resources.instance.leave();
+        self.resources.removed.store(true, Ordering::Release);
     }
 
     async fn destroy(&self) -> Result<(), BackendError> {
-        self.place.remove().await
+        self.resources.remove().await
     }
 }

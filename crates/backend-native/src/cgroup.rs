@@ -1,8 +1,8 @@
-//! Cgroups of sandboxes, found and removed by their path.
+//! Paths of sandboxes' cgroups, and their removal.
 //!
-//! Every sandbox's cgroup is `/isol8/<instance>/<sandbox>`, on v1 in each controller's hierarchy,
-//! on v2 in the one. The spawner makes them; this module removes them, also what a killed spawner
-//! left, where no process id can be trusted any more.
+//! The cgroup of a sandbox is `/isol8/<instance>/<sandbox>`: on v1 in the hierarchy of each controller,
+//! on v2 in the single hierarchy. The spawner makes the cgroups. This module removes them, including those of a killed
+//! spawner, whose process ids can no longer be trusted.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -15,19 +15,19 @@ use nix::unistd::Pid;
 /// Mount point of the cgroup file systems on every distribution.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// The cgroup that holds all instances'.
+/// The cgroup that contains the cgroups of all instances.
 const PARENT: &str = "isol8";
 
 /// Longest wait for killed processes to leave a cgroup.
 const EMPTYING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Path of a sandbox's cgroup from the root of a hierarchy, with its leading slash.
+/// Returns the path of a sandbox's cgroup from the root of a hierarchy, with a leading slash.
 #[must_use]
 pub fn path_of(instance: &str, sandbox: &str) -> String {
     format!("/{PARENT}/{instance}/{sandbox}")
 }
 
-/// The process id, on the host, of what a sandbox was started with: the oldest process in its cgroup.
+/// Returns the host's process id of the first process of a sandbox: the smallest id in its cgroup.
 #[must_use]
 pub fn first_process(instance: &str, sandbox: &str) -> Option<i32> {
     let path = path_of(instance, sandbox);
@@ -39,29 +39,29 @@ pub fn first_process(instance: &str, sandbox: &str) -> Option<i32> {
     members.lines().filter_map(|line| line.parse().ok()).min()
 }
 
-/// Kills everything in all cgroups of an instance and removes them, and the common parent where
-/// nothing else is in it.
+/// Kills all processes in the cgroups of an instance and removes the cgroups, and the common parent if
+/// it is empty then.
 ///
 /// # Errors
-/// The first directory that could not be removed.
+/// The I/O error of the first directory that cannot be removed.
 pub fn remove_instance(instance: &str) -> io::Result<()> {
     remove_instance_from(&hierarchies(Path::new(CGROUP_ROOT)), instance)
 }
 
-/// The same in some hierarchies, given by their roots.
+/// Does the same as [`remove_instance`] in hierarchies that are given by their roots.
 ///
 /// # Errors
-/// The first directory that could not be removed.
+/// The I/O error of the first directory that cannot be removed.
 pub fn remove_instance_from(hierarchies: &[PathBuf], instance: &str) -> io::Result<()> {
     for hierarchy in hierarchies {
         remove_tree(&hierarchy.join(PARENT).join(instance))?;
-        // Another instance's cgroups keep it.
+        // Fails if cgroups of another instance exist.
         let _ = fs::remove_dir(hierarchy.join(PARENT));
     }
     Ok(())
 }
 
-/// The root of the one hierarchy (v2), or of each (v1 and hybrid).
+/// Returns the root of the single hierarchy (v2), or of each hierarchy (v1 and hybrid).
 fn hierarchies(root: &Path) -> Vec<PathBuf> {
     if root.join("cgroup.controllers").exists() {
         return vec![root.to_owned()];
@@ -76,16 +76,16 @@ fn hierarchies(root: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Kills everything in a cgroup and those below it, and removes them. Nothing there is fine.
+/// Kills all processes in a cgroup and its descendants, and removes these cgroups. A missing cgroup is no error.
 ///
 /// # Errors
-/// The first directory that could not be removed.
+/// The I/O error of the first directory that cannot be removed.
 pub fn remove_tree(directory: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
-    // Children first: a cgroup with children cannot be removed.
+    // Children are removed first: a cgroup with children cannot be removed.
     for entry in entries.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_tree(&entry.path())?;
@@ -100,7 +100,7 @@ pub fn remove_tree(directory: &Path) -> io::Result<()> {
                 if Instant::now() >= deadline {
                     return Err(error);
                 }
-                // Killed processes leave when they are scheduled next. This runs in the spawner
+                // Killed processes leave the cgroup when they are scheduled next. This function runs in the spawner
                 // or in a blocking task, so it may sleep.
                 std::thread::sleep(Duration::from_millis(2));
             }
@@ -118,8 +118,8 @@ fn kill_all(directory: &Path) {
     }
     let members = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     for pid in members.lines().filter_map(|line| line.parse().ok()) {
-        // Between the reading and here it can only have died; its id is not given out again that
-        // soon, as the kernel hands ids out in turn.
+        // The process may have died since the file was read. The kernel assigns ids in turn, so it does not reuse the
+        // id that soon.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
 }
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_removed_children_first_and_absence_is_fine() {
+    fn a_tree_is_removed_children_first_and_a_missing_tree_is_no_error() {
         let root = tempfile::tempdir().unwrap();
         let sandbox = root.path().join("memory/isol8/instance/sandbox");
         fs::create_dir_all(&sandbox).unwrap();

@@ -1,4 +1,4 @@
-//! The user and group ids of the host behind those inside a sandbox.
+//! Mapping of the user and group ids inside a sandbox to ids of the host.
 
 use std::fs;
 use std::io;
@@ -11,28 +11,29 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, fork};
 use serde::{Deserialize, Serialize};
 
-/// First id of a range that Linux distributions leave unused: <https://systemd.io/UIDS-GIDS/#summary> lists 1879048192
-/// to 2147352575.
+/// First id of a range that Linux distributions leave unused:
+/// <https://systemd.io/UIDS-GIDS/#summary> lists 1879048192 to 2147352575.
 const FIRST_UNUSED_ID: u32 = 0x7000_0000;
 
-/// Ids of one sandbox: as many as programs expect a system to have.
+/// Number of ids of one sandbox: as many as programs expect a system to have.
 const IDS_PER_SANDBOX: u32 = 0x1_0000;
 
-/// The privileges of the spawner, found out once at its start.
+/// Privileges of the spawner, determined once at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Identity {
-    /// The spawner runs as root: every sandbox gets ids of its own, and limits are enforced.
+    /// The spawner runs as root: every sandbox gets its own ids, and limits are enforced.
     Root,
-    /// The spawner runs as an ordinary user, as root of a user namespace with one single id.
+    /// The spawner runs as an ordinary user, as root of a user namespace with a single id.
     User,
 }
 
 impl Identity {
-    /// Finds out, and makes an ordinary user root of a namespace. Only sound with one thread.
+    /// Determines the privileges, and enters a user namespace as its root if the user is not root. Only sound in a
+    /// process with one thread.
     ///
     /// # Errors
-    /// A text that names the kernel's refusal and the fix.
+    /// A text with the kernel's error and the fix.
     pub fn assume() -> Result<Self, String> {
         let (uid, gid) = (Uid::effective(), Gid::effective());
         if uid.is_root() {
@@ -40,21 +41,21 @@ impl Identity {
         }
         enter_user_namespace(uid, gid).map_err(|error| {
             format!(
-                "an ordinary user needs user namespaces, which this kernel refuses ({error}): \
-                 run as root, or allow them with sysctl kernel.unprivileged_userns_clone=1 or \
+                "an ordinary user needs user namespaces, which this kernel refuses ({error}); \
+                 run as root, or allow user namespaces with sysctl kernel.unprivileged_userns_clone=1 or \
                  kernel.apparmor_restrict_unprivileged_userns=0"
             )
         })?;
         Ok(Self::User)
     }
 
-    /// First host id of a sandbox and how many there are. A sandbox's name decides, so that two of
-    /// them rarely share ids; where they do, namespaces still keep them apart.
+    /// Returns the first host id of a sandbox and the number of its ids. The range is derived from the sandbox's name,
+    /// so two sandboxes rarely share ids; if they do, namespaces still separate them.
     #[must_use]
     pub fn id_range(self, sandbox: &str) -> (u32, u32) {
         match self {
             Self::Root => {
-                // 12 bits of the name: the ranges fill the unused ids exactly.
+                // The first 12 bits of the name select one of 4096 ranges, which fill the unused ids exactly.
                 let slot = sandbox
                     .get(..3)
                     .and_then(|digits| u32::from_str_radix(digits, 16).ok())
@@ -65,7 +66,7 @@ impl Identity {
         }
     }
 
-    /// User and group ids, on the host, of a sandbox's root and of its user code.
+    /// Returns the host ids of a sandbox's root and of its user code. User id and group id are the same.
     #[must_use]
     pub fn owners(self, sandbox: &str) -> (u32, u32) {
         let (first, _) = self.id_range(sandbox);
@@ -75,7 +76,7 @@ impl Identity {
         }
     }
 
-    /// Returns the limits that cannot be enforced, for the operator; empty if all can.
+    /// Returns texts for the operator about the limits and isolation that cannot be enforced. Empty for root.
     #[must_use]
     pub fn shortcomings(self) -> Vec<String> {
         match self {
@@ -83,18 +84,18 @@ impl Identity {
             Self::User => vec![
                 "memory, CPU and process limits are not enforced: cgroups need root".to_owned(),
                 "user code runs as uid 0 of its user namespace, without capabilities: \
-                 a uid of its own needs root"
+                 a separate uid needs root"
                     .to_owned(),
-                "device files such as /dev/null are the host's: user code can lock them, and see when they are \
-                 opened, not by which program; others need root"
+                "device files such as /dev/null are shared with the host: user code can lock them, and can see when \
+                 they are opened, but not by which program; separate device files need root"
                     .to_owned(),
             ],
         }
     }
 }
 
-/// Becomes root of new user, mount, cgroup and PID namespaces, as the first process of the latter:
-/// when it ends, however it ends, the kernel ends every sandbox with it.
+/// Becomes root of new user, mount, cgroup and PID namespaces, as the first process of the PID namespace:
+/// when this process ends in whatever way, the kernel ends every sandbox with it.
 fn enter_user_namespace(uid: Uid, gid: Gid) -> io::Result<()> {
     unshare(
         CloneFlags::CLONE_NEWUSER
@@ -102,24 +103,23 @@ fn enter_user_namespace(uid: Uid, gid: Gid) -> io::Result<()> {
             | CloneFlags::CLONE_NEWCGROUP
             | CloneFlags::CLONE_NEWPID,
     )?;
-    // An unprivileged process must give up setgroups before it may map its group:
-    // user_namespaces(7).
+    // An unprivileged process must disable setgroups before it may map its group: user_namespaces(7).
     fs::write("/proc/self/setgroups", "deny")?;
     fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
     fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
     become_first_process()?;
-    mount_anew("proc", "/proc")?;
-    // libcontainer fails on v1 hierarchies that it cannot write to, and goes without on v2. So this
-    // process gets a v2 one; where that is mounted already, the kernel refuses another.
+    mount_fresh("proc", "/proc")?;
+    // libcontainer fails on cgroup v1 hierarchies that it cannot write to, but works without cgroups on v2. So this
+    // process mounts a v2 hierarchy. If one is mounted already, the kernel refuses another.
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         return Ok(());
     }
-    mount_anew("cgroup2", "/sys/fs/cgroup")
+    mount_fresh("cgroup2", "/sys/fs/cgroup")
 }
 
-/// Forks; the child goes on, and the parent ends when the child does.
+/// Forks. The child continues; the parent waits for it and exits with its exit code.
 fn become_first_process() -> io::Result<()> {
-    // SAFETY: this process has one thread, so the child may do anything.
+    // SAFETY: this process has one thread, so no lock can be held by another thread in the child.
     match unsafe { fork() }? {
         ForkResult::Child => {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -130,16 +130,16 @@ fn become_first_process() -> io::Result<()> {
                 Ok(WaitStatus::Exited(_, code)) => code,
                 _ => 1,
             };
-            // SAFETY: ends the process at once; what it would clean up is the child's.
+            // SAFETY: _exit has no preconditions. No destructor runs: all resources now belong to the child.
             unsafe { nix::libc::_exit(code) }
         }
     }
 }
 
-fn mount_anew(file_system: &str, place: &str) -> io::Result<()> {
+fn mount_fresh(file_system: &str, target: &str) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let none = None::<&str>;
-    mount(Some(file_system), place, Some(file_system), flags, none)?;
+    mount(Some(file_system), target, Some(file_system), flags, none)?;
     Ok(())
 }
 

@@ -1,13 +1,15 @@
-//! Sandboxes without a daemon: namespaces, cgroups and a read-only root, made by libcontainer.
+//! The native backend: sandboxes without a daemon, from namespaces, cgroups and a read-only root file system, made
+//! by libcontainer.
 //!
-//! Making a container forks, and forking is unsound in a process with threads. So a helper process, the [`spawner`],
-//! does it: the same executable, started anew, with one thread. The spawner is also the only part that needs
-//! privileges. The backend ([`backend`]) talks to the spawner over a socket and otherwise only to the guests.
+//! libcontainer forks to make a container, and forking is unsound in a process with several threads. So a helper
+//! process, the [`spawner`], makes the containers: the same executable, started again, with a single thread. The
+//! spawner is also the only part that needs privileges. The backend ([`backend`]) communicates with the spawner over
+//! a socket, and otherwise only with the guests.
 //!
-//! A sandbox sees the host's own `/usr`, read-only, and an `/etc` of its own ([`rootfs`]), or a root of pinned versions
-//! that was unpacked for it ([`roots`]); its namespaces, limits and mounts are defined in one place ([`oci`]).
-//! Everything in a sandbox runs in a user namespace whose ids have no user on the host ([`identity`]). The remains of a
-//! crash are found by directory and by cgroup, never by process id ([`cgroup`]).
+//! A sandbox has either the host's `/usr`, read-only, with its own `/etc` ([`rootfs`]), or an unpacked root with
+//! pinned versions ([`roots`]). Its namespaces, limits and mounts are defined in one module ([`oci`]). Its processes
+//! run in a user namespace whose ids belong to no user of the host ([`identity`]). The remains of a crash are found
+//! by directory and by cgroup, never by process id ([`cgroup`]).
 //!
 //! Read in this order: [`backend`], [`spawner`], [`oci`], [`rootfs`], [`roots`], [`identity`],
 //! [`cgroup`].

@@ -1,4 +1,4 @@
-//! A sandbox as an OCI runtime specification, which is what libcontainer makes containers from:
+//! The OCI runtime specification of a sandbox, from which libcontainer makes a container:
 //! <https://github.com/opencontainers/runtime-spec/blob/main/config.md>.
 
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::rootfs::{CERTIFICATES, GUEST};
 use crate::roots;
 use crate::spawner::message::NewSandbox;
 
-/// The capabilities that the guest keeps for starting and ending other users' processes.
+/// Capabilities that the guest keeps, for starting and ending processes of other users.
 const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_SETUID",
     "CAP_SETGID",
@@ -22,19 +22,20 @@ const GUEST_CAPABILITIES: [&str; 5] = [
     "CAP_DAC_OVERRIDE",
 ];
 
-/// Capabilities that the guest needs once, to bring its loopback interface up, to take the port of a name server,
-/// and to take all of them out of its bounding set; then it has none of them.
+/// Capabilities that the guest needs once: to bring its loopback interface up, to bind the port of a name server,
+/// and to remove these capabilities from its bounding set. The guest drops them afterwards.
 const BOOT_CAPABILITIES: [&str; 3] = ["CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_SETPCAP"];
 
-/// Instances of inotify in one sandbox; all of them together share the 128 that the host's root has by default.
+/// Most inotify instances of one sandbox. All sandboxes together share the 128 that the host's root has by default.
 const MAX_INOTIFY_INSTANCES: &str = "8";
 
-/// Pseudo-terminals of one sandbox; all of them together share the 3072 that the host leaves to containers by default.
+/// Mount option for the most terminals of one sandbox. All sandboxes together share the 3072 that the host leaves to
+/// containers by default.
 const MAX_TERMINALS: &str = "max=64";
 
-/// Parts of `/proc` that tell of the host or reach into it. The runtime specification's users mask
-/// the same ones: they are not namespaced.
-const MASKED: [&str; 8] = [
+/// Parts of `/proc` that have no namespace, so that they reveal information about the host or affect it. Other OCI
+/// runtimes mask the same paths.
+const MASKED_PATHS: [&str; 8] = [
     "/proc/acpi",
     "/proc/interrupts",
     "/proc/kcore",
@@ -45,10 +46,10 @@ const MASKED: [&str; 8] = [
     "/proc/timer_list",
 ];
 
-/// The guest's own files in `/proc`. If user code has the guest's user id, it could write to several of them.
-const GUEST_STATE: &str = "/proc/1";
+/// Directory of the guest in `/proc`. If user code has the guest's user id, it could write to several of these files.
+const GUEST_PROC: &str = "/proc/1";
 
-const READ_ONLY: [&str; 5] = [
+const READ_ONLY_PATHS: [&str; 5] = [
     "/proc/bus",
     "/proc/fs",
     "/proc/irq",
@@ -58,44 +59,44 @@ const READ_ONLY: [&str; 5] = [
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Everything but the sandbox itself that its specification depends on.
+/// Inputs of a specification, in addition to the sandbox itself.
 #[derive(Debug)]
-pub struct Surroundings<'a> {
-    /// The instance's name.
+pub struct SpecInputs<'a> {
+    /// Name of the instance.
     pub instance: &'a str,
     /// The root directory.
     pub root: &'a Path,
-    /// Whether it was unpacked from an image: else it has the host's programs.
+    /// Whether the root was unpacked from an image; otherwise it has the host's programs.
     pub is_unpacked: bool,
     /// Whether files of the root have the same inodes in other sandboxes or on the host.
     pub is_shared: bool,
-    /// Whether the root holds certificates that programs are told to trust.
+    /// Whether the root contains certificates that programs trust.
     pub has_certificates: bool,
-    /// The privileges of the spawner.
+    /// Privileges of the spawner.
     pub identity: Identity,
 }
 
-/// The whole specification. The guest gets its listening socket as descriptor 3.
+/// Returns the specification. The guest gets its listening socket as descriptor 3.
 #[must_use]
-pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> Value {
-    let (first, count) = surroundings.identity.id_range(&sandbox.id);
+pub fn specification(sandbox: &NewSandbox, inputs: &SpecInputs<'_>) -> Value {
+    let (first, count) = inputs.identity.id_range(&sandbox.id);
     let mapping = json!([{"containerID": 0, "hostID": first, "size": count}]);
     let mut capabilities = GUEST_CAPABILITIES.to_vec();
     let mut arguments = vec![GUEST, "--fd", "3"];
-    // A program that watches a shared file sees when others open it.
-    let instances = if surroundings.is_shared {
+    // A program that watches a shared file could see when other sandboxes or the host open it.
+    let instances = if inputs.is_shared {
         "0"
     } else {
         MAX_INOTIFY_INSTANCES
     };
-    // Counted for the user that made the namespace, which is the host's root.
+    // The kernel counts instances for the user that made the namespace too, which is the host's root.
     let mut settings = json!({"user.max_inotify_instances": instances});
     let mut namespaces = vec!["user", "pid", "mount", "ipc", "uts", "cgroup"];
     if !sandbox.host_network {
         namespaces.push("network");
         arguments.extend(["--loopback", "--names"]);
         capabilities.extend(BOOT_CAPABILITIES);
-        // A closed connection's port is free again at once: the next run may want it.
+        // The port of a closed connection becomes free at once: the next run may need it.
         settings["net.ipv4.tcp_max_tw_buckets"] = json!("0");
         for (name, value) in TCP_BUFFERS {
             settings[name] = json!(value);
@@ -105,24 +106,24 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
         .iter()
         .map(|kind| json!({"type": kind}))
         .collect();
-    let mut read_only = READ_ONLY.to_vec();
-    if surroundings.identity == Identity::User {
+    let mut read_only = READ_ONLY_PATHS.to_vec();
+    if inputs.identity == Identity::User {
         arguments.push("--shared-uid");
-        // User code has the id that owns it, and would leave files there for the next run.
+        // User code has the id that owns /dev, and could leave files there for the next run.
         read_only.push("/dev");
-        read_only.push(GUEST_STATE);
+        read_only.push(GUEST_PROC);
     }
     let mut environment = vec![PATH.to_owned()];
-    if surroundings.is_unpacked {
+    if inputs.is_unpacked {
         environment.extend(roots::ENVIRONMENT.map(str::to_owned));
     }
-    if surroundings.has_certificates {
+    if inputs.has_certificates {
         environment.extend(certificates::environment(CERTIFICATES));
     }
     json!({
         "ociVersion": "1.0.2",
         "hostname": "sandbox",
-        "root": {"path": surroundings.root, "readonly": true},
+        "root": {"path": inputs.root, "readonly": true},
         "process": {
             "terminal": false,
             "user": {"uid": 0, "gid": 0},
@@ -139,28 +140,27 @@ pub fn specification(sandbox: &NewSandbox, surroundings: &Surroundings<'_>) -> V
                 "ambient": [],
             },
         },
-        "mounts": mounts(surroundings.identity, sandbox.shm_bytes),
+        "mounts": mounts(inputs.identity, sandbox.shm_bytes),
         "linux": {
             "namespaces": namespaces,
-            // Limits are the spawner's to set. Without a path libcontainer would look for systemd.
-            "cgroupsPath": cgroup::path_of(surroundings.instance, &sandbox.id),
+            // The spawner sets the limits. Without a path libcontainer would look for systemd.
+            "cgroupsPath": cgroup::path_of(inputs.instance, &sandbox.id),
             "uidMappings": mapping,
             "gidMappings": mapping,
             "sysctl": settings,
-            "maskedPaths": MASKED,
+            "maskedPaths": MASKED_PATHS,
             "readonlyPaths": read_only,
         },
     })
 }
 
-/// Mounts that take the sandbox's own namespaces. The places that user code writes to are mounted before, with the
-/// root: see `Views::enter`.
+/// Returns the mounts that must be made inside the sandbox's namespaces. The directories that user code writes to are
+/// mounted before, with the root: see `Views::enter`.
 fn mounts(identity: Identity, shm_bytes: u64) -> Vec<Value> {
     let shm_size = format!("size={shm_bytes}");
     let mut proc = vec!["nosuid", "noexec", "nodev"];
     if identity == Identity::Root {
-        // User code does not even see that there are the guest and what runs for it; the guest's
-        // group does.
+        // User code sees neither the guest nor its helper processes; processes with the guest's group do.
         proc.extend(["hidepid=2", "gid=0"]);
     }
     vec![
@@ -200,7 +200,7 @@ mod tests {
             shm_bytes: 1 << 20,
             host_network,
         };
-        let surroundings = Surroundings {
+        let inputs = SpecInputs {
             instance: "instance",
             root: Path::new("/state/instance/root"),
             is_unpacked: false,
@@ -208,7 +208,7 @@ mod tests {
             has_certificates: true,
             identity,
         };
-        specification(&sandbox, &surroundings)
+        specification(&sandbox, &inputs)
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_host_s_network_only_that_is_shared_and_none_of_its_settings_changed() {
+    fn with_the_host_network_all_other_namespaces_are_new_and_no_network_setting_is_changed() {
         let spec = specification_for(Identity::Root, true);
         let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
         assert_eq!(namespaces.len(), 6);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn where_files_are_shared_none_can_be_watched() {
+    fn shared_files_cannot_be_watched() {
         for (is_shared, instances) in [(false, MAX_INOTIFY_INSTANCES), (true, "0")] {
             let spec = specification_with(Identity::User, false, is_shared);
             let settings = &spec["linux"]["sysctl"];

@@ -1,7 +1,7 @@
-//! The root directory that every sandbox of an instance has, read-only, an overlay of it each.
+//! The root file system that all sandboxes of an instance share, each through a read-only overlay.
 //!
-//! The skeleton holds mount points, a synthetic `/etc`, and nothing else, in memory; overlays of the host's own programs are
-//! mounted within it. Nothing of the host's `/root`, `/home`, `/var` or `/run` appears anywhere.
+//! The skeleton is in memory and contains only mount points and a synthetic `/etc`. Overlays of the host's programs are
+//! mounted within it. No file of the host's `/root`, `/home`, `/var` or `/run` is visible in a sandbox.
 
 use std::fs;
 use std::io;
@@ -12,15 +12,15 @@ use isol8_api::Runtime;
 use isol8_backend::spec::{HOSTS, RESOLV_CONF};
 use isol8_protocol::{SANDBOX_GID, SANDBOX_UID};
 
-/// Path of the guest agent inside.
+/// Path of the guest agent in a sandbox.
 pub const GUEST: &str = "/.isol8/guest";
 
-/// The certificates that programs trust, where sandboxes are given some.
+/// Path, in a sandbox, of the certificates that programs trust, if any are configured.
 pub const CERTIFICATES: &str = "/.isol8/ca.pem";
 
-/// Directories that the host shares, if it has them. The last two hold no secret, and many programs of `/usr` lead
-/// through them.
-const SHARED: [&str; 8] = [
+/// Directories of the host that sandboxes see, if they exist. The last two contain no secrets, and many
+/// programs of `/usr` need them.
+const SHARED_DIRECTORIES: [&str; 8] = [
     "usr",
     "bin",
     "sbin",
@@ -31,25 +31,26 @@ const SHARED: [&str; 8] = [
     "etc/ssl/certs",
 ];
 
-/// How names are looked up: with a network of its own by the guest, which knows none and says so.
-const NAMES_FROM_NETWORK: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
+/// Content of `/etc/nsswitch.conf`: host names are resolved by DNS. In a sandbox with its own network, the guest is
+/// the name server, which refuses all names.
+const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
 
-/// Mount points and directories of the sandbox's own.
-const OWN: [&str; 7] = ["proc", "dev", "sandbox", "tmp", "etc", ".isol8", "var"];
+/// Mount points and directories that every sandbox has.
+const OWN_DIRECTORIES: [&str; 7] = ["proc", "dev", "sandbox", "tmp", "etc", ".isol8", "var"];
 
-/// Directories in which programs are looked for, in the order of the sandbox's `PATH`.
+/// Directories of programs, in the order of the sandbox's `PATH`.
 const PROGRAM_DIRECTORIES: [&str; 3] = ["usr/local/bin", "usr/bin", "bin"];
 
-/// A directory of the host, and its path in the sandbox.
+/// A directory of the host that appears in sandboxes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Share {
-    /// On the host.
+pub struct SharedDirectory {
+    /// Path on the host.
     pub source: PathBuf,
-    /// In the sandbox, from its root.
+    /// Path in the sandbox, relative to its root.
     pub destination: PathBuf,
 }
 
-/// The program that runs scripts of a runtime.
+/// Returns the name of the program that runs scripts of a runtime.
 #[must_use]
 pub fn interpreter(runtime: Runtime) -> &'static str {
     match runtime {
@@ -61,15 +62,19 @@ pub fn interpreter(runtime: Runtime) -> &'static str {
     }
 }
 
-/// The interpreter's file on the host, where sandboxes would see it.
+/// Returns the path of the interpreter on the host, if sandboxes can see it.
 #[must_use]
 pub fn find_interpreter(host: &Path, runtime: Runtime) -> Option<PathBuf> {
     PROGRAM_DIRECTORIES
         .into_iter()
         .map(|directory| host.join(directory).join(interpreter(runtime)))
         .find(|path| {
-            // Links are followed: one that leads outside of what is shared would dangle inside.
-            let visible = |path: PathBuf| SHARED.iter().any(|d| path.starts_with(host.join(d)));
+            // The path is resolved first: a link to a directory that is not shared would be broken in a sandbox.
+            let visible = |path: PathBuf| {
+                SHARED_DIRECTORIES
+                    .iter()
+                    .any(|directory| path.starts_with(host.join(directory)))
+            };
             let executable = |path: &Path| {
                 fs::metadata(path)
                     .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
@@ -78,57 +83,56 @@ pub fn find_interpreter(host: &Path, runtime: Runtime) -> Option<PathBuf> {
         })
 }
 
-/// Returns the host's directories that are mounted over the root.
+/// Returns the directories of the host that are mounted in the root.
 #[must_use]
-pub fn shares(host: &Path) -> Vec<Share> {
-    let directories = SHARED.into_iter().filter(|name| {
+pub fn shared_directories(host: &Path) -> Vec<SharedDirectory> {
+    let directories = SHARED_DIRECTORIES.into_iter().filter(|name| {
         let found = fs::symlink_metadata(host.join(name));
         found.is_ok_and(|found| found.is_dir())
     });
     directories
-        .map(|name| Share {
+        .map(|name| SharedDirectory {
             source: host.join(name),
             destination: name.into(),
         })
         .collect()
 }
 
-/// Fills an empty directory with what is to be a sandbox's root, but for what [`shares`] mounts there.
+/// Builds the skeleton of a sandbox's root in an empty directory. The [`shared_directories`] are mounted there later.
 ///
 /// # Errors
-/// The first file that could not be made.
+/// The I/O error of the first file that cannot be made.
 pub fn build(host: &Path, root: &Path) -> io::Result<()> {
-    furnish(root)?;
-    // The places of the host's libraries; a host without a cache has them in the default directories.
+    add_sandbox_files(root)?;
+    // The cache has the paths of the host's libraries. A host without a cache has them in the default directories.
     if let Ok(cache) = fs::read(host.join("etc/ld.so.cache")) {
         fs::write(root.join("etc/ld.so.cache"), cache)?;
     }
-    for name in SHARED {
+    for name in SHARED_DIRECTORIES {
         let inside = root.join(name);
         match fs::read_link(host.join(name)) {
-            // A merged /usr: /bin and the like are links into it.
+            // The host has a merged /usr: /bin and similar directories are links into it.
             Ok(target) => symlink(target, inside)?,
             Err(_) if host.join(name).is_dir() => fs::create_dir_all(inside)?,
             Err(_) => {}
         }
     }
-    open_to_all(root)
+    make_readable(root)
 }
 
-/// Gives a root what every sandbox has of its own: mount points, and files of `/etc` in the place of those
-/// that are there.
+/// Adds the files that every sandbox has to a root: mount points, and files of `/etc`, which replace existing files.
 ///
 /// # Errors
-/// The first file that could not be made.
-pub fn furnish(root: &Path) -> io::Result<()> {
-    for directory in OWN {
+/// The I/O error of the first file that cannot be made.
+pub fn add_sandbox_files(root: &Path) -> io::Result<()> {
+    for directory in OWN_DIRECTORIES {
         fs::create_dir_all(root.join(directory))?;
     }
-    // Mounting a file needs a file to mount it over.
+    // A file can only be mounted over an existing file.
     for file in [GUEST, CERTIFICATES] {
-        replace(&root.join(file.trim_start_matches('/')), "")?;
+        replace_file(&root.join(file.trim_start_matches('/')), "")?;
     }
-    // Programs expect it to be writable.
+    // Programs expect /var/tmp to be writable.
     let temporary = root.join("var/tmp");
     if temporary.is_dir() {
         fs::remove_dir_all(&temporary)?;
@@ -137,12 +141,12 @@ pub fn furnish(root: &Path) -> io::Result<()> {
     write_etc(&root.join("etc"))
 }
 
-/// Makes a directory whose `etc` has the host's names as they are now, for a sandbox in the host's network. Copies,
-/// because a sandbox could lock and watch the host's own files.
+/// Copies the host's files for name resolution to `etc` in a new directory, for a sandbox in the host's network. The
+/// sandbox gets copies because it could lock and watch the host's files.
 ///
 /// # Errors
-/// The first file that could not be made.
-pub fn name_hosts(host_etc: &Path, root: &Path) -> io::Result<()> {
+/// The I/O error of the first file that cannot be made.
+pub fn copy_name_resolution(host_etc: &Path, root: &Path) -> io::Result<()> {
     let etc = root.join("etc");
     fs::create_dir_all(&etc)?;
     for name in ["hosts", "resolv.conf"] {
@@ -152,12 +156,12 @@ pub fn name_hosts(host_etc: &Path, root: &Path) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    fs::write(etc.join("nsswitch.conf"), NAMES_FROM_NETWORK)?;
-    open_to_all(root)
+    fs::write(etc.join("nsswitch.conf"), NSSWITCH)?;
+    make_readable(root)
 }
 
-/// Writes a file that every user may read; an existing file, or a link to anywhere, is removed first.
-fn replace(path: &Path, content: &str) -> io::Result<()> {
+/// Writes a file that all users may read. Removes an existing file or link first, so that no link is followed.
+fn replace_file(path: &Path, content: &str) -> io::Result<()> {
     remove_file(path)?;
     fs::write(path, content)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))
@@ -187,23 +191,24 @@ fn write_etc(etc: &Path) -> io::Result<()> {
         ("hosts", HOSTS.to_owned()),
         ("hostname", "sandbox\n".to_owned()),
         ("resolv.conf", RESOLV_CONF.to_owned()),
-        ("nsswitch.conf", NAMES_FROM_NETWORK.to_owned()),
+        ("nsswitch.conf", NSSWITCH.to_owned()),
     ];
     for (name, content) in files {
-        replace(&etc.join(name), &content)?;
+        replace_file(&etc.join(name), &content)?;
     }
     let time_zone = etc.join("localtime");
     remove_file(&time_zone)?;
     symlink("/usr/share/zoneinfo/Etc/UTC", time_zone)
 }
 
-/// The sandbox's ids have no user here, so files for it must be readable by all, whatever the umask was.
-fn open_to_all(directory: &Path) -> io::Result<()> {
+/// Makes files and directories readable for all users, whatever the umask was. The ids of a sandbox belong to no user
+/// of the host, so they have the permissions of other users.
+fn make_readable(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            open_to_all(&entry.path())?;
+            make_readable(&entry.path())?;
         } else if kind.is_file() {
             fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o644))?;
         }
@@ -226,8 +231,8 @@ mod tests {
         build(host.path(), root).unwrap();
 
         assert_eq!(
-            shares(host.path()),
-            [Share {
+            shared_directories(host.path()),
+            [SharedDirectory {
                 source: host.path().join("usr"),
                 destination: "usr".into()
             }]
@@ -242,11 +247,11 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_in_the_host_s_network_has_copies_of_its_names() {
+    fn a_sandbox_in_the_host_network_has_copies_of_the_files_for_name_resolution() {
         let (host, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(host.path().join("hosts"), "127.0.0.1 here\n").unwrap();
 
-        name_hosts(host.path(), root.path()).unwrap();
+        copy_name_resolution(host.path(), root.path()).unwrap();
 
         let etc = root.path().join("etc");
         let hosts = fs::read_to_string(etc.join("hosts")).unwrap();

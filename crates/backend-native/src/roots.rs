@@ -1,9 +1,9 @@
-//! Unpacked roots: what sandboxes stand on where the host's own programs are not to be used.
+//! Unpacked roots: root file systems that sandboxes use instead of the host's programs.
 //!
-//! The directory of `images.root` holds a link for each runtime, `python` and so on, to the root that new
-//! sandboxes get, a directory under `roots`. A root is never changed: [`install`] makes another one and
-//! sets the links anew. Sandboxes keep the one that they were made on, and it is removed by the first
-//! setup that finds nothing on it ([`unused`]).
+//! The directory `images.root` contains a link for each runtime, `python` and so on, to the root that new
+//! sandboxes get, a directory under `roots`. A root is never changed: [`install`] makes a new one and
+//! replaces the links. A sandbox keeps the root that it was made from. The first setup that finds no sandbox using a
+//! replaced root removes the root ([`unused`]).
 
 pub mod install;
 mod unpack;
@@ -19,60 +19,60 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::rootfs;
 
-/// Directory of the roots, under the directory of the configuration.
+/// Name of the subdirectory of `images.root` that contains the roots.
 const ROOTS: &str = "roots";
 
-/// In a root: what it was made from.
+/// File in a root: hash of the sources that the root was made from.
 const HASH: &str = ".isol8/hash";
 
-/// In a root: the line that a runtime's interpreter says of its version, followed by the runtime's name.
+/// File in a root: the version line of a runtime's interpreter. The file's extension is the runtime's name.
 const VERSION: &str = ".isol8/version";
 
-/// In a root: the file whose lock keeps it from being removed.
-const LOCK: &str = ".isol8/lock";
+/// File in a root: its lock prevents the removal of the root.
+const ROOT_LOCK: &str = ".isol8/lock";
 
-/// Variables of programs in these roots, as in the images: node and deno trust certificates of their own only, unless
-/// variables have them take the system's too.
+/// Environment variables of programs in these roots, the same as in the images: by default Node.js and Deno trust
+/// only their built-in certificates, and with these variables the system's certificates too.
 pub const ENVIRONMENT: [&str; 2] = ["NODE_USE_SYSTEM_CA=1", "DENO_TLS_CA_STORE=mozilla,system"];
 
-/// How often a root is looked for anew that was removed in between.
-const ATTEMPTS: usize = 3;
+/// Most attempts to lock a root that is replaced meanwhile.
+const MAX_ATTEMPTS: usize = 3;
 
-/// The directory of `images.root`.
+/// The directory `images.root`.
 #[derive(Clone, Debug)]
 pub struct Roots {
     directory: PathBuf,
 }
 
-/// A root that sandboxes can be made on.
+/// A root that sandboxes can be made from.
 #[derive(Debug)]
 pub struct Root {
-    /// Its directory, by a path without links.
+    /// Path of the root, without links.
     pub path: PathBuf,
-    /// The version that the runtime's interpreter reports.
+    /// Version line of the runtime's interpreter.
     pub version: String,
 }
 
-/// A root that cannot be removed as long as this lives.
+/// A root that cannot be removed as long as this value exists.
 #[derive(Debug)]
-pub struct Held {
-    /// Its directory.
+pub struct LockedRoot {
+    /// Path of the root, without links.
     pub path: PathBuf,
     _lock: Option<Flock<File>>,
 }
 
 impl Roots {
-    /// Those in a directory, which need not be there.
+    /// Returns the roots in a directory, which need not exist.
     #[must_use]
-    pub fn at(directory: &Path) -> Self {
-        // The spawner compares it with mount points, which are without links.
+    pub fn new(directory: &Path) -> Self {
+        // The spawner compares the path with mount points, which have no links.
         let directory = fs::canonicalize(directory)
             .or_else(|_| std::path::absolute(directory))
             .unwrap_or_else(|_| directory.to_owned());
         Self { directory }
     }
 
-    /// The directory.
+    /// Returns the directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -84,57 +84,59 @@ impl Roots {
         self.directory.join(runtime.name())
     }
 
-    fn all(&self) -> PathBuf {
+    fn roots_directory(&self) -> PathBuf {
         self.directory.join(ROOTS)
     }
 
-    /// Whether a path without links is that of a root.
+    /// Returns whether a path is the path of a root, without links.
     #[must_use]
-    pub fn has(&self, root: &Path) -> bool {
-        let is_one = root.parent() == Some(&self.all()) && root.file_name().is_some();
-        is_one && fs::canonicalize(root).is_ok_and(|found| found == root)
+    pub fn contains(&self, root: &Path) -> bool {
+        let is_inside = root.parent() == Some(&self.roots_directory());
+        is_inside
+            && root.file_name().is_some()
+            && fs::canonicalize(root).is_ok_and(|found| found == root)
     }
 
-    /// The root that a new sandbox of this runtime gets.
+    /// Returns the root that a new sandbox of this runtime gets.
     ///
     /// # Errors
-    /// The fault of the root, and the fix.
+    /// A text with the problem and the fix.
     pub fn find(&self, runtime: Runtime) -> Result<Root, String> {
-        let fix = |what: &str, force: &str| {
+        let fix = |problem: &str, force: &str| {
             let link = self.link(runtime);
             format!(
-                "{what} at {}, where `images.root` wants it: run `isol8 setup --backend native{force}`",
+                "{problem} at {} (`images.root`); run `isol8 setup --backend native{force}`",
                 link.display()
             )
         };
         let path = fs::canonicalize(self.link(runtime))
             .map_err(|_| fix(&format!("there is no root for {runtime}"), ""))?;
-        let damaged = || fix(&format!("the root for {runtime} is not whole"), " --force");
+        let damaged = || fix(&format!("the root for {runtime} is incomplete"), " --force");
         rootfs::find_interpreter(&path, runtime).ok_or_else(damaged)?;
         let version = fs::read_to_string(version_file(&path, runtime)).map_err(|_| damaged())?;
         let version = version.lines().next().unwrap_or_default().trim().to_owned();
         Ok(Root { path, version })
     }
 
-    /// The same, kept from being removed.
+    /// Returns the root that a new sandbox of this runtime gets, locked against removal.
     ///
     /// # Errors
-    /// As [`Self::find`].
-    pub fn hold(&self, runtime: Runtime) -> Result<Held, String> {
-        for _ in 0..ATTEMPTS {
+    /// The errors of [`Self::find`]; or the root is being replaced.
+    pub fn lock_root(&self, runtime: Runtime) -> Result<LockedRoot, String> {
+        for _ in 0..MAX_ATTEMPTS {
             let path = self.find(runtime)?.path;
-            // A root that is being removed is locked, or gone; the link leads to another one by then.
-            if let Ok(lock) = keep(&path)
+            // A root that is being removed is locked or gone. The link leads to another root by then.
+            if let Ok(lock) = lock_against_removal(&path)
                 && self.find(runtime)?.path == path
             {
-                return Ok(Held { path, _lock: lock });
+                return Ok(LockedRoot { path, _lock: lock });
             }
         }
         let link = self.link(runtime);
-        Err(format!("{} is being replaced: try again", link.display()))
+        Err(format!("{} is being replaced; try again", link.display()))
     }
 
-    /// Whether a runtime's root is there and was made from what this hash stands for.
+    /// Returns whether a runtime's root exists and was made from sources with this hash.
     #[must_use]
     pub fn is_current(&self, runtime: Runtime, hash: &str) -> bool {
         self.find(runtime)
@@ -144,16 +146,16 @@ impl Roots {
     }
 }
 
-/// Keeps a root from being removed. One of another user's cannot be kept: its files are not this user's to lock.
-fn keep(root: &Path) -> io::Result<Option<Flock<File>>> {
-    match lock_file::open(&root.join(LOCK)) {
+/// Locks a root against removal. Returns `None` for the root of another user, whose files this user cannot lock.
+fn lock_against_removal(root: &Path) -> io::Result<Option<Flock<File>>> {
+    match lock_file::open(&root.join(ROOT_LOCK)) {
         Ok(file) => lock(file, FlockArg::LockSharedNonblock).map(Some),
-        Err(error) if is_not_ours(&error) => Ok(None),
+        Err(error) if is_access_denied(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-fn is_not_ours(error: &io::Error) -> bool {
+fn is_access_denied(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
@@ -174,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// A directory with a root for bash.
+    /// Returns a directory with a root for bash.
     fn with_bash() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(directory.path())
@@ -194,7 +196,7 @@ mod tests {
     #[test]
     fn a_root_is_found_with_its_version() {
         let (directory, root) = with_bash();
-        let roots = Roots::at(directory.path());
+        let roots = Roots::new(directory.path());
         let found = roots.find(Runtime::Bash).unwrap();
         assert_eq!((found.path, found.version.as_str()), (root, "bash 5.2"));
         assert!(roots.is_current(Runtime::Bash, "abc"));
@@ -205,8 +207,8 @@ mod tests {
     #[test]
     fn a_path_is_a_root_only_where_roots_are() {
         let (directory, root) = with_bash();
-        let roots = Roots::at(directory.path());
-        assert!(roots.has(&root));
+        let roots = Roots::new(directory.path());
+        assert!(roots.contains(&root));
         let link = root.with_file_name("link");
         symlink("/etc", &link).unwrap();
         let dots = root.join("../0011");
@@ -217,46 +219,50 @@ mod tests {
             &link,
             &dots,
         ] {
-            assert!(!roots.has(other), "{}", other.display());
+            assert!(!roots.contains(other), "{}", other.display());
         }
     }
 
     #[test]
-    fn what_is_missing_or_damaged_is_named_with_the_fix() {
+    fn a_missing_or_damaged_root_is_reported_with_the_fix() {
         let (directory, root) = with_bash();
-        let roots = Roots::at(directory.path());
+        let roots = Roots::new(directory.path());
         let error = roots.find(Runtime::Node).unwrap_err();
-        let fix = "where `images.root` wants it: run `isol8 setup --backend native`";
+        let fix = "(`images.root`); run `isol8 setup --backend native`";
         assert!(
             error.contains("no root for node") && error.ends_with(fix),
             "{error}"
         );
         fs::remove_file(root.join("usr/bin/bash")).unwrap();
-        let error = roots.hold(Runtime::Bash).unwrap_err();
+        let error = roots.lock_root(Runtime::Bash).unwrap_err();
         assert!(
-            error.contains("is not whole") && error.ends_with("--force`"),
+            error.contains("is incomplete") && error.ends_with("--force`"),
             "{error}"
         );
     }
 
     #[test]
-    fn what_is_held_cannot_be_locked_for_removal() {
+    fn a_root_in_use_cannot_be_locked_for_removal() {
         let (directory, root) = with_bash();
-        let held = Roots::at(directory.path()).hold(Runtime::Bash).unwrap();
+        let held = Roots::new(directory.path())
+            .lock_root(Runtime::Bash)
+            .unwrap();
         let remove = || {
-            let file = lock_file::open(&root.join(LOCK)).unwrap();
+            let file = lock_file::open(&root.join(ROOT_LOCK)).unwrap();
             lock(file, FlockArg::LockExclusiveNonblock)
         };
         assert!(remove().is_err());
         drop(held);
         let removing = remove().unwrap();
-        let error = Roots::at(directory.path()).hold(Runtime::Bash).unwrap_err();
+        let error = Roots::new(directory.path())
+            .lock_root(Runtime::Bash)
+            .unwrap_err();
         assert!(error.ends_with("try again"), "{error}");
         drop(removing);
     }
 
     #[test]
-    fn programs_are_told_what_the_images_tell_them() {
+    fn programs_get_the_same_variables_as_in_the_images() {
         let dockerfile = include_str!("../../../images/Dockerfile");
         let stages = dockerfile.split("\nFROM ").filter(|stage| {
             let name = stage.lines().next().unwrap_or_default();

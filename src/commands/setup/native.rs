@@ -72,7 +72,7 @@ async fn make(
     let start = Instant::now();
     let names: Vec<_> = group.iter().map(ToString::to_string).collect();
     let names = names.join(", ");
-    match source.bootstrapped_because() {
+    match source.bootstrap_reason() {
         None => progress.line(&format!("unpacking the image for {names}")),
         Some(reason) => {
             progress.line(&format!("bootstrapping a root for {names}: {reason}"));

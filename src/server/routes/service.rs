@@ -73,7 +73,10 @@ async fn post_cleanup(
     } else {
         None
     };
-    let (containers, images) = (Removed::by(containers), images.map(Removed::by));
+    let (containers, images) = (
+        Removed::from_result(containers),
+        images.map(Removed::from_result),
+    );
     let failed = containers.failed + images.as_ref().map_or(0, |images| images.failed);
     Ok(web::Json(CleanedUp {
         ok: failed == 0,

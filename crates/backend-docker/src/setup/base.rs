@@ -1,4 +1,4 @@
-//! The image that all others start from.
+//! The base image that all others start from.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -13,22 +13,24 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::mpsc;
 
-use super::{Report, SetupError, SetupEvent, SetupOptions, inspect, within};
+use super::{Report, SetupError, SetupEvent, SetupOptions, inspect, with_deadline};
 use crate::engine::Engine;
 
-/// Repository and tag of a bootstrapped base; the tag is the release of Debian.
+/// Repository of a bootstrapped base.
 const REPOSITORY: &str = "isol8-base";
+/// Tag of a bootstrapped base, which is the release of Debian.
 const TAG: &str = "trixie";
 
-/// A base is some 30 MB; a slow line gets its time.
+/// Deadline of pulling a base, which has about 30 MB. Long enough for a slow connection.
 const PULL_DEADLINE: Duration = Duration::from_secs(15 * 60);
 
-/// Some 80 MB of packages are fetched and unpacked: 15 s here, minutes on a slow line.
+/// Deadline of bootstrapping a base. About 80 MB of packages are downloaded and unpacked: 15 s on the development
+/// machine, minutes on a slow connection.
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(30 * 60);
 
-/// The program and its arguments. The archive goes to standard output. Manual pages and
-/// translations are of no use in a sandbox. All sources are of one host, so that a mirror or proxy
-/// for it suffices.
+/// Command line that writes the archive of a base to standard output. Manual pages and
+/// translations are not needed in a sandbox. All sources are on one host, so that a mirror or proxy
+/// for this host suffices.
 pub(super) const BOOTSTRAP: [&str; 14] = [
     "mmdebstrap",
     "--variant=minbase",
@@ -46,14 +48,14 @@ pub(super) const BOOTSTRAP: [&str; 14] = [
     "deb http://deb.debian.org/debian-security trixie-security main",
 ];
 
-/// The reference of a base image that the engine has, after pulling or bootstrapping it.
+/// Pulls or bootstraps the base image if needed. Returns its reference.
 pub(super) async fn provide(
     engine: &Engine,
     options: &SetupOptions,
     report: Report<'_>,
 ) -> Result<String, SetupError> {
     let reason = if options.bootstrap {
-        "asked for".to_owned()
+        "requested".to_owned()
     } else {
         let is_here = inspect(engine, &options.base).await?.is_some();
         if is_here && !options.force {
@@ -72,9 +74,9 @@ pub(super) async fn provide(
         report(SetupEvent::BaseBootstrapping {
             reason: reason.clone(),
         });
-        let done = within(BOOTSTRAP_DEADLINE, bootstrap(engine, report)).await;
+        let done = with_deadline(BOOTSTRAP_DEADLINE, bootstrap(engine, report)).await;
         done.map_err(|error| {
-            SetupError::Base(format!("{error} (bootstrapped because: {reason})"))
+            SetupError::Base(format!("{error} (reason for bootstrapping: {reason})"))
         })?;
     }
     Ok(bootstrapped)
@@ -95,20 +97,20 @@ async fn pull(engine: &Engine, reference: &str, report: Report<'_>) -> Result<()
     answer.map_err(|error| error.to_string())
 }
 
-/// Image and tag. Without a tag the engine would pull every one that there is; a digest is a part
-/// of the image for it.
+/// Splits a reference into image and tag. Without a tag the engine would pull all tags. For the engine, a digest is part
+/// of the image.
 fn split_reference(reference: &str) -> (&str, &str) {
     if reference.contains('@') {
         return (reference, "");
     }
     match reference.rsplit_once(':') {
-        // A colon before the last slash is that of a registry's port.
+        // A colon before the last slash precedes a registry's port.
         Some((image, tag)) if !tag.contains('/') => (image, tag),
         _ => (reference, "latest"),
     }
 }
 
-/// Makes a root file system out of Debian's packages, straight into the engine.
+/// Makes a root file system from Debian's packages, and imports it directly into the engine.
 async fn bootstrap(engine: &Engine, report: Report<'_>) -> Result<(), String> {
     let mut process = Process::start(&BOOTSTRAP)?;
     let stdout = process.stdout()?;
@@ -136,11 +138,11 @@ async fn bootstrap(engine: &Engine, report: Report<'_>) -> Result<(), String> {
         last
     };
     let (imported, (), last) = tokio::join!(importing, logging, reporting);
-    imported.map_err(|error| format!("{error}; {} last said: {last}", BOOTSTRAP[0]))
+    imported.map_err(|error| format!("{error}; last line of {}: {last}", BOOTSTRAP[0]))
 }
 
-/// The output of a process. Ends with an error if the process does: the engine then discards what it got, which would
-/// otherwise look like a whole archive to it.
+/// Streams the standard output of a process. Ends with an error if the process fails: otherwise the engine would
+/// take a partial archive for a complete one. With the error it discards the partial archive.
 pub(super) fn archive_of(
     process: Process,
     stdout: ChildStdout,
@@ -168,14 +170,14 @@ pub(super) fn archive_of(
 
 pub(super) async fn forward_lines(stderr: ChildStderr, log: mpsc::UnboundedSender<String>) {
     let mut lines = BufReader::new(stderr).lines();
-    // Text that cannot be read is no reason to fail: the exit status decides.
+    // A read error does not fail the setup: the exit status decides.
     while let Ok(Some(line)) = lines.next_line().await {
-        // If the receiver is gone, the caller is gone too.
+        // Ignore a dropped receiver: the caller has cancelled the setup.
         let _ = log.send(line);
     }
 }
 
-/// A child process with its descendants, told to end when this value goes before it did.
+/// A child process and its descendants. Dropping this value asks them to end if the process still runs.
 #[derive(Debug)]
 pub(super) struct Process {
     child: Child,
@@ -187,13 +189,13 @@ impl Process {
         let (program, arguments) = command.split_first().ok_or("no command")?;
         Self::spawn(Command::new(program).args(arguments)).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => format!(
-                "{program} is missing: install it (`apt-get install {program}`), or name a base image that can be pulled"
+                "{program} is missing; install it with `apt-get install {program}`, or set a base image that can be pulled"
             ),
             _ => format!("{program} cannot be started: {error}"),
         })
     }
 
-    /// Starts it without input; what it writes is for who starts it.
+    /// Starts a process without input. The caller reads its output.
     pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let child = command
             .stdin(Stdio::null())
@@ -226,8 +228,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(group) = self.group {
-            // Not SIGKILL: mmdebstrap removes its mounts and its directory when it is asked to end.
-            // An error means that it has ended by itself.
+            // SIGTERM instead of SIGKILL lets mmdebstrap remove its mounts and its directory.
+            // An error means that the process has already ended.
             let _ = killpg(group, Signal::SIGTERM);
         }
     }
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_archive_is_whole_only_if_its_maker_succeeded() {
+    async fn an_archive_is_complete_only_if_its_process_succeeded() {
         assert_eq!(output_of("printf abc").await.unwrap(), b"abc");
         let error = output_of("printf abc; exit 3").await.unwrap_err();
         assert!(error.to_string().contains("exit status: 3"), "{error}");
@@ -276,9 +278,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_nobody_waits_for_ends_with_its_children() {
+    async fn a_dropped_process_ends_with_its_children() {
         let mut process = Process::start(&["sh", "-c", "sleep 600 & wait"]).unwrap();
-        // Both hold the pipe open, so its end says that both have ended.
+        // Both processes have the pipe open, so the end of the stream shows that both have ended.
         let mut stdout = process.stdout().unwrap();
         drop(process);
         let mut written = Vec::new();

@@ -1,4 +1,4 @@
-//! The input of a build: its archive, and the hash that stands for it.
+//! The inputs of a build: the archive of the build context, and a hash of all inputs.
 
 use std::io;
 
@@ -12,7 +12,7 @@ pub(super) const DOCKERFILE: &str = include_str!("../../../../images/Dockerfile"
 const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const PEM_END: &str = "-----END CERTIFICATE-----";
 
-/// All that decides what an image holds.
+/// All inputs that determine the content of an image.
 #[derive(Debug)]
 pub(super) struct Inputs<'a> {
     pub(super) base: &'a str,
@@ -21,11 +21,11 @@ pub(super) struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// The same for the same inputs, on every machine.
+    /// Returns a hash of the inputs, which is the same on every machine.
     pub(super) fn hash(&self) -> String {
         let mut hash = Sha256::new();
         let mut add = |part: &str| {
-            // With its length, so that no two lists of parts read the same.
+            // The length of each part is included, so that different lists of parts never hash the same bytes.
             hash.update(part.len().to_be_bytes());
             hash.update(part);
         };
@@ -39,12 +39,12 @@ impl Inputs<'_> {
         super::hex(&hash.finalize())
     }
 
-    /// The build context: the Dockerfile, and `ca/` with one file for each certificate.
+    /// Returns the build context: the Dockerfile, and `ca/` with one file for each certificate.
     pub(super) fn archive(&self) -> io::Result<Vec<u8>> {
         self.archive_with("Dockerfile", DOCKERFILE)
     }
 
-    /// The same with another file than the Dockerfile.
+    /// Returns the build context with another file in place of the Dockerfile.
     pub(super) fn archive_with(&self, name: &str, content: &str) -> io::Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         let mut directory = tar::Header::new_gnu();
@@ -71,8 +71,8 @@ pub(super) fn append(
     archive.append_data(&mut header, path, content.as_bytes())
 }
 
-/// The single certificates of a bundle: Debian's trust store takes one in each file. Text around
-/// them, which bundles use for names, is left out; so is a repeated one.
+/// Splits a bundle into its certificates: Debian's trust store requires one file for each certificate. Text between
+/// certificates, which bundles use for names, and repeated certificates are left out.
 pub(super) fn certificates(bundle: &str) -> Vec<String> {
     let mut certificates: Vec<String> = Vec::new();
     for part in bundle.split(PEM_BEGIN).skip(1) {

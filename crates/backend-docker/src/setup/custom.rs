@@ -1,9 +1,9 @@
-//! Images with packages in them: on a runtime's image, what its package manager installs, and then what a
-//! script makes of it.
+//! Custom images: a runtime's image with further packages of its package manager, and with the changes of a
+//! setup script.
 //!
-//! Packages are installed and the script is run as root, once, with the host's network. Labels say which
-//! packages an image holds, those of its base included, and hold a hash of all that it was made from: the
-//! base's id is part of it, so a new base makes for new images.
+//! The build installs the packages and runs the script once, as root and with the host's network. Labels list the
+//! packages of an image, including those of its base, and contain a hash of all inputs of the build. The
+//! base's id is one of the inputs, so images are built again for a new base.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -14,9 +14,10 @@ use bollard::query_parameters::{BuildImageOptions, BuildImageOptionsBuilder};
 use isol8_api::Runtime;
 use sha2::{Digest as _, Sha256};
 
-use super::build::{self, BUILD_DEADLINE, Log};
+use super::build::{self, BUILD_DEADLINE, BuildLog};
 use super::{
-    HASH_LABEL, Report, SetupError, SetupEvent, discard, hash_of, hex, inspect, label_of, within,
+    HASH_LABEL, Report, SetupError, SetupEvent, hash_of, hex, inspect, label_of,
+    remove_if_untagged, with_deadline,
 };
 use crate::DockerConfig;
 use crate::engine::Engine;
@@ -24,32 +25,33 @@ use crate::engine::Engine;
 const DOCKERFILE: &str = include_str!("../../../../images/custom/Dockerfile");
 const INSTALL: &str = include_str!("../../../../images/custom/install");
 
-/// The label that says which packages an image holds: their names with versions as they were asked for,
-/// between spaces, which no name has.
+/// Label with the packages of an image: their names with versions as requested, separated by
+/// spaces, which no name contains.
 const PACKAGES_LABEL: &str = "isol8.packages";
-/// The label of layers whose image is not finished, or not any more: see the Dockerfile.
+/// Label of the layers of an unfinished or replaced image: see the Dockerfile.
 pub(super) const UNFINISHED_LABEL: &str = "isol8.unfinished";
-/// Its value while that is so.
+/// Value of [`UNFINISHED_LABEL`] for an unfinished image.
 pub(super) const UNFINISHED: &str = "yes";
 
-/// An image to be built.
+/// Specification of a custom image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CustomImage {
-    /// Its name.
+    /// Name of the image.
     pub tag: String,
-    /// The runtime that it is for, and on whose image it builds.
+    /// The runtime whose image is the base.
     pub runtime: Runtime,
-    /// Words for the package manager's command line: of pip, npm, bun or deno, or for bash of apt. Nothing
-    /// here checks them, but for spaces.
+    /// Arguments for the command line of the package manager: pip, npm, bun or deno, or apt for bash. This module does
+    /// not check them, except for spaces.
     pub packages: Vec<String>,
-    /// Bash, run as root when the packages are there. Files that it leaves in `/sandbox` and `/tmp` are not kept.
+    /// Bash script that runs as root after the packages are installed. Files that the script leaves in `/sandbox` and
+    /// `/tmp` are not kept.
     pub setup_script: Option<String>,
 }
 
 /// Builds an image if it is missing or not up to date, or in any case with `force`.
 ///
 /// # Errors
-/// Any [`SetupError`]; an older image of its name stays.
+/// Any [`SetupError`]; an older image with the same name stays.
 pub async fn build(
     config: &DockerConfig,
     image: &CustomImage,
@@ -62,23 +64,26 @@ pub async fn build(
     build_on(&engine, base, image, force, report).await
 }
 
-/// The contents of images.
+/// Packages in the existing images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// Packages in the images of the runtimes, of those that there are.
+pub struct ImagePackages {
+    /// Packages in the images of the runtimes that exist.
     pub runtimes: BTreeMap<Runtime, Vec<String>>,
-    /// Packages in the images that were asked for, in their order; `None` for those that are missing or not up
+    /// Packages in the requested images, in the order of the request; `None` for images that are missing or not up
     /// to date.
     pub images: Vec<Option<Vec<String>>>,
 }
 
-/// Looks at the images that there are, without making any.
+/// Returns the packages in the existing images, without building any.
 ///
 /// # Errors
 /// [`SetupError::Engine`].
-pub async fn look(config: &DockerConfig, images: &[CustomImage]) -> Result<Found, SetupError> {
+pub async fn find_packages(
+    config: &DockerConfig,
+    images: &[CustomImage],
+) -> Result<ImagePackages, SetupError> {
     let engine = Engine::connect(config.host.as_deref()).await?;
-    let mut found = Found::default();
+    let mut found = ImagePackages::default();
     let mut bases = BTreeMap::new();
     for (&runtime, tag) in &config.images {
         if let Some(base) = inspect(&engine, tag).await? {
@@ -87,18 +92,18 @@ pub async fn look(config: &DockerConfig, images: &[CustomImage]) -> Result<Found
         }
     }
     for image in images {
-        let there = inspect(&engine, &image.tag).await?;
+        let existing = inspect(&engine, &image.tag).await?;
         let base = bases.get(&image.runtime);
-        let is_current = |there: &ImageInspect| {
-            base.is_some_and(|base| hash_of(there) == Some(&image.hash(base)))
+        let is_current = |existing: &ImageInspect| {
+            base.is_some_and(|base| hash_of(existing) == Some(&image.hash(base)))
         };
-        let there = there.filter(is_current);
-        found.images.push(there.as_ref().map(packages_in));
+        let current = existing.filter(is_current);
+        found.images.push(current.as_ref().map(packages_in));
     }
     Ok(found)
 }
 
-/// Builds on an image that the engine has.
+/// Builds an image on a base image that the engine must have.
 pub(super) async fn build_on(
     engine: &Engine,
     base: &str,
@@ -124,9 +129,9 @@ pub(super) async fn build_on(
         runtime,
         tag: tag.clone(),
     });
-    let mut log = Log::default();
+    let mut log = BuildLog::default();
     let work = run(engine, image, (&base, &hash), force, &mut log, report);
-    let built = within(BUILD_DEADLINE, work).await;
+    let built = with_deadline(BUILD_DEADLINE, work).await;
     built.map_err(|reason| SetupError::Build {
         runtime,
         tag: tag.clone(),
@@ -134,7 +139,7 @@ pub(super) async fn build_on(
         log: log.tail(),
     })?;
     if let Some(id) = old.and_then(|old| old.id) {
-        discard(engine, &id).await?;
+        remove_if_untagged(engine, &id).await?;
     }
     let seconds = start.elapsed().as_secs_f64();
     report(SetupEvent::Done {
@@ -149,23 +154,23 @@ async fn run(
     engine: &Engine,
     image: &CustomImage,
     (base, hash): (&ImageInspect, &str),
-    fresh: bool,
-    log: &mut Log,
+    no_cache: bool,
+    log: &mut BuildLog,
     report: Report<'_>,
 ) -> Result<(), String> {
     let context = image
         .archive()
         .map_err(|error| format!("build context cannot be packed: {error}"))?;
-    let options = image.options(base, hash, fresh);
+    let options = image.options(base, hash, no_cache);
     build::run(engine, &context, options, log, report).await
 }
 
 impl CustomImage {
-    /// The same for the same image on the same base.
+    /// Returns a hash of all inputs of the image, including its base.
     fn hash(&self, base: &ImageInspect) -> String {
         let mut hash = Sha256::new();
         let mut add = |part: &str| {
-            // With its length, so that no two lists of parts read the same.
+            // The length of each part is included, so that different lists of parts never hash the same bytes.
             hash.update(part.len().to_be_bytes());
             hash.update(part);
         };
@@ -180,7 +185,7 @@ impl CustomImage {
         hex(&hash.finalize())
     }
 
-    /// In another order they are the same packages.
+    /// Returns the packages in sorted order, because their order does not matter.
     fn sorted(&self) -> Vec<&str> {
         let mut packages: Vec<&str> = self.packages.iter().map(String::as_str).collect();
         packages.sort_unstable();
@@ -210,7 +215,7 @@ impl CustomImage {
         archive.into_inner()
     }
 
-    fn options(&self, base: &ImageInspect, hash: &str, fresh: bool) -> BuildImageOptions {
+    fn options(&self, base: &ImageInspect, hash: &str, no_cache: bool) -> BuildImageOptions {
         let mut packages = packages_in(base);
         packages.extend(self.sorted().into_iter().map(str::to_owned));
         packages.sort_unstable();
@@ -234,7 +239,7 @@ impl CustomImage {
             .buildargs(&arguments)
             .labels(&labels.into())
             .networkmode("host")
-            .nocache(fresh)
+            .nocache(no_cache)
             .rm(true)
             .forcerm(true)
             .build()
@@ -274,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_of_all_that_the_image_is_made_from() {
+    fn the_hash_depends_on_every_input() {
         let one = base("sha256:1", "");
         let hash = image().hash(&one);
         let reordered = CustomImage {
@@ -303,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_holds_what_its_base_held_too() {
+    fn the_packages_of_an_image_include_those_of_its_base() {
         let options = image().options(&base("sha256:1", "attrs six"), "abc", false);
         let labels = options.labels.unwrap();
         assert_eq!(labels[PACKAGES_LABEL], "attrs numpy>=2 six");
@@ -315,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dockerfile_marks_what_is_not_finished_before_anything_else() {
+    fn the_dockerfile_marks_an_image_as_unfinished_before_anything_else() {
         let mark = format!("LABEL {UNFINISHED_LABEL}={UNFINISHED}\n");
         let from = DOCKERFILE.find("\nFROM ").unwrap();
         let marked = DOCKERFILE.find(&mark).unwrap();

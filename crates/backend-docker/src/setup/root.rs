@@ -1,8 +1,8 @@
-//! The contents of images, as an archive: for a backend that runs without an engine.
+//! Archives of root file systems, for the native backend, which runs without an engine.
 //!
-//! If an engine answers and has up-to-date images, it exports them. Otherwise `mmdebstrap` makes one root for all
-//! runtimes out of Debian's packages and runs in it the commands of the Dockerfile. Versions are in the Dockerfile in
-//! both cases.
+//! If an engine answers and has up-to-date images, the engine exports them. Otherwise `mmdebstrap` makes one
+//! root for all runtimes from Debian's packages and runs the instructions of the Dockerfile in it.
+//! The Dockerfile defines the versions in both cases.
 
 mod bootstrap;
 mod export;
@@ -15,12 +15,13 @@ use futures::stream::BoxStream;
 use isol8_api::Runtime;
 
 use super::build::BUILD_DEADLINE;
-use super::context::Inputs;
-use super::{Report, SetupError, SetupOptions, hash_of, inspect, read_certificates, within};
+use super::{
+    Report, SetupError, SetupOptions, certificates_of, hash_of, inputs, inspect, with_deadline,
+};
 use crate::DockerConfig;
 use crate::engine::{Engine, EngineError};
 
-/// A root as a tar archive, in pieces. It ends with an error if it is incomplete.
+/// A root as a tar archive, in pieces. The stream ends with an error if the archive is incomplete.
 pub type Archive = BoxStream<'static, io::Result<Bytes>>;
 
 /// The source of roots.
@@ -33,22 +34,19 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Origin {
-    /// This engine has all images, which have these names.
+    /// The engine has an up-to-date image for each runtime.
     Engine(Engine, Vec<(Runtime, String)>),
-    /// Nothing has them, for this reason.
+    /// The engine cannot be used, for this reason.
     Debian(String),
 }
 
 impl Source {
-    /// Looks for the images of these runtimes.
+    /// Looks for the images of the runtimes, and falls back to Debian's packages.
     ///
     /// # Errors
     /// [`SetupError::CaBundle`].
     pub async fn find(config: &DockerConfig, options: &SetupOptions) -> Result<Self, SetupError> {
-        let certificates = match &options.ca_bundle {
-            Some(path) => read_certificates(path)?,
-            None => Vec::new(),
-        };
+        let certificates = certificates_of(options)?;
         let hash = inputs(options, &certificates).hash();
         let origin = match find_images(config, &options.runtimes, &hash).await {
             Ok(origin) => origin,
@@ -61,22 +59,22 @@ impl Source {
         })
     }
 
-    /// Stands for all that the roots are made from, wherever they come from.
+    /// Returns the hash of all inputs of the roots, which does not depend on the origin.
     #[must_use]
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Why no engine exports the roots, if none does.
+    /// Returns the reason why the roots are bootstrapped; `None` if an engine exports them.
     #[must_use]
-    pub fn bootstrapped_because(&self) -> Option<&str> {
+    pub fn bootstrap_reason(&self) -> Option<&str> {
         match &self.origin {
             Origin::Engine(..) => None,
             Origin::Debian(reason) => Some(reason),
         }
     }
 
-    /// These runtimes, with those together that one archive serves.
+    /// Groups runtimes by the archive that contains them.
     #[must_use]
     pub fn groups(&self, runtimes: &[Runtime]) -> Vec<Vec<Runtime>> {
         match &self.origin {
@@ -88,7 +86,7 @@ impl Source {
     /// Makes the archive of one of the [groups](Self::groups) while `take` reads it.
     ///
     /// # Errors
-    /// [`SetupError::Root`], with what `take` says where that failed.
+    /// [`SetupError::Root`], with the error of `take` if that failed.
     pub async fn provide(
         &self,
         group: &[Runtime],
@@ -110,16 +108,8 @@ impl Source {
                 }
             }
         };
-        let done = within(BUILD_DEADLINE, work).await;
+        let done = with_deadline(BUILD_DEADLINE, work).await;
         done.map_err(SetupError::Root)
-    }
-}
-
-fn inputs<'a>(options: &'a SetupOptions, certificates: &'a [String]) -> Inputs<'a> {
-    Inputs {
-        base: &options.base,
-        bootstrap: options.bootstrap,
-        certificates,
     }
 }
 
@@ -148,7 +138,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn without_an_engine_one_archive_serves_all() {
+    async fn without_an_engine_one_archive_serves_all_runtimes() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("no-such.sock");
         let config = DockerConfig {
@@ -158,7 +148,7 @@ mod tests {
         let source = Source::find(&config, &SetupOptions::default())
             .await
             .unwrap();
-        let reason = source.bootstrapped_because().unwrap();
+        let reason = source.bootstrap_reason().unwrap();
         assert!(reason.contains("no-such.sock"), "{reason}");
         let runtimes = [Runtime::Python, Runtime::Deno];
         assert_eq!(source.groups(&runtimes), [runtimes]);

@@ -1,7 +1,7 @@
-//! How a root comes out of an archive.
+//! Installation of a root from an archive.
 //!
-//! A root is unpacked beside the others under a name that nothing leads to, and linked when it is whole. So neither a
-//! crash nor a full disk leaves half a root in use.
+//! A root is unpacked beside the others under a temporary name, and linked once it is complete. So
+//! neither a crash nor a full disk makes an incomplete root visible to sandboxes.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
@@ -17,10 +17,10 @@ use super::unpack::unpack;
 use super::{HASH, Roots, VERSION, lock, version_file};
 use crate::rootfs;
 
-/// Kept by one setup at a time.
-const LOCK: &str = "lock";
+/// File in `images.root` that one setup at a time holds locked.
+const SETUP_LOCK: &str = "lock";
 
-/// The right to change a directory of roots.
+/// The exclusive right to change a directory of roots.
 #[derive(Debug)]
 pub struct Installer {
     roots: Roots,
@@ -28,46 +28,45 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// Waits until no other setup is at work there. Creates the directory if it is missing.
+    /// Waits until no other setup changes the directory. Creates a missing directory.
     ///
     /// # Errors
-    /// The system's; or a directory above that sandboxes cannot pass through.
+    /// Any I/O error; or sandboxes cannot traverse one of the parent directories.
     pub fn open(directory: &Path) -> io::Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(directory)?;
-        let roots = Roots::at(directory);
-        check_passable(roots.directory())?;
-        let file = lock_file::open(&directory.join(LOCK))?;
+        let roots = Roots::new(directory);
+        check_traversable(roots.directory())?;
+        let file = lock_file::open(&directory.join(SETUP_LOCK))?;
         let lock = lock(file, FlockArg::LockExclusive)?;
-        fs::create_dir_all(roots.all())?;
-        fs::set_permissions(roots.all(), Permissions::from_mode(0o755))?;
+        fs::create_dir_all(roots.roots_directory())?;
+        fs::set_permissions(roots.roots_directory(), Permissions::from_mode(0o755))?;
         Ok(Self { roots, _lock: lock })
     }
 
-    /// Opens the roots if there are any and no setup is at work; otherwise there is nothing to remove, or another
-    /// process will remove it.
+    /// Does the same as [`Self::open`] without waiting. Returns `None` if there are no roots, or if a setup is
+    /// running, which removes unused roots itself.
     #[must_use]
-    pub fn if_idle(roots: &Roots) -> Option<Self> {
-        let file = lock_file::open_existing(&roots.directory().join(LOCK)).ok()?;
+    pub fn try_open(roots: &Roots) -> Option<Self> {
+        let file = lock_file::open_existing(&roots.directory().join(SETUP_LOCK)).ok()?;
         let lock = lock(file, FlockArg::LockExclusiveNonblock).ok()?;
         let roots = roots.clone();
         Some(Self { roots, _lock: lock })
     }
 
-    /// Returns the roots that this process may change.
+    /// Returns the roots that this value may change.
     #[must_use]
     pub fn roots(&self) -> &Roots {
         &self.roots
     }
 
-    /// Unpacks a root from a tar archive, and gives it to these runtimes. `hash` stands for what it was
-    /// made from.
+    /// Unpacks a root from a tar archive, and links it for these runtimes. `hash` identifies the sources of the root.
     ///
     /// # Errors
-    /// The archive's or the system's; everything is as before then, but for the disk space of what a
-    /// crash left, which [`Self::remove_unused`] gives back.
+    /// The archive is invalid, or any I/O error; the installed roots are unchanged then. Only a crash leaves an
+    /// incomplete root, whose disk space [`Self::remove_unused`] frees.
     pub fn install(
         &self,
         archive: impl Read,
@@ -75,13 +74,13 @@ impl Installer {
         hash: &str,
     ) -> io::Result<PathBuf> {
         let name = SandboxId::random();
-        let path = self.roots.all().join(name.as_str());
+        let path = self.roots.roots_directory().join(name.as_str());
         let unfinished = path.with_extension("new");
-        let made = make(&unfinished, archive, runtimes, hash)
+        let made = build_root(&unfinished, archive, runtimes, hash)
             .and_then(|()| fs::rename(&unfinished, &path))
             .and_then(|()| self.link(runtimes, name.as_str()));
         if let Err(error) = made {
-            // The error that matters is the first.
+            // The first error is reported.
             let _ = fs::remove_dir_all(&unfinished);
             return Err(error);
         }
@@ -103,12 +102,13 @@ impl Installer {
     }
 }
 
-/// The ids of a sandbox have no user on the host.
-fn check_passable(directory: &Path) -> io::Result<()> {
+/// Checks that a sandbox can traverse a directory. Its ids belong to no user of the host, so it has the permissions
+/// of other users.
+fn check_traversable(directory: &Path) -> io::Result<()> {
     for above in directory.ancestors() {
         if fs::metadata(above)?.permissions().mode() & 0o001 == 0 {
             return Err(io::Error::other(format!(
-                "sandboxes cannot pass through {}: `chmod o+x` it, or choose another directory",
+                "sandboxes cannot traverse {}; run `chmod o+x` on it, or choose another directory",
                 above.display()
             )));
         }
@@ -116,14 +116,14 @@ fn check_passable(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn make(root: &Path, archive: impl Read, runtimes: &[Runtime], hash: &str) -> io::Result<()> {
+fn build_root(root: &Path, archive: impl Read, runtimes: &[Runtime], hash: &str) -> io::Result<()> {
     DirBuilder::new().mode(0o755).create(root)?;
     unpack(archive, root)?;
     fs::create_dir_all(root.join(".isol8"))?;
-    name_versions(root, runtimes)?;
-    rootfs::furnish(root)?;
+    name_version_files(root, runtimes)?;
+    rootfs::add_sandbox_files(root)?;
     fs::write(root.join(HASH), hash)?;
-    // Paths that were made under the umask of the user who runs this.
+    // The umask of this process applied to these files.
     for own in [root.join(HASH), root.join(".isol8"), root.to_owned()] {
         let is_directory = own.is_dir();
         let mode = if is_directory { 0o755 } else { 0o644 };
@@ -134,20 +134,21 @@ fn make(root: &Path, archive: impl Read, runtimes: &[Runtime], hash: &str) -> io
             return Err(io::Error::other(format!("the archive has no {runtime}")));
         }
     }
-    // A link to files that a power failure emptied would not be noticed.
+    // Without a sync, a power failure could leave a link to a root with empty files, which no check would notice.
     syncfs(File::open(root)?)?;
     Ok(())
 }
 
-/// An image of one runtime says its version without the name.
-fn name_versions(root: &Path, runtimes: &[Runtime]) -> io::Result<()> {
+/// Gives version files the extension of their runtime. The version file of an image for a single runtime has no
+/// extension.
+fn name_version_files(root: &Path, runtimes: &[Runtime]) -> io::Result<()> {
     let unnamed = root.join(VERSION);
     if let ([runtime], true) = (runtimes, unnamed.exists()) {
         fs::rename(unnamed, version_file(root, *runtime))?;
     }
     for &runtime in runtimes {
         if !version_file(root, runtime).is_file() {
-            let text = format!("the archive does not tell the version of {runtime}");
+            let text = format!("the archive has no version file for {runtime}");
             return Err(io::Error::other(text));
         }
     }
@@ -177,7 +178,7 @@ mod tests {
             .unwrap();
     }
 
-    /// A root with nothing but a bash.
+    /// Returns an archive of a root with bash only.
     fn bash() -> Builder<Vec<u8>> {
         let mut archive = Builder::new(Vec::new());
         file(&mut archive, "usr/bin/bash", 0o4777, "bash");
@@ -186,7 +187,7 @@ mod tests {
         archive
     }
 
-    /// Directories that sandboxes can pass through.
+    /// Returns a directory that sandboxes can traverse.
     fn directory() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
@@ -209,14 +210,14 @@ mod tests {
             .unwrap();
         let root = install(directory.path(), archive).unwrap();
 
-        let roots = Roots::at(&directory.path().join("images"));
+        let roots = Roots::new(&directory.path().join("images"));
         let found = roots.find(Runtime::Bash).unwrap();
         assert_eq!(
             (found.path, found.version.as_str()),
             (root.clone(), "bash 5.2")
         );
         assert!(roots.is_current(Runtime::Bash, "abc"));
-        // No set-uid bit, and writable by the owner only.
+        // The file has no set-uid bit, and only its owner may write.
         let mode = fs::metadata(root.join("usr/bin/bash")).unwrap().mode();
         assert_eq!(mode & 0o7777, 0o755);
         assert!(!root.join("dev/null").exists());
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_gets_out_of_the_root_and_the_old_one_stays() {
+    fn no_file_is_written_outside_the_root_and_the_old_root_stays() {
         let directory = directory();
         let outside = directory.path().join("outside");
         fs::create_dir(&outside).unwrap();
@@ -249,7 +250,7 @@ mod tests {
 
         let mut upwards = bash();
         let mut header = entry(EntryType::Regular, 0o644, 1);
-        // The builder itself would refuse it.
+        // The builder's own methods refuse such a path.
         header.as_old_mut().name[..7].copy_from_slice(b"../file");
         header.set_cksum();
         upwards.append(&header, "x".as_bytes()).unwrap();
@@ -258,10 +259,10 @@ mod tests {
             install(directory.path(), archive).unwrap_err();
         }
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-        let roots = Roots::at(&directory.path().join("images"));
+        let roots = Roots::new(&directory.path().join("images"));
         assert_eq!(roots.find(Runtime::Bash).unwrap().path, old);
-        // Nothing is left of the failures.
-        assert_eq!(fs::read_dir(roots.all()).unwrap().count(), 1);
+        // The failed installations leave no files.
+        assert_eq!(fs::read_dir(roots.roots_directory()).unwrap().count(), 1);
     }
 
     #[test]
@@ -283,7 +284,7 @@ mod tests {
         DirBuilder::new().mode(0o700).create(&closed).unwrap();
         let error = Installer::open(&closed.join("images")).unwrap_err();
         assert!(
-            error.to_string().contains("closed: `chmod o+x` it"),
+            error.to_string().contains("closed; run `chmod o+x` on it"),
             "{error}"
         );
     }

@@ -1,4 +1,4 @@
-//! The server's side: starts the spawner, and starts it again if it died.
+//! The server's client for the spawner. Starts the spawner, and starts it again if it died.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,63 +24,67 @@ use super::message::{Action, Outcome, Request, Response, Started};
 use super::process::SPAWNER_SOCKET;
 use crate::roots::Roots;
 
-/// Longest wait for an answer. A container takes milliseconds; killing one whose processes hold
-/// gigabytes, or a queue of them, takes longer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for a response. Making a container takes milliseconds; killing a container whose processes hold
+/// gigabytes, or a queue of such requests, takes longer.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Between two looks for a process that does not listen yet.
+/// Time between two attempts to connect to a process that does not listen yet.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Longest wait for what a process answered before it ended, where its socket does not close.
-const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for the last responses of a process that has ended, if its socket does not close.
+const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts spawners for a server that has no right to make sandboxes itself.
+/// Starts spawners for a server without the privilege to make sandboxes itself.
 pub trait Launch: fmt::Debug + Send + Sync {
-    /// Starts a spawner whose server's socket is `socket`. Returns a descriptor that becomes readable when the process
-    /// has ended. Called in a context that may block.
+    /// Starts a spawner with `socket` as its connection to the server. Returns a descriptor that becomes readable when
+    /// the process has ended. This function may block.
     ///
     /// # Errors
     /// The launcher's reason, as a text.
     fn start_spawner(&self, socket: OwnedFd) -> io::Result<OwnedFd>;
 }
 
-/// How the spawner is started.
+/// The command that starts the spawner, and the settings that are sent to it.
 #[derive(Clone, Debug)]
 pub struct SpawnerCommand {
     /// The launcher that starts the spawner, within a [`Grant`](super::grant::Grant); `None` for this process itself.
     pub launcher: Option<Arc<dyn Launch>>,
-    /// An executable that calls [`super::process::run`] first of all.
+    /// An executable that calls [`super::process::run`] before it starts any thread.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Arguments of the executable.
     pub arguments: Vec<String>,
-    /// Root of the host's file system, whose programs sandboxes share.
+    /// Root of the host's file system, whose programs sandboxes use.
     pub host: PathBuf,
-    /// The roots that sandboxes have instead.
+    /// The unpacked roots that sandboxes use instead.
     pub roots: Option<Roots>,
-    /// How long claimed sandboxes outlive a server that is gone.
+    /// Time that claimed sandboxes outlive a server that has ended.
     pub adoptable_for: Duration,
     /// Certificates that programs in sandboxes trust.
     pub certificates: Option<Certificates>,
-    /// The file that its log goes to, in the instance's directory; `None` for this process's standard error. A process
-    /// that outlives a command must not hold that open: the reader of the command's output would wait for its end.
+    /// Name of the spawner's log file in the instance's directory; `None` for the standard error of this process. A
+    /// spawner that outlives a command must not keep the command's standard error open: a reader would wait for
+    /// its end.
     pub log: Option<String>,
 }
 
-/// A spawner, whichever process it is at the moment.
+/// Handle to the spawner process, which may be replaced by a new process.
 #[derive(Debug)]
 pub struct Spawner {
     command: SpawnerCommand,
     instance: Arc<Instance>,
-    /// Held across the start of a process, so that there is one at a time.
-    connection: tokio::sync::Mutex<Option<Connection>>,
+    /// Locked during the start of a process, so that only one process exists at a time.
+    connection: tokio::sync::Mutex<Option<SpawnerConnection>>,
 }
 
-/// Answers are matched with their requests by number.
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Outcome, String>>>>>;
+/// Receiver of the outcome of one request.
+type Reply = oneshot::Sender<Result<Outcome, String>>;
+
+/// Replies of the requests that wait for a response, by request number.
+type PendingReplies = Arc<Mutex<HashMap<u64, Reply>>>;
 
 #[derive(Clone, Debug)]
-struct Connection {
-    requests: mpsc::UnboundedSender<(Action, oneshot::Sender<Result<Outcome, String>>)>,
+struct SpawnerConnection {
+    requests: mpsc::UnboundedSender<(Action, Reply)>,
     started: Started,
 }
 
@@ -88,7 +92,7 @@ impl Spawner {
     /// Starts the process and waits until it is ready.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] with its reason.
+    /// [`BackendError::Unavailable`] with the spawner's reason.
     pub async fn start(
         command: SpawnerCommand,
         instance: Arc<Instance>,
@@ -102,47 +106,48 @@ impl Spawner {
         Ok(spawner)
     }
 
-    /// Returns the facts that the spawner found out at its start.
+    /// Returns the facts that the spawner determined at its start.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] if it cannot be started.
+    /// [`BackendError::Unavailable`] if the spawner cannot be started.
     pub async fn started(&self) -> Result<Started, BackendError> {
         Ok(self.connection().await?.started)
     }
 
-    /// Asks for something and waits until it is done. Once this was polled, the request is carried
-    /// out even where its future is dropped.
+    /// Sends a request and waits for its response. Once this future was polled, the action is
+    /// carried out even if the future is dropped.
     ///
     /// # Errors
-    /// The spawner's own text as `Ok(Err(…))`; [`BackendError::Unavailable`] if it cannot be asked.
+    /// `Ok(Err(…))` with the spawner's text if the action failed; [`BackendError::Unavailable`] if the request cannot
+    /// be sent or gets no response.
     pub async fn request(&self, action: Action) -> Result<Result<Outcome, String>, BackendError> {
-        let (answer, answered) = oneshot::channel();
+        let (reply, response) = oneshot::channel();
         let connection = self.connection().await?;
         connection
             .requests
-            .send((action, answer))
-            .map_err(|_| died())?;
-        await_answer(answered).await
+            .send((action, reply))
+            .map_err(|_| spawner_died())?;
+        await_response(response).await
     }
 
-    /// Asks for the removal of a sandbox without waiting; of one whose spawner has died, its successor.
+    /// Requests the removal of a sandbox without waiting. If the spawner has died, a new spawner gets the request.
     pub fn remove_in_background(self: &Arc<Self>, id: String) {
         let removal = Action::Remove { id };
-        let is_asked = match self.connection.try_lock().as_deref() {
+        let is_requested = match self.connection.try_lock().as_deref() {
             Ok(Some(connection)) => {
-                let (answer, _) = oneshot::channel();
-                connection.requests.send((removal.clone(), answer)).is_ok()
+                let (reply, _) = oneshot::channel();
+                connection.requests.send((removal.clone(), reply)).is_ok()
             }
-            // Stopped, and with it every sandbox.
+            // The spawner was stopped, which removed every sandbox.
             Ok(None) => true,
             // The spawner is being started.
             Err(_) => false,
         };
-        if !is_asked && let Ok(runtime) = Handle::try_current() {
+        if !is_requested && let Ok(runtime) = Handle::try_current() {
             let spawner = Arc::clone(self);
             runtime.spawn(async move {
                 if let Err(error) = spawner.request(removal).await {
-                    log::warn!(error:%; "a sandbox is left until the shutdown");
+                    log::warn!(error:%; "sandbox could not be removed and remains until shutdown");
                 }
             });
         }
@@ -151,7 +156,7 @@ impl Spawner {
     /// Removes every sandbox and ends the process.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] if it does not answer; a sweep removes what is left.
+    /// [`BackendError::Unavailable`] if the spawner does not respond; a sweep removes the remains.
     pub async fn stop(&self) -> Result<(), BackendError> {
         self.request(Action::Stop)
             .await?
@@ -160,11 +165,11 @@ impl Spawner {
         Ok(())
     }
 
-    /// Removes every sandbox that is not claimed, and lets go of the process, which waits for the next
+    /// Removes every sandbox that is not claimed, and disconnects from the process, which waits for the next
     /// server.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] if it does not answer.
+    /// [`BackendError::Unavailable`] if the spawner does not respond.
     pub async fn leave(&self) -> Result<(), BackendError> {
         self.request(Action::Leave)
             .await?
@@ -173,7 +178,7 @@ impl Spawner {
         Ok(())
     }
 
-    async fn connection(&self) -> Result<Connection, BackendError> {
+    async fn connection(&self) -> Result<SpawnerConnection, BackendError> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = connection.as_ref().filter(|c| !c.requests.is_closed()) {
             return Ok(connection.clone());
@@ -186,12 +191,12 @@ impl Spawner {
         Ok(started)
     }
 
-    /// Returns the spawner of the server before this one, if it lives. It may still be removing sandboxes that its
-    /// server did not claim: a second spawner beside it would end its sandboxes.
-    async fn find_process(&self) -> Option<Connection> {
+    /// Connects to the spawner of the previous server, if it still lives. Waits while the spawner removes sandboxes
+    /// that the previous server did not claim: a second spawner would end the sandboxes of the first.
+    async fn find_process(&self) -> Option<SpawnerConnection> {
         let directory = File::open(self.instance.directory()).ok()?;
         let socket = instance::socket_in(&directory, SPAWNER_SOCKET);
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let stream = loop {
             match UnixStream::connect(&socket).await {
                 Ok(stream) => break stream,
@@ -207,16 +212,18 @@ impl Spawner {
             .started(&self.instance, &self.command)
             .await;
         found
-            .inspect_err(|error| log::warn!(error:%; "spawner of the last server is of no use"))
+            .inspect_err(
+                |error| log::warn!(error:%; "spawner of the previous server cannot be used"),
+            )
             .ok()
     }
 
-    async fn start_process(&self) -> Result<Connection, BackendError> {
+    async fn start_process(&self) -> Result<SpawnerConnection, BackendError> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()
             .map_err(BackendError::io("spawner socket cannot be made"))?;
         let end = match self.command.launcher.clone() {
             None => self.start_child(theirs.into())?,
-            Some(launcher) => start_by(launcher, theirs.into()).await?,
+            Some(launcher) => start_with_launcher(launcher, theirs.into()).await?,
         };
         ours.set_nonblocking(true)
             .and_then(|()| UnixStream::from_std(ours))
@@ -226,8 +233,8 @@ impl Spawner {
             .await
     }
 
-    /// Starts a child process. Returns what tells of its end, which is not seen on the socket where a
-    /// container that was being made still holds it.
+    /// Starts a child process. Returns a receiver for the end of the process. The socket does not show that end if a
+    /// container that was being made still has the socket open.
     fn start_child(&self, socket: OwnedFd) -> Result<oneshot::Receiver<()>, BackendError> {
         let mut child = Command::new(&self.command.program)
             .args(&self.command.arguments)
@@ -243,7 +250,7 @@ impl Spawner {
             .name("spawner-reaper".to_owned())
             .spawn(move || {
                 let status = child.wait();
-                // Ignore a closed channel: the socket is closed.
+                // Ignore a dropped receiver: the connection has already noticed the closed socket.
                 let _ = ended.send(());
                 status
             })
@@ -252,8 +259,8 @@ impl Spawner {
     }
 }
 
-/// As [`Spawner::start_child`], by a launcher.
-async fn start_by(
+/// Does the same as [`Spawner::start_child`] with a launcher.
+async fn start_with_launcher(
     launcher: Arc<dyn Launch>,
     socket: OwnedFd,
 ) -> Result<oneshot::Receiver<()>, BackendError> {
@@ -261,14 +268,14 @@ async fn start_by(
     let process = starting
         .unwrap_or_else(|panic| Err(panic.into()))
         .and_then(|process| {
-            // SAFETY: the descriptor is open, and belongs to the value that is made of it.
+            // SAFETY: `process` owns the descriptor, so it stays open as long as the AsyncFd that takes it.
             let watched = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) };
             watched.map_err(io::Error::from)
         })
         .map_err(BackendError::io("spawner cannot be started"))?;
     let (ended, end) = oneshot::channel();
     tokio::spawn(async move {
-        // An error says that it cannot be waited for; the closed socket then tells of the end.
+        // After an error the descriptor cannot be waited for; then the closed socket shows the end of the process.
         if process.readable().await.is_ok() {
             let _ = ended.send(());
         } else {
@@ -294,16 +301,16 @@ impl Spawner {
     }
 }
 
-/// A served connection whose process has not yet said that it is ready.
-struct Unstarted(mpsc::UnboundedSender<(Action, oneshot::Sender<Result<Outcome, String>>)>);
+/// A connection to a process that has not answered `Start` yet.
+struct StartingConnection(mpsc::UnboundedSender<(Action, Reply)>);
 
-impl Unstarted {
+impl StartingConnection {
     async fn started(
         self,
         instance: &Instance,
         command: &SpawnerCommand,
-    ) -> Result<Connection, BackendError> {
-        let (answer, answered) = oneshot::channel();
+    ) -> Result<SpawnerConnection, BackendError> {
+        let (reply, response) = oneshot::channel();
         let start = Action::Start {
             instance: instance.directory().to_owned(),
             host: command.host.clone(),
@@ -317,41 +324,41 @@ impl Unstarted {
                 .as_ref()
                 .map(|certificates| certificates.pem().to_owned()),
         };
-        self.0.send((start, answer)).map_err(|_| died())?;
-        match await_answer(answered).await? {
-            Ok(Outcome::Started(started)) => Ok(Connection {
+        self.0.send((start, reply)).map_err(|_| spawner_died())?;
+        match await_response(response).await? {
+            Ok(Outcome::Started(started)) => Ok(SpawnerConnection {
                 requests: self.0,
                 started,
             }),
-            Ok(Outcome::Done | Outcome::Swept { .. }) => Err(died()),
+            Ok(Outcome::Done | Outcome::Swept { .. }) => Err(spawner_died()),
             Err(reason) => Err(BackendError::Unavailable(reason)),
         }
     }
 }
 
-async fn await_answer(
-    answered: oneshot::Receiver<Result<Outcome, String>>,
+async fn await_response(
+    response: oneshot::Receiver<Result<Outcome, String>>,
 ) -> Result<Result<Outcome, String>, BackendError> {
-    match timeout(ANSWER_TIMEOUT, answered).await {
+    match timeout(RESPONSE_TIMEOUT, response).await {
         Ok(Ok(outcome)) => Ok(outcome),
-        Ok(Err(_)) => Err(died()),
+        Ok(Err(_)) => Err(spawner_died()),
         Err(_) => Err(BackendError::Unavailable(format!(
             "spawner did not answer within {} s",
-            ANSWER_TIMEOUT.as_secs()
+            RESPONSE_TIMEOUT.as_secs()
         ))),
     }
 }
 
-fn died() -> BackendError {
+fn spawner_died() -> BackendError {
     BackendError::Unavailable("spawner died; the next request starts it again".to_owned())
 }
 
-/// Serves a connection with two tasks, until it or the process ends, where that is told.
-fn serve(stream: UnixStream, end: Option<oneshot::Receiver<()>>) -> Unstarted {
+/// Serves a connection with two tasks, until the connection closes or `end` reports the end of the process.
+fn serve(stream: UnixStream, end: Option<oneshot::Receiver<()>>) -> StartingConnection {
     let (reader, writer) = stream.into_split();
     let (requests, queue) = mpsc::unbounded_channel();
-    let waiting = Waiting::default();
-    let reading = tokio::spawn(read_answers(reader, Arc::clone(&waiting)));
+    let pending = PendingReplies::default();
+    let reading = tokio::spawn(read_responses(reader, Arc::clone(&pending)));
     let end = async {
         match end {
             Some(end) => drop(end.await),
@@ -360,30 +367,30 @@ fn serve(stream: UnixStream, end: Option<oneshot::Receiver<()>>) -> Unstarted {
     };
     tokio::spawn(async move {
         let mut reading = reading;
-        // Whichever ends first: without one of them the others are of no use.
+        // The end of any of the three ends the connection.
         tokio::select! {
-            () = write_requests(writer, queue, Arc::clone(&waiting)) => {}
+            () = write_requests(writer, queue, Arc::clone(&pending)) => {}
             _ = &mut reading => {}
-            // Answers that it sent before its end still count.
-            () = end => { let _ = timeout(LAST_ANSWERS_TIMEOUT, &mut reading).await; }
+            // Responses that the process sent before its end still count.
+            () = end => { let _ = timeout(LAST_RESPONSES_TIMEOUT, &mut reading).await; }
         }
         reading.abort();
-        locked(&waiting).clear();
+        lock(&pending).clear();
     });
-    Unstarted(requests)
+    StartingConnection(requests)
 }
 
 async fn write_requests(
     mut writer: OwnedWriteHalf,
-    mut queue: mpsc::UnboundedReceiver<(Action, oneshot::Sender<Result<Outcome, String>>)>,
-    waiting: Waiting,
+    mut queue: mpsc::UnboundedReceiver<(Action, Reply)>,
+    pending: PendingReplies,
 ) {
     let mut number = 0;
-    while let Some((action, answer)) = queue.recv().await {
+    while let Some((action, reply)) = queue.recv().await {
         number += 1;
-        locked(&waiting).insert(number, answer);
+        lock(&pending).insert(number, reply);
         let Ok(mut line) = serde_json::to_vec(&Request { number, action }) else {
-            locked(&waiting).remove(&number);
+            lock(&pending).remove(&number);
             continue;
         };
         line.push(b'\n');
@@ -393,24 +400,22 @@ async fn write_requests(
     }
 }
 
-async fn read_answers(reader: OwnedReadHalf, waiting: Waiting) {
+async fn read_responses(reader: OwnedReadHalf, pending: PendingReplies) {
     let mut lines = BufReader::new(reader).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str::<Response>(&line) {
             Ok(Response { number, outcome }) => {
-                if let Some(answer) = locked(&waiting).remove(&number) {
-                    // Ignore a closed channel: the request's future was dropped.
-                    let _ = answer.send(outcome);
+                if let Some(reply) = lock(&pending).remove(&number) {
+                    // Ignore a dropped receiver: the caller dropped the future of the request.
+                    let _ = reply.send(outcome);
                 }
             }
-            Err(error) => log::error!(error:%; "spawner sent something else than an answer"),
+            Err(error) => log::error!(error:%; "spawner sent an invalid response"),
         }
     }
 }
 
-fn locked(
-    waiting: &Waiting,
-) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Outcome, String>>>> {
-    // Only single map operations happen under the lock: a panic cannot leave it half done.
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(pending: &PendingReplies) -> MutexGuard<'_, HashMap<u64, Reply>> {
+    // Only single map operations happen under the lock: a panic cannot leave a change half done.
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
 }

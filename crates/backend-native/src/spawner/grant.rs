@@ -1,8 +1,8 @@
-//! The bounds of a spawner whose server runs without privileges.
+//! Grants: the limits of a spawner whose server runs without privileges.
 //!
-//! Such a spawner is started by a launcher that runs as root, and gets its bounds from there. The server's requests are
-//! checked against them: a server that was taken over must not become root by asking for another directory, another
-//! root file system or a name that leads elsewhere.
+//! A launcher that runs as root starts such a spawner and passes it a grant. The spawner checks every request of the
+//! server against the grant: an attacker who took over the server must not become root by requesting
+//! another directory, another root file system or a name that leads elsewhere.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use isol8_backend::Owner;
 use serde::{Deserialize, Serialize};
 
-/// Limits of what a spawner does, and the user who may ask for it.
+/// The paths that a spawner may work with, and the user whose requests it accepts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// The user that the server runs as, which gets the sockets.
+    /// The user that the server runs as, who becomes the owner of the sockets.
     pub owner: Owner,
-    /// Directory of the one instance, which is root's.
+    /// Directory of the only permitted instance. The directory belongs to root.
     pub instance: PathBuf,
     /// Root of the host's file system.
     pub host: PathBuf,
@@ -25,30 +25,30 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// As an argument of a command line, which [`Self::parse`] reads.
+    /// Encodes the grant as a command-line argument for [`Self::parse`].
     ///
     /// # Errors
-    /// If a path is not valid UTF-8.
+    /// A path is not valid UTF-8.
     pub fn to_argument(&self) -> serde_json::Result<String> {
         serde_json::to_string(self)
     }
 
-    /// Reads an argument of the command line.
+    /// Parses a command-line argument.
     ///
     /// # Errors
-    /// If the text was not made by [`Self::to_argument`].
+    /// The argument was not made by [`Self::to_argument`].
     pub fn parse(argument: &str) -> serde_json::Result<Self> {
         serde_json::from_str(argument)
     }
 
-    /// Checks what a server asks a spawner to begin with.
+    /// Checks the paths of a server's first request, [`Start`](super::message::Action::Start).
     ///
     /// # Errors
-    /// A text that names what is not granted.
+    /// A text that names the refused path.
     pub fn check(&self, instance: &Path, host: &Path, roots: Option<&Path>) -> Result<(), String> {
         let refused =
             |what: &str, path: &Path| Err(format!("{what} {} is refused", path.display()));
-        if instance != self.instance || !is_roots_own(instance) {
+        if instance != self.instance || !belongs_to_root(instance) {
             return refused("instance", instance);
         }
         if host != self.host {
@@ -61,8 +61,8 @@ impl Grant {
     }
 }
 
-/// Whether a path is a directory that only root can change.
-fn is_roots_own(path: &Path) -> bool {
+/// Returns whether a path is a directory that only root can change.
+fn belongs_to_root(path: &Path) -> bool {
     fs::symlink_metadata(path)
         .is_ok_and(|found| found.is_dir() && found.uid() == 0 && found.mode() & 0o022 == 0)
 }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_one_instance_is_granted_and_only_where_it_is_roots() {
+    fn only_the_granted_instance_is_accepted_and_only_if_it_belongs_to_root() {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
         let make = |name: &str| {
@@ -114,7 +114,7 @@ mod tests {
         for refused in [&other, &state.join("absent"), Path::new("/etc")] {
             assert!(!is_granted(&grant(&own), refused), "{}", refused.display());
         }
-        // A path that the launcher granted, and that the user has replaced or may change.
+        // The launcher granted the path, but the user has replaced it or may change it.
         let link = state.join("0123456789abcde1");
         symlink(&own, &link).unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o777)).unwrap();

@@ -1,4 +1,4 @@
-//! The messages between the server and its spawner: a line of JSON each.
+//! Messages between the server and its spawner, each a line of JSON.
 
 use std::path::PathBuf;
 
@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
 
-/// From the server. The first one on a connection is always `Start`.
+/// A request of the server. The first request on a connection is always `Start`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Request {
-    /// Repeated in the answer.
+    /// Number of the request, which the response repeats.
     pub number: u64,
-    /// The action to take.
+    /// The requested action.
     pub action: Action,
 }
 
-/// The actions of the spawner.
+/// An action of the spawner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Action {
-    /// Get ready to make sandboxes.
+    /// Prepare for making sandboxes.
     Start {
-        /// The instance's directory; its last part is the instance's name.
+        /// The instance's directory, whose last component is the instance's name.
         instance: PathBuf,
-        /// Root of the host's file system, whose programs sandboxes share.
+        /// Root of the host's file system, whose programs sandboxes use.
         host: PathBuf,
-        /// Directory of the roots that sandboxes may have instead.
+        /// Directory of the unpacked roots that sandboxes may use instead.
         roots: Option<PathBuf>,
-        /// How long claimed sandboxes, and this process, outlive a server that is gone.
+        /// Milliseconds that claimed sandboxes, and this process, outlive a server that has ended.
         adoptable_ms: u64,
         /// Certificates in PEM that programs in sandboxes trust.
         #[serde(default)]
@@ -39,27 +39,27 @@ pub enum Action {
     Create(NewSandbox),
     /// Replace a sandbox's limits.
     SetLimits {
-        /// The sandbox's name.
+        /// Id of the sandbox.
         id: String,
         /// The new limits.
         limits: SandboxLimits,
     },
-    /// Remove every sandbox, and end.
+    /// Remove every sandbox, and exit.
     Stop,
     /// Remove every sandbox that is not claimed, and wait for the next server.
     Leave,
-    /// End and remove a sandbox; one that is not there counts as removed.
+    /// End and remove a sandbox. A sandbox that does not exist counts as removed.
     Remove {
-        /// The sandbox's name.
+        /// Id of the sandbox.
         id: String,
     },
-    /// Remove what other instances left whose processes are dead, for a server that may not do it itself.
+    /// Remove the remains of other instances whose processes are dead, for a server without the privilege to do so.
     Sweep,
 }
 
 impl Action {
-    /// Whether the sandbox that this is about, if any, has a name that a sandbox may have. Paths are made
-    /// of it.
+    /// Returns whether the id of the action's sandbox, if any, is valid. Paths are made from the id, so an invalid id
+    /// could lead elsewhere.
     #[must_use]
     pub fn has_valid_id(&self) -> bool {
         match self {
@@ -71,15 +71,15 @@ impl Action {
     }
 }
 
-/// A sandbox to be made.
+/// Specification of a sandbox to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NewSandbox {
-    /// Its name.
+    /// Id of the sandbox.
     pub id: String,
-    /// The root that it has instead of one with the host's programs.
+    /// The unpacked root; `None` for the host's programs.
     pub root: Option<PathBuf>,
-    /// Its limits.
+    /// Initial limits.
     pub limits: SandboxLimits,
     /// Size of `/sandbox`.
     pub sandbox_bytes: u64,
@@ -87,7 +87,7 @@ pub struct NewSandbox {
     pub tmp_bytes: u64,
     /// Size of `/dev/shm`.
     pub shm_bytes: u64,
-    /// Whether it is in the host's network.
+    /// Whether the sandbox uses the host's network.
     pub host_network: bool,
 }
 
@@ -109,7 +109,7 @@ impl SandboxLimits {
 
     /// The smallest quota that the kernel accepts:
     /// <https://docs.kernel.org/scheduler/sched-bwc.html#management>.
-    const LEAST_QUOTA_US: u64 = 1_000;
+    const MIN_QUOTA_US: u64 = 1_000;
 }
 
 impl From<&Limits> for SandboxLimits {
@@ -118,49 +118,50 @@ impl From<&Limits> for SandboxLimits {
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             clippy::cast_precision_loss
-        )] // A float cast saturates, and no host has enough cores to be imprecise.
+        )]
+        // A float cast saturates, and no host has so many cores that the result would be imprecise.
         let quota = (limits.cpus * Self::CPU_PERIOD_US as f64).round() as u64;
         Self {
             memory_bytes: limits.memory.bytes(),
-            cpu_quota_us: quota.max(Self::LEAST_QUOTA_US),
+            cpu_quota_us: quota.max(Self::MIN_QUOTA_US),
             pids: limits.pids,
         }
     }
 }
 
-/// The spawner's answer.
+/// A response of the spawner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Response {
-    /// The request's.
+    /// Number of the request.
     pub number: u64,
-    /// The outcome; an error is a text for the operator.
+    /// Result of the request; an error is a text for the operator.
     pub outcome: Result<Outcome, String>,
 }
 
-/// The outcome of a request.
+/// Result of a successful request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// The outcome of `Start`.
+    /// Result of `Start`.
     Started(Started),
-    /// Answer to `Sweep`.
+    /// Result of `Sweep`.
     Swept {
-        /// Instances that were removed.
+        /// Number of removed instances.
         count: usize,
     },
-    /// The outcome of all other actions.
+    /// Result of all other actions.
     Done,
 }
 
-/// Facts that a spawner finds out at its start.
+/// Facts that a spawner determines at its start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Started {
-    /// Rights of the spawner.
+    /// Privileges of the spawner.
     pub identity: Identity,
-    /// Directories whose files sandboxes share with the host and each other as they are. A spawner of an earlier
-    /// version does not tell.
+    /// Directories that sandboxes share with the host and each other without an overlay. A spawner of an earlier
+    /// version does not send this list.
     #[serde(default)]
     pub shared: Vec<PathBuf>,
 }
@@ -171,7 +172,7 @@ mod tests {
     use isol8_api::ByteSize;
 
     #[test]
-    fn a_name_that_leads_elsewhere_is_none_of_a_sandbox() {
+    fn a_name_that_leads_elsewhere_is_not_a_valid_id() {
         let remove = |id: &str| Action::Remove { id: id.to_owned() };
         assert!(remove("0123456789abcdef").has_valid_id());
         for id in [

@@ -1,4 +1,4 @@
-//! The spawner's loop, in a single thread: libcontainer forks without exec.
+//! The main loop of the spawner process, which has a single thread because libcontainer forks without exec.
 
 mod cgroups;
 mod containers;
@@ -27,21 +27,23 @@ use super::message::{Action, Outcome, Request, Response, Started};
 pub(crate) use containers::CONTROL_SOCKET;
 use containers::Containers;
 
-/// Name, in the instance's directory, of the socket that the next server connects to.
+/// Name of the socket in the instance's directory that the next server connects to.
 pub(super) const SPAWNER_SOCKET: &str = "spawner";
 
-/// A request is a few hundred bytes, but for the certificates in the first one; only the server writes to the socket.
+/// Largest request in bytes. Requests have a few hundred bytes, except for the first one, which contains the
+/// certificates. Only the server writes to the socket.
 const MAX_REQUEST: usize = 2 * MAX_BUNDLE;
 
-/// Descriptors below this one are left to what containers inherit.
+/// Lowest descriptor number of this process's own files. Lower numbers are reserved for descriptors that containers
+/// inherit.
 const FIRST_OWN_DESCRIPTOR: i32 = 64;
 
-/// Runs the spawner until the server is gone, and no other one comes for what is claimed. The server's
-/// socket is descriptor 0, as [`super::client`] arranges it.
+/// Runs the spawner until the server has ended, and until no other server has come for the claimed sandboxes in time.
+/// The server's socket is descriptor 0, as [`super::client`] arranges it.
 ///
-/// `grant` is the argument of a spawner that a launcher started: it bounds what the server may ask for.
+/// `grant` is the argument of a spawner that a launcher started, and limits the server's requests.
 ///
-/// Call it before the process has started any thread.
+/// Must be called before the process has started any thread.
 #[must_use]
 pub fn run(grant: Option<&str>) -> ExitCode {
     match Spawner::start(grant).and_then(Spawner::serve) {
@@ -58,33 +60,33 @@ struct Spawner {
     server: UnixStream,
     received: Vec<u8>,
     containers: Option<Containers>,
-    /// Bounds for the server's requests; `None` if the server may do everything itself.
+    /// Limits of the server's requests; `None` if the server has the same privileges as the spawner.
     grant: Option<Grant>,
-    /// How long to wait for the next server.
+    /// Time to wait for the next server.
     adoptable_for: Duration,
 }
 
-/// How the spawner goes on after a request.
+/// The next step of the spawner after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    GoOn,
-    End,
-    /// Wait for the next server, where something is claimed.
-    Leave,
+    Continue,
+    Exit,
+    /// Wait for the next server, if any sandbox is claimed.
+    AwaitServer,
 }
 
 impl Spawner {
     fn start(grant: Option<&str>) -> io::Result<Self> {
         let grant = grant.map(Grant::parse).transpose()?;
-        // Figures of cgroups are read by servers that run as another user.
+        // Servers that run as another user read files of cgroups that this process makes.
         umask(Mode::from_bits_truncate(0o022));
-        // A launcher blocks some, and programs in sandboxes would inherit that.
+        // A launcher blocks some signals; programs in sandboxes would inherit the mask.
         SigSet::empty().thread_set_mask()?;
-        let server = UnixStream::from(above_the_inherited(io::stdin().as_fd())?);
+        let server = UnixStream::from(dup_above(io::stdin().as_fd())?);
         let null = File::options().read(true).write(true).open("/dev/null")?;
         dup2_stdin(&null)?;
-        outlive_the_server()?;
-        allow_a_core_limit();
+        survive_signals_to_the_server()?;
+        raise_core_limit();
         Ok(Self {
             server,
             received: Vec::new(),
@@ -107,10 +109,10 @@ impl Spawner {
                 continue;
             }
             match self.receive()? {
-                Next::GoOn => {}
-                Next::End => return Ok(()),
-                Next::Leave => {
-                    if !self.outlive_server()? {
+                Next::Continue => {}
+                Next::Exit => return Ok(()),
+                Next::AwaitServer => {
+                    if !self.await_next_server()? {
                         return Ok(());
                     }
                 }
@@ -118,8 +120,8 @@ impl Spawner {
         }
     }
 
-    /// Waits for a descriptor or for the end of a container. Tells whether the descriptor is ready,
-    /// and which containers have ended.
+    /// Waits for a descriptor or for the end of a container. Returns whether the descriptor is ready,
+    /// and the ids of the containers that have ended.
     fn wait(&self, fd: BorrowedFd<'_>, timeout: PollTimeout) -> io::Result<(bool, Vec<String>)> {
         let running: Vec<_> = self
             .containers
@@ -146,9 +148,9 @@ impl Spawner {
         Ok((ready(&polled[0]), ended))
     }
 
-    /// Removes sandboxes that are not claimed, and keeps the rest for the next server. Returns `false` once everything
-    /// is removed: because nothing was claimed, or no server came.
-    fn outlive_server(&mut self) -> io::Result<bool> {
+    /// Removes the sandboxes that are not claimed, and waits for the next server. Returns `false` if no sandbox is
+    /// claimed or no server has connected in time; then all sandboxes are removed.
+    fn await_next_server(&mut self) -> io::Result<bool> {
         let Some(containers) = &mut self.containers else {
             return Ok(false);
         };
@@ -156,12 +158,12 @@ impl Spawner {
         if containers.remove_unclaimed() {
             match listen(containers.instance(), self.grant.as_ref()) {
                 Ok(listener) => {
-                    if let Some(server) = self.await_server(&listener)? {
+                    if let Some(server) = self.accept_server(&listener)? {
                         self.server = server;
                         return Ok(true);
                     }
                 }
-                Err(error) => log::error!(error:%; "the next server could not connect"),
+                Err(error) => log::error!(error:%; "socket for the next server cannot be made"),
             }
         }
         if let Some(mut containers) = self.containers.take() {
@@ -171,63 +173,71 @@ impl Spawner {
         Ok(false)
     }
 
-    fn await_server(&mut self, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    fn accept_server(&mut self, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
         let deadline = Instant::now() + self.adoptable_for;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);
             }
-            // Rounded up, so that the last wait is no busy one.
+            // Rounded up, so that the last wait does not become a busy loop.
             let milliseconds = i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX);
             let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
             let (connected, ended) = self.wait(listener.as_fd(), timeout)?;
             if let Some(containers) = &mut self.containers {
                 containers.reap(&ended);
-                // No server is there to ask for the rest.
+                // Without a server, no request for the removal of the cgroups follows.
                 ended.iter().for_each(|id| containers.clean_up(id));
             }
             if connected {
                 let (server, _) = listener.accept()?;
-                return Ok(Some(UnixStream::from(above_the_inherited(server.as_fd())?)));
+                return Ok(Some(UnixStream::from(dup_above(server.as_fd())?)));
             }
         }
     }
 
-    /// Reads and carries out what the server sent.
+    /// Reads from the server's socket, and handles the requests that are complete.
     fn receive(&mut self) -> io::Result<Next> {
         let mut piece = [0; 4096];
         match self.server.read(&mut piece) {
             Ok(count) if count > 0 => self.received.extend_from_slice(&piece[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Next::GoOn),
-            _ => return Ok(Next::Leave),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Next::Continue),
+            _ => return Ok(Next::AwaitServer),
         }
         while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.received.drain(..=end).collect();
             let request: Request = serde_json::from_slice(&line)?;
             let next = match request.action {
-                Action::Stop => Next::End,
-                Action::Leave => Next::Leave,
-                _ => Next::GoOn,
+                Action::Stop => Next::Exit,
+                Action::Leave => Next::AwaitServer,
+                _ => Next::Continue,
             };
-            self.carry_out(request);
-            if next != Next::GoOn {
+            self.handle(request);
+            if next != Next::Continue {
                 return Ok(next);
             }
         }
         if self.received.len() > MAX_REQUEST {
             return Err(io::Error::other("request from the server is too long"));
         }
-        Ok(Next::GoOn)
+        Ok(Next::Continue)
     }
 
-    fn carry_out(&mut self, request: Request) {
+    fn handle(&mut self, request: Request) {
         let number = request.number;
-        if !request.action.has_valid_id() {
-            self.answer(number, Err("the sandbox's name is not valid".to_owned()));
-            return;
+        let outcome = if request.action.has_valid_id() {
+            self.perform(request.action, number)
+        } else {
+            Some(Err("the sandbox's name is not valid".to_owned()))
+        };
+        if let Some(outcome) = outcome {
+            self.answer(number, outcome);
         }
-        let outcome = match (request.action, &mut self.containers) {
+    }
+
+    /// Performs an action. Returns `None` for a removal that is answered once the processes of the sandbox are gone.
+    fn perform(&mut self, action: Action, number: u64) -> Option<Result<Outcome, String>> {
+        let outcome = match (action, &mut self.containers) {
             (
                 Action::Start {
                     instance,
@@ -239,23 +249,8 @@ impl Spawner {
                 None,
             ) => {
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
-                let granted = self.grant.as_ref().map_or(Ok(()), |grant| {
-                    grant.check(&instance, &host, roots.as_deref())
-                });
-                let owner = self.grant.as_ref().map(|grant| grant.owner);
-                granted
-                    .and_then(|()| Containers::prepare(&instance, &host, roots.as_deref(), owner))
-                    .and_then(|mut containers| {
-                        containers.trust(certificates.as_deref())?;
-                        Ok(containers)
-                    })
-                    .map(|containers| {
-                        let started = started(&containers);
-                        self.containers = Some(containers);
-                        started
-                    })
+                self.prepare(&instance, &host, roots.as_deref(), certificates.as_deref())
             }
-            // By the next server.
             (
                 Action::Start {
                     instance,
@@ -265,10 +260,11 @@ impl Spawner {
                 },
                 Some(containers),
             ) if instance == containers.instance() => {
+                // The next server of the same instance has connected.
                 self.adoptable_for = Duration::from_millis(adoptable_ms);
                 containers
-                    .renew_guest()
-                    .and_then(|()| containers.trust(certificates.as_deref()))
+                    .replace_guest()
+                    .and_then(|()| containers.set_certificates(certificates.as_deref()))
                     .map(|()| started(containers))
             }
             (Action::Start { .. }, Some(_)) => Err("spawner has another instance".to_owned()),
@@ -276,7 +272,7 @@ impl Spawner {
             (Action::Stop, Some(containers)) => {
                 containers.remove_all();
                 if self.grant.is_some() {
-                    // The server may not.
+                    // A server without privileges cannot remove the directory itself.
                     containers.remove_instance_directory();
                 }
                 Ok(Outcome::Done)
@@ -294,16 +290,32 @@ impl Spawner {
             (Action::SetLimits { id, limits }, Some(containers)) => {
                 containers.set_limits(&id, &limits).map(|()| Outcome::Done)
             }
-            (Action::Remove { id }, Some(containers)) => {
-                match containers.remove(&id, number) {
-                    // Answered when its processes are gone.
-                    Ok(false) => return,
-                    Ok(true) => Ok(Outcome::Done),
-                    Err(error) => Err(error),
-                }
-            }
+            (Action::Remove { id }, Some(containers)) => match containers.remove(&id, number) {
+                Ok(false) => return None,
+                Ok(true) => Ok(Outcome::Done),
+                Err(error) => Err(error),
+            },
         };
-        self.answer(number, outcome);
+        Some(outcome)
+    }
+
+    /// Prepares for making sandboxes, for the first server of this process.
+    fn prepare(
+        &mut self,
+        instance: &Path,
+        host: &Path,
+        roots: Option<&Path>,
+        certificates: Option<&str>,
+    ) -> Result<Outcome, String> {
+        if let Some(grant) = &self.grant {
+            grant.check(instance, host, roots)?;
+        }
+        let owner = self.grant.as_ref().map(|grant| grant.owner);
+        let mut containers = Containers::prepare(instance, host, roots, owner)?;
+        containers.set_certificates(certificates)?;
+        let started = started(&containers);
+        self.containers = Some(containers);
+        Ok(started)
     }
 
     fn answer(&mut self, number: u64, outcome: Result<Outcome, String>) {
@@ -313,8 +325,8 @@ impl Spawner {
             self.server.write_all(&line)
         });
         if let Err(error) = sent {
-            // The next read finds the server gone.
-            log::debug!(error:%; "spawner could not answer");
+            // The next read notices that the server has ended.
+            log::debug!(error:%; "spawner could not send a response");
         }
     }
 }
@@ -326,17 +338,16 @@ fn started(containers: &Containers) -> Outcome {
     })
 }
 
-/// Makes the socket that the next server connects to. Only the user that servers run as may connect.
+/// Returns the listening socket that the next server connects to. Only the user that servers run as may connect.
 fn listen(instance: &Path, grant: Option<&Grant>) -> io::Result<UnixListener> {
-    // From within, because an address holds no more than 107 bytes.
+    // The path is relative, because a socket address holds at most 107 bytes.
     std::env::set_current_dir(instance)?;
     let bound = bind(Path::new(SPAWNER_SOCKET));
-    let given = grant.map_or(Ok(()), |grant| grant.owner.chown(Path::new(SPAWNER_SOCKET)));
+    let chowned = grant.map_or(Ok(()), |grant| grant.owner.chown(Path::new(SPAWNER_SOCKET)));
     std::env::set_current_dir("/")?;
     let listener = bound?;
-    given?;
-    let own = above_the_inherited(listener.as_fd())?;
-    Ok(UnixListener::from(own))
+    chowned?;
+    Ok(UnixListener::from(dup_above(listener.as_fd())?))
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -344,24 +355,24 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // The mode must hold from the start: a connection made before a chmod would stay.
+    // The umask sets the mode from the start: a connection that was made before a later chmod would stay open.
     let before = umask(Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(path);
     umask(before);
     listener
 }
 
-/// A copy of a descriptor that no container inherits.
-fn above_the_inherited(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Duplicates a descriptor to a number that no container inherits, at or above [`FIRST_OWN_DESCRIPTOR`].
+fn dup_above(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let copy = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(FIRST_OWN_DESCRIPTOR))?;
-    // SAFETY: the descriptor was just made, and has no other owner.
+    // SAFETY: the descriptor is open and was just made, so no other value owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Raises a core limit of 0, which sandboxes would inherit, to 1 byte. The guest sets 1 for the programs of
-/// its sandbox, so that a crash does not start the host's `core_pattern` program: core(5) says that only 1
-/// keeps the kernel from that. Without `CAP_SYS_RESOURCE` the limit stays as the operator set it.
-fn allow_a_core_limit() {
+/// Raises a core limit of 0, which sandboxes would inherit, to 1 byte. The guest sets the limit 1 for the programs of
+/// its sandbox, so that a crash does not start the host's `core_pattern` program: according to core(5), only the value
+/// 1 prevents that. Without `CAP_SYS_RESOURCE` the limit stays as the operator set it.
+fn raise_core_limit() {
     if getrlimit(Resource::Core).maximum == Some(0) {
         let one = Rlimit {
             current: Some(1),
@@ -371,17 +382,17 @@ fn allow_a_core_limit() {
     }
 }
 
-/// Signals that end the server must not end this process before it has removed the containers. Handlers, unlike ignored
-/// signals, are not inherited by the programs of a container.
-fn outlive_the_server() -> io::Result<()> {
+/// Protects this process from signals that end the server: this process must remove the containers first. The signals
+/// get empty handlers, because programs in containers would inherit ignored signals, but not handlers.
+fn survive_signals_to_the_server() -> io::Result<()> {
     extern "C" fn nothing(_signal: i32) {}
     match setsid() {
-        // Already the leader of a group: the server's terminal does not reach it.
+        // EPERM: this process already leads a process group, so signals of the server's terminal do not reach it.
         Ok(_) | Err(Errno::EPERM) => {}
         Err(error) => return Err(error.into()),
     }
     for number in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        // SAFETY: a handler that does nothing is safe to run at any point.
+        // SAFETY: an empty handler is async-signal-safe.
         unsafe { signal(number, SigHandler::Handler(nothing)) }?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A root out of Debian's packages, with what PyPI and npm have.
+//! A root made from Debian's packages, with programs from PyPI and npm.
 
 use std::io::{self, Write as _};
 
@@ -16,10 +16,10 @@ use super::super::{Report, SetupEvent};
 use super::Archive;
 use super::script::{CONTEXT, script};
 
-/// Directories in which programs are looked for in the new root, and on Debian itself.
+/// `PATH` of programs in the new root, which is Debian's own.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Has the archive made while `take` reads it.
+/// Makes the archive while `take` reads it.
 pub(super) async fn bootstrap(
     inputs: &Inputs<'_>,
     report: Report<'_>,
@@ -30,7 +30,7 @@ pub(super) async fn bootstrap(
         let program = BOOTSTRAP[0];
         match error.kind() {
             io::ErrorKind::NotFound => {
-                format!("{program} is missing: install it (`apt-get install {program}`)")
+                format!("{program} is missing; install it with `apt-get install {program}`")
             }
             _ => format!("{program} cannot be started: {error}"),
         }
@@ -40,18 +40,18 @@ pub(super) async fn bootstrap(
     let logging = forward_lines(process.stderr()?, log);
     let archive = archive_of(process, stdout).map_ok(Bytes::from).boxed();
     let reporting = async {
-        let mut wrong = Wrong::default();
+        let mut explanation = Explanation::default();
         while let Some(line) = lines.recv().await {
-            wrong.see(&line);
+            explanation.observe(&line);
             report(SetupEvent::Log(line));
         }
-        wrong
+        explanation
     };
-    let (taken, (), wrong) = tokio::join!(take(archive), logging, reporting);
-    taken.map_err(|error| wrong.explain(error))
+    let (taken, (), explanation) = tokio::join!(take(archive), logging, reporting);
+    taken.map_err(|error| explanation.explain(error))
 }
 
-/// The script's input: certificates to trust, and itself.
+/// Returns an archive of the files that the script needs: certificates to trust, and the script itself.
 fn context(inputs: &Inputs<'_>) -> Result<NamedTempFile, String> {
     let script = script(DOCKERFILE)?;
     let pack = || -> io::Result<NamedTempFile> {
@@ -73,10 +73,10 @@ fn command(context: &NamedTempFile) -> Result<Command, String> {
     let mut command = Command::new(program);
     command
         .args(hooks.map(|hook| format!("--customize-hook={hook}")))
-        // A root that a crash interrupts is thrown away as a whole: no file needs to be on the disk before the next.
+        // After a crash the whole root is discarded, so dpkg need not sync each file to the disk.
         .arg("--dpkgopt=force-unsafe-io")
         .args(arguments)
-        // Programs are run in the new root that know nothing of this user's settings.
+        // The settings of this user must not affect programs in the new root.
         .env_clear()
         .envs(forwarded(|name| std::env::var(name).ok()))
         .envs(std::env::var_os("TMPDIR").map(|directory| ("TMPDIR", directory)))
@@ -86,15 +86,15 @@ fn command(context: &NamedTempFile) -> Result<Command, String> {
     Ok(command)
 }
 
-/// The text of a failure: the first line that reports an error, else the last one.
+/// The line of the output that explains a failure: the first error, or the last line if there is no error.
 #[derive(Debug, Default)]
-struct Wrong {
+struct Explanation {
     error: Option<String>,
     last: String,
 }
 
-impl Wrong {
-    fn see(&mut self, line: &str) {
+impl Explanation {
+    fn observe(&mut self, line: &str) {
         let is_error = ["E: ", "ERROR: ", "npm error "]
             .iter()
             .any(|prefix| line.starts_with(prefix));
@@ -105,11 +105,11 @@ impl Wrong {
     }
 
     fn explain(self, error: String) -> String {
-        let said = self.error.unwrap_or(self.last);
-        if said.is_empty() {
+        let line = self.error.unwrap_or(self.last);
+        if line.is_empty() {
             return error;
         }
-        format!("{error}; {} said: {said}", BOOTSTRAP[0])
+        format!("{error}; output of {}: {line}", BOOTSTRAP[0])
     }
 }
 
@@ -119,12 +119,12 @@ mod tests {
 
     #[test]
     fn the_first_error_explains_a_failure() {
-        let mut wrong = Wrong::default();
+        let mut explanation = Explanation::default();
         for line in ["fine", "E: no network", "E: setup failed", "removing"] {
-            wrong.see(line);
+            explanation.observe(line);
         }
-        let text = wrong.explain("it failed".to_owned());
-        assert_eq!(text, "it failed; mmdebstrap said: E: no network");
-        assert_eq!(Wrong::default().explain("x".to_owned()), "x");
+        let text = explanation.explain("it failed".to_owned());
+        assert_eq!(text, "it failed; output of mmdebstrap: E: no network");
+        assert_eq!(Explanation::default().explain("x".to_owned()), "x");
     }
 }

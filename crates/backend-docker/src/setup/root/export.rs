@@ -1,4 +1,4 @@
-//! A root out of an engine's image: the file system of a container that is never started.
+//! A root exported from an engine's image: the file system of a container that is never started.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,20 +13,20 @@ use super::super::build::BUILD_DEADLINE;
 use super::Archive;
 use crate::engine::{CALL_DEADLINE, Engine, EngineError};
 
-/// The label of such containers.
+/// Label of containers for exports.
 const LABEL: &str = "isol8.export";
 
-/// No export takes as long: a container that is older was left by one that was killed.
-const LEFT_AFTER: Duration = Duration::from_secs(2 * BUILD_DEADLINE.as_secs());
+/// Age at which a container was left by a killed export: no export takes this long.
+const LEFTOVER_AGE: Duration = Duration::from_secs(2 * BUILD_DEADLINE.as_secs());
 
-/// Has an image exported while `take` reads it.
+/// Exports an image while `take` reads it.
 pub(super) async fn export(
     engine: &Engine,
     image: &str,
     take: impl AsyncFnOnce(Archive) -> Result<(), String>,
 ) -> Result<(), String> {
     let text = |error: EngineError| error.to_string();
-    remove_left(engine).await.map_err(text)?;
+    remove_leftovers(engine).await.map_err(text)?;
     let name = format!("isol8-export-{}", SandboxId::random());
     create(engine, &name, image).await.map_err(text)?;
     let archive = export_of(engine, &name);
@@ -48,19 +48,20 @@ async fn create(engine: &Engine, name: &str, image: &str) -> Result<(), EngineEr
 }
 
 fn export_of(engine: &Engine, name: &str) -> Archive {
-    // The stream outlives neither, but cannot say so.
+    // The clones are needed because the stream type has no lifetime for the borrowed arguments.
     let (docker, name) = (engine.docker.clone(), name.to_owned());
     let pieces = futures::stream::once(async move { docker.export_container(&name) });
     pieces.flatten().map_err(io::Error::other).boxed()
 }
 
-async fn remove_left(engine: &Engine) -> Result<(), EngineError> {
+async fn remove_leftovers(engine: &Engine) -> Result<(), EngineError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default();
-    for container in engine.labelled(vec![LABEL.to_owned()]).await? {
+    let labels = vec![LABEL.to_owned()];
+    for container in engine.containers_with_labels(labels).await? {
         let created = container.created.and_then(|at| u64::try_from(at).ok());
         let age = now.saturating_sub(Duration::from_secs(created.unwrap_or(0)));
-        if let Some(id) = container.id.filter(|_| age > LEFT_AFTER) {
+        if let Some(id) = container.id.filter(|_| age > LEFTOVER_AGE) {
             engine.remove(&id).await?;
         }
     }

@@ -1,20 +1,20 @@
-//! The Dockerfile as a shell script: what makes a root where no engine is.
+//! Translation of the Dockerfile to a shell script, which makes a root without an engine.
 //!
-//! All stages run in one root, so that one root serves every runtime. The translation knows the instructions that our
-//! Dockerfile uses, and refuses all others.
+//! All stages run in one root, so that one root serves every runtime. The translation knows only the instructions that
+//! `images/Dockerfile` uses, and refuses all others.
 
 use std::fmt::Write as _;
 
-/// The directory in which the script finds the build context.
+/// Directory in which the script finds the files of the build context.
 pub(super) const CONTEXT: &str = "/.isol8/context";
 
-/// The file to which each stage writes its interpreter's version.
+/// File that each stage writes its interpreter's version to.
 const VERSION: &str = "/.isol8/version";
 
-/// The script. It is for `sh`, and expects the arguments without a default in its environment.
+/// Returns the script, for `sh`. Build arguments without a default must be in its environment.
 ///
 /// # Errors
-/// The line that it cannot put into shell.
+/// A text with the line that cannot be translated.
 pub(super) fn script(dockerfile: &str) -> Result<String, String> {
     let mut script = String::from("set -eu\n");
     let mut stage = None;
@@ -27,11 +27,11 @@ pub(super) fn script(dockerfile: &str) -> Result<String, String> {
                 let (_, name) = rest.split_once(" AS ").ok_or_else(unknown)?;
                 end_of_stage(stage.replace(name.to_owned())) + "(\n"
             }
-            // Outside of a stage it has a default for those that name it; nothing else is given one.
+            // An ARG before the first stage has a default, which stages use. An ARG in a stage has none.
             "ARG" if rest.contains('=') && stage.is_none() => format!("export {rest}\n"),
             "ARG" if !rest.contains('=') => String::new(),
             "ENV" => format!("export {rest}\n"),
-            // In parentheses, because a chain of commands that fails within ends nothing by itself.
+            // The parentheses are needed because `set -e` ignores a failure within a chain of `&&`.
             "RUN" => format!("( {rest} )\n"),
             "COPY" => {
                 let (source, destination, stage) = copy(rest).ok_or_else(unknown)?;
@@ -46,19 +46,20 @@ pub(super) fn script(dockerfile: &str) -> Result<String, String> {
         script.push_str(&text);
     }
     script.push_str(&end_of_stage(stage));
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = writeln!(script, "rm -rf {CONTEXT} {}", copied.join(" "));
     Ok(script)
 }
 
-/// Variables that one stage exports do not reach the next, and each stage has a version of its own.
+/// Returns the end of a stage: its exported variables do not affect the next stage, and its version file gets the stage's
+/// name.
 fn end_of_stage(name: Option<String>) -> String {
     name.map_or_else(String::new, |name| {
         format!(") </dev/null\nif [ -e {VERSION} ]; then mv {VERSION} {VERSION}.{name}; fi\n")
     })
 }
 
-/// Source and destination, both directories, and whether the source is another stage's.
+/// Returns source and destination, both directories, and whether the source belongs to another stage.
 fn copy(arguments: &str) -> Option<(String, String, bool)> {
     let (source, destination) = arguments.rsplit_once(' ')?;
     let is_directory = |path: &str| path.ends_with('/') && !path.contains(' ');
@@ -70,7 +71,7 @@ fn copy(arguments: &str) -> Option<(String, String, bool)> {
         .then(|| (source, destination.to_owned(), stage))
 }
 
-/// Instructions without comments, those of several lines as one.
+/// Returns the instructions without comments, each as a single line.
 fn logical_lines(dockerfile: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut begun = String::new();
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_counterpart_is_refused() {
+    fn an_instruction_without_a_translation_is_refused() {
         for line in [
             "USER nobody",
             "COPY a b",

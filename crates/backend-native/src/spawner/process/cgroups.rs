@@ -1,31 +1,31 @@
-//! Cgroups of an instance's sandboxes, as the spawner makes and fills them.
+//! Creation of the cgroups of an instance's sandboxes by the spawner.
 //!
-//! libcontainer could do this, but it moves each container's first process into its cgroup, and the kernel lets a
-//! process that moves another wait for a grace period: 5 to 20 ms. A thread that moves itself on v1 does not wait
-//! (`cgroup_procs_write_start` in `kernel/cgroup/cgroup.c`), nor does a process that is born in its cgroup on v2
-//! (`CLONE_INTO_CGROUP`). So the cgroup file systems are hidden from libcontainer, and containers are made by processes
-//! that are in the right cgroup.
+//! libcontainer could create cgroups, but it moves each container's first process into its cgroup, and the
+//! kernel makes a process that moves another one wait for an RCU grace period: 5 to 20 ms. A thread that moves
+//! itself on v1 does not wait (`cgroup_procs_write_start` in `kernel/cgroup/cgroup.c`), nor does a
+//! process that is created in its cgroup on v2 (`CLONE_INTO_CGROUP`). So the cgroup file systems are
+//! hidden from libcontainer, and containers are made by processes that are already in the right cgroup.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use super::above_the_inherited;
+use super::dup_above;
 use crate::cgroup::{self, CGROUP_ROOT};
 use crate::spawner::message::SandboxLimits;
 
-/// Controllers that a sandbox's limits and figures come from.
-const CONTROLLERS: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
+/// Controllers that enforce a sandbox's limits and count its usage, on v1.
+const V1_CONTROLLERS: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];
 
-/// The same on v2, where `cpu` counts too.
-const UNIFIED_CONTROLLERS: &str = "+memory +cpu +pids";
+/// The same controllers on v2, where `cpu` also counts processor time.
+const V2_CONTROLLERS: &str = "+memory +cpu +pids";
 
-/// From `linux/sched.h`; libc's own type is too narrow for the value.
+/// Flag of `linux/sched.h`. The type of libc's constant is too narrow for the value.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// The cgroups of one instance.
@@ -38,25 +38,24 @@ pub(super) struct Cgroups {
 
 #[derive(Debug)]
 struct Hierarchy {
-    /// A way to it that stays when it is hidden.
+    /// Path through an open descriptor, which remains valid when the mount is hidden.
     root: PathBuf,
-    _held: OwnedFd,
-    /// On v1, what it controls.
+    _directory: OwnedFd,
+    /// Controllers of the hierarchy; empty on v2.
     controllers: Vec<&'static str>,
-    unified: bool,
+    is_v2: bool,
 }
 
 impl Cgroups {
-    /// Finds the mounted hierarchies, takes hold of them and hides them from the rest of this
-    /// process, which must have a mount namespace of its own.
-    pub(super) fn take(instance: &str) -> io::Result<Self> {
+    /// Opens the mounted hierarchies and hides them from libcontainer. The process must have its own mount namespace.
+    pub(super) fn open_and_hide(instance: &str) -> io::Result<Self> {
         let root = Path::new(CGROUP_ROOT);
         let hierarchies = if root.join("cgroup.controllers").exists() {
-            vec![Hierarchy::hold(root, Vec::new(), true)?]
+            vec![Hierarchy::open(root, Vec::new(), true)?]
         } else {
             let mut found: Vec<(PathBuf, Vec<&str>)> = Vec::new();
-            for controller in CONTROLLERS {
-                // Controllers that are mounted together have links to one directory.
+            for controller in V1_CONTROLLERS {
+                // Controllers that are mounted together have links to the same directory.
                 let path = fs::canonicalize(root.join(controller)).map_err(|error| {
                     let text =
                         format!("no cgroup hierarchy has the {controller} controller: {error}");
@@ -67,11 +66,11 @@ impl Cgroups {
                     None => found.push((path, vec![controller])),
                 }
             }
-            let hold = |(path, controllers)| Hierarchy::hold(path, controllers, false);
+            let open = |(path, controllers)| Hierarchy::open(path, controllers, false);
             let found = found
                 .iter()
                 .map(|(path, names)| (path.as_path(), names.clone()));
-            found.map(hold).collect::<io::Result<_>>()?
+            found.map(open).collect::<io::Result<_>>()?
         };
         let swap = SwapControl::detect(root, Path::new("/proc"));
         hide(root)?;
@@ -87,102 +86,99 @@ impl Cgroups {
         hierarchy.root.join(path.trim_start_matches('/'))
     }
 
-    /// Makes a sandbox's cgroups, with its limits.
+    /// Makes the cgroups of a sandbox and sets its limits.
     pub(super) fn create(&self, sandbox: &str, limits: &SandboxLimits) -> io::Result<()> {
         for hierarchy in &self.hierarchies {
             let path = self.path_of(hierarchy, sandbox);
             fs::create_dir_all(&path)?;
-            if hierarchy.unified {
-                let above: Vec<_> = path.ancestors().skip(1).take(3).collect();
-                for directory in above.into_iter().rev() {
-                    fs::write(
-                        directory.join("cgroup.subtree_control"),
-                        UNIFIED_CONTROLLERS,
-                    )?;
+            if hierarchy.is_v2 {
+                let parents: Vec<_> = path.ancestors().skip(1).take(3).collect();
+                for directory in parents.into_iter().rev() {
+                    fs::write(directory.join("cgroup.subtree_control"), V2_CONTROLLERS)?;
                 }
             }
         }
         self.set_limits(sandbox, limits)
     }
 
-    /// Makes limits hold.
+    /// Sets the limits of a sandbox.
     pub(super) fn set_limits(&self, sandbox: &str, limits: &SandboxLimits) -> io::Result<()> {
         for hierarchy in &self.hierarchies {
             let path = self.path_of(hierarchy, sandbox);
-            if hierarchy.unified {
-                set_unified(&path, limits, self.swap)?;
+            if hierarchy.is_v2 {
+                set_v2_limits(&path, limits, self.swap)?;
             }
             for controller in &hierarchy.controllers {
-                set(&path, controller, limits, self.swap)?;
+                set_v1_limits(&path, controller, limits, self.swap)?;
             }
         }
         Ok(())
     }
 
-    /// Forks this process, which has a single thread, into a sandbox's cgroups. In the child, an
-    /// error says that it is not in all of them.
+    /// Forks this process, which has a single thread, into a sandbox's cgroups. The second value is an error in a
+    /// child that could not join all of the cgroups.
     pub(super) fn fork_into(&self, sandbox: &str) -> io::Result<(ForkResult, io::Result<()>)> {
         if let [hierarchy] = &self.hierarchies[..]
-            && hierarchy.unified
+            && hierarchy.is_v2
         {
-            return Ok((fork_born_in(&self.path_of(hierarchy, sandbox))?, Ok(())));
+            return Ok((fork_in_cgroup(&self.path_of(hierarchy, sandbox))?, Ok(())));
         }
-        // SAFETY: a single thread, so the child is a whole copy.
+        // SAFETY: this process has a single thread, so no lock can be held by another thread in the child.
         let forked = unsafe { fork() }?;
         let mut joined = Ok(());
         if forked.is_child() {
             let mut paths = self
                 .hierarchies
                 .iter()
-                .map(|one| self.path_of(one, sandbox));
-            // 0 stands for the writer.
+                .map(|hierarchy| self.path_of(hierarchy, sandbox));
+            // 0 stands for the thread that writes.
             joined = paths.try_for_each(|path| fs::write(path.join("tasks"), "0"));
         }
         Ok((forked, joined))
     }
 
-    /// Kills everything in a sandbox's cgroups and removes them. Nothing there is fine.
+    /// Kills all processes in a sandbox's cgroups and removes the cgroups. Missing cgroups are no error.
     pub(super) fn remove(&self, sandbox: &str) -> io::Result<()> {
         let mut paths = self
             .hierarchies
             .iter()
-            .map(|one| self.path_of(one, sandbox));
+            .map(|hierarchy| self.path_of(hierarchy, sandbox));
         paths.try_for_each(|path| cgroup::remove_tree(&path))
     }
 
-    /// Kills everything in all cgroups of the instance and removes them, and the common parent where
-    /// nothing else is in it.
+    /// Kills all processes in the cgroups of the instance and removes the cgroups, and the common parent if
+    /// it is empty then.
     pub(super) fn remove_all(&self) -> io::Result<()> {
         self.remove_instance(&self.instance)
     }
 
-    /// The same for another instance, whose processes are dead.
+    /// Does the same as [`Self::remove_all`] for another instance, whose processes are dead.
     pub(super) fn remove_instance(&self, instance: &str) -> io::Result<()> {
         let roots: Vec<_> = self
             .hierarchies
             .iter()
-            .map(|one| one.root.clone())
+            .map(|hierarchy| hierarchy.root.clone())
             .collect();
         cgroup::remove_instance_from(&roots, instance)
     }
 }
 
 impl Hierarchy {
-    fn hold(root: &Path, controllers: Vec<&'static str>, unified: bool) -> io::Result<Self> {
-        let held = above_the_inherited(std::os::fd::AsFd::as_fd(&File::open(root)?))?;
+    fn open(root: &Path, controllers: Vec<&'static str>, is_v2: bool) -> io::Result<Self> {
+        let directory = dup_above(File::open(root)?.as_fd())?;
         Ok(Self {
-            root: format!("/proc/self/fd/{}", held.as_raw_fd()).into(),
-            _held: held,
+            root: format!("/proc/self/fd/{}", directory.as_raw_fd()).into(),
+            _directory: directory,
             controllers,
-            unified,
+            is_v2,
         })
     }
 }
 
-/// Replaces the mounted cgroups by an empty directory, in the mount namespace of this process.
+/// Replaces the mounted cgroups with an empty directory, in the mount namespace of this process.
 fn hide(root: &Path) -> io::Result<()> {
     umount2(root, MntFlags::MNT_DETACH)?;
-    // libcontainer takes a tmpfs for v1, here one without any controller.
+    // libcontainer takes a tmpfs for the root of v1 hierarchies; this one has no controllers.
     let options = Some("mode=755,size=4k");
     mount(
         Some("none"),
@@ -194,15 +190,17 @@ fn hide(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn fork_born_in(cgroup: &Path) -> io::Result<ForkResult> {
+/// Forks this process, which has a single thread. The kernel creates the child in a cgroup of v2.
+fn fork_in_cgroup(cgroup: &Path) -> io::Result<ForkResult> {
     let directory = File::open(cgroup)?;
-    // SAFETY: a structure of integers, for which zero means "not wanted".
+    // SAFETY: clone_args consists of integers, for which zero is valid and means "unused".
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = CLONE_INTO_CGROUP;
     arguments.exit_signal = libc::SIGCHLD as u64;
     arguments.cgroup = directory.as_raw_fd() as u64;
-    // SAFETY: the structure is as long as it says. Without a stack or shared memory the call is a
-    // fork, and this process has a single thread.
+    // SAFETY: the pointer is valid during the call, and the size is the structure's. Without a stack or shared memory
+    // the call is a fork, and this process has a single thread, so no lock can be held by another thread in the
+    // child. Neither nix nor rustix has this call.
     let pid = unsafe {
         libc::syscall(
             libc::SYS_clone3,
@@ -218,26 +216,32 @@ fn fork_born_in(cgroup: &Path) -> io::Result<ForkResult> {
     }
 }
 
-fn set_unified(path: &Path, limits: &SandboxLimits, swap: SwapControl) -> io::Result<()> {
+fn set_v2_limits(path: &Path, limits: &SandboxLimits, swap: SwapControl) -> io::Result<()> {
     let cpu = format!("{} {}", limits.cpu_quota_us, SandboxLimits::CPU_PERIOD_US);
     fs::write(path.join("memory.max"), limits.memory_bytes.to_string())?;
-    if swap == SwapControl::Alone {
+    if swap == SwapControl::SwapOnly {
         fs::write(path.join("memory.swap.max"), "0")?;
     }
     fs::write(path.join("cpu.max"), cpu)?;
     fs::write(path.join("pids.max"), limits.pids.to_string())
 }
 
-fn set(path: &Path, controller: &str, limits: &SandboxLimits, swap: SwapControl) -> io::Result<()> {
+fn set_v1_limits(
+    path: &Path,
+    controller: &str,
+    limits: &SandboxLimits,
+    swap: SwapControl,
+) -> io::Result<()> {
     let put = |name: &str, value: u64| fs::write(path.join(name), value.to_string());
     match controller {
         "memory" => {
             isol8_backend::cgroup::bound_sockets(path, limits.memory_bytes)?;
             let memory = || put("memory.limit_in_bytes", limits.memory_bytes);
-            if swap != SwapControl::Together {
+            if swap != SwapControl::MemoryAndSwap {
                 return memory();
             }
-            // As much as memory alone, so none is swap. The sum may never be the smaller one.
+            // The limit on memory and swap together equals the limit on memory, so no swap is granted. The kernel
+            // refuses a sum below the limit on memory at any time, so the order of the writes matters.
             let both = || put("memory.memsw.limit_in_bytes", limits.memory_bytes);
             match memory() {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -255,31 +259,31 @@ fn set(path: &Path, controller: &str, limits: &SandboxLimits, swap: SwapControl)
     }
 }
 
-/// How the kernel can be kept from granting swap to a sandbox, whose memory limit would otherwise
-/// bound only a part of what it holds.
+/// The kernel's means to refuse swap to a sandbox. With swap, the memory limit would
+/// bound only a part of the sandbox's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SwapControl {
-    /// Not at all: it has no swap, or does not account for it.
-    None,
-    /// Cgroup v1: a bound on memory and swap together.
-    Together,
-    /// Cgroup v2: a bound on swap alone.
-    Alone,
+    /// No means: the kernel has no swap, or does not account for it.
+    Unavailable,
+    /// Cgroup v1: a limit on memory and swap together.
+    MemoryAndSwap,
+    /// Cgroup v2: a limit on swap only.
+    SwapOnly,
 }
 
 impl SwapControl {
-    /// Finds out from the mounted cgroups and `/proc`.
+    /// Determines the means from the mounted cgroups and `/proc`.
     fn detect(cgroups: &Path, proc: &Path) -> Self {
         if cgroups.join("cgroup.controllers").exists() {
-            // A kernel without swap has neither this file nor the cgroup's.
-            let has_swap = proc.join("swaps").exists();
-            return if has_swap { Self::Alone } else { Self::None };
+            // A kernel without swap has neither this file nor the cgroup's file.
+            return match proc.join("swaps").exists() {
+                true => Self::SwapOnly,
+                false => Self::Unavailable,
+            };
         }
-        let accounted = cgroups.join("memory/memory.memsw.limit_in_bytes").exists();
-        if accounted {
-            Self::Together
-        } else {
-            Self::None
+        match cgroups.join("memory/memory.memsw.limit_in_bytes").exists() {
+            true => Self::MemoryAndSwap,
+            false => Self::Unavailable,
         }
     }
 }
@@ -316,15 +320,15 @@ mod tests {
     fn v1_bounds_memory_and_swap_together_and_v2_each() {
         let memory = ("memory.limit_in_bytes", "536870912");
         assert_eq!(
-            written(|path| set(path, "memory", &LIMITS, SwapControl::None)),
+            written(|path| set_v1_limits(path, "memory", &LIMITS, SwapControl::Unavailable)),
             pairs(&[memory])
         );
         assert_eq!(
-            written(|path| set(path, "memory", &LIMITS, SwapControl::Together)),
+            written(|path| set_v1_limits(path, "memory", &LIMITS, SwapControl::MemoryAndSwap)),
             pairs(&[memory, ("memory.memsw.limit_in_bytes", "536870912")])
         );
         assert_eq!(
-            written(|path| set_unified(path, &LIMITS, SwapControl::Alone)),
+            written(|path| set_v2_limits(path, &LIMITS, SwapControl::SwapOnly)),
             pairs(&[
                 ("cpu.max", "50000 100000"),
                 ("memory.max", "536870912"),
@@ -337,18 +341,18 @@ mod tests {
     #[test]
     fn v1_bounds_processors_and_processes() {
         assert_eq!(
-            written(|path| set(path, "cpu", &LIMITS, SwapControl::None)),
+            written(|path| set_v1_limits(path, "cpu", &LIMITS, SwapControl::Unavailable)),
             pairs(&[
                 ("cpu.cfs_period_us", "100000"),
                 ("cpu.cfs_quota_us", "50000")
             ])
         );
         assert_eq!(
-            written(|path| set(path, "pids", &LIMITS, SwapControl::None)),
+            written(|path| set_v1_limits(path, "pids", &LIMITS, SwapControl::Unavailable)),
             pairs(&[("pids.max", "64")])
         );
         assert_eq!(
-            written(|path| set(path, "cpuacct", &LIMITS, SwapControl::None)),
+            written(|path| set_v1_limits(path, "cpuacct", &LIMITS, SwapControl::Unavailable)),
             []
         );
     }
@@ -357,14 +361,14 @@ mod tests {
     fn swap_control_follows_the_mounted_cgroups() {
         let (cgroups, proc) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let detect = || SwapControl::detect(cgroups.path(), proc.path());
-        assert_eq!(detect(), SwapControl::None);
+        assert_eq!(detect(), SwapControl::Unavailable);
         fs::create_dir(cgroups.path().join("memory")).unwrap();
         let accounting = cgroups.path().join("memory/memory.memsw.limit_in_bytes");
         fs::write(accounting, "").unwrap();
-        assert_eq!(detect(), SwapControl::Together);
+        assert_eq!(detect(), SwapControl::MemoryAndSwap);
         fs::write(cgroups.path().join("cgroup.controllers"), "").unwrap();
-        assert_eq!(detect(), SwapControl::None);
+        assert_eq!(detect(), SwapControl::Unavailable);
         fs::write(proc.path().join("swaps"), "").unwrap();
-        assert_eq!(detect(), SwapControl::Alone);
+        assert_eq!(detect(), SwapControl::SwapOnly);
     }
 }

@@ -22,27 +22,28 @@ use nix::sys::prctl;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, dup2_raw, fork};
 
-use super::above_the_inherited;
 use super::cgroups::Cgroups;
+use super::dup_above;
 use super::mounts;
 use super::views::Views;
 use crate::identity::Identity;
-use crate::oci::{self, Surroundings};
+use crate::oci::{self, SpecInputs};
 use crate::rootfs;
 use crate::roots::Roots;
 use crate::spawner::message::{NewSandbox, SandboxLimits};
 
-/// libcontainer passes descriptors from 3 on to the container's first process.
+/// Descriptor of the guest's listening socket: libcontainer passes descriptors from 3 on to the container's first
+/// process.
 const LISTENER_DESCRIPTOR: i32 = 3;
 
 /// Name of the control socket in a sandbox's directory.
 pub(crate) const CONTROL_SOCKET: &str = "control";
 
-/// Name, in the instance's directory, of what roots are made of.
-const VIEWS: &str = "root";
+/// Directory of the layers of roots, in the instance's directory.
+const VIEWS_DIRECTORY: &str = "root";
 
-/// And of what libcontainer writes down of each container.
-const STATES: &str = "containers";
+/// Directory of libcontainer's state files of all containers, in the instance's directory.
+const STATE_DIRECTORY: &str = "containers";
 
 #[derive(Debug)]
 pub(super) struct Containers {
@@ -52,25 +53,26 @@ pub(super) struct Containers {
     views: Views,
     /// The user of a server that runs without privileges.
     owner: Option<Owner>,
-    /// The roots that sandboxes may have instead of the host's programs.
+    /// The unpacked roots that sandboxes may use instead of the host's programs.
     roots: Option<Roots>,
-    /// None where the spawner may not use them.
+    /// `None` if the spawner may not use cgroups.
     cgroups: Option<Cgroups>,
-    running: HashMap<String, Running>,
-    inherited: Inherited,
-    /// Processes that have made a container, and were not reaped yet. A container is this process's child only when
-    /// its maker has ended.
+    running: HashMap<String, RunningContainer>,
+    inherited: InheritedDescriptor,
+    /// Child processes that have made a container and were not reaped yet. A container becomes a child of this process
+    /// only when its maker has ended.
     makers: RefCell<Vec<Pid>>,
-    /// Keeps other processes' sweeps away while the server is gone and containers are removed.
-    _hold: File,
+    /// Lock of the instance, which keeps sweeps of other processes away after the server has ended, while containers
+    /// are removed.
+    _instance_lock: File,
 }
 
 #[derive(Debug)]
-struct Running {
-    /// Becomes readable when the container's first process, and with it all of them, has ended.
+struct RunningContainer {
+    /// Becomes readable when the container's first process has ended, and with it all processes of the container.
     process: OwnedFd,
     pid: Pid,
-    /// Requests that wait for the removal.
+    /// Numbers of the requests that wait for the removal.
     removals: Vec<u64>,
 }
 
@@ -81,48 +83,48 @@ impl Containers {
         roots: Option<&Path>,
         owner: Option<Owner>,
     ) -> Result<Self, String> {
-        let inherited = Inherited::reserve()
+        let inherited = InheritedDescriptor::reserve()
             .map_err(|error| format!("descriptor for sockets cannot be reserved: {error}"))?;
         let name = instance
             .file_name()
             .and_then(|name| name.to_str())
             .ok_or_else(|| format!("instance directory {} has no name", instance.display()))?
             .to_owned();
-        let hold = Instance::lock_as_helper(instance)
-            .map_err(|error| format!("instance {name} cannot be held: {error}"))?;
+        let instance_lock = Instance::lock_as_helper(instance)
+            .map_err(|error| format!("instance {name} cannot be locked: {error}"))?;
         let identity = Identity::assume()?;
         if identity == Identity::Root {
-            let shares = rootfs::shares(host);
-            let shared = shares.iter().map(|share| share.source.as_path());
-            mounts::go_apart(shared.chain([instance]).chain(roots))
-                .map_err(|error| format!("mounts cannot be set apart: {error}"))?;
+            let shared = rootfs::shared_directories(host);
+            let shared = shared.iter().map(|shared| shared.source.as_path());
+            mounts::isolate_mounts(shared.chain([instance]).chain(roots))
+                .map_err(|error| format!("mounts cannot be isolated: {error}"))?;
         }
         let prepare = || -> io::Result<Views> {
-            let views = Views::prepare(&instance.join(VIEWS), host, roots, identity)?;
+            let views = Views::prepare(&instance.join(VIEWS_DIRECTORY), host, roots, identity)?;
             views.set_guest(&Instance::guest_in(instance))?;
-            mounts::in_memory(&instance.join(STATES))?;
+            mounts::mount_tmpfs(&instance.join(STATE_DIRECTORY))?;
             Ok(views)
         };
         let views =
             prepare().map_err(|error| format!("sandbox root could not be made: {error}"))?;
         let cgroups = (identity == Identity::Root)
-            .then(|| Cgroups::take(&name))
+            .then(|| Cgroups::open_and_hide(&name))
             .transpose()
             .map_err(|error| format!("cgroups cannot be used: {error}"))?;
         prctl::set_child_subreaper(true)
-            .map_err(|error| format!("containers cannot be adopted: {error}"))?;
+            .map_err(|error| format!("spawner cannot become a child subreaper: {error}"))?;
         Ok(Self {
             instance: instance.to_owned(),
             name,
             identity,
             views,
             owner,
-            roots: roots.map(Roots::at),
+            roots: roots.map(Roots::new),
             cgroups,
             running: HashMap::new(),
             inherited,
             makers: RefCell::default(),
-            _hold: hold,
+            _instance_lock: instance_lock,
         })
     }
 
@@ -130,26 +132,26 @@ impl Containers {
         self.identity
     }
 
-    /// The directories whose files sandboxes have as they are, and so share with the host and each other.
+    /// Returns the directories that sandboxes share with the host and each other without an overlay.
     pub(super) fn shared(&self) -> Vec<PathBuf> {
         self.views.shared()
     }
 
-    /// Gives sandboxes that are made from now on these certificates.
-    pub(super) fn trust(&mut self, certificates: Option<&str>) -> Result<(), String> {
+    /// Sets the certificates of sandboxes that are made from now on.
+    pub(super) fn set_certificates(&mut self, certificates: Option<&str>) -> Result<(), String> {
         self.views
             .set_certificates(certificates)
-            .map_err(|error| format!("certificates could not be put into the root: {error}"))
+            .map_err(|error| format!("certificates could not be written to the root: {error}"))
     }
 
-    /// Gives sandboxes that are made from now on the guest that is in the instance's directory.
-    pub(super) fn renew_guest(&self) -> Result<(), String> {
+    /// Makes sandboxes that are made from now on use the guest executable that is in the instance's directory.
+    pub(super) fn replace_guest(&self) -> Result<(), String> {
         self.views
             .set_guest(&Instance::guest_in(&self.instance))
             .map_err(|error| format!("the guest cannot be replaced: {error}"))
     }
 
-    /// The containers that were started and not yet reaped.
+    /// Returns the containers that were started and not reaped yet.
     pub(super) fn running(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
         self.running
             .iter()
@@ -175,18 +177,18 @@ impl Containers {
             let created = cgroups.create(&sandbox.id, &sandbox.limits);
             created.map_err(|error| format!("cgroup cannot be made: {error}"))?;
         }
-        let state = self.instance.join(STATES);
-        let work = || {
+        let state = self.instance.join(STATE_DIRECTORY);
+        let make_container = || {
             self.views
                 .enter(sandbox)
                 .map_err(|error| format!("root cannot be mounted: {error}"))?;
             start(&sandbox.id, &state, &directory)
         };
-        let pid = self
-            .inherited
-            .while_it_is(&listener, || self.apart(&sandbox.id, work))?;
+        let pid = self.inherited.with(&listener, || {
+            self.make_in_child(&sandbox.id, make_container)
+        })?;
         let process = open_process(pid).map_err(|error| format!("container ended: {error}"))?;
-        let running = Running {
+        let running = RunningContainer {
             process,
             pid,
             removals: Vec::new(),
@@ -195,44 +197,48 @@ impl Containers {
         Ok(())
     }
 
-    /// A sandbox stands on the host's programs or on a root that was unpacked, and on nothing else.
+    /// Checks that a requested root is one of the unpacked roots. No root means the host's programs.
     fn check_root(&self, root: Option<&Path>) -> Result<(), String> {
         let Some(root) = root else { return Ok(()) };
         match &self.roots {
-            Some(roots) if roots.has(root) => Ok(()),
+            Some(roots) if roots.contains(root) => Ok(()),
             _ => Err(format!("root {} is refused", root.display())),
         }
     }
 
-    /// Has a container made by a child of this process, in the sandbox's cgroups. The process that is started there,
-    /// whose id is returned, becomes this process's own child.
-    fn apart(&self, id: &str, work: impl FnOnce() -> Result<i32, String>) -> Result<Pid, String> {
-        let failed = |error: io::Error| format!("container cannot be made apart: {error}");
-        let (mut report, far) = io::pipe().map_err(failed)?;
+    /// Makes a container in a child of this process, which is in the sandbox's cgroups. Returns the id of the
+    /// container's first process, which becomes a child of this process when the maker ends.
+    fn make_in_child(
+        &self,
+        id: &str,
+        make: impl FnOnce() -> Result<i32, String>,
+    ) -> Result<Pid, String> {
+        let failed = |error: io::Error| format!("container cannot be made in a child: {error}");
+        let (mut reader, writer) = io::pipe().map_err(failed)?;
         let forked = match &self.cgroups {
             Some(cgroups) => cgroups.fork_into(id),
-            // SAFETY: a single thread, so the child is a whole copy.
+            // SAFETY: this process has a single thread, so no lock can be held by another thread in the child.
             None => unsafe { fork() }
                 .map(|forked| (forked, Ok(())))
                 .map_err(Into::into),
         };
         let (forked, joined) = forked.map_err(failed)?;
         let ForkResult::Parent { child } = forked else {
-            let done = joined.map_err(failed).and_then(|()| work());
-            tell(far, done);
+            let made = joined.map_err(failed).and_then(|()| make());
+            report_and_exit(writer, made);
         };
-        drop(far);
-        let told = hear(&mut report, child).map_err(failed);
-        // The maker is about to end, which takes the kernel a while, because its mounts are taken apart.
+        drop(writer);
+        let report = read_report(&mut reader, child).map_err(failed);
+        // The maker is reaped later: its end takes a while, because the kernel unmounts its mounts.
         self.makers.borrow_mut().push(child);
-        told?.map(Pid::from_raw)
+        report?.map(Pid::from_raw)
     }
 
-    /// The sandbox's directory: its specification, and the socket that its guest will listen on.
+    /// Makes the sandbox's directory, with its specification. Returns the socket that the guest will listen on.
     fn make_directory(&self, sandbox: &NewSandbox, directory: &Path) -> io::Result<OwnedFd> {
         fs::DirBuilder::new().mode(0o700).create(directory)?;
-        self.views.add(sandbox)?;
-        let surroundings = Surroundings {
+        self.views.add_own_layer(sandbox)?;
+        let inputs = SpecInputs {
             instance: &self.name,
             root: &self.views.root(),
             is_unpacked: sandbox.root.is_some(),
@@ -240,24 +246,24 @@ impl Containers {
             has_certificates: self.views.has_certificates(),
             identity: self.identity,
         };
-        let specification = oci::specification(sandbox, &surroundings);
+        let specification = oci::specification(sandbox, &inputs);
         let text = serde_json::to_vec(&specification)?;
         fs::write(directory.join("config.json"), text)?;
         let socket = directory.join(CONTROL_SOCKET);
         let listener = UnixListener::bind(&socket)?;
         if let Some(owner) = self.owner {
-            // The server connects to the socket, and may change nothing else: the container is made from
-            // what stands beside it.
+            // The server may connect to the socket, but must not change the other files in the directory: the
+            // container is made from them.
             lchown(directory, None, Some(owner.gid))?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o710))?;
             fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
             owner.chown(&socket)?;
         }
-        above_the_inherited(listener.as_fd())
+        dup_above(listener.as_fd())
     }
 
     pub(super) fn set_limits(&self, id: &str, limits: &SandboxLimits) -> Result<(), String> {
-        // A sandbox that an earlier spawner made is not among the running.
+        // `running` does not contain sandboxes of an earlier spawner, so the directory decides.
         if !self.instance.join(id).exists() {
             return Err("the sandbox is gone".to_owned());
         }
@@ -267,11 +273,11 @@ impl Containers {
         })
     }
 
-    /// Ends a sandbox. Returns `false` if it is removed only after its processes are gone, which [`Self::reap`] then
-    /// reports with `number`.
+    /// Ends a sandbox. Returns `true` if the sandbox is removed. Returns `false` if it will be removed once its
+    /// processes are gone; [`Self::reap`] returns `number` then.
     pub(super) fn remove(&mut self, id: &str, number: u64) -> Result<bool, String> {
         let Some(running) = self.running.get_mut(id) else {
-            // Made by a spawner before this one, or gone already.
+            // An earlier spawner made the sandbox, or it is gone already.
             self.clean_up(id);
             return Ok(true);
         };
@@ -280,23 +286,23 @@ impl Containers {
         Ok(false)
     }
 
-    /// Removes what is left of ended containers. Returns the requests that waited for it.
+    /// Removes the remains of ended containers. Returns the numbers of the requests that waited for the removal.
     pub(super) fn reap(&mut self, ended: &[String]) -> Vec<u64> {
-        let mut answered = Vec::new();
+        let mut completed = Vec::new();
         for id in ended {
             match self.running.remove(id) {
-                // The container ended by itself. The server reads in its cgroup whether memory was out, and asks for
-                // the removal then.
+                // The container ended by itself. Its cgroup stays: the server reads there whether the OOM killer ended
+                // the container, and requests the removal afterwards.
                 Some(running) if running.removals.is_empty() => {
                     self.reap_makers();
                     wait_for(id, &running);
                     self.remove_directories(id);
                 }
-                Some(running) => answered.extend(self.reap_one(id, running)),
+                Some(running) => completed.extend(self.reap_one(id, running)),
                 None => {}
             }
         }
-        answered
+        completed
     }
 
     fn reap_makers(&self) {
@@ -305,22 +311,22 @@ impl Containers {
         }
     }
 
-    fn reap_one(&self, id: &str, running: Running) -> Vec<u64> {
+    fn reap_one(&self, id: &str, running: RunningContainer) -> Vec<u64> {
         self.reap_makers();
         wait_for(id, &running);
         self.clean_up(id);
         running.removals
     }
 
-    /// Ends and removes every sandbox that is not claimed. Tells whether one is.
+    /// Ends and removes every sandbox that is not claimed. Returns whether any sandbox is claimed.
     pub(super) fn remove_unclaimed(&mut self) -> bool {
         let claims = Claims::of(&self.instance);
         let (claimed, others) = std::mem::take(&mut self.running)
             .into_iter()
             .partition(|(id, _)| claims.has(id));
         self.running = claimed;
-        self.end(others);
-        // A sandbox that an earlier spawner made is not among the running.
+        self.end_all(others);
+        // `running` does not contain sandboxes of an earlier spawner, so the directory decides.
         claims
             .ids()
             .any(|id| self.instance.join(id.as_str()).is_dir())
@@ -329,13 +335,13 @@ impl Containers {
     /// Ends and removes every sandbox.
     pub(super) fn remove_all(&mut self) {
         let all = std::mem::take(&mut self.running);
-        self.end(all);
+        self.end_all(all);
         if let Some(Err(error)) = self.cgroups.as_ref().map(Cgroups::remove_all) {
-            log::warn!(error:%; "cgroups of the instance are left");
+            log::warn!(error:%; "cgroups of the instance could not be removed");
         }
     }
 
-    fn end(&self, sandboxes: HashMap<String, Running>) {
+    fn end_all(&self, sandboxes: HashMap<String, RunningContainer>) {
         for (id, running) in sandboxes {
             if let Err(error) = kill(&running.process) {
                 log::warn!(sandbox = id.as_str(), error:%; "container cannot be ended");
@@ -345,56 +351,57 @@ impl Containers {
         }
     }
 
-    /// Removes what other instances left whose processes are dead. Returns how many there were.
+    /// Removes the remains of other instances whose processes are dead. Returns the number of removed instances.
     pub(super) fn sweep(&self, adoptable_for: Duration) -> Result<usize, String> {
         let state = self.instance.parent().unwrap_or(&self.instance);
         let mut swept = 0;
-        let mut left = None;
+        let mut failed = None;
         for dead in DeadInstance::others(state, adoptable_for, &self.instance) {
             let cgroups = self.cgroups.as_ref();
             match cgroups.map_or(Ok(()), |cgroups| cgroups.remove_instance(dead.id())) {
                 Ok(()) => {
-                    log::info!(instance = dead.id(); "removed what a dead instance left");
+                    log::info!(instance = dead.id(); "removed the remains of a dead instance");
                     dead.remove();
                     swept += 1;
                 }
-                Err(error) => left = Some(format!("instance {}: {error}", dead.id())),
+                Err(error) => failed = Some(format!("instance {}: {error}", dead.id())),
             }
         }
-        left.map_or(Ok(swept), Err)
+        failed.map_or(Ok(swept), Err)
     }
 
     pub(super) fn instance(&self) -> &Path {
         &self.instance
     }
 
-    /// Removes the directory too, where the server cannot any more.
+    /// Removes the instance's directory, for a server that has ended or has no privilege to do so.
     pub(super) fn remove_instance_directory(&self) {
-        for name in [VIEWS, STATES] {
-            // A directory with mounts cannot be removed while they are visible.
+        for name in [VIEWS_DIRECTORY, STATE_DIRECTORY] {
+            // A mount point cannot be removed in the mount namespace in which it is mounted.
             if let Err(error) = mounts::detach(&self.instance.join(name)) {
-                log::warn!(error:%; "mount of the instance is left");
+                log::warn!(error:%; "mount of the instance could not be removed");
             }
         }
         Instance::remove_directory(&self.instance);
     }
 
-    /// Removes all that is left of a container whose processes have ended.
+    /// Removes the remains of a container whose processes have ended: cgroup and directories.
     pub(super) fn clean_up(&self, id: &str) {
         if let Some(Err(error)) = self.cgroups.as_ref().map(|cgroups| cgroups.remove(id)) {
-            log::warn!(sandbox = id, error:%; "cgroup of the sandbox is left");
+            log::warn!(sandbox = id, error:%; "cgroup of the sandbox could not be removed");
         }
         self.remove_directories(id);
     }
 
     fn remove_directories(&self, id: &str) {
-        if let Err(error) = self.views.remove(id) {
-            log::warn!(sandbox = id, error:%; "names of the sandbox are left");
+        if let Err(error) = self.views.remove_own_layer(id) {
+            log::warn!(sandbox = id, error:%; "file layer of the sandbox could not be removed");
         }
-        for directory in [self.instance.join(STATES).join(id), self.instance.join(id)] {
+        let state = self.instance.join(STATE_DIRECTORY).join(id);
+        for directory in [state, self.instance.join(id)] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    log::warn!(sandbox = id, error:%; "directory of the sandbox is left");
+                    log::warn!(sandbox = id, error:%; "directory of the sandbox could not be removed");
                 }
                 _ => {}
             }
@@ -402,45 +409,48 @@ impl Containers {
     }
 }
 
-/// The descriptor that containers inherit. While it stands for nothing it is still taken: a file
-/// that was opened there would be closed by the next container's socket, and with a file its lock.
+/// The descriptor number [`LISTENER_DESCRIPTOR`], which containers inherit. Between two containers the number refers
+/// to `/dev/null`, so that no other file gets it: the next container's socket would replace that file, which would
+/// release the file's lock.
 #[derive(Debug)]
-struct Inherited {
-    nothing: OwnedFd,
+struct InheritedDescriptor {
+    null: OwnedFd,
 }
 
-impl Inherited {
+impl InheritedDescriptor {
     fn reserve() -> io::Result<Self> {
         let null = File::options().read(true).write(true).open("/dev/null")?;
-        let nothing = above_the_inherited(null.as_fd())?;
+        let copy = dup_above(null.as_fd())?;
         drop(null);
-        let reserved = Self { nothing };
-        reserved.stand_for(&reserved.nothing)?;
+        let reserved = Self { null: copy };
+        reserved.refer_to(&reserved.null)?;
         Ok(reserved)
     }
 
-    fn while_it_is<T>(
+    /// Calls a function while the descriptor number refers to `listener`.
+    fn with<T>(
         &self,
         listener: &OwnedFd,
         work: impl FnOnce() -> Result<T, String>,
     ) -> Result<T, String> {
         let failed = |error: io::Error| format!("control socket cannot be passed on: {error}");
-        self.stand_for(listener).map_err(failed)?;
+        self.refer_to(listener).map_err(failed)?;
         let done = work();
-        self.stand_for(&self.nothing).map_err(failed)?;
+        self.refer_to(&self.null).map_err(failed)?;
         done
     }
 
-    fn stand_for(&self, fd: &OwnedFd) -> io::Result<()> {
-        // SAFETY: nothing else owns this descriptor: it was free, and has been taken ever since.
-        let taken = unsafe { dup2_raw(fd, LISTENER_DESCRIPTOR) }?;
+    fn refer_to(&self, fd: &OwnedFd) -> io::Result<()> {
+        // SAFETY: no other value owns this descriptor number: it was unused when it was reserved, and is reserved
+        // since then.
+        let duplicate = unsafe { dup2_raw(fd, LISTENER_DESCRIPTOR) }?;
         // The descriptor stays open as long as this process lives.
-        let _ = taken.into_raw_fd();
+        let _ = duplicate.into_raw_fd();
         Ok(())
     }
 }
 
-/// Makes and starts a container. Returns the id of its first process.
+/// Makes and starts a container. Returns the process id of its first process.
 fn start(id: &str, state: &Path, bundle: &Path) -> Result<i32, String> {
     let started = || -> Result<Container, Box<dyn Error>> {
         let null = File::options().write(true).open("/dev/null")?;
@@ -455,46 +465,46 @@ fn start(id: &str, state: &Path, bundle: &Path) -> Result<i32, String> {
         container.start()?;
         Ok(container)
     };
-    let container = started().map_err(|error| chain(error.as_ref()))?;
+    let container = started().map_err(|error| error_chain(error.as_ref()))?;
     let pid = container.pid().ok_or("container has no process")?;
     Ok(pid.as_raw())
 }
 
-/// Says what a child has done, and ends it.
-fn tell(mut report: PipeWriter, done: Result<i32, String>) -> ! {
-    let line = serde_json::to_vec(&done).unwrap_or_default();
-    // Nothing said is a failure too.
-    let _ = report.write_all(&[&line[..], b"\n"].concat());
-    // SAFETY: ends this process without what is the spawner's to do at its end.
+/// Reports the result of the calling child process to its parent, and ends the child.
+fn report_and_exit(mut writer: PipeWriter, made: Result<i32, String>) -> ! {
+    let line = serde_json::to_vec(&made).unwrap_or_default();
+    // The parent treats a missing report as a failure.
+    let _ = writer.write_all(&[&line[..], b"\n"].concat());
+    // SAFETY: _exit has no preconditions. No destructor runs: all resources belong to the spawner.
     unsafe { libc::_exit(0) }
 }
 
-/// Reads the child's report. The container may have the pipe too, so there is no end of file to wait for if the child
-/// dies.
-fn hear(report: &mut PipeReader, child: Pid) -> io::Result<Result<i32, String>> {
+/// Reads the report of a child. The container may have the pipe open too, so the end of the child does not close the
+/// pipe, and is watched separately.
+fn read_report(reader: &mut PipeReader, child: Pid) -> io::Result<Result<i32, String>> {
     let process = open_process(child)?;
     let mut line = Vec::new();
     while line.last() != Some(&b'\n') {
         let mut polled =
-            [report.as_fd(), process.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            [reader.as_fd(), process.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut polled, PollTimeout::NONE) {
             Ok(_) => {}
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
         }
         if !polled[0].any().unwrap_or(false) {
-            return Err(io::Error::other("its maker died"));
+            return Err(io::Error::other("the child died"));
         }
         let mut piece = [0; 4096];
-        match report.read(&mut piece)? {
-            0 => return Err(io::Error::other("its maker died")),
+        match reader.read(&mut piece)? {
+            0 => return Err(io::Error::other("the child died")),
             count => line.extend_from_slice(&piece[..count]),
         }
     }
     Ok(serde_json::from_slice(&line)?)
 }
 
-fn wait_for(id: &str, running: &Running) {
+fn wait_for(id: &str, running: &RunningContainer) {
     if let Err(error) = waitpid(running.pid, None) {
         log::warn!(sandbox = id, error:%; "container was reaped by another process");
     }
@@ -504,7 +514,7 @@ fn open_process(pid: Pid) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid.as_raw())
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-    above_the_inherited(process.as_fd())
+    dup_above(process.as_fd())
 }
 
 fn kill(process: &OwnedFd) -> io::Result<()> {
@@ -514,8 +524,8 @@ fn kill(process: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// An error and its causes: libcontainer's own texts name only the step that failed.
-fn chain(error: &dyn Error) -> String {
+/// Returns the text of an error and its causes: libcontainer's own texts name only the failed step.
+fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -1,8 +1,8 @@
-//! The spawner's own view of the file systems.
+//! The spawner's mount namespace, and mount operations.
 //!
-//! Every container begins with a copy of its maker's mounts, which it then takes apart, and libcontainer
-//! reads the list of them. On a host with many (an engine has one or more for each of its containers) that
-//! would cost more than all the rest. So the spawner keeps those only that sandboxes are made of.
+//! Every container begins with a copy of its maker's mounts, which are then unmounted, and libcontainer
+//! reads the list of mounts. On a host with many mounts (a container engine has at least one for each container) this
+//! would cost more than all other steps. So the spawner keeps only the mounts that sandboxes need.
 
 use std::ffi::CString;
 use std::fs;
@@ -15,15 +15,17 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use procfs::process::Process;
 
-/// The parts of sandboxes beside the shared directories: file systems of the kernel, and files of `/etc`.
-const NEEDED: [&str; 4] = ["/dev", "/etc", "/proc", "/sys"];
+/// Paths that sandboxes need in addition to the shared directories: file systems of the kernel, and files of
+/// `/etc`.
+const NEEDED_PATHS: [&str; 4] = ["/dev", "/etc", "/proc", "/sys"];
 
-/// The directory that some of these files lead to. Mounts within it belong to others: engines, users, services.
-const BEHIND_ETC: &str = "/run";
+/// Target of links in `/etc`. Mounts within this directory belong to others (engines, users, services), and are not
+/// needed.
+const RUN_DIRECTORY: &str = "/run";
 
-/// Gives this process and its children a mount namespace of their own. From the host's mounts it has those that lead to
-/// one of `needed`, or are within it; mounts that the host makes later do not show there.
-pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io::Result<()> {
+/// Moves this process and its future children to a new mount namespace. The namespace keeps only those mounts of the
+/// host that contain one of the `needed` paths or are within one. Later mounts of the host do not appear in it.
+pub(super) fn isolate_mounts<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
@@ -31,17 +33,17 @@ pub(super) fn go_apart<'a>(needed: impl Iterator<Item = &'a Path> + Clone) -> io
     for mounted in mounts.map_err(io::Error::other)? {
         let point = &mounted.mount_point;
         if !is_needed(point, needed.clone()) {
-            // Already unmounted if it was within another.
+            // Fails if the mount was within another one that is already unmounted.
             let _ = umount2(point, MntFlags::MNT_DETACH);
         }
     }
     Ok(())
 }
 
-/// Puts an empty file system in memory on a directory, which is created if it does not exist. Nothing of it is left
-/// when the last process with these mounts has ended; containers that have it mounted keep it. It has no bound of its
-/// own: only the spawner writes to it, a few kilobytes for each container.
-pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
+/// Mounts an empty tmpfs on a directory, and creates a missing directory. The tmpfs disappears when the last process
+/// in this mount namespace has ended; containers that have it mounted keep it. The tmpfs has
+/// no size limit: only the spawner writes to it, a few kilobytes for each container.
+pub(super) fn mount_tmpfs(directory: &Path) -> io::Result<()> {
     match fs::create_dir(directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -52,26 +54,27 @@ pub(super) fn in_memory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes away what [`in_memory`] put there, and all that is mounted within it.
+/// Unmounts a directory, and everything that is mounted within it.
 pub(super) fn detach(directory: &Path) -> io::Result<()> {
     Ok(umount2(directory, MntFlags::MNT_DETACH)?)
 }
 
-/// Mounts a directory or file, with all that is mounted within, as it is, but read-only.
-pub(super) fn bind(source: &Path, target: &Path) -> io::Result<()> {
+/// Bind-mounts a directory or file read-only, including all mounts within it.
+pub(super) fn bind_read_only(source: &Path, target: &Path) -> io::Result<()> {
     let none = None::<&Path>;
     let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(source), target, none, flags, none)?;
     restrict(target)
 }
 
-/// Makes a mount, and what is mounted within, read-only, without devices and set-user-ID programs.
+/// Makes a mount, and all mounts within it, read-only, without devices and set-user-ID programs.
 fn restrict(point: &Path) -> io::Result<()> {
     let point = CString::new(point.as_os_str().as_bytes())?;
-    // SAFETY: a structure of integers, for which zero means "leave it".
+    // SAFETY: mount_attr consists of integers, for which zero is valid and means "unchanged".
     let mut wanted: libc::mount_attr = unsafe { std::mem::zeroed() };
     wanted.attr_set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    // SAFETY: the path ends with a zero byte, and the structure is as long as it says.
+    // SAFETY: the path is a C string, the pointer to the structure is valid during the call, and the size is the
+    // structure's. Neither nix nor rustix has this call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -87,8 +90,8 @@ fn restrict(point: &Path) -> io::Result<()> {
 }
 
 fn is_needed<'a>(point: &Path, needed: impl Iterator<Item = &'a Path>) -> bool {
-    let mut needed = NEEDED.iter().map(Path::new).chain(needed);
-    point == Path::new(BEHIND_ETC)
+    let mut needed = NEEDED_PATHS.iter().map(Path::new).chain(needed);
+    point == Path::new(RUN_DIRECTORY)
         || needed.any(|path| path.starts_with(point) || point.starts_with(path))
 }
 
@@ -97,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_leads_to_something_needed_or_is_within_it_stays() {
+    fn mounts_that_contain_a_needed_path_or_are_within_one_stay() {
         let needed = [Path::new("/usr"), Path::new("/var/lib/isol8/native/1")];
         let stays = |point: &str| is_needed(Path::new(point), needed.into_iter());
         for point in [

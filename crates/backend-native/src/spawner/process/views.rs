@@ -1,14 +1,14 @@
-//! Files that many sandboxes share, each through file systems of its own.
+//! Overlays through which each sandbox sees the files that all sandboxes share.
 //!
 //! The host's `/usr`, an unpacked root, the skeleton around them and the guest are the same files for every sandbox.
-//! Mounted as they are, they would have the same inodes for all: a program could watch with inotify or dnotify what
-//! the host and other sandboxes open, and hold locks that the others wait for. So each sandbox gets read-only
-//! overlays of them. Watches and locks are kept with the overlay's inodes, which no other sandbox has; the pages of the
-//! files are still the same for all.
+//! With bind mounts, they would have the same inodes in all sandboxes: a program could watch with inotify or dnotify
+//! which files the host and other sandboxes open, and hold locks that the others wait for. So each sandbox gets its own
+//! read-only overlays of these directories. Watches and locks refer to the overlay's inodes, which no other sandbox
+//! has; all sandboxes still share the page cache of the files.
 //!
-//! The overlays are mounted by the process that makes the container, in a mount namespace of its own that ends with
-//! that process. If the kernel refuses an overlay (over two others, over something that is mounted within a user's
-//! namespace), the directory is mounted as it is, and [`Views::shared`] reports it.
+//! The process that makes the container mounts the overlays, in its own mount namespace, which ends with
+//! that process. If the kernel refuses an overlay (over two other overlays, or over a directory that is mounted within
+//! a user's namespace), the directory is bind-mounted, and [`Views::shared`] lists it.
 
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -23,65 +23,66 @@ use procfs::process::Process;
 
 use super::mounts;
 use crate::identity::Identity;
-use crate::rootfs::{self, CERTIFICATES, GUEST, Share};
+use crate::rootfs::{self, CERTIFICATES, GUEST, SharedDirectory};
 use crate::spawner::message::NewSandbox;
 
-/// The skeleton around the host's programs: mount points and `/etc`.
-const PROGRAMS: &str = "programs";
+/// Directory of the skeleton around the host's programs: mount points and `/etc`.
+const SKELETON_LAYER: &str = "programs";
 
-/// The layer above every root; it holds the guest.
-const AGENT: &str = "agent";
+/// Directory of the layer above every root, which contains the guest and the certificates.
+const GUEST_LAYER: &str = "agent";
 
-/// For each sandbox in the host's network, the layer above that; it holds the host's names.
-const NAMES: &str = "names";
+/// Directory of the topmost layers of sandboxes in the host's network, one per sandbox. Such a layer contains the
+/// host's files for name resolution.
+const NAMES_LAYERS: &str = "names";
 
-/// The second layer if there is only one: the kernel requires two.
-const EMPTY: &str = "empty";
+/// Directory of an empty layer, for overlays of a single directory: the kernel requires two layers.
+const EMPTY_LAYER: &str = "empty";
 
-/// Mount point of a sandbox's root, in the namespace of the process that makes it.
+/// Mount point of a sandbox's root, in the mount namespace of the process that makes the container.
 const VIEW: &str = "view";
 
 const DEVICES: &str = "/dev";
 
-/// How something that is shared is mounted.
+/// The way a shared directory is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Means {
+enum MountMethod {
     Overlay,
-    /// As it is, where the kernel refuses an overlay.
+    /// A bind mount, if the kernel refuses an overlay.
     Bind,
 }
 
 #[derive(Debug)]
-struct SharedPlace {
-    share: Share,
-    means: Means,
+struct SharedMount {
+    directory: SharedDirectory,
+    method: MountMethod,
 }
 
-impl SharedPlace {
-    fn of(share: Share) -> Self {
-        let means = possible_over(&share.source);
-        Self { share, means }
+impl SharedMount {
+    fn new(directory: SharedDirectory) -> Self {
+        let method = probe(&directory.source);
+        Self { directory, method }
     }
 }
 
-/// The layers that roots are made of, and how each sandbox gets to see them.
+/// The layers of sandboxes' roots, and the way each of them is mounted.
 #[derive(Debug)]
 pub(super) struct Views {
-    /// A file system in memory, which holds the directories above.
+    /// A tmpfs, which contains the directories above.
     directory: PathBuf,
-    /// The host's directories in the skeleton; each before those within it.
-    places: Vec<SharedPlace>,
-    skeleton: Means,
-    unpacked: Means,
-    /// None for an ordinary user, whose overlays have no devices.
-    devices: Option<Means>,
+    /// Mounts of the host's directories in the skeleton, each before the mounts within it.
+    shared_mounts: Vec<SharedMount>,
+    skeleton: MountMethod,
+    unpacked: MountMethod,
+    /// `None` for an ordinary user, whose overlays cannot have devices.
+    devices: Option<MountMethod>,
     identity: Identity,
-    /// Whether the agent's layer holds certificates.
+    /// Whether the guest's layer contains certificates.
     has_certificates: bool,
 }
 
 impl Views {
-    /// Makes the layers, and finds out over which of them the kernel allows an overlay.
+    /// Makes the layers, and determines for which of them the kernel allows an overlay.
     pub(super) fn prepare(
         directory: &Path,
         host: &Path,
@@ -89,24 +90,23 @@ impl Views {
         identity: Identity,
     ) -> io::Result<Self> {
         make_layers(directory)?;
-        rootfs::build(host, &directory.join(PROGRAMS))?;
-        let shares = with_inner_mounts(&rootfs::shares(host), &mount_points()?);
-        // Layers are named from here, as in [`Self::enter`].
+        rootfs::build(host, &directory.join(SKELETON_LAYER))?;
+        let shared = with_inner_mounts(&rootfs::shared_directories(host), &mount_points()?);
+        // Paths of layers are relative to this directory, as in [`Self::enter`].
         std::env::set_current_dir(directory)?;
         let views = Self {
             directory: directory.to_owned(),
-            // A mount that another one hides cannot be reached, on the host either.
-            places: shares
+            // A mount that another mount hides cannot be reached, not even on the host.
+            shared_mounts: shared
                 .into_iter()
-                .filter(|share| share.source.exists())
-                .map(SharedPlace::of)
+                .filter(|shared| shared.source.exists())
+                .map(SharedMount::new)
                 .collect(),
-            skeleton: possible_over(Path::new(PROGRAMS)),
+            skeleton: probe(Path::new(SKELETON_LAYER)),
             unpacked: roots
                 .filter(|roots| roots.is_dir())
-                .map_or(Means::Overlay, possible_over),
-            devices: (identity == Identity::Root)
-                .then(|| possible_over_devices([Some(directory), roots])),
+                .map_or(MountMethod::Overlay, probe),
+            devices: (identity == Identity::Root).then(|| probe_devices([Some(directory), roots])),
             identity,
             has_certificates: false,
         };
@@ -114,11 +114,11 @@ impl Views {
         Ok(views)
     }
 
-    /// Gives sandboxes that are made from now on this guest.
+    /// Sets the guest executable of sandboxes that are made from now on.
     pub(super) fn set_guest(&self, guest: &Path) -> io::Result<()> {
         let inside = self
             .directory
-            .join(AGENT)
+            .join(GUEST_LAYER)
             .join(GUEST.trim_start_matches('/'));
         let unfinished = inside.with_extension("new");
         if let Some(parent) = inside.parent() {
@@ -127,13 +127,13 @@ impl Views {
         }
         fs::copy(guest, &unfinished)?;
         fs::set_permissions(&unfinished, Permissions::from_mode(0o755))?;
-        // Sandboxes that are there keep the file that they run.
+        // Existing sandboxes keep the file that they execute.
         fs::rename(unfinished, inside)
     }
 
-    /// Gives sandboxes that are made from now on these certificates.
+    /// Sets the certificates of sandboxes that are made from now on.
     pub(super) fn set_certificates(&mut self, certificates: Option<&str>) -> io::Result<()> {
-        let layer = self.directory.join(AGENT);
+        let layer = self.directory.join(GUEST_LAYER);
         let inside = layer.join(CERTIFICATES.trim_start_matches('/'));
         self.has_certificates = certificates.is_some();
         let Some(certificates) = certificates else {
@@ -152,7 +152,7 @@ impl Views {
         self.has_certificates
     }
 
-    /// The directories whose files sandboxes have as they are, and so share with the host and each other.
+    /// Returns the directories that sandboxes share with the host and each other without an overlay.
     pub(super) fn shared(&self) -> Vec<PathBuf> {
         let named = [
             (Some(self.skeleton), "/"),
@@ -161,91 +161,95 @@ impl Views {
         ];
         let named = named
             .into_iter()
-            .filter_map(|(means, name)| Some((means?, Path::new(name))));
-        let places = self
-            .places
+            .filter_map(|(method, name)| Some((method?, Path::new(name))));
+        let shared_mounts = self
+            .shared_mounts
             .iter()
-            .map(|place| (place.means, place.share.source.as_path()));
+            .map(|shared| (shared.method, shared.directory.source.as_path()));
         named
-            .chain(places)
-            .filter(|(means, _)| *means == Means::Bind)
+            .chain(shared_mounts)
+            .filter(|(method, _)| *method == MountMethod::Bind)
             .map(|(_, path)| path.to_owned())
             .collect()
     }
 
-    /// Whether files of a sandbox are shared as they are, other than the devices of an ordinary user.
+    /// Returns whether any directory of a sandbox is shared without an overlay. The devices of an ordinary user do not
+    /// count.
     pub(super) fn is_shared(&self, sandbox: &NewSandbox) -> bool {
-        let own = match &sandbox.root {
+        let methods = match &sandbox.root {
             Some(_) => vec![self.unpacked],
-            None => self.places.iter().map(|place| place.means).collect(),
+            None => self.shared_mounts.iter().map(|it| it.method).collect(),
         };
-        let own = own.into_iter().chain([self.skeleton]);
-        own.chain(self.devices).any(|means| means == Means::Bind)
+        let methods = methods.into_iter().chain([self.skeleton]);
+        methods
+            .chain(self.devices)
+            .any(|method| method == MountMethod::Bind)
     }
 
-    /// Returns the path at which the process that has [entered](Self::enter) a view finds its root.
+    /// Returns the path of the root for the process that has [entered](Self::enter) a view.
     pub(super) fn root(&self) -> PathBuf {
         self.directory.join(VIEW)
     }
 
-    /// Makes the layer that no other sandbox has, where one is needed.
-    pub(super) fn add(&self, sandbox: &NewSandbox) -> io::Result<()> {
+    /// Makes the sandbox's own layer, if the sandbox needs one.
+    pub(super) fn add_own_layer(&self, sandbox: &NewSandbox) -> io::Result<()> {
         if !sandbox.host_network {
             return Ok(());
         }
-        rootfs::name_hosts(Path::new("/etc"), &self.names(&sandbox.id))
+        rootfs::copy_name_resolution(Path::new("/etc"), &self.own_layer(&sandbox.id))
     }
 
-    /// Removes the layer that no other sandbox has, if there is one.
-    pub(super) fn remove(&self, id: &str) -> io::Result<()> {
-        match fs::remove_dir_all(self.names(id)) {
+    /// Removes the sandbox's own layer, if the sandbox has one.
+    pub(super) fn remove_own_layer(&self, id: &str) -> io::Result<()> {
+        match fs::remove_dir_all(self.own_layer(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn names(&self, id: &str) -> PathBuf {
-        self.directory.join(NAMES).join(id)
+    fn own_layer(&self, id: &str) -> PathBuf {
+        self.directory.join(NAMES_LAYERS).join(id)
     }
 
-    /// Takes the calling process to a mount namespace in which the sandbox's root is mounted, and the device files
-    /// are the sandbox's own.
+    /// Moves the calling process to a new mount namespace in which the sandbox's root is mounted, and in which `/dev`
+    /// is an overlay for this sandbox.
     pub(super) fn enter(&self, sandbox: &NewSandbox) -> io::Result<()> {
         unshare(CloneFlags::CLONE_NEWNS)?;
-        // The options of a mount can be read in the sandbox: so they name no directory of this instance.
+        // User code can read the mount options, so the paths in them are relative and reveal no directory of this
+        // instance.
         std::env::set_current_dir(&self.directory)?;
         let view = Path::new(VIEW);
-        let names = Path::new(NAMES).join(&sandbox.id);
-        let (base, means) = match &sandbox.root {
+        let own_layer = Path::new(NAMES_LAYERS).join(&sandbox.id);
+        let (base, method) = match &sandbox.root {
             Some(root) => (root.as_path(), self.unpacked),
-            None => (Path::new(PROGRAMS), self.skeleton),
+            None => (Path::new(SKELETON_LAYER), self.skeleton),
         };
-        let layers = [names.as_path(), Path::new(AGENT), base];
-        let needed = if sandbox.host_network { 0 } else { 1 };
-        show(means, &layers[needed..], view)?;
+        let layers = [own_layer.as_path(), Path::new(GUEST_LAYER), base];
+        let first = if sandbox.host_network { 0 } else { 1 };
+        mount_layers(method, &layers[first..], view)?;
         if sandbox.root.is_none() {
-            for place in &self.places {
-                let layers = [place.share.source.as_path(), Path::new(EMPTY)];
-                show_one(place.means, layers, &view.join(&place.share.destination))?;
+            for SharedMount { directory, method } in &self.shared_mounts {
+                let target = view.join(&directory.destination);
+                mount_directory(*method, &directory.source, &target)?;
             }
         }
         self.mount_writable(sandbox, view)?;
-        if self.devices == Some(Means::Overlay) {
-            let layers = [Path::new(DEVICES), Path::new(EMPTY)];
-            overlay(&layers, Path::new(DEVICES), MsFlags::MS_NOEXEC)?;
+        if self.devices == Some(MountMethod::Overlay) {
+            let layers = [Path::new(DEVICES), Path::new(EMPTY_LAYER)];
+            mount_overlay(&layers, Path::new(DEVICES), MsFlags::MS_NOEXEC)?;
         }
         std::env::set_current_dir("/")
     }
 
-    /// Mounts the places that user code may write to, each by one system call. libcontainer makes hundreds for a
-    /// mount, to check its path.
+    /// Mounts the directories that user code may write to, each with one system call. libcontainer makes hundreds of
+    /// system calls per mount, to check its path.
     fn mount_writable(&self, sandbox: &NewSandbox, view: &Path) -> io::Result<()> {
         let (root, user) = self.identity.owners(&sandbox.id);
-        let places = [
+        let directories = [
             ("sandbox", user, "755", sandbox.sandbox_bytes),
             ("tmp", root, "1777", sandbox.tmp_bytes),
         ];
-        for (name, owner, mode, size) in places {
+        for (name, owner, mode, size) in directories {
             let options = format!("mode={mode},uid={owner},gid={owner},size={size}");
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
             let kind = Some("tmpfs");
@@ -256,8 +260,8 @@ impl Views {
 }
 
 fn make_layers(directory: &Path) -> io::Result<()> {
-    mounts::in_memory(directory)?;
-    for name in [PROGRAMS, AGENT, NAMES, EMPTY, VIEW] {
+    mounts::mount_tmpfs(directory)?;
+    for name in [SKELETON_LAYER, GUEST_LAYER, NAMES_LAYERS, EMPTY_LAYER, VIEW] {
         let layer = directory.join(name);
         fs::create_dir(&layer)?;
         fs::set_permissions(layer, Permissions::from_mode(0o755))?;
@@ -271,22 +275,25 @@ fn mount_points() -> io::Result<Vec<PathBuf>> {
     Ok(mounted.map(|mounted| mounted.mount_point).collect())
 }
 
-/// Adds the mounts within each directory, which an overlay of it leaves out, behind it.
-fn with_inner_mounts(shares: &[Share], mount_points: &[PathBuf]) -> Vec<Share> {
+/// Inserts the mounts within each directory after it: an overlay of the directory does not include them.
+fn with_inner_mounts(
+    directories: &[SharedDirectory],
+    mount_points: &[PathBuf],
+) -> Vec<SharedDirectory> {
     let mut all = Vec::new();
-    for share in shares {
+    for directory in directories {
         let mut inner: Vec<PathBuf> = mount_points
             .iter()
-            .filter(|point| point.starts_with(&share.source) && **point != share.source)
+            .filter(|point| point.starts_with(&directory.source) && **point != directory.source)
             .cloned()
             .collect();
         inner.sort();
         inner.dedup();
-        all.push(share.clone());
+        all.push(directory.clone());
         all.extend(inner.into_iter().filter_map(|source| {
-            let within = source.strip_prefix(&share.source).ok()?;
-            let destination = share.destination.join(within);
-            Some(Share {
+            let within = source.strip_prefix(&directory.source).ok()?;
+            let destination = directory.destination.join(within);
+            Some(SharedDirectory {
                 source,
                 destination,
             })
@@ -295,52 +302,54 @@ fn with_inner_mounts(shares: &[Share], mount_points: &[PathBuf]) -> Vec<Share> {
     all
 }
 
-/// Finds out whether the kernel allows an overlay over a directory, by mounting one.
-fn possible_over(directory: &Path) -> Means {
+/// Determines whether the kernel allows an overlay of a directory, by mounting one.
+fn probe(directory: &Path) -> MountMethod {
     let view = Path::new(VIEW);
-    let tried = show_one(Means::Overlay, [directory, Path::new(EMPTY)], view);
+    let tried = mount_directory(MountMethod::Overlay, directory, view);
     match tried.and_then(|()| mounts::detach(view)) {
-        Ok(()) => Means::Overlay,
+        Ok(()) => MountMethod::Overlay,
         Err(error) => {
-            log::debug!(directory:% = directory.display(), error:%; "no overlay is possible");
-            Means::Bind
+            log::debug!(directory:% = directory.display(), error:%; "overlay is not possible");
+            MountMethod::Bind
         }
     }
 }
 
-/// Like [`possible_over`]; but an overlay would hide what is used below.
-fn possible_over_devices(used: [Option<&Path>; 2]) -> Means {
+/// Does the same as [`probe`] for `/dev`. An overlay of `/dev` would hide the `used` paths, if they are below it.
+fn probe_devices(used: [Option<&Path>; 2]) -> MountMethod {
     let mut used = used.into_iter().flatten();
     if used.any(|path| path.starts_with(DEVICES)) {
-        return Means::Bind;
+        return MountMethod::Bind;
     }
-    possible_over(Path::new(DEVICES))
+    probe(Path::new(DEVICES))
 }
 
-/// Mounts the first of two layers; the other one is empty.
-fn show_one(means: Means, layers: [&Path; 2], target: &Path) -> io::Result<()> {
-    match means {
-        Means::Overlay => overlay(&layers, target, MsFlags::MS_NODEV),
-        Means::Bind => mounts::bind(layers[0], target),
+/// Mounts a single directory.
+fn mount_directory(method: MountMethod, source: &Path, target: &Path) -> io::Result<()> {
+    match method {
+        MountMethod::Overlay => {
+            mount_overlay(&[source, Path::new(EMPTY_LAYER)], target, MsFlags::MS_NODEV)
+        }
+        MountMethod::Bind => mounts::bind_read_only(source, target),
     }
 }
 
-/// Mounts layers upon each other, the topmost first.
-fn show(means: Means, layers: &[&Path], target: &Path) -> io::Result<()> {
+/// Mounts several layers, the topmost first.
+fn mount_layers(method: MountMethod, layers: &[&Path], target: &Path) -> io::Result<()> {
     let [upper @ .., base] = layers else {
         return Ok(());
     };
-    if means == Means::Overlay {
-        return overlay(layers, target, MsFlags::MS_NODEV);
+    if method == MountMethod::Overlay {
+        return mount_overlay(layers, target, MsFlags::MS_NODEV);
     }
-    mounts::bind(base, target)?;
+    mounts::bind_read_only(base, target)?;
     for layer in upper.iter().rev() {
         bind_files(layer, target)?;
     }
     Ok(())
 }
 
-/// Mounts the files of a layer over those of the same names.
+/// Bind-mounts each file of a layer over the file with the same path.
 fn bind_files(layer: &Path, target: &Path) -> io::Result<()> {
     for entry in fs::read_dir(layer)? {
         let entry = entry?;
@@ -348,23 +357,24 @@ fn bind_files(layer: &Path, target: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             bind_files(&entry.path(), &inside)?;
         } else if inside.exists() || !inside.ends_with(CERTIFICATES.trim_start_matches('/')) {
-            // A root that was unpacked by an earlier version has no place for certificates.
-            mounts::bind(&entry.path(), &inside)?;
+            // A root that was unpacked by an earlier version has no mount point for certificates.
+            mounts::bind_read_only(&entry.path(), &inside)?;
         }
     }
     Ok(())
 }
 
 /// Mounts a read-only overlay.
-fn overlay(layers: &[&Path], target: &Path, flags: MsFlags) -> io::Result<()> {
+fn mount_overlay(layers: &[&Path], target: &Path, flags: MsFlags) -> io::Result<()> {
     let flags = flags | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
     let kind = Some("overlay");
-    mount(kind, target, kind, flags, Some(&*lower(layers)))?;
+    mount(kind, target, kind, flags, Some(&*lowerdir_option(layers)))?;
     Ok(())
 }
 
-/// The option that names the layers. Colons and commas part them and options, unless there is a backslash before.
-fn lower(layers: &[&Path]) -> OsString {
+/// Returns the mount option that names the layers. A backslash escapes colons, which separate layers, and commas, which
+/// separate options.
+fn lowerdir_option(layers: &[&Path]) -> OsString {
     let mut option = b"lowerdir=".to_vec();
     for (index, layer) in layers.iter().enumerate() {
         if index > 0 {
@@ -384,15 +394,15 @@ fn lower(layers: &[&Path]) -> OsString {
 mod tests {
     use super::*;
 
-    fn share(path: &str) -> Share {
-        Share {
+    fn shared(path: &str) -> SharedDirectory {
+        SharedDirectory {
             source: Path::new("/").join(path),
             destination: path.into(),
         }
     }
 
     #[test]
-    fn what_is_mounted_within_a_directory_comes_behind_it() {
+    fn mounts_within_a_directory_come_after_it() {
         let points = [
             "/",
             "/usr/local/b",
@@ -401,17 +411,17 @@ mod tests {
             "/usrlocal",
             "/usr/local",
         ];
-        let shares = [share("usr"), share("etc/ssl/certs")];
-        let found = with_inner_mounts(&shares, &points.map(PathBuf::from));
+        let directories = [shared("usr"), shared("etc/ssl/certs")];
+        let found = with_inner_mounts(&directories, &points.map(PathBuf::from));
         let expected = ["usr", "usr/local", "usr/local/b", "etc/ssl/certs"];
-        assert_eq!(found, expected.map(share));
+        assert_eq!(found, expected.map(shared));
     }
 
     #[test]
     fn no_path_becomes_another_option_or_layer() {
         let layers = [Path::new("/a:b,upperdir=c\\d"), Path::new("empty")];
         assert_eq!(
-            lower(&layers).to_str().unwrap(),
+            lowerdir_option(&layers).to_str().unwrap(),
             r"lowerdir=/a\:b\,upperdir=c\\d:empty"
         );
     }
