@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix_web::web::Bytes;
 use isol8_actors::job::MAX_SECRETS;
 use isol8_api::{ExecuteBody, TenantId};
-use isol8_egress::MOST_PATTERNS;
+use isol8_egress::MAX_PATTERNS;
 
 use super::State;
 use super::bodies::SMALL;
@@ -46,12 +46,12 @@ pub fn bounds(config: &Config) -> [Bound; 8] {
         ),
         bound(
             &["options", "networkFilter", "whitelist"],
-            MOST_PATTERNS,
+            MAX_PATTERNS,
             "patterns",
         ),
         bound(
             &["options", "networkFilter", "blacklist"],
-            MOST_PATTERNS,
+            MAX_PATTERNS,
             "patterns",
         ),
     ]

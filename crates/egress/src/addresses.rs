@@ -53,11 +53,11 @@ const NAT64: Range6 = ([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
 
 /// The addresses that may be connected to.
 #[derive(Clone, Debug, Default)]
-pub struct Addresses {
+pub struct AddressRules {
     allowed: Vec<IpNet>,
 }
 
-impl Addresses {
+impl AddressRules {
     /// Public ones of other hosts, and those in any of these ranges; an address alone is a range of one.
     ///
     /// # Errors
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn what_the_operator_allows_is_allowed_in_each_of_its_forms() {
         let allowed = ["10.1.0.0/16", "fd00::/8", "127.0.0.1"].map(str::to_owned);
-        let addresses = Addresses::new(&allowed).unwrap();
+        let addresses = AddressRules::new(&allowed).unwrap();
         let admitted = |text: &str| addresses.admit(text.parse().unwrap());
         for address in [
             "10.1.2.3",

@@ -20,12 +20,12 @@ pub struct EgressConfig {
     /// Certificates in PEM that the server's own fetches trust beside the host's.
     pub certificates: Option<String>,
     /// Bounds of what runs may use.
-    pub limits: Limits,
+    pub limits: EgressLimits,
 }
 
 /// Bounds of what a run may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct EgressLimits {
     /// Connections of one run at once, 1 or more. A further one is answered with 429.
     pub connections: usize,
     /// Bytes that a run may receive and send, together. A connection that reaches it ends.
@@ -42,7 +42,7 @@ pub struct Limits {
     pub log_entries: usize,
 }
 
-impl Default for Limits {
+impl Default for EgressLimits {
     fn default() -> Self {
         Self {
             connections: 64,
@@ -63,7 +63,7 @@ pub enum EgressError {
     #[error("{list}[{index}]: {pattern:?} is not a usable regular expression: {reason}")]
     Pattern {
         /// The list that holds it.
-        list: List,
+        list: FilterList,
         /// Its place there, from 0.
         index: usize,
         /// The pattern; one that is too long is cut.
@@ -75,7 +75,7 @@ pub enum EgressError {
     #[error("{list}: {reason}")]
     List {
         /// The list.
-        list: List,
+        list: FilterList,
         /// The fault.
         reason: String,
     },
@@ -89,14 +89,14 @@ pub enum EgressError {
 
 /// The lists of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum List {
+pub enum FilterList {
     /// The list of admitted hosts.
     White,
     /// The list of refused hosts.
     Black,
 }
 
-impl fmt::Display for List {
+impl fmt::Display for FilterList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::White => "whitelist",

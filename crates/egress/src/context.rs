@@ -5,33 +5,33 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
+use crate::access_log::AccessLog;
 use crate::dial::Dialer;
 use crate::filter::Policy;
-use crate::meter::Usage;
-use crate::problem::{Problem, Problems};
+use crate::meter::ByteUsage;
+use crate::problem::{NetworkProblem, NetworkProblems};
 use crate::proxy::Connection;
-use crate::record::Record;
-use crate::{Entry, Limits, LocalHost};
+use crate::{EgressLimits, Entry, LocalHost};
 
 /// Least bound of a head that hyper takes.
-const LEAST_HEAD: usize = 8 << 10;
+const MIN_HEAD_BYTES: usize = 8 << 10;
 
 /// Names of one run that are looked up at once. A name server that does not answer keeps a run's own names
 /// waiting and no others.
-const LOOKUPS: usize = 8;
+const MAX_LOOKUPS: usize = 8;
 
 /// The network of one run: what it may reach, its limits, what it used. Clones are the same run's.
 #[derive(Clone, Debug)]
-pub struct RunEgress(Arc<Run>);
+pub struct RunEgress(Arc<RunContext>);
 
 #[derive(Debug)]
-pub(crate) struct Run {
+pub(crate) struct RunContext {
     pub(crate) dialer: Dialer,
     pub(crate) policy: Policy,
-    pub(crate) limits: Limits,
-    pub(crate) usage: Arc<Usage>,
-    pub(crate) record: Arc<Record>,
-    pub(crate) problems: Problems,
+    pub(crate) limits: EgressLimits,
+    pub(crate) usage: Arc<ByteUsage>,
+    pub(crate) log: Arc<AccessLog>,
+    pub(crate) problems: NetworkProblems,
     /// A host that exists for this run only.
     pub(crate) local: Option<Arc<dyn LocalHost>>,
     /// Names that are looked up at once; a connection waits for its place within its time to connect.
@@ -45,22 +45,22 @@ impl RunEgress {
     pub(crate) fn new(
         dialer: Dialer,
         policy: Policy,
-        mut limits: Limits,
+        mut limits: EgressLimits,
         log: bool,
         local: Option<Arc<dyn LocalHost>>,
     ) -> Self {
-        limits.header_bytes = limits.header_bytes.max(LEAST_HEAD);
-        let places = || Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS));
-        Self(Arc::new(Run {
+        limits.header_bytes = limits.header_bytes.max(MIN_HEAD_BYTES);
+        let slots = || Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS));
+        Self(Arc::new(RunContext {
             dialer,
             policy,
-            usage: Arc::new(Usage::new(limits.bytes)),
-            problems: Problems::default(),
-            record: Record::new(if log { limits.log_entries } else { 0 }),
+            usage: Arc::new(ByteUsage::new(limits.bytes)),
+            problems: NetworkProblems::default(),
+            log: AccessLog::new(if log { limits.log_entries } else { 0 }),
             local,
-            lookups: Semaphore::new(LOOKUPS),
-            connections: places(),
-            refusals: places(),
+            lookups: Semaphore::new(MAX_LOOKUPS),
+            connections: slots(),
+            refusals: slots(),
             limits,
         }))
     }
@@ -72,9 +72,9 @@ impl RunEgress {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let run = &*self.0;
-        if let Ok(_place) = run.connections.try_acquire() {
+        if let Ok(_slot) = run.connections.try_acquire() {
             Connection::new(run, true).serve(stream).await;
-        } else if let Ok(_place) = run.refusals.try_acquire() {
+        } else if let Ok(_slot) = run.refusals.try_acquire() {
             Connection::new(run, false).serve(stream).await;
         }
     }
@@ -82,12 +82,12 @@ impl RunEgress {
     /// The requests that the run made, the first ones; empty if none are logged.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
-        self.0.record.entries()
+        self.0.log.entries()
     }
 
     /// The hosts that the run could not reach, and those that a host inside the server could not.
     #[must_use]
-    pub fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self) -> Vec<NetworkProblem> {
         let local = self.0.local.as_ref().map(|local| local.problems());
         let own = self.0.problems.all();
         own.into_iter().chain(local.unwrap_or_default()).collect()

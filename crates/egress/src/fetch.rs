@@ -10,8 +10,8 @@ use reqwest::header::LOCATION;
 use reqwest::redirect;
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
 
+use crate::destination::DestinationHost;
 use crate::dial::{DialError, Dialer};
-use crate::target::Host;
 use crate::{Egress, Policy};
 
 /// Bounds of one fetch.
@@ -117,12 +117,12 @@ impl Egress {
         if !(url.scheme() == "https" || url.scheme() == "http" && allow_http) {
             return Err(FetchError::Scheme(url.scheme().to_owned()));
         }
-        let host = url.host_str().and_then(Host::parse);
+        let host = url.host_str().and_then(DestinationHost::parse);
         let host = host.ok_or_else(|| FetchError::InvalidUrl(url.to_string()))?;
         let denied = |error: &dyn Error| FetchError::Denied(error.to_string());
         let name = host.to_string();
         hosts.admit(&name).map_err(|error| denied(&error))?;
-        if let Host::Address(address) = host {
+        if let DestinationHost::Address(address) = host {
             let checked = self.0.dialer.check(address);
             checked.map_err(|error| FetchError::NotPublic(error.to_string()))?;
         }
@@ -135,7 +135,7 @@ impl Egress {
             let _ = rustls::crypto::ring::default_provider().install_default();
             let client = Client::builder()
                 .user_agent(concat!("isol8/", env!("CARGO_PKG_VERSION")))
-                .dns_resolver(Guarded(self.0.dialer.clone()))
+                .dns_resolver(CheckedResolver(self.0.dialer.clone()))
                 .connect_timeout(self.0.limits.connect_timeout)
                 .redirect(redirect::Policy::none())
                 // A connection to a proxy would not be the one that was checked.
@@ -243,9 +243,9 @@ fn innermost(error: &reqwest::Error) -> String {
 }
 
 /// Resolves names for reqwest, which connects to what it is told.
-struct Guarded(Dialer);
+struct CheckedResolver(Dialer);
 
-impl reqwest::dns::Resolve for Guarded {
+impl reqwest::dns::Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let dialer = self.0.clone();
         Box::pin(async move {

@@ -6,25 +6,25 @@ use std::sync::Arc;
 
 use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
-use crate::config::List;
+use crate::config::FilterList;
 use crate::ports::Ports;
 use crate::{EgressError, Filter};
 
 /// Most patterns of a list.
-pub const MOST_PATTERNS: usize = 256;
+pub const MAX_PATTERNS: usize = 256;
 
 /// Most bytes of all patterns of a list together.
-const MOST_BYTES: usize = 32 << 10;
+const MAX_LIST_BYTES: usize = 32 << 10;
 
 /// Longest pattern in bytes.
-const LONGEST_PATTERN: usize = 1024;
+const MAX_PATTERN_BYTES: usize = 1024;
 
 /// Memory of a compiled list, and of what matching in it remembers. Patterns come with requests, so they may
 /// not cost much.
-const LIST_MEMORY: usize = 1 << 20;
+const MAX_LIST_MEMORY: usize = 1 << 20;
 
 /// How much of a pattern an error repeats, in characters.
-const REPEATED: usize = 80;
+const MAX_QUOTED_CHARS: usize = 80;
 
 /// The hosts that a run may reach: both filters must admit a host.
 #[derive(Clone, Debug)]
@@ -122,15 +122,15 @@ impl Policy {
 pub struct Denied {
     host: String,
     whose: &'static str,
-    list: List,
+    list: FilterList,
 }
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, whose, list } = self;
         match list {
-            List::White => write!(f, "{host} is not on the {whose}'s {list}"),
-            List::Black => write!(f, "{host} is on the {whose}'s {list}"),
+            FilterList::White => write!(f, "{host} is not on the {whose}'s {list}"),
+            FilterList::Black => write!(f, "{host} is on the {whose}'s {list}"),
         }
     }
 }
@@ -157,37 +157,37 @@ pub(crate) struct Rules {
 impl Rules {
     pub(crate) fn new(filter: &Filter) -> Result<Self, EgressError> {
         Ok(Self {
-            whitelist: compile(List::White, &filter.whitelist)?,
-            blacklist: compile(List::Black, &filter.blacklist)?,
+            whitelist: compile(FilterList::White, &filter.whitelist)?,
+            blacklist: compile(FilterList::Black, &filter.blacklist)?,
         })
     }
 
-    fn admit(&self, host: &str) -> Result<(), List> {
+    fn admit(&self, host: &str) -> Result<(), FilterList> {
         if self.blacklist.is_match(host.as_bytes()) {
-            return Err(List::Black);
+            return Err(FilterList::Black);
         }
         if !self.whitelist.is_empty() && !self.whitelist.is_match(host.as_bytes()) {
-            return Err(List::White);
+            return Err(FilterList::White);
         }
         Ok(())
     }
 }
 
-fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
+fn compile(list: FilterList, patterns: &[String]) -> Result<RegexSet, EgressError> {
     check_amount(list, patterns)?;
     // Names are ASCII by the time they are matched: Unicode classes would only cost.
     let compiled = RegexSetBuilder::new(patterns)
         .case_insensitive(true)
         .unicode(false)
-        .size_limit(LIST_MEMORY)
-        .dfa_size_limit(LIST_MEMORY)
+        .size_limit(MAX_LIST_MEMORY)
+        .dfa_size_limit(MAX_LIST_MEMORY)
         .build();
     // An error of a set does not say with which of its patterns something is wrong.
     compiled.map_err(|error| match syntax_error(patterns) {
         Some((index, reason)) => EgressError::Pattern {
             list,
             index,
-            pattern: patterns[index].chars().take(REPEATED).collect(),
+            pattern: patterns[index].chars().take(MAX_QUOTED_CHARS).collect(),
             reason,
         },
         None => EgressError::List {
@@ -201,29 +201,27 @@ fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
 }
 
 /// Bounds what is parsed: that takes about a microsecond per byte.
-fn check_amount(list: List, patterns: &[String]) -> Result<(), EgressError> {
+fn check_amount(list: FilterList, patterns: &[String]) -> Result<(), EgressError> {
     let too_much = |reason| Err(EgressError::List { list, reason });
     let (count, bytes) = (
         patterns.len(),
         patterns.iter().map(String::len).sum::<usize>(),
     );
-    if count > MOST_PATTERNS {
-        return too_much(format!(
-            "{count} patterns, expected at most {MOST_PATTERNS}"
-        ));
+    if count > MAX_PATTERNS {
+        return too_much(format!("{count} patterns, expected at most {MAX_PATTERNS}"));
     }
-    let too_long = |pattern: &String| pattern.len() > LONGEST_PATTERN;
+    let too_long = |pattern: &String| pattern.len() > MAX_PATTERN_BYTES;
     if let Some(index) = patterns.iter().position(too_long) {
         return Err(EgressError::Pattern {
             list,
             index,
-            pattern: patterns[index].chars().take(REPEATED).collect(),
-            reason: format!("longer than {LONGEST_PATTERN} bytes"),
+            pattern: patterns[index].chars().take(MAX_QUOTED_CHARS).collect(),
+            reason: format!("longer than {MAX_PATTERN_BYTES} bytes"),
         });
     }
-    if bytes > MOST_BYTES {
+    if bytes > MAX_LIST_BYTES {
         return too_much(format!(
-            "patterns of {bytes} bytes together, expected at most {MOST_BYTES}"
+            "patterns of {bytes} bytes together, expected at most {MAX_LIST_BYTES}"
         ));
     }
     Ok(())
@@ -339,13 +337,13 @@ mod tests {
 
     #[test]
     fn patterns_that_would_exhaust_the_server_are_refused() {
-        let many = vec!["a"; MOST_PATTERNS + 1];
-        let long = "a".repeat(LONGEST_PATTERN + 1);
+        let many = vec!["a"; MAX_PATTERNS + 1];
+        let long = "a".repeat(MAX_PATTERN_BYTES + 1);
         let deep = format!("{}a{}", "(".repeat(400), ")".repeat(400));
         let heavy = vec!["[a-z]{50}[0-9]{50}x{99}"; 200];
-        let alternatives = "a|b".repeat(LONGEST_PATTERN / 3);
+        let alternatives = "a|b".repeat(MAX_PATTERN_BYTES / 3);
         let broken = [
-            vec![&*alternatives; MOST_BYTES / LONGEST_PATTERN - 1],
+            vec![&*alternatives; MAX_LIST_BYTES / MAX_PATTERN_BYTES - 1],
             vec!["("],
         ]
         .concat();
@@ -355,7 +353,7 @@ mod tests {
             vec!["((a{100}){100}){100}"],
             vec![&*deep],
             heavy,
-            vec![&*alternatives; MOST_PATTERNS],
+            vec![&*alternatives; MAX_PATTERNS],
             broken,
         ] {
             let begun = std::time::Instant::now();

@@ -13,41 +13,41 @@
 //! Read [`config`], [`filter`] and [`addresses`], which are the rules; `dial`, which connects by them;
 //! then [`run`] and `proxy`, which speak HTTP with a sandbox, and [`mod@fetch`].
 
+mod access_log;
 pub mod addresses;
 mod anchors;
 pub mod config;
+pub mod context;
+mod destination;
 mod dial;
 pub mod fetch;
 pub mod filter;
 pub mod local;
 mod meter;
-mod open;
 mod ports;
 mod problem;
 mod proxy;
-mod record;
 pub mod resolve;
-pub mod run;
-mod target;
+mod stream_fetch;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use addresses::Addresses;
+use addresses::AddressRules;
 use dial::Dialer;
 use filter::{PortRule, Rules};
 
 pub use anchors::is_anchored;
-pub use config::{EgressConfig, EgressError, Limits, List};
+pub use config::{EgressConfig, EgressError, EgressLimits, FilterList};
+pub use context::RunEgress;
 pub use fetch::{FetchError, FetchLimits};
-pub use filter::{Denied, MOST_PATTERNS, Policy};
+pub use filter::{Denied, MAX_PATTERNS, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};
 pub use local::{LocalAnswer, LocalHost};
-pub use open::Opened;
 pub use ports::{PortError, PortRange, Ports};
-pub use problem::{Problem, ProblemKind, Problems};
+pub use problem::{NetworkProblem, NetworkProblemKind, NetworkProblems};
 pub use resolve::{Resolve, SystemResolver};
-pub use run::RunEgress;
+pub use stream_fetch::FetchStream;
 
 /// The rules of a server, and what connects by them. Cheap to clone; clones share all of it.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ struct Shared {
     rules: Arc<Rules>,
     ports: Arc<Ports>,
     dialer: Dialer,
-    limits: Limits,
+    limits: EgressLimits,
     /// Certificates in PEM that the server's own fetches trust beside the host's.
     certificates: Option<String>,
     /// Made when something is fetched for the first time: it reads the host's certificates.
@@ -96,7 +96,7 @@ impl Egress {
             whitelist: config.whitelist,
             blacklist: config.blacklist,
         };
-        let addresses = Addresses::new(&config.allowed_cidrs)?;
+        let addresses = AddressRules::new(&config.allowed_cidrs)?;
         Ok(Self(Arc::new(Shared {
             rules: Arc::new(Rules::new(&filter)?),
             ports: Arc::new(config.ports),

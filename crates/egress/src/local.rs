@@ -8,7 +8,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::Response;
 use hyper::http::request::Parts;
 
-use crate::problem::Problem;
+use crate::problem::NetworkProblem;
 
 /// The answer of such a host.
 pub type LocalAnswer = Response<UnsyncBoxBody<Bytes, io::Error>>;
@@ -20,7 +20,7 @@ pub trait LocalHost: fmt::Debug + Send + Sync {
     fn is_named(&self, host: &str) -> bool;
 
     /// The hosts that it could not reach.
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self) -> Vec<NetworkProblem> {
         Vec::new()
     }
 

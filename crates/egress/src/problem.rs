@@ -6,20 +6,20 @@ use crate::FetchError;
 use crate::dial::DialError;
 
 /// Most problems of one run that are kept.
-const KEPT: usize = 8;
+const MAX_PROBLEMS: usize = 8;
 
 /// A host that was not reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct NetworkProblem {
     /// The kind of problem.
-    pub kind: ProblemKind,
+    pub kind: NetworkProblemKind,
     /// The host and what happened, as a sentence without its end.
     pub text: String,
 }
 
 /// Kinds of problems, each with a setting that changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProblemKind {
+pub enum NetworkProblemKind {
     /// The host has no address that is public.
     NotPublic,
     /// A filter refuses the host or the port.
@@ -32,12 +32,12 @@ pub enum ProblemKind {
 
 /// The problems of one run.
 #[derive(Debug, Default)]
-pub struct Problems(Mutex<Vec<Problem>>);
+pub struct NetworkProblems(Mutex<Vec<NetworkProblem>>);
 
-impl Problems {
+impl NetworkProblems {
     /// The first ones, each once.
     #[must_use]
-    pub fn all(&self) -> Vec<Problem> {
+    pub fn all(&self) -> Vec<NetworkProblem> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -47,10 +47,10 @@ impl Problems {
     /// Keeps a problem of the server's own fetch.
     pub fn add_fetch(&self, error: &FetchError) {
         let kind = match error {
-            FetchError::NotPublic(_) => ProblemKind::NotPublic,
-            FetchError::Untrusted(_) => ProblemKind::Untrusted,
-            FetchError::Denied(_) | FetchError::Scheme(_) => ProblemKind::Denied,
-            FetchError::Unreachable(_) | FetchError::TimedOut(_) => ProblemKind::Unreachable,
+            FetchError::NotPublic(_) => NetworkProblemKind::NotPublic,
+            FetchError::Untrusted(_) => NetworkProblemKind::Untrusted,
+            FetchError::Denied(_) | FetchError::Scheme(_) => NetworkProblemKind::Denied,
+            FetchError::Unreachable(_) | FetchError::TimedOut(_) => NetworkProblemKind::Unreachable,
             FetchError::InvalidUrl(_)
             | FetchError::Status { .. }
             | FetchError::Redirect(_)
@@ -62,16 +62,16 @@ impl Problems {
 
     pub(crate) fn add_dial(&self, error: &DialError) {
         let kind = match error {
-            DialError::NotPublic(_) | DialError::NoAddress(_) => ProblemKind::NotPublic,
-            DialError::Unreachable(..) | DialError::TimedOut(_) => ProblemKind::Unreachable,
+            DialError::NotPublic(_) | DialError::NoAddress(_) => NetworkProblemKind::NotPublic,
+            DialError::Unreachable(..) | DialError::TimedOut(_) => NetworkProblemKind::Unreachable,
         };
         self.add(kind, error.to_string());
     }
 
-    pub(crate) fn add(&self, kind: ProblemKind, text: String) {
+    pub(crate) fn add(&self, kind: NetworkProblemKind, text: String) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let problem = Problem { kind, text };
-        if kept.len() < KEPT && !kept.contains(&problem) {
+        let problem = NetworkProblem { kind, text };
+        if kept.len() < MAX_PROBLEMS && !kept.contains(&problem) {
             kept.push(problem);
         }
     }

@@ -1,4 +1,4 @@
-//! Names into addresses.
+//! LoadedResolver into addresses.
 
 use std::fmt;
 use std::io;
@@ -15,7 +15,7 @@ use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, ResolverBuilder};
 
 /// The host's files that say how names are resolved.
-const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+const RESOLVER_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 /// Longest time for which an address is used again, whatever its record says.
 const POSITIVE_TTL: Duration = Duration::from_secs(30);
@@ -42,29 +42,29 @@ pub trait Resolve: fmt::Debug + Send + Sync {
 #[derive(Debug, Default)]
 pub struct SystemResolver {
     /// Nothing waits while it is locked.
-    current: Mutex<Option<(Versions, Arc<Names>)>>,
+    current: Mutex<Option<(FileVersions, Arc<LoadedResolver>)>>,
 }
 
-/// Modification time and size of each of [`FILES`]; `None` for a file that cannot be read.
-type Versions = [Option<(SystemTime, u64)>; FILES.len()];
+/// Modification time and size of each of [`RESOLVER_FILES`]; `None` for a file that cannot be read.
+type FileVersions = [Option<(SystemTime, u64)>; RESOLVER_FILES.len()];
 
 /// The contents of the host's files, ready for lookups.
 #[derive(Debug)]
-struct Names {
+struct LoadedResolver {
     hosts: Hosts,
     servers: TokioResolver,
 }
 
 impl SystemResolver {
-    fn names(&self) -> io::Result<Arc<Names>> {
-        let versions = FILES.map(version);
+    fn names(&self) -> io::Result<Arc<LoadedResolver>> {
+        let versions = RESOLVER_FILES.map(version);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, names)) = &*current
             && *known == versions
         {
             return Ok(Arc::clone(names));
         }
-        let names = Arc::new(Names::load()?);
+        let names = Arc::new(LoadedResolver::load()?);
         *current = Some((versions, Arc::clone(&names)));
         Ok(names)
     }
@@ -84,7 +84,7 @@ impl Resolve for SystemResolver {
     }
 }
 
-impl Names {
+impl LoadedResolver {
     fn load() -> io::Result<Self> {
         let builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
             log::warn!(error:%; "/etc/resolv.conf names no server, only /etc/hosts is used");

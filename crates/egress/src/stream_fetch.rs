@@ -9,15 +9,15 @@ use tokio::time::timeout;
 use crate::fetch::failure;
 use crate::{Egress, FetchError, Policy};
 
-/// Longest silence of a host, whatever the runs' own connections may have.
-const SILENCE: Duration = Duration::from_secs(60);
+/// Longest max_idle of a host, whatever the runs' own connections may have.
+const MAX_IDLE: Duration = Duration::from_secs(60);
 
 /// The answer of a host, whose body is still to come.
 #[derive(Debug)]
-pub struct Opened {
+pub struct FetchStream {
     host: String,
     response: Response,
-    silence: Duration,
+    max_idle: Duration,
 }
 
 impl Egress {
@@ -25,26 +25,26 @@ impl Egress {
     ///
     /// # Errors
     /// [`FetchError`], but none of the host's own.
-    pub async fn open(
+    pub async fn fetch_stream(
         &self,
         url: &Url,
         hosts: &Policy,
         allow_http: bool,
         headers: &[(&str, &str)],
-    ) -> Result<Opened, FetchError> {
+    ) -> Result<FetchStream, FetchError> {
         let host = self.check(url, hosts, allow_http)?;
         let mut request = self.client()?.get(url.clone());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let silence = self.0.limits.idle_timeout.min(SILENCE);
-        let answered = timeout(silence, request.send()).await;
-        let answered = answered.map_err(|_| FetchError::TimedOut(silence))?;
+        let max_idle = self.0.limits.idle_timeout.min(MAX_IDLE);
+        let answered = timeout(max_idle, request.send()).await;
+        let answered = answered.map_err(|_| FetchError::TimedOut(max_idle))?;
         let response = answered.map_err(|error| failure(&host, &error))?;
-        Ok(Opened {
+        Ok(FetchStream {
             host,
             response,
-            silence,
+            max_idle,
         })
     }
 
@@ -57,7 +57,7 @@ impl Egress {
     }
 }
 
-impl Opened {
+impl FetchStream {
     /// The HTTP status.
     #[must_use]
     pub fn status(&self) -> u16 {
@@ -81,8 +81,8 @@ impl Opened {
     /// # Errors
     /// [`FetchError`] where the body does not come to its end.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let next = timeout(self.silence, self.response.chunk()).await;
-        let next = next.map_err(|_| FetchError::TimedOut(self.silence))?;
+        let next = timeout(self.max_idle, self.response.chunk()).await;
+        let next = next.map_err(|_| FetchError::TimedOut(self.max_idle))?;
         next.map_err(|error| failure(&self.host, &error))
     }
 }

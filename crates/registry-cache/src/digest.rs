@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 /// Bytes that are read at once.
-const PIECE: usize = 256 << 10;
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// A hash for which no second file can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Digest {
     /// Whether all that can be read has this hash.
     pub(crate) fn is_of(&self, mut content: impl Read) -> io::Result<bool> {
         let mut hasher = self.hasher();
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; CHUNK_BYTES];
         loop {
             match content.read(&mut piece) {
                 Ok(0) => return Ok(hasher.finish() == *self),

@@ -10,106 +10,108 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
-use isol8_egress::{Egress, Opened, Policy};
+use isol8_egress::{Egress, FetchStream, Policy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::digest::Digest;
-use crate::page::Listed;
-use crate::share::Share;
-use crate::store::{Key, Store};
-use crate::upstream::{self, Failure};
+use crate::index::ListedFile;
+use crate::share::InstallationShare;
+use crate::store::{FileKey, FileStore};
+use crate::upstream::{self, RegistryError};
 
 /// Downloads at once, of all installations; others wait. Each writes to disk on a thread of its own, of which the
 /// runtime has 512.
-const AT_ONCE: usize = 128;
+const MAX_DOWNLOADS: usize = 128;
 
 /// Bytes that are read from disk at once.
-const PIECE: usize = 256 << 10;
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// Pieces of a download that may wait for the disk.
-const WAITING: usize = 16;
+const MAX_QUEUED_CHUNKS: usize = 16;
 
 /// How far a download is.
 #[derive(Clone, Debug)]
-enum Progress {
-    Asked,
-    Running(Content),
-    Whole(Content),
-    Failed(Failure),
+enum DownloadProgress {
+    Requested,
+    Running(PartialFile),
+    Whole(PartialFile),
+    Failed(RegistryError),
 }
 
 /// A file, or what there is of it.
 #[derive(Clone, Debug)]
-pub(crate) struct Content {
+pub(crate) struct PartialFile {
     file: Arc<File>,
     /// Bytes that are there.
-    there: u64,
+    available: u64,
     /// Length of the whole, if it is known.
     pub(crate) length: Option<u64>,
 }
 
 /// The downloads that go on.
 #[derive(Clone, Debug)]
-pub(crate) struct Flights {
-    store: Arc<Store>,
-    running: Arc<Mutex<HashMap<Key, watch::Sender<Progress>>>>,
-    places: Arc<Semaphore>,
+pub(crate) struct Downloads {
+    store: Arc<FileStore>,
+    running: Arc<Mutex<HashMap<FileKey, watch::Sender<DownloadProgress>>>>,
+    slots: Arc<Semaphore>,
 }
 
 /// A file with the hash that it must have, for one who waits for it.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum FileSource {
     /// From disk, or on its way there.
-    File(Reader),
+    File(FileReader),
     /// Too large to be kept, or there is no disk: as it comes.
-    Stream(Opened),
+    Stream(FetchStream),
 }
 
-impl Flights {
-    pub(crate) fn new(store: Arc<Store>) -> Self {
+impl Downloads {
+    pub(crate) fn new(store: Arc<FileStore>) -> Self {
         Self {
             store,
             running: Arc::default(),
-            places: Arc::new(Semaphore::new(AT_ONCE)),
+            slots: Arc::new(Semaphore::new(MAX_DOWNLOADS)),
         }
     }
 
     /// The file, from disk or from the registry.
     pub(crate) async fn get(
         &self,
-        listed: &Listed,
+        listed: &ListedFile,
         digest: &Digest,
         egress: &Egress,
         policy: &Policy,
-        share: &Share,
-    ) -> Result<Found, Failure> {
-        let key = Key::of(&listed.url);
+        share: &InstallationShare,
+    ) -> Result<FileSource, RegistryError> {
+        let key = FileKey::of(&listed.url);
         if let Some(reader) = self.stored(&key, digest).await {
-            return Ok(Found::File(reader));
+            return Ok(FileSource::File(reader));
         }
         // Before others can join: no request joins a download that waits for other downloads of its installation.
-        let place = share.download().await?;
-        let mut progress = self.join(&key, listed, digest, egress, policy, place);
-        let begun = progress
-            .wait_for(|progress| !matches!(progress, Progress::Asked))
+        let slot = share.download().await?;
+        let mut progress = self.join(&key, listed, digest, egress, policy, slot);
+        let started = progress
+            .wait_for(|progress| !matches!(progress, DownloadProgress::Requested))
             .await;
-        let begun = begun.map_err(|_| Failure::Disk)?.clone();
-        match begun {
-            Progress::Running(content) | Progress::Whole(content) => Ok(Found::File(Reader {
-                content,
-                progress: Some(progress),
-                position: 0,
-            })),
-            Progress::Failed(Failure::TooLarge | Failure::Disk) => {
-                let answer = upstream::get(&listed.url, &[], egress, policy).await?;
-                Ok(Found::Stream(answer))
+        let started = started.map_err(|_| RegistryError::Disk)?.clone();
+        match started {
+            DownloadProgress::Running(content) | DownloadProgress::Whole(content) => {
+                Ok(FileSource::File(FileReader {
+                    content,
+                    progress: Some(progress),
+                    position: 0,
+                }))
             }
-            Progress::Failed(failure) => Err(failure),
-            Progress::Asked => Err(Failure::Disk), // The wait was for any other state.
+            DownloadProgress::Failed(RegistryError::TooLarge | RegistryError::Disk) => {
+                let answer = upstream::get(&listed.url, &[], egress, policy).await?;
+                Ok(FileSource::Stream(answer))
+            }
+            DownloadProgress::Failed(failure) => Err(failure),
+            DownloadProgress::Requested => Err(RegistryError::Disk), // The wait was for any other state.
         }
     }
 
-    async fn stored(&self, key: &Key, digest: &Digest) -> Option<Reader> {
+    async fn stored(&self, key: &FileKey, digest: &Digest) -> Option<FileReader> {
         let (store, wanted, must) = (Arc::clone(&self.store), key.clone(), digest.clone());
         let opened = tokio::task::spawn_blocking(move || store.open(&wanted, &must)).await;
         let opened = opened.unwrap_or_else(|panic| Err(io::Error::other(panic)));
@@ -117,19 +119,19 @@ impl Flights {
             log::warn!(error:%; "cached package cannot be read");
             None
         })?;
-        let content = Content {
+        let content = PartialFile {
             file: Arc::new(file),
-            there: size,
+            available: size,
             length: Some(size),
         };
-        Some(Reader {
+        Some(FileReader {
             content,
             progress: None,
             position: 0,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, watch::Sender<Progress>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FileKey, watch::Sender<DownloadProgress>>> {
         // No panic leaves an entry half written.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,28 +139,28 @@ impl Flights {
     /// Takes part in a download, or begins it.
     fn join(
         &self,
-        key: &Key,
-        listed: &Listed,
+        key: &FileKey,
+        listed: &ListedFile,
         digest: &Digest,
         egress: &Egress,
         policy: &Policy,
-        place: OwnedSemaphorePermit,
-    ) -> watch::Receiver<Progress> {
+        slot: OwnedSemaphorePermit,
+    ) -> watch::Receiver<DownloadProgress> {
         let mut running = self.lock();
         if let Some(sender) = running.get(key) {
             return sender.subscribe();
         }
-        let (sender, receiver) = watch::channel(Progress::Asked);
+        let (sender, receiver) = watch::channel(DownloadProgress::Requested);
         running.insert(key.clone(), sender.clone());
-        let download = Download {
-            flights: self.clone(),
+        let download = DownloadTask {
+            downloads: self.clone(),
             key: key.clone(),
             listed: listed.clone(),
             digest: digest.clone(),
             egress: egress.clone(),
             policy: policy.clone(),
             progress: sender,
-            _place: place,
+            _slot: slot,
         };
         tokio::spawn(download.run());
         receiver
@@ -166,33 +168,33 @@ impl Flights {
 }
 
 /// A download. It ends when no client waits for it any more.
-struct Download {
-    flights: Flights,
-    key: Key,
-    listed: Listed,
+struct DownloadTask {
+    downloads: Downloads,
+    key: FileKey,
+    listed: ListedFile,
     digest: Digest,
     egress: Egress,
     policy: Policy,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<DownloadProgress>,
     /// A place of the installation that began the download.
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-impl Download {
+impl DownloadTask {
     async fn run(self) {
         let mut fetching = pin!(self.fetch());
         loop {
             tokio::select! {
                 fetched = &mut fetching => {
-                    self.flights.lock().remove(&self.key);
+                    self.downloads.lock().remove(&self.key);
                     if let Err(failure) = fetched {
                         log::debug!(url:% = self.listed.url, error:% = failure; "package not fetched");
-                        self.progress.send_replace(Progress::Failed(failure));
+                        self.progress.send_replace(DownloadProgress::Failed(failure));
                     }
                     return;
                 }
                 () = self.progress.closed() => {
-                    let mut running = self.flights.lock();
+                    let mut running = self.downloads.lock();
                     // Others join while it is locked only.
                     if self.progress.receiver_count() == 0 {
                         running.remove(&self.key);
@@ -203,19 +205,22 @@ impl Download {
         }
     }
 
-    async fn fetch(&self) -> Result<(), Failure> {
-        let places = Arc::clone(&self.flights.places);
-        let _place = places.acquire_owned().await.map_err(|_| Failure::Busy)?;
+    async fn fetch(&self) -> Result<(), RegistryError> {
+        let slots = Arc::clone(&self.downloads.slots);
+        let _slot = slots
+            .acquire_owned()
+            .await
+            .map_err(|_| RegistryError::Busy)?;
         let mut answer = upstream::get(&self.listed.url, &[], &self.egress, &self.policy).await?;
         if answer
             .length()
-            .is_some_and(|length| length > self.flights.store.largest())
+            .is_some_and(|length| length > self.downloads.store.largest())
         {
-            return Err(Failure::TooLarge);
+            return Err(RegistryError::TooLarge);
         }
-        let (pieces, taken) = mpsc::channel(WAITING);
-        let writer = Writer {
-            store: Arc::clone(&self.flights.store),
+        let (pieces, taken) = mpsc::channel(MAX_QUEUED_CHUNKS);
+        let writer = DiskWriter {
+            store: Arc::clone(&self.downloads.store),
             key: self.key.clone(),
             digest: self.digest.clone(),
             length: answer.length(),
@@ -230,36 +235,36 @@ impl Download {
         }
         // The end is said, so that it is not taken for the end of a download that was given up.
         let _ = pieces.send(None).await;
-        writing.await.unwrap_or(Err(Failure::Disk))
+        writing.await.unwrap_or(Err(RegistryError::Disk))
     }
 }
 
 /// Puts a download on disk. The writer waits for the disk, on a thread of its own.
-struct Writer {
-    store: Arc<Store>,
-    key: Key,
+struct DiskWriter {
+    store: Arc<FileStore>,
+    key: FileKey,
     digest: Digest,
     length: Option<u64>,
-    progress: watch::Sender<Progress>,
+    progress: watch::Sender<DownloadProgress>,
 }
 
-impl Writer {
-    fn write(self, pieces: mpsc::Receiver<Option<Bytes>>) -> Result<(), Failure> {
+impl DiskWriter {
+    fn write(self, pieces: mpsc::Receiver<Option<Bytes>>) -> Result<(), RegistryError> {
         let written = self.write_all(pieces);
         written.map_err(|error| match error {
-            WriteError::Failure(failure) => failure,
+            WriteError::Registry(failure) => failure,
             WriteError::Disk(error) => {
                 log::warn!(error:%; "packages cannot be cached");
-                Failure::Disk
+                RegistryError::Disk
             }
         })
     }
 
     fn write_all(&self, mut pieces: mpsc::Receiver<Option<Bytes>>) -> Result<(), WriteError> {
         let mut partial = self.store.create()?;
-        let mut content = Content {
+        let mut content = PartialFile {
             file: Arc::new(partial.reopen()?),
-            there: 0,
+            available: 0,
             length: self.length,
         };
         let mut hasher = self.digest.hasher();
@@ -268,36 +273,36 @@ impl Writer {
                 Some(Some(piece)) => {
                     hasher.update(&piece);
                     partial.write_all(&piece)?;
-                    content.there += piece.len() as u64;
-                    if content.there > self.store.largest() {
-                        return Err(Failure::TooLarge.into());
+                    content.available += piece.len() as u64;
+                    if content.available > self.store.largest() {
+                        return Err(RegistryError::TooLarge.into());
                     }
                     self.progress
-                        .send_replace(Progress::Running(content.clone()));
+                        .send_replace(DownloadProgress::Running(content.clone()));
                 }
                 Some(None) => break,
-                None => return Err(Failure::Altered.into()), // The download was given up.
+                None => return Err(RegistryError::Altered.into()), // The download was given up.
             }
         }
         if hasher.finish() != self.digest {
             log::warn!(url_key:? = self.key; "registry sent a package that is not the one it lists");
-            return Err(Failure::Altered.into());
+            return Err(RegistryError::Altered.into());
         }
         // Requests from here on find the file in the store.
         self.store.keep(partial, &self.key)?;
-        self.progress.send_replace(Progress::Whole(content));
+        self.progress.send_replace(DownloadProgress::Whole(content));
         Ok(())
     }
 }
 
 enum WriteError {
-    Failure(Failure),
+    Registry(RegistryError),
     Disk(io::Error),
 }
 
-impl From<Failure> for WriteError {
-    fn from(failure: Failure) -> Self {
-        Self::Failure(failure)
+impl From<RegistryError> for WriteError {
+    fn from(failure: RegistryError) -> Self {
+        Self::Registry(failure)
     }
 }
 
@@ -309,14 +314,14 @@ impl From<io::Error> for WriteError {
 
 /// Reads a file that may still come in.
 #[derive(Debug)]
-pub(crate) struct Reader {
-    pub(crate) content: Content,
+pub(crate) struct FileReader {
+    pub(crate) content: PartialFile,
     /// `None` if the file is whole.
-    progress: Option<watch::Receiver<Progress>>,
+    progress: Option<watch::Receiver<DownloadProgress>>,
     position: u64,
 }
 
-impl Reader {
+impl FileReader {
     /// The file in pieces. An error comes in place of the rest if the download fails.
     pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::try_unfold(self, |mut reader| async move {
@@ -330,7 +335,9 @@ impl Reader {
         if left == 0 {
             return Ok(None);
         }
-        let size = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let size = usize::try_from(left)
+            .unwrap_or(CHUNK_BYTES)
+            .min(CHUNK_BYTES);
         let (file, position) = (Arc::clone(&self.content.file), self.position);
         let reading = tokio::task::spawn_blocking(move || {
             let mut piece = vec![0; size];
@@ -344,25 +351,25 @@ impl Reader {
     /// Returns the position up to which it can be read: beyond the current one, unless that is the end.
     async fn readable(&mut self) -> io::Result<u64> {
         let Some(progress) = &mut self.progress else {
-            return Ok(self.content.there);
+            return Ok(self.content.available);
         };
         let position = self.position;
         let moved = progress.wait_for(|progress| match progress {
-            Progress::Asked => false,
+            DownloadProgress::Requested => false,
             // The last byte is held back.
-            Progress::Running(content) => content.there > position + 1,
-            Progress::Whole(_) | Progress::Failed(_) => true,
+            DownloadProgress::Running(content) => content.available > position + 1,
+            DownloadProgress::Whole(_) | DownloadProgress::Failed(_) => true,
         });
         let moved = moved.await.map_err(io::Error::other)?.clone();
         match moved {
-            Progress::Running(content) => Ok(content.there - 1),
-            Progress::Whole(content) => {
+            DownloadProgress::Running(content) => Ok(content.available - 1),
+            DownloadProgress::Whole(content) => {
                 self.content = content;
                 self.progress = None;
-                Ok(self.content.there)
+                Ok(self.content.available)
             }
-            Progress::Failed(failure) => Err(io::Error::other(failure)),
-            Progress::Asked => Err(io::ErrorKind::UnexpectedEof.into()), // The wait is for any other state.
+            DownloadProgress::Failed(failure) => Err(io::Error::other(failure)),
+            DownloadProgress::Requested => Err(io::ErrorKind::UnexpectedEof.into()), // The wait is for any other state.
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A cache of package registries that every tenant shares and none can write to.
 //!
-//! Package managers in sandboxes ask a host that exists inside the server only, [`Client::host`], over their run's own
+//! Package managers in sandboxes ask a host that exists inside the server only, [`PackageManager::host`], over their run's own
 //! connections. The server itself fetches their requests from the real registry, over TLS and by the rules of
 //! `isol8-egress`. From a sandbox only the name of a package and of one of its files get in; a request with credentials
 //! is passed on and leaves nothing behind.
@@ -15,15 +15,15 @@
 //! answers; `store`, the disk; `flight`, one download for all who wait; and `site`, which answers.
 
 mod digest;
-mod flight;
+mod download;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod handler;
+mod index;
 mod npm;
-mod page;
 mod python;
 mod route;
 mod share;
-mod site;
 mod store;
 mod upstream;
 
@@ -34,10 +34,10 @@ use std::time::Duration;
 use isol8_egress::{Egress, LocalHost, Policy};
 use url::Url;
 
-use flight::Flights;
-use page::Pages;
-use site::Site;
-use store::Store;
+use download::Downloads;
+use handler::RegistryHandler;
+use index::IndexCache;
+use store::FileStore;
 
 /// The host that package managers are pointed at. The name is not in the DNS: `.internal` is for private use.
 const HOST: &str = "registry.isol8.internal";
@@ -59,7 +59,7 @@ pub struct Settings {
 
 /// The client: package managers differ in their use of the URLs that a registry names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Client {
+pub enum PackageManager {
     /// Follows the URLs of its index.
     Pip,
     /// Replaces the usual registry's host in URLs by that of the one it was told of.
@@ -70,7 +70,7 @@ pub enum Client {
     Bun,
 }
 
-impl Client {
+impl PackageManager {
     /// The host that it is pointed at, over `http:`. Most have the same one.
     #[must_use]
     pub fn host(self) -> &'static str {
@@ -89,18 +89,18 @@ pub struct RegistryCache(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    pages: Pages,
-    flights: Flights,
+    pages: IndexCache,
+    downloads: Downloads,
 }
 
 impl RegistryCache {
     /// Touches neither disk nor network.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let store = Store::new(settings.directory.clone(), settings.max_bytes);
+        let store = FileStore::new(settings.directory.clone(), settings.max_bytes);
         Self(Arc::new(Shared {
-            pages: Pages::new(settings.page_ttl),
-            flights: Flights::new(Arc::new(store)),
+            pages: IndexCache::new(settings.page_ttl),
+            downloads: Downloads::new(Arc::new(store)),
             settings,
         }))
     }
@@ -114,7 +114,17 @@ impl RegistryCache {
     /// The registry as one package manager sees it. Its fetches, and files that were fetched for others, come only from
     /// hosts that the policy admits.
     #[must_use]
-    pub fn site(&self, client: Client, egress: &Egress, policy: Policy) -> Arc<dyn LocalHost> {
-        Arc::new(Site::new(self.clone(), client, egress.clone(), policy))
+    pub fn handler(
+        &self,
+        client: PackageManager,
+        egress: &Egress,
+        policy: Policy,
+    ) -> Arc<dyn LocalHost> {
+        Arc::new(RegistryHandler::new(
+            self.clone(),
+            client,
+            egress.clone(),
+            policy,
+        ))
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::digest::Digest;
-use crate::page::{Listed, Malformed};
+use crate::index::{ListedFile, MalformedIndex};
 use crate::route::npm_file;
 
 /// The content type that npm asks for if it needs no more than an installation does.
@@ -17,7 +17,7 @@ pub(crate) const ABBREVIATED: &str = "application/vnd.npm.install-v1+json";
 pub(crate) const FULL: &str = "application/json";
 
 /// The registry's usual address, which npm and deno replace by the one that they were told of.
-pub(crate) const USUAL: &str = "https://registry.npmjs.org/";
+pub(crate) const DEFAULT_REGISTRY: &str = "https://registry.npmjs.org/";
 
 #[derive(Deserialize)]
 struct Packument {
@@ -41,27 +41,27 @@ pub(crate) fn read(
     registry: &Url,
     package: &str,
     body: &[u8],
-) -> Result<HashMap<String, Listed>, Malformed> {
-    let packument: Packument = serde_json::from_slice(body).map_err(|_| Malformed)?;
+) -> Result<HashMap<String, ListedFile>, MalformedIndex> {
+    let packument: Packument = serde_json::from_slice(body).map_err(|_| MalformedIndex)?;
     let dists = packument.versions.into_values();
     let listed = dists.filter_map(|version| {
         let dist = version.dist?;
         // A mirror may leave the address in it as it is.
-        let rest = [registry.as_str(), USUAL]
+        let rest = [registry.as_str(), DEFAULT_REGISTRY]
             .iter()
             .find_map(|base| dist.tarball.strip_prefix(base))?;
         let name = rest.rsplit_once("/-/")?.1;
         let url = registry.join(&format!("{package}/-/{name}")).ok()?;
         let digest = dist.integrity.as_deref().and_then(Digest::integrity);
-        Some((npm_file(package, name), Listed { url, digest }))
+        Some((npm_file(package, name), ListedFile { url, digest }))
     });
     Ok(listed.collect())
 }
 
 /// The page with the registry's files at another address.
-pub(crate) fn lead_to(address: &str, registry: &Url, body: &[u8]) -> Vec<u8> {
+pub(crate) fn rewrite_tarballs(address: &str, registry: &Url, body: &[u8]) -> Vec<u8> {
     let mut body = body.to_vec();
-    for base in [registry.as_str(), USUAL] {
+    for base in [registry.as_str(), DEFAULT_REGISTRY] {
         if base == address {
             continue;
         }
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn only_addresses_of_files_are_replaced() {
         let registry = "https://npm.example/r/".parse().unwrap();
-        let led = lead_to("http://here/", &registry, page().as_bytes());
+        let led = rewrite_tarballs("http://here/", &registry, page().as_bytes());
         let expected = page()
             .replace(r#": "https://npm.example/r/"#, r#": "http://here/"#)
             .replace(r#":"https://registry.npmjs.org/"#, r#":"http://here/"#);

@@ -7,7 +7,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::digest::Digest;
-use crate::page::{Listed, Malformed};
+use crate::index::{ListedFile, MalformedIndex};
 
 /// The content type that the index is asked for, and that package managers get.
 pub(crate) const JSON: &str = "application/vnd.pypi.simple.v1+json";
@@ -17,11 +17,11 @@ pub(crate) const JSON: &str = "application/vnd.pypi.simple.v1+json";
 pub(crate) fn read(
     page: &Url,
     body: &[u8],
-) -> Result<(Vec<u8>, HashMap<String, Listed>), Malformed> {
-    let mut index: Value = serde_json::from_slice(body).map_err(|_| Malformed)?;
+) -> Result<(Vec<u8>, HashMap<String, ListedFile>), MalformedIndex> {
+    let mut index: Value = serde_json::from_slice(body).map_err(|_| MalformedIndex)?;
     let files = index.get_mut("files").and_then(Value::as_array_mut);
     let mut listed = HashMap::new();
-    for file in files.ok_or(Malformed)? {
+    for file in files.ok_or(MalformedIndex)? {
         let url = file.get("url").and_then(Value::as_str);
         let Some(url) = url.and_then(|url| page.join(url).ok()) else {
             continue;
@@ -37,10 +37,10 @@ pub(crate) fn read(
             listed.insert(format!("{name}.metadata"), metadata);
         }
         let digest = sha256.and_then(Digest::sha256_hex);
-        listed.insert(name, Listed { url, digest });
+        listed.insert(name, ListedFile { url, digest });
         file["url"] = Value::String(relative);
     }
-    let body = serde_json::to_vec(&index).map_err(|_| Malformed)?;
+    let body = serde_json::to_vec(&index).map_err(|_| MalformedIndex)?;
     Ok((body, listed))
 }
 
@@ -50,7 +50,7 @@ fn relative(url: &Url) -> Option<String> {
 }
 
 /// The metadata of PEP 658 beside a file, under its name with a further extension.
-fn metadata(file: &Value, url: &Url) -> Option<Listed> {
+fn metadata(file: &Value, url: &Url) -> Option<ListedFile> {
     let named = file
         .get("core-metadata")
         .or_else(|| file.get("data-dist-info-metadata"));
@@ -64,7 +64,7 @@ fn metadata(file: &Value, url: &Url) -> Option<Listed> {
     };
     let mut url = url.clone();
     url.set_path(&format!("{}.metadata", url.path()));
-    Some(Listed { url, digest })
+    Some(ListedFile { url, digest })
 }
 
 #[cfg(test)]

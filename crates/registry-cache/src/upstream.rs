@@ -1,14 +1,14 @@
 //! The real registries, asked by the server itself.
 
-use isol8_egress::{Egress, FetchError, Opened, Policy};
+use isol8_egress::{Egress, FetchError, FetchStream, Policy};
 use url::Url;
 
 /// Redirects that are followed.
-const REDIRECTS: usize = 3;
+const MAX_REDIRECTS: usize = 3;
 
 /// Why there is no answer of a registry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum RegistryError {
     #[error("the registry has no such thing")]
     NotFound,
     #[error("{0}")]
@@ -33,7 +33,7 @@ pub(crate) async fn page(
     accept: &str,
     egress: &Egress,
     policy: &Policy,
-) -> Result<Opened, Failure> {
+) -> Result<FetchStream, RegistryError> {
     get(
         url,
         &[("accept", accept), ("accept-encoding", "gzip")],
@@ -50,21 +50,21 @@ pub(crate) async fn get(
     headers: &[(&str, &str)],
     egress: &Egress,
     policy: &Policy,
-) -> Result<Opened, Failure> {
+) -> Result<FetchStream, RegistryError> {
     let is_safe = url.scheme() == "https";
     let mut url = url.clone();
     let has_credentials = headers.iter().any(|(name, _)| *name == "authorization");
-    for _ in 0..=REDIRECTS {
-        let answer = egress.open(&url, policy, !is_safe, headers).await?;
+    for _ in 0..=MAX_REDIRECTS {
+        let answer = egress.fetch_stream(&url, policy, !is_safe, headers).await?;
         match answer.status() {
             200 => return Ok(answer),
             301 | 302 | 303 | 307 | 308 if !has_credentials => {
-                let location = answer.header("location").ok_or(Failure::Malformed)?;
-                url = url.join(location).map_err(|_| Failure::Malformed)?;
+                let location = answer.header("location").ok_or(RegistryError::Malformed)?;
+                url = url.join(location).map_err(|_| RegistryError::Malformed)?;
             }
-            404 | 410 => return Err(Failure::NotFound),
-            status => return Err(Failure::Status(status)),
+            404 | 410 => return Err(RegistryError::NotFound),
+            status => return Err(RegistryError::Status(status)),
         }
     }
-    Err(Failure::Malformed)
+    Err(RegistryError::Malformed)
 }

@@ -18,9 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::refusal::Refusal;
 use super::{Answer, Upstream};
-use crate::Limits;
-use crate::record::Open;
-use crate::target::Target;
+use crate::EgressLimits;
+use crate::access_log::OpenEntry;
+use crate::destination::Destination;
 
 /// The usual port of `http:`.
 const HTTP_PORT: u16 = 80;
@@ -40,7 +40,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Returns the host that a request is for: the target of a `CONNECT`, or the authority of an absolute `http:` URL. The
 /// `Host` header does not matter, RFC 9112, 3.2.2.
-pub(super) fn target(request: &Request<Incoming>) -> Result<Target, Refusal> {
+pub(super) fn destination(request: &Request<Incoming>) -> Result<Destination, Refusal> {
     let uri = request.uri();
     let usual = match (request.method(), uri.scheme_str()) {
         (&Method::CONNECT, None) => None,
@@ -58,7 +58,7 @@ pub(super) fn target(request: &Request<Incoming>) -> Result<Target, Refusal> {
         }
     };
     let authority = uri.authority().map_or("", |authority| authority.as_str());
-    Target::parse(authority, usual).ok_or(Refusal::Malformed("expected a host and a port"))
+    Destination::parse(authority, usual).ok_or(Refusal::Malformed("expected a host and a port"))
 }
 
 /// Refuses what two readers could cut into messages at different places. Lengths that contradict each
@@ -86,12 +86,12 @@ pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Refusal> 
 /// Sends a request to its host, over a connection of its own, and returns as soon as the answer begins.
 pub(super) async fn forward(
     request: Request<Incoming>,
-    target: &Target,
+    destination: &Destination,
     upstream: Upstream,
-    entry: Open,
-    limits: &Limits,
+    entry: OpenEntry,
+    limits: &EgressLimits,
 ) -> Result<Answer, Refusal> {
-    let request = rewrite(request, target)?;
+    let request = rewrite(request, destination)?;
     let handshake = http1::Builder::new()
         .max_buf_size(limits.header_bytes)
         .handshake(TokioIo::new(upstream));
@@ -123,10 +123,13 @@ pub(super) async fn forward(
 }
 
 /// The request as its host gets it.
-fn rewrite(request: Request<Incoming>, target: &Target) -> Result<Request<Incoming>, Refusal> {
+fn rewrite(
+    request: Request<Incoming>,
+    destination: &Destination,
+) -> Result<Request<Incoming>, Refusal> {
     let (mut parts, body) = request.into_parts();
     strip(&mut parts.headers);
-    let host = HeaderValue::try_from(target.authority(HTTP_PORT))
+    let host = HeaderValue::try_from(destination.authority(HTTP_PORT))
         .map_err(|_| Refusal::Malformed("expected a host and a port"))?;
     parts.headers.insert(HOST, host);
     let path = parts.uri.path_and_query().cloned();
@@ -156,7 +159,7 @@ fn strip(headers: &mut HeaderMap) {
 pub(crate) struct Relayed {
     body: Incoming,
     _connection: AbortOnDropHandle<()>,
-    _entry: Open,
+    _entry: OpenEntry,
 }
 
 impl Body for Relayed {
