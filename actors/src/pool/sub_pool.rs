@@ -103,6 +103,7 @@ impl SubPool {
     /// - for runtimes whose interpreters boot slowly, an unused one whose interpreter is ready comes before a used one
     ///   without;
     /// - an unused one, unless `spares_fresh` is set.
+    ///
     /// Dead sandboxes are left to their watch.
     pub(super) fn pick(
         &mut self,

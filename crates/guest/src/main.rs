@@ -7,7 +7,7 @@
 //! # Map
 //!
 //! - [`guest`]: the state and the loop; what the host asks, how runs begin and end
-//! - [`peer`]: the connection, framing, who may connect
+//! - [`host_connection`]: the connection, framing, who may connect
 //! - [`run`]: one run, its output and input with credit, its terminal
 //! - [`process`]: fork and exec; [`lockdown`], [`seccomp`]: what programs go without
 //! - [`reaper`]: ending and reaping every process

@@ -1,9 +1,9 @@
 //! Interpreters that were booted before there is anything to run.
 //!
 //! A kernel starts as a spare. A script releases it, and it becomes that run's process; a cell
-//! makes it resident, and it serves cells until it dies. [`recipe`] tells how each interpreter is
+//! makes it resident, and it serves cells until it dies. [`interpreters`] tells how each interpreter is
 //! started, and how it is made to wait; Python's are forked from a [`zygote`]. Requests lie in a
-//! mailbox, a file in memory, so that their size never fills the control [`mod@line`]. The guest reads
+//! mailbox, a file in memory, so that their size never fills the [`control_socket`]. The guest reads
 //! nothing from the mailbox.
 
 pub(crate) mod control_socket;
