@@ -314,6 +314,47 @@ impl Server {
         }
     }
 
+    /// Returns the names of this server's sandboxes that still exist, those that have died included.
+    pub(crate) fn sandboxes(&self) -> BTreeSet<String> {
+        match self.kind {
+            Kind::Native => sandbox_cgroups(self.kind, self.state())
+                .iter()
+                .map(|cgroup| cgroup.file_name().unwrap().to_string_lossy().into_owned())
+                .collect(),
+            Kind::Docker => containers(self.state()).into_iter().collect(),
+        }
+    }
+
+    /// Waits until a program in one of this server's sandboxes has made a file, by which it shows how far it is.
+    pub(crate) async fn until_file(&self, path: &str) {
+        eventually(&format!("a sandbox has {path}"), || {
+            self.has_in_a_sandbox(path)
+        })
+        .await;
+    }
+
+    fn has_in_a_sandbox(&self, path: &str) -> bool {
+        match self.kind {
+            Kind::Native => sandboxed_processes(self.kind, self.state())
+                .iter()
+                .any(|process| Path::new(&format!("/proc/{process}/root{path}")).exists()),
+            Kind::Docker => containers(self.state()).iter().any(|id| {
+                let found = Command::new("docker")
+                    .args(["exec", id, "test", "-e", path])
+                    .output();
+                found.unwrap().status.success()
+            }),
+        }
+    }
+
+    /// Waits until the server has logged a text.
+    pub(crate) async fn until_logged(&self, text: &str) {
+        eventually(&format!("the log has {text:?}"), || {
+            self.log().contains(text)
+        })
+        .await;
+    }
+
     /// Ends the server as an operator would, and expects a clean end and no trace.
     pub(crate) fn stop(mut self) {
         let sandboxed = sandboxed_processes(self.kind, self.state.path());
@@ -416,7 +457,16 @@ pub(crate) fn bash(code: &str) -> ExecutionRequest {
     request
 }
 
-/// Waits for a condition, with a deadline.
+/// Waits for a condition, with a deadline, while the other tasks of the test go on.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for a condition, with a deadline. Blocks the thread, and with it the other tasks of the test.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -501,16 +551,22 @@ fn is_running(container: &str) -> bool {
 /// Host process ids of everything in the native sandboxes of a state directory.
 pub(crate) fn sandboxed_processes(kind: Kind, state: &Path) -> Vec<i32> {
     let mut processes = Vec::new();
-    for cgroup in cgroups(kind, state) {
-        let Ok(entries) = fs::read_dir(cgroup) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            let members = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-            processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
-        }
+    for cgroup in sandbox_cgroups(kind, state) {
+        let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
     }
     processes
+}
+
+/// The cgroups of each native sandbox of a state directory, in every hierarchy.
+fn sandbox_cgroups(kind: Kind, state: &Path) -> Vec<PathBuf> {
+    let instances = cgroups(kind, state).into_iter();
+    let entries = instances.filter_map(|cgroup| fs::read_dir(cgroup).ok());
+    let entries = entries.flat_map(|entries| entries.flatten());
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 /// Whether a process id now belongs to something that is not in a sandbox.

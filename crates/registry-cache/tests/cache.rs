@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::Request;
-use isol8_egress::{Egress, EgressConfig, Filter, LocalHost};
+use isol8_egress::{Egress, EgressConfig, Filter, LocalAnswer, LocalHost};
 use isol8_registry_cache::{PackageManager, RegistryCache, Settings};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,6 +19,9 @@ use tokio::sync::Semaphore;
 /// Hashes of `abc`, and of the empty text.
 const ABC: &str = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
 const NOTHING: &str = "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
+
+/// Longest time that a request of an installation may wait for the others'.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// More requests than an installation's connections allow at once.
 const MANY: usize = 130;
@@ -151,31 +154,38 @@ impl Registry {
     }
 }
 
-async fn ask(
+/// Asks for a path, and returns as soon as the answer begins.
+async fn begin(
     handler: &Arc<dyn LocalHost>,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
-) -> (u16, Option<Bytes>) {
+) -> LocalAnswer {
     let mut request = Request::builder()
         .method(method)
         .uri(format!("http://registry.isol8.internal{path}"));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let answer = handler
+    handler
         .answer(request.body(()).unwrap().into_parts().0)
-        .await;
+        .await
+}
+
+/// Reads an answer to its end. Returns its status, and its body if that was whole.
+async fn finish(answer: LocalAnswer) -> (u16, Option<Bytes>) {
     let status = answer.status().as_u16();
-    (
-        status,
-        answer
-            .into_body()
-            .collect()
-            .await
-            .ok()
-            .map(|body| body.to_bytes()),
-    )
+    let body = answer.into_body().collect().await.ok();
+    (status, body.map(|body| body.to_bytes()))
+}
+
+async fn ask(
+    handler: &Arc<dyn LocalHost>,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (u16, Option<Bytes>) {
+    finish(begin(handler, method, path, headers).await).await
 }
 
 async fn get(handler: &Arc<dyn LocalHost>, path: &str) -> (u16, Option<Bytes>) {
@@ -307,14 +317,11 @@ async fn a_download_is_shared_and_ends_with_the_last_who_waits() {
     while registry.requests() == 0 {
         tokio::task::yield_now().await;
     }
-    let second = tokio::spawn({
-        let handler = handler.clone();
-        async move { get(&handler, GOOD).await }
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The answer begins with the download that the first request started: half of the file has come in.
+    let second = begin(&handler, "GET", GOOD, &[]).await;
     first.abort();
     drop((hold, closed));
-    assert_eq!(second.await.unwrap(), (200, Some("abc".into())));
+    assert_eq!(finish(second).await, (200, Some("abc".into())));
     assert_eq!((registry.requests(), kept(directory.path())), (1, 1));
 
     let hold = registry.open.acquire_many(1001).await.unwrap();
@@ -335,10 +342,11 @@ async fn a_download_is_shared_and_ends_with_the_last_who_waits() {
     drop(hold);
 }
 
-/// Asks for each of these and waits for no answer, but until as many were begun as are to be. Returns how many
-/// there were a while later.
+/// Asks for each path without waiting for the answers, until the registry has had so many of the requests. Returns how
+/// many it has had once a later request of another installation was served: the requests go through the same queues.
 async fn ask_for_many(
     handler: &Arc<dyn LocalHost>,
+    other: &Arc<dyn LocalHost>,
     registry: &Registry,
     begun: usize,
     path: impl Fn(usize) -> String,
@@ -353,7 +361,8 @@ async fn ask_for_many(
         assert!(waited < 1000, "too few are begun");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let passed_on = tokio::time::timeout(TIMEOUT, get(other, "/x/-/weak-1.tgz")).await;
+    assert_eq!(passed_on.unwrap(), (200, Some("abc".into())));
     registry.slow.load(Ordering::SeqCst)
 }
 
@@ -362,11 +371,14 @@ async fn an_installation_at_its_own_limits_keeps_no_other_waiting() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
     let [hostile, other] = registry.handlers(directory.path());
     assert_eq!(get(&hostile, "/x").await.0, 200);
-    let files = ask_for_many(&hostile, &registry, 16, |n| format!("/x/-/slow{n}-1.tgz")).await;
+    let files = ask_for_many(&hostile, &other, &registry, 16, |n| {
+        format!("/x/-/slow{n}-1.tgz")
+    })
+    .await;
     assert_eq!(files, 16);
-    let pages = ask_for_many(&hostile, &registry, 32, |n| format!("/slow{n}")).await;
+    let pages = ask_for_many(&hostile, &other, &registry, 32, |n| format!("/slow{n}")).await;
     assert_eq!(pages, 32);
     let fetching = async { (get(&other, GOOD).await, get(&other, "/y").await.0) };
-    let fetched = tokio::time::timeout(Duration::from_secs(10), fetching).await;
+    let fetched = tokio::time::timeout(TIMEOUT, fetching).await;
     assert_eq!(fetched.unwrap(), ((200, Some("abc".into())), 404));
 }
