@@ -177,7 +177,7 @@ impl Service {
         Ok(self.shared.registry.ask(adopt).await?)
     }
 
-    /// The backend's name.
+    /// Returns the backend.
     #[must_use]
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.shared.backend

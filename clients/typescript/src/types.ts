@@ -51,7 +51,7 @@ export interface ExecutionRequest {
   codeHash?: string;
   /** Accept an `http:` `codeUrl`. */
   allowInsecureCodeUrl?: boolean;
-  /** Passed to the server's audit log. */
+  /** Names and texts of the client's own; nothing on the server uses them yet. */
   metadata?: Record<string, string>;
   /** Run at a terminal; only for a stream over a WebSocket. */
   tty?: boolean;

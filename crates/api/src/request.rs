@@ -107,7 +107,7 @@ pub struct ExecutionRequest {
     /// Accept an `http:` `codeUrl`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_insecure_code_url: bool,
-    /// Passed to the audit log.
+    /// Names and texts of the client's own. Their number and size are checked; nothing uses them yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }

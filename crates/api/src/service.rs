@@ -60,7 +60,7 @@ pub struct CreateSession {
     /// Absolute path to content; written before the answer.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileContent>,
-    /// Passed to the audit log.
+    /// Names and texts of the client's own. Their number and size are checked; nothing uses them yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
 }

@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
@@ -167,7 +168,11 @@ impl Downloads {
     }
 }
 
-/// A download. It ends when no client waits for it any more.
+/// How long a download goes on without a client. uv reads the beginning of a wheel for its metadata, leaves, and comes
+/// back for the whole.
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A download, which ends when no client has waited for it for [`ABANDON_TIMEOUT`].
 struct DownloadTask {
     downloads: Downloads,
     key: FileKey,
@@ -193,7 +198,7 @@ impl DownloadTask {
                     }
                     return;
                 }
-                () = self.progress.closed() => {
+                () = self.abandoned() => {
                     let mut running = self.downloads.lock();
                     // Others join while it is locked only.
                     if self.progress.receiver_count() == 0 {
@@ -201,6 +206,17 @@ impl DownloadTask {
                         return;
                     }
                 }
+            }
+        }
+    }
+
+    /// Completes when no client has waited for [`ABANDON_TIMEOUT`].
+    async fn abandoned(&self) {
+        loop {
+            self.progress.closed().await;
+            tokio::time::sleep(ABANDON_TIMEOUT).await;
+            if self.progress.receiver_count() == 0 {
+                return;
             }
         }
     }

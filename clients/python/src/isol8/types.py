@@ -66,7 +66,7 @@ class ExecutionRequest:
     allow_insecure_code_url: Optional[bool] = None
     """Accept an ``http:`` ``code_url``."""
     metadata: Optional[Mapping[str, str]] = None
-    """Passed to the server's audit log."""
+    """Names and texts of the client's own; nothing on the server uses them yet."""
     tty: Optional[bool] = None
     """Run at a terminal; only for a stream over a WebSocket."""
     cols: Optional[int] = None
