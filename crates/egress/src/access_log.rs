@@ -1,4 +1,4 @@
-//! The log of a run: what it asked for.
+//! The access log of a run: its requests for hosts.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -6,18 +6,18 @@ use tokio::time::Instant;
 
 use crate::{Action, Entry};
 
-/// How much of a path is kept, in characters.
+/// Maximum length of a logged path in characters; the rest is cut off.
 const MAX_PATH_CHARS: usize = 1024;
 
-/// The same of a method, which a client may invent.
+/// Maximum length of a logged method in characters. A client may invent methods.
 const MAX_METHOD_CHARS: usize = 32;
 
-/// The first requests of a run.
+/// The first requests of a run, up to a limit.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    /// Most that are kept.
+    /// Maximum number of entries.
     limit: usize,
-    /// Nothing waits while it is locked.
+    /// Never locked across an `await`.
     entries: Mutex<Vec<LoggedRequest>>,
 }
 
@@ -35,7 +35,7 @@ impl LoggedRequest {
 }
 
 impl AccessLog {
-    /// Keeps so many entries; none without a log.
+    /// Creates a log with so many entries at most; 0 if the run has no log.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -43,7 +43,7 @@ impl AccessLog {
         })
     }
 
-    /// Writes down a request that is let through, unless the rules say otherwise.
+    /// Adds a request, as allowed until [`OpenEntry::block`] says otherwise.
     pub(crate) fn begin(
         self: &Arc<Self>,
         method: &str,
@@ -72,7 +72,7 @@ impl AccessLog {
         }
     }
 
-    /// Returns the entries so far; a request that is not over has lasted until now.
+    /// Returns the entries so far. The duration of a request that is not over lasts until now.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         let entries = self.lock();
         let shown = entries.iter().map(|logged| {
@@ -86,16 +86,16 @@ impl AccessLog {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<LoggedRequest>> {
-        // No panic leaves an entry half written.
+        // A panic leaves no entry half written.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A request until it is over: until this is dropped.
+/// The entry of a request that is not over. Dropping it ends the entry's duration.
 #[derive(Debug)]
 pub(crate) struct OpenEntry {
     log: Arc<AccessLog>,
-    /// Index of its entry; beyond the end if the log is full.
+    /// Index of the entry; beyond the end if the log is full.
     index: usize,
 }
 

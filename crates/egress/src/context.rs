@@ -1,4 +1,4 @@
-//! The network of one run.
+//! The egress context of one run: its rules, limits, usage and log.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::problem::{NetworkProblem, NetworkProblems};
 use crate::proxy::Connection;
 use crate::{EgressLimits, Entry, LocalHost};
 
-/// Least bound of a head that hyper takes.
+/// Minimum limit for the size of a head that hyper accepts, in bytes.
 const MIN_HEAD_BYTES: usize = 8 << 10;
 
-/// Names of one run that are looked up at once. A name server that does not answer keeps a run's own names
-/// waiting and no others.
+/// Maximum number of concurrent name lookups of one run. A name server that does not answer delays only the lookups of
+/// the run that asks it.
 const MAX_LOOKUPS: usize = 8;
 
-/// The network of one run: what it may reach, its limits, what it used. Clones are the same run's.
+/// The network of one run: its rules, its limits and its usage. Clones share the same run.
 #[derive(Clone, Debug)]
 pub struct RunEgress(Arc<RunContext>);
 
@@ -34,10 +34,10 @@ pub(crate) struct RunContext {
     pub(crate) problems: NetworkProblems,
     /// A host that exists for this run only.
     pub(crate) local: Option<Arc<dyn LocalHost>>,
-    /// Names that are looked up at once; a connection waits for its place within its time to connect.
+    /// Permits for name lookups. Waiting for a permit counts towards the connect timeout.
     pub(crate) lookups: Semaphore,
     connections: Semaphore,
-    /// Connections beyond the limit that are told so; more are closed.
+    /// Permits for connections beyond the limit, which are answered with 429. Further connections are closed.
     refusals: Semaphore,
 }
 
@@ -65,8 +65,8 @@ impl RunEgress {
         }))
     }
 
-    /// Serves a connection that the run opened, until it is closed. Dropping the future ends it, and
-    /// whatever it connected to. Needs tokio's time and network.
+    /// Serves a connection that the run opened, until it is closed. Dropping the future closes the connection and those
+    /// to hosts that it has led to. Must be called in a tokio runtime with time and I/O enabled.
     pub async fn serve<S>(&self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -79,13 +79,13 @@ impl RunEgress {
         }
     }
 
-    /// The requests that the run made, the first ones; empty if none are logged.
+    /// Returns the access log with the first requests of the run; empty if the run has no log.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
         self.0.log.entries()
     }
 
-    /// The hosts that the run could not reach, and those that a host inside the server could not.
+    /// Returns the hosts that the run could not reach, and those that its host inside the server could not reach.
     #[must_use]
     pub fn problems(&self) -> Vec<NetworkProblem> {
         let local = self.0.local.as_ref().map(|local| local.problems());
@@ -93,7 +93,7 @@ impl RunEgress {
         own.into_iter().chain(local.unwrap_or_default()).collect()
     }
 
-    /// Bytes that the run received from hosts, and sent to them.
+    /// Returns the numbers of bytes that the run has received from hosts and sent to them.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         self.0.usage.bytes()

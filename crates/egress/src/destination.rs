@@ -1,30 +1,30 @@
-//! The host that a request is for.
+//! The destination of a request: a host and a port.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// Longest name in the DNS, as text without the final dot.
+/// Maximum length of a DNS name in bytes, as text without the final dot.
 const MAX_NAME_BYTES: usize = 253;
 
-/// A host and a port. Its text is what rules match, what is connected to and what the host is told, so
-/// that none of them can mean something else.
+/// A host and a port. The rules are matched against it, the connection is made to it, and the `Host` header is written
+/// from it, so that the three cannot differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
     pub(crate) host: DestinationHost,
     pub(crate) port: u16,
 }
 
-/// A host, in the one form in which it is compared.
+/// A host in normalized form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DestinationHost {
-    /// In lower case, in ASCII, without a final dot.
+    /// A name in lower case, in ASCII, without a final dot.
     Name(String),
-    /// Whatever notation it was given in.
+    /// An address, regardless of the notation in which it was given.
     Address(IpAddr),
 }
 
 impl Destination {
-    /// Reads `host:port`, an IPv6 address in brackets. Without a port there must be a usual one.
+    /// Parses `host:port`, with an IPv6 address in brackets. Without a port, the usual port is taken, if there is one.
     pub(crate) fn parse(authority: &str, usual: Option<u16>) -> Option<Self> {
         let after_host = authority.rfind(']').map_or(0, |bracket| bracket + 1);
         let (host, port) = match authority[after_host..].find(':') {
@@ -33,7 +33,7 @@ impl Destination {
         };
         let port = match port.trim_start_matches(':') {
             "" => usual?,
-            // Not what `parse` takes beside digits.
+            // `parse` would also accept a sign.
             digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
             _ => return None,
         };
@@ -41,7 +41,7 @@ impl Destination {
         (port != 0).then_some(Self { host, port })
     }
 
-    /// The destination in the form of a `Host` header: without the port if it is the usual one.
+    /// Returns the destination as the value of a `Host` header, without the port if that is the usual one.
     pub(crate) fn authority(&self, usual: u16) -> String {
         let host = match &self.host {
             DestinationHost::Address(IpAddr::V6(address)) => format!("[{address}]"),
@@ -55,7 +55,7 @@ impl Destination {
 }
 
 impl DestinationHost {
-    /// Reads a host as browsers do: `0x7f.1` and `2130706433` are addresses.
+    /// Parses a host as browsers do: `0x7f.1` and `2130706433` are addresses.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match url::Host::parse(text).ok()? {
             url::Host::Ipv4(address) => Some(Self::Address(address.into())),

@@ -1,4 +1,4 @@
-//! Streams that are counted, and watched for being still.
+//! Streams whose bytes are counted and whose idle time is measured.
 
 use std::io;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes of a run.
+/// The bytes that a run has received and sent, and their limit.
 #[derive(Debug)]
 pub(crate) struct ByteUsage {
     received: AtomicU64,
@@ -27,7 +27,7 @@ impl ByteUsage {
         }
     }
 
-    /// Received and sent.
+    /// Returns the numbers of bytes received and sent.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (load(&self.received), load(&self.sent))
@@ -43,11 +43,11 @@ impl ByteUsage {
     }
 }
 
-/// When something moved last on the two sides of a connection.
+/// The time of the last traffic on either side of a connection.
 #[derive(Debug)]
 pub(crate) struct Activity {
     started: Instant,
-    /// Nanoseconds after that.
+    /// Nanoseconds from `started` to the last traffic.
     last: AtomicU64,
 }
 
@@ -60,12 +60,12 @@ impl Activity {
     }
 
     pub(crate) fn touch(&self) {
-        // Enough for 584 years.
+        // A u64 of nanoseconds is enough for 584 years.
         let since = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.last.store(since, Ordering::Relaxed);
     }
 
-    /// Done once nothing has moved for so long.
+    /// Completes once there has been no traffic for so long.
     pub(crate) async fn idle_for(&self, quiet: Duration) {
         loop {
             let last = Duration::from_nanos(self.last.load(Ordering::Relaxed));
@@ -78,8 +78,8 @@ impl Activity {
     }
 }
 
-/// A stream whose activity is noted, and whose bytes are counted if there is a usage. Once the usage is spent, reading
-/// and writing fail.
+/// A stream that records its activity, and counts its bytes if it has a [`ByteUsage`]. Once the limit of the usage is
+/// reached, reading and writing fail.
 #[derive(Debug)]
 pub(crate) struct MeteredStream<S> {
     stream: S,

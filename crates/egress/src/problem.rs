@@ -1,23 +1,24 @@
-//! The hosts that a run could not reach, and why: programs tell of it in their own words, or not at all.
+//! The hosts that a run could not reach, with the reasons, which are kept because programs report such errors in their
+//! own words, or not at all.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::FetchError;
 use crate::dial::DialError;
 
-/// Most problems of one run that are kept.
+/// Maximum number of problems that are kept for one run.
 const MAX_PROBLEMS: usize = 8;
 
-/// A host that was not reached.
+/// A host that a run could not reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkProblem {
     /// The kind of problem.
     pub kind: NetworkProblemKind,
-    /// The host and what happened, as a sentence without its end.
+    /// The host and what happened, as a sentence without its full stop.
     pub text: String,
 }
 
-/// Kinds of problems, each with a setting that changes it.
+/// Kinds of problems, each of which the operator fixes by another setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkProblemKind {
     /// The host has no address that is public.
@@ -35,7 +36,7 @@ pub enum NetworkProblemKind {
 pub struct NetworkProblems(Mutex<Vec<NetworkProblem>>);
 
 impl NetworkProblems {
-    /// The first ones, each once.
+    /// Returns the first problems, without duplicates.
     #[must_use]
     pub fn all(&self) -> Vec<NetworkProblem> {
         self.0
@@ -44,7 +45,7 @@ impl NetworkProblems {
             .clone()
     }
 
-    /// Keeps a problem of the server's own fetch.
+    /// Adds a failed fetch of the server itself, if its reason is one of the kinds.
     pub fn add_fetch(&self, error: &FetchError) {
         let kind = match error {
             FetchError::NotPublic(_) => NetworkProblemKind::NotPublic,

@@ -1,4 +1,4 @@
-//! HTTP with a sandbox: requests for hosts, and tunnels to them.
+//! The HTTP proxy that serves a sandbox: forwarded requests, and tunnels by `CONNECT`.
 
 mod forward;
 mod refusal;
@@ -28,13 +28,13 @@ use crate::problem::NetworkProblemKind;
 use forward::Relayed;
 use refusal::Refusal;
 
-/// Bytes that are read at once from each side of a tunnel.
+/// Size of the copy buffer for each direction of a tunnel, in bytes.
 const COPY_BUFFER_BYTES: usize = 64 << 10;
 
-/// An answer: a text of ours, or what the host answered, which may be one inside the server.
+/// An answer to a sandbox: a text of the proxy, the answer of a host, or that of a host inside the server.
 pub(crate) type Answer = Response<Either<Full<Bytes>, Either<Relayed, LocalBody>>>;
 
-/// The answer of a host inside the server.
+/// The body of the answer of a host inside the server.
 type LocalBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The server's end of a connection to a host.
@@ -43,17 +43,17 @@ pub(crate) type Upstream = MeteredStream<TcpStream>;
 /// A connection from a sandbox.
 pub(crate) struct Connection<'run> {
     run: &'run RunContext,
-    /// Whether it is within the limit of connections.
+    /// Whether the connection is within the run's limit of connections.
     is_admitted: bool,
     activity: Arc<Activity>,
-    /// The tunnel that the connection becomes after a `CONNECT`. Nothing waits while it is locked.
+    /// The tunnel that the connection becomes after a `CONNECT`. Never locked across an `await`.
     tunnel: Mutex<Option<ConnectTunnel>>,
 }
 
 struct ConnectTunnel {
     client: OnUpgrade,
     upstream: Upstream,
-    /// Ends the log's entry.
+    /// Ends the entry in the access log when the tunnel is dropped.
     _entry: OpenEntry,
 }
 
@@ -83,7 +83,7 @@ impl<'run> Connection<'run> {
             .max_buf_size(limits.header_bytes)
             .serve_connection(stream, service)
             .with_upgrades();
-        // A program that waits for an answer is told first that there is none.
+        // Longer than the limit for an answer, so that a program that waits for an answer gets the error first.
         let still = limits.idle_timeout + limits.connect_timeout;
         tokio::select! {
             served = serving => if let Err(error) = served {
@@ -153,7 +153,7 @@ impl<'run> Connection<'run> {
         }
     }
 
-    /// Bytes from inside the server count like those from elsewhere.
+    /// Counts the bytes of an answer from inside the server like those from other hosts.
     fn count(&self, answer: LocalAnswer) -> Answer {
         let (usage, activity) = (Arc::clone(&self.run.usage), Arc::clone(&self.activity));
         answer.map(|body| {
@@ -176,7 +176,7 @@ impl<'run> Connection<'run> {
         Response::new(Either::Left(Full::default()))
     }
 
-    /// Passes everything on in both directions, once the connection is a tunnel.
+    /// Copies bytes in both directions if the connection has become a tunnel.
     async fn pass_on(self) {
         let tunnel = self.tunnel.into_inner();
         let Some(mut tunnel) = tunnel.unwrap_or_else(PoisonError::into_inner) else {

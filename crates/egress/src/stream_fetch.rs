@@ -1,4 +1,4 @@
-//! Fetches of the server itself, taken as they come.
+//! Fetches by the server itself whose body is read as a stream.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tokio::time::timeout;
 use crate::fetch::failure;
 use crate::{Egress, FetchError, Policy};
 
-/// Longest max_idle of a host, whatever the runs' own connections may have.
+/// Maximum time without a byte from a host, even if the idle timeout for connections of runs is longer.
 const MAX_IDLE: Duration = Duration::from_secs(60);
 
-/// The answer of a host, whose body is still to come.
+/// The answer of a host, whose body is read in chunks.
 #[derive(Debug)]
 pub struct FetchStream {
     host: String,
@@ -21,10 +21,10 @@ pub struct FetchStream {
 }
 
 impl Egress {
-    /// Asks a host for the server itself, with these headers. Redirects are answers like others.
+    /// Sends a `GET` request with these headers, and returns as soon as the answer begins. Redirects are not followed.
     ///
     /// # Errors
-    /// [`FetchError`], but none of the host's own.
+    /// Returns [`FetchError`]. A status other than 200 is not an error.
     pub async fn fetch_stream(
         &self,
         url: &Url,
@@ -48,38 +48,38 @@ impl Egress {
         })
     }
 
-    /// Whether a host may be fetched from, as far as its name says.
+    /// Checks whether a host may be fetched from, by its name or address as given in the URL.
     ///
     /// # Errors
-    /// [`FetchError::Denied`] by which rule not.
+    /// Returns [`FetchError`] if the rules refuse the host or the URL cannot be used.
     pub fn admit(&self, url: &Url, hosts: &Policy) -> Result<(), FetchError> {
         self.check(url, hosts, true).map(drop)
     }
 }
 
 impl FetchStream {
-    /// The HTTP status.
+    /// Returns the HTTP status.
     #[must_use]
     pub fn status(&self) -> u16 {
         self.response.status().as_u16()
     }
 
-    /// A header that is text, by its name in lower case.
+    /// Returns the value of a header if it is text. The name is given in lower case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.response.headers().get(name)?.to_str().ok()
     }
 
-    /// The body's length in bytes, where the host says it.
+    /// Returns the length of the body in bytes, if the host announces it.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.response.content_length()
     }
 
-    /// The next piece of the body.
+    /// Returns the next chunk of the body; `None` at its end.
     ///
     /// # Errors
-    /// [`FetchError`] where the body does not come to its end.
+    /// Returns [`FetchError`] if the body breaks off or its next chunk takes too long.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
         let next = timeout(self.max_idle, self.response.chunk()).await;
         let next = next.map_err(|_| FetchError::TimedOut(self.max_idle))?;

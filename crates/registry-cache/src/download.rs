@@ -1,5 +1,6 @@
-//! Downloads: a single one for all clients that wait for the same file. The clients read it from disk while it comes
-//! in; its last byte waits until the hash of the whole is known to be right, so that no client gets a wrong file whole.
+//! Downloads of files, one for all clients that wait for the same file. The clients read the file from disk while it
+//! comes in. Its last byte is held back until the hash of the whole file is verified, so that no client gets a whole
+//! file with a wrong hash.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,17 +21,17 @@ use crate::share::InstallationShare;
 use crate::store::{FileKey, FileStore};
 use crate::upstream::{self, RegistryError};
 
-/// Downloads at once, of all installations; others wait. Each writes to disk on a thread of its own, of which the
-/// runtime has 512.
+/// Maximum number of concurrent downloads of all installations; further downloads wait. Each writes to disk on a
+/// blocking thread of its own, of which the runtime has 512.
 const MAX_DOWNLOADS: usize = 128;
 
-/// Bytes that are read from disk at once.
+/// Number of bytes read from disk at once.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// Pieces of a download that may wait for the disk.
+/// Maximum number of received chunks of a download that wait to be written to disk.
 const MAX_QUEUED_CHUNKS: usize = 16;
 
-/// How far a download is.
+/// The progress of a download.
 #[derive(Clone, Debug)]
 enum DownloadProgress {
     Requested,
@@ -39,17 +40,17 @@ enum DownloadProgress {
     Failed(RegistryError),
 }
 
-/// A file, or what there is of it.
+/// A file on disk, of which a part may still be missing.
 #[derive(Clone, Debug)]
 pub(crate) struct PartialFile {
     file: Arc<File>,
-    /// Bytes that are there.
+    /// Number of bytes that have been written.
     available: u64,
-    /// Length of the whole, if it is known.
+    /// Length of the whole file, if the registry announces it.
     pub(crate) length: Option<u64>,
 }
 
-/// The downloads that go on.
+/// The running downloads.
 #[derive(Clone, Debug)]
 pub(crate) struct Downloads {
     store: Arc<FileStore>,
@@ -57,12 +58,12 @@ pub(crate) struct Downloads {
     slots: Arc<Semaphore>,
 }
 
-/// A file with the hash that it must have, for one who waits for it.
+/// The source from which a client gets a file.
 #[derive(Debug)]
 pub(crate) enum FileSource {
-    /// From disk, or on its way there.
+    /// The file on disk, whole or while it is written. Its hash is verified.
     File(FileReader),
-    /// Too large to be kept, or there is no disk: as it comes.
+    /// The registry's answer, for a file that is too large to be cached or if the disk cannot be used.
     Stream(FetchStream),
 }
 
@@ -75,7 +76,7 @@ impl Downloads {
         }
     }
 
-    /// The file, from disk or from the registry.
+    /// Returns a file, from disk or from the registry.
     pub(crate) async fn get(
         &self,
         listed: &ListedFile,
@@ -88,7 +89,8 @@ impl Downloads {
         if let Some(reader) = self.stored(&key, digest).await {
             return Ok(FileSource::File(reader));
         }
-        // Before others can join: no request joins a download that waits for other downloads of its installation.
+        // Taken before other requests can join, so that no request joins a download that still waits for other
+        // downloads of the installation that started it.
         let slot = share.download().await?;
         let mut progress = self.join(&key, listed, digest, egress, policy, slot);
         let started = progress
@@ -137,7 +139,7 @@ impl Downloads {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes part in a download, or begins it.
+    /// Joins the running download of a file, or starts one.
     fn join(
         &self,
         key: &FileKey,
@@ -181,7 +183,7 @@ struct DownloadTask {
     egress: Egress,
     policy: Policy,
     progress: watch::Sender<DownloadProgress>,
-    /// A place of the installation that began the download.
+    /// The permit of the installation that started the download.
     _slot: OwnedSemaphorePermit,
 }
 
@@ -200,7 +202,7 @@ impl DownloadTask {
                 }
                 () = self.abandoned() => {
                     let mut running = self.downloads.lock();
-                    // Others join while it is locked only.
+                    // Requests join only while they hold the lock.
                     if self.progress.receiver_count() == 0 {
                         running.remove(&self.key);
                         return;
@@ -244,18 +246,18 @@ impl DownloadTask {
         };
         let writing = tokio::task::spawn_blocking(move || writer.write(taken));
         while let Some(piece) = answer.chunk().await? {
-            // If the writer has ended, it reports why.
+            // A writer that has ended returns its error below.
             if pieces.send(Some(piece)).await.is_err() {
                 break;
             }
         }
-        // The end is said, so that it is not taken for the end of a download that was given up.
+        // Marks the end of the file; a channel that closes without it means that the download was abandoned.
         let _ = pieces.send(None).await;
         writing.await.unwrap_or(Err(RegistryError::Disk))
     }
 }
 
-/// Puts a download on disk. The writer waits for the disk, on a thread of its own.
+/// Writes a download to disk, on a blocking thread of its own.
 struct DiskWriter {
     store: Arc<FileStore>,
     key: FileKey,
@@ -297,14 +299,14 @@ impl DiskWriter {
                         .send_replace(DownloadProgress::Running(content.clone()));
                 }
                 Some(None) => break,
-                None => return Err(RegistryError::Altered.into()), // The download was given up.
+                None => return Err(RegistryError::Altered.into()), // The download was abandoned.
             }
         }
         if hasher.finish() != self.digest {
             log::warn!(url_key:? = self.key; "registry sent a package that is not the one it lists");
             return Err(RegistryError::Altered.into());
         }
-        // Requests from here on find the file in the store.
+        // From here on, requests find the file in the store.
         self.store.keep(partial, &self.key)?;
         self.progress.send_replace(DownloadProgress::Whole(content));
         Ok(())
@@ -328,7 +330,7 @@ impl From<io::Error> for WriteError {
     }
 }
 
-/// Reads a file that may still come in.
+/// Reads a file that may still be written.
 #[derive(Debug)]
 pub(crate) struct FileReader {
     pub(crate) content: PartialFile,
@@ -338,7 +340,7 @@ pub(crate) struct FileReader {
 }
 
 impl FileReader {
-    /// The file in pieces. An error comes in place of the rest if the download fails.
+    /// Returns the file as a stream of chunks. If the download fails, the stream ends with an error.
     pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         stream::try_unfold(self, |mut reader| async move {
             Ok(reader.next().await?.map(|piece| (piece, reader)))
@@ -364,7 +366,8 @@ impl FileReader {
         Ok(Some(piece.into()))
     }
 
-    /// Returns the position up to which it can be read: beyond the current one, unless that is the end.
+    /// Waits until more can be read. Returns the position up to which the file can be read, which is beyond the current
+    /// position unless that is the end of the file.
     async fn readable(&mut self) -> io::Result<u64> {
         let Some(progress) = &mut self.progress else {
             return Ok(self.content.available);
@@ -372,7 +375,7 @@ impl FileReader {
         let position = self.position;
         let moved = progress.wait_for(|progress| match progress {
             DownloadProgress::Requested => false,
-            // The last byte is held back.
+            // The last byte is held back until the hash is verified.
             DownloadProgress::Running(content) => content.available > position + 1,
             DownloadProgress::Whole(_) | DownloadProgress::Failed(_) => true,
         });

@@ -1,4 +1,4 @@
-//! The answers that package managers get.
+//! Answers the requests of package managers.
 
 use std::io;
 use std::sync::Arc;
@@ -122,7 +122,7 @@ impl RegistryHandler {
     }
 
     async fn page(&self, key: &IndexKey) -> Result<IndexPage, RegistryError> {
-        // A file that was fetched for others may come from a host that this run may not reach.
+        // A cached page may come from a host that this run may not reach.
         self.egress.admit(self.registry(), &self.policy)?;
         let pages = &self.cache.0.pages;
         pages
@@ -155,7 +155,7 @@ impl RegistryHandler {
         answer(StatusCode::OK, page.kind, body)
     }
 
-    /// A file of a package, if its registry lists it.
+    /// Answers with a file of a package, if its registry lists the file.
     async fn file(&self, package: String, file: &str) -> Result<LocalAnswer, RegistryError> {
         let keys = match self.client {
             PackageManager::Pip => vec![IndexKey::Python(package)],
@@ -195,7 +195,7 @@ impl RegistryHandler {
         }
     }
 
-    /// Asks the registry with a client's credentials, for that client alone.
+    /// Passes a request with credentials on to the registry. The answer is for this client alone and is not cached.
     async fn pass_on(&self, route: &Route, request: &Parts) -> Result<LocalAnswer, RegistryError> {
         let registry = self.registry();
         let url = match (route, self.client) {
@@ -205,7 +205,7 @@ impl RegistryHandler {
                 Route::File { file, .. },
                 PackageManager::Npm | PackageManager::Deno | PackageManager::Bun,
             ) => registry.join(file),
-            // Its address is on a page that was fetched without these credentials.
+            // The file's URL would have to come from a page that was fetched without these credentials.
             (Route::File { .. }, PackageManager::Pip) => return Err(RegistryError::NotFound),
         };
         let url = url.map_err(|_| RegistryError::NotFound)?;
@@ -241,7 +241,7 @@ fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> LocalAnswer {
     with_length(answer, Some(length), kind)
 }
 
-/// The registry's answer, as it comes.
+/// Returns the registry's answer as a stream.
 fn streamed(passed: FetchStream) -> LocalAnswer {
     let length = passed.length();
     let kind = passed

@@ -1,5 +1,5 @@
-//! IndexCache: which files a package has, by its registry. Kept in memory, and never on disk, because they say what
-//! the files on disk must be.
+//! Index pages, which list the files of a package with their hashes. Pages are kept in memory and never on disk,
+//! because the files on disk are verified against them.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -18,27 +18,27 @@ use crate::share::InstallationShare;
 use crate::upstream::{self, RegistryError};
 use crate::{npm, python};
 
-/// Largest page in bytes. The largest of the usual registries have about 30 MiB.
+/// Maximum size of a page in bytes. The largest pages of the default registries have about 30 MiB.
 const MAX_PAGE_BYTES: usize = 64 << 20;
 
-/// Bytes of all pages that are kept.
+/// Maximum size of all cached pages in bytes.
 const MAX_CACHED_BYTES: u64 = 96 << 20;
 
-/// Bytes that a listed file takes beside its texts, about.
+/// Approximate memory of a listed file in bytes, without its strings.
 const ENTRY_BYTES: usize = 256;
 
-/// Memory of all pages that are being fetched together, in units of [`MEMORY_UNIT`].
+/// Maximum memory of all pages that are being fetched, in units of [`MEMORY_UNIT`]: 256 MiB.
 const FETCH_MEMORY_UNITS: usize = 4096;
 
-/// Bytes of one unit.
+/// Size of one unit of memory in bytes.
 const MEMORY_UNIT: usize = 64 << 10;
 
-/// A page of a registry.
+/// An index page of a registry.
 #[derive(Clone, Debug)]
 pub(crate) struct IndexPage {
     pub(crate) body: Bytes,
     pub(crate) kind: &'static str,
-    /// By the names that the files have here.
+    /// The listed files, by their names in the cache.
     pub(crate) files: Arc<HashMap<String, ListedFile>>,
     fetched_at: Instant,
 }
@@ -47,30 +47,30 @@ pub(crate) struct IndexPage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ListedFile {
     pub(crate) url: Url,
-    /// None where the registry has none that can be relied on.
+    /// The file's hash; `None` if the registry publishes none that is collision-resistant.
     pub(crate) digest: Option<Digest>,
 }
 
-/// A page that its registry would not have sent.
+/// The error for a page that is not in the registry's format.
 #[derive(Debug)]
 pub(crate) struct MalformedIndex;
 
-/// Identifies a page.
+/// Identifies an index page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum IndexKey {
     Python(String),
-    /// Whether it is what an installation needs, or everything.
+    /// A package of npm's registry, and how much the page says about it.
     Npm(String, Detail),
 }
 
-/// How much of a package npm's registry is asked for.
+/// The level of detail that npm's registry is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Detail {
     Abbreviated,
     Full,
 }
 
-/// The pages that were fetched of late.
+/// A cache of recently fetched index pages.
 #[derive(Debug)]
 pub(crate) struct IndexCache {
     kept: Cache<IndexKey, IndexPage>,
@@ -98,7 +98,7 @@ impl IndexCache {
         }
     }
 
-    /// A page as the registry has it, or had it a moment ago.
+    /// Returns a page, from memory if it is not older than the time to live, otherwise from the registry.
     pub(crate) async fn get(
         &self,
         key: &IndexKey,
@@ -115,19 +115,20 @@ impl IndexCache {
         }
         let _slot = share.page().await?;
         let fetch = || {
-            // Requests for the same page meanwhile wait for this one.
+            // Concurrent requests for the same page wait for this fetch.
             let fetching = self.fetch(key, registry, egress, policy, share);
             self.kept.try_get_with(key.clone(), fetching)
         };
         let fetched = match fetch().await {
-            // The share that was used up may have been another installation's.
+            // The fetch may have been one of another installation, whose share was used up.
             Err(failure) if *failure == RegistryError::Busy => fetch().await,
             fetched => fetched,
         };
         fetched.map_err(|failure| RegistryError::clone(&failure))
     }
 
-    /// Returns the file that a page lists under a name. An old page serves too: a file never becomes another.
+    /// Returns the file that a cached page lists under a name. An expired page serves too, because a published file
+    /// never changes.
     pub(crate) async fn listed(&self, keys: &[IndexKey], file: &str) -> Option<ListedFile> {
         for key in keys {
             if let Some(page) = self.kept.get(key).await
@@ -156,7 +157,7 @@ impl IndexCache {
         let url = url.map_err(|_| RegistryError::NotFound)?;
         let body = self.read(&url, accept, egress, policy, share).await?;
         let (key, registry) = (key.clone(), registry.clone());
-        // A large one takes a while.
+        // Parsing a large page takes too long for the async runtime.
         let parsing = tokio::task::spawn_blocking(move || match &key {
             IndexKey::Python(_) => {
                 let (body, files) = python::read(&url, &body)?;
@@ -177,7 +178,7 @@ impl IndexCache {
         })
     }
 
-    /// Reads a page. The memory of all pages that are being read is bounded.
+    /// Reads the body of a page. The memory of all pages that are being read is bounded.
     async fn read(
         &self,
         url: &Url,
@@ -193,7 +194,7 @@ impl IndexCache {
         let mut plain = Vec::new();
         while let Some(piece) = answer.chunk().await? {
             if is_packed {
-                // In small steps, because little may become much.
+                // In small steps, because a few compressed bytes may expand to many.
                 for step in piece.chunks(1 << 10) {
                     packed
                         .write_all(step)
@@ -214,7 +215,7 @@ impl IndexCache {
     }
 }
 
-/// Memory for a page that is being read, of all pages' and of the installation's share.
+/// Memory for a page that is being read, taken from the memory of all pages and from the installation's share.
 struct MemoryReservation<'p> {
     all: &'p Semaphore,
     share: &'p InstallationShare,
@@ -232,7 +233,7 @@ impl<'p> MemoryReservation<'p> {
         })
     }
 
-    /// Has room for so many bytes.
+    /// Reserves memory until the reservation covers so many bytes.
     fn grow_to(&mut self, size: usize) -> Result<(), RegistryError> {
         if size > MAX_PAGE_BYTES {
             return Err(RegistryError::TooLarge);
@@ -247,7 +248,7 @@ impl<'p> MemoryReservation<'p> {
 }
 
 impl Detail {
-    /// By what a client accepts.
+    /// Returns the detail that a client asks for in its `Accept` header.
     pub(crate) fn wanted(accept: &str) -> Self {
         match accept.contains(npm::ABBREVIATED) {
             true => Self::Abbreviated,

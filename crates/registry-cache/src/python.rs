@@ -1,4 +1,4 @@
-//! Pages of Python's index, in the JSON of PEP 691.
+//! Index pages of Python's index, in the JSON format of PEP 691.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,11 @@ use url::Url;
 use crate::digest::Digest;
 use crate::index::{ListedFile, MalformedIndex};
 
-/// The content type that the index is asked for, and that package managers get.
+/// Content type that is requested from the index and sent to package managers.
 pub(crate) const JSON: &str = "application/vnd.pypi.simple.v1+json";
 
-/// The page as package managers get it, and what it lists. Every file whose URL can be followed gets one that
-/// is relative to the page and names its host: `six/files.pythonhosted.org/packages/…`.
+/// Returns the page as package managers get it, and the files that it lists. A file with a valid URL gets one that is
+/// relative to the page and contains the original host: `six/files.pythonhosted.org/packages/…`.
 pub(crate) fn read(
     page: &Url,
     body: &[u8],
@@ -49,7 +49,7 @@ fn relative(url: &Url) -> Option<String> {
     Some(format!("{}{port}{}", url.host_str()?, url.path()))
 }
 
-/// The metadata of PEP 658 beside a file, under its name with a further extension.
+/// Returns the metadata file that accompanies a file, PEP 658. Its URL is that of the file with `.metadata` appended.
 fn metadata(file: &Value, url: &Url) -> Option<ListedFile> {
     let named = file
         .get("core-metadata")

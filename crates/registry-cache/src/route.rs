@@ -1,26 +1,26 @@
-//! The paths that registries have; no others can be asked for.
+//! The paths of registries that can be requested.
 
 use percent_encoding::percent_decode_str;
 
 use crate::PackageManager;
 
-/// Longest name of a package in bytes; npm's own limit is 214.
+/// Maximum length of a package name in bytes, which is npm's own limit.
 const MAX_NAME_BYTES: usize = 214;
 
-/// Longest path in bytes.
+/// Maximum length of a path in bytes.
 const MAX_PATH_BYTES: usize = 2048;
 
 /// A resource of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// The list of a package's files.
+    /// The index page of a package.
     Index(String),
-    /// A file of a package, under the name that its page gives it here.
+    /// A file of a package, under its name in the cache.
     File { package: String, file: String },
 }
 
 impl Route {
-    /// Reads a path.
+    /// Parses a path. Returns `None` if it is not the path of an index page or a file.
     pub(crate) fn parse(client: PackageManager, path: &str) -> Option<Self> {
         if path.len() > MAX_PATH_BYTES {
             return None;
@@ -74,12 +74,12 @@ impl Route {
     }
 }
 
-/// The name that a file of npm's goes by here.
+/// Returns the name in the cache of a file of npm's registry.
 pub(crate) fn npm_file(package: &str, name: &str) -> String {
     format!("{package}/-/{name}")
 }
 
-/// The one spelling of a project's name: PEP 503.
+/// Returns the normalized name of a Python project, PEP 503.
 fn normal(name: &str) -> String {
     let words = name.split(['.', '_', '-']).filter(|word| !word.is_empty());
     let words: Vec<_> = words.map(str::to_ascii_lowercase).collect();

@@ -1,4 +1,4 @@
-//! The share of one installation in the resources that all installations use.
+//! Limits of what one installation may use of the resources that all installations share.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::upstream::RegistryError;
 
-/// Downloads of one installation that go on at once; further ones wait. npm asks for 15 files at once.
+/// Maximum number of concurrent downloads of one installation; further downloads wait. npm asks for 15 files at once.
 const MAX_DOWNLOADS: usize = 16;
 
-/// Pages of one installation that are fetched at once; further ones wait.
+/// Maximum number of pages fetched at once for one installation; further pages wait.
 const MAX_PAGES: usize = 16;
 
-/// Memory of the pages that are being fetched for one installation, in units of `index::MEMORY_UNIT`: 96 MiB, of the
-/// 256 MiB that all have.
+/// Maximum memory of the pages that are being fetched for one installation, in units of `index::MEMORY_UNIT`: 96 MiB,
+/// out of 256 MiB for all installations.
 const MEMORY_UNITS: usize = 1536;
 
-/// The share of one installation, which all of its requests take from.
+/// The permits of one installation, from which all of its requests take.
 #[derive(Debug)]
 pub(crate) struct InstallationShare {
     downloads: Arc<Semaphore>,

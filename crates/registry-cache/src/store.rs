@@ -1,4 +1,4 @@
-//! Files on disk. The directory's content is not trusted: a file is given out only with the hash that it must have.
+//! Cached files on disk. The directory's content is not trusted: a file is served only if it has the expected hash.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Seek as _};
@@ -13,19 +13,20 @@ use url::Url;
 
 use crate::digest::Digest;
 
-/// Directory of files until they are whole.
+/// Directory of files that are still being written.
 const PARTIAL_DIRECTORY: &str = "partial";
 
-/// A file without a lock may just have been made by another server.
+/// Age from which an unfinished file without a lock counts as abandoned. A younger one may just have been created by
+/// another server, which has not locked it yet.
 const MIN_ABANDONED_AGE: Duration = Duration::from_secs(60);
 
-/// Between two looks at what there is, this part of what may be there comes in.
+/// The store is tidied whenever so much has been added: the maximum size divided by this number.
 const TIDY_STEPS: u64 = 16;
 
-/// Bytes that a file takes at least, its name in the directory included.
+/// Minimum size that a file counts with in bytes, for its block on disk and its directory entry.
 const MIN_FILE_BYTES: u64 = 4096;
 
-/// The name of a file on disk.
+/// The name of a cached file on disk: the SHA-256 of its URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileKey(String);
 
@@ -36,12 +37,12 @@ impl FileKey {
     }
 }
 
-/// The files of a directory, which other servers may use as well. Everything here waits for the disk.
+/// A directory of cached files, which several servers may share. All methods block on the disk.
 #[derive(Debug)]
 pub(crate) struct FileStore {
     directory: PathBuf,
     max_bytes: u64,
-    /// Bytes that have come in since the last look; before the first look, more than there can be.
+    /// Bytes added since the store was last tidied; `u64::MAX` before the first time.
     added: AtomicU64,
 }
 
@@ -54,7 +55,7 @@ impl FileStore {
         }
     }
 
-    /// The largest file that is kept, in bytes.
+    /// Returns the maximum size of a cached file in bytes.
     pub(crate) fn largest(&self) -> u64 {
         self.max_bytes / 4
     }
@@ -74,13 +75,14 @@ impl FileStore {
             return Ok(None);
         }
         file.rewind()?;
-        // The files used last stay. If the directory is read-only, only that order is lost.
+        // The modification time is the time of last use, by which files are removed. In a read-only directory only that
+        // order is lost.
         let _ = file.set_modified(SystemTime::now());
         let size = file.metadata()?.len();
         Ok(Some((file, size)))
     }
 
-    /// A file that is not there yet.
+    /// Creates an unfinished file.
     pub(crate) fn create(&self) -> io::Result<NamedTempFile> {
         let partial = self.directory.join(PARTIAL_DIRECTORY);
         DirBuilder::new()
@@ -91,12 +93,13 @@ impl FileStore {
             self.tidy()?;
         }
         let file = NamedTempFile::new_in(partial)?;
-        // Held until it is closed: so a server that starts can tell it from what a dead one left.
+        // Locked until the file is closed, so that a server that starts can tell it from a file that a dead server
+        // left.
         file.as_file().lock()?;
         Ok(file)
     }
 
-    /// Makes a file be there, at once and whole.
+    /// Moves a finished file into the store, atomically.
     pub(crate) fn keep(&self, file: NamedTempFile, key: &FileKey) -> io::Result<()> {
         let size = file.as_file().metadata()?.len().max(MIN_FILE_BYTES);
         file.persist(self.directory.join(&key.0))
@@ -119,7 +122,7 @@ impl FileStore {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            // Another server may have removed it.
+            // Another server may have removed the file.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
@@ -129,7 +132,7 @@ impl FileStore {
             }
         }
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
-        // With room for what comes before the next look, of this server and of another.
+        // Leaves room for the files that this server and another one add before either tidies again.
         let aim = self.max_bytes - self.max_bytes / TIDY_STEPS * 2;
         if total <= aim {
             return Ok(());
@@ -139,7 +142,7 @@ impl FileStore {
             if total <= aim {
                 break;
             }
-            // A client that reads the file goes on reading.
+            // A client that is reading the file keeps its open descriptor.
             match fs::remove_file(&path) {
                 Ok(()) => log::debug!(file:% = path.display(); "cached package removed"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -151,7 +154,7 @@ impl FileStore {
     }
 }
 
-/// Removes files that no living server writes.
+/// Removes unfinished files that no living server writes.
 fn remove_abandoned(partial: &Path) -> io::Result<()> {
     for entry in fs::read_dir(partial)? {
         let path = entry?.path();

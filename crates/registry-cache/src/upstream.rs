@@ -1,12 +1,12 @@
-//! The real registries, asked by the server itself.
+//! Requests of the server itself to the real registries.
 
 use isol8_egress::{Egress, FetchError, FetchStream, Policy};
 use url::Url;
 
-/// Redirects that are followed.
+/// Maximum number of redirects that are followed.
 const MAX_REDIRECTS: usize = 3;
 
-/// Why there is no answer of a registry.
+/// The reason why a registry has no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RegistryError {
     #[error("the registry has no such thing")]
@@ -15,19 +15,19 @@ pub(crate) enum RegistryError {
     Fetch(#[from] FetchError),
     #[error("the registry answered {0}")]
     Status(u16),
-    #[error("the registry's answer is not what one has")]
+    #[error("the registry's answer is not in the expected format")]
     Malformed,
     #[error("the registry's answer is too large")]
     TooLarge,
-    #[error("what the registry sent is not what it has a hash of")]
+    #[error("the registry sent a file that does not match its hash")]
     Altered,
     #[error("too much is being fetched at once, try again later")]
     Busy,
-    #[error("it cannot be kept on disk")]
+    #[error("the file cannot be written to disk")]
     Disk,
 }
 
-/// Asks for a page.
+/// Requests an index page.
 pub(crate) async fn page(
     url: &Url,
     accept: &str,
@@ -43,8 +43,8 @@ pub(crate) async fn page(
     .await
 }
 
-/// Fetches an address, following redirects to hosts that are admitted too. A client's headers go only to the host that
-/// they were meant for.
+/// Fetches a URL. Follows redirects to hosts that the policy admits, unless the request has an `authorization` header,
+/// which goes only to the host that it was meant for.
 pub(crate) async fn get(
     url: &Url,
     headers: &[(&str, &str)],

@@ -1,4 +1,4 @@
-//! A request in absolute form, passed on to its host, and the host's answer.
+//! Forwards a request in absolute form to its host, and the answer back.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -25,7 +25,7 @@ use crate::destination::Destination;
 /// The usual port of `http:`.
 const HTTP_PORT: u16 = 80;
 
-/// Headers that are about one connection: RFC 9110, 7.6.1, and the proxy's own.
+/// Hop-by-hop headers, which apply to a single connection: RFC 9110, 7.6.1, and those for proxies.
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -61,8 +61,8 @@ pub(super) fn destination(request: &Request<Incoming>) -> Result<Destination, Re
     Destination::parse(authority, usual).ok_or(Refusal::Malformed("expected a host and a port"))
 }
 
-/// Refuses what two readers could cut into messages at different places. Lengths that contradict each
-/// other, and whatever is no HTTP, were refused when the head was read.
+/// Refuses a request that two parsers could split into messages at different positions (request smuggling). hyper has
+/// already refused contradictory lengths and invalid HTTP when it read the head.
 pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Refusal> {
     let headers = request.headers();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -122,7 +122,7 @@ pub(super) async fn forward(
     ))
 }
 
-/// The request as its host gets it.
+/// Rewrites the request to the form that its host gets.
 fn rewrite(
     request: Request<Incoming>,
     destination: &Destination,
@@ -138,7 +138,7 @@ fn rewrite(
     Ok(Request::from_parts(parts, body))
 }
 
-/// Removes what is about one connection, and what `Connection` says is.
+/// Removes the hop-by-hop headers, and those that `Connection` lists.
 fn strip(headers: &mut HeaderMap) {
     let listed: Vec<_> = headers
         .get_all(CONNECTION)
@@ -148,14 +148,14 @@ fn strip(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse::<HeaderName>().ok())
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
-        // The length of the body must be sent, whatever headers list it.
+        // The length of the body must be sent even if `Connection` lists it.
         if name != CONTENT_LENGTH {
             headers.remove(name);
         }
     }
 }
 
-/// The body of a host's answer. With it ends the connection to the host.
+/// The body of a host's answer. Dropping it closes the connection to the host.
 pub(crate) struct Relayed {
     body: Incoming,
     _connection: AbortOnDropHandle<()>,
