@@ -174,7 +174,7 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
     );
     // EPERM, and twice EROFS.
     assert_eq!(stdout(&output), "1\n30\n30\n", "{}", stderr(&output));
-    // A limit that was asked for is enforced or refused.
+    // A limit that is requested explicitly is either enforced or refused.
     for limit in [["--memory", "64m"], ["--cpu", "1"], ["--pids-limit", "20"]] {
         let output = run(&limit, "print('ran')");
         let said = stderr(&output);

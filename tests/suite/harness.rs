@@ -1,4 +1,4 @@
-//! A server of a test's own, and what may not be left of it.
+//! A server for one test, and the checks that it leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,14 +21,14 @@ pub(crate) const ISOL8: &str = env!("CARGO_BIN_EXE_isol8");
 /// The key of every server of the suite.
 pub(crate) const KEY: &str = "suite-key-8d1f";
 
-/// Nothing in the suite takes longer, unless something is wrong.
+/// Deadline of every wait in the suite; a longer wait means that something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The user `nobody`, also as a group.
 const ORDINARY_USER: u32 = 65_534;
 
-/// Puts something that is no program over each program of the name that is the first argument, in
-/// this mount namespace, and becomes the command.
+/// Hides each program with the name in the first argument by a mount of `/dev/null` in this mount namespace, and executes
+/// the command.
 const HIDE: &str = r#"
 for program in {/usr/local/bin,/usr/bin,/bin}/"$1"; do
     if [ -e "$program" ]; then mount --bind /dev/null "$program" || exit 1; fi
@@ -37,20 +37,18 @@ shift
 exec "$0" "$@"
 "#;
 
-/// Puts the file that is the first argument in the place of the host's list of name servers, in this mount
-/// namespace, and becomes the command.
+/// Mounts the file in the first argument over `/etc/resolv.conf` in this mount namespace, and executes the command.
 const RESOLVE_BY: &str = r#"mount --bind "$1" /etc/resolv.conf || exit 1; shift; exec "$0" "$@""#;
 
-/// Mounts two overlays of `/usr`, upon each other, in this mount namespace, and becomes the command. The first
-/// argument is an empty directory.
+/// Mounts two overlays of `/usr` on top of each other in this mount namespace, and executes the command. The first argument
+/// is an empty directory.
 const STACK: &str = r#"
 for _ in 1 2; do mount -t overlay -o "lowerdir=/usr:$1" overlay /usr || exit 1; done
 shift
 exec "$0" "$@"
 "#;
 
-/// Runs each test against a server of its own on each backend; with the configuration, where one is
-/// named first.
+/// Runs each test against its own server on each backend, with a configuration if one is given first.
 macro_rules! on_each_backend {
     (with $config:expr; $($test:ident),* $(,)?) => {
         mod native {
@@ -148,7 +146,7 @@ impl Server {
         Self::launch(Command::new(ISOL8), kind, state, config)
     }
 
-    /// A native server for which `/usr` is as deep a stack of overlays as the kernel allows.
+    /// A native server for which `/usr` is a stack of overlays as deep as the kernel allows.
     pub(crate) fn on_two_overlays_of_usr() -> Self {
         let state = state_directory();
         let empty = state.path().join("empty");

@@ -199,7 +199,7 @@ async fn a_spawner_that_dies_is_replaced_and_its_sandboxes_are_still_removed() {
     kill(server.spawner(), Signal::SIGKILL).unwrap();
     for _ in 0..4 {
         let result = server.client().execute(python("print(6 * 7)")).await;
-        // The request that finds it dead may be the one that is told so.
+        // The request that finds the spawner dead may get an error.
         if let Ok(result) = result {
             assert_eq!(result.stdout, "42");
         }
