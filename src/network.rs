@@ -7,7 +7,7 @@ use isol8_actors::Network;
 use isol8_api::NetworkLogEntry;
 use isol8_backend::Tunnel;
 use isol8_egress::{
-    Egress, EgressError, Filter, LocalHost, Policy, Problem, ProblemKind, RunEgress,
+    Egress, EgressError, Filter, LocalHost, NetworkProblem, NetworkProblemKind, Policy, RunEgress,
 };
 
 /// The network of one job.
@@ -43,16 +43,16 @@ impl FilteredNetwork {
 }
 
 /// Describes a problem in a sentence for the client, with the configuration key that fixes it.
-fn describe(problem: &Problem) -> String {
+fn describe(problem: &NetworkProblem) -> String {
     let fix = match problem.kind {
-        ProblemKind::NotPublic => {
+        NetworkProblemKind::NotPublic => {
             "list its addresses in network.allowedCidrs, if they are not public ones"
         }
-        ProblemKind::Denied => "list it among runtimes.*.registries",
-        ProblemKind::Untrusted => {
+        NetworkProblemKind::Denied => "list it among runtimes.*.registries",
+        NetworkProblemKind::Untrusted => {
             "if a proxy inspects TLS, name its authority's certificate in network.caBundle"
         }
-        ProblemKind::Unreachable => "check that the server itself can reach it",
+        NetworkProblemKind::Unreachable => "check that the server itself can reach it",
     };
     format!("registry not reached: {}; {fix}", problem.text)
 }

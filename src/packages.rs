@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use isol8_actors::{Install, Network};
 use isol8_api::Runtime;
 use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy};
-use isol8_registry_cache::Client;
+use isol8_registry_cache::PackageManager;
 use regex::Regex;
 
 use crate::config::Config;
@@ -212,26 +212,26 @@ fn cached(
     policy: &Policy,
 ) -> (Variables, Option<Arc<dyn LocalHost>>) {
     let client = match runtime {
-        Runtime::Python => Client::Pip,
-        Runtime::Node => Client::Npm,
-        Runtime::Bun => Client::Bun,
-        Runtime::Deno => Client::Deno,
+        Runtime::Python => PackageManager::Pip,
+        Runtime::Node => PackageManager::Npm,
+        Runtime::Bun => PackageManager::Bun,
+        Runtime::Deno => PackageManager::Deno,
         Runtime::Bash => return (Vec::new(), None),
     };
     let host = client.host().to_owned();
     let address = format!("http://{host}/");
     let variables = match client {
-        Client::Pip => vec![
+        PackageManager::Pip => vec![
             ("PIP_INDEX_URL", format!("{address}simple/")),
             ("PIP_TRUSTED_HOST", host),
             ("UV_DEFAULT_INDEX", format!("{address}simple/")),
         ],
-        Client::Npm | Client::Bun => vec![("npm_config_registry", address)],
-        Client::Deno => vec![("NPM_CONFIG_REGISTRY", address)],
+        PackageManager::Npm | PackageManager::Bun => vec![("npm_config_registry", address)],
+        PackageManager::Deno => vec![("NPM_CONFIG_REGISTRY", address)],
     };
     let index = match client {
-        Client::Pip => &config.packages.python,
-        Client::Npm | Client::Deno | Client::Bun => &config.packages.npm,
+        PackageManager::Pip => &config.packages.python,
+        PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => &config.packages.npm,
     };
     let usual = self::registries(runtime);
     let is_index = |registry: &str| index.host_str() == Some(host_and_port(registry).0);
@@ -241,7 +241,7 @@ fn cached(
     let is_there = registries.iter().any(|registry| is_index(registry));
     match &config.package_cache {
         Some(cache) if is_alone && is_there => {
-            let site = cache.site(client, &config.egress, policy.clone());
+            let site = cache.handler(client, &config.egress, policy.clone());
             let variables = variables.into_iter();
             let variables = variables.map(|(name, value)| (name.to_owned(), value));
             (variables.collect(), Some(site))

@@ -5,14 +5,14 @@ mod common;
 
 use std::time::Duration;
 
-use common::{House, config, job, job_in};
+use common::{TestService, config, job, job_in};
 use isol8_actors::{ExecuteError, FailureCause, Job, PreparationFailed, Program};
 use isol8_api::{ByteSize, ErrorCode, Runtime, SandboxPath};
 
 #[actix::test]
 async fn a_result_tells_everything_that_the_contract_names() {
-    let house = House::new(config());
-    let result = house
+    let fixture = TestService::new(config());
+    let result = fixture
         .run(job("print  hello \neprint oops\nsleep 20\nexit 3"))
         .await
         .unwrap();
@@ -34,50 +34,50 @@ async fn a_result_tells_everything_that_the_contract_names() {
     assert!(result.timings.unwrap().run_ms >= 20.0);
     let usage = result.resource_usage.unwrap();
     assert!((usage.memory_mb - 8.0).abs() < f64::EPSILON);
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_program_that_a_signal_ended_has_the_shells_code() {
-    let house = House::new(config());
-    assert_eq!(house.run(job("crash")).await.unwrap().exit_code, 139);
-    house.finish().await;
+    let fixture = TestService::new(config());
+    assert_eq!(fixture.run(job("crash")).await.unwrap().exit_code, 139);
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_timeout_is_a_result_and_keeps_what_was_printed() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut late = job("print early\neprint warning\nhang");
     late.timeout = Duration::from_millis(500);
-    let result = house.run(late).await.unwrap();
+    let result = fixture.run(late).await.unwrap();
     assert_eq!(result.exit_code, 137);
     assert!(result.timed_out);
     assert_eq!(result.stdout, "early");
     assert_eq!(result.stderr, "warning\n--- EXECUTION TIMED OUT ---");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_guest_that_forgets_the_timeout_loses_its_sandbox() {
-    let house = House::new(config());
-    house.backend.ignore_timeouts(true);
+    let fixture = TestService::new(config());
+    fixture.backend.ignore_timeouts(true);
     let mut late = job("hang");
     late.timeout = Duration::from_millis(500);
-    let error = house.run(late).await.unwrap_err();
+    let error = fixture.run(late).await.unwrap_err();
     assert!(matches!(error, ExecuteError::SandboxLost(_)), "{error}");
-    house
+    fixture
         .until("destroyed", |h| h.backend.counters().live() == 0)
         .await;
-    assert_eq!(house.backend.counters().resets, 0, "not used again");
-    house.finish().await;
+    assert_eq!(fixture.backend.counters().resets, 0, "not used again");
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn output_beyond_the_limit_is_cut_and_said() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut long = job("flood 1000000\neprint fine");
     long.output_limit = 300_000;
-    let result = house.run(long).await.unwrap();
+    let result = fixture.run(long).await.unwrap();
     assert!(result.truncated);
     let (kept, note) = result.stdout.split_once('\n').unwrap();
     assert_eq!(kept.len(), 300_000);
@@ -86,27 +86,27 @@ async fn output_beyond_the_limit_is_cut_and_said() {
         "--- OUTPUT TRUNCATED (1000000 bytes, limit: 300000) ---"
     );
     assert_eq!(result.stderr, "fine");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn secrets_are_masked_in_both_streams_and_in_a_failed_setup() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut telling = job("print key=hunter2\neprint hunter2 hunter22");
     telling.secrets = vec!["hunter2".to_owned(), "hunter22".to_owned()];
-    let result = house.run(telling.clone()).await.unwrap();
+    let result = fixture.run(telling.clone()).await.unwrap();
     assert_eq!(result.stdout, "key=***");
     assert_eq!(result.stderr, "*** ***");
 
     telling.setup_script = Some("eprint hunter2; exit 1".to_owned());
-    let error = house.run(telling).await.unwrap_err().to_string();
+    let error = fixture.run(telling).await.unwrap_err().to_string();
     assert_eq!(error, "Setup script failed with exit code 1: ***");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn files_go_in_before_and_come_out_after_the_run() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut with_files = job("cat /sandbox/in/0.txt\nwrite /sandbox/out.txt made");
     let path = |text: &str| text.parse::<SandboxPath>().unwrap();
     with_files.files = (0..20)
@@ -116,43 +116,43 @@ async fn files_go_in_before_and_come_out_after_the_run() {
     with_files.output_paths = ["/sandbox/out.txt", "/sandbox/none", "/tmp/large"]
         .map(path)
         .to_vec();
-    let result = house.run(with_files).await.unwrap();
+    let result = fixture.run(with_files).await.unwrap();
     assert_eq!(result.stdout, "given");
     let files = result.files.unwrap();
     assert_eq!(files["/sandbox/out.txt"], "bWFkZQ==");
     assert_eq!(files["/tmp/large"].len(), 4_000_000);
     assert_eq!(files.len(), 2, "what does not exist is left out");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_file_that_is_refused_or_does_not_fit_is_the_requests_fault() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     for (path, text) in [
         ("/sandbox/refused", "is refused"),
         ("/sandbox/full", "sandbox is full"),
     ] {
         let mut bad = job("print 1");
         bad.files = vec![(path.parse().unwrap(), b"x".to_vec())];
-        let error = house.run(bad).await.unwrap_err();
+        let error = fixture.run(bad).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::InvalidRequest);
         assert!(error.to_string().contains(text), "{error}");
     }
-    assert_eq!(house.backend.counters().runs, 0);
-    house.finish().await;
+    assert_eq!(fixture.backend.counters().runs, 0);
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut prepared = job("cat /sandbox/made\ncwd");
     prepared.workdir = Some(SandboxPath::working_directory("sub").unwrap());
     prepared.setup_script = Some("write /sandbox/made by setup".to_owned());
-    let result = house.run(prepared.clone()).await.unwrap();
+    let result = fixture.run(prepared.clone()).await.unwrap();
     assert_eq!(result.stdout, "by setup/sandbox/sub");
 
     prepared.setup_script = Some("eprint no such package\nexit 4".to_owned());
-    let error = house.run(prepared.clone()).await.unwrap_err();
+    let error = fixture.run(prepared.clone()).await.unwrap_err();
     let (exit_code, stderr) = (4, "no such package".to_owned());
     assert_eq!(
         error,
@@ -164,7 +164,7 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
     );
 
     prepared.setup_script = Some("hang".to_owned());
-    let error = house.run(prepared).await.unwrap_err();
+    let error = fixture.run(prepared).await.unwrap_err();
     assert!(
         matches!(
             error,
@@ -177,105 +177,108 @@ async fn a_setup_script_runs_first_and_its_failure_is_the_requests() {
         "{error}"
     );
     assert!(error.to_string().ends_with("--- EXECUTION TIMED OUT ---"));
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn environment_and_input_reach_the_program() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut told = job("env NAME\nstdin");
     told.env = vec![("NAME".to_owned(), "value".to_owned())];
     told.stdin = Some(b"input".to_vec());
-    assert_eq!(house.run(told).await.unwrap().stdout, "value\ninput");
-    house.finish().await;
+    assert_eq!(fixture.run(told).await.unwrap().stdout, "value\ninput");
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn every_runtime_and_a_shell_command_can_run() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     for runtime in Runtime::ALL {
-        let result = house.run(job_in(runtime, "print ran")).await.unwrap();
+        let result = fixture.run(job_in(runtime, "print ran")).await.unwrap();
         assert_eq!((result.stdout.as_str(), result.runtime), ("ran", runtime));
     }
     let spec = job("").sandbox;
     let command = Program::ShellCommand("print by shell".to_owned());
-    let result = house.run(Job::new(command, spec).unwrap()).await.unwrap();
+    let result = fixture.run(Job::new(command, spec).unwrap()).await.unwrap();
     assert_eq!(result.stdout, "by shell");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_run_that_the_kernel_ended_for_memory_says_so_and_the_next_does_not() {
-    let house = House::new(config());
-    let result = house.in_session("s", "oom").await.unwrap();
+    let fixture = TestService::new(config());
+    let result = fixture.in_session("s", "oom").await.unwrap();
     assert!(result.oom_killed && result.exit_code == 137 && !result.timed_out);
-    let result = house.in_session("s", "print 1").await.unwrap();
+    let result = fixture.in_session("s", "print 1").await.unwrap();
     assert!(!result.oom_killed);
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_run_whose_guest_the_kernel_ended_for_memory_has_a_result_and_the_next_run_works() {
-    let house = House::new(config());
-    let result = house.run(job("print x\nstarve")).await.unwrap();
+    let fixture = TestService::new(config());
+    let result = fixture.run(job("print x\nstarve")).await.unwrap();
     assert!(result.oom_killed && !result.timed_out);
     assert_eq!((result.stdout.as_str(), result.exit_code), ("x", 137));
-    assert_eq!(house.output("print 1").await, "1");
-    house.finish().await;
+    assert_eq!(fixture.output("print 1").await, "1");
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_session_whose_guest_the_kernel_ended_for_memory_is_told_so() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     for code in ["starve", "print 1\nstarve"] {
-        let error = house.in_session("s", code).await.unwrap_err();
+        let error = fixture.in_session("s", code).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::SessionLost);
         assert!(error.to_string().contains("memory was out"), "{error}");
     }
-    assert_eq!(house.in_session("s", "print 1").await.unwrap().stdout, "1");
-    house.finish().await;
+    assert_eq!(
+        fixture.in_session("s", "print 1").await.unwrap().stdout,
+        "1"
+    );
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_session_whose_files_fill_its_memory_is_told_so_and_stays() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     // The fake's sandboxes hold 8 MiB, whatever is done.
     let tight = |code: &str| {
         let mut job = job(code);
         job.sandbox.limits.memory = ByteSize::from_mebibytes(10);
         job
     };
-    let first = house.run_as("t", Some("s"), tight("oom")).await.unwrap();
+    let first = fixture.run_as("t", Some("s"), tight("oom")).await.unwrap();
     assert!(first.oom_killed && first.exit_code == 137);
-    let error = house
+    let error = fixture
         .run_as("t", Some("s"), tight("oom"))
         .await
         .unwrap_err();
     assert_eq!(error.code(), ErrorCode::InvalidRequest);
     assert!(error.to_string().contains("options.memoryLimit"), "{error}");
-    let raised = house.in_session("s", "print 1").await.unwrap();
+    let raised = fixture.in_session("s", "print 1").await.unwrap();
     assert_eq!(raised.stdout, "1");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_sandbox_that_dies_under_an_ephemeral_run_is_an_error_and_the_next_run_works() {
-    let house = House::new(config());
-    let error = house.run(job("print x\ndie")).await.unwrap_err();
+    let fixture = TestService::new(config());
+    let error = fixture.run(job("print x\ndie")).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::BackendUnavailable);
-    assert_eq!(house.output("print 1").await, "1");
-    house.finish().await;
+    assert_eq!(fixture.output("print 1").await, "1");
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_runtime_that_the_backend_lacks_is_named() {
-    let house = House::new(config());
-    house.backend.make_unavailable(Runtime::Bun);
-    let error = house
+    let fixture = TestService::new(config());
+    fixture.backend.make_unavailable(Runtime::Bun);
+    let error = fixture
         .run(job_in(Runtime::Bun, "print 1"))
         .await
         .unwrap_err();
     assert_eq!(error.code(), ErrorCode::RuntimeUnavailable);
     assert!(error.to_string().contains("bun"), "{error}");
-    house.finish().await;
+    fixture.finish().await;
 }

@@ -5,15 +5,15 @@ mod common;
 
 use std::time::Duration;
 
-use common::{House, config, job, tenant};
+use common::{TestService, config, job, tenant};
 use isol8_actors::{ExecuteError, Input, Job, JobStream, TerminalSize};
 use isol8_api::{ErrorCode, EventKind, Phase, StreamEvent};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-fn follow(house: &House, session: Option<&str>, job: Job) -> JobStream {
+fn follow(fixture: &TestService, session: Option<&str>, job: Job) -> JobStream {
     let session = session.map(|id| id.parse().unwrap());
-    house
+    fixture
         .service
         .execute_stream(tenant("t"), session, job, None)
 }
@@ -32,12 +32,12 @@ fn event(kind: EventKind, data: &str, phase: Phase) -> Result<StreamEvent, Execu
 
 #[actix::test]
 async fn events_come_while_the_program_runs_and_the_exit_last() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut staged = job("print first\nsleep 5000\neprint last\nexit 3");
     staged.setup_script = Some("print ready".to_owned());
     for session in [None, Some("s")] {
         let start = Instant::now();
-        let mut events = follow(&house, session, staged.clone());
+        let mut events = follow(&fixture, session, staged.clone());
         events.begun().await.unwrap();
         let ready = event(EventKind::Stdout, "ready\n", Phase::Setup);
         assert_eq!(events.next().await.unwrap(), ready);
@@ -48,27 +48,27 @@ async fn events_come_while_the_program_runs_and_the_exit_last() {
         let exit = event(EventKind::Exit, "3", Phase::Code);
         assert_eq!(rest(events).await, [last, exit]);
     }
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn an_error_before_the_run_is_told_before_any_event() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut refused = job("print 1");
     refused.files = vec![("/sandbox/refused".parse().unwrap(), b"x".to_vec())];
-    let mut events = follow(&house, None, refused);
+    let mut events = follow(&fixture, None, refused);
     let error = events.begun().await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::InvalidRequest);
     assert_eq!(rest(events).await, []);
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn an_error_within_the_run_comes_after_what_was_written() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut failing = job("print never");
     failing.setup_script = Some("eprint no such package\nexit 4".to_owned());
-    let mut events = follow(&house, None, failing);
+    let mut events = follow(&fixture, None, failing);
     events.begun().await.unwrap();
     let told = rest(events).await;
     let wrote = event(EventKind::Stderr, "no such package\n", Phase::Setup);
@@ -82,26 +82,26 @@ async fn an_error_within_the_run_comes_after_what_was_written() {
     let mut late = job("print never");
     late.setup_script = Some("hang".to_owned());
     late.timeout = Duration::from_millis(500);
-    let last = rest(follow(&house, None, late)).await.pop().unwrap();
+    let last = rest(follow(&fixture, None, late)).await.pop().unwrap();
     let last = last.unwrap();
     assert_eq!((last.data.as_str(), last.phase), ("137", Phase::Setup));
     assert!(last.ending.timed_out);
 
-    let told = rest(follow(&house, Some("s"), job("print x\ndie"))).await;
+    let told = rest(follow(&fixture, Some("s"), job("print x\ndie"))).await;
     assert!(
         matches!(told.last(), Some(Err(ExecuteError::SessionLost { .. }))),
         "{told:?}"
     );
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_timeout_and_a_cut_are_said_in_the_stream() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut late = job("eprint warning\nflood 100\nhang");
     late.timeout = Duration::from_millis(500);
     late.output_limit = 10;
-    let told = rest(follow(&house, None, late)).await;
+    let told = rest(follow(&fixture, None, late)).await;
     let of = |kind| {
         let of_kind = told.iter().flatten().filter(|event| event.kind == kind);
         of_kind.map(|event| event.data.as_str()).collect::<String>()
@@ -117,18 +117,18 @@ async fn a_timeout_and_a_cut_are_said_in_the_stream() {
     assert_eq!(of(EventKind::Exit), "137");
     let ending = &told.last().unwrap().as_ref().unwrap().ending;
     assert!(ending.timed_out && ending.truncated);
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn the_exit_tells_what_a_result_would() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut writing = job("write /sandbox/made content");
     writing.output_paths = ["/sandbox/made", "/sandbox/none"]
         .map(|path| path.parse().unwrap())
         .to_vec();
     for session in [None, Some("files")] {
-        let told = rest(follow(&house, session, writing.clone())).await;
+        let told = rest(follow(&fixture, session, writing.clone())).await;
         let mut exit = StreamEvent::new(EventKind::Exit, "0", Phase::Code);
         let files = [("/sandbox/made".to_owned(), "Y29udGVudA==".to_owned())];
         exit.ending.files = Some(files.into());
@@ -137,11 +137,11 @@ async fn the_exit_tells_what_a_result_would() {
     }
 
     writing.output_paths = vec!["/sandbox/refused".parse().unwrap()];
-    let told = rest(follow(&house, None, writing)).await;
+    let told = rest(follow(&fixture, None, writing)).await;
     let refused = event(EventKind::Error, "/sandbox/refused is refused", Phase::Code);
     assert_eq!(told, [refused, event(EventKind::Exit, "0", Phase::Code)]);
 
-    let told = rest(follow(&house, None, job("oom"))).await;
+    let told = rest(follow(&fixture, None, job("oom"))).await;
     let exit = told.last().unwrap().as_ref().unwrap();
     assert!(exit.ending.oom_killed);
 
@@ -149,23 +149,23 @@ async fn the_exit_tells_what_a_result_would() {
         let exit = told.last().unwrap().as_ref().unwrap();
         exit.ending.state_lost
     };
-    let told = rest(follow(&house, Some("s"), job("set x 1\ncrash"))).await;
+    let told = rest(follow(&fixture, Some("s"), job("set x 1\ncrash"))).await;
     assert!(lost(&told));
     // A loss that was reported is not reported again.
-    let next = house.in_session("s", "print 1").await.unwrap();
+    let next = fixture.in_session("s", "print 1").await.unwrap();
     assert!(!next.state_lost);
-    let told = rest(follow(&house, Some("s"), job("print 1"))).await;
+    let told = rest(follow(&fixture, Some("s"), job("print 1"))).await;
     assert!(!lost(&told));
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_client_that_takes_nothing_slows_its_run_down_and_ends_it_at_last() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let mut long = job("flood 10000000");
     long.output_limit = 64 << 20;
     long.timeout = Duration::from_secs(1);
-    let mut events = follow(&house, Some("s"), long.clone());
+    let mut events = follow(&fixture, Some("s"), long.clone());
     assert!(events.next().await.unwrap().is_ok());
     // The program's time is over meanwhile, and the client's slowness is not its sandbox's loss.
     tokio::time::sleep(Duration::from_secs(50)).await;
@@ -176,26 +176,26 @@ async fn a_client_that_takes_nothing_slows_its_run_down_and_ends_it_at_last() {
     assert_eq!((exit.kind, exit.data.as_str()), (EventKind::Exit, "137"));
 
     long.timeout = Duration::from_secs(1000);
-    let mut events = follow(&house, Some("s"), long);
+    let mut events = follow(&fixture, Some("s"), long);
     assert!(events.next().await.unwrap().is_ok());
     tokio::time::sleep(Duration::from_secs(61)).await;
     let told = rest(events).await;
     assert_eq!(told.last(), Some(&Err(ExecuteError::Cancelled)));
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_run_whose_time_is_over_does_not_wait_for_its_client() {
     let mut config = config();
     config.admission.max_concurrent = 1;
-    let house = House::new(config);
+    let fixture = TestService::new(config);
     let mut long = job("flood 10000000");
     long.output_limit = 64 << 20;
     long.timeout = Duration::from_secs(2);
     for session in [None, Some("s")] {
-        let mut events = follow(&house, session, long.clone());
+        let mut events = follow(&fixture, session, long.clone());
         events.begun().await.unwrap();
-        let next = house.run_as("t", session, job("print 1"));
+        let next = fixture.run_as("t", session, job("print 1"));
         let answered = timeout(Duration::from_secs(15), next).await;
         assert_eq!(answered.unwrap().unwrap().stdout, "1");
         // The rest of the program's output is there, and its end.
@@ -205,49 +205,49 @@ async fn a_run_whose_time_is_over_does_not_wait_for_its_client() {
         let exit = told.last().unwrap().as_ref().unwrap();
         assert_eq!((exit.kind, exit.data.as_str()), (EventKind::Exit, "137"));
     }
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_stream_that_is_dropped_ends_its_run() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     for session in [None, Some("s")] {
-        let mut events = follow(&house, session, job("print begun\nhang"));
+        let mut events = follow(&fixture, session, job("print begun\nhang"));
         assert!(events.next().await.unwrap().is_ok());
         drop(events);
-        let next = house.run_as("t", session, job("print 1"));
+        let next = fixture.run_as("t", session, job("print 1"));
         let answered = timeout(Duration::from_secs(1), next).await;
         assert_eq!(answered.unwrap().unwrap().stdout, "1");
     }
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn streams_keep_their_place_among_a_sessions_jobs() {
-    let house = House::new(config());
-    let first = house.spawn_as("t", Some("s"), job("set x 1\nsleep 1000"));
-    house
-        .until("running", |house| house.backend.counters().runs == 1)
+    let fixture = TestService::new(config());
+    let first = fixture.spawn_as("t", Some("s"), job("set x 1\nsleep 1000"));
+    fixture
+        .until("running", |fixture| fixture.backend.counters().runs == 1)
         .await;
-    let mut second = follow(&house, Some("s"), job("get x\nset x 2"));
+    let mut second = follow(&fixture, Some("s"), job("get x\nset x 2"));
     assert!(
         timeout(Duration::from_millis(500), second.begun())
             .await
             .is_err()
     );
-    let third = house.spawn_as("t", Some("s"), job("get x"));
+    let third = fixture.spawn_as("t", Some("s"), job("get x"));
     assert_eq!(
         rest(second).await[0],
         event(EventKind::Stdout, "1\n", Phase::Code)
     );
     first.await.unwrap().unwrap();
     assert_eq!(third.await.unwrap().unwrap().stdout, "2");
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn the_last_size_of_a_terminal_reaches_its_run() {
-    let house = House::new(config());
+    let fixture = TestService::new(config());
     let size = |columns| TerminalSize { columns, rows: 24 };
     for session in [None, Some("s")] {
         let mut asked = job("size\nsleep 1000\nsize");
@@ -261,42 +261,42 @@ async fn the_last_size_of_a_terminal_reaches_its_run() {
             size: Some(changes),
         };
         let session = session.map(|id| id.parse().unwrap());
-        let service = &house.service;
+        let service = &fixture.service;
         let mut events = service.execute_stream(tenant("t"), session, asked, Some(input));
         assert_eq!(events.next().await.unwrap().unwrap().data, "80 24\n");
         sizes.send_replace(size(90));
         sizes.send_replace(size(100));
         assert_eq!(events.next().await.unwrap().unwrap().data, "100 24\n");
     }
-    house.finish().await;
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_script_at_a_terminal_leaves_its_session_s_interpreter_alone() {
-    let house = House::new(config());
-    house.in_session("s", "set x 1").await.unwrap();
+    let fixture = TestService::new(config());
+    fixture.in_session("s", "set x 1").await.unwrap();
     let mut beside = job("get x\nset x 2");
     beside.terminal = Some(TerminalSize {
         columns: 80,
         rows: 24,
     });
-    let told = rest(follow(&house, Some("s"), beside)).await;
+    let told = rest(follow(&fixture, Some("s"), beside)).await;
     assert_eq!(
         told[0],
         event(EventKind::Stderr, "x is not there\n", Phase::Code)
     );
-    assert_eq!(house.in_session("s", "get x").await.unwrap().stdout, "1");
-    house.finish().await;
+    assert_eq!(fixture.in_session("s", "get x").await.unwrap().stdout, "1");
+    fixture.finish().await;
 }
 
 #[actix::test]
 async fn a_shutdown_ends_streams_and_says_so() {
-    let house = House::new(config());
-    let mut events = follow(&house, None, job("print begun\nhang"));
+    let fixture = TestService::new(config());
+    let mut events = follow(&fixture, None, job("print begun\nhang"));
     assert!(events.next().await.unwrap().is_ok());
-    let service = house.service.clone();
+    let service = fixture.service.clone();
     let shutdown = tokio::spawn(async move { service.shutdown().await });
     assert_eq!(rest(events).await, [Err(ExecuteError::ShuttingDown)]);
     shutdown.await.unwrap().unwrap();
-    house.finish().await;
+    fixture.finish().await;
 }

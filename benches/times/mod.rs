@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// The median, and a percentile that tells of the slow ones.
+/// The median, and a percentile that shows the slow ones.
 pub(crate) struct Times {
     pub(crate) median: Duration,
     percentile: usize,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use isol8_egress::{Egress, EgressConfig, Filter, Limits, Resolve, RunEgress};
+use isol8_egress::{Egress, EgressConfig, EgressLimits, Filter, Resolve, RunEgress};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
@@ -37,9 +37,9 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 static EGRESS: LazyLock<Egress> = LazyLock::new(|| {
     let config = EgressConfig {
         blacklist: vec![r"^[0-9.]+$".to_owned(), ":".to_owned()],
-        limits: Limits {
+        limits: EgressLimits {
             header_bytes: 8192,
-            ..Limits::default()
+            ..EgressLimits::default()
         },
         ..EgressConfig::default()
     };

@@ -2,7 +2,7 @@
 //! panics nor lists a file that a client could not ask for.
 #![no_main]
 
-use isol8_registry_cache::{Client, fuzzing};
+use isol8_registry_cache::{PackageManager, fuzzing};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -10,9 +10,9 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let client = if kind % 2 == 0 {
-        Client::Pip
+        PackageManager::Pip
     } else {
-        Client::Npm
+        PackageManager::Npm
     };
     fuzzing::read_page(client, page);
     // Compiles a regular expression, which takes longer than all the rest.

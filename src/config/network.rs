@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use isol8_api::ByteSize;
-use isol8_egress::{Egress, EgressConfig, EgressError, Filter, Limits, List, Policy, Ports};
+use isol8_egress::{
+    Egress, EgressConfig, EgressError, EgressLimits, Filter, FilterList, Policy, Ports,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -81,12 +83,12 @@ impl NetworkTable {
             allowed_cidrs: self.allowed_cidrs,
             ports: ports::set(self.ports),
             certificates,
-            limits: Limits {
+            limits: EgressLimits {
                 connections: self.max_connections,
                 bytes: self.max_bytes.bytes(),
                 connect_timeout: Duration::from_millis(self.connect_timeout_ms),
                 idle_timeout: Duration::from_millis(self.idle_timeout_ms),
-                ..Limits::default()
+                ..EgressLimits::default()
             },
         };
         let egress = Egress::new(config.clone())
@@ -202,9 +204,9 @@ impl RemoteCodeTable {
 
 /// Converts an error of the egress rules, with the keys of the two lists.
 fn refused(error: EgressError, whitelist: &'static str, blacklist: &'static str) -> ConfigError {
-    let key = |list: List| match list {
-        List::White => whitelist,
-        List::Black => blacklist,
+    let key = |list: FilterList| match list {
+        FilterList::White => whitelist,
+        FilterList::Black => blacklist,
     };
     let (key, given, expected) = match error {
         EgressError::Pattern {

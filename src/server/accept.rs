@@ -8,7 +8,7 @@ use actix_web::HttpRequest;
 use actix_web::web::{self, Bytes};
 use isol8_actors::job::MAX_SECRETS;
 use isol8_api::{CreateSession, ExecuteBody, TenantId};
-use isol8_egress::MOST_PATTERNS;
+use isol8_egress::MAX_PATTERNS;
 
 use super::ServerState;
 use super::bodies::{MemoryShare, SMALL};
@@ -160,12 +160,12 @@ pub fn bounds(config: &Config) -> [Bound; 8] {
         ),
         bound(
             &["options", "networkFilter", "whitelist"],
-            MOST_PATTERNS,
+            MAX_PATTERNS,
             "patterns",
         ),
         bound(
             &["options", "networkFilter", "blacklist"],
-            MOST_PATTERNS,
+            MAX_PATTERNS,
             "patterns",
         ),
     ]

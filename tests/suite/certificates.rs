@@ -166,7 +166,7 @@ async fn every_program_trusts_the_authority_that_the_operator_names(server: Serv
     let answers = answers(&server, &url).await;
     let failed = answers.iter().filter(|(_, answer)| answer != EXPECTED);
     assert_eq!(failed.collect::<Vec<_>>(), Vec::<&(String, String)>::new());
-    // The authorities of this machine are trusted beside it.
+    // The certificate authorities of this machine are trusted too.
     let mut request = ExecutionRequest::new(Runtime::Bash);
     request.cmd = Some("grep -c BEGIN \"$SSL_CERT_FILE\"".to_owned());
     let result = server.client().execute(request).await.unwrap();

@@ -9,7 +9,7 @@ mod pipes;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output};
 
-use crate::harness::{ISOL8, Kind, state_directory, traces};
+use crate::harness::{ISOL8, KEY, Kind, state_directory, traces};
 
 fn isol8(arguments: &[&str]) -> Output {
     let state = state_directory();
@@ -82,6 +82,21 @@ fn no_arguments_print_the_help_and_version_the_bare_number() {
     assert!(help.status.success());
     let version = isol8(&["--version"]);
     assert_eq!(stdout(&version).trim(), env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn the_help_names_the_variable_of_the_key_and_not_the_key() {
+    for command in ["serve", "run", "login"] {
+        let output = Command::new(ISOL8)
+            .args([command, "--help"])
+            .env("ISOL8_API_KEY", KEY)
+            .output()
+            .unwrap();
+        let help = stdout(&output);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(help.contains("ISOL8_API_KEY"), "{command}: {help}");
+        assert!(!help.contains(KEY), "{command}: {help}");
+    }
 }
 
 #[test]
@@ -159,7 +174,7 @@ fn an_ordinary_user_can_run_code_and_is_told_what_is_not_enforced() {
     );
     // EPERM, and twice EROFS.
     assert_eq!(stdout(&output), "1\n30\n30\n", "{}", stderr(&output));
-    // A limit that was asked for is enforced or refused.
+    // A limit that is requested explicitly is either enforced or refused.
     for limit in [["--memory", "64m"], ["--cpu", "1"], ["--pids-limit", "20"]] {
         let output = run(&limit, "print('ran')");
         let said = stderr(&output);

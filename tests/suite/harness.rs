@@ -1,4 +1,4 @@
-//! A server of a test's own, and what may not be left of it.
+//! A server for one test, and the checks that it leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,14 +21,14 @@ pub(crate) const ISOL8: &str = env!("CARGO_BIN_EXE_isol8");
 /// The key of every server of the suite.
 pub(crate) const KEY: &str = "suite-key-8d1f";
 
-/// Nothing in the suite takes longer, unless something is wrong.
+/// Deadline of every wait in the suite; a longer wait means that something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Id of the unprivileged user of the tests, and of its group.
 const ORDINARY_USER: u32 = 65_534;
 
-/// Puts something that is no program over each program of the name that is the first argument, in
-/// this mount namespace, and becomes the command.
+/// Hides each program with the name in the first argument by a mount of `/dev/null` in this mount namespace, and executes
+/// the command.
 const HIDE: &str = r#"
 for program in {/usr/local/bin,/usr/bin,/bin}/"$1"; do
     if [ -e "$program" ]; then mount --bind /dev/null "$program" || exit 1; fi
@@ -37,20 +37,18 @@ shift
 exec "$0" "$@"
 "#;
 
-/// Puts the file that is the first argument in the place of the host's list of name servers, in this mount
-/// namespace, and becomes the command.
+/// Mounts the file in the first argument over `/etc/resolv.conf` in this mount namespace, and executes the command.
 const RESOLVE_BY: &str = r#"mount --bind "$1" /etc/resolv.conf || exit 1; shift; exec "$0" "$@""#;
 
-/// Mounts two overlays of `/usr`, upon each other, in this mount namespace, and becomes the command. The first
-/// argument is an empty directory.
+/// Mounts two overlays of `/usr` on top of each other in this mount namespace, and executes the command. The first argument
+/// is an empty directory.
 const STACK: &str = r#"
 for _ in 1 2; do mount -t overlay -o "lowerdir=/usr:$1" overlay /usr || exit 1; done
 shift
 exec "$0" "$@"
 "#;
 
-/// Runs each test against a server of its own on each backend; with the configuration, where one is
-/// named first.
+/// Runs each test against its own server on each backend, with a configuration if one is given first.
 macro_rules! on_each_backend {
     (with $config:expr; $($test:ident),* $(,)?) => {
         mod native {
@@ -148,7 +146,7 @@ impl Server {
         Self::launch(Command::new(ISOL8), kind, state, config)
     }
 
-    /// A native server for which `/usr` is as deep a stack of overlays as the kernel allows.
+    /// A native server for which `/usr` is a stack of overlays as deep as the kernel allows.
     pub(crate) fn on_two_overlays_of_usr() -> Self {
         let state = state_directory();
         let empty = state.path().join("empty");
@@ -314,6 +312,47 @@ impl Server {
         }
     }
 
+    /// Returns the names of this server's sandboxes that still exist, those that have died included.
+    pub(crate) fn sandboxes(&self) -> BTreeSet<String> {
+        match self.kind {
+            Kind::Native => sandbox_cgroups(self.kind, self.state())
+                .iter()
+                .map(|cgroup| cgroup.file_name().unwrap().to_string_lossy().into_owned())
+                .collect(),
+            Kind::Docker => containers(self.state()).into_iter().collect(),
+        }
+    }
+
+    /// Waits until a program in one of this server's sandboxes has made a file, by which it shows how far it is.
+    pub(crate) async fn until_file(&self, path: &str) {
+        eventually(&format!("a sandbox has {path}"), || {
+            self.has_in_a_sandbox(path)
+        })
+        .await;
+    }
+
+    fn has_in_a_sandbox(&self, path: &str) -> bool {
+        match self.kind {
+            Kind::Native => sandboxed_processes(self.kind, self.state())
+                .iter()
+                .any(|process| Path::new(&format!("/proc/{process}/root{path}")).exists()),
+            Kind::Docker => containers(self.state()).iter().any(|id| {
+                let found = Command::new("docker")
+                    .args(["exec", id, "test", "-e", path])
+                    .output();
+                found.unwrap().status.success()
+            }),
+        }
+    }
+
+    /// Waits until the server has logged a text.
+    pub(crate) async fn until_logged(&self, text: &str) {
+        eventually(&format!("the log has {text:?}"), || {
+            self.log().contains(text)
+        })
+        .await;
+    }
+
     /// Ends the server as an operator would, and expects a clean end and no trace.
     pub(crate) fn stop(mut self) {
         let sandboxed = sandboxed_processes(self.kind, self.state.path());
@@ -416,7 +455,16 @@ pub(crate) fn bash(code: &str) -> ExecutionRequest {
     request
 }
 
-/// Waits for a condition, with a deadline.
+/// Waits for a condition, with a deadline, while the other tasks of the test go on.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for a condition, with a deadline. Blocks the thread, and with it the other tasks of the test.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
@@ -501,16 +549,22 @@ fn is_running(container: &str) -> bool {
 /// Host process ids of everything in the native sandboxes of a state directory.
 pub(crate) fn sandboxed_processes(kind: Kind, state: &Path) -> Vec<i32> {
     let mut processes = Vec::new();
-    for cgroup in cgroups(kind, state) {
-        let Ok(entries) = fs::read_dir(cgroup) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            let members = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
-            processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
-        }
+    for cgroup in sandbox_cgroups(kind, state) {
+        let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        processes.extend(members.lines().filter_map(|line| line.parse::<i32>().ok()));
     }
     processes
+}
+
+/// The cgroups of each native sandbox of a state directory, in every hierarchy.
+fn sandbox_cgroups(kind: Kind, state: &Path) -> Vec<PathBuf> {
+    let instances = cgroups(kind, state).into_iter();
+    let entries = instances.filter_map(|cgroup| fs::read_dir(cgroup).ok());
+    let entries = entries.flat_map(|entries| entries.flatten());
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 /// Whether a process id now belongs to something that is not in a sandbox.

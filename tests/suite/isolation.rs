@@ -53,7 +53,7 @@ async fn there_is_no_network_but_loopback(server: Server) {
              \x20 except OSError as e: print(e.errno)",
         )
         .await;
-    // 101 is ENETUNREACH: there is no route, so nothing was even sent.
+    // 101 is ENETUNREACH: there is no route, so no packet was sent.
     assert_eq!(
         result.stdout, "['lo']\nloopback works\n101\n101\n101",
         "{}",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 
-use crate::harness::{Kind, Server, on_each_backend, python, traces, until};
+use crate::harness::{Kind, Server, eventually, on_each_backend, python, traces, until};
 
 on_each_backend!(
     two_hundred_requests_and_sigterm_leave_nothing,
@@ -63,10 +63,15 @@ async fn a_client_that_goes_away_ends_its_run(server: Server) {
         .await
         .unwrap();
     let endless = python(
-        "import time\nwhile True:\n  open('/sandbox/ticks', 'a').write('.')\n  time.sleep(0.01)",
+        "import time\nwhile True:\n  open('/sandbox/ticks', 'a').write('.')\n  \
+         open('/sandbox/started', 'w').close()\n  time.sleep(0.01)",
     );
-    let cut = tokio::time::timeout(Duration::from_millis(500), session.execute(endless)).await;
-    assert!(cut.is_err(), "the run ended by itself");
+    let client = server.session("left");
+    let run = tokio::spawn(async move { client.execute(endless).await });
+    server.until_file("/sandbox/started").await;
+    assert!(!run.is_finished(), "the run ended by itself");
+    run.abort();
+    assert!(run.await.unwrap_err().is_cancelled());
     // A session runs one request at a time: an answer shows that the run was ended.
     let asked = Instant::now();
     let result = session.execute(python(
@@ -83,18 +88,23 @@ async fn a_client_that_goes_away_ends_its_run(server: Server) {
 
 async fn a_run_under_way_at_sigterm_is_answered(server: Server) {
     let session = server.session("last");
-    let code = "import time\nopen('/sandbox/begun', 'w').close()\ntime.sleep(1)\nprint('done')";
+    let code = "import time\nopen('/sandbox/started', 'w').close()\ntime.sleep(1)\nprint('done')";
     let run = tokio::spawn(async move { session.execute(python(code)).await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.until_file("/sandbox/started").await;
     tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
     assert_eq!(run.await.unwrap().unwrap().stdout, "done");
 }
 
 async fn sandboxes_that_die_while_they_wait_are_replaced(server: Server) {
     server.python("1").await;
+    let dead = server.sandboxes();
+    assert!(!dead.is_empty());
     server.kill_sandboxes();
-    // The system tells the server a moment later; a run that is quicker is lost with its sandbox.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // The kernel tells the server a moment later. A run that starts before is lost with its sandbox.
+    eventually("the dead sandboxes are removed", || {
+        server.sandboxes().is_disjoint(&dead)
+    })
+    .await;
     for _ in 0..4 {
         assert_eq!(server.python("print(6 * 7)").await.stdout, "42");
     }
@@ -189,7 +199,7 @@ async fn a_spawner_that_dies_is_replaced_and_its_sandboxes_are_still_removed() {
     kill(server.spawner(), Signal::SIGKILL).unwrap();
     for _ in 0..4 {
         let result = server.client().execute(python("print(6 * 7)")).await;
-        // The request that finds it dead may be the one that is told so.
+        // The request that finds the spawner dead may get an error.
         if let Ok(result) = result {
             assert_eq!(result.stdout, "42");
         }

@@ -99,7 +99,7 @@ async fn a_full_sandbox_is_an_error_of_the_program(server: Server) {
         result.stderr
     );
 
-    // With the default size, memory may be over first; either way the server goes on.
+    // With the default size, the memory limit may be reached first; in both cases the server continues.
     let code = "with open('/sandbox/big', 'wb') as f:\n  while True: f.write(bytes(1 << 20))";
     let result = survive(&server, code, 20_000, Options::default()).await;
     assert_ne!(result.exit_code, 0);

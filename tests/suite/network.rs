@@ -8,7 +8,7 @@ use std::time::Duration;
 use isol8_api::{ErrorCode, NetworkAction, NetworkFilter, NetworkMode, Options};
 use isol8_client::{ExecutionRequest, ExecutionResult, FileContent, RemoteIsol8, Runtime};
 
-use crate::harness::{Kind, Server, on_each_backend, python, source};
+use crate::harness::{Kind, PATIENCE, Server, on_each_backend, python, source};
 use internet::Internet;
 
 on_each_backend!(
@@ -505,10 +505,12 @@ async fn connections_end_with_their_run(server: Server) {
     let mut code = python(&format!(
         "import urllib.request\nurllib.request.urlopen('http://127.0.0.2:{port}/')"
     ));
-    code.timeout_ms = Some(1500);
+    // Long enough for an interpreter on a busy machine to connect.
+    code.timeout_ms = Some(4000);
     let client = server.client();
     let (result, ended) = tokio::join!(run(&client, code, filtered()), async {
-        let (mut stream, _) = silent.accept().await.unwrap();
+        let accepted = tokio::time::timeout(PATIENCE, silent.accept()).await;
+        let (mut stream, _) = accepted.expect("the run did not connect").unwrap();
         let mut all = Vec::new();
         let reading = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut all);
         tokio::time::timeout(Duration::from_secs(20), reading).await

@@ -1,6 +1,6 @@
 //! A configuration that changes while the server runs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isol8_client::Options;
 use nix::sys::signal::{Signal, kill};
@@ -33,15 +33,16 @@ async fn may_ask_for(server: &Server, milliseconds: u64) -> bool {
     answer.is_ok()
 }
 
-async fn until_it_may(server: &Server, milliseconds: u64) {
-    let tries = PATIENCE.as_millis() / 50;
-    for _ in 0..tries {
-        if may_ask_for(server, milliseconds).await {
-            return;
-        }
+/// Waits until the ceiling lies between two times, in milliseconds.
+async fn until_the_ceiling_is_between(server: &Server, allowed: u64, refused: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while !may_ask_for(server, allowed).await || may_ask_for(server, refused).await {
+        assert!(
+            Instant::now() < deadline,
+            "the ceiling does not come to lie between {allowed} and {refused} ms"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("the ceiling was not raised to {milliseconds} ms");
 }
 
 async fn a_changed_file_applies_and_a_wrong_one_does_not(server: Server) {
@@ -49,24 +50,23 @@ async fn a_changed_file_applies_and_a_wrong_one_does_not(server: Server) {
     session.execute(python("x = 41")).await.unwrap();
     let running = {
         let client = server.client();
-        let code = "import time\ntime.sleep(5)\nprint('whole')";
+        let code =
+            "import time\nopen('/sandbox/started', 'w').close()\ntime.sleep(5)\nprint('whole')";
         tokio::spawn(async move { client.execute(python(code)).await })
     };
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.until_file("/sandbox/started").await;
     write(&server, &ceiling(20_000));
     hang_up(&server);
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    until_it_may(&server, 15_000).await;
-    assert!(!may_ask_for(&server, 30_000).await);
+    until_the_ceiling_is_between(&server, 15_000, 30_000).await;
 
     write(&server, "[ceilings]\ntimeoutMs = \"soon\"\n");
     hang_up(&server);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.until_logged("configuration refused").await;
     assert!(may_ask_for(&server, 15_000).await && !may_ask_for(&server, 30_000).await);
 
-    // Without a signal: the file is looked at now and then.
+    // Without a signal: the server looks at the file every two seconds.
     write(&server, &ceiling(40_000));
-    until_it_may(&server, 30_000).await;
+    until_the_ceiling_is_between(&server, 30_000, 50_000).await;
 
     assert_eq!(running.await.unwrap().unwrap().stdout, "whole");
     let kept = session.execute(python("print(x + 1)")).await.unwrap();

@@ -98,12 +98,17 @@ async fn a_run_that_was_under_way_is_ended_and_reported_lost_once(server: Server
         let result = server.session(id).execute(python("x = 41")).await;
         result.unwrap();
     }
-    let endless = "import time\nopen('/sandbox/begun', 'w').close()\ntime.sleep(600)";
+    let endless = "import time\nopen('/sandbox/busy', 'w').close()\ntime.sleep(600)";
     let busy = server.session("busy");
     let cut = tokio::spawn(async move { busy.execute(python(endless)).await });
     let beside = server.session("beside");
-    let also_cut = tokio::spawn(async move { beside.execute(command("sleep 600")).await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let also_cut = tokio::spawn(async move {
+        beside
+            .execute(command("touch /sandbox/beside; sleep 600"))
+            .await
+    });
+    server.until_file("/sandbox/busy").await;
+    server.until_file("/sandbox/beside").await;
     let state = server.kill();
     assert!(cut.await.unwrap().is_err() && also_cut.await.unwrap().is_err());
 

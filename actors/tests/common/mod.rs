@@ -12,14 +12,14 @@ use isol8_backend::fake::FakeBackend;
 
 pub type Outcome = Result<ExecutionResult, ExecuteError>;
 
-/// A service and the world below it.
+/// A service and the fake backend that it runs on.
 #[derive(Clone, Debug)]
-pub struct House {
+pub struct TestService {
     pub backend: FakeBackend,
     pub service: Service,
 }
 
-/// Nothing waits, unless a test asks for it.
+/// A configuration without idle clean sandboxes; a test that wants some asks for them.
 pub fn config() -> ServiceConfig {
     ServiceConfig {
         pool: PoolConfig {
@@ -37,7 +37,7 @@ pub fn with_pool(clean: usize, dirty: usize) -> ServiceConfig {
     config
 }
 
-impl House {
+impl TestService {
     pub fn new(config: ServiceConfig) -> Self {
         Self::over(FakeBackend::new(), config)
     }
@@ -47,7 +47,7 @@ impl House {
         Self::next_to_another(backend, config)
     }
 
-    /// For a test that has one already, and so a paused clock.
+    /// For a test that has a service already, and so a paused clock.
     pub fn next_to_another(backend: FakeBackend, config: ServiceConfig) -> Self {
         let service = Service::start(Arc::new(backend.clone()), config);
         Self { backend, service }
@@ -58,7 +58,7 @@ impl House {
         self.run_as("t", None, job).await
     }
 
-    /// Runs a Python program and gives its output.
+    /// Runs a Python program and returns its output.
     pub async fn output(&self, code: &str) -> String {
         self.run(job(code)).await.unwrap().stdout
     }
@@ -75,19 +75,19 @@ impl House {
             .await
     }
 
-    /// As [`Self::run_as`], in the background; aborting the task is the client going away.
+    /// As [`Self::run_as`], in the background. Aborting the task has the effect of a client that disconnects.
     pub fn spawn_as(
         &self,
         tenant: &str,
         session: Option<&str>,
         job: Job,
     ) -> tokio::task::JoinHandle<Outcome> {
-        let (house, tenant) = (self.clone(), tenant.to_owned());
+        let (fixture, tenant) = (self.clone(), tenant.to_owned());
         let session = session.map(str::to_owned);
-        tokio::spawn(async move { house.run_as(&tenant, session.as_deref(), job).await })
+        tokio::spawn(async move { fixture.run_as(&tenant, session.as_deref(), job).await })
     }
 
-    /// Waits until something is so, within a minute of the paused clock.
+    /// Waits until a condition holds, for at most a minute of the paused clock.
     pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         for _ in 0..60_000 {
             if condition(self) {
@@ -98,7 +98,7 @@ impl House {
         panic!("not so within a minute: {what}, {self:?}");
     }
 
-    /// Waits until this many sandboxes of Python wait on the shelves.
+    /// Waits until the pool holds this many idle Python sandboxes and cleans none.
     pub async fn until_waiting(&self, clean: usize, used: usize) {
         for _ in 0..60_000 {
             let state = self.service.observe().await.unwrap().pool;
@@ -112,7 +112,7 @@ impl House {
         panic!("not {clean} clean and {used} used within a minute, {self:?}");
     }
 
-    /// Shuts down, and asserts that nothing is left.
+    /// Shuts the service down, and asserts that no sandbox, session or request is left.
     pub async fn finish(self) {
         self.service.shutdown().await.unwrap();
         let counters = self.backend.counters();

@@ -1,4 +1,4 @@
-//! A server and how it is called.
+//! The client of a server, and how it sends requests.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::retry::{Deadline, Repeatable};
 use crate::warning::Warnings;
 use crate::{AsciiSet, ClientError, NON_ALPHANUMERIC, Retries, utf8_percent_encode};
 
-/// How long a connection may take to be made.
+/// Maximum time to open a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time between the signs of life that a connection asks of a server that says nothing, and how many
-/// may be missing in a row.
+/// Interval of TCP keepalive probes on an idle connection, and the number of unanswered probes after which the
+/// connection counts as broken.
 const KEEPALIVE: (Duration, u32) = (Duration::from_secs(15), 4);
 
-/// The characters that may be in the path of a URL as they are.
+/// The characters that are percent-encoded in the path of a URL.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'-')
@@ -28,12 +28,12 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~')
     .remove(b':');
 
-/// A server. Cheap to clone; clones share connections.
+/// A client of a server. Cheap to clone; clones share connections.
 #[derive(Clone)]
 pub struct RemoteIsol8 {
     http: reqwest::Client,
     base: Url,
-    /// `Authorization`; marked, so that nothing below shows it either.
+    /// Value of the `Authorization` header, marked as sensitive so that the HTTP library does not log it.
     authorization: HeaderValue,
     pub(crate) session: Option<SessionId>,
     retries: Retries,
@@ -41,7 +41,7 @@ pub struct RemoteIsol8 {
     pub(crate) warnings: Warnings,
 }
 
-/// The key stays out of logs.
+/// Leaves out the key, which must not be logged.
 impl fmt::Debug for RemoteIsol8 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RemoteIsol8")
@@ -54,10 +54,11 @@ impl fmt::Debug for RemoteIsol8 {
 }
 
 impl RemoteIsol8 {
-    /// A server by its address, for example `http://127.0.0.1:3000`, and an API key. Nothing is sent yet.
+    /// Creates a client from the server's address, for example `http://127.0.0.1:3000`, and an API key. Nothing is sent
+    /// yet.
     ///
     /// # Errors
-    /// [`ClientError::InvalidUrl`], [`ClientError::InvalidKey`].
+    /// Returns [`ClientError::InvalidUrl`] or [`ClientError::InvalidKey`].
     pub fn new(url: &str, key: &str) -> Result<Self, ClientError> {
         let base = base(url)?;
         let mut authorization =
@@ -66,7 +67,7 @@ impl RemoteIsol8 {
             return Err(ClientError::InvalidKey);
         }
         authorization.set_sensitive(true);
-        // A program that has chosen a provider already keeps its own.
+        // Fails if the program has already installed a provider, which it then keeps.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (interval, missing) = KEEPALIVE;
         let http = reqwest::Client::builder()
@@ -74,7 +75,7 @@ impl RemoteIsol8 {
             .tcp_keepalive(interval)
             .tcp_keepalive_interval(interval)
             .tcp_keepalive_retries(missing)
-            // WebSockets are an upgrade of this version.
+            // A WebSocket is an upgrade of an HTTP/1.1 connection.
             .http1_only()
             .build()?;
         Ok(Self {
@@ -88,23 +89,23 @@ impl RemoteIsol8 {
         })
     }
 
-    /// The same server, with every run and every file in this session.
+    /// Returns a client whose runs and files belong to this session.
     #[must_use]
     pub fn with_session(mut self, session: SessionId) -> Self {
         self.session = Some(session);
         self
     }
 
-    /// The same server, with other rules for making a call again.
+    /// Returns a client with other rules for retries.
     #[must_use]
     pub fn with_retries(mut self, retries: Retries) -> Self {
         self.retries = retries;
         self
     }
 
-    /// The same server, with an end to every call: its tries and waits together, and of streams all that
-    /// they tell, take no longer than this. A run that is not done by then is ended. Without a deadline, a
-    /// call takes as long as it takes; what a run may take, its request says.
+    /// Returns a client with a time limit for each call, its retries, its waits and all events of a stream included. A
+    /// run that is not done by then is ended. Without a deadline a call takes as long as it needs; the time limit of a
+    /// run is in its request.
     ///
     /// ```standalone_crate
     /// # fn main() -> std::process::ExitCode { isol8_testing::example(async |url, key| {
@@ -124,9 +125,9 @@ impl RemoteIsol8 {
         self
     }
 
-    /// The same server, with warnings told to this function instead of the log: what the server finds doubtful
-    /// about a request, such as a misspelt option, and, before the first request, a key that would be sent over
-    /// `http:` to another host than this one.
+    /// Returns a client that passes warnings to this function instead of the log. There are two kinds: the server's
+    /// warnings about a request, such as a misspelt option, and before the first request the warning that the key would
+    /// be sent over `http:` to another host.
     #[must_use]
     pub fn with_warnings(self, handler: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.with_warnings_to(Warnings::to(handler))
@@ -137,31 +138,31 @@ impl RemoteIsol8 {
         self
     }
 
-    /// The end of a call that begins now.
+    /// Returns the deadline of a call that starts now.
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::after(self.deadline)
     }
 
-    /// The end of a call that begins now and asks for nothing that takes time.
+    /// Returns the deadline of a short call that starts now.
     pub(crate) fn short_deadline(&self) -> Deadline {
-        Deadline::after(Some(self.deadline.unwrap_or(Self::SHORT)))
+        Deadline::after(Some(self.deadline.unwrap_or(Self::SHORT_CALL_TIMEOUT)))
     }
 
-    /// How long a server may take for a request that is no run, no file and no cleanup; longer, it hangs.
-    const SHORT: Duration = Duration::from_secs(60);
+    /// Maximum time for a request other than a run, a file transfer or a cleanup. A server that takes longer hangs.
+    const SHORT_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
     pub(crate) fn url(&self, path: &[&str]) -> Result<Url, ClientError> {
         let mut url = self.base.clone();
         let mut escaped = url.path().trim_end_matches('/').to_owned();
         for part in path {
-            // These would be resolved, and ask for something else: even for another session.
+            // The URL parser would resolve these to another path, even that of another session.
             if matches!(*part, "." | "..") {
                 return Err(ClientError::Unaddressable((*part).to_owned()));
             }
             escaped.push('/');
             escaped.extend(utf8_percent_encode(part, ESCAPED));
         }
-        // Escaped already: the parts of a URL lose line breaks and tabs, which names may hold.
+        // Escaped beforehand, because the URL parser drops line breaks and tabs, which names may contain.
         url.set_path(&escaped);
         Ok(url)
     }
@@ -172,7 +173,7 @@ impl RemoteIsol8 {
         request.header(AUTHORIZATION, self.authorization.clone())
     }
 
-    /// Returns the server's answer to a request, which is sent again if that is safe.
+    /// Sends a request, with retries if they are safe, and returns the server's answer.
     pub(crate) async fn receive<T: DeserializeOwned>(
         &self,
         repeatable: Repeatable,
@@ -186,7 +187,7 @@ impl RemoteIsol8 {
         self.retrying(repeatable, try_once).await
     }
 
-    /// Makes any call, again where that is safe.
+    /// Makes a call, with retries if they are safe.
     pub(crate) async fn retrying<T, F: Future<Output = Result<T, ClientError>>>(
         &self,
         repeatable: Repeatable,
@@ -196,7 +197,7 @@ impl RemoteIsol8 {
     }
 }
 
-/// The address of a server, with whatever path its routes stand under.
+/// Parses the address of a server. Its path is the prefix of the routes.
 fn base(url: &str) -> Result<Url, ClientError> {
     let invalid = |given: &str, reason: String| ClientError::InvalidUrl {
         given: given.to_owned(),
@@ -209,11 +210,11 @@ fn base(url: &str) -> Result<Url, ClientError> {
     if !matches!(base.scheme(), "http" | "https") {
         return Err(invalid(
             url,
-            "expected http:// or https:// at its begin".to_owned(),
+            "expected it to begin with http:// or https://".to_owned(),
         ));
     }
     if !base.username().is_empty() || base.password().is_some() {
-        // Shown without them. Neither can fail: the URL has a host.
+        // The error shows the URL without them. Removing them cannot fail, because the URL has a host.
         let _ = (base.set_username(""), base.set_password(None));
         let reason = "expected no user and no password in it, isol8 takes an API key".to_owned();
         return Err(invalid(base.as_str(), reason));
@@ -223,7 +224,7 @@ fn base(url: &str) -> Result<Url, ClientError> {
     Ok(base)
 }
 
-/// The fix for an address such as `localhost:3000`.
+/// Describes the fix for an address without a scheme, such as `localhost:3000`.
 fn without_scheme(address: &str) -> String {
     let address = match address.trim() {
         "" => "127.0.0.1:3000",
@@ -234,14 +235,14 @@ fn without_scheme(address: &str) -> String {
     )
 }
 
-/// Sends a request, whose body is no stream, once. The answer, if it is a success.
+/// Sends a request once and returns the answer if its status is a success. The body must not be a stream.
 pub(crate) async fn answer(request: &RequestBuilder) -> Result<Response, ClientError> {
     let no_copy = || ClientError::Unexpected("a body that is a stream is sent once".to_owned());
     let request = request.try_clone().ok_or_else(no_copy)?;
     succeed(request.send().await?).await
 }
 
-/// The answer, if it is a success.
+/// Returns the answer if its status is a success, otherwise the error that it describes.
 pub(crate) async fn succeed(response: Response) -> Result<Response, ClientError> {
     if response.status().is_success() {
         return Ok(response);

@@ -1,4 +1,4 @@
-//! Calls that have no result.
+//! The errors of calls.
 
 use std::error::Error;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use reqwest::{Response, StatusCode};
 
 use crate::reason::{innermost, reason};
 
-/// A call that has no result. The text says what went wrong and what to do.
+/// The error of a call that has no result. The text says what went wrong and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -18,63 +18,63 @@ pub enum ClientError {
     InvalidUrl {
         /// The value that was given.
         given: String,
-        /// Why not.
+        /// The reason why it is not a URL.
         reason: String,
     },
     /// The key cannot be sent; this error does not contain it.
     #[error("the API key is empty, or has characters that no key has")]
     InvalidKey,
-    /// A session id or a path that would become another one in a URL.
+    /// A session id or a path would become another one in a URL.
     #[error("{0:?} cannot be in the URL of a session or a file")]
     Unaddressable(String),
-    /// Only sessions have files that can be reached.
+    /// A call for files without a session; only sessions have files that can be accessed.
     #[error("File operations require a sessionId: choose a session by with_session")]
     NoSession,
     /// The server could not be reached; nothing was sent.
     #[error("server cannot be reached: {}", reason(.0))]
     Unreachable(#[source] reqwest::Error),
-    /// The connection broke, and what was asked for may have been done.
+    /// The connection broke. The server may have carried out the request.
     #[error("connection to the server broke off: {}", reason(.0))]
     Transport(#[source] reqwest::Error),
-    /// The answer is not one of isol8's.
+    /// The answer does not come from an isol8 server, or is not in its format.
     #[error("answer is not one of isol8's: {0}")]
     Unexpected(String),
-    /// The server refused.
+    /// The server answered with an error.
     #[error("{message}")]
     Api {
         /// HTTP status.
         status: u16,
-        /// Kind of error; `None` where the answer is not one of isol8's, but of a proxy perhaps.
+        /// Code of the error; `None` if the answer does not come from isol8 but, for example, from a proxy.
         code: Option<ErrorCode>,
         /// The fault, and the fix.
         message: String,
-        /// When the server wants to be asked again, if it said so.
+        /// Wait until the request may be sent again, from the `Retry-After` header.
         retry_after: Option<Duration>,
     },
-    /// A stream has ended with this instead of an exit.
+    /// A stream has ended with an error instead of an exit.
     #[error("{message}")]
     Failed {
-        /// Kind of error; `None` where the server did not tell.
+        /// Code of the error; `None` if the server did not send one.
         code: Option<ErrorCode>,
         /// The fault, and the fix.
         message: String,
     },
-    /// A stream has ended without an exit; how its run went on is not known.
+    /// A stream has ended without an exit. The outcome of its run is not known.
     #[error("stream broke off before the exit")]
     BrokenOff,
-    /// The program cannot be spoken to any more.
+    /// The run has ended and takes no more input.
     #[error("the run has ended, and takes no input")]
     RunEnded,
-    /// A run at a terminal needs a WebSocket, and something on the way lets none pass.
+    /// A run at a terminal needs a WebSocket, but the server or a proxy does not support WebSockets.
     #[error("a terminal needs a WebSocket, and the server, or a proxy before it, opens none")]
     NoWebSocket,
-    /// The call took longer than it may.
+    /// The call took longer than its deadline.
     #[error("deadline of {} ms is over", .0.as_millis())]
     Deadline(Duration),
 }
 
 impl ClientError {
-    /// The server's kind of error, if it answered with one.
+    /// Returns the server's error code, if it answered with one.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -99,7 +99,7 @@ impl From<reqwest::Error> for ClientError {
 /// Returns the error that an unsuccessful answer describes.
 pub(crate) async fn refusal(response: Response) -> ClientError {
     let status = response.status();
-    // A date instead of seconds is none of isol8's.
+    // isol8 sends seconds; a date comes from another server and is ignored.
     let retry_after = response
         .headers()
         .get(RETRY_AFTER)
@@ -124,7 +124,8 @@ fn refused(status: StatusCode, retry_after: Option<Duration>, body: &[u8]) -> Cl
     }
 }
 
-/// Describes an answer that is not isol8's: of a proxy, of another server, or of one that takes TLS only.
+/// Describes an answer that does not come from isol8 but from a proxy, another server, or a server that accepts TLS
+/// only.
 fn foreign(status: StatusCode, body: &[u8]) -> String {
     let wants_tls =
         status == StatusCode::BAD_REQUEST && body.windows(5).any(|text| text == b"HTTPS");

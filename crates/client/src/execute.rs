@@ -1,4 +1,4 @@
-//! Runs.
+//! Calls that run programs.
 
 use isol8_api::{Encoding, ExecuteBody, ExecutionRequest, ExecutionResult, Options};
 use reqwest::{Method, RequestBuilder, Response};
@@ -6,17 +6,17 @@ use reqwest::{Method, RequestBuilder, Response};
 use crate::client::answer;
 use crate::retry::Repeatable;
 use crate::run::RunStream;
-use crate::websocket::{self, Opened};
+use crate::websocket::{self, Upgrade};
 use crate::{ClientError, RemoteIsol8, sse};
 
-/// The header that makes a run one that can be asked for again.
+/// The request header with the idempotency key, which makes it safe to retry a run.
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 
 impl RemoteIsol8 {
     /// Runs a program with the server's default options.
     ///
     /// # Errors
-    /// [`ClientError`]; a program that fails is a result.
+    /// Returns [`ClientError`]. A program that fails is a result, not an error.
     pub async fn execute(&self, request: ExecutionRequest) -> Result<ExecutionResult, ClientError> {
         self.execute_with(request, Options::default()).await
     }
@@ -24,7 +24,7 @@ impl RemoteIsol8 {
     /// Runs a program.
     ///
     /// # Errors
-    /// [`ClientError`]; a program that fails is a result.
+    /// Returns [`ClientError`]. A program that fails is a result, not an error.
     pub async fn execute_with(
         &self,
         request: ExecutionRequest,
@@ -35,9 +35,9 @@ impl RemoteIsol8 {
         self.deadline().bound(running).await
     }
 
-    /// Runs a program once, however often this is called with the same key, which is 1 to 255 visible ASCII characters:
-    /// a caller that asks again, as this call does if the connection breaks, gets the first call's result. The run goes
-    /// on if its result is not waited for.
+    /// Runs a program once, even if this is called several times with the same key of 1 to 255 visible ASCII
+    /// characters. Further calls, such as the retry that this call makes if the connection breaks, get the first call's
+    /// result. The run continues if the caller stops waiting for its result.
     ///
     /// ```standalone_crate
     /// # fn main() -> std::process::ExitCode { isol8_testing::example(async |url, key| {
@@ -52,7 +52,7 @@ impl RemoteIsol8 {
     /// ```
     ///
     /// # Errors
-    /// [`ClientError`]; a program that fails is a result.
+    /// Returns [`ClientError`]. A program that fails is a result, not an error.
     pub async fn execute_once(
         &self,
         idempotency_key: &str,
@@ -65,10 +65,10 @@ impl RemoteIsol8 {
         self.deadline().bound(running).await
     }
 
-    /// Runs a program with the server's default options, and tells what happens while it does.
+    /// Runs a program with the server's default options, and streams its events.
     ///
     /// # Errors
-    /// As [`Self::execute_stream_with`].
+    /// Returns the same errors as [`Self::execute_stream_with`].
     pub async fn execute_stream(
         &self,
         request: ExecutionRequest,
@@ -76,13 +76,13 @@ impl RemoteIsol8 {
         self.execute_stream_with(request, Options::default()).await
     }
 
-    /// Runs a program, and tells what happens while it does.
+    /// Runs a program, and streams its events.
     ///
-    /// Over a WebSocket, on which the program can be spoken to as well ([`RunStream::take_input`]); where
-    /// something on the way lets none pass, over server-sent events.
+    /// Uses a WebSocket, which also carries input to the program ([`RunStream::take_input`]). If the server or a proxy
+    /// does not support WebSockets, uses server-sent events.
     ///
     /// # Errors
-    /// [`ClientError`]. A fault that is found later is an item of the stream.
+    /// Returns [`ClientError`]. An error that occurs later is an item of the stream.
     pub async fn execute_stream_with(
         &self,
         request: ExecutionRequest,
@@ -92,14 +92,14 @@ impl RemoteIsol8 {
             .await
     }
 
-    /// Runs a program that has a standard input, and tells what happens while it does.
+    /// Runs a program with standard input, and streams its events.
     ///
     /// Over a WebSocket, `stdin` is not polled, and [`RunStream::take_input`] writes to the program. Server-sent events
-    /// carry no input: where nothing else passes, `stdin` is waited for before the run begins, and what it yields is
-    /// all of the program's standard input.
+    /// carry no input: if WebSockets are not supported, `stdin` is awaited before the run starts, and its value is the
+    /// whole standard input of the program.
     ///
     /// # Errors
-    /// As [`Self::execute_stream_with`].
+    /// Returns the same errors as [`Self::execute_stream_with`].
     pub async fn execute_stream_feeding(
         &self,
         request: ExecutionRequest,
@@ -110,24 +110,24 @@ impl RemoteIsol8 {
         let mut body = self.body(request, options);
         let upgrading = self.retrying(Repeatable::No, || self.upgrade());
         match deadline.bound(upgrading).await? {
-            Opened::Socket(socket) => websocket::run(*socket, &body, deadline),
-            Opened::Refused if body.request.tty => Err(ClientError::NoWebSocket),
-            Opened::Refused => {
+            Upgrade::Socket(socket) => websocket::run(*socket, &body, deadline),
+            Upgrade::Refused if body.request.tty => Err(ClientError::NoWebSocket),
+            Upgrade::Refused => {
                 if let Some(bytes) = stdin.await {
                     let (text, encoding) = Encoding::encode(bytes);
                     body.request.stdin = Some(text);
                     body.request.stdin_encoding = encoding;
                 }
-                let listening = self.retrying(Repeatable::No, || self.listen(&body));
-                let events = sse::events(deadline.bound(listening).await?);
-                Ok(RunStream::heard(events, deadline))
+                let receiving = self.retrying(Repeatable::No, || self.listen(&body));
+                let events = sse::events(deadline.bound(receiving).await?);
+                Ok(RunStream::without_input(events, deadline))
             }
         }
     }
 
-    async fn upgrade(&self) -> Result<Opened, ClientError> {
+    async fn upgrade(&self) -> Result<Upgrade, ClientError> {
         let upgrade = self.request(Method::GET, self.url(&["execute", "ws"])?);
-        websocket::open(upgrade).await
+        websocket::upgrade(upgrade).await
     }
 
     async fn listen(&self, body: &ExecuteBody) -> Result<Response, ClientError> {
@@ -191,7 +191,7 @@ mod tests {
             assert_eq!((first.kind, first.data.as_str()), (EventKind::Stdout, "1"));
             assert_eq!(run.next().await.unwrap().unwrap().kind, EventKind::Exit);
             assert!(run.next().await.is_none());
-            assert_eq!(fake.asked(), 2);
+            assert_eq!(fake.connections(), 2);
             let mut at_terminal = request();
             at_terminal.tty = true;
             let fake = Fake::answering(&[&refused]).await;
@@ -222,7 +222,7 @@ mod tests {
         let fake = Fake::answering(&[&refused, &events()]).await;
         let error = fake.remote.execute_stream(request()).await.unwrap_err();
         assert_eq!(error.code(), Some(ErrorCode::Forbidden));
-        assert_eq!(fake.asked(), 1);
+        assert_eq!(fake.connections(), 1);
     }
 
     #[tokio::test]
@@ -233,7 +233,7 @@ mod tests {
         let error = run.next().await.unwrap().unwrap_err();
         assert!(matches!(error, ClientError::BrokenOff), "{error}");
         assert!(run.next().await.is_none());
-        assert_eq!(fake.asked(), 2);
+        assert_eq!(fake.connections(), 2);
     }
 
     #[tokio::test]
@@ -245,13 +245,13 @@ mod tests {
             let last = refusal("500 Internal Server Error", "INTERNAL");
             let fake = Fake::answering(&[first, &last]).await;
             assert!(fake.remote.execute(request()).await.is_err());
-            assert_eq!(fake.asked(), without, "{first}");
+            assert_eq!(fake.connections(), without, "{first}");
             let fake = Fake::answering(&[first, &last]).await;
             let once = fake
                 .remote
                 .execute_once("key", request(), Options::default());
             assert_eq!(once.await.unwrap_err().code(), Some(ErrorCode::Internal));
-            assert_eq!(fake.asked(), with, "{first}");
+            assert_eq!(fake.connections(), with, "{first}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Servers that answer as no isol8 does, for tests.
+//! Fake servers for tests, whose answers a real isol8 would not give.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,8 @@ use tokio::net::TcpListener;
 
 use crate::RemoteIsol8;
 
-/// A server with an answer for each connection, the last one for all that follow; an empty one hangs up.
+/// A server with one answer per connection. The last answer is repeated for further connections; an empty answer closes
+/// the connection.
 pub(crate) struct Fake {
     pub(crate) remote: RemoteIsol8,
     connections: Arc<AtomicUsize>,
@@ -38,8 +39,8 @@ impl Fake {
         }
     }
 
-    /// How often it was asked.
-    pub(crate) fn asked(&self) -> usize {
+    /// Returns the number of connections so far.
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }

@@ -1,4 +1,4 @@
-//! Files of a session.
+//! Calls for the files of a session.
 
 use bytes::Bytes;
 use futures::stream::{Stream, try_unfold};
@@ -44,12 +44,12 @@ use crate::{ClientError, RemoteIsol8};
 /// # Ok(()) }) }
 /// ```
 impl RemoteIsol8 {
-    /// Writes a file, parents created; what had its name is replaced once all of it is there. The
-    /// content is bytes or text, or a stream by [`Body::wrap_stream`], which is taken as fast as the
-    /// server takes it, and sent once: such a call is not made again.
+    /// Writes a file, creating its parent directories. A file of the same name is replaced once the whole content has
+    /// arrived. The content is bytes or text, or a stream by [`Body::wrap_stream`], which is read as fast as the server
+    /// accepts it. A stream can be sent only once, so such a call is not retried.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn put_file(&self, path: &str, content: impl Into<Body>) -> Result<(), ClientError> {
         let request = self
             .request(Method::PUT, self.file_url(path)?)
@@ -66,7 +66,7 @@ impl RemoteIsol8 {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn get_file(&self, path: &str) -> Result<Vec<u8>, ClientError> {
         let request = self.request(Method::GET, self.file_url(path)?);
         let reading = || async { Ok(answer(&request).await?.bytes().await?.into()) };
@@ -74,10 +74,11 @@ impl RemoteIsol8 {
         self.deadline().bound(reading).await
     }
 
-    /// Reads a file piece by piece; the server waits until the pieces are taken.
+    /// Reads a file as a stream of chunks; the server waits until the chunks are read.
     ///
     /// # Errors
-    /// [`ClientError`], also as the last item: without one, the file is whole.
+    /// Returns [`ClientError`], also as the last item of the stream. A stream that ends without an error is the whole
+    /// file.
     pub async fn get_file_stream(
         &self,
         path: &str,
@@ -95,7 +96,7 @@ impl RemoteIsol8 {
     /// Lists a directory.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn list_files(&self, path: &str) -> Result<DirectoryListing, ClientError> {
         let mut url = self.files_url()?;
         url.query_pairs_mut().append_pair("path", path);

@@ -1,4 +1,4 @@
-//! An isol8 server, for Rust programs.
+//! A client of isol8 servers for Rust programs.
 //!
 //! ```standalone_crate
 //! # fn main() -> std::process::ExitCode { isol8_testing::example(async |url, key| {
@@ -11,10 +11,10 @@
 //! }
 //!
 //! let isol8 = RemoteIsol8::new(&url, &key)?;
-//! isol8.start().await?; // Is it there, and one that this library speaks to?
+//! isol8.start().await?; // Optional: checks that the server can be reached and accepts the key.
 //! assert_eq!(isol8.execute(python("print(6 * 7)")).await?.stdout, "42");
 //!
-//! // In a session, variables and files stay until it is stopped.
+//! // In a session, variables and files stay until the session is stopped.
 //! let demo = isol8.clone().with_session("demo".parse()?);
 //! demo.execute(python("x = 41")).await?;
 //! assert_eq!(demo.execute(python("print(x + 1)")).await?.stdout, "42");
@@ -24,7 +24,7 @@
 //! let error = demo.get_file("/sandbox/data.csv").await.unwrap_err();
 //! assert_eq!(error.code(), Some(ErrorCode::SessionNotFound));
 //!
-//! // A stream tells what happens while it does, and its program can be spoken to.
+//! // A stream yields events while the program runs, and takes input for the program.
 //! let mut run = isol8.execute_stream(python("print('Hello', input())")).await?;
 //! let input = run.take_input().ok_or("no WebSocket")?;
 //! input.stdin("World\n").await?;
@@ -41,13 +41,13 @@
 //! # Ok(()) }) }
 //! ```
 //!
-//! A program that fails is a result, and a call that has none is a [`ClientError`]. Dropping the future of
-//! a call, or a [`RunStream`], ends its run. A call is made again only where nothing can happen twice
-//! ([`Retries`]), and takes as long as it takes unless [`RemoteIsol8::with_deadline`] bounds it. The key is
-//! in no error and no debug output. Warnings go to the log, or where [`RemoteIsol8::with_warnings`] says.
-//! Everything needs a tokio runtime.
+//! A program that fails is a result, not an error; a call without a result returns a [`ClientError`]. Dropping the
+//! future of a call, or a [`RunStream`], ends its run. A call is retried only if nothing can happen twice
+//! ([`Retries`]), and has no time limit unless [`RemoteIsol8::with_deadline`] sets one. The key is in no error and no
+//! debug output. Warnings go to the log, or to the function of [`RemoteIsol8::with_warnings`]. All calls need a tokio
+//! runtime.
 //!
-//! This crate does what the contract of `isol8-api` says and checks nothing that the server checks. Read
+//! This crate implements the contract of `isol8-api`, and leaves all checks of requests to the server. Read
 //! [`RemoteIsol8`] first, then [`RunStream`].
 
 mod client;

@@ -1,4 +1,4 @@
-//! Why a server cannot be spoken to, and what to do about that.
+//! Explains why a server cannot be reached, and what to do about it.
 
 use std::error::Error;
 use std::io;
@@ -12,7 +12,7 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
         .unwrap_or_else(|| format!("{}: {}", server.address, innermost(error)))
 }
 
-/// The server of a request, as its address said.
+/// The server of a request, as given by its address.
 struct Server {
     scheme: String,
     address: String,
@@ -104,7 +104,7 @@ fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)
     })
 }
 
-/// The reason behind the reasons: what lies above it says that a request failed.
+/// Returns the text of the innermost error. The outer errors only say that a request failed.
 pub(crate) fn innermost(error: &reqwest::Error) -> String {
     causes(error)
         .last()

@@ -1,4 +1,4 @@
-//! When a call is made again, and how long it may take.
+//! Retries and deadlines of calls.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::ClientError;
 
-/// How often, and how patiently, a call is made again: only if nothing can happen twice. That holds if the server could
-/// not be connected to, and if it answers 429, because then it has started nothing. At 503, and after a broken
-/// connection, it holds for calls that do the same when they are done twice: all but runs without an idempotency key,
-/// streams, and files whose content is a stream.
+/// The rules for retries. A call is retried only if nothing can happen twice:
+/// - every call if the connection could not be made, or if the server answers 429, because then it has started nothing;
+/// - idempotent calls also if the server answers 503 or the connection breaks. All calls are idempotent except runs
+///   without an idempotency key, streams, and uploads whose content is a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retries {
-    /// Tries after the first; 0 for none.
+    /// Maximum number of retries after the first try; 0 for none.
     pub most: usize,
-    /// A server that wants more patience than this is not asked again.
+    /// Maximum wait before a retry. If the server asks for a longer wait, the call is not retried.
     pub longest_wait: Duration,
 }
 
@@ -28,10 +28,10 @@ impl Default for Retries {
     }
 }
 
-/// Wait before the second try, where the server does not say how long; doubled each time.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Wait before the first retry if the server does not say how long to wait; doubled for each further retry.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Whether a call does the same when it is done twice.
+/// Whether a call is idempotent: made twice, it has the same effect as made once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repeatable {
     Yes,
@@ -39,14 +39,14 @@ pub(crate) enum Repeatable {
 }
 
 impl Retries {
-    /// Makes a call until it has a result, or there is no use in another try.
+    /// Makes a call, and retries it until it has a result or a retry is of no use or not safe.
     pub(crate) async fn call<T, F: Future<Output = Result<T, ClientError>>>(
         self,
         repeatable: Repeatable,
         call: impl FnMut() -> F,
     ) -> Result<T, ClientError> {
         let waits = ExponentialBuilder::new()
-            .with_min_delay(FIRST_WAIT)
+            .with_min_delay(INITIAL_BACKOFF)
             .with_max_delay(self.longest_wait)
             .with_max_times(self.most);
         call.retry(waits)
@@ -54,7 +54,7 @@ impl Retries {
             .await
     }
 
-    /// The wait before the next try; `None` if there is none.
+    /// Returns the wait before the next try; `None` if the call is not retried.
     fn wait(
         self,
         error: &ClientError,
@@ -77,7 +77,7 @@ impl Retries {
     }
 }
 
-/// The end of what a call may take, waits included.
+/// The time limit of a call, waits between retries included.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(Option<(Instant, Duration)>);
 
@@ -117,7 +117,7 @@ mod tests {
     fn what_may_have_begun_is_tried_again_only_where_that_does_no_harm() {
         let wait = |error, repeatable| {
             let policy = Retries::default();
-            policy.wait(&error, repeatable, FIRST_WAIT)
+            policy.wait(&error, repeatable, INITIAL_BACKOFF)
         };
         let second = Some(Duration::from_secs(1));
         for repeatable in [Repeatable::Yes, Repeatable::No] {

@@ -1,4 +1,4 @@
-//! A run that is followed, whatever carries its events.
+//! A run whose events are followed, over any transport.
 
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -12,17 +12,18 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::ClientError;
 use crate::retry::Deadline;
 
-/// Characters of one `stdin` message: escaped, still less than the mebibyte that a server takes.
-const STDIN_PIECE: usize = 64 << 10;
+/// Maximum size of the text of one `stdin` message in bytes. Even escaped, it is smaller than the mebibyte that a
+/// server accepts.
+const MAX_STDIN_BYTES: usize = 64 << 10;
 
 /// The events of a run: a [`Stream`] whose last item is an [`EventKind::Exit`] or an error.
 ///
-/// Dropping it ends the run. Events that are not taken slow the program down; a run whose events are not taken for most
-/// of a minute is ended.
+/// Dropping the stream ends the run. A slow reader of the events slows the program down; a run whose events are not
+/// read for most of a minute is ended.
 pub struct RunStream {
     events: mpsc::Receiver<Result<StreamEvent, ClientError>>,
     input: Option<RunInput>,
-    _carrier: AbortOnDropHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl fmt::Debug for RunStream {
@@ -34,25 +35,25 @@ impl fmt::Debug for RunStream {
 }
 
 impl RunStream {
-    /// A run that cannot be spoken to.
-    pub(crate) fn heard(
+    /// Creates the stream of a run without an input channel.
+    pub(crate) fn without_input(
         events: impl Stream<Item = Result<StreamEvent, ClientError>> + Send + 'static,
         deadline: Deadline,
     ) -> Self {
-        Self::carried(events, std::future::pending(), None, deadline)
+        Self::with_input(events, std::future::pending(), None, deadline)
     }
 
-    /// A run whose events come from a stream, and whose input goes where `speaking` brings it.
-    pub(crate) fn carried(
+    /// Creates the stream of a run from its events. The future `sending` sends the messages of `input` to the server.
+    pub(crate) fn with_input(
         events: impl Stream<Item = Result<StreamEvent, ClientError>> + Send + 'static,
-        speaking: impl Future<Output = ()> + Send + 'static,
+        sending: impl Future<Output = ()> + Send + 'static,
         input: Option<RunInput>,
         deadline: Deadline,
     ) -> Self {
-        // Events are passed one at a time: the rest waits in the run, which slows down.
+        // A channel of one event, so that a slow reader slows the run down.
         let (sender, receiver) = mpsc::channel(1);
-        let carrier = async move {
-            let listening = async {
+        let task = async move {
+            let receiving = async {
                 let passed = async {
                     pass_on(events, &sender).await;
                     Ok::<_, ClientError>(())
@@ -61,31 +62,31 @@ impl RunStream {
                     let _ = sender.send(Err(over)).await;
                 }
             };
-            let speaking = async {
-                speaking.await;
-                // Nothing more to say; the events decide when it is over.
+            let sending = async {
+                sending.await;
+                // All input is sent; the run is over when its events end.
                 std::future::pending::<()>().await;
             };
             tokio::select! {
-                () = listening => {}
-                () = speaking => {}
+                () = receiving => {}
+                () = sending => {}
             }
         };
         Self {
             events: receiver,
             input,
-            _carrier: AbortOnDropHandle::new(tokio::spawn(carrier)),
+            _task: AbortOnDropHandle::new(tokio::spawn(task)),
         }
     }
 
-    /// Returns the handle that speaks to the program. `None` if it was taken, or if the run is followed over
-    /// server-sent events, or if it was not asked for before the first event was taken: a program whose standard input
-    /// was not taken reads its end, and `request.stdin` before that.
+    /// Returns the handle for input to the program. Returns `None` if the handle was taken before, if the run is
+    /// followed over server-sent events, or after the first event was read: a program whose handle was not taken by
+    /// then reads the end of its standard input, after `request.stdin`.
     pub fn take_input(&mut self) -> Option<RunInput> {
         self.input.take()
     }
 
-    /// The next event; `None` after the last.
+    /// Returns the next event; `None` after the last.
     pub async fn next(&mut self) -> Option<Result<StreamEvent, ClientError>> {
         StreamExt::next(self).await
     }
@@ -100,8 +101,8 @@ impl Stream for RunStream {
     }
 }
 
-/// Speaks to the program of a [`RunStream`]. Messages wait, in order, if the program is slow. Clones speak to the same
-/// program; once the last is dropped, its standard input ends.
+/// The input of the program of a [`RunStream`]. If the program is slow, messages wait in order. Clones send to the same
+/// program; when the last clone is dropped, its standard input ends.
 #[derive(Clone, Debug)]
 pub struct RunInput(pub(crate) mpsc::Sender<ClientMessage>);
 
@@ -109,11 +110,11 @@ impl RunInput {
     /// Writes to standard input, or types at the terminal. Only for requests without `stdin`.
     ///
     /// # Errors
-    /// [`ClientError::RunEnded`].
+    /// Returns [`ClientError::RunEnded`] if the run has ended.
     pub async fn stdin(&self, text: &str) -> Result<(), ClientError> {
         let mut rest = text;
         while !rest.is_empty() {
-            let (piece, after) = rest.split_at(rest.floor_char_boundary(STDIN_PIECE));
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(MAX_STDIN_BYTES));
             let data = piece.to_owned();
             let encoding = Encoding::Utf8;
             self.send(ClientMessage::Stdin { data, encoding }).await?;
@@ -122,39 +123,39 @@ impl RunInput {
         Ok(())
     }
 
-    /// Writes bytes to standard input: as text where they are UTF-8, and in base64 otherwise. Only for requests
+    /// Writes bytes to standard input, sent as text if they are UTF-8 and in base64 otherwise. Only for requests
     /// without `stdin`.
     ///
     /// # Errors
-    /// [`ClientError::RunEnded`].
+    /// Returns [`ClientError::RunEnded`] if the run has ended.
     pub async fn stdin_bytes(&self, bytes: &[u8]) -> Result<(), ClientError> {
-        for piece in bytes.chunks(STDIN_PIECE) {
+        for piece in bytes.chunks(MAX_STDIN_BYTES) {
             let (data, encoding) = Encoding::encode(piece.to_vec());
             self.send(ClientMessage::Stdin { data, encoding }).await?;
         }
         Ok(())
     }
 
-    /// Ends standard input. If it has ended, this does nothing.
+    /// Ends standard input. Does nothing if standard input has already ended.
     ///
     /// # Errors
-    /// [`ClientError::RunEnded`].
+    /// Returns [`ClientError::RunEnded`] if the run has ended.
     pub async fn end_stdin(&self) -> Result<(), ClientError> {
         self.send(ClientMessage::StdinEnd).await
     }
 
-    /// Signals the program.
+    /// Sends a signal to the program.
     ///
     /// # Errors
-    /// [`ClientError::RunEnded`].
+    /// Returns [`ClientError::RunEnded`] if the run has ended.
     pub async fn signal(&self, signal: SignalName) -> Result<(), ClientError> {
         self.send(ClientMessage::Signal { signal }).await
     }
 
-    /// Changes the size of the program's terminal, in characters; 1 to 1000 each.
+    /// Changes the size of the program's terminal, in characters, 1 to 1000 for each side.
     ///
     /// # Errors
-    /// [`ClientError::RunEnded`].
+    /// Returns [`ClientError::RunEnded`] if the run has ended.
     pub async fn resize(&self, cols: u32, rows: u32) -> Result<(), ClientError> {
         self.send(ClientMessage::Resize { cols, rows }).await
     }
@@ -165,7 +166,7 @@ impl RunInput {
     }
 }
 
-/// Passes events on until the last one.
+/// Forwards events up to the last one.
 async fn pass_on(
     events: impl Stream<Item = Result<StreamEvent, ClientError>>,
     sender: &mpsc::Sender<Result<StreamEvent, ClientError>>,
@@ -206,7 +207,7 @@ fn ended_without_exit(complaint: Option<String>) -> ClientError {
     }
 }
 
-/// An event from its JSON.
+/// Parses an event from its JSON.
 pub(crate) fn event(text: &str) -> Result<StreamEvent, ClientError> {
     serde_json::from_str(text).map_err(|error| ClientError::Unexpected(error.to_string()))
 }

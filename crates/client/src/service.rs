@@ -1,4 +1,4 @@
-//! The server itself, and its sessions.
+//! Calls for the server itself and its sessions.
 
 use isol8_api::auth::LoggedIn;
 use isol8_api::service::{CleanedUp, Cleanup};
@@ -9,11 +9,11 @@ use crate::retry::Repeatable;
 use crate::{ClientError, RemoteIsol8};
 
 impl RemoteIsol8 {
-    /// Makes sure that the server is there, that it is isol8, and that it takes the key. Nothing needs to
-    /// be started: this is for finding out early.
+    /// Checks that the server can be reached, that it is isol8, and that it accepts the key. Optional: it reports such
+    /// problems before the first call.
     ///
     /// # Errors
-    /// [`ClientError`]; [`ClientError::Unexpected`] where something else answers.
+    /// Returns [`ClientError`]; [`ClientError::Unexpected`] if another program answers.
     pub async fn start(&self) -> Result<Health, ClientError> {
         let health = self.health().await?;
         if health.status != "ok" {
@@ -24,28 +24,28 @@ impl RemoteIsol8 {
         Ok(health)
     }
 
-    /// Whether the server is up, which version it is, and its backend. This needs no key.
+    /// Returns the server's status, version and backend. Needs no key.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn health(&self) -> Result<Health, ClientError> {
         self.get("health").await
     }
 
-    /// The sessions that the key may see.
+    /// Returns the sessions that the key may see.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn sessions(&self) -> Result<Vec<SessionInfo>, ClientError> {
         let list: SessionList = self.get("sessions").await?;
         Ok(list.sessions)
     }
 
-    /// Makes a session. Its name is the body's, or else that of [`Self::with_session`], or else one that the
-    /// server chooses and answers. Calls of [`Self::with_session`] with that name then use it.
+    /// Creates a session. Its id is that in the body, otherwise that of [`Self::with_session`], otherwise one that the
+    /// server chooses and returns. Calls of a client with that id ([`Self::with_session`]) then use the session.
     ///
     /// # Errors
-    /// [`ClientError`]; its code is [`ErrorCode::SessionExists`] if a session has the name.
+    /// Returns [`ClientError`]; its code is [`ErrorCode::SessionExists`] if there is a session with the id.
     pub async fn create_session(
         &self,
         mut session: CreateSession,
@@ -55,15 +55,15 @@ impl RemoteIsol8 {
         }
         let request = self.request(Method::POST, self.url(&["sessions"])?);
         let request = request.json(&session);
-        // A second session, of a name that the server chooses, would never be used.
+        // A retry could create a second session with another id that the server chooses, which would never be used.
         let making = self.receive(Repeatable::No, &request);
         self.deadline().bound(making).await
     }
 
-    /// Deletes a session, and ends what runs in it; one that is not there is as good as deleted.
+    /// Deletes a session and ends its run. Succeeds if there is no such session.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn delete_session(&self, session: &SessionId) -> Result<(), ClientError> {
         let url = self.url(&["session", session.as_str()])?;
         let request = self.request(Method::DELETE, url);
@@ -74,7 +74,7 @@ impl RemoteIsol8 {
     /// Deletes the session of [`Self::with_session`], if any.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn stop(&self) -> Result<(), ClientError> {
         match &self.session {
             Some(session) => self.delete_session(session).await,
@@ -86,7 +86,7 @@ impl RemoteIsol8 {
     /// newer ones have replaced. Needs the master key.
     ///
     /// # Errors
-    /// [`ClientError`]; what could not be removed is in the answer.
+    /// Returns [`ClientError`]. The answer lists what could not be removed.
     pub async fn cleanup(&self, images: bool) -> Result<CleanedUp, ClientError> {
         let request = self.request(Method::POST, self.url(&["cleanup"])?);
         let request = request.json(&Cleanup { images });
@@ -94,15 +94,15 @@ impl RemoteIsol8 {
         self.deadline().bound(cleaning).await
     }
 
-    /// Has the server make a key that stands for this one and can be revoked by itself. `None` where the
-    /// server keeps no keys.
+    /// Creates a key with the rights of this one that can be revoked separately. Returns `None` if the server does not
+    /// store keys.
     ///
     /// # Errors
-    /// [`ClientError`].
+    /// Returns [`ClientError`].
     pub async fn login(&self) -> Result<Option<LoggedIn>, ClientError> {
         let request = self.request(Method::POST, self.url(&["auth", "login"])?);
         let request = request.json(&serde_json::json!({}));
-        // A second key would never be used.
+        // A retry could create a second key, which would never be used.
         let logging_in = self.receive(Repeatable::No, &request);
         match self.short_deadline().bound(logging_in).await {
             Ok(token) => Ok(Some(token)),

@@ -1,4 +1,4 @@
-//! Events as server-sent events.
+//! Runs over server-sent events.
 
 use std::io;
 
@@ -14,7 +14,7 @@ use crate::run::event;
 /// The prefix of an event's JSON. Its data is one line; other lines are heartbeats or empty.
 const DATA: &str = "data:";
 
-/// The events of an answer.
+/// Returns the events of an answer.
 pub(crate) fn events(
     response: Response,
 ) -> impl Stream<Item = Result<StreamEvent, ClientError>> + Send {
@@ -25,7 +25,7 @@ pub(crate) fn events(
 fn lines<B: AsRef<[u8]> + bytes::Buf + Send>(
     pieces: impl Stream<Item = io::Result<B>> + Send,
 ) -> impl Stream<Item = Result<StreamEvent, ClientError>> + Send {
-    // An exit may carry files of any size, as a result may.
+    // The exit event may contain files of any size, like a result.
     let lines = FramedRead::new(StreamReader::new(pieces), LinesCodec::new());
     lines.filter_map(async |line| match line {
         Ok(line) => line.strip_prefix(DATA).map(event),

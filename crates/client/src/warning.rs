@@ -1,4 +1,4 @@
-//! Warnings: what the server finds doubtful about a request, and a key that is sent unencrypted.
+//! Warnings of the server about requests, and the warning about a key that is sent unencrypted.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use reqwest::{Response, Url};
 use url::Host;
 
-/// The header with what the server finds doubtful about a request.
+/// The response header with the server's warnings about a request.
 const WARNING: &str = "x-isol8-warning";
 
-/// Passes warnings on. Clones share the memory of what has been said.
+/// Passes warnings to a handler. Clones share which warnings have been given.
 #[derive(Clone)]
 pub(crate) struct Warnings(Arc<Inner>);
 
 struct Inner {
     handler: Box<dyn Fn(&str) + Send + Sync>,
-    told_of_clear_text: AtomicBool,
+    has_warned_of_clear_text: AtomicBool,
 }
 
 impl Default for Warnings {
@@ -35,13 +35,18 @@ impl Warnings {
     pub(crate) fn to(handler: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(Inner {
             handler: Box::new(handler),
-            told_of_clear_text: AtomicBool::new(false),
+            has_warned_of_clear_text: AtomicBool::new(false),
         }))
     }
 
     /// Warns once, before the first request, of a key that leaves this machine unencrypted.
     pub(crate) fn before_sending_to(&self, server: &Url) {
-        if sends_in_clear(server) && !self.0.told_of_clear_text.swap(true, Ordering::Relaxed) {
+        if sends_in_clear(server)
+            && !self
+                .0
+                .has_warned_of_clear_text
+                .swap(true, Ordering::Relaxed)
+        {
             let host = server.host_str().unwrap_or_default();
             (self.0.handler)(&format!(
                 "the key and all that is sent to {host} can be read on the way: use https://, or a tunnel to the \
@@ -50,7 +55,7 @@ impl Warnings {
         }
     }
 
-    /// Passes on the warnings that an answer carries.
+    /// Passes on the warnings of an answer.
     pub(crate) fn of_answer(&self, response: &Response) {
         let values = response.headers().get_all(WARNING);
         for text in values.iter().filter_map(|value| value.to_str().ok()) {
@@ -59,7 +64,7 @@ impl Warnings {
     }
 }
 
-/// Whether what is sent to an address leaves this machine unencrypted.
+/// Returns whether requests to an address leave this machine unencrypted.
 fn sends_in_clear(server: &Url) -> bool {
     let stays_here = match server.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
@@ -102,7 +107,7 @@ mod tests {
         }
     }
 
-    /// A handler, and what it was told.
+    /// Returns a handler, and the warnings that it gets.
     fn recorder() -> (Warnings, Arc<Mutex<Vec<String>>>) {
         let told = Arc::<Mutex<Vec<String>>>::default();
         let list = Arc::clone(&told);

@@ -1,4 +1,4 @@
-//! Events over a WebSocket, on which the program can be spoken to.
+//! Runs over a WebSocket, which carries their events and their input.
 
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt as _, Stream, StreamExt as _};
@@ -21,16 +21,16 @@ use crate::run::{RunInput, RunStream, event};
 
 type Socket = WebSocketStream<Upgraded>;
 
-/// The outcome of asking for a WebSocket.
-pub(crate) enum Opened {
+/// The outcome of a request for a WebSocket.
+pub(crate) enum Upgrade {
     Socket(Box<Socket>),
-    /// Something on the way, or the server, lets none pass.
+    /// The server or a proxy does not support WebSockets.
     Refused,
 }
 
-/// Asks for a WebSocket, by the same HTTP client as everything else: so it trusts the same certificates
-/// and takes the same proxies. Nothing runs yet.
-pub(crate) async fn open(request: RequestBuilder) -> Result<Opened, ClientError> {
+/// Requests a WebSocket, by the same HTTP client as all requests, so that the same certificates are trusted and the
+/// same proxies are used. No run is started yet.
+pub(crate) async fn upgrade(request: RequestBuilder) -> Result<Upgrade, ClientError> {
     let key = generate_key();
     let request = request
         .header(CONNECTION, "Upgrade")
@@ -40,33 +40,33 @@ pub(crate) async fn open(request: RequestBuilder) -> Result<Opened, ClientError>
     let response = match request.send().await {
         Ok(response) => response,
         Err(error) if error.is_connect() => return Err(error.into()),
-        // Some proxies hang up instead of answering.
-        Err(_) => return Ok(Opened::Refused),
+        // Some proxies close the connection instead of answering.
+        Err(_) => return Ok(Upgrade::Refused),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return refused(refusal(response).await);
     }
     if !accepts(&response, &key) {
-        return Ok(Opened::Refused);
+        return Ok(Upgrade::Refused);
     }
     let Ok(upgraded) = response.upgrade().await else {
-        return Ok(Opened::Refused);
+        return Ok(Upgrade::Refused);
     };
-    // An exit may carry files of any size, as a result may.
+    // The exit event may contain files of any size, like a result.
     let config = WebSocketConfig::default()
         .max_message_size(None)
         .max_frame_size(None);
     let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await;
-    Ok(Opened::Socket(Box::new(socket)))
+    Ok(Upgrade::Socket(Box::new(socket)))
 }
 
-/// Tells a refusal of WebSockets from one of the caller. The server itself has nothing against a request
-/// for a WebSocket, unless a proxy has made an ordinary one of it, or the server is too old.
-fn refused(answer: ClientError) -> Result<Opened, ClientError> {
+/// Distinguishes a refusal of WebSockets from a refusal of the caller. The server answers with one of these codes only
+/// if a proxy has turned the request into an ordinary one, or if the server is too old for WebSockets.
+fn refused(answer: ClientError) -> Result<Upgrade, ClientError> {
     match answer.code() {
         None
         | Some(ErrorCode::InvalidRequest | ErrorCode::NotFound | ErrorCode::MethodNotAllowed) => {
-            Ok(Opened::Refused)
+            Ok(Upgrade::Refused)
         }
         Some(_) => Err(answer),
     }
@@ -77,7 +77,7 @@ fn accepts(response: &Response, key: &str) -> bool {
     accept.is_some_and(|accept| accept.as_bytes() == derive_accept_key(key.as_bytes()).as_bytes())
 }
 
-/// Runs over a WebSocket.
+/// Starts a run over a WebSocket.
 pub(crate) fn run(
     socket: Socket,
     body: &ExecuteBody,
@@ -86,23 +86,23 @@ pub(crate) fn run(
     let is_open = body.request.stdin.is_none();
     let execute = encoded(&ClientMessage::Execute(Box::new(body.clone())))?;
     let (sink, stream) = socket.split();
-    // Messages are passed one at a time: the rest waits at its sender.
+    // A channel of one message, so that further messages wait at their sender.
     let (sender, messages) = mpsc::channel(1);
-    let speaking = async move {
-        // If it fails, the events end, and report it.
-        let _ = speak(sink, execute, messages, is_open).await;
+    let sending = async move {
+        // If sending fails, the events end with an error too.
+        let _ = send_messages(sink, execute, messages, is_open).await;
     };
     let input = Some(RunInput(sender));
-    Ok(RunStream::carried(
+    Ok(RunStream::with_input(
         events(stream),
-        speaking,
+        sending,
         input,
         deadline,
     ))
 }
 
-/// Says what there is to say, and then that standard input has ended, if it was open.
-async fn speak(
+/// Sends the request and the messages, and at their end `stdinEnd` if standard input is still open.
+async fn send_messages(
     mut sink: SplitSink<Socket, Message>,
     execute: Message,
     mut messages: mpsc::Receiver<ClientMessage>,
@@ -111,7 +111,7 @@ async fn speak(
     let broken = |_: Error| ClientError::BrokenOff;
     sink.send(execute).await.map_err(broken)?;
     while let Some(message) = messages.recv().await {
-        // An input that has ended, or was never open, need not be ended.
+        // Standard input that has ended, or was never open, is not ended again.
         if matches!(message, ClientMessage::StdinEnd) && !std::mem::take(&mut is_open) {
             continue;
         }

@@ -8,7 +8,7 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::EgressError;
 
-/// A range, by its first address and the length of its prefix.
+/// A range of addresses, given by its first address and the length of its prefix.
 type Range4 = ([u8; 4], u8);
 type Range6 = ([u16; 8], u8);
 
@@ -34,12 +34,12 @@ const REFUSED_4: [Range4; 17] = [
     ([255, 255, 255, 255], 32), // limited broadcast, RFC 8190
 ];
 
-/// All of IPv6 that is given out to hosts: IANA IPv6 Global Unicast Address Assignments,
+/// The IPv6 range from which addresses are assigned to hosts: IANA IPv6 Global Unicast Address Assignments,
 /// <https://www.iana.org/assignments/ipv6-unicast-address-assignments>. Loopback, unique local, link
 /// local, multicast and the forms that hold an IPv4 address are outside.
 const UNICAST: Range6 = ([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
 
-/// Ranges among these without public hosts: IANA IPv6 Special-Purpose Address Registry,
+/// Ranges within [`UNICAST`] that have no public hosts: IANA IPv6 Special-Purpose Address Registry,
 /// <https://www.iana.org/assignments/iana-ipv6-special-registry>.
 const REFUSED_6: [Range6; 4] = [
     ([0x2001, 0, 0, 0, 0, 0, 0, 0], 23), // IETF protocol assignments, RFC 2928; Teredo, RFC 4380
@@ -51,27 +51,28 @@ const REFUSED_6: [Range6; 4] = [
 /// NAT64's well-known prefix, RFC 6052: the last 32 bits are the IPv4 address that it leads to.
 const NAT64: Range6 = ([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
 
-/// The addresses that may be connected to.
+/// The rules on the addresses that may be connected to.
 #[derive(Clone, Debug, Default)]
-pub struct Addresses {
+pub struct AddressRules {
     allowed: Vec<IpNet>,
 }
 
-impl Addresses {
-    /// Public ones of other hosts, and those in any of these ranges; an address alone is a range of one.
+impl AddressRules {
+    /// Creates rules that admit public addresses of other hosts, and the addresses of these ranges. A single address is
+    /// a range of one.
     ///
     /// # Errors
-    /// [`EgressError::Cidr`].
+    /// Returns [`EgressError::Cidr`] for a text that is not a range.
     pub fn new(allowed: &[String]) -> Result<Self, EgressError> {
         let ranges = allowed.iter().map(|given| range(given));
         let allowed = ranges.collect::<Result<_, _>>()?;
         Ok(Self { allowed })
     }
 
-    /// Whether this one may be connected to.
+    /// Returns whether an address may be connected to.
     #[must_use]
     pub fn admit(&self, address: IpAddr) -> bool {
-        // An IPv4 address is the same one within IPv6.
+        // An IPv4-mapped IPv6 address is the same address as the IPv4 one.
         let address = address.to_canonical();
         let is_allowed = self.allowed.iter().any(|range| range.contains(&address));
         is_allowed || is_public(address) && !is_own(address)
@@ -87,7 +88,7 @@ fn range(given: &str) -> Result<IpNet, EgressError> {
         })
 }
 
-/// Whether an address is that of a host of the public Internet.
+/// Returns whether an address is that of a host on the public Internet.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
@@ -102,8 +103,8 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address is one of this host's. From here it leads past every firewall that stands before
-/// the host, to what listens for its neighbours only.
+/// Returns whether an address is one of this host's. A connection from this host to it passes every firewall in front
+/// of the host, and reaches services that are meant for the neighbours only.
 fn is_own(address: IpAddr) -> bool {
     let interfaces = match getifaddrs() {
         Ok(interfaces) => interfaces,
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn what_the_operator_allows_is_allowed_in_each_of_its_forms() {
         let allowed = ["10.1.0.0/16", "fd00::/8", "127.0.0.1"].map(str::to_owned);
-        let addresses = Addresses::new(&allowed).unwrap();
+        let addresses = AddressRules::new(&allowed).unwrap();
         let admitted = |text: &str| addresses.admit(text.parse().unwrap());
         for address in [
             "10.1.2.3",
@@ -239,7 +240,7 @@ mod tests {
     fn the_hosts_own_addresses_are_told_from_others() {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let mut own = vec!["127.0.0.1".parse().unwrap()];
-        // Sends nothing: asks for the address that the host would send from, if it has a way out.
+        // Sends no packet. The kernel chooses the address that the host would send from, if it has a route.
         if socket.connect("8.8.8.8:53").is_ok() {
             own.push(socket.local_addr().unwrap().ip());
         }

@@ -1,15 +1,16 @@
-//! Whether a regular expression on host names can match inside a longer name.
+//! Finds out whether a regular expression on host names can match inside a longer name.
 
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Hir, HirKind, Look};
 
-/// Whether what a pattern matches is a whole name, or the whole rest of a name after a dot: `^example\.com$` and
+/// Returns whether every match of a pattern is a whole name, or the rest of a name after a dot: `^example\.com$` and
 /// `\.example\.com$` are anchored; `example\.com` is not, because it matches `example.com.evil.org`, and
-/// neither is `example\.com$`, because it matches `evil-example.com`. A text that is no pattern is anchored.
+/// neither is `example\.com$`, because it matches `evil-example.com`. A text that is not a valid pattern
+/// counts as anchored.
 #[must_use]
 pub fn is_anchored(pattern: &str) -> bool {
     let mut parser = ParserBuilder::new();
-    // As the rules are compiled: the names are ASCII.
+    // The same options as for compiling the rules. Names are ASCII.
     let parser = parser.case_insensitive(true).unicode(false).utf8(false);
     let Ok(pattern) = parser.build().parse(pattern) else {
         return true;
@@ -23,7 +24,7 @@ enum Side {
     End,
 }
 
-/// Whether every match has a boundary on this side: an end of the name, or at its start a dot.
+/// Returns whether every match has a boundary on this side: the end of the name, or at the start a dot.
 fn is_bounded(pattern: &Hir, side: Side) -> bool {
     match pattern.kind() {
         HirKind::Look(look) => match side {

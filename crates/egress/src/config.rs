@@ -1,48 +1,47 @@
-//! The operator's rules, and their faults.
+//! The operator's rules, and the errors in them.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::ports::Ports;
 
-/// The rules of a server.
+/// The egress rules of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EgressConfig {
-    /// Regular expressions on host names; if there are any, only hosts that one of them matches are admitted.
+    /// Regular expressions on host names. If the list is not empty, only hosts that one of them matches are admitted.
     pub whitelist: Vec<String>,
-    /// Regular expressions on host names; what one matches is refused.
+    /// Regular expressions on host names. Hosts that one of them matches are refused.
     pub blacklist: Vec<String>,
-    /// Ranges of addresses, such as `10.1.0.0/16` or `::1`, that are connected to although they are not
-    /// public.
+    /// Ranges of addresses that may be connected to although they are not public, such as `10.1.0.0/16` or `::1`.
     pub allowed_cidrs: Vec<String>,
-    /// Ports that are connected to, by `CONNECT` and by requests.
+    /// Ports that may be connected to, by `CONNECT` and by forwarded requests.
     pub ports: Ports,
-    /// Certificates in PEM that the server's own fetches trust beside the host's.
+    /// PEM certificates that the server's own fetches trust in addition to the host's.
     pub certificates: Option<String>,
-    /// Bounds of what runs may use.
-    pub limits: Limits,
+    /// Limits for each run.
+    pub limits: EgressLimits,
 }
 
-/// Bounds of what a run may use.
+/// Limits for the network of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections of one run at once, 1 or more. A further one is answered with 429.
+pub struct EgressLimits {
+    /// Maximum number of concurrent connections of a run, at least 1. A further connection is answered with 429.
     pub connections: usize,
-    /// Bytes that a run may receive and send, together. A connection that reaches it ends.
+    /// Maximum number of bytes that a run may receive and send together. A connection that reaches the limit ends.
     pub bytes: u64,
-    /// How long it may take to resolve a name and to connect.
+    /// Maximum time to resolve a name and connect.
     pub connect_timeout: Duration,
-    /// How long nothing may move on a connection, and how long an answer may take to begin.
+    /// Maximum time without traffic on a connection, and maximum time until an answer begins.
     pub idle_timeout: Duration,
-    /// Largest head of a request or of an answer in bytes; less than 8192 counts as that.
+    /// Maximum size of the head of a request or an answer in bytes. Values below 8192 count as 8192.
     pub header_bytes: usize,
-    /// How long a client may take to send the head of its next request.
+    /// Maximum time for a client to send the head of its next request.
     pub header_timeout: Duration,
-    /// Requests that the log of a run keeps: the first ones.
+    /// Maximum number of entries in the access log of a run, which keeps the first requests.
     pub log_entries: usize,
 }
 
-impl Default for Limits {
+impl Default for EgressLimits {
     fn default() -> Self {
         Self {
             connections: 64,
@@ -56,30 +55,30 @@ impl Default for Limits {
     }
 }
 
-/// Rules that cannot be used.
+/// An error in the rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EgressError {
-    /// A pattern is no regular expression, or too complex.
+    /// A pattern is not a regular expression, or is too complex.
     #[error("{list}[{index}]: {pattern:?} is not a usable regular expression: {reason}")]
     Pattern {
-        /// The list that holds it.
-        list: List,
-        /// Its place there, from 0.
+        /// The list that contains the pattern.
+        list: FilterList,
+        /// Index of the pattern in the list, from 0.
         index: usize,
-        /// The pattern; one that is too long is cut.
+        /// The pattern, shortened if it is long.
         pattern: String,
-        /// Why not.
+        /// The reason why it cannot be used.
         reason: String,
     },
-    /// A list is too long, or its patterns too complex together.
+    /// A list is too long, or its patterns are too complex together.
     #[error("{list}: {reason}")]
     List {
         /// The list.
-        list: List,
-        /// The fault.
+        list: FilterList,
+        /// The reason why it cannot be used.
         reason: String,
     },
-    /// A range of addresses is none.
+    /// A text is not a range of addresses.
     #[error("{given:?} is not a range of addresses, expected one such as 10.1.0.0/16 or fd00::/8")]
     Cidr {
         /// The value that was given.
@@ -89,14 +88,14 @@ pub enum EgressError {
 
 /// The lists of a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum List {
+pub enum FilterList {
     /// The list of admitted hosts.
     White,
     /// The list of refused hosts.
     Black,
 }
 
-impl fmt::Display for List {
+impl fmt::Display for FilterList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::White => "whitelist",

@@ -1,4 +1,4 @@
-//! Fetches for the server itself, where a client names the address.
+//! Fetches by the server itself, from URLs that a client gives.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -10,47 +10,47 @@ use reqwest::header::LOCATION;
 use reqwest::redirect;
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
 
+use crate::destination::DestinationHost;
 use crate::dial::{DialError, Dialer};
-use crate::target::Host;
 use crate::{Egress, Policy};
 
-/// Bounds of one fetch.
+/// Limits for one fetch.
 #[derive(Clone, Debug)]
 pub struct FetchLimits {
-    /// Most bytes of the body.
+    /// Maximum size of the body in bytes.
     pub max_bytes: u64,
-    /// The time for everything together.
+    /// Maximum time for the whole fetch, redirects included.
     pub timeout: Duration,
-    /// Most redirects that are followed.
+    /// Maximum number of redirects that are followed.
     pub redirects: usize,
-    /// Whether `http:` is accepted beside `https:`, for redirects too.
+    /// Whether `http:` is accepted in addition to `https:`, for redirects too.
     pub allow_http: bool,
-    /// Hosts that may be fetched from, those of redirects too.
+    /// The hosts that may be fetched from; redirects obey it too.
     pub hosts: Policy,
 }
 
-/// Nothing was fetched. The texts name no address but the ones that the client gave.
+/// The reason why a fetch failed. The texts contain no address that the client did not give.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FetchError {
-    /// Not the URL of something on the Web.
+    /// The text is not an absolute URL with a host.
     #[error("{0:?} is not an absolute URL")]
     InvalidUrl(String),
-    /// A scheme that is not accepted.
+    /// The scheme of the URL is not accepted.
     #[error("{0}: is not accepted")]
     Scheme(String),
-    /// A host or a port that is not accepted, or a name without a public address.
+    /// The policy does not admit the host or the port.
     #[error("{0}")]
     Denied(String),
-    /// A name that has no public address, or no address at all.
+    /// The host has no public address, or no address at all.
     #[error("{0}")]
     NotPublic(String),
-    /// A host whose certificate is not trusted.
+    /// The host's certificate is not trusted.
     #[error("{0} has a certificate that is not trusted")]
     Untrusted(String),
-    /// The host cannot be found, reached or understood.
+    /// The host cannot be found or reached, or its answer is not valid HTTP.
     #[error("{0}")]
     Unreachable(String),
-    /// The host answered, with something else.
+    /// The host answered with a status other than 200.
     #[error("{host} answered {status}")]
     Status {
         /// The host that answered.
@@ -58,7 +58,7 @@ pub enum FetchError {
         /// The HTTP status.
         status: u16,
     },
-    /// A redirect that leads nowhere, or one too many.
+    /// A redirect has no usable target, or there were too many redirects.
     #[error("{0}")]
     Redirect(String),
     /// The body is too large.
@@ -67,16 +67,16 @@ pub enum FetchError {
     /// The fetch took too long.
     #[error("not there after {} ms", .0.as_millis())]
     TimedOut(Duration),
-    /// This host cannot fetch at all.
+    /// The HTTP client cannot be set up on this host.
     #[error("nothing can be fetched: {0}")]
     Setup(String),
 }
 
 impl Egress {
-    /// Fetches a text of the Web, following redirects. Every one obeys the rules anew.
+    /// Fetches a URL, following redirects. The rules are checked again for each redirect.
     ///
     /// # Errors
-    /// [`FetchError`].
+    /// Returns a [`FetchError`] with the reason.
     pub async fn fetch(&self, url: &str, limits: &FetchLimits) -> Result<Bytes, FetchError> {
         let fetching = self.follow(url, limits);
         match tokio::time::timeout(limits.timeout, fetching).await {
@@ -107,7 +107,7 @@ impl Egress {
         Err(FetchError::Redirect(text))
     }
 
-    /// The host of a URL that may be asked. A name's addresses are checked when it is resolved.
+    /// Returns the host of a URL if the policy admits it. The addresses of a name are checked when it is resolved.
     pub(crate) fn check(
         &self,
         url: &Url,
@@ -117,12 +117,12 @@ impl Egress {
         if !(url.scheme() == "https" || url.scheme() == "http" && allow_http) {
             return Err(FetchError::Scheme(url.scheme().to_owned()));
         }
-        let host = url.host_str().and_then(Host::parse);
+        let host = url.host_str().and_then(DestinationHost::parse);
         let host = host.ok_or_else(|| FetchError::InvalidUrl(url.to_string()))?;
         let denied = |error: &dyn Error| FetchError::Denied(error.to_string());
         let name = host.to_string();
         hosts.admit(&name).map_err(|error| denied(&error))?;
-        if let Host::Address(address) = host {
+        if let DestinationHost::Address(address) = host {
             let checked = self.0.dialer.check(address);
             checked.map_err(|error| FetchError::NotPublic(error.to_string()))?;
         }
@@ -131,14 +131,14 @@ impl Egress {
 
     pub(crate) fn client(&self) -> Result<&Client, FetchError> {
         let client = self.0.client.get_or_init(|| {
-            // A program that has chosen a provider already keeps its own.
+            // Fails if the program has already installed a provider, which it then keeps.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let client = Client::builder()
                 .user_agent(concat!("isol8/", env!("CARGO_PKG_VERSION")))
-                .dns_resolver(Guarded(self.0.dialer.clone()))
+                .dns_resolver(CheckedResolver(self.0.dialer.clone()))
                 .connect_timeout(self.0.limits.connect_timeout)
                 .redirect(redirect::Policy::none())
-                // A connection to a proxy would not be the one that was checked.
+                // The rules would be checked on the proxy's address instead of the host's.
                 .no_proxy();
             let client = trusting(client, self.0.certificates.as_deref()).build();
             client.map_err(|error| FetchError::Setup(innermost(&error)))
@@ -153,7 +153,7 @@ fn check_port(url: &Url, host: &str, hosts: &Policy) -> Result<(), FetchError> {
     admitted.map_err(|denied| FetchError::Denied(denied.to_string()))
 }
 
-/// Returns the address that an answer leads to, if it leads anywhere.
+/// Returns the target of a redirect; `None` if the answer is not a redirect.
 fn redirect(from: &Url, response: &Response) -> Result<Option<Url>, FetchError> {
     match response.status().as_u16() {
         301 | 302 | 303 | 307 | 308 => {}
@@ -185,7 +185,7 @@ async fn read(host: &str, mut response: Response, limit: u64) -> Result<Bytes, F
     Ok(body.freeze())
 }
 
-/// The text of reqwest contains the URL and the address.
+/// Converts an error of reqwest, whose own text contains the URL and the address.
 pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     let mut cause: Option<&dyn Error> = Some(error);
     while let Some(error) = cause {
@@ -209,8 +209,8 @@ pub(crate) fn failure(host: &str, error: &reqwest::Error) -> FetchError {
     FetchError::Unreachable(format!("{host} {what}"))
 }
 
-/// The client with certificates in PEM that it trusts beside its own. Those that it cannot read are left out, as
-/// programs leave them out.
+/// Adds PEM certificates that the client trusts in addition to its own. Certificates that cannot be parsed are ignored,
+/// as other programs ignore them.
 fn trusting(client: reqwest::ClientBuilder, certificates: Option<&str>) -> reqwest::ClientBuilder {
     let bundle = Certificate::from_pem_bundle(certificates.unwrap_or_default().as_bytes());
     bundle
@@ -219,13 +219,14 @@ fn trusting(client: reqwest::ClientBuilder, certificates: Option<&str>) -> reqwe
         .fold(client, reqwest::ClientBuilder::add_root_certificate)
 }
 
-/// Whether TLS ended because of the host's certificate.
+/// Returns whether an error is a TLS error about the host's certificate.
 fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     let tls = error.downcast_ref::<rustls::Error>();
     matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-/// The error that caused another one. An I/O error names the cause of what it wraps, and not what it wraps.
+/// Returns the error that caused another one. The `source` of an I/O error skips the error that it wraps, so that one
+/// is returned instead.
 fn cause_of<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
     let wrapped = error.downcast_ref::<std::io::Error>();
     match wrapped.and_then(std::io::Error::get_ref) {
@@ -242,15 +243,15 @@ fn innermost(error: &reqwest::Error) -> String {
     error.to_string()
 }
 
-/// Resolves names for reqwest, which connects to what it is told.
-struct Guarded(Dialer);
+/// Resolves names for reqwest to admitted addresses only. reqwest connects to exactly those.
+struct CheckedResolver(Dialer);
 
-impl reqwest::dns::Resolve for Guarded {
+impl reqwest::dns::Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let dialer = self.0.clone();
         Box::pin(async move {
             let found = dialer.lookup(name.as_str()).await?;
-            // The port is the URL's: 0 stands for that.
+            // Port 0 stands for the URL's port.
             let addresses = found.into_iter().map(|found| SocketAddr::new(found, 0));
             Ok(Box::new(addresses) as Addrs)
         })

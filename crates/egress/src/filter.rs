@@ -6,27 +6,27 @@ use std::sync::Arc;
 
 use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
-use crate::config::List;
+use crate::config::FilterList;
 use crate::ports::Ports;
 use crate::{EgressError, Filter};
 
-/// Most patterns of a list.
-pub const MOST_PATTERNS: usize = 256;
+/// Maximum number of patterns in a list.
+pub const MAX_PATTERNS: usize = 256;
 
-/// Most bytes of all patterns of a list together.
-const MOST_BYTES: usize = 32 << 10;
+/// Maximum size of all patterns of a list together, in bytes.
+const MAX_LIST_BYTES: usize = 32 << 10;
 
-/// Longest pattern in bytes.
-const LONGEST_PATTERN: usize = 1024;
+/// Maximum length of a pattern in bytes.
+const MAX_PATTERN_BYTES: usize = 1024;
 
-/// Memory of a compiled list, and of what matching in it remembers. Patterns come with requests, so they may
-/// not cost much.
-const LIST_MEMORY: usize = 1 << 20;
+/// Maximum memory of a compiled list in bytes, and the same again for its match cache. Requests bring patterns of their
+/// own, so a list must be cheap.
+const MAX_LIST_MEMORY: usize = 1 << 20;
 
-/// How much of a pattern an error repeats, in characters.
-const REPEATED: usize = 80;
+/// Maximum number of characters of a pattern that an error quotes.
+const MAX_QUOTED_CHARS: usize = 80;
 
-/// The hosts that a run may reach: both filters must admit a host.
+/// The hosts and ports that a run may reach. The filters of the server and of the request must both admit a host.
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub(crate) server: Arc<Rules>,
@@ -34,20 +34,20 @@ pub struct Policy {
     pub(crate) ports: PortRule,
 }
 
-/// The rule on the ports of a policy's hosts.
+/// The rule of a policy on ports.
 #[derive(Clone, Debug)]
 pub(crate) enum PortRule {
-    /// A port is admitted if the set holds it, whatever the host.
+    /// A port is admitted if the set contains it, for every host.
     Listed(Arc<Ports>),
-    /// The usual port of a scheme, or the one port that the map has for a host.
+    /// Only the port that the map has for the host is admitted; for other hosts, the usual port of the scheme.
     PerHost(Arc<BTreeMap<String, u16>>),
 }
 
 impl Policy {
-    /// By this filter alone, which is the server's own, on every port.
+    /// Creates a policy of this filter alone, which counts as the server's own, on every port.
     ///
     /// # Errors
-    /// [`EgressError`] names the pattern that is no regular expression, or is too complex.
+    /// Returns [`EgressError`], which names the pattern that is not a regular expression, or is too complex.
     pub fn new(filter: &Filter) -> Result<Self, EgressError> {
         Ok(Self {
             server: Arc::new(Rules::new(filter)?),
@@ -56,7 +56,7 @@ impl Policy {
         })
     }
 
-    /// The same on these ports only.
+    /// Returns the policy restricted to these ports.
     #[must_use]
     pub fn on_ports(self, ports: Ports) -> Self {
         Self {
@@ -65,8 +65,8 @@ impl Policy {
         }
     }
 
-    /// The same on the ports of the Web only: 443 for tunnels and 80 for requests. Hosts that have a port of
-    /// their own are reached on that alone.
+    /// Returns the policy restricted to the ports of the Web: 443 for tunnels and 80 for forwarded requests. A host
+    /// with a port of its own may be reached on that port only.
     #[must_use]
     pub fn on_web_ports(self, own: impl IntoIterator<Item = (String, u16)>) -> Self {
         Self {
@@ -75,10 +75,10 @@ impl Policy {
         }
     }
 
-    /// Whether a host may be reached on this port, over TLS (or by a tunnel) or in clear.
+    /// Checks whether a host may be reached on a port, over TLS (or through a tunnel) or in clear.
     ///
     /// # Errors
-    /// [`PortDenied`] names the port and the configuration key that admits it.
+    /// Returns [`PortDenied`], which names the port and the configuration key that admits it.
     pub(crate) fn admit_port(&self, host: &str, port: u16, is_tls: bool) -> Result<(), PortDenied> {
         let usual = if is_tls { 443 } else { 80 };
         let (is_admitted, expected, key) = match &self.ports {
@@ -99,11 +99,11 @@ impl Policy {
         }
     }
 
-    /// Whether a host may be reached: a name in lower case without a final dot, or the usual text of an
-    /// address.
+    /// Checks whether a host may be reached. The host is a name in lower case without a final dot, or the usual text of
+    /// an address.
     ///
     /// # Errors
-    /// [`Denied`] says by which rule not.
+    /// Returns [`Denied`], which names the list that refuses the host.
     pub fn admit(&self, host: &str) -> Result<(), Denied> {
         let denied = |whose| {
             move |list| Denied {
@@ -117,25 +117,25 @@ impl Policy {
     }
 }
 
-/// A host that may not be reached. Patterns are not repeated: what is told of it reaches the sandbox.
+/// A host is refused. The text does not quote patterns, because it is sent to the sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Denied {
     host: String,
     whose: &'static str,
-    list: List,
+    list: FilterList,
 }
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, whose, list } = self;
         match list {
-            List::White => write!(f, "{host} is not on the {whose}'s {list}"),
-            List::Black => write!(f, "{host} is on the {whose}'s {list}"),
+            FilterList::White => write!(f, "{host} is not on the {whose}'s {list}"),
+            FilterList::Black => write!(f, "{host} is on the {whose}'s {list}"),
         }
     }
 }
 
-/// A port that may not be connected to.
+/// A port is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "port {port} of {host} may not be reached, only {expected}: the operator can add it to {key} in the configuration"
@@ -147,7 +147,7 @@ pub(crate) struct PortDenied {
     key: &'static str,
 }
 
-/// A filter, ready to match.
+/// A compiled filter.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     whitelist: RegexSet,
@@ -157,37 +157,37 @@ pub(crate) struct Rules {
 impl Rules {
     pub(crate) fn new(filter: &Filter) -> Result<Self, EgressError> {
         Ok(Self {
-            whitelist: compile(List::White, &filter.whitelist)?,
-            blacklist: compile(List::Black, &filter.blacklist)?,
+            whitelist: compile(FilterList::White, &filter.whitelist)?,
+            blacklist: compile(FilterList::Black, &filter.blacklist)?,
         })
     }
 
-    fn admit(&self, host: &str) -> Result<(), List> {
+    fn admit(&self, host: &str) -> Result<(), FilterList> {
         if self.blacklist.is_match(host.as_bytes()) {
-            return Err(List::Black);
+            return Err(FilterList::Black);
         }
         if !self.whitelist.is_empty() && !self.whitelist.is_match(host.as_bytes()) {
-            return Err(List::White);
+            return Err(FilterList::White);
         }
         Ok(())
     }
 }
 
-fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
+fn compile(list: FilterList, patterns: &[String]) -> Result<RegexSet, EgressError> {
     check_amount(list, patterns)?;
-    // Names are ASCII by the time they are matched: Unicode classes would only cost.
+    // Host names are ASCII when they are matched, so Unicode classes would only cost memory.
     let compiled = RegexSetBuilder::new(patterns)
         .case_insensitive(true)
         .unicode(false)
-        .size_limit(LIST_MEMORY)
-        .dfa_size_limit(LIST_MEMORY)
+        .size_limit(MAX_LIST_MEMORY)
+        .dfa_size_limit(MAX_LIST_MEMORY)
         .build();
-    // An error of a set does not say with which of its patterns something is wrong.
+    // The error of a set does not tell which of its patterns is wrong.
     compiled.map_err(|error| match syntax_error(patterns) {
         Some((index, reason)) => EgressError::Pattern {
             list,
             index,
-            pattern: patterns[index].chars().take(REPEATED).collect(),
+            pattern: patterns[index].chars().take(MAX_QUOTED_CHARS).collect(),
             reason,
         },
         None => EgressError::List {
@@ -200,39 +200,37 @@ fn compile(list: List, patterns: &[String]) -> Result<RegexSet, EgressError> {
     })
 }
 
-/// Bounds what is parsed: that takes about a microsecond per byte.
-fn check_amount(list: List, patterns: &[String]) -> Result<(), EgressError> {
+/// Checks the number and the sizes of patterns before they are parsed, which takes about a microsecond per byte.
+fn check_amount(list: FilterList, patterns: &[String]) -> Result<(), EgressError> {
     let too_much = |reason| Err(EgressError::List { list, reason });
     let (count, bytes) = (
         patterns.len(),
         patterns.iter().map(String::len).sum::<usize>(),
     );
-    if count > MOST_PATTERNS {
-        return too_much(format!(
-            "{count} patterns, expected at most {MOST_PATTERNS}"
-        ));
+    if count > MAX_PATTERNS {
+        return too_much(format!("{count} patterns, expected at most {MAX_PATTERNS}"));
     }
-    let too_long = |pattern: &String| pattern.len() > LONGEST_PATTERN;
+    let too_long = |pattern: &String| pattern.len() > MAX_PATTERN_BYTES;
     if let Some(index) = patterns.iter().position(too_long) {
         return Err(EgressError::Pattern {
             list,
             index,
-            pattern: patterns[index].chars().take(REPEATED).collect(),
-            reason: format!("longer than {LONGEST_PATTERN} bytes"),
+            pattern: patterns[index].chars().take(MAX_QUOTED_CHARS).collect(),
+            reason: format!("longer than {MAX_PATTERN_BYTES} bytes"),
         });
     }
-    if bytes > MOST_BYTES {
+    if bytes > MAX_LIST_BYTES {
         return too_much(format!(
-            "patterns of {bytes} bytes together, expected at most {MOST_BYTES}"
+            "patterns of {bytes} bytes together, expected at most {MAX_LIST_BYTES}"
         ));
     }
     Ok(())
 }
 
-/// The first pattern that is no regular expression, and why.
+/// Returns the index of the first pattern that is not a regular expression, and the reason.
 fn syntax_error(patterns: &[String]) -> Option<(usize, String)> {
     let errors = patterns.iter().map(|pattern| {
-        // Only the syntax is checked: compiling ends at once if it may take no memory.
+        // Checks only the syntax: with a size limit of 0, compiling ends at once.
         let compiled = RegexBuilder::new(pattern)
             .unicode(false)
             .size_limit(0)
@@ -245,7 +243,7 @@ fn syntax_error(patterns: &[String]) -> Option<(usize, String)> {
     let (index, text) = errors
         .enumerate()
         .find_map(|(index, error)| Some((index, error?)))?;
-    // The last line says what is wrong; those before draw the place.
+    // The last line says what is wrong; the lines before it show the position.
     let reason = text.lines().last().unwrap_or("not understood");
     Some((index, reason.trim_start_matches("error: ").to_owned()))
 }
@@ -339,13 +337,13 @@ mod tests {
 
     #[test]
     fn patterns_that_would_exhaust_the_server_are_refused() {
-        let many = vec!["a"; MOST_PATTERNS + 1];
-        let long = "a".repeat(LONGEST_PATTERN + 1);
+        let many = vec!["a"; MAX_PATTERNS + 1];
+        let long = "a".repeat(MAX_PATTERN_BYTES + 1);
         let deep = format!("{}a{}", "(".repeat(400), ")".repeat(400));
         let heavy = vec!["[a-z]{50}[0-9]{50}x{99}"; 200];
-        let alternatives = "a|b".repeat(LONGEST_PATTERN / 3);
+        let alternatives = "a|b".repeat(MAX_PATTERN_BYTES / 3);
         let broken = [
-            vec![&*alternatives; MOST_BYTES / LONGEST_PATTERN - 1],
+            vec![&*alternatives; MAX_LIST_BYTES / MAX_PATTERN_BYTES - 1],
             vec!["("],
         ]
         .concat();
@@ -355,7 +353,7 @@ mod tests {
             vec!["((a{100}){100}){100}"],
             vec![&*deep],
             heavy,
-            vec![&*alternatives; MOST_PATTERNS],
+            vec![&*alternatives; MAX_PATTERNS],
             broken,
         ] {
             let begun = std::time::Instant::now();

@@ -1,55 +1,56 @@
 //! The one way from a sandbox to the network: an HTTP proxy in the server's process.
 //!
-//! A sandbox has no network. Bytes that its programs send to their proxy arrive here as a stream; [`RunEgress::serve`]
-//! reads a request from it, decides, and connects. [`Egress::fetch`] fetches for the server itself, for addresses that
-//! a client names, and obeys the same rules.
+//! A sandbox has no network. Bytes that its programs send to their proxy arrive here as a stream. [`RunEgress::serve`]
+//! reads requests from the stream, checks them against the rules, and connects. [`Egress::fetch`] fetches URLs that a
+//! client gives, for the server itself, by the same rules.
 //!
-//! Whatever the names, only public addresses are connected to, and those that the operator adds: a name
-//! is resolved once, its addresses are checked, and what was checked is connected to. Every request is
-//! checked anew, on a connection that is kept alive too.
+//! Connections are made only to public addresses and to those that the operator adds, regardless of names: a name is
+//! resolved once, its addresses are checked, and the connection is made to a checked address. Every request is checked,
+//! also the later ones on a connection that is kept alive.
 //!
 //! This crate knows neither tunnels, the HTTP server, actors nor backends.
 //!
-//! Read [`config`], [`filter`] and [`addresses`], which are the rules; `dial`, which connects by them;
-//! then [`run`] and `proxy`, which speak HTTP with a sandbox, and [`mod@fetch`].
+//! Modules, in reading order: [`config`], [`filter`] and [`addresses`], the rules; `dial`, which connects by them;
+//! [`context`] and `proxy`, which speak HTTP with a sandbox; [`mod@fetch`].
 
+mod access_log;
 pub mod addresses;
 mod anchors;
 pub mod config;
+pub mod context;
+mod destination;
 mod dial;
 pub mod fetch;
 pub mod filter;
 pub mod local;
 mod meter;
-mod open;
 mod ports;
 mod problem;
 mod proxy;
-mod record;
 pub mod resolve;
-pub mod run;
-mod target;
+mod stream_fetch;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use addresses::Addresses;
+use addresses::AddressRules;
 use dial::Dialer;
 use filter::{PortRule, Rules};
 
 pub use anchors::is_anchored;
-pub use config::{EgressConfig, EgressError, Limits, List};
+pub use config::{EgressConfig, EgressError, EgressLimits, FilterList};
+pub use context::RunEgress;
 pub use fetch::{FetchError, FetchLimits};
-pub use filter::{Denied, MOST_PATTERNS, Policy};
+pub use filter::{Denied, MAX_PATTERNS, Policy};
 pub use isol8_api::{NetworkAction as Action, NetworkFilter as Filter, NetworkLogEntry as Entry};
 pub use local::{LocalAnswer, LocalHost};
-pub use open::Opened;
 pub use ports::{PortError, PortRange, Ports};
-pub use problem::{Problem, ProblemKind, Problems};
+pub use problem::{NetworkProblem, NetworkProblemKind, NetworkProblems};
 pub use resolve::{Resolve, SystemResolver};
-pub use run::RunEgress;
+pub use stream_fetch::FetchStream;
 
-/// The rules of a server, and what connects by them. Cheap to clone; clones share all of it.
+/// The egress rules of a server, and the dialer and HTTP client that obey them. Cheap to clone; clones share
+/// everything.
 #[derive(Clone)]
 pub struct Egress(Arc<Shared>);
 
@@ -57,10 +58,10 @@ struct Shared {
     rules: Arc<Rules>,
     ports: Arc<Ports>,
     dialer: Dialer,
-    limits: Limits,
-    /// Certificates in PEM that the server's own fetches trust beside the host's.
+    limits: EgressLimits,
+    /// PEM certificates that the server's own fetches trust in addition to the host's.
     certificates: Option<String>,
-    /// Made when something is fetched for the first time: it reads the host's certificates.
+    /// Created by the first fetch, because creating it reads the host's certificates.
     client: OnceLock<Result<reqwest::Client, FetchError>>,
 }
 
@@ -76,18 +77,18 @@ impl fmt::Debug for Egress {
 }
 
 impl Egress {
-    /// Checks the configuration. Names are resolved as the host's programs do.
+    /// Creates the rules from a configuration. Names are resolved with [`SystemResolver`].
     ///
     /// # Errors
-    /// [`EgressError`], which names the pattern or the range of addresses.
+    /// Returns [`EgressError`], which names the pattern or the range of addresses.
     pub fn new(config: EgressConfig) -> Result<Self, EgressError> {
         Self::with_resolver(config, Arc::new(SystemResolver::default()))
     }
 
-    /// The same with names resolved in another way.
+    /// Creates the rules from a configuration, with another resolver of names.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Returns the same errors as [`Self::new`].
     pub fn with_resolver(
         config: EgressConfig,
         resolver: Arc<dyn Resolve>,
@@ -96,7 +97,7 @@ impl Egress {
             whitelist: config.whitelist,
             blacklist: config.blacklist,
         };
-        let addresses = Addresses::new(&config.allowed_cidrs)?;
+        let addresses = AddressRules::new(&config.allowed_cidrs)?;
         Ok(Self(Arc::new(Shared {
             rules: Arc::new(Rules::new(&filter)?),
             ports: Arc::new(config.ports),
@@ -107,10 +108,10 @@ impl Egress {
         })))
     }
 
-    /// Returns the hosts that a run may reach, by the server's filter and by that of its request.
+    /// Returns the policy of a run, from the server's filter and the filter of its request.
     ///
     /// # Errors
-    /// [`EgressError`] names the pattern that is no regular expression, or is too complex.
+    /// Returns [`EgressError`], which names the pattern that is not a regular expression, or is too complex.
     pub fn policy(&self, filter: &Filter) -> Result<Policy, EgressError> {
         Ok(Policy {
             server: Arc::clone(&self.0.rules),
@@ -119,13 +120,13 @@ impl Egress {
         })
     }
 
-    /// The network of one run. With `log`, it keeps what the run asked for.
+    /// Returns the network of one run. With `log`, the run's requests are logged.
     #[must_use]
     pub fn run(&self, policy: Policy, log: bool) -> RunEgress {
         self.run_with(policy, log, None)
     }
 
-    /// The same with a host that exists inside the server, whatever the policy says of its name.
+    /// Returns the network of one run with an additional host inside the server, to which the policy does not apply.
     #[must_use]
     pub fn run_with(
         &self,

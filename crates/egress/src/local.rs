@@ -8,22 +8,22 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::Response;
 use hyper::http::request::Parts;
 
-use crate::problem::Problem;
+use crate::problem::NetworkProblem;
 
-/// The answer of such a host.
+/// The answer of a host inside the server.
 pub type LocalAnswer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// A host inside the server, for the runs that it is given to. Requests come over `http:`, whatever the port, and never
-/// with a body.
+/// A host inside the server, for the runs that it is given to. The host gets requests over `http:` on any port, without
+/// their bodies.
 pub trait LocalHost: fmt::Debug + Send + Sync {
-    /// Whether it has this name: in lower case, without a final dot.
+    /// Returns whether the host has this name, given in lower case without a final dot.
     fn is_named(&self, host: &str) -> bool;
 
-    /// The hosts that it could not reach.
-    fn problems(&self) -> Vec<Problem> {
+    /// Returns the hosts that this host could not reach.
+    fn problems(&self) -> Vec<NetworkProblem> {
         Vec::new()
     }
 
-    /// Answers a request. Dropping the future, or the answer's body, ends it.
+    /// Answers a request. Dropping the future or the body of the answer cancels the request.
     fn answer(&self, request: Parts) -> futures::future::BoxFuture<'static, LocalAnswer>;
 }

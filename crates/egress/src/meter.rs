@@ -1,4 +1,4 @@
-//! Streams that are counted, and watched for being still.
+//! Streams whose bytes are counted and whose idle time is measured.
 
 use std::io;
 use std::pin::Pin;
@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes of a run.
+/// The bytes that a run has received and sent, and their limit.
 #[derive(Debug)]
-pub(crate) struct Usage {
+pub(crate) struct ByteUsage {
     received: AtomicU64,
     sent: AtomicU64,
     limit: u64,
 }
 
-impl Usage {
+impl ByteUsage {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             received: AtomicU64::new(0),
@@ -27,7 +27,7 @@ impl Usage {
         }
     }
 
-    /// Received and sent.
+    /// Returns the numbers of bytes received and sent.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         (load(&self.received), load(&self.sent))
@@ -43,33 +43,33 @@ impl Usage {
     }
 }
 
-/// When something moved last on the two sides of a connection.
+/// The time of the last traffic on either side of a connection.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    begun: Instant,
-    /// Nanoseconds after that.
+    started: Instant,
+    /// Nanoseconds from `started` to the last traffic.
     last: AtomicU64,
 }
 
 impl Activity {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
-            begun: Instant::now(),
+            started: Instant::now(),
             last: AtomicU64::new(0),
         })
     }
 
     pub(crate) fn touch(&self) {
-        // Enough for 584 years.
-        let since = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        // A u64 of nanoseconds is enough for 584 years.
+        let since = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.last.store(since, Ordering::Relaxed);
     }
 
-    /// Done once nothing has moved for so long.
-    pub(crate) async fn ceased(&self, quiet: Duration) {
+    /// Completes once there has been no traffic for so long.
+    pub(crate) async fn idle_for(&self, quiet: Duration) {
         loop {
             let last = Duration::from_nanos(self.last.load(Ordering::Relaxed));
-            let until = self.begun + last + quiet;
+            let until = self.started + last + quiet;
             if until <= Instant::now() {
                 return;
             }
@@ -78,16 +78,16 @@ impl Activity {
     }
 }
 
-/// A stream whose activity is noted, and whose bytes are counted if there is a usage. Once the usage is spent, reading
-/// and writing fail.
+/// A stream that records its activity, and counts its bytes if it has a [`ByteUsage`]. Once the limit of the usage is
+/// reached, reading and writing fail.
 #[derive(Debug)]
-pub(crate) struct Watched<S> {
+pub(crate) struct MeteredStream<S> {
     stream: S,
     activity: Arc<Activity>,
-    usage: Option<Arc<Usage>>,
+    usage: Option<Arc<ByteUsage>>,
 }
 
-impl<S> Watched<S> {
+impl<S> MeteredStream<S> {
     pub(crate) fn new(stream: S, activity: &Arc<Activity>) -> Self {
         Self {
             stream,
@@ -96,7 +96,7 @@ impl<S> Watched<S> {
         }
     }
 
-    pub(crate) fn counted(self, usage: &Arc<Usage>) -> Self {
+    pub(crate) fn counted(self, usage: &Arc<ByteUsage>) -> Self {
         Self {
             usage: Some(Arc::clone(usage)),
             ..self
@@ -110,7 +110,7 @@ impl<S> Watched<S> {
         }
     }
 
-    fn note(&self, bytes: usize, count: impl FnOnce(&Usage) -> &AtomicU64) {
+    fn note(&self, bytes: usize, count: impl FnOnce(&ByteUsage) -> &AtomicU64) {
         if bytes == 0 {
             return;
         }
@@ -121,7 +121,7 @@ impl<S> Watched<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for MeteredStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -135,7 +135,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for MeteredStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

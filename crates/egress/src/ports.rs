@@ -20,19 +20,19 @@ pub struct PortRange(RangeInclusive<u16>);
 pub struct PortError;
 
 impl Ports {
-    /// Every port.
+    /// Returns the set of all ports.
     #[must_use]
     pub fn any() -> Self {
         Self(vec![PortRange::ANY])
     }
 
-    /// Whether a port is in the set.
+    /// Returns whether a port is in the set.
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.0.contains(&port))
     }
 
-    /// The ranges that the set was made of, in their order.
+    /// Returns the ranges of the set, in the order in which they were given.
     #[must_use]
     pub fn ranges(&self) -> &[PortRange] {
         &self.0
@@ -72,7 +72,7 @@ impl PortRange {
         Self(port..=port)
     }
 
-    /// The port of a range that has one only.
+    /// Returns the port of a range with a single port.
     #[must_use]
     pub fn single(&self) -> Option<u16> {
         let (first, last) = (*self.0.start(), *self.0.end());
@@ -97,7 +97,7 @@ impl FromStr for PortRange {
 }
 
 fn port(text: &str) -> Result<u16, PortError> {
-    // `parse` takes a sign, too.
+    // `parse` would also accept a sign.
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     let port = text.parse().ok().filter(|port| is_number && *port > 0);
     port.ok_or(PortError)

@@ -1,25 +1,26 @@
-//! The hosts that a run could not reach, and why: programs tell of it in their own words, or not at all.
+//! The hosts that a run could not reach, with the reasons, which are kept because programs report such errors in their
+//! own words, or not at all.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::FetchError;
 use crate::dial::DialError;
 
-/// Most problems of one run that are kept.
-const KEPT: usize = 8;
+/// Maximum number of problems that are kept for one run.
+const MAX_PROBLEMS: usize = 8;
 
-/// A host that was not reached.
+/// A host that a run could not reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub struct NetworkProblem {
     /// The kind of problem.
-    pub kind: ProblemKind,
-    /// The host and what happened, as a sentence without its end.
+    pub kind: NetworkProblemKind,
+    /// The host and what happened, as a sentence without its full stop.
     pub text: String,
 }
 
-/// Kinds of problems, each with a setting that changes it.
+/// Kinds of problems, each of which the operator fixes by another setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProblemKind {
+pub enum NetworkProblemKind {
     /// The host has no address that is public.
     NotPublic,
     /// A filter refuses the host or the port.
@@ -32,25 +33,25 @@ pub enum ProblemKind {
 
 /// The problems of one run.
 #[derive(Debug, Default)]
-pub struct Problems(Mutex<Vec<Problem>>);
+pub struct NetworkProblems(Mutex<Vec<NetworkProblem>>);
 
-impl Problems {
-    /// The first ones, each once.
+impl NetworkProblems {
+    /// Returns the first problems, without duplicates.
     #[must_use]
-    pub fn all(&self) -> Vec<Problem> {
+    pub fn all(&self) -> Vec<NetworkProblem> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// Keeps a problem of the server's own fetch.
+    /// Adds a failed fetch of the server itself, if its reason is one of the kinds.
     pub fn add_fetch(&self, error: &FetchError) {
         let kind = match error {
-            FetchError::NotPublic(_) => ProblemKind::NotPublic,
-            FetchError::Untrusted(_) => ProblemKind::Untrusted,
-            FetchError::Denied(_) | FetchError::Scheme(_) => ProblemKind::Denied,
-            FetchError::Unreachable(_) | FetchError::TimedOut(_) => ProblemKind::Unreachable,
+            FetchError::NotPublic(_) => NetworkProblemKind::NotPublic,
+            FetchError::Untrusted(_) => NetworkProblemKind::Untrusted,
+            FetchError::Denied(_) | FetchError::Scheme(_) => NetworkProblemKind::Denied,
+            FetchError::Unreachable(_) | FetchError::TimedOut(_) => NetworkProblemKind::Unreachable,
             FetchError::InvalidUrl(_)
             | FetchError::Status { .. }
             | FetchError::Redirect(_)
@@ -62,16 +63,16 @@ impl Problems {
 
     pub(crate) fn add_dial(&self, error: &DialError) {
         let kind = match error {
-            DialError::NotPublic(_) | DialError::NoAddress(_) => ProblemKind::NotPublic,
-            DialError::Unreachable(..) | DialError::TimedOut(_) => ProblemKind::Unreachable,
+            DialError::NotPublic(_) | DialError::NoAddress(_) => NetworkProblemKind::NotPublic,
+            DialError::Unreachable(..) | DialError::TimedOut(_) => NetworkProblemKind::Unreachable,
         };
         self.add(kind, error.to_string());
     }
 
-    pub(crate) fn add(&self, kind: ProblemKind, text: String) {
+    pub(crate) fn add(&self, kind: NetworkProblemKind, text: String) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let problem = Problem { kind, text };
-        if kept.len() < KEPT && !kept.contains(&problem) {
+        let problem = NetworkProblem { kind, text };
+        if kept.len() < MAX_PROBLEMS && !kept.contains(&problem) {
             kept.push(problem);
         }
     }

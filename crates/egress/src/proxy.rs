@@ -1,4 +1,4 @@
-//! HTTP with a sandbox: requests for hosts, and tunnels to them.
+//! The HTTP proxy that serves a sandbox: forwarded requests, and tunnels by `CONNECT`.
 
 mod forward;
 mod refusal;
@@ -19,49 +19,49 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 
+use crate::access_log::OpenEntry;
+use crate::context::RunContext;
 use crate::dial::DialError;
 use crate::local::LocalAnswer;
-use crate::meter::{Activity, Watched};
-use crate::problem::ProblemKind;
-use crate::record::Open;
-use crate::run::Run;
+use crate::meter::{Activity, MeteredStream};
+use crate::problem::NetworkProblemKind;
 use forward::Relayed;
 use refusal::Refusal;
 
-/// Bytes that are read at once from each side of a tunnel.
-const PIECE: usize = 64 << 10;
+/// Size of the copy buffer for each direction of a tunnel, in bytes.
+const COPY_BUFFER_BYTES: usize = 64 << 10;
 
-/// An answer: a text of ours, or what the host answered, which may be one inside the server.
-pub(crate) type Answer = Response<Either<Full<Bytes>, Either<Relayed, Local>>>;
+/// An answer to a sandbox: a text of the proxy, the answer of a host, or that of a host inside the server.
+pub(crate) type Answer = Response<Either<Full<Bytes>, Either<Relayed, LocalBody>>>;
 
-/// The answer of a host inside the server.
-type Local = UnsyncBoxBody<Bytes, io::Error>;
+/// The body of the answer of a host inside the server.
+type LocalBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The server's end of a connection to a host.
-pub(crate) type Upstream = Watched<TcpStream>;
+pub(crate) type Upstream = MeteredStream<TcpStream>;
 
 /// A connection from a sandbox.
 pub(crate) struct Connection<'run> {
-    run: &'run Run,
-    /// Whether it is within the limit of connections.
-    admitted: bool,
+    run: &'run RunContext,
+    /// Whether the connection is within the run's limit of connections.
+    is_admitted: bool,
     activity: Arc<Activity>,
-    /// The tunnel that the connection becomes after a `CONNECT`. Nothing waits while it is locked.
-    tunnel: Mutex<Option<Tunnel>>,
+    /// The tunnel that the connection becomes after a `CONNECT`. Never locked across an `await`.
+    tunnel: Mutex<Option<ConnectTunnel>>,
 }
 
-struct Tunnel {
+struct ConnectTunnel {
     client: OnUpgrade,
     upstream: Upstream,
-    /// Ends the log's entry.
-    _entry: Open,
+    /// Ends the entry in the access log when the tunnel is dropped.
+    _entry: OpenEntry,
 }
 
 impl<'run> Connection<'run> {
-    pub(crate) fn new(run: &'run Run, admitted: bool) -> Self {
+    pub(crate) fn new(run: &'run RunContext, is_admitted: bool) -> Self {
         Self {
             run,
-            admitted,
+            is_admitted,
             activity: Activity::new(),
             tunnel: Mutex::default(),
         }
@@ -72,7 +72,7 @@ impl<'run> Connection<'run> {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let limits = &self.run.limits;
-        let stream = TokioIo::new(Watched::new(stream, &self.activity));
+        let stream = TokioIo::new(MeteredStream::new(stream, &self.activity));
         let service = service_fn(|request| async {
             let answered = self.answer(request).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(|refusal| refusal.answer()))
@@ -83,33 +83,33 @@ impl<'run> Connection<'run> {
             .max_buf_size(limits.header_bytes)
             .serve_connection(stream, service)
             .with_upgrades();
-        // A program that waits for an answer is told first that there is none.
+        // Longer than the limit for an answer, so that a program that waits for an answer gets the error first.
         let still = limits.idle_timeout + limits.connect_timeout;
         tokio::select! {
             served = serving => if let Err(error) = served {
                 log::debug!(error:%; "connection of a sandbox ended");
             },
-            () = self.activity.ceased(still) => return,
+            () = self.activity.idle_for(still) => return,
         }
         self.pass_on().await;
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Refusal> {
-        if !self.admitted {
+        if !self.is_admitted {
             return Err(Refusal::Connections);
         }
         if self.run.usage.is_spent() {
             return Err(Refusal::Bytes);
         }
-        let target = forward::target(&request)?;
+        let destination = forward::destination(&request)?;
         forward::check_framing(&request)?;
         let is_tunnel = request.method() == Method::CONNECT;
-        let host = target.host.to_string();
+        let host = destination.host.to_string();
         let path = request.uri().path_and_query().map(|path| path.as_str());
         let path = path.filter(|_| !is_tunnel);
         let entry = self
             .run
-            .record
+            .log
             .begin(request.method().as_str(), host.clone(), path);
         let local = self.run.local.as_ref().filter(|it| it.is_named(&host));
         if let Some(local) = local.filter(|_| !is_tunnel) {
@@ -119,37 +119,41 @@ impl<'run> Connection<'run> {
         let problems = &self.run.problems;
         if let Err(denied) = self.run.policy.admit(&host) {
             entry.block();
-            problems.add(ProblemKind::Denied, denied.to_string());
+            problems.add(NetworkProblemKind::Denied, denied.to_string());
             return Err(Refusal::Denied(denied));
         }
-        if let Err(denied) = self.run.policy.admit_port(&host, target.port, is_tunnel) {
+        if let Err(denied) = self
+            .run
+            .policy
+            .admit_port(&host, destination.port, is_tunnel)
+        {
             entry.block();
             return Err(Refusal::Port(denied));
         }
-        let dialing = self.run.dialer.dial(&target, &self.run.lookups);
+        let dialing = self.run.dialer.dial(&destination, &self.run.lookups);
         let upstream = dialing.await.inspect_err(|error| {
             problems.add_dial(error);
             if matches!(error, DialError::NotPublic(_) | DialError::NoAddress(_)) {
                 entry.block();
             }
         })?;
-        let upstream = Watched::new(upstream, &self.activity).counted(&self.run.usage);
+        let upstream = MeteredStream::new(upstream, &self.activity).counted(&self.run.usage);
         if is_tunnel {
             return Ok(self.tunnel(request, upstream, entry));
         }
-        let forwarding = forward::forward(request, &target, upstream, entry, &self.run.limits);
+        let forwarding = forward::forward(request, &destination, upstream, entry, &self.run.limits);
         tokio::select! {
             answered = forwarding => match answered {
                 Err(_) if self.run.usage.is_spent() => Err(Refusal::Bytes),
                 answered => answered,
             },
-            () = self.activity.ceased(self.run.limits.idle_timeout) => {
-                Err(DialError::TimedOut(target.host).into())
+            () = self.activity.idle_for(self.run.limits.idle_timeout) => {
+                Err(DialError::TimedOut(destination.host).into())
             }
         }
     }
 
-    /// Bytes from inside the server count like those from elsewhere.
+    /// Counts the bytes of an answer from inside the server like those from other hosts.
     fn count(&self, answer: LocalAnswer) -> Answer {
         let (usage, activity) = (Arc::clone(&self.run.usage), Arc::clone(&self.activity));
         answer.map(|body| {
@@ -162,8 +166,8 @@ impl<'run> Connection<'run> {
         })
     }
 
-    fn tunnel(&self, request: Request<Incoming>, upstream: Upstream, entry: Open) -> Answer {
-        let tunnel = Tunnel {
+    fn tunnel(&self, request: Request<Incoming>, upstream: Upstream, entry: OpenEntry) -> Answer {
+        let tunnel = ConnectTunnel {
             client: hyper::upgrade::on(request),
             upstream,
             _entry: entry,
@@ -172,7 +176,7 @@ impl<'run> Connection<'run> {
         Response::new(Either::Left(Full::default()))
     }
 
-    /// Passes everything on in both directions, once the connection is a tunnel.
+    /// Copies bytes in both directions if the connection has become a tunnel.
     async fn pass_on(self) {
         let tunnel = self.tunnel.into_inner();
         let Some(mut tunnel) = tunnel.unwrap_or_else(PoisonError::into_inner) else {
@@ -182,13 +186,17 @@ impl<'run> Connection<'run> {
             return;
         };
         let mut client = TokioIo::new(client);
-        let copying =
-            copy_bidirectional_with_sizes(&mut client, &mut tunnel.upstream, PIECE, PIECE);
+        let copying = copy_bidirectional_with_sizes(
+            &mut client,
+            &mut tunnel.upstream,
+            COPY_BUFFER_BYTES,
+            COPY_BUFFER_BYTES,
+        );
         tokio::select! {
             copied = copying => if let Err(error) = copied {
                 log::debug!(error:%; "tunnel of a sandbox ended");
             },
-            () = self.activity.ceased(self.run.limits.idle_timeout) => {}
+            () = self.activity.idle_for(self.run.limits.idle_timeout) => {}
         }
     }
 }

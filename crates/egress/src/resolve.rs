@@ -1,4 +1,4 @@
-//! Names into addresses.
+//! Resolves host names to addresses.
 
 use std::fmt;
 use std::io;
@@ -14,57 +14,57 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RecordType};
 use hickory_resolver::{Hosts, ResolverBuilder};
 
-/// The host's files that say how names are resolved.
-const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+/// The host's files that configure how names are resolved.
+const RESOLVER_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
-/// Longest time for which an address is used again, whatever its record says.
+/// Maximum time for which an address is cached, even if the TTL of its record is longer.
 const POSITIVE_TTL: Duration = Duration::from_secs(30);
 
-/// Longest time for which a name is taken to have no address.
+/// Maximum time for which it is cached that a name has no address.
 const NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
-/// Most answers in the cache.
+/// Maximum number of answers in the cache.
 const CACHED_ANSWERS: u64 = 1024;
 
 /// Resolves names.
 #[async_trait]
 pub trait Resolve: fmt::Debug + Send + Sync {
-    /// All addresses of a name, the best first. Dropping the future ends the lookup.
+    /// Returns all addresses of a name, the preferred ones first. Dropping the future cancels the lookup.
     ///
     /// # Errors
-    /// An error if the name has no address, or if no name server answers.
+    /// Returns an error if the name has no address, or if no name server answers.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
 }
 
 /// Resolves names by the host's `/etc/hosts` and `/etc/resolv.conf`, which are read again when they change.
-/// Other sources of `/etc/nsswitch.conf` are not asked: they would cost a thread for each lookup, which
-/// nothing can end.
+/// Other sources of `/etc/nsswitch.conf` are not used, because each lookup in them would cost a thread that cannot be
+/// cancelled.
 #[derive(Debug, Default)]
 pub struct SystemResolver {
-    /// Nothing waits while it is locked.
-    current: Mutex<Option<(Versions, Arc<Names>)>>,
+    /// Never locked across an `await`.
+    current: Mutex<Option<(FileVersions, Arc<LoadedResolver>)>>,
 }
 
-/// Modification time and size of each of [`FILES`]; `None` for a file that cannot be read.
-type Versions = [Option<(SystemTime, u64)>; FILES.len()];
+/// Modification time and size of each of [`RESOLVER_FILES`]; `None` for a file that cannot be read.
+type FileVersions = [Option<(SystemTime, u64)>; RESOLVER_FILES.len()];
 
-/// The contents of the host's files, ready for lookups.
+/// A resolver that was built from the contents of the host's files.
 #[derive(Debug)]
-struct Names {
+struct LoadedResolver {
     hosts: Hosts,
     servers: TokioResolver,
 }
 
 impl SystemResolver {
-    fn names(&self) -> io::Result<Arc<Names>> {
-        let versions = FILES.map(version);
+    fn names(&self) -> io::Result<Arc<LoadedResolver>> {
+        let versions = RESOLVER_FILES.map(version);
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, names)) = &*current
             && *known == versions
         {
             return Ok(Arc::clone(names));
         }
-        let names = Arc::new(Names::load()?);
+        let names = Arc::new(LoadedResolver::load()?);
         *current = Some((versions, Arc::clone(&names)));
         Ok(names)
     }
@@ -84,7 +84,7 @@ impl Resolve for SystemResolver {
     }
 }
 
-impl Names {
+impl LoadedResolver {
     fn load() -> io::Result<Self> {
         let builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
             log::warn!(error:%; "/etc/resolv.conf names no server, only /etc/hosts is used");
@@ -96,8 +96,7 @@ impl Names {
         })
     }
 
-    /// The addresses that `/etc/hosts` has for a name. As in glibc, name servers are not asked for a name that
-    /// stands there.
+    /// Returns the addresses that `/etc/hosts` has for a name. As in glibc, name servers are not asked for such a name.
     fn listed(&self, name: &Name) -> Vec<IpAddr> {
         let kinds = [RecordType::A, RecordType::AAAA];
         let found = kinds.map(|kind| {

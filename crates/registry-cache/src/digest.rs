@@ -1,4 +1,4 @@
-//! Hashes that registries publish of their files.
+//! Hashes of files, as registries publish them.
 
 use std::io::{self, Read};
 
@@ -6,10 +6,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
-/// Bytes that are read at once.
-const PIECE: usize = 256 << 10;
+/// Number of bytes read at once.
+const CHUNK_BYTES: usize = 256 << 10;
 
-/// A hash for which no second file can be made.
+/// A collision-resistant hash: no second file with the same hash can be constructed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Digest {
     Sha256(Vec<u8>),
@@ -18,7 +18,7 @@ pub(crate) enum Digest {
 }
 
 impl Digest {
-    /// A SHA-256 in hex, as Python's index has it.
+    /// Parses a SHA-256 in hex, as Python's index has it.
     pub(crate) fn sha256_hex(text: &str) -> Option<Self> {
         let is_hex = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if !is_hex {
@@ -29,7 +29,7 @@ impl Digest {
         Some(Self::Sha256(bytes.collect::<Result<_, _>>().ok()?))
     }
 
-    /// The strongest of a text of "subresource integrity", as npm's registry has it.
+    /// Parses a string of W3C Subresource Integrity, as npm's registry has it, and returns its strongest hash.
     pub(crate) fn integrity(text: &str) -> Option<Self> {
         let found = text.split_whitespace().filter_map(|one| {
             let (name, value) = one.split_once('-')?;
@@ -52,7 +52,7 @@ impl Digest {
         }
     }
 
-    /// Begins to compute one of the same kind.
+    /// Returns a hasher for the same algorithm.
     pub(crate) fn hasher(&self) -> Hasher {
         match self {
             Self::Sha256(_) => Hasher::Sha256(Sha256::new()),
@@ -61,10 +61,10 @@ impl Digest {
         }
     }
 
-    /// Whether all that can be read has this hash.
+    /// Returns whether the content up to its end has this hash.
     pub(crate) fn is_of(&self, mut content: impl Read) -> io::Result<bool> {
         let mut hasher = self.hasher();
-        let mut piece = vec![0; PIECE];
+        let mut piece = vec![0; CHUNK_BYTES];
         loop {
             match content.read(&mut piece) {
                 Ok(0) => return Ok(hasher.finish() == *self),

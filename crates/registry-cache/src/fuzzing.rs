@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use crate::Client;
+use crate::PackageManager;
 use crate::route::Route;
 use crate::{npm, python};
 
@@ -19,15 +19,15 @@ fn registry() -> Url {
 ///
 /// # Panics
 /// A page that was read and rewritten is not a page any more.
-pub fn read_page(client: Client, page: &[u8]) {
+pub fn read_page(client: PackageManager, page: &[u8]) {
     let registry = registry();
     match client {
-        Client::Pip => {
+        PackageManager::Pip => {
             if let Ok((rewritten, _)) = python::read(&registry, page) {
                 assert!(python::read(&registry, &rewritten).is_ok());
             }
         }
-        Client::Npm | Client::Deno | Client::Bun => {
+        PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => {
             let _ = npm::read(&registry, PACKAGE, page);
         }
     }
@@ -35,15 +35,15 @@ pub fn read_page(client: Client, page: &[u8]) {
 
 /// Replaces the addresses in a page of npm's registry.
 pub fn rewrite_page(page: &[u8]) {
-    npm::lead_to("http://here/", &registry(), page);
+    npm::rewrite_tarballs("http://here/", &registry(), page);
 }
 
 /// Reads the path of a package manager's request.
 ///
 /// # Panics
 /// A package name that would leave the registry's directory is accepted.
-pub fn read_path(client: Client, path: &str) {
-    if let Some(Route::Page(package) | Route::File { package, .. }) = Route::parse(client, path) {
+pub fn read_path(client: PackageManager, path: &str) {
+    if let Some(Route::Index(package) | Route::File { package, .. }) = Route::parse(client, path) {
         assert!(
             !package
                 .split('/')

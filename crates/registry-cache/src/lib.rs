@@ -1,29 +1,30 @@
 //! A cache of package registries that every tenant shares and none can write to.
 //!
-//! Package managers in sandboxes ask a host that exists inside the server only, [`Client::host`], over their run's own
-//! connections. The server itself fetches their requests from the real registry, over TLS and by the rules of
-//! `isol8-egress`. From a sandbox only the name of a package and of one of its files get in; a request with credentials
-//! is passed on and leaves nothing behind.
+//! Package managers in sandboxes connect to a host that exists inside the server only, [`PackageManager::host`], over
+//! the connections of their run. The server itself fetches from the real registry, over TLS and by the rules of
+//! `isol8-egress`. The only input that the cache takes from a sandbox is the name of a package and of one of its files.
+//! A request with credentials is passed on to the registry and is not cached.
 //!
-//! *Pages*, which list a package's files with their hashes, are kept in memory for a short while. *Files* are
-//! kept on disk, and each time one is served its hash is compared with what a page of the registry says. So
-//! nothing on the disk is trusted, be it damaged, half written, or another server's.
+//! *Index pages*, which list a package's files with their hashes, are kept in memory for a short while. *Files* are
+//! kept on disk. Each time a file is served, its hash is compared with the one on the index page. Therefore no file on
+//! disk is trusted, be it damaged, half written, or written by another server.
 //!
 //! This crate knows neither sandboxes, tenants, the HTTP server nor the configuration.
 //!
-//! Read `route`, which says what can be asked for; `page`, `python` and `npm`, which read the registry's
-//! answers; `store`, the disk; `flight`, one download for all who wait; and `site`, which answers.
+//! Modules, in reading order: `route`, the paths that can be requested; `index`, `python` and `npm`, the registries'
+//! index pages; `store`, the files on disk; `download`, one download for all clients that wait for the same file;
+//! `handler`, the answers.
 
 mod digest;
-mod flight;
+mod download;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod handler;
+mod index;
 mod npm;
-mod page;
 mod python;
 mod route;
 mod share;
-mod site;
 mod store;
 mod upstream;
 
@@ -34,49 +35,51 @@ use std::time::Duration;
 use isol8_egress::{Egress, LocalHost, Policy};
 use url::Url;
 
-use flight::Flights;
-use page::Pages;
-use site::Site;
-use store::Store;
+use download::Downloads;
+use handler::RegistryHandler;
+use index::IndexCache;
+use store::FileStore;
 
-/// The host that package managers are pointed at. The name is not in the DNS: `.internal` is for private use.
+/// The host that package managers are configured to use. The name is not in the DNS: `.internal` is for private use.
 const HOST: &str = "registry.isol8.internal";
 
 /// The settings of the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Directory of the files; created with the first one. Several servers may share it.
+    /// Directory of the cached files, created with the first file. Several servers may share it.
     pub directory: PathBuf,
-    /// Most bytes of files that are kept; those used last stay. No file larger than a quarter is kept.
+    /// Maximum size of all cached files in bytes; the files used least recently are removed first. A file larger than a
+    /// quarter of it is not cached.
     pub max_bytes: u64,
-    /// How long a page is served before the registry is asked again.
+    /// How long an index page is served before the registry is asked again.
     pub page_ttl: Duration,
-    /// The index of Python's packages, such as `https://pypi.org/simple/`; ends with a slash.
+    /// URL of the index of Python packages, such as `https://pypi.org/simple/`; ends with a slash.
     pub python: Url,
-    /// The registry of npm's, such as `https://registry.npmjs.org/`; ends with a slash.
+    /// URL of the npm registry, such as `https://registry.npmjs.org/`; ends with a slash.
     pub npm: Url,
 }
 
-/// The client: package managers differ in their use of the URLs that a registry names.
+/// A package manager. Package managers differ in their use of the URLs that a registry names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Client {
+pub enum PackageManager {
     /// Follows the URLs of its index.
     Pip,
-    /// Replaces the usual registry's host in URLs by that of the one it was told of.
+    /// Replaces the host of the default registry in URLs by the host of the configured registry.
     Npm,
-    /// The same; but it finds again only what it has of a registry of the same name.
+    /// Replaces hosts in URLs as npm does. Its own cache is keyed by the registry's name, so the host keeps the name of
+    /// the default registry.
     Deno,
     /// Follows the URLs of its registry.
     Bun,
 }
 
-impl Client {
-    /// The host that it is pointed at, over `http:`. Most have the same one.
+impl PackageManager {
+    /// Returns the host that the package manager is configured to use, over `http:`. All but deno use the same host.
     #[must_use]
     pub fn host(self) -> &'static str {
         match self {
             Self::Pip | Self::Npm | Self::Bun => HOST,
-            // In a URL with `https:` the host is the real one, reached by a tunnel.
+            // With `https:` this name reaches the real host, through a tunnel.
             Self::Deno => "registry.npmjs.org",
         }
     }
@@ -89,18 +92,18 @@ pub struct RegistryCache(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     settings: Settings,
-    pages: Pages,
-    flights: Flights,
+    pages: IndexCache,
+    downloads: Downloads,
 }
 
 impl RegistryCache {
-    /// Touches neither disk nor network.
+    /// Creates a cache. Uses neither the disk nor the network.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let store = Store::new(settings.directory.clone(), settings.max_bytes);
+        let store = FileStore::new(settings.directory.clone(), settings.max_bytes);
         Self(Arc::new(Shared {
-            pages: Pages::new(settings.page_ttl),
-            flights: Flights::new(Arc::new(store)),
+            pages: IndexCache::new(settings.page_ttl),
+            downloads: Downloads::new(Arc::new(store)),
             settings,
         }))
     }
@@ -111,10 +114,20 @@ impl RegistryCache {
         &self.0.settings
     }
 
-    /// The registry as one package manager sees it. Its fetches, and files that were fetched for others, come only from
-    /// hosts that the policy admits.
+    /// Returns the registry as one package manager sees it. Files come only from hosts that the policy admits, also
+    /// those that the cache already holds because another client requested them.
     #[must_use]
-    pub fn site(&self, client: Client, egress: &Egress, policy: Policy) -> Arc<dyn LocalHost> {
-        Arc::new(Site::new(self.clone(), client, egress.clone(), policy))
+    pub fn handler(
+        &self,
+        client: PackageManager,
+        egress: &Egress,
+        policy: Policy,
+    ) -> Arc<dyn LocalHost> {
+        Arc::new(RegistryHandler::new(
+            self.clone(),
+            client,
+            egress.clone(),
+            policy,
+        ))
     }
 }

@@ -1,4 +1,4 @@
-//! Pages of npm's registry: what it knows of all versions of a package.
+//! Index pages of npm's registry, called packuments: the metadata of all versions of a package.
 
 use std::collections::HashMap;
 
@@ -7,17 +7,17 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::digest::Digest;
-use crate::page::{Listed, Malformed};
+use crate::index::{ListedFile, MalformedIndex};
 use crate::route::npm_file;
 
-/// The content type that npm asks for if it needs no more than an installation does.
+/// Content type of an abbreviated page, which holds only what an installation needs.
 pub(crate) const ABBREVIATED: &str = "application/vnd.npm.install-v1+json";
 
-/// Everything.
+/// Content type of a full page.
 pub(crate) const FULL: &str = "application/json";
 
-/// The registry's usual address, which npm and deno replace by the one that they were told of.
-pub(crate) const USUAL: &str = "https://registry.npmjs.org/";
+/// URL of the default registry, which npm and deno replace by the configured one.
+pub(crate) const DEFAULT_REGISTRY: &str = "https://registry.npmjs.org/";
 
 #[derive(Deserialize)]
 struct Packument {
@@ -36,39 +36,40 @@ struct Dist {
     integrity: Option<String>,
 }
 
-/// Returns the files that a page lists, at the usual place of the registry only: others are not asked for here.
+/// Returns the files that a page lists below the registry's own URL. Package managers do not request other files from
+/// the cache.
 pub(crate) fn read(
     registry: &Url,
     package: &str,
     body: &[u8],
-) -> Result<HashMap<String, Listed>, Malformed> {
-    let packument: Packument = serde_json::from_slice(body).map_err(|_| Malformed)?;
+) -> Result<HashMap<String, ListedFile>, MalformedIndex> {
+    let packument: Packument = serde_json::from_slice(body).map_err(|_| MalformedIndex)?;
     let dists = packument.versions.into_values();
     let listed = dists.filter_map(|version| {
         let dist = version.dist?;
-        // A mirror may leave the address in it as it is.
-        let rest = [registry.as_str(), USUAL]
+        // The pages of a mirror may still have the URLs of the default registry.
+        let rest = [registry.as_str(), DEFAULT_REGISTRY]
             .iter()
             .find_map(|base| dist.tarball.strip_prefix(base))?;
         let name = rest.rsplit_once("/-/")?.1;
         let url = registry.join(&format!("{package}/-/{name}")).ok()?;
         let digest = dist.integrity.as_deref().and_then(Digest::integrity);
-        Some((npm_file(package, name), Listed { url, digest }))
+        Some((npm_file(package, name), ListedFile { url, digest }))
     });
     Ok(listed.collect())
 }
 
-/// The page with the registry's files at another address.
-pub(crate) fn lead_to(address: &str, registry: &Url, body: &[u8]) -> Vec<u8> {
+/// Returns the page with the base URL of its tarballs replaced.
+pub(crate) fn rewrite_tarballs(address: &str, registry: &Url, body: &[u8]) -> Vec<u8> {
     let mut body = body.to_vec();
-    for base in [registry.as_str(), USUAL] {
+    for base in [registry.as_str(), DEFAULT_REGISTRY] {
         if base == address {
             continue;
         }
-        // In a text within the page, each quotation mark follows a backslash, so that none matches.
+        // Inside a JSON string each quotation mark is escaped by a backslash, so the pattern does not match there.
         let pattern = format!(r#"("tarball"\s*:\s*"){}"#, regex::escape(base));
         let Ok(pattern) = Regex::new(&pattern) else {
-            continue; // Too long to be the address of a registry.
+            continue; // Too long to be the URL of a registry.
         };
         let replaced = pattern.replace_all(&body, |found: &regex::bytes::Captures<'_>| {
             [&found[1], NoExpand(address.as_bytes()).0].concat()
@@ -116,7 +117,7 @@ mod tests {
     #[test]
     fn only_addresses_of_files_are_replaced() {
         let registry = "https://npm.example/r/".parse().unwrap();
-        let led = lead_to("http://here/", &registry, page().as_bytes());
+        let led = rewrite_tarballs("http://here/", &registry, page().as_bytes());
         let expected = page()
             .replace(r#": "https://npm.example/r/"#, r#": "http://here/"#)
             .replace(r#":"https://registry.npmjs.org/"#, r#":"http://here/"#);

@@ -1,4 +1,4 @@
-//! Pages of Python's index, in the JSON of PEP 691.
+//! Index pages of Python's index, in the JSON format of PEP 691.
 
 use std::collections::HashMap;
 
@@ -7,21 +7,21 @@ use serde_json::Value;
 use url::Url;
 
 use crate::digest::Digest;
-use crate::page::{Listed, Malformed};
+use crate::index::{ListedFile, MalformedIndex};
 
-/// The content type that the index is asked for, and that package managers get.
+/// Content type that is requested from the index and sent to package managers.
 pub(crate) const JSON: &str = "application/vnd.pypi.simple.v1+json";
 
-/// The page as package managers get it, and what it lists. Every file whose URL can be followed gets one that
-/// is relative to the page and names its host: `six/files.pythonhosted.org/packages/…`.
+/// Returns the page as package managers get it, and the files that it lists. A file with a valid URL gets one that is
+/// relative to the page and contains the original host: `six/files.pythonhosted.org/packages/…`.
 pub(crate) fn read(
     page: &Url,
     body: &[u8],
-) -> Result<(Vec<u8>, HashMap<String, Listed>), Malformed> {
-    let mut index: Value = serde_json::from_slice(body).map_err(|_| Malformed)?;
+) -> Result<(Vec<u8>, HashMap<String, ListedFile>), MalformedIndex> {
+    let mut index: Value = serde_json::from_slice(body).map_err(|_| MalformedIndex)?;
     let files = index.get_mut("files").and_then(Value::as_array_mut);
     let mut listed = HashMap::new();
-    for file in files.ok_or(Malformed)? {
+    for file in files.ok_or(MalformedIndex)? {
         let url = file.get("url").and_then(Value::as_str);
         let Some(url) = url.and_then(|url| page.join(url).ok()) else {
             continue;
@@ -37,10 +37,10 @@ pub(crate) fn read(
             listed.insert(format!("{name}.metadata"), metadata);
         }
         let digest = sha256.and_then(Digest::sha256_hex);
-        listed.insert(name, Listed { url, digest });
+        listed.insert(name, ListedFile { url, digest });
         file["url"] = Value::String(relative);
     }
-    let body = serde_json::to_vec(&index).map_err(|_| Malformed)?;
+    let body = serde_json::to_vec(&index).map_err(|_| MalformedIndex)?;
     Ok((body, listed))
 }
 
@@ -49,8 +49,8 @@ fn relative(url: &Url) -> Option<String> {
     Some(format!("{}{port}{}", url.host_str()?, url.path()))
 }
 
-/// The metadata of PEP 658 beside a file, under its name with a further extension.
-fn metadata(file: &Value, url: &Url) -> Option<Listed> {
+/// Returns the metadata file that accompanies a file, PEP 658. Its URL is that of the file with `.metadata` appended.
+fn metadata(file: &Value, url: &Url) -> Option<ListedFile> {
     let named = file
         .get("core-metadata")
         .or_else(|| file.get("data-dist-info-metadata"));
@@ -64,7 +64,7 @@ fn metadata(file: &Value, url: &Url) -> Option<Listed> {
     };
     let mut url = url.clone();
     url.set_path(&format!("{}.metadata", url.path()));
-    Some(Listed { url, digest })
+    Some(ListedFile { url, digest })
 }
 
 #[cfg(test)]

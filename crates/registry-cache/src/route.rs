@@ -1,35 +1,35 @@
-//! The paths that registries have; no others can be asked for.
+//! The paths of registries that can be requested.
 
 use percent_encoding::percent_decode_str;
 
-use crate::Client;
+use crate::PackageManager;
 
-/// Longest name of a package in bytes; npm's own limit is 214.
-const LONGEST_NAME: usize = 214;
+/// Maximum length of a package name in bytes, which is npm's own limit.
+const MAX_NAME_BYTES: usize = 214;
 
-/// Longest path in bytes.
-const LONGEST_PATH: usize = 2048;
+/// Maximum length of a path in bytes.
+const MAX_PATH_BYTES: usize = 2048;
 
 /// A resource of a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// The list of a package's files.
-    Page(String),
-    /// A file of a package, under the name that its page gives it here.
+    /// The index page of a package.
+    Index(String),
+    /// A file of a package, under its name in the cache.
     File { package: String, file: String },
 }
 
 impl Route {
-    /// Reads a path.
-    pub(crate) fn parse(client: Client, path: &str) -> Option<Self> {
-        if path.len() > LONGEST_PATH {
+    /// Parses a path. Returns `None` if it is not the path of an index page or a file.
+    pub(crate) fn parse(client: PackageManager, path: &str) -> Option<Self> {
+        if path.len() > MAX_PATH_BYTES {
             return None;
         }
         let path = percent_decode_str(path.strip_prefix('/')?);
         let path = path.decode_utf8().ok()?;
         match client {
-            Client::Pip => Self::python(&path),
-            Client::Npm | Client::Deno | Client::Bun => Self::npm(&path),
+            PackageManager::Pip => Self::python(&path),
+            PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => Self::npm(&path),
         }
     }
 
@@ -42,7 +42,7 @@ impl Route {
             return None;
         }
         Some(match file {
-            "" => Self::Page(package),
+            "" => Self::Index(package),
             file => Self::File {
                 package,
                 file: file.to_owned(),
@@ -64,7 +64,7 @@ impl Route {
         };
         let package = is_package.then(|| package.to_owned())?;
         match file {
-            None => Some(Self::Page(package)),
+            None => Some(Self::Index(package)),
             Some(name) if name.contains('/') || name.is_empty() => None,
             Some(name) => Some(Self::File {
                 file: npm_file(&package, name),
@@ -74,12 +74,12 @@ impl Route {
     }
 }
 
-/// The name that a file of npm's goes by here.
+/// Returns the name in the cache of a file of npm's registry.
 pub(crate) fn npm_file(package: &str, name: &str) -> String {
     format!("{package}/-/{name}")
 }
 
-/// The one spelling of a project's name: PEP 503.
+/// Returns the normalized name of a Python project, PEP 503.
 fn normal(name: &str) -> String {
     let words = name.split(['.', '_', '-']).filter(|word| !word.is_empty());
     let words: Vec<_> = words.map(str::to_ascii_lowercase).collect();
@@ -88,7 +88,7 @@ fn normal(name: &str) -> String {
 
 fn is_name(name: &str, fits: impl Fn(char) -> bool) -> bool {
     !name.is_empty()
-        && name.len() <= LONGEST_NAME
+        && name.len() <= MAX_NAME_BYTES
         && !name.starts_with('.')
         && name.chars().all(fits)
 }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     fn page(name: &str) -> Option<Route> {
-        Some(Route::Page(name.to_owned()))
+        Some(Route::Index(name.to_owned()))
     }
 
     fn file(package: &str, file: &str) -> Option<Route> {
@@ -108,12 +108,16 @@ mod tests {
 
     #[test]
     fn pages_and_files_of_packages_are_there() {
-        let pip = |path| Route::parse(Client::Pip, path);
+        let pip = |path| Route::parse(PackageManager::Pip, path);
         assert_eq!(pip("/simple/six/"), page("six"));
         assert_eq!(pip("/simple/Zope._-Interface"), page("zope-interface"));
         let found = pip("/simple/torch/h.org/p/torch-1%2Bcpu.whl.metadata");
         assert_eq!(found, file("torch", "h.org/p/torch-1+cpu.whl.metadata"));
-        for client in [Client::Npm, Client::Deno, Client::Bun] {
+        for client in [
+            PackageManager::Npm,
+            PackageManager::Deno,
+            PackageManager::Bun,
+        ] {
             let npm = |path| Route::parse(client, path);
             assert_eq!(npm("/left-pad"), page("left-pad"));
             assert_eq!(npm("/@types%2fnode"), page("@types/node"));
@@ -135,9 +139,9 @@ mod tests {
             "/pypi/six/json",
             "six",
         ] {
-            assert_eq!(Route::parse(Client::Pip, path), None, "{path}");
+            assert_eq!(Route::parse(PackageManager::Pip, path), None, "{path}");
         }
-        let long = format!("/{}", "a".repeat(LONGEST_NAME + 1));
+        let long = format!("/{}", "a".repeat(MAX_NAME_BYTES + 1));
         for path in [
             "/",
             "/-/v1/search",
@@ -157,7 +161,7 @@ mod tests {
             "http://x/a",
             &long,
         ] {
-            assert_eq!(Route::parse(Client::Npm, path), None, "{path}");
+            assert_eq!(Route::parse(PackageManager::Npm, path), None, "{path}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Files on disk. The directory's content is not trusted: a file is given out only with the hash that it must have.
+//! Cached files on disk. The directory's content is not trusted: a file is served only if it has the expected hash.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Seek as _};
@@ -13,39 +13,40 @@ use url::Url;
 
 use crate::digest::Digest;
 
-/// Directory of files until they are whole.
-const PARTIAL: &str = "partial";
+/// Directory of files that are still being written.
+const PARTIAL_DIRECTORY: &str = "partial";
 
-/// A file without a lock may just have been made by another server.
-const FRESH: Duration = Duration::from_secs(60);
+/// Age from which an unfinished file without a lock counts as abandoned. A younger one may just have been created by
+/// another server, which has not locked it yet.
+const MIN_ABANDONED_AGE: Duration = Duration::from_secs(60);
 
-/// Between two looks at what there is, this part of what may be there comes in.
-const LOOKS: u64 = 16;
+/// The store is tidied whenever so much has been added: the maximum size divided by this number.
+const TIDY_STEPS: u64 = 16;
 
-/// Bytes that a file takes at least, its name in the directory included.
-const LEAST: u64 = 4096;
+/// Minimum size that a file counts with in bytes, for its block on disk and its directory entry.
+const MIN_FILE_BYTES: u64 = 4096;
 
-/// The name of a file on disk.
+/// The name of a cached file on disk: the SHA-256 of its URL.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key(String);
+pub(crate) struct FileKey(String);
 
-impl Key {
+impl FileKey {
     pub(crate) fn of(url: &Url) -> Self {
         let hash = Sha256::digest(url.as_str());
         Self(hash.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }
 
-/// The files of a directory, which other servers may use as well. Everything here waits for the disk.
+/// A directory of cached files, which several servers may share. All methods block on the disk.
 #[derive(Debug)]
-pub(crate) struct Store {
+pub(crate) struct FileStore {
     directory: PathBuf,
     max_bytes: u64,
-    /// Bytes that have come in since the last look; before the first look, more than there can be.
+    /// Bytes added since the store was last tidied; `u64::MAX` before the first time.
     added: AtomicU64,
 }
 
-impl Store {
+impl FileStore {
     pub(crate) fn new(directory: PathBuf, max_bytes: u64) -> Self {
         Self {
             directory,
@@ -54,13 +55,13 @@ impl Store {
         }
     }
 
-    /// The largest file that is kept, in bytes.
+    /// Returns the maximum size of a cached file in bytes.
     pub(crate) fn largest(&self) -> u64 {
         self.max_bytes / 4
     }
 
     /// Opens a file at its start, and returns its size. A file with another hash is removed.
-    pub(crate) fn open(&self, key: &Key, digest: &Digest) -> io::Result<Option<(File, u64)>> {
+    pub(crate) fn open(&self, key: &FileKey, digest: &Digest) -> io::Result<Option<(File, u64)>> {
         let path = self.directory.join(&key.0);
         let mut file = match File::open(&path) {
             Ok(file) => file,
@@ -74,15 +75,16 @@ impl Store {
             return Ok(None);
         }
         file.rewind()?;
-        // The files used last stay. If the directory is read-only, only that order is lost.
+        // The modification time is the time of last use, by which files are removed. In a read-only directory only that
+        // order is lost.
         let _ = file.set_modified(SystemTime::now());
         let size = file.metadata()?.len();
         Ok(Some((file, size)))
     }
 
-    /// A file that is not there yet.
+    /// Creates an unfinished file.
     pub(crate) fn create(&self) -> io::Result<NamedTempFile> {
-        let partial = self.directory.join(PARTIAL);
+        let partial = self.directory.join(PARTIAL_DIRECTORY);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -91,21 +93,22 @@ impl Store {
             self.tidy()?;
         }
         let file = NamedTempFile::new_in(partial)?;
-        // Held until it is closed: so a server that starts can tell it from what a dead one left.
+        // Locked until the file is closed, so that a server that starts can tell it from a file that a dead server
+        // left.
         file.as_file().lock()?;
         Ok(file)
     }
 
-    /// Makes a file be there, at once and whole.
-    pub(crate) fn keep(&self, file: NamedTempFile, key: &Key) -> io::Result<()> {
-        let size = file.as_file().metadata()?.len().max(LEAST);
+    /// Moves a finished file into the store, atomically.
+    pub(crate) fn keep(&self, file: NamedTempFile, key: &FileKey) -> io::Result<()> {
+        let size = file.as_file().metadata()?.len().max(MIN_FILE_BYTES);
         file.persist(self.directory.join(&key.0))
             .map_err(|error| error.error)?;
         let added = self
             .added
             .fetch_add(size, Ordering::Relaxed)
             .saturating_add(size);
-        if added > self.max_bytes / LOOKS {
+        if added > self.max_bytes / TIDY_STEPS {
             self.tidy()?;
         }
         Ok(())
@@ -115,22 +118,22 @@ impl Store {
     /// many.
     fn tidy(&self) -> io::Result<()> {
         self.added.store(0, Ordering::Relaxed);
-        remove_abandoned(&self.directory.join(PARTIAL))?;
+        remove_abandoned(&self.directory.join(PARTIAL_DIRECTORY))?;
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            // Another server may have removed it.
+            // Another server may have removed the file.
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
             if metadata.is_file() {
                 let used = (metadata.mtime(), metadata.mtime_nsec());
-                files.push((used, metadata.len().max(LEAST), entry.path()));
+                files.push((used, metadata.len().max(MIN_FILE_BYTES), entry.path()));
             }
         }
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
-        // With room for what comes before the next look, of this server and of another.
-        let aim = self.max_bytes - self.max_bytes / LOOKS * 2;
+        // Leaves room for the files that this server and another one add before either tidies again.
+        let aim = self.max_bytes - self.max_bytes / TIDY_STEPS * 2;
         if total <= aim {
             return Ok(());
         }
@@ -139,7 +142,7 @@ impl Store {
             if total <= aim {
                 break;
             }
-            // A client that reads the file goes on reading.
+            // A client that is reading the file keeps its open descriptor.
             match fs::remove_file(&path) {
                 Ok(()) => log::debug!(file:% = path.display(); "cached package removed"),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -151,7 +154,7 @@ impl Store {
     }
 }
 
-/// Removes files that no living server writes.
+/// Removes unfinished files that no living server writes.
 fn remove_abandoned(partial: &Path) -> io::Result<()> {
     for entry in fs::read_dir(partial)? {
         let path = entry?.path();
@@ -160,7 +163,7 @@ fn remove_abandoned(partial: &Path) -> io::Result<()> {
         };
         let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
         match file.try_lock() {
-            Ok(()) if age > FRESH => fs::remove_file(&path)?,
+            Ok(()) if age > MIN_ABANDONED_AGE => fs::remove_file(&path)?,
             Ok(()) | Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(error),
         }
@@ -173,21 +176,21 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
 
-    fn key(name: &str) -> Key {
-        Key::of(&format!("https://registry.example/{name}").parse().unwrap())
+    fn key(name: &str) -> FileKey {
+        FileKey::of(&format!("https://registry.example/{name}").parse().unwrap())
     }
 
     fn digest(content: &[u8]) -> Digest {
         Digest::Sha256(Sha256::digest(content).to_vec())
     }
 
-    fn put(store: &Store, name: &str, content: &[u8]) {
+    fn put(store: &FileStore, name: &str, content: &[u8]) {
         let mut file = store.create().unwrap();
         file.write_all(content).unwrap();
         store.keep(file, &key(name)).unwrap();
     }
 
-    fn has(store: &Store, name: &str, content: &[u8]) -> bool {
+    fn has(store: &FileStore, name: &str, content: &[u8]) -> bool {
         let Some((mut file, size)) = store.open(&key(name), &digest(content)).unwrap() else {
             return false;
         };
@@ -200,7 +203,7 @@ mod tests {
     #[test]
     fn a_file_stays_for_the_next_server_until_it_is_another() {
         let directory = tempfile::tempdir().unwrap();
-        let store = || Store::new(directory.path().join("a/b"), 1 << 20);
+        let store = || FileStore::new(directory.path().join("a/b"), 1 << 20);
         assert!(!has(&store(), "x", b"one"));
         put(&store(), "x", b"one");
         assert!(has(&store(), "x", b"one"));
@@ -214,8 +217,8 @@ mod tests {
     #[test]
     fn what_was_not_used_for_longest_goes() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path().to_owned(), 16 * LEAST);
-        let content = |n: u8| vec![n; usize::try_from(LEAST).unwrap()];
+        let store = FileStore::new(directory.path().to_owned(), 16 * MIN_FILE_BYTES);
+        let content = |n: u8| vec![n; usize::try_from(MIN_FILE_BYTES).unwrap()];
         for n in 0..14 {
             put(&store, &n.to_string(), &content(n));
         }
@@ -232,12 +235,12 @@ mod tests {
     #[test]
     fn what_a_dead_server_left_goes_and_what_is_being_written_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let store = || Store::new(directory.path().to_owned(), 1 << 20);
+        let store = || FileStore::new(directory.path().to_owned(), 1 << 20);
         let mut living = store().create().unwrap();
         living.write_all(b"half").unwrap();
-        let old = SystemTime::now() - 2 * FRESH;
+        let old = SystemTime::now() - 2 * MIN_ABANDONED_AGE;
         living.as_file().set_modified(old).unwrap();
-        let partial = directory.path().join(PARTIAL);
+        let partial = directory.path().join(PARTIAL_DIRECTORY);
         for (name, is_old) in [("dead", true), ("fresh", false)] {
             let file = File::create(partial.join(name)).unwrap();
             if is_old {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::Request;
-use isol8_egress::{Egress, EgressConfig, Filter, LocalHost};
-use isol8_registry_cache::{Client, RegistryCache, Settings};
+use isol8_egress::{Egress, EgressConfig, Filter, LocalAnswer, LocalHost};
+use isol8_registry_cache::{PackageManager, RegistryCache, Settings};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -19,6 +19,9 @@ use tokio::sync::Semaphore;
 /// Hashes of `abc`, and of the empty text.
 const ABC: &str = "sha512-3a81oZNherrMQXNJriBBMRLm+k6JqX6iCp7u5ktV05ohkpkqJ0/BqDa6PCOj/uu9RU1EI2Q86A4qmslPpUyknw==";
 const NOTHING: &str = "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
+
+/// Longest time that a request of an installation may wait for the others'.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// More requests than an installation's connections allow at once.
 const MANY: usize = 130;
@@ -122,13 +125,13 @@ impl Registry {
         )
     }
 
-    fn site(&self, directory: &Path) -> Arc<dyn LocalHost> {
-        let [site] = self.sites(directory);
-        site
+    fn handler(&self, directory: &Path) -> Arc<dyn LocalHost> {
+        let [handler] = self.handlers(directory);
+        handler
     }
 
-    /// The sites of several installations that use one cache.
-    fn sites<const N: usize>(&self, directory: &Path) -> [Arc<dyn LocalHost>; N] {
+    /// The handlers of several installations that use one cache.
+    fn handlers<const N: usize>(&self, directory: &Path) -> [Arc<dyn LocalHost>; N] {
         let egress = Egress::new(EgressConfig {
             allowed_cidrs: vec!["127.0.0.0/8".to_owned()],
             ports: isol8_egress::Ports::any(),
@@ -147,7 +150,7 @@ impl Registry {
             blacklist: Vec::new(),
         };
         let policy = egress.policy(&filter).unwrap();
-        std::array::from_fn(|_| cache.site(Client::Npm, &egress, policy.clone()))
+        std::array::from_fn(|_| cache.handler(PackageManager::Npm, &egress, policy.clone()))
     }
 
     fn requests(&self) -> usize {
@@ -155,33 +158,42 @@ impl Registry {
     }
 }
 
-async fn ask(
-    site: &Arc<dyn LocalHost>,
+/// Asks for a path, and returns as soon as the answer begins.
+async fn begin(
+    handler: &Arc<dyn LocalHost>,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
-) -> (u16, Option<Bytes>) {
+) -> LocalAnswer {
     let mut request = Request::builder()
         .method(method)
         .uri(format!("http://registry.isol8.internal{path}"));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let answer = site.answer(request.body(()).unwrap().into_parts().0).await;
-    let status = answer.status().as_u16();
-    (
-        status,
-        answer
-            .into_body()
-            .collect()
-            .await
-            .ok()
-            .map(|body| body.to_bytes()),
-    )
+    handler
+        .answer(request.body(()).unwrap().into_parts().0)
+        .await
 }
 
-async fn get(site: &Arc<dyn LocalHost>, path: &str) -> (u16, Option<Bytes>) {
-    ask(site, "GET", path, &[]).await
+/// Reads an answer to its end. Returns its status, and its body if that was whole.
+async fn finish(answer: LocalAnswer) -> (u16, Option<Bytes>) {
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.ok();
+    (status, body.map(|body| body.to_bytes()))
+}
+
+async fn ask(
+    handler: &Arc<dyn LocalHost>,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (u16, Option<Bytes>) {
+    finish(begin(handler, method, path, headers).await).await
+}
+
+async fn get(handler: &Arc<dyn LocalHost>, path: &str) -> (u16, Option<Bytes>) {
+    ask(handler, "GET", path, &[]).await
 }
 
 /// Files that are there, whole or not.
@@ -200,24 +212,24 @@ const GOOD: &str = "/x/-/good-1.tgz";
 #[tokio::test]
 async fn a_file_is_fetched_once_and_only_where_its_page_lists_it() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
-    let site = registry.site(directory.path());
+    let handler = registry.handler(directory.path());
     for _ in 0..2 {
-        assert_eq!(get(&site, GOOD).await, (200, Some("abc".into())));
+        assert_eq!(get(&handler, GOOD).await, (200, Some("abc".into())));
         assert_eq!(
-            get(&site, "/x/-/nothing-1.tgz").await,
+            get(&handler, "/x/-/nothing-1.tgz").await,
             (200, Some(Bytes::new()))
         );
     }
     assert_eq!(
-        ask(&site, "HEAD", GOOD, &[]).await,
+        ask(&handler, "HEAD", GOOD, &[]).await,
         (200, Some(Bytes::new()))
     );
     assert_eq!(registry.requests(), 2);
     for path in ["/x/-/other-1.tgz", "/y", "/y/-/good-1.tgz", "/-/whoami"] {
-        assert_eq!(get(&site, path).await.0, 404, "{path}");
+        assert_eq!(get(&handler, path).await.0, 404, "{path}");
     }
     // Another server, with the same directory.
-    let other = registry.site(directory.path());
+    let other = registry.handler(directory.path());
     assert_eq!(get(&other, GOOD).await, (200, Some("abc".into())));
     assert_eq!((registry.requests(), kept(directory.path())), (2, 2));
 }
@@ -225,16 +237,16 @@ async fn a_file_is_fetched_once_and_only_where_its_page_lists_it() {
 #[tokio::test]
 async fn nothing_is_taken_from_who_asks() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
-    let site = registry.site(directory.path());
+    let handler = registry.handler(directory.path());
     for method in ["PUT", "POST", "DELETE", "PATCH"] {
         for path in [GOOD, "/x"] {
-            assert_eq!(ask(&site, method, path, &[]).await.0, 405, "{method}");
+            assert_eq!(ask(&handler, method, path, &[]).await.0, 405, "{method}");
         }
     }
     for header in [("authorization", "Bearer mine"), ("cookie", "a=mine")] {
         for _ in 0..2 {
             assert_eq!(
-                ask(&site, "GET", GOOD, &[header]).await,
+                ask(&handler, "GET", GOOD, &[header]).await,
                 (200, Some("abc".into()))
             );
         }
@@ -253,7 +265,7 @@ async fn nothing_is_taken_from_who_asks() {
     registry.heads.lock().unwrap().clear();
     assert_eq!(
         ask(
-            &site,
+            &handler,
             "GET",
             GOOD,
             &[("x-mine", "mine"), ("accept", "mine")]
@@ -268,9 +280,9 @@ async fn nothing_is_taken_from_who_asks() {
 #[tokio::test]
 async fn what_has_not_the_hash_that_is_listed_comes_to_no_end_and_is_not_kept() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
-    let site = registry.site(directory.path());
+    let handler = registry.handler(directory.path());
     for _ in 0..2 {
-        let (status, body) = get(&site, "/x/-/wrong-1.tgz").await;
+        let (status, body) = get(&handler, "/x/-/wrong-1.tgz").await;
         assert!(status == 502 || body.is_none(), "{status} {body:?}");
     }
     assert_eq!((registry.requests(), kept(directory.path())), (2, 0));
@@ -279,14 +291,14 @@ async fn what_has_not_the_hash_that_is_listed_comes_to_no_end_and_is_not_kept() 
 #[tokio::test]
 async fn what_is_too_large_or_has_no_good_hash_is_passed_on() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
-    let site = registry.site(directory.path());
+    let handler = registry.handler(directory.path());
     for _ in 0..2 {
         assert_eq!(
-            get(&site, "/x/-/weak-1.tgz").await,
+            get(&handler, "/x/-/weak-1.tgz").await,
             (200, Some("abc".into()))
         );
         assert_eq!(
-            get(&site, "/x/-/large-1.tgz").await.1.unwrap().len(),
+            get(&handler, "/x/-/large-1.tgz").await.1.unwrap().len(),
             5 << 20
         );
     }
@@ -298,40 +310,37 @@ async fn without_a_disk_packages_are_passed_on() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
     let file = directory.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let site = registry.site(&file);
-    assert_eq!(get(&site, GOOD).await, (200, Some("abc".into())));
+    let handler = registry.handler(&file);
+    assert_eq!(get(&handler, GOOD).await, (200, Some("abc".into())));
 }
 
 #[tokio::test]
 async fn a_download_is_shared_and_ends_with_the_last_who_waits() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
-    let site = registry.site(directory.path());
+    let handler = registry.handler(directory.path());
     let closed = registry.open.acquire_many(1000).await.unwrap();
     // Its page is let through, and the file is not.
     registry.open.add_permits(1);
-    assert_eq!(get(&site, "/x").await.0, 200);
+    assert_eq!(get(&handler, "/x").await.0, 200);
     let hold = registry.open.acquire().await.unwrap();
     let first = tokio::spawn({
-        let site = site.clone();
-        async move { get(&site, GOOD).await }
+        let handler = handler.clone();
+        async move { get(&handler, GOOD).await }
     });
     while registry.requests() == 0 {
         tokio::task::yield_now().await;
     }
-    let second = tokio::spawn({
-        let site = site.clone();
-        async move { get(&site, GOOD).await }
-    });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The answer begins with the download that the first request started: half of the file has come in.
+    let second = begin(&handler, "GET", GOOD, &[]).await;
     first.abort();
     drop((hold, closed));
-    assert_eq!(second.await.unwrap(), (200, Some("abc".into())));
+    assert_eq!(finish(second).await, (200, Some("abc".into())));
     assert_eq!((registry.requests(), kept(directory.path())), (1, 1));
 
     let hold = registry.open.acquire_many(1001).await.unwrap();
     let alone = tokio::spawn({
-        let site = site.clone();
-        async move { get(&site, "/x/-/nothing-1.tgz").await }
+        let handler = handler.clone();
+        async move { get(&handler, "/x/-/nothing-1.tgz").await }
     });
     while registry.requests() == 1 {
         tokio::task::yield_now().await;
@@ -346,17 +355,18 @@ async fn a_download_is_shared_and_ends_with_the_last_who_waits() {
     drop(hold);
 }
 
-/// Asks for each of these and waits for no answer, but until as many were begun as are to be. Returns how many
-/// there were a while later.
+/// Asks for each path without waiting for the answers, until the registry has had so many of the requests. Returns how
+/// many it has had once a later request of another installation was served: the requests go through the same queues.
 async fn ask_for_many(
-    site: &Arc<dyn LocalHost>,
+    handler: &Arc<dyn LocalHost>,
+    other: &Arc<dyn LocalHost>,
     registry: &Registry,
     begun: usize,
     path: impl Fn(usize) -> String,
 ) -> usize {
     for path in (0..MANY).map(path) {
-        let site = site.clone();
-        tokio::spawn(async move { get(&site, &path).await });
+        let handler = handler.clone();
+        tokio::spawn(async move { get(&handler, &path).await });
     }
     let mut waited = 0;
     while registry.slow.load(Ordering::SeqCst) < begun {
@@ -364,20 +374,24 @@ async fn ask_for_many(
         assert!(waited < 1000, "too few are begun");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let passed_on = tokio::time::timeout(TIMEOUT, get(other, "/x/-/weak-1.tgz")).await;
+    assert_eq!(passed_on.unwrap(), (200, Some("abc".into())));
     registry.slow.load(Ordering::SeqCst)
 }
 
 #[tokio::test]
 async fn an_installation_at_its_own_limits_keeps_no_other_waiting() {
     let (registry, directory) = (Registry::start().await, tempfile::tempdir().unwrap());
-    let [hostile, other] = registry.sites(directory.path());
+    let [hostile, other] = registry.handlers(directory.path());
     assert_eq!(get(&hostile, "/x").await.0, 200);
-    let files = ask_for_many(&hostile, &registry, 16, |n| format!("/x/-/slow{n}-1.tgz")).await;
+    let files = ask_for_many(&hostile, &other, &registry, 16, |n| {
+        format!("/x/-/slow{n}-1.tgz")
+    })
+    .await;
     assert_eq!(files, 16);
-    let pages = ask_for_many(&hostile, &registry, 32, |n| format!("/slow{n}")).await;
+    let pages = ask_for_many(&hostile, &other, &registry, 32, |n| format!("/slow{n}")).await;
     assert_eq!(pages, 32);
     let fetching = async { (get(&other, GOOD).await, get(&other, "/y").await.0) };
-    let fetched = tokio::time::timeout(Duration::from_secs(10), fetching).await;
+    let fetched = tokio::time::timeout(TIMEOUT, fetching).await;
     assert_eq!(fetched.unwrap(), ((200, Some("abc".into())), 404));
 }

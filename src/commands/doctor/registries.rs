@@ -44,7 +44,7 @@ async fn check_registry(config: &Config, policy: Policy, url: Url) -> Finding {
     let name = url.host_str().unwrap_or_default().to_owned();
     let opening = config
         .egress
-        .open(&url, &policy, url.scheme() == "http", &[]);
+        .fetch_stream(&url, &policy, url.scheme() == "http", &[]);
     let refused = match timeout(REGISTRY_TIMEOUT, opening).await {
         Ok(Ok(_)) => return Finding::good(name, "answers"),
         Ok(Err(error)) => error,

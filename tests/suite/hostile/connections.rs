@@ -258,7 +258,7 @@ async fn a_connection_that_stands_still_is_closed() {
     server.stop();
 }
 
-/// Input that is no HTTP, or breaks off.
+/// Input that is not HTTP, or breaks off.
 const MALFORMED: [&str; 9] = [
     "GARBAGE\r\n\r\n",
     "\x16\x03\x01\x02\x00\x01\x00\x01\u{7f}",

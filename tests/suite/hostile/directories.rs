@@ -70,7 +70,7 @@ const NAMED: [&str; 18] = [
     "prebuiltImages",
 ];
 
-/// Prints what this machine's loopback answers, or that there is no way there.
+/// Prints the answer of a service on this machine's loopback, or that it cannot be reached.
 fn canary() -> (u16, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -164,7 +164,7 @@ fn the_host_s_network_is_granted_by_a_flag_and_said() {
         told.contains("--net host is not in policy.network"),
         "{told}"
     );
-    // The operator has granted it, so there is no warning.
+    // The operator has allowed the host network, so there is no warning.
     let granted = "[policy]\nnetwork = [\"none\", \"host\"]\n";
     fs::write(user.path("granted.toml"), granted).unwrap();
     let run = native(

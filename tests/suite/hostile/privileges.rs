@@ -92,7 +92,7 @@ fn assert_unprivileged(server: &Server) {
     let groups: Vec<&str> = status["Groups"].split_whitespace().collect();
     match server.kind {
         Kind::Native => assert_eq!(groups, [""; 0]),
-        // The engine's socket has a group, or is root's own; nothing beside it.
+        // The only group is that of the engine's socket, which may be root's.
         Kind::Docker => {
             let engine = fs::metadata("/var/run/docker.sock").unwrap().gid();
             assert_eq!(groups, [engine.to_string()]);

@@ -1,4 +1,4 @@
-//! A package registry of the test's own, which counts what it is asked for.
+//! A package registry inside the test, which counts its requests.
 
 use std::collections::HashMap;
 use std::process::Command;

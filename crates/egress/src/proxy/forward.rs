@@ -1,4 +1,4 @@
-//! A request in absolute form, passed on to its host, and the host's answer.
+//! Forwards a request in absolute form to its host, and the answer back.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,14 +18,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::refusal::Refusal;
 use super::{Answer, Upstream};
-use crate::Limits;
-use crate::record::Open;
-use crate::target::Target;
+use crate::EgressLimits;
+use crate::access_log::OpenEntry;
+use crate::destination::Destination;
 
 /// The usual port of `http:`.
 const HTTP_PORT: u16 = 80;
 
-/// Headers that are about one connection: RFC 9110, 7.6.1, and the proxy's own.
+/// Hop-by-hop headers, which apply to a single connection: RFC 9110, 7.6.1, and those for proxies.
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -40,7 +40,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Returns the host that a request is for: the target of a `CONNECT`, or the authority of an absolute `http:` URL. The
 /// `Host` header does not matter, RFC 9112, 3.2.2.
-pub(super) fn target(request: &Request<Incoming>) -> Result<Target, Refusal> {
+pub(super) fn destination(request: &Request<Incoming>) -> Result<Destination, Refusal> {
     let uri = request.uri();
     let usual = match (request.method(), uri.scheme_str()) {
         (&Method::CONNECT, None) => None,
@@ -58,11 +58,11 @@ pub(super) fn target(request: &Request<Incoming>) -> Result<Target, Refusal> {
         }
     };
     let authority = uri.authority().map_or("", |authority| authority.as_str());
-    Target::parse(authority, usual).ok_or(Refusal::Malformed("expected a host and a port"))
+    Destination::parse(authority, usual).ok_or(Refusal::Malformed("expected a host and a port"))
 }
 
-/// Refuses what two readers could cut into messages at different places. Lengths that contradict each
-/// other, and whatever is no HTTP, were refused when the head was read.
+/// Refuses a request that two parsers could split into messages at different positions (request smuggling). hyper has
+/// already refused contradictory lengths and invalid HTTP when it read the head.
 pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Refusal> {
     let headers = request.headers();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -86,12 +86,12 @@ pub(super) fn check_framing(request: &Request<Incoming>) -> Result<(), Refusal> 
 /// Sends a request to its host, over a connection of its own, and returns as soon as the answer begins.
 pub(super) async fn forward(
     request: Request<Incoming>,
-    target: &Target,
+    destination: &Destination,
     upstream: Upstream,
-    entry: Open,
-    limits: &Limits,
+    entry: OpenEntry,
+    limits: &EgressLimits,
 ) -> Result<Answer, Refusal> {
-    let request = rewrite(request, target)?;
+    let request = rewrite(request, destination)?;
     let handshake = http1::Builder::new()
         .max_buf_size(limits.header_bytes)
         .handshake(TokioIo::new(upstream));
@@ -122,11 +122,14 @@ pub(super) async fn forward(
     ))
 }
 
-/// The request as its host gets it.
-fn rewrite(request: Request<Incoming>, target: &Target) -> Result<Request<Incoming>, Refusal> {
+/// Rewrites the request to the form that its host gets.
+fn rewrite(
+    request: Request<Incoming>,
+    destination: &Destination,
+) -> Result<Request<Incoming>, Refusal> {
     let (mut parts, body) = request.into_parts();
     strip(&mut parts.headers);
-    let host = HeaderValue::try_from(target.authority(HTTP_PORT))
+    let host = HeaderValue::try_from(destination.authority(HTTP_PORT))
         .map_err(|_| Refusal::Malformed("expected a host and a port"))?;
     parts.headers.insert(HOST, host);
     let path = parts.uri.path_and_query().cloned();
@@ -135,7 +138,7 @@ fn rewrite(request: Request<Incoming>, target: &Target) -> Result<Request<Incomi
     Ok(Request::from_parts(parts, body))
 }
 
-/// Removes what is about one connection, and what `Connection` says is.
+/// Removes the hop-by-hop headers, and those that `Connection` lists.
 fn strip(headers: &mut HeaderMap) {
     let listed: Vec<_> = headers
         .get_all(CONNECTION)
@@ -145,18 +148,18 @@ fn strip(headers: &mut HeaderMap) {
         .filter_map(|name| name.trim().parse::<HeaderName>().ok())
         .collect();
     for name in listed.iter().chain(&HOP_BY_HOP) {
-        // The length of the body must be sent, whatever headers list it.
+        // The length of the body must be sent even if `Connection` lists it.
         if name != CONTENT_LENGTH {
             headers.remove(name);
         }
     }
 }
 
-/// The body of a host's answer. With it ends the connection to the host.
+/// The body of a host's answer. Dropping it closes the connection to the host.
 pub(crate) struct Relayed {
     body: Incoming,
     _connection: AbortOnDropHandle<()>,
-    _entry: Open,
+    _entry: OpenEntry,
 }
 
 impl Body for Relayed {

@@ -1,4 +1,4 @@
-//! Requests that are not passed on: one table of what they are answered.
+//! Requests that the proxy refuses, with the status and text of each answer in one table.
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -9,7 +9,7 @@ use super::Answer;
 use crate::dial::DialError;
 use crate::filter::{Denied, PortDenied};
 
-/// Why a request has no answer of its host.
+/// The reason why a request has no answer from its host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("{0}")]
@@ -56,7 +56,8 @@ impl Refusal {
         answer
     }
 
-    /// Whether the rest of the connection could not be served either, or starts at an unknown byte.
+    /// Returns whether the connection must be closed, because its next requests would be refused too or start at an
+    /// unknown byte.
     fn ends_connection(&self) -> bool {
         matches!(self, Self::Malformed(_) | Self::Connections | Self::Bytes)
     }

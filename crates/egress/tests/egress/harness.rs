@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use isol8_egress::{Egress, EgressConfig, Filter, Limits, Ports, Resolve, RunEgress};
+use isol8_egress::{Egress, EgressConfig, EgressLimits, Filter, Ports, Resolve, RunEgress};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -59,9 +59,9 @@ pub(crate) fn config() -> EgressConfig {
     EgressConfig {
         allowed_cidrs: vec!["127.0.0.1".to_owned()],
         ports: Ports::any(),
-        limits: Limits {
+        limits: EgressLimits {
             connect_timeout: Duration::from_secs(5),
-            ..Limits::default()
+            ..EgressLimits::default()
         },
         ..EgressConfig::default()
     }
@@ -89,7 +89,7 @@ pub(crate) fn run() -> RunEgress {
 }
 
 /// The same with other limits.
-pub(crate) fn limited(change: impl FnOnce(&mut Limits)) -> RunEgress {
+pub(crate) fn limited(change: impl FnOnce(&mut EgressLimits)) -> RunEgress {
     let mut config = config();
     change(&mut config.limits);
     run_of(&egress(config, resolver()))

@@ -1,30 +1,30 @@
-//! The host that a request is for.
+//! The destination of a request: a host and a port.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// Longest name in the DNS, as text without the final dot.
-const LONGEST_NAME: usize = 253;
+/// Maximum length of a DNS name in bytes, as text without the final dot.
+const MAX_NAME_BYTES: usize = 253;
 
-/// A host and a port. Its text is what rules match, what is connected to and what the host is told, so
-/// that none of them can mean something else.
+/// A host and a port. The rules are matched against it, the connection is made to it, and the `Host` header is written
+/// from it, so that the three cannot differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) host: Host,
+pub(crate) struct Destination {
+    pub(crate) host: DestinationHost,
     pub(crate) port: u16,
 }
 
-/// A host, in the one form in which it is compared.
+/// A host in normalized form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Host {
-    /// In lower case, in ASCII, without a final dot.
+pub(crate) enum DestinationHost {
+    /// A name in lower case, in ASCII, without a final dot.
     Name(String),
-    /// Whatever notation it was given in.
+    /// An address, regardless of the notation in which it was given.
     Address(IpAddr),
 }
 
-impl Target {
-    /// Reads `host:port`, an IPv6 address in brackets. Without a port there must be a usual one.
+impl Destination {
+    /// Parses `host:port`, with an IPv6 address in brackets. Without a port, the usual port is taken, if there is one.
     pub(crate) fn parse(authority: &str, usual: Option<u16>) -> Option<Self> {
         let after_host = authority.rfind(']').map_or(0, |bracket| bracket + 1);
         let (host, port) = match authority[after_host..].find(':') {
@@ -33,18 +33,18 @@ impl Target {
         };
         let port = match port.trim_start_matches(':') {
             "" => usual?,
-            // Not what `parse` takes beside digits.
+            // `parse` would also accept a sign.
             digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok()?,
             _ => return None,
         };
-        let host = Host::parse(host)?;
+        let host = DestinationHost::parse(host)?;
         (port != 0).then_some(Self { host, port })
     }
 
-    /// The target in the form of a `Host` header: without the port if it is the usual one.
+    /// Returns the destination as the value of a `Host` header, without the port if that is the usual one.
     pub(crate) fn authority(&self, usual: u16) -> String {
         let host = match &self.host {
-            Host::Address(IpAddr::V6(address)) => format!("[{address}]"),
+            DestinationHost::Address(IpAddr::V6(address)) => format!("[{address}]"),
             host => host.to_string(),
         };
         match self.port {
@@ -54,22 +54,22 @@ impl Target {
     }
 }
 
-impl Host {
-    /// Reads a host as browsers do: `0x7f.1` and `2130706433` are addresses.
+impl DestinationHost {
+    /// Parses a host as browsers do: `0x7f.1` and `2130706433` are addresses.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match url::Host::parse(text).ok()? {
             url::Host::Ipv4(address) => Some(Self::Address(address.into())),
             url::Host::Ipv6(address) => Some(Self::Address(IpAddr::from(address).to_canonical())),
             url::Host::Domain(name) => {
                 let name = name.strip_suffix('.').unwrap_or(&name);
-                let fits = !name.is_empty() && name.len() <= LONGEST_NAME && !name.ends_with('.');
+                let fits = !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.ends_with('.');
                 fits.then(|| Self::Name(name.to_owned()))
             }
         }
     }
 }
 
-impl fmt::Display for Host {
+impl fmt::Display for DestinationHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => f.write_str(name),
@@ -83,8 +83,8 @@ mod tests {
     use super::*;
 
     fn shown(authority: &str) -> Option<String> {
-        let target = Target::parse(authority, Some(80))?;
-        Some(format!("{} {}", target.host, target.port))
+        let destination = Destination::parse(authority, Some(80))?;
+        Some(format!("{} {}", destination.host, destination.port))
     }
 
     #[test]
@@ -131,12 +131,12 @@ mod tests {
         ] {
             assert_eq!(shown(given), None, "{given}");
         }
-        assert_eq!(Target::parse("example.com", None), None);
+        assert_eq!(Destination::parse("example.com", None), None);
     }
 
     #[test]
     fn the_usual_port_is_left_out_for_the_host() {
-        let authority = |given| Target::parse(given, Some(80)).unwrap().authority(80);
+        let authority = |given| Destination::parse(given, Some(80)).unwrap().authority(80);
         assert_eq!(authority("Example.com:80"), "example.com");
         assert_eq!(authority("[::2]:8080"), "[::2]:8080");
     }

@@ -1,4 +1,4 @@
-//! The answers that package managers get.
+//! Answers the requests of package managers.
 
 use std::io;
 use std::sync::Arc;
@@ -11,46 +11,48 @@ use hyper::body::Frame;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
-use isol8_egress::{Egress, LocalAnswer, LocalHost, Opened, Policy, Problem, Problems};
+use isol8_egress::{
+    Egress, FetchStream, LocalAnswer, LocalHost, NetworkProblem, NetworkProblems, Policy,
+};
 use url::Url;
 
-use crate::flight::Found;
-use crate::page::{Detail, Key, Page};
+use crate::download::FileSource;
+use crate::index::{Detail, IndexKey, IndexPage};
 use crate::route::Route;
-use crate::share::Share;
-use crate::upstream::{self, Failure};
-use crate::{Client, RegistryCache, npm};
+use crate::share::InstallationShare;
+use crate::upstream::{self, RegistryError};
+use crate::{PackageManager, RegistryCache, npm};
 
 /// The content type of files.
 const BINARY: &str = "application/octet-stream";
 
 /// The registry as one package manager sees it.
 #[derive(Clone, Debug)]
-pub(crate) struct Site {
+pub(crate) struct RegistryHandler {
     cache: RegistryCache,
-    client: Client,
+    client: PackageManager,
     egress: Egress,
     policy: Policy,
-    share: Arc<Share>,
-    problems: Arc<Problems>,
+    share: Arc<InstallationShare>,
+    problems: Arc<NetworkProblems>,
 }
 
-impl LocalHost for Site {
+impl LocalHost for RegistryHandler {
     fn is_named(&self, host: &str) -> bool {
         host == self.client.host()
     }
 
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self) -> Vec<NetworkProblem> {
         self.problems.all()
     }
 
     fn answer(&self, request: Parts) -> BoxFuture<'static, LocalAnswer> {
-        let site = self.clone();
+        let handler = self.clone();
         Box::pin(async move {
             let is_head = request.method == Method::HEAD;
-            let answered = site.route(&request).await;
-            if let Err(Failure::Fetch(error)) = &answered {
-                site.problems.add_fetch(error);
+            let answered = handler.route(&request).await;
+            if let Err(RegistryError::Fetch(error)) = &answered {
+                handler.problems.add_fetch(error);
             }
             let answer = answered.unwrap_or_else(|failure| refusal(&failure));
             match is_head {
@@ -61,10 +63,10 @@ impl LocalHost for Site {
     }
 }
 
-impl Site {
+impl RegistryHandler {
     pub(crate) fn new(
         cache: RegistryCache,
-        client: Client,
+        client: PackageManager,
         egress: Egress,
         policy: Policy,
     ) -> Self {
@@ -73,16 +75,18 @@ impl Site {
             client,
             egress,
             policy,
-            share: Arc::new(Share::new()),
+            share: Arc::new(InstallationShare::new()),
             problems: Arc::default(),
         }
     }
 
-    async fn route(&self, request: &Parts) -> Result<LocalAnswer, Failure> {
+    async fn route(&self, request: &Parts) -> Result<LocalAnswer, RegistryError> {
         if !matches!(request.method, Method::GET | Method::HEAD) {
-            return Err(Failure::Status(StatusCode::METHOD_NOT_ALLOWED.as_u16()));
+            return Err(RegistryError::Status(
+                StatusCode::METHOD_NOT_ALLOWED.as_u16(),
+            ));
         }
-        let route = Route::parse(self.client, request.uri.path()).ok_or(Failure::NotFound)?;
+        let route = Route::parse(self.client, request.uri.path()).ok_or(RegistryError::NotFound)?;
         let is_secret = [AUTHORIZATION, COOKIE]
             .iter()
             .any(|name| request.headers.contains_key(name));
@@ -90,7 +94,7 @@ impl Site {
             return self.pass_on(&route, request).await;
         }
         match route {
-            Route::Page(package) => {
+            Route::Index(package) => {
                 let key = self.key(package, request);
                 Ok(self.show(self.page(&key).await?))
             }
@@ -101,24 +105,24 @@ impl Site {
     fn registry(&self) -> &Url {
         let settings = self.cache.settings();
         match self.client {
-            Client::Pip => &settings.python,
-            Client::Npm | Client::Deno | Client::Bun => &settings.npm,
+            PackageManager::Pip => &settings.python,
+            PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => &settings.npm,
         }
     }
 
-    fn key(&self, package: String, request: &Parts) -> Key {
+    fn key(&self, package: String, request: &Parts) -> IndexKey {
         match self.client {
-            Client::Pip => Key::Python(package),
-            Client::Npm | Client::Deno | Client::Bun => {
+            PackageManager::Pip => IndexKey::Python(package),
+            PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => {
                 let accept = request.headers.get(ACCEPT);
                 let accept = accept.and_then(|accept| accept.to_str().ok());
-                Key::Npm(package, Detail::wanted(accept.unwrap_or_default()))
+                IndexKey::Npm(package, Detail::wanted(accept.unwrap_or_default()))
             }
         }
     }
 
-    async fn page(&self, key: &Key) -> Result<Page, Failure> {
-        // A file that was fetched for others may come from a host that this run may not reach.
+    async fn page(&self, key: &IndexKey) -> Result<IndexPage, RegistryError> {
+        // A cached page may come from a host that this run may not reach.
         self.egress.admit(self.registry(), &self.policy)?;
         let pages = &self.cache.0.pages;
         pages
@@ -132,35 +136,42 @@ impl Site {
             .await
     }
 
-    fn show(&self, page: Page) -> LocalAnswer {
+    fn show(&self, page: IndexPage) -> LocalAnswer {
         let body = match self.client {
-            Client::Pip => page.body,
-            Client::Npm | Client::Deno if self.registry().as_str() == npm::USUAL => page.body,
-            Client::Npm | Client::Deno => {
-                npm::lead_to(npm::USUAL, self.registry(), &page.body).into()
+            PackageManager::Pip => page.body,
+            PackageManager::Npm | PackageManager::Deno
+                if self.registry().as_str() == npm::DEFAULT_REGISTRY =>
+            {
+                page.body
             }
-            Client::Bun => {
+            PackageManager::Npm | PackageManager::Deno => {
+                npm::rewrite_tarballs(npm::DEFAULT_REGISTRY, self.registry(), &page.body).into()
+            }
+            PackageManager::Bun => {
                 let here = format!("http://{}/", self.client.host());
-                npm::lead_to(&here, self.registry(), &page.body).into()
+                npm::rewrite_tarballs(&here, self.registry(), &page.body).into()
             }
         };
         answer(StatusCode::OK, page.kind, body)
     }
 
-    /// A file of a package, if its registry lists it.
-    async fn file(&self, package: String, file: &str) -> Result<LocalAnswer, Failure> {
+    /// Answers with a file of a package, if its registry lists the file.
+    async fn file(&self, package: String, file: &str) -> Result<LocalAnswer, RegistryError> {
         let keys = match self.client {
-            Client::Pip => vec![Key::Python(package)],
-            Client::Npm | Client::Deno | Client::Bun => vec![
-                Key::Npm(package.clone(), Detail::Abbreviated),
-                Key::Npm(package, Detail::Full),
+            PackageManager::Pip => vec![IndexKey::Python(package)],
+            PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => vec![
+                IndexKey::Npm(package.clone(), Detail::Abbreviated),
+                IndexKey::Npm(package, Detail::Full),
             ],
         };
         let listed = match self.cache.0.pages.listed(&keys, file).await {
             Some(listed) => listed,
             None => {
                 let page = self.page(&keys[0]).await?;
-                page.files.get(file).cloned().ok_or(Failure::NotFound)?
+                page.files
+                    .get(file)
+                    .cloned()
+                    .ok_or(RegistryError::NotFound)?
             }
         };
         self.egress.admit(&listed.url, &self.policy)?;
@@ -168,35 +179,36 @@ impl Site {
             let passed = upstream::get(&listed.url, &[], &self.egress, &self.policy).await?;
             return Ok(streamed(passed));
         };
-        let flights = &self.cache.0.flights;
+        let flights = &self.cache.0.downloads;
         match flights
             .get(&listed, digest, &self.egress, &self.policy, &self.share)
             .await?
         {
-            Found::File(reader) => {
+            FileSource::File(reader) => {
                 let length = reader.content.length;
                 let pieces = reader.into_stream();
                 let frames = pieces.map(|piece| piece.map(Frame::data));
                 let body = StreamBody::new(frames).boxed_unsync();
                 Ok(with_length(Response::new(body), length, BINARY))
             }
-            Found::Stream(passed) => Ok(streamed(passed)),
+            FileSource::Stream(passed) => Ok(streamed(passed)),
         }
     }
 
-    /// Asks the registry with a client's credentials, for that client alone.
-    async fn pass_on(&self, route: &Route, request: &Parts) -> Result<LocalAnswer, Failure> {
+    /// Passes a request with credentials on to the registry. The answer is for this client alone and is not cached.
+    async fn pass_on(&self, route: &Route, request: &Parts) -> Result<LocalAnswer, RegistryError> {
         let registry = self.registry();
         let url = match (route, self.client) {
-            (Route::Page(package), Client::Pip) => registry.join(&format!("{package}/")),
-            (Route::Page(package), _) => registry.join(&package.replace('/', "%2f")),
-            (Route::File { file, .. }, Client::Npm | Client::Deno | Client::Bun) => {
-                registry.join(file)
-            }
-            // Its address is on a page that was fetched without these credentials.
-            (Route::File { .. }, Client::Pip) => return Err(Failure::NotFound),
+            (Route::Index(package), PackageManager::Pip) => registry.join(&format!("{package}/")),
+            (Route::Index(package), _) => registry.join(&package.replace('/', "%2f")),
+            (
+                Route::File { file, .. },
+                PackageManager::Npm | PackageManager::Deno | PackageManager::Bun,
+            ) => registry.join(file),
+            // The file's URL would have to come from a page that was fetched without these credentials.
+            (Route::File { .. }, PackageManager::Pip) => return Err(RegistryError::NotFound),
         };
-        let url = url.map_err(|_| Failure::NotFound)?;
+        let url = url.map_err(|_| RegistryError::NotFound)?;
         let header = |name| {
             request
                 .headers
@@ -229,8 +241,8 @@ fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> LocalAnswer {
     with_length(answer, Some(length), kind)
 }
 
-/// The registry's answer, as it comes.
-fn streamed(passed: Opened) -> LocalAnswer {
+/// Returns the registry's answer as a stream.
+fn streamed(passed: FetchStream) -> LocalAnswer {
     let length = passed.length();
     let kind = passed
         .header("content-type")
@@ -259,22 +271,22 @@ fn with_length(mut answer: LocalAnswer, length: Option<u64>, kind: &'static str)
     answer
 }
 
-fn refusal(failure: &Failure) -> LocalAnswer {
+fn refusal(failure: &RegistryError) -> LocalAnswer {
     use isol8_egress::FetchError;
     let status = match failure {
-        Failure::NotFound => StatusCode::NOT_FOUND,
-        Failure::Status(status @ (401 | 403 | 405 | 429)) => {
+        RegistryError::NotFound => StatusCode::NOT_FOUND,
+        RegistryError::Status(status @ (401 | 403 | 405 | 429)) => {
             StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY)
         }
-        Failure::Fetch(
+        RegistryError::Fetch(
             FetchError::Denied(_) | FetchError::NotPublic(_) | FetchError::Scheme(_),
         ) => StatusCode::FORBIDDEN,
-        Failure::Busy | Failure::Disk => StatusCode::SERVICE_UNAVAILABLE,
-        Failure::Fetch(_)
-        | Failure::Status(_)
-        | Failure::Malformed
-        | Failure::TooLarge
-        | Failure::Altered => StatusCode::BAD_GATEWAY,
+        RegistryError::Busy | RegistryError::Disk => StatusCode::SERVICE_UNAVAILABLE,
+        RegistryError::Fetch(_)
+        | RegistryError::Status(_)
+        | RegistryError::Malformed
+        | RegistryError::TooLarge
+        | RegistryError::Altered => StatusCode::BAD_GATEWAY,
     };
     let text = format!("isol8: {failure}\n");
     answer(status, "text/plain; charset=utf-8", text.into())
