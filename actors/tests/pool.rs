@@ -51,10 +51,7 @@ async fn a_run_takes_a_waiting_sandbox_which_is_replaced() {
     fixture.backend.slow_create(Duration::from_secs(5));
     let start = Instant::now();
     assert_eq!(fixture.output("print 1").await, "1");
-    assert!(
-        start.elapsed() < Duration::from_secs(1),
-        "from the pool"
-    );
+    assert!(start.elapsed() < Duration::from_secs(1), "from the pool");
     fixture.until_waiting(1, 0).await;
     assert_eq!(fixture.backend.counters().created, 2);
     fixture.finish().await;

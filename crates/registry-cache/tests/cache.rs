@@ -256,7 +256,7 @@ async fn nothing_is_taken_from_who_asks() {
     registry.heads.lock().unwrap().clear();
     for header in [("authorization", "Bearer mine"), ("cookie", "a=mine")] {
         assert_ne!(
-            ask(&site, "GET", "/x/-/moved-1.tgz", &[header]).await.0,
+            ask(&handler, "GET", "/x/-/moved-1.tgz", &[header]).await.0,
             200
         );
     }
