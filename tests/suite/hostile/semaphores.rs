@@ -70,7 +70,7 @@ const TABLE: &[(&str, &str, usize, Places)] = &[
     ("src/server/bodies.rs", "Semaphore::new", 2, BODIES),
     ("src/server/bodies.rs", "web::block", 1, BODIES),
     (
-        "actors/src/session/message.rs",
+        "actors/src/session/status.rs",
         "Semaphore::new",
         1,
         Places::Own,
