@@ -12,92 +12,118 @@ the middle of the script leaves them; and an exception that was shown leaves `sy
 """
 
 
-def finisher():
-    """Returns what makes the end of this process so, by the given function; what goes through it
-    in steps and without an effect, so that it is in memory by then; and what is told that every module which is there
-    now is not the script's."""
-    import sys
+import sys
 
-    modules = sys.modules
-    before = set(modules)
-    import atexit
-    import gc
-    import io
-    import os
-    from _weakref import ref
+modules = sys.modules
+before = set(modules)
+import atexit
+import gc
+import io
+import os
+from _weakref import ref
 
-    for name in set(modules) - before:
-        modules.pop(name)
-    FunctionType, ModuleType = type(finisher), type(sys)
-    shared = {}
-    system = tuple({sys.prefix, sys.exec_prefix, sys.base_prefix})
-    # As `finalize_modules` of CPython does.
-    emptied = ("path", "argv", "ps1", "ps2", "path_hooks", "path_importer_cache", "meta_path")
+for name in set(modules) - before:
+    modules.pop(name)
 
-    def share():
-        shared.update((id(module), module) for name, module in modules.items() if name != "__main__")
+ModuleType = type(sys)
+SYSTEM = tuple({sys.prefix, sys.exec_prefix, sys.base_prefix})
+# As `finalize_modules` of CPython does.
+EMPTIED = ("path", "argv", "ps1", "ps2", "path_hooks", "path_importer_cache", "meta_path")
 
-    def ended_well(names):
-        return (
-            not ("__file__" in names or "__cached__" in names)
-            and all(name in names for name in ("__name__", "__builtins__", "__spec__", "__loader__"))
-            and not ("last_type" in vars(sys) or "last_exc" in vars(sys))
-        )
+# The modules that are not the script's, by their ids.
+shared = {}
 
-    def flush():
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None and not getattr(stream, "closed", False):
-                stream.flush()
 
-    def is_users(module):
-        """Whether a module came with the script, so that its objects end with it."""
-        if not isinstance(module, ModuleType) or id(module) in shared:
-            return False
-        origin = getattr(getattr(module, "__spec__", None), "origin", None)
-        return not origin or origin.startswith("/") and not origin.startswith(system)
+def share():
+    """Notes that every module which is loaded now is not the script's."""
+    shared.update((id(module), module) for name, module in modules.items() if name != "__main__")
 
-    def clear(names):
-        """As CPython clears a module that is still used: private names first."""
-        for name in list(names):
-            if name[:1] == "_" and name[1:2] != "_":
-                names[name] = None
-        for name in list(names):
-            if name != "__builtins__":
-                names[name] = None
 
-    def release():
-        for name in emptied:
-            setattr(sys, name, None)
-        for name in ("stdin", "stdout", "stderr"):
-            setattr(sys, name, getattr(sys, f"__{name}__", None))
-        functions, kept = [], []
-        for name, module in list(modules.items()):
-            if name == "__main__" or is_users(module):
-                used = [f for f in vars(module).values() if type(f) is FunctionType]
-                functions += [ref(f) for f in used if f.__globals__ is vars(module)][:1]
-            else:
-                kept.append(module)
-            modules[name] = module = used = None
-        gc.collect()
-        for function in functions:
-            function = function()
-            if function is not None:
-                clear(function.__globals__)
-                function = None
-        # Once, as CPython does: a collection after each module takes seconds where a package has a thousand of them.
-        gc.collect()
+def ended_well(names):
+    """Returns whether the names of the main module tell that its script came to its end."""
+    return (
+        not ("__file__" in names or "__cached__" in names)
+        and all(name in names for name in ("__name__", "__builtins__", "__spec__", "__loader__"))
+        and not ("last_type" in vars(sys) or "last_exc" in vars(sys))
+    )
 
-    def flush_files():
-        for one in gc.get_objects():
-            if issubclass(type(one), io.IOBase) and hasattr(one, "flush"):
-                try:
-                    one.flush()
-                except Exception:
-                    pass
 
-    def finish(_):
+def flush():
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
+
+
+def flush_files():
+    for one in gc.get_objects():
+        if issubclass(type(one), io.IOBase) and hasattr(one, "flush"):
+            try:
+                one.flush()
+            except Exception:
+                pass
+
+
+def is_users(module):
+    """Returns whether a module came with the script, so that its objects end with it."""
+    if not isinstance(module, ModuleType) or id(module) in shared:
+        return False
+    origin = getattr(getattr(module, "__spec__", None), "origin", None)
+    return not origin or origin.startswith("/") and not origin.startswith(SYSTEM)
+
+
+FunctionType = type(is_users)
+
+
+def clear(names):
+    """Clears a module that is still used, as CPython does: private names first."""
+    for name in list(names):
+        if name[:1] == "_" and name[1:2] != "_":
+            names[name] = None
+    for name in list(names):
+        if name != "__builtins__":
+            names[name] = None
+
+
+def empty_modules():
+    """Takes all modules out. Returns a function of each of the script's modules, and the modules that are to stay."""
+    functions, kept = [], []
+    for name, module in list(modules.items()):
+        if name == "__main__" or is_users(module):
+            used = [f for f in vars(module).values() if type(f) is FunctionType]
+            functions += [ref(f) for f in used if f.__globals__ is vars(module)][:1]
+        else:
+            kept.append(module)
+        modules[name] = module = used = None
+    return functions, kept
+
+
+def release():
+    """Releases the objects of the script's modules."""
+    for name in EMPTIED:
+        setattr(sys, name, None)
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, name, getattr(sys, f"__{name}__", None))
+    functions, kept = empty_modules()
+    gc.collect()
+    for function in functions:
+        function = function()
+        if function is not None:
+            clear(function.__globals__)
+            function = None
+    # Once, as CPython does: a collection after each module takes seconds where a package has a thousand of them.
+    gc.collect()
+
+
+class End:
+    """The end of one process. `leave` ends it, and `keep` is kept until then."""
+
+    def __init__(self, leave, keep):
+        self.owner, self.leave, self.keep = os.getpid(), leave, keep
+
+    def finish(self):
+        """Ends the process here if its script has come to its end."""
         main = modules.get("__main__")
-        if os.getpid() != owner or main is None or not ended_well(vars(main)):
+        if os.getpid() != self.owner or main is None or not ended_well(vars(main)):
             return
         del main
         try:
@@ -109,24 +135,24 @@ def finisher():
             flush_files()
             flush()
         finally:
-            leave(0)
+            self.leave(0)
 
-    owner = leave = None
 
-    def start(end, keep):
-        nonlocal owner, leave
-        owner, leave = os.getpid(), end
-        atexit.register(finish, keep)
+def finish_by(leave, keep):
+    """Has the end of this process be as described, by the function `leave`."""
+    atexit.register(End(leave, keep).finish)
 
-    def rehearse():
-        flush()
-        for name, module in list(modules.items()):
-            is_users(module)
-            modules[name] = module
-        yield
-        gc.collect()
-        yield
-        flush_files()
 
-    share()
-    return start, rehearse, share
+def rehearse():
+    """Goes through the end in steps and without an effect, so that it is in memory by then."""
+    flush()
+    for name, module in list(modules.items()):
+        is_users(module)
+        modules[name] = module
+    yield
+    gc.collect()
+    yield
+    flush_files()
+
+
+share()

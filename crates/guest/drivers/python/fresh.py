@@ -29,8 +29,7 @@ def begin():
     for source in sources:
         exec(compile(source, "<isol8>", "exec"), names)
     names["make"]()
-    _, find_late_packages = names["finder"](lambda: True)
-    find_late_packages()
+    names["UserPackages"](lambda: True).find_late()
 
     this = sys.modules.pop("sitecustomize")
     try:

@@ -45,6 +45,41 @@ const SCRIPT: &str = "/sandbox/main.py";
 /// Working directory of programs and cells for which the host specifies none.
 const HOME: &str = "/sandbox";
 
+/// Returns the name and the content of a file of the Python driver.
+macro_rules! python_file {
+    ($name:literal) => {
+        python_file!($name, $name)
+    };
+    ($name:literal, $file:literal) => {
+        ($name, include_str!(concat!("../../drivers/python/", $file)))
+    };
+}
+
+/// The driver of an interpreter that waits for its first code. `driver.py` lists the parts.
+const SPARE_FILES: &[(&str, &str)] = &[
+    python_file!("sitecustomize.py", "driver.py"),
+    python_file!("boot.py"),
+    python_file!("cells.py"),
+    python_file!("environment.py"),
+    python_file!("event_loop.py"),
+    python_file!("finish.py"),
+    python_file!("late_modules.py"),
+    python_file!("names.py"),
+    python_file!("packages.py"),
+    python_file!("stdout.py"),
+    python_file!("streams.py"),
+    python_file!("traces.py"),
+    python_file!("workers.py"),
+    python_file!("zygote.py"),
+];
+
+/// The driver of an interpreter that is started on a script.
+const FRESH_FILES: &[(&str, &str)] = &[
+    python_file!("sitecustomize.py", "fresh.py"),
+    python_file!("packages.py"),
+    python_file!("stdout.py"),
+];
+
 /// The files that Python interpreters boot with. The files are sealed, so no process can change them.
 #[derive(Debug)]
 pub(crate) struct Drivers {
@@ -56,22 +91,8 @@ pub(crate) struct Drivers {
 
 impl Drivers {
     pub(crate) fn new() -> io::Result<Self> {
-        let archive = zip::archive(&[
-            ("sitecustomize.py", include_str!("driver.py")),
-            ("cell.py", include_str!("cell.py")),
-            ("finish.py", include_str!("finish.py")),
-            ("loop.py", include_str!("loop.py")),
-            ("stdout.py", include_str!("stdout.py")),
-            ("names.py", include_str!("names.py")),
-            ("packages.py", include_str!("packages.py")),
-            ("workers.py", include_str!("workers.py")),
-            ("zygote.py", include_str!("zygote.py")),
-        ]);
-        let fresh = zip::archive(&[
-            ("sitecustomize.py", include_str!("fresh.py")),
-            ("packages.py", include_str!("packages.py")),
-            ("stdout.py", include_str!("stdout.py")),
-        ]);
+        let archive = zip::archive(SPARE_FILES);
+        let fresh = zip::archive(FRESH_FILES);
         Ok(Self {
             archive: sealed(&archive)?,
             fresh: sealed(&fresh)?,

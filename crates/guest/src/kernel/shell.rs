@@ -60,7 +60,7 @@ pub(super) const NAMES: &[&str] = &[
     "histchars",
 ];
 
-/// Prefixes of the names of such variables, and of the variables of `bash.sh`.
+/// Prefixes of the names of such variables, and of the variables of `driver.sh`.
 pub(super) const PREFIXES: &[&str] = &[
     "BASH",
     "COMP_",
@@ -85,7 +85,7 @@ pub(super) const SCRIPT: &str = "script\n";
 /// The line before the first cell.
 const CELLS: &str = "cells\n";
 
-/// The lines that make bash read a cell from the mailbox and evaluate it. `bash.sh` explains their form.
+/// The lines that make bash read a cell from the mailbox and evaluate it. `driver.sh` explains their form.
 const CELL: &str = r#"\isol8_begin; { \isol8_status; } <&"$((LINENO=0))"
 \builtin eval "$isol8_source" <"$isol8_stdin" 251>&- 252>&- 253>&-; { \isol8_end; } >/dev/null 2>&1
 \isol8_end
