@@ -12,8 +12,8 @@ use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::SpawnerCommand;
 use isol8_backend_native::{NativeBackend, NativeConfig};
+use isol8_config::{BackendChoice, Config};
 
-use crate::config::{BackendChoice, Config};
 use crate::launcher::client::LauncherClient;
 pub use choice::{ChosenBackend, Needs, pick};
 
@@ -94,7 +94,7 @@ pub async fn start(
     purpose: Purpose,
     needs: &Needs,
 ) -> Result<ChosenBackend, BackendError> {
-    let chosen = match candidates(config.backend) {
+    let chosen = match candidates(config.startup.backend) {
         [kind] => ChosenBackend {
             backend: start_kind(*kind, config, &purpose).await?,
             reason: configured(*kind),
@@ -143,7 +143,7 @@ pub async fn sweep(backend: &dyn Backend) {
 /// Returns a [`BackendError`] that names the module and the reason.
 pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(), BackendError> {
     for runtime in Runtime::ALL {
-        let settings = config.prewarm.of(runtime);
+        let settings = config.startup.prewarm.of(runtime);
         if settings.preload.is_empty() {
             continue;
         }
@@ -193,13 +193,13 @@ async fn docker(config: &Config, purpose: &Purpose) -> Result<DockerBackend, Bac
 #[must_use]
 pub fn docker_config(config: &Config) -> DockerConfig {
     let mut images = DockerConfig::default().images;
-    images.extend(config.docker.images.clone());
+    images.extend(config.startup.docker.images.clone());
     DockerConfig {
-        host: config.docker.host.clone(),
+        host: config.startup.docker.host.clone(),
         images,
-        prewarm: config.prewarm.clone(),
-        adoptable_for: config.adoptable_for,
-        certificates: config.certificates.clone(),
+        prewarm: config.startup.prewarm.clone(),
+        adoptable_for: config.startup.shutdown.adoptable_for,
+        certificates: config.startup.certificates.clone(),
         shm_bytes: config.ceilings.limits.memory.bytes(),
     }
 }
@@ -215,19 +215,19 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
                 _ => None,
             },
             host: HOST_ROOT.into(),
-            roots: config.images_root.as_deref().map(Roots::new),
-            adoptable_for: config.adoptable_for,
-            certificates: config.certificates.clone(),
+            roots: config.startup.images_root.as_deref().map(Roots::new),
+            adoptable_for: config.startup.shutdown.adoptable_for,
+            certificates: config.startup.certificates.clone(),
             log: matches!(purpose, Purpose::Session).then(|| SPAWNER_LOG.to_owned()),
         },
-        prewarm: config.prewarm.clone(),
+        prewarm: config.startup.prewarm.clone(),
         shm_bytes: config.ceilings.limits.memory.bytes(),
     }
 }
 
 /// Returns the backend's own state directory. Each backend has one, so that it sweeps only sandboxes that it made.
 pub(crate) fn state_of(kind: BackendKind, config: &Config) -> PathBuf {
-    config.state.join(kind.name())
+    config.startup.state.join(kind.name())
 }
 
 fn instance(

@@ -20,11 +20,11 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use env_logger::fmt::{Formatter, default_kv_format};
+use isol8_config::{Config, ConfigError, ConfigReader, Loaded, Overrides};
 use jiff::Timestamp;
 use log::{LevelFilter, Record};
 
 use crate::cli::{Command, CommonArgs, SessionCommand, with_flags};
-use crate::config::{Config, ConfigError, ConfigReader, Loaded, Overrides};
 use crate::launcher::client::Launched;
 pub(crate) use sessions::known_sessions;
 

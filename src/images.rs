@@ -16,9 +16,9 @@ use isol8_actors::pool::{Kind, PoolSize};
 use isol8_api::Runtime;
 use isol8_backend_docker::setup::SetupError;
 use isol8_backend_docker::setup::custom::{self, CustomImage};
+use isol8_config::{Config, ImageSettings, PrebuiltImage};
 
 use crate::backends;
-use crate::config::Config;
 
 pub use build::build_missing;
 
@@ -48,26 +48,29 @@ pub struct Prebuilt {
     packages: KnownPackages,
 }
 
-/// Compares the configuration only, not the known content.
-impl PartialEq for Images {
-    fn eq(&self, other: &Self) -> bool {
-        self.dependencies == other.dependencies && self.prebuilt == other.prebuilt
-    }
-}
-
-impl PartialEq for Prebuilt {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.image, self.pool) == (&other.image, other.pool)
+/// Returns the specification from which a configured image is built.
+#[must_use]
+pub fn custom_image(settings: &PrebuiltImage) -> CustomImage {
+    let PrebuiltImage {
+        tag,
+        runtime,
+        packages,
+        setup_script,
+        pool: _,
+    } = settings;
+    CustomImage {
+        tag: tag.clone(),
+        runtime: *runtime,
+        packages: packages.clone(),
+        setup_script: setup_script.clone(),
     }
 }
 
 impl Prebuilt {
-    /// Returns an image whose content is not known yet.
-    #[must_use]
-    pub fn new(image: CustomImage, pool: Option<PoolSize>) -> Self {
+    fn new(settings: &PrebuiltImage) -> Self {
         Self {
-            image,
-            pool,
+            image: custom_image(settings),
+            pool: settings.pool,
             packages: KnownPackages::default(),
         }
     }
@@ -82,10 +85,10 @@ impl Prebuilt {
 impl Images {
     /// Returns images whose content is not known yet.
     #[must_use]
-    pub fn new(dependencies: BTreeMap<Runtime, Vec<String>>, prebuilt: Vec<Prebuilt>) -> Self {
+    pub fn new(settings: &ImageSettings) -> Self {
         Self {
-            dependencies,
-            prebuilt,
+            dependencies: settings.dependencies.clone(),
+            prebuilt: settings.prebuilt.iter().map(Prebuilt::new).collect(),
             runtime_packages: Arc::default(),
         }
     }
@@ -129,15 +132,14 @@ impl Images {
 }
 
 /// Looks up which images exist. If the backend has no images, warns that their configuration has no effect.
-pub async fn look_up(config: &Config, backend: &str) {
-    let images = &config.images;
+pub async fn look_up(images: &Images, config: &Config, backend: &str) {
     if backend != DOCKER {
         if !images.is_empty() {
             log::warn!(backend; "ignoring prebuiltImages and dependencies, which need the docker backend");
         }
         return;
     }
-    if let Err(error) = find(config).await {
+    if let Err(error) = find(images, config).await {
         log::warn!(error:%; "cannot look up images, so packages are installed for each request");
         return;
     }
@@ -147,8 +149,7 @@ pub async fn look_up(config: &Config, backend: &str) {
     }
 }
 
-async fn find(config: &Config) -> Result<(), SetupError> {
-    let images = &config.images;
+async fn find(images: &Images, config: &Config) -> Result<(), SetupError> {
     let wanted: Vec<_> = images
         .prebuilt
         .iter()
@@ -167,7 +168,7 @@ async fn find(config: &Config) -> Result<(), SetupError> {
 
 /// Returns the lines of `isol8 doctor` about images.
 pub async fn report(config: &Config, backend: &str) -> Vec<String> {
-    let images = &config.images;
+    let images = &Images::new(&config.startup.images);
     if images.is_empty() {
         return Vec::new();
     }
@@ -176,7 +177,7 @@ pub async fn report(config: &Config, backend: &str) -> Vec<String> {
             "note prebuiltImages and dependencies need the docker backend and are ignored here";
         return vec![text.to_owned()];
     }
-    if let Err(error) = find(config).await {
+    if let Err(error) = find(images, config).await {
         return vec![format!("note cannot look up images: {error}")];
     }
     let mut lines = Vec::new();

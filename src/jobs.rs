@@ -19,16 +19,17 @@ use isol8_api::{
     SandboxPath, SessionId, TenantId,
 };
 use isol8_backend::{Limits, SandboxSpec};
+use isol8_config::{Ceilings, RequestLimits};
 
-use crate::config::{Ceilings, Config, RequestLimits};
+use crate::active::ActiveConfig;
 use crate::images::choice;
 use crate::module_kind;
 use crate::network::FilteredNetwork;
 use crate::packages;
 use crate::remote_code::RemoteSource;
-pub(crate) use limits::MAX_VARIABLE_BYTES;
-use limits::check_secrets;
+pub use limits::check_path;
 pub(crate) use limits::shown;
+use limits::{check_environment, check_files, check_secrets};
 pub use session::{create_session, empty_session};
 pub use terminal::terminal_size;
 
@@ -95,14 +96,14 @@ pub struct ParsedRequest {
 pub fn parse(
     body: ExecuteBody,
     tenant: &TenantId,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<ParsedRequest, JobError> {
     let mut request = body.request;
     let options = body.options.unwrap_or_default();
     choice::check_named(&options, request.runtime, tenant, config)?;
     let remote = RemoteSource::take(&mut request, &config.remote_code)?;
     let mut job = job(request, options, config)?;
-    choice::choose(&mut job, config)?;
+    choice::choose(&mut job, config.images())?;
     Ok(ParsedRequest {
         job,
         session: body.session_id,
@@ -130,7 +131,7 @@ pub fn refuse_terminal(body: &ExecuteBody) -> Result<(), JobError> {
 pub fn job(
     mut request: ExecutionRequest,
     options: Options,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<Job, JobError> {
     refuse_unsupported(&options)?;
     let mut job = Job::new(program(&mut request)?, sandbox(&request, &options, config)?)
@@ -168,8 +169,8 @@ pub fn job(
     job.output_encoding = request.output_encoding;
     job.install = packages::install(request.runtime, request.install_packages, config)?;
     job.setup_script = request.setup_script;
-    limits.check_environment("request.env", &request.env)?;
-    limits.check_environment("options.secrets", &options.secrets)?;
+    check_environment(limits, "request.env", &request.env)?;
+    check_environment(limits, "options.secrets", &options.secrets)?;
     check_secrets(&options.secrets)?;
     job.secrets = options.secrets.values().cloned().collect();
     job.env = options.secrets.into_iter().chain(request.env).collect();
@@ -200,14 +201,14 @@ fn refuse_unsupported(options: &Options) -> Result<(), JobError> {
     }
 }
 
-fn network_mode(options: &Options, config: &Config) -> NetworkMode {
+fn network_mode(options: &Options, config: &ActiveConfig) -> NetworkMode {
     options.network.unwrap_or(config.defaults.network)
 }
 
-fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>>, JobError> {
+fn network(options: &Options, config: &ActiveConfig) -> Result<Option<Arc<dyn Network>>, JobError> {
     let path = "options.network";
     let mode = network_mode(options, config);
-    if !config.networks.contains(&mode) {
+    if !config.policy.networks.contains(&mode) {
         let problem = format!(
             "{mode} is not granted, leave it out, or have the operator add it to policy.network"
         );
@@ -222,7 +223,7 @@ fn network(options: &Options, config: &Config) -> Result<Option<Arc<dyn Network>
         NetworkMode::Filtered => {
             let filter = options.network_filter.clone().unwrap_or_default();
             let is_logged = options.log_network == Some(true);
-            let network = FilteredNetwork::new(&config.egress, &filter, is_logged)
+            let network = FilteredNetwork::new(config.egress(), &filter, is_logged)
                 .map_err(|error| JobError::invalid("options.networkFilter", error))?;
             Ok(Some(Arc::new(network)))
         }
@@ -259,7 +260,7 @@ fn program(request: &mut ExecutionRequest) -> Result<Program, JobError> {
 fn sandbox(
     request: &ExecutionRequest,
     options: &Options,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<SandboxSpec, JobError> {
     let Ceilings {
         limits, tmpfs_size, ..
@@ -292,7 +293,7 @@ fn sandbox(
 fn timeout(
     request: &ExecutionRequest,
     options: &Options,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<Duration, JobError> {
     let (path, given) = match (request.timeout_ms, options.timeout_ms) {
         (Some(given), _) => ("request.timeoutMs", given),
@@ -306,7 +307,7 @@ fn files(
     files: BTreeMap<String, isol8_api::FileContent>,
     limits: &RequestLimits,
 ) -> Result<Vec<(SandboxPath, Vec<u8>)>, JobError> {
-    limits.check_files("request.files", files.len())?;
+    check_files(limits, "request.files", files.len())?;
     let checked = files.into_iter().map(|(text, content)| {
         let path = path("request.files", &text, limits)?;
         Ok((path, content.0))
@@ -326,19 +327,19 @@ pub(crate) fn bytes(member: &str, text: String, encoding: Encoding) -> Result<Ve
 }
 
 fn path(member: &str, text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {
-    limits.check_path(member, text)?;
+    check_path(limits, member, text)?;
     text.parse()
         .map_err(|error| JobError::invalid(member, error))
 }
 
 fn workdir(text: &str, limits: &RequestLimits) -> Result<SandboxPath, JobError> {
-    limits.check_path("request.workdir", text)?;
+    check_path(limits, "request.workdir", text)?;
     SandboxPath::working_directory(text)
         .map_err(|error| JobError::invalid("request.workdir", error))
 }
 
 fn output_paths(paths: &[String], limits: &RequestLimits) -> Result<Vec<SandboxPath>, JobError> {
-    limits.check_files("request.outputPaths", paths.len())?;
+    check_files(limits, "request.outputPaths", paths.len())?;
     let checked = paths
         .iter()
         .enumerate()
@@ -379,9 +380,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn check(request: Value, options: Value) -> Result<Job, JobError> {
-        let config = crate::config::ConfigFile::default()
+        let config = isol8_config::ConfigFile::default()
             .check("/state".into())
             .unwrap();
+        let config = ActiveConfig::new(config).unwrap();
         let mut request = request;
         request["runtime"] = json!(Runtime::Python);
         job(

@@ -3,7 +3,7 @@
 //! This package puts the parts together and holds no logic of its own about sandboxes:
 //!
 //! - the command line ([`cli`], [`commands`]) and the HTTP server ([`server`]),
-//! - the configuration ([`config`]),
+//! - the configuration in effect ([`active`]), whose values are read by `isol8-config`,
 //! - the network of jobs ([`network`]),
 //! - the images that hold packages ([`images`]),
 //! - the checks for host settings that weaken sandboxes ([`host`]),
@@ -21,10 +21,10 @@ use std::process::ExitCode;
 
 use launcher::client::Launched;
 
+pub mod active;
 pub mod backends;
 pub mod cli;
 pub mod commands;
-pub mod config;
 pub mod host;
 pub mod images;
 pub mod jobs;

@@ -11,6 +11,7 @@
 mod lock;
 mod sessions;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,11 +20,12 @@ use isol8_actors::{ExecuteError, Input, Job, JobStream, Service, ServiceConfig};
 use isol8_api::{SessionId, TenantId};
 use isol8_backend::BackendError;
 use isol8_backend::instance::Instance;
+use isol8_config::{BackendChoice, Config};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use crate::active::service_config;
 use crate::backends::{self, BackendKind, Needs, Purpose};
-use crate::config::{BackendChoice, Config};
 use lock::SessionLock;
 pub use sessions::{LocalSession, clean_up, delete, expire, list};
 
@@ -130,7 +132,7 @@ impl LocalService {
         needs: &Needs,
     ) -> Result<Self, LocalError> {
         let config = session_config(config, &id);
-        if !wait_for_release(&config.state).await {
+        if !wait_for_release(&config.startup.state).await {
             return Err(LocalError::Busy(id));
         }
         let backend = backends::start(&config, Purpose::Session, needs)
@@ -211,7 +213,7 @@ async fn wait_for_release(state: &Path) -> bool {
 
 /// Returns the configuration of a service that creates each sandbox on demand, and none ahead of time.
 pub(crate) fn service_without_pool(config: &Config) -> ServiceConfig {
-    let mut service = config.service();
+    let mut service = service_config(config, BTreeMap::new());
     service.pool.sizes.clear();
     service.pool.size = PoolSize::fixed(0, 0);
     service.pool.strategy = Strategy::Secure;
@@ -221,12 +223,12 @@ pub(crate) fn service_without_pool(config: &Config) -> ServiceConfig {
 /// Returns the configuration of a session's own instance.
 fn session_config(config: &Config, id: &SessionId) -> Config {
     let mut own = config.clone();
-    own.state = directory(config, id);
-    own.keep_sessions = true;
-    own.adoptable_for = max_age(config).unwrap_or(NO_EXPIRY);
+    own.startup.state = directory(config, id);
+    own.startup.shutdown.keep_sessions = true;
+    own.startup.shutdown.adoptable_for = max_age(config).unwrap_or(NO_EXPIRY);
     // Use the session's backend if the session exists, so that the engine need not be asked.
-    if config.backend == BackendChoice::Auto {
-        own.backend = match sessions::kind_of(config, id) {
+    if config.startup.backend == BackendChoice::Auto {
+        own.startup.backend = match sessions::kind_of(config, id) {
             Some(BackendKind::Native) => BackendChoice::Native,
             Some(BackendKind::Docker) => BackendChoice::Docker,
             None => BackendChoice::Auto,
@@ -243,7 +245,7 @@ fn max_age(config: &Config) -> Option<Duration> {
 
 /// Returns the directory that holds the directories of all sessions.
 fn root(config: &Config) -> PathBuf {
-    config.state.join("cli")
+    config.startup.state.join("cli")
 }
 
 /// Returns the state directory of a session. The suffix makes any id a safe file name: an id has no slash, and the

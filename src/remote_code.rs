@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use isol8_actors::{Job, Program};
 use isol8_api::{ErrorCode, ExecutionRequest, SessionId};
+use isol8_config::RemoteCodeConfig;
 use isol8_egress::{Egress, FetchLimits};
 use moka::future::Cache;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::config::{Config, RemoteCodeConfig};
+use crate::active::ActiveConfig;
 use crate::jobs::{JobError, ParsedRequest, shown};
 
 /// The member with the URL.
@@ -126,16 +127,16 @@ struct CachedCode {
 }
 
 impl RemoteCode {
-    /// Returns a cache with the configured bounds.
+    /// Returns a cache that holds this many bytes.
     #[must_use]
-    pub fn new(config: &RemoteCodeConfig) -> Self {
+    pub fn new(cache_bytes: u64) -> Self {
         let bytes = |(url, _): &(String, bool), kept: &CachedCode| {
             u32::try_from(url.len() + kept.code.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
         };
         Self {
             fetches: Arc::new(Semaphore::new(MAX_FETCHES)),
             cache: Cache::builder()
-                .max_capacity(config.keep_bytes)
+                .max_capacity(cache_bytes)
                 .weigher(bytes)
                 .build(),
         }
@@ -148,7 +149,7 @@ impl RemoteCode {
     pub async fn complete(
         &self,
         parsed: ParsedRequest,
-        config: &Config,
+        config: &ActiveConfig,
     ) -> Result<(Job, Option<SessionId>), JobError> {
         let ParsedRequest {
             mut job,
@@ -165,8 +166,8 @@ impl RemoteCode {
         Ok((job, session))
     }
 
-    async fn get(&self, source: &RemoteSource, all: &Config) -> Result<CachedCode, JobError> {
-        let (config, egress) = (&all.remote_code, &all.egress);
+    async fn get(&self, source: &RemoteSource, all: &ActiveConfig) -> Result<CachedCode, JobError> {
+        let (config, egress) = (&all.remote_code, all.egress());
         let key = (source.url.clone(), source.allow_http);
         if let Some(kept) = self.cache.get(&key).await {
             if kept.since.elapsed() < config.keep && Arc::ptr_eq(&kept.config, config) {

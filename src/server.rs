@@ -36,7 +36,7 @@ use isol8_actors::Service;
 use isol8_backend::BackendError;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::active::ActiveConfig;
 use crate::remote_code::RemoteCode;
 use auth::MasterKey;
 use bodies::BodyBudget;
@@ -60,7 +60,7 @@ pub struct ServerState {
     /// Runs jobs, and owns the sessions.
     pub service: Service,
     /// The current configuration. A reload replaces it.
-    pub config: watch::Receiver<Arc<Config>>,
+    pub config: watch::Receiver<Arc<ActiveConfig>>,
     /// The API key, which every route but the public ones requires.
     pub key: MasterKey,
     /// Name of the backend.
@@ -78,7 +78,7 @@ pub struct ServerState {
 impl ServerState {
     /// Returns the current configuration. A handler takes it once, so that one configuration holds for the whole request.
     #[must_use]
-    pub fn config(&self) -> Arc<Config> {
+    pub fn config(&self) -> Arc<ActiveConfig> {
         Arc::clone(&self.config.borrow())
     }
 }
@@ -119,7 +119,7 @@ pub async fn serve(
     let config = state.config();
     let bound = match bound {
         Some(bound) => bound,
-        None => socket::bind(&config.host, config.port)?,
+        None => socket::bind(&config.startup.listen.host, config.startup.listen.port)?,
     };
     let listeners: Vec<_> = bound
         .into_iter()
@@ -129,7 +129,7 @@ pub async fn serve(
         .iter()
         .map(TcpListener::local_addr)
         .collect::<Result<_, _>>()?;
-    let most = descriptors::connection_limit(config.max_connections)?;
+    let most = descriptors::connection_limit(config.startup.listen.max_connections)?;
     let state = web::Data::from(Arc::new(state));
     let mut server = pin!(listener::start(listeners, &state, most)?);
     let handle = server.handle();
@@ -167,7 +167,7 @@ mod tests {
     use isol8_backend::fake::FakeBackend;
 
     use super::*;
-    use crate::config::Overrides;
+    use isol8_config::{Config, Overrides};
 
     #[actix_web::test]
     async fn a_server_whose_workers_cannot_start_ends() {
@@ -179,10 +179,10 @@ mod tests {
         };
         let mut config = Config::load(&overrides, &|_| None).unwrap();
         // The checks of the configuration refuse this origin; here it keeps the workers from starting.
-        config.cors_origins = vec!["*".to_owned()];
-        let remote_code = RemoteCode::new(&config.remote_code);
-        let bodies = BodyBudget::new(config.max_bodies);
-        let (_current, config) = watch::channel(Arc::new(config));
+        config.startup.listen.cors_origins = vec!["*".to_owned()];
+        let remote_code = RemoteCode::new(config.startup.code_cache_bytes);
+        let bodies = BodyBudget::new(config.startup.listen.max_bodies);
+        let (_current, config) = watch::channel(Arc::new(ActiveConfig::new(config).unwrap()));
         let backend = Arc::new(FakeBackend::new());
         let state = ServerState {
             service: Service::start(backend, ServiceConfig::default()),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, RuntimeStatus};
+use isol8_config::Config;
 
 use super::{BackendKind, Purpose, check_preload, start_kind};
-use crate::config::Config;
 
 /// Requirements of a request, in addition to those of the configuration.
 #[derive(Clone, Debug, Default)]
@@ -135,12 +135,12 @@ impl Shortfall {
 
 /// Returns the reason why images are needed, which only Docker has.
 fn wants_images(config: &Config, needs: &Needs) -> Option<String> {
-    let key = if !config.images.dependencies.is_empty() {
+    let key = if !config.startup.images.dependencies.is_empty() {
         Some("dependencies".to_owned())
-    } else if !config.images.prebuilt.is_empty() {
+    } else if !config.startup.images.prebuilt.is_empty() {
         Some("prebuiltImages".to_owned())
     } else {
-        let own = config.docker.images.keys().next();
+        let own = config.startup.docker.images.keys().next();
         own.map(|runtime| format!("runtimes.{runtime}.image"))
     };
     let configured = key.map(|key| format!("{key} is configured, which is for docker"));

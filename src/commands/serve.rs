@@ -4,14 +4,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use isol8_actors::Service;
+use isol8_config::{Config, ConfigReader};
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{CommandError, Startup, load_over, overrides, read};
+use crate::active::ActiveConfig;
 use crate::backends::{self, BackendKind, ChosenBackend, Needs, Purpose};
 use crate::cli::ServeArgs;
-use crate::config::{Config, ConfigReader};
 use crate::host;
 use crate::images;
 use crate::launcher;
@@ -28,14 +29,18 @@ use crate::server::{self, ServeError, ServerState};
 pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
     let overrides = overrides(&arguments.common, ConfigReader::Server, arguments.port);
     let config = read(&overrides)?.config;
-    let Some(user) = arguments.user.clone().or_else(|| config.user.clone()) else {
+    let Some(user) = arguments
+        .user
+        .clone()
+        .or_else(|| config.startup.listen.user.clone())
+    else {
         return Ok(Startup::ThisProcess(None));
     };
     if !nix::unistd::geteuid().is_root() {
         log::warn!(user; "only root can start the server as another user; continuing as the current user");
         return Ok(Startup::ThisProcess(None));
     }
-    let (kind, reason) = match backends::candidates(config.backend) {
+    let (kind, reason) = match backends::candidates(config.startup.backend) {
         [kind] => (*kind, backends::configured(*kind)),
         // The choice decides whether the server may use the engine's socket. The runtime ends here, because the
         // launcher needs a process without other threads.
@@ -58,7 +63,7 @@ pub(super) async fn serve(
         overrides.default_state = Some(launched.state.clone());
     }
     let load = move || Ok(load_over(&overrides)?.config);
-    let config: Config = load()?;
+    let config = ActiveConfig::new(load()?)?;
     log_sources(&config);
     let key = arguments
         .key
@@ -88,7 +93,7 @@ pub(super) async fn serve(
     let reason = known_reason.unwrap_or(reason);
     warn_of_host(backend.name(), makes_as_root);
     log::info!(
-        backend = backend.name(), reason = reason.as_str(), state:% = config.state.display(); "starting"
+        backend = backend.name(), reason = reason.as_str(), state:% = config.startup.state.display(); "starting"
     );
     // Adopt before the pool makes the first sandbox of this server.
     let adopted = backend.adopt().await.unwrap_or_else(|error| {
@@ -98,7 +103,7 @@ pub(super) async fn serve(
     if !adopted.is_empty() {
         log::info!(sessions = adopted.len(); "taking over sessions of the previous server");
     }
-    images::look_up(&config, backend.name()).await;
+    images::look_up(config.images(), &config, backend.name()).await;
     let service = Service::start(backend.clone(), config.service());
     service.adopt(adopted).await?;
     backends::sweep(backend.as_ref()).await;
@@ -106,8 +111,8 @@ pub(super) async fn serve(
         service.leave().await?;
         return Err(error.into());
     }
-    let remote_code = RemoteCode::new(&config.remote_code);
-    let bodies = BodyBudget::new(config.max_bodies);
+    let remote_code = RemoteCode::new(config.startup.code_cache_bytes);
+    let bodies = BodyBudget::new(config.startup.listen.max_bodies);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
     let state = ServerState {

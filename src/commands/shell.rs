@@ -7,6 +7,7 @@ use std::time::Duration;
 use isol8_actors::{Job, TerminalSize};
 use isol8_api::{Encoding, ExecutionRequest, Options, Runtime, SessionId, TenantId};
 use isol8_client::RemoteIsol8;
+use isol8_config::Config;
 
 use super::follow::input::UserInput;
 use super::follow::output::{Output, OutputMode};
@@ -17,8 +18,8 @@ use super::run::remote::follow_run;
 use super::run::request::sandbox_options;
 use super::terminal::Raw;
 use super::{CommandError, load_config, run, target, terminal};
+use crate::active::ActiveConfig;
 use crate::cli::ShellArgs;
-use crate::config::Config;
 use crate::images::choice;
 use crate::jobs;
 use crate::local;
@@ -51,6 +52,7 @@ pub(super) async fn shell(arguments: ShellArgs) -> Result<ExitCode, CommandError
     }
     let mut config = load_config(&arguments.common)?;
     grant_network(&mut config, &arguments.sandbox);
+    let config = ActiveConfig::new(config)?;
     let (session, runtime) = session_and_runtime(&arguments, &config)?;
     let (request, options) = shell_request(&arguments, runtime);
     let job = job(request, options, &arguments, &config)?;
@@ -164,7 +166,7 @@ fn job(
     request: ExecutionRequest,
     options: Options,
     arguments: &ShellArgs,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<Job, CommandError> {
     choice::check_named(&options, request.runtime, &TenantId::master(), config)?;
     let mut job = jobs::job(request, options, config)?;

@@ -10,15 +10,18 @@ use isol8_backend_docker::setup::custom;
 use tokio::sync::watch;
 
 use super::DOCKER;
+use crate::active::ActiveConfig;
 use crate::backends;
-use crate::config::Config;
 
 /// Builds the missing or outdated prebuilt images one after the other, and adds each finished image to the pool. A
 /// failed build is logged and skipped: requests for its packages install them. Afterwards the function waits
 /// forever.
-pub async fn build_missing(current: watch::Receiver<Arc<Config>>, service: Service) -> Infallible {
+pub async fn build_missing(
+    current: watch::Receiver<Arc<ActiveConfig>>,
+    service: Service,
+) -> Infallible {
     let config = Arc::clone(&current.borrow());
-    let missing = config.images.prebuilt.iter();
+    let missing = config.images().prebuilt.iter();
     let mut missing = missing.filter(|one| one.packages().is_none());
     if service.backend().name() == DOCKER {
         let docker = backends::docker_config(&config);
@@ -33,7 +36,7 @@ pub async fn build_missing(current: watch::Receiver<Arc<Config>>, service: Servi
             };
             let built = custom::build(&docker, &prebuilt.image, false, &mut show).await;
             let found = match built {
-                Ok(()) => super::find(&config).await,
+                Ok(()) => super::find(config.images(), &config).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = found {

@@ -2,16 +2,14 @@
 
 use isol8_actors::Job;
 use isol8_api::{ErrorCode, Options, Runtime, TenantId};
+use isol8_config::Config;
+use isol8_config::images::is_name;
 
-use super::package;
-use crate::config::Config;
+use super::{Images, package};
 use crate::jobs::{JobError, shown};
 use crate::packages;
 
 const IMAGE: &str = "options.image";
-
-/// Longest name of an image, in bytes: repository and tag, as engines limit them.
-const MAX_NAME_LENGTH: usize = 384;
 
 /// Checks whether a tenant may name this image.
 ///
@@ -26,7 +24,7 @@ pub fn check_named(
     let Some(image) = &options.image else {
         return Ok(());
     };
-    let granted = *tenant == TenantId::master() || config.granted_images.contains(image);
+    let granted = *tenant == TenantId::master() || config.policy.images.contains(image);
     if !granted {
         let image = shown(image);
         let problem = format!(
@@ -41,10 +39,8 @@ pub fn check_named(
         let problem = "expected the name of an image such as isol8:custom";
         return Err(JobError::invalid(IMAGE, problem));
     }
-    let prebuilt = config.images.prebuilt.iter();
-    let mut same = prebuilt
-        .map(|one| &one.image)
-        .filter(|one| one.tag == *image);
+    let prebuilt = config.startup.images.prebuilt.iter();
+    let mut same = prebuilt.filter(|one| one.tag == *image);
     match same.next() {
         Some(one) if one.runtime != runtime => {
             let problem = format!("{image} is an image for {}, not for {runtime}", one.runtime);
@@ -54,25 +50,16 @@ pub fn check_named(
     }
 }
 
-/// Returns whether the text can be the name of an image.
-#[must_use]
-pub fn is_name(text: &str) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
-    let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    begins && text.len() <= MAX_NAME_LENGTH && text.chars().all(fits)
-}
-
 /// Gives a job with packages the smallest image that holds all of them, unless the job names an image. Also notes
 /// the packages that each image lacks, because a session keeps the image that it has.
 ///
 /// # Errors
 /// Returns a [`JobError`] if a package is missing and cannot be installed.
-pub fn choose(job: &mut Job, config: &Config) -> Result<(), JobError> {
+pub fn choose(job: &mut Job, images: &Images) -> Result<(), JobError> {
     let runtime = job.runtime();
     let Some(install) = &mut job.install else {
         return Ok(());
     };
-    let images = &config.images;
     let own = (None, images.packages_of(runtime));
     let prebuilt = images.prebuilt.iter().filter_map(|one| {
         let of_runtime = one.image.runtime == runtime;
@@ -114,44 +101,53 @@ fn missing(runtime: Runtime, wanted: &[String], held: &[String]) -> Vec<String> 
 
 #[cfg(test)]
 mod tests {
-    use isol8_backend_docker::setup::custom::CustomImage;
+    use isol8_config::{ConfigFile, ImageSettings, PrebuiltImage};
     use serde_json::json;
 
     use super::*;
-    use crate::images::{Images, Prebuilt};
+    use crate::active::ActiveConfig;
+    use crate::images::Prebuilt;
     use crate::jobs;
 
-    fn prebuilt(tag: &str, runtime: Runtime) -> Prebuilt {
-        let image = CustomImage {
+    fn prebuilt(tag: &str, runtime: Runtime) -> PrebuiltImage {
+        PrebuiltImage {
             tag: tag.to_owned(),
             runtime,
             packages: Vec::new(),
             setup_script: None,
-        };
-        Prebuilt::new(image, None)
+            pool: None,
+        }
+    }
+
+    /// A configuration, and its images as if their content had been found.
+    struct Found {
+        config: Config,
+        images: Images,
     }
 
     /// Returns a configuration with images of this content.
-    fn config(own: &[&str], images: &[(&str, Runtime, &[&str])]) -> Config {
-        let mut config = crate::config::ConfigFile::default()
-            .check("/state".into())
-            .unwrap();
+    fn config(own: &[&str], images: &[(&str, Runtime, &[&str])]) -> Found {
+        let mut config = ConfigFile::default().check("/state".into()).unwrap();
         let prebuilt = images
             .iter()
             .map(|(tag, runtime, _)| prebuilt(tag, *runtime));
+        config.startup.images = ImageSettings {
+            prebuilt: prebuilt.collect(),
+            ..ImageSettings::default()
+        };
         let held: Vec<_> = images.iter().map(|(.., held)| *held).collect();
-        config.images = Images::new(Default::default(), prebuilt.collect())
-            .with_found(&[(Runtime::Python, own)], &held);
-        config
+        let images = Images::new(&config.startup.images);
+        let images = images.with_found(&[(Runtime::Python, own)], &held);
+        Found { config, images }
     }
 
     /// Returns the image chosen for packages, and the packages left to install.
-    fn chosen(config: &Config, packages: &[&str]) -> (Option<String>, Vec<String>) {
+    fn chosen(config: &Found, packages: &[&str]) -> (Option<String>, Vec<String>) {
         chosen_for(config, packages, Runtime::Python, json!({})).unwrap()
     }
 
     fn chosen_for(
-        config: &Config,
+        config: &Found,
         packages: &[&str],
         runtime: Runtime,
         options: serde_json::Value,
@@ -159,8 +155,9 @@ mod tests {
         let request = json!({"runtime": runtime, "code": "", "installPackages": packages});
         let request = serde_json::from_value(request).unwrap();
         let options = serde_json::from_value(options).unwrap();
-        let mut job = jobs::job(request, options, config)?;
-        choose(&mut job, config)?;
+        let active = ActiveConfig::new(config.config.clone()).unwrap();
+        let mut job = jobs::job(request, options, &active)?;
+        choose(&mut job, &config.images)?;
         let install = job.install.unwrap();
         let left = install.missing_in(&job.sandbox.image).to_vec();
         Ok((job.sandbox.image, left))
@@ -206,7 +203,8 @@ mod tests {
     #[test]
     fn an_image_that_is_not_there_yet_holds_nothing() {
         let mut config = config(&[], &[]);
-        config.images.prebuilt.push(prebuilt("late", PYTHON));
+        let late = Prebuilt::new(&prebuilt("late", PYTHON));
+        config.images.prebuilt.push(late);
         let six = vec!["six".to_owned()];
         assert_eq!(chosen(&config, &["six"]), (None, six));
     }
@@ -235,7 +233,7 @@ mod tests {
 
     #[test]
     fn an_image_is_named_by_the_master_or_where_the_policy_lists_it() {
-        let mut config = config(&[], &[("n", Runtime::Node, &[])]);
+        let Found { mut config, .. } = config(&[], &[("n", Runtime::Node, &[])]);
         let tenant: TenantId = "acme".parse().unwrap();
         let check = |config: &Config, image: &str, tenant: &TenantId| {
             let options = serde_json::from_value(json!({"image": image})).unwrap();
@@ -247,7 +245,7 @@ mod tests {
             denied.to_string().starts_with("options.image: mine:1"),
             "{denied}"
         );
-        config.granted_images = vec!["mine:1".to_owned()];
+        config.policy.images = vec!["mine:1".to_owned()];
         assert_eq!(check(&config, "mine:1", &tenant), Ok(()));
         assert!(check(&config, "mine:2", &tenant).is_err());
         let master = TenantId::master();

@@ -9,7 +9,7 @@ use isol8_api::{
 use isol8_backend::SessionDefaults;
 
 use super::{JobError, job};
-use crate::config::Config;
+use crate::active::ActiveConfig;
 use crate::images::choice;
 
 /// Largest total of names and values in a session's environment, in bytes. The environment of each request is added
@@ -23,7 +23,7 @@ const MAX_ENVIRONMENT: usize = 256 << 10;
 pub fn create_session(
     body: CreateSession,
     tenant: &TenantId,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<(SessionId, Job), JobError> {
     let options = body.options.unwrap_or_default();
     refuse_request_options(&options)?;
@@ -49,7 +49,7 @@ pub fn create_session(
 ///
 /// # Errors
 /// Returns a [`JobError`] if the configuration's defaults are not valid for a job.
-pub fn empty_session(runtime: Runtime, config: &Config) -> Result<Job, JobError> {
+pub fn empty_session(runtime: Runtime, config: &ActiveConfig) -> Result<Job, JobError> {
     let mut job = job(empty(runtime), Options::default(), config)?;
     job.program = Program::Nothing;
     Ok(job)
@@ -114,9 +114,10 @@ mod tests {
     use super::*;
 
     fn made(body: Value) -> Result<(SessionId, Job), JobError> {
-        let config = crate::config::ConfigFile::default()
+        let config = isol8_config::ConfigFile::default()
             .check("/state".into())
             .unwrap();
+        let config = ActiveConfig::new(config).unwrap();
         let body = serde_json::from_value(body).unwrap();
         create_session(body, &TenantId::master(), &config)
     }

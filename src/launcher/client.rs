@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use isol8_backend::{BackendError, Instance, SandboxId};
 use isol8_backend_native::spawner::client::Launch;
+use isol8_config::BackendChoice;
 use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
 
 use super::message::{Answer, Channel, Handover, INSTANCE_REQUEST, SPAWNER_REQUEST};
 use super::{privileges, seccomp, state};
-use crate::config::BackendChoice;
 
 /// Resources that a launcher hands to its server.
 #[derive(Debug)]

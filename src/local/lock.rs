@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use isol8_api::SessionId;
 use isol8_backend::lock_file;
+use isol8_config::Config;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::time::sleep;
 
 use super::{LocalError, directory, sessions};
-use crate::config::Config;
 
 const NAME: &str = "lock";
 

@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use isol8_api::{SessionId, SessionInfo};
 use isol8_backend::instance::Instance;
 use isol8_backend::{Claim, Claims, SandboxId};
+use isol8_config::{BackendChoice, Config};
 
 use super::lock::SessionLock;
 use super::{LocalError, LocalService, directory, max_age, root};
 use crate::backends::BackendKind;
-use crate::config::{BackendChoice, Config};
 
 /// A session that stays between commands.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub async fn delete(config: &Config, id: &SessionId) -> Result<bool, LocalError>
     let mut deleted = false;
     for session in found(config, id) {
         let mut config = config.clone();
-        config.backend = match session.backend {
+        config.startup.backend = match session.backend {
             BackendKind::Native => BackendChoice::Native,
             BackendKind::Docker => BackendChoice::Docker,
         };
@@ -176,7 +176,7 @@ fn info(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Overrides;
+    use isol8_config::Overrides;
 
     #[test]
     fn the_directory_of_a_session_that_has_ended_goes_where_nobody_uses_it() {

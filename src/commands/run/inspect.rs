@@ -2,10 +2,10 @@
 
 use isol8_api::SessionId;
 use isol8_backend::SandboxId;
+use isol8_config::Config;
 
 use crate::backends::BackendKind;
 use crate::commands::follow::output::Output;
-use crate::config::Config;
 use crate::local::{self, LocalSession};
 
 /// Prints the commands on standard error. Prints nothing if no sandbox is left.

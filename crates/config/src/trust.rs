@@ -1,13 +1,15 @@
 //! Decides which keys a configuration file in the working directory may set for a command that runs code on this machine.
 //!
 //! Such a file often comes with the code that is to be confined, in a cloned repository. So a command accepts only values
-//! that restrict more than the configuration without the file does, and none that loosen it. [`rule`] classifies every
-//! key, and a test checks that no key of the schema is missing.
+//! that restrict more than the configuration without the file does, and none that loosen it. The table `TRUST` of each
+//! section classifies its keys, and a test checks that no key of the schema is missing.
 
 use isol8_api::{ByteSize, NetworkMode};
 use serde_json::{Map, Value};
 
-use super::layers::is_whole;
+use crate::pool::is_whole;
+use crate::rule::{Rule, TrustTable};
+use crate::{backend, file, images, limits, network, packages, policy, pool, remote_code, server};
 
 /// The program that reads the configuration. It determines which keys of a file in the working directory count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,130 +23,25 @@ pub enum ConfigReader {
     Command,
 }
 
-/// The effect that a key of a file in the working directory may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rule {
-    /// Has no effect on confinement: accepted.
-    Harmless,
-    /// Names an image to build: accepted by `isol8 setup`, ignored with a warning by other commands.
-    Image,
-    /// Concerns a server only: ignored without a warning, because commands do not use it.
-    ServerOnly,
-    /// A number or a size: accepted if it is no larger than without the file.
-    AtMost,
-    /// A network mode: accepted if it reaches no further than without the file.
-    NetworkAtMost,
-    /// A list of grants: accepted if all of them are granted without the file.
-    Subset,
-    /// A list that restricts unless it is empty: accepted if the list is empty without the file.
-    Whitelist,
-    /// A list of refusals: added to the list without the file.
-    Blacklist,
-    /// Could loosen confinement: ignored with a warning.
-    Refused,
-}
+/// The keys of every section.
+const SECTIONS: [TrustTable; 10] = [
+    file::TRUST,
+    backend::TRUST,
+    images::TRUST,
+    limits::TRUST,
+    network::TRUST,
+    packages::TRUST,
+    policy::TRUST,
+    pool::TRUST,
+    remote_code::TRUST,
+    server::TRUST,
+];
 
 /// Returns the rule for a key by its full name, which is `runtimes.*.KEY` for the keys of a runtime; `None` for a table.
-pub(super) fn rule(key: &str) -> Option<Rule> {
-    Some(match key {
-        "debug"
-        | "dependencies"
-        | "cleanup.autoPrune"
-        | "cleanup.maxContainerAgeMs"
-        | "cleanup.pruneIntervalMs" => Rule::Harmless,
-        "prebuiltImages" => Rule::Image,
-        "maxConcurrent"
-        | "maxConcurrentPerTenant"
-        | "maxQueued"
-        | "maxWaitMs"
-        | "poolStrategy"
-        | "poolSize"
-        | "poolMaxAgeMs"
-        | "poolRefillWidth"
-        | "server.host"
-        | "server.port"
-        | "server.user"
-        | "server.maxBodySize"
-        | "server.maxBodiesSize"
-        | "server.maxConnections"
-        | "server.corsOrigins"
-        | "server.idempotencyMs"
-        | "server.maxWebSocketMessage"
-        | "server.webSocketIdleMs"
-        | "server.webSocketPingMs"
-        | "server.headerTimeoutMs"
-        | "server.bodyTimeoutMs"
-        | "server.keepAliveMs"
-        | "server.stallTimeoutMs"
-        | "sessions.max"
-        | "sessions.maxPerTenant"
-        | "sessions.maxQueued"
-        | "shutdown.graceMs"
-        | "shutdown.keepSessions"
-        | "shutdown.adoptableMs"
-        | "remoteCode.enabled"
-        | "remoteCode.allowedSchemes"
-        | "remoteCode.allowedHosts"
-        | "remoteCode.blockedHosts"
-        | "remoteCode.maxCodeSize"
-        | "remoteCode.fetchTimeoutMs"
-        | "remoteCode.requireHash"
-        | "remoteCode.enableCache"
-        | "remoteCode.cacheTtl"
-        | "remoteCode.cacheMaxBytes"
-        | "runtimes.*.poolSize" => Rule::ServerOnly,
-        "defaults.timeoutMs"
-        | "defaults.memoryLimit"
-        | "defaults.cpuLimit"
-        | "defaults.pidsLimit"
-        | "defaults.sandboxSize"
-        | "defaults.tmpSize"
-        | "defaults.maxOutputSize"
-        | "ceilings.timeoutMs"
-        | "ceilings.memoryLimit"
-        | "ceilings.cpuLimit"
-        | "ceilings.pidsLimit"
-        | "ceilings.tmpfsSize"
-        | "ceilings.maxOutputSize"
-        | "limits.files"
-        | "limits.pathLength"
-        | "limits.variables"
-        | "limits.variableSize"
-        | "limits.environmentSize"
-        | "network.maxConnections"
-        | "network.maxBytes"
-        | "network.connectTimeoutMs"
-        | "network.idleTimeoutMs"
-        | "packages.installTimeoutMs" => Rule::AtMost,
-        "defaults.network" => Rule::NetworkAtMost,
-        "policy.network" => Rule::Subset,
-        "network.whitelist" => Rule::Whitelist,
-        "network.blacklist" => Rule::Blacklist,
-        "backend"
-        | "stateDir"
-        | "policy.images"
-        | "network.allowedCidrs"
-        | "network.ports"
-        | "network.caBundle"
-        | "docker.host"
-        | "images.base"
-        | "images.bootstrap"
-        | "images.caBundle"
-        | "images.full"
-        | "images.root"
-        | "packages.cache"
-        | "packages.cacheDir"
-        | "packages.cacheMaxBytes"
-        | "packages.cacheTtl"
-        | "packages.pythonIndex"
-        | "packages.npmRegistry"
-        | "runtimes.*.image"
-        | "runtimes.*.registries"
-        | "runtimes.*.preload"
-        | "runtimes.*.zygoteMaxRuns"
-        | "runtimes.*.zygoteMaxAgeMs" => Rule::Refused,
-        _ => return None,
-    })
+fn rule(key: &str) -> Option<Rule> {
+    let mut groups = SECTIONS.into_iter().flatten();
+    let found = groups.find(|(_, keys)| keys.contains(&key));
+    found.map(|(rule, _)| *rule)
 }
 
 /// The accepted part of a file.
@@ -265,8 +162,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::ConfigFile;
-    use crate::config::schema::leaves;
+    use crate::file::ConfigFile;
+    use crate::schema::leaves;
 
     #[test]
     fn every_key_of_the_schema_has_a_rule() {
@@ -276,7 +173,7 @@ mod tests {
             .collect();
         assert_eq!(
             without, [""; 0],
-            "say in trust.rs what a file of the working directory may do with these keys"
+            "say in the TRUST table of their section what a file of the working directory may do with these keys"
         );
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use isol8_backend::Certificates;
 
-use super::ConfigError;
+use crate::error::ConfigError;
 
 /// Files in which distributions keep the certificates that a host trusts: Debian and its relatives, Fedora, openSUSE,
 /// Alpine.
@@ -29,7 +29,8 @@ pub(super) fn all(named: Option<&str>, of_images: Option<&Path>) -> Option<Certi
 }
 
 /// Returns the file of the host's certificates: the one that OpenSSL's variable names, or the first of the usual paths.
-pub(crate) fn host_bundle() -> Option<PathBuf> {
+#[must_use]
+pub fn host_bundle() -> Option<PathBuf> {
     let variable = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let usual = USUAL.iter().map(PathBuf::from);
     variable

@@ -1,14 +1,42 @@
 //! The keys of the pool, and the sections `[runtimes.*]`.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use isol8_actors::pool;
 use isol8_api::Runtime;
 use isol8_backend::PrewarmSettings;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
-use super::check::require;
-use crate::packages;
+use crate::check::require;
+use crate::error::ConfigError;
+use crate::package_names;
+use crate::rule::{Rule, TrustTable};
+
+/// The effect of each key in a file of the working directory.
+pub(super) const TRUST: TrustTable = &[
+    (
+        Rule::ServerOnly,
+        &[
+            "poolStrategy",
+            "poolSize",
+            "poolMaxAgeMs",
+            "poolRefillWidth",
+            "runtimes.*.poolSize",
+        ],
+    ),
+    (
+        Rule::Refused,
+        &[
+            "runtimes.*.image",
+            "runtimes.*.registries",
+            "runtimes.*.preload",
+            "runtimes.*.zygoteMaxRuns",
+            "runtimes.*.zygoteMaxAgeMs",
+        ],
+    ),
+];
 
 /// Treatment of used sandboxes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -129,6 +157,25 @@ impl From<PoolSizeForm> for PoolSize {
     }
 }
 
+/// Sandboxes kept ready.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolSettings {
+    /// Treatment of used sandboxes.
+    pub strategy: pool::Strategy,
+    /// Number of idle sandboxes of each runtime.
+    pub sizes: BTreeMap<Runtime, pool::PoolSize>,
+    /// Age at which an idle sandbox is replaced.
+    pub max_age: Duration,
+    /// Sandboxes of a runtime that are created ahead of requests at the same time.
+    pub refill_width: usize,
+}
+
+/// Whether the table of a key is one value rather than a group of keys. The forms of `poolSize` exclude one another, so
+/// they are not merged.
+pub(super) fn is_whole(key: &str) -> bool {
+    key == "poolSize"
+}
+
 /// The sections under `[runtimes]`, for the schema only: the schema of a map would not name its keys.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -176,7 +223,7 @@ impl RuntimeTable {
         Self {
             pool_size: Some(pool_size),
             image: String::new(),
-            registries: Some(packages::registries(Runtime::Python)),
+            registries: Some(package_names::registries(Runtime::Python)),
             preload: Some(defaults.preload),
             zygote_max_runs: Some(defaults.max_runs),
             zygote_max_age_ms: Some(defaults.max_age_ms),

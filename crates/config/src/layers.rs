@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::document::Document;
-use super::file::ConfigFile;
-use super::trust::{self, ConfigReader};
-use super::{BackendChoice, Config, ConfigError, Overrides};
+use crate::backend::BackendChoice;
+use crate::config::Config;
+use crate::document::Document;
+use crate::error::ConfigError;
+use crate::file::ConfigFile;
+use crate::pool::is_whole;
+use crate::trust::{self, ConfigReader};
 
 /// The environment variable that names a configuration file. It takes precedence over the usual paths.
 const PATH_VARIABLE: &str = "ISOL8_CONFIG";
@@ -27,6 +30,25 @@ const BUNDLE_VARIABLES: [&str; 5] = [
     "PIP_CERT",
     "NODE_EXTRA_CA_CERTS",
 ];
+
+/// Values that override the files, and directories in which files are searched.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The program that reads the configuration.
+    pub reader: ConfigReader,
+    /// The working directory; empty for the process's own.
+    pub directory: PathBuf,
+    /// `--config`.
+    pub config: Option<PathBuf>,
+    /// `--backend`.
+    pub backend: Option<BackendChoice>,
+    /// `--port`.
+    pub port: Option<u16>,
+    /// `--debug`.
+    pub debug: bool,
+    /// The state directory if none is configured; `None` for the usual one of this user.
+    pub default_state: Option<PathBuf>,
+}
 
 /// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +155,6 @@ impl Loaded {
         let file = merged(&layers)?;
         let checked = file.clone().check(state);
         let mut config = checked.map_err(|error| locate(error, documents))?;
-        config.package_cache = config.packages.cache(&config.state);
         config.sources = documents.iter().map(|it| it.path.clone()).collect();
         config.unused = documents
             .iter()
@@ -146,6 +167,19 @@ impl Loaded {
             file,
             layers,
         })
+    }
+}
+
+impl Config {
+    /// Reads the configuration. `environment` looks up a variable.
+    ///
+    /// # Errors
+    /// Returns a [`ConfigError`] if a file cannot be read, or a value is not valid.
+    pub fn load(
+        overrides: &Overrides,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        Ok(Loaded::load(overrides, environment)?.config)
     }
 }
 
@@ -344,12 +378,6 @@ fn from_flags(overrides: &Overrides) -> Vec<(Origin, Value)> {
         .collect()
 }
 
-/// Whether the table of a key is one value rather than a group of keys. The forms of `poolSize` exclude one another, so
-/// they are not merged.
-pub(super) fn is_whole(key: &str) -> bool {
-    key == "poolSize"
-}
-
 /// Merges a layer over the one below. Tables are merged; all other values, including lists, are replaced.
 fn merge(below: &mut Value, above: &Value) {
     let (Value::Object(below), Value::Object(above)) = (below, above) else {
@@ -458,11 +486,11 @@ mod tests {
             let directories = TestDirectories::with(&[(file, &text)]);
             let loaded = directories.load(ConfigReader::Command).unwrap();
             assert_eq!(
-                loaded.config.networks,
+                loaded.config.policy.networks,
                 [NetworkMode::None, NetworkMode::Filtered]
             );
             assert_eq!(loaded.config.defaults.network, NetworkMode::None);
-            assert_ne!(loaded.config.state, Path::new("/elsewhere"));
+            assert_ne!(loaded.config.startup.state, Path::new("/elsewhere"));
             assert_eq!(
                 loaded.config.defaults.sandbox.limits.memory.to_string(),
                 "64m"
@@ -513,6 +541,7 @@ mod tests {
             Loaded::load(&overrides, &lookup)
                 .unwrap()
                 .config
+                .startup
                 .docker
                 .ca_bundle
         };
@@ -606,13 +635,16 @@ mod tests {
         let directories = TestDirectories::with(&[("here/config.toml", text)]);
         let setup = directories.load(ConfigReader::Setup).unwrap();
         assert_eq!(
-            (setup.config.images.prebuilt.len(), setup.ignored.len()),
+            (
+                setup.config.startup.images.prebuilt.len(),
+                setup.ignored.len()
+            ),
             (1, 0)
         );
         let command = directories.load(ConfigReader::Command).unwrap();
-        assert_eq!(command.config.images.prebuilt.len(), 0);
+        assert_eq!(command.config.startup.images.prebuilt.len(), 0);
         assert!(command.ignored[0].contains("prebuiltImages"));
-        assert_eq!(command.config.images.dependencies.len(), 1);
+        assert_eq!(command.config.startup.images.dependencies.len(), 1);
     }
 
     #[test]
@@ -636,7 +668,7 @@ mod tests {
             assert!(warning.starts_with(&begin), "{warning}");
         }
         // The schema has no other key whose patterns admit hosts.
-        let schema = crate::config::schema::schema().to_string();
+        let schema = crate::schema::schema().to_string();
         assert_eq!(
             schema.matches("Regular expressions on host names").count(),
             2

@@ -9,8 +9,8 @@ use serde::Deserializer;
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::ConfigError;
-use super::file::ConfigFile;
+use crate::error::ConfigError;
+use crate::file::ConfigFile;
 
 /// Keys of the TypeScript product's file that this program ignores.
 pub(super) const UNUSED: [&str; 5] = [

@@ -4,13 +4,29 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use isol8_api::ByteSize;
-use isol8_registry_cache::{RegistryCache, Settings};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::ConfigError;
-use super::check::{given, require};
+use crate::check::{given, require};
+use crate::error::ConfigError;
+use crate::rule::{Rule, TrustTable};
+
+/// The effect of each key in a file of the working directory.
+pub(super) const TRUST: TrustTable = &[
+    (Rule::AtMost, &["packages.installTimeoutMs"]),
+    (
+        Rule::Refused,
+        &[
+            "packages.cache",
+            "packages.cacheDir",
+            "packages.cacheMaxBytes",
+            "packages.cacheTtl",
+            "packages.pythonIndex",
+            "packages.npmRegistry",
+        ],
+    ),
+];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -45,9 +61,9 @@ impl Default for PackagesTable {
     }
 }
 
-/// Settings of the package cache.
+/// Settings of the package cache and of installations.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PackagesConfig {
+pub struct PackageSettings {
     /// Whether packages are cached.
     pub is_cached: bool,
     /// Directory of the cache; `None` for `packages` in the state directory.
@@ -65,7 +81,7 @@ pub struct PackagesConfig {
 }
 
 impl PackagesTable {
-    pub(super) fn check(self) -> Result<PackagesConfig, ConfigError> {
+    pub(super) fn check(self) -> Result<PackageSettings, ConfigError> {
         let least = ByteSize::from_mebibytes(16);
         let size = self.cache_max_bytes;
         require("packages.cacheMaxBytes", size, size >= least, || {
@@ -74,7 +90,7 @@ impl PackagesTable {
         let timeout = self.install_timeout_ms;
         let expected = || "expected 1 or more".to_owned();
         require("packages.installTimeoutMs", timeout, timeout > 0, expected)?;
-        Ok(PackagesConfig {
+        Ok(PackageSettings {
             is_cached: self.cache,
             directory: given(self.cache_dir).map(PathBuf::from),
             max_bytes: size.bytes(),
@@ -86,24 +102,12 @@ impl PackagesTable {
     }
 }
 
-impl PackagesConfig {
+impl PackageSettings {
     /// Returns the directory of the cache.
     #[must_use]
     pub fn cache_directory(&self, state: &Path) -> PathBuf {
         let configured = self.directory.clone();
         configured.unwrap_or_else(|| state.join("packages"))
-    }
-
-    /// Makes the configured cache; `None` if it is off. Two caches may use the same directory.
-    pub(super) fn cache(&self, state: &Path) -> Option<RegistryCache> {
-        let settings = Settings {
-            directory: self.cache_directory(state),
-            max_bytes: self.max_bytes,
-            page_ttl: self.ttl,
-            python: self.python.clone(),
-            npm: self.npm.clone(),
-        };
-        self.is_cached.then(|| RegistryCache::new(settings))
     }
 }
 

@@ -2,28 +2,45 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use isol8_actors::admission::AdmissionConfig;
-use isol8_actors::pruner::PrunerConfig;
 use isol8_api::Runtime;
 use isol8_backend::PrewarmConfig;
-use isol8_backend_docker::setup::DEFAULT_BASE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::certificates;
-use super::check::{bytes, given, require};
-use super::images::{self, PrebuiltTable};
-use super::limits::{CeilingsTable, DefaultsTable, LimitsTable};
-use super::network::{NetworkTable, RemoteCodeTable};
-use super::packages::PackagesTable;
-use super::policy::PolicyTable;
-use super::pool::{PoolSize, RuntimeTable, RuntimeTables, Strategy, is_host};
-use super::server::{self, Cleanup, Server, Sessions, Shutdown};
-use super::{Config, ConfigError, DockerSettings};
-use crate::packages;
+use crate::backend::{BackendChoice, DockerSettings, DockerTable, ImagesTable};
+use crate::certificates;
+use crate::check::{given, require};
+use crate::config::Config;
+use crate::error::ConfigError;
+use crate::images::{self, PrebuiltTable};
+use crate::limits::{CeilingsTable, DefaultsTable, LimitsTable};
+use crate::network::NetworkTable;
+use crate::package_names;
+use crate::packages::PackagesTable;
+use crate::policy::PolicyTable;
+use crate::pool::{PoolSettings, PoolSize, RuntimeTable, RuntimeTables, Strategy, is_host};
+use crate::remote_code::RemoteCodeTable;
+use crate::rule::{Rule, TrustTable};
+use crate::server::{Cleanup, Server, Sessions, Shutdown};
+use crate::startup::Startup;
+
+/// The effect of each key in a file of the working directory.
+pub(super) const TRUST: TrustTable = &[
+    (Rule::Harmless, &["debug"]),
+    (
+        Rule::ServerOnly,
+        &[
+            "maxConcurrent",
+            "maxConcurrentPerTenant",
+            "maxQueued",
+            "maxWaitMs",
+        ],
+    ),
+    (Rule::Refused, &["stateDir"]),
+];
 
 /// The whole file. Every key is optional. The shipped `config.toml` has each with its default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -129,67 +146,6 @@ impl Default for ConfigFile {
     }
 }
 
-/// The backend to run sandboxes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum BackendChoice {
-    /// Native if it supports everything that is configured, otherwise Docker.
-    #[default]
-    Auto,
-    /// Docker.
-    Docker,
-    /// Linux namespaces, without a daemon.
-    Native,
-}
-
-impl FromStr for BackendChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "docker" => Ok(Self::Docker),
-            "native" => Ok(Self::Native),
-            _ => Err("expected auto, docker or native".to_owned()),
-        }
-    }
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct DockerTable {
-    /// Address of the engine; "" is $DOCKER_HOST or the usual socket.
-    pub(super) host: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub(super) struct ImagesTable {
-    /// Base image: Debian, or an image made from it; pulled if it is missing.
-    pub(super) base: String,
-    /// Whether the base image is made from Debian's packages, without an attempt to pull it.
-    pub(super) bootstrap: bool,
-    /// PEM file of certificates that images trust in addition to the usual ones; "" for none. Without this key, it is the
-    /// file that SSL_CERT_FILE or a similar variable names.
-    pub(super) ca_bundle: String,
-    /// For Docker: whether to build and serve isol8:full as well, with the packages that code interpreters have.
-    pub(super) full: bool,
-    /// Root directory of the programs in native sandboxes; "" is this host's own /usr.
-    pub(super) root: String,
-}
-
-impl Default for ImagesTable {
-    fn default() -> Self {
-        Self {
-            base: DEFAULT_BASE.to_owned(),
-            bootstrap: false,
-            ca_bundle: String::new(),
-            full: false,
-            root: String::new(),
-        }
-    }
-}
-
 impl ConfigFile {
     /// Checks the values that types alone cannot, and fills in those that depend on the host.
     ///
@@ -200,58 +156,29 @@ impl ConfigFile {
         let defaults = self.defaults.check(&ceilings)?;
         let limits = self.limits.check()?;
         self.check_counts()?;
-        let pools = Runtime::ALL.into_iter().map(|runtime| {
-            let own = self
-                .runtimes
-                .get(&runtime)
-                .and_then(|table| table.pool_size);
-            (runtime, own.unwrap_or(self.pool_size).into())
-        });
-        let prewarm = self.runtimes.iter();
-        let prewarm = prewarm
-            .map(|(runtime, table)| Ok((*runtime, table.prewarm(*runtime)?)))
-            .collect::<Result<_, ConfigError>>()?;
-        let registries = self
-            .runtimes
-            .iter()
-            .filter_map(|(runtime, table)| Some((*runtime, table.registries.clone()?)));
-        let registries = packages::registries_with(registries);
-        for host in registries.values().flatten() {
-            let expected = || "expected the name of a host, such as pypi.org".to_owned();
-            require("runtimes.*.registries", host, is_host(host), expected)?;
-        }
-        let images = self.runtimes.iter();
-        let images: BTreeMap<_, _> = images
-            .filter_map(|(runtime, table)| Some((*runtime, given(table.image.clone())?)))
-            .collect();
+        let pool = self.pool();
+        let prewarm = self.prewarm()?;
+        let registries = self.registries()?;
         let ca_bundle = given(self.images.ca_bundle).map(PathBuf::from);
         let named = self.network.ca_bundle();
         let named = named.as_deref().map(certificates::read).transpose()?;
         let certificates = certificates::all(named.as_deref(), ca_bundle.as_deref());
-        let (network, egress) = self.network.check(named)?;
+        let network = self.network.check(named)?;
+        let images = self.runtimes.into_iter();
+        let images: BTreeMap<_, _> = images
+            .filter_map(|(runtime, table)| Some((runtime, given(table.image)?)))
+            .collect();
         let mut prebuilt_images = self.prebuilt_images;
         if self.images.full {
             prebuilt_images.push(PrebuiltTable::full());
         }
+        let (listen, http) = self.server.check()?;
+        let code_cache_bytes = self.remote_code.cache_bytes();
         Ok(Config {
             sources: Vec::new(),
             unused: Vec::new(),
             debug: self.debug,
-            backend: self.backend,
-            state: given(self.state_dir).map_or(default_state, PathBuf::from),
-            host: self.server.host,
-            port: self.server.port,
-            user: given(self.server.user),
-            max_body: bytes(self.server.max_body_size),
-            max_bodies: bytes(self.server.max_bodies_size),
-            max_message: bytes(self.server.max_web_socket_message),
-            message_within: Duration::from_millis(self.server.web_socket_idle_ms),
-            header_timeout: Duration::from_millis(self.server.header_timeout_ms),
-            body_timeout: Duration::from_millis(self.server.body_timeout_ms),
-            keep_alive: Duration::from_millis(self.server.keep_alive_ms),
-            stall_timeout: Duration::from_millis(self.server.stall_timeout_ms),
-            max_connections: self.server.max_connections,
-            ping_every: Duration::from_millis(self.server.web_socket_ping_ms),
+            http,
             admission: AdmissionConfig {
                 max_concurrent: self.max_concurrent,
                 max_concurrent_per_tenant: match self.max_concurrent_per_tenant {
@@ -261,49 +188,68 @@ impl ConfigFile {
                 max_waiting: self.max_queued,
                 max_wait: Duration::from_millis(self.max_wait_ms),
             },
-            cleanup: PrunerConfig {
-                auto_prune: self.cleanup.auto_prune,
-                max_age: Duration::from_millis(self.cleanup.max_container_age_ms),
-                interval: Duration::from_millis(self.cleanup.prune_interval_ms),
+            sessions: self.sessions.settings(),
+            cleanup: self.cleanup.settings(),
+            pool,
+            policy: self.policy.check(defaults.network)?,
+            startup: Startup {
+                backend: self.backend,
+                state: given(self.state_dir).map_or(default_state, PathBuf::from),
+                listen,
+                prewarm,
+                images: images::check(prebuilt_images, self.dependencies, &images)?,
+                docker: DockerSettings {
+                    host: given(self.docker.host),
+                    images,
+                    base: self.images.base,
+                    bootstrap: self.images.bootstrap,
+                    ca_bundle,
+                },
+                images_root: given(self.images.root).map(PathBuf::from),
+                certificates,
+                code_cache_bytes,
+                shutdown: self.shutdown.settings(),
             },
-            shutdown_grace: Duration::from_millis(self.shutdown.grace_ms),
-            keep_sessions: self.shutdown.keep_sessions,
-            adoptable_for: Duration::from_millis(self.shutdown.adoptable_ms),
-            cors_origins: server::origins(self.server.cors_origins)?,
-            idempotency: Duration::from_millis(self.server.idempotency_ms),
-            max_sessions: self.sessions.max,
-            max_sessions_per_tenant: match self.sessions.max_per_tenant {
-                0 => self.sessions.max,
-                most => most,
-            },
-            session_queue: self.sessions.max_queued,
-            strategy: self.pool_strategy.into(),
-            pools: pools.collect(),
-            pool_max_age: Duration::from_millis(self.pool_max_age_ms),
-            pool_refill_width: self.pool_refill_width,
-            prewarm: PrewarmConfig::new(prewarm),
-            granted_images: self.policy.images()?,
-            images: images::check(prebuilt_images, self.dependencies, &images)?,
-            networks: self.policy.networks(defaults.network)?,
             defaults,
             ceilings,
             limits,
             registries,
-            docker: DockerSettings {
-                host: given(self.docker.host),
-                images,
-                base: self.images.base,
-                bootstrap: self.images.bootstrap,
-                ca_bundle,
-            },
-            images_root: given(self.images.root).map(PathBuf::from),
             remote_code: self.remote_code.check(network.ports.clone())?.into(),
             network,
-            egress,
-            certificates,
             packages: self.packages.check()?,
-            package_cache: None,
         })
+    }
+
+    fn pool(&self) -> PoolSettings {
+        let sizes = Runtime::ALL.into_iter().map(|runtime| {
+            let table = self.runtimes.get(&runtime);
+            let own = table.and_then(|table| table.pool_size);
+            (runtime, own.unwrap_or(self.pool_size).into())
+        });
+        PoolSettings {
+            strategy: self.pool_strategy.into(),
+            sizes: sizes.collect(),
+            max_age: Duration::from_millis(self.pool_max_age_ms),
+            refill_width: self.pool_refill_width,
+        }
+    }
+
+    fn prewarm(&self) -> Result<PrewarmConfig, ConfigError> {
+        let settings = self.runtimes.iter();
+        let settings = settings.map(|(runtime, table)| Ok((*runtime, table.prewarm(*runtime)?)));
+        let settings = settings.collect::<Result<_, ConfigError>>()?;
+        Ok(PrewarmConfig::new(settings))
+    }
+
+    fn registries(&self) -> Result<BTreeMap<Runtime, Vec<String>>, ConfigError> {
+        let own = self.runtimes.iter();
+        let own = own.filter_map(|(runtime, table)| Some((*runtime, table.registries.clone()?)));
+        let registries = package_names::registries_with(own);
+        for host in registries.values().flatten() {
+            let expected = || "expected the name of a host, such as pypi.org".to_owned();
+            require("runtimes.*.registries", host, is_host(host), expected)?;
+        }
+        Ok(registries)
     }
 
     /// Returns every regular expression that admits hosts, with its key.

@@ -2,7 +2,7 @@
 
 use isol8_api::ByteSize;
 
-use super::ConfigError;
+use crate::error::ConfigError;
 
 /// Returns `None` for an empty text. An empty text means "not set", because TOML has no null and the shipped file has
 /// every key.

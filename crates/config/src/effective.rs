@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::layers::{Loaded, Origin, is_whole};
+use crate::layers::{Loaded, Origin};
+use crate::pool::is_whole;
 
 /// A key, its value in effect, and the source of the value.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +48,7 @@ impl Loaded {
 
     fn effective(&self) -> serde_json::Result<Value> {
         let mut value = serde_json::to_value(&self.file)?;
-        value["stateDir"] = json!(self.config.state);
+        value["stateDir"] = json!(self.config.startup.state);
         hide_credentials(&mut value);
         Ok(value)
     }
@@ -98,7 +99,7 @@ fn hide_credentials(value: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Overrides;
+    use crate::Overrides;
 
     fn load(files: &[(&str, &str)], named: &str, environment: &[(&str, &str)]) -> Loaded {
         let directory = tempfile::tempdir().unwrap();
@@ -107,7 +108,7 @@ mod tests {
         }
         let overrides = Overrides {
             config: Some(directory.path().join(named)),
-            backend: Some(crate::config::BackendChoice::Native),
+            backend: Some(crate::BackendChoice::Native),
             ..Overrides::default()
         };
         let lookup = |name: &str| {

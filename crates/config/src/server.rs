@@ -1,12 +1,57 @@
 //! The sections `[server]`, `[sessions]`, `[cleanup]` and `[shutdown]`.
+//!
+//! The keys of `[server]` become [`ListenSettings`], which need a restart, or [`HttpSettings`], which do not.
 
+use std::time::Duration;
+
+use isol8_actors::pruner::PrunerConfig;
+use isol8_actors::registry::RegistryConfig;
 use isol8_api::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use super::ConfigError;
-use super::check::require;
+use crate::check::{bytes, given, require};
+use crate::error::ConfigError;
+use crate::rule::{Rule, TrustTable};
+
+/// The effect of each key in a file of the working directory.
+pub(super) const TRUST: TrustTable = &[
+    (
+        Rule::Harmless,
+        &[
+            "cleanup.autoPrune",
+            "cleanup.maxContainerAgeMs",
+            "cleanup.pruneIntervalMs",
+        ],
+    ),
+    (
+        Rule::ServerOnly,
+        &[
+            "server.host",
+            "server.port",
+            "server.user",
+            "server.maxBodySize",
+            "server.maxBodiesSize",
+            "server.maxConnections",
+            "server.corsOrigins",
+            "server.idempotencyMs",
+            "server.maxWebSocketMessage",
+            "server.webSocketIdleMs",
+            "server.webSocketPingMs",
+            "server.headerTimeoutMs",
+            "server.bodyTimeoutMs",
+            "server.keepAliveMs",
+            "server.stallTimeoutMs",
+            "sessions.max",
+            "sessions.maxPerTenant",
+            "sessions.maxQueued",
+            "shutdown.graceMs",
+            "shutdown.keepSessions",
+            "shutdown.adoptableMs",
+        ],
+    ),
+];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -128,8 +173,118 @@ impl Default for Shutdown {
     }
 }
 
+/// Settings of the HTTP server that take effect when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSettings {
+    /// Address to listen on.
+    pub host: String,
+    /// Port to listen on.
+    pub port: u16,
+    /// User that the server runs as if root starts it; `None` for root.
+    pub user: Option<String>,
+    /// Origins whose pages may call the server from a browser.
+    pub cors_origins: Vec<String>,
+    /// Most bytes of all request bodies under way together; small bodies do not count.
+    pub max_bodies: usize,
+    /// Time in which a client has to send a request's line and headers.
+    pub header_timeout: Duration,
+    /// Time for which an idle connection is kept for the next request.
+    pub keep_alive: Duration,
+    /// Time after which a client that accepts no data counts as disconnected.
+    pub stall_timeout: Duration,
+    /// Connections that may be open at once.
+    pub max_connections: usize,
+}
+
+/// Settings of the HTTP server that may change while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Largest request body in bytes.
+    pub max_body: usize,
+    /// Largest WebSocket message in bytes. The `execute` message has the limit of a request body instead.
+    pub max_message: usize,
+    /// Time in which a WebSocket's client has to send its `execute` message.
+    pub message_within: Duration,
+    /// Time in which a body has to arrive.
+    pub body_timeout: Duration,
+    /// Interval at which a WebSocket's client is pinged during its run.
+    pub ping_every: Duration,
+    /// Time for which the result of a request with an idempotency key is kept.
+    pub idempotency: Duration,
+}
+
+/// Treatment of runs and sessions when the server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownSettings {
+    /// Time that runs may go on after the server was told to end.
+    pub grace: Duration,
+    /// Whether sessions survive a server that was told to end.
+    pub keep_sessions: bool,
+    /// Time for which sessions survive without a server.
+    pub adoptable_for: Duration,
+}
+
+impl Server {
+    /// Checks the section.
+    pub(super) fn check(self) -> Result<(ListenSettings, HttpSettings), ConfigError> {
+        let listen = ListenSettings {
+            host: self.host,
+            port: self.port,
+            user: given(self.user),
+            cors_origins: origins(self.cors_origins)?,
+            max_bodies: bytes(self.max_bodies_size),
+            header_timeout: Duration::from_millis(self.header_timeout_ms),
+            keep_alive: Duration::from_millis(self.keep_alive_ms),
+            stall_timeout: Duration::from_millis(self.stall_timeout_ms),
+            max_connections: self.max_connections,
+        };
+        let http = HttpSettings {
+            max_body: bytes(self.max_body_size),
+            max_message: bytes(self.max_web_socket_message),
+            message_within: Duration::from_millis(self.web_socket_idle_ms),
+            body_timeout: Duration::from_millis(self.body_timeout_ms),
+            ping_every: Duration::from_millis(self.web_socket_ping_ms),
+            idempotency: Duration::from_millis(self.idempotency_ms),
+        };
+        Ok((listen, http))
+    }
+}
+
+impl Sessions {
+    pub(super) fn settings(&self) -> RegistryConfig {
+        RegistryConfig {
+            max_sessions: self.max,
+            max_sessions_per_tenant: match self.max_per_tenant {
+                0 => self.max,
+                most => most,
+            },
+            queue_limit: self.max_queued,
+        }
+    }
+}
+
+impl Cleanup {
+    pub(super) fn settings(&self) -> PrunerConfig {
+        PrunerConfig {
+            auto_prune: self.auto_prune,
+            max_age: Duration::from_millis(self.max_container_age_ms),
+            interval: Duration::from_millis(self.prune_interval_ms),
+        }
+    }
+}
+
+impl Shutdown {
+    pub(super) fn settings(&self) -> ShutdownSettings {
+        ShutdownSettings {
+            grace: Duration::from_millis(self.grace_ms),
+            keep_sessions: self.keep_sessions,
+            adoptable_for: Duration::from_millis(self.adoptable_ms),
+        }
+    }
+}
+
 /// Checks that each text is an origin in the form that browsers send, because origins are compared byte by byte.
-pub(super) fn origins(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
+fn origins(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
     for origin in &given {
         let sent = Url::parse(origin).ok().and_then(|url| {
             // Patterns are not supported.

@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::file::ConfigFile;
+use crate::file::ConfigFile;
 
 /// Returns the schema, with a description and the default of every key.
 #[must_use]
@@ -23,7 +23,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Returns every key of the schema that is not a table, with its default. A key of a runtime is `runtimes.*.key`.
-    pub(in crate::config) fn leaves() -> BTreeMap<String, Value> {
+    pub(crate) fn leaves() -> BTreeMap<String, Value> {
         let schema = schema();
         let mut leaves = BTreeMap::new();
         walk(&schema, &schema, "", &mut leaves);
@@ -59,7 +59,7 @@ mod tests {
     }
 
     fn shipped() -> Value {
-        toml::from_str(include_str!("../../config.toml")).unwrap()
+        toml::from_str(include_str!("../../../config.toml")).unwrap()
     }
 
     fn is_valid(text: &str) -> bool {
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_shipped_file_is_valid_and_faults_are_not() {
-        assert!(is_valid(include_str!("../../config.toml")));
+        assert!(is_valid(include_str!("../../../config.toml")));
         assert!(is_valid(
             "poolSize = 3\n[runtimes.node]\npoolSize = { auto = true, min = 1, max = 2 }"
         ));
@@ -115,7 +115,7 @@ mod tests {
     fn no_key_of_the_schema_is_ignored_in_the_other_products_file() {
         let schema = schema();
         let leaves = leaves();
-        for key in crate::config::document::UNUSED {
+        for key in crate::document::UNUSED {
             let known = leaves.contains_key(key) || schema["properties"].get(key).is_some();
             assert!(!known, "{key} has a meaning: take it from the list");
         }

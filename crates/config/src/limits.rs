@@ -1,14 +1,88 @@
 //! The sections `[defaults]`, `[ceilings]` and `[limits]`, and their checks.
 
+use isol8_actors::job::MAX_COMMAND;
 use isol8_actors::pool::SandboxDefaults;
 use isol8_api::{ByteSize, NetworkMode, SandboxPath};
 use isol8_backend::Limits;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::check::{bytes, within, within_kernel_limit};
-use super::{Ceilings, ConfigError, Defaults, RequestLimits};
-use crate::jobs::MAX_VARIABLE_BYTES;
+use crate::check::{bytes, within, within_kernel_limit};
+use crate::error::ConfigError;
+use crate::rule::{Rule, TrustTable};
+
+/// Largest variable (name and value together) that a configuration may allow, in bytes: the kernel limits one like
+/// an argument.
+const MAX_VARIABLE_BYTES: usize = MAX_COMMAND;
+
+/// Settings for requests that do not set them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// Milliseconds after which a run is ended.
+    pub timeout_ms: u64,
+    /// Network mode of the program.
+    pub network: NetworkMode,
+    /// Limits and sizes of the sandbox.
+    pub sandbox: SandboxDefaults,
+    /// Bytes kept of each output stream.
+    pub max_output_size: u64,
+}
+
+/// Upper limits for the settings of a request. A request for more is an error, and is never silently reduced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Milliseconds after which a run is ended.
+    pub timeout_ms: u64,
+    /// Cores, memory and processes.
+    pub limits: Limits,
+    /// Size of `/sandbox` and of `/tmp`, each.
+    pub tmpfs_size: ByteSize,
+    /// Bytes kept of each output stream.
+    pub max_output_size: u64,
+}
+
+/// Limits for the size of one request. A larger request is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Most files in a request, and most files that a request asks for.
+    pub files: usize,
+    /// Longest path in a sandbox, in bytes.
+    pub path_length: usize,
+    /// Most environment variables.
+    pub variables: usize,
+    /// Largest environment variable in bytes, name and value together.
+    pub variable_bytes: usize,
+    /// Most bytes of all environment variables together.
+    pub environment_bytes: usize,
+}
+
+/// The effect of each key in a file of the working directory.
+pub(super) const TRUST: TrustTable = &[
+    (
+        Rule::AtMost,
+        &[
+            "defaults.timeoutMs",
+            "defaults.memoryLimit",
+            "defaults.cpuLimit",
+            "defaults.pidsLimit",
+            "defaults.sandboxSize",
+            "defaults.tmpSize",
+            "defaults.maxOutputSize",
+            "ceilings.timeoutMs",
+            "ceilings.memoryLimit",
+            "ceilings.cpuLimit",
+            "ceilings.pidsLimit",
+            "ceilings.tmpfsSize",
+            "ceilings.maxOutputSize",
+            "limits.files",
+            "limits.pathLength",
+            "limits.variables",
+            "limits.variableSize",
+            "limits.environmentSize",
+        ],
+    ),
+    (Rule::NetworkAtMost, &["defaults.network"]),
+];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

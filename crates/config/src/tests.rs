@@ -1,5 +1,10 @@
 //! Tests of the configuration as a whole.
 
+use std::time::Duration;
+
+use isol8_actors::pool::PoolSize;
+use isol8_api::Runtime;
+
 use super::*;
 
 pub(super) fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -20,16 +25,23 @@ pub(super) fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, C
 #[test]
 fn flags_override_the_environment_which_overrides_the_file() {
     let text = "[server]\nport = 1";
-    assert_eq!(load(text, &[]).unwrap().port, 1);
+    assert_eq!(load(text, &[]).unwrap().startup.listen.port, 1);
     let both = [("PORT", "2"), ("ISOL8_PORT", "3")];
-    assert_eq!(load(text, &both[..1]).unwrap().port, 2);
-    assert_eq!(load(text, &both).unwrap().port, 3);
+    assert_eq!(load(text, &both[..1]).unwrap().startup.listen.port, 2);
+    assert_eq!(load(text, &both).unwrap().startup.listen.port, 3);
     let overrides = Overrides {
         port: Some(4),
         ..Overrides::default()
     };
     let lookup = |name: &str| (name == "ISOL8_PORT").then(|| "3".to_owned());
-    assert_eq!(Config::load(&overrides, &lookup).unwrap().port, 4);
+    assert_eq!(
+        Config::load(&overrides, &lookup)
+            .unwrap()
+            .startup
+            .listen
+            .port,
+        4
+    );
 }
 
 #[test]
@@ -111,7 +123,7 @@ fn an_origin_is_one_that_a_browser_could_send() {
         "https://xn--bcher-kva.example",
     ] {
         let config = load(&format!("[server]\ncorsOrigins = [\"{good}\"]"), &[]);
-        assert_eq!(config.unwrap().cors_origins, [good]);
+        assert_eq!(config.unwrap().startup.listen.cors_origins, [good]);
     }
     for wrong in [
         "*",
@@ -151,7 +163,7 @@ fn an_origin_is_one_that_a_browser_could_send() {
 
 #[test]
 fn a_pool_may_follow_the_demand() {
-    let size = |text| load(text, &[]).unwrap().pools[&Runtime::Node];
+    let size = |text| load(text, &[]).unwrap().pool.sizes[&Runtime::Node];
     assert_eq!(size("poolSize = 3"), PoolSize::fixed(3, 4));
     let both = "poolSize = { clean = 1, dirty = 2 }";
     assert_eq!(size(both), PoolSize::fixed(1, 2));
@@ -173,8 +185,7 @@ fn what_needs_a_restart_stays_and_is_named() {
                 stallTimeoutMs = 7\nmaxConnections = 8\n\
                 [runtimes.python]\npreload = [\"json\"]\n[limits]\nfiles = 7\n\
                 [network]\nmaxConnections = 1";
-    let mut after = load(text, &[]).unwrap();
-    let kept = after.keep_fixed(&before);
+    let (after, kept) = before.reload(load(text, &[]).unwrap());
     let fixed = [
         "server.port",
         "server.headerTimeoutMs",
@@ -184,29 +195,16 @@ fn what_needs_a_restart_stays_and_is_named() {
     ];
     assert_eq!(kept, fixed);
     assert_eq!(after.network.limits.connections, 1);
-    assert_eq!(after.port, before.port);
-    assert_eq!(after.header_timeout, before.header_timeout);
-    assert_eq!(after.body_timeout, Duration::from_millis(6));
+    assert_eq!(after.startup, before.startup);
+    assert_eq!(after.http.body_timeout, Duration::from_millis(6));
     assert_eq!(after.limits.files, 7);
     assert_eq!(after.admission.max_concurrent, 2);
 }
 
 #[test]
-fn the_cache_of_packages_stays_until_it_is_another() {
-    let directory = |config: &Config| {
-        let cache = config.package_cache.as_ref();
-        cache.map(|cache| cache.settings().directory.clone())
-    };
-    let state = [("ISOL8_STATE_DIR", "/s")];
-    let before = load("", &state).unwrap();
-    assert_eq!(directory(&before), Some("/s/packages".into()));
-    let other = "[packages]\ncacheDir = \"/c\"\nnpmRegistry = \"https://x/npm\"";
-    let mut after = load(other, &[]).unwrap();
-    assert_eq!(after.keep_fixed(&before), ["stateDir"]);
-    assert_eq!(directory(&after), Some("/c".into()));
-    assert_eq!(after.packages.npm.as_str(), "https://x/npm/");
-    let off = load("[packages]\ncache = false", &[]).unwrap();
-    assert_eq!(directory(&off), None);
+fn what_is_wrong_with_the_cache_of_packages_names_its_key() {
+    let other = load("[packages]\nnpmRegistry = \"https://x/npm\"", &[]).unwrap();
+    assert_eq!(other.packages.npm.as_str(), "https://x/npm/");
     for (text, expected) in [
         ("cacheMaxBytes = 1", "packages.cacheMaxBytes = 1: expected"),
         ("pythonIndex = \"x\"", "packages.pythonIndex = x: expected"),
@@ -272,6 +270,6 @@ fn a_value_out_of_range_is_told_with_the_line_of_its_key() {
 
 #[test]
 fn the_shipped_file_says_what_is_so_without_it() {
-    let shipped: ConfigFile = toml::from_str(include_str!("../../config.toml")).unwrap();
+    let shipped: ConfigFile = toml::from_str(include_str!("../../../config.toml")).unwrap();
     assert_eq!(shipped, ConfigFile::default());
 }
