@@ -30,13 +30,13 @@ use isol8_backend_native::cgroup;
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::grant::Grant;
 use isol8_config::{BackendChoice, Config};
+use isol8_engine::backends::{self, BackendKind};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use crate::backends::{self, BackendKind};
 use crate::server::socket;
 use message::{Answer, Channel, Handover, INSTANCE_REQUEST, MAX_DESCRIPTORS, SPAWNER_REQUEST};
 use user::Account;

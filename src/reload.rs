@@ -9,10 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use isol8_actors::Service;
 use isol8_config::{Config, ConfigError};
+use isol8_engine::active::ActiveConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-
-use crate::active::ActiveConfig;
 
 /// Interval at which the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);

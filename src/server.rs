@@ -3,6 +3,7 @@
 //! [`configure`] builds the application, for production and for tests alike.
 
 pub mod accept;
+mod app;
 pub mod auth;
 pub mod bodies;
 pub mod body;
@@ -13,9 +14,11 @@ pub mod error;
 pub mod idempotency;
 pub mod json;
 mod listener;
+mod master_key;
 pub mod openapi;
 pub mod routes;
 pub mod socket;
+mod state;
 pub mod trace;
 pub mod transfer;
 pub mod unanchored;
@@ -29,19 +32,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use actix_cors::Cors;
-use actix_web::middleware::Condition;
 use actix_web::web;
-use isol8_actors::Service;
 use isol8_backend::BackendError;
-use tokio::sync::watch;
 
-use crate::active::ActiveConfig;
-use crate::remote_code::RemoteCode;
-use auth::MasterKey;
-use bodies::BodyBudget;
+pub use app::configure;
 pub(crate) use descriptors::raise_limit as raise_file_limit;
-use idempotency::ResultStore;
+pub use master_key::MasterKey;
+pub use state::ServerState;
 
 /// Error that ended the server.
 #[derive(Debug, thiserror::Error)]
@@ -52,57 +49,6 @@ pub enum ServeError {
     /// Some sandboxes could not be removed at shutdown.
     #[error(transparent)]
     Shutdown(#[from] BackendError),
-}
-
-/// The state that the routes share.
-#[derive(Debug)]
-pub struct ServerState {
-    /// Runs jobs, and owns the sessions.
-    pub service: Service,
-    /// The current configuration. A reload replaces it.
-    pub config: watch::Receiver<Arc<ActiveConfig>>,
-    /// The API key, which every route but the public ones requires.
-    pub key: MasterKey,
-    /// Name of the backend.
-    pub backend: &'static str,
-    /// Reason for which the server uses this backend.
-    pub backend_reason: String,
-    /// Bounds the memory and processors that request bodies take.
-    pub bodies: BodyBudget,
-    /// Results of requests that had an idempotency key.
-    pub results: ResultStore,
-    /// Fetches code for requests.
-    pub remote_code: RemoteCode,
-}
-
-impl ServerState {
-    /// Returns the current configuration. A handler takes it once, so that one configuration holds for the whole request.
-    #[must_use]
-    pub fn config(&self) -> Arc<ActiveConfig> {
-        Arc::clone(&self.config.borrow())
-    }
-}
-
-/// Adds every route to an application.
-pub fn configure(app: &mut web::ServiceConfig) {
-    for endpoint in routes::endpoints() {
-        app.service(endpoint.resource());
-    }
-    app.service(routes::auth::without_database());
-    app.default_service(web::to(error::no_such_route));
-}
-
-/// Returns the CORS middleware, which lets pages of these origins call the server from a browser. Without origins, the
-/// middleware is off, and no page may.
-fn cors(origins: &[String]) -> Condition<Cors> {
-    let mut cors = Cors::default()
-        .allow_any_method()
-        .allow_any_header()
-        .expose_headers([trace::REQUEST_ID, unknown::WARNING]);
-    for origin in origins {
-        cors = cors.allowed_origin(origin);
-    }
-    Condition::new(!origins.is_empty(), cors)
 }
 
 /// Serves until `stop` completes; requests under way then have time to end. `bound` holds sockets that the launcher has
@@ -163,9 +109,15 @@ mod tests {
     use std::future::pending;
     use std::time::Duration;
 
-    use isol8_actors::ServiceConfig;
+    use isol8_actors::{Service, ServiceConfig};
     use isol8_backend::fake::FakeBackend;
 
+    use isol8_engine::active::ActiveConfig;
+    use isol8_engine::remote_code::RemoteCode;
+    use tokio::sync::watch;
+
+    use super::bodies::BodyBudget;
+    use super::idempotency::ResultStore;
     use super::*;
     use isol8_config::{Config, Overrides};
 

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use isol8_backend_docker::setup::custom::{self, CustomImage};
 use isol8_config::images::is_name;
 use isol8_config::package_names;
+use isol8_engine::backends;
 
+use super::error::CommandError;
+use super::load::load_config;
 use super::run::request::setup_script;
 use super::setup::Progress;
-use super::{CommandError, load_config};
-use crate::backends;
 use crate::cli::BuildArgs;
 
 pub(super) async fn build(arguments: BuildArgs) -> Result<ExitCode, CommandError> {

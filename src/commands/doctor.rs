@@ -14,14 +14,16 @@ use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
 use isol8_backend_docker::setup as images_setup;
 use isol8_config::Config;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::backends::{self, BackendKind, Needs, Purpose};
+use isol8_engine::images;
+use isol8_engine::local::service_without_pool;
 
-use super::{CommandError, load_config, message, setup};
-use crate::active::ActiveConfig;
-use crate::backends::{self, BackendKind, Needs, Purpose};
+use super::error::CommandError;
+use super::load::load_config;
+use super::{message, setup};
 use crate::cli::CommonArgs;
 use crate::host;
-use crate::images;
-use crate::local::service_without_pool;
 
 /// Longest wait for a probe, a program that prints one line.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);

@@ -5,25 +5,33 @@ use std::process::ExitCode;
 
 use isol8_actors::Service;
 use isol8_config::{Config, ConfigReader};
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::backends::{self, BackendKind, ChosenBackend, Launcher, Needs, Purpose};
+use isol8_engine::images;
+use isol8_engine::remote_code::RemoteCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CommandError, Startup, load_over, overrides, read};
-use crate::active::ActiveConfig;
-use crate::backends::{self, BackendKind, ChosenBackend, Needs, Purpose};
+use super::error::CommandError;
+use super::load::{load_over, overrides, read};
 use crate::cli::ServeArgs;
 use crate::host;
-use crate::images;
 use crate::launcher;
 use crate::launcher::client::Launched;
 use crate::memory;
 use crate::reload;
-use crate::remote_code::RemoteCode;
-use crate::server::auth::MasterKey;
 use crate::server::bodies::BodyBudget;
 use crate::server::idempotency::ResultStore;
-use crate::server::{self, ServeError, ServerState};
+use crate::server::{self, MasterKey, ServeError, ServerState};
+
+/// The process that runs a command.
+pub(super) enum Startup {
+    /// This process.
+    ThisProcess(Option<Launched>),
+    /// Another process, which has ended.
+    Ended(ExitCode),
+}
 
 /// Runs the server as another user if one is configured; otherwise leaves it to [`serve`].
 pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
@@ -75,7 +83,7 @@ pub(super) async fn serve(
     let (bound, launcher, known_reason) = match launched {
         Some(launched) => (
             Some(launched.sockets),
-            Some(launched.launcher),
+            Some(launched.launcher as Arc<dyn Launcher>),
             Some(launched.backend_reason),
         ),
         None => (None, None, None),

@@ -9,11 +9,13 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
 use isol8_config::{BackendChoice, Config, ConfigReader};
+use isol8_engine::backends;
+use isol8_engine::images::custom_image;
 
-use super::{CommandError, load, message};
-use crate::backends;
+use super::error::CommandError;
+use super::load::load;
+use super::message;
 use crate::cli::SetupArgs;
-use crate::images::custom_image;
 
 const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
                        and `isol8 setup` unpacks the pinned versions there";

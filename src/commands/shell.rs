@@ -8,21 +8,23 @@ use isol8_actors::{Job, TerminalSize};
 use isol8_api::{Encoding, ExecutionRequest, Options, Runtime, SessionId, TenantId};
 use isol8_client::RemoteIsol8;
 use isol8_config::Config;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::images::choice;
+use isol8_engine::jobs;
+use isol8_engine::local;
 
+use super::error::CommandError;
 use super::follow::input::UserInput;
 use super::follow::output::{Output, OutputMode};
 use super::follow::signals::Signals;
 use super::follow::{RunOutcome, follow};
+use super::load::load_config;
 use super::run::local::{close, events, grant_network, needs, open, refuse_unenforced};
 use super::run::remote::follow_run;
 use super::run::request::sandbox_options;
 use super::terminal::Raw;
-use super::{CommandError, load_config, run, target, terminal};
-use crate::active::ActiveConfig;
+use super::{run, target, terminal};
 use crate::cli::ShellArgs;
-use crate::images::choice;
-use crate::jobs;
-use crate::local;
 
 /// Size assumed for a terminal that does not report its size.
 const DEFAULT_SIZE: TerminalSize = TerminalSize {

@@ -3,7 +3,9 @@
 use isol8_client::RemoteIsol8;
 use isol8_config::Config;
 
-use super::{CommandError, load_config, message};
+use super::error::CommandError;
+use super::load::load_config;
+use super::message;
 use crate::cli::{self, TargetArgs};
 use crate::login::Login;
 

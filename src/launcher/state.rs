@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use isol8_backend::{Instance, Owner};
 use isol8_config::Config;
-
-use crate::backends::{self, BackendKind};
+use isol8_engine::backends::{self, BackendKind};
 
 /// Mode that lets other users pass through a directory, but not list it.
 const MODE: u32 = 0o711;

@@ -10,6 +10,9 @@ use isol8_actors::job::MAX_SECRETS;
 use isol8_api::{CreateSession, ExecuteBody, TenantId};
 use isol8_config::Config;
 use isol8_egress::MAX_PATTERNS;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::jobs::{self, ParsedRequest};
+use isol8_engine::packages::MAX_PACKAGES;
 
 use super::ServerState;
 use super::bodies::{MemoryShare, SMALL};
@@ -17,9 +20,6 @@ use super::body::{self, Body};
 use super::error::ApiError;
 use super::json::{Bound, Parsed};
 use super::{unanchored, unknown};
-use crate::active::ActiveConfig;
-use crate::jobs::{self, ParsedRequest};
-use crate::packages::MAX_PACKAGES;
 
 /// A request whose body has been read, but not parsed.
 #[derive(Debug)]

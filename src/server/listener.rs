@@ -21,8 +21,10 @@ use actix_web::dev::{AppConfig, Extensions};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, middleware, web};
 
+use super::app::{configure, cors};
 use super::connection::{ClientStream, ConnectionCount, ConnectionLimits, ConnectionTable};
-use super::{ServerState, configure, cors, trace};
+use super::state::ServerState;
+use super::trace;
 
 /// Seconds for responses to be sent after SIGTERM; longer than the service lets jobs run on.
 const SHUTDOWN_SECONDS: u64 = 30;

@@ -1,13 +1,18 @@
 //! The packages that a runtime's package manager may be asked for, and the registries that they usually come from.
 
 mod npm;
+mod pattern;
 mod python;
+mod registry;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use isol8_api::Runtime;
 use regex::Regex;
+
+use pattern::pattern;
+pub use registry::host_and_port;
 
 /// Returns the host names of the registries that a runtime's packages usually come from.
 #[must_use]
@@ -51,11 +56,6 @@ const ARCHIVES: [&str; 13] = [
     ".tar.lzma",
     ".tar.zst",
 ];
-
-#[allow(clippy::expect_used)] // All patterns are constants, and a test compiles each.
-fn pattern(text: &str) -> Regex {
-    Regex::new(&format!("^(?:{text})$")).expect("a constant pattern compiles")
-}
 
 /// Matches a package of Debian, with an optional version.
 static DEBIAN: LazyLock<Regex> =
@@ -108,15 +108,6 @@ pub fn check_for_image(runtime: Runtime, packages: &[String]) -> Result<(), (usi
     }
 }
 
-/// Splits an entry of `registries` into host and port. An IPv6 address cannot have a port there.
-#[must_use]
-pub fn host_and_port(registry: &str) -> (&str, Option<u16>) {
-    match registry.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') => (host, port.parse().ok()),
-        _ => (registry, None),
-    }
-}
-
 /// Returns whether package managers take the name for a file in the working directory, if such a file exists.
 fn is_archive(package: &str) -> bool {
     let package = package.to_ascii_lowercase();
@@ -126,20 +117,6 @@ fn is_archive(package: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn registries_may_name_a_port() {
-        for (registry, expected) in [
-            ("pypi.org", ("pypi.org", None)),
-            (
-                "packages.example.com:8443",
-                ("packages.example.com", Some(8443)),
-            ),
-            ("::1", ("::1", None)),
-        ] {
-            assert_eq!(host_and_port(registry), expected);
-        }
-    }
 
     #[test]
     fn names_of_archives_are_files_to_package_managers() {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures::future::join_all;
 use isol8_egress::addresses::is_public;
 use isol8_egress::{FetchError, Filter, Policy, Resolve as _, SystemResolver};
+use isol8_engine::active::ActiveConfig;
 use tokio::time::timeout;
 use url::Url;
 
 use super::Finding;
-use crate::active::ActiveConfig;
 
 /// Longest wait for one registry.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);

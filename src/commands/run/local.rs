@@ -8,20 +8,22 @@ use isol8_actors::{Job, JobStream};
 use isol8_api::{Encoding, ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
 use isol8_backend::SandboxId;
 use isol8_config::Config;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::backends::Needs;
+use isol8_engine::images::{self, choice};
+use isol8_engine::jobs::{self, JobError};
+use isol8_engine::local::{self, LocalError, LocalService};
 
 use super::inspect;
 use super::request::RunRequest;
-use crate::active::ActiveConfig;
-use crate::backends::Needs;
 use crate::cli::{RunArgs, SandboxArgs};
+use crate::commands::error::CommandError;
 use crate::commands::follow::input::UserInput;
 use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;
 use crate::commands::follow::{Events, RunOutcome, follow};
-use crate::commands::{CommandError, load_config, message};
-use crate::images::{self, choice};
-use crate::jobs::{self, JobError};
-use crate::local::{self, LocalError, LocalService};
+use crate::commands::load::load_config;
+use crate::commands::message;
 
 pub(super) async fn run(
     arguments: &RunArgs,

@@ -9,11 +9,11 @@ use isol8_actors::files::Upload;
 use isol8_api::file::{DirectoryListing, FileBody, WriteFile, Written};
 use isol8_api::{ErrorCode, Runtime, SandboxPath, SessionId};
 use isol8_config::Config;
+use isol8_engine::jobs;
 use serde_json::json;
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;

@@ -7,10 +7,10 @@ use isol8_api::{
     CreateSession, Deleted, ErrorCode, InvalidValue, SessionId, SessionInfo, SessionList,
 };
 use isol8_config::Config;
+use isol8_engine::jobs;
 use serde_json::json;
 use utoipa::openapi::Required;
 
-use crate::jobs;
 use crate::server::accept::{AcceptedRequest, ReceivedRequest};
 use crate::server::auth::Caller;
 use crate::server::connection::while_connected;

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use node_semver::Range;
 use regex::Regex;
 
-use super::pattern;
+use super::pattern::pattern;
 
 /// Matches a name, with an optional scope, and the wanted range or tag.
 static PACKAGE: LazyLock<Regex> = LazyLock::new(|| {

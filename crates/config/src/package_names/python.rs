@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 use pep508_rs::{Requirement, VerbatimUrl, VersionOrUrl};
 use url::Url;
 
-use super::host_and_port;
+use super::registry::host_and_port;
 
 /// Checks one requirement: a name, extras, versions, markers, and a URL if its host is among `registries`.
 ///

@@ -13,13 +13,13 @@ use actix_ws::{
 };
 use isol8_actors::{Job, JobStream};
 use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, SessionId, StreamEvent};
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::jobs::{self, ParsedRequest};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::frames::{FrameLimit, Refusal};
 use super::input::RunInput;
 use super::message::{MessageError, parse};
-use crate::active::ActiveConfig;
-use crate::jobs::{self, ParsedRequest};
 use crate::server::ServerState;
 use crate::server::accept::{self, ParsedBody};
 use crate::server::auth::Caller;

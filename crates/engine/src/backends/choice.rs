@@ -9,7 +9,8 @@ use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, RuntimeStatus};
 use isol8_config::Config;
 
-use super::{BackendKind, Purpose, check_preload, start_kind};
+use super::kind::BackendKind;
+use super::start::{Purpose, check_preload, start_kind};
 
 /// Requirements of a request, in addition to those of the configuration.
 #[derive(Clone, Debug, Default)]

@@ -8,7 +8,8 @@ use isol8_api::{
 };
 use isol8_backend::SessionDefaults;
 
-use super::{JobError, job};
+use super::error::JobError;
+use super::job;
 use crate::active::ActiveConfig;
 use crate::images::choice;
 

@@ -1,13 +1,14 @@
 //! Turns requests into jobs. All client input is checked here, before any sandbox is used, and an error names the
 //! member at fault.
 
+mod error;
 mod limits;
+mod remote_source;
 mod session;
 mod terminal;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +27,13 @@ use crate::images::choice;
 use crate::module_kind;
 use crate::network::FilteredNetwork;
 use crate::packages;
-use crate::remote_code::RemoteSource;
+pub use error::JobError;
+use error::at_most;
+pub(crate) use error::shown;
 pub use limits::check_path;
-pub(crate) use limits::shown;
 use limits::{check_environment, check_files, check_secrets};
+pub use remote_source::RemoteSource;
+pub(crate) use remote_source::{CODE_HASH, CODE_URL};
 pub use session::{create_session, empty_session};
 pub use terminal::terminal_size;
 
@@ -48,35 +52,6 @@ const MIN_CPUS: f64 = 0.01;
 
 /// Memory that a program needs to start, in addition to the request's files, in bytes.
 const PROGRAM_MEMORY: u64 = 8 << 20;
-
-/// A request that cannot become a job.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {problem}")]
-pub struct JobError {
-    /// The member at fault, such as `request.timeoutMs`.
-    pub path: String,
-    /// The given value and the valid range.
-    pub problem: String,
-    /// The error code of the contract.
-    pub code: ErrorCode,
-}
-
-impl JobError {
-    pub(crate) fn invalid(path: impl Into<String>, problem: impl Display) -> Self {
-        Self {
-            path: path.into(),
-            problem: problem.to_string(),
-            code: ErrorCode::InvalidRequest,
-        }
-    }
-
-    pub(crate) fn unsupported(path: &str, problem: &str) -> Self {
-        Self {
-            code: ErrorCode::Unsupported,
-            ..Self::invalid(path, problem)
-        }
-    }
-}
 
 /// The checked body of a request.
 #[derive(Debug)]
@@ -316,7 +291,10 @@ fn files(
 }
 
 /// Returns the bytes that a string member carries.
-pub(crate) fn bytes(member: &str, text: String, encoding: Encoding) -> Result<Vec<u8>, JobError> {
+///
+/// # Errors
+/// Returns a [`JobError`] if the text is not in its encoding.
+pub fn bytes(member: &str, text: String, encoding: Encoding) -> Result<Vec<u8>, JobError> {
     match encoding {
         Encoding::Utf8 => Ok(text.into_bytes()),
         Encoding::Base64 => encoding
@@ -360,17 +338,6 @@ fn check_memory(job: &Job) -> Result<(), JobError> {
     }
     let problem = format!("{files} bytes do not fit into a memoryLimit of {memory}");
     Err(JobError::invalid("request.files", problem))
-}
-
-fn at_most<T>(path: &str, given: T, least: T, most: T) -> Result<T, JobError>
-where
-    T: PartialOrd + Display,
-{
-    if least <= given && given <= most {
-        return Ok(given);
-    }
-    let problem = format!("{given} is out of range, expected {least} to {most}");
-    Err(JobError::invalid(path, problem))
 }
 
 #[cfg(test)]

@@ -8,17 +8,19 @@
 //! A session ends with [`delete`], or when it has not been used for `cleanup.maxContainerAgeMs`: on the native
 //! backend by itself, on Docker with the next command that removes expired sessions ([`expire`]).
 
+mod directory;
+mod error;
 mod lock;
+mod removal;
 mod sessions;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use isol8_actors::pool::{PoolSize, Strategy};
-use isol8_actors::{ExecuteError, Input, Job, JobStream, Service, ServiceConfig};
+use isol8_actors::{Input, Job, JobStream, Service, ServiceConfig};
 use isol8_api::{SessionId, TenantId};
-use isol8_backend::BackendError;
 use isol8_backend::instance::Instance;
 use isol8_config::{BackendChoice, Config};
 use tokio::task::JoinHandle;
@@ -26,8 +28,11 @@ use tokio::time::sleep;
 
 use crate::active::service_config;
 use crate::backends::{self, BackendKind, Needs, Purpose};
+use directory::{directory, max_age};
+pub use error::LocalError;
 use lock::SessionLock;
-pub use sessions::{LocalSession, clean_up, delete, expire, list};
+pub use removal::{clean_up, delete, expire};
+pub use sessions::{LocalSession, list};
 
 /// Idle time of a session that does not end by itself: a hundred years.
 const NO_EXPIRY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -37,28 +42,6 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Interval between checks whether that command has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
-
-/// The reason why no sandbox can be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LocalError {
-    /// The backend cannot be used. The text names the fix.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// The session cannot be used.
-    #[error(transparent)]
-    Execute(#[from] ExecuteError),
-    /// Another command uses the session.
-    #[error("session {0} is in use by another command, end that first")]
-    Busy(SessionId),
-    /// The session's directory cannot be used.
-    #[error("{path}: {source}", path = .path.display())]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-}
 
 /// The service with which a command runs programs.
 #[derive(Debug)]
@@ -212,7 +195,8 @@ async fn wait_for_release(state: &Path) -> bool {
 }
 
 /// Returns the configuration of a service that creates each sandbox on demand, and none ahead of time.
-pub(crate) fn service_without_pool(config: &Config) -> ServiceConfig {
+#[must_use]
+pub fn service_without_pool(config: &Config) -> ServiceConfig {
     let mut service = service_config(config, BTreeMap::new());
     service.pool.sizes.clear();
     service.pool.size = PoolSize::fixed(0, 0);
@@ -235,21 +219,4 @@ fn session_config(config: &Config, id: &SessionId) -> Config {
         };
     }
     own
-}
-
-/// Returns how long a session may be idle; `None` for any time.
-fn max_age(config: &Config) -> Option<Duration> {
-    let cleanup = config.cleanup;
-    cleanup.auto_prune.then_some(cleanup.max_age)
-}
-
-/// Returns the directory that holds the directories of all sessions.
-fn root(config: &Config) -> PathBuf {
-    config.startup.state.join("cli")
-}
-
-/// Returns the state directory of a session. The suffix makes any id a safe file name: an id has no slash, and the
-/// suffix keeps it from being a special name such as `..`.
-fn directory(config: &Config, id: &SessionId) -> PathBuf {
-    root(config).join(format!("{id}@"))
 }

@@ -1,8 +1,5 @@
-//! The available backends, and the choice between them.
+//! Starts backends, with the guest that this executable carries.
 
-mod choice;
-
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,67 +7,35 @@ use isol8_api::Runtime;
 use isol8_backend::{Backend, BackendError, Instance, interpreter_of};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::roots::Roots;
-use isol8_backend_native::spawner::client::SpawnerCommand;
+use isol8_backend_native::spawner::client::{Launch, SpawnerCommand};
 use isol8_backend_native::{NativeBackend, NativeConfig};
-use isol8_config::{BackendChoice, Config};
+use isol8_config::Config;
 
-use crate::launcher::client::LauncherClient;
-pub use choice::{ChosenBackend, Needs, pick};
+use super::kind::BackendKind;
 
 /// First argument with which this executable runs as the spawner.
-pub(crate) const SPAWNER_ARGUMENT: &str = "__spawner";
+pub const SPAWNER_ARGUMENT: &str = "__spawner";
 
 /// Log file of a spawner that outlives its command.
 const SPAWNER_LOG: &str = "spawner.log";
 
 /// Path of this executable, valid even after its file has been replaced.
-pub(crate) const THIS_EXECUTABLE: &str = "/proc/self/exe";
+pub const THIS_EXECUTABLE: &str = "/proc/self/exe";
 
 /// Root of the file system whose programs the native backend's sandboxes share.
-pub(crate) const HOST_ROOT: &str = "/";
+pub const HOST_ROOT: &str = "/";
 
 /// The guest agent, built with this executable.
 static GUEST: &[u8] = include_bytes!(env!("ISOL8_GUEST"));
 
-/// A concrete backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BackendKind {
-    /// Linux namespaces.
-    Native,
-    /// The Docker engine.
-    Docker,
-}
-
-impl BackendKind {
-    /// All backends.
-    pub const ALL: [Self; 2] = [Self::Native, Self::Docker];
-
-    /// Returns the backend's name in the configuration.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Docker => "docker",
-        }
-    }
-}
-
-impl fmt::Display for BackendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// Returns whether this process was started as the spawner of another process.
-#[must_use]
-pub fn is_spawner() -> bool {
-    std::env::args_os().nth(1).as_deref() == Some(SPAWNER_ARGUMENT.as_ref())
-}
-
-/// Returns the bounds that the launcher gave to this process as its spawner.
-#[must_use]
-pub fn spawner_grant() -> Option<String> {
-    std::env::args().nth(2)
+/// The privileged process that makes instances and spawners for a server without privileges.
+pub trait Launcher: Launch {
+    /// Requests an instance of the native backend: one that an earlier server left, or a new one. This function may
+    /// block.
+    ///
+    /// # Errors
+    /// Returns [`BackendError::Unavailable`] with the launcher's reason.
+    fn instance(&self, state: &Path) -> Result<Instance, BackendError>;
 }
 
 /// The kind of process that a backend is started for.
@@ -78,63 +43,11 @@ pub fn spawner_grant() -> Option<String> {
 pub enum Purpose {
     /// A server, which takes over the sessions of a server that has ended. Holds the launcher if the server runs
     /// without privileges.
-    Serve(Option<Arc<LauncherClient>>),
+    Serve(Option<Arc<dyn Launcher>>),
     /// A single command.
     Command,
     /// A command that continues the session of an earlier command and leaves it to the next.
     Session,
-}
-
-/// Starts the configured backend. With `auto`, `needs` takes part in the choice.
-///
-/// # Errors
-/// [`BackendError`], which names the fix.
-pub async fn start(
-    config: &Config,
-    purpose: Purpose,
-    needs: &Needs,
-) -> Result<ChosenBackend, BackendError> {
-    let chosen = match candidates(config.startup.backend) {
-        [kind] => ChosenBackend {
-            backend: start_kind(*kind, config, &purpose).await?,
-            reason: configured(*kind),
-        },
-        _ => choice::start(config, &purpose, needs).await?,
-    };
-    for shortcoming in chosen.backend.shortcomings() {
-        log::warn!(backend = chosen.backend.name(); "{shortcoming}");
-    }
-    log::debug!(backend = chosen.backend.name(), reason = chosen.reason.as_str(); "backend taken");
-    Ok(chosen)
-}
-
-/// Returns the reason shown for a backend that the configuration names.
-#[must_use]
-pub fn configured(kind: BackendKind) -> String {
-    format!("backend = \"{kind}\" is set")
-}
-
-/// Returns the backends that a configuration allows.
-#[must_use]
-pub fn candidates(choice: BackendChoice) -> &'static [BackendKind] {
-    match choice {
-        BackendChoice::Native => &[BackendKind::Native],
-        BackendChoice::Docker => &[BackendKind::Docker],
-        BackendChoice::Auto => &BackendKind::ALL,
-    }
-}
-
-/// Removes what dead processes left behind. A server must adopt the sessions that it wants to keep before this
-/// call.
-pub async fn sweep(backend: &dyn Backend) {
-    let name = backend.name();
-    match backend.sweep().await {
-        Ok(0) => {}
-        Ok(count) => log::info!(backend = name, count; "removed leftovers of dead processes"),
-        Err(error) => {
-            log::warn!(backend = name, error:%; "cannot remove leftovers of dead processes")
-        }
-    }
 }
 
 /// Checks in a new sandbox of each runtime that the configured `preload` modules can be imported.
@@ -226,7 +139,8 @@ fn native_config(config: &Config, purpose: &Purpose) -> NativeConfig {
 }
 
 /// Returns the backend's own state directory. Each backend has one, so that it sweeps only sandboxes that it made.
-pub(crate) fn state_of(kind: BackendKind, config: &Config) -> PathBuf {
+#[must_use]
+pub fn state_of(kind: BackendKind, config: &Config) -> PathBuf {
     config.startup.state.join(kind.name())
 }
 
@@ -247,7 +161,7 @@ fn instance(
 ///
 /// # Errors
 /// [`BackendError::Io`] naming the path.
-pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
+pub fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
     match Instance::adopt(state, GUEST)? {
         Some(instance) => Ok(instance),
         None => Instance::create(state, GUEST),
@@ -256,11 +170,29 @@ pub(crate) fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
 
 /// Returns the native backend's instance, made by the launcher as root for a server without privileges.
 async fn instance_from_launcher(
-    launcher: &Arc<LauncherClient>,
+    launcher: &Arc<dyn Launcher>,
     config: &Config,
 ) -> Result<Arc<Instance>, BackendError> {
     let (launcher, state) = (Arc::clone(launcher), state_of(BackendKind::Native, config));
     let given = tokio::task::spawn_blocking(move || launcher.instance(&state)).await;
     let given = given.unwrap_or_else(|panic| Err(BackendError::Unavailable(panic.to_string())));
     given.map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use isol8_backend_docker::setup::DEFAULT_BASE;
+    use isol8_config::ConfigFile;
+    use isol8_config::images::runtime_image;
+
+    use super::*;
+
+    #[test]
+    fn the_configuration_has_the_defaults_of_the_docker_backend() {
+        let config = ConfigFile::default().check("/state".into()).unwrap();
+        assert_eq!(config.startup.docker.base, DEFAULT_BASE);
+        for (runtime, image) in DockerConfig::default().images {
+            assert_eq!(image, runtime_image(runtime));
+        }
+    }
 }

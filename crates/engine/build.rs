@@ -7,10 +7,10 @@ use std::process::Command;
 
 fn main() -> Result<(), Box<dyn Error>> {
     for source in [
-        "crates/guest",
-        "crates/protocol",
-        "Cargo.toml",
-        "Cargo.lock",
+        "../guest",
+        "../protocol",
+        "../../Cargo.toml",
+        "../../Cargo.lock",
     ] {
         println!("cargo::rerun-if-changed={source}");
     }

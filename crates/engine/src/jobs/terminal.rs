@@ -3,7 +3,7 @@
 use isol8_actors::TerminalSize;
 use isol8_api::ExecutionRequest;
 
-use super::{JobError, at_most};
+use super::error::{JobError, at_most};
 
 /// Largest number of columns or rows of a terminal.
 const MAX_SIDE: u32 = 1000;

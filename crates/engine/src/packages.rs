@@ -19,7 +19,7 @@ type Variables = Vec<(String, String)>;
 const MEMBER: &str = "request.installPackages";
 
 /// Largest number of packages in one request.
-pub(crate) const MAX_PACKAGES: usize = 100;
+pub const MAX_PACKAGES: usize = 100;
 
 /// Returns the installation that a request asks for, if any.
 ///

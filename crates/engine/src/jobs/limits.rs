@@ -5,10 +5,7 @@ use std::collections::BTreeMap;
 use isol8_actors::job::{MAX_SECRET_BYTES, MAX_SECRETS};
 use isol8_config::RequestLimits;
 
-use super::JobError;
-
-/// Longest part of a path or variable name that an error repeats, in characters.
-const MAX_SHOWN: usize = 80;
+use super::error::{JobError, shown};
 
 /// Checks the number of files.
 ///
@@ -100,15 +97,6 @@ pub(super) fn check_secrets(secrets: &BTreeMap<String, String>) -> Result<(), Jo
 
 fn size((name, value): (&String, &String)) -> usize {
     name.len() + value.len()
-}
-
-/// Returns the beginning of a client's text, for an error.
-pub(crate) fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(MAX_SHOWN).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
-    }
-    shown
 }
 
 fn require(member: &str, holds: bool, problem: impl FnOnce() -> String) -> Result<(), JobError> {

@@ -17,7 +17,8 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::time::sleep;
 
-use super::{LocalError, directory, sessions};
+use super::directory::{directory, is_empty};
+use super::error::LocalError;
 
 const NAME: &str = "lock";
 
@@ -70,7 +71,7 @@ impl SessionLock {
 
     /// Releases the lock, and removes the directory if it holds nothing for a later command.
     pub(super) fn release(self) {
-        if sessions::is_empty(&self.directory)
+        if is_empty(&self.directory)
             && let Err(error) = fs::remove_dir_all(&self.directory)
         {
             log::warn!(path:% = self.directory.display(), error:%; "cannot remove the session's directory");
