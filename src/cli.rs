@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 use clap_complete::ArgValueCandidates;
 use isol8_api::Runtime;
+use isol8_config::BackendChoice;
 
 use crate::commands::message;
-use crate::config::BackendChoice;
 pub use completions::CompletionsArgs;
 pub(crate) use flags::with_flags;
 pub use remote::{

@@ -4,7 +4,10 @@ mod build;
 mod config;
 mod cp;
 mod doctor;
+mod error;
 mod follow;
+mod load;
+mod logging;
 mod login;
 pub(crate) mod message;
 mod run;
@@ -15,35 +18,16 @@ mod shell;
 mod target;
 mod terminal;
 
-use std::fmt::Display;
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use env_logger::fmt::{Formatter, default_kv_format};
-use jiff::Timestamp;
-use log::{LevelFilter, Record};
+use log::LevelFilter;
 
-use crate::cli::{Command, CommonArgs, SessionCommand, with_flags};
-use crate::config::{Config, ConfigError, ConfigReader, Loaded, Overrides};
+use crate::cli::{Command, SessionCommand};
 use crate::launcher::client::Launched;
+use error::CommandError;
+pub use logging::log_from;
+use serve::Startup;
 pub(crate) use sessions::known_sessions;
-
-/// The error of a command; the text is for its user.
-#[derive(Debug)]
-struct CommandError(String);
-
-impl<E: Display> From<E> for CommandError {
-    fn from(error: E) -> Self {
-        Self(error.to_string())
-    }
-}
-
-impl CommandError {
-    /// Replaces request members, which the command made from flags, by those flags.
-    fn with_flags(self) -> Self {
-        Self(with_flags(&self.0).into_owned())
-    }
-}
 
 /// Runs a command; the exit code is 1 if isol8 itself failed. `launched` holds what a launcher handed to this
 /// process, if it is the server of one.
@@ -76,14 +60,6 @@ pub fn run(command: Option<Command>, launched: Option<Result<Launched, String>>)
     })
 }
 
-/// The process that runs a command.
-enum Startup {
-    /// This process.
-    ThisProcess(Option<Launched>),
-    /// Another process, which has ended.
-    Ended(ExitCode),
-}
-
 fn run_in_this_process(
     command: Command,
     launched: Option<Launched>,
@@ -110,105 +86,4 @@ fn run_in_this_process(
             }
         }
     })
-}
-
-/// Environment variable that selects the messages to log.
-const FILTER: &str = "RUST_LOG";
-
-fn is_filtered() -> bool {
-    std::env::var_os(FILTER).is_some_and(|filter| !filter.is_empty())
-}
-
-/// Logs to standard error from this level on; `RUST_LOG` overrides it.
-pub fn log_from(level: LevelFilter) {
-    let mut logger = env_logger::Builder::new();
-    match std::env::var(FILTER) {
-        Ok(filter) if is_filtered() => logger.parse_filters(&filter),
-        // libcontainer logs every container and warns of controllers that the kernel lacks; its errors, and those
-        // of certificates, are returned and need no log. actix-http logs an error for every client that does not
-        // send HTTP; the server logs these itself, at a level for operators who want to see them.
-        _ => logger
-            .filter_level(LevelFilter::Debug)
-            .filter_module("actix_http", LevelFilter::Off)
-            .filter_module("libcgroups", LevelFilter::Off)
-            .filter_module("libcontainer", LevelFilter::Off)
-            .filter_module("rustls_platform_verifier", LevelFilter::Off),
-    };
-    logger.format(log_line);
-    logger.init();
-    if !is_filtered() {
-        log::set_max_level(level);
-    }
-}
-
-/// Formats a record: `2026-01-31T12:00:00Z [INFO] isol8::server: listening address=…`
-fn log_line(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
-    let style = line.default_level_style(record.level());
-    let (level, target) = (record.level(), record.target());
-    let time = Timestamp::now();
-    write!(
-        line,
-        "{time:.0} {style}[{level}]{style:#} {target}: {}",
-        record.args()
-    )?;
-    default_kv_format(line, record.key_values())?;
-    writeln!(line)
-}
-
-/// Loads the configuration of a command that works on this machine: files in the working directory may only
-/// restrict it.
-fn load_config(common: &CommonArgs) -> Result<Config, ConfigError> {
-    Ok(load(common, ConfigReader::Command, None)?.config)
-}
-
-fn load(
-    common: &CommonArgs,
-    reader: ConfigReader,
-    port: Option<u16>,
-) -> Result<Loaded, ConfigError> {
-    load_over(&overrides(common, reader, port))
-}
-
-fn overrides(common: &CommonArgs, reader: ConfigReader, port: Option<u16>) -> Overrides {
-    Overrides {
-        reader,
-        config: common.config.clone(),
-        backend: common.backend,
-        port,
-        debug: common.debug,
-        ..Overrides::default()
-    }
-}
-
-/// Reads the configuration, and reports ignored or suspicious settings on standard error.
-fn load_over(overrides: &Overrides) -> Result<Loaded, ConfigError> {
-    let loaded = read(overrides)?;
-    report_ignored(&loaded);
-    for (path, keys) in &loaded.config.unused {
-        for key in keys.iter().filter(|key| **key != "$schema") {
-            log::warn!(
-                "{}: {key} has no meaning here and is ignored",
-                path.display()
-            );
-        }
-    }
-    for warning in loaded.unanchored() {
-        log::warn!("{warning}");
-    }
-    if loaded.config.debug && !is_filtered() {
-        log::set_max_level(LevelFilter::Debug);
-    }
-    log::debug!(files:? = loaded.config.sources; "configuration read");
-    Ok(loaded)
-}
-
-/// Reads the configuration without logging anything.
-fn read(overrides: &Overrides) -> Result<Loaded, ConfigError> {
-    Loaded::load(overrides, &|name| std::env::var(name).ok())
-}
-
-fn report_ignored(loaded: &Loaded) {
-    for warning in &loaded.ignored {
-        message::to_stderr(&format!("{}{warning}\n", message::prefix()));
-    }
 }

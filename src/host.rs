@@ -2,30 +2,17 @@
 //! server logs them when it starts.
 
 mod cgroups;
+mod warning;
 
-use std::fmt;
-use std::fs;
 use std::path::Path;
 
-use crate::backends::BackendKind;
+use isol8_engine::backends::BackendKind;
+
+pub use warning::Warning;
+use warning::read;
 
 /// Number of descriptors below which a server soon runs out of them: a connection takes two, a sandbox several.
 const MIN_DESCRIPTORS: u64 = 8192;
-
-/// A weakness of the host's settings, and its fix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Warning {
-    /// The setting and its effect.
-    pub problem: String,
-    /// A command, or a sentence.
-    pub fix: String,
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; fix: {}", self.problem, self.fix)
-    }
-}
 
 /// Returns the warnings that matter to these backends. `root` is the root directory of the host's files, and
 /// `is_root` tells whether isol8 runs as root.
@@ -124,14 +111,10 @@ fn user_namespaces(proc: &Path, is_root: bool) -> Option<Warning> {
     None
 }
 
-/// Reads a file of `/proc` or `/sys`, without its trailing newline.
-fn read(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    Some(text.trim_end().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Returns a host without any problem.

@@ -29,14 +29,14 @@ use isol8_backend::{Instance, Owner};
 use isol8_backend_native::cgroup;
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::grant::Grant;
+use isol8_config::{BackendChoice, Config};
+use isol8_engine::backends::{self, BackendKind};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use crate::backends::{self, BackendKind};
-use crate::config::{BackendChoice, Config};
 use crate::server::socket;
 use message::{Answer, Channel, Handover, INSTANCE_REQUEST, MAX_DESCRIPTORS, SPAWNER_REQUEST};
 use user::Account;
@@ -80,7 +80,8 @@ pub fn run(
     }
     state::prepare(config, kind, account.owner)?;
     let listen = |error| format!("server cannot listen: {error}");
-    let sockets = socket::bind(&config.host, config.port).map_err(listen)?;
+    let sockets =
+        socket::bind(&config.startup.listen.host, config.startup.listen.port).map_err(listen)?;
     let failed = |error: io::Error| format!("server cannot be started: {error}");
     let signals = block_signals().map_err(failed)?;
     let (channel, far) = Channel::pair().map_err(failed)?;
@@ -91,7 +92,7 @@ pub fn run(
         groups: account.groups,
         backend: choice(kind),
         backend_reason: reason,
-        state: config.state.clone(),
+        state: config.startup.state.clone(),
         sources: config.sources.clone(),
     };
     let given: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
@@ -106,6 +107,7 @@ pub fn run(
         owner: account.owner,
         state: backends::state_of(BackendKind::Native, config),
         roots: config
+            .startup
             .images_root
             .as_deref()
             .map(|directory| Roots::new(directory).directory().to_owned()),
@@ -124,7 +126,7 @@ fn choice(kind: BackendKind) -> BackendChoice {
 /// Returns the group that owns the engine's socket.
 fn engine_group(config: &Config) -> Option<u32> {
     use std::os::unix::fs::MetadataExt as _;
-    let socket = isol8_backend_docker::engine_socket(config.docker.host.as_deref())?;
+    let socket = isol8_backend_docker::engine_socket(config.startup.docker.host.as_deref())?;
     Some(std::fs::metadata(socket).ok()?.gid())
 }
 

@@ -3,14 +3,11 @@
 //! This package puts the parts together and holds no logic of its own about sandboxes:
 //!
 //! - the command line ([`cli`], [`commands`]) and the HTTP server ([`server`]),
-//! - the configuration ([`config`]),
-//! - the network of jobs ([`network`]),
-//! - the images that hold packages ([`images`]),
 //! - the checks for host settings that weaken sandboxes ([`host`]),
-//! - the privileged half of a server that runs without privileges ([`launcher`]),
-//! - the choice of a backend ([`backends`]), the only place that names concrete backends.
+//! - the privileged half of a server that runs without privileges ([`launcher`]).
 //!
-//! Requests are executed by `isol8-actors`, and sandboxes are created by the backends.
+//! `isol8-config` reads the configuration, `isol8-engine` turns requests into jobs and starts the backends, and
+//! `isol8-actors` executes the jobs.
 //!
 //! Read [`cli`], then [`commands`], then [`server`]. `ARCHITECTURE.md` follows one request.
 
@@ -19,24 +16,16 @@
 
 use std::process::ExitCode;
 
+use isol8_engine::backends;
 use launcher::client::Launched;
 
-pub mod backends;
 pub mod cli;
 pub mod commands;
-pub mod config;
 pub mod host;
-pub mod images;
-pub mod jobs;
 pub mod launcher;
-pub mod local;
 pub mod login;
 mod memory;
-mod module_kind;
-pub mod network;
-pub mod packages;
 pub mod reload;
-pub mod remote_code;
 pub mod server;
 
 /// Runs the executable as the process's arguments demand. Must be called before any thread is started: the native

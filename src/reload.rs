@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use isol8_actors::Service;
+use isol8_config::{Config, ConfigError};
+use isol8_engine::active::ActiveConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-
-use crate::config::{Config, ConfigError};
 
 /// Interval at which the files are checked for changes.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
@@ -22,7 +22,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// If the handler for SIGHUP cannot be installed.
 pub async fn follow(
     load: impl Fn() -> Result<Config, ConfigError> + Clone + Send + 'static,
-    current: watch::Sender<Arc<Config>>,
+    current: watch::Sender<Arc<ActiveConfig>>,
     service: Service,
 ) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
@@ -58,9 +58,16 @@ async fn version(config: &Config) -> Vec<Option<(SystemTime, u64)>> {
     versions
 }
 
-async fn apply(mut config: Config, current: &watch::Sender<Arc<Config>>, service: &Service) {
+async fn apply(read: Config, current: &watch::Sender<Arc<ActiveConfig>>, service: &Service) {
     let before = Arc::clone(&current.borrow());
-    for key in config.keep_fixed(&before) {
+    let (config, needs_restart) = match before.reload(read) {
+        Ok(reloaded) => reloaded,
+        Err(error) => {
+            log::error!(error:%; "configuration cannot be applied");
+            return;
+        }
+    };
+    for key in needs_restart {
         log::warn!(key; "setting takes effect after a restart only");
     }
     if let Err(error) = service.configure(config.service()).await {

@@ -3,6 +3,7 @@
 //! [`configure`] builds the application, for production and for tests alike.
 
 pub mod accept;
+mod app;
 pub mod auth;
 pub mod bodies;
 pub mod body;
@@ -13,9 +14,11 @@ pub mod error;
 pub mod idempotency;
 pub mod json;
 mod listener;
+mod master_key;
 pub mod openapi;
 pub mod routes;
 pub mod socket;
+mod state;
 pub mod trace;
 pub mod transfer;
 pub mod unanchored;
@@ -29,19 +32,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use actix_cors::Cors;
-use actix_web::middleware::Condition;
 use actix_web::web;
-use isol8_actors::Service;
 use isol8_backend::BackendError;
-use tokio::sync::watch;
 
-use crate::config::Config;
-use crate::remote_code::RemoteCode;
-use auth::MasterKey;
-use bodies::BodyBudget;
+pub use app::configure;
 pub(crate) use descriptors::raise_limit as raise_file_limit;
-use idempotency::ResultStore;
+pub use master_key::MasterKey;
+pub use state::ServerState;
 
 /// Error that ended the server.
 #[derive(Debug, thiserror::Error)]
@@ -52,57 +49,6 @@ pub enum ServeError {
     /// Some sandboxes could not be removed at shutdown.
     #[error(transparent)]
     Shutdown(#[from] BackendError),
-}
-
-/// The state that the routes share.
-#[derive(Debug)]
-pub struct ServerState {
-    /// Runs jobs, and owns the sessions.
-    pub service: Service,
-    /// The current configuration. A reload replaces it.
-    pub config: watch::Receiver<Arc<Config>>,
-    /// The API key, which every route but the public ones requires.
-    pub key: MasterKey,
-    /// Name of the backend.
-    pub backend: &'static str,
-    /// Reason for which the server uses this backend.
-    pub backend_reason: String,
-    /// Bounds the memory and processors that request bodies take.
-    pub bodies: BodyBudget,
-    /// Results of requests that had an idempotency key.
-    pub results: ResultStore,
-    /// Fetches code for requests.
-    pub remote_code: RemoteCode,
-}
-
-impl ServerState {
-    /// Returns the current configuration. A handler takes it once, so that one configuration holds for the whole request.
-    #[must_use]
-    pub fn config(&self) -> Arc<Config> {
-        Arc::clone(&self.config.borrow())
-    }
-}
-
-/// Adds every route to an application.
-pub fn configure(app: &mut web::ServiceConfig) {
-    for endpoint in routes::endpoints() {
-        app.service(endpoint.resource());
-    }
-    app.service(routes::auth::without_database());
-    app.default_service(web::to(error::no_such_route));
-}
-
-/// Returns the CORS middleware, which lets pages of these origins call the server from a browser. Without origins, the
-/// middleware is off, and no page may.
-fn cors(origins: &[String]) -> Condition<Cors> {
-    let mut cors = Cors::default()
-        .allow_any_method()
-        .allow_any_header()
-        .expose_headers([trace::REQUEST_ID, unknown::WARNING]);
-    for origin in origins {
-        cors = cors.allowed_origin(origin);
-    }
-    Condition::new(!origins.is_empty(), cors)
 }
 
 /// Serves until `stop` completes; requests under way then have time to end. `bound` holds sockets that the launcher has
@@ -119,7 +65,7 @@ pub async fn serve(
     let config = state.config();
     let bound = match bound {
         Some(bound) => bound,
-        None => socket::bind(&config.host, config.port)?,
+        None => socket::bind(&config.startup.listen.host, config.startup.listen.port)?,
     };
     let listeners: Vec<_> = bound
         .into_iter()
@@ -129,7 +75,7 @@ pub async fn serve(
         .iter()
         .map(TcpListener::local_addr)
         .collect::<Result<_, _>>()?;
-    let most = descriptors::connection_limit(config.max_connections)?;
+    let most = descriptors::connection_limit(config.startup.listen.max_connections)?;
     let state = web::Data::from(Arc::new(state));
     let mut server = pin!(listener::start(listeners, &state, most)?);
     let handle = server.handle();
@@ -163,11 +109,17 @@ mod tests {
     use std::future::pending;
     use std::time::Duration;
 
-    use isol8_actors::ServiceConfig;
+    use isol8_actors::{Service, ServiceConfig};
     use isol8_backend::fake::FakeBackend;
 
+    use isol8_engine::active::ActiveConfig;
+    use isol8_engine::remote_code::RemoteCode;
+    use tokio::sync::watch;
+
+    use super::bodies::BodyBudget;
+    use super::idempotency::ResultStore;
     use super::*;
-    use crate::config::Overrides;
+    use isol8_config::{Config, Overrides};
 
     #[actix_web::test]
     async fn a_server_whose_workers_cannot_start_ends() {
@@ -179,10 +131,10 @@ mod tests {
         };
         let mut config = Config::load(&overrides, &|_| None).unwrap();
         // The checks of the configuration refuse this origin; here it keeps the workers from starting.
-        config.cors_origins = vec!["*".to_owned()];
-        let remote_code = RemoteCode::new(&config.remote_code);
-        let bodies = BodyBudget::new(config.max_bodies);
-        let (_current, config) = watch::channel(Arc::new(config));
+        config.startup.listen.cors_origins = vec!["*".to_owned()];
+        let remote_code = RemoteCode::new(config.startup.code_cache_bytes);
+        let bodies = BodyBudget::new(config.startup.listen.max_bodies);
+        let (_current, config) = watch::channel(Arc::new(ActiveConfig::new(config).unwrap()));
         let backend = Arc::new(FakeBackend::new());
         let state = ServerState {
             service: Service::start(backend, ServiceConfig::default()),

@@ -13,9 +13,9 @@ use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter a
 use clap_complete::env::Shells;
 use clap_complete::{CompleteEnv, Shell};
 use isol8_api::{NetworkMode, Runtime};
+use isol8_engine::backends::BackendKind;
 
 use super::Cli;
-use crate::backends::BackendKind;
 use crate::commands::{self, message};
 
 /// Environment variable that the shell's script sets to have this process complete a command line.

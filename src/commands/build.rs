@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 
 use isol8_backend_docker::setup::custom::{self, CustomImage};
+use isol8_config::images::is_name;
+use isol8_config::package_names;
+use isol8_engine::backends;
 
+use super::error::CommandError;
+use super::load::load_config;
 use super::run::request::setup_script;
 use super::setup::Progress;
-use super::{CommandError, load_config};
-use crate::backends;
 use crate::cli::BuildArgs;
-use crate::images::choice::is_name;
-use crate::packages;
 
 pub(super) async fn build(arguments: BuildArgs) -> Result<ExitCode, CommandError> {
     let config = load_config(&arguments.common)?;
@@ -23,7 +24,7 @@ pub(super) async fn build(arguments: BuildArgs) -> Result<ExitCode, CommandError
         force,
         ..
     } = arguments;
-    packages::check_for_image(base, &packages)
+    package_names::check_for_image(base, &packages)
         .map_err(|(_, problem)| format!("--install: {problem}"))?;
     if !is_name(&tag) {
         return Err(format!("--tag: {tag:?} is not a name such as isol8:data").into());

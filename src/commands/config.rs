@@ -2,12 +2,14 @@
 
 use std::process::ExitCode;
 
+use isol8_config::schema::schema;
+use isol8_config::{ConfigReader, Loaded};
 use serde_json::Value;
 
-use super::{CommandError, load, message, overrides, read, report_ignored};
+use super::error::CommandError;
+use super::load::{load, overrides, read, report_ignored};
+use super::message;
 use crate::cli::ConfigArgs;
-use crate::config::schema::schema;
-use crate::config::{ConfigReader, Loaded};
 
 /// Heading of the keys outside any table.
 const GENERAL: &str = "General";

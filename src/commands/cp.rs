@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use isol8_api::SessionId;
 use tokio::io::{stdin, stdout};
 
-use super::CommandError;
+use super::error::CommandError;
 use super::target::Target;
 use crate::cli::CpArgs;
 use session::SessionFiles;

@@ -13,14 +13,17 @@ use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
 use isol8_backend::RuntimeStatus;
 use isol8_backend_docker::setup as images_setup;
+use isol8_config::Config;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::backends::{self, BackendKind, Needs, Purpose};
+use isol8_engine::images;
+use isol8_engine::local::service_without_pool;
 
-use super::{CommandError, load_config, message, setup};
-use crate::backends::{self, BackendKind, Needs, Purpose};
+use super::error::CommandError;
+use super::load::load_config;
+use super::{message, setup};
 use crate::cli::CommonArgs;
-use crate::config::Config;
 use crate::host;
-use crate::images;
-use crate::local::service_without_pool;
 
 /// Longest wait for a probe, a program that prints one line.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -61,7 +64,7 @@ impl Finding {
 }
 
 pub(super) async fn doctor(common: CommonArgs) -> Result<ExitCode, CommandError> {
-    let config = load_config(&common)?;
+    let config = ActiveConfig::new(load_config(&common)?)?;
     show_host();
     checks::findings(&config).iter().for_each(Finding::show);
     line("registries:");
@@ -115,7 +118,7 @@ async fn show_outdated(config: &Config) {
 
 /// Prints the backend that a server and a command use.
 async fn show_choice(config: &Config) -> Result<(), CommandError> {
-    let (kind, reason) = match backends::candidates(config.backend) {
+    let (kind, reason) = match backends::candidates(config.startup.backend) {
         [kind] => (*kind, backends::configured(*kind)),
         _ => backends::pick(config, &Needs::default()).await?,
     };

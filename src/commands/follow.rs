@@ -12,7 +12,7 @@ use futures::StreamExt as _;
 use futures::stream::LocalBoxStream;
 use isol8_api::{Encoding, Ending, EventKind, Phase, StreamEvent};
 
-use super::CommandError;
+use super::error::CommandError;
 use input::UserInput;
 use output::Output;
 use signals::{Signals, StopReason};

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use isol8_client::{ErrorCode, RemoteIsol8};
 
-use super::{CommandError, message, target};
+use super::error::CommandError;
+use super::{message, target};
 use crate::cli;
 use crate::login::Login;
 

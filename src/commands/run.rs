@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use isol8_api::{Ending, ExecutionResult, NetworkAction, NetworkLogEntry};
 
+use super::error::CommandError;
 use super::follow::output::{Output, OutputMode};
 use super::follow::signals::{Signals, StopReason};
-use super::{CommandError, message, target};
+use super::{message, target};
 use crate::cli::RunArgs;
 use request::RunRequest;
 

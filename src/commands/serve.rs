@@ -4,38 +4,51 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use isol8_actors::Service;
+use isol8_config::{Config, ConfigReader};
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::backends::{self, BackendKind, ChosenBackend, Launcher, Needs, Purpose};
+use isol8_engine::images;
+use isol8_engine::remote_code::RemoteCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{CommandError, Startup, load_over, overrides, read};
-use crate::backends::{self, BackendKind, ChosenBackend, Needs, Purpose};
+use super::error::CommandError;
+use super::load::{load_over, overrides, read};
 use crate::cli::ServeArgs;
-use crate::config::{Config, ConfigReader};
 use crate::host;
-use crate::images;
 use crate::launcher;
 use crate::launcher::client::Launched;
 use crate::memory;
 use crate::reload;
-use crate::remote_code::RemoteCode;
-use crate::server::auth::MasterKey;
 use crate::server::bodies::BodyBudget;
 use crate::server::idempotency::ResultStore;
-use crate::server::{self, ServeError, ServerState};
+use crate::server::{self, MasterKey, ServeError, ServerState};
+
+/// The process that runs a command.
+pub(super) enum Startup {
+    /// This process.
+    ThisProcess(Option<Launched>),
+    /// Another process, which has ended.
+    Ended(ExitCode),
+}
 
 /// Runs the server as another user if one is configured; otherwise leaves it to [`serve`].
 pub(super) fn launch(arguments: &ServeArgs) -> Result<Startup, CommandError> {
     let overrides = overrides(&arguments.common, ConfigReader::Server, arguments.port);
     let config = read(&overrides)?.config;
-    let Some(user) = arguments.user.clone().or_else(|| config.user.clone()) else {
+    let Some(user) = arguments
+        .user
+        .clone()
+        .or_else(|| config.startup.listen.user.clone())
+    else {
         return Ok(Startup::ThisProcess(None));
     };
     if !nix::unistd::geteuid().is_root() {
         log::warn!(user; "only root can start the server as another user; continuing as the current user");
         return Ok(Startup::ThisProcess(None));
     }
-    let (kind, reason) = match backends::candidates(config.backend) {
+    let (kind, reason) = match backends::candidates(config.startup.backend) {
         [kind] => (*kind, backends::configured(*kind)),
         // The choice decides whether the server may use the engine's socket. The runtime ends here, because the
         // launcher needs a process without other threads.
@@ -58,7 +71,7 @@ pub(super) async fn serve(
         overrides.default_state = Some(launched.state.clone());
     }
     let load = move || Ok(load_over(&overrides)?.config);
-    let config: Config = load()?;
+    let config = ActiveConfig::new(load()?)?;
     log_sources(&config);
     let key = arguments
         .key
@@ -70,7 +83,7 @@ pub(super) async fn serve(
     let (bound, launcher, known_reason) = match launched {
         Some(launched) => (
             Some(launched.sockets),
-            Some(launched.launcher),
+            Some(launched.launcher as Arc<dyn Launcher>),
             Some(launched.backend_reason),
         ),
         None => (None, None, None),
@@ -88,7 +101,7 @@ pub(super) async fn serve(
     let reason = known_reason.unwrap_or(reason);
     warn_of_host(backend.name(), makes_as_root);
     log::info!(
-        backend = backend.name(), reason = reason.as_str(), state:% = config.state.display(); "starting"
+        backend = backend.name(), reason = reason.as_str(), state:% = config.startup.state.display(); "starting"
     );
     // Adopt before the pool makes the first sandbox of this server.
     let adopted = backend.adopt().await.unwrap_or_else(|error| {
@@ -98,7 +111,7 @@ pub(super) async fn serve(
     if !adopted.is_empty() {
         log::info!(sessions = adopted.len(); "taking over sessions of the previous server");
     }
-    images::look_up(&config, backend.name()).await;
+    images::look_up(config.images(), &config, backend.name()).await;
     let service = Service::start(backend.clone(), config.service());
     service.adopt(adopted).await?;
     backends::sweep(backend.as_ref()).await;
@@ -106,8 +119,8 @@ pub(super) async fn serve(
         service.leave().await?;
         return Err(error.into());
     }
-    let remote_code = RemoteCode::new(&config.remote_code);
-    let bodies = BodyBudget::new(config.max_bodies);
+    let remote_code = RemoteCode::new(config.startup.code_cache_bytes);
+    let bodies = BodyBudget::new(config.startup.listen.max_bodies);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
     let state = ServerState {

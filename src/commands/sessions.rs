@@ -8,15 +8,17 @@ use comfy_table::{Table, presets};
 use isol8_api::service::{CleanedUp, Removed};
 use isol8_api::{SessionInfo, SessionList};
 use isol8_client::RemoteIsol8;
+use isol8_config::{Config, ConfigReader, Overrides};
+use isol8_engine::backends::{self, Purpose};
+use isol8_engine::local;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::error::CommandError;
+use super::load::read;
+use super::message;
 use super::target::Target;
-use super::{CommandError, message, read};
-use crate::backends::{self, Purpose};
 use crate::cli::{CleanupArgs, SessionDeleteArgs, SessionsArgs};
-use crate::config::{Config, ConfigReader, Overrides};
-use crate::local;
 use crate::login::Login;
 
 pub(super) async fn sessions(arguments: SessionsArgs) -> Result<ExitCode, CommandError> {
@@ -180,7 +182,7 @@ async fn clean_backends(
     config: &Config,
     with_images: bool,
 ) -> Result<(Removed, Option<Removed>), CommandError> {
-    let kinds = backends::candidates(config.backend);
+    let kinds = backends::candidates(config.startup.backend);
     let mut containers = Removed::default();
     let mut images = with_images.then(Removed::default);
     let mut failed = Vec::new();

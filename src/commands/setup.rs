@@ -8,11 +8,14 @@ use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use isol8_backend_docker::setup::{self, SetupError, SetupEvent, SetupOptions, custom};
+use isol8_config::{BackendChoice, Config, ConfigReader};
+use isol8_engine::backends;
+use isol8_engine::images::custom_image;
 
-use super::{CommandError, load, message};
-use crate::backends;
+use super::error::CommandError;
+use super::load::load;
+use super::message;
 use crate::cli::SetupArgs;
-use crate::config::{BackendChoice, Config, ConfigReader};
 
 const NO_ROOT: &str = "the native backend uses this host's own programs: set `images.root` to a directory, \
                        and `isol8 setup` unpacks the pinned versions there";
@@ -21,12 +24,12 @@ pub(super) async fn setup(arguments: SetupArgs) -> Result<ExitCode, CommandError
     let config = load(&arguments.common, ConfigReader::Setup, None)?.config;
     let options = options(&config, arguments.force);
     let progress = Progress::new();
-    let roots = match (config.backend, &config.images_root) {
+    let roots = match (config.startup.backend, &config.startup.images_root) {
         (BackendChoice::Native, None) => return Err(NO_ROOT.into()),
         (BackendChoice::Docker, _) => None,
         (_, root) => root.as_deref(),
     };
-    if config.backend != BackendChoice::Native {
+    if config.startup.backend != BackendChoice::Native {
         let images = backends::docker_config(&config);
         let mut report = |event| progress.show(event);
         match setup::setup(&images, &options, &mut report).await {
@@ -49,11 +52,11 @@ pub(super) async fn setup(arguments: SetupArgs) -> Result<ExitCode, CommandError
 /// Returns the settings from which the images of a configuration are built.
 pub(super) fn options(config: &Config, force: bool) -> SetupOptions {
     SetupOptions {
-        base: config.docker.base.clone(),
-        bootstrap: config.docker.bootstrap,
-        ca_bundle: config.docker.ca_bundle.clone(),
+        base: config.startup.docker.base.clone(),
+        bootstrap: config.startup.docker.bootstrap,
+        ca_bundle: config.startup.docker.ca_bundle.clone(),
         force,
-        dependencies: config.images.dependencies.clone(),
+        dependencies: config.startup.images.dependencies.clone(),
         ..SetupOptions::default()
     }
 }
@@ -66,9 +69,10 @@ async fn build_prebuilt(
 ) -> Result<(), CommandError> {
     let docker = backends::docker_config(config);
     let mut failed = 0;
-    for prebuilt in &config.images.prebuilt {
+    for prebuilt in &config.startup.images.prebuilt {
+        let image = custom_image(prebuilt);
         let mut show = |event| progress.show(event);
-        let building = custom::build(&docker, &prebuilt.image, force, &mut show);
+        let building = custom::build(&docker, &image, force, &mut show);
         // Continue: the other images may build.
         if let Err(error) = building.await {
             progress.complain(&error.to_string());
@@ -78,7 +82,7 @@ async fn build_prebuilt(
     match failed {
         0 => Ok(()),
         _ => {
-            let all = config.images.prebuilt.len();
+            let all = config.startup.images.prebuilt.len();
             Err(format!("{failed} of {all} prebuilt images could not be built").into())
         }
     }

@@ -7,21 +7,24 @@ use std::time::Duration;
 use isol8_actors::{Job, TerminalSize};
 use isol8_api::{Encoding, ExecutionRequest, Options, Runtime, SessionId, TenantId};
 use isol8_client::RemoteIsol8;
+use isol8_config::Config;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::images::choice;
+use isol8_engine::jobs;
+use isol8_engine::local;
 
+use super::error::CommandError;
 use super::follow::input::UserInput;
 use super::follow::output::{Output, OutputMode};
 use super::follow::signals::Signals;
 use super::follow::{RunOutcome, follow};
+use super::load::load_config;
 use super::run::local::{close, events, grant_network, needs, open, refuse_unenforced};
 use super::run::remote::follow_run;
 use super::run::request::sandbox_options;
 use super::terminal::Raw;
-use super::{CommandError, load_config, run, target, terminal};
+use super::{run, target, terminal};
 use crate::cli::ShellArgs;
-use crate::config::Config;
-use crate::images::choice;
-use crate::jobs;
-use crate::local;
 
 /// Size assumed for a terminal that does not report its size.
 const DEFAULT_SIZE: TerminalSize = TerminalSize {
@@ -51,6 +54,7 @@ pub(super) async fn shell(arguments: ShellArgs) -> Result<ExitCode, CommandError
     }
     let mut config = load_config(&arguments.common)?;
     grant_network(&mut config, &arguments.sandbox);
+    let config = ActiveConfig::new(config)?;
     let (session, runtime) = session_and_runtime(&arguments, &config)?;
     let (request, options) = shell_request(&arguments, runtime);
     let job = job(request, options, &arguments, &config)?;
@@ -164,7 +168,7 @@ fn job(
     request: ExecutionRequest,
     options: Options,
     arguments: &ShellArgs,
-    config: &Config,
+    config: &ActiveConfig,
 ) -> Result<Job, CommandError> {
     choice::check_named(&options, request.runtime, &TenantId::master(), config)?;
     let mut job = jobs::job(request, options, config)?;

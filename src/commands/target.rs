@@ -1,10 +1,12 @@
 //! The target of a command: a server, or this host.
 
 use isol8_client::RemoteIsol8;
+use isol8_config::Config;
 
-use super::{CommandError, load_config, message};
+use super::error::CommandError;
+use super::load::load_config;
+use super::message;
 use crate::cli::{self, TargetArgs};
-use crate::config::Config;
 use crate::login::Login;
 
 /// The server or host whose sessions a command works on.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use isol8_backend::cgroup::{Layout, detect};
 
-use super::{Warning, read};
+use super::warning::{Warning, read};
 
 /// Controllers of cgroup v1 needed for limits and usage figures.
 const V1: [&str; 4] = ["memory", "cpu", "cpuacct", "pids"];

@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use isol8_backend::{BackendError, Instance, SandboxId};
 use isol8_backend_native::spawner::client::Launch;
+use isol8_config::BackendChoice;
+use isol8_engine::backends::Launcher;
 use nix::sys::signal::SigSet;
 use nix::unistd::dup2_stdin;
 
 use super::message::{Answer, Channel, Handover, INSTANCE_REQUEST, SPAWNER_REQUEST};
 use super::{privileges, seccomp, state};
-use crate::config::BackendChoice;
 
 /// Resources that a launcher hands to its server.
 #[derive(Debug)]
@@ -75,18 +76,6 @@ fn inherited() -> io::Result<Channel> {
 pub struct LauncherClient(Mutex<Channel>);
 
 impl LauncherClient {
-    /// Requests an instance of the native backend: one that an earlier server left, or a new one.
-    ///
-    /// # Errors
-    /// Returns [`BackendError::Unavailable`] with the launcher's reason.
-    pub fn instance(&self, state: &Path) -> Result<Instance, BackendError> {
-        let refused = |error: io::Error| BackendError::Unavailable(error.to_string());
-        let (name, lock) = self.ask(INSTANCE_REQUEST, None).map_err(refused)?;
-        let id = SandboxId::parse(&name)
-            .ok_or_else(|| refused(io::Error::other("launcher gave an instance without a name")))?;
-        Instance::with_lock(state, id, lock)
-    }
-
     fn ask(&self, what: u8, socket: Option<OwnedFd>) -> io::Result<(String, OwnedFd)> {
         // The lock is held from the request to the answer, so a panic in between closes the connection.
         let channel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,6 +87,16 @@ impl LauncherClient {
             .pop()
             .ok_or_else(|| io::Error::other("launcher gave no descriptor"))?;
         Ok((text, descriptor))
+    }
+}
+
+impl Launcher for LauncherClient {
+    fn instance(&self, state: &Path) -> Result<Instance, BackendError> {
+        let refused = |error: io::Error| BackendError::Unavailable(error.to_string());
+        let (name, lock) = self.ask(INSTANCE_REQUEST, None).map_err(refused)?;
+        let id = SandboxId::parse(&name)
+            .ok_or_else(|| refused(io::Error::other("launcher gave an instance without a name")))?;
+        Instance::with_lock(state, id, lock)
     }
 }
 

@@ -9,13 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use isol8_backend::Owner;
+use isol8_config::BackendChoice;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::config::BackendChoice;
 
 /// Requests an instance of the native backend. The answer is its name, with the descriptor of its lock.
 pub(super) const INSTANCE_REQUEST: u8 = b'I';

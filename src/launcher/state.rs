@@ -6,9 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 
 use isol8_backend::{Instance, Owner};
-
-use crate::backends::{self, BackendKind};
-use crate::config::Config;
+use isol8_config::Config;
+use isol8_engine::backends::{self, BackendKind};
 
 /// Mode that lets other users pass through a directory, but not list it.
 const MODE: u32 = 0o711;
@@ -20,7 +19,7 @@ const MODE: u32 = 0o711;
 /// # Errors
 /// Returns a text that names the directory and the fix.
 pub(super) fn prepare(config: &Config, kind: BackendKind, owner: Owner) -> Result<(), String> {
-    let state = &config.state;
+    let state = &config.startup.state;
     make_for_root(state, owner)?;
     let backend = backends::state_of(kind, config);
     match kind {

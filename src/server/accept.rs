@@ -8,7 +8,11 @@ use actix_web::HttpRequest;
 use actix_web::web::{self, Bytes};
 use isol8_actors::job::MAX_SECRETS;
 use isol8_api::{CreateSession, ExecuteBody, TenantId};
+use isol8_config::Config;
 use isol8_egress::MAX_PATTERNS;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::jobs::{self, ParsedRequest};
+use isol8_engine::packages::MAX_PACKAGES;
 
 use super::ServerState;
 use super::bodies::{MemoryShare, SMALL};
@@ -16,15 +20,12 @@ use super::body::{self, Body};
 use super::error::ApiError;
 use super::json::{Bound, Parsed};
 use super::{unanchored, unknown};
-use crate::config::Config;
-use crate::jobs::{self, ParsedRequest};
-use crate::packages::MAX_PACKAGES;
 
 /// A request whose body has been read, but not parsed.
 #[derive(Debug)]
 pub struct ReceivedRequest {
     /// The configuration that holds for the request.
-    pub config: Arc<Config>,
+    pub config: Arc<ActiveConfig>,
     /// The whole body.
     pub body: Bytes,
     share: MemoryShare,
@@ -40,7 +41,7 @@ pub struct AcceptedRequest<T> {
     /// Warnings for the client, such as about unknown members.
     pub warnings: Vec<String>,
     /// The configuration that holds for the request.
-    pub config: Arc<Config>,
+    pub config: Arc<ActiveConfig>,
     /// The body's share of the memory for bodies. The share is held for as long as the content of the body is in
     /// memory: until a run has ended, or a session has its files.
     pub share: MemoryShare,
@@ -204,7 +205,7 @@ pub async fn check(
     is_strict: bool,
     tenant: &TenantId,
     state: &ServerState,
-    config: &Arc<Config>,
+    config: &Arc<ActiveConfig>,
 ) -> Result<ParsedRequest, ApiError> {
     let ParsedBody {
         body,
@@ -267,7 +268,7 @@ mod tests {
         .into_iter()
         .flatten()
         .collect();
-        let config = crate::config::ConfigFile::default()
+        let config = isol8_config::ConfigFile::default()
             .check("/state".into())
             .unwrap();
         let bounded = bounds(&config).map(|bound| bound.path.join("."));

@@ -1,37 +1,14 @@
 //! Authentication of callers.
 
-use std::fmt;
 use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
 use actix_web::http::header::AUTHORIZATION;
 use actix_web::{FromRequest, HttpRequest, web};
 use isol8_api::{ErrorCode, TenantId};
-use subtle::ConstantTimeEq as _;
 
-use super::ServerState;
 use super::error::ApiError;
-
-/// The key of the whole installation. The key is never shown, and is compared in constant time.
-pub struct MasterKey(String);
-
-impl MasterKey {
-    /// Makes a key; returns `None` if the text is empty, because an empty key would admit every caller.
-    #[must_use]
-    pub fn new(key: String) -> Option<Self> {
-        (!key.is_empty()).then_some(Self(key))
-    }
-
-    fn matches(&self, given: &str) -> bool {
-        self.0.as_bytes().ct_eq(given.as_bytes()).into()
-    }
-}
-
-impl fmt::Debug for MasterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MasterKey(…)")
-    }
-}
+use super::state::ServerState;
 
 /// A caller with a valid key. A handler that takes a `Caller` as argument runs for no other caller.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@ use actix_web::http::header::CONTENT_LENGTH;
 use actix_web::web::{self, Bytes, BytesMut};
 use futures::StreamExt as _;
 use isol8_api::ErrorCode;
+use isol8_config::Config;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
 
@@ -12,7 +13,6 @@ use super::ServerState;
 use super::bodies::{MemoryShare, SMALL};
 use super::error::ApiError;
 use super::json::{self, Bound, Parsed};
-use crate::config::Config;
 
 /// A body that was read, and its share of the memory for bodies. The share must be held for as long as the values that
 /// are parsed from the body.
@@ -71,7 +71,7 @@ pub async fn read(
     let reader = BodyReader {
         state,
         config: &config,
-        deadline: Instant::now() + config.body_timeout,
+        deadline: Instant::now() + config.http.body_timeout,
         declared: declared_length(request),
     };
     reader.read_all(payload).await
@@ -92,7 +92,7 @@ struct BodyReader<'a> {
 
 impl BodyReader<'_> {
     async fn read_all(&self, mut payload: web::Payload) -> Result<Body, ApiError> {
-        let most = self.config.max_body;
+        let most = self.config.http.max_body;
         let expected = self.declared.unwrap_or(0).min(most);
         let mut share = self.share(expected).await?;
         let mut body = BytesMut::with_capacity(expected);
@@ -131,7 +131,7 @@ impl BodyReader<'_> {
                 ErrorCode::RequestTimeout,
                 format!(
                     "body did not arrive within {} ms",
-                    self.config.body_timeout.as_millis()
+                    self.config.http.body_timeout.as_millis()
                 ),
             )),
         }

@@ -7,8 +7,7 @@ use actix_web::http::header::{ALLOW, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use isol8_actors::ExecuteError;
 use isol8_api::{ErrorBody, ErrorCode};
-
-use crate::jobs::JobError;
+use isol8_engine::jobs::JobError;
 
 /// An error response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

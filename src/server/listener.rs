@@ -21,8 +21,10 @@ use actix_web::dev::{AppConfig, Extensions};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, middleware, web};
 
+use super::app::{configure, cors};
 use super::connection::{ClientStream, ConnectionCount, ConnectionLimits, ConnectionTable};
-use super::{ServerState, configure, cors, trace};
+use super::state::ServerState;
+use super::trace;
 
 /// Seconds for responses to be sent after SIGTERM; longer than the service lets jobs run on.
 const SHUTDOWN_SECONDS: u64 = 30;
@@ -70,8 +72,8 @@ pub(super) fn start(
         address,
         bounds: ConnectionLimits {
             most,
-            header_timeout: config.header_timeout,
-            stall_timeout: config.stall_timeout,
+            header_timeout: config.startup.listen.header_timeout,
+            stall_timeout: config.startup.listen.stall_timeout,
         },
         count: ConnectionCount::default(),
         draining: server.graceful_shutdown_signal(),
@@ -144,15 +146,15 @@ fn http(
     let config = setup.state.config();
     let app = App::new()
         .app_data(setup.state.clone())
-        .wrap(cors(&config.cors_origins))
+        .wrap(cors(&config.startup.listen.cors_origins))
         .wrap(middleware::from_fn(trace::trace))
         .configure(configure)
         .into_factory()
         .map_err(|error: Error| error.error_response());
     let draining = setup.draining.clone();
     HttpService::build()
-        .keep_alive(config.keep_alive)
-        .client_request_timeout(config.header_timeout)
+        .keep_alive(config.startup.listen.keep_alive)
+        .client_request_timeout(config.startup.listen.header_timeout)
         .client_disconnect_timeout(LINGER)
         .local_addr(setup.address)
         // On shutdown, idle connections end immediately, as they do with `HttpServer`.

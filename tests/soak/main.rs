@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 
 use faults::FaultyBackend;
 use harness::Kind;
-use isol8::backends::{self, Needs, Purpose};
-use isol8::config::{Config, Overrides};
 use isol8_actors::Service;
+use isol8_config::{Config, Overrides};
+use isol8_engine::backends::{self, Needs, Purpose};
 use load::{Load, Tally};
 
 /// Jobs that run at once; there are twice as many callers.
@@ -82,7 +82,12 @@ async fn soak(kind: Kind, length: Duration) {
     let started = backends::start(&config, Purpose::Serve(None), &Needs::default()).await;
     let backend = started.unwrap().backend;
     let backend = Arc::new(FaultyBackend::new(backend, state.path(), kind));
-    let service = Service::start(backend.clone(), config.service());
+    let service = Service::start(
+        backend.clone(),
+        isol8_engine::active::ActiveConfig::new(config)
+            .unwrap()
+            .service(),
+    );
     let load = Load::new(service.clone());
 
     let start = Instant::now();

@@ -76,6 +76,21 @@ impl fmt::Debug for Egress {
     }
 }
 
+impl EgressConfig {
+    /// Checks the patterns and the ranges of addresses, as [`Egress::new`] does.
+    ///
+    /// # Errors
+    /// Returns [`EgressError`], which names the pattern or the range of addresses.
+    pub fn check(&self) -> Result<(), EgressError> {
+        AddressRules::new(&self.allowed_cidrs)?;
+        Rules::new(&Filter {
+            whitelist: self.whitelist.clone(),
+            blacklist: self.blacklist.clone(),
+        })?;
+        Ok(())
+    }
+}
+
 impl Egress {
     /// Creates the rules from a configuration. Names are resolved with [`SystemResolver`].
     ///

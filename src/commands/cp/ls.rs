@@ -8,8 +8,9 @@ use isol8_api::{DirectoryListing, EntryType};
 use super::session::SessionFiles;
 use super::{absolute_path, split};
 use crate::cli::LsArgs;
+use crate::commands::error::CommandError;
 use crate::commands::target::Target;
-use crate::commands::{CommandError, message, sessions};
+use crate::commands::{message, sessions};
 
 pub(in crate::commands) async fn ls(arguments: LsArgs) -> Result<ExitCode, CommandError> {
     let (session, path) = match arguments.session_id.clone() {

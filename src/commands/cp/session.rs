@@ -5,12 +5,12 @@ use std::pin::Pin;
 use futures::TryStreamExt as _;
 use isol8_api::{DirectoryListing, ErrorCode, SandboxPath, SessionId, TenantId};
 use isol8_client::{Body, ClientError, RemoteIsol8};
+use isol8_engine::local::LocalService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
-use crate::commands::CommandError;
+use crate::commands::error::CommandError;
 use crate::commands::target::Target;
-use crate::local::LocalService;
 
 /// Size of the chunks in which content is passed on, in bytes.
 const CHUNK_SIZE: usize = 64 << 10;

@@ -8,7 +8,8 @@ use isol8_api::{DirectoryEntry, EntryType};
 use tokio::fs::File;
 
 use super::session::SessionFiles;
-use crate::commands::{CommandError, message};
+use crate::commands::error::CommandError;
+use crate::commands::message;
 
 /// Deepest nesting of directories that is copied. A hostile sandbox can make its directories appear endless by
 /// changing them during the copy.

@@ -2,16 +2,16 @@
 
 use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
+use isol8_config::Config;
 
 use super::PROBE_TIMEOUT;
-use crate::config::Config;
 
 /// Counts the certificates in the file that programs are pointed to.
 const COUNT: &str = "grep -c 'BEGIN CERTIFICATE' \"$SSL_CERT_FILE\"";
 
 /// Describes the certificates in a sandbox of this backend, compared with those of the configuration.
 pub(super) async fn report(service: &Service, config: &Config) -> String {
-    let Some(certificates) = &config.certificates else {
+    let Some(certificates) = &config.startup.certificates else {
         return "none: this host has no bundle; name one in network.caBundle".to_owned();
     };
     let expected = certificates.count();

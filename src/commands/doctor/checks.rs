@@ -5,11 +5,11 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use isol8_backend::cgroup::{Layout, detect};
+use isol8_config::Config;
+use isol8_engine::backends;
 use nix::sys::statvfs::statvfs;
 
 use super::Finding;
-use crate::backends;
-use crate::config::Config;
 
 /// Free disk space, in bytes, below which images and sandbox files soon fill the disk; the images take 1.2 GB.
 const MIN_FREE_SPACE: u64 = 2 << 30;
@@ -17,8 +17,8 @@ const MIN_FREE_SPACE: u64 = 2 << 30;
 pub(super) fn findings(config: &Config) -> Vec<Finding> {
     vec![
         cgroups(&Path::new(backends::HOST_ROOT).join("sys/fs/cgroup")),
-        disk(&config.state),
-        port(&config.host, config.port),
+        disk(&config.startup.state),
+        port(&config.startup.listen.host, config.startup.listen.port),
     ]
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures::future::join_all;
 use isol8_egress::addresses::is_public;
 use isol8_egress::{FetchError, Filter, Policy, Resolve as _, SystemResolver};
+use isol8_engine::active::ActiveConfig;
 use tokio::time::timeout;
 use url::Url;
 
 use super::Finding;
-use crate::config::Config;
 
 /// Longest wait for one registry.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,8 +18,8 @@ const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// PyPI's index, and the host of the files that it lists.
 const PYPI_FILES: (&str, &str) = ("pypi.org", "https://files.pythonhosted.org/");
 
-pub(super) async fn findings(config: &Config) -> Vec<Finding> {
-    let policy = match config.egress.policy(&Filter::default()) {
+pub(super) async fn findings(config: &ActiveConfig) -> Vec<Finding> {
+    let policy = match config.egress().policy(&Filter::default()) {
         Ok(policy) => policy,
         Err(error) => {
             let fix = "correct [network]";
@@ -30,7 +30,7 @@ pub(super) async fn findings(config: &Config) -> Vec<Finding> {
     join_all(urls.map(|url| check_registry(config, policy.clone(), url))).await
 }
 
-fn addresses(config: &Config) -> Vec<Url> {
+fn addresses(config: &ActiveConfig) -> Vec<Url> {
     let (python, npm) = (&config.packages.python, &config.packages.npm);
     let (index, files) = PYPI_FILES;
     let files = (python.host_str() == Some(index)).then(|| files.parse().ok());
@@ -40,10 +40,10 @@ fn addresses(config: &Config) -> Vec<Url> {
     all
 }
 
-async fn check_registry(config: &Config, policy: Policy, url: Url) -> Finding {
+async fn check_registry(config: &ActiveConfig, policy: Policy, url: Url) -> Finding {
     let name = url.host_str().unwrap_or_default().to_owned();
     let opening = config
-        .egress
+        .egress()
         .fetch_stream(&url, &policy, url.scheme() == "http", &[]);
     let refused = match timeout(REGISTRY_TIMEOUT, opening).await {
         Ok(Ok(_)) => return Finding::good(name, "answers"),
@@ -114,9 +114,9 @@ mod tests {
 
     use super::*;
 
-    fn config(text: &str) -> Config {
-        let file: crate::config::ConfigFile = toml::from_str(text).unwrap();
-        file.check("/state".into()).unwrap()
+    fn config(text: &str) -> ActiveConfig {
+        let file: isol8_config::ConfigFile = toml::from_str(text).unwrap();
+        ActiveConfig::new(file.check("/state".into()).unwrap()).unwrap()
     }
 
     /// Starts a server that does not speak TLS, and returns its address.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use isol8_api::FileContent;
 
-use crate::commands::CommandError;
+use crate::commands::error::CommandError;
 
 /// Directories that are left out, because they are generated from the rest or are not part of the project.
 const LEFT_OUT: [&str; 6] = [

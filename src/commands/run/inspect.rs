@@ -2,11 +2,11 @@
 
 use isol8_api::SessionId;
 use isol8_backend::SandboxId;
+use isol8_config::Config;
+use isol8_engine::backends::BackendKind;
+use isol8_engine::local::{self, LocalSession};
 
-use crate::backends::BackendKind;
 use crate::commands::follow::output::Output;
-use crate::config::Config;
-use crate::local::{self, LocalSession};
 
 /// Prints the commands on standard error. Prints nothing if no sandbox is left.
 pub(super) fn tell(config: &Config, session: &SessionId, output: &mut Output) {

@@ -7,20 +7,23 @@ use futures::stream;
 use isol8_actors::{Job, JobStream};
 use isol8_api::{Encoding, ExecutionResult, NetworkMode, Runtime, SessionId, TenantId};
 use isol8_backend::SandboxId;
+use isol8_config::Config;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::backends::Needs;
+use isol8_engine::images::{self, choice};
+use isol8_engine::jobs::{self, JobError};
+use isol8_engine::local::{self, LocalError, LocalService};
 
 use super::inspect;
 use super::request::RunRequest;
-use crate::backends::Needs;
 use crate::cli::{RunArgs, SandboxArgs};
+use crate::commands::error::CommandError;
 use crate::commands::follow::input::UserInput;
 use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;
 use crate::commands::follow::{Events, RunOutcome, follow};
-use crate::commands::{CommandError, load_config, message};
-use crate::config::Config;
-use crate::images::{self, choice};
-use crate::jobs::{self, JobError};
-use crate::local::{self, LocalError, LocalService};
+use crate::commands::load::load_config;
+use crate::commands::message;
 
 pub(super) async fn run(
     arguments: &RunArgs,
@@ -30,6 +33,7 @@ pub(super) async fn run(
 ) -> Result<ExitCode, CommandError> {
     let mut config = load_config(&arguments.common)?;
     grant_network(&mut config, &arguments.sandbox);
+    let config = ActiveConfig::new(config)?;
     let runtime = request.body.runtime;
     let session = session(arguments, runtime)?;
     choice::check_named(&request.options, runtime, &TenantId::master(), &config)?;
@@ -69,10 +73,13 @@ pub(super) async fn run(
 /// Grants the network that a flag names. On this machine the flag is the decision of its operator, even if the
 /// configuration, which is meant for requests of clients, does not grant it.
 pub(in crate::commands) fn grant_network(config: &mut Config, sandbox: &SandboxArgs) {
-    let Some(mode) = sandbox.net.filter(|mode| !config.networks.contains(mode)) else {
+    let Some(mode) = sandbox
+        .net
+        .filter(|mode| !config.policy.networks.contains(mode))
+    else {
         return;
     };
-    config.networks.push(mode);
+    config.policy.networks.push(mode);
     let reach = match mode {
         NetworkMode::None => "nothing",
         NetworkMode::Filtered => "the hosts that [network] allows",
@@ -114,13 +121,13 @@ pub(in crate::commands) fn refuse_unenforced(
 /// Chooses the image that holds the packages which the job asks for, if there is one.
 async fn choose_image(
     job: &mut Job,
-    config: &Config,
+    config: &ActiveConfig,
     local: &LocalService,
 ) -> Result<(), JobError> {
     if job.install.is_some() {
-        images::look_up(config, local.backend()).await;
+        images::look_up(config.images(), config, local.backend()).await;
     }
-    choice::choose(job, config)
+    choice::choose(job, config.images())
 }
 
 /// Returns the session of the run, if any.

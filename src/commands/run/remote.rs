@@ -10,7 +10,7 @@ use isol8_client::{RemoteIsol8, RunInput, RunStream};
 
 use super::request::RunRequest;
 use crate::cli::RunArgs;
-use crate::commands::CommandError;
+use crate::commands::error::CommandError;
 use crate::commands::follow::input::UserInput;
 use crate::commands::follow::output::Output;
 use crate::commands::follow::signals::Signals;

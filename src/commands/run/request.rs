@@ -9,7 +9,7 @@ use isol8_api::{Encoding, ExecutionRequest, NetworkFilter, Options, Runtime};
 
 use super::files;
 use crate::cli::{RunArgs, SandboxArgs};
-use crate::commands::CommandError;
+use crate::commands::error::CommandError;
 use crate::commands::follow::input::is_stdin_for_program;
 
 /// The request of one run, on this host or on a server.

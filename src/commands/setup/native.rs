@@ -7,11 +7,11 @@ use isol8_api::Runtime;
 use isol8_backend_docker::setup::root::{Archive, Source};
 use isol8_backend_docker::setup::{SetupEvent, SetupOptions};
 use isol8_backend_native::roots::install::Installer;
+use isol8_config::Config;
+use isol8_engine::backends;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::{CommandError, Progress};
-use crate::backends;
-use crate::config::Config;
 
 /// Version of the layout of a root; part of the hash, together with the sources of the image. Increment it when the
 /// same archive must be turned into a different root.

@@ -91,7 +91,7 @@ async fn post(
         Some(key) => {
             let once = state
                 .results
-                .run_once(tenant, key, config.idempotency, execution);
+                .run_once(tenant, key, config.http.idempotency, execution);
             while_connected(&request, once).await?
         }
     };

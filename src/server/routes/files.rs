@@ -8,12 +8,12 @@ use isol8_actors::ExecuteError;
 use isol8_actors::files::Upload;
 use isol8_api::file::{DirectoryListing, FileBody, WriteFile, Written};
 use isol8_api::{ErrorCode, Runtime, SandboxPath, SessionId};
+use isol8_config::Config;
+use isol8_engine::jobs;
 use serde_json::json;
 use utoipa::openapi::Required;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
-use crate::config::Config;
-use crate::jobs;
 use crate::server::auth::Caller;
 use crate::server::endpoint::Endpoint;
 use crate::server::error::ApiError;
@@ -123,7 +123,7 @@ async fn post_json(
     let (body, _share) = body::json::<WriteFile>(&request, payload, &state).await?;
     let session = body.session_id.ok_or_else(|| refused(NO_SESSION))?;
     let path = body.path.ok_or_else(|| missing("path"))?;
-    config.limits.check_path("path", path.as_str())?;
+    jobs::check_path(&config.limits, "path", path.as_str())?;
     let content = body.content.ok_or_else(|| missing("content"))?;
     let runtime = runtime(&request)?;
     let mut upload = open(caller, &state, session, &path, runtime).await?;
@@ -140,11 +140,11 @@ async fn get_json(
     let session = url::parameter(&request, "sessionId")?.ok_or_else(|| refused(NO_SESSION))?;
     let session: SessionId = session.parse().map_err(|error| at("sessionId", error))?;
     let path = url::parameter(&request, "path")?.ok_or_else(|| missing("path"))?;
-    state.config().limits.check_path("path", &path)?;
+    jobs::check_path(&state.config().limits, "path", &path)?;
     let path: SandboxPath = path.parse().map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
-    let stall = state.config().stall_timeout;
+    let stall = state.config().startup.listen.stall_timeout;
     let body = transfer::send(download, transfer::FileEncoding::Json, stall).await?;
     Ok(HttpResponse::Ok()
         .content_type("application/json")
@@ -160,7 +160,7 @@ async fn put(
     let (session, path) = address(&request, &state.config())?;
     let runtime = runtime(&request)?;
     let upload = open(caller, &state, session, &path, runtime).await?;
-    transfer::receive(payload, upload, state.config().stall_timeout).await?;
+    transfer::receive(payload, upload, state.config().startup.listen.stall_timeout).await?;
     Ok(web::Json(Written { ok: true }))
 }
 
@@ -172,7 +172,7 @@ async fn get(
     let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
     let download = state.service.download(tenant, session, &path).await?;
-    let stall = state.config().stall_timeout;
+    let stall = state.config().startup.listen.stall_timeout;
     let body = transfer::send(download, transfer::FileEncoding::Raw, stall).await?;
     // The file's content is untrusted: a browser must not show it as a page of this server.
     Ok(HttpResponse::Ok()
@@ -189,7 +189,7 @@ async fn get_list(
     let session = url::segment(&request, 2)?;
     let session: SessionId = session.parse().map_err(|error| at("id", error))?;
     let path = url::parameter(&request, "path")?.ok_or_else(|| missing("path"))?;
-    state.config().limits.check_path("path", &path)?;
+    jobs::check_path(&state.config().limits, "path", &path)?;
     let path = SandboxPath::directory(&path).map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
     let listing = state.service.list_files(tenant, session, &path).await?;
@@ -232,7 +232,7 @@ fn address(request: &HttpRequest, config: &Config) -> Result<(SessionId, Sandbox
     let session = url::segment(request, 2)?;
     let session = session.parse().map_err(|error| at("id", error))?;
     let path = format!("/{}", url::segment(request, 4)?);
-    config.limits.check_path("path", &path)?;
+    jobs::check_path(&config.limits, "path", &path)?;
     let path = path.parse().map_err(|error| at("path", error))?;
     Ok((session, path))
 }

@@ -6,11 +6,11 @@ use isol8_actors::pruner::PrunerConfig;
 use isol8_api::{
     CreateSession, Deleted, ErrorCode, InvalidValue, SessionId, SessionInfo, SessionList,
 };
+use isol8_config::Config;
+use isol8_engine::jobs;
 use serde_json::json;
 use utoipa::openapi::Required;
 
-use crate::config::Config;
-use crate::jobs;
 use crate::server::accept::{AcceptedRequest, ReceivedRequest};
 use crate::server::auth::Caller;
 use crate::server::connection::while_connected;

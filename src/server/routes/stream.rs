@@ -75,7 +75,7 @@ async fn post(
     started.await?;
     // At most one event is queued here. The others wait in the run, which slows down to the client's pace.
     let (sender, mut receiver) = mpsc::channel(1);
-    let stall_timeout = config.stall_timeout;
+    let stall_timeout = config.startup.listen.stall_timeout;
     rt::spawn(async move {
         let _share = share;
         forward_events(request, events, sender, stall_timeout).await;

@@ -51,7 +51,7 @@ async fn get(
     };
     let config = state.config();
     let is_strict = unknown::is_strict(&request)?;
-    let frames = FrameLimit::new(config.max_body);
+    let frames = FrameLimit::new(config.http.max_body);
     let guard = FrameGuard::new(payload.into_inner(), Rc::clone(&frames));
     let mut guarded: Payload = Payload::Stream {
         payload: Box::pin(guard),

@@ -1,5 +1,5 @@
 //! The directory that a command is started in: its configuration loosens nothing, because it may belong to the code
-//! that is to be confined. The tests of `src/config/trust.rs` hold the effect of each key to the schema.
+//! that is to be confined. The tests of `crates/config/src/trust.rs` hold the effect of each key to the schema.
 
 use std::fs;
 use std::io::Write as _;

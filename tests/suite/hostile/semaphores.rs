@@ -65,7 +65,12 @@ const TABLE: &[(&str, &str, usize, Places)] = &[
         1,
         Places::Brief,
     ),
-    ("src/backends.rs", "spawn_blocking", 1, Places::Brief),
+    (
+        "crates/engine/src/backends/start.rs",
+        "spawn_blocking",
+        1,
+        Places::Brief,
+    ),
     ("src/memory.rs", "spawn_blocking", 2, Places::Brief),
     ("src/server/bodies.rs", "Semaphore::new", 2, BODIES),
     ("src/server/bodies.rs", "web::block", 1, BODIES),
@@ -161,7 +166,12 @@ const TABLE: &[(&str, &str, usize, Places)] = &[
         Places::Own,
     ),
     ("src/reload.rs", "spawn_blocking", 1, Places::Brief),
-    ("src/remote_code.rs", "Semaphore::new", 1, NAMES),
+    (
+        "crates/engine/src/remote_code.rs",
+        "Semaphore::new",
+        1,
+        NAMES,
+    ),
 ];
 
 /// The calls that make places which others may wait for.

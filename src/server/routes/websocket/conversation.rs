@@ -13,13 +13,13 @@ use actix_ws::{
 };
 use isol8_actors::{Job, JobStream};
 use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, SessionId, StreamEvent};
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::jobs::{self, ParsedRequest};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::frames::{FrameLimit, Refusal};
 use super::input::RunInput;
 use super::message::{MessageError, parse};
-use crate::config::Config;
-use crate::jobs::{self, ParsedRequest};
 use crate::server::ServerState;
 use crate::server::accept::{self, ParsedBody};
 use crate::server::auth::Caller;
@@ -40,7 +40,7 @@ pub(super) struct Conversation {
     /// Whether unknown members are refused.
     is_strict: bool,
     state: web::Data<ServerState>,
-    config: Arc<Config>,
+    config: Arc<ActiveConfig>,
     sender: EventSender,
     messages: AggregatedMessageStream,
     frames: Rc<FrameLimit>,
@@ -80,18 +80,18 @@ impl Conversation {
         caller: Caller,
         is_strict: bool,
         state: web::Data<ServerState>,
-        config: Arc<Config>,
+        config: Arc<ActiveConfig>,
         session: Session,
         messages: MessageStream,
         frames: Rc<FrameLimit>,
     ) -> Self {
         let messages = messages
-            .max_frame_size(config.max_body)
+            .max_frame_size(config.http.max_body)
             .aggregate_continuations()
-            .max_continuation_size(config.max_body);
+            .max_continuation_size(config.http.max_body);
         let sender = EventSender {
             session,
-            stall: config.stall_timeout,
+            stall: config.startup.listen.stall_timeout,
         };
         Self {
             caller,
@@ -125,7 +125,7 @@ impl Conversation {
     }
 
     async fn serve_messages(mut self) -> End {
-        let idle = self.config.message_within;
+        let idle = self.config.http.message_within;
         loop {
             let (request, share) = match timeout(idle, self.wait_for_request()).await {
                 Ok(Ok(received)) => received,
@@ -155,7 +155,7 @@ impl Conversation {
     /// Waits for a valid `execute` message, and refuses all others.
     async fn wait_for_request(&mut self) -> Result<(ParsedRequest, MemoryShare), End> {
         loop {
-            let message = self.next_message(self.config.max_body).await?;
+            let message = self.next_message(self.config.http.max_body).await?;
             let checked = match message {
                 Ok(message) => self.check_request(message).await,
                 Err(problem) => Err(problem),
@@ -197,13 +197,13 @@ impl Conversation {
     }
 
     async fn run_job(mut self, (job, session): (Job, Option<SessionId>)) -> End {
-        self.frames.set(self.config.max_message);
+        self.frames.set(self.config.http.max_message);
         let (run_input, input) = RunInput::new(&job);
         let tenant = self.caller.tenant.clone();
         let service = &self.state.service;
         let events = service.execute_stream(tenant, session, job, Some(input));
         let (sender, pinger) = (self.sender.clone(), self.sender.clone());
-        let (last_heard, ping_every) = (Rc::clone(&self.last_heard), self.config.ping_every);
+        let (last_heard, ping_every) = (Rc::clone(&self.last_heard), self.config.http.ping_every);
         tokio::select! {
             end = send_events(events, sender) => end,
             end = self.read_input(run_input) => end,
@@ -214,7 +214,7 @@ impl Conversation {
     /// Passes the client's input to its run, until the client closes the WebSocket.
     async fn read_input(&mut self, mut run_input: RunInput) -> End {
         loop {
-            let applied = match self.next_message(self.config.max_message).await {
+            let applied = match self.next_message(self.config.http.max_message).await {
                 Ok(Ok(received)) => self.apply(received.message, &mut run_input).await,
                 Ok(Err(problem)) => Err(problem.to_string()),
                 Err(end) => return end,

@@ -2,10 +2,9 @@
 
 use isol8_actors::{Input, Job, Signal, TerminalSize};
 use isol8_api::SignalName;
+use isol8_engine::jobs;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
-
-use crate::jobs;
 
 /// The senders for the input of a run: standard input, signals and terminal sizes. Input that arrives after the run's
 /// end is dropped, because the `exit` event is already on its way to the client.

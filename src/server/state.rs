@@ -1,0 +1,41 @@
+//! The state that the routes share.
+
+use std::sync::Arc;
+
+use isol8_actors::Service;
+use isol8_engine::active::ActiveConfig;
+use isol8_engine::remote_code::RemoteCode;
+use tokio::sync::watch;
+
+use super::bodies::BodyBudget;
+use super::idempotency::ResultStore;
+use super::master_key::MasterKey;
+
+/// The state that the routes share.
+#[derive(Debug)]
+pub struct ServerState {
+    /// Runs jobs, and owns the sessions.
+    pub service: Service,
+    /// The current configuration. A reload replaces it.
+    pub config: watch::Receiver<Arc<ActiveConfig>>,
+    /// The API key, which every route but the public ones requires.
+    pub key: MasterKey,
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// Reason for which the server uses this backend.
+    pub backend_reason: String,
+    /// Bounds the memory and processors that request bodies take.
+    pub bodies: BodyBudget,
+    /// Results of requests that had an idempotency key.
+    pub results: ResultStore,
+    /// Fetches code for requests.
+    pub remote_code: RemoteCode,
+}
+
+impl ServerState {
+    /// Returns the current configuration. A handler takes it once, so that one configuration holds for the whole request.
+    #[must_use]
+    pub fn config(&self) -> Arc<ActiveConfig> {
+        Arc::clone(&self.config.borrow())
+    }
+}
