@@ -2,8 +2,8 @@
 //
 // The guest adds this file to BUN_OPTIONS, a value that other programs neither see nor read.
 
-import environment from "./bun_environment.js" with { type: "text" };
-import sync from "./bun_sync.js" with { type: "text" };
+import environment from "./environment.js" with { type: "text" };
+import sync from "./sync.js" with { type: "text" };
 
 function part(text) {
   const module = {};
@@ -20,7 +20,7 @@ function restoreOptions() {
 }
 
 /** Takes what was loaded out of the list of modules, which this one gets into at its end. */
-function coverTracks() {
+function hideDriver() {
   const { cache } = require;
   let turns = 0;
   const remove = () => {
@@ -34,4 +34,4 @@ restoreOptions();
 const execArgv = process.execArgv;
 part(environment).passEnvironment(() => process.env, { execArgv });
 part(sync).synchronize();
-coverTracks();
+hideDriver();
