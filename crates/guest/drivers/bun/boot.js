@@ -155,7 +155,7 @@ async function warmUp() {
   await import("data:text/typescript,export const a: number = 1;");
 }
 
-/** Takes what was loaded out of the list of modules, which this one gets into at its end. */
+/** Removes what was loaded from the list of modules, which this one gets into at its end. */
 function hideDriver() {
   const { cache } = require;
   let turns = 0;

@@ -19,7 +19,7 @@ function restoreOptions() {
   process.execArgv = process.execArgv.filter((option) => !isOurs.test(option));
 }
 
-/** Takes what was loaded out of the list of modules, which this one gets into at its end. */
+/** Removes what was loaded from the list of modules, which this one gets into at its end. */
 function hideDriver() {
   const { cache } = require;
   let turns = 0;
@@ -31,7 +31,9 @@ function hideDriver() {
 }
 
 restoreOptions();
-const execArgv = process.execArgv;
-part(environment).passEnvironment(() => process.env, { execArgv });
+const { execArgv } = process;
+// Bun passes on the environment of its start, without what the script changes.
+const env = { ...process.env };
+part(environment).passEnvironment(() => env, { execArgv });
 part(sync).synchronize();
 hideDriver();
