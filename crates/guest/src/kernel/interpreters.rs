@@ -122,7 +122,7 @@ static BASH: InterpreterSpec = InterpreterSpec {
     command: &["bash"],
     prelude: None,
     driver: Driver::Files(DriverFiles {
-        files: &[("bash.sh", include_str!("bash.sh"))],
+        files: &[("bash.sh", include_str!("../../drivers/bash/bash.sh"))],
         argv: &["bash", "/sandbox/main.sh"],
         cwd: "/sandbox",
         env: &[("BASH_ENV", "/proc/self/fd/5")],

@@ -57,20 +57,35 @@ pub(crate) struct Drivers {
 impl Drivers {
     pub(crate) fn new() -> io::Result<Self> {
         let archive = zip::archive(&[
-            ("sitecustomize.py", include_str!("driver.py")),
-            ("cell.py", include_str!("cell.py")),
-            ("finish.py", include_str!("finish.py")),
-            ("loop.py", include_str!("loop.py")),
-            ("stdout.py", include_str!("stdout.py")),
-            ("names.py", include_str!("names.py")),
-            ("packages.py", include_str!("packages.py")),
-            ("workers.py", include_str!("workers.py")),
-            ("zygote.py", include_str!("zygote.py")),
+            (
+                "sitecustomize.py",
+                include_str!("../../drivers/python/driver.py"),
+            ),
+            ("cell.py", include_str!("../../drivers/python/cell.py")),
+            ("finish.py", include_str!("../../drivers/python/finish.py")),
+            ("loop.py", include_str!("../../drivers/python/loop.py")),
+            ("stdout.py", include_str!("../../drivers/python/stdout.py")),
+            ("names.py", include_str!("../../drivers/python/names.py")),
+            (
+                "packages.py",
+                include_str!("../../drivers/python/packages.py"),
+            ),
+            (
+                "workers.py",
+                include_str!("../../drivers/python/workers.py"),
+            ),
+            ("zygote.py", include_str!("../../drivers/python/zygote.py")),
         ]);
         let fresh = zip::archive(&[
-            ("sitecustomize.py", include_str!("fresh.py")),
-            ("packages.py", include_str!("packages.py")),
-            ("stdout.py", include_str!("stdout.py")),
+            (
+                "sitecustomize.py",
+                include_str!("../../drivers/python/fresh.py"),
+            ),
+            (
+                "packages.py",
+                include_str!("../../drivers/python/packages.py"),
+            ),
+            ("stdout.py", include_str!("../../drivers/python/stdout.py")),
         ]);
         Ok(Self {
             archive: sealed(&archive)?,
