@@ -4,6 +4,7 @@
 //! path, beside it, and the guest has no directory of its own. So the directory's name is random, which user code
 //! cannot guess and occupy beforehand; and if one directory is full, the next is tried.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -63,7 +64,8 @@ impl DriverDirectory {
     }
 }
 
-/// A directory that holds only the files. If user code has its own user id, only the guest can change the directory.
+/// A directory that holds only the files, some of them in subdirectories. If user code has its own user id, only the
+/// guest can change the directory.
 #[derive(Debug)]
 struct Directory {
     path: PathBuf,
@@ -73,8 +75,12 @@ struct Directory {
 impl Directory {
     fn make(parent: &str, files: Files) -> io::Result<Self> {
         let path = Path::new(parent).join(unguessable_name());
-        fs::DirBuilder::new().mode(0o755).create(&path)?;
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o755).create(&path)?;
         let made = Self { path, files };
+        for subdirectory in made.subdirectories() {
+            builder.create(subdirectory)?;
+        }
         for (name, content) in files {
             let mut options = fs::OpenOptions::new();
             options.write(true).create_new(true).mode(0o644);
@@ -82,6 +88,15 @@ impl Directory {
             file.write_all_at(content.as_bytes(), 0)?;
         }
         Ok(made)
+    }
+
+    /// Returns the directories below this one that hold files.
+    fn subdirectories(&self) -> BTreeSet<PathBuf> {
+        let names = self.files.iter().map(|(name, _)| Path::new(name));
+        let directories = names
+            .filter_map(Path::parent)
+            .filter(|name| !name.as_os_str().is_empty());
+        directories.map(|name| self.path.join(name)).collect()
     }
 }
 
@@ -91,6 +106,9 @@ impl Drop for Directory {
         // removed with the sandbox.
         for (name, _) in self.files {
             let _ = fs::remove_file(self.path.join(name));
+        }
+        for subdirectory in self.subdirectories() {
+            let _ = fs::remove_dir(subdirectory);
         }
         let _ = fs::remove_dir(&self.path);
     }

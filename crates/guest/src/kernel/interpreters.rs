@@ -138,32 +138,42 @@ static BASH: InterpreterSpec = InterpreterSpec {
     configuration: &[],
 };
 
-const NODE_NETWORK: &str = include_str!("node_network.cjs");
-const NODE_TYPES: &str = include_str!("node_types.cjs");
+/// Returns the path and the content of a driver's file. In the sandbox it has the same path below the driver's directory
+/// as below `drivers/` here, so that relative imports hold in both.
+macro_rules! driver_file {
+    ($path:literal) => {
+        ($path, include_str!(concat!("../../drivers/", $path)))
+    };
+}
 
 static NODE: InterpreterSpec = InterpreterSpec {
     command: &["node"],
     prelude: Some(Prelude {
         files: &[
-            ("prelude.cjs", include_str!("node_prelude.cjs")),
-            ("node_network.cjs", NODE_NETWORK),
-            ("node_types.cjs", NODE_TYPES),
+            driver_file!("node/prelude.cjs"),
+            driver_file!("node/network.cjs"),
+            driver_file!("node/types.cjs"),
         ],
         variable: "NODE_OPTIONS",
         option: "--require",
     }),
     driver: Driver::Files(DriverFiles {
         files: &[
-            ("cells.mjs", include_str!("cells.mjs")),
-            ("node.cjs", include_str!("node.cjs")),
-            ("node_cells.cjs", include_str!("node_cells.cjs")),
-            ("node_network.cjs", NODE_NETWORK),
-            ("node_stdio.cjs", include_str!("node_stdio.cjs")),
-            ("node_traces.cjs", include_str!("node_traces.cjs")),
-            ("node_types.cjs", NODE_TYPES),
-            ("node_work.cjs", include_str!("node_work.cjs")),
-            ("imports.mjs", include_str!("imports.mjs")),
-            ("work.mjs", include_str!("work.mjs")),
+            driver_file!("node/boot.cjs"),
+            driver_file!("node/cells.cjs"),
+            driver_file!("node/control.cjs"),
+            driver_file!("node/end.cjs"),
+            driver_file!("node/handles.cjs"),
+            driver_file!("node/modules.cjs"),
+            driver_file!("node/network.cjs"),
+            driver_file!("node/proxy.cjs"),
+            driver_file!("node/shared.cjs"),
+            driver_file!("node/stdio.cjs"),
+            driver_file!("node/traces.cjs"),
+            driver_file!("node/types.cjs"),
+            driver_file!("javascript/cells.mjs"),
+            driver_file!("javascript/imports.mjs"),
+            driver_file!("javascript/work.mjs"),
         ],
         argv: &["node", "/sandbox/main.mjs"],
         // Node remembers the `package.json` of the directory that it starts in.
@@ -173,7 +183,7 @@ static NODE: InterpreterSpec = InterpreterSpec {
             // At this time there is no proxy. The variable makes modules that are loaded later look for one.
             ("NODE_USE_ENV_PROXY", "1"),
         ],
-        open: Some("node.cjs"),
+        open: Some("node/boot.cjs"),
         placeholder: None,
     }),
     scripts: &[".mjs", ".cjs", ".js", ".mts", ".cts", ".ts"],
@@ -193,36 +203,36 @@ static NODE: InterpreterSpec = InterpreterSpec {
     configuration: &[],
 };
 
-const BUN_ENVIRONMENT: &str = include_str!("bun_environment.js");
-const BUN_SYNC: &str = include_str!("bun_sync.js");
-
 static BUN: InterpreterSpec = InterpreterSpec {
     command: &["bun", "run"],
     prelude: Some(Prelude {
         files: &[
-            ("prelude.js", include_str!("bun_prelude.js")),
-            ("bun_environment.js", BUN_ENVIRONMENT),
-            ("bun_sync.js", BUN_SYNC),
+            driver_file!("bun/prelude.js"),
+            driver_file!("bun/environment.js"),
+            driver_file!("bun/sync.js"),
         ],
         variable: "BUN_OPTIONS",
         option: "--preload",
     }),
     driver: Driver::Files(DriverFiles {
         files: &[
-            ("bun.js", include_str!("bun.js")),
-            ("bun_cells.js", include_str!("bun_cells.js")),
-            ("bun_kernel.js", include_str!("bun_kernel.js")),
-            ("bun_lines.js", include_str!("bun_lines.js")),
-            ("bun_stdio.js", include_str!("bun_stdio.js")),
-            ("bun_environment.js", BUN_ENVIRONMENT),
-            ("bun_sync.js", BUN_SYNC),
-            ("cells.mjs", include_str!("cells.mjs")),
-            ("imports.mjs", include_str!("imports.mjs")),
-            ("work.mjs", include_str!("work.mjs")),
-            ("bunfig.toml", "preload = [\"./bun.js\"]\n"),
+            driver_file!("bun/preload.js"),
+            driver_file!("bun/boot.js"),
+            driver_file!("bun/bunfig.toml"),
+            driver_file!("bun/cells.js"),
+            driver_file!("bun/environment.js"),
+            driver_file!("bun/errors.js"),
+            driver_file!("bun/lines.js"),
+            driver_file!("bun/listeners.js"),
+            driver_file!("bun/modules.js"),
+            driver_file!("bun/stdio.js"),
+            driver_file!("bun/sync.js"),
+            driver_file!("javascript/cells.mjs"),
+            driver_file!("javascript/imports.mjs"),
+            driver_file!("javascript/work.mjs"),
         ],
         argv: &["bun", "run", "/sandbox/main.ts"],
-        cwd: "{}",
+        cwd: "{}/bun",
         env: &[],
         open: None,
         placeholder: Some("/sandbox/main.ts"),
@@ -300,13 +310,18 @@ static DENO: InterpreterSpec = InterpreterSpec {
     prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[
-            ("cells.mjs", include_str!("cells.mjs")),
-            ("deno.mjs", include_str!("deno.mjs")),
-            ("deno_cells.mjs", include_str!("deno_cells.mjs")),
-            ("deno_stdio.mjs", include_str!("deno_stdio.mjs")),
-            ("deno_traces.mjs", include_str!("deno_traces.mjs")),
-            ("imports.mjs", include_str!("imports.mjs")),
-            ("work.mjs", include_str!("work.mjs")),
+            driver_file!("deno/boot.mjs"),
+            driver_file!("deno/cells.mjs"),
+            driver_file!("deno/control.mjs"),
+            driver_file!("deno/end.mjs"),
+            driver_file!("deno/importer.mjs"),
+            driver_file!("deno/network.mjs"),
+            driver_file!("deno/stdio.mjs"),
+            driver_file!("deno/traces.mjs"),
+            driver_file!("deno/translate.mjs"),
+            driver_file!("javascript/cells.mjs"),
+            driver_file!("javascript/imports.mjs"),
+            driver_file!("javascript/work.mjs"),
         ],
         argv: &[
             "deno",
@@ -315,7 +330,7 @@ static DENO: InterpreterSpec = InterpreterSpec {
             // The cache would be written for a script that runs once, and removed with it.
             "--no-code-cache",
             "--preload",
-            "{}/deno.mjs",
+            "{}/deno/boot.mjs",
             "/sandbox/main.mts",
         ],
         cwd: "/sandbox",

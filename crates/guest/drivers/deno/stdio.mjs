@@ -6,20 +6,18 @@
 import fs from "node:fs";
 import process from "node:process";
 import { Readable } from "node:stream";
+import { duplicateHigh, encodePath, libc } from "./control.mjs";
 
-// Cells can declare names of their own over these.
-const { BigInt, Buffer, Deno, Error, FinalizationRegistry, Number, Object, ReadableStream } = globalThis;
-const { TextEncoder, Uint8Array, WritableStream } = globalThis;
+/** Looked up before cells put others in their places. */
+const { BigInt, Boolean, Buffer, Deno, Error, FinalizationRegistry, Map, Number, Object, ReadableStream } = globalThis;
+const { Uint8Array, WritableStream } = globalThis;
 
 const { fstatSync } = fs;
 
-const F_DUPFD_CLOEXEC = 1030;
-
-const encode = (path) => new TextEncoder().encode(`${path}\0`);
+const O_RDONLY = 0;
 
 /** `Deno.stdin` of one cell, on a descriptor of its own: nothing that goes on reads what another is given. */
 class CellInput extends Deno.stdin.constructor {
-  #libc;
   #unread;
   #descriptor;
   #isPipe;
@@ -27,18 +25,17 @@ class CellInput extends Deno.stdin.constructor {
   #pending = 0;
   #stream;
 
-  constructor(libc, unread) {
+  constructor(unread) {
     super();
-    this.#libc = libc;
     this.#unread = unread;
   }
 
-  /** Whether there is a descriptor to read from; it is made for the first that reads. */
+  /** Returns whether there is a descriptor to read from; it is made for the first that reads. */
   #begin() {
     if (this.#isDone === "closed") throw new Deno.errors.BadResource("Bad resource ID");
     if (this.#isDone) return false;
     if (this.#descriptor === undefined) {
-      this.#descriptor = this.#libc.fcntl(0, F_DUPFD_CLOEXEC, 900);
+      this.#descriptor = duplicateHigh(0);
       this.#isPipe = !Deno.statSync("/dev/stdin").isFile;
       this.#unread.register(this, this.#descriptor, this);
     }
@@ -59,7 +56,7 @@ class CellInput extends Deno.stdin.constructor {
     this.#isDone ||= how;
     if (this.#descriptor === undefined || this.#pending > 0) return;
     this.#unread.unregister(this);
-    this.#libc.close(this.#descriptor);
+    libc.close(this.#descriptor);
     this.#descriptor = undefined;
   }
 
@@ -72,7 +69,7 @@ class CellInput extends Deno.stdin.constructor {
 
   readSync(buffer) {
     if (!this.#begin()) return null;
-    return this.#took(BigInt(this.#libc.read(this.#descriptor, buffer, BigInt(buffer.length))), buffer);
+    return this.#took(BigInt(libc.read(this.#descriptor, buffer, BigInt(buffer.length))), buffer);
   }
 
   async read(buffer) {
@@ -81,7 +78,7 @@ class CellInput extends Deno.stdin.constructor {
     this.#pending++;
     let count;
     try {
-      count = BigInt(await this.#libc.wait(this.#descriptor, buffer, BigInt(buffer.length)));
+      count = BigInt(await libc.wait(this.#descriptor, buffer, BigInt(buffer.length)));
     } finally {
       this.#pending--;
       if (this.#isDone) this.#end();
@@ -108,16 +105,14 @@ class CellInput extends Deno.stdin.constructor {
   }
 }
 
-/** The kernel's standard input: what the cell was given, then nothing. */
+/** Standard input of cells: what the cell was given, then nothing. */
 export class Input {
-  #libc;
   #input;
   #stream;
   /** Descriptors of inputs that no reader can reach any more. */
   #unread;
 
-  constructor(libc) {
-    this.#libc = libc;
+  constructor() {
     this.#unread = new FinalizationRegistry((descriptor) => libc.close(descriptor));
     Object.defineProperty(process, "stdin", {
       configurable: true,
@@ -144,19 +139,19 @@ export class Input {
   }
 
   use(path) {
-    const descriptor = this.#libc.open(encode(path || "/dev/null"), 0);
+    const descriptor = libc.open(encodePath(path || "/dev/null"), O_RDONLY);
     // The code may have removed it; what is there then is empty.
     if (descriptor >= 0) {
-      this.#libc.dup2(descriptor, 0);
-      this.#libc.close(descriptor);
+      libc.dup2(descriptor, 0);
+      libc.close(descriptor);
     }
     if (this.#input) CellInput.leave(this.#input);
-    Deno.stdin = this.#input = new CellInput(this.#libc, this.#unread);
+    Deno.stdin = this.#input = new CellInput(this.#unread);
     this.#stream = undefined;
   }
 }
 
-/** Standard output and error, which no cell can close or end for the next one. */
+/** Standard output and error of cells, which no cell can close or end for the next one. */
 export class Outputs {
   #streams = [process.stdout, process.stderr];
   #writables = new Map();
@@ -194,8 +189,8 @@ export class Outputs {
     return writable;
   }
 
-  /** Whether the descriptors are still open after this code, which may have imported the functions that close them. */
-  areThere(source) {
+  /** Returns whether the descriptors are still open after this code, which may have imported the functions that close them. */
+  areOpen(source) {
     this.#mayClose ||= source.includes("close");
     try {
       return !this.#mayClose || Boolean(fstatSync(1) && fstatSync(2));
@@ -204,7 +199,7 @@ export class Outputs {
     }
   }
 
-  mend() {
+  repair() {
     this.#writables.clear();
     for (const stream of this.#streams) stream._undestroy();
   }

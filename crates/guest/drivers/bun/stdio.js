@@ -4,6 +4,7 @@
 
 const fs = require("node:fs");
 const { Readable } = require("node:stream");
+const { identifyFile } = require("../javascript/cells.mjs");
 
 /** Looked up before cells put others in their places. */
 const { Bun, Object, Symbol, console, process } = globalThis;
@@ -17,16 +18,9 @@ const F_DUPFD_CLOEXEC = 1030;
 const MOST_LEFT = 64;
 
 /** Identifies the file that a descriptor leads to; `undefined` if the descriptor is closed. */
-function identity(descriptor) {
-  try {
-    const { dev, ino } = fstatSync(descriptor);
-    return `${dev} ${ino}`;
-  } catch {
-    return undefined;
-  }
-}
+const identity = (descriptor) => identifyFile(fstatSync, descriptor);
 
-/** The kernel's standard input: what the cell was given, then nothing. */
+/** Standard input of cells: what the cell was given, then nothing. */
 class Input {
   #libc;
   #idle;
@@ -109,7 +103,7 @@ class Input {
   }
 }
 
-/** Standard output and error, which the next cell has again when one has closed or ended them. */
+/** Standard output and error of cells, which the next cell has again when one has closed or ended them. */
 class Outputs {
   #libc;
   #files;
@@ -122,7 +116,7 @@ class Outputs {
     for (const stream of streams) keepOpen(stream);
   }
 
-  mend() {
+  repair() {
     for (const { descriptor, identity: own, spare } of this.#files) {
       if (identity(descriptor) !== own) this.#libc.dup2(spare, descriptor);
     }

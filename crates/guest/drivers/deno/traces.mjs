@@ -1,10 +1,11 @@
 // How the errors of cells show: without the driver's frames, and with their places in the source as
 // it was written, whatever it was translated to.
 
-// Cells can declare names of their own over these.
-const { Deno, Error, Map, Math, Object, String, WeakMap } = globalThis;
+/** Looked up before cells put others in their places. */
+const { Deno, Error, Map, Math, Object, String, URL, WeakMap } = globalThis;
 
-const HERE = new URL(".", import.meta.url);
+/** The directory of all files of the driver. */
+const DRIVER = new URL("..", import.meta.url);
 
 /** How errors show: without our frames, and with the place in the cell as it was written. */
 export class Traces {
@@ -87,7 +88,7 @@ function withExcerpt(text, place) {
   return trace < 0 ? text + excerpt : text.slice(0, trace) + excerpt + text.slice(trace);
 }
 
-const isOurs = (file) => file.startsWith(HERE.href) || file.startsWith(HERE.pathname);
+const isOurs = (file) => file.startsWith(DRIVER.href) || file.startsWith(DRIVER.pathname);
 
 const where = (cell, place) => `<cell ${cell.number}>:${place.line}:${place.column}`;
 

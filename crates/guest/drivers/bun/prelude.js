@@ -2,8 +2,8 @@
 //
 // The guest adds this file to BUN_OPTIONS, a value that other programs neither see nor read.
 
-import environment from "./bun_environment.js" with { type: "text" };
-import sync from "./bun_sync.js" with { type: "text" };
+import environment from "./environment.js" with { type: "text" };
+import sync from "./sync.js" with { type: "text" };
 
 function part(text) {
   const module = {};
@@ -19,8 +19,8 @@ function restoreOptions() {
   process.execArgv = process.execArgv.filter((option) => !isOurs.test(option));
 }
 
-/** Takes what was loaded out of the list of modules, which this one gets into at its end. */
-function coverTracks() {
+/** Removes what was loaded from the list of modules, which this one gets into at its end. */
+function hideDriver() {
   const { cache } = require;
   let turns = 0;
   const remove = () => {
@@ -31,7 +31,9 @@ function coverTracks() {
 }
 
 restoreOptions();
-const execArgv = process.execArgv;
-part(environment).passEnvironment(() => process.env, { execArgv });
+const { execArgv } = process;
+// Bun passes on the environment of its start, without what the script changes.
+const env = { ...process.env };
+part(environment).passEnvironment(() => env, { execArgv });
 part(sync).synchronize();
-coverTracks();
+hideDriver();

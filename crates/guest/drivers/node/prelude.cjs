@@ -14,7 +14,7 @@ function restoreOptions() {
   else delete process.env.NODE_OPTIONS;
 }
 
-function coverTracks() {
+function hideDriver() {
   for (const name of Object.keys(Module._cache)) delete Module._cache[name];
   for (const name of Object.keys(Module._pathCache)) delete Module._pathCache[name];
   const others = process._preload_modules.filter((name) => name !== __filename);
@@ -22,9 +22,9 @@ function coverTracks() {
 }
 
 restoreOptions();
-const { refuseTypes } = require("./node_types.cjs");
-const { routeConnections } = require("./node_network.cjs");
-coverTracks();
+const { refuseTypes } = require("./types.cjs");
+const { routeConnections } = require("./network.cjs");
+hideDriver();
 if (isMainThread) {
   if (process.env.NODE_USE_ENV_PROXY === "1") routeConnections();
   refuseTypes(process.argv[1]);

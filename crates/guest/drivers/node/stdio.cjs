@@ -5,6 +5,7 @@
 const fs = require("node:fs");
 const { Socket } = require("node:net");
 const process = require("node:process");
+const { identifyFile } = require("./shared.cjs");
 
 /** Looked up before cells put others in their places. */
 const { Object } = globalThis;
@@ -15,14 +16,7 @@ const { O_NONBLOCK, O_RDONLY, O_WRONLY } = fs.constants;
 const NOTHING = "/dev/null";
 
 /** Identifies the file that a descriptor leads to; `undefined` if the descriptor is closed. */
-function identity(descriptor) {
-  try {
-    const { dev, ino } = fstatSync(descriptor);
-    return `${dev} ${ino}`;
-  } catch {
-    return undefined;
-  }
-}
+const identity = (descriptor) => identifyFile(fstatSync, descriptor);
 
 /** Puts a file in the place of a descriptor; all below must be open. */
 function replace(descriptor, path, flags) {
@@ -68,7 +62,7 @@ class Source {
   }
 }
 
-/** The kernel's standard input: what the cell was given, then nothing. */
+/** Standard input of cells: what the cell was given, then nothing. */
 class Input {
   #idle;
   /** A pipe, until there is the stream that reads from it. */
@@ -117,7 +111,7 @@ class Input {
   }
 }
 
-/** Standard output and error, which the next cell has again when one has closed or ended them. */
+/** Standard output and error of cells, which the next cell has again when one has closed or ended them. */
 class Outputs {
   #files = [1, 2].map((descriptor) => {
     const spare = openSync(`/proc/self/fd/${descriptor}`, O_WRONLY | O_NONBLOCK);
@@ -133,7 +127,7 @@ class Outputs {
     }
   }
 
-  mend() {
+  repair() {
     for (const file of this.#files) {
       if (identity(file.descriptor) === file.identity) continue;
       if (identity(0) === undefined) openSync(NOTHING, O_RDONLY);

@@ -6,6 +6,7 @@ const { ChildProcess } = require("node:child_process");
 const { Server, Socket } = require("node:net");
 const process = require("node:process");
 const threads = require("node:worker_threads");
+const { isAwaited } = require("./shared.cjs");
 
 /** Looked up before cells put others in their places. */
 const { Object, Proxy, Reflect, Set } = globalThis;
@@ -15,17 +16,14 @@ const workers = new Set();
 
 const hasRef = (handle) => handle._handle?.hasRef?.() ?? false;
 
-/** Whether it is a connection of HTTP on which an answer is still to come. Idle ones do not count for node. */
+/** Returns whether a socket is a connection of HTTP on which an answer is still to come. Idle ones do not count for node. */
 function isRequested(socket) {
   if (socket._httpMessage) return true;
   // The socket belongs to `fetch`.
   return Object.getOwnPropertySymbols(socket).some((symbol) => symbol.description === "parser");
 }
 
-/** Whether there is code that waits for the end of this child. */
-const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
-
-/** A function that gives all handles but `own`: those that wait for others, and those that may stay open. */
+/** Returns a function that gives all handles but `own`: those that wait for others, and those that may stay open. */
 exports.scan = (own) => () => {
   const waiting = [];
   const open = [...workers];
@@ -45,7 +43,7 @@ exports.scan = (own) => () => {
   return { waiting, open };
 };
 
-/** Has workers be known, which are no handles. */
+/** Notes workers, which are no handles. */
 exports.observeWorkers = () => {
   const original = threads.Worker;
   const construct = (target, given, newTarget) => {

@@ -1,4 +1,4 @@
-// The program of a waiting bun: it gets ready, and runs a script or cells (see bun.js, bun_cells.js).
+// The program of a waiting bun: it gets ready, and runs a script or cells (see preload.js, cells.js).
 //
 // To run a script is to return from here: bun goes on by its own means, so that errors, traces and
 // the exit code are bun's.
@@ -9,6 +9,8 @@
 "use strict";
 
 const { dlopen } = require("bun:ffi");
+const { passEnvironment } = require("./environment.js");
+const { synchronize } = require("./sync.js");
 
 /** Looked up before code puts others in their places. */
 const { Array, Buffer, Bun, Object, process, queueMicrotask } = globalThis;
@@ -31,43 +33,48 @@ const libc = dlopen("libc.so.6", {
   write: { args: ["i32", "ptr", "usize"], returns: "i64_fast" },
 }).symbols;
 
-/** Moved up, where no code closes or finds it by chance, and not for children. */
-function outOfTheWay(descriptor) {
+/** Returns a duplicate of a descriptor that no code closes or finds by chance, and that children do not get; closes it. */
+function moveUp(descriptor) {
   const moved = libc.fcntl(descriptor, F_DUPFD_CLOEXEC, 900);
   libc.close(descriptor);
   return moved;
 }
 
-const control = outOfTheWay(3);
-const mailbox = outOfTheWay(4);
+/** The socket to the guest. */
+const control = moveUp(3);
+/** The file that texts come in. */
+const mailbox = moveUp(4);
 
-function tell(line) {
+/** Sends a line to the guest. */
+function send(line) {
   const bytes = Buffer.from(`${line}\n`);
   libc.write(control, bytes, bytes.length);
 }
 
-const words = (line) => line.split(/\s/).filter(Boolean);
+/** Returns the words of a line from the guest. */
+const splitWords = (line) => line.split(/\s/).filter(Boolean);
 
-/** The next line from the guest, word by word; nothing if it is gone. */
-function request() {
+/** Waits for the next line from the guest, and returns its words; none if the guest is gone. */
+function receive() {
   const line = Buffer.alloc(64);
   let read = -1;
   for (let tries = 0; read < 0 && tries < 100; tries++) read = libc.read(control, line, line.length);
-  return words(line.latin1Slice(0, Math.max(read, 0)));
+  return splitWords(line.latin1Slice(0, Math.max(read, 0)));
 }
 
-/** The texts in the mailbox. */
-function fields(size) {
+/** Returns the texts in the mailbox. `size` is in bytes. */
+function readMailbox(size) {
   const data = Buffer.alloc(size);
   for (let filled = 0; filled < size; ) {
     const read = libc.pread(mailbox, data.subarray(filled), size - filled, filled);
     if (read <= 0) break;
     filled += read;
   }
-  return split(data);
+  return splitTexts(data);
 }
 
-function split(data) {
+/** Returns the texts in these bytes: each follows its length in bytes, as 4 bytes, little-endian. */
+function splitTexts(data) {
   const found = [];
   for (let at = 0; at + 4 <= data.length; ) {
     const begin = at + 4;
@@ -115,7 +122,7 @@ function reportEnd() {
   const end = (code) => {
     // Another listener is called after this one, and may do anything.
     if (process._exiting !== true || all().length !== 1 || errorsFile() !== errors) return;
-    tell(`ended ${code & 255} quiet`);
+    send(`ended ${code & 255} quiet`);
   };
   process.on("exit", end);
   const isOurs = (emitter, name) => emitter === process && name === "exit";
@@ -135,11 +142,11 @@ function reportEnd() {
 }
 
 /** Goes through what a start goes through, so that it is in memory by then. */
-async function warm() {
+async function warmUp() {
   for (let turn = 0; turn < 3; turn++) {
-    setEnvironment(toObject(split(Buffer.from([1, 0, 0, 0, 97, 0, 0, 0, 0])).slice(2)) && { ...process.env });
-    fields(0);
-    words("S 0\n");
+    setEnvironment(toObject(splitTexts(Buffer.from([1, 0, 0, 0, 97, 0, 0, 0, 0])).slice(2)) && { ...process.env });
+    readMailbox(0);
+    splitWords("S 0\n");
     libc.write(control, Buffer.alloc(0), 0);
     errorsFile();
   }
@@ -148,8 +155,8 @@ async function warm() {
   await import("data:text/typescript,export const a: number = 1;");
 }
 
-/** Takes what was loaded out of the list of modules, which this one gets into at its end. */
-function coverTracks() {
+/** Removes what was loaded from the list of modules, which this one gets into at its end. */
+function hideDriver() {
   const { cache } = require;
   let turns = 0;
   const remove = () => {
@@ -159,35 +166,21 @@ function coverTracks() {
   remove();
 }
 
-function run(size, passEnvironment) {
-  const [_file, directory, ...pairs] = fields(size);
+/** Prepares the process for the script of a request, and returns; bun runs the script then. */
+function startScript(size) {
+  const [_file, directory, ...pairs] = readMailbox(size);
   libc.close(mailbox);
   const env = toObject(pairs);
   try {
     process.chdir(directory);
   } catch {
-    tell("directory");
+    send("directory");
     libc._exit(1);
   }
-  tell("started");
+  send("started");
   if (setEnvironment(env)) passEnvironment(() => env);
   reportEnd();
-  coverTracks();
-}
-
-async function boot(parts, { synchronize, passEnvironment }) {
-  await warm();
-  const restore = synchronize();
-  tell("ready");
-  const [kind, ...numbers] = request();
-  if (kind === "S") return run(Number(numbers[0]), passEnvironment);
-  if (kind !== "C") return libc._exit(0);
-  const given = { libc, control, end: () => libc._exit(0), tell, words, fields, passEnvironment, first: numbers };
-  // Cells wait for what they write.
-  restore();
-  const { serve, ...others } = parts();
-  replaceMain();
-  await serve({ ...given, ...others });
+  hideDriver();
 }
 
 /** Has bun run nothing when it comes to the file that it was started on, which may be there or not. */
@@ -204,6 +197,26 @@ function replaceMain() {
     build.onLoad({ filter: /^main$/, namespace: "cells" }, onLoad);
   };
   Bun.plugin({ name: "cells", setup });
+}
+
+/** Makes this process one that runs cells. */
+async function startCells(first) {
+  const { serve } = require("./cells.js");
+  replaceMain();
+  await serve(first, { libc, control, send, splitWords, readMailbox, end: () => libc._exit(0) });
+}
+
+/** Gets bun ready, and waits until the guest says what to run. */
+async function boot() {
+  await warmUp();
+  const restore = synchronize();
+  send("ready");
+  const [kind, ...numbers] = receive();
+  if (kind === "S") return startScript(Number(numbers[0]));
+  if (kind !== "C") return libc._exit(0);
+  // Cells wait for what they write.
+  restore();
+  await startCells(numbers);
 }
 
 module.exports = { boot };

@@ -6,26 +6,26 @@
 //
 // - intervals, servers, and what else waits for others (watchers, bound datagram sockets);
 // - what earlier cells have left;
-// - after `OPEN_FOR`, connections, workers, and children whose end no code waits for: they may stay open for as long
+// - after `OPEN_TIMEOUT`, connections, workers, and children whose end no code waits for: they may stay open for as long
 //   as the session.
 
 /** Looked up before cells put others in their places. */
-const { Proxy, Reflect, Set, performance } = globalThis;
+const { Map, Object, Proxy, Reflect, Set, performance } = globalThis;
 const { max, min } = globalThis.Math;
 
 /** How long a cell waits for connections and workers that it leaves open, in milliseconds. */
-const OPEN_FOR = 1000;
+const OPEN_TIMEOUT = 1000;
 
 /** How often new servers and the like are looked for, in milliseconds: at first, and at most. */
-const FIRST_LOOK = 4;
-const LAST_LOOK = 100;
+const FIRST_PAUSE = 4;
+const MAX_PAUSE = 100;
 
 /** Above so many, timers that are over are forgotten. */
 const MANY_TIMERS = 256;
 
 /** The cell must answer this long before its timeout, in milliseconds: at least, and at most. */
-const LEAST_MARGIN = 20;
-const MOST_MARGIN = 500;
+const MIN_MARGIN = 20;
+const MAX_MARGIN = 500;
 
 export const NOTE = "--- CELL ENDED BEFORE ITS TIMEOUT, WORK THAT IT STARTED GOES ON ---";
 
@@ -123,7 +123,7 @@ export class Background {
   begin(limit) {
     this.#since = performance.now();
     this.#leaveTimers();
-    const margin = max(LEAST_MARGIN, min(MOST_MARGIN, limit / 10));
+    const margin = max(MIN_MARGIN, min(MAX_MARGIN, limit / 10));
     this.#deadline = limit > 0 ? this.#since + limit - margin : Infinity;
   }
 
@@ -138,7 +138,7 @@ export class Background {
     for (const timer of this.#intervals) this.#hold(timer);
     this.#holdHandles(false);
     if (hasMore?.() === false) this.drained();
-    else this.#lookLater(FIRST_LOOK);
+    else this.#lookLater(FIRST_PAUSE);
   }
 
   #hold(one) {
@@ -157,8 +157,8 @@ export class Background {
     const again = () => {
       const now = performance.now();
       if (now >= this.#deadline) return this.#finish(NOTE);
-      this.#holdHandles(now - this.#since >= OPEN_FOR);
-      this.#lookLater(min(pause * 2, LAST_LOOK, max(1, this.#deadline - now)));
+      this.#holdHandles(now - this.#since >= OPEN_TIMEOUT);
+      this.#lookLater(min(pause * 2, MAX_PAUSE, max(1, this.#deadline - now)));
     };
     this.#look = this.#clock.setTimeout(again, pause);
     this.#look.unref();
@@ -197,5 +197,119 @@ export class Background {
     if (this.#timers.length + this.#old.length === 0) return;
     this.#old = this.#old.concat(this.#timers).filter(isPending);
     this.#timers = [];
+  }
+}
+
+/** Number of handles above which closed ones are forgotten. */
+const MANY_HANDLES = 64;
+
+const isClosed = (handle) => handle.destroyed === true || handle.listening === false || handle.exitCode != null;
+
+/** Returns whether code waits for the end of this child process. */
+export const isAwaited = (child) => child.listenerCount("exit") + child.listenerCount("close") > 0;
+
+/** Sets a property, whether it is a plain one or has no setter. */
+function define(owner, name, value) {
+  if (Reflect.set(owner, name, value)) return;
+  Object.defineProperty(owner, name, { value, writable: true, configurable: true });
+}
+
+/** Replaces a method by one that calls `note` with each result. */
+function noteResults(owner, name, note) {
+  const apply = (target, self, given) => {
+    const result = Reflect.apply(target, self, given);
+    note(result);
+    return result;
+  };
+  define(owner, name, new Proxy(owner[name], { apply }));
+}
+
+/** Replaces a method by one that first calls `note` with the object that it is called on. */
+function noteCalls(prototype, name, note) {
+  const apply = (target, self, given) => {
+    note(self);
+    return Reflect.apply(target, self, given);
+  };
+  define(prototype, name, new Proxy(prototype[name], { apply }));
+}
+
+/** Replaces the class of this name in all owners by one that calls `note` with each instance. */
+function noteInstances(owners, name, note) {
+  const construct = (target, given, newTarget) => {
+    const instance = Reflect.construct(target, given, newTarget);
+    note(instance);
+    return instance;
+  };
+  for (const owner of owners) {
+    const original = owner[name];
+    owner[name] = new Proxy(original, { construct });
+    define(original.prototype, "constructor", owner[name]);
+  }
+}
+
+/**
+ * Notes the handles that an engine makes which has no list of them, as bun and deno: the functions that make handles are
+ * replaced by ones that also note the result.
+ */
+export class Handles {
+  /** Handles that wait for others, such as servers. */
+  #waiting = new Set();
+  /** Handles that may stay open, such as connections. */
+  #open = new Set();
+  /** Child processes of `node:child_process`. */
+  #children = new Set();
+
+  #add(list, handle) {
+    if (!handle?.unref) return;
+    if (list.size > MANY_HANDLES) for (const known of list) if (isClosed(known)) list.delete(known);
+    list.add(handle);
+  }
+
+  /** Notes what the functions of these names give, at once or as a promise. */
+  #noteFunctions(engine, names, list) {
+    const note = (result) => {
+      if (typeof result?.then !== "function") return this.#add(list, result);
+      result.then((handle) => this.#add(list, handle), () => {});
+    };
+    for (const name of names) if (engine[name]) noteResults(engine, name, note);
+  }
+
+  /** Notes a server and the connections that it accepts, which wait for others. */
+  #noteServer(server, net) {
+    this.#add(this.#waiting, server);
+    if (!(server instanceof net.Server)) return;
+    server.on("connection", (socket) => this.#add(this.#waiting, socket));
+  }
+
+  /**
+   * Watches the functions that make handles:
+   * - `engine` is the engine's global object; its functions `listeners` give handles that wait for others, and its
+   *   functions `connectors` give handles that may stay open;
+   * - `servers` are the classes of node's whose method `listen` makes a server wait; `net` is `node:net`;
+   * - `spawn` is the owner of the engine's own function of that name, and `hasInput` tells of a child that it gives
+   *   whether the child was given a pipe to read from; `ChildProcess` is node's class;
+   * - `workers` are the owners of a class `Worker`, and `workerHandle` gives what takes a worker out of the event loop's
+   *   account.
+   */
+  observe({ engine, listeners, connectors, servers, net, spawn, hasInput, ChildProcess, workers, workerHandle }) {
+    this.#noteFunctions(engine, listeners, this.#waiting);
+    this.#noteFunctions(engine, connectors, this.#open);
+    for (const { prototype } of servers) noteCalls(prototype, "listen", (server) => this.#noteServer(server, net));
+    noteCalls(net.Socket.prototype, "connect", (socket) => this.#add(this.#open, socket));
+    noteInstances([globalThis], "MessageChannel", ({ port1, port2 }) => {
+      for (const port of [port1, port2]) this.#add(this.#open, port);
+    });
+    noteInstances(workers, "Worker", (worker) => this.#add(this.#open, workerHandle(worker)));
+    // A child that no code waits for may wait for input.
+    noteResults(spawn, "spawn", (child) => {
+      if (hasInput(child)) this.#add(this.#open, child);
+    });
+    noteCalls(ChildProcess.prototype, "spawn", (child) => this.#add(this.#children, child));
+  }
+
+  /** Returns the handles that wait for others, and those that may stay open. */
+  scan() {
+    const children = [...this.#children].filter((child) => !isAwaited(child));
+    return { waiting: [...this.#waiting], open: [...this.#open, ...children] };
   }
 }
