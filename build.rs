@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for source in [
         "crates/guest",
         "crates/protocol",
+        "crates/runtimes",
         "Cargo.toml",
         "Cargo.lock",
     ] {

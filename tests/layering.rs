@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// Every package, its directory, and those of ours that it may depend on.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     (
         ".",
         &[
@@ -19,14 +19,16 @@ const ALLOWED: [(&str, &[&str]); 12] = [
             "client",
             "egress",
             "registry-cache",
+            "runtimes",
         ],
     ),
-    ("actors", &["api", "backend", "protocol"]),
-    ("crates/api", &[]),
-    ("crates/protocol", &[]),
+    ("actors", &["api", "backend", "protocol", "runtimes"]),
+    ("crates/runtimes", &[]),
+    ("crates/api", &["runtimes"]),
+    ("crates/protocol", &["runtimes"]),
     ("crates/egress", &["api"]),
-    ("crates/registry-cache", &["egress"]),
-    ("crates/guest", &["protocol"]),
+    ("crates/registry-cache", &["egress", "runtimes"]),
+    ("crates/guest", &["protocol", "runtimes"]),
     ("crates/backend", &["api", "protocol"]),
     ("crates/backend-docker", &["api", "backend", "protocol"]),
     ("crates/backend-native", &["api", "backend", "protocol"]),
