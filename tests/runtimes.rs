@@ -37,6 +37,9 @@ const MENTIONS: &[Mention] = &[
         ]
     }),
     mention("config.toml", |_| vec![prose()]),
+    mention("src/config/pool.rs", |runtime| {
+        vec![format!("\n    {runtime}: Option<RuntimeTable>,\n")]
+    }),
     mention("crates/guest/tests/occupied.rs", constant),
     mention("crates/guest/tests/terminals.rs", constant),
     mention("benches/latency.rs", constant),
@@ -99,7 +102,8 @@ fn root() -> &'static Path {
 }
 
 fn read(file: &str) -> String {
-    fs::read_to_string(root().join(file)).unwrap()
+    let content = fs::read_to_string(root().join(file));
+    content.unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
 #[test]
