@@ -175,8 +175,8 @@ pub struct ConfigArgs {
     isol8 run --image isol8:data -e 'import numpy; print(numpy.ones(3).sum())'"
 )]
 pub struct BuildArgs {
-    /// Runtime of the image: python, node, bun, deno or bash
-    #[arg(long, value_name = "RUNTIME", add = ArgValueCandidates::new(completions::runtimes))]
+    /// Runtime of the image
+    #[arg(long, help = format!("Runtime of the image: {}", Runtime::NAMES), value_name = "RUNTIME", add = ArgValueCandidates::new(completions::runtimes))]
     pub base: Runtime,
     /// Package to install, with the runtime's package manager; may be repeated
     #[arg(long, value_name = "PACKAGE")]
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn runtimes_have_their_aliases() {
-        for (alias, runtime) in isol8_api::Runtime::ALIASES {
+        for (alias, runtime) in Runtime::aliases() {
             let cli = Cli::try_parse_from(["isol8", "run", "-r", alias, "-e", "1"]).unwrap();
             let Some(Command::Run(run)) = cli.command else {
                 panic!("{alias}");

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 /// Every package, its directory, and those of ours that it may depend on.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     (
         ".",
         &[
@@ -20,13 +20,18 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "config",
             "egress",
             "engine",
+            "runtimes",
         ],
     ),
-    ("actors", &["api", "backend", "protocol"]),
-    ("crates/api", &[]),
+    ("actors", &["api", "backend", "protocol", "runtimes"]),
+    ("crates/runtimes", &[]),
+    ("crates/api", &["runtimes"]),
     // Plain data: whatever lives is made from it elsewhere, so it needs no concrete backend and no cache.
-    ("crates/config", &["actors", "api", "backend", "egress"]),
-    ("crates/protocol", &[]),
+    (
+        "crates/config",
+        &["actors", "api", "backend", "egress", "runtimes"],
+    ),
+    ("crates/protocol", &["runtimes"]),
     ("crates/egress", &["api"]),
     (
         "crates/engine",
@@ -39,10 +44,11 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "config",
             "egress",
             "registry-cache",
+            "runtimes",
         ],
     ),
-    ("crates/registry-cache", &["egress"]),
-    ("crates/guest", &["protocol"]),
+    ("crates/registry-cache", &["egress", "runtimes"]),
+    ("crates/guest", &["protocol", "runtimes"]),
     ("crates/backend", &["api", "protocol"]),
     ("crates/backend-docker", &["api", "backend", "protocol"]),
     ("crates/backend-native", &["api", "backend", "protocol"]),

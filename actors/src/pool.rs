@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use actix::prelude::*;
-use isol8_api::{Runtime, TenantId};
+use isol8_api::TenantId;
 use isol8_backend::{Backend, BackendError, Sandbox, SandboxSpec};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -355,7 +355,7 @@ impl Handler<Acquire> for Pool {
         let fits = self.state.config.sandbox.sizes_fit(&wanted.spec);
         let runtime = wanted.spec.runtime;
         // Interpreters of Python are forked, and bash starts at once.
-        let boots_slowly = !matches!(runtime, Runtime::Python | Runtime::Bash);
+        let boots_slowly = runtime.facts().boots_slowly;
         let spares_clean = self.waits_for_used(&wanted.spec, &wanted.tenant);
         let sub_pool = self.sub_pool(&Kind::of(&wanted.spec));
         let picked = fits.then(|| sub_pool.pick(&wanted.tenant, boots_slowly, spares_clean));

@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for source in [
         "../guest",
         "../protocol",
+        "../runtimes",
         "../../Cargo.toml",
         "../../Cargo.lock",
     ] {

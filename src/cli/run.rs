@@ -34,8 +34,8 @@ pub struct RunArgs {
     /// Code to run
     #[arg(long, short, value_name = "CODE", allow_hyphen_values = true)]
     pub eval: Option<String>,
-    /// python, node, bun, deno or bash [default: by the file's extension, otherwise python]
-    #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
+    /// Runtime of the program
+    #[arg(long, short, help = format!("{} [default: by the file's extension, otherwise python]", Runtime::NAMES), add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
     /// Text for the program's standard input, instead of the command's own standard input
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]

@@ -26,8 +26,8 @@ pub struct ShellArgs {
         add = ArgValueCandidates::new(completions::sessions)
     )]
     pub session_id: Option<SessionId>,
-    /// python, node, bun, deno or bash [default: the session's, otherwise python]
-    #[arg(long, short, add = ArgValueCandidates::new(completions::runtimes))]
+    /// Runtime of the program
+    #[arg(long, short, help = format!("{} [default: the session's, otherwise python]", Runtime::NAMES), add = ArgValueCandidates::new(completions::runtimes))]
     pub runtime: Option<Runtime>,
     /// Enter the runtime's session on this host
     #[arg(long)]

@@ -162,12 +162,7 @@ async fn probe_all(service: &Service, config: &Config) -> bool {
 
 /// Runs one program in a new sandbox, and returns how long it took.
 async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<Duration, String> {
-    let code = match runtime {
-        Runtime::Python => "print(42)",
-        Runtime::Node | Runtime::Bun | Runtime::Deno => "console.log(42)",
-        Runtime::Bash => "echo 42",
-    };
-    let program = Program::source(code, runtime);
+    let program = Program::source(runtime.facts().probe, runtime);
     let mut job = Job::new(program, config.defaults.sandbox.spec(runtime))
         .map_err(|error| error.to_string())?;
     job.timeout = PROBE_TIMEOUT;

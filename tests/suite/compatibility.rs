@@ -127,7 +127,7 @@ async fn a_websocket_names_what_it_does_not_understand(server: Server) {
 }
 
 async fn every_alias_of_a_runtime_runs(server: Server) {
-    for (alias, runtime) in Runtime::ALIASES {
+    for (alias, runtime) in Runtime::aliases() {
         let code = match runtime {
             Runtime::Python => "print('ok')",
             Runtime::Bash => "echo ok",

@@ -1,7 +1,6 @@
 //! Translates a job into the runs that the guest is asked for.
 
-use isol8_backend::interpreter_of;
-use isol8_protocol::{KernelKind, Program as GuestProgram, RunSpec, Stdin};
+use isol8_protocol::{Program as GuestProgram, RunSpec, Runtime, Stdin};
 
 use crate::job::{Job, Program};
 
@@ -35,17 +34,17 @@ pub(super) fn program(
             argv: ["bash", "-c", command].map(str::to_owned).to_vec(),
         },
         Program::Source { code, extension } => {
-            let kernel = interpreter_of(job.runtime());
+            let runtime = job.runtime();
             let source = code.clone().into_bytes();
             let script = |path: &str| GuestProgram::Script {
-                kernel,
+                runtime,
                 path: format!("{path}{}", extension.as_str()),
                 source: source.clone(),
             };
             match mode {
                 RunMode::Ephemeral => script("/sandbox/main"),
                 RunMode::Session if job.terminal.is_some() => script(BESIDE_PATH),
-                RunMode::Session => GuestProgram::Cell { kernel, source },
+                RunMode::Session => GuestProgram::Cell { runtime, source },
             }
         }
     };
@@ -65,7 +64,7 @@ pub(super) fn program(
 /// Returns the run of the setup script: like the program's, but in `/sandbox` and without standard input.
 pub(super) fn setup(job: &Job, script: &str) -> RunSpec {
     let program = GuestProgram::Script {
-        kernel: KernelKind::Bash,
+        runtime: Runtime::Bash,
         path: SETUP_PATH.to_owned(),
         source: script.as_bytes().to_vec(),
     };

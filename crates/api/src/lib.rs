@@ -34,4 +34,6 @@ pub use request::{ExecuteBody, ExecutionRequest, NetworkMode, Options};
 pub use result::{ExecutionResult, ResourceUsage, Timings};
 pub use service::{CreateSession, Deleted, Health, SessionInfo, SessionList};
 pub use stream::{ClientMessage, Ending, EventKind, Phase, SignalName, StreamEvent};
-pub use value::{ByteSize, InvalidValue, Runtime, SandboxPath, SessionId, TenantId};
+pub use value::{
+    ByteSize, InvalidValue, Runtime, SandboxPath, SessionId, TenantId, UnknownRuntime,
+};

@@ -7,7 +7,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::content::FileContent;
 use crate::file::Base64;
-use crate::value::{ByteSize, Runtime, SandboxPath, SessionId, TenantId};
+use crate::value::{ByteSize, SandboxPath, SessionId, TenantId};
 
 macro_rules! schema {
     ($type:ty, $schema:expr) => {
@@ -42,13 +42,6 @@ schema!(
     name("Name of a session, chosen by the client: 1 to 128 of `A-Z a-z 0-9 . _ : -`.")
 );
 schema!(TenantId, name("Tenant that a session belongs to."));
-
-schema!(
-    Runtime,
-    text("Language and interpreter of a request.")
-        .enum_values(Some(Runtime::ALL.map(Runtime::name)))
-        .build()
-);
 
 schema!(
     ByteSize,
@@ -130,6 +123,7 @@ fn bytes() -> ArrayBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::value::Runtime;
     use serde_json::{Value, json};
 
     fn schema_of<T: ToSchema>() -> Value {

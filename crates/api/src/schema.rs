@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use crate::value::{ByteSize, Runtime};
+use crate::value::ByteSize;
 
 impl JsonSchema for ByteSize {
     fn schema_name() -> Cow<'static, str> {
@@ -18,20 +18,6 @@ impl JsonSchema for ByteSize {
                 { "type": "integer", "minimum": 0 },
                 { "type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([bB]|[kKmMgGtT]([iI]?[bB])?)?\s*$" },
             ],
-        })
-    }
-}
-
-impl JsonSchema for Runtime {
-    fn schema_name() -> Cow<'static, str> {
-        "Runtime".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "A language that programs are written in.",
-            "type": "string",
-            "enum": Self::ALL.map(Self::name),
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use isol8_runtimes::{Runtime, UnknownRuntime};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// The error of parsing a text that is not a value of the requested type. The message contains the text and the
@@ -30,19 +31,13 @@ impl InvalidValue {
     }
 }
 
-macro_rules! text_serialize {
+macro_rules! text_serde {
     ($type:ty) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
             }
         }
-    };
-}
-
-macro_rules! text_serde {
-    ($type:ty) => {
-        text_serialize!($type);
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -51,110 +46,6 @@ macro_rules! text_serde {
             }
         }
     };
-}
-
-/// Language and interpreter of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Runtime {
-    /// CPython 3.
-    Python,
-    /// Node.js.
-    Node,
-    /// Bun.
-    Bun,
-    /// Deno.
-    Deno,
-    /// GNU bash.
-    Bash,
-}
-
-impl Runtime {
-    /// Every runtime, in the order of the contract.
-    pub const ALL: [Self; 5] = [Self::Python, Self::Node, Self::Bun, Self::Deno, Self::Bash];
-
-    /// Returns the name in requests, configuration and image tags.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Python => "python",
-            Self::Node => "node",
-            Self::Bun => "bun",
-            Self::Deno => "deno",
-            Self::Bash => "bash",
-        }
-    }
-
-    /// Other names that people and models use for a runtime. Requests and the command
-    /// line accept them; the configuration does not, because two keys for one runtime could contradict each other.
-    pub const ALIASES: [(&'static str, Self); 8] = [
-        ("javascript", Self::Node),
-        ("js", Self::Node),
-        ("typescript", Self::Bun),
-        ("ts", Self::Bun),
-        ("py", Self::Python),
-        ("python3", Self::Python),
-        ("sh", Self::Bash),
-        ("shell", Self::Bash),
-    ];
-
-    const EXPECTED: &'static str = "a runtime: python, node, bun, deno or bash";
-
-    /// Returns the runtime with this name; aliases are not recognized.
-    fn named(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|runtime| runtime.name() == text)
-    }
-
-    /// Deserializes a name or an alias, for `#[serde(deserialize_with)]`.
-    pub(crate) fn deserialize_alias<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
-    }
-
-    /// Returns the default extension of the script file, including the dot.
-    #[must_use]
-    pub fn default_extension(self) -> &'static str {
-        match self {
-            Self::Python => ".py",
-            Self::Node => ".mjs",
-            Self::Bun => ".ts",
-            Self::Deno => ".mts",
-            Self::Bash => ".sh",
-        }
-    }
-}
-
-impl fmt::Display for Runtime {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for Runtime {
-    type Err = InvalidValue;
-
-    /// Parses a name or an alias.
-    fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let alias = || {
-            let mut aliases = Self::ALIASES.into_iter();
-            aliases.find(|(alias, _)| *alias == text)
-        };
-        Self::named(text)
-            .or_else(|| alias().map(|(_, runtime)| runtime))
-            .ok_or_else(|| InvalidValue::new(text, Self::EXPECTED))
-    }
-}
-
-text_serialize!(Runtime);
-
-/// Deserializes a name; aliases are refused.
-impl<'de> Deserialize<'de> for Runtime {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let named = Self::named(&text);
-        named.ok_or_else(|| de::Error::custom(InvalidValue::new(&text, Self::EXPECTED)))
-    }
 }
 
 /// Name of a session, chosen by the client: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
@@ -491,19 +382,6 @@ mod tests {
         for bad in ["", "a b", "../x", "ü", "a\n", &"x".repeat(129)] {
             assert!(bad.parse::<SessionId>().is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn an_alias_is_a_runtime_of_a_request_and_no_other_name() {
-        for (alias, runtime) in Runtime::ALIASES {
-            assert_eq!(alias.parse::<Runtime>().unwrap(), runtime, "{alias}");
-            let quoted = format!("\"{alias}\"");
-            assert!(serde_json::from_str::<Runtime>(&quoted).is_err(), "{alias}");
-        }
-        for runtime in Runtime::ALL {
-            assert_eq!(runtime.name().parse::<Runtime>().unwrap(), runtime);
-        }
-        assert!("JS".parse::<Runtime>().is_err());
     }
 
     #[test]

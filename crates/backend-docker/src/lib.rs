@@ -59,7 +59,7 @@ impl Default for DockerConfig {
         let image = |runtime: &Runtime| (*runtime, format!("isol8:{runtime}"));
         Self {
             host: None,
-            images: setup::RUNTIMES.iter().map(image).collect(),
+            images: Runtime::ALL.iter().map(image).collect(),
             prewarm: PrewarmConfig::default(),
             adoptable_for: Duration::from_secs(600),
             certificates: None,

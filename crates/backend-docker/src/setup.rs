@@ -35,15 +35,6 @@ use build::ImageBuild;
 use context::Inputs;
 use custom::{CustomImage, UNFINISHED, UNFINISHED_LABEL};
 
-/// All runtimes that an image can be built for, in the order of their stages in the Dockerfile.
-pub const RUNTIMES: [Runtime; 5] = [
-    Runtime::Bash,
-    Runtime::Python,
-    Runtime::Node,
-    Runtime::Bun,
-    Runtime::Deno,
-];
-
 /// Default base image.
 pub const DEFAULT_BASE: &str = "debian:trixie-slim";
 
@@ -81,7 +72,7 @@ pub struct SetupOptions {
 impl Default for SetupOptions {
     fn default() -> Self {
         Self {
-            runtimes: RUNTIMES.into(),
+            runtimes: runtimes(),
             base: DEFAULT_BASE.to_owned(),
             bootstrap: false,
             ca_bundle: None,
@@ -381,8 +372,17 @@ async fn add_dependencies(
     Ok(())
 }
 
+/// Returns all runtimes, in the order of their stages in the Dockerfile.
+#[must_use]
+pub fn runtimes() -> Vec<Runtime> {
+    let mut runtimes = Runtime::ALL.to_vec();
+    runtimes.sort_by_key(|runtime| stage_of(*runtime));
+    runtimes
+}
+
+/// Returns the position of a runtime's stage in the Dockerfile.
 fn stage_of(runtime: Runtime) -> Option<usize> {
-    RUNTIMES.iter().position(|known| *known == runtime)
+    context::DOCKERFILE.find(&format!(" AS {runtime}\n"))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<String>, SetupError> {

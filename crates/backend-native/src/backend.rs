@@ -89,7 +89,7 @@ impl NativeBackend {
 
     fn host_interpreter(&self, runtime: Runtime) -> Result<PathBuf, String> {
         rootfs::find_interpreter(&self.config.spawner.host, runtime).ok_or_else(|| {
-            let program = rootfs::interpreter(runtime);
+            let program = runtime.facts().executable;
             format!(
                 "{program} is not in /usr of this host; install it there, or set `images.root` and run \
                  `isol8 setup --backend native`"

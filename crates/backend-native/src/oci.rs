@@ -115,7 +115,7 @@ pub fn specification(sandbox: &NewSandbox, inputs: &SpecInputs<'_>) -> Value {
     }
     let mut environment = vec![PATH.to_owned()];
     if inputs.is_unpacked {
-        environment.extend(roots::ENVIRONMENT.map(str::to_owned));
+        environment.extend(roots::environment());
     }
     if inputs.has_certificates {
         environment.extend(certificates::environment(CERTIFICATES));

@@ -50,24 +50,12 @@ pub struct SharedDirectory {
     pub destination: PathBuf,
 }
 
-/// Returns the name of the program that runs scripts of a runtime.
-#[must_use]
-pub fn interpreter(runtime: Runtime) -> &'static str {
-    match runtime {
-        Runtime::Python => "python3",
-        Runtime::Node => "node",
-        Runtime::Bun => "bun",
-        Runtime::Deno => "deno",
-        Runtime::Bash => "bash",
-    }
-}
-
 /// Returns the path of the interpreter on the host, if sandboxes can see it.
 #[must_use]
 pub fn find_interpreter(host: &Path, runtime: Runtime) -> Option<PathBuf> {
     PROGRAM_DIRECTORIES
         .into_iter()
-        .map(|directory| host.join(directory).join(interpreter(runtime)))
+        .map(|directory| host.join(directory).join(runtime.facts().executable))
         .find(|path| {
             // The path is resolved first: a link to a directory that is not shared would be broken in a sandbox.
             let visible = |path: PathBuf| {
@@ -266,7 +254,7 @@ mod tests {
         let bin = host.path().join("usr/local/bin");
         fs::create_dir_all(&bin).unwrap();
         for runtime in Runtime::ALL {
-            let program = bin.join(interpreter(runtime));
+            let program = bin.join(runtime.facts().executable);
             fs::write(&program, "").unwrap();
             fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
             assert_eq!(find_interpreter(host.path(), runtime), Some(program));

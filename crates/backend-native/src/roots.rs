@@ -31,9 +31,12 @@ const VERSION: &str = ".isol8/version";
 /// File in a root: its lock prevents the removal of the root.
 const ROOT_LOCK: &str = ".isol8/lock";
 
-/// Environment variables of programs in these roots, the same as in the images: by default Node.js and Deno trust
-/// only their built-in certificates, and with these variables the system's certificates too.
-pub const ENVIRONMENT: [&str; 2] = ["NODE_USE_SYSTEM_CA=1", "DENO_TLS_CA_STORE=mozilla,system"];
+/// Returns the environment variables of programs in these roots as `NAME=value`, the same as in the images.
+pub fn environment() -> impl Iterator<Item = String> {
+    let variables = Runtime::ALL.map(|runtime| runtime.facts().variables.image);
+    let variables = variables.into_iter().flatten();
+    variables.map(|(name, value)| format!("{name}={value}"))
+}
 
 /// Most attempts to lock a root that is replaced meanwhile.
 const MAX_ATTEMPTS: usize = 3;
@@ -274,6 +277,6 @@ mod tests {
             .flat_map(str::lines)
             .filter_map(|line| line.strip_prefix("ENV "))
             .collect();
-        assert_eq!(told, ENVIRONMENT);
+        assert_eq!(told, environment().collect::<Vec<_>>());
     }
 }

@@ -3,25 +3,22 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use isol8_api::Runtime;
+
 /// Largest bundle in bytes. The bundles of distributions have about 250 KiB.
 pub const MAX_BUNDLE: usize = 2 << 20;
 
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Environment variables that name a certificate file. Comments name the programs that read them; npm and bun read
-/// the variable of Node.js.
-pub const VARIABLES: [&str; 7] = [
+/// Environment variables that name a certificate file, beside those of the runtimes. Comments name the programs that
+/// read them.
+const VARIABLES: [&str; 3] = [
     // OpenSSL, and so Python, curl, wget2, ruby; uv.
     "SSL_CERT_FILE",
     "CURL_CA_BUNDLE",
     // git is linked with GnuTLS on Debian.
     "GIT_SSL_CAINFO",
-    "PIP_CERT",
-    // Python's requests uses its own certificates without this variable.
-    "REQUESTS_CA_BUNDLE",
-    "NODE_EXTRA_CA_CERTS",
-    "DENO_CERT",
 ];
 
 /// A bundle of certificates in PEM format.
@@ -58,9 +55,24 @@ impl Certificates {
     }
 }
 
-/// Returns each of [`VARIABLES`] as `NAME=path`, with the path of a bundle file.
+/// Returns each variable that names a certificate file as `NAME=path`, with the path of a bundle file.
 pub fn environment(path: &str) -> impl Iterator<Item = String> {
-    VARIABLES.iter().map(move |name| format!("{name}={path}"))
+    variables()
+        .into_iter()
+        .map(move |name| format!("{name}={path}"))
+}
+
+/// Returns every variable that names a certificate file, once: several runtimes read the variable of Node.js.
+fn variables() -> Vec<&'static str> {
+    let mut names = VARIABLES.to_vec();
+    for runtime in Runtime::ALL {
+        for name in runtime.facts().variables.certificates {
+            if !names.contains(name) {
+                names.push(name);
+            }
+        }
+    }
+    names
 }
 
 fn certificates(text: &str) -> impl Iterator<Item = &str> {
@@ -98,7 +110,15 @@ mod tests {
     #[test]
     fn every_variable_names_the_file() {
         let all: Vec<String> = environment("/ca").collect();
-        assert!(all.contains(&"SSL_CERT_FILE=/ca".to_owned()));
-        assert_eq!(all.len(), VARIABLES.len());
+        let names = [
+            "SSL_CERT_FILE",
+            "CURL_CA_BUNDLE",
+            "GIT_SSL_CAINFO",
+            "PIP_CERT",
+            "REQUESTS_CA_BUNDLE",
+            "NODE_EXTRA_CA_CERTS",
+            "DENO_CERT",
+        ];
+        assert_eq!(all, names.map(|name| format!("{name}=/ca")));
     }
 }

@@ -19,9 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use isol8_protocol::{
-    Failure, FailureKind, KernelKind, PrewarmSettings, RawDirectoryEntry, RunSpec,
-};
+use isol8_protocol::{Failure, FailureKind, PrewarmSettings, RawDirectoryEntry, RunSpec, Runtime};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use connection::Connection;
@@ -77,7 +75,7 @@ pub struct Control {
 #[derive(Debug)]
 struct PrewarmState {
     /// The requested interpreter.
-    requested: OnceLock<(KernelKind, PrewarmSettings)>,
+    requested: OnceLock<(Runtime, PrewarmSettings)>,
     /// Generation of the sandbox: each reset begins a new one.
     generation: AtomicU64,
     /// The last generation in which the interpreter was ready.
@@ -114,12 +112,12 @@ impl Control {
     /// interpreter does not start; each run then starts its own interpreter.
     pub async fn prepare(
         &self,
-        kernel: KernelKind,
+        runtime: Runtime,
         settings: PrewarmSettings,
     ) -> Result<(), ControlError> {
         tokio::time::timeout(
             BOOT_TIMEOUT,
-            exchange::prepare(&self.connection, kernel, settings),
+            exchange::prepare(&self.connection, runtime, settings),
         )
         .await
         .map_err(|_| ControlError::TimedOut(BOOT_TIMEOUT))?
@@ -127,16 +125,16 @@ impl Control {
 
     /// Does the same as [`Self::prepare`] in the background, and again after every reset. A failure is logged, and
     /// makes runs slower.
-    pub fn prepare_in_background(&self, kernel: KernelKind, settings: PrewarmSettings) {
+    pub fn prepare_in_background(&self, runtime: Runtime, settings: PrewarmSettings) {
         let prewarm = &self.prewarm;
         // A guest keeps one kind of interpreter: the first request counts.
-        let requested = prewarm.requested.get_or_init(|| (kernel, settings));
-        let (kernel, settings) = requested.clone();
+        let requested = prewarm.requested.get_or_init(|| (runtime, settings));
+        let (runtime, settings) = requested.clone();
         let generation = prewarm.generation.load(Ordering::Relaxed);
         let control = self.clone();
         tokio::spawn(async move {
             let ready = &control.prewarm.ready_generation;
-            match control.prepare(kernel, settings).await {
+            match control.prepare(runtime, settings).await {
                 Ok(()) => ready.store(generation, Ordering::Relaxed),
                 Err(ControlError::Closed(_)) => {}
                 Err(error) => log::warn!(error:%; "no interpreter is kept booted"),
@@ -163,10 +161,10 @@ impl Control {
     /// # Errors
     /// [`ControlError::TimedOut`] and [`ControlError::Closed`].
     pub async fn check(&self) -> Result<(), ControlError> {
-        let Some((kernel, settings)) = self.prewarm.requested.get() else {
+        let Some((runtime, settings)) = self.prewarm.requested.get() else {
             return Ok(());
         };
-        match self.prepare(*kernel, settings.clone()).await {
+        match self.prepare(*runtime, settings.clone()).await {
             // A refusal is an answer too.
             Err(ControlError::Failed(_)) => Ok(()),
             checked => checked,
@@ -242,8 +240,8 @@ impl Control {
         tokio::time::timeout(RESET_TIMEOUT, exchange::reset(&self.connection))
             .await
             .map_err(|_| ControlError::TimedOut(RESET_TIMEOUT))??;
-        if let Some((kernel, settings)) = self.prewarm.requested.get() {
-            self.prepare_in_background(*kernel, settings.clone());
+        if let Some((runtime, settings)) = self.prewarm.requested.get() {
+            self.prepare_in_background(*runtime, settings.clone());
         }
         Ok(())
     }

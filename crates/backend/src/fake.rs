@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use isol8_api::Runtime;
-use isol8_protocol::{KernelKind, PrewarmSettings};
+use isol8_protocol::PrewarmSettings;
 use tokio::task::AbortHandle;
 
 use crate::adoption::Adopted;
@@ -325,7 +325,7 @@ impl FakeSandbox {
             .await
             .inspect_err(|_| guest.abort())
             .map_err(BackendError::Control)?;
-        control.prepare_in_background(KernelKind::Python, PrewarmSettings::default());
+        control.prepare_in_background(Runtime::Python, PrewarmSettings::default());
         let id = SandboxId::random();
         lock(&state.living).insert(id.clone(), guest.clone());
         lock(&state.counters).created += 1;

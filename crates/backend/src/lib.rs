@@ -38,4 +38,4 @@ pub use instance::Instance;
 pub use isol8_protocol::{EntryKind, PrewarmSettings, RawDirectoryEntry};
 pub use owner::Owner;
 pub use sandbox::{Backend, RuntimeStatus, Sandbox, SandboxUsage};
-pub use spec::{Limits, PrewarmConfig, SandboxId, SandboxSpec, interpreter_of};
+pub use spec::{Limits, PrewarmConfig, SandboxId, SandboxSpec};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use isol8_api::{ByteSize, Runtime};
-use isol8_protocol::{KernelKind, PrewarmSettings};
+use isol8_protocol::PrewarmSettings;
 
 use serde::{Deserialize, Serialize};
 
@@ -103,18 +103,6 @@ pub struct SandboxSpec {
     pub image: Option<String>,
 }
 
-/// Returns the interpreter of a runtime.
-#[must_use]
-pub fn interpreter_of(runtime: Runtime) -> KernelKind {
-    match runtime {
-        Runtime::Python => KernelKind::Python,
-        Runtime::Node => KernelKind::Node,
-        Runtime::Bun => KernelKind::Bun,
-        Runtime::Deno => KernelKind::Deno,
-        Runtime::Bash => KernelKind::Bash,
-    }
-}
-
 /// Settings, by runtime, for the interpreters that the guests of all sandboxes keep booted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrewarmConfig(BTreeMap<Runtime, PrewarmSettings>);
@@ -138,6 +126,6 @@ impl PrewarmConfig {
         if spec.single_use {
             settings.max_runs = 1;
         }
-        control.prepare_in_background(interpreter_of(spec.runtime), settings);
+        control.prepare_in_background(spec.runtime, settings);
     }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use isol8_api::Runtime;
+use isol8_runtimes::PackageNotation;
 use regex::Regex;
 
 use pattern::pattern;
@@ -17,12 +18,7 @@ pub use registry::host_and_port;
 /// Returns the host names of the registries that a runtime's packages usually come from.
 #[must_use]
 pub fn registries(runtime: Runtime) -> Vec<String> {
-    let hosts: &[&str] = match runtime {
-        Runtime::Python => &["pypi.org", "files.pythonhosted.org"],
-        Runtime::Node | Runtime::Bun => &["registry.npmjs.org"],
-        Runtime::Deno => &["registry.npmjs.org", "jsr.io", "npm.jsr.io"],
-        Runtime::Bash => &[],
-    };
+    let hosts = runtime.facts().packages.registries;
     hosts.iter().map(|host| (*host).to_owned()).collect()
 }
 
@@ -72,17 +68,21 @@ pub fn check(
     registries: &[String],
 ) -> Result<(), (usize, String)> {
     for (index, package) in packages.iter().enumerate() {
-        let checked = match runtime {
+        let checked = match runtime.facts().packages.notation {
             _ if package.len() > MAX_PACKAGE_LENGTH => {
                 Err(format!("longer than {MAX_PACKAGE_LENGTH} bytes"))
             }
-            Runtime::Python if package.contains("://") => python::check(package, registries),
+            PackageNotation::Python if package.contains("://") => {
+                python::check(package, registries)
+            }
             _ if is_archive(package) => Err("it names a file".to_owned()),
-            Runtime::Python => python::check(package, registries),
-            Runtime::Node | Runtime::Bun => npm::check(package),
-            Runtime::Deno => npm::check_of_deno(package),
-            Runtime::Bash if DEBIAN.is_match(package) => Ok(()),
-            Runtime::Bash => Err("expected the name of a Debian package such as jq".to_owned()),
+            PackageNotation::Python => python::check(package, registries),
+            PackageNotation::Npm => npm::check(package),
+            PackageNotation::NpmOrJsr => npm::check_of_deno(package),
+            PackageNotation::Debian if DEBIAN.is_match(package) => Ok(()),
+            PackageNotation::Debian => {
+                Err("expected the name of a Debian package such as jq".to_owned())
+            }
         };
         if let Err(problem) = checked {
             let given: String = package.chars().take(MAX_PACKAGE_LENGTH).collect();

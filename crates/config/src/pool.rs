@@ -241,7 +241,7 @@ impl RuntimeTable {
                 self.zygote_max_age_ms.is_some(),
             ),
         ] {
-            let fits = runtime == Runtime::Python || !given;
+            let fits = runtime.facts().has_zygote || !given;
             let expected = || "expected under runtimes.python only".to_owned();
             require(key, format!("(under {runtime})"), fits, expected)?;
         }

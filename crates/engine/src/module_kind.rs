@@ -36,19 +36,16 @@ static ASYNC: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\basync\b"
 pub(crate) fn extension_of(runtime: Runtime, code: &str) -> FileExtension {
     let has = |pattern: &Option<Regex>| pattern.as_ref().is_some_and(|it| it.is_match(code));
     let usual = FileExtension::default_of(runtime);
-    let other = match runtime {
-        Runtime::Node => ".js",
-        Runtime::Deno => ".cts",
-        Runtime::Python | Runtime::Bun | Runtime::Bash => return usual,
+    let Some(common_js) = &runtime.facts().scripts.common_js else {
+        return usual;
     };
     if !has(&COMMON) || has(&MODULE) {
         return usual;
     }
-    // Deno does not look at the syntax.
-    if runtime == Runtime::Deno && has(&AWAIT) && !has(&ASYNC) {
+    if !common_js.looks_at_syntax && has(&AWAIT) && !has(&ASYNC) {
         return usual;
     }
-    other.parse().unwrap_or(usual)
+    common_js.extension.parse().unwrap_or(usual)
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use isol8_actors::{Install, Network};
 use isol8_api::Runtime;
 use isol8_config::package_names::{check, host_and_port, registries as usual_registries};
 use isol8_egress::{Egress, EgressError, Filter, LocalHost, Policy};
-use isol8_registry_cache::PackageManager;
+use isol8_registry_cache::{PackageManager, host_for};
+use isol8_runtimes::{Installer, PackageNotation};
 
 use crate::active::ActiveConfig;
 use crate::jobs::JobError;
@@ -70,21 +71,25 @@ fn network(
         .get(&runtime)
         .map_or(&[][..], Vec::as_slice);
     // Refuse an empty list, because a filter without hosts would allow every host.
-    if registries.is_empty() || runtime == Runtime::Bash {
+    let Some(installer) = &runtime.facts().packages.installer else {
+        return Ok((Vec::new(), None));
+    };
+    if registries.is_empty() {
         return Ok((Vec::new(), None));
     }
     let policy = policy(registries, config.egress());
     let policy = policy.map_err(|error| JobError::invalid(MEMBER, error))?;
-    let (source, site) = cached(runtime, registries, config, &policy);
+    let (source, site) = cached(installer, runtime, registries, config, &policy);
     let network = FilteredNetwork::internal(config.egress(), policy, site);
     Ok((source, Some(Arc::new(network))))
 }
 
 /// Returns the error for packages that are missing from all images and cannot be installed.
 pub(crate) fn not_installed(runtime: Runtime) -> JobError {
-    if runtime == Runtime::Bash {
-        let problem =
-            "bash has no package manager that works without root, use an image that holds them";
+    if runtime.facts().packages.installer.is_none() {
+        let problem = format!(
+            "{runtime} has no package manager that works without root, use an image that holds them"
+        );
         return JobError::invalid(MEMBER, problem);
     }
     let problem =
@@ -109,29 +114,16 @@ fn policy(registries: &[String], egress: &Egress) -> Result<Policy, EgressError>
 /// Returns the variables that point a package manager to the cache, and the cache as a host for it. Returns nothing
 /// if the configuration may mean another registry than the cached one.
 fn cached(
+    installer: &Installer,
     runtime: Runtime,
     registries: &[String],
     config: &ActiveConfig,
     policy: &Policy,
 ) -> (Variables, Option<Arc<dyn LocalHost>>) {
-    let client = match runtime {
-        Runtime::Python => PackageManager::Pip,
-        Runtime::Node => PackageManager::Npm,
-        Runtime::Bun => PackageManager::Bun,
-        Runtime::Deno => PackageManager::Deno,
-        Runtime::Bash => return (Vec::new(), None),
-    };
-    let host = client.host().to_owned();
-    let address = format!("http://{host}/");
-    let variables = match client {
-        PackageManager::Pip => vec![
-            ("PIP_INDEX_URL", format!("{address}simple/")),
-            ("PIP_TRUSTED_HOST", host),
-            ("UV_DEFAULT_INDEX", format!("{address}simple/")),
-        ],
-        PackageManager::Npm | PackageManager::Bun => vec![("npm_config_registry", address)],
-        PackageManager::Deno => vec![("NPM_CONFIG_REGISTRY", address)],
-    };
+    let client = installer.manager;
+    let host = host_for(client);
+    let variables = installer.registry_variables.iter();
+    let variables = variables.map(|(name, value)| ((*name).to_owned(), value.replace("{}", host)));
     let index = match client {
         PackageManager::Pip => &config.packages.python,
         PackageManager::Npm | PackageManager::Deno | PackageManager::Bun => &config.packages.npm,
@@ -145,18 +137,16 @@ fn cached(
     match config.package_cache() {
         Some(cache) if is_alone && is_there => {
             let site = cache.handler(client, config.egress(), policy.clone());
-            let variables = variables.into_iter();
-            let variables = variables.map(|(name, value)| (name.to_owned(), value));
             (variables.collect(), Some(site))
         }
         _ => (Vec::new(), None),
     }
 }
 
-/// Adds the registry's prefix that deno requires to a package without one.
+/// Adds the registry's prefix to a package without one, for a runtime that has packages of two registries.
 pub(crate) fn complete(runtime: Runtime, package: String) -> String {
-    let is_bare =
-        runtime == Runtime::Deno && !package.starts_with("npm:") && !package.starts_with("jsr:");
+    let needs_prefix = runtime.facts().packages.notation == PackageNotation::NpmOrJsr;
+    let is_bare = needs_prefix && !package.starts_with("npm:") && !package.starts_with("jsr:");
     if is_bare {
         format!("npm:{package}")
     } else {

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use isol8_protocol::KernelKind;
+use isol8_protocol::Runtime;
 use nix::sched::CloneFlags;
 use support::{Sandbox, cell, command, finish, python};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -119,7 +119,7 @@ async fn main() {
 
     let mut times = Vec::new();
     for _ in 0..100 {
-        sandbox.prepare(KernelKind::Python).await;
+        sandbox.prepare(Runtime::Python).await;
         // The guest does its own work between requests in this time, so it is not measured.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let begin = Instant::now();

@@ -10,27 +10,21 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
 
-use isol8_protocol::{Failure, FailureKind, KernelKind};
+use isol8_protocol::{Failure, FailureKind, Runtime};
+use isol8_runtimes::Variables as RuntimeVariables;
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
 use crate::failure::{failure, internal, is_exhausted};
 use crate::lockdown::{Privileges, Role};
 
-/// Default variables, used where the guest's own environment does not set them.
-const DEFAULTS: [(&str, &str); 7] = [
+/// Default variables, used where the guest's own environment does not set them, beside the runtimes' `quiet` ones.
+const DEFAULTS: [(&str, &str); 2] = [
     (
         "PATH",
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     ),
     ("LANG", "C.UTF-8"),
-    // Without these, programs contact servers that no code asked for: deno, npm, pip and many npm packages look for
-    // updates of themselves, and bun sends crash reports.
-    ("DENO_NO_UPDATE_CHECK", "1"),
-    ("NPM_CONFIG_UPDATE_NOTIFIER", "false"),
-    ("NO_UPDATE_NOTIFIER", "1"),
-    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
-    ("DO_NOT_TRACK", "1"),
 ];
 
 /// The variable that tells programs to print no colours, <https://no-color.org>.
@@ -38,11 +32,6 @@ const NO_COLOR: (&[u8], &[u8]) = (b"NO_COLOR", b"1");
 
 /// Variables that ask for colours even if the output is no terminal.
 const COLORS: [&[u8]; 2] = [b"FORCE_COLOR", b"CLICOLOR_FORCE"];
-
-/// The variable that makes a Python started by another program write its output as it is printed, so that the output is
-/// seen at once and not lost at a timeout (<https://docs.python.org/3/using/cmdline.html#envvar-PYTHONUNBUFFERED>). An
-/// interpreter that the guest starts itself does not get it: its driver writes line by line, which costs less.
-const PYTHON_UNBUFFERED: (&[u8], &[u8]) = (b"PYTHONUNBUFFERED", b"1");
 
 /// Variables that describe the user of programs. The values replace the guest's own, in which container engines
 /// describe the guest's user.
@@ -52,20 +41,13 @@ const USER: [(&str, &str); 3] = [
     ("LOGNAME", "sandbox"),
 ];
 
-/// Directories for programs that user code installs, last in `PATH`, so that none of their programs shadows a program
-/// of the system.
-const INSTALLED_PROGRAMS: &str =
-    "/sandbox/.local/bin:/sandbox/node_modules/.bin:/sandbox/.bun/bin:/sandbox/.deno/bin";
-
-/// Variables that make package managers install for the sandbox's user. Without them, Debian's pip refuses, because it
-/// protects the system's packages, and npm tries a read-only directory. Two of the
-/// variables keep pip and npm from looking for newer versions of themselves.
-const PACKAGE_MANAGERS: [(&str, &str); 4] = [
-    ("PIP_BREAK_SYSTEM_PACKAGES", "1"),
-    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
-    ("npm_config_prefix", "/sandbox/.local"),
-    ("npm_config_update_notifier", "false"),
-];
+/// Returns facts about the environment variables of every runtime.
+fn of_all_runtimes<T: Copy + 'static>(
+    facts: impl Fn(&'static RuntimeVariables) -> &'static [T],
+) -> impl Iterator<Item = T> {
+    let all = Runtime::ALL.into_iter();
+    all.flat_map(move |runtime| facts(&runtime.facts().variables).iter().copied())
+}
 
 /// Lowest descriptor to which the child moves its sources before it gives programs the descriptors below.
 const ABOVE_TARGETS: RawFd = 64;
@@ -81,11 +63,8 @@ impl Environment {
         for (name, value) in std::env::vars_os() {
             base.set(&name.into_vec(), &value.into_vec());
         }
-        for (name, value) in DEFAULTS {
-            if base.get(name.as_bytes()).is_none() {
-                base.set(name.as_bytes(), value.as_bytes());
-            }
-        }
+        base.set_missing(DEFAULTS.into_iter());
+        base.set_missing(of_all_runtimes(|variables| variables.quiet));
         for (name, value) in USER {
             base.set(name.as_bytes(), value.as_bytes());
         }
@@ -102,17 +81,17 @@ impl Environment {
         plain
     }
 
-    /// Returns the environment for user code, whose `PATH` includes the programs that user code installs.
+    /// Returns the environment for user code, whose `PATH` includes the programs that user code installs. Their
+    /// directories are last in `PATH`, so that none of the programs shadows a program of the system.
     pub(crate) fn for_user_code(&self) -> Self {
         let mut environment = self.clone();
-        let path = environment.get(b"PATH").unwrap_or_default();
-        let path = [path, b":", INSTALLED_PROGRAMS.as_bytes()].concat();
-        environment.set(b"PATH", &path);
-        for (name, value) in PACKAGE_MANAGERS {
-            if environment.get(name.as_bytes()).is_none() {
-                environment.set(name.as_bytes(), value.as_bytes());
-            }
+        let mut path = environment.get(b"PATH").unwrap_or_default().to_vec();
+        for directory in of_all_runtimes(|variables| variables.program_directories) {
+            path.push(b':');
+            path.extend_from_slice(directory.as_bytes());
         }
+        environment.set(b"PATH", &path);
+        environment.set_missing(of_all_runtimes(|variables| variables.user_installation));
         environment
     }
 
@@ -140,6 +119,27 @@ impl Environment {
         match self.0.iter_mut().find(|(key, _)| key == name) {
             Some((_, old)) => *old = value.to_vec(),
             None => self.0.push((name.to_vec(), value.to_vec())),
+        }
+    }
+
+    /// Returns the environment with the variables `of_other_programs` of every runtime but one.
+    fn for_others_than(&self, except: Option<Runtime>) -> Self {
+        let mut environment = self.clone();
+        for runtime in Runtime::ALL {
+            if Some(runtime) != except {
+                let variables = runtime.facts().variables.of_other_programs.iter();
+                environment.set_missing(variables.copied());
+            }
+        }
+        environment
+    }
+
+    /// Sets those variables that have no value yet.
+    fn set_missing<'a>(&mut self, variables: impl Iterator<Item = (&'a str, &'a str)>) {
+        for (name, value) in variables {
+            if self.get(name.as_bytes()).is_none() {
+                self.set(name.as_bytes(), value.as_bytes());
+            }
         }
     }
 
@@ -172,8 +172,9 @@ pub(crate) struct ProgramLauncher {
     /// The environment of the guest's own programs. Nothing in it leads to files that user code writes, unless the
     /// image's variables do.
     pub(crate) base: Environment,
-    /// The environment of a Python interpreter without a terminal that the guest starts.
-    pub(crate) python: Environment,
+    /// The environments of interpreters without a terminal that the guest starts, for runtimes whose interpreters do
+    /// not get all variables of other programs.
+    interpreters: Vec<(Runtime, Environment)>,
     /// The environment of any other program of user code without a terminal.
     pub(crate) user: Environment,
     /// The environment of user code at a terminal.
@@ -183,27 +184,25 @@ pub(crate) struct ProgramLauncher {
 impl ProgramLauncher {
     pub(crate) fn new(privileges: Privileges, base: Environment) -> Self {
         let at_terminal = base.for_user_code();
-        let python = at_terminal.without_colors();
-        let mut user = python.clone();
-        let (name, value) = PYTHON_UNBUFFERED;
-        if user.get(name).is_none() {
-            user.set(name, value);
-        }
+        let plain = at_terminal.without_colors();
+        let differing = Runtime::ALL
+            .into_iter()
+            .filter(|runtime| !runtime.facts().variables.of_other_programs.is_empty());
+        let interpreters = differing.map(|runtime| (runtime, plain.for_others_than(Some(runtime))));
         Self {
             privileges,
             base,
-            python,
-            user,
+            interpreters: interpreters.collect(),
+            user: plain.for_others_than(None),
             at_terminal,
         }
     }
 
     /// Returns the environment of an interpreter that the guest starts, or of a program if none is named.
-    pub(crate) fn environment_of(&self, interpreter: Option<KernelKind>) -> &Environment {
-        match interpreter {
-            Some(KernelKind::Python) => &self.python,
-            _ => &self.user,
-        }
+    pub(crate) fn environment_of(&self, interpreter: Option<Runtime>) -> &Environment {
+        let mut differing = self.interpreters.iter();
+        let found = differing.find(|(runtime, _)| Some(*runtime) == interpreter);
+        found.map_or(&self.user, |(_, environment)| environment)
     }
 }
 
@@ -527,6 +526,17 @@ mod tests {
         assert!(path.starts_with("/usr/bin:/sandbox/.local/bin:"), "{path}");
         assert_eq!(user.get(b"PIP_BREAK_SYSTEM_PACKAGES"), Some(&b"0"[..]));
         assert_eq!(base.get(b"PATH"), Some(&b"/usr/bin"[..]));
+    }
+
+    #[test]
+    fn only_a_python_that_another_program_starts_is_told_not_to_buffer() {
+        let plain = environment(&[("PATH", "/usr/bin")]);
+        let python = plain.for_others_than(Some(Runtime::Python));
+        assert_eq!(python.get(b"PYTHONUNBUFFERED"), None);
+        for other in [None, Some(Runtime::Node)] {
+            let environment = plain.for_others_than(other);
+            assert_eq!(environment.get(b"PYTHONUNBUFFERED"), Some(&b"1"[..]));
+        }
     }
 
     #[test]

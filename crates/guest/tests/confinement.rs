@@ -4,7 +4,7 @@
 
 mod support;
 
-use isol8_protocol::KernelKind;
+use isol8_protocol::Runtime;
 use support::Sandbox;
 
 const STATUS: &str = "grep -E '^(Uid|Gid|Groups|CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp|SigBlk|SigIgn):' /proc/self/status | tr -s '\\t ' ' '";
@@ -30,7 +30,7 @@ async fn programs_have_no_privilege() {
 #[tokio::test]
 async fn interpreters_have_no_privilege() {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let source = "import os\nfor l in open('/proc/self/status'):\n  \
                   if l.split(':')[0] in ('Uid', 'CapPrm', 'CapEff', 'NoNewPrivs', 'Seccomp'): print(*l.split())\n\
                   print(open('/proc/self/oom_score_adj').read())";
@@ -270,7 +270,7 @@ async fn the_limit_of_core_files_stays_at_one() {
     let source = "import resource as r\nr.setrlimit(r.RLIMIT_CORE, (0, 0))\nr.prlimit(0, r.RLIMIT_CORE, (0, 0))\n\
                   print(r.getrlimit(r.RLIMIT_CORE))\nr.setrlimit(r.RLIMIT_NOFILE, (64, 64))\n\
                   print(r.getrlimit(r.RLIMIT_NOFILE))";
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     assert_eq!(sandbox.python(source).await.ok(), "(1, 1)\n(64, 64)");
     assert_eq!(sandbox.cell(source).await.ok(), "(1, 1)\n(64, 64)");
 }
@@ -302,7 +302,7 @@ fn the_guest_refuses_to_be_any_process_but_the_first() {
 #[tokio::test]
 async fn user_code_has_the_id_that_the_guest_is_told_and_the_zygote_the_next() {
     let sandbox = Sandbox::start_with(&["--uid", "1879048194"]).await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let ids = "id -u; id -g; stat -c %u /proc/[0-9]* | sort -un; stat -c %u:%g /proc/self/fd/0";
     let expected = "1879048194\n1879048194\n0\n1879048194\n1879048195\n1879048194:1879048194";
     assert_eq!(sandbox.sh(ids).await.ok(), expected);
@@ -314,7 +314,7 @@ async fn user_code_has_the_id_that_the_guest_is_told_and_the_zygote_the_next() {
 #[tokio::test]
 async fn the_zygote_is_out_of_user_code_s_reach() {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let source = r#"
 import ctypes, os, resource, signal
 processes = [int(name) for name in os.listdir('/proc') if name.isdigit()]

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use isol8_backend::Control;
-use isol8_protocol::{EntryKind, FailureKind, KernelKind};
+use isol8_protocol::{EntryKind, FailureKind, Runtime};
 use support::{Sandbox, TIMEOUT, command, connect, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -158,7 +158,7 @@ subprocess.Popen(['setsid', 'sh', '-c', 'trap "" TERM HUP; while :; do sleep 100
 #[tokio::test]
 async fn a_reset_leaves_nothing() {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     sandbox.cell("secret = 1").await.ok();
     sandbox.python(MESS).await.ok();
     let running = sandbox.control.run(sh("sleep 1000")).unwrap();
@@ -166,7 +166,7 @@ async fn a_reset_leaves_nothing() {
     assert_eq!(finish(running).await.unwrap().code(), 137);
     let look = "ls -A /sandbox /tmp /dev/shm /dev/mqueue; stat -c '%a %u' /sandbox /tmp; \
                 tail -qn +2 /proc/sysvipc/*; set -- /proc/[0-9]*; echo $#";
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     // Four processes: the guest, the zygote, the spare that was forked again, and this shell. The shell counts them
     // without starting a program.
     assert_eq!(

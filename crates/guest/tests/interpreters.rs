@@ -6,20 +6,20 @@ mod support;
 
 use isol8_backend::RunEvent;
 use isol8_protocol::{
-    ExitStatus, FailureKind, KernelKind, PrewarmSettings, Program, RunSpec, Signal, Stdin,
+    ExitStatus, FailureKind, PrewarmSettings, Program, RunSpec, Runtime, Signal, Stdin,
 };
 use support::{Outcome, Sandbox, cell, finish, python};
 
 /// Returns a sandbox whose spare interpreter waits.
 async fn prepared() -> Sandbox {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     sandbox
 }
 
 /// Runs a script in a spare and in a new interpreter. Asserts that both have the same outcome, and returns it.
 async fn both_ways(sandbox: &Sandbox, source: &str) -> Outcome {
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let booted = sandbox.python(source).await;
     let fresh = sandbox.python(source).await;
     assert_eq!(booted.stdout, fresh.stdout);
@@ -116,7 +116,7 @@ async fn a_script_has_its_environment_directory_and_input() {
     spec.stdin = Stdin::Bytes(b"in".to_vec());
     assert_eq!(sandbox.run(spec).await.ok(), "ä /tmp in XYZ");
 
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let mut spec = python("import sys; print(sys.flags.optimize)");
     spec.env = vec![("PYTHONOPTIMIZE".into(), "2".into())];
     assert_eq!(sandbox.run(spec).await.ok(), "2");
@@ -359,7 +359,7 @@ async fn threads_of_a_cell_live_on_and_what_they_print_meanwhile_is_dropped() {
 /// Returns a cell of bash.
 fn bash(source: &str) -> RunSpec {
     support::spec(Program::Cell {
-        kernel: KernelKind::Bash,
+        runtime: Runtime::Bash,
         source: source.as_bytes().to_vec(),
     })
 }
@@ -394,7 +394,7 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
     let sandbox = Sandbox::start().await;
     let script = |source: &str| {
         support::spec(Program::Script {
-            kernel: KernelKind::Bash,
+            runtime: Runtime::Bash,
             path: "/sandbox/main.sh".to_owned(),
             source: source.as_bytes().to_vec(),
         })
@@ -404,14 +404,14 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
     let source = format!(
         "{waited}\nread -r line; [ . -ef /tmp ]; echo \"$line $A $? $(date +%Z) ${{BASH_ENV-gone}} $SECONDS\""
     );
-    sandbox.prepare(KernelKind::Bash).await;
+    sandbox.prepare(Runtime::Bash).await;
     let mut spec = script(&source);
     spec.cwd = Some("/tmp".into());
     spec.env = vec![("A".into(), "here".into()), ("TZ".into(), "XYZ-5".into())];
     spec.stdin = Stdin::Bytes(b"in\n".to_vec());
     assert_eq!(sandbox.run(spec).await.ok(), "1\nin here 0 XYZ gone 0");
 
-    sandbox.prepare(KernelKind::Bash).await;
+    sandbox.prepare(Runtime::Bash).await;
     let mut spec = script("echo not here");
     spec.cwd = Some("/nowhere".into());
     let error = finish(sandbox.control.run(spec).unwrap())
@@ -419,7 +419,7 @@ async fn a_waiting_bash_runs_a_script_or_cells() {
         .unwrap_err();
     assert_eq!(error.failure_kind(), Some(FailureKind::NotFound), "{error}");
 
-    sandbox.prepare(KernelKind::Bash).await;
+    sandbox.prepare(Runtime::Bash).await;
     let mut spec = script(waited);
     spec.env = vec![("IFS".into(), "x".into())];
     assert_eq!(sandbox.run(spec).await.stdout, "0\n");
@@ -438,11 +438,11 @@ async fn no_interpreter_boots_beside_a_script_that_comes_with_the_sandbox() {
     let settings = PrewarmSettings::default();
     sandbox
         .control
-        .prepare_in_background(KernelKind::Python, settings);
+        .prepare_in_background(Runtime::Python, settings);
     // Two processes: the guest, and the script in a new interpreter.
     assert_eq!(sandbox.python(COUNT).await.ok(), "2");
     // Afterwards an interpreter is booted, because runs may wait for it.
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     assert!(sandbox.control.is_prepared());
     assert_ne!(sandbox.python(COUNT).await.ok(), "2");
 }
@@ -454,9 +454,7 @@ async fn none_boots_after_the_only_script_and_still_does_for_a_cell() {
         max_runs: 1,
         ..PrewarmSettings::default()
     };
-    sandbox
-        .control
-        .prepare_in_background(KernelKind::Python, once);
+    sandbox.control.prepare_in_background(Runtime::Python, once);
     assert_eq!(sandbox.python("print(1)").await.ok(), "1");
     let count = "sleep 0.1; set -- /proc/[0-9]*; echo $#";
     assert_eq!(sandbox.sh(count).await.ok(), "2", "the guest and sh");
@@ -469,7 +467,7 @@ async fn a_cell_that_comes_with_the_sandbox_is_not_held_back_by_a_program() {
     let settings = PrewarmSettings::default();
     sandbox
         .control
-        .prepare_in_background(KernelKind::Python, settings);
+        .prepare_in_background(Runtime::Python, settings);
     let waiting = sandbox.control.run(support::sh("read line")).unwrap();
     assert_eq!(sandbox.cell("print(1)").await.ok(), "1");
     drop(waiting);
@@ -508,7 +506,7 @@ async fn what_python_printed_is_not_lost_with_its_process() {
     let sandbox = Sandbox::start().await;
     for end in SUDDEN_ENDS {
         let source = format!("import os\nfor i in range(500): print(i)\n{end}");
-        sandbox.prepare(KernelKind::Python).await;
+        sandbox.prepare(Runtime::Python).await;
         let mut fresh = python(&source);
         fresh.env = vec![("PYTHONHASHSEED".into(), "1".into())];
         for spec in [python(&source), fresh, cell(&source)] {
@@ -541,7 +539,7 @@ print(threading.active_count(), len(os.listdir('/proc/self/task')), type(sys.std
     let last = "late\n1 1 <class '_io.BufferedWriter'> <_io.BufferedWriter name='<stdout>'>\n";
     let expected = [&numbers(100_000), "child\n", &numbers(20_000), last].concat();
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let mut fresh = python(source);
     fresh.env = vec![("PYTHONHASHSEED".into(), "1".into())];
     for mut spec in [python(source), fresh, cell(source)] {
@@ -564,7 +562,7 @@ import time
 for i in range(50_000): print(i)
 print('end'); time.sleep(60)";
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     for spec in [python(source), cell(source)] {
         let mut run = sandbox.control.run(spec).unwrap();
         let mut text = Vec::new();
@@ -600,7 +598,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 for each in threads: each.join()
 print('end')";
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     for mut spec in [python(source), cell(source)] {
         spec.output_limit = None;
         let outcome = sandbox.run(spec).await;

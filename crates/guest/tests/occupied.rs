@@ -4,7 +4,7 @@
 
 mod support;
 
-use isol8_protocol::{FailureKind, KernelKind, Program, RunSpec, Stdin};
+use isol8_protocol::{FailureKind, Program, RunSpec, Runtime, Stdin};
 use support::{Outcome, Sandbox, cell, finish};
 
 const FILL: &str = r#"
@@ -21,12 +21,12 @@ async fn fill(sandbox: &Sandbox, places: &[&str]) {
 }
 
 fn bash(source: &str) -> RunSpec {
-    cell_of(KernelKind::Bash, source)
+    cell_of(Runtime::Bash, source)
 }
 
-fn cell_of(kernel: KernelKind, source: &str) -> RunSpec {
+fn cell_of(runtime: Runtime, source: &str) -> RunSpec {
     support::spec(Program::Cell {
-        kernel,
+        runtime,
         source: source.as_bytes().to_vec(),
     })
 }
@@ -34,16 +34,16 @@ fn cell_of(kernel: KernelKind, source: &str) -> RunSpec {
 /// Returns a cell that prints 42 for every interpreter that is installed.
 async fn cells(sandbox: &Sandbox) -> Vec<RunSpec> {
     let mut specs = Vec::new();
-    for (kernel, program, source) in [
-        (KernelKind::Bash, "bash", "echo $((6 * 7))"),
-        (KernelKind::Python, "python3", "print(6 * 7)"),
-        (KernelKind::Node, "node", "console.log(6 * 7)"),
-        (KernelKind::Bun, "bun", "console.log(6 * 7)"),
-        (KernelKind::Deno, "deno", "console.log(6 * 7)"),
+    for (runtime, program, source) in [
+        (Runtime::Bash, "bash", "echo $((6 * 7))"),
+        (Runtime::Python, "python3", "print(6 * 7)"),
+        (Runtime::Node, "node", "console.log(6 * 7)"),
+        (Runtime::Bun, "bun", "console.log(6 * 7)"),
+        (Runtime::Deno, "deno", "console.log(6 * 7)"),
     ] {
         let found = sandbox.sh(&format!("command -v {program}")).await;
         if found.code() == 0 {
-            specs.push(cell_of(kernel, source));
+            specs.push(cell_of(runtime, source));
         }
     }
     specs
@@ -112,7 +112,7 @@ async fn an_interpreter_without_room_for_its_files_fails_its_cell_at_once_and_th
 #[tokio::test]
 async fn a_cell_gets_its_input_and_keeps_its_state_where_places_are_full() {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     sandbox.cell("x = 41\nimport sys").await.ok();
     for places in [&["/tmp"][..], &["/dev/shm", "/sandbox"]] {
         fill(&sandbox, places).await;
@@ -141,12 +141,12 @@ async fn more_input_than_a_pipe_holds_comes_where_places_are_full() {
 async fn input_that_user_code_removes_does_not_end_the_interpreter() {
     let sandbox = Sandbox::start().await;
     for mut spec in cells(&sandbox).await {
-        let Program::Cell { kernel, .. } = spec.program else {
+        let Program::Cell { runtime, .. } = spec.program else {
             continue;
         };
-        let first = match kernel {
-            KernelKind::Bash => "x=1; sleep 0.5; rm -f /tmp/.isol8*",
-            KernelKind::Python => {
+        let first = match runtime {
+            Runtime::Bash => "x=1; sleep 0.5; rm -f /tmp/.isol8*",
+            Runtime::Python => {
                 "x = 1\nimport glob, os, time\ntime.sleep(0.5)\n\
                  for path in glob.glob('/tmp/.isol8*'): os.unlink(path)"
             }
@@ -157,18 +157,21 @@ async fn input_that_user_code_removes_does_not_end_the_interpreter() {
                  if (n.startsWith('.isol8')) fs.unlinkSync('/tmp/' + n); undefined"
             }
         };
-        let first = sandbox.control.run(cell_of(kernel, first)).unwrap();
+        let first = sandbox.control.run(cell_of(runtime, first)).unwrap();
         spec.stdin = Stdin::Bytes(b"in".to_vec());
         let second = sandbox.control.run(spec).unwrap();
         finish(first).await.unwrap().ok();
-        assert!(!finish(second).await.unwrap().exit.state_lost, "{kernel:?}");
-        let state = match kernel {
-            KernelKind::Bash => "echo $x",
-            KernelKind::Python => "print(x)",
+        assert!(
+            !finish(second).await.unwrap().exit.state_lost,
+            "{runtime:?}"
+        );
+        let state = match runtime {
+            Runtime::Bash => "echo $x",
+            Runtime::Python => "print(x)",
             _ => "console.log(x)",
         };
-        let third = sandbox.run(cell_of(kernel, state)).await;
-        assert_eq!(third.ok(), "1", "{kernel:?}");
+        let third = sandbox.run(cell_of(runtime, state)).await;
+        assert_eq!(third.ok(), "1", "{runtime:?}");
         sandbox.control.reset().await.unwrap();
     }
 }
@@ -176,7 +179,7 @@ async fn input_that_user_code_removes_does_not_end_the_interpreter() {
 #[tokio::test]
 async fn user_code_cannot_lease_a_file_that_the_guest_reads() {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let source = r#"
 import errno, fcntl, os
 x = 1

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use isol8_backend::{RunHandle, Tunnel, Tunnels};
-use isol8_protocol::{KernelKind, MAX_TUNNELS, Program, RunSpec, WINDOW};
+use isol8_protocol::{MAX_TUNNELS, Program, RunSpec, Runtime, WINDOW};
 use support::{Sandbox, TIMEOUT, cell, finish, python, sh};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -90,12 +90,12 @@ async fn the_environment_tells_of_it_and_the_run_s_own_goes_first() {
 #[tokio::test]
 async fn a_script_with_network_is_run_by_the_interpreter_that_waits() {
     let sandbox = Sandbox::start().await;
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     // An interpreter that was forked from a zygote has frozen the objects of the zygote (`gc.freeze`).
     let source = "import gc; print(gc.get_freeze_count() > 0, 'HTTP_PROXY' in os.environ)";
     let forked = sandbox.run(script(source)).await;
     assert_eq!(forked.ok(), "True True");
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     let mut own = script(source);
     own.env = vec![("PYTHONHASHSEED".to_owned(), "1".to_owned())];
     assert_eq!(sandbox.run(own).await.ok(), "False True");

@@ -10,14 +10,14 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{FailureKind, KernelKind, PrewarmSettings, ZYGOTE_UID};
+use isol8_protocol::{FailureKind, PrewarmSettings, Runtime, ZYGOTE_UID};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Sandbox, TIMEOUT};
 
 async fn start_prewarmed(settings: PrewarmSettings) -> Sandbox {
     let sandbox = Sandbox::start().await;
-    let prepared = sandbox.control.prepare(KernelKind::Python, settings);
+    let prepared = sandbox.control.prepare(Runtime::Python, settings);
     prepared.await.unwrap();
     sandbox
 }
@@ -62,7 +62,7 @@ fn forbid_forks(zygote: Pid) {
 
 async fn reset_and_prepare(sandbox: &Sandbox) {
     sandbox.control.reset().await.unwrap();
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn a_module_that_cannot_be_imported_ahead_is_refused_with_the_reason() {
         preload: vec!["json".to_owned(), "no_such_module".to_owned()],
         ..PrewarmSettings::default()
     };
-    let prepared = sandbox.control.prepare(KernelKind::Python, settings).await;
+    let prepared = sandbox.control.prepare(Runtime::Python, settings).await;
     let error = prepared.unwrap_err();
     assert_eq!(error.failure_kind(), Some(FailureKind::Refused));
     let text = error.to_string();
@@ -110,7 +110,7 @@ async fn a_module_that_leaves_a_thread_running_is_refused_with_the_reason() {
         preload: vec!["lingering".to_owned()],
         ..PrewarmSettings::default()
     };
-    let prepared = sandbox.control.prepare(KernelKind::Python, settings).await;
+    let prepared = sandbox.control.prepare(Runtime::Python, settings).await;
     let error = prepared.unwrap_err();
     assert_eq!(error.failure_kind(), Some(FailureKind::Refused));
     let text = error.to_string();

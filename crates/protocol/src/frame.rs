@@ -1,5 +1,6 @@
 //! The frames, and the constants that both sides agree on.
 
+use isol8_runtimes::Runtime;
 use serde::{Deserialize, Serialize};
 
 use crate::tunnel::{TunnelFrame, TunnelId};
@@ -59,8 +60,8 @@ pub enum HostFrame {
     Prepare {
         /// Stream of the answer.
         id: StreamId,
-        /// The interpreter.
-        kernel: KernelKind,
+        /// The runtime, whose interpreter is used.
+        runtime: Runtime,
         /// Settings for keeping it booted.
         settings: PrewarmSettings,
     },
@@ -297,8 +298,8 @@ pub enum Program {
     },
     /// A script file, run by an interpreter that behaves as if started on it.
     Script {
-        /// The interpreter.
-        kernel: KernelKind,
+        /// The runtime, whose interpreter is used.
+        runtime: Runtime,
         /// Path that the script is written to before the run; absolute, within `/sandbox` or `/tmp`.
         path: String,
         /// The source.
@@ -307,27 +308,12 @@ pub enum Program {
     },
     /// Code for the sandbox's one resident interpreter, whose state outlives the run.
     Cell {
-        /// The interpreter.
-        kernel: KernelKind,
+        /// The runtime, whose interpreter is used.
+        runtime: Runtime,
         /// The source.
         #[serde(with = "serde_bytes")]
         source: Vec<u8>,
     },
-}
-
-/// The interpreters that the guest can keep booted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum KernelKind {
-    /// CPython 3.
-    Python,
-    /// Node.js.
-    Node,
-    /// Bun.
-    Bun,
-    /// Deno.
-    Deno,
-    /// GNU bash.
-    Bash,
 }
 
 /// Settings for the interpreter that a guest keeps booted.

@@ -18,8 +18,9 @@ pub mod tunnel;
 pub use codec::{DecodeError, Decoder, EncodeError, encode};
 pub use frame::{
     CHUNK_SIZE, EntryKind, Exit, ExitStatus, Failure, FailureKind, GRANT_STEP, GuestFrame,
-    HostFrame, KernelKind, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream,
-    PrewarmSettings, Program, RawDirectoryEntry, RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin,
-    StreamId, TerminalSize, VERSION, WINDOW, ZYGOTE_UID,
+    HostFrame, MAX_ENTRY, MAX_GUEST_FRAME, MAX_HOST_FRAME, OutputStream, PrewarmSettings, Program,
+    RawDirectoryEntry, RunSpec, SANDBOX_GID, SANDBOX_UID, Signal, Stdin, StreamId, TerminalSize,
+    VERSION, WINDOW, ZYGOTE_UID,
 };
+pub use isol8_runtimes::Runtime;
 pub use tunnel::{MAX_TUNNELS, TunnelFrame, TunnelId};

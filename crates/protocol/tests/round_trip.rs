@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 use isol8_protocol::{
-    Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, KernelKind,
-    OutputStream, PrewarmSettings, Program, RunSpec, Signal, Stdin, StreamId, TerminalSize,
-    TunnelFrame, TunnelId, encode,
+    Decoder, Exit, ExitStatus, Failure, FailureKind, GuestFrame, HostFrame, OutputStream,
+    PrewarmSettings, Program, RunSpec, Runtime, Signal, Stdin, StreamId, TerminalSize, TunnelFrame,
+    TunnelId, encode,
 };
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample;
 
 fn id() -> impl Strategy<Value = StreamId> {
     any::<u32>().prop_map(StreamId)
@@ -18,14 +19,8 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     vec(any::<u8>(), 0..300)
 }
 
-fn kernel() -> impl Strategy<Value = KernelKind> {
-    prop_oneof![
-        Just(KernelKind::Python),
-        Just(KernelKind::Node),
-        Just(KernelKind::Bun),
-        Just(KernelKind::Deno),
-        Just(KernelKind::Bash)
-    ]
+fn runtime() -> impl Strategy<Value = Runtime> {
+    sample::select(&Runtime::ALL[..])
 }
 
 fn settings() -> impl Strategy<Value = PrewarmSettings> {
@@ -41,12 +36,12 @@ fn settings() -> impl Strategy<Value = PrewarmSettings> {
 fn program() -> impl Strategy<Value = Program> {
     prop_oneof![
         vec(any::<String>(), 1..4).prop_map(|argv| Program::Command { argv }),
-        (kernel(), any::<String>(), bytes()).prop_map(|(kernel, path, source)| Program::Script {
-            kernel,
+        (runtime(), any::<String>(), bytes()).prop_map(|(runtime, path, source)| Program::Script {
+            runtime,
             path,
             source
         }),
-        (kernel(), bytes()).prop_map(|(kernel, source)| Program::Cell { kernel, source }),
+        (runtime(), bytes()).prop_map(|(runtime, source)| Program::Cell { runtime, source }),
     ]
 }
 
@@ -116,9 +111,9 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
     ];
     prop_oneof![
         any::<u16>().prop_map(|version| HostFrame::Hello { version }),
-        (id(), kernel(), settings()).prop_map(|(id, kernel, settings)| HostFrame::Prepare {
+        (id(), runtime(), settings()).prop_map(|(id, runtime, settings)| HostFrame::Prepare {
             id,
-            kernel,
+            runtime,
             settings
         }),
         (id(), run_spec()).prop_map(|(id, spec)| HostFrame::Exec { id, spec }),

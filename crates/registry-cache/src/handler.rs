@@ -21,7 +21,7 @@ use crate::index::{Detail, IndexKey, IndexPage};
 use crate::route::Route;
 use crate::share::InstallationShare;
 use crate::upstream::{self, RegistryError};
-use crate::{PackageManager, RegistryCache, npm};
+use crate::{PackageManager, RegistryCache, host_for, npm};
 
 /// The content type of files.
 const BINARY: &str = "application/octet-stream";
@@ -39,7 +39,7 @@ pub(crate) struct RegistryHandler {
 
 impl LocalHost for RegistryHandler {
     fn is_named(&self, host: &str) -> bool {
-        host == self.client.host()
+        host == host_for(self.client)
     }
 
     fn problems(&self) -> Vec<NetworkProblem> {
@@ -148,7 +148,7 @@ impl RegistryHandler {
                 npm::rewrite_tarballs(npm::DEFAULT_REGISTRY, self.registry(), &page.body).into()
             }
             PackageManager::Bun => {
-                let here = format!("http://{}/", self.client.host());
+                let here = format!("http://{}/", host_for(self.client));
                 npm::rewrite_tarballs(&here, self.registry(), &page.body).into()
             }
         };

@@ -1,6 +1,6 @@
 //! A cache of package registries that every tenant shares and none can write to.
 //!
-//! Package managers in sandboxes connect to a host that exists inside the server only, [`PackageManager::host`], over
+//! Package managers in sandboxes connect to a host that exists inside the server only, [`host_for`], over
 //! the connections of their run. The server itself fetches from the real registry, over TLS and by the rules of
 //! `isol8-egress`. The only input that the cache takes from a sandbox is the name of a package and of one of its files.
 //! A request with credentials is passed on to the registry and is not cached.
@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isol8_egress::{Egress, LocalHost, Policy};
+pub use isol8_runtimes::PackageManager;
 use url::Url;
 
 use download::Downloads;
@@ -59,29 +60,13 @@ pub struct Settings {
     pub npm: Url,
 }
 
-/// A package manager. Package managers differ in their use of the URLs that a registry names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PackageManager {
-    /// Follows the URLs of its index.
-    Pip,
-    /// Replaces the host of the default registry in URLs by the host of the configured registry.
-    Npm,
-    /// Replaces hosts in URLs as npm does. Its own cache is keyed by the registry's name, so the host keeps the name of
-    /// the default registry.
-    Deno,
-    /// Follows the URLs of its registry.
-    Bun,
-}
-
-impl PackageManager {
-    /// Returns the host that the package manager is configured to use, over `http:`. All but deno use the same host.
-    #[must_use]
-    pub fn host(self) -> &'static str {
-        match self {
-            Self::Pip | Self::Npm | Self::Bun => HOST,
-            // With `https:` this name reaches the real host, through a tunnel.
-            Self::Deno => "registry.npmjs.org",
-        }
+/// Returns the host that a package manager is configured to use, over `http:`. All but deno use the same host.
+#[must_use]
+pub fn host_for(client: PackageManager) -> &'static str {
+    match client {
+        PackageManager::Pip | PackageManager::Npm | PackageManager::Bun => HOST,
+        // With `https:` this name reaches the real host, through a tunnel.
+        PackageManager::Deno => "registry.npmjs.org",
     }
 }
 

@@ -119,16 +119,12 @@ fn runtime(arguments: &RunArgs) -> Result<Runtime, CommandError> {
     if let Some(runtime) = arguments.runtime {
         return Ok(runtime);
     }
-    match extension(arguments) {
-        None | Some("py") => Ok(Runtime::Python),
-        Some("js" | "mjs" | "cjs") => Ok(Runtime::Node),
-        Some("ts") => Ok(Runtime::Bun),
-        Some("mts") => Ok(Runtime::Deno),
-        Some("sh") => Ok(Runtime::Bash),
-        Some(other) => {
-            Err(format!("unknown file extension .{other}: choose a runtime with -r").into())
-        }
-    }
+    let Some(extension) = extension(arguments) else {
+        return Ok(Runtime::Python);
+    };
+    Runtime::of_extension(extension).ok_or_else(|| {
+        format!("unknown file extension .{extension}: choose a runtime with -r").into()
+    })
 }
 
 /// Joins setup scripts. Each is a command, or the path of a script file.

@@ -14,14 +14,6 @@ on_each_backend!(
     a_run_that_is_out_of_memory_says_so_and_what_raises_the_limit,
 );
 
-const RUNTIMES: [Runtime; 5] = [
-    Runtime::Bash,
-    Runtime::Python,
-    Runtime::Node,
-    Runtime::Bun,
-    Runtime::Deno,
-];
-
 fn usage(result: &ExecutionResult) -> (f64, f64) {
     let usage = result.resource_usage.unwrap();
     (usage.cpu_ms, usage.cpu_percent)
@@ -34,7 +26,7 @@ fn most_percent() -> f64 {
 }
 
 async fn a_session_s_first_run_is_not_charged_for_its_interpreter(server: Server) {
-    for runtime in RUNTIMES {
+    for runtime in Runtime::ALL {
         let session = server.session(&runtime.to_string());
         let code = if runtime == Runtime::Bash { ":" } else { "1" };
         for _ in 0..2 {

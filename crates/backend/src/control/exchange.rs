@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use isol8_protocol::{GuestFrame, HostFrame, KernelKind, PrewarmSettings, Signal, StreamId};
+use isol8_protocol::{GuestFrame, HostFrame, PrewarmSettings, Runtime, Signal, StreamId};
 
 use super::ControlError;
 use super::connection::{Connection, Stream};
@@ -125,12 +125,12 @@ pub(super) async fn reset(connection: &Arc<Connection>) -> Result<(), ControlErr
 
 pub(super) async fn prepare(
     connection: &Arc<Connection>,
-    kernel: KernelKind,
+    runtime: Runtime,
     settings: PrewarmSettings,
 ) -> Result<(), ControlError> {
     let exchange = Exchange::open(connection, |id| HostFrame::Prepare {
         id,
-        kernel,
+        runtime,
         settings,
     })?;
     exchange.finish().await

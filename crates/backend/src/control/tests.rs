@@ -439,7 +439,7 @@ async fn a_guest_that_no_longer_reads_is_as_good_as_gone() {
         .await
         .unwrap();
     drop(far_end);
-    control.prepare_in_background(KernelKind::Python, PrewarmSettings::default());
+    control.prepare_in_background(Runtime::Python, PrewarmSettings::default());
     let reason = control.closed().await;
     assert!(reason.contains("no longer read"), "{reason}");
 }
@@ -460,7 +460,7 @@ async fn greeting_twice_closes_the_connection() {
 async fn an_interpreter_is_there_again_some_time_after_a_reset() {
     let (control, mut guest) = connected().await;
     assert!(control.is_prepared(), "there is none to wait for");
-    control.prepare_in_background(KernelKind::Node, PrewarmSettings::default());
+    control.prepare_in_background(Runtime::Node, PrewarmSettings::default());
     for _ in 0..2 {
         let Some(HostFrame::Prepare { id, .. }) = guest.next().await else {
             panic!("no interpreter was asked for")

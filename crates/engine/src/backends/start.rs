@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isol8_api::Runtime;
-use isol8_backend::{Backend, BackendError, Instance, interpreter_of};
+use isol8_backend::{Backend, BackendError, Instance};
 use isol8_backend_docker::{DockerBackend, DockerConfig};
 use isol8_backend_native::roots::Roots;
 use isol8_backend_native::spawner::client::{Launch, SpawnerCommand};
@@ -63,10 +63,7 @@ pub async fn check_preload(backend: &dyn Backend, config: &Config) -> Result<(),
         let sandbox = backend
             .create(&config.defaults.sandbox.spec(runtime))
             .await?;
-        let prepared = sandbox
-            .control()
-            .prepare(interpreter_of(runtime), settings)
-            .await;
+        let prepared = sandbox.control().prepare(runtime, settings).await;
         sandbox.destroy().await?;
         prepared.map_err(|error| {
             BackendError::Unavailable(format!("runtimes.{runtime}.preload: {error}"))

@@ -89,11 +89,11 @@ pub fn choose(job: &mut Job, images: &Images) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Returns the packages left to install in an image. Deno reads only one project file: if a request adds one to its
-/// sandbox, the image's file is ignored, so the new one must list all packages.
+/// Returns the packages left to install in an image: all of them for a runtime that reads one project file only, if any
+/// is missing.
 fn missing(runtime: Runtime, wanted: &[String], held: &[String]) -> Vec<String> {
     let missing = package::missing(runtime, wanted, held);
-    if runtime == Runtime::Deno && !missing.is_empty() {
+    if runtime.facts().packages.has_one_project_file && !missing.is_empty() {
         return wanted.to_vec();
     }
     missing

@@ -1,6 +1,7 @@
 //! Compares a requested package with the installed ones, by the names under which both were requested.
 
 use isol8_api::Runtime;
+use isol8_runtimes::PackageNotation;
 
 /// A package in the notation of a package manager.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,11 +15,11 @@ struct Package {
 
 impl Package {
     fn read(runtime: Runtime, text: &str) -> Self {
-        match runtime {
-            Runtime::Python => Self::of_python(text),
-            Runtime::Node | Runtime::Bun => Self::of_npm(text),
-            Runtime::Deno => Self::of_npm(text.strip_prefix("npm:").unwrap_or(text)),
-            Runtime::Bash => Self::split(text, text.find('=')),
+        match runtime.facts().packages.notation {
+            PackageNotation::Python => Self::of_python(text),
+            PackageNotation::Npm => Self::of_npm(text),
+            PackageNotation::NpmOrJsr => Self::of_npm(text.strip_prefix("npm:").unwrap_or(text)),
+            PackageNotation::Debian => Self::split(text, text.find('=')),
         }
     }
 

@@ -25,11 +25,11 @@ impl Guest {
             HostFrame::Hello { .. } => return Err("greeted twice".to_owned()),
             HostFrame::Prepare {
                 id,
-                kernel,
+                runtime,
                 settings,
             } => {
                 self.check_new(id)?;
-                self.prepare(id, kernel, settings);
+                self.prepare(id, runtime, settings);
             }
             HostFrame::Exec { id, spec } => {
                 self.check_new(id)?;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use isol8_protocol::{
-    ExitStatus, Failure, FailureKind, KernelKind, Program, RunSpec, Stdin, StreamId, TerminalSize,
+    ExitStatus, Failure, FailureKind, Program, RunSpec, Runtime, Stdin, StreamId, TerminalSize,
 };
 
 use super::prewarm::Availability;
@@ -87,12 +87,12 @@ impl Guest {
                 self.queue_program(id, None, argv, common)?
             }
             Program::Script {
-                kernel: kind,
+                runtime: kind,
                 path,
                 source,
             } => self.queue_script(id, kind, path, &source, common)?,
             Program::Cell {
-                kernel: kind,
+                runtime: kind,
                 source,
             } => self.queue_cell(id, kind, source, common)?,
         };
@@ -107,7 +107,7 @@ impl Guest {
     fn queue_script(
         &self,
         id: StreamId,
-        kind: KernelKind,
+        kind: Runtime,
         path: String,
         source: &[u8],
         common: Common,
@@ -125,7 +125,7 @@ impl Guest {
         if let Work::QueuedProgram(start) = &mut run.work {
             start.spare_kind = spare_kind;
             start.path = path;
-            start.prelude = interpreter.prelude.filter(|_| run.terminal.is_none());
+            start.prelude = interpreter.prelude().filter(|_| run.terminal.is_none());
         }
         Ok(run)
     }
@@ -133,7 +133,7 @@ impl Guest {
     fn queue_program(
         &self,
         id: StreamId,
-        language: Option<KernelKind>,
+        language: Option<Runtime>,
         argv: Vec<Vec<u8>>,
         mut common: Common,
     ) -> Result<GuestRun, Failure> {
@@ -175,7 +175,7 @@ impl Guest {
     fn queue_cell(
         &self,
         id: StreamId,
-        kind: KernelKind,
+        kind: Runtime,
         source: Vec<u8>,
         mut common: Common,
     ) -> Result<GuestRun, Failure> {
@@ -227,13 +227,12 @@ impl Guest {
         match self.prewarmer.availability(start.spare_kind) {
             Availability::Ready if start.is_configured() => self.start_new_process(position),
             Availability::Ready => self.release_spare(position),
-            // A fork is ready sooner than a new process would be, and so is a bash that has begun to boot. The other
-            // interpreters boot for as long as a start takes, or longer.
+            // Such an interpreter is ready sooner than a new process would be. The other interpreters boot for as long
+            // as a start takes, or longer.
             Availability::Booting
-                if matches!(
-                    start.spare_kind,
-                    Some(KernelKind::Python | KernelKind::Bash)
-                ) =>
+                if start
+                    .spare_kind
+                    .is_some_and(|kind| !kind.facts().boots_slowly) =>
             {
                 Ok(())
             }

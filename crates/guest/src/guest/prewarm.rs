@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{Failure, FailureKind, GuestFrame, KernelKind, PrewarmSettings, StreamId};
+use isol8_protocol::{Failure, FailureKind, GuestFrame, PrewarmSettings, Runtime, StreamId};
 use nix::unistd::Pid;
 
 use super::wait::{PollSet, PollSource};
@@ -57,7 +57,7 @@ enum BootDelay {
 /// The interpreters that the host asked to be kept ready.
 #[derive(Debug)]
 struct Wanted {
-    kind: KernelKind,
+    kind: Runtime,
     settings: PrewarmSettings,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Prewarmer {
     /// When the spare, or the zygote that it is forked from, is given up because it has not booted.
     boot_deadline: Option<Instant>,
     /// The kind of the spare that is to be made.
-    due: Option<KernelKind>,
+    due: Option<Runtime>,
     /// The variables of a session's first cell with which the spare is to start.
     due_with: Variables,
     boot_delay: BootDelay,
@@ -86,7 +86,7 @@ pub(super) struct Prewarmer {
 
 impl Prewarmer {
     /// Returns the interpreter that is available to a script of this kind.
-    pub(super) fn availability(&self, kind: Option<KernelKind>) -> Availability {
+    pub(super) fn availability(&self, kind: Option<Runtime>) -> Availability {
         let Some(kind) = kind else {
             return Availability::Nothing;
         };
@@ -98,7 +98,7 @@ impl Prewarmer {
         }
     }
 
-    fn availability_of_any(&self, kind: KernelKind) -> Availability {
+    fn availability_of_any(&self, kind: Runtime) -> Availability {
         match &self.spare {
             Some(spare) if spare.is_ready => Availability::Ready,
             Some(_) => Availability::Booting,
@@ -113,7 +113,7 @@ impl Prewarmer {
     /// started with these variables and the present configuration files. The error is the reason why none can be made.
     pub(super) fn request_resident(
         &mut self,
-        kind: KernelKind,
+        kind: Runtime,
         variables: &Variables,
     ) -> Result<Availability, Failure> {
         let fits = |spare: &Interpreter| {
@@ -233,7 +233,7 @@ impl Prewarmer {
 }
 
 impl Guest {
-    pub(super) fn prepare(&mut self, id: StreamId, kind: KernelKind, settings: PrewarmSettings) {
+    pub(super) fn prepare(&mut self, id: StreamId, kind: Runtime, settings: PrewarmSettings) {
         if !InterpreterSpec::of(kind).is_worth_keeping() {
             return self.send(&GuestFrame::Done { id });
         }
@@ -280,7 +280,7 @@ impl Guest {
         if self.is_held_back() {
             return true;
         }
-        let forks = kind == KernelKind::Python
+        let forks = kind.facts().has_zygote
             && self.prewarmer.due_with.is_empty()
             && self.prewarmer.is_worth_forking()
             && !self.launcher.privileges.shared_uid()
@@ -419,7 +419,7 @@ impl Guest {
     }
 
     /// Handles a spare that could not be made, or died before it was ready.
-    fn spare_failed(&mut self, kind: KernelKind, failure: Failure) {
+    fn spare_failed(&mut self, kind: Runtime, failure: Failure) {
         log(&failure.message);
         self.prewarmer.boot_deadline = None;
         if !self.prewarmer.due_with.is_empty() {

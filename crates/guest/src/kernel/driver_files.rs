@@ -27,11 +27,14 @@ pub(crate) struct DriverDirectory {
 }
 
 impl DriverDirectory {
-    pub(super) fn make(driver: &'static DriverFiles, privileges: Privileges) -> io::Result<Self> {
+    pub(super) fn make(
+        driver: &'static DriverFiles,
+        placeholder: Option<&'static str>,
+        privileges: Privileges,
+    ) -> io::Result<Self> {
         let directory = in_first_usable(PARENT_DIRECTORIES, |parent| {
             Directory::make(parent, driver.files)
         })?;
-        let placeholder = driver.placeholder;
         let placeholder = placeholder.map(|path| Placeholder::make(path, privileges));
         Ok(Self {
             directory,

@@ -1,38 +1,21 @@
-//! The facts about each interpreter: how it is started on a script, and how it is booted ahead of its code.
+//! The drivers of the interpreters: the files that make each one wait, beside the facts of `isol8-runtimes`.
 
 use std::path::Path;
 
-use isol8_protocol::KernelKind;
+use isol8_protocol::Runtime;
+use isol8_runtimes::{Boot, Interpreter as Facts, PreludeOption};
 
-use super::shell;
 use crate::process::Environment;
 
-/// The facts about one interpreter.
+/// The facts about an interpreter, and the files that the guest carries for it.
 #[derive(Debug)]
 pub(crate) struct InterpreterSpec {
-    /// The command line that starts it on a script, without the script's path at the end.
-    pub(crate) command: &'static [&'static str],
-    /// The code that an interpreter loads first if it is started on a script.
-    pub(crate) prelude: Option<Prelude>,
-    /// How it is booted ahead of its code.
+    /// The facts about the interpreter.
+    pub(crate) facts: &'static Facts,
+    /// The files of the code that an interpreter loads first if it is started on a script.
+    prelude: Option<Files>,
+    /// How it is made to wait.
     pub(crate) driver: Driver,
-    /// Endings of the paths of scripts that a spare can run; empty if it runs cells only.
-    pub(crate) scripts: &'static [&'static str],
-    /// Variables that the interpreter, or a library that it loads, reads at its start. A run with one of these needs an
-    /// interpreter that is started with the variable; all other variables are set in a spare.
-    start_names: &'static [&'static str],
-    /// Whether a spare can set a variable of this name.
-    can_set: fn(&str) -> bool,
-    /// Prefixes of the names of variables that are read at the start.
-    start_prefixes: &'static [&'static str],
-    /// Variables with one of the prefixes that are read only when they are used.
-    exceptions: &'static [&'static str],
-    /// Prefixes of the names of variables that cannot be set later in a session's interpreter. If the first cell has
-    /// such a variable, an interpreter is started with it.
-    session_prefixes: &'static [&'static str],
-    /// Configuration files that the interpreter reads at its start, beside the script or in the working directory. If
-    /// one exists, the run needs an interpreter that is started after it was written.
-    pub(crate) configuration: &'static [&'static str],
 }
 
 /// Names and contents of files.
@@ -43,9 +26,7 @@ pub(crate) type Files = &'static [(&'static str, &'static str)];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prelude {
     pub(crate) files: Files,
-    /// The variable that holds options for the interpreter, and the option that makes it load the first file.
-    variable: &'static str,
-    option: &'static str,
+    option: PreludeOption,
 }
 
 impl Prelude {
@@ -53,12 +34,13 @@ impl Prelude {
     /// again.
     pub(crate) fn add_to(&self, environment: &mut Environment, directory: &str) {
         let [(name, _), ..] = self.files else { return };
-        let mut options = format!("{}={directory}/{name}", self.option).into_bytes();
-        if let Some(own) = environment.get(self.variable.as_bytes()) {
+        let PreludeOption { variable, option } = self.option;
+        let mut options = format!("{option}={directory}/{name}").into_bytes();
+        if let Some(own) = environment.get(variable.as_bytes()) {
             options.push(b' ');
             options.extend_from_slice(own);
         }
-        environment.set(self.variable.as_bytes(), &options);
+        environment.set(variable.as_bytes(), &options);
     }
 }
 
@@ -71,18 +53,10 @@ pub(crate) enum Driver {
     Files(DriverFiles),
 }
 
-/// A driver in separate files. `{}` stands for their directory.
+/// A driver in separate files.
 #[derive(Debug)]
 pub(crate) struct DriverFiles {
     pub(crate) files: Files,
-    pub(crate) argv: &'static [&'static str],
-    pub(crate) cwd: &'static str,
-    /// Variables beside those that every program gets.
-    pub(crate) env: &'static [(&'static str, &'static str)],
-    /// The file that the interpreter finds open as its descriptor 5.
-    pub(crate) open: Option<&'static str>,
-    /// A script that must exist while the interpreter boots, though it is not read.
-    pub(crate) placeholder: Option<&'static str>,
 }
 
 /// Prefixes of the names of variables that the dynamic linker and the C library read.
@@ -102,42 +76,6 @@ const LIBC_NAMES: [&str; 7] = [
 /// the run should report the failure of the exec.
 const MAX_ENVIRONMENT: usize = 128 * 1024;
 
-static PYTHON: InterpreterSpec = InterpreterSpec {
-    command: &["python3"],
-    prelude: None,
-    driver: Driver::Python,
-    // The spare is started with this path.
-    scripts: &["/sandbox/main.py"],
-    // The interpreter is looked up in `PATH`, and `sys.executable` is the path that was found. The user's own packages
-    // are below `HOME`.
-    start_names: &["PATH", "HOME"],
-    can_set: any_name,
-    start_prefixes: &["PYTHON"],
-    exceptions: &[],
-    session_prefixes: &["PYTHON"],
-    configuration: &[],
-};
-
-static BASH: InterpreterSpec = InterpreterSpec {
-    command: &["bash"],
-    prelude: None,
-    driver: Driver::Files(DriverFiles {
-        files: &[("bash.sh", include_str!("../../drivers/bash/driver.sh"))],
-        argv: &["bash", "/sandbox/main.sh"],
-        cwd: "/sandbox",
-        env: &[("BASH_ENV", "/proc/self/fd/5")],
-        open: Some("bash.sh"),
-        placeholder: None,
-    }),
-    scripts: &["/sandbox/main.sh"],
-    start_names: shell::NAMES,
-    can_set: shell::can_have,
-    start_prefixes: shell::PREFIXES,
-    exceptions: &[],
-    session_prefixes: &[],
-    configuration: &[],
-};
-
 /// Returns the path and the content of a driver's file. In the sandbox it has the same path below the driver's directory
 /// as below `drivers/` here, so that relative imports hold in both.
 macro_rules! driver_file {
@@ -146,17 +84,27 @@ macro_rules! driver_file {
     };
 }
 
-static NODE: InterpreterSpec = InterpreterSpec {
-    command: &["node"],
-    prelude: Some(Prelude {
-        files: &[
-            driver_file!("node/prelude.cjs"),
-            driver_file!("node/network.cjs"),
-            driver_file!("node/types.cjs"),
-        ],
-        variable: "NODE_OPTIONS",
-        option: "--require",
+static PYTHON: InterpreterSpec = InterpreterSpec {
+    facts: &Runtime::Python.facts().interpreter,
+    prelude: None,
+    driver: Driver::Python,
+};
+
+static BASH: InterpreterSpec = InterpreterSpec {
+    facts: &Runtime::Bash.facts().interpreter,
+    prelude: None,
+    driver: Driver::Files(DriverFiles {
+        files: &[driver_file!("bash/driver.sh")],
     }),
+};
+
+static NODE: InterpreterSpec = InterpreterSpec {
+    facts: &Runtime::Node.facts().interpreter,
+    prelude: Some(&[
+        driver_file!("node/prelude.cjs"),
+        driver_file!("node/network.cjs"),
+        driver_file!("node/types.cjs"),
+    ]),
     driver: Driver::Files(DriverFiles {
         files: &[
             driver_file!("node/boot.cjs"),
@@ -175,45 +123,16 @@ static NODE: InterpreterSpec = InterpreterSpec {
             driver_file!("javascript/imports.mjs"),
             driver_file!("javascript/work.mjs"),
         ],
-        argv: &["node", "/sandbox/main.mjs"],
-        // Node remembers the `package.json` of the directory that it starts in.
-        cwd: "/",
-        env: &[
-            ("NODE_OPTIONS", "--require=/proc/self/fd/5"),
-            // At this time there is no proxy. The variable makes modules that are loaded later look for one.
-            ("NODE_USE_ENV_PROXY", "1"),
-        ],
-        open: Some("node/boot.cjs"),
-        placeholder: None,
     }),
-    scripts: &[".mjs", ".cjs", ".js", ".mts", ".cts", ".ts"],
-    start_names: &[
-        "WATCH_REPORT_DEPENDENCIES",
-        "HTTPS_PROXY",
-        "HTTP_PROXY",
-        "NO_PROXY",
-        "https_proxy",
-        "http_proxy",
-        "no_proxy",
-    ],
-    can_set: any_name,
-    start_prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
-    exceptions: &["NODE_ENV"],
-    session_prefixes: &["NODE_", "UV_", "OPENSSL_", "SSL_", "ICU_"],
-    configuration: &[],
 };
 
 static BUN: InterpreterSpec = InterpreterSpec {
-    command: &["bun", "run"],
-    prelude: Some(Prelude {
-        files: &[
-            driver_file!("bun/prelude.js"),
-            driver_file!("bun/environment.js"),
-            driver_file!("bun/sync.js"),
-        ],
-        variable: "BUN_OPTIONS",
-        option: "--preload",
-    }),
+    facts: &Runtime::Bun.facts().interpreter,
+    prelude: Some(&[
+        driver_file!("bun/prelude.js"),
+        driver_file!("bun/environment.js"),
+        driver_file!("bun/sync.js"),
+    ]),
     driver: Driver::Files(DriverFiles {
         files: &[
             driver_file!("bun/preload.js"),
@@ -231,82 +150,11 @@ static BUN: InterpreterSpec = InterpreterSpec {
             driver_file!("javascript/imports.mjs"),
             driver_file!("javascript/work.mjs"),
         ],
-        argv: &["bun", "run", "/sandbox/main.ts"],
-        cwd: "{}/bun",
-        env: &[],
-        open: None,
-        placeholder: Some("/sandbox/main.ts"),
     }),
-    scripts: &["/sandbox/main.ts"],
-    start_names: &[
-        "CI",
-        "COLORTERM",
-        "DATABASE_URL",
-        "DO_NOT_TRACK",
-        "FORCE_COLOR",
-        "HOME",
-        "NO_COLOR",
-        "PATH",
-        "REDIS_URL",
-        "SSL_CERT_DIR",
-        "SSL_CERT_FILE",
-        "TEMP",
-        "TERM",
-        "TMP",
-        "TMPDIR",
-        "VALKEY_URL",
-        "ALL_PROXY",
-        "HTTPS_PROXY",
-        "HTTP_PROXY",
-        "NO_PROXY",
-        "all_proxy",
-        "https_proxy",
-        "http_proxy",
-        "no_proxy",
-    ],
-    can_set: any_name,
-    start_prefixes: &[
-        "AWS_",
-        "BUN_",
-        "JSC_",
-        "MIMALLOC_",
-        "MI_",
-        "NODE_",
-        "NPM_CONFIG_",
-        "S3_",
-        "XDG_",
-        "npm_",
-    ],
-    exceptions: &[],
-    session_prefixes: &[
-        "AWS_",
-        "BUN_",
-        "JSC_",
-        "MIMALLOC_",
-        "MI_",
-        "NODE_",
-        "NPM_CONFIG_",
-        "S3_",
-        "SSL_CERT_",
-        "npm_",
-    ],
-    configuration: &[
-        ".env",
-        ".env.development",
-        ".env.development.local",
-        ".env.local",
-        "bunfig.toml",
-        "jsconfig.json",
-        "node_modules",
-        "package.json",
-        "tsconfig.json",
-    ],
 };
 
 static DENO: InterpreterSpec = InterpreterSpec {
-    // The sandbox confines programs, so deno need not: without the flag they could not even read their environment.
-    command: &["deno", "run", "--allow-all"],
-    // Deno's streams write without delay, so it needs no prelude.
+    facts: &Runtime::Deno.facts().interpreter,
     prelude: None,
     driver: Driver::Files(DriverFiles {
         files: &[
@@ -323,92 +171,52 @@ static DENO: InterpreterSpec = InterpreterSpec {
             driver_file!("javascript/imports.mjs"),
             driver_file!("javascript/work.mjs"),
         ],
-        argv: &[
-            "deno",
-            "run",
-            "--allow-all",
-            // The cache would be written for a script that runs once, and removed with it.
-            "--no-code-cache",
-            "--preload",
-            "{}/deno/boot.mjs",
-            "/sandbox/main.mts",
-        ],
-        cwd: "/sandbox",
-        env: &[],
-        open: None,
-        placeholder: None,
     }),
-    scripts: &["/sandbox/main.mts"],
-    start_names: &["NO_COLOR", "FORCE_COLOR", "PATH", "HOME", "XDG_CACHE_HOME"],
-    can_set: any_name,
-    start_prefixes: &[
-        "DENO_",
-        "NODE_",
-        "NPM_CONFIG_",
-        "JSR_",
-        "OTEL_",
-        "RUST_",
-        "TOKIO_",
-    ],
-    exceptions: &["NODE_ENV"],
-    session_prefixes: &[
-        "DENO_",
-        "NODE_",
-        "NPM_CONFIG_",
-        "JSR_",
-        "OTEL_",
-        "RUST_",
-        "TOKIO_",
-    ],
-    configuration: &[
-        ".npmrc",
-        "deno.json",
-        "deno.jsonc",
-        "deno.lock",
-        "node_modules",
-        "package.json",
-        "tsconfig.json",
-        "vendor",
-    ],
 };
 
 impl InterpreterSpec {
-    pub(crate) fn of(kind: KernelKind) -> &'static Self {
+    pub(crate) const fn of(kind: Runtime) -> &'static Self {
         match kind {
-            KernelKind::Python => &PYTHON,
-            KernelKind::Bash => &BASH,
-            KernelKind::Node => &NODE,
-            KernelKind::Bun => &BUN,
-            KernelKind::Deno => &DENO,
+            Runtime::Python => &PYTHON,
+            Runtime::Bash => &BASH,
+            Runtime::Node => &NODE,
+            Runtime::Bun => &BUN,
+            Runtime::Deno => &DENO,
         }
+    }
+
+    /// Returns the code that an interpreter loads first if it is started on a script, unless its driver brings it.
+    pub(crate) fn prelude(&self) -> Option<Prelude> {
+        let (files, option) = (self.prelude?, self.facts.prelude_option?);
+        Some(Prelude { files, option })
     }
 
     /// Whether a spare should be kept. Interpreters that run cells only are booted by the first cell.
     pub(crate) fn is_worth_keeping(&self) -> bool {
-        !self.scripts.is_empty()
+        !self.facts.scripts.is_empty()
     }
 
     /// Whether a spare boots in this directory, and the directory holds configuration files that it reads.
     pub(crate) fn is_configured_in(&self, directory: &str) -> bool {
-        let Driver::Files(driver) = &self.driver else {
-            return false;
-        };
+        let Boot { cwd, .. } = self.facts.boot;
         let mut files = self
+            .facts
             .configuration
             .iter()
             .map(|name| Path::new(directory).join(name));
-        driver.cwd == directory && files.any(|file| file.symlink_metadata().is_ok())
+        cwd == directory && files.any(|file| file.symlink_metadata().is_ok())
     }
 
     /// Returns the command line that runs a script in a new interpreter.
     pub(crate) fn command_line(&self, path: &str) -> Vec<Vec<u8>> {
-        let words = self.command.iter().copied().chain([path]);
+        let words = self.facts.command.iter().copied().chain([path]);
         words.map(|word| word.as_bytes().to_vec()).collect()
     }
 
     /// Whether a spare can run this script exactly like an interpreter that is started on it.
     pub(crate) fn can_run(&self, path: &str, env: &[(String, String)]) -> bool {
-        self.scripts.iter().any(|ending| path.ends_with(ending)) && !self.needs_fresh_start(env)
+        let mut endings = self.facts.scripts.iter();
+        endings.any(|ending| path.ends_with(ending)) && !self.needs_fresh_start(env)
     }
 
     fn needs_fresh_start(&self, env: &[(String, String)]) -> bool {
@@ -422,22 +230,22 @@ impl InterpreterSpec {
     /// Whether a session's interpreter can be given this variable only at its start.
     pub(crate) fn is_for_start_of_cells(&self, name: &str) -> bool {
         // A shell can pass on variables that it was not started with.
-        if self.session_prefixes.is_empty() || self.exceptions.contains(&name) {
+        if self.facts.session_prefixes.is_empty() || self.facts.exceptions.contains(&name) {
             return false;
         }
-        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.session_prefixes);
+        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.facts.session_prefixes);
         LIBC_NAMES.contains(&name) || start_prefixes.any(|prefix| name.starts_with(prefix))
     }
 
     fn is_read_at_start(&self, name: &str) -> bool {
-        if !(self.can_set)(name) {
+        if !(self.facts.can_set)(name) {
             return true;
         }
-        if self.exceptions.contains(&name) {
+        if self.facts.exceptions.contains(&name) {
             return false;
         }
-        let mut start_names = LIBC_NAMES.iter().chain(self.start_names);
-        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.start_prefixes);
+        let mut start_names = LIBC_NAMES.iter().chain(self.facts.start_names);
+        let mut start_prefixes = LIBC_PREFIXES.iter().chain(self.facts.start_prefixes);
         start_names.any(|known| *known == name)
             || start_prefixes.any(|prefix| name.starts_with(prefix))
     }
@@ -465,15 +273,11 @@ fn holds(value: &[u8], directory: &[u8]) -> bool {
     value.windows(directory.len()).any(|part| part == directory)
 }
 
-fn any_name(_: &str) -> bool {
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn can_run(kind: KernelKind, path: &str, name: &str) -> bool {
+    fn can_run(kind: Runtime, path: &str, name: &str) -> bool {
         InterpreterSpec::of(kind).can_run(path, &[(name.into(), "x".into())])
     }
 
@@ -488,7 +292,7 @@ mod tests {
             "PATH",
         ] {
             assert!(
-                !can_run(KernelKind::Python, "/sandbox/main.py", name),
+                !can_run(Runtime::Python, "/sandbox/main.py", name),
                 "{name}"
             );
         }
@@ -497,33 +301,30 @@ mod tests {
     #[test]
     fn other_variables_are_set_in_the_booted_one() {
         for name in ["TZ", "API_KEY", "OMP_NUM_THREADS", "MY_PYTHON", "TMPDIR"] {
-            assert!(
-                can_run(KernelKind::Python, "/sandbox/main.py", name),
-                "{name}"
-            );
+            assert!(can_run(Runtime::Python, "/sandbox/main.py", name), "{name}");
         }
     }
 
     #[test]
     fn of_variables_of_one_prefix_some_are_read_later() {
-        assert!(!can_run(KernelKind::Node, "/sandbox/main.mjs", "NODE_PATH"));
-        assert!(can_run(KernelKind::Node, "/sandbox/main.mjs", "NODE_ENV"));
-        assert!(!can_run(KernelKind::Bun, "/sandbox/main.ts", "NODE_ENV"));
+        assert!(!can_run(Runtime::Node, "/sandbox/main.mjs", "NODE_PATH"));
+        assert!(can_run(Runtime::Node, "/sandbox/main.mjs", "NODE_ENV"));
+        assert!(!can_run(Runtime::Bun, "/sandbox/main.ts", "NODE_ENV"));
     }
 
     #[test]
     fn a_session_s_interpreter_has_some_variables_from_its_start_only() {
         for (kind, name, expected) in [
-            (KernelKind::Python, "PYTHONPATH", true),
-            (KernelKind::Python, "LC_ALL", true),
-            (KernelKind::Python, "PATH", false),
-            (KernelKind::Node, "NODE_OPTIONS", true),
-            (KernelKind::Node, "NODE_EXTRA_CA_CERTS", true),
-            (KernelKind::Node, "NODE_ENV", false),
-            (KernelKind::Bun, "NODE_EXTRA_CA_CERTS", true),
-            (KernelKind::Deno, "DENO_CERT", true),
-            (KernelKind::Deno, "A", false),
-            (KernelKind::Bash, "LD_PRELOAD", false),
+            (Runtime::Python, "PYTHONPATH", true),
+            (Runtime::Python, "LC_ALL", true),
+            (Runtime::Python, "PATH", false),
+            (Runtime::Node, "NODE_OPTIONS", true),
+            (Runtime::Node, "NODE_EXTRA_CA_CERTS", true),
+            (Runtime::Node, "NODE_ENV", false),
+            (Runtime::Bun, "NODE_EXTRA_CA_CERTS", true),
+            (Runtime::Deno, "DENO_CERT", true),
+            (Runtime::Deno, "A", false),
+            (Runtime::Bash, "LD_PRELOAD", false),
         ] {
             let found = InterpreterSpec::of(kind).is_for_start_of_cells(name);
             assert_eq!(found, expected, "{kind:?} {name}");
@@ -541,7 +342,7 @@ mod tests {
             ("IFS", false),
         ] {
             assert_eq!(
-                can_run(KernelKind::Bash, "/sandbox/main.sh", name),
+                can_run(Runtime::Bash, "/sandbox/main.sh", name),
                 waits,
                 "{name}"
             );
@@ -568,14 +369,33 @@ mod tests {
     }
 
     #[test]
+    fn the_files_that_a_boot_names_are_files_of_the_driver() {
+        for runtime in Runtime::ALL {
+            let InterpreterSpec { facts, driver, .. } = InterpreterSpec::of(runtime);
+            let words = facts.boot.argv.iter();
+            let named = words.filter_map(|word| word.strip_prefix("{}/"));
+            let named: Vec<&str> = named.chain(facts.boot.open).collect();
+            match driver {
+                Driver::Python => assert!(named.is_empty(), "{runtime}"),
+                Driver::Files(DriverFiles { files }) => {
+                    for name in named {
+                        let is_there = files.iter().any(|(file, _)| *file == name);
+                        assert!(is_there, "{name} of {runtime}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_environment_that_no_exec_takes_is_left_to_one() {
         let env = [("A".to_owned(), "x".repeat(MAX_ENVIRONMENT))];
-        assert!(!InterpreterSpec::of(KernelKind::Python).can_run("/sandbox/main.py", &env));
+        assert!(!InterpreterSpec::of(Runtime::Python).can_run("/sandbox/main.py", &env));
     }
 
     #[test]
     fn a_script_of_another_name_is_started_afresh() {
-        assert!(!can_run(KernelKind::Python, "/sandbox/main.pyw", "A"));
-        assert!(!can_run(KernelKind::Bash, "/sandbox/other.sh", "A"));
+        assert!(!can_run(Runtime::Python, "/sandbox/main.pyw", "A"));
+        assert!(!can_run(Runtime::Bash, "/sandbox/other.sh", "A"));
     }
 }

@@ -19,7 +19,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
-use isol8_protocol::{Failure, KernelKind};
+use isol8_protocol::{Failure, Runtime};
+use isol8_runtimes::{CellRequests, Interpreter as InterpreterFacts};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -105,7 +106,8 @@ impl Drivers {
     /// Returns the file that an interpreter started on a script gets as its descriptor 3, and the environment that
     /// makes it load the file; `None` if it needs no file.
     pub(crate) fn for_fresh(&self, start: &ProgramStart) -> Option<(BorrowedFd<'_>, Environment)> {
-        if start.language != Some(KernelKind::Python) {
+        let spec = InterpreterSpec::of(start.language?);
+        if !matches!(spec.driver, Driver::Python) {
             return None;
         }
         let environment = with_modules_of(b"/proc/self/fd/3", &start.environment);
@@ -205,7 +207,7 @@ impl GuestEnds {
 /// An interpreter that boots or is booted.
 #[derive(Debug)]
 pub(crate) struct Interpreter {
-    pub(crate) kind: KernelKind,
+    pub(crate) kind: Runtime,
     /// Process id. For an interpreter that was forked from a zygote, it is known once its first message has arrived.
     pid: Option<Pid>,
     /// The child process, unless it was forked from a zygote.
@@ -229,7 +231,7 @@ pub(crate) struct Interpreter {
 }
 
 impl Interpreter {
-    fn new(kind: KernelKind, ends: GuestEnds, mailbox: fs::File) -> Self {
+    fn new(kind: Runtime, ends: GuestEnds, mailbox: fs::File) -> Self {
         Self {
             kind,
             pid: None,
@@ -253,12 +255,13 @@ impl Interpreter {
     pub(crate) fn boot(
         launcher: &ProgramLauncher,
         drivers: &Drivers,
-        kind: KernelKind,
+        kind: Runtime,
         variables: &Variables,
     ) -> Result<Self, Failure> {
         let what = "interpreter cannot be booted";
         let failed = |error: io::Error| internal(what, error);
-        let driver = &InterpreterSpec::of(kind).driver;
+        let InterpreterSpec { facts, driver, .. } = InterpreterSpec::of(kind);
+        let boot = &facts.boot;
         let is_configured = InterpreterSpec::of(kind).is_configured_in(HOME);
         let (ends, far) = GuestEnds::new(launcher.privileges).map_err(failed)?;
         let mut single = Fields::default();
@@ -278,21 +281,21 @@ impl Interpreter {
             Driver::Python => {
                 files.push(drivers.archive.as_fd());
                 environment = with_modules_of(b"/proc/self/fd/5", &environment);
-                let argv = vec!["python3".to_owned(), SCRIPT.to_owned()];
-                (argv, "/sandbox".to_owned())
+                let argv: Vec<_> = boot.argv.iter().map(|word| (*word).to_owned()).collect();
+                (argv, boot.cwd.to_owned())
             }
             Driver::Files(driver) => {
-                let made = DriverDirectory::make(driver, launcher.privileges);
+                let made = DriverDirectory::make(driver, boot.placeholder, launcher.privileges);
                 let made = made.map_err(|error| occupied(what, error))?;
-                for (name, value) in driver.env {
+                for (name, value) in boot.env {
                     let value = with_options_of(&environment, name, value);
                     environment.set(name.as_bytes(), &value);
                 }
-                if let Some(name) = driver.open {
+                if let Some(name) = boot.open {
                     opened = Some(made.open(name).map_err(|error| occupied(what, error))?);
                 }
-                let argv = driver.argv.iter().map(|word| made.fill_in(word)).collect();
-                let cwd = made.fill_in(driver.cwd);
+                let argv = boot.argv.iter().map(|word| made.fill_in(word)).collect();
+                let cwd = made.fill_in(boot.cwd);
                 installed = Some(made);
                 (argv, cwd)
             }
@@ -308,6 +311,10 @@ impl Interpreter {
         interpreter.started_with.clone_from(variables);
         interpreter.is_configured = is_configured;
         Ok(interpreter)
+    }
+
+    fn facts(&self) -> &'static InterpreterFacts {
+        &self.kind.facts().interpreter
     }
 
     pub(crate) fn pid(&self) -> Option<Pid> {
@@ -330,9 +337,9 @@ impl Interpreter {
 
     /// Makes a spare run a script.
     pub(crate) fn release(&mut self, start: &ProgramStart) -> io::Result<()> {
-        let (request, line) = match self.kind {
-            KernelKind::Bash => (shell::script(start), shell::SCRIPT.to_owned()),
-            _ => {
+        let (request, line) = match self.facts().requests {
+            CellRequests::ShellCommands => (shell::script(start), shell::SCRIPT.to_owned()),
+            CellRequests::Fields => {
                 let path = start.path.as_bytes();
                 let fields = Fields::of(iter::once(path).chain(start.fields()));
                 let line = format!("S {}\n", fields.len());
@@ -349,17 +356,17 @@ impl Interpreter {
         self.cells
     }
 
-    /// Whether a released interpreter may report the end of its script before its process ends. Python and bash do not.
+    /// Whether a released interpreter may report the end of its script before its process ends.
     pub(crate) fn may_tell_end(&self) -> bool {
-        !self.is_silent && !matches!(self.kind, KernelKind::Python | KernelKind::Bash)
+        !self.is_silent && self.facts().may_report_end
     }
 
     /// Starts the cell with this number.
     pub(crate) fn start_cell(&mut self, number: u64, cell: &CellRequest) -> io::Result<()> {
         let stdin = cell.stdin.as_ref().map_or("", |named| named.path());
-        let (request, line) = match self.kind {
-            KernelKind::Bash => (shell::cell(number, cell, stdin), shell::lines(number)),
-            _ => {
+        let (request, line) = match self.facts().requests {
+            CellRequests::ShellCommands => (shell::cell(number, cell, stdin), shell::lines(number)),
+            CellRequests::Fields => {
                 let fields = Fields::of(cell.fields(stdin));
                 // The timeout in milliseconds, 0 for none. A driver that waits for work that the cell started answers
                 // before it.

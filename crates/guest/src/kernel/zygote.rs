@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use isol8_protocol::{Failure, KernelKind, PrewarmSettings};
+use isol8_protocol::{Failure, PrewarmSettings, Runtime};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -60,18 +60,19 @@ impl Zygote {
         let (family, kind) = (AddressFamily::Unix, SockType::SeqPacket);
         let (control, far) = socketpair(family, kind, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|error| failed(error.into()))?;
+        let python = launcher.environment_of(Some(Runtime::Python));
         let mut fields = Fields::default();
         fields.push(b"zygote");
         fields.push(launcher.privileges.user().to_string().as_bytes());
         // The `PATH` of the children. The zygote's own has no directory that user code writes to.
-        fields.push(launcher.python.get(b"PATH").unwrap_or_default());
+        fields.push(python.get(b"PATH").unwrap_or_default());
         settings
             .preload
             .iter()
             .for_each(|name| fields.push(name.as_bytes()));
         let mailbox = mailbox(&fields.0).map_err(failed)?;
 
-        let mut environment = with_modules_of(b"/proc/self/fd/5", &launcher.python);
+        let mut environment = with_modules_of(b"/proc/self/fd/5", python);
         if let Some(path) = launcher.base.get(b"PATH") {
             environment.set(b"PATH", path);
         }
@@ -166,7 +167,7 @@ impl Zygote {
         )
         .map_err(|error| failed(error.into()))?;
         self.forks = self.forks.saturating_add(1);
-        Ok(Interpreter::new(KernelKind::Python, ends, mailbox))
+        Ok(Interpreter::new(Runtime::Python, ends, mailbox))
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use isol8_protocol::{
-    Exit, ExitStatus, Failure, GuestFrame, KernelKind, OutputStream, StreamId, WINDOW,
+    Exit, ExitStatus, Failure, GuestFrame, OutputStream, Runtime, StreamId, WINDOW,
 };
 use nix::unistd::Pid;
 
@@ -50,9 +50,9 @@ pub(crate) enum Work {
 #[derive(Clone, Debug)]
 pub(crate) struct ProgramStart {
     /// The kind of spare that can run the script in place of a new interpreter.
-    pub(crate) spare_kind: Option<KernelKind>,
+    pub(crate) spare_kind: Option<Runtime>,
     /// Language of the script, if the run has one.
-    pub(crate) language: Option<KernelKind>,
+    pub(crate) language: Option<Runtime>,
     /// The code that a new interpreter loads before the script.
     pub(crate) prelude: Option<Prelude>,
     /// Path of the script's file; empty if the run has no script.
@@ -71,9 +71,9 @@ impl ProgramStart {
 
     /// Whether there are configuration files that the script's interpreter reads at its start.
     pub(crate) fn is_configured(&self) -> bool {
-        let names = self
-            .spare_kind
-            .map_or(&[][..], |kind| InterpreterSpec::of(kind).configuration);
+        let names = self.spare_kind.map_or(&[][..], |kind| {
+            InterpreterSpec::of(kind).facts.configuration
+        });
         let beside = Path::new(&self.path).parent();
         let directories = beside.into_iter().chain([Path::new(&self.cwd)]);
         let mut files =
@@ -92,7 +92,7 @@ pub(crate) struct CellRequest {
     /// The variables that an interpreter reads only at its start.
     pub(crate) at_start: Variables,
     pub(crate) cwd: Option<String>,
-    pub(crate) kind: Option<KernelKind>,
+    pub(crate) kind: Option<Runtime>,
     /// The standard input, until the interpreter has opened it.
     pub(crate) stdin: Option<StdinFile>,
     pub(crate) timeout: Option<Duration>,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use isol8_backend::{Control, ControlError, RunEvent, RunHandle};
 use isol8_protocol::{
-    Exit, ExitStatus, KernelKind, OutputStream, PrewarmSettings, Program, RunSpec, Stdin,
+    Exit, ExitStatus, OutputStream, PrewarmSettings, Program, RunSpec, Runtime, Stdin,
 };
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -117,9 +117,9 @@ impl Sandbox {
     }
 
     /// Waits until an interpreter is kept ready.
-    pub(crate) async fn prepare(&self, kernel: KernelKind) {
+    pub(crate) async fn prepare(&self, runtime: Runtime) {
         let settings = PrewarmSettings::default();
-        self.control.prepare(kernel, settings).await.unwrap();
+        self.control.prepare(runtime, settings).await.unwrap();
     }
 
     pub(crate) async fn run(&self, spec: RunSpec) -> Outcome {
@@ -279,7 +279,7 @@ pub(crate) fn sh(script: &str) -> RunSpec {
 
 pub(crate) fn python(source: &str) -> RunSpec {
     spec(Program::Script {
-        kernel: KernelKind::Python,
+        runtime: Runtime::Python,
         path: "/sandbox/main.py".to_owned(),
         source: source.as_bytes().to_vec(),
     })
@@ -287,7 +287,7 @@ pub(crate) fn python(source: &str) -> RunSpec {
 
 pub(crate) fn cell(source: &str) -> RunSpec {
     spec(Program::Cell {
-        kernel: KernelKind::Python,
+        runtime: Runtime::Python,
         source: source.as_bytes().to_vec(),
     })
 }

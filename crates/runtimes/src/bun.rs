@@ -1,0 +1,136 @@
+//! Bun. Packages come from npm.
+
+use crate::facts::{
+    Boot, CellRequests, Installer, Interpreter, NODE_CERTIFICATES, PROJECT, PackageManager,
+    PackageNotation, Packages, PreludeOption, QUIET, RuntimeFacts, Scripts, Variables, any_name,
+};
+
+/// The script that a spare is started with.
+const SCRIPT: &str = "/sandbox/main.ts";
+
+pub(crate) static FACTS: RuntimeFacts = RuntimeFacts {
+    name: "bun",
+    aliases: &["typescript", "ts"],
+    executable: "bun",
+    probe: "console.log(42)",
+    scripts: Scripts {
+        default_extension: ".ts",
+        extensions: &["ts"],
+        // Bun accepts both kinds of modules in every file.
+        common_js: None,
+    },
+    boots_slowly: true,
+    has_zygote: false,
+    interpreter: Interpreter {
+        command: &["bun", "run"],
+        prelude_option: Some(PreludeOption {
+            variable: "BUN_OPTIONS",
+            option: "--preload",
+        }),
+        boot: Boot {
+            argv: &["bun", "run", SCRIPT],
+            cwd: "{}/bun",
+            env: &[],
+            open: None,
+            placeholder: Some(SCRIPT),
+        },
+        scripts: &[SCRIPT],
+        start_names: &[
+            "CI",
+            "COLORTERM",
+            "DATABASE_URL",
+            "DO_NOT_TRACK",
+            "FORCE_COLOR",
+            "HOME",
+            "NO_COLOR",
+            "PATH",
+            "REDIS_URL",
+            "SSL_CERT_DIR",
+            "SSL_CERT_FILE",
+            "TEMP",
+            "TERM",
+            "TMP",
+            "TMPDIR",
+            "VALKEY_URL",
+            "ALL_PROXY",
+            "HTTPS_PROXY",
+            "HTTP_PROXY",
+            "NO_PROXY",
+            "all_proxy",
+            "https_proxy",
+            "http_proxy",
+            "no_proxy",
+        ],
+        can_set: any_name,
+        start_prefixes: &[
+            "AWS_",
+            "BUN_",
+            "JSC_",
+            "MIMALLOC_",
+            "MI_",
+            "NODE_",
+            "NPM_CONFIG_",
+            "S3_",
+            "XDG_",
+            "npm_",
+        ],
+        exceptions: &[],
+        session_prefixes: &[
+            "AWS_",
+            "BUN_",
+            "JSC_",
+            "MIMALLOC_",
+            "MI_",
+            "NODE_",
+            "NPM_CONFIG_",
+            "S3_",
+            "SSL_CERT_",
+            "npm_",
+        ],
+        configuration: &[
+            ".env",
+            ".env.development",
+            ".env.development.local",
+            ".env.local",
+            "bunfig.toml",
+            "jsconfig.json",
+            "node_modules",
+            "package.json",
+            "tsconfig.json",
+        ],
+        requests: CellRequests::Fields,
+        may_report_end: true,
+    },
+    variables: Variables {
+        // Bun sends crash reports without this variable.
+        quiet: &[("DO_NOT_TRACK", "1")],
+        user_installation: &[],
+        of_other_programs: &[],
+        program_directories: &["/sandbox/.bun/bin"],
+        // Bun trusts the system's certificates.
+        image: &[],
+        // Bun reads the variable of Node.js.
+        certificates: &["NODE_EXTRA_CA_CERTS"],
+    },
+    packages: Packages {
+        registries: &["registry.npmjs.org"],
+        notation: PackageNotation::Npm,
+        installer: Some(Installer {
+            manager: PackageManager::Bun,
+            argv: &[
+                "bash",
+                "-c",
+                QUIET,
+                "bun",
+                "add",
+                "--cwd=/sandbox",
+                "--no-progress",
+            ],
+            env: &[NODE_CERTIFICATES, ("BUN_INSTALL_CACHE_DIR", "/tmp/.bun")],
+            cwd: PROJECT,
+            registry_variables: &[("npm_config_registry", "http://{}/")],
+            fallback: None,
+        }),
+        has_one_project_file: false,
+    },
+};
