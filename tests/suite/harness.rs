@@ -21,6 +21,9 @@ pub(crate) const ISOL8: &str = env!("CARGO_BIN_EXE_isol8");
 /// The key of every server of the suite.
 pub(crate) const KEY: &str = "suite-key-8d1f";
 
+/// Environment variable that selects the messages that a server logs.
+pub(crate) const LOG_FILTER: &str = "RUST_LOG";
+
 /// Deadline of every wait in the suite; a longer wait means that something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -197,12 +200,15 @@ impl Server {
         );
         let config_file = state.path().join("config.toml");
         fs::write(&config_file, config).unwrap();
+        // A test that wants to see more sets it.
+        if !command.get_envs().any(|(name, _)| name == LOG_FILTER) {
+            command.env_remove(LOG_FILTER);
+        }
         let mut process = command
             .args(["serve", "--port", "0", "--backend", backend, "--config"])
             .arg(&config_file)
             .env("ISOL8_API_KEY", KEY)
             .env("ISOL8_STATE_DIR", state.path())
-            .env_remove("RUST_LOG")
             .env("SUITE_SECRET", "only-the-server-knows")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
