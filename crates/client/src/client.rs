@@ -260,7 +260,7 @@ mod tests {
             ("", "write http://127.0.0.1:3000"),
             ("localhost:3000", "write http://localhost:3000"),
             ("isol8.example.com", "https://isol8.example.com"),
-            ("ftp://host/", "expected http:// or https://"),
+            ("ftp://host/", "begin with http:// or https://"),
         ] {
             let error = RemoteIsol8::new(bad, "key").unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
