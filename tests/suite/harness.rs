@@ -27,6 +27,10 @@ pub(crate) const LOG_FILTER: &str = "RUST_LOG";
 /// Deadline of every wait in the suite; a longer wait means that something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Bound of what must happen soon, on a busy machine too: far below the 25 s and more that the programs of such tests
+/// would take by themselves.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
 /// Id of the unprivileged user of the tests, and of its group.
 const ORDINARY_USER: u32 = 65_534;
 
