@@ -1,5 +1,7 @@
 # Commands for developers; `just` lists them. `scripts/test` is what CI runs, and needs nothing of this file.
 
+set positional-arguments
+
 tools := "/usr/local/lib/isol8-tests/bin"
 export PATH := env("PATH") + ":" + tools
 
@@ -11,15 +13,25 @@ default:
 check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --lib --bin isol8-guest --examples
+    scripts/plain-language
 
-# Unit tests of one crate, or of all.
+# Unit tests of one crate, or of all: without root, Docker or a network, in less than a minute once they are built.
 unit *ARGS:
-    cargo test --workspace --lib --bins {{ ARGS }}
+    cargo test --workspace --lib --bins "$@" -- --skip needs_root
 
-# Black-box tests: real server, real sandboxes. Needs root and Docker.
+# Black-box tests, real server, real sandboxes: `just suite sessions::native`. Needs root and Docker.
 suite *FILTER:
-    cargo test --test suite -- {{ FILTER }}
+    cargo test --test suite --test tables -- "$@"
+
+# A minute under load and faults: `just soak`; an hour: `just soak 3600`. Needs root and Docker.
+soak SECONDS="60":
+    SOAK_SECONDS={{ SECONDS }} cargo test --test soak
+
+# Runs every block of the documentation, or of the pages named. Needs root and Docker.
+docs *PAGES:
+    cargo build
+    scripts/readme "$@"
 
 # Licences, duplicate crates, known vulnerabilities.
 audit:

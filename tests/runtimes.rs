@@ -43,10 +43,10 @@ const MENTIONS: &[Mention] = &[
     mention("crates/guest/tests/occupied.rs", constant),
     mention("crates/guest/tests/terminals.rs", constant),
     mention("benches/latency.rs", constant),
-    mention("tests/suite/cells.rs", |runtime| {
+    mention("tests/tables/cells.rs", |runtime| {
         vec![format!("include_str!(\"cells/{runtime}.toml\")")]
     }),
-    mention("tests/suite/compare.rs", |runtime| {
+    mention("tests/tables/compare.rs", |runtime| {
         vec![format!("include_str!(\"compare/{runtime}.toml\")")]
     }),
     mention("tests/suite/certificates.rs", constant),
@@ -126,8 +126,8 @@ fn every_runtime_has_its_files() {
     for runtime in Runtime::ALL {
         for file in [
             format!("crates/runtimes/src/{runtime}.rs"),
-            format!("tests/suite/cells/{runtime}.toml"),
-            format!("tests/suite/compare/{runtime}.toml"),
+            format!("tests/tables/cells/{runtime}.toml"),
+            format!("tests/tables/compare/{runtime}.toml"),
         ] {
             assert!(root().join(&file).exists(), "{file} is missing");
         }

@@ -160,6 +160,9 @@ impl Execution<'_> {
             self.set_up(script).await?;
         }
         let setup = start.elapsed();
+        let execution_id = uuid::Uuid::new_v4().to_string();
+        let booted = self.sandbox.control().is_prepared();
+        log::debug!(execution:% = execution_id, sandbox:% = self.sandbox.id(), booted; "program starts");
         let program = plan::program(self.job, self.mode, self.attachment);
         let network = self.job.network.as_deref();
         let (exit, mut finished) = match program {
@@ -196,7 +199,7 @@ impl Execution<'_> {
             exit_code: exit_code(&exit),
             duration_ms: milliseconds(start.elapsed()),
             truncated: finished.truncated,
-            execution_id: uuid::Uuid::new_v4().to_string(),
+            execution_id,
             runtime: self.job.runtime(),
             timestamp,
             container_id: self.sandbox.id().to_string(),

@@ -1,4 +1,7 @@
 //! Builds the guest agent, which the server carries in its own executable.
+//!
+//! `ISOL8_GUEST` hands in a guest that is built already. If the variable is set and empty, none is built: enough for
+//! `cargo check`, for editors and for documentation; a server of such a build starts no sandboxes.
 
 use std::env;
 use std::error::Error;
@@ -15,9 +18,29 @@ fn main() -> Result<(), Box<dyn Error>> {
     ] {
         println!("cargo::rerun-if-changed={source}");
     }
-    let guest = build_guest()?;
-    println!("cargo::rustc-env=ISOL8_GUEST={}", guest.display());
+    println!("cargo::rerun-if-env-changed={PREBUILT}");
+    let guest = match env::var_os(PREBUILT) {
+        Some(none) if none.is_empty() => empty_file()?,
+        Some(path) => {
+            let path = PathBuf::from(path).canonicalize();
+            let path = path.map_err(|error| format!("{PREBUILT} cannot be read: {error}"))?;
+            println!("cargo::rerun-if-changed={}", path.display());
+            path
+        }
+        None => build_guest()?,
+    };
+    println!("cargo::rustc-env={PREBUILT}={}", guest.display());
     Ok(())
+}
+
+/// Variable with the path of a guest that is built already.
+const PREBUILT: &str = "ISOL8_GUEST";
+
+/// Returns the path of an empty file in the place of the guest.
+fn empty_file() -> Result<PathBuf, Box<dyn Error>> {
+    let path = PathBuf::from(env::var("OUT_DIR")?).join("no-guest");
+    std::fs::write(&path, "")?;
+    Ok(path)
 }
 
 /// Builds the guest as a static executable, because it runs in images with another C library or none.

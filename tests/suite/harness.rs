@@ -21,8 +21,15 @@ pub(crate) const ISOL8: &str = env!("CARGO_BIN_EXE_isol8");
 /// The key of every server of the suite.
 pub(crate) const KEY: &str = "suite-key-8d1f";
 
+/// Environment variable that selects the messages that a server logs.
+pub(crate) const LOG_FILTER: &str = "RUST_LOG";
+
 /// Deadline of every wait in the suite; a longer wait means that something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Bound of what must happen soon, on a busy machine too: far below the 25 s and more that the programs of such tests
+/// would take by themselves.
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 
 /// Id of the unprivileged user of the tests, and of its group.
 const ORDINARY_USER: u32 = 65_534;
@@ -197,12 +204,15 @@ impl Server {
         );
         let config_file = state.path().join("config.toml");
         fs::write(&config_file, config).unwrap();
+        // A test that wants to see more sets it.
+        if !command.get_envs().any(|(name, _)| name == LOG_FILTER) {
+            command.env_remove(LOG_FILTER);
+        }
         let mut process = command
             .args(["serve", "--port", "0", "--backend", backend, "--config"])
             .arg(&config_file)
             .env("ISOL8_API_KEY", KEY)
             .env("ISOL8_STATE_DIR", state.path())
-            .env_remove("RUST_LOG")
             .env("SUITE_SECRET", "only-the-server-knows")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

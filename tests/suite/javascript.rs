@@ -180,15 +180,15 @@ async fn output_between_cells_comes_with_the_next_one(server: Server) {
     for runtime in RUNTIMES {
         let session = server.session(&format!("late-{runtime}"));
         let code = "import fs from 'node:fs';\n\
-                    setTimeout(() => { console.log('late'); console.error('error'); fs.writeFileSync('/sandbox/done', '') }, 500).unref(); 0";
-        // The first cell has the interpreter's start to wait for.
-        next_cell(&session, runtime).await;
+                    const timer = setInterval(() => { if (!fs.existsSync('/sandbox/go')) return; clearInterval(timer); \
+                    console.log('late'); console.error('error'); fs.writeFileSync('/sandbox/done', '') }, 10).unref(); 0";
         let result = session.execute(source(runtime, code)).await.unwrap();
         assert_eq!(
             (result.stdout.as_str(), result.stderr.as_str()),
             ("", ""),
             "{runtime}"
         );
+        session.put_file("/sandbox/go", "").await.unwrap();
         until_written(&session, "/sandbox/done").await;
         let result = next_cell(&session, runtime).await;
         let marked = "--- LATE stdout OF EARLIER CELLS ---\nlate\n\
@@ -238,6 +238,7 @@ async fn an_error_that_nothing_awaits_is_told(server: Server) {
         let later = "import fs from 'node:fs';\n\
                      setTimeout(() => { fs.writeFileSync('/sandbox/done', ''); Promise.reject(new Error('told')) }, 50).unref(); 0";
         session.execute(source(runtime, later)).await.unwrap();
+        session.put_file("/sandbox/go", "").await.unwrap();
         until_written(&session, "/sandbox/done").await;
         let result = next_cell(&session, runtime).await;
         assert!(result.stderr.contains("told"), "{runtime} {result:?}");

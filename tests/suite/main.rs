@@ -6,13 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed expectation is the test failing.
 
 mod bounds;
-mod cells;
 mod certificates;
 mod cli;
 mod cli_local;
 mod cli_remote;
 mod clients;
-mod compare;
 mod compatibility;
 mod config;
 mod contract;

@@ -49,10 +49,12 @@ async fn a_changed_file_applies_and_a_wrong_one_does_not(server: Server) {
     let session = server.session("kept");
     session.execute(python("x = 41")).await.unwrap();
     let running = {
-        let client = server.client();
-        let code =
-            "import time\nopen('/sandbox/started', 'w').close()\ntime.sleep(5)\nprint('whole')";
-        tokio::spawn(async move { client.execute(python(code)).await })
+        let session = server.session("running");
+        let code = "import os, time\nopen('/sandbox/started', 'w').close()\n\
+                    while not os.path.exists('/sandbox/go'): time.sleep(0.01)\nprint('whole')";
+        let mut request = python(code);
+        request.timeout_ms = Some(300_000);
+        tokio::spawn(async move { session.execute(request).await })
     };
     server.until_file("/sandbox/started").await;
     write(&server, &ceiling(20_000));
@@ -68,6 +70,8 @@ async fn a_changed_file_applies_and_a_wrong_one_does_not(server: Server) {
     write(&server, &ceiling(40_000));
     until_the_ceiling_is_between(&server, 30_000, 50_000).await;
 
+    let beside = server.session("running");
+    beside.put_file("/sandbox/go", "").await.unwrap();
     assert_eq!(running.await.unwrap().unwrap().stdout, "whole");
     let kept = session.execute(python("print(x + 1)")).await.unwrap();
     assert_eq!(kept.stdout, "42");

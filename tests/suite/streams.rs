@@ -15,6 +15,7 @@ on_each_backend!(
     a_script_that_forges_its_end_fools_only_itself,
     instant_scripts_lose_nothing,
     what_is_printed_last_is_whole,
+    an_interpreter_waits_for_the_request,
     early_interpreters_know_the_time_and_their_environment,
 );
 
@@ -182,6 +183,25 @@ async fn early_interpreters_know_the_time_and_their_environment(server: Server) 
         }
     }
     server.stop();
+}
+
+async fn an_interpreter_waits_for_the_request(server: Server) {
+    let age = "ticks = int(open('/proc/self/stat').read().rsplit(')', 1)[1].split()[19])\n\
+               import os\n\
+               uptime = float(open('/proc/uptime').read().split()[0])\n\
+               print(uptime - ticks / os.sysconf('SC_CLK_TCK'))";
+    let mut ages = Vec::new();
+    // A server that has just started may have no sandbox yet.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let result = server.python(age).await;
+        let age: f64 = result.stdout.parse().unwrap();
+        if age > 0.5 {
+            return server.stop();
+        }
+        ages.push(age);
+    }
+    panic!("no interpreter was booted before its request: they were {ages:?} s old");
 }
 
 const JAVASCRIPT: &str = "const minutes = -new Date().getTimezoneOffset();

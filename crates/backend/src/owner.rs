@@ -60,7 +60,7 @@ impl Owner {
 }
 
 #[cfg(test)]
-mod tests {
+mod needs_root {
     use std::os::unix::fs::symlink;
 
     use super::*;

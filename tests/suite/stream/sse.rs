@@ -6,7 +6,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::joined;
-use crate::harness::{KEY, Kind, PATIENCE, Server, on_each_backend, python};
+use crate::harness::{KEY, Kind, PATIENCE, SOON, Server, on_each_backend, python};
 
 on_each_backend!(
     setup_comes_first_and_the_exit_last,
@@ -118,29 +118,30 @@ async fn setup_comes_first_and_the_exit_last(server: Server) {
 
 async fn output_arrives_while_the_program_runs(server: Server) {
     server.python("1").await;
-    let code = "import time; print('first', flush=True); time.sleep(20); print('last')";
+    let code = "import time; print('first', flush=True); time.sleep(25); print('last')";
     let mut events = stream(&server, body("python", code)).await;
     let asked = Instant::now();
     assert_eq!(events.next().await.unwrap().data, "first\n");
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(asked.elapsed() < SOON);
     drop(events);
     server.stop();
 }
 
 async fn the_first_event_does_not_wait_for_its_client(server: Server) {
     let http = http(&server);
-    let mut soon = 0;
-    for run in 0..30 {
+    let (mut soon, mut runs) = (0, 0);
+    // The machine of the suite may be busy.
+    while soon < 5 {
+        assert!(runs < 300, "only {soon} of {runs} came soon");
+        runs += 1;
         let asked = Instant::now();
         let mut events = follow(post(&http, &server, in_session("s", "print(1)")).await);
         events.next().await.unwrap();
         // A new connection's first segments are acknowledged at once; from then on the system puts
         // that off for 40 ms, unless it has something to send.
-        soon += u32::from(run >= 10 && asked.elapsed() < Duration::from_millis(35));
+        soon += u32::from(runs > 10 && asked.elapsed() < Duration::from_millis(35));
         events.all().await;
     }
-    // The machine of the suite may be busy.
-    assert!(soon >= 5, "only {soon} of 20 came soon");
     server.stop();
 }
 
@@ -268,12 +269,11 @@ async fn an_error_before_the_run_is_json_and_one_within_an_event(server: Server)
 }
 
 /// A session runs one request at a time: an answer shows that what ran was ended.
-async fn is_free_within_a_second(server: &Server, session: &str) {
+async fn is_free_soon(server: &Server, session: &str) {
     let asked = Instant::now();
     server.session(session).execute(python("1")).await.unwrap();
     let took = asked.elapsed();
-    // The machine of the suite may be busy; the figure of an idle one is far below.
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < SOON, "{took:?}");
 }
 
 async fn a_client_that_goes_away_ends_its_stream(server: Server) {
@@ -289,7 +289,7 @@ async fn a_client_that_goes_away_ends_its_stream(server: Server) {
         // Long enough that everything between is full.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         drop(events);
-        is_free_within_a_second(&server, session).await;
+        is_free_soon(&server, session).await;
     }
     server.stop();
 }

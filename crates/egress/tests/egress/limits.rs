@@ -68,14 +68,14 @@ async fn a_tunnel_ends_where_the_runs_bytes_are_used_up() {
 #[tokio::test]
 async fn a_tunnel_on_which_nothing_moves_is_closed() {
     let port = echo().await;
-    let run = limited(|limits| limits.idle_timeout = Duration::from_millis(300));
+    let run = limited(|limits| limits.idle_timeout = Duration::from_secs(1));
     let (mut client, serving) = connect(&run);
     let request = format!("CONNECT origin.example:{port} HTTP/1.1\r\n\r\n");
     client.write_all(request.as_bytes()).await.unwrap();
     read_until(&mut client, "\r\n\r\n").await;
     // Longer than the limit all in all.
-    for _ in 0..8 {
-        tokio::time::sleep(Duration::from_millis(75)).await;
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
         client.write_all(b"x").await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'x');
     }

@@ -28,6 +28,19 @@ pub const HOST_ROOT: &str = "/";
 /// The guest agent, built with this executable.
 static GUEST: &[u8] = include_bytes!(env!("ISOL8_GUEST"));
 
+/// Returns the guest agent.
+///
+/// # Errors
+/// [`BackendError::Create`] if this executable was built without one.
+fn guest() -> Result<&'static [u8], BackendError> {
+    if GUEST.is_empty() {
+        let reason =
+            "this executable has no guest agent: build it without the variable ISOL8_GUEST";
+        return Err(BackendError::Create(reason.to_owned()));
+    }
+    Ok(GUEST)
+}
+
 /// The privileged process that makes instances and spawners for a server without privileges.
 pub trait Launcher: Launch {
     /// Requests an instance of the native backend: one that an earlier server left, or a new one. This function may
@@ -148,7 +161,7 @@ fn instance(
 ) -> Result<Arc<Instance>, BackendError> {
     let state = state_of(kind, config);
     match purpose {
-        Purpose::Command => Instance::create(&state, GUEST),
+        Purpose::Command => guest().and_then(|guest| Instance::create(&state, guest)),
         Purpose::Serve(_) | Purpose::Session => adopt_or_create(&state),
     }
     .map(Arc::new)
@@ -159,9 +172,10 @@ fn instance(
 /// # Errors
 /// [`BackendError::Io`] naming the path.
 pub fn adopt_or_create(state: &Path) -> Result<Instance, BackendError> {
-    match Instance::adopt(state, GUEST)? {
+    let guest = guest()?;
+    match Instance::adopt(state, guest)? {
         Some(instance) => Ok(instance),
-        None => Instance::create(state, GUEST),
+        None => Instance::create(state, guest),
     }
 }
 
