@@ -20,14 +20,15 @@ const OPEN_TIMEOUT = 1000;
 const FIRST_PAUSE = 4;
 const MAX_PAUSE = 100;
 
-/** Above so many, timers that are over are forgotten. */
+/** Number of timers above which those that are over are forgotten. */
 const MANY_TIMERS = 256;
 
 /** The cell must answer this long before its timeout, in milliseconds: at least, and at most. */
 const MIN_MARGIN = 20;
 const MAX_MARGIN = 500;
 
-export const NOTE = "--- CELL ENDED BEFORE ITS TIMEOUT, WORK THAT IT STARTED GOES ON ---";
+/** The line that a cell prints which ends before its work does. */
+const NOTE = "--- CELL ENDED BEFORE ITS TIMEOUT, WORK THAT IT STARTED GOES ON ---";
 
 const isPending = (timer) => !timer._destroyed;
 
