@@ -1,5 +1,6 @@
 //! The command line: its commands, flags and help texts.
 
+mod common;
 mod completions;
 mod duration;
 mod flags;
@@ -8,14 +9,13 @@ mod run;
 mod shell;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
-use clap_complete::ArgValueCandidates;
+use clap_complete::{ArgValueCandidates, CompleteEnv};
 use isol8_api::Runtime;
-use isol8_config::BackendChoice;
 
 use crate::commands::message;
+pub use common::CommonArgs;
 pub use completions::CompletionsArgs;
 pub(crate) use flags::with_flags;
 pub use remote::{
@@ -94,20 +94,6 @@ impl Command {
             Self::Login(_) | Self::Logout | Self::Completions(_) => None,
         }
     }
-}
-
-/// Arguments shared by all commands that read a configuration.
-#[derive(Args, Clone, Debug)]
-pub struct CommonArgs {
-    /// Read this configuration file
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub config: Option<PathBuf>,
-    /// auto, docker or native [default: from the configuration]
-    #[arg(long, add = ArgValueCandidates::new(completions::backends))]
-    pub backend: Option<BackendChoice>,
-    /// Write a detailed log
-    #[arg(long)]
-    pub debug: bool,
 }
 
 /// `isol8 serve`.
@@ -198,7 +184,7 @@ pub struct BuildArgs {
 /// Parses the process's arguments. Returns `None` if the output that was asked for has already been printed.
 #[must_use]
 pub fn parse() -> Option<Command> {
-    if completions::complete() {
+    if complete() {
         return None;
     }
     parse_from(std::env::args_os())
@@ -217,6 +203,17 @@ pub fn parse_from(arguments: impl Iterator<Item = OsString>) -> Option<Command> 
         let _ = Cli::command().print_help();
     }
     cli.command
+}
+
+/// Completes a command line if the shell asks for it, and returns whether it did.
+fn complete() -> bool {
+    let completing = CompleteEnv::with_factory(Cli::command).var(completions::VARIABLE);
+    let here = std::env::current_dir().ok();
+    // Ignore errors and a closed pipe: the shell shows the line that is being typed, so there is no place for a
+    // message.
+    completing
+        .try_complete(std::env::args_os(), here.as_deref())
+        .unwrap_or(true)
 }
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ pub async fn serve(
     bound: Option<Vec<OwnedFd>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let service = state.service.clone();
+    let service = state.service().clone();
     let config = state.config();
     let bound = match bound {
         Some(bound) => bound,
@@ -112,8 +112,8 @@ mod tests {
     use isol8_actors::{Service, ServiceConfig};
     use isol8_backend::fake::FakeBackend;
 
+    use isol8_engine::Engine;
     use isol8_engine::active::ActiveConfig;
-    use isol8_engine::remote_code::RemoteCode;
     use tokio::sync::watch;
 
     use super::bodies::BodyBudget;
@@ -132,19 +132,18 @@ mod tests {
         let mut config = Config::load(&overrides, &|_| None).unwrap();
         // The checks of the configuration refuse this origin; here it keeps the workers from starting.
         config.startup.listen.cors_origins = vec!["*".to_owned()];
-        let remote_code = RemoteCode::new(config.startup.code_cache_bytes);
+        let cache = config.startup.code_cache_bytes;
         let bodies = BodyBudget::new(config.startup.listen.max_bodies);
         let (_current, config) = watch::channel(Arc::new(ActiveConfig::new(config).unwrap()));
         let backend = Arc::new(FakeBackend::new());
         let state = ServerState {
-            service: Service::start(backend, ServiceConfig::default()),
+            engine: Engine::new(Service::start(backend, ServiceConfig::default()), cache),
             config,
             key: MasterKey::new("k".to_owned()).unwrap(),
             backend: "fake",
             backend_reason: "a test's".to_owned(),
             results: ResultStore::default(),
             bodies,
-            remote_code,
         };
         let served = serve(state, None, pending());
         let served = tokio::time::timeout(Duration::from_secs(30), served);

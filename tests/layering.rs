@@ -1,10 +1,11 @@
-//! The manifests keep the direction of the dependencies that ARCHITECTURE.md draws.
+//! The manifests keep the direction of the dependencies that ARCHITECTURE.md draws, and so do the files of a crate.
 
 #![allow(clippy::unwrap_used)] // A failed expectation is the test failing.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Every package, its directory, and those of ours that it may depend on.
 const ALLOWED: [(&str, &[&str]); 15] = [
@@ -133,4 +134,12 @@ fn libraries_stay_where_they_belong() {
         );
         only("hyper", &["crates/egress", "crates/registry-cache"]);
     }
+}
+
+#[test]
+fn no_files_of_a_crate_import_each_other_in_a_circle() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/import-circles");
+    let output = Command::new(script).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{output:?}");
 }

@@ -8,18 +8,17 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
+use clap_complete::Shell;
 use clap_complete::engine::{CompletionCandidate, PathCompleter, ValueCompleter as _};
 use clap_complete::env::Shells;
-use clap_complete::{CompleteEnv, Shell};
 use isol8_api::{NetworkMode, Runtime};
 use isol8_engine::backends::BackendKind;
 
-use super::Cli;
 use crate::commands::{self, message};
 
 /// Environment variable that the shell's script sets to have this process complete a command line.
-const VARIABLE: &str = "ISOL8_COMPLETE";
+pub(super) const VARIABLE: &str = "ISOL8_COMPLETE";
 
 /// Longest time that a user waits for the sessions of a server after TAB.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,17 +61,6 @@ fn executable() -> String {
     let is_path = Path::new(&called).components().count() > 1;
     let path = env::current_exe().ok().filter(|_| is_path);
     path.map_or_else(|| "isol8".to_owned(), |path| path.display().to_string())
-}
-
-/// Completes a command line if the shell asks for it, and returns whether it did.
-pub(super) fn complete() -> bool {
-    let completing = CompleteEnv::with_factory(Cli::command).var(VARIABLE);
-    let here = env::current_dir().ok();
-    // Ignore errors and a closed pipe: the shell shows the line that is being typed, so there is no place for a
-    // message.
-    completing
-        .try_complete(env::args_os(), here.as_deref())
-        .unwrap_or(true)
 }
 
 pub(super) fn runtimes() -> Vec<CompletionCandidate> {

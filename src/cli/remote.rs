@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use clap_complete::{ArgValueCandidates, ArgValueCompleter};
 use isol8_api::SessionId;
 
-use super::{CommonArgs, completions};
+use super::common::CommonArgs;
+use super::completions;
 
 /// A server and its API key.
 #[derive(Args, Clone, Default)]

@@ -6,8 +6,10 @@ use clap::{Args, ValueHint};
 use clap_complete::ArgValueCandidates;
 use isol8_api::{ByteSize, NetworkMode, Runtime, SessionId};
 
+use super::common::CommonArgs;
+use super::completions;
 use super::duration::milliseconds;
-use super::{CommonArgs, ServerArgs, completions};
+use super::remote::ServerArgs;
 
 /// `isol8 run`.
 #[derive(Args, Debug)]

@@ -4,8 +4,11 @@ use clap::Args;
 use clap_complete::ArgValueCandidates;
 use isol8_api::{Runtime, SessionId};
 
+use super::common::CommonArgs;
+use super::completions;
 use super::duration::milliseconds;
-use super::{CommonArgs, SandboxArgs, ServerArgs, completions};
+use super::remote::ServerArgs;
+use super::run::SandboxArgs;
 
 /// `isol8 shell`.
 #[derive(Args, Debug)]

@@ -10,7 +10,7 @@ use isol8_engine::backends;
 use super::error::CommandError;
 use super::load::load_config;
 use super::run::request::setup_script;
-use super::setup::Progress;
+use super::setup::progress::Progress;
 use crate::cli::BuildArgs;
 
 pub(super) async fn build(arguments: BuildArgs) -> Result<ExitCode, CommandError> {

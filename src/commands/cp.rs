@@ -1,6 +1,7 @@
 //! `isol8 cp` and `isol8 ls`: files of sessions on a server or on this host.
 
 pub(super) mod ls;
+mod path;
 mod session;
 mod tree;
 
@@ -13,6 +14,7 @@ use tokio::io::{stdin, stdout};
 use super::error::CommandError;
 use super::target::Target;
 use crate::cli::CpArgs;
+use path::split;
 use session::SessionFiles;
 use tree::TreeCopy;
 
@@ -35,25 +37,6 @@ impl CopyEndpoint {
         }
         let (session, path) = split(text)?;
         Ok(Self::Session(session, path))
-    }
-}
-
-/// Splits `SESSION:PATH` into session and path. A session's id may contain colons, and a path without a leading
-/// slash is relative to `/sandbox`.
-fn split(text: &str) -> Result<(SessionId, String), CommandError> {
-    let absolute = text.find(":/");
-    let colon = absolute.or_else(|| text.rfind(':'));
-    let (session, path) = text.split_at(colon.ok_or("expected SESSION:PATH")?);
-    let session = session
-        .parse()
-        .map_err(|error| format!("{text}: session: {error}"))?;
-    Ok((session, absolute_path(&path[1..])))
-}
-
-fn absolute_path(path: &str) -> String {
-    match path.starts_with('/') {
-        true => path.to_owned(),
-        false => format!("/sandbox/{path}"),
     }
 }
 

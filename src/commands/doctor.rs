@@ -2,9 +2,9 @@
 
 mod certificates;
 mod checks;
+mod finding;
 mod registries;
 
-use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,47 +21,10 @@ use isol8_engine::local::service_without_pool;
 
 use super::error::CommandError;
 use super::load::load_config;
-use super::{message, setup};
+use super::setup;
 use crate::cli::CommonArgs;
 use crate::host;
-
-/// Longest wait for a probe, a program that prints one line.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The result of one check.
-#[derive(Clone, Debug)]
-struct Finding {
-    subject: String,
-    text: String,
-    /// The fix; `None` if the check passed.
-    fix: Option<String>,
-}
-
-impl Finding {
-    fn good(subject: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            subject: subject.into(),
-            text: text.into(),
-            fix: None,
-        }
-    }
-
-    fn bad(subject: impl Into<String>, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            fix: Some(fix.into()),
-            ..Self::good(subject, text)
-        }
-    }
-
-    fn show(&self) {
-        let Self { subject, text, fix } = self;
-        let verdict = if fix.is_none() { "ok" } else { "no" };
-        line(format_args!("  {subject:<9} {verdict}: {text}"));
-        if let Some(fix) = fix {
-            line(format_args!("  fix       {fix}"));
-        }
-    }
-}
+use finding::{Finding, PROBE_TIMEOUT, line};
 
 pub(super) async fn doctor(common: CommonArgs) -> Result<ExitCode, CommandError> {
     let config = ActiveConfig::new(load_config(&common)?)?;
@@ -179,8 +142,4 @@ async fn probe(service: &Service, runtime: Runtime, config: &Config) -> Result<D
         "the probe exited with {}: {}",
         result.exit_code, result.stderr
     ))
-}
-
-fn line(text: impl Display) {
-    message::to_stdout(&format!("{text}\n"));
 }

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use isol8_actors::Service;
 use isol8_config::{Config, ConfigReader};
+use isol8_engine::Engine;
 use isol8_engine::active::ActiveConfig;
 use isol8_engine::backends::{self, BackendKind, ChosenBackend, Launcher, Needs, Purpose};
 use isol8_engine::images;
-use isol8_engine::remote_code::RemoteCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -119,19 +119,18 @@ pub(super) async fn serve(
         service.leave().await?;
         return Err(error.into());
     }
-    let remote_code = RemoteCode::new(config.startup.code_cache_bytes);
+    let engine = Engine::new(service.clone(), config.startup.code_cache_bytes);
     let bodies = BodyBudget::new(config.startup.listen.max_bodies);
     let (current, config) = watch::channel(Arc::new(config));
     let building = images::build_missing(config.clone(), service.clone());
     let state = ServerState {
-        service: service.clone(),
+        engine,
         backend: backend.name(),
         backend_reason: reason,
         config,
         key,
         bodies,
         results: ResultStore::default(),
-        remote_code,
     };
     let served = tokio::select! {
         served = server::serve(state, bound, stop) => served,

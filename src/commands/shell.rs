@@ -19,11 +19,12 @@ use super::follow::output::{Output, OutputMode};
 use super::follow::signals::Signals;
 use super::follow::{RunOutcome, follow};
 use super::load::load_config;
+use super::run::ending;
 use super::run::local::{close, events, grant_network, needs, open, refuse_unenforced};
 use super::run::remote::follow_run;
 use super::run::request::sandbox_options;
 use super::terminal::Raw;
-use super::{run, target, terminal};
+use super::{target, terminal};
 use crate::cli::ShellArgs;
 
 /// Size assumed for a terminal that does not report its size.
@@ -62,7 +63,7 @@ pub(super) async fn shell(arguments: ShellArgs) -> Result<ExitCode, CommandError
     let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
         local = open(&config, session, &needs) => local?,
-        stop = signals.stop() => return run::stopped(stop, output).await,
+        stop = signals.stop() => return ending::stopped(stop, output).await,
     };
     if let Err(refused) = refuse_unenforced(&arguments.sandbox, &local) {
         close(&config, local).await?;
@@ -76,8 +77,8 @@ pub(super) async fn shell(arguments: ShellArgs) -> Result<ExitCode, CommandError
     drop(shell);
     close(&config, local).await?;
     match followed? {
-        RunOutcome::Exited { code, ending } => run::exited(code, &ending, output).await,
-        RunOutcome::Stopped(stop) => run::stopped(stop, output).await,
+        RunOutcome::Exited { code, ending } => ending::exited(code, &ending, output).await,
+        RunOutcome::Stopped(stop) => ending::stopped(stop, output).await,
     }
 }
 
@@ -116,8 +117,8 @@ async fn shell_on_server(
     drop(raw);
     drop(shell);
     match followed? {
-        RunOutcome::Exited { code, ending } => run::exited(code, &ending, output).await,
-        RunOutcome::Stopped(stop) => run::stopped(stop, output).await,
+        RunOutcome::Exited { code, ending } => ending::exited(code, &ending, output).await,
+        RunOutcome::Stopped(stop) => ending::stopped(stop, output).await,
     }
 }
 

@@ -7,6 +7,7 @@ use actix_web::http::header::{ALLOW, HeaderValue, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use isol8_actors::ExecuteError;
 use isol8_api::{ErrorBody, ErrorCode};
+use isol8_engine::EngineError;
 use isol8_engine::jobs::JobError;
 
 /// An error response.
@@ -53,6 +54,15 @@ impl From<ExecuteError> for ApiError {
             code: error.code(),
             retry_after: error.retry_after(),
             message: error.to_string(),
+        }
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Job(error) => error.into(),
+            EngineError::Execute(error) => error.into(),
         }
     }
 }

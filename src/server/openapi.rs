@@ -4,26 +4,17 @@
 //! error codes, so that none of them is written down twice.
 
 mod description;
-
-use std::collections::BTreeMap;
+mod schemas;
 
 use actix_web::http::Method;
 use isol8_api::ErrorBody;
-use utoipa::ToSchema;
 use utoipa::openapi::path::{HttpMethod, Paths};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{
-    ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr, Schema,
-};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 
 use super::endpoint::Endpoint;
 pub use description::{Description, Tag};
-
-/// Name of the security scheme.
-const KEY: &str = "key";
-
-/// Schemas by name, as components of the document.
-type Schemas = BTreeMap<String, RefOr<Schema>>;
+use schemas::{KEY, Schemas, collect};
 
 const ABOUT: &str = "Runs untrusted code in isolated containers. Without a `sessionId` a run has a \
     sandbox of its own, and leaves nothing behind. In a session, files and the interpreter's variables live on \
@@ -65,14 +56,6 @@ pub fn document(endpoints: Vec<Endpoint>) -> OpenApi {
                 .build(),
         ))
         .build()
-}
-
-/// Adds the schema of a type, and those of all types in it.
-fn collect<T: ToSchema>(schemas: &mut Schemas) {
-    let mut within = Vec::new();
-    T::schemas(&mut within);
-    schemas.extend(within);
-    schemas.insert(T::name().into_owned(), T::schema());
 }
 
 /// Returns OpenAPI's name of a method; `None` if it has none.

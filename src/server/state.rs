@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use isol8_actors::Service;
+use isol8_engine::Engine;
 use isol8_engine::active::ActiveConfig;
-use isol8_engine::remote_code::RemoteCode;
 use tokio::sync::watch;
 
 use super::bodies::BodyBudget;
@@ -14,8 +14,8 @@ use super::master_key::MasterKey;
 /// The state that the routes share.
 #[derive(Debug)]
 pub struct ServerState {
-    /// Runs jobs, and owns the sessions.
-    pub service: Service,
+    /// Runs requests.
+    pub engine: Engine,
     /// The current configuration. A reload replaces it.
     pub config: watch::Receiver<Arc<ActiveConfig>>,
     /// The API key, which every route but the public ones requires.
@@ -28,11 +28,15 @@ pub struct ServerState {
     pub bodies: BodyBudget,
     /// Results of requests that had an idempotency key.
     pub results: ResultStore,
-    /// Fetches code for requests.
-    pub remote_code: RemoteCode,
 }
 
 impl ServerState {
+    /// Returns the service, which owns the sessions.
+    #[must_use]
+    pub fn service(&self) -> &Service {
+        self.engine.service()
+    }
+
     /// Returns the current configuration. A handler takes it once, so that one configuration holds for the whole request.
     #[must_use]
     pub fn config(&self) -> Arc<ActiveConfig> {

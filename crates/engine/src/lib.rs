@@ -1,6 +1,7 @@
 //! The engine: turns requests into jobs, and starts what runs them.
 //!
 //! - [`jobs`]: checks a request, and makes a job of it,
+//! - [`Engine`]: runs a checked request,
 //! - [`active`]: the configuration in effect, and the objects that are built from it,
 //! - [`images`] and [`packages`]: the packages that a job asks for, in an image or installed,
 //! - [`remote_code`]: code that a request names by URL,
@@ -12,6 +13,7 @@
 
 pub mod active;
 pub mod backends;
+mod engine;
 pub mod images;
 pub mod jobs;
 pub mod local;
@@ -19,3 +21,5 @@ mod module_kind;
 pub mod network;
 pub mod packages;
 pub mod remote_code;
+
+pub use engine::{Engine, EngineError};

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, Table};
 use isol8_api::{DirectoryListing, EntryType};
 
+use super::path::{absolute_path, split};
 use super::session::SessionFiles;
-use super::{absolute_path, split};
 use crate::cli::LsArgs;
 use crate::commands::error::CommandError;
 use crate::commands::target::Target;

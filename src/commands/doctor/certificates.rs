@@ -4,7 +4,7 @@ use isol8_actors::{Job, Program, Service};
 use isol8_api::{Runtime, TenantId};
 use isol8_config::Config;
 
-use super::PROBE_TIMEOUT;
+use super::finding::PROBE_TIMEOUT;
 
 /// Counts the certificates in the file that programs are pointed to.
 const COUNT: &str = "grep -c 'BEGIN CERTIFICATE' \"$SSL_CERT_FILE\"";

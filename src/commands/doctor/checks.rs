@@ -9,7 +9,7 @@ use isol8_config::Config;
 use isol8_engine::backends;
 use nix::sys::statvfs::statvfs;
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Free disk space, in bytes, below which images and sandbox files soon fill the disk; the images take 1.2 GB.
 const MIN_FREE_SPACE: u64 = 2 << 30;

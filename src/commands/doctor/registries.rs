@@ -10,7 +10,7 @@ use isol8_engine::active::ActiveConfig;
 use tokio::time::timeout;
 use url::Url;
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Longest wait for one registry.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -14,8 +14,8 @@ use isol8_engine::images::{self, choice};
 use isol8_engine::jobs::{self, JobError};
 use isol8_engine::local::{self, LocalError, LocalService};
 
-use super::inspect;
 use super::request::RunRequest;
+use super::{ending, inspect};
 use crate::cli::{RunArgs, SandboxArgs};
 use crate::commands::error::CommandError;
 use crate::commands::follow::input::UserInput;
@@ -42,7 +42,7 @@ pub(super) async fn run(
     let needs = needs(&arguments.sandbox, runtime);
     let local = tokio::select! {
         local = open(&config, session.clone(), &needs) => local?,
-        stop = signals.stop() => return super::stopped(stop, output).await,
+        stop = signals.stop() => return ending::stopped(stop, output).await,
     };
     let ready = match refuse_unenforced(&arguments.sandbox, &local) {
         Ok(()) => choose_image(&mut job, &config, &local)
@@ -62,7 +62,7 @@ pub(super) async fn run(
     // A user who does not want to wait for the removal leaves it to the next sweep.
     tokio::select! {
         ended = close(&config, local) => ended?,
-        stop = signals.stop() => return super::stopped(stop, output).await,
+        stop = signals.stop() => return ending::stopped(stop, output).await,
     }
     if let Some(session) = session.filter(|_| arguments.persist) {
         inspect::tell(&config, &session, &mut output);
@@ -202,7 +202,7 @@ async fn end(
 ) -> Result<ExitCode, CommandError> {
     let (code, ending) = match followed {
         Ok(RunOutcome::Exited { code, ending }) => (code, ending),
-        Ok(RunOutcome::Stopped(stop)) => return super::stopped(stop, output).await,
+        Ok(RunOutcome::Stopped(stop)) => return ending::stopped(stop, output).await,
         Err(failure) => {
             output.finish().await?;
             return Err(failure);
@@ -214,12 +214,12 @@ async fn end(
             (result.stdout, result.stdout_encoding) = carried(stdout);
             (result.stderr, result.stderr_encoding) = carried(stderr);
             result.files = ending.files;
-            super::exited_with(&result, output).await
+            ending::exited_with(&result, output).await
         }
         result => {
             let logs = result.and_then(|result| result.network_logs);
-            super::print_network_log(&logs.unwrap_or_default(), &mut output);
-            super::exited(code, &ending, output).await
+            ending::print_network_log(&logs.unwrap_or_default(), &mut output);
+            ending::exited(code, &ending, output).await
         }
     }
 }

@@ -8,6 +8,7 @@ use isol8_actors::{Input, Signal, TerminalSize};
 use isol8_api::{Encoding, Ending, SignalName};
 use isol8_client::{RemoteIsol8, RunInput, RunStream};
 
+use super::ending;
 use super::request::RunRequest;
 use crate::cli::RunArgs;
 use crate::commands::error::CommandError;
@@ -35,15 +36,15 @@ pub(super) async fn run(
     let opening = server.execute_stream_feeding(request.body, request.options, stdin);
     let mut run = tokio::select! {
         run = opening => run?,
-        stop = signals.stop() => return super::stopped(stop, output).await,
+        stop = signals.stop() => return ending::stopped(stop, output).await,
     };
     let (mut user_input, input) = UserInput::new(None);
     user_input.forward_stdin(request.reads_stdin)?;
     let followed = follow_run(&mut run, &user_input, input, &mut signals, &mut output).await;
     drop(run);
     match followed {
-        Ok(RunOutcome::Exited { code, ending }) => super::exited(code, &ending, output).await,
-        Ok(RunOutcome::Stopped(stop)) => super::stopped(stop, output).await,
+        Ok(RunOutcome::Exited { code, ending }) => ending::exited(code, &ending, output).await,
+        Ok(RunOutcome::Stopped(stop)) => ending::stopped(stop, output).await,
         Err(failure) => {
             output.finish().await?;
             Err(failure)
@@ -119,7 +120,7 @@ async fn for_the_result(
     if request.reads_stdin {
         let bytes = tokio::select! {
             bytes = read_stdin() => bytes?,
-            stop = signals.stop() => return super::stopped(stop, output).await,
+            stop = signals.stop() => return ending::stopped(stop, output).await,
         };
         let (text, encoding) = Encoding::encode(bytes);
         request.body.stdin = Some(text);
@@ -128,13 +129,13 @@ async fn for_the_result(
     let running = server.execute_with(request.body, request.options);
     let mut result = tokio::select! {
         result = running => result?,
-        stop = signals.stop() => return super::stopped(stop, output).await,
+        stop = signals.stop() => return ending::stopped(stop, output).await,
     };
     if arguments.json {
-        return super::exited_with(&result, output).await;
+        return ending::exited_with(&result, output).await;
     }
     output.result(&result).await?;
-    super::print_network_log(&result.network_logs.take().unwrap_or_default(), &mut output);
+    ending::print_network_log(&result.network_logs.take().unwrap_or_default(), &mut output);
     let ending = Ending {
         truncated: result.truncated,
         oom_killed: result.oom_killed,
@@ -142,7 +143,7 @@ async fn for_the_result(
         warnings: std::mem::take(&mut result.warnings),
         ..Ending::default()
     };
-    super::exited(result.exit_code, &ending, output).await
+    ending::exited(result.exit_code, &ending, output).await
 }
 
 /// Reads all of standard input.

@@ -11,7 +11,8 @@ use isol8_config::Config;
 use isol8_engine::backends;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{CommandError, Progress};
+use super::progress::Progress;
+use crate::commands::error::CommandError;
 
 /// Version of the layout of a root; part of the hash, together with the sources of the image. Increment it when the
 /// same archive must be turned into a different root.

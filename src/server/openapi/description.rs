@@ -15,7 +15,7 @@ use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, Ref, Type};
 use utoipa::openapi::security::SecurityRequirement;
 use utoipa::openapi::{self, HeaderBuilder, RefOr, Required, ResponseBuilder, Schema};
 
-use super::{KEY, Schemas, collect};
+use super::schemas::{KEY, Schemas, collect};
 use crate::server::error::{status, tells_when_to_retry};
 use crate::server::trace::REQUEST_ID;
 use crate::server::unknown::STRICT;

@@ -82,8 +82,7 @@ async fn post(
         let (state, config, tenant) = (state.clone(), config.clone(), tenant.clone());
         async move {
             let _share = share;
-            let (job, session) = state.remote_code.complete(value, &config).await?;
-            Ok(state.service.execute(tenant, session, job).await?)
+            Ok(state.engine.execute(value, tenant, &config).await?)
         }
     };
     let result = match key {

@@ -143,7 +143,7 @@ async fn get_json(
     jobs::check_path(&state.config().limits, "path", &path)?;
     let path: SandboxPath = path.parse().map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
-    let download = state.service.download(tenant, session, &path).await?;
+    let download = state.service().download(tenant, session, &path).await?;
     let stall = state.config().startup.listen.stall_timeout;
     let body = transfer::send(download, transfer::FileEncoding::Json, stall).await?;
     Ok(HttpResponse::Ok()
@@ -171,7 +171,7 @@ async fn get(
 ) -> Result<HttpResponse, ApiError> {
     let (session, path) = address(&request, &state.config())?;
     let tenant = caller.tenant;
-    let download = state.service.download(tenant, session, &path).await?;
+    let download = state.service().download(tenant, session, &path).await?;
     let stall = state.config().startup.listen.stall_timeout;
     let body = transfer::send(download, transfer::FileEncoding::Raw, stall).await?;
     // The file's content is untrusted: a browser must not show it as a page of this server.
@@ -192,7 +192,7 @@ async fn get_list(
     jobs::check_path(&state.config().limits, "path", &path)?;
     let path = SandboxPath::directory(&path).map_err(|error| at("path", error))?;
     let tenant = caller.tenant;
-    let listing = state.service.list_files(tenant, session, &path).await?;
+    let listing = state.service().list_files(tenant, session, &path).await?;
     Ok(web::Json(listing))
 }
 
@@ -204,7 +204,7 @@ async fn open(
     path: &SandboxPath,
     runtime: Option<Runtime>,
 ) -> Result<Upload, ApiError> {
-    let (service, tenant) = (&state.service, caller.tenant);
+    let (service, tenant) = (state.service(), caller.tenant);
     let Some(runtime) = runtime else {
         let opened = service.upload(tenant, session, path).await;
         return opened.map_err(|error| match error {

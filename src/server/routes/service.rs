@@ -42,7 +42,7 @@ pub fn cleanup() -> Endpoint {
 }
 
 async fn get_ready(state: web::Data<ServerState>) -> HttpResponse {
-    let reason = state.service.readiness().await.err();
+    let reason = state.service().readiness().await.err();
     let status = match reason {
         None => StatusCode::OK,
         Some(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -67,9 +67,9 @@ async fn post_cleanup(
         let parsing = move || body::parse::<Cleanup>(&bytes, &[]);
         state.bodies.work(size, parsing).await??.value
     };
-    let (sessions, containers) = state.service.clean_up().await?;
+    let (sessions, containers) = state.service().clean_up().await?;
     let images = if asked.images {
-        Some(state.service.backend().remove_outdated_images().await)
+        Some(state.service().backend().remove_outdated_images().await)
     } else {
         None
     };

@@ -71,7 +71,7 @@ async fn get(
     state: web::Data<ServerState>,
 ) -> Result<web::Json<SessionList>, ApiError> {
     // The master key is the only key, and may see the sessions of all tenants.
-    let mut sessions = state.service.sessions(None).await?;
+    let mut sessions = state.service().sessions(None).await?;
     let config = state.config();
     for session in &mut sessions {
         session.expires_at = expiry(session, &config);
@@ -93,7 +93,7 @@ async fn post(
         share: _share,
     } = received.session(&state).await?;
     let (id, job) = jobs::create_session(value, &caller.tenant, &config)?;
-    let creating = state.service.create_session(caller.tenant, id, job);
+    let creating = state.service().create_session(caller.tenant, id, job);
     let creating = async { Ok::<_, ApiError>(creating.await?) };
     let mut session = while_connected(&request, creating).await?;
     session.expires_at = expiry(&session, &config);
@@ -121,6 +121,6 @@ async fn delete_one(
     let id: SessionId = id.parse().map_err(|error: InvalidValue| {
         ApiError::new(ErrorCode::InvalidRequest, format!("id: {error}"))
     })?;
-    state.service.delete_session(caller.tenant, id).await?;
+    state.service().delete_session(caller.tenant, id).await?;
     Ok(web::Json(Deleted { ok: true }))
 }

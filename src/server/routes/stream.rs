@@ -60,10 +60,9 @@ async fn post(
         config,
         share,
     } = received.execution(&caller.tenant, &state).await?;
-    let completed = async { Ok::<_, ApiError>(state.remote_code.complete(value, &config).await?) };
-    let (job, session) = while_connected(&request, completed).await?;
-    let service = &state.service;
-    let mut events = service.execute_stream(caller.tenant, session, job, None);
+    let submitted = state.engine.submit(value, caller.tenant, None, &config);
+    let submitted = async { Ok::<_, ApiError>(submitted.await?) };
+    let mut events = while_connected(&request, submitted).await?;
     // An error before the start of the run has an HTTP status. A run that still waits in the queue after one heartbeat
     // interval is no error: the response begins, and the client gets heartbeats.
     let started = while_connected(&request, async {

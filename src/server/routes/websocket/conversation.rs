@@ -11,8 +11,8 @@ use actix_ws::{
     AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, Closed, MessageStream,
     ProtocolError, Session,
 };
-use isol8_actors::{Job, JobStream};
-use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, SessionId, StreamEvent};
+use isol8_actors::JobStream;
+use isol8_api::{ClientMessage, ErrorCode, EventKind, Phase, StreamEvent};
 use isol8_engine::active::ActiveConfig;
 use isol8_engine::jobs::{self, ParsedRequest};
 use tokio::time::{Instant, sleep, timeout};
@@ -136,9 +136,12 @@ impl Conversation {
                     return End::Close(CloseCode::Policy, "No execute message");
                 }
             };
-            let problem = match self.state.remote_code.complete(request, &self.config).await {
-                Ok(complete) => {
-                    let end = self.run_job(complete).await;
+            let (run_input, input) = RunInput::new(&request.job);
+            let (engine, tenant) = (&self.state.engine, self.caller.tenant.clone());
+            let submitted = engine.submit(request, tenant, Some(input), &self.config);
+            let problem = match submitted.await {
+                Ok(events) => {
+                    let end = self.follow(events, run_input).await;
                     // The job holds the message's content until its end.
                     drop(share);
                     return end;
@@ -196,12 +199,9 @@ impl Conversation {
         Ok((checked.await?, share))
     }
 
-    async fn run_job(mut self, (job, session): (Job, Option<SessionId>)) -> End {
+    /// Follows a run until its end, or the end of the WebSocket.
+    async fn follow(mut self, events: JobStream, run_input: RunInput) -> End {
         self.frames.set(self.config.http.max_message);
-        let (run_input, input) = RunInput::new(&job);
-        let tenant = self.caller.tenant.clone();
-        let service = &self.state.service;
-        let events = service.execute_stream(tenant, session, job, Some(input));
         let (sender, pinger) = (self.sender.clone(), self.sender.clone());
         let (last_heard, ping_every) = (Rc::clone(&self.last_heard), self.config.http.ping_every);
         tokio::select! {
