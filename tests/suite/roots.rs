@@ -11,26 +11,32 @@ use crate::harness::{ISOL8, Kind, Server, python, source, state_directory};
 use crate::hostile::filesystems::{NATIVE, leaks};
 use isol8_client::Runtime;
 
-/// The versions that the Dockerfile pins, each with a program that prints the version it runs in.
-const PINNED: [(Runtime, &str, &str); 3] = [
+/// The installation scripts that pin a version, the name of the version in each, and a program that prints the version it
+/// runs in.
+const PINNED: [(Runtime, &str, &str, &str); 3] = [
     (
         Runtime::Node,
-        "NODE_VERSION",
+        include_str!("../../images/install/node"),
+        "NODE_VERSION=",
         "console.log(process.versions.node)",
     ),
-    (Runtime::Bun, "BUN_VERSION", "console.log(Bun.version)"),
+    (
+        Runtime::Bun,
+        include_str!("../../images/install/bun"),
+        "BUN_VERSION=",
+        "console.log(Bun.version)",
+    ),
     (
         Runtime::Deno,
-        "DENO_VERSION",
+        include_str!("../../images/install/deno"),
+        "DENO_VERSION=",
         "console.log(Deno.version.deno)",
     ),
 ];
 
-fn pinned(argument: &str) -> &'static str {
-    let dockerfile = include_str!("../../images/Dockerfile");
-    let prefix = format!("ARG {argument}=");
-    let mut lines = dockerfile.lines();
-    lines.find_map(|line| line.strip_prefix(&*prefix)).unwrap()
+fn pinned(script: &'static str, name: &str) -> &'static str {
+    let mut lines = script.lines();
+    lines.find_map(|line| line.strip_prefix(name)).unwrap()
 }
 
 /// A directory that roots are in, and the configuration that says so. An engine that does not answer has
@@ -71,7 +77,7 @@ impl Roots {
 }
 
 async fn the_pinned_versions_run(server: &Server) {
-    for (runtime, argument, code) in PINNED {
+    for (runtime, script, name, code) in PINNED {
         let result = server
             .client()
             .execute(source(runtime, code))
@@ -79,7 +85,7 @@ async fn the_pinned_versions_run(server: &Server) {
             .unwrap();
         assert_eq!(
             result.stdout,
-            pinned(argument),
+            pinned(script, name),
             "{runtime}: {}",
             result.stderr
         );

@@ -1,6 +1,7 @@
 //! Builds the images of the runtimes.
 //!
-//! All images are built from one Dockerfile, `images/Dockerfile`, which is included in this crate. Its base image is
+//! All images are built from one Dockerfile, `images/Dockerfile`, whose stages run the scripts of `images/install`. These
+//! files are included in this crate. The base image is
 //! pulled. If no registry can be reached, the base is bootstrapped from Debian's packages with
 //! `mmdebstrap`. Builds use the host's network instead of the engine's bridge. So they need neither
 //! packet forwarding nor a resolver that containers can reach (containers cannot reach a resolver on the host's

@@ -7,7 +7,28 @@ use sha2::{Digest as _, Sha256};
 
 use super::base;
 
-pub(super) const DOCKERFILE: &str = include_str!("../../../../images/Dockerfile");
+/// Name of a file of `images/`, and its content.
+macro_rules! file {
+    ($path:literal) => {
+        ($path, include_str!(concat!("../../../../images/", $path)))
+    };
+}
+
+/// The files of a build context that are the same in every build: the Dockerfile, the script that makes a root for all
+/// runtimes, and the installation scripts that both of them call.
+const FILES: [(&str, &str); 11] = [
+    file!("Dockerfile"),
+    file!("root"),
+    file!("install/common"),
+    file!("install/debian"),
+    file!("install/pypi"),
+    file!("install/bash"),
+    file!("install/python"),
+    file!("install/uv"),
+    file!("install/node"),
+    file!("install/bun"),
+    file!("install/deno"),
+];
 
 const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const PEM_END: &str = "-----END CERTIFICATE-----";
@@ -29,7 +50,10 @@ impl Inputs<'_> {
             hash.update(part.len().to_be_bytes());
             hash.update(part);
         };
-        add(DOCKERFILE);
+        for (path, content) in FILES {
+            add(path);
+            add(content);
+        }
         add(&SANDBOX_UID.to_string());
         add(&SANDBOX_GID.to_string());
         add(self.base);
@@ -39,20 +63,17 @@ impl Inputs<'_> {
         super::hex(&hash.finalize())
     }
 
-    /// Returns the build context: the Dockerfile, and `ca/` with one file for each certificate.
+    /// Returns the build context: the [`FILES`], and `ca/` with one file for each certificate.
     pub(super) fn archive(&self) -> io::Result<Vec<u8>> {
-        self.archive_with("Dockerfile", DOCKERFILE)
-    }
-
-    /// Returns the build context with another file in place of the Dockerfile.
-    pub(super) fn archive_with(&self, name: &str, content: &str) -> io::Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         let mut directory = tar::Header::new_gnu();
         directory.set_entry_type(tar::EntryType::Directory);
         directory.set_mode(0o755);
         directory.set_size(0);
         archive.append_data(&mut directory, "ca/", io::empty())?;
-        append(&mut archive, name, content)?;
+        for (path, content) in FILES {
+            append(&mut archive, path, content)?;
+        }
         for (number, certificate) in self.certificates.iter().enumerate() {
             append(&mut archive, &format!("ca/{number:04}.crt"), certificate)?;
         }
@@ -90,6 +111,7 @@ pub(super) fn certificates(bundle: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
+    use std::process::Command;
 
     use isol8_api::Runtime;
 
@@ -101,6 +123,10 @@ mod tests {
             bootstrap: false,
             certificates,
         }
+    }
+
+    fn dockerfile() -> &'static str {
+        FILES[0].1
     }
 
     fn certificate(body: &str) -> String {
@@ -138,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_archive_holds_the_dockerfile_and_the_certificates() {
+    fn the_archive_holds_the_files_of_every_build_and_the_certificates() {
         let trusted = [certificate("b25l"), certificate("dHdv")];
         let bytes = inputs(&trusted).archive().unwrap();
         let mut archive = tar::Archive::new(bytes.as_slice());
@@ -150,13 +176,65 @@ mod tests {
             entry.read_to_string(&mut content).unwrap();
             files.push((path, content));
         }
-        let expected = [
-            ("ca/".to_owned(), String::new()),
-            ("Dockerfile".to_owned(), DOCKERFILE.to_owned()),
-            ("ca/0000.crt".to_owned(), trusted[0].clone()),
-            ("ca/0001.crt".to_owned(), trusted[1].clone()),
-        ];
+        let mut expected = vec![("ca/", "")];
+        expected.extend(FILES);
+        expected.extend([("ca/0000.crt", &*trusted[0]), ("ca/0001.crt", &*trusted[1])]);
+        let files: Vec<_> = files
+            .iter()
+            .map(|(path, text)| (&**path, &**text))
+            .collect();
         assert_eq!(files, expected);
+    }
+
+    /// Returns the installation scripts by their paths in the build context.
+    fn scripts() -> impl Iterator<Item = (&'static str, &'static str)> {
+        FILES
+            .into_iter()
+            .filter(|(path, _)| path.starts_with("install/"))
+    }
+
+    #[test]
+    fn no_installation_script_is_missing_in_the_context() {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../../images/install");
+        let mut there: Vec<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| format!("install/{}", entry.unwrap().file_name().display()))
+            .collect();
+        let mut packed: Vec<_> = scripts().map(|(path, _)| path).collect();
+        there.sort();
+        packed.sort_unstable();
+        assert_eq!(packed, there);
+    }
+
+    #[test]
+    fn the_dockerfile_and_the_script_of_a_root_call_every_installation_script() {
+        let root = FILES.iter().find(|(path, _)| *path == "root").unwrap().1;
+        // The loop of the root's script has the names of these in one line.
+        let fetched = ["node", "bun", "deno"];
+        assert!(root.contains("for runtime in node bun deno; do"));
+        for (path, _) in scripts() {
+            let name = path.trim_start_matches("install/");
+            // The other scripts call these two.
+            if ["debian", "pypi"].contains(&name) {
+                continue;
+            }
+            assert!(
+                dockerfile().contains(&format!("bash /.isol8/{path} ")),
+                "{path}"
+            );
+            let called = fetched.contains(&name) || root.contains(&format!("\ninstall {name}\n"));
+            assert!(called, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_script_can_be_parsed_and_ends_at_a_command_that_fails() {
+        for (path, script) in FILES.into_iter().skip(1) {
+            assert!(script.contains("\nset -euo pipefail\n"), "{path}");
+            let parsed = Command::new("bash").args(["-n", "-c", script]).output();
+            let parsed = parsed.unwrap();
+            assert!(parsed.status.success(), "{path}: {parsed:?}");
+        }
     }
 
     #[test]
@@ -171,7 +249,7 @@ mod tests {
     #[test]
     fn every_forwarded_variable_of_an_index_is_an_argument_of_the_dockerfile() {
         for name in ["PIP_INDEX_URL", "NPM_CONFIG_REGISTRY"] {
-            assert!(DOCKERFILE.contains(&format!("\nARG {name}\n")), "{name}");
+            assert!(dockerfile().contains(&format!("\nARG {name}\n")), "{name}");
         }
     }
 }

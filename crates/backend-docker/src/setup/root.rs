@@ -1,12 +1,11 @@
 //! Archives of root file systems, for the native backend, which runs without an engine.
 //!
 //! If an engine answers and has up-to-date images, the engine exports them. Otherwise `mmdebstrap` makes one
-//! root for all runtimes from Debian's packages and runs the instructions of the Dockerfile in it.
-//! The Dockerfile defines the versions in both cases.
+//! root for all runtimes from Debian's packages and runs `images/root` in it.
+//! Stages of the Dockerfile and `images/root` call the same scripts in `images/install`, which define the versions.
 
 mod bootstrap;
 mod export;
-mod script;
 
 use std::io;
 

@@ -11,10 +11,12 @@ use tokio::sync::mpsc;
 
 use super::super::base::{BOOTSTRAP, Process, archive_of, forward_lines};
 use super::super::build::forwarded;
-use super::super::context::{DOCKERFILE, Inputs};
+use super::super::context::Inputs;
 use super::super::{Report, SetupEvent};
 use super::Archive;
-use super::script::{CONTEXT, script};
+
+/// Directory in the new root for the build context, which the script `root` of the context removes.
+const CONTEXT: &str = "/.isol8/context";
 
 /// `PATH` of programs in the new root, which is Debian's own.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -51,15 +53,14 @@ pub(super) async fn bootstrap(
     taken.map_err(|error| explanation.explain(error))
 }
 
-/// Returns an archive of the files that the script needs: certificates to trust, and the script itself.
+/// Returns the build context of the images as a file: the scripts, and the certificates to trust.
 fn context(inputs: &Inputs<'_>) -> Result<NamedTempFile, String> {
-    let script = script(DOCKERFILE)?;
     let pack = || -> io::Result<NamedTempFile> {
         let mut file = NamedTempFile::new()?;
-        file.write_all(&inputs.archive_with("script", &script)?)?;
+        file.write_all(&inputs.archive()?)?;
         Ok(file)
     };
-    pack().map_err(|error| format!("script cannot be packed: {error}"))
+    pack().map_err(|error| format!("build context cannot be packed: {error}"))
 }
 
 fn command(context: &NamedTempFile) -> Result<Command, String> {
@@ -68,7 +69,7 @@ fn command(context: &NamedTempFile) -> Result<Command, String> {
     let hooks = [
         format!("mkdir -p \"$1\"{CONTEXT}"),
         format!("tar-in {context} {CONTEXT}"),
-        format!("chroot \"$1\" sh {CONTEXT}/script"),
+        format!("chroot \"$1\" bash {CONTEXT}/root"),
     ];
     let mut command = Command::new(program);
     command
