@@ -20,11 +20,24 @@ const NUMBER = /\.?\d(?:[eE][+-]|[\w.])*/y;
 const BLANK = /(?:\s|\/\/.*|\/\*[^]*?\*\/)*/y;
 const REGULAR = /\/(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^\/\\\[\n])+\/[a-z]*/y;
 const TEXT = /"(?:\\[^]|[^"\\\n])*"|'(?:\\[^]|[^'\\\n])*'/y;
-const DECLARED = /(?:abstract|async|class|const|declare|enum|function|interface|let|namespace|type|var)\b/y;
+const DECLARED =
+  /(?:abstract|async|class|const|declare|enum|function|import(?=\s+\w+\s*=)|interface|let|namespace|type|var)\b|@/y;
 
 const NAMED = /(?:abstract\s+)?class\s+(?!extends\b)[\p{ID_Start}$_]|(?:async\s+)?function\b\s*\*?\s*[\p{ID_Start}$_]|interface\b/uy;
 
-const CLAUSE = /catch\s*(?:\(\s*[\p{ID_Start}$_][\p{ID_Continue}$]*\s*(?::\s*(?:any|unknown)\s*)?\)\s*)?\{/uy;
+const UNNAMED = /(?:async\s+)?function\b|class\b/y;
+
+/** The same as `BLANK` for the middle of a pattern: no text matches it in two ways, between which a failure would try. */
+const GAP = String.raw`(?:\s|\/\/.*(?=[\n\r\u2028\u2029]|$)|\/\*(?:[^*]|\*(?!\/))*\*\/)*`;
+const CLAUSE = new RegExp(
+  String.raw`catch${GAP}(?:\(${GAP}([\p{ID_Start}$_][\p{ID_Continue}$]*)${GAP}(?::${GAP}(?:any|unknown)${GAP})?\)${GAP})?\{`,
+  "uy",
+);
+const CLAUSE_WITH_PATTERN = new RegExp(String.raw`catch${GAP}\(${GAP}(?=[{[])`, "y");
+
+/** Text before an `import("a").B` or a `typeof import("a")` that is a type. */
+const TYPE =
+  /(?:[:<]|(?<![|&])[|&]|<[^<>(){};=]*,|\b(?:as|extends|is|keyof|satisfies)\s|\btype\s+\w+\s*(?:<[^=]*>\s*)?=)\s*(typeof\s+)?$/;
 
 /** After these a slash begins a regular expression. */
 const OPERATORS = new Set(
@@ -40,8 +53,8 @@ function match(pattern, source, at) {
 
 const skipBlank = (source, at) => at + match(BLANK, source, at).length;
 
-/** The text just before a position. */
-const before = (source, at) => source.slice(Math.max(0, at - 80), at);
+/** The text just before a position. It names no global, which a cell may have declared anew. */
+const before = (source, at) => source.slice(at > 80 ? at - 80 : 0, at);
 
 const linesOf = (text) => text.replace(/[^\n\r\u2028\u2029]/g, "");
 
@@ -140,7 +153,9 @@ function exported(source, at) {
   if (default_) {
     const end = skipBlank(source, behind + default_.length);
     // An export without a name is no declaration by itself.
-    return replace(match(NAMED, source, end) ? "" : ";0, ", end);
+    const declared = skipDecorators(source, end);
+    if (match(NAMED, source, declared)) return replace("", end);
+    return { ...replace(";0, ", end), isUnnamed: match(UNNAMED, source, declared) !== undefined };
   }
   if (/^=(?![=>])/.test(source.slice(behind, behind + 2))) return replace(";0, ", behind + 1);
   if (list === undefined) return;
@@ -169,14 +184,35 @@ function closed(source, at) {
   return at;
 }
 
-/** Whether the `import` at `at`, with parameters at `open`, is a method's name; `body` is what it is in. */
-function isMethod(source, at, open, body) {
+/**
+ * Whether a word with parameters at `open` is a method's name. The `context` has the bracket that it is in (`body`),
+ * the word before, if that is the token before (`last`), and the last character of the token before (`previous`).
+ */
+function isMethod(source, open, { body, last, previous }) {
   if (body !== "{" && body !== "class") return false;
   const end = closed(source, open);
   const behind = skipBlank(source, end);
   if (source[behind] === "{" && linesOf(source.slice(end, behind)) === "") return true;
-  // A block behind a call, or a type behind parameters: the call is within an expression there.
-  return body === "class" && /[{:;]/.test(source[behind] ?? "") && /(?:^|[\w$*{};)\]"'`])\s*$/.test(before(source, at));
+  // A block behind a call, or a type behind parameters: an operator before makes it a call within an expression.
+  if (OPERATORS.has(last) || !/[\w$*{},;)\]"'`]/.test(previous)) return false;
+  return (body === "class" ? /[{:;]/ : /:/).test(source[behind] ?? "");
+}
+
+/** Whether the `import` at `at`, with parameters at `open`, is a type. Its members are no methods of a promise. */
+function isType(source, at, open) {
+  const found = TYPE.exec(before(source, at));
+  if (found === null || match(/\(\s*["']/y, source, open) === undefined) return false;
+  return found[1] !== undefined || match(/\s*\.\s*(?!(?:catch|finally|then)\b)/y, source, closed(source, open)) !== undefined;
+}
+
+/** Behind the decorators at `at`, if there are any. */
+function skipDecorators(source, at) {
+  while (source[at] === "@") {
+    at += 1 + (match(/[\p{ID_Continue}$.]+/uy, source, at + 1)?.length ?? 0);
+    if (source[at] === "(") at = closed(source, at);
+    at = skipBlank(source, at);
+  }
+  return at;
 }
 
 /** Thrown by exit calls, to stop the code that calls them. Never shown: with a stack node makes no error of it. */
@@ -213,25 +249,32 @@ const { apply } = Reflect;
 let mayExit = false;
 
 /** The replacement for the call of `eval` at `at`; `undefined` if it stays. */
-function evaluation(source, at, behind, body) {
+function evaluation(source, at, behind, context) {
   if (source[behind] === ")" && /\(\s*0\s*,\s*$/.test(before(source, at))) {
     return { text: `${NAME}.evaluate`, end: at + "eval".length };
   }
-  if (source[behind] !== "(" || isMethod(source, at, behind, body)) return;
+  if (source[behind] !== "(" || isMethod(source, behind, context)) return;
   const literal = match(/\(\s*(?:"[^"\\]*"|'[^'\\]*')\s*\)/y, source, behind);
   if (literal !== undefined && !/\bimport\b/.test(literal)) return;
   return { text: `${source.slice(at, behind + 1)}${NAME}.text(`, end: behind + 1, opened: "call" };
 }
 
 /** The replacement for the `catch` at `at`; `undefined` if it stays. */
-function catching(source, at, behind, isProperty) {
+function catching(source, at, behind, { body, isProperty, previous }) {
   if (isProperty) {
-    if (source[behind] !== "(" || source[at - 1] !== ".") return;
+    if (source[behind] !== "(" || previous !== ".") return;
     return { text: `${source.slice(at, behind + 1)}...${NAME}.others(`, end: behind + 1, opened: "call" };
   }
-  const clause = match(CLAUSE, source, at);
-  if (clause === undefined || !/\}\s*$/.test(before(source, at))) return;
-  const [, name] = /\(\s*([^\s:)]+)/.exec(clause) ?? [];
+  // In a class, it is a method behind another one.
+  if (previous !== "}" || body === "class") return;
+  const pattern = match(CLAUSE_WITH_PATTERN, source, at);
+  if (pattern !== undefined) {
+    const text = `catch (${NAME}_) {${NAME}.check(${NAME}_);let ${linesOf(pattern)}`;
+    return { text, end: at + pattern.length, opened: "pattern" };
+  }
+  CLAUSE.lastIndex = at;
+  const [clause, name] = CLAUSE.exec(source) ?? [];
+  if (clause === undefined) return;
   const begin = name ? clause : `catch (${NAME}_) {${linesOf(clause)}`;
   return { text: `${begin}${NAME}.check(${name ?? `${NAME}_`});`, end: at + clause.length, opened: "{" };
 }
@@ -251,11 +294,15 @@ export function rewrite(source, isEvalBlind = false) {
   let isProperty = false;
   /**
    * Open brackets; "head" for a parenthesis that a statement follows, "call" for one with another behind,
-   * "class" for the brace of a class, "`" within a template.
+   * "pattern" for the one of a `catch`, "class" for the brace of a class or interface, "`" within a template.
    */
   const open = [];
   /** How many were open where a class began whose body has not. */
   let classAt = -1;
+  /** Whether a function or class without a name is being exported, which is an expression from then on. */
+  let isUnnamed = false;
+  /** The last character of the token before. */
+  let previous = "";
 
   const replace = (from, to, text) => {
     out += source.slice(copied, from) + text;
@@ -276,7 +323,12 @@ export function rewrite(source, isEvalBlind = false) {
   };
 
   if (source.startsWith("#!")) at = source.indexOf("\n") < 0 ? source.length : source.indexOf("\n");
-  while ((at = skipBlank(source, at)) < source.length) {
+  const next = () => {
+    previous = source[at - 1] ?? "";
+    at = skipBlank(source, at);
+    return at < source.length;
+  };
+  while (next()) {
     const char = source[at];
     const found = match(WORD, source, at);
     if (found !== undefined) {
@@ -287,8 +339,9 @@ export function rewrite(source, isEvalBlind = false) {
       isValue = isName || !OPERATORS.has(found);
       const behind = skipBlank(source, at + found.length);
       const isKey = source[behind] === ":" && found === "import";
+      const context = { body: open.at(-1), isProperty: isName, last, previous };
       if (!isName && !isKey && found === "import") {
-        const isCall = source[behind] === "(" && !isMethod(source, at, behind, open.at(-1));
+        const isCall = source[behind] === "(" && !isMethod(source, behind, context) && !isType(source, at, behind);
         if (isCall || source[behind] === ".") {
           replace(at, at + found.length, NAME);
           continue;
@@ -303,8 +356,8 @@ export function rewrite(source, isEvalBlind = false) {
       const isEval = isEvalBlind && !isName && found === "eval" && last !== "function";
       const isCatch = mayExit && found === "catch";
       const call = isEval
-        ? evaluation(source, at, behind, open.at(-1))
-        : isCatch && catching(source, at, behind, isName);
+        ? evaluation(source, at, behind, context)
+        : isCatch && catching(source, at, behind, context);
       if (call) {
         replace(at, call.end, call.text);
         if (call.opened) open.push(call.opened);
@@ -315,6 +368,7 @@ export function rewrite(source, isEvalBlind = false) {
         const export_ = exported(source, at);
         if (export_ !== undefined) {
           replace(at, export_.end, export_.text);
+          isUnnamed = export_.isUnnamed ?? false;
           isValue = false;
           continue;
         }
@@ -323,7 +377,8 @@ export function rewrite(source, isEvalBlind = false) {
         replace(at, at + found.length, " ".repeat(found.length));
         continue;
       }
-      if (!isName && found === "class" && source[behind] !== ":") classAt = open.length;
+      const isInterface = found === "interface" && match(WORD, source, behind) !== undefined;
+      if (!isName && (isInterface || (found === "class" && source[behind] !== ":"))) classAt = open.length;
       at += found.length;
       continue;
     }
@@ -345,19 +400,29 @@ export function rewrite(source, isEvalBlind = false) {
       at++;
       isValue = false;
       if (char === "(") open.push(HEADS.has(last) ? "head" : char);
-      else if (char === "{" && classAt === open.length) {
+      // Behind these, the brace is that of a type, in what the class extends.
+      else if (char === "{" && classAt === open.length && !/[<,:=|&]/.test(previous)) {
         open.push("class");
         classAt = -1;
       } else if (char === "[" || char === "{") open.push(char);
       else if (char === ")") {
         const opened = open.pop();
         isValue = opened !== "head";
+        const block = skipBlank(source, at);
         if (opened === "call") replace(at, at, ")");
+        else if (opened === "pattern" && source[block] === "{") {
+          replace(at - 1, block + 1, ` = ${NAME}_;${linesOf(source.slice(at, block))}`);
+          open.push("{");
+          isValue = false;
+        }
       } else if (char === "]") isValue = open.pop() !== undefined;
       else if (char === "}") {
         if (open.pop() === "`") {
           isValue = true;
           template();
+        } else if (isUnnamed && open.length === 0 && !/[{[|&>,]/.test(source[skipBlank(source, at)] ?? "")) {
+          replace(at, at, ";");
+          isUnnamed = false;
         }
       } else if (char === "." && source[at] !== ".") isProperty = source[at - 2] !== ".";
       else if (char === "#") isProperty = true;
