@@ -53,7 +53,7 @@ function match(pattern, source, at) {
 
 const skipBlank = (source, at) => at + match(BLANK, source, at).length;
 
-/** The text just before a position. It names no global, which a cell may have declared anew. */
+/** The text just before a position; found without globals, which a cell may have declared anew. */
 const before = (source, at) => source.slice(at > 80 ? at - 80 : 0, at);
 
 const linesOf = (text) => text.replace(/[^\n\r\u2028\u2029]/g, "");
