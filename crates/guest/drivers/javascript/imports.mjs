@@ -20,11 +20,24 @@ const NUMBER = /\.?\d(?:[eE][+-]|[\w.])*/y;
 const BLANK = /(?:\s|\/\/.*|\/\*[^]*?\*\/)*/y;
 const REGULAR = /\/(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^\/\\\[\n])+\/[a-z]*/y;
 const TEXT = /"(?:\\[^]|[^"\\\n])*"|'(?:\\[^]|[^'\\\n])*'/y;
-const DECLARED = /(?:abstract|async|class|const|declare|enum|function|interface|let|namespace|type|var)\b/y;
+const DECLARED =
+  /(?:abstract|async|class|const|declare|enum|function|import(?=\s+\w+\s*=)|interface|let|namespace|type|var)\b|@/y;
 
 const NAMED = /(?:abstract\s+)?class\s+(?!extends\b)[\p{ID_Start}$_]|(?:async\s+)?function\b\s*\*?\s*[\p{ID_Start}$_]|interface\b/uy;
 
-const CLAUSE = /catch\s*(?:\(\s*[\p{ID_Start}$_][\p{ID_Continue}$]*\s*(?::\s*(?:any|unknown)\s*)?\)\s*)?\{/uy;
+const UNNAMED = /(?:async\s+)?function\b|class\b/y;
+
+/** The same as `BLANK` for the middle of a pattern: no text matches it in two ways, between which a failure would try. */
+const GAP = String.raw`(?:\s|\/\/.*(?=[\n\r\u2028\u2029]|$)|\/\*(?:[^*]|\*(?!\/))*\*\/)*`;
+const CLAUSE = new RegExp(
+  String.raw`catch${GAP}(?:\(${GAP}([\p{ID_Start}$_][\p{ID_Continue}$]*)${GAP}(?::${GAP}(?:any|unknown)${GAP})?\)${GAP})?\{`,
+  "uy",
+);
+const CLAUSE_WITH_PATTERN = new RegExp(String.raw`catch${GAP}\(${GAP}(?=[{[])`, "y");
+
+/** Text before an `import("a").B` or a `typeof import("a")` that is a type. */
+const TYPE =
+  /(?:[:<]|(?<![|&])[|&]|<[^<>(){};=]*,|\b(?:as|extends|is|keyof|satisfies)\s|\btype\s+\w+\s*(?:<[^=]*>\s*)?=)\s*(typeof\s+)?$/;
 
 /** After these a slash begins a regular expression. */
 const OPERATORS = new Set(
@@ -40,8 +53,8 @@ function match(pattern, source, at) {
 
 const skipBlank = (source, at) => at + match(BLANK, source, at).length;
 
-/** Returns the text just before a position. */
-const before = (source, at) => source.slice(Math.max(0, at - 80), at);
+/** Returns the text just before a position, without globals, which a cell may have declared anew. */
+const before = (source, at) => source.slice(at > 80 ? at - 80 : 0, at);
 
 const linesOf = (text) => text.replace(/[^\n\r\u2028\u2029]/g, "");
 
@@ -161,7 +174,9 @@ function exported(source, at) {
   if (default_) {
     const end = skipBlank(source, behind + default_.length);
     // An export without a name is no declaration by itself.
-    return replace(match(NAMED, source, end) ? "" : ";0, ", end);
+    const declared = skipDecorators(source, end);
+    if (match(NAMED, source, declared)) return replace("", end);
+    return { ...replace(";0, ", end), isUnnamed: match(UNNAMED, source, declared) !== undefined };
   }
   if (/^=(?![=>])/.test(source.slice(behind, behind + 2))) return replace(";0, ", behind + 1);
   if (list === undefined) return;
@@ -190,14 +205,35 @@ function closed(source, at) {
   return at;
 }
 
-/** Returns whether the `import` at `at`, with parameters at `open`, is a method's name; `body` is what it is in. */
-function isMethod(source, at, open, body) {
+/**
+ * Returns whether a word with parameters at `open` is a method's name. The `context` has the bracket that it is in (`body`),
+ * the word before, if that is the token before (`last`), and the last character of the token before (`previous`).
+ */
+function isMethod(source, open, { body, last, previous }) {
   if (body !== "{" && body !== "class") return false;
   const end = closed(source, open);
   const behind = skipBlank(source, end);
   if (source[behind] === "{" && linesOf(source.slice(end, behind)) === "") return true;
-  // A block behind a call, or a type behind parameters: the call is within an expression there.
-  return body === "class" && /[{:;]/.test(source[behind] ?? "") && /(?:^|[\w$*{};)\]"'`])\s*$/.test(before(source, at));
+  // A block behind a call, or a type behind parameters: an operator before makes it a call within an expression.
+  if (OPERATORS.has(last) || !/[\w$*{},;)\]"'`]/.test(previous)) return false;
+  return (body === "class" ? /[{:;]/ : /:/).test(source[behind] ?? "");
+}
+
+/** Returns whether the `import` at `at`, with parameters at `open`, is a type. Its members are no methods of a promise. */
+function isType(source, at, open) {
+  const found = TYPE.exec(before(source, at));
+  if (found === null || match(/\(\s*["']/y, source, open) === undefined) return false;
+  return found[1] !== undefined || match(/\s*\.\s*(?!(?:catch|finally|then)\b)/y, source, closed(source, open)) !== undefined;
+}
+
+/** Returns the position behind the decorators at `at`, if there are any. */
+function skipDecorators(source, at) {
+  while (source[at] === "@") {
+    at += 1 + (match(/[\p{ID_Continue}$.]+/uy, source, at + 1)?.length ?? 0);
+    if (source[at] === "(") at = closed(source, at);
+    at = skipBlank(source, at);
+  }
+  return at;
 }
 
 /** Thrown by exit calls, to stop the code that calls them. Never shown: with a stack node makes no error of it. */
@@ -235,25 +271,32 @@ const { apply } = Reflect;
 let mayExit = false;
 
 /** Returns the replacement for the call of `eval` at `at`; `undefined` if it stays. */
-function evaluation(source, at, behind, body) {
+function evaluation(source, at, behind, context) {
   if (source[behind] === ")" && /\(\s*0\s*,\s*$/.test(before(source, at))) {
     return { text: `${NAME}.evaluate`, end: at + "eval".length };
   }
-  if (source[behind] !== "(" || isMethod(source, at, behind, body)) return;
+  if (source[behind] !== "(" || isMethod(source, behind, context)) return;
   const literal = match(/\(\s*(?:"[^"\\]*"|'[^'\\]*')\s*\)/y, source, behind);
   if (literal !== undefined && !/\bimport\b/.test(literal)) return;
   return { text: `${source.slice(at, behind + 1)}${NAME}.text(`, end: behind + 1, opened: "call" };
 }
 
 /** Returns the replacement for the `catch` at `at`; `undefined` if it stays. */
-function catching(source, at, behind, isProperty) {
+function catching(source, at, behind, { body, isProperty, previous }) {
   if (isProperty) {
-    if (source[behind] !== "(" || source[at - 1] !== ".") return;
+    if (source[behind] !== "(" || previous !== ".") return;
     return { text: `${source.slice(at, behind + 1)}...${NAME}.others(`, end: behind + 1, opened: "call" };
   }
-  const clause = match(CLAUSE, source, at);
-  if (clause === undefined || !/\}\s*$/.test(before(source, at))) return;
-  const [, name] = /\(\s*([^\s:)]+)/.exec(clause) ?? [];
+  // In a class, it is a method behind another one.
+  if (previous !== "}" || body === "class") return;
+  const pattern = match(CLAUSE_WITH_PATTERN, source, at);
+  if (pattern !== undefined) {
+    const text = `catch (${NAME}_) {${NAME}.check(${NAME}_);let ${linesOf(pattern)}`;
+    return { text, end: at + pattern.length, opened: "pattern" };
+  }
+  CLAUSE.lastIndex = at;
+  const [clause, name] = CLAUSE.exec(source) ?? [];
+  if (clause === undefined) return;
   const begin = name ? clause : `catch (${NAME}_) {${linesOf(clause)}`;
   return { text: `${begin}${NAME}.check(${name ?? `${NAME}_`});`, end: at + clause.length, opened: "{" };
 }
@@ -273,11 +316,15 @@ class Rewriter {
   #isProperty = false;
   /**
    * Open brackets; "head" for a parenthesis that a statement follows, "call" for one with another behind,
-   * "class" for the brace of a class, "`" within a template.
+   * "pattern" for the one of a `catch`, "class" for the brace of a class or interface, "`" within a template.
    */
   #open = [];
   /** How many were open where a class began whose body has not. */
   #classAt = -1;
+  /** Whether a function or class without a name is being exported, which is an expression from then on. */
+  #isUnnamed = false;
+  /** The last character of the token before. */
+  #previous = "";
 
   constructor(source, isEvalBlind) {
     this.#source = source;
@@ -289,12 +336,19 @@ class Rewriter {
     const source = this.#source;
     const { length } = source;
     if (source.startsWith("#!")) this.#at = source.indexOf("\n") < 0 ? length : source.indexOf("\n");
-    while ((this.#at = skipBlank(source, this.#at)) < length) {
+    while (this.#next() < length) {
       const word = match(WORD, source, this.#at);
       if (word !== undefined) this.#takeWord(word);
       else this.#takeOther(source[this.#at]);
     }
     return this.#copied === 0 && this.#out === "" ? source : this.#out + source.slice(this.#copied);
+  }
+
+  /** Returns the position of the next token. */
+  #next() {
+    this.#previous = this.#source[this.#at - 1] ?? "";
+    this.#at = skipBlank(this.#source, this.#at);
+    return this.#at;
   }
 
   #replace(from, to, text) {
@@ -310,23 +364,26 @@ class Rewriter {
     this.#isValue = isName || !OPERATORS.has(word);
     const behind = skipBlank(this.#source, this.#at + word.length);
     if (this.#replaceWord(word, behind, isName, last)) return;
-    if (!isName && word === "class" && this.#source[behind] !== ":") this.#classAt = this.#open.length;
+    const isInterface = word === "interface" && match(WORD, this.#source, behind) !== undefined;
+    const isClass = word === "class" && this.#source[behind] !== ":";
+    if (!isName && (isInterface || isClass)) this.#classAt = this.#open.length;
     this.#at += word.length;
   }
 
   /** Replaces what this word begins; returns false if that stays. */
   #replaceWord(word, behind, isName, last) {
     const [source, at, body] = [this.#source, this.#at, this.#open.at(-1)];
+    const context = { body, isProperty: isName, last, previous: this.#previous };
     switch (word) {
       case "import":
-        return !isName && source[behind] !== ":" && this.#replaceImport(behind);
+        return !isName && source[behind] !== ":" && this.#replaceImport(behind, context);
       case "eval":
         if (!this.#isEvalBlind || isName || last === "function") return false;
-        return this.#replaceCall(evaluation(source, at, behind, body));
+        return this.#replaceCall(evaluation(source, at, behind, context));
       case "catch":
-        return mayExit && this.#replaceCall(catching(source, at, behind, isName));
+        return mayExit && this.#replaceCall(catching(source, at, behind, context));
       case "export":
-        return !isName && body === undefined && this.#replaceStatement(exported(source, at));
+        return !isName && body === undefined && this.#replaceExport(exported(source, at));
       case "const":
         if (isName || match(/enum\s+[\p{ID_Start}$_]/uy, source, behind) === undefined) return false;
         this.#replace(at, at + word.length, " ".repeat(word.length));
@@ -336,14 +393,19 @@ class Rewriter {
     }
   }
 
-  #replaceImport(behind) {
-    const [source, at, body] = [this.#source, this.#at, this.#open.at(-1)];
-    const isCall = source[behind] === "(" && !isMethod(source, at, behind, body);
+  #replaceImport(behind, context) {
+    const [source, at] = [this.#source, this.#at];
+    const isCall = source[behind] === "(" && !isMethod(source, behind, context) && !isType(source, at, behind);
     if (isCall || source[behind] === ".") {
       this.#replace(at, at + "import".length, NAME);
       return true;
     }
-    return body === undefined && this.#replaceStatement(new ImportDeclaration(source, at).read());
+    return context.body === undefined && this.#replaceStatement(new ImportDeclaration(source, at).read());
+  }
+
+  #replaceExport(found) {
+    if (found !== undefined) this.#isUnnamed = found.isUnnamed ?? false;
+    return this.#replaceStatement(found);
   }
 
   #replaceStatement(found) {
@@ -397,7 +459,8 @@ class Rewriter {
     this.#at++;
     this.#isValue = false;
     if (char === "(") open.push(HEADS.has(last) ? "head" : char);
-    else if (char === "{" && this.#classAt === open.length) {
+    // Behind these, the brace is that of a type, in what the class extends.
+    else if (char === "{" && this.#classAt === open.length && !/[<,:=|&]/.test(this.#previous)) {
       open.push("class");
       this.#classAt = -1;
     } else if (char === "[" || char === "{") open.push(char);
@@ -418,11 +481,29 @@ class Rewriter {
     if (char === ")") {
       this.#isValue = opened !== "head";
       if (opened === "call") this.#replace(this.#at, this.#at, ")");
+      else if (opened === "pattern") this.#openCatch();
     } else if (char === "]") this.#isValue = opened !== undefined;
     else if (opened === "`") {
       this.#isValue = true;
       this.#takeTemplate();
-    }
+    } else if (this.#isUnnamed && this.#open.length === 0) this.#endExport();
+  }
+
+  /** Opens the block of a `catch` whose pattern ends here. */
+  #openCatch() {
+    const [source, at] = [this.#source, this.#at];
+    const block = skipBlank(source, at);
+    if (source[block] !== "{") return;
+    this.#replace(at - 1, block + 1, ` = ${NAME}_;${linesOf(source.slice(at, block))}`);
+    this.#open.push("{");
+    this.#isValue = false;
+  }
+
+  /** Ends the expression that an exported function or class without a name is, unless a brace or type goes on. */
+  #endExport() {
+    if (/[{[|&>,]/.test(this.#source[skipBlank(this.#source, this.#at)] ?? "")) return;
+    this.#replace(this.#at, this.#at, ";");
+    this.#isUnnamed = false;
   }
 }
 
