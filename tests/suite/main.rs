@@ -17,6 +17,7 @@ mod contract;
 mod deploy;
 mod docs;
 mod errors;
+mod examples;
 mod execute;
 mod files;
 mod harness;
