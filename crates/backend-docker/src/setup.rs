@@ -383,7 +383,7 @@ pub fn runtimes() -> Vec<Runtime> {
 
 /// Returns the position of a runtime's stage in the Dockerfile.
 fn stage_of(runtime: Runtime) -> Option<usize> {
-    context::DOCKERFILE.find(&format!(" AS {runtime}\n"))
+    context::dockerfile().find(&format!(" AS {runtime}\n"))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<String>, SetupError> {

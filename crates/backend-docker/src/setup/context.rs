@@ -108,6 +108,11 @@ pub(super) fn certificates(bundle: &str) -> Vec<String> {
     certificates
 }
 
+/// Returns the text of the Dockerfile.
+pub(super) fn dockerfile() -> &'static str {
+    FILES[0].1
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -123,10 +128,6 @@ mod tests {
             bootstrap: false,
             certificates,
         }
-    }
-
-    fn dockerfile() -> &'static str {
-        FILES[0].1
     }
 
     fn certificate(body: &str) -> String {
