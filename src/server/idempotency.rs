@@ -3,6 +3,15 @@
 //! A request with an `Idempotency-Key` runs once per tenant and key. A client that repeats the request, even during the
 //! run, gets the same result. The run goes on if its client disconnects, because the client may repeat the request for
 //! its result. Errors are not kept: a request that failed may be tried again.
+//!
+//! The store is a map and a queue rather than a cache of `moka`, for these reasons:
+//!
+//! - An entry whose run has not ended must never be dropped, or a repeated request would run twice. A cache may drop any
+//!   entry, and its entries in the making cannot be looked up, so a second body for a key would be refused only after
+//!   the first run. A map of the runs beside the cache would be needed.
+//! - `keep` comes with each request, because its configuration can be reloaded. A cache has one time to live.
+//! - The bytes are counted at once. A cache counts them in later maintenance.
+//! - The tests pause tokio's clock, which a cache does not read.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

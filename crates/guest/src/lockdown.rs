@@ -6,21 +6,24 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::{Gid, Uid, fchown};
-
-const CHOWN: u32 = 0;
-const DAC_OVERRIDE: u32 = 1;
-const KILL: u32 = 5;
-const SETGID: u32 = 6;
-const SETUID: u32 = 7;
-const SETPCAP: u32 = 8;
-/// Upper bound for capability numbers, above that of every kernel. The call fails for numbers that a kernel lacks.
-const CAPABILITIES: u32 = 64;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_keep_capabilities, set_no_new_privs,
+};
 
 /// The capabilities for starting, killing and cleaning up after the sandbox user.
-const KEPT: u64 = 1 << CHOWN | 1 << DAC_OVERRIDE | 1 << KILL | 1 << SETGID | 1 << SETUID;
+const KEPT: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID);
 
-/// `_LINUX_CAPABILITY_VERSION_3` of `linux/capability.h`.
-const VERSION: u32 = 0x2008_0522;
+/// The capabilities of a zygote.
+const KEPT_BY_ZYGOTE: CapabilitySet = CapabilitySet::SETGID.union(CapabilitySet::SETUID);
 
 /// Highest number of queued signals, including timers of `timer_create`, for the user id of a sandbox.
 const MAX_PENDING_SIGNALS: u64 = 1024;
@@ -28,21 +31,6 @@ const MAX_PENDING_SIGNALS: u64 = 1024;
 /// Highest number of files that one program may have open: enough for servers and test suites, and few enough that
 /// closing all of them is cheap.
 const MAX_FILES: u64 = 4096;
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: c_int,
-}
-
-/// Half of the capability sets: capget(2) has 64 bits in two words.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapabilityWord {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
 
 fn check(result: c_int) -> io::Result<()> {
     if result == 0 {
@@ -52,43 +40,19 @@ fn check(result: c_int) -> io::Result<()> {
     }
 }
 
-fn permitted() -> io::Result<u64> {
-    let mut header = CapabilityHeader {
-        version: VERSION,
-        pid: 0,
-    };
-    let mut words = [CapabilityWord::default(); 2];
-    // SAFETY: both pointers are valid, and version 3 writes exactly two words.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
-    check(result as c_int)?;
-    Ok(u64::from(words[0].permitted) | u64::from(words[1].permitted) << 32)
+/// Returns the permitted capabilities of the calling thread.
+fn permitted() -> io::Result<CapabilitySet> {
+    Ok(capabilities(None)?.permitted)
 }
 
 /// Replaces the capabilities of the calling thread; none is inheritable.
-fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
-    set_all_capabilities(effective, permitted, 0)
-}
-
-fn set_all_capabilities(effective: u64, permitted: u64, inheritable: u64) -> io::Result<()> {
-    let mut header = CapabilityHeader {
-        version: VERSION,
-        pid: 0,
+fn hold(effective: CapabilitySet, permitted: CapabilitySet) -> io::Result<()> {
+    let sets = CapabilitySets {
+        effective,
+        permitted,
+        inheritable: CapabilitySet::empty(),
     };
-    let word = |shift: u32| CapabilityWord {
-        effective: (effective >> shift) as u32,
-        permitted: (permitted >> shift) as u32,
-        inheritable: (inheritable >> shift) as u32,
-    };
-    let words = [word(0), word(32)];
-    // SAFETY: both pointers are valid, and version 3 reads exactly two words.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, words.as_ptr()) };
-    check(result as c_int)
-}
-
-/// A `prctl` whose arguments are all numbers.
-fn control(option: c_int, argument: u64) -> io::Result<()> {
-    // SAFETY: no option that this file passes takes a pointer; unused arguments must be 0.
-    check(unsafe { libc::prctl(option, argument, 0, 0, 0) })
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// Brings the loopback interface up. Needs `CAP_NET_ADMIN` in the network namespace's owner.
@@ -145,21 +109,23 @@ impl Privileges {
     /// cannot be traced. Signals get their default dispositions, which the kernel does not apply to PID 1.
     pub(crate) fn harden(self) -> io::Result<()> {
         let held = permitted()?;
-        if held & 1 << SETPCAP != 0 {
-            set_capabilities(held, held)?;
-            for capability in (0..CAPABILITIES).filter(|one| KEPT & 1 << one == 0) {
+        if held.contains(CapabilitySet::SETPCAP) {
+            hold(held, held)?;
+            // All 64 numbers, which is more than any kernel has.
+            let numbers = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
+            for capability in numbers.filter(|one| !KEPT.contains(*one)) {
                 // The call fails for numbers that this kernel does not know.
-                let _ = control(libc::PR_CAPBSET_DROP, u64::from(capability));
+                let _ = remove_capability_from_bounding_set(capability);
             }
         }
         if !self.shared_uid {
             // SAFETY: an empty list needs no pointer. The process has a single thread.
             check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
         }
-        set_capabilities(held & KEPT, held & KEPT)?;
-        control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
-        control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
-        control(libc::PR_SET_DUMPABLE, 0)?;
+        hold(held & KEPT, held & KEPT)?;
+        clear_ambient_capability_set()?;
+        set_no_new_privs(true)?;
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         // All zeros are a kernel `sigaction` with the default disposition and an empty mask.
         let default = [0_u64; 4];
         for signal in 1..=libc::SIGRTMAX() {
@@ -180,18 +146,18 @@ impl Privileges {
         // A limit of 1 byte prevents core files, and keeps the kernel from starting the host's program for them: by
         // core(5), a pipe in `core_pattern` is started even with a limit of 0, but not with 1. Programs inherit the
         // limit, and the filter keeps them from changing it.
-        limit(libc::RLIMIT_CORE, 1)?;
+        limit(Resource::Core, 1)?;
         raise_file_limit()
     }
 
     /// Confines the calling process, a child that is about to execute a program, to its role. Allocates nothing and
-    /// takes no lock.
+    /// takes no lock; rustix makes its system calls directly.
     pub(crate) fn confine(self, role: Role) -> io::Result<()> {
         match role {
             Role::UserCode | Role::Interactive => self.become_powerless(),
             Role::Zygote => become_zygote(self.zygote()),
         }?;
-        control(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+        set_no_new_privs(true)?;
         bound_resources()
     }
 
@@ -205,8 +171,8 @@ impl Privileges {
                 check(libc::setresuid(self.user, self.user, self.user))?;
             }
         }
-        control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64)?;
-        set_capabilities(0, 0)
+        clear_ambient_capability_set()?;
+        hold(CapabilitySet::empty(), CapabilitySet::empty())
     }
 
     /// Runs `work`, which accesses files, with the rights of user code.
@@ -261,22 +227,24 @@ pub(crate) enum Role {
 
 /// Takes on the zygote's user id, and keeps two capabilities across the exec that follows.
 fn become_zygote(id: u32) -> io::Result<()> {
-    const KEPT: u64 = 1 << SETGID | 1 << SETUID;
     // The score is between the guest's and that of user code: under memory pressure runs end first, and a zygote before
     // the guest. Interpreters that it has forked go on without it.
     set_oom_score(b"750")?;
-    control(libc::PR_SET_KEEPCAPS, 1)?;
+    set_keep_capabilities(true)?;
     // SAFETY: plain system calls without pointers; this process has a single thread.
     unsafe {
         check(libc::setgroups(0, std::ptr::null()))?;
         check(libc::setresgid(id, id, id))?;
         check(libc::setresuid(id, id, id))?;
     }
-    set_all_capabilities(KEPT, KEPT, KEPT)?;
-    for capability in [SETGID, SETUID] {
-        let (raise, number) = (libc::PR_CAP_AMBIENT_RAISE as u64, u64::from(capability));
-        // SAFETY: this option takes two numbers, and zeros behind them.
-        check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, number, 0, 0) })?;
+    let sets = CapabilitySets {
+        effective: KEPT_BY_ZYGOTE,
+        permitted: KEPT_BY_ZYGOTE,
+        inheritable: KEPT_BY_ZYGOTE,
+    };
+    set_capabilities(None, sets)?;
+    for capability in KEPT_BY_ZYGOTE.iter() {
+        configure_capability_in_ambient_set(capability, true)?;
     }
     Ok(())
 }
@@ -289,15 +257,15 @@ fn bound_resources() -> io::Result<()> {
     // The kernel counts pending signals and message queues per user of the host, not per sandbox: without a limit, one
     // sandbox could use up those of all others. A POSIX message queue of the default size would need more than a fair
     // share, so none is allowed.
-    limit(libc::RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)?;
-    limit(libc::RLIMIT_MSGQUEUE, 0)?;
-    limit(libc::RLIMIT_NOFILE, MAX_FILES)
+    limit(Resource::Sigpending, MAX_PENDING_SIGNALS)?;
+    limit(Resource::Msgqueue, 0)?;
+    limit(Resource::Nofile, MAX_FILES)
 }
 
 /// A guard: while it exists, the guest accesses files as the sandbox user.
 struct CredentialsGuard {
     privileges: Privileges,
-    held: u64,
+    held: CapabilitySet,
 }
 
 impl CredentialsGuard {
@@ -309,11 +277,11 @@ impl CredentialsGuard {
         }
         // The change from user 0 has dropped the effective file capabilities. With a shared id, this call drops them.
         let effective = if overriding {
-            held & 1 << DAC_OVERRIDE
+            held & CapabilitySet::DAC_OVERRIDE
         } else {
-            0
+            CapabilitySet::empty()
         };
-        set_capabilities(effective, held)?;
+        hold(effective, held)?;
         Ok(guard)
     }
 }
@@ -324,7 +292,7 @@ impl Drop for CredentialsGuard {
             set_file_ids(0);
         }
         // A guest without its own rights could not end a run, so the sandbox ends instead.
-        if set_capabilities(self.held, self.held).is_err() {
+        if hold(self.held, self.held).is_err() {
             std::process::abort();
         }
     }
@@ -348,7 +316,7 @@ fn set_file_ids(id: u32) {
 /// processes before the guest. User code has the highest score, 1000.
 fn set_oom_score(score: &[u8]) -> io::Result<()> {
     // A process that is not dumpable does not own its files in /proc.
-    control(libc::PR_SET_DUMPABLE, 1)?;
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let path = c"/proc/self/oom_score_adj";
     // SAFETY: the path ends in a zero byte; the descriptor is closed below.
     let file = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
@@ -360,36 +328,28 @@ fn set_oom_score(score: &[u8]) -> io::Result<()> {
     let failed = (written < 0).then(io::Error::last_os_error);
     // SAFETY: opened above and not used elsewhere.
     unsafe { libc::close(file) };
-    control(libc::PR_SET_DUMPABLE, 0)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     failed.map_or(Ok(()), Err)
 }
 
 /// Sets the soft and the hard limit to `wanted`, or to the present hard limit if that is lower.
-fn limit(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<()> {
-    let mut current = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
+fn limit(resource: Resource, wanted: u64) -> io::Result<()> {
+    let value = Some(at_most(getrlimit(resource).maximum, wanted));
+    let limits = Rlimit {
+        current: value,
+        maximum: value,
     };
-    // SAFETY: the pointer is valid through the call.
-    check(unsafe { libc::getrlimit(resource, &raw mut current) })?;
-    let value = wanted.min(current.rlim_max);
-    let limits = libc::rlimit {
-        rlim_cur: value,
-        rlim_max: value,
-    };
-    // SAFETY: the pointer is valid through the call.
-    check(unsafe { libc::setrlimit(resource, &raw const limits) })
+    Ok(setrlimit(resource, limits)?)
 }
 
 /// Raises the guest's soft limit of open files, because the guest keeps the pipes of many programs.
 fn raise_file_limit() -> io::Result<()> {
-    let mut limits = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: the pointer is valid through the call.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limits) })?;
-    limits.rlim_cur = limits.rlim_max.min(MAX_FILES);
-    // SAFETY: the pointer is valid through the call.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) })
+    let mut limits = getrlimit(Resource::Nofile);
+    limits.current = Some(at_most(limits.maximum, MAX_FILES));
+    Ok(setrlimit(Resource::Nofile, limits)?)
+}
+
+/// Returns `wanted`, or the limit if that is lower. `None` means that there is no limit.
+fn at_most(limit: Option<u64>, wanted: u64) -> u64 {
+    limit.map_or(wanted, |limit| limit.min(wanted))
 }

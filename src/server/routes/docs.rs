@@ -3,7 +3,7 @@
 //! The page is the project's own: Swagger UI, Redoc and Scalar are one to four megabytes each, and need inline styles,
 //! `data:` images or fonts, which the policy below forbids. The page is 30 KB. It loads only its scripts, its style and
 //! the document, so it works without a network. No page of another origin may frame it. A key that is entered there
-//! stays in the page's memory.
+//! stays in the page's memory. `docs/internals/openapi.md` has the sizes.
 
 use std::sync::LazyLock;
 
