@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use nix::unistd::write;
 
 #[allow(dead_code)] // The target reads lines and sends none.
-#[path = "../../crates/guest/src/kernel/control_socket.rs"]
+#[path = "../../crates/guest/src/interpreter/control_socket.rs"]
 mod control_socket;
 
 use control_socket::ControlSocket;

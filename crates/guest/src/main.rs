@@ -11,7 +11,7 @@
 //! - [`run`]: one run, its output and input with credit, its terminal
 //! - [`process`]: fork and exec; [`lockdown`], [`seccomp`]: the privileges and system calls that programs lack
 //! - [`reaper`]: ending and reaping every process
-//! - [`kernel`]: interpreters that are booted before there is code to run
+//! - [`interpreter`]: interpreters that are booted before there is code to run
 //! - [`files`], [`reset`]: content of the writable directories
 //! - [`mod@tunnel`]: the network of a run; [`names`]: the answers to programs that ask a name server
 //!
@@ -36,7 +36,7 @@ mod failure;
 mod files;
 mod guest;
 mod host_connection;
-mod kernel;
+mod interpreter;
 mod listing;
 mod lockdown;
 mod names;
@@ -64,8 +64,8 @@ use nix::sys::socket::{
 };
 
 use guest::{Guest, Sources};
+use interpreter::Drivers;
 use isol8_protocol::SANDBOX_UID;
-use kernel::Drivers;
 use lockdown::Privileges;
 use names::NameServer;
 use process::{Environment, ProgramLauncher};

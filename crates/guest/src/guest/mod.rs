@@ -24,7 +24,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::socket::{SockFlag, accept4};
 
 use crate::host_connection::{self, HostConnection};
-use crate::kernel::{Drivers, Interpreter};
+use crate::interpreter::{Drivers, Interpreter};
 use crate::names::NameServer;
 use crate::process::ProgramLauncher;
 use crate::reaper;

@@ -11,10 +11,10 @@ use nix::unistd::Pid;
 use super::wait::{PollSet, PollSource};
 use super::{Guest, log};
 use crate::failure::failure;
-use crate::kernel::control_socket::InterpreterMessage;
-use crate::kernel::interpreters::{InterpreterSpec, may_load_user_code};
-use crate::kernel::zygote::{Zygote, ZygoteMessage};
-use crate::kernel::{Interpreter, Variables};
+use crate::interpreter::control_socket::InterpreterMessage;
+use crate::interpreter::interpreters::{InterpreterSpec, may_load_user_code};
+use crate::interpreter::zygote::{Zygote, ZygoteMessage};
+use crate::interpreter::{Interpreter, Variables};
 use crate::run::GuestRun;
 use crate::run::output::drop_output;
 

@@ -16,9 +16,9 @@ use isol8_protocol::{
 };
 use nix::unistd::Pid;
 
-use crate::kernel::driver_files::DriverDirectory;
-use crate::kernel::interpreters::{InterpreterSpec, Prelude};
-use crate::kernel::{Interpreter, Variables};
+use crate::interpreter::driver_files::DriverDirectory;
+use crate::interpreter::interpreters::{InterpreterSpec, Prelude};
+use crate::interpreter::{Interpreter, Variables};
 use crate::process::{Child, Environment};
 use crate::tunnel::ProxyPort;
 use input::Input;

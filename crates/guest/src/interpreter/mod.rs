@@ -117,7 +117,7 @@ impl Drivers {
 
 fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let file = fs::File::from(memfd_create("kernel", flags)?);
+    let file = fs::File::from(memfd_create("driver", flags)?);
     file.write_all_at(content, 0)?;
     let seals = SealFlag::F_SEAL_SEAL
         | SealFlag::F_SEAL_SHRINK
