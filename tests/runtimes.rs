@@ -126,6 +126,7 @@ fn every_runtime_has_its_files() {
     let files = Runtime::ALL.map(|runtime| {
         [
             format!("crates/runtimes/src/{runtime}.rs"),
+            format!("crates/guest/drivers/{runtime}"),
             format!("tests/tables/cells/{runtime}.toml"),
             format!("tests/tables/compare/{runtime}.toml"),
         ]
