@@ -235,17 +235,19 @@ async fn input_that_is_not_read_waits() {
         ("cooked", "four\n".repeat(60_000)),
     ] {
         let script = format!(
-            "stty {mode} -echo; echo on; until [ -e /tmp/go ]; do sleep 0.01; done; rm -f /tmp/go; head -c 300000 | wc -c"
+            "stty {mode} -echo; echo on; until [ -e /tmp/go ]; do sleep 0.05; done; rm -f /tmp/go; head -c 300000 | wc -c"
         );
         let mut run = sandbox.control.run(at_terminal(sh(&script))).unwrap();
         until(&mut run, "\n").await;
         let worked = processor_time(&sandbox);
-        let mut typing = std::pin::pin!(type_in(&run, &typed));
-        let waits = tokio::time::timeout(Duration::from_millis(500), &mut typing).await;
-        assert!(waits.is_err(), "{mode}: the input was taken");
-        let go = sandbox.control.write_file("/tmp/go", 0o644, b"");
-        let ((), written) = tokio::join!(typing, go);
-        written.unwrap();
+        {
+            let mut typing = std::pin::pin!(type_in(&run, &typed));
+            let waits = tokio::time::timeout(Duration::from_millis(500), &mut typing).await;
+            assert!(waits.is_err(), "{mode}: the input was taken");
+            let go = sandbox.control.write_file("/tmp/go", 0o644, b"");
+            let ((), written) = tokio::join!(typing, go);
+            written.unwrap();
+        }
         let worked = processor_time(&sandbox) - worked;
         assert!(worked < 30, "{mode}: the guest worked for {worked} / 100 s");
         assert_eq!(until(&mut run, "\n").await.trim_end(), "300000");
