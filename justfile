@@ -20,7 +20,7 @@ check:
 unit *ARGS:
     cargo test --workspace --lib --bins "$@" -- --skip needs_root
 
-# Black-box tests, real server, real sandboxes: `just suite sessions::native`. Needs root and Docker.
+# Black-box tests that a part of a name selects, real server, real sandboxes: `just suite sessions::native`. Needs root and Docker.
 suite *FILTER:
     cargo test --test suite --test tables -- "$@"
 

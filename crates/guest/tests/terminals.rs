@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use isol8_backend::{RunEvent, RunHandle};
 use isol8_protocol::{
-    ExitStatus, FailureKind, OutputStream, Program, RunSpec, Runtime, Signal, Stdin, TerminalSize,
+    ExitStatus, FailureKind, KernelKind, OutputStream, Program, RunSpec, Signal, Stdin,
+    TerminalSize,
 };
 use support::{Sandbox, TIMEOUT, cell, command, finish, python, sh};
 
@@ -51,7 +52,7 @@ print('err', file=sys.stderr)
 print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.isatty(3))";
     let expected = "[True, True, True] 80 24 xterm-256color\r\n/dev/pts/0 64800 True\r\nerr\r\n\
                     True ['0', '1', '2', '3'] False\r\n";
-    sandbox.prepare(Runtime::Python).await;
+    sandbox.prepare(KernelKind::Python).await;
     for _ in 0..2 {
         let outcome = sandbox.run(at_terminal(python(source))).await;
         assert_eq!(outcome.stdout, expected);
@@ -71,18 +72,18 @@ print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.is
 async fn scripts_of_every_interpreter_find_it() {
     let sandbox = Sandbox::start().await;
     let javascript = "console.log(process.stdin.isTTY, process.stdout.columns)";
-    for (runtime, name, source, expected) in [
+    for (kernel, name, source, expected) in [
         (
-            Runtime::Bash,
+            KernelKind::Bash,
             "main.sh",
             "[ -t 0 ] && echo true $(stty size)",
             "true 24 80\r\n",
         ),
-        (Runtime::Node, "main.mjs", javascript, "true 80\r\n"),
-        (Runtime::Bun, "main.ts", javascript, "true 80\r\n"),
-        (Runtime::Deno, "main.mts", javascript, "true 80\r\n"),
+        (KernelKind::Node, "main.mjs", javascript, "true 80\r\n"),
+        (KernelKind::Bun, "main.ts", javascript, "true 80\r\n"),
+        (KernelKind::Deno, "main.mts", javascript, "true 80\r\n"),
     ] {
-        let interpreter = &name_of(runtime);
+        let interpreter = &name_of(kernel);
         if sandbox
             .sh(&format!("command -v {interpreter}"))
             .await
@@ -93,7 +94,7 @@ async fn scripts_of_every_interpreter_find_it() {
             continue;
         }
         let mut spec = support::spec(Program::Script {
-            runtime,
+            kernel,
             path: format!("/sandbox/{name}"),
             source: source.as_bytes().to_vec(),
         });
@@ -109,8 +110,8 @@ async fn scripts_of_every_interpreter_find_it() {
     }
 }
 
-fn name_of(runtime: Runtime) -> String {
-    format!("{runtime:?}").to_lowercase()
+fn name_of(kernel: KernelKind) -> String {
+    format!("{kernel:?}").to_lowercase()
 }
 
 #[tokio::test]
@@ -234,17 +235,19 @@ async fn input_that_is_not_read_waits() {
         ("cooked", "four\n".repeat(60_000)),
     ] {
         let script = format!(
-            "stty {mode} -echo; echo on; until [ -e /tmp/go ]; do sleep 0.01; done; rm -f /tmp/go; head -c 300000 | wc -c"
+            "stty {mode} -echo; echo on; until [ -e /tmp/go ]; do sleep 0.05; done; rm -f /tmp/go; head -c 300000 | wc -c"
         );
         let mut run = sandbox.control.run(at_terminal(sh(&script))).unwrap();
         until(&mut run, "\n").await;
         let worked = processor_time(&sandbox);
-        let mut typing = Box::pin(type_in(&run, &typed));
-        let waits = tokio::time::timeout(Duration::from_millis(500), &mut typing).await;
-        assert!(waits.is_err(), "{mode}: the input was taken");
-        let go = sandbox.control.write_file("/tmp/go", 0o644, b"");
-        let ((), written) = tokio::join!(typing, go);
-        written.unwrap();
+        {
+            let mut typing = std::pin::pin!(type_in(&run, &typed));
+            let waits = tokio::time::timeout(Duration::from_millis(500), &mut typing).await;
+            assert!(waits.is_err(), "{mode}: the input was taken");
+            let go = sandbox.control.write_file("/tmp/go", 0o644, b"");
+            let ((), written) = tokio::join!(typing, go);
+            written.unwrap();
+        }
         let worked = processor_time(&sandbox) - worked;
         assert!(worked < 30, "{mode}: the guest worked for {worked} / 100 s");
         assert_eq!(until(&mut run, "\n").await.trim_end(), "300000");
