@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use isol8_backend::{RunEvent, RunHandle};
 use isol8_protocol::{
-    ExitStatus, FailureKind, KernelKind, OutputStream, Program, RunSpec, Signal, Stdin,
-    TerminalSize,
+    ExitStatus, FailureKind, OutputStream, Program, RunSpec, Runtime, Signal, Stdin, TerminalSize,
 };
 use support::{Sandbox, TIMEOUT, cell, command, finish, python, sh};
 
@@ -52,7 +51,7 @@ print('err', file=sys.stderr)
 print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.isatty(3))";
     let expected = "[True, True, True] 80 24 xterm-256color\r\n/dev/pts/0 64800 True\r\nerr\r\n\
                     True ['0', '1', '2', '3'] False\r\n";
-    sandbox.prepare(KernelKind::Python).await;
+    sandbox.prepare(Runtime::Python).await;
     for _ in 0..2 {
         let outcome = sandbox.run(at_terminal(python(source))).await;
         assert_eq!(outcome.stdout, expected);
@@ -72,18 +71,18 @@ print(open('/dev/tty', 'w').isatty(), sorted(os.listdir('/proc/self/fd')), os.is
 async fn scripts_of_every_interpreter_find_it() {
     let sandbox = Sandbox::start().await;
     let javascript = "console.log(process.stdin.isTTY, process.stdout.columns)";
-    for (kernel, name, source, expected) in [
+    for (runtime, name, source, expected) in [
         (
-            KernelKind::Bash,
+            Runtime::Bash,
             "main.sh",
             "[ -t 0 ] && echo true $(stty size)",
             "true 24 80\r\n",
         ),
-        (KernelKind::Node, "main.mjs", javascript, "true 80\r\n"),
-        (KernelKind::Bun, "main.ts", javascript, "true 80\r\n"),
-        (KernelKind::Deno, "main.mts", javascript, "true 80\r\n"),
+        (Runtime::Node, "main.mjs", javascript, "true 80\r\n"),
+        (Runtime::Bun, "main.ts", javascript, "true 80\r\n"),
+        (Runtime::Deno, "main.mts", javascript, "true 80\r\n"),
     ] {
-        let interpreter = &name_of(kernel);
+        let interpreter = &name_of(runtime);
         if sandbox
             .sh(&format!("command -v {interpreter}"))
             .await
@@ -94,7 +93,7 @@ async fn scripts_of_every_interpreter_find_it() {
             continue;
         }
         let mut spec = support::spec(Program::Script {
-            kernel,
+            runtime,
             path: format!("/sandbox/{name}"),
             source: source.as_bytes().to_vec(),
         });
@@ -110,8 +109,8 @@ async fn scripts_of_every_interpreter_find_it() {
     }
 }
 
-fn name_of(kernel: KernelKind) -> String {
-    format!("{kernel:?}").to_lowercase()
+fn name_of(runtime: Runtime) -> String {
+    format!("{runtime:?}").to_lowercase()
 }
 
 #[tokio::test]
