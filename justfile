@@ -22,6 +22,7 @@ unit *ARGS:
 
 # Black-box tests that a part of a name selects, real server, real sandboxes: `just suite sessions::native`. Needs root and Docker.
 suite *FILTER:
+    cargo build --workspace --example files
     cargo test --test suite --test tables -- "$@"
 
 # A minute under load and faults: `just soak`; an hour: `just soak 3600`. Needs root and Docker.
