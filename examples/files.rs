@@ -1,9 +1,9 @@
-//! Uploads a file, has a program turn it into another one, and downloads the result.
+//! Creates a session, uploads a file to it, has a program turn it into another one, and downloads the result.
 
 use std::env;
 use std::error::Error;
 
-use isol8_client::{ExecutionRequest, RemoteIsol8, Runtime};
+use isol8_client::{CreateSession, ExecutionRequest, RemoteIsol8, Runtime};
 
 const PROGRAM: &str = "
 import csv, json
@@ -20,6 +20,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let key = env::var("ISOL8_API_KEY")?;
     let isol8 = RemoteIsol8::new(&server, &key)?.with_session("files".parse()?);
 
+    isol8
+        .create_session(CreateSession::new(Runtime::Python))
+        .await?;
     let people = "name,town\nAda,London\nKurt,Vienna\n";
     isol8.put_file("/sandbox/people.csv", people).await?;
 
