@@ -24,7 +24,7 @@ def call(isol8: Isol8, code: str) -> str:
 
 
 def main() -> None:
-    # What a model might send, with a mistake that it then corrects.
+    # Calls of a model; it corrects the mistake of its second call in the third.
     calls = [
         "prices = {'apple': 3, 'pear': 4}",
         "print(prices['plum'])",

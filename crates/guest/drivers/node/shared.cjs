@@ -1,7 +1,7 @@
 // Loads the files that node shares with other engines.
 //
-// They are ES modules without imports. Node could import them only from texts, because its modules must not be seen by
-// scripts; made into functions, the three files take 6 ms less of the processor and 7 MiB less memory (node 24).
+// The three files are ES modules without imports. This loader makes functions of their texts. Importing the texts as
+// modules, which scripts must not see either, would cost 6 ms of processor time and 7 MiB more (node 24).
 
 "use strict";
 
