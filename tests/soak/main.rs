@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use faults::FaultyBackend;
 use harness::Kind;
 use isol8_actors::Service;
+use isol8_actors::service::ServiceState;
 use isol8_config::{Config, Overrides};
 use isol8_engine::backends::{self, Needs, Purpose};
 use load::{Load, Tally};
@@ -105,9 +106,7 @@ async fn soak(kind: Kind, length: Duration) {
     }
     let grown = resident_bytes().saturating_sub(memory);
 
-    let observed = service.observe().await.unwrap();
-    assert_eq!(observed.pool.leased, 0, "{observed:?}");
-    assert_eq!(observed.admission.running + observed.admission.waiting, 0);
+    let observed = idle(&service).await;
     assert_eq!(
         observed.restarts,
         isol8_actors::service::RestartCounts::default()
@@ -126,6 +125,21 @@ async fn soak(kind: Kind, length: Duration) {
         grown >> 10
     );
     assert!(tally.right > 0 && grown < ROOM_TO_GROW);
+}
+
+/// Waits until no job has a sandbox or a place in the queue, and returns what is observed then. A caller that goes away
+/// does not wait for its run, which ends a moment later.
+async fn idle(service: &Service) -> ServiceState {
+    let deadline = Instant::now() + harness::PATIENCE;
+    loop {
+        let observed = service.observe().await.unwrap();
+        let admission = observed.admission;
+        if observed.pool.leased + admission.running + admission.waiting == 0 {
+            return observed;
+        }
+        assert!(Instant::now() < deadline, "not released: {observed:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Nothing is left, at the latest a while after the end.
