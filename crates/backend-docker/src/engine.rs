@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{ExponentialBuilder, Retryable as _};
 use bollard::errors::Error;
@@ -28,6 +28,11 @@ pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Deadline of a removal: the engine waits up to 10 s for the processes to die, and then for
 /// the mounts.
 pub(crate) const REMOVE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest wait for the end of a removal that another client of the engine began, before the removal is asked for again. An
+/// engine never ends a wait that begins just after the container's end: `SetRemovalError` wakes the present waits, and gives
+/// later ones a channel of their own (moby, `container/state.go`). Seen in Docker 20.10.
+const REMOVAL_CHECK: Duration = Duration::from_secs(1);
 
 /// The client's own timeout for the begin of a response: longer than all deadlines here, so that the deadlines decide.
 const CLIENT_TIMEOUT_SECONDS: u64 = 2 * 60 * 60;
@@ -167,34 +172,39 @@ impl Engine {
     }
 
     async fn try_to_remove(&self, name: &str) -> Result<(), EngineError> {
+        let deadline = Instant::now() + REMOVE_DEADLINE;
         let options = RemoveContainerOptionsBuilder::new()
             .force(true)
             .v(true)
             .build();
-        let removal = self.docker.remove_container(name, Some(options));
-        match self.call(REMOVE_DEADLINE, removal).await {
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) if is_being_removed(&error) => self.wait_removed(name).await,
-            answer => answer,
+        loop {
+            let removal = self.docker.remove_container(name, Some(options.clone()));
+            match self.call(REMOVE_DEADLINE, removal).await {
+                Err(error) if error.is_not_found() => return Ok(()),
+                Err(error) if is_being_removed(&error) && Instant::now() < deadline => {
+                    self.wait_removed(name).await?;
+                }
+                answer => return answer,
+            }
         }
     }
 
-    /// Waits for a removal that another client of the engine began.
+    /// Waits for a removal that another client of the engine began, no longer than [`REMOVAL_CHECK`].
     async fn wait_removed(&self, name: &str) -> Result<(), EngineError> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("removed")
             .build();
         let mut waiting = self.docker.wait_container(name, Some(options));
-        let removed = async {
-            match waiting.next().await {
-                // The client reports a non-zero exit code of the container as an error; it does not matter here.
-                None | Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Ok(()),
-                Some(Err(error)) => Err(error),
-            }
+        let Ok(answer) = tokio::time::timeout(REMOVAL_CHECK, waiting.next()).await else {
+            return Ok(());
         };
-        match self.call(REMOVE_DEADLINE, removed).await {
-            Err(error) if error.is_not_found() => Ok(()),
-            answer => answer,
+        match answer {
+            // The client reports a non-zero exit code of the container as an error; it does not matter here.
+            None | Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => Ok(()),
+            Some(Err(error)) => match describe(&self.socket, error) {
+                error if error.is_not_found() => Ok(()),
+                error => Err(error),
+            },
         }
     }
 }
@@ -296,24 +306,29 @@ mod tests {
         }
     }
 
-    /// Starts an engine whose first `failures` removals fail, and all further ones succeed.
-    async fn failing_engine(directory: &Path, status: &'static str, failures: usize) -> Engine {
+    /// Starts an engine that answers its n-th request with what `answer` returns for n and the request's first line: the
+    /// status and a message. `None` is no answer.
+    async fn fake_engine(
+        directory: &Path,
+        answer: impl Fn(usize, &str) -> Option<(&'static str, &'static str)> + Send + 'static,
+    ) -> Engine {
         let socket = directory.join("engine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::spawn(async move {
+            let mut unanswered = Vec::new();
             for asked in 0.. {
                 let (stream, _) = listener.accept().await.unwrap();
                 let mut stream = BufReader::new(stream);
-                let mut line = String::new();
+                let (mut first, mut line) = (String::new(), String::new());
+                stream.read_line(&mut first).await.unwrap();
                 while stream.read_line(&mut line).await.unwrap() > 2 {
                     line.clear();
                 }
-                let status = if asked < failures {
-                    status
-                } else {
-                    "204 No Content"
+                let Some((status, message)) = answer(asked, &first) else {
+                    unanswered.push(stream);
+                    continue;
                 };
-                let body = r#"{"message": "device or resource busy"}"#;
+                let body = format!(r#"{{"message": "{message}"}}"#);
                 let answer = match status {
                     "204 No Content" => format!("HTTP/1.1 {status}\r\nConnection: close\r\n\r\n"),
                     _ => format!(
@@ -345,10 +360,33 @@ mod tests {
             ("400 Bad Request", 1, false),
         ] {
             let directory = tempfile::tempdir().unwrap();
-            let engine = failing_engine(directory.path(), status, failures).await;
-            let answer = engine.remove("one").await;
+            let engine = fake_engine(directory.path(), move |asked, _| {
+                let status = if asked < failures {
+                    status
+                } else {
+                    "204 No Content"
+                };
+                Some((status, "device or resource busy"))
+            });
+            let answer = engine.await.remove("one").await;
             assert_eq!(answer.is_ok(), removed, "{status} {failures}: {answer:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_removal_of_another_client_whose_end_is_missed_is_asked_for_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = fake_engine(directory.path(), |asked, first| match asked {
+            0 => Some((
+                "409 Conflict",
+                "removal of container one is already in progress",
+            )),
+            _ if first.starts_with("POST ") => None,
+            _ => Some(("404 Not Found", "No such container: one")),
+        });
+        let engine = engine.await;
+        let removing = tokio::time::timeout(5 * REMOVAL_CHECK, engine.remove("one"));
+        removing.await.expect("the removal hangs").unwrap();
     }
 
     #[test]
